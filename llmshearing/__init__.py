@@ -1,0 +1,3 @@
+"""Prune a pre-trained Hugging Face decoder to exactly a target shape and continue its pre-training, on Composer."""
+
+__version__ = '0.1.0'

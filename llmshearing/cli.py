@@ -1,0 +1,45 @@
+"""``llmshearing COMMAND ...``: one entry point, one module per command.
+
+Each command lives beside the code it drives and has a ``main(argv)`` with its own argument parser; it is imported only
+when it is called, so that ``llmshearing --help`` and the small commands start without importing torch.
+"""
+from __future__ import annotations
+
+import importlib
+import sys
+
+# command: (module with main(argv), one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    'prepare': ('llmshearing.data.prepare_cli', 'turn raw text into tokenized MDS splits, one folder per domain'),
+    'export': ('llmshearing.conversion.export_cli', 'write a checkpoint as a stock Hugging Face folder'),
+    'demo': ('llmshearing.demo.cli', 'prune and continue a real 135M model on this machine'),
+    'reference-losses': ('llmshearing.scaling.reference_loss_cli', 'measure or predict per-domain reference losses'),
+    'budget': ('llmshearing.scaling.budget_cli', 'predict loss after pruning from a token budget (P2 law)'),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = '\n'.join(f'  {name:<{width}}  {text}' for name, (_, text) in COMMANDS.items())
+    return f'usage: llmshearing COMMAND [options]\n\ncommands:\n{rows}\n\nllmshearing COMMAND --help tells the options.'
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command. Returns 0 when done, 1 on a user's error (one line on stderr), 2 on wrong usage."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ('-h', '--help'):
+        sys.stdout.write(usage() + '\n')
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        sys.stderr.write(f'llmshearing: unknown command {argv[0]!r}; one of: {", ".join(COMMANDS)}\n')
+        return 2
+    module = importlib.import_module(COMMANDS[argv[0]][0])
+    try:
+        return module.main(argv[1:]) or 0
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f'llmshearing {argv[0]}: {error}\n')
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Packaging of llmshearing: a plug-in suite for Composer, Streaming and llm-foundry.
+
+The version ranges resolve to the set in ``constraints.txt``, which is what the tests ran with. The entry points put our
+parts into llm-foundry's registries, so that ``llmfoundry train`` finds them in any process once the package is installed.
+"""
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+ENTRY_POINTS = {
+    'console_scripts': ['llmshearing = llmshearing.cli:main'],
+    'llmfoundry_models': ['sheared_causal_lm = llmshearing.models.sheared_causal_lm:ShearedCausalLM'],
+    'llmfoundry_algorithms': ['targeted_pruning = llmshearing.algorithms.targeted_pruning:TargetedPruning'],
+    'llmfoundry_callbacks': [
+        'dynamic_batch_loading = llmshearing.callbacks.dynamic_batch_loading:DynamicBatchLoading',
+        'export_pruned = llmshearing.callbacks.export_pruned:ExportPruned',
+    ],
+    'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
+}
+
+setup(
+    name='llmshearing',
+    version='0.1.0',
+    description='Prune a Hugging Face decoder to exactly a target shape, then continue its pre-training, on Composer',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10,<3.13',
+    packages=find_packages(include=['llmshearing', 'llmshearing.*']),
+    package_data={'llmshearing': ['**/README.md']},
+    install_requires=[
+        'llm-foundry>=0.22,<0.23',
+        'mosaicml>=0.32,<0.33',
+        'mosaicml-streaming>=0.12,<0.13',
+        'torch>=2.7,<2.7.1',
+        'transformers>=4.51,<4.52',
+        'omegaconf>=2.3,<2.5',
+        'safetensors>=0.4',
+        'tokenizers>=0.21,<0.22',
+        'numpy>=1.26',
+    ],
+    extras_require={
+        'gpu': ['flash-attn>=2.7.4,<2.8'],
+        'demo': ['gguf>=0.10', 'matplotlib>=3.7'],
+        'dev': ['pytest>=8', 'hypothesis>=6.100', 'gguf>=0.10', 'matplotlib>=3.7'],
+    },
+    entry_points=ENTRY_POINTS,
+)
