@@ -1,0 +1,229 @@
+"""Makes a Hugging Face decoder run with its weights cut, without touching its code, names, parameters or checkpoints.
+
+Each module of the family's table gets a subclass of its own class (same object, same parameters) whose ``forward`` runs
+the stock ``forward`` on a stand-in for the module that shows the cut weights instead of the full ones. The cut is made
+inside that call and nowhere else: FSDP2 reads the attributes outside it and must see the full parameters. Layers whose
+mask is zero are taken out of the decoder's list for the length of its forward, so they cost nothing, not even
+communication; an attention or MLP without any kept unit returns zeros without running.
+
+A set of masks is installed by :meth:`Cutter.set_masks` and stays until the next; every forward pass binds it anew, so
+several micro-batches may run, recompute and backpropagate under the same masks.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Mapping, Optional
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.families import Family, Norm, family_of
+from llmshearing.models.shapes import ModelShape, shape_of
+from llmshearing.models.units import AXES
+
+__all__ = ['Cutter']
+
+
+class _StandIn:
+    """Reads like a module, except for the attributes it replaces. Stock forwards run with it as ``self``."""
+
+    def __init__(self, module: Any, replaced: Mapping[str, Any]):
+        self.__dict__.update(replaced)
+        self.__dict__['_module'] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__['_module'], name)
+
+
+class _Cuttable:
+    """Base of all mixins: ``cut`` holds what the next forward does, None for the stock forward."""
+
+    cut: Any = None
+
+    def _stock(self, replaced: Mapping[str, Any], *args, **kwargs):
+        return super().forward.__func__(_StandIn(self, replaced), *args, **kwargs)
+
+
+class _CutProjection(_Cuttable):
+    """A linear layer with kept rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cut is None:
+            return super().forward(x)
+        return self._stock(self.cut.parameters(self._parameters), x)
+
+
+class _CutNorm(_Cuttable):
+    """A norm over the kept dimensions; padding among them is passed over and comes out as zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cut is None:
+            return super().forward(x)
+        replaced: dict[str, Any] = self.cut.parameters(self._parameters)
+        replaced['normalized_shape'] = tuple(replaced['weight'].shape)
+        if self.cut.real is None:
+            return self._stock(replaced, x)
+        real = self.cut.real
+        replaced = {name: value.index_select(0, real) for name, value in replaced.items() if isinstance(value, Tensor)}
+        replaced['normalized_shape'] = (len(real),)
+        out = self._stock(replaced, x.index_select(-1, real))
+        return out.new_zeros(x.shape).index_copy(-1, real, out)
+
+
+class _CutEmbedding(_Cuttable):
+    """An embedding whose looked-up rows are cut to the kept hidden dimensions: cheaper than cutting the table."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out = super().forward(input_ids)
+        if self.cut is None:
+            return out
+        index, factor = self.cut
+        out = out if index is None else out.index_select(-1, index)
+        return out if factor == 1.0 else out * factor
+
+
+class _CutAttention(_Cuttable):
+    """Attention over the kept heads: the stock forward reads their numbers from itself or its config."""
+
+    def forward(self, *args, **kwargs):
+        if self.cut is None:
+            return super().forward(*args, **kwargs)
+        units, shape = self.cut
+        if not units.has_attention:
+            hidden_states = kwargs['hidden_states'] if 'hidden_states' in kwargs else args[0]
+            return torch.zeros_like(hidden_states), None
+        numbers = {
+            'num_attention_heads': _count(units.heads, shape.num_attention_heads),
+            'num_key_value_heads': _count(units.kv_heads, shape.num_key_value_heads),
+        }
+        replaced = {'num_key_value_groups': units.group_size, 'config': _StandIn(self.config, numbers), **numbers}
+        return self._stock(replaced, *args, **kwargs)
+
+
+class _CutMLP(_Cuttable):
+    """An MLP; without any kept intermediate dimension it adds nothing and is not run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cut is not None and not self.cut.has_mlp:
+            return torch.zeros_like(x)
+        return super().forward(x)
+
+
+class _CutDecoder(_Cuttable):
+    """The module that runs the layers: binds the masks for this forward and leaves out the layers they remove."""
+
+    def forward(self, *args, **kwargs):
+        if self.cut is None:
+            return super().forward(*args, **kwargs)
+        layers = self.layers
+        self._modules['layers'] = nn.ModuleList(layers[index] for index in self.cut.bind())
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._modules['layers'] = layers
+
+
+def _count(index: Optional[Tensor], everything: int) -> int:
+    return everything if index is None else len(index)
+
+
+_CLASSES: dict[tuple[type, type], type] = {}
+
+
+def _mix_in(module: nn.Module, mixin: type) -> nn.Module:
+    """Changes the class of ``module`` in place to a subclass of its own class with ``mixin`` in front."""
+    stock = type(module)
+    key = (mixin, stock)
+    if key not in _CLASSES:
+        _CLASSES[key] = type(f'{mixin.__name__.lstrip("_")}{stock.__name__}', (mixin, stock), {})
+    module.__class__ = _CLASSES[key]
+    return module
+
+
+class Cutter:
+    """Prepares a decoder for masks, in place, and installs them. Until masks are set it computes exactly what it did.
+
+    Args:
+        model (PreTrainedModel): A causal language model of a supported family.
+
+    Raises:
+        ValueError: If the model's type has no family table.
+
+    Attributes:
+        family (Family): Table of the model's family.
+        shape (ModelShape): Shape of the source.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.family: Family = family_of(model.config)
+        self.shape: ModelShape = shape_of(model.config)
+        self.masks: Optional[dict[str, Tensor]] = None
+        self.plan: Optional[CutPlan] = None
+        self._values: Optional[Tensor] = None
+        decoder = model.get_submodule(self.family.decoder)
+        self._embedding = _mix_in(decoder.get_submodule(self.family.embedding), _CutEmbedding)
+        self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
+        self._modules: dict[str, nn.Module] = {}
+        for path, role, _ in self.family.modules(self.shape.num_hidden_layers):
+            if path != self._embedding_path:
+                mixin = _CutNorm if isinstance(role, Norm) else _CutProjection
+                self._modules[path] = _mix_in(model.get_submodule(path), mixin)
+        self._attention = [_mix_in(layer.get_submodule(self.family.attention), _CutAttention) for layer in decoder.layers]
+        self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in decoder.layers]
+        self._decoder = _mix_in(decoder, _CutDecoder)
+
+    def set_masks(self, masks: Optional[Mapping[str, Tensor]], multiple_of: int = 1) -> None:
+        """Installs masks for the coming forward passes; None restores the stock model.
+
+        Gradients with respect to the masks are accumulated over backward passes until the next call; read them with
+        :meth:`mask_gradients`.
+
+        Args:
+            masks (Mapping[str, Tensor] | None): Values in [0, 1] by axis, shapes as in
+                :func:`~llmshearing.models.units.mask_shapes`; axes that are left out are not cut.
+            multiple_of (int): Round kept intermediate counts up to this with zero-mask units.
+        """
+        if not masks:
+            self.masks = self.plan = self._values = None
+            self._decoder.cut = self._embedding.cut = None
+            for module in (*self._modules.values(), *self._attention, *self._mlp):
+                module.cut = None
+            return
+        self.masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
+        unknown = set(masks) - set(AXES)
+        if unknown:
+            raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(AXES)}.')
+        device = self._embedding.weight.device
+        self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of)
+        self._values = flatten_masks(self.masks).to(device).requires_grad_()
+        self._decoder.cut = self
+
+    def mask_gradients(self, reduce: Optional[Callable[[Tensor], None]] = None) -> dict[str, Tensor]:
+        """Gradient of all backward passes since :meth:`set_masks` by axis, float32 on CPU; zeros where none flowed.
+
+        Args:
+            reduce (Callable | None): Applied in place to the flat gradient on its device, e.g. an average over ranks.
+        """
+        if self._values is None or self.masks is None:
+            raise ValueError('mask_gradients needs masks: call set_masks first.')
+        grad = torch.zeros_like(self._values) if self._values.grad is None else self._values.grad.clone()
+        if reduce is not None:
+            reduce(grad)
+        grad = grad.detach().cpu()
+        sizes = [self.masks[axis].numel() for axis in self.masks]
+        return {axis: part.view_as(self.masks[axis]) for axis, part in zip(self.masks, grad.split(sizes))}
+
+    def bind(self) -> list[int]:
+        """Gives every module its cut for the forward pass that begins. Returns the kept layers in order."""
+        plan, shape = self.plan, self.shape
+        factor = math.sqrt(plan.hidden_count() / shape.hidden_size) if self.family.scales_embedding else 1.0
+        self._embedding.cut = (plan.hidden_index(), factor)
+        for path, cut in plan.cuts(self._values):
+            if path != self._embedding_path:
+                self._modules[path].cut = cut
+        for layer, units in plan.units.layers.items():
+            self._attention[layer].cut = (units, shape)
+            self._mlp[layer].cut = units
+        return list(plan.units.layers)

@@ -1,0 +1,340 @@
+"""The one definition of what masks do to a model: which rows and columns of each weight stay, and what scales them.
+
+The masked forward pass and the export both call :meth:`ModuleCut.parameters`; they cannot disagree. A cut is
+
+    weight[rows][:, columns] * row_scale[:, None] * column_scale[None, :]
+
+with the scales that the design's table of axes prescribes: modules that write to the residual stream have their rows
+scaled by the hidden and layer masks, projections that consume heads or intermediate dimensions have their columns
+scaled by those masks, norms that read the stream have their gain scaled by the hidden mask. Embedding and LM head are
+cut and never scaled. Scaling is done in float32 and rounded once to the weight's dtype.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable, Iterator, Mapping, Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmshearing.models.families import Family, Linear, Norm, Role
+from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
+
+__all__ = ['CutPlan', 'ModuleCut', 'cut_weight', 'flatten_masks']
+
+
+def cut_weight(
+    weight: Tensor,
+    rows: Optional[Tensor],
+    columns: Optional[Tensor],
+    row_scale: Optional[Tensor] = None,
+    column_scale: Optional[Tensor] = None,
+) -> Tensor:
+    """Kept rows and columns of a matrix, scaled; differentiable in the weight and both scales.
+
+    Args:
+        weight (Tensor): [out, in].
+        rows (Tensor | None): int64 [kept out]; None keeps all.
+        columns (Tensor | None): int64 [kept in]; None keeps all.
+        row_scale (Tensor | None): float32 [kept out].
+        column_scale (Tensor | None): float32 [kept in].
+
+    Returns:
+        Tensor: [kept out, kept in], in the weight's dtype; the weight itself where nothing is cut or scaled.
+    """
+    if rows is None and columns is None and row_scale is None and column_scale is None:
+        return weight
+    return _CutWeight.apply(weight, rows, columns, row_scale, column_scale)
+
+
+def _select(weight: Tensor, rows: Optional[Tensor], columns: Optional[Tensor]) -> Tensor:
+    if rows is not None:
+        weight = weight.index_select(0, rows)
+    return weight if columns is None else weight.index_select(1, columns)
+
+
+class _CutWeight(torch.autograd.Function):
+    """Autograd of :func:`cut_weight`, written out so that nothing but the full weight is kept for the backward pass.
+
+    Composed from indexing and products, autograd would keep two more copies of every cut weight and its backward would
+    add into zero-filled buffers, which on a CPU costs as much as the matrix product it belongs to.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, rows, columns, row_scale, column_scale):
+        ctx.save_for_backward(weight, rows, columns, row_scale, column_scale)
+        out = _select(weight, rows, columns)
+        return out if row_scale is None and column_scale is None else _scaled(out, row_scale, column_scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, rows, columns, row_scale, column_scale = ctx.saved_tensors
+        needs_weight, _, _, needs_row, needs_column = ctx.needs_input_grad
+        grad_row = grad_column = grad_weight = None
+        if needs_row or needs_column:
+            product = grad.float() * _select(weight, rows, columns)
+            if needs_row:
+                grad_row = product.sum(1) if column_scale is None else product @ column_scale
+            if needs_column:
+                grad_column = product.sum(0) if row_scale is None else row_scale @ product
+        if needs_weight:
+            grad_weight = _scaled(grad, row_scale, column_scale)
+            if columns is not None:
+                wide = grad_weight.new_zeros(grad_weight.shape[0], weight.shape[1])
+                grad_weight = wide.index_copy_(1, columns, grad_weight)
+            if rows is not None:
+                grad_weight = grad_weight.new_zeros(weight.shape).index_copy_(0, rows, grad_weight)
+        return grad_weight, None, None, grad_row, grad_column
+
+
+def _scaled(matrix: Tensor, row_scale: Optional[Tensor], column_scale: Optional[Tensor]) -> Tensor:
+    if row_scale is None and column_scale is None:
+        return matrix
+    dtype = matrix.dtype
+    if row_scale is not None:
+        matrix = matrix * row_scale[:, None]
+    if column_scale is not None:
+        matrix = matrix * column_scale
+    return matrix.to(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleCut:
+    """The cut of one module.
+
+    Attributes:
+        role (Role): What the module is.
+        rows (Tensor | None): Kept positions along the rows (Linear) or the axis (Norm).
+        columns (Tensor | None): Kept positions along the columns (Linear).
+        row_scale (Tensor | None): float32 [kept rows].
+        column_scale (Tensor | None): float32 [kept columns].
+        real (Tensor | None): For a norm over padded heads: positions within ``rows`` that are not padding.
+    """
+
+    role: Role
+    rows: Optional[Tensor] = None
+    columns: Optional[Tensor] = None
+    row_scale: Optional[Tensor] = None
+    column_scale: Optional[Tensor] = None
+    real: Optional[Tensor] = None
+
+    def parameters(self, full: Mapping[str, Optional[Tensor]]) -> dict[str, Tensor]:
+        """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
+        if isinstance(self.role, Linear):
+            cut = {'weight': cut_weight(full['weight'], self.rows, self.columns, self.row_scale, self.column_scale)}
+        else:
+            cut = {'weight': self._vector(full['weight'], self.role.offset)}
+        if full.get('bias') is not None:
+            cut['bias'] = self._vector(full['bias'], 0.0)
+        return cut
+
+    def _vector(self, vector: Tensor, offset: float) -> Tensor:
+        if self.rows is not None:
+            vector = vector.index_select(0, self.rows)
+        if self.row_scale is None:
+            return vector
+        return ((vector + offset) * self.row_scale - offset).to(vector.dtype)
+
+
+def _blocks(index: Tensor, size: int) -> Tensor:
+    """Positions of whole blocks of ``size``: block b covers b*size ... b*size + size - 1."""
+    return (index[:, None] * size + torch.arange(size)).flatten()
+
+
+def _query(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+    return None if units.heads is None else _blocks(units.heads, shape.head_dim)
+
+
+def _key_value(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+    return None if units.kv_heads is None else _blocks(units.kv_heads, shape.head_dim)
+
+
+def _intermediate(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+    return units.intermediate
+
+
+def _joined(*parts: tuple[Optional[Tensor], int]) -> Optional[Tensor]:
+    """Positions along an axis that several parts of given sizes share, one after the other."""
+    if all(index is None for index, _ in parts):
+        return None
+    joined, start = [], 0
+    for index, size in parts:
+        joined.append((torch.arange(size) if index is None else index) + start)
+        start += size
+    return torch.cat(joined)
+
+
+def _query_key_value(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+    query, key_value = _query(units, shape), _key_value(units, shape)
+    width = shape.num_key_value_heads * shape.head_dim
+    return _joined((query, shape.num_attention_heads * shape.head_dim), (key_value, width), (key_value, width))
+
+
+def _gate_up(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+    return _joined((units.intermediate, shape.intermediate_size), (units.intermediate, shape.intermediate_size))
+
+
+def _query_key_value_per_head(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+    return None if units.heads is None else _blocks(units.heads, 3 * shape.head_dim)
+
+
+# Kept positions along a parameter's axis, by the name the family tables use for it; `hidden` is the same in all layers.
+DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Optional[Tensor]]] = {
+    'query': _query,
+    'key_value': _key_value,
+    'intermediate': _intermediate,
+    'query_key_value': _query_key_value,
+    'gate_up': _gate_up,
+    'query_key_value_per_head': _query_key_value_per_head,
+}
+
+
+def flatten_masks(masks: Mapping[str, Tensor]) -> Tensor:
+    """All mask values in one float32 vector, axes in the order of :data:`AXES`; differentiable."""
+    parts = [masks[axis].flatten().float() for axis in AXES if axis in masks]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+class CutPlan:
+    """All cuts of a model for one set of masks.
+
+    The integers are found once per set of masks and moved to the device in one transfer; :meth:`cuts` then binds them to
+    mask values with one gather, once per forward pass, so that each forward has an autograd graph of its own.
+
+    Args:
+        family (Family): Table of the model's family.
+        shape (ModelShape): Shape of the source.
+        masks (Mapping[str, Tensor]): Mask values by axis, on CPU; only zero or not zero matters here.
+        device (torch.device | str): Where the weights are.
+        multiple_of (int): See :func:`~llmshearing.models.units.kept_units`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        shape: ModelShape,
+        masks: Mapping[str, Tensor],
+        device: torch.device | str = 'cpu',
+        multiple_of: int = 1,
+    ):
+        self.family, self.shape = family, shape
+        self.units: Units = kept_units(masks, shape, multiple_of)
+        self._starts = _axis_starts(masks, shape)
+        gather = self._gather_pieces()
+        index = {key: value for key, value in self._index_pieces() if value is not None}
+        on_device = _to_device([*gather.values(), *index.values()], device)
+        self._gather_sizes = {key: len(value) for key, value in gather.items()}
+        self._gather = torch.cat(on_device[:len(gather)]) if gather else None
+        self._index: dict[tuple[str, Optional[int]], Tensor] = dict(zip(index, on_device[len(gather):]))
+
+    def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut]]:
+        """Yields (module path, cut) for every module that is left.
+
+        Args:
+            values (Tensor): :func:`flatten_masks` of the masks, on the device; gradients flow to it.
+        """
+        scales = self._scales(values)
+        kept = set(self.units.layers)
+        for path, role, layer in self.family.modules(self.shape.num_hidden_layers):
+            if layer is None or layer in kept:
+                yield path, self._module_cut(role, layer, scales)
+
+    def hidden_index(self) -> Optional[Tensor]:
+        """Kept hidden dimensions on the device, or None for all."""
+        return self._index.get(('hidden', None))
+
+    def hidden_count(self) -> int:
+        return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
+
+    def _module_cut(self, role: Role, layer: Optional[int], scales: dict) -> ModuleCut:
+        row_scale = None
+        if role.writes:
+            row_scale = scales.get(('write', layer))
+        elif isinstance(role, Norm) and role.reads:
+            row_scale = scales.get(('hidden', None))
+        if isinstance(role, Norm):
+            real = self._index.get(('real', layer)) if role.axis == 'query' else None
+            return ModuleCut(role, self._position(role.axis, layer), row_scale=row_scale, real=real)
+        column_scale = scales.get((role.columns, layer)) if role.columns != 'hidden' else None
+        return ModuleCut(
+            role,
+            self._position(role.rows, layer),
+            self._position(role.columns, layer),
+            row_scale,
+            column_scale,
+        )
+
+    def _position(self, dimension: Optional[str], layer: Optional[int]) -> Optional[Tensor]:
+        return self._index.get((dimension, None if dimension == 'hidden' else layer))
+
+    def _index_pieces(self) -> Iterator[tuple[tuple[str, Optional[int]], Optional[Tensor]]]:
+        yield ('hidden', None), self.units.hidden
+        used = {side for role in self.family.layer.values() for side in _sides(role)} - {None, 'hidden'}
+        for layer, units in self.units.layers.items():
+            for dimension in used:
+                yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
+            if units.padded is not None:
+                yield ('real', layer), _blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
+
+    def _gather_pieces(self) -> dict[tuple[str, Optional[int]], Tensor]:
+        """Where in the flat mask vector each scale is read; heads are repeated for every column of theirs."""
+        shape, start = self.shape, self._starts
+        pieces = {}
+        if 'hidden' in start:
+            hidden = torch.arange(shape.hidden_size) if self.units.hidden is None else self.units.hidden
+            pieces['hidden', None] = start['hidden'] + hidden
+        for layer, units in self.units.layers.items():
+            if 'layer' in start:
+                pieces['layer', layer] = torch.tensor([start['layer'] + layer])
+            heads = torch.arange(shape.num_attention_heads) if units.heads is None else units.heads
+            for axis, size, unit in (('head', shape.num_attention_heads, heads),
+                                     ('kv_group', shape.num_key_value_heads, heads // shape.group_size)):
+                if axis in start:
+                    pieces[axis, layer] = (start[axis] + layer * size + unit).repeat_interleave(shape.head_dim)
+            if 'intermediate' in start:
+                kept = torch.arange(shape.intermediate_size) if units.intermediate is None else units.intermediate
+                pieces['intermediate', layer] = start['intermediate'] + layer * shape.intermediate_size + kept
+        return pieces
+
+    def _scales(self, values: Tensor) -> dict[tuple[str, Optional[int]], Tensor]:
+        if self._gather is None:
+            return {}
+        pieces = values.index_select(0, self._gather).split(list(self._gather_sizes.values()))
+        scales = dict(zip(self._gather_sizes, pieces))
+        for layer in self.units.layers:
+            layer_scale = scales.get(('layer', layer))
+            layer_scale = None if layer_scale is None else layer_scale.expand(self.hidden_count())
+            scales['write', layer] = _product(scales.get(('hidden', None)), layer_scale)
+            scales['query', layer] = _product(scales.get(('head', layer)), scales.get(('kv_group', layer)))
+        return scales
+
+
+def _product(first: Optional[Tensor], second: Optional[Tensor]) -> Optional[Tensor]:
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second
+
+
+def _sides(role: Role) -> tuple[Optional[str], ...]:
+    return (role.axis,) if isinstance(role, Norm) else (role.rows, role.columns)
+
+
+def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, int]:
+    """Where each axis begins in :func:`flatten_masks`."""
+    starts, start, sizes = {}, 0, mask_shapes(shape)
+    for axis in AXES:
+        if axis in masks:
+            starts[axis] = start
+            start += torch.Size(sizes[axis]).numel()
+    return starts
+
+
+def _to_device(tensors: list[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Moves many small index tensors in one transfer."""
+    if not tensors or torch.device(device).type == 'cpu':
+        return tensors
+    joined = torch.cat(tensors).pin_memory() if torch.cuda.is_available() else torch.cat(tensors)
+    return list(joined.to(device, non_blocking=True).split([len(tensor) for tensor in tensors]))

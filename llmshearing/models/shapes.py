@@ -1,0 +1,162 @@
+"""The shape of a decoder: the six numbers that pruning changes, and which targets a source can be cut to.
+
+A shape is read from any Hugging Face config and written back into a copy of it, so the exported config is the source's
+with six values replaced. All checks on a target live here: every problem is collected and raised in one message, each
+with the nearest value that would be possible, before any weight is read.
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING, Any, Mapping
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['ModelShape', 'TARGET_KEYS', 'resolve_target', 'shape_of', 'with_shape']
+
+TARGET_KEYS = (
+    'num_hidden_layers',
+    'hidden_size',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'intermediate_size',
+    'head_dim',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """The prunable dimensions of a decoder, under their Hugging Face names.
+
+    Attributes:
+        num_hidden_layers (int): Decoder layers.
+        hidden_size (int): Width of the residual stream.
+        num_attention_heads (int): Query heads per layer.
+        num_key_value_heads (int): Key-value heads per layer; equal to the query heads without grouped-query attention.
+        intermediate_size (int): Width of the MLP.
+        head_dim (int): Width of one head. Never pruned.
+    """
+
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    head_dim: int
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key-value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def __str__(self) -> str:
+        return ', '.join(f'{field.name}={getattr(self, field.name)}' for field in dataclasses.fields(self))
+
+
+def shape_of(config: PretrainedConfig) -> ModelShape:
+    """Reads the shape from a Hugging Face config of a decoder."""
+    heads = config.num_attention_heads
+    return ModelShape(
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, 'num_key_value_heads', None) or heads,
+        intermediate_size=config.intermediate_size,
+        head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
+    )
+
+
+def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool = True) -> PretrainedConfig:
+    """A copy of ``config`` with another shape.
+
+    Args:
+        config (PretrainedConfig): The source's config; not changed.
+        shape (ModelShape): The new shape.
+        has_head_dim (bool): Whether this model type reads ``head_dim``. Where it does not, the head dimension is
+            ``hidden_size / num_attention_heads`` and is not written.
+    """
+    config = copy.deepcopy(config)
+    for field in dataclasses.fields(shape):
+        if field.name == 'head_dim' and not has_head_dim:
+            continue
+        if field.name == 'num_key_value_heads' and not hasattr(config, 'num_key_value_heads'):
+            continue
+        setattr(config, field.name, getattr(shape, field.name))
+    return config
+
+
+def resolve_target(
+    source: ModelShape,
+    target: Mapping[str, Any],
+    has_head_dim: bool = True,
+) -> ModelShape:
+    """Completes a partly given target with the source's values and checks that the source can be cut to it.
+
+    Query heads that are not given follow the key-value heads (whole groups are removed); key-value heads that are not
+    given follow the query heads where those fill whole groups, and otherwise stay.
+
+    Args:
+        source (ModelShape): Shape of the source model.
+        target (Mapping[str, Any]): Some of :data:`TARGET_KEYS`.
+        has_head_dim (bool): Whether the model type allows ``hidden_size != heads * head_dim``.
+
+    Raises:
+        ValueError: Names every problem of the target at once, each with what would be possible.
+    """
+    unknown = sorted(set(target) - set(TARGET_KEYS))
+    if unknown:
+        raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(TARGET_KEYS)}.')
+    not_int = {k: v for k, v in target.items() if not isinstance(v, int) or isinstance(v, bool)}
+    if not_int:
+        raise ValueError(f'target values must be whole numbers, got {not_int}.')
+    shape = dataclasses.replace(source, **_with_heads(source, dict(target)))
+    problems = _size_problems(source, shape) + _head_problems(source, shape, has_head_dim)
+    if problems:
+        listed = '\n'.join(f'  - {problem}' for problem in problems)
+        raise ValueError(f'The source ({source}) cannot be cut to the target ({shape}):\n{listed}')
+    return shape
+
+
+def _with_heads(source: ModelShape, target: dict[str, int]) -> dict[str, int]:
+    heads, kv_heads = target.get('num_attention_heads'), target.get('num_key_value_heads')
+    if heads is None and kv_heads is not None:
+        target['num_attention_heads'] = kv_heads * source.group_size
+    elif kv_heads is None and heads is not None:
+        whole_groups = heads % source.group_size == 0
+        target['num_key_value_heads'] = heads // source.group_size if whole_groups else source.num_key_value_heads
+    return target
+
+
+def _size_problems(source: ModelShape, shape: ModelShape) -> list[str]:
+    problems = []
+    for field in dataclasses.fields(shape):
+        got, most = getattr(shape, field.name), getattr(source, field.name)
+        if field.name == 'head_dim':
+            if got != most:
+                problems.append(f'head_dim={got}: the head dimension is inherited from the source; leave it out or set {most}.')
+        elif got < 1:
+            problems.append(f'{field.name}={got}: must be between 1 and {most}.')
+        elif got > most:
+            problems.append(f'{field.name}={got} is larger than the source\'s {most}: pruning only removes; set at most {most}.')
+    return problems
+
+
+def _head_problems(source: ModelShape, shape: ModelShape, has_head_dim: bool) -> list[str]:
+    heads, kv_heads = shape.num_attention_heads, shape.num_key_value_heads
+    problems = []
+    if heads > 0 and 0 < kv_heads <= source.num_key_value_heads:
+        possible = [kv_heads * n for n in range(1, source.group_size + 1)]
+        if heads not in possible:
+            problems.append(
+                f'num_attention_heads={heads} with num_key_value_heads={kv_heads}: every KV head must keep the same number of '
+                f'query heads, at most the source\'s {source.group_size}; with {kv_heads} KV heads possible: {possible}.',
+            )
+    if not has_head_dim and shape.hidden_size != heads * source.head_dim:
+        nearest = max(1, min(round(shape.hidden_size / source.head_dim), source.num_attention_heads))
+        problems.append(
+            f'hidden_size={shape.hidden_size} with num_attention_heads={heads}: this model type has no head_dim of its own, so '
+            f'hidden_size must be heads x {source.head_dim}; nearest: hidden_size={nearest * source.head_dim}, '
+            f'num_attention_heads={nearest}.',
+        )
+    return problems

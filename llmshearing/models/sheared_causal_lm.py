@@ -1,0 +1,54 @@
+"""``sheared_causal_lm``: llm-foundry's Hugging Face causal LM, able to run under masks.
+
+Everything a run needs besides masks (loading, FSDP wrapping, tokenizer, metrics, checkpoint metadata) is llm-foundry's
+and Composer's. Defaults differ where they cost: no full-vocabulary metrics on training batches, cross-entropy and
+perplexity only in evaluation, ``sdpa`` attention, and no remote code.
+"""
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from llmfoundry.models.hf import ComposerHFCausalLM
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.models.cuttable import Cutter
+
+__all__ = ['ShearedCausalLM']
+
+
+class ShearedCausalLM(ComposerHFCausalLM):
+    """A causal language model whose layers, heads, KV groups and dimensions can be masked.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase): The source's tokenizer.
+        pretrained_model_name_or_path (str): Hugging Face folder or name of the source model.
+        trust_remote_code (bool): Run code that comes with the model. Default: ``False``.
+        attn_implementation (str): ``'sdpa'``, ``'flash_attention_2'`` or ``'eager'``. Default: ``'sdpa'``.
+        **kwargs (Any): As for llm-foundry's ``hf_causal_lm``.
+
+    Raises:
+        ValueError: If the model's type has no family table.
+    """
+
+    default_train_metrics: tuple = ()
+    default_eval_metrics: tuple = ('language_cross_entropy', 'language_perplexity')
+    cutter: Cutter
+
+    def __init__(
+        self,
+        tokenizer: Optional[PreTrainedTokenizerBase],
+        pretrained_model_name_or_path: str,
+        trust_remote_code: bool = False,
+        attn_implementation: str = 'sdpa',
+        **kwargs: Any,
+    ):
+        super().__init__(
+            tokenizer=tokenizer,
+            pretrained_model_name_or_path=pretrained_model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            **kwargs,
+        )
+        self.source = pretrained_model_name_or_path
+        # Not a submodule: it only holds references to modules that are already in the tree.
+        self.cutter = Cutter(self.model)

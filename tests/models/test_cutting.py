@@ -1,0 +1,168 @@
+"""The masked forward pass against a LLaMA with multiplied activations: logits, gradients, corner cases."""
+import itertools
+
+import pytest
+import torch
+
+from llmshearing.models.cutting import cut_weight
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.shapes import shape_of
+from tests.models.reference import masked_llama_logits
+from tests.models.tiny import random_masks, tiny_model
+
+AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
+SUBSETS = [subset for size in (1, 2, 5) for subset in itertools.combinations(AXES, size)]
+
+
+def input_ids(seed=1, batch=2, length=11):
+    return torch.randint(3, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+@pytest.mark.parametrize('axes', SUBSETS, ids='+'.join)
+@pytest.mark.parametrize('variant', ['llama', 'llama-mha', 'llama-tied', 'llama-biases'])
+def test_logits_and_gradients_equal_the_activation_masked_reference(variant, axes):
+    model = tiny_model(variant)
+    reference = tiny_model(variant)
+    masks = random_masks(shape_of(model.config), axes, seed=len(axes))
+    ids = input_ids()
+    leaves = {axis: mask.clone().requires_grad_() for axis, mask in masks.items()}
+    expected = masked_llama_logits(reference, ids, leaves)
+    loss_of(expected, ids).backward()
+
+    cutter = Cutter(model)
+    cutter.set_masks(masks)
+    logits = model(ids).logits
+    loss_of(logits, ids).backward()
+
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    for (name, got), want in zip(model.named_parameters(), reference.parameters()):
+        got = torch.zeros_like(want) if got.grad is None else got.grad
+        want = torch.zeros_like(want) if want.grad is None else want.grad
+        torch.testing.assert_close(got, want, atol=1e-5 * want.abs().max().item() + 1e-8, rtol=1e-5, msg=lambda m: f'{name}: {m}')
+    gradients = cutter.mask_gradients()
+    for axis, leaf in leaves.items():
+        kept = masks[axis] != 0  # a zero mask's gradient is stopped by the clamp of the gate, and layers are not run
+        want = leaf.grad[kept]
+        torch.testing.assert_close(gradients[axis][kept], want, atol=1e-5 * want.abs().max().item() + 1e-8, rtol=1e-5)
+
+
+def test_without_masks_the_model_is_untouched():
+    model, stock = tiny_model(), tiny_model()
+    names = [name for name, _ in model.named_parameters()]
+    cutter = Cutter(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    ids = input_ids()
+    assert torch.equal(model(ids).logits, stock(ids).logits)
+    cutter.set_masks(random_masks(cutter.shape, AXES))
+    assert not torch.equal(model(ids).logits, stock(ids).logits)
+    cutter.set_masks(None)
+    assert torch.equal(model(ids).logits, stock(ids).logits)
+
+
+def test_all_kept_at_one_is_the_source():
+    model, stock = tiny_model(), tiny_model()
+    cutter = Cutter(model)
+    cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in random_masks(cutter.shape, AXES).items()})
+    ids = input_ids()
+    torch.testing.assert_close(model(ids).logits, stock(ids).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('emptied', ['head', 'kv_group', 'intermediate', 'layer'])
+def test_a_layer_or_half_of_it_may_be_empty(emptied):
+    model, reference = tiny_model(), tiny_model()
+    cutter = Cutter(model)
+    masks = random_masks(cutter.shape, AXES, keep=0.9)
+    masks[emptied][0 if emptied != 'layer' else slice(None)] = 0.0
+    cutter.set_masks(masks)
+    ids = input_ids()
+    torch.testing.assert_close(model(ids).logits, masked_llama_logits(reference, ids, masks), atol=1e-5, rtol=0)
+    model(ids).logits.sum().backward()
+
+
+def test_uneven_heads_per_group_are_padded_without_effect():
+    model, reference = tiny_model(), tiny_model()
+    cutter = Cutter(model)
+    head = torch.ones(4, 6)
+    head[0, 1:3] = 0.0  # group 0 keeps one head, group 1 keeps three
+    cutter.set_masks({'head': head})
+    ids = input_ids()
+    torch.testing.assert_close(model(ids).logits, masked_llama_logits(reference, ids, {'head': head}), atol=1e-5, rtol=0)
+
+
+def test_rounding_counts_up_changes_no_result():
+    model = tiny_model()
+    cutter = Cutter(model)
+    masks = random_masks(cutter.shape, AXES)
+    ids = input_ids()
+    cutter.set_masks(masks)
+    exact = model(ids).logits
+    cutter.set_masks(masks, multiple_of=16)
+    assert cutter.plan.units.layers[0].intermediate is None or len(cutter.plan.units.layers[0].intermediate) % 16 == 0
+    torch.testing.assert_close(model(ids).logits, exact, atol=1e-5, rtol=0)
+
+
+def test_micro_batches_accumulate_mask_gradients():
+    model = tiny_model()
+    cutter = Cutter(model)
+    masks = random_masks(cutter.shape, AXES)
+    ids = input_ids(batch=4)
+    cutter.set_masks(masks)
+    loss_of(model(ids).logits, ids).backward()
+    whole = cutter.mask_gradients()
+    cutter.set_masks(masks)
+    for part in ids.split(2):
+        (loss_of(model(part).logits, part) / 2).backward()
+    for axis, gradient in cutter.mask_gradients().items():
+        torch.testing.assert_close(gradient, whole[axis], atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_of_layers_gives_the_same_gradients():
+    gradients = []
+    for checkpoint in (False, True):
+        model = tiny_model().train()
+        cutter = Cutter(model)
+        if checkpoint:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})
+        cutter.set_masks(random_masks(cutter.shape, AXES))
+        ids = input_ids()
+        loss_of(model(ids, use_cache=False).logits, ids).backward()
+        gradients.append((cutter.mask_gradients(), model.model.layers[0].self_attn.o_proj.weight.grad))
+    for axis in AXES:
+        torch.testing.assert_close(gradients[0][0][axis], gradients[1][0][axis])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
+def test_cut_weight_derivatives_by_finite_differences():
+    torch.manual_seed(0)
+    weight = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    rows, columns = torch.tensor([0, 3, 4]), torch.tensor([1, 3])
+    row_scale = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    column_scale = torch.rand(2, dtype=torch.float64, requires_grad=True)
+    composed = weight[rows][:, columns] * row_scale[:, None] * column_scale
+    torch.testing.assert_close(cut_weight(weight, rows, columns, row_scale, column_scale), composed)
+    for used_rows, used_columns, r, c in itertools.product((rows, None), (columns, None), (True, False), (True, False)):
+        r = torch.rand(5 if used_rows is None else 3, dtype=torch.float64, requires_grad=True) if r else None
+        c = torch.rand(4 if used_columns is None else 2, dtype=torch.float64, requires_grad=True) if c else None
+        upstream = torch.randn_like(cut_weight(weight, used_rows, used_columns, r, c))
+        inputs = [t for t in (weight, r, c) if t is not None]
+        got = torch.autograd.grad((cut_weight(weight, used_rows, used_columns, r, c) * upstream).sum(), inputs)
+        plain = weight if used_rows is None else weight[used_rows]
+        plain = plain if used_columns is None else plain[:, used_columns]
+        plain = plain if r is None else plain * r[:, None]
+        plain = plain if c is None else plain * c
+        for got_one, want in zip(got, torch.autograd.grad((plain * upstream).sum(), inputs)):
+            torch.testing.assert_close(got_one, want, atol=1e-6, rtol=1e-6)
+
+
+def test_wrong_masks_are_refused_by_name():
+    cutter = Cutter(tiny_model())
+    with pytest.raises(ValueError, match="unknown mask axes \\['width'\\]"):
+        cutter.set_masks({'width': torch.ones(4)})
+    with pytest.raises(ValueError, match=r"mask 'head' has shape \(4, 4\), expected \(4, 6\)"):
+        cutter.set_masks({'head': torch.ones(4, 4)})
+    with pytest.raises(ValueError, match='keeps no dimension'):
+        cutter.set_masks({'hidden': torch.zeros(48)})

@@ -1,0 +1,64 @@
+"""Tiny random models of every supported family, and random masks for them."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+
+from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import mask_shapes
+
+COMMON = dict(
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
+# Settings of each family beside COMMON; several entries of one model type cover its variants.
+VARIANTS: dict[str, dict] = {
+    'llama': {},
+    'llama-mha': {'num_key_value_heads': 6},
+    'llama-tied': {'tie_word_embeddings': True},
+    'llama-biases': {'attention_bias': True, 'mlp_bias': True},
+}
+
+
+def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
+    """A random model in float32 evaluation mode. Biases and gains are random too, so that no term hides."""
+    torch.manual_seed(seed)
+    settings = {**COMMON, **VARIANTS[variant], **overrides}
+    config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
+    config._attn_implementation = 'sdpa'
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.08)
+    return model
+
+
+def random_masks(
+    shape: ModelShape,
+    axes: tuple[str, ...],
+    seed: int = 0,
+    keep: float = 0.6,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Soft masks in [0, 1] with about ``1 - keep`` zeros and some exact ones on each of the axes."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for axis in axes:
+        size = mask_shapes(shape)[axis]
+        value = torch.rand(size, generator=generator).clamp(min=0.05)
+        value[torch.rand(size, generator=generator) < 0.2] = 1.0
+        value[torch.rand(size, generator=generator) > keep] = 0.0
+        if axis in ('hidden', 'layer'):
+            value[..., 0] = 0.7
+        masks[axis] = value.to(dtype)
+    return masks
