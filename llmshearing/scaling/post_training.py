@@ -1,0 +1,227 @@
+"""The P2 law: loss after pruning as a function of the post-training tokens (arXiv 2411.10272).
+
+    L(N0, D, rho, L0) = L0 + (1/rho)^gamma * (1/N0)^delta * (N_C / N0^alpha + D_C / D^beta + E)
+
+N0 parameters before pruning, D post-training tokens, rho the fraction of parameters removed, L0 the source model's loss on
+the same evaluation data. For given exponents N_C, D_C and E enter linearly, so only the four exponents are searched.
+
+Two decisions. What the runs cannot say is not invented: with a single size (or a single rate) the law holds for that size
+(rate) only, and a prediction elsewhere is an error. And E may be negative only if some measured loss lies below its
+source's loss, because then post-training data evidently teach something new; otherwise the floor of the law is the source.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmshearing.scaling.inputs import Run
+from llmshearing.scaling.separable import fit_separable
+
+CONSTANTS = ('N_C', 'D_C', 'E', 'alpha', 'beta', 'gamma', 'delta')
+# A loss this much above the lowest earlier one of its curve is taken for a mistake, below it for noise.
+NOISE_TOLERANCE = 0.03
+# Sizes or rates that differ by less than this count as one.
+_SAME = 0.02
+_GAMMA_BOUNDS, _DELTA_BOUNDS, _POWER_BOUNDS = (-6.0, 6.0), (-2.0, 2.0), (0.01, 3.0)
+_GAMMA_STARTS, _DELTA_STARTS, _ALPHA_STARTS, _BETA_STARTS = (-2.0, -1.0, 0.0, 1.0), (-0.3, 0.0, 0.3), (0.1, 0.4), (
+    0.1, 0.25, 0.5, 0.9)
+# Directions the runs say nothing about stay at the centre: (centre, weight).
+_GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR = (-1.0, 1e-4), (0.0, 1e-3), (0.3, 1e-3), (0.4, 1e-4)
+
+
+@dataclass(frozen=True)
+class PostTrainingLaw:
+    """The seven constants of the P2 law in raw units (parameters, tokens, nats), and where the runs were.
+
+    Args:
+        constants: The values of :data:`CONSTANTS`.
+        params_before: (smallest, largest) N0 of the runs.
+        pruning_rate: (smallest, largest) rho of the runs.
+        tokens: (fewest, most) D of the runs.
+        single_size: Whether the runs have one size only, so that the law says nothing about another.
+        single_rate: Whether the runs have one pruning rate only.
+    """
+    constants: dict[str, float]
+    params_before: tuple[float, float]
+    pruning_rate: tuple[float, float]
+    tokens: tuple[float, float]
+    single_size: bool
+    single_rate: bool
+
+    def _scale(self, params_before: float, pruning_rate: float) -> float:
+        return math.exp(-self.constants['gamma'] * math.log(pruning_rate) - self.constants['delta'] * math.log(params_before))
+
+    def predict(self, params_before: float, pruning_rate: float, source_loss: float,
+                tokens: float | np.ndarray) -> np.ndarray:
+        """Loss in nats after ``tokens`` (a number or an array) of post-training."""
+        excess = self.constants['D_C'] * np.asarray(tokens, dtype=np.float64)**-self.constants['beta']
+        return self.floor(params_before, pruning_rate, source_loss) + self._scale(params_before, pruning_rate) * excess
+
+    def floor(self, params_before: float, pruning_rate: float, source_loss: float) -> float:
+        """The loss that no number of tokens gets below."""
+        constant = self.constants['N_C'] * params_before**-self.constants['alpha'] + self.constants['E']
+        return source_loss + self._scale(params_before, pruning_rate) * constant
+
+    def recoverable(self, params_before: float, pruning_rate: float, tokens: float) -> float:
+        """The part of the loss, in nats, that tokens beyond ``tokens`` would still remove in the limit."""
+        return self._scale(params_before, pruning_rate) * self.constants['D_C'] * tokens**-self.constants['beta']
+
+    def extrapolation(self, params_before: float, pruning_rate: float, tokens: float) -> dict[str, float]:
+        """How many times each quantity lies outside the runs' range (1 inside), and the largest as ``factor``.
+
+        Raises:
+            ValueError: Another size (rate) is asked for, and all runs had the same.
+        """
+        for single, name, value, (low, high) in ((self.single_size, 'params_before', params_before, self.params_before),
+                                                 (self.single_rate, 'pruning_rate', pruning_rate, self.pruning_rate)):
+            if single and not low / (1 + _SAME) <= value <= high * (1 + _SAME):
+                raise ValueError(f'{name} {value:g}: all runs had {low:g}, so the law says nothing about another; fit it to '
+                                 f'runs with different values')
+        factors = {name: max(value / high, low / value, 1.0) for name, value, (low, high) in (
+            ('params_before', params_before, self.params_before), ('pruning_rate', pruning_rate, self.pruning_rate),
+            ('tokens', tokens, self.tokens))}
+        return {**factors, 'factor': max(factors.values())}
+
+
+def check_runs(runs: Sequence[Run]) -> list[str]:
+    """Checks that a law can be fitted, before any fit.
+
+    Returns:
+        list[str]: Notes: what the runs cannot say, and small rises of the loss that are taken for noise.
+
+    Raises:
+        ValueError: Too few points or token counts, or a loss that rises along a curve beyond :data:`NOISE_TOLERANCE`.
+    """
+    notes = []
+    for run in runs:
+        lowest = np.minimum.accumulate(run.losses)
+        rise = run.losses[1:] / lowest[:-1] - 1
+        if len(rise) and rise.max() > NOISE_TOLERANCE:
+            i = int(rise.argmax()) + 1
+            raise ValueError(f'{run.name}: the loss rises to {run.losses[i]:g} at {run.tokens[i]:g} tokens after '
+                             f'{lowest[i - 1]:g} before: not monotone; use evaluation losses, and one curve per run')
+        if len(rise) and run.losses[-1] >= run.losses[0]:
+            raise ValueError(f'{run.name}: the loss does not fall from its first point ({run.losses[0]:g}) to its last '
+                             f'({run.losses[-1]:g}); a curve of post-training must')
+        if len(rise) and rise.max() > 0:
+            notes.append(f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for noise')
+    sizes, rates = _distinct([run.params_before for run in runs]), _distinct([run.pruning_rate for run in runs])
+    tokens = np.unique(np.concatenate([run.tokens for run in runs]))
+    points, needed = sum(len(run.tokens) for run in runs), 3 + 2 * (sizes > 1) + (sizes > 2) + (rates > 1)
+    if points < needed or len(tokens) < 3:
+        raise ValueError(f'too few points: got {points} with {len(tokens)} different token counts, need at least {needed} with '
+                         f'three for {sizes} sizes and {rates} rates; add curves, or points to them')
+    if sizes < 3:
+        notes.append(f'{sizes} size{"s" * (sizes > 1)} before pruning: ' + (
+            'the law holds for this size only' if sizes == 1 else 'two cannot tell the two size exponents apart, so '
+            'predictions for other sizes rest on a prior; three sizes would settle it'))
+    if rates == 1:
+        notes.append('one pruning rate: the law holds for this rate only')
+    return notes
+
+
+def _distinct(values: Sequence[float]) -> int:
+    ordered = np.sort(values)
+    return 1 + int(np.sum(ordered[1:] > ordered[:-1] * (1 + _SAME)))
+
+
+def fit_post_training(runs: Sequence[Run], huber: float | None = None, near: PostTrainingLaw | None = None) -> PostTrainingLaw:
+    """Fits the P2 law to all points of all runs, in log space, from a grid of starts.
+
+    Args:
+        runs: Curves that have passed :func:`check_runs`.
+        huber: Relative error beyond which a point counts linearly; None for least squares.
+        near: Start from this law only, for quick refits to subsets of its runs.
+    """
+    counts = [len(run.tokens) for run in runs]
+    size, rate, source = (np.repeat([getattr(run, field) for run in runs], counts)
+                          for field in ('params_before', 'pruning_rate', 'source_loss'))
+    tokens, losses = (np.concatenate([getattr(run, field) for run in runs]) for field in ('tokens', 'losses'))
+    n, d = (float(np.exp(np.mean(np.log(values)))) for values in (size, tokens))
+    x, y, log_rate = np.log(size / n), np.log(tokens / d), np.log(rate)
+    single_size = near.single_size if near else _distinct([run.params_before for run in runs]) == 1
+    single_rate = near.single_rate if near else _distinct([run.pruning_rate for run in runs]) == 1
+
+    def basis(exponents: np.ndarray) -> np.ndarray:
+        gamma, delta, alpha, beta = exponents
+        columns = [np.exp(-beta * y), np.ones_like(y)] + ([] if single_size else [np.exp(-alpha * x)])
+        return np.exp(-gamma * log_rate - delta * x)[:, None] * np.stack(columns, axis=1)
+
+    below_source = bool(np.any(losses < source))
+    gammas, gamma_bounds = (_GAMMA_STARTS, _GAMMA_BOUNDS) if not single_rate else ((0.0,), (-1e-12, 1e-12))
+    deltas, delta_bounds = (_DELTA_STARTS, _DELTA_BOUNDS) if not single_size else ((0.0,), (-1e-12, 1e-12))
+    alphas = _ALPHA_STARTS if not single_size else (_ALPHA_PRIOR[0],)
+    starts = list(itertools.product(gammas, deltas, alphas, _BETA_STARTS))
+    if near is not None:
+        starts = [tuple(near.constants[name] for name in ('gamma', 'delta', 'alpha', 'beta'))]
+    fit = fit_separable(basis, losses, starts, [gamma_bounds, delta_bounds, _POWER_BOUNDS, _POWER_BOUNDS],
+                        [False, below_source] + ([] if single_size else [False]), offset=source, huber=huber,
+                        priors=[_GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR])
+    gamma, delta, alpha, beta = map(float, fit.exponents)
+    data, constant, *rest = map(float, fit.coefficients)
+    per_size = n**delta
+    constants = {'N_C': rest[0] * per_size * n**alpha if rest else 0.0, 'D_C': data * per_size * d**beta,
+                 'E': constant * per_size, 'alpha': alpha, 'beta': beta, 'gamma': gamma, 'delta': delta}
+    return PostTrainingLaw(constants, (float(size.min()), float(size.max())), (float(rate.min()), float(rate.max())),
+                           (float(tokens.min()), float(tokens.max())), single_size, single_rate)
+
+
+def predict_run(law: PostTrainingLaw, run: Run) -> np.ndarray:
+    """[points] predicted losses along a run's curve."""
+    return law.predict(run.params_before, run.pruning_rate, run.source_loss, run.tokens)
+
+
+def average_slope_difference(tokens: np.ndarray, measured: np.ndarray, predicted: np.ndarray) -> float:
+    """How far the predicted curve's slope is from the measured one's: the criterion of the P2 law's paper.
+
+    The mean, over the intervals between consecutive points, of |predicted slope - measured slope|. A law that is right about
+    the slope is right about what more tokens buy, even where its level is off.
+
+    Args:
+        tokens: [points] increasing, at least two.
+        measured: [points] losses.
+        predicted: [points] losses.
+
+    Returns:
+        float: In nats per billion tokens.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f'a slope needs at least two points, got {len(tokens)}')
+    return float(np.mean(np.abs(np.diff(predicted - measured) / (np.diff(tokens) / 1e9))))
+
+
+def fit_report(law: PostTrainingLaw, runs: Sequence[Run]) -> dict:
+    """Residuals and average slope difference of a law, per run and over all.
+
+    Returns:
+        dict: ``rms_residual`` and ``worst_residual`` (relative), ``average_slope_difference`` and, to compare it with,
+        ``average_slope`` of the measured curves (nats per billion tokens; None where no run has two points), and ``runs``.
+    """
+    rows, residuals = [], []
+    for run in runs:
+        predicted = predict_run(law, run)
+        residual = predicted / run.losses - 1
+        residuals.append(residual)
+        row = {'name': run.name, 'points': len(run.tokens), 'worst_residual': float(np.abs(residual).max()),
+               'average_slope_difference': None, 'average_slope': None}
+        if len(run.tokens) > 1:
+            row['average_slope_difference'] = average_slope_difference(run.tokens, run.losses, predicted)
+            row['average_slope'] = average_slope_difference(run.tokens, run.losses, np.zeros_like(predicted))
+        rows.append(row)
+    everything = np.concatenate(residuals)
+    curves = [row for row in rows if row['average_slope'] is not None]
+
+    def mean(field: str) -> float | None:
+        return float(np.mean([row[field] for row in curves])) if curves else None
+
+    return {
+        'rms_residual': float(np.sqrt(np.mean(everything**2))),
+        'worst_residual': float(np.abs(everything).max()),
+        'average_slope_difference': mean('average_slope_difference'),
+        'average_slope': mean('average_slope'),
+        'runs': rows,
+    }

@@ -1,0 +1,179 @@
+"""Predicts reference losses of a target size and says how far they can be trusted.
+
+A number without its uncertainty invites copying, so every prediction carries the constants, the residual of each model,
+how many times outside the measured range it lies, and an interval: all predictions with one model left out
+(``leave-one-out``), or the middle 90 % of a residual bootstrap (``bootstrap``). Where the law has as many constants as there
+are models nothing is left over to judge it by; then the interval is null, the report says so, and it gives the factor by
+which the law enlarges measurement noise instead.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from llmshearing.scaling.inputs import Points
+from llmshearing.scaling.reference_loss import (LossLaw, check_points, constants_needed, fit_equal_tokens, fit_law,
+                                                fit_unequal_tokens, law_notes, tokens_differ)
+
+INTERVALS = ('leave-one-out', 'bootstrap')
+_RESAMPLES = 100
+# Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds make
+# the fit stiffer for real errors than for infinitesimal ones.
+_STEP = 5e-3
+
+
+def extrapolation_factor(value: float, measured: np.ndarray) -> float:
+    """How many times ``value`` lies outside the range of ``measured``; 1 inside."""
+    return float(max(value / np.max(measured), np.min(measured) / value, 1.0))
+
+
+def _refit(points: Points, domain: str, huber: float | None, near: LossLaw) -> LossLaw:
+    """The bounded fit even for three points, which leave-one-out and bootstrap need (their points may not be monotone)."""
+    losses = points.losses[domain]
+    if tokens_differ(points):
+        return fit_unequal_tokens(points.params, points.tokens, losses, huber, near)
+    return fit_equal_tokens(points.params, losses, huber, near)
+
+
+def leave_one_out(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None,
+                  huber: float | None) -> np.ndarray:
+    """[models] predictions from all models but one. A model is kept where fewer than three sizes would remain."""
+    predictions = []
+    for left_out in range(len(points.params)):
+        kept = points.subset([i for i in range(len(points.params)) if i != left_out])
+        if len(np.unique(kept.params)) >= 3 and tokens_differ(kept) == tokens_differ(points):
+            predictions.append(float(_refit(kept, domain, huber, law).predict(params, tokens)))
+    return np.array(predictions)
+
+
+def bootstrap(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None,
+              seed: int) -> np.ndarray:
+    """[resamples] predictions from fits to the law's own curve with resampled residuals, widened for the constants used."""
+    fitted = law.predict(points.params, points.tokens)
+    residuals = np.log(points.losses[domain] / fitted)
+    freedom = len(residuals) - constants_needed(points)
+    residuals = (residuals - residuals.mean()) * math.sqrt(len(residuals) / freedom)
+    generator = np.random.default_rng(seed)
+    predictions = []
+    for _ in range(_RESAMPLES):
+        losses = fitted * np.exp(generator.choice(residuals, len(residuals)))
+        resampled = Points(points.params, points.tokens, {domain: losses}, points.names)
+        predictions.append(float(_refit(resampled, domain, huber, law).predict(params, tokens)))
+    return np.array(predictions)
+
+
+def noise_amplification(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None,
+                        huber: float | None) -> float:
+    """Relative error of the prediction per relative error of the measured losses (independent, same size).
+
+    The root of the sum of squares of d ln(prediction) / d ln(loss of model i), by finite differences. Where the law passes
+    through three points the step is also small beside the gap between two losses, so that falling losses stay falling.
+    """
+    base, total = float(law.predict(params, tokens)), 0.0
+    step = _STEP
+    if not tokens_differ(points):
+        ordered = np.sort(points.losses[domain])
+        step = min(step, 0.1 * float(np.min(np.diff(ordered)) / ordered[-1]))
+    for i in range(len(points.params)):
+        losses = points.losses[domain].copy()
+        losses[i] *= 1 - step
+        moved = fit_law(Points(points.params, points.tokens, {domain: losses}, points.names), domain, huber)
+        total += ((float(moved.predict(params, tokens)) - base) / (base * step))**2
+    return math.sqrt(total)
+
+
+def _fit_domain(points: Points, domain: str, params: float, tokens: float | None, huber: float | None, interval: str,
+                seed: int) -> dict:
+    law = fit_law(points, domain, huber)
+    predicted = float(law.predict(params, tokens))
+    if not (math.isfinite(predicted) and predicted > 0):
+        raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} for {params:g} '
+                         f'parameters, which no loss can be ({"; ".join(law_notes(law)) or "too far outside"}); '
+                         f'measure models nearer to the target')
+    residuals = law.predict(points.params, points.tokens) / points.losses[domain] - 1
+    freedom = len(points.params) - constants_needed(points)
+    notes = law_notes(law)
+    low_high = amplification = None
+    if freedom > 0:
+        many = (leave_one_out(points, domain, law, params, tokens, huber) if interval == 'leave-one-out' else
+                bootstrap(points, domain, law, params, tokens, huber, seed))
+        if interval == 'bootstrap':
+            many = np.quantile(many, (0.05, 0.95))
+        many = np.append(many, predicted)
+        low_high = [float(many.min()), float(many.max())]
+    else:
+        amplification = noise_amplification(points, domain, law, params, tokens, huber)
+        notes.append(f'{len(points.params)} models leave no freedom to judge the fit: the law has as many constants, so the '
+                     f'residuals say nothing and there is no interval; an error of 1 % in each measured loss would move the '
+                     f'prediction by about {amplification:.2g} %')
+    return {
+        'predicted_loss': predicted,
+        'law': law.describe(),
+        'constants': law.constants(),
+        'at_reference': {'params': law.reference_params, 'tokens': law.reference_tokens, 'level': law.level,
+                         'slope': law.slope, 'tokens_term': law.tokens_term},
+        'residuals': [float(r) for r in residuals],
+        'worst_residual': float(np.max(np.abs(residuals))),
+        'interval': low_high,
+        'noise_amplification': amplification,
+        'notes': notes,
+    }
+
+
+def predict_reference_losses(points: Points, params: float, tokens: float | None = None, huber: float | None = None,
+                             interval: str = 'leave-one-out', seed: int = 17) -> dict:
+    """Fits every domain and predicts the loss of a model of ``params`` parameters.
+
+    Args:
+        points: Measured losses of the family.
+        params: Size of the target.
+        tokens: Training tokens the target is compared at. Only for models trained on different numbers of tokens; then the
+            default is the largest of them.
+        huber: Relative error beyond which a point counts linearly; None for least squares.
+        interval: One of :data:`INTERVALS`.
+        seed: Of the bootstrap.
+
+    Returns:
+        dict: The content of REF.json (see the README): ``reference_losses`` and, per domain, constants, residuals and
+        interval; ``extrapolation`` says how many times outside the measured range the target lies.
+
+    Raises:
+        ValueError: Points that cannot be fitted (:func:`check_points`), or a law that predicts no positive loss.
+    """
+    if interval not in INTERVALS:
+        raise ValueError(f'unknown interval {interval!r}; one of {", ".join(INTERVALS)}')
+    if huber is not None and not huber > 0:
+        raise ValueError(f'huber must be a positive relative error such as 0.01, got {huber}')
+    notes = check_points(points)
+    if tokens_differ(points):
+        if tokens is None:
+            tokens = float(points.tokens.max())
+            notes.append(f'predicted for {tokens:g} training tokens, the most of any measured model')
+        log_size, log_tokens = np.log(points.params), np.log(points.tokens)
+        if abs(np.corrcoef(log_size, log_tokens)[0, 1]) > 0.98:
+            notes.append('tokens rise together with parameters in these models: the law cannot tell the two terms apart, and '
+                         'holds only where the target keeps that ratio')
+    elif tokens is not None:
+        have = 'the models do not say theirs' if points.tokens is None else f'all models have {points.tokens[0]:g}'
+        if points.tokens is None or abs(tokens / points.tokens[0] - 1) > 1e-3:
+            raise ValueError(f'tokens {tokens:g} was asked for, but {have}: the effect of tokens needs at least five models '
+                             f'with different token counts; leave the option out to predict at equal tokens')
+        tokens = None
+    factors = {'params': extrapolation_factor(params, points.params)}
+    if tokens is not None:
+        factors['tokens'] = extrapolation_factor(tokens, points.tokens)
+    factor = max(factors.values())
+    domains = {domain: _fit_domain(points, domain, params, tokens, huber, interval, seed) for domain in points.losses}
+    return {
+        'reference_losses': {domain: fit['predicted_loss'] for domain, fit in domains.items()},
+        'source': 'fit',
+        'params': params,
+        'tokens': tokens if tokens is not None else (None if points.tokens is None else float(points.tokens[0])),
+        'measured_models': [{'name': name, 'params': float(size)} for name, size in zip(points.names, points.params)],
+        'extrapolation': {**factors, 'factor': factor, 'octaves': math.log2(factor)},
+        'degrees_of_freedom': len(points.params) - constants_needed(points),
+        'interval_kind': interval if len(points.params) > constants_needed(points) else None,
+        'domains': domains,
+        'notes': notes,
+    }
