@@ -1,0 +1,266 @@
+"""`prepare`: raw text of any number of domains to tokenized MDS splits, the same bytes whoever does the work.
+
+Three passes. *Scan* reads everything and keeps 24 bytes per document. *Plan* drops duplicates and gives each document
+its split (see :mod:`llmshearing.data.prepare_plan`). *Tokenize* reads again, tokenizes only what a split wants, and
+shards are cut from the result. Reading twice costs a few per cent of tokenizing once, and buys: bad input is reported
+before hours of work, budgets are random samples of the whole input, nothing is tokenized in vain, memory stays flat.
+
+Every pass is journaled in the working folder under a name that is a hash of all that decides its result, so a run that
+is started again continues, and one that asks for something else starts afresh. Finished folders are renamed into place
+and ``manifest.json`` is written last.
+"""
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmshearing import __version__
+from llmshearing.data.prepare_pack import upload, write_samples
+from llmshearing.data.prepare_plan import BINS, mark_duplicates
+from llmshearing.data.prepare_spec import Domain, Spec, parse_spec
+from llmshearing.data.prepare_stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
+from llmshearing.data.prepare_tokenizer import TokenizerPlan, plan_tokenizer
+from llmshearing.data.prepare_worker import worker_pool
+
+log = logging.getLogger(__name__)
+
+MANIFEST = 'manifest.json'
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def prepare(spec: Mapping[str, Any] | Spec, *, documents: Mapping[str, Iterable[str]] | None = None,
+            workers: int | None = None, overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Tokenizes and packs the documents of every domain into ``OUT/{split}/{domain}`` and writes ``OUT/manifest.json``.
+
+    Args:
+        spec (Mapping | Spec): See :class:`llmshearing.data.prepare_spec.Spec` for the keys.
+        documents (Mapping[str, Iterable[str]], optional): Texts of further domains by name, for documents that are made
+            in Python. They are first written to a file in the working folder.
+        workers (int, optional): Worker processes; default: one for each core this process may use. The result does not
+            depend on it.
+        overwrite (bool): Replace folders of the same name that another run left in ``OUT``. Default: refuse.
+        progress (bool): Show progress bars on a terminal.
+
+    Returns:
+        dict[str, Any]: The manifest.
+
+    Raises:
+        ValueError: For a wrong spec or input, saying what to change.
+        OSError: If the disk is full or fails; finished work is kept and nothing looks complete that is not.
+    """
+    if documents is not None:
+        spec = _with_documents(spec, documents)
+    spec = spec if isinstance(spec, Spec) else parse_spec(spec)
+    if workers is not None and workers < 1:
+        raise ValueError(f'workers is {workers}; expected at least 1')
+    try:
+        return _prepare(spec, workers or len(os.sched_getaffinity(0)), overwrite, progress)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OSError(error.errno, f'{os.strerror(error.errno)}; nothing unfinished was left in place. Make room (the '
+                      'output and as much again for the largest domain) and run again: finished work is kept',
+                      error.filename or spec.work) from error
+
+
+def _with_documents(spec: Mapping[str, Any] | Spec, documents: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    if isinstance(spec, Spec):
+        raise ValueError('documents come with a spec that is a mapping, not with a checked Spec')
+    domains = dict(spec.get('domains') or {})
+    for name in documents:
+        if name in domains:
+            raise ValueError(f'domain {name!r} is in the spec and in documents; give it once')
+        domains[name] = 'to be written'
+    folder = Path(parse_spec({**spec, 'domains': domains}).work) / 'documents'
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts in documents.items():
+        path = folder / f'{name}.jsonl'
+        with open(path, 'w', encoding='utf-8') as file:
+            file.writelines(json.dumps({'text': text}) + '\n' for text in texts)
+        domains[name] = str(path)
+    return {**spec, 'domains': domains}
+
+
+def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[str, Any]:
+    inputs = [find_input(domain) for domain in spec.domains]
+    tokenizer = plan_tokenizer(spec.tokenizer, spec.bos, spec.eos)
+    if tokenizer.bos is None and tokenizer.eos is None:
+        log.warning('Neither bos nor eos is put between documents: they run into each other.')
+    places = ('out', 'remote', 'work', 'tokenizer')
+    decisive = {name: value for name, value in asdict(spec).items() if name not in places}
+    key = digest([VERSION, [item.key for item in inputs], tokenizer.fingerprint, decisive])
+    if (finished := _check_out(spec, key, overwrite)) is not None:
+        log.info('%s holds this data set already', spec.out)
+        return finished
+    work = Path(spec.work)
+    work.mkdir(parents=True, exist_ok=True)
+    with worker_pool(tokenizer, workers) as pool:
+        context = Context(spec, tokenizer, key, pool, workers, progress)
+        for item in inputs:
+            scan(item, context)
+        mark_duplicates([item.scan_path(spec, tokenizer) for item in inputs], work / 'duplicates.bin')
+        counts = [item.counts['documents'] for item in inputs]
+        flags = np.split(np.memmap(work / 'duplicates.bin', np.uint8, 'r'), np.cumsum(counts)[:-1])
+        for item, duplicate in zip(inputs, flags):
+            plan(item, context, duplicate)
+        entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}
+    manifest = _manifest(spec, tokenizer, inputs, entries, key)
+    text = json.dumps(manifest, indent=2) + '\n'
+    if spec.remote:
+        (work / 'manifest').mkdir(exist_ok=True)
+        (work / 'manifest' / MANIFEST).write_text(text, encoding='utf-8')
+        upload(work / 'manifest', spec.remote)
+    if spec.out:
+        _write_whole(Path(spec.out) / MANIFEST, text)
+    shutil.rmtree(work)
+    return manifest
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is never seen half written."""
+    path.with_name(path.name + '.new').write_text(text, encoding='utf-8')
+    os.replace(path.with_name(path.name + '.new'), path)
+
+
+def _check_out(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
+    """Returns the manifest of a complete earlier run of the same spec; refuses to touch anything else's results."""
+    if spec.out is None:
+        return None
+    manifest = Path(spec.out) / MANIFEST
+    if manifest.exists():
+        found = json.loads(manifest.read_text(encoding='utf-8'))
+        folders = [Path(spec.out) / s / name for name, entry in found['domains'].items() for s in entry['splits']]
+        if found['key'] == key and all((folder / 'index.json').exists() for folder in folders):
+            return found
+        if not overwrite:
+            raise ValueError(f'{spec.out} holds another data set (other input, spec or tokenizer, or folders are missing); '
+                             'choose another out, or replace it with --overwrite')
+        manifest.unlink()
+    for domain in spec.domains:
+        ours = _read_state(spec, domain, key) is not None
+        for split in spec.splits:
+            folder = Path(spec.out) / split.name / domain.name
+            if folder.exists() and not ours and not overwrite:
+                raise ValueError(f'{folder} exists and is not of this run; choose another out, or replace it with '
+                                 '--overwrite')
+    return None
+
+
+def _state_path(spec: Spec, domain: Domain) -> Path:
+    return Path(spec.work) / f'{domain.name}.state.json'
+
+
+def _read_state(spec: Spec, domain: Domain, key: str) -> dict[str, Any] | None:
+    """The manifest's entry of a domain whose shards an earlier run completed."""
+    path = _state_path(spec, domain)
+    if not path.exists():
+        return None
+    state = json.loads(path.read_text(encoding='utf-8'))
+    return state['splits'] if state['key'] == key else None
+
+
+def _finish(item: Input, context: Context, duplicate: np.ndarray) -> dict[str, Any]:
+    """Makes the shards of a domain unless they are there, and puts them in place."""
+    spec, name = context.spec, item.domain.name
+    shards = Path(spec.work) / f'{name}-{context.key}.shards'
+    splits = _read_state(spec, item.domain, context.key)
+    if splits is None or not all(_packed(spec, shards, split, name) for split in splits):
+        splits = _pack(item, context, duplicate, shards)
+        _write_whole(_state_path(spec, item.domain), json.dumps({'key': context.key, 'splits': splits}))
+    for split in splits:
+        if not (shards / split).exists():
+            continue
+        if spec.remote:
+            upload(shards / split, f'{spec.remote.rstrip("/")}/{split}/{name}')
+        if spec.out:
+            target = Path(spec.out) / split / name
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(shards / split, target)
+        else:
+            shutil.rmtree(shards / split)
+    return splits
+
+
+def _packed(spec: Spec, shards: Path, split: str, name: str) -> bool:
+    return (shards / split).exists() or spec.out is None or (Path(spec.out) / split / name / 'index.json').exists()
+
+
+def _pack(item: Input, context: Context, duplicate: np.ndarray, shards: Path) -> dict[str, Any]:
+    spec, dtype = context.spec, context.tokenizer.dtype
+    journal, used = tokenize(item, context, duplicate)
+    lengths = [length // np.dtype(dtype).itemsize for length in journal.lengths]
+    splits = {}
+    for index, split in enumerate(spec.splits):
+        budget = spec.budget(item.domain, split)
+        if budget == 0:
+            continue
+        samples = lengths[index] // spec.max_seq_len
+        if not samples:
+            raise too_small(item, split.name, lengths[index], spec)
+        write_samples(journal.paths[index], shards / split.name, samples, spec.max_seq_len, dtype,
+                      compression=spec.compression, hashes=spec.hashes, shard_size=spec.shard_size)
+        tokens = samples * spec.max_seq_len
+        start = int(item.ends[index - 1]) if index else 0
+        splits[split.name] = {
+            'samples': samples,
+            'tokens': tokens,
+            'documents': used[index],
+            'documents_over_budget': item.chosen[index] - used[index],
+            'tokens_dropped': lengths[index] - tokens,
+            'budget_tokens': budget,
+            'budget_met': budget is None or tokens >= budget,
+            'hash_interval': [start / BINS, int(item.ends[index]) / BINS],
+        }
+        if budget is not None and tokens < budget:
+            log.warning('domains.%s, split %s: budget missed, %s of %s tokens', item.domain.name, split.name, tokens, budget)
+    journal.remove()
+    return splits
+
+
+def _manifest(spec: Spec, tokenizer: TokenizerPlan, inputs: list[Input], entries: dict[str, Any],
+              key: str) -> dict[str, Any]:
+    domains = {}
+    for item in inputs:
+        counts, splits = item.counts, entries[item.domain.name]
+        domains[item.domain.name] = {
+            'path': list(item.domain.path),
+            'files': len(item.sources),
+            'documents': counts['documents'],
+            'bytes': counts['bytes'],
+            'duplicates': item.duplicates,
+            'empty': counts['empty'],
+            'bad_lines': counts['bad'],
+            'documents_unassigned': counts['documents'] - item.duplicates - sum(item.chosen),
+            'splits': splits,
+        }
+    totals = {split.name: {what: sum(entry[split.name][what] for entry in entries.values() if split.name in entry)
+                           for what in ('samples', 'tokens', 'documents')} for split in spec.splits}
+    return {
+        'llmshearing': __version__,
+        'key': key,
+        'tokenizer': {
+            'name': spec.tokenizer,
+            'class': tokenizer.class_name,
+            'fingerprint': tokenizer.fingerprint,
+            'vocab_size': tokenizer.size,
+            'bos_token_id': tokenizer.bos,
+            'eos_token_id': tokenizer.eos,
+        },
+        'max_seq_len': spec.max_seq_len,
+        'encoding': f'ndarray:{tokenizer.dtype}:{spec.max_seq_len}',
+        'seed': spec.seed,
+        'compression': spec.compression,
+        'hashes': list(spec.hashes),
+        'splits': totals,
+        'domains': domains,
+    }

@@ -1,0 +1,79 @@
+"""``llmshearing prepare SPEC.yaml``: the command line of :func:`llmshearing.data.prepare.prepare`."""
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from typing import Any
+
+from llmshearing.data.prepare import prepare
+
+
+def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
+    """A table of what each split holds and how long it lasts.
+
+    Args:
+        manifest (dict[str, Any]): From :func:`llmshearing.data.prepare.prepare`.
+        batch_size (int): Sequences in a global batch.
+
+    Returns:
+        str: One row per domain and one for the total, whose last column is the number of whole batches, that is of
+        training steps, in one pass over the split when domains are drawn in proportion to their size.
+    """
+    rows = [('split', 'domain', 'documents', 'tokens', 'budget', 'sequences', f'steps of {batch_size}')]
+    for split, total in manifest['splits'].items():
+        for name, domain in manifest['domains'].items():
+            entry = domain['splits'].get(split)
+            if entry is None:
+                continue
+            budget = entry['budget_tokens']
+            met = '-' if budget is None else 'met' if entry['budget_met'] else f'{entry["tokens"] / budget:.0%} of {budget:,}'
+            rows.append((split, name, f'{entry["documents"]:,}', f'{entry["tokens"]:,}', met, f'{entry["samples"]:,}',
+                         f'{entry["samples"] // batch_size:,}'))
+        rows.append((split, 'all', f'{total["documents"]:,}', f'{total["tokens"]:,}', '', f'{total["samples"]:,}',
+                     f'{total["samples"] // batch_size:,}'))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return '\n'.join('  '.join(cell.ljust(width) if i < 2 else cell.rjust(width)
+                               for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='llmshearing prepare', description='Turn raw text into tokenized MDS splits.')
+    parser.add_argument('spec', help='YAML file: see data_prep/README.md and yamls/data/')
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='change keys of the spec, e.g. max_seq_len=2048')
+    parser.add_argument('--out', help='output folder or remote address, instead of the one in the spec')
+    parser.add_argument('--workers', type=int, help='worker processes (default: all cores)')
+    parser.add_argument('--batch-size', type=int, default=32, help='sequences in a batch, for the table (default: 32)')
+    parser.add_argument('--overwrite', action='store_true', help='replace folders that another run left in OUT')
+    parser.add_argument('--quiet', action='store_true', help='no progress bars and no table')
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command. Returns 0 when done, 1 when the disk is full."""
+    from omegaconf import OmegaConf
+    args = _parser().parse_args(argv)
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
+    if not os.path.isfile(args.spec):
+        raise FileNotFoundError(f'{args.spec} does not exist; expected a YAML file')
+    if bad := [o for o in args.overrides if '=' not in o]:
+        raise ValueError(f'{bad[0]!r} is not of the form key=value')
+    spec = OmegaConf.merge(OmegaConf.load(args.spec), OmegaConf.from_dotlist(args.overrides))
+    if args.out:
+        spec.out = args.out
+    spec = OmegaConf.to_container(spec, resolve=True)
+    spec.pop('variables', None)  # a place for values that are used more than once, as in llm-foundry's files
+    logging.basicConfig(format='%(message)s', level=logging.ERROR if args.quiet else logging.WARNING)
+    try:
+        manifest = prepare(spec, workers=args.workers, overwrite=args.overwrite, progress=not args.quiet)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.stderr.write(f'llmshearing prepare: {error}\n')
+        return 1
+    if not args.quiet:
+        sys.stdout.write(feeding_table(manifest, args.batch_size) + '\n')
+    return 0

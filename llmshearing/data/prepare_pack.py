@@ -1,0 +1,132 @@
+"""From ids to finished MDS folders.
+
+While a domain is tokenized its ids are appended to one plain file per split, with a journal of how far they go, so
+that an interrupted run continues at the last piece. Sample i of a split is then simply words [i * L, (i + 1) * L) of
+that file: packing is cutting. Shards are written to a working folder and renamed when complete, because a folder with
+an index is a folder that a loader believes.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def read_journal(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The lines of a :class:`Journal`, in order, without opening it for writing."""
+    for entry, _ in _complete_lines(folder / f'{name}.journal'):
+        yield entry
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Entries and the offsets at which they end; a last line without its end is not an entry."""
+    if not path.exists():
+        return
+    end = 0
+    with open(path, 'rb') as file:
+        for line in file:
+            if not line.endswith(b'\n'):
+                return
+            end += len(line)
+            yield json.loads(line), end
+
+
+class Journal:
+    """Binary files that grow together and survive an interruption at any point.
+
+    After each append, one line of JSON records the new lengths and whatever the caller wants to remember. Opening
+    again cuts the files back to the last complete line.
+
+    Args:
+        folder (Path): Where the files are.
+        name (str): Begins the names of the files.
+        columns (Sequence[str]): One file for each.
+    """
+
+    def __init__(self, folder: Path, name: str, columns: Sequence[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log_path = folder / f'{name}.journal'
+        self.paths = [folder / f'{name}.{column}.bin' for column in columns]
+        self.lengths, self.count, valid = [0] * len(columns), 0, 0
+        for path in self.paths:
+            path.touch()
+        for entry, end in _complete_lines(self._log_path):
+            if any(path.stat().st_size < length for path, length in zip(self.paths, entry['lengths'])):
+                break
+            self.lengths, self.count, valid = entry['lengths'], self.count + 1, end
+        self._log_path.touch()
+        os.truncate(self._log_path, valid)
+        for path, length in zip(self.paths, self.lengths):
+            os.truncate(path, length)
+        self._log = open(self._log_path, 'ab')
+        self._files = [open(path, 'ab') for path in self.paths]
+
+    def append(self, arrays: Sequence[np.ndarray], **facts: Any) -> None:
+        """Adds one array to each file, and a line with ``facts``."""
+        for file, array in zip(self._files, arrays, strict=True):
+            file.write(array.tobytes())
+            file.flush()
+        self.lengths = [length + array.nbytes for length, array in zip(self.lengths, arrays)]
+        self.count += 1
+        self._log.write(json.dumps({'lengths': self.lengths, **facts}).encode() + b'\n')
+        self._log.flush()
+
+    def close(self) -> None:
+        """Closes the files and keeps them."""
+        for file in [self._log, *self._files]:
+            file.close()
+
+    def remove(self) -> None:
+        """Closes and deletes the files."""
+        self.close()
+        for path in [self._log_path, *self.paths]:
+            path.unlink()
+
+
+def write_samples(ids: Path, folder: Path, samples: int, max_seq_len: int, dtype: str, *, compression: str | None,
+                  hashes: Sequence[str], shard_size: int | str) -> None:
+    """Cuts a file of ids into samples and writes them as MDS shards.
+
+    Args:
+        ids (Path): Ids of type ``dtype``, at least ``samples * max_seq_len``.
+        folder (Path): Written afresh; complete only when this function returns.
+        samples (int): Number of samples.
+        max_seq_len (int): Tokens in each.
+        dtype (str): ``uint16`` or ``uint32``, also the type in the shards.
+        compression (str | None): As ``streaming.MDSWriter`` takes it.
+        hashes (Sequence[str]): Checksums to record per shard.
+        shard_size (int | str): Largest shard.
+    """
+    from streaming import MDSWriter
+    shutil.rmtree(folder, ignore_errors=True)
+    columns = {'tokens': f'ndarray:{dtype}:{max_seq_len}'}
+    # Not used as a context manager: leaving one on an error would write an index over the shards there are.
+    writer = MDSWriter(columns=columns, out=str(folder), compression=compression, hashes=list(hashes),
+                       size_limit=shard_size)
+    try:
+        rows = max(1, (1 << 22) // max_seq_len)
+        with open(ids, 'rb') as file:
+            for start in range(0, samples, rows):
+                count = min(rows, samples - start)
+                for sample in np.fromfile(file, dtype, count * max_seq_len).reshape(count, max_seq_len):
+                    writer.write({'tokens': sample})
+        writer.finish()
+    finally:
+        writer.cancel_future_jobs()
+
+
+def upload(folder: Path, remote: str) -> None:
+    """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
+    from streaming.base.storage.upload import CloudUploader
+    uploader = CloudUploader.get((str(folder), remote), keep_local=True, exist_ok=True)
+    names = sorted(path.name for path in folder.iterdir())
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(uploader.upload_file, [name for name in names if name != 'index.json']))
+    if 'index.json' in names:
+        uploader.upload_file('index.json')
