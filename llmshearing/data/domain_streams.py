@@ -1,0 +1,136 @@
+"""From the domains a user names to one Streaming ``Stream`` per domain, with every mistake told before training.
+
+A domain is an MDS folder: below ``local`` (and ``remote``) under the domain's name, or where its own ``local``/
+``remote`` say. Downloading, caching and hash checks stay Streaming's; what is checked here is what would otherwise show
+up as a crash or, worse, as wrong tokens in the middle of a run: folders that are missing or empty, mixture weights for
+domains that do not exist, sequences of another length, token ids that the tokenizer does not have.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from streaming import Stream, StreamingDataset
+from streaming.base.format import get_index_basename
+
+DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
+
+
+def build_domain_streams(
+    domains: DomainConfig,
+    local: str | None,
+    remote: str | None,
+    split: str | None = None,
+) -> dict[str, Stream]:
+    """One ``Stream`` per domain, in the order given.
+
+    Args:
+        domains: names, or a mapping from name to settings of its ``Stream`` (``local``, ``remote``, ``split``,
+            ``download_retry``, ``download_timeout``, ``validate_hash``, ``keep_zip``), which override the shared ones.
+        local: folder with one folder per domain.
+        remote: the same layout at a remote place, or ``None`` if all shards are local.
+        split: sub-folder of every domain's folder to read, if any.
+
+    Raises:
+        ValueError: if no domain is given, a name is given twice, or a domain's folder or index is missing or empty.
+    """
+    names = list(domains)
+    if isinstance(domains, str) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f'`domains` must be a list of names or a mapping from name to settings, but got {domains!r}.')
+    if len(set(names)) != len(names):
+        raise ValueError(f'Each domain must be named once, but got {names}.')
+    streams, problems = {}, []
+    for name in names:
+        own = dict(domains[name] or {}) if isinstance(domains, Mapping) else {}
+        own.setdefault('local', os.path.join(local, name) if local else None)
+        own.setdefault('remote', f'{remote.rstrip("/")}/{name}' if remote else None)
+        own.setdefault('split', split)
+        if not own['local']:
+            raise ValueError(f'Domain {name!r} has no local folder: set `local` of the dataset (one folder per domain '
+                             f'below it) or `domains.{name}.local`.')
+        problem = None if own['remote'] else _index_problem(own['local'], own['split'])
+        if problem:
+            problems.append(f'{name}: {problem}')
+        else:
+            streams[name] = Stream(**own)
+    if problems:
+        raise ValueError(f'Cannot read {len(problems)} of {len(names)} domains ({"; ".join(problems)}). '
+                         f'{_what_is_there(local)}Prepare the data, correct `domains` or `local`, or set `remote`.')
+    return streams
+
+
+def _index_problem(local: str, split: str | None) -> str | None:
+    """What is wrong with the index of a local MDS folder, or None."""
+    path = os.path.join(local, split or '', get_index_basename())
+    if not os.path.isfile(path):
+        return f'no {path}'
+    with open(path, encoding='utf-8') as file:
+        try:
+            index = json.load(file)
+        except json.JSONDecodeError as error:
+            return f'{path} is not valid JSON ({error})'
+    if not sum(shard['samples'] for shard in index.get('shards', [])):
+        return f'{path} lists no samples'
+    return None
+
+
+def _what_is_there(local: str | None) -> str:
+    if not local or not os.path.isdir(local):
+        return f'There is no folder {local}. ' if local else ''
+    found = sorted(name for name in os.listdir(local) if _index_problem(os.path.join(local, name), None) is None)
+    return f'Domains found in {local}: {found}. '
+
+
+def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[str, int]) -> list[float]:
+    """Initial mixture weights in the order of ``sizes``: as given, or by size in samples.
+
+    Args:
+        proportions: weight by domain, need not sum to 1. ``None`` takes the domains' sizes.
+        sizes: samples by domain.
+
+    Raises:
+        ValueError: if the names are not exactly the domains, or the weights are negative, not finite or all zero.
+    """
+    if proportions is None:
+        return [float(size) for size in sizes.values()]
+    unknown, missing = sorted(set(proportions) - set(sizes)), sorted(set(sizes) - set(proportions))
+    if unknown or missing:
+        raise ValueError(f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and lacks '
+                         f'{missing}. Give every domain a weight (0 keeps it out until an update raises it).')
+    weights = {name: float(proportions[name]) for name in sizes}
+    if any(not np.isfinite(weight) or weight < 0 for weight in weights.values()) or not any(weights.values()):
+        raise ValueError(f'`proportions` must be finite, not negative and not all zero, but got {weights}.')
+    return list(weights.values())
+
+
+def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
+    """Raises if a stored sample is not what the model expects.
+
+    Args:
+        tokens: token ids of one sample.
+        domain: name of its domain, for the message.
+        max_seq_len: expected length.
+        vocab_size: ids must be below this.
+
+    Raises:
+        ValueError: if the length or an id does not fit.
+    """
+    if len(tokens) != max_seq_len:
+        raise ValueError(f'Domain {domain!r} holds sequences of {len(tokens)} tokens, but max_seq_len is {max_seq_len}. '
+                         f'Set max_seq_len to {len(tokens)} or prepare the data again.')
+    if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
+        raise ValueError(f'Domain {domain!r} holds token id {int(tokens.max())}, but the tokenizer has {vocab_size} ids. '
+                         f'The data was made with another tokenizer: prepare it again, or name that tokenizer.')
+
+
+def first_local_sample(dataset: StreamingDataset, stream: int) -> dict[str, Any] | None:
+    """The first sample of a stream whose shard is on this machine already, undecoded, or None if there is none yet."""
+    begin = int(dataset.shard_offset_per_stream[stream])
+    for shard in dataset.shards[begin:begin + int(dataset.shards_per_stream[stream])]:
+        raw, _ = shard.file_pairs[0]
+        if len(shard) and os.path.isfile(os.path.join(shard.dirname, shard.split, raw.basename)):
+            return shard[0]
+    return None
