@@ -40,6 +40,8 @@ setup(
         'safetensors>=0.4',
         'tokenizers>=0.21,<0.22',
         'numpy>=1.26',
+        'scipy>=1.11',
+        'setuptools<81',  # llm-foundry imports pkg_resources at run time
     ],
     extras_require={
         'gpu': ['flash-attn>=2.7.4,<2.8'],

@@ -1,0 +1,87 @@
+"""Which axes a target prunes, how many units of each row must stay, and how exactly that many are chosen.
+
+A *row* is a set of units among which a fixed number is kept: the hidden vector, the layer vector, one layer's KV groups,
+intermediate dimensions or heads; in grouped-query models the query heads of one KV head, since every KV head must end
+with the same number of them.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Mapping, Optional
+
+import torch
+from torch import Tensor
+
+from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import mask_shapes
+
+__all__ = ['AxisPlan', 'keep_largest', 'kept_counts', 'plan_axes']
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisPlan:
+    """One axis to prune.
+
+    Attributes:
+        axis (str): Name of the axis.
+        mask_shape (tuple[int, ...]): Shape of its mask.
+        units (int): Units per row.
+        keep (int): Units that stay in every row.
+    """
+
+    axis: str
+    mask_shape: tuple[int, ...]
+    units: int
+    keep: int
+
+    @property
+    def final_sparsity(self) -> float:
+        """Fraction of each row that is removed in the end."""
+        return 1 - self.keep / self.units
+
+    def rows(self, values: Tensor) -> Tensor:
+        """A mask-shaped tensor as [rows, units]."""
+        return values.reshape(-1, self.units)
+
+
+def plan_axes(source: ModelShape, target: ModelShape) -> dict[str, AxisPlan]:
+    """The axes on which the target differs from the source."""
+    units_and_keep = {
+        'hidden': (source.hidden_size, target.hidden_size),
+        'layer': (source.num_hidden_layers, target.num_hidden_layers),
+        'intermediate': (source.intermediate_size, target.intermediate_size),
+    }
+    if source.group_size == 1:
+        units_and_keep['head'] = (source.num_attention_heads, target.num_attention_heads)
+    else:
+        units_and_keep['kv_group'] = (source.num_key_value_heads, target.num_key_value_heads)
+        units_and_keep['head'] = (source.group_size, target.group_size)
+    shapes = mask_shapes(source)
+    return {
+        axis: AxisPlan(axis, shapes[axis], units, keep)
+        for axis, (units, keep) in units_and_keep.items()
+        if keep != units
+    }
+
+
+def keep_largest(plan: AxisPlan, scores: Tensor, keep: Optional[Tensor | int] = None) -> Tensor:
+    """Exactly the highest-scored units of each row; of equal scores the first ones.
+
+    Args:
+        plan (AxisPlan): The axis.
+        scores (Tensor): Mask-shaped scores.
+        keep (Tensor | int | None): Units to keep in each row, int64 [rows] or one number; default: the target's.
+
+    Returns:
+        Tensor: bool, mask-shaped.
+    """
+    rows = plan.rows(scores)
+    keep = torch.as_tensor(plan.keep if keep is None else keep).expand(len(rows))
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(plan.units).expand_as(order))
+    return (rank < keep[:, None]).view(plan.mask_shape)
+
+
+def kept_counts(plans: Mapping[str, AxisPlan], masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Number of non-zero units in every row of every axis."""
+    return {axis: (plan.rows(masks[axis]) != 0).sum(1).tolist() for axis, plan in plans.items()}

@@ -1,0 +1,84 @@
+"""Progressive shearing: no noise and no multipliers; the kept counts follow the schedule to the target.
+
+At every batch each row keeps as many units as the schedule says, and the units that go are those whose mask has mattered
+least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs, which the
+cut's scales yield for free. A unit that went does not come back (its mask receives no gradient any more).
+"""
+from __future__ import annotations
+
+import math
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor
+
+from llmshearing.algorithms.targeted_pruning.constraints import target_sparsity
+from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, keep_largest
+
+__all__ = ['ProgressiveMasks']
+
+
+class ProgressiveMasks:
+    """Binary masks that shrink on schedule.
+
+    Args:
+        plans (Mapping[str, AxisPlan]): Axes to prune.
+        start_sparsity (float): Fraction removed at the beginning of the warm-up.
+        seed (int): Orders the units before any gradient was seen.
+        decay (float): Of the running mean of |d loss / d z|.
+    """
+
+    def __init__(self, plans: Mapping[str, AxisPlan], start_sparsity: float, seed: int, decay: float = 0.9):
+        self.plans, self.start_sparsity, self.decay = dict(plans), start_sparsity, decay
+        generator = torch.Generator().manual_seed(seed)
+        # Tiny distinct values: an order before the first gradient, nothing after it.
+        self.importance = {axis: torch.rand(p.mask_shape, generator=generator) * 1e-12 for axis, p in self.plans.items()}
+        self.mask = {axis: torch.ones(plan.mask_shape) for axis, plan in self.plans.items()}
+
+    def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
+        """Shrinks the masks to what the schedule allows by now and returns them."""
+        del batch
+        for axis, plan in self.plans.items():
+            sparsity = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
+            keep = max(plan.keep, min(plan.units, math.ceil(plan.units * (1 - sparsity) - 1e-6)))
+            scores = self.importance[axis].masked_fill(self.mask[axis] == 0, -1.0)
+            self.mask[axis] = keep_largest(plan, scores, keep).float() * self.mask[axis]
+        return {axis: mask.clone() for axis, mask in self.mask.items()}
+
+    def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
+        """Adds |d loss / d z| to the running means."""
+        del rate
+        metrics = {}
+        for axis, plan in self.plans.items():
+            self.importance[axis].mul_(self.decay).add_(gradients[axis].abs(), alpha=1 - self.decay)
+            target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
+            metrics[f'{axis}/target'] = plan.units * (1 - target)
+        return metrics
+
+    def kept(self) -> dict[str, Tensor]:
+        """The masks themselves: nothing is uncertain."""
+        return {axis: mask.clone() for axis, mask in self.mask.items()}
+
+    def scores(self) -> dict[str, Tensor]:
+        """Importance of the kept units; removed ones stand below all of them."""
+        return {axis: value.masked_fill(self.mask[axis] == 0, -1.0) for axis, value in self.importance.items()}
+
+    def deterministic(self, counts: str) -> dict[str, Tensor]:
+        """The masks of the moment (``'expected'``) or exactly the target's count of the most important units."""
+        if counts == 'expected':
+            return self.kept()
+        return {axis: keep_largest(plan, self.scores()[axis]).float() for axis, plan in self.plans.items()}
+
+    def hard_counts(self) -> dict[str, list[int]]:
+        """Kept units in each row."""
+        return {axis: (plan.rows(self.mask[axis]) > 0.5).sum(1).tolist() for axis, plan in self.plans.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            'importance': {axis: value.clone() for axis, value in self.importance.items()},
+            'mask': {axis: value.clone() for axis, value in self.mask.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.importance = {axis: state['importance'][axis].clone() for axis in self.plans}
+        self.mask = {axis: state['mask'][axis].clone() for axis in self.plans}

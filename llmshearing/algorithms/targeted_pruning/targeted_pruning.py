@@ -1,0 +1,266 @@
+"""``targeted_pruning``: the Composer Algorithm that learns which units of a model to keep.
+
+The algorithm owns the masks: it draws them before each batch, hands them to the model, collects their gradients after
+the backward passes, averages those over ranks, and steps its own optimizer. The model knows nothing of constraints, and the
+masks are in no module tree, so neither sharding nor gradient clipping nor mixed precision touches them.
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, Mapping, Optional, Union
+
+import torch
+from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from llmshearing.algorithms.targeted_pruning.constraints import overall_sparsity
+from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
+from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
+from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
+from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
+from llmshearing.models.shapes import ModelShape, resolve_target
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+
+__all__ = ['TargetedPruning', 'elapsed_share', 'find_pruning']
+
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+MASK_LEARNING = ('lagrangian', 'progressive')
+EVAL_MASKS = ('expected', 'target')
+
+
+def elapsed_share(state: State, duration: Time) -> float:
+    """How much of ``duration`` has passed since the run began, 0 and up.
+
+    Args:
+        state (State): Read for its timestamp and, where ``duration`` is in ``dur``, its max_duration.
+        duration (Time): In ``ba``, ``sp``, ``tok``, ``ep`` or ``dur``.
+    """
+    if duration.unit == TimeUnit.DURATION:
+        elapsed = state.get_elapsed_duration()
+        if elapsed is None:
+            raise ValueError(f'a time of {duration.to_timestring()} needs a max_duration; set one, or give batches (ba).')
+        passed = elapsed.value
+    else:
+        passed = state.timestamp.get(duration.unit).value
+    return passed / duration.value if duration.value > 0 else 1.0
+
+
+def find_pruning(state: State) -> Optional[TargetedPruning]:
+    """The run's pruning algorithm, or None."""
+    return next((algorithm for algorithm in state.algorithms if isinstance(algorithm, TargetedPruning)), None)
+
+
+class TargetedPruning(Algorithm):
+    """Prunes a :class:`ShearedCausalLM` to exactly a target shape while it trains.
+
+    Args:
+        target (Mapping[str, int]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
+            ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays.
+        mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
+            ``'progressive'``: kept counts follow the warm-up and the least important units go. Default: ``'lagrangian'``.
+        lagrangian_warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final
+            one. Default: ``'0.2dur'``, as in the paper.
+        start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
+        learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
+        multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
+        follow_schedule (bool): Scale both rates with the weights' learning-rate schedule. Default: ``True``.
+        freeze_masks_after (str | Time | None): From then on the masks are fixed to exactly the target's units and only the
+            weights train. Default: ``None``, never before the end.
+        freeze_weights (bool): Train masks only. Default: ``False``.
+        eval_masks (str): Masks of evaluations: ``'expected'`` number of units or exactly the ``'target'``'s.
+            Default: ``'expected'``.
+        multiple_of (int): Round kept intermediate counts up while training, for aligned matrix products. Default: ``1``.
+        tolerance (float): Expected counts may end this fraction away from the target. Default: ``0.05``.
+        seed (int): Seeds the start and the noise. Default: ``17``.
+
+    Raises:
+        ValueError: For values out of range here, and at the start of the run for a target that the source cannot reach.
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, int],
+        mask_learning: str = 'lagrangian',
+        lagrangian_warmup: Union[str, Time] = '0.2dur',
+        start_sparsity: float = 0.0,
+        learning_rate: float = 1.0,
+        multiplier_learning_rate: float = 1.0,
+        follow_schedule: bool = True,
+        freeze_masks_after: Optional[Union[str, Time]] = None,
+        freeze_weights: bool = False,
+        eval_masks: str = 'expected',
+        multiple_of: int = 1,
+        tolerance: float = 0.05,
+        seed: int = 17,
+    ):
+        self.target_settings = dict(target)
+        self.mask_learning = _one_of('mask_learning', mask_learning, MASK_LEARNING)
+        self.lagrangian_warmup = Time.from_input(lagrangian_warmup)
+        self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
+        self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
+        self.multiplier_learning_rate = _within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
+        self.follow_schedule = follow_schedule
+        self.freeze_masks_after = None if freeze_masks_after is None else Time.from_input(freeze_masks_after)
+        self.freeze_weights = freeze_weights
+        self.eval_masks = _one_of('eval_masks', eval_masks, EVAL_MASKS)
+        self.multiple_of = int(_within('multiple_of', multiple_of, 1, 4096))
+        self.tolerance = _within('tolerance', tolerance, 0.0, 1.0)
+        self.seed = seed
+        # Known once the run has a model.
+        self.source: Optional[ModelShape] = None
+        self.target: Optional[ModelShape] = None
+        self.plans: dict[str, AxisPlan] = {}
+        self.learner: Optional[MaskLearner] = None
+        self.frozen_masks: Optional[dict[str, Tensor]] = None
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """Masked layers are not run, so their parameters may be unused in a batch."""
+        return True
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.INIT, Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH, Event.EVAL_START)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.INIT:
+            self._prepare(state)
+        elif event == Event.BEFORE_TRAIN_BATCH:
+            _model(state).cutter.set_masks(self.training_masks(state), self.multiple_of)
+        elif event == Event.AFTER_TRAIN_BATCH:
+            logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
+        elif event == Event.EVAL_START:
+            _model(state).cutter.set_masks(self.evaluation_masks())
+
+    def training_masks(self, state: State) -> dict[str, Tensor]:
+        """Masks of the coming batch by axis: drawn, or frozen when their time has come."""
+        if self.frozen_masks is None and self._is_frozen(state):
+            self.frozen_masks = self.final_masks()
+            log.info('Masks are frozen to the target from batch %d on.', state.timestamp.batch.value)
+        if self.frozen_masks is not None:
+            return self.frozen_masks
+        return self.learner.draw(state.timestamp.batch.value, elapsed_share(state, self.lagrangian_warmup))
+
+    def evaluation_masks(self) -> dict[str, Tensor]:
+        """Masks without noise, as ``eval_masks`` says."""
+        return self.learner.deterministic(self.eval_masks) if self.frozen_masks is None else self.frozen_masks
+
+    def final_masks(self) -> dict[str, Tensor]:
+        """Masks that keep exactly the target's units."""
+        return self.learner.deterministic('target') if self.frozen_masks is None else self.frozen_masks
+
+    def reports(self) -> list[AxisReport]:
+        """Target, expected and hard counts of every pruned axis."""
+        return axis_reports(self.plans, self.learner.kept(), self.learner.hard_counts())
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.learner is None:
+            return {'version': STATE_VERSION}
+        return {
+            'version': STATE_VERSION,
+            'source': dataclasses.asdict(self.source),
+            'target': dataclasses.asdict(self.target),
+            'mask_learning': self.mask_learning,
+            'learner': self.learner.state_dict(),
+            'frozen_masks': self.frozen_masks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the masks.
+
+        Raises:
+            ValueError: If the state was saved by another version, for another source, target or way of learning masks.
+        """
+        own = {**self.state_dict(), 'learner': None, 'frozen_masks': None}
+        differing = [key for key in ('version', 'source', 'target', 'mask_learning') if own.get(key) != state.get(key)]
+        if differing:
+            listed = '\n'.join(f'  - {key}: checkpoint {state.get(key)}, this run {own.get(key)}' for key in differing)
+            raise ValueError(f'The checkpoint belongs to another pruning run; start anew or use its settings:\n{listed}')
+        self.learner.load_state_dict(state['learner'])
+        self.frozen_masks = state['frozen_masks']
+
+    def _prepare(self, state: State) -> None:
+        model = _model(state)
+        if state.precision == Precision.AMP_FP16:
+            raise ValueError('targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.')
+        self.source = model.cutter.shape
+        self.target = resolve_target(self.source, self.target_settings, model.cutter.family.has_head_dim)
+        self.plans = plan_axes(self.source, self.target)
+        if not self.plans:
+            raise ValueError(f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.')
+        if self.mask_learning == 'lagrangian':
+            self.learner = LagrangianMasks(
+                self.plans,
+                self.learning_rate,
+                self.multiplier_learning_rate,
+                self.start_sparsity,
+                self.seed,
+            )
+        else:
+            self.learner = ProgressiveMasks(self.plans, self.start_sparsity, self.seed)
+        if self.freeze_weights:
+            model.requires_grad_(False)
+        log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
+
+    def _is_frozen(self, state: State) -> bool:
+        return self.freeze_masks_after is not None and elapsed_share(state, self.freeze_masks_after) >= 1.0
+
+    def _update(self, state: State) -> dict[str, float]:
+        metrics = {}
+        if self.frozen_masks is None:
+            gradients = _model(state).cutter.mask_gradients(reduce=_average_over_ranks)
+            _check_finite(gradients, state)
+            rate = _schedule_factor(state) if self.follow_schedule else 1.0
+            metrics = self.learner.update(gradients, elapsed_share(state, self.lagrangian_warmup), rate)
+        for report in self.reports():
+            metrics[f'{report.axis}/expected'] = report.expected
+            metrics[f'{report.axis}/hard'] = report.hard
+        metrics['expected_sparsity'] = overall_sparsity(self.learner.kept(), self.source)
+        return metrics
+
+
+def _model(state: State) -> ShearedCausalLM:
+    model = state.model.module if hasattr(state.model, 'module') else state.model
+    if not isinstance(model, ShearedCausalLM):
+        raise ValueError(
+            f'targeted_pruning needs the model sheared_causal_lm, got {type(model).__name__}; set `model.name: sheared_causal_lm`.',
+        )
+    return model
+
+
+def _average_over_ranks(gradient: Tensor) -> None:
+    dist.all_reduce(gradient, reduce_operation='SUM')
+    gradient.div_(dist.get_world_size())
+
+
+def _schedule_factor(state: State) -> float:
+    """The weights' learning rate as a fraction of its peak."""
+    if not state.schedulers:
+        return 1.0
+    scheduler = state.schedulers[0]
+    return scheduler.get_last_lr()[0] / scheduler.base_lrs[0] if scheduler.base_lrs[0] else 1.0
+
+
+def _check_finite(gradients: Mapping[str, Tensor], state: State) -> None:
+    broken = [axis for axis, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+    if broken:
+        raise RuntimeError(
+            f'batch {state.timestamp.batch.value}: the gradient of the {", ".join(broken)} mask is not finite on some rank. '
+            'The checkpoints saved so far are intact; resume from the last one with a lower learning rate or other data.',
+        )
+
+
+def _one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
+    if value not in possible:
+        raise ValueError(f'{name}={value!r} is not possible; choose one of {", ".join(possible)}.')
+    return value
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f'{name}={value!r} is out of range; it must be a number from {low} to {high}.')
+    return value

@@ -1,0 +1,156 @@
+"""Export: a source model and a set of final masks become a stock Hugging Face folder.
+
+The tensors are those that the masked forward pass computes with (:class:`~llmshearing.models.cutting.CutPlan`), the config is
+the source's with the target's shape. Only exact, uniform shapes leave: every remaining layer must keep the same numbers.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Optional
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from llmshearing.conversion.shard_writer import ModelFolderWriter
+from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.families import Family
+from llmshearing.models.shapes import ModelShape, with_shape
+from llmshearing.models.units import Units
+
+__all__ = ['cut_tensors', 'exported_config', 'kept_indices', 'open_strictly', 'shape_after', 'write_model_folder']
+
+
+def shape_after(units: Units, source: ModelShape) -> ModelShape:
+    """The uniform shape that a set of kept units leaves.
+
+    Raises:
+        ValueError: If layers keep different numbers of units, which no stock model can hold; names layers and numbers.
+    """
+    counts = {
+        layer: (
+            (source.num_key_value_heads if kept.kv_heads is None else len(kept.kv_heads)),
+            (source.num_attention_heads if kept.heads is None else len(kept.heads)),
+            (source.intermediate_size if kept.intermediate is None else len(kept.intermediate)),
+        ) for layer, kept in units.layers.items()
+    }
+    padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
+    if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))]) == 0:
+        listed = ', '.join(f'layer {layer}: {kv} KV heads, {q} heads, {i} intermediate' for layer, (kv, q, i) in counts.items())
+        raise ValueError(
+            'the masks leave layers of different shapes, which a stock model cannot hold: '
+            f'{listed or "no layer at all"}{f"; unequal groups in layers {padded}" if padded else ""}. '
+            'Prune to a target shape, or evaluate this model as it is.',
+        )
+    kv_heads, heads, intermediate = next(iter(counts.values()))
+    return dataclasses.replace(
+        source,
+        num_hidden_layers=len(counts),
+        hidden_size=source.hidden_size if units.hidden is None else len(units.hidden),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+    )
+
+
+def cut_tensors(
+    family: Family,
+    plan: CutPlan,
+    masks: Mapping[str, Tensor],
+    get: Callable[[str], Optional[Tensor]],
+    tied: bool,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields (parameter name, tensor) of the exported model, layers renumbered.
+
+    Args:
+        family (Family): The source's table.
+        plan (CutPlan): Cuts of the masks.
+        masks (Mapping[str, Tensor]): The masks of the plan.
+        get (Callable): Full source parameter by name, None where the source has none of that name. Called once for each
+            name in a fixed order, so that it may gather a sharded parameter from all ranks.
+        tied (bool): The LM head is the embedding; it is not written.
+    """
+    new_number = {layer: number for number, layer in enumerate(plan.units.layers)}
+    layer_of = {path: layer for path, _, layer in family.modules(plan.shape.num_hidden_layers)}
+    for path, cut in plan.cuts(flatten_masks(masks)):
+        if tied and path == family.head:
+            continue
+        full = {name: get(f'{path}.{name}') for name in ('weight', 'bias')}
+        if full['weight'] is None:
+            raise ValueError(f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?')
+        layer = layer_of[path]
+        prefix = f'{family.decoder}.layers.'
+        new_path = path if layer is None else path.replace(f'{prefix}{layer}.', f'{prefix}{new_number[layer]}.', 1)
+        for name, tensor in cut.parameters(full).items():
+            yield f'{new_path}.{name}', tensor
+
+
+def exported_config(config: PretrainedConfig, family: Family, shape: ModelShape, dtype: torch.dtype) -> PretrainedConfig:
+    """The source's config with the target's shape, and settings of a finished model."""
+    config = with_shape(config, shape, family.has_head_dim)
+    config.use_cache = True
+    config.torch_dtype = dtype
+    return config
+
+
+def kept_indices(units: Units) -> dict[str, Any]:
+    """Kept units as plain lists, numbered as in the source; None stands for all."""
+    as_list = lambda index: None if index is None else index.tolist()
+    return {
+        'hidden': as_list(units.hidden),
+        'layers': {
+            str(layer): {
+                'heads': as_list(kept.heads),
+                'kv_heads': as_list(kept.kv_heads),
+                'intermediate': as_list(kept.intermediate),
+            } for layer, kept in units.layers.items()
+        },
+    }
+
+
+def write_model_folder(
+    writer: ModelFolderWriter,
+    config: PretrainedConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    tokenizer: Optional[PreTrainedTokenizerBase],
+    generation_config: Optional[GenerationConfig],
+    dtype: torch.dtype,
+    documents: Mapping[str, Any],
+) -> None:
+    """Writes all files of a model folder, still under the writer's hidden path.
+
+    Args:
+        documents (Mapping[str, Any]): Further JSON files by name.
+    """
+    for name, tensor in tensors:
+        writer.add(name, tensor.to(dtype))
+    writer.finish_tensors()
+    config.architectures = config.architectures or [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    config.save_pretrained(writer.path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(writer.path)
+    if generation_config is not None:
+        generation_config.save_pretrained(writer.path)
+    for name, document in documents.items():
+        (writer.path / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+
+
+def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
+    """Opens a model folder with transformers and refuses missing, extra or mis-shaped tensors.
+
+    Raises:
+        ValueError: Naming the tensors.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
+        attn_implementation='sdpa',
+    )
+    problems = {key: value for key, value in info.items() if value}
+    if problems:
+        raise ValueError(f'{folder} does not open as a stock model: {problems}')
+    return model.eval()

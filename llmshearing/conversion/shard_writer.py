@@ -1,0 +1,100 @@
+"""Writes a model as a Hugging Face folder, one tensor after the other, and lets nobody see it before it is whole.
+
+Tensors go into safetensors shards as they come, so memory holds one shard at most. Everything is written to a hidden
+folder beside the destination, which takes the destination's name at the very end: a crash or a full disk leaves no folder
+that looks like a model.
+"""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, Type
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ['ModelFolderWriter']
+
+INDEX_NAME = 'model.safetensors.index.json'
+
+
+class ModelFolderWriter:
+    """Context manager that collects a model folder and renames it into place when it ends without an error.
+
+    Args:
+        folder (Path): Destination.
+        max_shard_bytes (int): Size at which a shard is closed.
+        overwrite (bool): Replace an existing destination.
+
+    Attributes:
+        path (Path): Where files of the folder are written until it is complete.
+
+    Raises:
+        FileExistsError: If the destination exists and ``overwrite`` is not set.
+    """
+
+    def __init__(self, folder: Path, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False):
+        self.folder, self.max_shard_bytes, self.overwrite = Path(folder), max_shard_bytes, overwrite
+        self.path = self.folder.with_name(f'.{self.folder.name}.partial')
+        self._shard: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._total_bytes = 0
+
+    def __enter__(self) -> ModelFolderWriter:
+        if self.folder.exists() and not self.overwrite:
+            raise FileExistsError(f'{self.folder} exists already; choose another folder or allow overwriting it.')
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        return self
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Adds one tensor under its parameter name."""
+        if self._shard and self._bytes() + tensor.nbytes > self.max_shard_bytes:
+            self._flush()
+        self._shard[name] = tensor.detach().cpu().contiguous()
+        self._total_bytes += tensor.nbytes
+
+    def __exit__(
+        self,
+        error_type: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        if error_type is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def commit(self) -> None:
+        """Makes the folder visible under its name, replacing an old one where that is allowed."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.path.rename(self.folder)
+
+    def finish_tensors(self) -> None:
+        """Writes the last shard and, with more than one, the index."""
+        self._flush()
+        count = len(self._shards)
+        if count == 1:
+            (self.path / _shard_name(0)).rename(self.path / 'model.safetensors')
+            return
+        weight_map = {}
+        for number, names in enumerate(self._shards):
+            final = f'model-{number + 1:05d}-of-{count:05d}.safetensors'
+            (self.path / _shard_name(number)).rename(self.path / final)
+            weight_map.update({name: final for name in names})
+        index = {'metadata': {'total_size': self._total_bytes}, 'weight_map': weight_map}
+        (self.path / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+
+    def _bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._shard.values())
+
+    def _flush(self) -> None:
+        if self._shard:
+            save_file(self._shard, self.path / _shard_name(len(self._shards)), metadata={'format': 'pt'})
+            self._shards.append(list(self._shard))
+            self._shard = {}
+
+
+def _shard_name(number: int) -> str:
+    return f'shard-{number:05d}.safetensors'
