@@ -12,6 +12,7 @@ and ``manifest.json`` is written last.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -24,16 +25,17 @@ from typing import Any
 import numpy as np
 
 from llmshearing import __version__
-from llmshearing.data.prepare_pack import upload, write_samples
+from llmshearing.data.prepare_pack import check_writer_options, write_samples
 from llmshearing.data.prepare_plan import BINS, mark_duplicates
-from llmshearing.data.prepare_spec import Domain, Spec, parse_spec
+from llmshearing.data.prepare_publish import (check_remote, find_finished, in_place, locked, publish, publish_manifest,
+                                              read_state, write_state)
+from llmshearing.data.prepare_spec import Spec, parse_spec
 from llmshearing.data.prepare_stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
-from llmshearing.data.prepare_tokenizer import TokenizerPlan, plan_tokenizer
+from llmshearing.data.prepare_tokenizer import plan_tokenizer
 from llmshearing.data.prepare_worker import worker_pool
 
 log = logging.getLogger(__name__)
 
-MANIFEST = 'manifest.json'
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -73,6 +75,7 @@ def prepare(spec: Mapping[str, Any] | Spec, *, documents: Mapping[str, Iterable[
 
 
 def _with_documents(spec: Mapping[str, Any] | Spec, documents: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    """Writes documents made in Python to files that are named by their content, and adds these to the spec."""
     if isinstance(spec, Spec):
         raise ValueError('documents come with a spec that is a mapping, not with a checked Spec')
     domains = dict(spec.get('domains') or {})
@@ -83,9 +86,15 @@ def _with_documents(spec: Mapping[str, Any] | Spec, documents: Mapping[str, Iter
     folder = Path(parse_spec({**spec, 'domains': domains}).work) / 'documents'
     folder.mkdir(parents=True, exist_ok=True)
     for name, texts in documents.items():
-        path = folder / f'{name}.jsonl'
-        with open(path, 'w', encoding='utf-8') as file:
-            file.writelines(json.dumps({'text': text}) + '\n' for text in texts)
+        content, new = hashlib.sha256(), folder / f'{name}.new'
+        with open(new, 'wb') as file:
+            for text in texts:
+                line = json.dumps({'text': text}).encode() + b'\n'
+                content.update(line)
+                file.write(line)
+        path = folder / f'{name}-{content.hexdigest()[:16]}.jsonl'
+        os.utime(new, ns=(0, 0))  # the same content is the same input, whenever it was written
+        os.replace(new, path)
         domains[name] = str(path)
     return {**spec, 'domains': domains}
 
@@ -95,107 +104,54 @@ def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[
     tokenizer = plan_tokenizer(spec.tokenizer, spec.bos, spec.eos)
     if tokenizer.bos is None and tokenizer.eos is None:
         log.warning('Neither bos nor eos is put between documents: they run into each other.')
+    check_writer_options(spec.compression, spec.hashes, spec.shard_size,
+                         spec.max_seq_len * np.dtype(tokenizer.dtype).itemsize)
+    if spec.remote:
+        check_remote(spec.remote)
     places = ('out', 'remote', 'work', 'tokenizer')
     decisive = {name: value for name, value in asdict(spec).items() if name not in places}
     key = digest([VERSION, [item.key for item in inputs], tokenizer.fingerprint, decisive])
-    if (finished := _check_out(spec, key, overwrite)) is not None:
-        log.info('%s holds this data set already', spec.out)
-        return finished
     work = Path(spec.work)
-    work.mkdir(parents=True, exist_ok=True)
-    with worker_pool(tokenizer, workers) as pool:
-        context = Context(spec, tokenizer, key, pool, workers, progress)
-        for item in inputs:
-            scan(item, context)
-        mark_duplicates([item.scan_path(spec, tokenizer) for item in inputs], work / 'duplicates.bin')
-        counts = [item.counts['documents'] for item in inputs]
-        flags = np.split(np.memmap(work / 'duplicates.bin', np.uint8, 'r'), np.cumsum(counts)[:-1])
-        for item, duplicate in zip(inputs, flags):
-            plan(item, context, duplicate)
-        entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}
-    manifest = _manifest(spec, tokenizer, inputs, entries, key)
-    text = json.dumps(manifest, indent=2) + '\n'
-    if spec.remote:
-        (work / 'manifest').mkdir(exist_ok=True)
-        (work / 'manifest' / MANIFEST).write_text(text, encoding='utf-8')
-        upload(work / 'manifest', spec.remote)
-    if spec.out:
-        _write_whole(Path(spec.out) / MANIFEST, text)
-    shutil.rmtree(work)
+    with locked(work):
+        manifest = find_finished(spec, key, overwrite)
+        if manifest is None:
+            with worker_pool(tokenizer, workers) as pool:
+                manifest = _run(inputs, Context(spec, tokenizer, key, pool, workers, progress))
+        shutil.rmtree(work)
     return manifest
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is never seen half written."""
-    path.with_name(path.name + '.new').write_text(text, encoding='utf-8')
-    os.replace(path.with_name(path.name + '.new'), path)
-
-
-def _check_out(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
-    """Returns the manifest of a complete earlier run of the same spec; refuses to touch anything else's results."""
-    if spec.out is None:
-        return None
-    manifest = Path(spec.out) / MANIFEST
-    if manifest.exists():
-        found = json.loads(manifest.read_text(encoding='utf-8'))
-        folders = [Path(spec.out) / s / name for name, entry in found['domains'].items() for s in entry['splits']]
-        if found['key'] == key and all((folder / 'index.json').exists() for folder in folders):
-            return found
-        if not overwrite:
-            raise ValueError(f'{spec.out} holds another data set (other input, spec or tokenizer, or folders are missing); '
-                             'choose another out, or replace it with --overwrite')
-        manifest.unlink()
-    for domain in spec.domains:
-        ours = _read_state(spec, domain, key) is not None
-        for split in spec.splits:
-            folder = Path(spec.out) / split.name / domain.name
-            if folder.exists() and not ours and not overwrite:
-                raise ValueError(f'{folder} exists and is not of this run; choose another out, or replace it with '
-                                 '--overwrite')
-    return None
-
-
-def _state_path(spec: Spec, domain: Domain) -> Path:
-    return Path(spec.work) / f'{domain.name}.state.json'
-
-
-def _read_state(spec: Spec, domain: Domain, key: str) -> dict[str, Any] | None:
-    """The manifest's entry of a domain whose shards an earlier run completed."""
-    path = _state_path(spec, domain)
-    if not path.exists():
-        return None
-    state = json.loads(path.read_text(encoding='utf-8'))
-    return state['splits'] if state['key'] == key else None
+def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
+    spec, work = context.spec, Path(context.spec.work)
+    for item in inputs:
+        scan(item, context)
+    mark_duplicates([item.scan_path(spec, context.tokenizer) for item in inputs], work / 'duplicates.bin')
+    counts = [item.counts['documents'] for item in inputs]
+    flags = np.split(np.memmap(work / 'duplicates.bin', np.uint8, 'r'), np.cumsum(counts)[:-1])
+    for item, duplicate in zip(inputs, flags):
+        plan(item, context, duplicate)
+    entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}
+    manifest = _manifest(context, inputs, entries)
+    publish_manifest(spec, json.dumps(manifest, indent=2) + '\n')
+    return manifest
 
 
 def _finish(item: Input, context: Context, duplicate: np.ndarray) -> dict[str, Any]:
     """Makes the shards of a domain unless they are there, and puts them in place."""
     spec, name = context.spec, item.domain.name
     shards = Path(spec.work) / f'{name}-{context.key}.shards'
-    splits = _read_state(spec, item.domain, context.key)
-    if splits is None or not all(_packed(spec, shards, split, name) for split in splits):
+    splits = read_state(spec, item.domain, context.key)
+    if splits is None or not all((shards / split).exists() or in_place(spec, split, name) for split in splits):
         splits = _pack(item, context, duplicate, shards)
-        _write_whole(_state_path(spec, item.domain), json.dumps({'key': context.key, 'splits': splits}))
+        write_state(spec, item.domain, context.key, splits)
     for split in splits:
-        if not (shards / split).exists():
-            continue
-        if spec.remote:
-            upload(shards / split, f'{spec.remote.rstrip("/")}/{split}/{name}')
-        if spec.out:
-            target = Path(spec.out) / split / name
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(shards / split, target)
-        else:
-            shutil.rmtree(shards / split)
+        if (shards / split).exists():
+            publish(spec, shards, split, name)
     return splits
 
 
-def _packed(spec: Spec, shards: Path, split: str, name: str) -> bool:
-    return (shards / split).exists() or spec.out is None or (Path(spec.out) / split / name / 'index.json').exists()
-
-
 def _pack(item: Input, context: Context, duplicate: np.ndarray, shards: Path) -> dict[str, Any]:
+    """Tokenizes a domain and writes its shards; returns its entry of the manifest."""
     spec, dtype = context.spec, context.tokenizer.dtype
     journal, used = tokenize(item, context, duplicate)
     lengths = [length // np.dtype(dtype).itemsize for length in journal.lengths]
@@ -227,9 +183,8 @@ def _pack(item: Input, context: Context, duplicate: np.ndarray, shards: Path) ->
     return splits
 
 
-def _manifest(spec: Spec, tokenizer: TokenizerPlan, inputs: list[Input], entries: dict[str, Any],
-              key: str) -> dict[str, Any]:
-    domains = {}
+def _manifest(context: Context, inputs: list[Input], entries: dict[str, Any]) -> dict[str, Any]:
+    spec, tokenizer, domains = context.spec, context.tokenizer, {}
     for item in inputs:
         counts, splits = item.counts, entries[item.domain.name]
         domains[item.domain.name] = {
@@ -247,7 +202,7 @@ def _manifest(spec: Spec, tokenizer: TokenizerPlan, inputs: list[Input], entries
                            for what in ('samples', 'tokens', 'documents')} for split in spec.splits}
     return {
         'llmshearing': __version__,
-        'key': key,
+        'key': context.key,
         'tokenizer': {
             'name': spec.tokenizer,
             'class': tokenizer.class_name,

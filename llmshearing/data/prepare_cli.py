@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command. Returns 0 when done, 1 when the disk is full."""
+    """Runs the command. Returns 0 when done, 1 when the disk is full, 130 when interrupted."""
     from omegaconf import OmegaConf
     args = _parser().parse_args(argv)
     if args.batch_size < 1:
@@ -74,6 +74,9 @@ def main(argv: list[str]) -> int:
             raise
         sys.stderr.write(f'llmshearing prepare: {error}\n')
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write('llmshearing prepare: interrupted; the same command continues where it stopped\n')
+        return 130
     if not args.quiet:
         sys.stdout.write(feeding_table(manifest, args.batch_size) + '\n')
     return 0

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +120,25 @@ def write_samples(ids: Path, folder: Path, samples: int, max_seq_len: int, dtype
         writer.cancel_future_jobs()
 
 
-def upload(folder: Path, remote: str) -> None:
-    """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
-    from streaming.base.storage.upload import CloudUploader
-    uploader = CloudUploader.get((str(folder), remote), keep_local=True, exist_ok=True)
-    names = sorted(path.name for path in folder.iterdir())
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(uploader.upload_file, [name for name in names if name != 'index.json']))
-    if 'index.json' in names:
-        uploader.upload_file('index.json')
+def check_writer_options(compression: str | None, hashes: Sequence[str], shard_size: int | str,
+                         sample_bytes: int) -> None:
+    """Tries the writer's options before hours of work.
+
+    Raises:
+        ValueError: If ``streaming.MDSWriter`` would not take them.
+    """
+    from streaming.base.compression import get_compressions, is_compression
+    from streaming.base.hashing import get_hashes, is_hash
+    from streaming.base.util import bytes_to_int
+    if compression and not is_compression(compression):
+        raise ValueError(f'compression is {compression!r}; expected one of {", ".join(sorted(get_compressions()))}')
+    for algorithm in hashes:
+        if not is_hash(algorithm):
+            raise ValueError(f'hashes has {algorithm!r}; expected some of {", ".join(sorted(get_hashes()))}')
+    try:
+        limit = bytes_to_int(shard_size)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"shard_size is {shard_size!r}; expected bytes, such as 67108864 or '64mb'") from error
+    if not sample_bytes + (1 << 10) <= limit < 1 << 32:
+        raise ValueError(f'shard_size is {shard_size!r}; expected less than 4 GB and room for a sample of {sample_bytes} '
+                         'bytes')

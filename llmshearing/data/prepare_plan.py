@@ -81,9 +81,13 @@ def intervals(demands: Sequence[Demand], bytes_per_bin: np.ndarray, tokens_per_b
             end = limit
         else:
             need = (demand.tokens * MARGIN + 2 * max_seq_len) / tokens_per_byte if demand.tokens else 0
-            if index < len(demands) - 1:
-                need = min(need, (below[limit] - below[start]) / 2)
-            end = min(limit, int(np.searchsorted(below, below[start] + need)))
+            end = int(np.searchsorted(below, below[start] + need))
+            half = below[start] + (below[limit] - below[start]) / 2
+            if index < len(demands) - 1 and below[min(end, BINS)] > half:
+                end = int(np.searchsorted(below, half, side='right')) - 1
+                if below[end] == below[start]:  # the first document is more than half: it has to go somewhere
+                    end = int(np.searchsorted(below, below[start], side='right'))
+            end = min(limit, end)
         start = max(start, end)
         ends.append(start)
     return np.array(ends, np.int64)

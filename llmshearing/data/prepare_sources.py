@@ -22,6 +22,7 @@ from llmshearing.data.prepare_spec import Domain
 
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
 _COMPRESSED = ('.gz', '.zst')
+_LOOKED_AT = 20  # lines
 _HF_MARKERS = ('dataset_info.json', 'dataset_dict.json')
 
 
@@ -38,9 +39,9 @@ class Source:
         stats = [(str(p), p.stat()) for p in paths]
         return [self.kind, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]]
 
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(size for _, size, _ in self.identity()[1])
+    def is_packed(self) -> bool:
+        """Whether the size on disk says little about the size of the text."""
+        return self.kind in ('parquet', 'hf') or self.path.lower().endswith(_COMPRESSED)
 
 
 @dataclass(frozen=True)
@@ -148,24 +149,22 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
     Raises:
         ValueError: If the text key or the split is not there, or a file is broken.
     """
-    files: list[Source] = []
+    files: list[str] = []
+    size = 0
     for source in sources:
         whole = source.kind == 'file' or (source.kind == 'txt' and domain.separator is None)
-        if files and (not whole or sum(f.size() for f in files) >= piece_bytes):
-            yield _file_piece(files)
-            files = []
+        if files and (not whole or size >= piece_bytes):
+            yield Piece('files', files[0], 1, tuple(files), size)
+            files, size = [], 0
         if whole:
-            files.append(source)
+            files.append(source.path)
+            size += os.path.getsize(source.path)
         elif source.kind in ('jsonl', 'txt'):
             yield from _read_lines(source, domain, piece_bytes)
         else:
             yield from _read_columns(source, domain, piece_bytes)
     if files:
-        yield _file_piece(files)
-
-
-def _file_piece(files: list[Source]) -> Piece:
-    return Piece('files', files[0].path, 1, tuple(f.path for f in files), sum(f.size() for f in files))
+        yield Piece('files', files[0], 1, tuple(files), size)
 
 
 def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
@@ -195,19 +194,20 @@ def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Pi
 
 
 def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
-    """Looks at the first readable record of a file: a wrong text key should not cost a scan of everything."""
+    """Looks at the first records of a file: a wrong text key should not cost a scan of everything."""
     if data.lstrip()[:1] == b'[':
         raise ValueError(f'domains.{domain.name}: {source.path} holds a JSON array; expected one object a line')
-    for line in data.split(b'\n', 20):
+    records = []
+    for line in data.split(b'\n', _LOOKED_AT)[:_LOOKED_AT]:
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict):
-            if domain.text_key not in record:
-                raise _no_text(domain, source, record)
-            return True
-    return False
+            records.append(record)
+    if records and not any(domain.text_key in record for record in records):
+        raise _no_text(domain, source, records[0])
+    return bool(records)
 
 
 def _no_text(domain: Domain, source: Source, names: Any) -> ValueError:
@@ -235,7 +235,7 @@ def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[
 
 def _parquet_batches(source: Source, domain: Domain) -> Iterator[list]:
     from pyarrow import parquet
-    with parquet.ParquetFile(source.path) as file:
+    with parquet.ParquetFile(source.path, buffer_size=1 << 20) as file:
         if domain.text_key not in file.schema_arrow.names:
             raise _no_text(domain, source, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=256, columns=[domain.text_key]):

@@ -6,6 +6,7 @@ error which names the nearest one that is, because a misspelt budget that is ign
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -65,7 +66,8 @@ class Spec:
         max_seq_len (int): Tokens in every sample.
         out (str | None): Output folder, local; ``None`` if only a remote copy is wanted.
         remote (str | None): Where to upload finished folders (any address Streaming's writer takes).
-        work (str): Local folder for unfinished work, removed at the end.
+        work (str): Local folder of unfinished work, removed at the end: ``.prepare`` inside the folder that is asked
+            for, by default ``out``, or the current folder if ``out`` is remote.
         domains (tuple[Domain, ...]): At least one.
         splits (tuple[Split, ...]): In order of priority.
         seed (int): Which documents fall into which split.
@@ -143,7 +145,7 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
         max_seq_len=_whole(raw['max_seq_len'], 'max_seq_len', least=2),
         out=out,
         remote=remote,
-        work=str(raw.get('work') or (f'{out}/.prepare' if out else '.prepare')),
+        work=os.path.join(str(raw.get('work') or out or '.'), '.prepare'),
         domains=tuple(_parse_domain(name, value, [s.name for s in splits]) for name, value in domains.items()),
         splits=splits,
         seed=_whole(raw.get('seed', Spec.seed), 'seed', least=0),

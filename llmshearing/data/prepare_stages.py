@@ -86,7 +86,13 @@ class Input:
         return Path(spec.work) / f'{self.scan_name(tokenizer)}.documents.bin'
 
     def tokens_per_byte(self) -> float:
-        """As measured in the scan."""
+        """As measured in the scan.
+
+        Raises:
+            ValueError: If the tokenizer makes nothing of the text.
+        """
+        if not self.counts['sample_tokens']:
+            raise ValueError(f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another one')
         return self.counts['sample_tokens'] / self.counts['sample_bytes']
 
 
@@ -129,7 +135,8 @@ def scan(item: Input, context: Context) -> None:
                              f'them or raise max_bad_lines. The first: {shown}')
 
     journal = Journal(Path(context.spec.work), item.scan_name(context.tokenizer), ['documents'])
-    bar = context.bar(total=item.size, unit='B', desc=f'scan {domain.name}')
+    total = None if any(source.is_packed() for source in item.sources) else item.size
+    bar = context.bar(total=total, unit='B', desc=f'scan {domain.name}')
     sample_bytes = max(1 << 13, _SAMPLE_BYTES * item.piece_bytes // max(item.size, 1))
 
     def tasks() -> Iterator[tuple[int, tuple]]:

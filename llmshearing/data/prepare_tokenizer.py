@@ -3,18 +3,24 @@
 Workers of a fast tokenizer need only its JSON and the small `tokenizers` library, not transformers: they start in a
 fraction of a second. Whether that short way gives the ids of the Hugging Face tokenizer is checked before it is used;
 otherwise, and for slow tokenizers, workers load the Hugging Face tokenizer itself.
+
+A fast tokenizer needs about 115 bytes of memory per byte of a text. A book-sized document is therefore tokenized in
+overlapping windows, joined where two windows agree, so that memory does not follow the largest document.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+WINDOW = 1 << 18  # characters of a long document tokenized at once
+OVERLAP = 1 << 12  # characters that two windows share
+_AGREE = 16  # tokens that must be equal on both sides of a joint
 _PROBES = ('Hello, world!', '  two\n\tlines ', 'x', 'na\u00efve \u4f60\u597d \U0001f600 1234567890', 'a  b   c\r\n')
 
 
@@ -147,8 +153,65 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns one int64 array of ids per text."""
-        if self._fast is not None:
-            encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [np.array(encoding.ids, np.int64) for encoding in encodings]
-        batch = self._slow(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [np.array(ids, np.int64) for ids in batch['input_ids']]
+        if self._fast is None:
+            batch = self._slow(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+            return [np.array(ids, np.int64) for ids in batch['input_ids']]
+        long = {i for i, text in enumerate(texts) if len(text) > WINDOW}
+        short = self._fast.encode_batch_fast([t for i, t in enumerate(texts) if i not in long], add_special_tokens=False)
+        ids = iter([np.array(encoding.ids, np.int64) for encoding in short])
+        return [self._encode_long(text) if i in long else next(ids) for i, text in enumerate(texts)]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        joined = encode_in_windows(self._encode_window, text, WINDOW, OVERLAP)
+        if joined is None:  # the windows never agree: nothing but the whole text is sure to be right
+            joined = np.array(self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int64)
+        return joined
+
+    def _encode_window(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._fast.encode_batch([text], add_special_tokens=False)[0]
+        return np.array(encoding.ids, np.int64), np.array([start for start, _ in encoding.offsets], np.int64)
+
+
+def encode_in_windows(encode: Callable[[str], tuple[np.ndarray, np.ndarray]], text: str, window: int,
+                      overlap: int) -> np.ndarray | None:
+    """Tokenizes a text window by window and joins the results.
+
+    Two neighbouring windows share ``overlap`` characters. They are joined at a place where both begin a token and have
+    the same tokens for a stretch before and after it: there the beginning of the second window and the end of the first
+    have no influence any more, and the joined ids are those of the whole text.
+
+    Args:
+        encode (Callable): From a text to its ids and the offsets at which they start, two int64 arrays [tokens].
+        text (str): The text.
+        window (int): Characters in a window.
+        overlap (int): Characters shared by two windows.
+
+    Returns:
+        np.ndarray | None: Ids, int64, [tokens]; ``None`` if there are two windows that nowhere agree.
+    """
+    parts = []
+    ids, starts = encode(text[:window])
+    begin = 0
+    while begin + window < len(text):
+        begin += window - overlap
+        next_ids, next_starts = encode(text[begin:begin + window])
+        next_starts = next_starts + begin
+        joint = _find_joint(ids, starts, next_ids, next_starts, begin + overlap // 2)
+        if joint is None:
+            return None
+        parts.append(ids[:joint[0]])
+        ids, starts = next_ids[joint[1]:], next_starts[joint[1]:]
+    return np.concatenate([*parts, ids])
+
+
+def _find_joint(ids: np.ndarray, starts: np.ndarray, next_ids: np.ndarray, next_starts: np.ndarray,
+                middle: int) -> tuple[int, int] | None:
+    """Indices in two windows of the token nearest to ``middle`` around which both agree."""
+    _, left, right = np.intersect1d(starts, next_starts, return_indices=True)  # of equal starts, the first token
+    for i in np.argsort(np.abs(starts[left] - middle), kind='stable'):
+        a, b = left[i], right[i]
+        if min(a, b) < _AGREE or a + _AGREE > len(ids) or b + _AGREE > len(next_ids):
+            continue
+        if np.array_equal(ids[a - _AGREE:a + _AGREE], next_ids[b - _AGREE:b + _AGREE]):
+            return int(a), int(b)
+    return None

@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -213,6 +214,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 def _start_worker(plan: TokenizerPlan) -> None:
     global _encoder, _plan
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one process per core already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     _encoder, _plan = Encoder(plan.backend, plan.name), plan
     parent = multiprocessing.parent_process()
     if parent is not None:
