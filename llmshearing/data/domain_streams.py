@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from streaming import Stream, StreamingDataset
 from streaming.base.format import get_index_basename
+from streaming.base.format.base.reader import Reader
+from transformers import PreTrainedTokenizerBase
 
 DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
 
@@ -106,6 +110,32 @@ def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[
     return list(weights.values())
 
 
+def check_stored(dataset: StreamingDataset, domains: Sequence[str], max_seq_len: int, vocab_size: int) -> None:
+    """Checks what can be known of the stored tokens before training: from the index, and from a sample if one is here.
+
+    Args:
+        dataset: the data set with one stream per domain.
+        domains: names of the domains, in the order of the streams.
+        max_seq_len: expected tokens per sample.
+        vocab_size: token ids must be below this.
+
+    Raises:
+        ValueError: if a domain holds neither ``tokens`` nor ``text``, or ``tokens`` that do not fit.
+    """
+    for number, domain in enumerate(domains):
+        begin = int(dataset.shard_offset_per_stream[number])
+        shards = dataset.shards[begin:begin + int(dataset.shards_per_stream[number])]
+        columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
+        if not {'tokens', 'text'} & set(columns):
+            raise ValueError(f'Domain {domain!r} has columns {sorted(columns)}, but `tokens` or `text` is needed.')
+        shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns.get('tokens', ''))
+        if shape and shape.group(1) != str(max_seq_len):
+            _refuse_length(domain, shape.group(1), max_seq_len)
+        sample = _first_local_sample(shards)
+        if sample is not None and 'tokens' in sample:
+            check_tokens(dataset.read_tokens(sample), domain, max_seq_len, vocab_size)
+
+
 def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
     """Raises if a stored sample is not what the model expects.
 
@@ -119,17 +149,43 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
         ValueError: if the length or an id does not fit.
     """
     if len(tokens) != max_seq_len:
-        raise ValueError(f'Domain {domain!r} holds sequences of {len(tokens)} tokens, but max_seq_len is {max_seq_len}. '
-                         f'Set max_seq_len to {len(tokens)} or prepare the data again.')
+        _refuse_length(domain, len(tokens), max_seq_len)
     if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
-        raise ValueError(f'Domain {domain!r} holds token id {int(tokens.max())}, but the tokenizer has {vocab_size} ids. '
-                         f'The data was made with another tokenizer: prepare it again, or name that tokenizer.')
+        raise ValueError(f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
+                         f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
+                         f'token_encoding_type is wrong: prepare it again, or name what it was made with.')
 
 
-def first_local_sample(dataset: StreamingDataset, stream: int) -> dict[str, Any] | None:
-    """The first sample of a stream whose shard is on this machine already, undecoded, or None if there is none yet."""
-    begin = int(dataset.shard_offset_per_stream[stream])
-    for shard in dataset.shards[begin:begin + int(dataset.shards_per_stream[stream])]:
+def check_manifest(local: str | None, vocab_size: int) -> None:
+    """Checks the tokenizer of data that ``llmshearing prepare`` made, if its manifest is in ``local`` or above it.
+
+    Raises:
+        ValueError: if the data has a larger vocabulary than the tokenizer.
+    """
+    for folder in (Path(local), Path(local).absolute().parent) if local else ():
+        path = folder / 'manifest.json'
+        if path.is_file():
+            made_with = json.loads(path.read_text(encoding='utf-8')).get('tokenizer', {})
+            if made_with.get('vocab_size', 0) > vocab_size:
+                raise ValueError(f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
+                                 f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
+                                 f'tokenizer, or prepare the data again.')
+            return
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Largest token id of a tokenizer plus one (added tokens included; ids may have gaps)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
+    raise ValueError(f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
+                     f'max_seq_len to {found}, or prepare the data again.')
+
+
+def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:
+    """The first sample of the shards that are on this machine already, or None if there is none yet."""
+    for shard in shards:
         raw, _ = shard.file_pairs[0]
         if len(shard) and os.path.isfile(os.path.join(shard.dirname, shard.split, raw.basename)):
             return shard[0]

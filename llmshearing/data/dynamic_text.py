@@ -1,30 +1,32 @@
 """``dynamic_text``: text from several domains in a mixture that changes between rounds, and resumes exactly.
 
-One dataset epoch is one mixing round. The process of each rank holds the mixture's state (``mixture.MixtureState``: a
-few integers per domain) and, before a round starts, puts it into shared memory; the workers start the round from there.
-So nothing of an old mixture is ever prefetched, persistent workers included, and the order of samples never depends on
-who computes it. Everything about shards (download, cache, hashes, read-ahead, dealing samples to ranks and workers)
-is Streaming's: the mixture enters as one more of its batching methods.
+One dataset epoch is one mixing round. The process of each rank knows where training stands (``MixtureRounds``: a few
+numbers per domain) and, before a round starts, writes it into shared memory; the workers serve the round from there.
+So nothing of an old mixture is ever prefetched, with persistent workers either, and the order of samples never depends
+on who computes it. Everything about shards (download, cache, hashes, read-ahead, threads) is Streaming's: the mixture
+enters as one more of its batching methods.
 
-The state is kept in one place, here: positions, weights of the round, and weights set for the next one. A checkpoint
-taken anywhere, also between an update and the round it is for, therefore holds a consistent whole. Composer's epochs
-count rounds, so durations are best given in batches (``ba``).
+Composer's epochs count rounds, so durations are best given in batches (``ba``).
 """
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from composer.core.data_spec import DataSpec
 from llmfoundry import registry
 from llmfoundry.data.text_data import StreamingTextDataset
+from llmfoundry.data.utils import LossGeneratingTokensCollatorWrapper, get_tokens_per_batch_func
 from llmfoundry.utils.registry_utils import construct_from_registry
+from streaming.base import distributed
 from streaming.base.batching import batching_methods
-from streaming.base.shared import SharedArray, _get_path
 from streaming.base.world import World
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -33,16 +35,17 @@ from llmshearing.data import mixture
 from llmshearing.data.domain_streams import (
     DomainConfig,
     build_domain_streams,
+    check_manifest,
+    check_stored,
     check_tokens,
-    first_local_sample,
-    resolve_proportions,
+    vocabulary_size,
 )
+from llmshearing.data.mixture_rounds import MixtureRounds
+from llmshearing.data.shared_order import shared_order, starting
 
 __all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader']
 
 log = logging.getLogger(__name__)
-
-STATE_VERSION = 1
 
 
 class DynamicTextDataset(StreamingTextDataset):
@@ -57,12 +60,16 @@ class DynamicTextDataset(StreamingTextDataset):
         local: folder with one folder per domain.
         remote: the same layout at a remote place, if shards are to be fetched from there.
         split: sub-folder of each domain's folder, if any.
-        proportions: initial mixture weights, need not sum to 1. Default: by size in samples.
+        proportions: initial mixture weights by domain, need not sum to 1. Default: by size in samples.
         shuffle_seed: seed of the order of samples.
         shuffle_block_size: samples of a domain that are shuffled together, rounded up to whole shards. Larger mixes
             better, smaller needs fewer shards at a time.
-        max_passes: warn when a domain is gone through more often than this.
+        max_passes: most times any domain is to be gone through; checked and kept by ``dynamic_batch_loading``, a
+            warning without it. Default: no limit.
         **kwargs: Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
+
+    Attributes:
+        rounds (MixtureRounds): where training stands, and the place to set the weights of the next round.
 
     Raises:
         ValueError: if domains, weights, sequence length or token ids do not fit.
@@ -88,232 +95,141 @@ class DynamicTextDataset(StreamingTextDataset):
         for name, value in (('round_batches', round_batches), ('shuffle_block_size', shuffle_block_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'`{name}` must be a positive whole number, but got {value!r}.')
+        if max_passes is not None and not max_passes > 0:
+            raise ValueError(f'`max_passes` must be positive, or null for no limit, but got {max_passes!r}.')
+        self.vocab_size = vocabulary_size(tokenizer)
+        check_manifest(local, self.vocab_size)
         streams = build_domain_streams(domains, local, remote, split)
-        super().__init__(
-            tokenizer=tokenizer,
-            max_seq_len=max_seq_len,
-            streams=list(streams.values()),
-            batch_size=batch_size,
-            shuffle=True,
+
+        folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
+        started_dist = distributed.maybe_init_dist()
+        with starting(folders) if distributed.get_local_rank() == 0 else nullcontext() as self._marker:
+            distributed.barrier()
+            super().__init__(
+                tokenizer=tokenizer,
+                max_seq_len=max_seq_len,
+                streams=list(streams.values()),
+                batch_size=batch_size,
+                shuffle=True,
+                shuffle_seed=shuffle_seed,
+                shuffle_block_size=shuffle_block_size,
+                **kwargs,
+            )
+            if self._marker is not None:
+                self._marker.set_number(self._shm_prefix_int)
+            leads_node = self._unique_rank_world.is_local_leader
+            self._order = shared_order(self._shm_prefix_int, 2 + 3 * len(streams), leads_node)
+            distributed.barrier()
+        if started_dist:
+            torch.distributed.destroy_process_group()
+
+        check_stored(self, list(streams), max_seq_len, self.vocab_size)
+        self.max_passes = max_passes
+        self.rounds = MixtureRounds(
+            sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
+            proportions=proportions,
+            round_batches=round_batches,
+            global_batch_size=batch_size * self._parallel_rank_world.num_ranks,
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
-            **kwargs,
         )
-        self.domains = list(streams)
-        self.sizes = [int(size) for size in self.samples_per_stream]
-        self.round_batches = round_batches
-        self.max_passes = max_passes
-        self.global_batch_size = batch_size * self._parallel_rank_world.num_ranks
-        self.vocab_size = len(tokenizer)
         self.batching_method = 'mixture'
         self.length = round_batches * batch_size
-        self.shard_sizes = [
-            self.samples_per_shard[begin:begin + count]
-            for begin, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
-        ]
-        for number, domain in enumerate(self.domains):
-            sample = first_local_sample(self, number)
-            if sample is not None and 'tokens' in sample:
-                check_tokens(self._read_tokens(sample), domain, max_seq_len, self.vocab_size)
+        self._reading = 0
 
-        weights = resolve_proportions(proportions, dict(zip(self.domains, self.sizes, strict=True)))
-        # The rank's own view: the state at the start of the current round, batches of it that are done or handed out,
-        # whether it has started, and the weights of the next round if they have been set.
-        self._state = mixture.initial_state(weights)
-        self._batch = 0
-        self._started = False
-        self._resumed = False
-        self._next_weights: tuple[int, ...] | None = None
-        # The workers' view: what to serve, written by the first rank of each node before a round starts.
-        self._order = SharedArray(2 + 3 * len(self.domains), np.int64, _get_path(self._shm_prefix_int, 'mixture'))
-        self._publish()
-
-    # What a callback reads and sets.
-
-    @property
-    def round(self) -> int:
-        """Index of the current mixing round."""
-        return self._state.round
-
-    @property
-    def round_finished(self) -> bool:
-        """Whether the last batch of the current round has been handed out."""
-        return self._batch == self.round_batches
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Mixture weight of each domain in the current round."""
-        return dict(zip(self.domains, mixture.to_fractions(self._state.weights), strict=True))
-
-    @property
-    def next_weights(self) -> dict[str, float] | None:
-        """Weights set for the next round, or None if none have been set."""
-        if self._next_weights is None:
-            return None
-        return dict(zip(self.domains, mixture.to_fractions(self._next_weights), strict=True))
-
-    def set_next_weights(self, weights: Mapping[str, float]) -> None:
-        """Sets the mixture from the next round that starts on. To be called alike on every rank.
-
-        Args:
-            weights: weight of every domain, need not sum to 1.
-        """
-        sizes = dict(zip(self.domains, self.sizes, strict=True))
-        parts = mixture.quantize(resolve_proportions(weights, sizes))
-        if self._started or self._batch:
-            self._next_weights = parts
-        else:
-            self._state = mixture.with_weights(self._state, parts)
-
-    def used(self) -> dict[str, int]:
-        """Samples of each domain handed out since the start of training, on all ranks."""
-        _, after = mixture.round_counts(self._state, self._batch, self.global_batch_size)
-        return dict(zip(self.domains, after.used, strict=True))
-
-    def passes(self) -> dict[str, float]:
-        """Times each domain has been gone through, with fractions."""
-        return {name: count / size for (name, count), size in zip(self.used().items(), self.sizes, strict=True)}
-
-    # Rounds, in the process of the rank.
+    # In the process of each rank.
 
     def start_round(self) -> int:
-        """Moves to the round that is due and tells the workers. Called before the loader is iterated.
-
-        A finished round is followed by the next. A round that was left early is started again, as Composer then skips
-        what it has trained on; after a resumption, Composer does not skip and the round continues.
+        """Starts the round that is due, see ``MixtureRounds.start``, and tells the workers.
 
         Returns:
             Batches that are left in the round.
         """
-        if self._started and self.round_finished:
-            _, after = mixture.round_counts(self._state, self.round_batches, self.global_batch_size)
-            self._state = after if self._next_weights is None else mixture.with_weights(after, self._next_weights)
-            self._next_weights = None
-            self._batch = 0
-        elif self._started and not self._resumed:
-            self._batch = 0
-        self._started = True
-        self._warn_of_passes()
-        self._publish()
-        return self.round_batches - self._batch
-
-    def count_batch(self) -> None:
-        """Notes that a batch has been handed to the trainer."""
-        self._batch += 1
-
-    def _warn_of_passes(self) -> None:
-        if self.max_passes is None:
-            return
-        _, after = mixture.round_counts(self._state, self.round_batches, self.global_batch_size)
-        for name, size, before, now in zip(self.domains, self.sizes, self._state.used, after.used, strict=True):
-            if before <= self.max_passes * size < now:
-                log.warning('Mixing round %d takes domain %s past max_passes=%s (%d samples of %d).',
-                            self._state.round, name, self.max_passes, now, size)
-
-    def _publish(self) -> None:
+        self.rounds.start()
+        self._tell_of_passes()
         if self._unique_rank_world.is_local_leader:
-            state = self._state
-            self._order[:] = np.array([state.round, self._batch, *state.used, *state.carry, *state.weights], np.int64)
+            state = self.rounds.state
+            self._order[:] = np.array([state.round, self.rounds.batch, *state.used, *state.carry, *state.weights])
+        return self.rounds.round_batches - self.rounds.batch
 
-    # Rounds, in the workers.
+    def _tell_of_passes(self) -> None:
+        if not self._unique_rank_world.is_leader:
+            return
+        now, end = self.rounds.state, self.rounds.end()
+        for (name, size), before, after in zip(self.rounds.sizes.items(), now.used, end.used, strict=True):
+            if after // size > before // size:
+                log.info('Mixing round %d goes over to pass %d of domain %s.', now.round, after // size + 1, name)
+            if self.max_passes is not None and before <= self.max_passes * size < after:
+                log.warning('Mixing round %d goes through domain %s more than max_passes=%s times.', now.round, name,
+                            self.max_passes)
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """What is needed to continue after ``num_samples`` of the current round. Composer calls this on every rank.
+
+        Args:
+            num_samples: samples trained on in this round, summed over all ranks as Composer does.
+            from_beginning: whether they are counted from the start of the round, else from where this run began in it.
+
+        Raises:
+            ValueError: if that is within a global batch.
+        """
+        batch, rest = divmod(num_samples, self.batch_size * self._unique_rank_world.num_ranks)
+        if rest:
+            raise ValueError(f'A checkpoint must lie between global batches of '
+                             f'{self.batch_size * self._unique_rank_world.num_ranks} samples, but the round stands at '
+                             f'{num_samples}.')
+        return self.rounds.state_dict(batch if from_beginning else self.rounds.first_batch + batch)
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Continues from ``state_dict``'s result, with any number of ranks and workers.
+
+        Raises:
+            ValueError: if it does not fit, see ``MixtureRounds.load_state_dict``.
+        """
+        self.rounds.load_state_dict(obj)
+
+    # In the workers.
 
     def _read_order(self) -> tuple[mixture.MixtureState, int]:
-        """The state at the start of the round to serve, and the first batch of it to serve."""
+        """The state at the start of the round to serve, and the first of its batches to serve."""
         number, batch, *rest = self._order[:].tolist()
-        k = len(self.domains)
+        k = len(self.streams)
         return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k:2 * k]), tuple(rest[2 * k:])), batch
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
         """Streaming asks here, in each worker, where to start: always where the rank's process says."""
         del world, epoch
         state, batch = self._read_order()
-        return state.round, batch * self.global_batch_size
+        return state.round, batch * self.rounds.global_batch_size
 
     def round_samples(self) -> np.ndarray:
         """Samples still to serve in the round, int64 [batches, global batch], in global order."""
         state, batch = self._read_order()
-        samples = mixture.round_samples(state, self.round_batches, self.global_batch_size, self.shard_sizes,
+        sizes = [self.samples_per_shard[begin:begin + count] for begin, count in
+                 zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)]
+        samples = mixture.round_samples(state, self.rounds.round_batches, self.rounds.global_batch_size, sizes,
                                         self.shuffle_seed, self.shuffle_block_size)
         return samples[batch:]
 
-    def _read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
+    def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
+        self._reading = idx
+        return super().__getitem__(idx)
+
+    def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """Token ids of a stored sample, whichever way they are stored."""
         tokens = sample['tokens']
         return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, self.token_encoding_type)
 
     def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> torch.Tensor:
-        tokens = self._read_tokens(sample)
+        tokens = self.read_tokens(sample)
         if len(tokens) != self.max_seq_len or int(tokens.max()) >= self.vocab_size:
-            check_tokens(tokens, '(see the data)', self.max_seq_len, self.vocab_size)
+            shard, _ = self.spanner[self._reading]
+            check_tokens(tokens, self.rounds.domains[self.stream_per_shard[shard]], self.max_seq_len, self.vocab_size)
         return torch.from_numpy(tokens.astype(np.int64))
-
-    # Checkpoints. Called by Composer on every rank.
-
-    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The state to continue from after ``num_samples`` of the current round.
-
-        Args:
-            num_samples: samples trained on in this round, counted over all ranks (as Composer does).
-            from_beginning: whether they are counted from the start of the round, else from where this run began in it.
-
-        Returns:
-            Plain numbers, strings and lists; always the same keys, a few numbers per domain.
-        """
-        batch, rest = divmod(num_samples, self.batch_size * self._unique_rank_world.num_ranks)
-        if rest:
-            raise ValueError(f'Checkpoints are taken between global batches, but {num_samples} samples are not a '
-                             f'multiple of {self.batch_size * self._unique_rank_world.num_ranks}.')
-        if not from_beginning:
-            batch += self._read_order()[1]
-        state, next_weights = self._state, self._next_weights
-        if batch == 0 and self._started and self.round_finished:
-            # The trainer has closed the round (its count is back at 0) and not begun the next.
-            _, state = mixture.round_counts(state, self.round_batches, self.global_batch_size)
-            state = state if next_weights is None else mixture.with_weights(state, next_weights)
-            next_weights = None
-        return {
-            'version': STATE_VERSION,
-            'domains': list(self.domains),
-            'sizes': list(self.sizes),
-            'shuffle_seed': self.shuffle_seed,
-            'shuffle_block_size': self.shuffle_block_size,
-            'round': state.round,
-            'batch_in_round': batch,
-            'round_batches': self.round_batches,
-            'global_batch_size': self.global_batch_size,
-            'used': list(state.used),
-            'carry': list(state.carry),
-            'weights': list(state.weights),
-            'next_weights': list(next_weights or []),
-        }
-
-    def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Continues from ``state_dict``'s result, with any number of ranks and workers.
-
-        Raises:
-            ValueError: if it is not a state of this data set, or the round it is in has another shape.
-        """
-        if not isinstance(obj, Mapping) or obj.get('version') != STATE_VERSION or 'used' not in obj:
-            raise ValueError(f'The checkpoint holds no dynamic_text state of version {STATE_VERSION}, but {obj!r}. To '
-                             f'start the data afresh, set load_ignore_keys to ["state/dataset_state"].')
-        expected = self.state_dict(0, True)
-        fixed = ['domains', 'sizes', 'shuffle_seed', 'shuffle_block_size']
-        if 0 < obj['batch_in_round']:
-            fixed += ['round_batches', 'global_batch_size']
-        for key in fixed:
-            if obj[key] != expected[key]:
-                raise ValueError(f'The checkpoint was taken with {key}={obj[key]}, but now it is {expected[key]}. Use '
-                                 f'the same value to continue exactly, or set load_ignore_keys to '
-                                 f'["state/dataset_state"] to start the data afresh.')
-        self._state = mixture.MixtureState(obj['round'], tuple(obj['used']), tuple(obj['carry']), tuple(obj['weights']))
-        self._batch = obj['batch_in_round']
-        self._next_weights = tuple(obj['next_weights']) or None
-        self._started = False
-        self._resumed = True
-        self._publish()
 
 
 def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
-    """Deals global batches to ranks and workers so that every rank sees its part of each batch, in order.
+    """Deals global batches to ranks and workers so that every rank gets its part of each batch, in order.
 
     Rank r takes the r-th contiguous part of every global batch. A DataLoader takes a batch from each of its workers
     in turn, so worker w of a rank gets batches w, w + workers, w + 2 * workers ...
@@ -324,8 +240,8 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
         batch_size: samples per batch and rank.
 
     Returns:
-        int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1 fills the last batch of
-        the workers that have one less.
+        int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1, which Streaming skips, is
+        all that the workers with one batch less have in the last.
     """
     workers = world.workers_per_rank
     batches = -(-len(samples) // workers)
@@ -335,22 +251,17 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
     return dealt.reshape(world.num_nodes, world.ranks_per_node, workers, batches, batch_size)
 
 
-def generate_work_mixture_batching(
-    dataset: DynamicTextDataset,
-    world: World,
-    epoch: int,
-    sample_in_epoch: int,
-) -> np.ndarray:
-    """Streaming's hook for a batching method: the samples of a round, dealt to everyone."""
-    del epoch, sample_in_epoch  # both are in the dataset's order
+def _generate_work(dataset: DynamicTextDataset, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
+    """The batching method: Streaming calls it in the first worker of a node and shares the result with the others."""
+    del epoch, sample_in_epoch  # the order says both
     return deal(dataset.round_samples(), world, dataset.batch_size)
 
 
-batching_methods['mixture'] = generate_work_mixture_batching
+batching_methods['mixture'] = _generate_work
 
 
 class DynamicTextLoader(DataLoader):
-    """A DataLoader that starts a mixing round each time it is iterated, and counts what it hands out."""
+    """A DataLoader that starts a mixing round each time it is iterated, and counts the batches it hands out."""
 
     dataset: DynamicTextDataset
 
@@ -358,20 +269,45 @@ class DynamicTextLoader(DataLoader):
         if not self.dataset.start_round():
             return
         for batch in super().__iter__():
-            self.dataset.count_batch()
+            self.dataset.rounds.batch += 1
             yield batch
 
 
-_COLLATOR_KEYS = ('eos_token_id', 'bos_token_id', 'mlm_probability', 'override_eos_token_id_mismatch_error',
+class UnpaddedLabels:
+    """Collator that learns from every stored token.
+
+    The usual language-modelling collator takes all tokens equal to the padding token out of the loss. Where a
+    tokenizer pads with its end-of-text token, as many do, that removes the end of every document. Packed samples hold
+    no padding at all, and where there is some, the attention mask says so.
+
+    Args:
+        base_collator: makes ``input_ids`` and perhaps ``attention_mask``.
+    """
+
+    def __init__(self, base_collator: Callable[[list[Any]], dict[str, torch.Tensor]]) -> None:
+        self.base_collator = base_collator
+
+    def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        if any(isinstance(example, Mapping) for example in examples):
+            examples = [example if isinstance(example, Mapping) else
+                        {'input_ids': example, 'attention_mask': torch.ones_like(example)} for example in examples]
+        batch = self.base_collator(examples)
+        batch['labels'] = batch['input_ids'].clone()
+        if 'attention_mask' in batch:
+            batch['labels'][batch['attention_mask'] == 0] = -100
+        return batch
+
+
+_COLLATOR_KEYS = ('eos_token_id', 'bos_token_id', 'override_eos_token_id_mismatch_error',
                   'override_bos_token_id_mismatch_error', 'seq_parallel_replication')
-_REFUSED_KEYS = ('tokenizer', 'streams', 'batch_size', 'epoch_size', 'shuffle_algo', 'sampling_method', 'batching_method',
-                 'sampling_granularity', 'partition_algo', 'num_canonical_nodes', 'stream_name', 'stream_config')
+_STREAMING_KEYS = ('token_encoding_type', 'download_retry', 'download_timeout', 'validate_hash', 'keep_zip',
+                   'predownload', 'cache_limit', 'allow_unsafe_types', 'replication')
 
 
 def dataset_keys() -> list[str]:
     """The keys that may stand below ``train_loader.dataset`` in a YAML."""
-    known = [*inspect.signature(DynamicTextDataset).parameters, *inspect.signature(StreamingTextDataset).parameters]
-    return sorted(set(known) - set(_REFUSED_KEYS) - {'kwargs'} | set(_COLLATOR_KEYS))
+    own = set(inspect.signature(DynamicTextDataset).parameters) - {'tokenizer', 'batch_size', 'kwargs'}
+    return sorted(own | {*_STREAMING_KEYS, *_COLLATOR_KEYS})
 
 
 def build_dynamic_text_dataloader(
@@ -406,12 +342,12 @@ def build_dynamic_text_dataloader(
     """
     if tokenizer is None:
         raise ValueError('The dynamic_text loader needs a tokenizer, but got None.')
-    unknown = sorted(set(dataset) - set(dataset_keys()) - {'shuffle'})
-    if unknown:
-        raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
     config = dict(dataset)
     if not config.pop('shuffle', True):
-        raise ValueError('dynamic_text always shuffles, but got shuffle=False. Remove it, or use the `text` loader.')
+        raise ValueError('dynamic_text always shuffles, but got shuffle: false. Remove it, or use the `text` loader.')
+    unknown = sorted(set(config) - set(dataset_keys()))
+    if unknown:
+        raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
     config['replication'], batch_size = construct_from_registry(
         name='dataset_replication_validator',
         registry=registry.dataset_replication_validators,
@@ -433,9 +369,11 @@ def build_dynamic_text_dataloader(
             'dataset_batch_size': batch_size,
         },
     )
+    if isinstance(collate_fn, LossGeneratingTokensCollatorWrapper):
+        collate_fn = collate_fn.base_collator  # tokens are counted once the labels are final
     loader = DynamicTextLoader(
         text_dataset,
-        collate_fn=collate_fn,
+        collate_fn=LossGeneratingTokensCollatorWrapper(UnpaddedLabels(collate_fn), get_tokens_per_batch_func()),
         batch_size=loader_batch_size,
         drop_last=drop_last,
         num_workers=num_workers,

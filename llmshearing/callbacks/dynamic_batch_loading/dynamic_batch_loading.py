@@ -1,24 +1,31 @@
 """Updates the mixture of a ``dynamic_text`` loader from the evaluation losses, at the end of every mixing round.
 
-Evaluators labelled with the domain names give the losses, at the interval of the rounds; no extra metric, no extra
-forward pass. The mixture itself lives in the data set's state; what is kept here is only what a rule needs besides.
+Evaluators labelled with the domain names give the losses, at the interval of the rounds: no extra metric and no extra
+forward pass. The weights themselves live in the data set's state (``MixtureRounds``), where the positions are; here is
+only what a rule needs besides. Both are saved in the same checkpoint, so they always fit together.
 """
 from __future__ import annotations
 
-import inspect
-import json
 import logging
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from composer.core import Callback, Evaluator, State, TimeUnit
+from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.callbacks.dynamic_batch_loading import updates
+from llmshearing.callbacks.dynamic_batch_loading.checks import (
+    cap_evaluation,
+    check_references,
+    dynamic_dataset,
+    match_evaluators,
+    read_reference_losses,
+    write_mixture,
+)
+from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
+from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, pass_ceiling
 from llmshearing.data.dynamic_text import DynamicTextDataset
 
 log = logging.getLogger(__name__)
@@ -26,40 +33,27 @@ log = logging.getLogger(__name__)
 STATE_VERSION = 1
 
 
-def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str, float]:
-    """Reference losses by domain, given inline or as a JSON file with a ``reference_losses`` mapping.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no such mapping.
-    """
-    if source is None:
-        return {}
-    if isinstance(source, str):
-        content = json.loads(Path(source).read_text(encoding='utf-8'))
-        if not isinstance(content, dict) or not isinstance(content.get('reference_losses'), dict):
-            raise ValueError(f'{source} holds no mapping "reference_losses" from domain to loss.')
-        source = content['reference_losses']
-    return {name: float(loss) for name, loss in source.items()}
-
-
 class DynamicBatchLoading(Callback):
     """Re-weights the domains of the training data at the end of every mixing round.
 
     Args:
         reference_losses: loss by domain to compare with, or the path of a JSON file
-            ``{"reference_losses": {domain: loss}}``. Not needed for ``constant``.
-        update: name of the rule: ``sheared`` (default), ``sheared_unclipped`` or ``constant``.
-        eta: step size in the exponent. Default 1, as in the paper.
+            ``{"reference_losses": {domain: loss}}``. Needed for ``sheared`` and ``sheared_unclipped``.
+        update: name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant`` or ``ado``.
+        eta: step size in the exponent of the ``sheared`` rules. Default 1, as in the paper.
         smoothing: share of the weight spread evenly over the domains after each update. Default 1e-4, as in the paper.
         floor: least weight of any domain. Default 0.
         ceiling: greatest weight of any domain. Default 1.
-        metric: evaluation metric that holds the loss.
-        max_eval_share: warn when a round spends more than this share of its time in evaluation.
+        average: serve the mean of all weights the rule has given so far instead of the last. Default false.
+        metric: name of the evaluation metric that holds the loss.
+        max_eval_sequences: sequences per domain that are evaluated at most; ``None`` evaluates all. Default 500.
+        max_eval_share: warn when a round spends more than this share of its time in evaluation. Default 0.25.
+        weights_file: path of a JSON file to keep up to date with the weights, losses and passes; it can be given as
+            ``proportions`` of a later run. Default: none.
 
     Raises:
-        ValueError: if an option is out of range; at the start of ``fit``, if loader, evaluators, intervals and
-            reference losses do not fit together.
+        ValueError: if an option is out of range; at the start of ``fit``, if loader, evaluators, intervals, planned
+            steps and reference losses do not fit together.
     """
 
     def __init__(
@@ -70,138 +64,150 @@ class DynamicBatchLoading(Callback):
         smoothing: float = 1e-4,
         floor: float = 0.0,
         ceiling: float = 1.0,
+        average: bool = False,
         metric: str = 'LanguageCrossEntropy',
+        max_eval_sequences: int | None = 500,
         max_eval_share: float = 0.25,
+        weights_file: str | None = None,
     ) -> None:
         if update not in updates.RULES:
             raise ValueError(f'`update` must be one of {sorted(updates.RULES)}, but got {update!r}.')
         for name, value in (('smoothing', smoothing), ('floor', floor), ('ceiling', ceiling)):
             if not 0 <= value <= 1:
-                raise ValueError(f'`{name}` must be between 0 and 1, but got {value}.')
+                raise ValueError(f'`{name}` must be between 0 and 1, but got {value!r}.')
+        if not eta >= 0:
+            raise ValueError(f'`eta` must not be negative, but got {eta!r}.')
+        if max_eval_sequences is not None and max_eval_sequences < 1:
+            raise ValueError(f'`max_eval_sequences` must be positive, or null for all, but got {max_eval_sequences!r}.')
         self.reference_losses = read_reference_losses(reference_losses)
         self.update = update
         self.eta = eta
         self.smoothing = smoothing
         self.floor = floor
         self.ceiling = ceiling
+        self.average = average
         self.metric = metric
-        self.max_eval_share = max_eval_share
+        self.max_eval_sequences = max_eval_sequences
+        self.weights_file = weights_file
         self._labels: dict[str, str] = {}
         self._evaluated: set[str] = set()
-        self._round_began = time.monotonic()
-        self._eval_began = 0.0
-        self._eval_seconds = 0.0
+        self._clock = EvalClock(max_eval_share)
+        self._memory: updates.Memory = []
+        self._rule_weights: list[float] = []  # the rule's last weights, before averaging; empty: those in use
+        self._mean = (0, [])  # number and mean of the rule's weights, for averaging
 
     def fit_start(self, state: State, logger: Logger) -> None:
         del logger
-        dataset = _dataset(state)
-        self._labels = match_evaluators(dataset, state.evaluators)
-        missing = [name for name in dataset.domains if name not in self.reference_losses]
-        if missing and self.update != 'constant':
-            raise ValueError(f'No reference loss for domains {missing}; there are some for '
-                             f'{sorted(self.reference_losses)}. Add them to `reference_losses`, or set update: constant.')
-        for name, label in self._labels.items():
-            if self.metric not in state.eval_metrics.get(label, {}):
-                raise ValueError(f'The evaluator of domain {name!r} ({label}) has no metric {self.metric}; it has '
-                                 f'{sorted(state.eval_metrics.get(label, {}))}.')
-        self._round_began = time.monotonic()
+        dataset = dynamic_dataset(state)
+        domains = dataset.rounds.domains
+        updates.bound(np.ones(len(domains)), self.floor, self.ceiling)
+        if self.update in updates.NEEDS_REFERENCES:
+            check_references(domains, self.reference_losses)
+        self._labels = match_evaluators(dataset, state, self.metric)
+        cap_evaluation(state, self._labels, self.max_eval_sequences)
+        check_plan(dataset, state, fixed=self.update == 'constant')
+        self._clock.start_round()
 
     def epoch_start(self, state: State, logger: Logger) -> None:
         del logger
-        dataset = _dataset(state)
-        if dataset.round_finished and dataset.next_weights is None:
-            raise ValueError(f'Mixing round {dataset.round} has ended without an evaluation of its domains. Set '
-                             f'eval_interval to {dataset.round_batches}ba, the length of a round.')
+        rounds = dynamic_dataset(state).rounds
+        if rounds.finished and rounds.next_weights is None:
+            raise ValueError(f'Mixing round {rounds.state.round} ended without an evaluation of its domains. Set '
+                             f'eval_interval to {rounds.round_batches}ba, the length of a round.')
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         del state, logger
         self._evaluated = set()
-        self._eval_began = time.monotonic()
+        self._clock.start_evaluation()
 
     def eval_end(self, state: State, logger: Logger) -> None:
         del logger
         self._evaluated.add(str(state.dataloader_label))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        self._eval_seconds += time.monotonic() - self._eval_began
-        dataset = _dataset(state)
-        if not dataset.round_finished or dataset.next_weights is not None:
+        self._clock.end_evaluation()
+        dataset = dynamic_dataset(state)
+        rounds, wanted = dataset.rounds, set(self._labels.values())
+        if not rounds.finished or rounds.next_weights is not None or not self._evaluated & wanted:
             return
-        if not self._evaluated & set(self._labels.values()):
-            return
-        missing = sorted(set(self._labels.values()) - self._evaluated)
-        if missing:
-            raise ValueError(f'Evaluators {missing} did not run at the end of mixing round {dataset.round}. Give the '
-                             f'evaluators of all domains the interval {dataset.round_batches}ba.')
+        if wanted - self._evaluated:
+            raise ValueError(f'Evaluators {sorted(wanted - self._evaluated)} did not run at the end of mixing round '
+                             f'{rounds.state.round}. Give the evaluators of all domains the interval '
+                             f'{rounds.round_batches}ba.')
         losses = np.array([float(state.eval_metrics[self._labels[name]][self.metric].compute())
-                           for name in dataset.domains])
-        updates.check_losses(dataset.domains, losses)
-        # Every rank computes the same, but the weights of rank 0 are what counts, to the last bit.
-        weights = [self.next_weights(dataset, losses)]
-        dist.broadcast_object_list(weights)
-        dataset.set_next_weights(weights[0])
-        logger.log_metrics(self._metrics(dataset, losses) | self._time_metrics())
+                           for name in rounds.domains])
+        updates.check_losses(rounds.domains, losses)
+        rounds.set_next_weights(self._next_weights(dataset, losses))
+        metrics = self._metrics(dataset, losses)
+        logger.log_metrics(metrics | {'mixture/eval_share': self._clock.end_round()})
+        if self.weights_file is not None and dist.get_global_rank() == 0:
+            write_mixture(self.weights_file, rounds, dict(zip(rounds.domains, losses.tolist(), strict=True)))
 
-    def next_weights(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
-        """The weights of the next round, from the losses in the order of the domains."""
-        references = np.array([self.reference_losses.get(name, np.nan) for name in dataset.domains])
-        weights = np.array(list(dataset.weights.values()))
+    def _next_weights(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
+        """The weights of the next round, from the losses in the order of the domains; the same on every rank."""
+        rounds = dataset.rounds
+        now = updates.Round(
+            weights=np.array(self._rule_weights or list(rounds.weights.values())),
+            prior=np.array(list(rounds.initial_weights.values())),
+            losses=losses,
+            references=np.array([self.reference_losses.get(name, np.nan) for name in rounds.domains]),
+            samples=sum(rounds.used().values()),
+        )
+        weights, self._memory = updates.RULES[self.update](now, self._memory, self.eta)
         if self.update != 'constant':
-            weights = updates.RULES[self.update](weights, losses, references, self.eta)
             weights = updates.smooth(weights, self.smoothing)
-        weights = updates.bound(weights, self.floor, self.ceiling)
-        return dict(zip(dataset.domains, weights.tolist(), strict=True))
+        if self.average:
+            self._rule_weights = weights.tolist()
+            number, mean = self._mean[0] + 1, np.array(self._mean[1] or np.zeros(len(weights)))
+            weights = mean + (weights - mean) / number
+            self._mean = (number, weights.tolist())
+        ceiling = np.minimum(self.ceiling, pass_ceiling(dataset))
+        weights = updates.bound(weights, np.minimum(self.floor, ceiling), ceiling)
+        # Every rank has computed the same, from sums over all ranks; rank 0 decides about the last bit.
+        result = [weights.tolist()]
+        dist.broadcast_object_list(result)
+        return dict(zip(rounds.domains, result[0], strict=True))
 
     def _metrics(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
-        used, passes, weights = dataset.used(), dataset.passes(), dataset.next_weights or dataset.weights
+        rounds = dataset.rounds
+        used, weights = rounds.used(), rounds.next_weights
         total = sum(used.values())
-        metrics = {'mixture/round': float(dataset.round)}
-        for name, loss in zip(dataset.domains, losses.tolist(), strict=True):
+        metrics = {'mixture/round': float(rounds.state.round)}
+        for name, loss in zip(rounds.domains, losses.tolist(), strict=True):
             metrics[f'mixture/weight/{name}'] = weights[name]
             metrics[f'mixture/loss/{name}'] = loss
             if name in self.reference_losses:
                 metrics[f'mixture/gap/{name}'] = loss - self.reference_losses[name]
             metrics[f'mixture/share/{name}'] = used[name] / total
-            metrics[f'mixture/passes/{name}'] = passes[name]
+            metrics[f'mixture/passes/{name}'] = used[name] / rounds.sizes[name]
         return metrics
 
-    def _time_metrics(self) -> dict[str, float]:
-        now = time.monotonic()
-        share = self._eval_seconds / max(now - self._round_began, 1e-9)
-        self._round_began, self._eval_seconds = now, 0.0
-        if share > self.max_eval_share:
-            log.warning('Evaluation took %.0f %% of the time of the last mixing round (max_eval_share is %.0f %%). '
-                        'Evaluate fewer sequences per domain or make rounds longer.', 100 * share,
-                        100 * self.max_eval_share)
-        return {'mixture/eval_share': share}
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            'version': STATE_VERSION,
+            'update': self.update,
+            'average': self.average,
+            'memory': list(self._memory),
+            'rule_weights': list(self._rule_weights),
+            'mean_count': self._mean[0],
+            'mean': list(self._mean[1]),
+        }
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``'s result.
 
-def _dataset(state: State) -> DynamicTextDataset:
-    dataset = getattr(state.train_dataloader, 'dataset', None)
-    if not isinstance(dataset, DynamicTextDataset):
-        raise ValueError(f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data is '
-                         f'{type(dataset).__name__}.')
-    return dataset
-
-
-def match_evaluators(dataset: DynamicTextDataset, evaluators: list[Evaluator]) -> dict[str, str]:
-    """The evaluator's label of each domain; llm-foundry writes ``eval/`` before the label in the YAML.
-
-    Raises:
-        ValueError: if a domain has no evaluator, or one that does not run at the end of every round.
-    """
-    by_label = {evaluator.label: evaluator for evaluator in evaluators}
-    labels = {}
-    for name in dataset.domains:
-        found = [label for label in (name, f'eval/{name}') if label in by_label]
-        if not found:
-            raise ValueError(f'Domain {name!r} has no evaluator; there are {sorted(by_label)}. Add an entry with label: '
-                             f'{name} to eval_loader.')
-        labels[name] = found[0]
-        interval = inspect.getclosurevars(by_label[found[0]].eval_interval).nonlocals.get('time_interval')
-        if interval is None:
-            continue  # a function of the user's own: told at the end of the first round if it does not run
-        if (interval.unit, interval.value) not in ((TimeUnit.BATCH, dataset.round_batches), (TimeUnit.EPOCH, 1)):
-            raise ValueError(f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing round '
-                             f'has {dataset.round_batches} batches. Set eval_interval to {dataset.round_batches}ba.')
-    return labels
+        Raises:
+            ValueError: if it was written by another version. After a change of rule or averaging, starts afresh from
+                the weights in use.
+        """
+        if state.get('version') != STATE_VERSION:
+            raise ValueError(f'The checkpoint holds a dynamic_batch_loading state of version {state.get("version")}, '
+                             f'but this is version {STATE_VERSION}. Resume with the version that wrote it, or leave it '
+                             f'out with load_ignore_keys: ["state/callbacks/DynamicBatchLoading"].')
+        if (state['update'], state['average']) != (self.update, self.average):
+            log.warning('The checkpoint was taken with update=%s, average=%s; going on with update=%s, average=%s from '
+                        'its weights.', state['update'], state['average'], self.update, self.average)
+            return
+        self._memory = list(state['memory'])
+        self._rule_weights = list(state['rule_weights'])
+        self._mean = (state['mean_count'], list(state['mean']))

@@ -1,0 +1,117 @@
+"""What must fit together before the first step: data set, evaluators, their interval, metric and reference losses."""
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from composer.core import State, TimeUnit
+from composer.utils import dist
+
+from llmshearing.data.dynamic_text import DynamicTextDataset
+from llmshearing.data.mixture_rounds import MixtureRounds
+
+
+def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str, float]:
+    """Reference losses by domain, given inline or as a JSON file with a ``reference_losses`` mapping.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no such mapping, or a loss that is no finite number.
+    """
+    place = 'reference_losses'
+    if isinstance(source, str):
+        place = source
+        content = json.loads(Path(source).read_text(encoding='utf-8'))
+        source = content.get('reference_losses') if isinstance(content, dict) else None
+        if not isinstance(source, dict):
+            raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
+    losses = {name: float(loss) for name, loss in (source or {}).items()}
+    bad = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
+    if bad:
+        raise ValueError(f'Reference losses must be finite numbers, but {place} gives {bad}.')
+    return losses
+
+
+def check_references(domains: Sequence[str], references: Mapping[str, float]) -> None:
+    """Raises if a domain has no reference loss.
+
+    Raises:
+        ValueError: naming the domains.
+    """
+    missing = [name for name in domains if name not in references]
+    if missing:
+        raise ValueError(f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them to '
+                         f'`reference_losses`, or choose update: constant.')
+
+
+def dynamic_dataset(state: State) -> DynamicTextDataset:
+    """The training data set of a run.
+
+    Raises:
+        ValueError: if it is not a ``dynamic_text`` data set.
+    """
+    dataset = getattr(state.train_dataloader, 'dataset', None)
+    if not isinstance(dataset, DynamicTextDataset):
+        raise ValueError(f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data is '
+                         f'{type(dataset).__name__}.')
+    return dataset
+
+
+def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> dict[str, str]:
+    """The evaluator's label for each domain: its name, or ``eval/`` and its name, as llm-foundry makes of ``label``.
+
+    Raises:
+        ValueError: if a domain has no evaluator, or one that lacks the metric or runs at another interval.
+    """
+    by_label = {evaluator.label: evaluator for evaluator in state.evaluators}
+    labels, length = {}, dataset.rounds.round_batches
+    for name in dataset.rounds.domains:
+        found = [label for label in (name, f'eval/{name}') if label in by_label]
+        if not found:
+            raise ValueError(f'Domain {name!r} has no evaluator; there are {sorted(by_label)}. Add one with label: {name} '
+                             f'to eval_loader.')
+        labels[name] = label = found[0]
+        if metric not in state.eval_metrics.get(label, {}):
+            raise ValueError(f'The evaluator of domain {name!r} has no metric {metric!r}, only '
+                             f'{sorted(state.eval_metrics.get(label, {}))}. Set `metric` of dynamic_batch_loading.')
+        # Composer keeps the interval in its scheduler function. Anything else is the user's own function: if it does
+        # not run at the end of a round, that is told there.
+        interval = inspect.getclosurevars(by_label[label].eval_interval).nonlocals.get('time_interval')
+        if interval is not None and (interval.unit, interval.value) not in ((TimeUnit.BATCH, length),
+                                                                            (TimeUnit.EPOCH, 1)):
+            raise ValueError(f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing round '
+                             f'has {length} batches. Set eval_interval and round_batches to the same number ({length}ba).')
+    return labels
+
+
+def cap_evaluation(state: State, labels: Mapping[str, str], max_sequences: int | None) -> None:
+    """Limits the evaluators of the domains to about ``max_sequences`` sequences each, the same ones every time."""
+    if max_sequences is None:
+        return
+    for evaluator in state.evaluators:
+        batch_size = getattr(evaluator.dataloader.dataloader, 'batch_size', None)
+        if evaluator.label not in labels.values() or not batch_size:
+            continue
+        batches = -(-max_sequences // (batch_size * dist.get_world_size()))
+        if evaluator.subset_num_batches in (None, -1) or evaluator.subset_num_batches > batches:
+            evaluator.subset_num_batches = batches
+
+
+def write_mixture(path: str, rounds: MixtureRounds, losses: Mapping[str, float]) -> None:
+    """Writes the weights that follow the current round, with its losses, as JSON; replaces the file at once."""
+    used = rounds.used()
+    content = {
+        'round': rounds.state.round,
+        'proportions': rounds.next_weights,
+        'losses': dict(losses),
+        'samples': used,
+        'passes': {name: used[name] / size for name, size in rounds.sizes.items()},
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f'{path}.partial')
+    partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    os.replace(partial, path)

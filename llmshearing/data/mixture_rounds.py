@@ -1,0 +1,167 @@
+"""Where training stands in the mixing rounds: the one place that is saved, resumed and updated.
+
+Each rank's process keeps one ``MixtureRounds``; all of them see the same calls and hold the same numbers. It knows the
+state at the start of the current round, how many of the round's batches have been handed out, and the weights for the
+next round once they are known. Nothing else about the data is ever saved: everything before follows from it.
+
+Two facts about Composer shape it. A checkpoint at the end of a round is written twice, before the round is closed
+(counted as the last batch of the old one) and after (counted as sample 0 of the new one); both must continue alike. And
+a round that was left early is either started again (Composer skips what it has trained on) or, after a resumption,
+continued (it does not skip).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmshearing.data import mixture
+from llmshearing.data.domain_streams import resolve_proportions
+
+STATE_VERSION = 1
+
+
+class MixtureRounds:
+    """The mixture's state through the rounds of a training run.
+
+    Args:
+        sizes: samples by domain.
+        proportions: initial weights by domain, need not sum to 1; ``None`` takes the sizes.
+        round_batches: global batches in a round.
+        global_batch_size: samples in a global batch.
+        shuffle_seed: seed of the order of samples.
+        shuffle_block_size: samples shuffled at a time within a domain.
+
+    Raises:
+        ValueError: if the proportions do not fit the domains.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        proportions: Mapping[str, float] | None,
+        round_batches: int,
+        global_batch_size: int,
+        shuffle_seed: int,
+        shuffle_block_size: int,
+    ) -> None:
+        self.sizes = dict(sizes)
+        self.round_batches = round_batches
+        self.global_batch_size = global_batch_size
+        self._order = {'shuffle_seed': shuffle_seed, 'shuffle_block_size': shuffle_block_size}
+        self.state = mixture.initial_state(resolve_proportions(proportions, self.sizes))
+        self.initial_weights = self.weights
+        self.first_batch = 0
+        self.batch = 0
+        self._started = False
+        self._resumed = False
+        self._next_weights: tuple[int, ...] | None = None
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains, in the order of all arrays."""
+        return list(self.sizes)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last batch of the current round has been handed out."""
+        return self._started and self.batch == self.round_batches
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the current round."""
+        return self._named(mixture.to_fractions(self.state.weights))
+
+    @property
+    def next_weights(self) -> dict[str, float] | None:
+        """Weights set for the next round, or None if none have been set."""
+        return None if self._next_weights is None else self._named(mixture.to_fractions(self._next_weights))
+
+    def set_next_weights(self, weights: Mapping[str, float]) -> None:
+        """Sets the weights from the next round that starts on.
+
+        Args:
+            weights: weight of every domain, need not sum to 1.
+
+        Raises:
+            ValueError: if they do not fit the domains.
+        """
+        parts = mixture.quantize(resolve_proportions(weights, self.sizes))
+        if self._started or self.batch:
+            self._next_weights = parts
+        else:
+            self.state = mixture.with_weights(self.state, parts)
+
+    def used(self) -> dict[str, int]:
+        """Samples of each domain handed out since the start of training."""
+        return self._named(mixture.round_counts(self.state, self.batch, self.global_batch_size)[1].used)
+
+    def start(self) -> None:
+        """Begins the round that is due: the next one, or what is left of the current one."""
+        if self.finished:
+            self.state, self._next_weights, self.batch = self._after(), None, 0
+        elif self._started and not self._resumed:
+            self.batch = 0
+        self._started = True
+        self.first_batch = self.batch
+
+    def end(self) -> mixture.MixtureState:
+        """The state at the end of the current round, before any change of weights."""
+        return mixture.round_counts(self.state, self.round_batches, self.global_batch_size)[1]
+
+    def _after(self) -> mixture.MixtureState:
+        end = self.end()
+        return end if self._next_weights is None else mixture.with_weights(end, self._next_weights)
+
+    def state_dict(self, batch: int) -> dict[str, Any]:
+        """What is needed to continue after ``batch`` batches of the current round.
+
+        The keys are always the same; every value is a number, a string or a list of one entry per domain.
+        """
+        state, next_weights = self.state, self._next_weights
+        if batch == 0 and self.finished:
+            state, next_weights = self._after(), None
+        return {
+            'version': STATE_VERSION,
+            'domains': self.domains,
+            'sizes': list(self.sizes.values()),
+            **self._order,
+            'round_batches': self.round_batches,
+            'global_batch_size': self.global_batch_size,
+            'round': state.round,
+            'batch_in_round': batch,
+            'used': list(state.used),
+            'carry': list(state.carry),
+            'weights': list(state.weights),
+            'next_weights': list(next_weights or ()),
+        }
+
+    def load_state_dict(self, obj: Mapping[str, Any]) -> None:
+        """Continues from the result of ``state_dict``.
+
+        Raises:
+            ValueError: if it is no such result, or was taken with other domains, sizes or order of samples, or within
+                a round of another shape (between rounds, length and batch size may change).
+        """
+        afresh = 'or start the data afresh with load_ignore_keys: ["state/dataset_state"]'
+        if not isinstance(obj, Mapping) or obj.get('version') != STATE_VERSION or 'carry' not in obj:
+            raise ValueError(f'The checkpoint holds no dynamic_text state of version {STATE_VERSION} but '
+                             f'{_shorten(obj)}. Resume with the loader and version that wrote it, {afresh}.')
+        now = self.state_dict(0)
+        within_round = ['round_batches', 'global_batch_size'] if obj['batch_in_round'] else []
+        for key in ['domains', 'sizes', *self._order, *within_round]:
+            if obj[key] != now[key]:
+                place = f'in the middle of a round, {obj["batch_in_round"]} batches in, ' if key in within_round else ''
+                raise ValueError(f'The checkpoint was taken {place}with {key}={_shorten(obj[key])}, but now it is '
+                                 f'{_shorten(now[key])}. Set it back to continue exactly, {afresh}.')
+        self.state = mixture.MixtureState(obj['round'], tuple(obj['used']), tuple(obj['carry']), tuple(obj['weights']))
+        self.first_batch = self.batch = obj['batch_in_round']
+        self._next_weights = tuple(obj['next_weights']) or None
+        self._started, self._resumed = False, True
+
+    def _named(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.sizes, values, strict=True))
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 200 else text[:200] + ' ...'

@@ -1,0 +1,187 @@
+"""Shared memory of a run: the order a rank gives its workers, and what a killed run leaves behind.
+
+Streaming numbers its shared memory blocks by run (``000003_locals``) and gives a new run the first free number. A run
+that was killed leaves blocks and lock files; killed at the wrong moment, it makes the next run on the same folders fail
+with "Reused local directory". What is dead cannot be told from the blocks, so each of our runs keeps a *marker*: a file
+with the run's folders and its number, locked (``flock``) as long as a process of the run lives. The kernel drops the
+lock when the last of them dies, however it dies. So a marker that can be locked belongs to a dead run, and only blocks
+named by such a marker are ever removed: nothing of a live run, of another user, or of a program that is not ours.
+
+A second lock, per user, is held while a run starts: two runs that start together neither take the same number nor
+mistake each other's half-made blocks for a dead run's.
+"""
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
+from streaming.base.shared import SharedArray, _get_path
+
+log = logging.getLogger(__name__)
+
+MIXTURE = 'mixture'
+SHARED_MEMORY = Path('/dev/shm')
+START_TIMEOUT = 120.0
+"""Seconds to wait for another run to start before going on without the lock."""
+
+
+def shared_order(prefix: int, size: int, is_local_leader: bool) -> SharedArray:
+    """Shared int64 array in which the first rank of a node tells its workers what to serve.
+
+    Args:
+        prefix: Streaming's number for this run; the blocks of that number are ours alone.
+        size: numbers in the array.
+        is_local_leader: whether this is the first rank of the node, which makes the block anew.
+    """
+    name = _get_path(prefix, MIXTURE)
+    if is_local_leader:
+        (SHARED_MEMORY / name).unlink(missing_ok=True)
+    return SharedArray(size, np.int64, name)
+
+
+class RunMarker:
+    """The locked file that says which run is alive. Forked workers share the lock; pickling leaves it out.
+
+    Args:
+        folders: local folders of the run's streams.
+    """
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = list(folders)
+        handle, path = tempfile.mkstemp(prefix=_marker_prefix(), suffix='.run')
+        self._file: IO[str] | None = os.fdopen(handle, 'r+')
+        self.path = path
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.set_number(None)
+
+    def set_number(self, number: int | None) -> None:
+        """Notes Streaming's number of the run once it is known, and which block that is: numbers are used again."""
+        block = None if number is None else _block_id(number)
+        _write(self._file, {'folders': self._folders, 'number': number, 'block': block})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_file': None}
+
+
+@contextmanager
+def starting(folders: Sequence[str]) -> Iterator[RunMarker]:
+    """Removes what dead runs left, then keeps other runs of this user from starting until the block is left.
+
+    Args:
+        folders: local folders of the run that starts.
+
+    Yields:
+        The run's marker, to be kept as long as the run.
+    """
+    with open(Path(tempfile.gettempdir()) / f'{_marker_prefix()}start.lock', 'a') as lock:
+        if not _lock(lock, START_TIMEOUT):
+            log.warning('Another run has been starting for %d s; going on beside it.', START_TIMEOUT)
+        remove_dead_runs()
+        yield RunMarker(folders)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def remove_dead_runs() -> list[int]:
+    """Removes the blocks and lock files of runs none of whose processes is alive.
+
+    Returns:
+        Streaming's numbers of the runs that were removed.
+    """
+    removed = []
+    for path in Path(tempfile.gettempdir()).glob(f'{_marker_prefix()}*.run'):
+        try:
+            marker = path.open('r+')
+        except FileNotFoundError:
+            continue  # removed by another run that starts
+        with marker:
+            if not _lock(marker, 0):
+                continue
+            content = marker.read()
+            # Killed between making the file and writing it: nothing else can exist yet.
+            run = json.loads(content) if content else {'folders': None, 'number': None, 'block': None}
+            for number in _numbers_of(run):
+                _remove_blocks(number)
+                removed.append(number)
+            path.unlink(missing_ok=True)
+    if removed:
+        log.info('Removed the shared memory of %d dead runs: %s', len(removed), removed)
+    return removed
+
+
+def _block_id(number: int) -> int | None:
+    """Inode of the block that registers a number, or None if the number is free."""
+    path = SHARED_MEMORY / _get_path(number, LOCALS)
+    return path.stat().st_ino if path.exists() else None
+
+
+def _numbers_of(run: dict[str, Any]) -> list[int]:
+    """The numbers under which a dead run still has blocks.
+
+    A run that was killed before it could note its number (Streaming had hardly begun) is found by its folders, among
+    the blocks that no process has in its memory.
+    """
+    if run['number'] is not None:
+        return [run['number']] if _block_id(run['number']) in (None, run['block']) else []
+    numbers = []
+    for path in SHARED_MEMORY.glob(f'[0-9]*_{LOCALS}'):
+        number = int(path.name.split('_')[0])
+        try:
+            data = path.read_bytes()
+        except (PermissionError, FileNotFoundError):
+            continue
+        size = int(np.frombuffer(data[:4], np.int32)[0])
+        if run['folders'] and data[4:size].decode().split('\0')[:-1] == run['folders'] and not _is_mapped(path):
+            numbers.append(number)
+    return numbers
+
+
+def _is_mapped(path: Path) -> bool:
+    """Whether a process that can be seen has the block in its memory."""
+    for maps in Path('/proc').glob('[0-9]*/maps'):
+        try:
+            if str(path) in maps.read_text():
+                return True
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue  # another user's, or gone
+    return False
+
+
+def _remove_blocks(number: int) -> None:
+    for name in (*SHM_TO_CLEAN, MIXTURE):
+        (SHARED_MEMORY / _get_path(number, name)).unlink(missing_ok=True)
+    for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
+        (Path(tempfile.gettempdir()) / _get_path(number, name)).unlink(missing_ok=True)
+
+
+def _marker_prefix() -> str:
+    return f'llmshearing-{os.getuid()}-'
+
+
+def _lock(file: IO[str], timeout: float) -> bool:
+    """Takes the lock of a file, waiting up to ``timeout`` seconds. Returns whether it is held."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+
+
+def _write(file: IO[str] | None, content: dict[str, Any]) -> None:
+    file.seek(0)
+    file.truncate()
+    json.dump(content, file)
+    file.flush()
