@@ -8,6 +8,7 @@ import torch
 from composer import Trainer
 from composer.core import DataSpec
 from composer.optim import CosineAnnealingWithWarmupScheduler
+from composer.utils import dist
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
@@ -50,7 +51,9 @@ class Sequences(Dataset):
 
 
 def sequences_spec(samples: int, batch_size: int, seed: int = 0) -> DataSpec:
-    loader = DataLoader(Sequences(samples, seed=seed), batch_size=batch_size, shuffle=False)
+    """A loader of global batches of ``batch_size``, of which each rank gets its share."""
+    data = Sequences(samples, seed=seed)
+    loader = DataLoader(data, batch_size // dist.get_world_size(), sampler=dist.get_sampler(data, shuffle=False))
     return DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch['input_ids'].numel())
 
 

@@ -1,0 +1,67 @@
+"""Runs a tiny pruning on this process's share of each global batch; rank 0 saves what the test compares.
+
+usage: worker.py SOURCE OUT MODE [MODE ...] with modes like ``ddp``, ``fsdp2`` and ``fsdp2+checkpointing``.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('FSDP_VERSION', '2')
+
+import torch
+from composer.loggers import InMemoryLogger
+from composer.utils import dist
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.callbacks.export_pruned import ExportPruned
+from tests.tiny_run import tiny_trainer
+
+BATCHES = 8
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+
+
+def run(source: Path, mode: str, mask_learning: str, folder: Path) -> dict:
+    """One run; returns its losses per batch and the mask gradients the learner was given."""
+    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='4ba')
+    parallelism = {'fsdp': {'activation_checkpointing': 'checkpointing' in mode}} if 'fsdp2' in mode else None
+    log = InMemoryLogger()
+    trainer = tiny_trainer(
+        source,
+        [pruning],
+        batches=BATCHES,
+        loggers=[log],
+        parallelism_config=parallelism,
+        callbacks=[ExportPruned(str(folder / f'{mode}-{mask_learning}'), allow_unconverged=True)],
+    )
+    gradients, update, kept_layers = [], pruning.learner.update, []
+
+    def recording(grads, *args):
+        gradients.append({axis: grad.clone() for axis, grad in grads.items()})
+        kept_layers.append(len(getattr(trainer.state.model, 'module', trainer.state.model).cutter.plan.units.layers))
+        return update(grads, *args)
+
+    pruning.learner.update = recording
+    trainer.fit()
+    trainer.close()
+    return {
+        'losses': [value for _, value in log.data['loss/train/total']],
+        'gradients': gradients,
+        'kept_layers': kept_layers,
+    }
+
+
+def main() -> None:
+    source, out, modes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    dist.initialize_dist('cpu')
+    results = {
+        (mode, learning): run(source, mode, learning, out.parent)
+        for mode in modes for learning in ('lagrangian', 'progressive')
+    }
+    if dist.get_global_rank() == 0:
+        torch.save(results, out)
+
+
+if __name__ == '__main__':
+    main()
