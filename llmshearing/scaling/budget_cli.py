@@ -1,7 +1,7 @@
 """``llmshearing budget fit|predict|plan``: loss after pruning as a function of the tokens spent (P2 law).
 
-``fit`` turns curves of post-training runs into a law, ``predict`` gives the loss for a budget, ``plan`` the tokens for a loss,
-the point where more tokens stop paying, and the split of a budget between pruning and continued pre-training.
+``fit`` turns curves of post-training runs into a law, ``predict`` gives the loss for a budget, ``plan`` the tokens for
+a loss, the point where more tokens stop paying, and the split of a budget between pruning and continued pre-training.
 """
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import numpy as np
+
 from llmshearing.scaling.budget_plan import (PRUNING_GAIN, Case, Split, diminishing_point, split_beside, split_total,
                                              tokens_for_loss)
 from llmshearing.scaling.inputs import Run, count_argument, positive_number, read_json, read_runs, write_json
+from llmshearing.scaling.intervals import jackknife_interval
 from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training, fit_report
 
 VERSION = 1
@@ -57,8 +60,10 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('law', metavar='LAW.json', help='what `budget fit` wrote')
-    parser.add_argument('--params-before', required=True, type=count_argument, metavar='N', help='parameters before pruning')
-    parser.add_argument('--pruning-rate', required=True, type=float, metavar='R', help='fraction of the parameters removed')
+    parser.add_argument('--params-before', required=True, type=count_argument, metavar='N',
+                        help='parameters before pruning')
+    parser.add_argument('--pruning-rate', required=True, type=float, metavar='R',
+                        help='fraction of the parameters removed')
     parser.add_argument('--source-loss', required=True, type=float, metavar='L', help='loss of the unpruned model')
 
 
@@ -77,16 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser('plan', help='tokens for a loss, where more stop paying, split of a budget')
     _add_case(plan)
     plan.add_argument('--target-loss', type=float, metavar='X', help='how many tokens reach this loss')
-    plan.add_argument('--more-tokens', type=count_argument, metavar='x', help='with --least-gain: after how many tokens do another x ...')
+    plan.add_argument('--more-tokens', type=count_argument, metavar='x',
+                      help='with --least-gain: after how many tokens do another x ...')
     plan.add_argument('--least-gain', type=float, metavar='y', help='... lower the loss by less than y nats')
     plan.add_argument('--total-cost', type=count_argument, metavar='C',
-                      help='divide this cost between pruning and continued pre-training (a number of tokens at the default costs)')
+                      help='divide this cost between pruning and continued pre-training (a number of tokens at the '
+                           'default costs)')
     plan.add_argument('--pruning-cost', type=float, default=1.0, metavar='P',
                       help='cost of a token of pruning, in any unit (default: %(default)s)')
     plan.add_argument('--continue-cost', type=float, default=1.0, metavar='C',
                       help='cost of a token of continued pre-training, in the same unit (default: %(default)s)')
     plan.add_argument('--pruning-gain', type=float, default=PRUNING_GAIN, metavar='NATS',
-                      help='fall of the final loss when the pruning tokens double (default: %(default).4f, from the paper)')
+                      help='fall of the final loss when the pruning tokens double (default: %(default).4f, from the '
+                           'paper)')
     plan.add_argument('--output', metavar='PLAN.json', help='also write the plan as JSON')
     return parser
 
@@ -101,7 +109,14 @@ def _case(arguments: argparse.Namespace) -> Case:
 def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:
     factors = law.extrapolation(case.params_before, case.pruning_rate, tokens)
     outside = ', '.join(f'{name} x{factors[name]:.3g}' for name in _RANGES if factors[name] > 1)
-    return f'extrapolation factor {factors["factor"]:.3g}' + (f' ({outside})' if outside else ' (inside the range of the runs)')
+    return f'extrapolation factor {factors["factor"]:.3g} ({outside or "inside the range of the runs"})'
+
+
+def _slopes(row: dict) -> str:
+    if row['average_slope'] is None:
+        return ''
+    return (f', average slope difference {row["average_slope_difference"]:.3g} of {row["average_slope"]:.3g} nats per '
+            f'1e9 tokens')
 
 
 def fit(arguments: argparse.Namespace) -> int:
@@ -116,12 +131,10 @@ def fit(arguments: argparse.Namespace) -> int:
     quality = content['fit']
     lines = ['constants: ' + ', '.join(f'{name} {law.constants[name]:.4g}' for name in CONSTANTS)]
     for row in quality['runs']:
-        slope = '' if row['average_slope'] is None else (f', average slope difference {row["average_slope_difference"]:.3g} of '
-                                                         f'{row["average_slope"]:.3g} nats per 1e9 tokens')
-        lines.append(f'{row["name"]}: {row["points"]} points, worst residual {100 * row["worst_residual"]:.2f} %{slope}')
-    lines.append(f'all: rms residual {100 * quality["rms_residual"]:.3f} %, worst {100 * quality["worst_residual"]:.2f} %')
-    if quality['average_slope'] is not None:
-        lines[-1] += f', average slope difference {quality["average_slope_difference"]:.3g} of {quality["average_slope"]:.3g}'
+        worst = 100 * row['worst_residual']
+        lines.append(f'{row["name"]}: {row["points"]} points, worst residual {worst:.2f} %{_slopes(row)}')
+    rms, worst = 100 * quality['rms_residual'], 100 * quality['worst_residual']
+    lines.append(f'all: rms residual {rms:.3f} %, worst {worst:.2f} %{_slopes(quality)}')
     lines += [f'note: {note}' for note in notes] + [f'written: {arguments.output}']
     sys.stdout.write('\n'.join(lines) + '\n')
     return 0
@@ -134,8 +147,12 @@ def predict(arguments: argparse.Namespace) -> int:
     reach = _reach(law, case, arguments.tokens)
     values = [float(one.predict(*_values(case), arguments.tokens)) for one in (law, *others)]
     if not (all(map(math.isfinite, values)) and values[0] > 0):
-        raise ValueError(f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to this case')
-    spread = f'leave-one-run-out {min(values):.4f} to {max(values):.4f}' if others else 'no interval from fewer than three runs'
+        raise ValueError(f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to '
+                         f'this case')
+    interval = jackknife_interval(values[0], np.array(values[1:]), len(others) - 1)
+    spread = 'no interval from fewer than three runs'
+    if interval is not None:
+        spread = f'90 % {interval[0]:.4f} to {interval[1]:.4f}'
     sys.stdout.write(f'predicted loss: {values[0]:.6f} | {reach} | {spread}\n')
     return 0
 
@@ -173,7 +190,8 @@ def plan(arguments: argparse.Namespace) -> int:
     lines.append(f'floor: {floor:.4f} is the loss this law never gets below')
     if arguments.target_loss is not None:
         tokens = tokens_for_loss(law, case, arguments.target_loss)
-        answer('target_loss', f'tokens needed: {tokens:.6g} for a loss of {arguments.target_loss:g} | {_reach(law, case, tokens)}',
+        answer('target_loss', f'tokens needed: {tokens:.6g} for a loss of {arguments.target_loss:g} | '
+                              f'{_reach(law, case, tokens)}',
                split_beside(law, case, tokens, *costs), tokens)
     if arguments.more_tokens is not None:
         tokens = diminishing_point(law, case, arguments.more_tokens, arguments.least_gain)

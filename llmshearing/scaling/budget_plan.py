@@ -1,16 +1,16 @@
-"""What a fitted P2 law says about spending: tokens for a loss, where more tokens stop paying, and the split of a budget.
+"""What a fitted P2 law says about spending: tokens for a loss, where more stop paying, and the split of a budget.
 
 The P2 law knows only the tokens after pruning. How long to prune is a second question, which the Sheared LLaMA paper
 answers with one table (arXiv 2310.06694, Table 5, 5B tokens in all): pruning on 0.2, 0.4, 0.8, 1.6B of them ends at
-perplexity 7.46, 7.32, 7.23, 7.08, so every doubling of the pruning tokens lowered the final loss by ln(7.46 / 7.08) / 3 =
-0.0174 nats, from 4 % to 32 % of all tokens. The decision here: take that gain as the default (a measured one can be
-given), and spend so that the last unit of cost buys the same in both stages. With g nats per e-fold of pruning tokens and
-h = beta * (recoverable loss) nats per e-fold of later tokens, that is
+perplexity 7.46, 7.32, 7.23, 7.08, so every doubling of the pruning tokens lowered the final loss by ln(7.46 / 7.08) / 3
+= 0.0174 nats, from 4 % to 32 % of all tokens. The decision here: take that gain as the default (a measured one can be
+given), and spend so that the last unit of cost buys the same in both stages. With g nats per e-fold of pruning tokens
+and h = beta * (recoverable loss) nats per e-fold of later tokens, that is
 
     pruning cost / continued cost = g / h
 
-which is held within the range the table covers. The default gain includes the loss of the tokens that pruning took away, so
-it understates pruning slightly.
+which is held within the range the table covers. The default gain includes the loss of the tokens that pruning took
+away, so it understates pruning slightly.
 """
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def tokens_for_loss(law: PostTrainingLaw, case: Case, loss: float) -> float:
     """
     floor = law.floor(case.params_before, case.pruning_rate, case.source_loss)
     if loss <= floor:
-        raise ValueError(f'a loss of {loss:g} cannot be reached: the law never gets below {floor:.4f} for this size and rate; '
-                         f'prune less, or start from a better source')
+        raise ValueError(f'a loss of {loss:g} cannot be reached: the law never gets below {floor:.4f} for this size '
+                         f'and rate; prune less, or start from a better source')
     at_one = law.recoverable(case.params_before, case.pruning_rate, 1.0)
     if at_one <= 0:
         raise ValueError('the fitted law does not depend on tokens (D_C = 0); fit it to longer curves')
     log_tokens = math.log(at_one / (loss - floor)) / law.constants['beta']
     if log_tokens > _LOG_MANY_TOKENS:
-        raise ValueError(f'a loss of {loss:g} is so near the floor of {floor:.4f} that more than 1e30 tokens would be needed; '
-                         f'ask for a higher loss')
+        raise ValueError(f'a loss of {loss:g} is so near the floor of {floor:.4f} that more than 1e30 tokens would be '
+                         f'needed; ask for a higher loss')
     return math.exp(log_tokens)
 
 
 def diminishing_point(law: PostTrainingLaw, case: Case, more_tokens: float, least_gain: float) -> float:
-    """Tokens after which another ``more_tokens`` lower the loss by less than ``least_gain`` nats; 0 if already at the start."""
+    """Tokens after which another ``more_tokens`` buy less than ``least_gain`` nats; 0 if they never buy more."""
     beta = law.constants['beta']
     at_one = law.recoverable(case.params_before, case.pruning_rate, 1.0)
     if at_one <= 0:
@@ -82,7 +82,7 @@ def diminishing_point(law: PostTrainingLaw, case: Case, more_tokens: float, leas
     target = least_gain / (at_one * more_tokens**-beta)
 
     def gain(log_units: float) -> float:
-        """Gain of the next ``more_tokens`` after exp(log_units) times as many, relative to the recoverable loss there."""
+        """log(gain / least_gain) of the next ``more_tokens`` after exp(log_units) times as many."""
         units = math.exp(log_units)
         return math.log(units**-beta * -math.expm1(-beta * math.log1p(1 / units))) - math.log(target)
 
@@ -90,8 +90,8 @@ def diminishing_point(law: PostTrainingLaw, case: Case, more_tokens: float, leas
     if gain(low) <= 0:
         return 0.0
     if gain(high) > 0:
-        raise ValueError(f'{least_gain:g} nats for {more_tokens:g} tokens is so little that the law still promises it after any '
-                         f'sensible number of tokens; ask for a larger gain')
+        raise ValueError(f'{least_gain:g} nats for {more_tokens:g} tokens is so little that the law still promises it '
+                         f'after any sensible number of tokens; ask for a larger gain')
     return more_tokens * math.exp(brentq(gain, low, high, xtol=1e-12))
 
 
@@ -117,8 +117,8 @@ def split_beside(law: PostTrainingLaw, case: Case, continued_tokens: float, prun
                  ratio / (1 + ratio), ratio != wanted)
 
 
-def split_total(law: PostTrainingLaw, case: Case, total_cost: float, pruning_cost: float = 1.0, continue_cost: float = 1.0,
-                pruning_gain: float = PRUNING_GAIN) -> Split:
+def split_total(law: PostTrainingLaw, case: Case, total_cost: float, pruning_cost: float = 1.0,
+                continue_cost: float = 1.0, pruning_gain: float = PRUNING_GAIN) -> Split:
     """Divides a total cost between the stages. Arguments as :func:`split_beside`; the total is in the same unit."""
 
     def excess(log_tokens: float) -> float:

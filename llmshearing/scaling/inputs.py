@@ -1,13 +1,14 @@
 """Reads and checks what the scaling laws are fitted to: POINTS (models of one family) and RUNS (post-training curves).
 
-The decision here: plain JSON or CSV with documented fields, checked completely before any fit, so that a fit never has to
-explain bad data. Whatever is refused says what was found, what is expected and what to change. Nothing imports torch.
+The decision here: plain JSON or CSV with documented fields, checked completely before any fit, so that a fit never has
+to explain bad data. Whatever is refused says what was found, what is expected and what to change. Nothing imports
+torch.
 
-POINTS.json: ``{"models": [{"params": 6738415616, "tokens": 2e12, "name": "7b", "losses": {"cc": 1.75}}]}``; ``tokens`` and
-``name`` are optional. POINTS.csv: one row per model, columns ``params``, optional ``tokens`` and ``name``, every other
-column a domain. RUNS.json: ``{"runs": [{"params_before": N0, "pruning_rate": rho, "source_loss": L0, "name": "a",
-"curve": [[tokens, loss]]}]}``; ``curve`` may also be the path of a CSV with columns tokens, loss. Other fields are ignored
-only where they are listed as free text (``name``, ``comment``); anything else unknown is an error.
+POINTS.json: ``{"models": [{"params": 6738415616, "tokens": 2e12, "name": "7b", "losses": {"cc": 1.75}}]}``; ``tokens``
+and ``name`` are optional. POINTS.csv: one row per model, columns ``params``, optional ``tokens`` and ``name``, every
+other column a domain. RUNS.json: ``{"runs": [{"params_before": N0, "pruning_rate": rho, "source_loss": L0, "name": "a",
+"curve": [[tokens, loss]]}]}``; ``curve`` may also be the path of a CSV with columns tokens, loss. Other fields are
+ignored only where they are listed as free text (``name``, ``comment``); anything else unknown is an error.
 """
 from __future__ import annotations
 
@@ -160,13 +161,13 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
     for name, model in zip(names, models):
         missing = [domain for domain in (known if domains is None else wanted) if domain not in model['losses']]
         if missing:
-            raise ValueError(f'{where}: {name} has no loss for domain {missing[0]!r}; every model needs one for each of '
-                             f'{known if domains is None else wanted}: measure it, or choose the domains they share')
+            raise ValueError(f'{where}: {name} has no loss for domain {missing[0]!r}; every model needs one for each '
+                             f'of {known if domains is None else wanted}: measure it, or choose the domains they share')
     with_tokens = [name for name, model in zip(names, models) if model.get('tokens') is not None]
     if with_tokens and len(with_tokens) < len(models):
         without = next(name for name in names if name not in with_tokens)
-        raise ValueError(f'{where}: {without} has no "tokens" but {with_tokens[0]} has; give them for every model, or for '
-                         f'none where all were trained on the same number')
+        raise ValueError(f'{where}: {without} has no "tokens" but {with_tokens[0]} has; give them for every model, or '
+                         f'for none where all were trained on the same number')
     params = np.array([positive_number(m['params'], f'{where}: {n}: params') for n, m in zip(names, models)])
     tokens = None
     if with_tokens:
@@ -190,8 +191,8 @@ def _models_from_csv(path: Path) -> list[dict]:
         rows = csv.DictReader(file, skipinitialspace=True)
         columns = [(column or '').strip() for column in rows.fieldnames or []]
         if 'params' not in columns or len(set(columns)) < len(columns):
-            raise ValueError(f'{path}: the first line must name distinct columns: params, optional tokens and name, and '
-                             f'one per domain; got {columns}')
+            raise ValueError(f'{path}: the first line must name distinct columns: params, optional tokens and name, '
+                             f'and one per domain; got {columns}')
         rows.fieldnames = columns
         models = []
         for number, row in enumerate(rows, 2):
@@ -268,15 +269,15 @@ def check_run(row: object, where: str, folder: Path = Path()) -> Run:
     if isinstance(curve, str):
         curve = read_curve_csv(folder / curve)
     if not isinstance(curve, list) or not curve or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in curve):
-        raise ValueError(f'{where}: curve must be a non-empty list of [tokens, loss] pairs or the path of a CSV with these '
-                         f'columns')
+        raise ValueError(f'{where}: curve must be a non-empty list of [tokens, loss] pairs or the path of a CSV with '
+                         f'these columns')
     tokens = np.array([positive_number(point[0], f'{where}: tokens of curve point {i}')
                        for i, point in enumerate(curve, 1)])
     losses = np.array([positive_number(point[1], f'{where}: loss of curve point {i}')
                        for i, point in enumerate(curve, 1)])
     for i in np.flatnonzero(np.diff(tokens) <= 0):
-        raise ValueError(f'{where}: tokens must increase along the curve, but point {i + 2} has {tokens[i + 1]:g} after '
-                         f'{tokens[i]:g}: sort the points, and give one curve per run')
+        raise ValueError(f'{where}: tokens must increase along the curve, but point {i + 2} has {tokens[i + 1]:g} '
+                         f'after {tokens[i]:g}: sort the points, and give one curve per run')
     return Run(positive_number(row['params_before'], f'{where}: params_before'), rate,
                positive_number(row['source_loss'], f'{where}: source_loss'), tokens, losses, name)
 
@@ -287,6 +288,6 @@ def read_runs(path: str | Path) -> list[Run]:
     content = read_json(path)
     runs = content.get('runs')
     if not isinstance(runs, list) or not runs:
-        raise ValueError(f'{path}: expected {{"runs": [{{"params_before": ..., "pruning_rate": ..., "source_loss": ..., '
-                         f'"curve": [[tokens, loss], ...]}}, ...]}}, got the fields {sorted(content)}')
+        raise ValueError(f'{path}: expected {{"runs": [...]}} with one object per run, which has the fields '
+                         f'params_before, pruning_rate, source_loss and curve; got the fields {sorted(content)}')
     return [check_run(row, f'{path}: run {number}', path.parent) for number, row in enumerate(runs, 1)]

@@ -1,9 +1,10 @@
 """Per-domain loss of Hugging Face models on prepared evaluation splits.
 
-The loss is the mean next-token cross-entropy over all predicted tokens of a domain, in nats: for sequences of S tokens each
-gives S - 1 terms, and every term counts the same. This is llm-foundry's ``LanguageCrossEntropy`` on the same sequences, so a
-measured number can stand beside the one a run logs. The decision here: read the shards directly, in order, without a
-dataset's shared memory or workers; evaluation reads each sample once, and a command must leave nothing behind.
+The loss is the mean next-token cross-entropy over all predicted tokens of a domain, in nats: for sequences of S tokens
+each gives S - 1 terms, and every term counts the same. This is llm-foundry's ``LanguageCrossEntropy`` on the same
+sequences, so a measured number can stand beside the one a run logs. The decision here: read the shards directly, in
+order, without a dataset's shared memory or workers; evaluation reads each sample once, and a command must leave nothing
+behind.
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,7 +33,8 @@ def find_domains(data: str | Path, split: str = 'eval', domains: Sequence[str] |
     """
     root = Path(data) / split
     if not root.is_dir():
-        raise ValueError(f'{root}: no such folder; expected one MDS folder per domain below it, as `llmshearing prepare` writes')
+        raise ValueError(f'{root}: no such folder; expected one MDS folder per domain below it, as `llmshearing '
+                         f'prepare` writes')
     found = {path.parent.name: path.parent for path in sorted(root.glob('*/index.json'))}
     if not found:
         raise ValueError(f'{root}: no domain found; expected folders with an index.json below it')
@@ -54,17 +57,19 @@ def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:
     index = json.loads((folder / 'index.json').read_text(encoding='utf-8'))
     for shard in index['shards']:
         if shard['format'] != 'mds' or 'tokens' not in shard['column_names']:
-            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got format {shard["format"]} with '
-                             f'{shard.get("column_names")}')
+            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got format {shard["format"]} '
+                             f'with {shard.get("column_names")}')
         encoding = dict(zip(shard['column_names'], shard['column_encodings']))['tokens']
         if encoding != 'bytes' and not encoding.startswith('ndarray'):
-            raise ValueError(f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the text first')
+            raise ValueError(f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the '
+                             f'text first')
         with tempfile.TemporaryDirectory() as scratch:
             where = folder
             if not (folder / shard['raw_data']['basename']).exists():
                 packed = folder / shard['zip_data']['basename'] if shard['zip_data'] else None
                 if packed is None or not packed.exists():
-                    raise ValueError(f'{folder}: shard {shard["raw_data"]["basename"]} is missing; copy the whole folder here')
+                    raise ValueError(f'{folder}: shard {shard["raw_data"]["basename"]} is missing; copy the whole '
+                                     f'folder here')
                 where = Path(scratch)
                 unpacked = decompress(shard['compression'], packed.read_bytes())
                 (where / shard['raw_data']['basename']).write_bytes(unpacked)
@@ -72,7 +77,10 @@ def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:
             reader.validate(allow_unsafe_types=False)
             for sample in reader:
                 tokens = sample['tokens']
-                yield np.frombuffer(tokens, np.int64) if isinstance(tokens, bytes) else tokens.reshape(-1).astype(np.int64)
+                if isinstance(tokens, bytes):
+                    yield np.frombuffer(tokens, np.int64).copy()
+                else:
+                    yield tokens.reshape(-1).astype(np.int64)
 
 
 def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
@@ -88,7 +96,7 @@ def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.nda
 
 
 @torch.inference_mode()
-def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_size: int, where: str) -> dict[str, float]:
+def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_size: int, where: str) -> dict:
     """Loss of a model on one domain.
 
     Args:
@@ -98,12 +106,12 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
         where: Start of every message, such as the domain's name.
 
     Returns:
-        dict: ``loss`` (nats per predicted token), ``sequences``, ``tokens`` (predicted ones) and ``standard_error`` of the
-        loss, from the spread between sequences (None for a single sequence).
+        dict: ``loss`` (nats per predicted token), ``sequences``, ``tokens`` (predicted ones) and ``standard_error`` of
+        the loss, from the spread between sequences (None for a single sequence).
 
     Raises:
-        ValueError: No sequences, tokens outside the vocabulary, sequences longer than the model's positions, or a loss that
-            is not finite.
+        ValueError: No sequences, tokens outside the vocabulary, sequences longer than the model's positions, or a loss
+            that is not finite.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     positions = getattr(model.config, 'max_position_embeddings', None)
@@ -111,13 +119,14 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
     counts: list[int] = []
     for batch in batches(sequences, batch_size):
         if batch.shape[1] < 2:
-            raise ValueError(f'{where}: a sequence of {batch.shape[1]} token has no next token to predict; prepare longer ones')
+            raise ValueError(f'{where}: a sequence of {batch.shape[1]} token has no next token to predict; prepare '
+                             f'longer ones')
         if batch.min() < 0 or batch.max() >= vocabulary:
-            raise ValueError(f'{where}: token {batch.max() if batch.min() >= 0 else batch.min()} is outside the vocabulary of '
-                             f'{vocabulary}; the data were prepared with another tokenizer')
+            raise ValueError(f'{where}: token {batch.max() if batch.min() >= 0 else batch.min()} is outside the '
+                             f'vocabulary of {vocabulary}; the data were prepared with another tokenizer')
         if positions is not None and batch.shape[1] > positions:
-            raise ValueError(f'{where}: sequences of {batch.shape[1]} tokens, but the model has {positions} positions; prepare '
-                             f'the data with a smaller max_seq_len')
+            raise ValueError(f'{where}: sequences of {batch.shape[1]} tokens, but the model has {positions} positions; '
+                             f'prepare the data with a smaller max_seq_len')
         tokens = torch.from_numpy(batch).to(model.device)
         logits = model(input_ids=tokens, use_cache=False).logits
         for row, sequence in zip(logits, tokens):
@@ -141,8 +150,8 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     """Loads a Hugging Face decoder for evaluation.
 
     Raises:
-        ValueError: Nothing loadable there, an unknown dtype or device, or weights that are missing from the folder (they
-            would be left at random values).
+        ValueError: Nothing loadable there, an unknown dtype or device, or weights that are missing from the folder
+            (they would be left at random values).
     """
     if dtype not in DTYPES:
         raise ValueError(f'unknown dtype {dtype!r}; one of {", ".join(DTYPES)}')
@@ -150,12 +159,13 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(name, torch_dtype=DTYPES[dtype], output_loading_info=True)
-    except OSError as error:
-        raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({str(error).splitlines()[0]})') from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error
     if loading['missing_keys'] or loading['mismatched_keys']:
         wrong = sorted(map(str, [*loading['missing_keys'], *loading['mismatched_keys']]))
-        raise ValueError(f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not hold the whole '
-                         f'model')
+        raise ValueError(f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not '
+                         f'hold the whole model')
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -187,10 +197,15 @@ def measure_models(
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         report: Receives one line per model and domain.
 
+    Raises:
+        ValueError: As :func:`load_model`, :func:`read_tokens` and :func:`domain_loss`.
+
     Returns:
-        list[dict]: Entries of POINTS.json's ``models``: name, params, losses, and under ``evaluation`` per domain the standard
-        error, sequences and tokens.
+        list[dict]: Entries of POINTS.json's ``models``: name, params, losses, and under ``evaluation`` per domain the
+        standard error, sequences and tokens.
     """
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     points = []
     for name in models:
         model = load_model(name, dtype, device)

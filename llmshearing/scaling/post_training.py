@@ -2,12 +2,13 @@
 
     L(N0, D, rho, L0) = L0 + (1/rho)^gamma * (1/N0)^delta * (N_C / N0^alpha + D_C / D^beta + E)
 
-N0 parameters before pruning, D post-training tokens, rho the fraction of parameters removed, L0 the source model's loss on
-the same evaluation data. For given exponents N_C, D_C and E enter linearly, so only the four exponents are searched.
+N0 parameters before pruning, D post-training tokens, rho the fraction of parameters removed, L0 the source model's loss
+on the same evaluation data. For given exponents N_C, D_C and E enter linearly, so only the four exponents are searched.
 
-Two decisions. What the runs cannot say is not invented: with a single size (or a single rate) the law holds for that size
-(rate) only, and a prediction elsewhere is an error. And E may be negative only if some measured loss lies below its
-source's loss, because then post-training data evidently teach something new; otherwise the floor of the law is the source.
+Two decisions. What the runs cannot say is not invented: with a single size (or a single rate) the law holds for that
+size (rate) only, and a prediction elsewhere is an error. And E may be negative only if some measured loss lies below
+its source's loss, because then post-training data evidently teach something new; otherwise the floor of the law is the
+source.
 """
 from __future__ import annotations
 
@@ -19,11 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmshearing.scaling.inputs import Run
+from llmshearing.scaling.intervals import extrapolation_factor
 from llmshearing.scaling.separable import fit_separable
 
 CONSTANTS = ('N_C', 'D_C', 'E', 'alpha', 'beta', 'gamma', 'delta')
-# A loss this much above the lowest earlier one of its curve is taken for a mistake, below it for noise.
+# A loss this much above the lowest earlier one of its curve (more in long curves) is a mistake, below it noise.
 NOISE_TOLERANCE = 0.03
+# A curve that rises by less than this from end to end is flat within noise.
+_FLAT = 0.02
 # Sizes or rates that differ by less than this count as one.
 _SAME = 0.02
 _GAMMA_BOUNDS, _DELTA_BOUNDS, _POWER_BOUNDS = (-6.0, 6.0), (-2.0, 2.0), (0.01, 3.0)
@@ -53,7 +57,7 @@ class PostTrainingLaw:
     single_rate: bool
 
     def _scale(self, params_before: float, pruning_rate: float) -> float:
-        return math.exp(-self.constants['gamma'] * math.log(pruning_rate) - self.constants['delta'] * math.log(params_before))
+        return pruning_rate**-self.constants['gamma'] * params_before**-self.constants['delta']
 
     def predict(self, params_before: float, pruning_rate: float, source_loss: float,
                 tokens: float | np.ndarray) -> np.ndarray:
@@ -79,9 +83,9 @@ class PostTrainingLaw:
         for single, name, value, (low, high) in ((self.single_size, 'params_before', params_before, self.params_before),
                                                  (self.single_rate, 'pruning_rate', pruning_rate, self.pruning_rate)):
             if single and not low / (1 + _SAME) <= value <= high * (1 + _SAME):
-                raise ValueError(f'{name} {value:g}: all runs had {low:g}, so the law says nothing about another; fit it to '
-                                 f'runs with different values')
-        factors = {name: max(value / high, low / value, 1.0) for name, value, (low, high) in (
+                raise ValueError(f'{name} {value:g}: all runs had {low:g}, so the law says nothing about another; fit '
+                                 f'it to runs with different values')
+        factors = {name: extrapolation_factor(value, np.array(measured)) for name, value, measured in (
             ('params_before', params_before, self.params_before), ('pruning_rate', pruning_rate, self.pruning_rate),
             ('tokens', tokens, self.tokens))}
         return {**factors, 'factor': max(factors.values())}
@@ -100,21 +104,27 @@ def check_runs(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         lowest = np.minimum.accumulate(run.losses)
         rise = run.losses[1:] / lowest[:-1] - 1
-        if len(rise) and rise.max() > NOISE_TOLERANCE:
+        # The largest of n noisy values lies the further from the rest the more there are.
+        if len(rise) and rise.max() > NOISE_TOLERANCE * math.sqrt(max(1.0, math.log(len(run.tokens)))):
             i = int(rise.argmax()) + 1
             raise ValueError(f'{run.name}: the loss rises to {run.losses[i]:g} at {run.tokens[i]:g} tokens after '
                              f'{lowest[i - 1]:g} before: not monotone; use evaluation losses, and one curve per run')
-        if len(rise) and run.losses[-1] >= run.losses[0]:
-            raise ValueError(f'{run.name}: the loss does not fall from its first point ({run.losses[0]:g}) to its last '
-                             f'({run.losses[-1]:g}); a curve of post-training must')
+        log_tokens = np.log(run.tokens)
+        trend = np.polyfit(log_tokens, run.losses, 1)[0] * np.ptp(log_tokens) / run.losses.mean() if len(rise) else -1.0
+        if trend > _FLAT or (len(rise) > 1 and np.all(np.diff(run.losses) >= 0)):
+            raise ValueError(f'{run.name}: the loss rises with the tokens (first {run.losses[0]:g}, last '
+                             f'{run.losses[-1]:g}): not monotone; a curve of post-training must fall')
+        if trend > 0:
+            notes.append(f'{run.name}: the loss does not fall with the tokens; taken for noise around a flat curve')
         if len(rise) and rise.max() > 0:
-            notes.append(f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for noise')
+            notes.append(f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for '
+                         f'noise')
     sizes, rates = _distinct([run.params_before for run in runs]), _distinct([run.pruning_rate for run in runs])
     tokens = np.unique(np.concatenate([run.tokens for run in runs]))
     points, needed = sum(len(run.tokens) for run in runs), 3 + 2 * (sizes > 1) + (sizes > 2) + (rates > 1)
     if points < needed or len(tokens) < 3:
-        raise ValueError(f'too few points: got {points} with {len(tokens)} different token counts, need at least {needed} with '
-                         f'three for {sizes} sizes and {rates} rates; add curves, or points to them')
+        raise ValueError(f'too few points: got {points} with {len(tokens)} different token counts, need at least '
+                         f'{needed} with three for {sizes} sizes and {rates} rates; add curves, or points to them')
     if sizes < 3:
         notes.append(f'{sizes} size{"s" * (sizes > 1)} before pruning: ' + (
             'the law holds for this size only' if sizes == 1 else 'two cannot tell the two size exponents apart, so '
@@ -129,7 +139,8 @@ def _distinct(values: Sequence[float]) -> int:
     return 1 + int(np.sum(ordered[1:] > ordered[:-1] * (1 + _SAME)))
 
 
-def fit_post_training(runs: Sequence[Run], huber: float | None = None, near: PostTrainingLaw | None = None) -> PostTrainingLaw:
+def fit_post_training(runs: Sequence[Run], huber: float | None = None,
+                      near: PostTrainingLaw | None = None) -> PostTrainingLaw:
     """Fits the P2 law to all points of all runs, in log space, from a grid of starts.
 
     Args:
@@ -178,8 +189,8 @@ def predict_run(law: PostTrainingLaw, run: Run) -> np.ndarray:
 def average_slope_difference(tokens: np.ndarray, measured: np.ndarray, predicted: np.ndarray) -> float:
     """How far the predicted curve's slope is from the measured one's: the criterion of the P2 law's paper.
 
-    The mean, over the intervals between consecutive points, of |predicted slope - measured slope|. A law that is right about
-    the slope is right about what more tokens buy, even where its level is off.
+    The mean, over the intervals between consecutive points, of |predicted slope - measured slope|. A law that is right
+    about the slope is right about what more tokens buy, even where its level is off.
 
     Args:
         tokens: [points] increasing, at least two.
@@ -199,7 +210,8 @@ def fit_report(law: PostTrainingLaw, runs: Sequence[Run]) -> dict:
 
     Returns:
         dict: ``rms_residual`` and ``worst_residual`` (relative), ``average_slope_difference`` and, to compare it with,
-        ``average_slope`` of the measured curves (nats per billion tokens; None where no run has two points), and ``runs``.
+        ``average_slope`` of the measured curves (nats per billion tokens; None where no run has two points), and
+        ``runs``.
     """
     rows, residuals = [], []
     for run in runs:

@@ -1,14 +1,14 @@
 """Per-domain loss as a law of model size and training tokens: L(N, D) = E + A / N^alpha + B / D^beta.
 
-Sheared LLaMA (arXiv 2310.06694, Appendix B) takes the reference loss of a target size from this law, fitted per domain to
-models of one family. Where all were trained on the same number of tokens the data term is a constant inside E.
+Sheared LLaMA (arXiv 2310.06694, Appendix B) takes the reference loss of a target size from this law, fitted per domain
+to models of one family. Where all were trained on the same number of tokens the data term is a constant inside E.
 
 Two decisions. (1) With exactly three models and equal tokens the law has as many constants as there are points, so it
 passes through all three: the exponent is the root of a monotone function and is found whatever its value, even where a
-constant leaves the sensible range (alpha or A or E not positive), which is then said. With more models it is the bounded
-fit (E, A, B >= 0, exponents in :data:`EXPONENT_BOUNDS`) in log space. (2) A law is kept as level and slope at a reference
-size instead of E and A: E and A grow without limit as alpha goes to 0, where the law becomes a straight line in log N,
-while level and slope stay of order one.
+constant leaves the sensible range (alpha or A or E not positive), which is then said. With more models it is the
+bounded fit (E, A, B >= 0, exponents in :data:`EXPONENT_BOUNDS`) in log space. (2) A law is kept as level and slope at a
+reference size instead of E and A: E and A grow without limit as alpha goes to 0, where the law becomes a straight line
+in log N, while level and slope stay of order one.
 """
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class LossLaw:
         return np.asarray(loss)
 
     def constants(self) -> dict[str, float | None]:
-        """E, A, alpha (and B, beta) of the formula; E and A are None where alpha is so near 0 that they have no limit."""
+        """E, A, alpha (and B, beta) of the formula; E and A are None where alpha is 0 and they have no limit."""
         if abs(self.alpha) < _LOG_LINEAR:
             constants: dict[str, float | None] = {'E': None, 'A': None, 'alpha': self.alpha}
         else:
@@ -106,11 +106,12 @@ def check_points(points: Points) -> list[str]:
     """
     needed, got = constants_needed(points), len(points.params)
     if got < needed:
-        why = ('their token counts differ, so the law has five constants' if needed == 5 else 'the law has three constants')
-        raise ValueError(f'too few models: got {got}, need at least {needed} because {why}; measure more models of the family')
+        why = ('the law has three' if needed == 3 else 'their token counts differ, so the law has five') + ' constants'
+        raise ValueError(f'too few models: got {got}, need at least {needed} because {why}; measure more models of the '
+                         f'family')
     sizes = len(np.unique(points.params))
     if sizes < 3:
-        raise ValueError(f'too few sizes: {got} models have only {sizes} distinct parameter counts, the law needs three')
+        raise ValueError(f'too few sizes: {got} models have only {sizes} distinct parameter counts; the law needs 3')
     order = np.argsort(points.params, kind='stable')
     tokens = np.ones(got) if points.tokens is None or not tokens_differ(points) else points.tokens
     exact = got == needed == 3
@@ -120,11 +121,12 @@ def check_points(points: Points) -> list[str]:
             if points.params[large] == points.params[small] or tokens[large] < tokens[small]:
                 continue
             rise = losses[large] / losses[small] - 1
-            what = (f'domain {domain!r}: loss {losses[large]:g} of {points.names[large]} ({points.params[large]:g} parameters)'
-                    f' is not below {losses[small]:g} of {points.names[small]} ({points.params[small]:g})')
+            what = (f'domain {domain!r}: loss {losses[large]:g} of {points.names[large]} ({points.params[large]:g} '
+                    f'parameters) is not below {losses[small]:g} of {points.names[small]} ({points.params[small]:g})')
             if (exact and rise >= 0) or rise > NOISE_TOLERANCE:
-                raise ValueError(f'{what}: not monotone, no law of this form describes it; check the measurement, or leave '
-                                 f'that model out' + (' and add another: three points must fall strictly' if exact else ''))
+                remedy = ', and add another: three points must fall strictly' if exact else ''
+                raise ValueError(f'{what}: not monotone, no law of this form describes it; check the measurement, or '
+                                 f'leave that model out{remedy}')
             if rise >= 0:
                 notes.append(f'{what}; taken for noise')
         trend = np.polyfit(np.log(points.params), np.log(losses), 1)[0]
@@ -136,8 +138,8 @@ def check_points(points: Points) -> list[str]:
 def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     """The law through three points, exactly.
 
-    The ratio of the two falls, (L1 - L2) / (L2 - L3), rises strictly with alpha from 0 to infinity over all real alpha, so
-    any three falling losses have exactly one law.
+    The ratio of the two falls, (L1 - L2) / (L2 - L3), rises strictly with alpha from 0 to infinity over all real alpha,
+    so any three falling losses have exactly one law.
 
     Args:
         params: [3] distinct sizes.
@@ -149,7 +151,8 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     order = np.argsort(params)
     (n1, n2, n3), (l1, l2, l3) = params[order], losses[order]
     if not (n1 < n2 < n3 and l1 > l2 > l3):
-        raise ValueError(f'three distinct sizes with strictly falling losses are needed, got {params[order]} {losses[order]}')
+        raise ValueError(f'three distinct sizes with strictly falling losses are needed, got {params[order]} '
+                         f'{losses[order]}')
     left, right = math.log(n2 / n1), math.log(n3 / n2)
 
     def log_expm1(x: float) -> float:
@@ -243,8 +246,8 @@ def law_notes(law: LossLaw) -> list[str]:
     if abs(law.alpha) < _LOG_LINEAR:
         notes.append('alpha is 0: the law is a straight line in log N, E and A have no finite value')
     elif law.alpha < 0:
-        notes.append(f'alpha = {law.alpha:.4g} is negative (so is A): the measured losses fall faster and faster with size; '
-                     f'the law passes through the points but is not sensible beyond them')
+        notes.append(f'alpha = {law.alpha:.4g} is negative (so is A): the measured losses fall faster and faster with '
+                     f'size; the law passes through the points but is not sensible beyond them')
     if constants['E'] is not None and law.alpha > 0 and constants['E'] < 0:
         notes.append(f'E = {constants["E"]:.4g} is negative: the law is not sensible for very large models')
     if law.alpha > EXPONENT_BOUNDS[1]:

@@ -1,7 +1,7 @@
 """``llmshearing reference-losses fit|measure``: the reference losses that ``dynamic_batch_loading`` reads.
 
-``measure`` gives the loss of a model (usually the source) on the prepared evaluation splits, ``fit`` predicts the loss a
-model of the target size would have from several measured models of one family. Both write the same kind of file.
+``measure`` gives the loss of a model (usually the source) on the prepared evaluation splits, ``fit`` predicts the loss
+a model of the target size would have from several measured models of one family. Both write the same kind of file.
 """
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     fit = commands.add_parser('fit', help='predict the losses of a target size from measured models of one family')
-    fit.add_argument('points', nargs='+', metavar='POINTS', help='POINTS.json or .csv; models of several files are joined')
-    fit.add_argument('--params', required=True, type=count_argument, metavar='N', help='parameters of the target, e.g. 1.3e9 or 1.3B')
+    fit.add_argument('points', nargs='+', metavar='POINTS',
+                     help='POINTS.json or .csv; models of several files are joined')
+    fit.add_argument('--params', required=True, type=count_argument, metavar='N',
+                     help='parameters of the target, e.g. 1.3e9 or 1.3B')
     fit.add_argument('--tokens', type=count_argument, metavar='D',
                      help='training tokens to predict at, where the models differ in theirs (default: the most of any)')
     fit.add_argument('--domains', type=_names, metavar='A,B', help='only these domains (default: all)')
     fit.add_argument('--huber', type=float, metavar='ERROR',
-                     help='relative error beyond which a point counts linearly, against outliers (default: least squares)')
-    fit.add_argument('--interval', choices=INTERVALS, default=INTERVALS[0], help='how the interval is made (default: %(default)s)')
+                     help='relative error beyond which a point counts linearly, against outliers (default: least '
+                          'squares)')
+    fit.add_argument('--interval', choices=INTERVALS, default=INTERVALS[0],
+                     help='how the interval is made (default: %(default)s)')
     fit.add_argument('--seed', type=int, default=17, help='of the bootstrap (default: %(default)s)')
     fit.add_argument('--output', required=True, metavar='REF.json', help='where to write the reference losses')
 
@@ -46,8 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument('--domains', type=_names, metavar='A,B', help='only these domains (default: all)')
     measure.add_argument('--tokens', nargs='+', type=count_argument, metavar='D',
                          help='training tokens of each model, in the same order, to be kept with its point')
-    measure.add_argument('--batch-size', type=_whole, default=4, help='sequences in a forward pass (default: %(default)s)')
-    measure.add_argument('--max-sequences', type=_whole, metavar='K', help='only the first K sequences of a domain (default: all)')
+    measure.add_argument('--batch-size', type=_whole, default=4,
+                         help='sequences in a forward pass (default: %(default)s)')
+    measure.add_argument('--max-sequences', type=_whole, metavar='K',
+                         help='only the first K sequences of a domain (default: all)')
     measure.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                          help='of the forward pass (default: %(default)s)')
     measure.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
@@ -63,12 +69,15 @@ def fit(arguments: argparse.Namespace) -> int:
                                       arguments.seed)
     write_json(arguments.output, report)
     reach = report['extrapolation']
-    where = 'inside the measured range' if reach['factor'] == 1 else f'{reach["octaves"]:.2f} octaves outside the measured range'
-    lines = [f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g} ({where})']
+    where = 'inside' if reach['factor'] == 1 else f'{reach["octaves"]:.2f} octaves outside'
+    lines = [f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g} ({where} the '
+             f'measured range)']
     width = max(map(len, report['domains']))
     for domain, result in report['domains'].items():
         low_high = result['interval']
-        spread = 'no interval' if low_high is None else f'{report["interval_kind"]} {low_high[0]:.4f} to {low_high[1]:.4f}'
+        spread = 'no interval'
+        if low_high is not None:
+            spread = f'90 % {low_high[0]:.4f} to {low_high[1]:.4f}'
         constants = ', '.join(f'{name} {"-" if value is None else format(value, ".4g")}'
                               for name, value in result['constants'].items())
         lines.append(f'{domain:<{width}}  predicted loss: {result["predicted_loss"]:.4f}  {spread}  worst residual '
@@ -87,7 +96,8 @@ def measure(arguments: argparse.Namespace) -> int:
     # Imported here so that fit does not wait for torch.
     from llmshearing.scaling.measure import find_domains, measure_models
     if arguments.tokens is not None and len(arguments.tokens) != len(arguments.models):
-        raise ValueError(f'--tokens has {len(arguments.tokens)} numbers for {len(arguments.models)} models; give one for each')
+        raise ValueError(f'--tokens has {len(arguments.tokens)} numbers for {len(arguments.models)} models; give one '
+                         f'for each')
     domains = find_domains(arguments.data, arguments.split, arguments.domains)
     points = measure_models(arguments.models, domains, arguments.batch_size, arguments.max_sequences, arguments.dtype,
                             arguments.device, lambda line: sys.stderr.write(line + '\n'))
@@ -96,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> int:
     content: dict = {'models': points}
     if len(points) == 1:
         # A single model is a reference by itself, and still a point that `fit` can read beside others.
-        content = {'reference_losses': points[0]['losses'], 'source': 'measured', 'params': points[0]['params'], **content}
+        content |= {'reference_losses': points[0]['losses'], 'source': 'measured', 'params': points[0]['params']}
     write_json(arguments.output, content)
     for entry in points:
         sys.stdout.write(f'{entry["name"]}: {entry["params"]} parameters, '

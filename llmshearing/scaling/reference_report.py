@@ -1,10 +1,10 @@
 """Predicts reference losses of a target size and says how far they can be trusted.
 
 A number without its uncertainty invites copying, so every prediction carries the constants, the residual of each model,
-how many times outside the measured range it lies, and an interval: all predictions with one model left out
-(``leave-one-out``), or the middle 90 % of a residual bootstrap (``bootstrap``). Where the law has as many constants as there
-are models nothing is left over to judge it by; then the interval is null, the report says so, and it gives the factor by
-which the law enlarges measurement noise instead.
+how many times outside the measured range it lies, and a 90 % interval: the jackknife over models (``leave-one-out``),
+or a residual bootstrap (``bootstrap``, which is too narrow for few models). Where the law has as many constants as
+there are models nothing is left over to judge it by; then the interval is null, the report says so, and it gives the
+factor by which the law enlarges measurement noise instead.
 """
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ import math
 import numpy as np
 
 from llmshearing.scaling.inputs import Points
+from llmshearing.scaling.intervals import CONFIDENCE, extrapolation_factor, jackknife_interval
 from llmshearing.scaling.reference_loss import (LossLaw, check_points, constants_needed, fit_equal_tokens, fit_law,
                                                 fit_unequal_tokens, law_notes, tokens_differ)
 
 INTERVALS = ('leave-one-out', 'bootstrap')
 _RESAMPLES = 100
-# Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds make
-# the fit stiffer for real errors than for infinitesimal ones.
+# Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds
+# make the fit stiffer for real errors than for infinitesimal ones.
 _STEP = 5e-3
 
 
-def extrapolation_factor(value: float, measured: np.ndarray) -> float:
-    """How many times ``value`` lies outside the range of ``measured``; 1 inside."""
-    return float(max(value / np.max(measured), np.min(measured) / value, 1.0))
-
-
 def _refit(points: Points, domain: str, huber: float | None, near: LossLaw) -> LossLaw:
-    """The bounded fit even for three points, which leave-one-out and bootstrap need (their points may not be monotone)."""
+    """The bounded fit even for three points: those of leave-one-out and bootstrap may not be monotone."""
     losses = points.losses[domain]
     if tokens_differ(points):
         return fit_unequal_tokens(points.params, points.tokens, losses, huber, near)
@@ -49,7 +45,7 @@ def leave_one_out(points: Points, domain: str, law: LossLaw, params: float, toke
 
 def bootstrap(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None,
               seed: int) -> np.ndarray:
-    """[resamples] predictions from fits to the law's own curve with resampled residuals, widened for the constants used."""
+    """[resamples] predictions refitted to the law's own curve plus resampled residuals, widened for lost freedom."""
     fitted = law.predict(points.params, points.tokens)
     residuals = np.log(points.losses[domain] / fitted)
     freedom = len(residuals) - constants_needed(points)
@@ -67,8 +63,9 @@ def noise_amplification(points: Points, domain: str, law: LossLaw, params: float
                         huber: float | None) -> float:
     """Relative error of the prediction per relative error of the measured losses (independent, same size).
 
-    The root of the sum of squares of d ln(prediction) / d ln(loss of model i), by finite differences. Where the law passes
-    through three points the step is also small beside the gap between two losses, so that falling losses stay falling.
+    The root of the sum of squares of d ln(prediction) / d ln(loss of model i), by finite differences. Where the law
+    passes through three points the step is also small beside the gap between two losses, so that falling losses stay
+    falling.
     """
     base, total = float(law.predict(params, tokens)), 0.0
     step = _STEP
@@ -88,25 +85,28 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
     law = fit_law(points, domain, huber)
     predicted = float(law.predict(params, tokens))
     if not (math.isfinite(predicted) and predicted > 0):
-        raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} for {params:g} '
-                         f'parameters, which no loss can be ({"; ".join(law_notes(law)) or "too far outside"}); '
-                         f'measure models nearer to the target')
+        raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} for '
+                         f'{params:g} parameters, which no loss can be '
+                         f'({"; ".join(law_notes(law)) or "too far outside"}); measure models nearer to the target')
     residuals = law.predict(points.params, points.tokens) / points.losses[domain] - 1
     freedom = len(points.params) - constants_needed(points)
     notes = law_notes(law)
     low_high = amplification = None
     if freedom > 0:
-        many = (leave_one_out(points, domain, law, params, tokens, huber) if interval == 'leave-one-out' else
-                bootstrap(points, domain, law, params, tokens, huber, seed))
-        if interval == 'bootstrap':
-            many = np.quantile(many, (0.05, 0.95))
-        many = np.append(many, predicted)
-        low_high = [float(many.min()), float(many.max())]
+        if interval == 'leave-one-out':
+            others = leave_one_out(points, domain, law, params, tokens, huber)
+            low_high = jackknife_interval(predicted, others, freedom)
+        else:
+            others = bootstrap(points, domain, law, params, tokens, huber, seed)
+            tail = (1 - CONFIDENCE) / 2
+            low_high = tuple(map(float, np.quantile(others, (tail, 1 - tail))))
+        if low_high is None:
+            notes.append('no interval: leaving out one model leaves too few sizes')
     else:
         amplification = noise_amplification(points, domain, law, params, tokens, huber)
-        notes.append(f'{len(points.params)} models leave no freedom to judge the fit: the law has as many constants, so the '
-                     f'residuals say nothing and there is no interval; an error of 1 % in each measured loss would move the '
-                     f'prediction by about {amplification:.2g} %')
+        notes.append(f'{len(points.params)} models leave no freedom to judge the fit: the law has as many constants, '
+                     f'so the residuals say nothing and there is no interval; an error of 1 % in each measured loss '
+                     f'would move the prediction by about {amplification:.2g} %')
     return {
         'predicted_loss': predicted,
         'law': law.describe(),
@@ -115,7 +115,7 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
                          'slope': law.slope, 'tokens_term': law.tokens_term},
         'residuals': [float(r) for r in residuals],
         'worst_residual': float(np.max(np.abs(residuals))),
-        'interval': low_high,
+        'interval': None if low_high is None else list(low_high),
         'noise_amplification': amplification,
         'notes': notes,
     }
@@ -128,8 +128,8 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
     Args:
         points: Measured losses of the family.
         params: Size of the target.
-        tokens: Training tokens the target is compared at. Only for models trained on different numbers of tokens; then the
-            default is the largest of them.
+        tokens: Training tokens the target is compared at. Only for models trained on different numbers of tokens; then
+            the default is the largest of them.
         huber: Relative error beyond which a point counts linearly; None for least squares.
         interval: One of :data:`INTERVALS`.
         seed: Of the bootstrap.
@@ -152,13 +152,13 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
             notes.append(f'predicted for {tokens:g} training tokens, the most of any measured model')
         log_size, log_tokens = np.log(points.params), np.log(points.tokens)
         if abs(np.corrcoef(log_size, log_tokens)[0, 1]) > 0.98:
-            notes.append('tokens rise together with parameters in these models: the law cannot tell the two terms apart, and '
-                         'holds only where the target keeps that ratio')
+            notes.append('tokens rise together with parameters in these models: the law cannot tell the two terms '
+                         'apart, and holds only where the target keeps that ratio')
     elif tokens is not None:
         have = 'the models do not say theirs' if points.tokens is None else f'all models have {points.tokens[0]:g}'
         if points.tokens is None or abs(tokens / points.tokens[0] - 1) > 1e-3:
-            raise ValueError(f'tokens {tokens:g} was asked for, but {have}: the effect of tokens needs at least five models '
-                             f'with different token counts; leave the option out to predict at equal tokens')
+            raise ValueError(f'tokens {tokens:g} was asked for, but {have}: the effect of tokens needs at least five '
+                             f'models with different token counts; leave the option out to predict at equal tokens')
         tokens = None
     factors = {'params': extrapolation_factor(params, points.params)}
     if tokens is not None:

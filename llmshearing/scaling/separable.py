@@ -1,11 +1,11 @@
 """One solver for both scaling laws: least squares where most constants enter linearly.
 
-The laws of this package have the form ``loss = offset + basis(exponents) @ coefficients``. Fitting all constants at once
-from one start is fragile: with parameters around 1e9 a coefficient such as A spans many powers of ten. The decision
-here: callers measure sizes relative to their geometric mean, so that every constant is of order one; for given exponents
-the coefficients are solved exactly (non-negative least squares), so that only the exponents need starting points; a grid
-of starts is tried, and the best few are refined jointly in log space. Residuals are logarithms of predicted over measured
-loss, i.e. relative errors, with the squared or the Huber loss.
+The laws of this package have the form ``loss = offset + basis(exponents) @ coefficients``. Fitting all constants at
+once from one start is fragile: with parameters around 1e9 a coefficient such as A spans many powers of ten. The
+decision here: callers measure sizes relative to their geometric mean, so that every constant is of order one; for
+given exponents the coefficients are solved exactly (non-negative least squares), so that only the exponents need
+starting points; a grid of starts is tried, and the best few are refined jointly in log space. Residuals are logarithms
+of predicted over measured loss, i.e. relative errors, with the squared or the Huber loss.
 """
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from scipy.optimize import least_squares, nnls
 # A prediction may pass zero while the solver searches; its logarithm is cut here.
 _SMALLEST_RATIO = 1e-6
 _REWEIGHTINGS = 4
+# Coefficients are of order one; the search leaves those on their bound at rounding errors.
+_ZERO = 1e-12
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def fit_separable(
         free_sign: For each coefficient, whether it may be negative.
         offset: [points] or a number, a part of the loss that is known.
         huber: Residual beyond which the loss grows linearly; None for plain least squares.
-        priors: (centre, weight) per exponent: adds ``weight * (exponent - centre)`` to the residuals, so that a direction
-            the data say nothing about stays at the centre. A weight of 0 means no prior.
+        priors: (centre, weight) per exponent: adds ``weight * (exponent - centre)`` to the residuals, so that a
+            direction the data say nothing about stays at the centre. A weight of 0 means no prior.
         refine: How many of the best starts are refined jointly.
 
     Returns:
@@ -123,5 +125,6 @@ def fit_separable(
         # The search stays strictly inside its bounds; solving the coefficients again lets one of them be exactly 0.
         found += [(float(solution.cost), solution.x[:n], solution.x[n:]), solved(solution.x[:n])]
     cost, exponents, coefficients = min(found, key=lambda trial: trial[0])
+    coefficients = np.where(np.abs(coefficients) < _ZERO, 0.0, coefficients)
     residuals = log_residuals(offset + basis(exponents) @ coefficients, measured)
     return SeparableFit(exponents, coefficients, residuals, cost)

@@ -1,0 +1,148 @@
+"""What `reference-losses fit` reports: extrapolation always, intervals where there is freedom, a plain word where not."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from llmshearing.scaling.inputs import Points
+from llmshearing.scaling.reference_loss import interpolate_three
+from llmshearing.scaling.reference_report import noise_amplification, predict_reference_losses
+
+SIZES = np.array([70e6, 410e6, 1.4e9, 6.9e9, 13e9, 70e9])
+
+
+def truth(params, tokens=np.inf):
+    return 1.7 + 0.6 * (np.asarray(params) / 1e9)**-0.3 + 0.3 * (np.asarray(tokens) / 2e10)**-0.4
+
+
+def points(count=6, noise=0.0, tokens=None, seed=0):
+    sizes = SIZES[:count]
+    losses = truth(sizes, np.inf if tokens is None else tokens)
+    noisy = losses * np.exp(noise * np.random.default_rng(seed).standard_normal(count))
+    return Points(sizes, tokens, {'cc': noisy, 'wiki': 0.8 * noisy}, [f'm{i}' for i in range(count)])
+
+
+def test_report_is_plain_json_and_complete():
+    report = predict_reference_losses(points(noise=0.002), 140e9)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report['reference_losses'].keys() == {'cc', 'wiki'}
+    assert report['reference_losses']['wiki'] == pytest.approx(0.8 * report['reference_losses']['cc'], rel=1e-6)
+    assert report['extrapolation'] == {'params': 2.0, 'factor': 2.0, 'octaves': 1.0}
+    assert report['degrees_of_freedom'] == 3
+    domain = report['domains']['cc']
+    assert domain['constants'].keys() == {'E', 'A', 'alpha'} and len(domain['residuals']) == 6
+    low, high = domain['interval']
+    assert low <= domain['predicted_loss'] <= high
+
+
+def test_residuals_are_predicted_over_measured():
+    data = points(noise=0.003)
+    domain = predict_reference_losses(data, 2e9)['domains']['cc']
+    constants = domain['constants']
+    again = constants['E'] + constants['A'] / SIZES**constants['alpha']
+    np.testing.assert_allclose(domain['residuals'], again / data.losses['cc'] - 1, atol=1e-9)
+    assert domain['worst_residual'] == np.abs(domain['residuals']).max() > 0
+
+
+@pytest.mark.parametrize('kind', ['leave-one-out', 'bootstrap'])
+def test_interval_widens_with_noise_and_distance(kind):
+    def width(noise, params):
+        low, high = predict_reference_losses(points(noise=noise), params, interval=kind)['domains']['cc']['interval']
+        return high - low
+
+    assert width(0.0, 2e9) < 1e-6 < width(0.001, 2e9) < width(0.004, 2e9) < width(0.004, 560e9)
+
+
+def test_bootstrap_depends_on_its_seed_only():
+    one, two, other = (predict_reference_losses(points(noise=0.003), 2e9, interval='bootstrap', seed=seed)
+                       for seed in (1, 1, 2))
+    assert one == two and one['domains']['cc']['interval'] != other['domains']['cc']['interval']
+
+
+@pytest.mark.parametrize('params', [3e9, 140e9])
+def test_interval_covers_the_truth_about_nine_times_in_ten(params):
+    """Six models with 0.3 % noise, 60 seeds, inside the range and one octave outside."""
+    covered = 0
+    for seed in range(60):
+        data = points(noise=0.003, seed=seed)
+        data.losses.pop('wiki')
+        low, high = predict_reference_losses(data, params)['domains']['cc']['interval']
+        covered += low <= truth(params) <= high
+    assert 49 <= covered
+
+
+def test_three_models_leave_no_freedom_and_say_so():
+    report = predict_reference_losses(points(3), 2.8e9)
+    domain = report['domains']['cc']
+    assert report['degrees_of_freedom'] == 0 and domain['interval'] is None and report['interval_kind'] is None
+    assert domain['worst_residual'] < 1e-12
+    assert domain['noise_amplification'] > 0.5
+    assert any('no freedom to judge' in note for note in domain['notes'])
+
+
+def test_noise_amplification_is_what_noise_does():
+    data, size = points(3), 5.6e9
+    factor = noise_amplification(data, 'cc', interpolate_three(data.params, data.losses['cc']), size, None, None)
+    generator, noise = np.random.default_rng(0), 1e-4
+    errors = [interpolate_three(data.params, data.losses['cc'] * np.exp(noise * generator.standard_normal(3))).predict(size)
+              / truth(size) - 1 for _ in range(2000)]
+    assert np.std(errors) / noise == pytest.approx(factor, rel=0.1)
+
+
+def test_tokens_default_to_the_most_and_extrapolation_counts_them():
+    tokens = np.array([3e11, 2e10, 1e12, 1e11, 3e11, 2e10])
+    data = points(tokens=tokens)
+    report = predict_reference_losses(data, 2e9)
+    assert report['tokens'] == 1e12 and report['reference_losses']['cc'] == pytest.approx(truth(2e9, 1e12), rel=1e-5)
+    assert any('predicted for 1e+12 training tokens' in note for note in report['notes'])
+    far = predict_reference_losses(data, 2e9, tokens=4e12)
+    assert far['extrapolation'] == {'params': 1.0, 'tokens': 4.0, 'factor': 4.0, 'octaves': 2.0}
+    assert far['reference_losses']['cc'] < report['reference_losses']['cc']
+
+
+def test_five_models_with_different_tokens_are_enough_but_cannot_be_judged():
+    report = predict_reference_losses(points(5, tokens=np.array([3e11, 2e10, 1e12, 1e11, 3e11])), 2e9)
+    assert report['degrees_of_freedom'] == 0 and report['domains']['cc']['interval'] is None
+
+
+def test_tokens_that_rise_with_parameters_are_noted():
+    report = predict_reference_losses(points(tokens=20 * SIZES), 2e9)
+    assert any('cannot tell the two terms apart' in note for note in report['notes'])
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'tokens': 1e12}, 'the effect of tokens needs at least five models'),
+    ({'interval': 'guess'}, "unknown interval 'guess'"),
+    ({'huber': 0.0}, 'huber must be a positive'),
+])
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        predict_reference_losses(points(), 2e9, **options)
+
+
+def test_a_prediction_that_no_loss_can_be_is_refused():
+    falling = Points(np.array([1e8, 1e9, 1e10]), None, {'cc': np.array([3.0, 2.9, 2.0])}, ['a', 'b', 'c'])
+    with pytest.raises(ValueError, match="domain 'cc': the law .* predicts -.*alpha = .* negative"):
+        predict_reference_losses(falling, 1e12)
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_never_a_crash_and_never_a_value_without_its_distance(seed):
+    """Random sizes, tokens and losses: a finite report or one clear ValueError."""
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(1, 8))
+    params = 10**generator.uniform(7, 11, count)
+    tokens = 10**generator.uniform(9, 13, count) if seed % 2 else None
+    losses = generator.uniform(0.5, 6, count)
+    if seed % 3:
+        losses = np.sort(losses)[::-1][np.argsort(np.argsort(params))]
+    try:
+        report = predict_reference_losses(Points(params, tokens, {'a': losses}, [f'm{i}' for i in range(count)]),
+                                          10**generator.uniform(7, 12))
+    except ValueError as error:
+        assert len(str(error)) > 30
+        return
+    assert json.dumps(report, allow_nan=False)
+    assert report['reference_losses']['a'] > 0 and report['extrapolation']['factor'] >= 1

@@ -1,0 +1,142 @@
+"""Reading POINTS and RUNS: every field, and one clear message for everything that is refused."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from llmshearing.scaling.inputs import (check_run, parse_count, points_from_models, read_curve_csv, read_points,
+                                        read_runs)
+
+MODELS = [{'params': 7e7, 'losses': {'cc': 3.0, 'wiki': 2.8}}, {'params': 4e8, 'losses': {'cc': 2.5, 'wiki': 2.2}},
+          {'params': 1e9, 'losses': {'wiki': 2.0, 'cc': 2.3}}]
+RUN = {'params_before': 1e9, 'pruning_rate': 0.5, 'source_loss': 2.0, 'curve': [[1e8, 2.6], [2e8, 2.5]]}
+
+
+@pytest.mark.parametrize('text, value', [('6738415616', 6738415616), ('1.3e9', 1.3e9), ('1.3B', 1.3e9), ('70m', 7e7),
+                                         (' 2 T', 2e12), ('5k', 5e3)])
+def test_counts(text, value):
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize('text', ['', 'B', '-5', '0', '1.3X', 'nan', 'inf', '1e400', '1.2.3'])
+def test_what_is_not_a_count(text):
+    with pytest.raises(ValueError, match='not a count'):
+        parse_count(text)
+
+
+def test_json_points_keep_the_order_of_models_and_domains(tmp_path):
+    (tmp_path / 'points.json').write_text(json.dumps({'models': MODELS}))
+    points = read_points([tmp_path / 'points.json'])
+    assert list(points.losses) == ['cc', 'wiki'] and points.tokens is None
+    assert points.params.tolist() == [7e7, 4e8, 1e9]
+    assert points.losses['wiki'].tolist() == [2.8, 2.2, 2.0]
+    assert list(read_points([tmp_path / 'points.json'], ['wiki']).losses) == ['wiki']
+
+
+def test_csv_and_json_give_the_same_points_and_files_are_joined(tmp_path):
+    (tmp_path / 'a.csv').write_text('name, params, tokens, cc, wiki\nsmall, 70000000, 1e10, 3.0, 2.8\n'
+                                    'mid, 400000000, 2e10, 2.5, 2.2\n')
+    (tmp_path / 'b.json').write_text(json.dumps({'models': [{**MODELS[2], 'tokens': 3e10, 'name': 'big'}]}))
+    points = read_points([tmp_path / 'a.csv', tmp_path / 'b.json'])
+    assert points.names == ['small', 'mid', 'big']
+    assert points.tokens.tolist() == [1e10, 2e10, 3e10]
+    assert points.losses['cc'].tolist() == [3.0, 2.5, 2.3]
+    kept = points.subset([0, 2])
+    assert kept.names == ['small', 'big'] and kept.losses['wiki'].tolist() == [2.8, 2.0]
+
+
+def changed(index, **fields):
+    models = [dict(model) for model in MODELS]
+    models[index] |= fields
+    return models
+
+
+@pytest.mark.parametrize('models, message', [
+    ([], 'non-empty list'),
+    ('text', 'non-empty list'),
+    ([3], 'model 1: expected an object'),
+    ([{'losses': {'cc': 1.0}}], "'params' is missing"),
+    (changed(1, losses={'cc': 2.5}), "model 2 has no loss for domain 'wiki'"),
+    (changed(1, losses={}), 'at least one domain'),
+    (changed(1, token=3), "unknown field 'token'"),
+    (changed(1, tokens=3e9), 'model 1 has no "tokens" but model 2 has'),
+    (changed(1, params=-1), 'model 2: params must be finite and positive, got -1'),
+    (changed(1, params='7B'), "model 2: params must be a positive number, got '7B'"),
+    (changed(1, losses={'cc': -2.5, 'wiki': 1.0}), "model 2: loss of 'cc' must be finite and positive, got -2.5"),
+    (changed(1, losses={'cc': float('nan'), 'wiki': 1.0}), "loss of 'cc' must be finite"),
+    (changed(1, losses={'cc': True, 'wiki': 1.0}), "loss of 'cc' must be a positive number"),
+])
+def test_bad_points(models, message):
+    with pytest.raises(ValueError, match=message):
+        points_from_models(models, 'points')
+
+
+def test_unknown_domain_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown domain 'arxiv'; the models have \['cc', 'wiki'\]"):
+        points_from_models(MODELS, 'points', ['arxiv'])
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('p.json', '{"models": ', 'not JSON'),
+    ('p.json', '[1]', 'expected a JSON object'),
+    ('p.json', '{"runs": []}', 'got the fields'),
+    ('p.csv', 'size,cc\n1,2\n', 'must name distinct columns'),
+    ('p.csv', 'params,cc,cc\n1,2,3\n', 'must name distinct columns'),
+    ('p.csv', 'params,cc\n1e9\n', 'line 2: expected 2 values'),
+    ('p.csv', 'params,cc\n1e9,\n', "line 2: loss of 'cc' must be a positive number, got ''"),
+    ('p.csv', 'params,cc\n1e9,2.0\n2e9,-1\n', "line 3: loss of 'cc'"),
+    ('p.csv', '', 'must name distinct columns'),
+])
+def test_bad_files(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_points([tmp_path / name])
+
+
+@pytest.mark.parametrize('name', ['none.json', 'none.csv'])
+def test_missing_files(tmp_path, name):
+    with pytest.raises(ValueError, match='no such file'):
+        read_points([tmp_path / name])
+
+
+def test_runs_with_inline_and_csv_curves(tmp_path):
+    (tmp_path / 'curve.csv').write_text('step,tokens,loss\n1,1e8,2.6\n2,1.5e8,\n3,2e8,2.5\n')
+    content = {'runs': [RUN, {**RUN, 'curve': 'curve.csv', 'name': 'from csv'}]}
+    (tmp_path / 'runs.json').write_text(json.dumps(content))
+    inline, table = read_runs(tmp_path / 'runs.json')
+    assert (inline.name, table.name) == ('run 1', 'from csv')
+    np.testing.assert_array_equal(inline.tokens, table.tokens)
+    np.testing.assert_array_equal(inline.losses, table.losses)
+    assert read_curve_csv(tmp_path / 'curve.csv') == [[1e8, 2.6], [2e8, 2.5]]
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'pruning_rate': 50}, r'between 0 and 1; got 50.0, did you mean 0.5\?'),
+    ({'pruning_rate': 1}, 'between 0 and 1'),
+    ({'pruning_rate': -0.5}, 'pruning_rate must be finite and positive'),
+    ({'source_loss': 0}, 'source_loss must be finite and positive'),
+    ({'curve': []}, 'non-empty list'),
+    ({'curve': [[1e8]]}, 'pairs'),
+    ({'curve': [[0, 2.6], [1e8, 2.5]]}, 'tokens of curve point 1 must be finite and positive'),
+    ({'curve': [[1e8, 2.6], [1e8, 2.5]]}, 'tokens must increase along the curve, but point 2'),
+    ({'curve': [[1e8, 2.6], [2e8, -2.5]]}, 'loss of curve point 2 must be finite and positive, got -2.5'),
+    ({'curve': 'missing.csv'}, 'no such file'),
+    ({'params': 1e9}, "unknown field 'params'"),
+])
+def test_bad_runs(fields, message):
+    with pytest.raises(ValueError, match=message):
+        check_run(RUN | fields, 'runs.json: run 1')
+
+
+def test_runs_without_the_list_say_what_a_run_needs(tmp_path):
+    (tmp_path / 'runs.json').write_text('{"models": []}')
+    with pytest.raises(ValueError, match='params_before, pruning_rate, source_loss and curve'):
+        read_runs(tmp_path / 'runs.json')
+
+
+def test_curve_csv_needs_its_columns(tmp_path):
+    (tmp_path / 'curve.csv').write_text('step,loss\n1,2.0\n')
+    with pytest.raises(ValueError, match='columns named tokens and loss'):
+        read_curve_csv(tmp_path / 'curve.csv')
