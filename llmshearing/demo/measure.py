@@ -1,0 +1,203 @@
+"""What the demo reports about a finished model, measured on the Hugging Face folder with plain transformers.
+
+Every number is taken the same way for source and result: float32, a fixed number of threads, no gradient. A folder is
+opened strictly, so that a weight left at its random initial value is an error and not a bad score.
+"""
+from __future__ import annotations
+
+import contextlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from streaming import LocalDataset
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+THREADS = 2
+
+
+@contextlib.contextmanager
+def threads(count: int = THREADS) -> Iterator[None]:
+    """Computes with ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def open_model(model_dir: Path) -> PreTrainedModel:
+    """Loads a folder for evaluation in float32.
+
+    Raises:
+        ValueError: the weights in the folder are not exactly those of its configuration.
+    """
+    remedy = f'{model_dir} does not hold the weights of its configuration; export it again'
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            model_dir, torch_dtype=torch.float32, attn_implementation='sdpa', local_files_only=True,
+            output_loading_info=True)
+    except RuntimeError as error:  # what transformers raises for weights of another shape
+        raise ValueError(f'{remedy}: {" ".join(str(error).split())}') from error
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if wrong:
+        raise ValueError(f'{remedy}: {wrong}')
+    return model.eval()
+
+
+@torch.inference_mode()
+def window_loss(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 2) -> float:
+    """Mean next-token loss.
+
+    Args:
+        model: a causal language model.
+        windows: token ids, [windows, length]; every window is predicted from its own beginning.
+        batch_size: windows at a time; the logits take batch_size * length * vocabulary * 4 bytes, twice.
+
+    Returns:
+        Nats per predicted token; there are ``length - 1`` of them in a window.
+    """
+    if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
+        raise ValueError(f'windows must be [windows, length] with at least one window of two tokens, got shape '
+                         f'{windows.shape}')
+    total = 0.0
+    for start in range(0, len(windows), batch_size):
+        ids = torch.from_numpy(windows[start:start + batch_size].astype(np.int64))
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction='sum')
+        total += loss.item()
+    return total / (windows.shape[0] * (windows.shape[1] - 1))
+
+
+def read_windows(folder: Path, max_samples: int | None = None) -> np.ndarray:
+    """Reads samples of an MDS folder with a column ``tokens`` (an array of ids), spread evenly over the folder.
+
+    Returns:
+        Token ids, [samples, length].
+
+    Raises:
+        ValueError: the folder holds no samples, or samples of differing lengths.
+    """
+    dataset = LocalDataset(local=str(folder))
+    size = len(dataset)
+    count = size if max_samples is None else min(size, max_samples)
+    samples = [np.asarray(dataset[i * size // count]['tokens']) for i in range(count)]
+    lengths = sorted({len(sample) for sample in samples})
+    if len(lengths) != 1:
+        raise ValueError(f'{folder}: need at least one sample and all of one length, got {size} samples of lengths '
+                         f'{lengths}; prepare the data again')
+    return np.stack(samples)
+
+
+def loss_per_domain(model_dir: Path, data_dir: Path, domains: Sequence[str] | None = None,
+                    max_samples: int | None = None, batch_size: int = 2) -> dict[str, float]:
+    """Loss of a model on the held-out split of every domain.
+
+    Args:
+        model_dir: Hugging Face folder.
+        data_dir: prepared data; the samples of a domain are in ``data_dir/eval/DOMAIN``.
+        domains: which to evaluate, in this order; all folders under ``eval`` by default.
+        max_samples: at most so many samples per domain, the same ones for every model.
+        batch_size: samples at a time.
+
+    Returns:
+        Nats per token under the name of each domain.
+
+    Raises:
+        ValueError: a domain that is not there or empty.
+    """
+    root = Path(data_dir) / 'eval'
+    present = sorted(path.parent.name for path in root.glob('*/index.json'))
+    names = present if domains is None else list(domains)
+    missing = sorted(set(names) - set(present))
+    if missing or not names:
+        raise ValueError(f'no held-out samples for {missing or "any domain"} in {root}; it holds {present}')
+    windows = {name: read_windows(root / name, max_samples) for name in names}
+    model = open_model(model_dir)
+    with threads():
+        return {name: window_loss(model, windows[name], batch_size) for name in names}
+
+
+@torch.inference_mode()
+def measure_tokens_per_second(model_dir: Path, length: int = 512, new_tokens: int = 48,
+                              repeats: int = 3) -> dict[str, float]:
+    """Speed of a model on this machine: float32, batch 1, two threads, medians.
+
+    Returns:
+        ``forward``: tokens/s of reading a text of ``length`` tokens; ``generate``: tokens/s of greedy generation.
+    """
+    model = open_model(model_dir)
+    ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+
+    def seconds(call, *args, **settings) -> float:
+        start = time.perf_counter()
+        call(*args, **settings)
+        return time.perf_counter() - start
+
+    with threads():
+        reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
+        generating = [
+            seconds(model.generate, ids[:, :8], attention_mask=torch.ones_like(ids[:, :8]), do_sample=False,
+                    min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=0) for _ in range(repeats + 1)
+        ]
+    # The first call of each kind allocates and is left out.
+    return {
+        'forward': length / statistics.median(reading[1:]),
+        'generate': new_tokens / statistics.median(generating[1:]),
+    }
+
+
+@torch.inference_mode()
+def generate_samples(model_dir: Path, prompts: Sequence[str], max_new_tokens: int = 40) -> list[dict[str, str]]:
+    """Greedy continuations, as ``{'prompt': ..., 'continuation': ...}``."""
+    model = open_model(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    samples = []
+    with threads():
+        for prompt in prompts:
+            inputs = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False)
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            continuation = tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
+            samples.append({'prompt': prompt, 'continuation': continuation})
+    return samples
+
+
+def parameter_count(model_dir: Path) -> int:
+    """Number of parameters of the folder's configuration; tied embeddings count once. No weight is read."""
+    with torch.device('meta'):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir, local_files_only=True))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Size of all files of a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory so far of this process or of any one process it has started and waited for."""
+    unit = 1 if sys.platform == 'darwin' else 1024  # macOS counts bytes, Linux kilobytes
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+SHAPE_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
+
+
+def describe_model(model_dir: Path) -> dict[str, object]:
+    """Size and speed of a folder, as the report takes them (``report.ModelFacts``)."""
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    speed = measure_tokens_per_second(model_dir)
+    return {
+        'parameters': parameter_count(model_dir),
+        'bytes_on_disk': bytes_on_disk(model_dir),
+        'forward_tokens_per_second': speed['forward'],
+        'generate_tokens_per_second': speed['generate'],
+        'shape': {key: getattr(config, key) for key in SHAPE_KEYS},
+    }

@@ -1,0 +1,300 @@
+"""Real text for the demo, from what every installation of this project already carries.
+
+Nothing is downloaded: the interpreter brings its standard library, and the installed packages bring their docstrings,
+descriptions, licences and headers. These are five different kinds of language, which is what a data mixture needs
+to be worth re-weighting. Packages are read as files and never imported.
+
+The decision here is about duplicates, because a held-out split means nothing when its documents have twins in the
+training split. Documents are compared by runs of six words without case, digits, punctuation, layout and copyright
+lines, so that two licences that differ in holder, year, line breaks and indentation are the same. A document most of
+which was seen before is dropped; in prose the repeated blocks (text between blank lines) of the others are cut.
+
+Every random choice comes from ``seed``, files are listed in sorted order, and sources are named relative to the
+installation, so the same environment gives the same bytes on any path.
+"""
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import inspect
+import json
+import os
+import random
+import re
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+MIN_CHARS = 400  # shorter documents are stubs: an __init__ with one import, a licence that only names another
+MAX_CHARS = 60_000  # longer ones are tables or bundles that would fill a domain by themselves
+MIN_DOCUMENTS = 20  # fewer cannot be split into training and held-out text
+MIN_BLOCK_SHINGLES = 8  # shorter blocks ("Returns:", a heading) repeat by nature and say nothing about copying
+
+SKIPPED_FOLDERS = frozenset({
+    'test', 'tests', 'testing', 'idle_test', '_vendor', '_vendored', 'vendored', 'site-packages', 'dist-packages',
+    'encodings', 'pydoc_data', 'lib2to3', '_bundled', '__pycache__'
+})
+LICENCE_NAME = re.compile(r'(licen[sc]e|copying|notice|eula|copyright)', re.IGNORECASE)
+LICENCE_SUFFIXES = ('', '.txt', '.md', '.rst', '.apache', '.bsd', '.mit', '.apache2', '.external')
+RULER = re.compile(r'^[ \t]*[-=*#_~]{10,}[ \t]*$', re.MULTILINE)
+UNUSABLE = re.compile(r'[\x00-\x08\x0b\x0e-\x1f\x7f\ufffd]|<\|[a-z_]+\|>')
+
+
+class Document(NamedTuple):
+    """A piece of text and where it comes from, relative to the installation (``json/decoder.py``)."""
+    source: str
+    text: str
+
+
+class PackageFile(NamedTuple):
+    """A file of an installed package: its name relative to the folder of packages, and where it is."""
+    name: str
+    path: Path
+
+
+@functools.lru_cache(maxsize=1)
+def installed_files() -> tuple[PackageFile, ...]:
+    """Every file of every installed distribution, sorted by name. Editable installs list none of their own."""
+    files: dict[str, Path] = {}
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or ():
+            name = file.as_posix()
+            # Scripts live outside the folder of packages, and stubs of editable installs name a path of this machine.
+            if not name.startswith(('..', '/', '__editable__')) and name not in files:
+                files[name] = Path(file.locate())
+    return tuple(PackageFile(name, files[name]) for name in sorted(files) if files[name].is_file())
+
+
+def _names_skipped_folder(parts: Iterable[str]) -> bool:
+    return any(part in SKIPPED_FOLDERS for part in parts)
+
+
+def python_source(rng: random.Random) -> Iterator[Document]:
+    """Modules of the standard library, without tests and tables of character sets."""
+    root = Path(sysconfig.get_path('stdlib'))
+    paths = [path for path in sorted(root.rglob('*.py')) if not _names_skipped_folder(path.relative_to(root).parts)]
+    # The build settings hold the paths of the machine the interpreter was compiled on.
+    paths = [path for path in paths if not path.name.startswith('_sysconfigdata')]
+    rng.shuffle(paths)
+    for path in paths:
+        text = path.read_text(encoding='utf-8', errors='replace')
+        if max(map(len, text.splitlines()), default=0) <= 400:  # longer lines are data, not code
+            yield Document(path.relative_to(root).as_posix(), text)
+
+
+def docstring_page(source: str, title: str) -> str:
+    """Turns a module into a page of documentation: its docstring, then name, signature and docstring of its parts.
+
+    Args:
+        source: the module's source code.
+        title: heading of the page, such as ``torch.nn.functional``.
+
+    Returns:
+        The page, or an empty string where there are no docstrings or the source does not parse.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return ''
+    entries: list[str] = []
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            is_class = isinstance(child, ast.ClassDef)
+            name = f'{prefix}{child.name}'
+            docstring = ast.get_docstring(child, clean=False)
+            if docstring:
+                signature = f'class {name}' if is_class else f'{name}({ast.unparse(child.args)})'
+                entries.append(f'{signature}\n\n{inspect.cleandoc(docstring)}')
+            if is_class:
+                visit(child, f'{name}.')
+
+    visit(tree, '')
+    module_docstring = ast.get_docstring(tree)
+    if module_docstring:
+        entries.insert(0, module_docstring)
+    return '\n\n\n'.join([title, *entries]) if entries else ''
+
+
+def _one_from_each(groups: Iterable[list[PackageFile]]) -> Iterator[PackageFile]:
+    """The first of every group, then the second of every group, and so on: a large package does not fill a domain."""
+    for row in zip_longest(*groups):
+        yield from (item for item in row if item is not None)
+
+
+def api_documentation(rng: random.Random) -> Iterator[Document]:
+    """One page per module of the installed packages, from its docstrings."""
+    packages: dict[str, list[PackageFile]] = {}
+    for file in installed_files():
+        parts = file.name.split('/')
+        if file.name.endswith('.py') and len(parts) > 1 and not _names_skipped_folder(parts):
+            packages.setdefault(parts[0], []).append(file)
+    groups = [packages[name] for name in sorted(packages)]
+    rng.shuffle(groups)
+    for group in groups:
+        rng.shuffle(group)
+    for file in _one_from_each(groups):
+        title = file.name.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
+        source = file.path.read_text(encoding='utf-8', errors='replace')
+        if source.count('"""') >= 6:  # two docstrings besides the module's: parsing costs more than looking
+            yield Document(file.name, docstring_page(source, title))
+
+
+def package_descriptions(rng: random.Random) -> Iterator[Document]:
+    """The long description of every installed package: the body of its ``METADATA`` (README and change log)."""
+    documents = []
+    for distribution in importlib.metadata.distributions():
+        metadata = distribution.metadata
+        body = metadata.get_payload() or metadata.get('Description') or ''
+        documents.append(Document(f'{metadata["Name"]}/METADATA', body))
+    documents.sort()
+    rng.shuffle(documents)
+    yield from documents
+
+
+def licences(rng: random.Random) -> Iterator[Document]:
+    """Licence, notice and end-user agreement files; bundles are split at their rulers into the texts they bundle.
+
+    Files of one licence come first and by length, not by chance, so that a common licence is taken whole from a file of
+    its own and not as a fragment from a bundle.
+    """
+    del rng
+    singles, fragments = [], []
+    for file in installed_files():
+        base, suffix = os.path.splitext(file.name.split('/')[-1])
+        if LICENCE_NAME.search(base) and suffix.lower() in LICENCE_SUFFIXES:
+            text = file.path.read_text(encoding='utf-8', errors='replace')
+            sections = RULER.split(text) if len(text) > 25_000 else []
+            fragments += [Document(f'{file.name}#{i}', section) for i, section in enumerate(sections)]
+            if not sections:
+                singles.append(Document(file.name, text))
+    for documents in (singles, fragments):
+        yield from sorted(documents, key=lambda document: (len(document.text), document.source))
+
+
+def cpp_headers(rng: random.Random) -> Iterator[Document]:
+    """C++ headers of torch, taken in turn from its folders."""
+    folders: dict[str, list[PackageFile]] = {}
+    for file in installed_files():
+        if file.name.startswith('torch/include/') and file.name.endswith(('.h', '.hpp')):
+            folders.setdefault(file.name.rpartition('/')[0], []).append(file)
+    groups = [folders[name] for name in sorted(folders)]
+    rng.shuffle(groups)
+    for group in groups:
+        rng.shuffle(group)
+    for file in _one_from_each(groups):
+        yield Document(file.name, file.path.read_text(encoding='utf-8', errors='replace'))
+
+
+class Domain(NamedTuple):
+    """How a domain is collected, and whether it is prose (then repeated blocks are cut out of its documents)."""
+    collect: Callable[[random.Random], Iterator[Document]]
+    prose: bool
+
+
+DOMAINS: dict[str, Domain] = {
+    'python': Domain(python_source, prose=False),
+    'api_docs': Domain(api_documentation, prose=True),
+    'descriptions': Domain(package_descriptions, prose=True),
+    'licences': Domain(licences, prose=True),
+    'cpp': Domain(cpp_headers, prose=False),
+}
+
+
+def shingles(block: str) -> list[str]:
+    """Runs of six words in lower case: what blocks are compared by. Lines that claim a copyright do not count."""
+    lines = (line for line in block.splitlines() if not re.search(r'copyright|\(c\)|©', line[:80], re.IGNORECASE))
+    words = re.findall('[a-z]+', ' '.join(lines).lower())
+    return [' '.join(words[i:i + 6]) for i in range(len(words) - 5)]
+
+
+def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document]:
+    """Leaves out documents that were seen before, in whole or for the greater part.
+
+    A block is repeated when three quarters of its shingles were seen in documents that were kept, so a name inside a
+    licence's clause does not make it another clause.
+
+    Args:
+        documents: in order of preference; the first of several alike is kept.
+        prose: also cut repeated blocks out of the documents that are kept. Code is not cut: it would not run.
+
+    Yields:
+        The remaining documents, tidied: no carriage returns, trailing blanks or runs of blank lines.
+    """
+    seen: set[str] = set()
+    for source, text in documents:
+        text = re.sub(r'[ \t\f]+\n', '\n', text.replace('\r\n', '\n').replace('\r', '\n'))
+        text = re.sub(r'\n{4,}', '\n\n\n', text).strip('\n') + '\n'
+        if not MIN_CHARS <= len(text) <= MAX_CHARS or UNUSABLE.search(text):
+            continue
+        pieces = re.split(r'(\n{2,})', text)  # block, gap, block, gap, ...
+        blocks, gaps = pieces[::2], [*pieces[1::2], '']
+        counts = []  # per block: how many shingles, and how many of them are new
+        for block in blocks:
+            found = shingles(block)
+            counts.append((len(found), sum(shingle not in seen for shingle in found)))
+        if 2 * sum(new for _, new in counts) < sum(total for total, _ in counts):
+            continue
+        for block in blocks:
+            seen.update(shingles(block))
+        if prose:
+            kept = (block + gap for block, gap, (total, new) in zip(blocks, gaps, counts)
+                    if total < MIN_BLOCK_SHINGLES or 4 * new > total)
+            text = ''.join(kept).strip('\n') + '\n'
+        if len(text) >= MIN_CHARS:
+            yield Document(source, text)
+
+
+def harvest_text(out: Path, seed: int = 17, max_chars: int = 2_000_000,
+                 domains: Iterable[str] | None = None) -> dict[str, dict[str, int]]:
+    """Writes ``out/DOMAIN.jsonl`` for every domain, one ``{"text": ..., "source": ...}`` a line.
+
+    Args:
+        out: folder to write into; files of the same name are replaced once the new one is complete.
+        seed: seed of the order of documents.
+        max_chars: a domain ends with the document that reaches this many characters.
+        domains: which of ``DOMAINS`` to write; all by default.
+
+    Returns:
+        Per domain the number of ``documents`` and ``chars`` written.
+
+    Raises:
+        ValueError: unknown domain, ``max_chars`` not positive, or a domain with fewer than 20 documents.
+    """
+    names = list(DOMAINS) if domains is None else list(domains)
+    unknown = sorted(set(names) - set(DOMAINS))
+    if unknown or not names:
+        raise ValueError(f'domains to harvest: got {names}, unknown {unknown}; choose from {list(DOMAINS)}')
+    if max_chars <= 0:
+        raise ValueError(f'max_chars must be positive, got {max_chars}; 2000000 gives about half a million tokens')
+    out = Path(out)
+    found: dict[str, list[Document]] = {}
+    for name in names:
+        domain = DOMAINS[name]
+        found[name] = []
+        chars = 0
+        for document in deduplicate(domain.collect(random.Random(f'{seed}/{name}')), domain.prose):
+            found[name].append(document)
+            chars += len(document.text)
+            if chars >= max_chars:
+                break
+        if len(found[name]) < MIN_DOCUMENTS and chars < max_chars:
+            raise ValueError(f'domain {name!r}: found {len(found[name])} documents in this installation, need at least '
+                             f'{MIN_DOCUMENTS}; leave it out with domains={[n for n in names if n != name]}')
+    out.mkdir(parents=True, exist_ok=True)
+    for name, documents in found.items():
+        # The order of collection may be by length; the order in the file should not be.
+        random.Random(f'{seed}/{name}/order').shuffle(documents)
+        partial = out / f'.{name}.jsonl.partial'
+        with partial.open('w', encoding='utf-8') as stream:
+            stream.writelines(json.dumps(document._asdict(), ensure_ascii=False) + '\n' for document in documents)
+        partial.replace(out / f'{name}.jsonl')
+    return {
+        name: {'documents': len(documents), 'chars': sum(len(document.text) for document in documents)}
+        for name, documents in found.items()
+    }

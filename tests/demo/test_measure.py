@@ -1,0 +1,108 @@
+"""Measurements of a folder against transformers' own loss and sums done by hand."""
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from streaming import MDSWriter
+from transformers import AutoTokenizer
+
+from llmshearing.demo.measure import (bytes_on_disk, describe_model, generate_samples, loss_per_domain, open_model,
+                                      parameter_count, peak_memory_bytes, read_windows, threads, window_loss)
+from tests.demo.tiny_source import TOKENS, save_tiny, tiny_model
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def windows():
+    return np.random.default_rng(0).integers(3, len(TOKENS), size=(7, 16)).astype(np.uint16)
+
+
+def write_domain(path, windows):
+    with MDSWriter(out=str(path), columns={'tokens': 'ndarray:uint16'}) as writer:
+        for window in windows:
+            writer.write({'tokens': window})
+
+
+def test_loss_is_transformers_own(folder, windows):
+    model = tiny_model()
+    ids = torch.from_numpy(windows.astype(np.int64))
+    with torch.no_grad():
+        expected = [model(input_ids=row[None], labels=row[None]).loss.item() for row in ids]
+    assert window_loss(open_model(folder), windows, batch_size=3) == pytest.approx(np.mean(expected), abs=1e-5)
+    with pytest.raises(ValueError, match=r'shape \(0, 16\)'):
+        window_loss(model, windows[:0])
+
+
+def test_loss_per_domain(tmp_path, folder, windows):
+    write_domain(tmp_path / 'eval' / 'code', windows[:4])
+    write_domain(tmp_path / 'eval' / 'law', windows[4:])
+    model = open_model(folder)
+    losses = loss_per_domain(folder, tmp_path)
+    assert list(losses) == ['code', 'law']
+    assert losses['law'] == pytest.approx(window_loss(model, windows[4:]), abs=1e-6)
+    # Two of four samples, spread evenly: the first and the third.
+    few = loss_per_domain(folder, tmp_path, domains=['code'], max_samples=2)
+    assert few == {'code': pytest.approx(window_loss(model, windows[[0, 2]]), abs=1e-6)}
+    assert np.array_equal(read_windows(tmp_path / 'eval' / 'code'), windows[:4])
+    with pytest.raises(ValueError, match=r"no held-out samples for \['poetry'\].*\['code', 'law'\]"):
+        loss_per_domain(folder, tmp_path, domains=['poetry'])
+
+
+def test_samples_of_differing_lengths_are_refused(tmp_path, windows):
+    write_domain(tmp_path / 'x', [windows[0], windows[1][:5]])
+    with pytest.raises(ValueError, match=r'2 samples of lengths \[5, 16\]'):
+        read_windows(tmp_path / 'x')
+
+
+@pytest.mark.parametrize('damage, named', [
+    ('missing', "'missing_keys': .'model.layers.1.mlp.up_proj.weight'"),
+    ('left over', "'unexpected_keys': .'extra.model.layers.1.mlp.up_proj.weight'"),
+    ('shape', r'does not hold the weights of its configuration.*torch.Size\(\[47, 32\]\)'),
+])
+def test_a_folder_with_other_weights_is_refused(tmp_path, damage, named):
+    save_tiny(tmp_path)
+    weights = load_file(tmp_path / 'model.safetensors')
+    name = 'model.layers.1.mlp.up_proj.weight'
+    weight = weights.pop(name)
+    if damage != 'missing':
+        weights[f'extra.{name}' if damage == 'left over' else name] = weight[:-1].clone()
+    if damage == 'left over':
+        weights[name] = weight
+    save_file(weights, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match=named):
+        open_model(tmp_path)
+
+
+def test_description_counts_tied_embeddings_once(folder):
+    embedding, layer = len(TOKENS) * 32, 32 * (32 + 16 + 16 + 32) + 3 * 32 * 48 + 2 * 32
+    facts = describe_model(folder)
+    assert facts['parameters'] == parameter_count(folder) == embedding + 2 * layer + 32
+    assert facts['bytes_on_disk'] == bytes_on_disk(folder) > 4 * facts['parameters']
+    assert facts['shape'] == {'num_hidden_layers': 2, 'hidden_size': 32, 'num_attention_heads': 4,
+                              'num_key_value_heads': 2, 'intermediate_size': 48}
+    assert facts['forward_tokens_per_second'] > facts['generate_tokens_per_second'] > 0
+
+
+def test_samples_are_greedy_and_leave_out_the_prompt(folder):
+    model, sample = open_model(folder), generate_samples(folder, ['hello'], max_new_tokens=5)[0]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer('hello', return_tensors='pt')['input_ids']
+    with torch.no_grad():
+        for _ in range(5):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert sample == {'prompt': 'hello', 'continuation': tokenizer.decode(ids[0, 2:], skip_special_tokens=True)}
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_peak_memory_is_of_this_order():
+    assert 5e7 < peak_memory_bytes() < 1e12
