@@ -18,6 +18,8 @@ ENTRY_POINTS = {
         'export_pruned = llmshearing.callbacks.export_pruned:ExportPruned',
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
+    'llmfoundry_loggers': ['metrics_file = llmshearing.loggers.metrics_file:MetricsFile'],
+    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.run_checks:check_run'],
 }
 
 setup(

@@ -15,6 +15,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
@@ -79,7 +80,10 @@ class ExportPruned(Callback):
         model = state.model.module if hasattr(state.model, 'module') else state.model
         masks = pruning.final_masks()
         expected, computed_in = _probe(model, masks)
-        parameters = dict(model.model.named_parameters(remove_duplicate=False))
+        parameters = {
+            name.replace(_CHECKPOINT_PREFIX, ''): parameter
+            for name, parameter in model.model.named_parameters(remove_duplicate=False)
+        }
 
         def full(name: str) -> Optional[Tensor]:
             parameter = parameters.get(name)

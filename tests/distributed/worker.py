@@ -31,6 +31,7 @@ def run(source: Path, mode: str, mask_learning: str, folder: Path) -> dict:
         source,
         [pruning],
         batches=BATCHES,
+        learning_rate=1e-4,  # Adam would blow rounding up into different weights
         loggers=[log],
         parallelism_config=parallelism,
         callbacks=[ExportPruned(str(folder / f'{mode}-{mask_learning}'), allow_unconverged=True)],
