@@ -98,13 +98,14 @@ class ExportPruned(Callback):
             for _ in tensors:  # takes part in gathering
                 pass
             return
-        shape = shape_after(plan.units, cutter.shape)
+        types = cutter.family.layer_types(config) if cutter.family.layer_types else None
+        shape = shape_after(plan.units, cutter.shape, types)
         if shape != pruning.target:
             raise RuntimeError(f'the masks leave {shape}, the target is {pruning.target}; this is a bug in llmshearing.')
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
             write_model_folder(
                 writer,
-                exported_config(config, cutter.family, shape, self.dtype),
+                exported_config(config, cutter.family, shape, self.dtype, list(plan.units.layers)),
                 tensors,
                 model.tokenizer,
                 getattr(model.model, 'generation_config', None),

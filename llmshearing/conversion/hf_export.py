@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -23,12 +23,24 @@ from llmshearing.models.units import Units
 __all__ = ['cut_tensors', 'exported_config', 'kept_indices', 'open_strictly', 'shape_after', 'write_model_folder']
 
 
-def shape_after(units: Units, source: ModelShape) -> ModelShape:
+def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence[Any]] = None) -> ModelShape:
     """The uniform shape that a set of kept units leaves.
 
+    Args:
+        units (Units): What is kept.
+        source (ModelShape): Shape of the source.
+        layer_types (Sequence | None): Kind of each source layer, where kinds follow from the position.
+
     Raises:
-        ValueError: If layers keep different numbers of units, which no stock model can hold; names layers and numbers.
+        ValueError: If layers keep different numbers of units, or would stand where another kind of layer is expected,
+            which no stock model can hold; names layers and numbers.
     """
+    for position, layer in enumerate(units.layers):
+        if layer_types is not None and layer_types[layer] != layer_types[position]:
+            raise ValueError(
+                f'layer {layer} would stand at position {position}, where this model type has a layer of another kind (sliding or '
+                'full attention); keep layers in an order that repeats the pattern.',
+            )
     counts = {
         layer: (
             (source.num_key_value_heads if kept.kv_heads is None else len(kept.kv_heads)),
@@ -87,9 +99,21 @@ def cut_tensors(
             yield f'{new_path}.{name}', tensor
 
 
-def exported_config(config: PretrainedConfig, family: Family, shape: ModelShape, dtype: torch.dtype) -> PretrainedConfig:
-    """The source's config with the target's shape, and settings of a finished model."""
+def exported_config(
+    config: PretrainedConfig,
+    family: Family,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    layers: Sequence[int],
+) -> PretrainedConfig:
+    """The source's config with the target's shape, and settings of a finished model.
+
+    Args:
+        layers (Sequence[int]): Source numbers of the layers that are kept, in order.
+    """
     config = with_shape(config, shape, family.has_head_dim)
+    if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
+        config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
     config.use_cache = True
     config.torch_dtype = dtype
     return config

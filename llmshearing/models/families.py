@@ -11,6 +11,7 @@ in :data:`FAMILIES` and add a tiny config of it to ``tests/models/tiny.py``; the
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Optional, Union
 
 if TYPE_CHECKING:
@@ -96,23 +97,129 @@ class Family:
         yield self.head, Linear(None, 'hidden'), None
 
 
-ATTENTION = {
-    'self_attn.q_proj': Linear('query', 'hidden'),
-    'self_attn.k_proj': Linear('key_value', 'hidden'),
-    'self_attn.v_proj': Linear('key_value', 'hidden'),
-    'self_attn.o_proj': Linear('hidden', 'query', writes=True),
-}
-MLP = {
-    'mlp.gate_proj': Linear('intermediate', 'hidden'),
-    'mlp.up_proj': Linear('intermediate', 'hidden'),
-    'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
-}
-PRE_NORMS = {'input_layernorm': Norm(reads=True), 'post_attention_layernorm': Norm(reads=True)}
+def _pre_norms(offset: float = 0.0) -> dict[str, Role]:
+    """Norms before attention and MLP, as in LLaMA."""
+    return {
+        'input_layernorm': Norm(reads=True, offset=offset),
+        'post_attention_layernorm': Norm(reads=True, offset=offset),
+    }
 
-LLAMA = Family(layer={**PRE_NORMS, **ATTENTION, **MLP})
 
+def _sandwich_norms(offset: float) -> dict[str, Role]:
+    """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
+    return {
+        'input_layernorm': Norm(reads=True, offset=offset),
+        'post_attention_layernorm': Norm(writes=True, offset=offset),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=offset),
+        'post_feedforward_layernorm': Norm(writes=True, offset=offset),
+    }
+
+
+def _attention(writes: bool = True) -> dict[str, Role]:
+    """Separate projections; ``writes`` unless a norm stands between them and the stream."""
+    return {
+        'self_attn.q_proj': Linear('query', 'hidden'),
+        'self_attn.k_proj': Linear('key_value', 'hidden'),
+        'self_attn.v_proj': Linear('key_value', 'hidden'),
+        'self_attn.o_proj': Linear('hidden', 'query', writes=writes),
+    }
+
+
+def _gated_mlp(writes: bool = True) -> dict[str, Role]:
+    return {
+        'mlp.gate_proj': Linear('intermediate', 'hidden'),
+        'mlp.up_proj': Linear('intermediate', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=writes),
+    }
+
+
+LLAMA = Family(layer={**_pre_norms(), **_attention(), **_gated_mlp()})
+
+# Norms over the single head: nothing of them is ever cut.
+HEAD_NORMS = {'self_attn.q_norm': Norm(axis=None), 'self_attn.k_norm': Norm(axis=None)}
+
+QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
+
+GEMMA = Family(
+    layer={**_pre_norms(offset=1.0), **_attention(), **_gated_mlp()},
+    norm_offset=1.0,
+    scales_embedding=True,
+)
+
+GEMMA2 = dataclasses.replace(
+    GEMMA,
+    layer={**_sandwich_norms(offset=1.0), **_attention(writes=False), **_gated_mlp(writes=False)},
+    layer_types=lambda config: tuple(layer % 2 == 0 for layer in range(config.num_hidden_layers)),
+)
+
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    layer={**GEMMA2.layer, **HEAD_NORMS},
+    layer_types=lambda config: tuple(
+        (layer + 1) % config.sliding_window_pattern != 0 for layer in range(config.num_hidden_layers)
+    ),
+)
+
+PHI3 = Family(
+    layer={
+        **_pre_norms(),
+        'self_attn.qkv_proj': Linear('query_key_value', 'hidden'),
+        'self_attn.o_proj': Linear('hidden', 'query', writes=True),
+        'mlp.gate_up_proj': Linear('gate_up', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
+    },
+)
+
+OLMO2 = Family(
+    layer={
+        **_attention(writes=False),
+        'self_attn.q_norm': Norm('query'),
+        'self_attn.k_norm': Norm('key_value'),
+        **_gated_mlp(writes=False),
+        'post_attention_layernorm': Norm(writes=True),
+        'post_feedforward_layernorm': Norm(writes=True),
+    },
+)
+
+STARCODER2 = Family(
+    layer={
+        **_pre_norms(),
+        **_attention(),
+        'mlp.c_fc': Linear('intermediate', 'hidden'),
+        'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
+    },
+)
+
+GPT_NEOX = Family(
+    layer={
+        **_pre_norms(),
+        'attention.query_key_value': Linear('query_key_value_per_head', 'hidden'),
+        'attention.dense': Linear('hidden', 'query', writes=True),
+        'mlp.dense_h_to_4h': Linear('intermediate', 'hidden'),
+        'mlp.dense_4h_to_h': Linear('hidden', 'intermediate', writes=True),
+    },
+    decoder='gpt_neox',
+    embedding='embed_in',
+    final_norm='final_layer_norm',
+    head='embed_out',
+    attention='attention',
+    has_head_dim=False,
+)
+
+# By transformers' model_type. Granite's multipliers are constants of its config and stay as they are.
 FAMILIES: dict[str, Family] = {
     'llama': LLAMA,
+    'mistral': LLAMA,
+    'qwen2': LLAMA,
+    'granite': LLAMA,
+    'qwen3': QWEN3,
+    'gemma': GEMMA,
+    'gemma2': GEMMA2,
+    'gemma3_text': GEMMA3,
+    'phi3': PHI3,
+    'olmo2': OLMO2,
+    'starcoder2': STARCODER2,
+    'gpt_neox': GPT_NEOX,
 }
 
 
@@ -123,6 +230,15 @@ def family_of(config: PretrainedConfig) -> Family:
         ValueError: For a model type without a table, naming the supported ones.
     """
     family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise ValueError(f'model_type {config.model_type!r} is not supported; supported: {", ".join(sorted(FAMILIES))}.')
-    return family
+    if family is not None:
+        return family
+    near = difflib.get_close_matches(config.model_type, FAMILIES, 1, cutoff=0.4)
+    reason = ''
+    if getattr(config, 'is_encoder_decoder', False):
+        reason = ' (an encoder-decoder model)'
+    elif any(getattr(config, name, None) for name in ('num_experts', 'num_local_experts', 'n_routed_experts')):
+        reason = ' (a mixture of experts)'
+    raise ValueError(
+        f'model_type {config.model_type!r}{reason} is not supported; '
+        f'{f"the nearest that is: {near[0]!r}; " if near else ""}supported: {", ".join(sorted(FAMILIES))}.',
+    )

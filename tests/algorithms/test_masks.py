@@ -1,4 +1,6 @@
 """Rows of each axis, and choosing exactly so many units of each."""
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -67,3 +69,15 @@ def test_without_a_head_dim_of_its_own_hidden_size_follows_the_heads():
     with pytest.raises(ValueError, match='hidden_size must be heads x 8; nearest: hidden_size=32, num_attention_heads=4'):
         resolve_target(MHA, {'hidden_size': 30, 'num_attention_heads': 4}, has_head_dim=False)
     assert resolve_target(MHA, {'hidden_size': 32, 'num_attention_heads': 4}, has_head_dim=False).hidden_size == 32
+
+
+def test_layers_of_kinds_are_chosen_so_that_the_pattern_holds():
+    kinds = (True, False, True, False, True, False)
+    plan = AxisPlan('layer', (6,), 6, 4, kinds)
+    scores = torch.tensor([1.0, 9.0, 8.0, 1.0, 1.0, 7.0])
+    kept = torch.nonzero(keep_largest(plan, scores)).flatten().tolist()
+    assert [kinds[unit] for unit in kept] == list(kinds[:4])
+    every = [c for c in itertools.combinations(range(6), 4) if [kinds[u] for u in c] == list(kinds[:4])]
+    assert sum(scores[kept]) == max(sum(scores[list(c)]) for c in every)
+    # On the way there, any number of layers may be kept in any order.
+    assert keep_largest(plan, scores, 3).tolist() == [False, True, True, False, False, True]

@@ -27,6 +27,21 @@ VARIANTS: dict[str, dict] = {
     'llama-mha': {'num_key_value_heads': 6},
     'llama-tied': {'tie_word_embeddings': True},
     'llama-biases': {'attention_bias': True, 'mlp_bias': True},
+    'llama-rope3': {'rope_scaling': {
+        'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 64,
+    }},
+    'mistral': {'sliding_window': 8, 'head_dim': 8},
+    'qwen2': {'use_sliding_window': True, 'sliding_window': 8, 'max_window_layers': 2},
+    'qwen3': {'head_dim': 16, 'attention_bias': True},
+    'gemma': {'head_dim': 12, 'hidden_activation': 'gelu_pytorch_tanh'},
+    'gemma2': {'head_dim': 12, 'sliding_window': 8, 'query_pre_attn_scalar': 24},
+    'gemma3_text': {'head_dim': 12, 'sliding_window': 8, 'sliding_window_pattern': 2, 'query_pre_attn_scalar': 24},
+    'phi3': {'sliding_window': None},
+    'olmo2': {},
+    'granite': {'embedding_multiplier': 3.0, 'attention_multiplier': 0.2, 'residual_multiplier': 0.5, 'logits_scaling': 2.0},
+    'starcoder2': {'use_bias': True, 'hidden_act': 'gelu_pytorch_tanh', 'sliding_window': None},
+    'gpt_neox': {'num_key_value_heads': None, 'rotary_pct': 0.25, 'use_parallel_residual': True},
+    'gpt_neox-serial': {'num_key_value_heads': None, 'rotary_pct': 0.5, 'use_parallel_residual': False},
 }
 
 
@@ -34,6 +49,7 @@ def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     """A random model in float32 evaluation mode. Biases and gains are random too, so that no term hides."""
     torch.manual_seed(seed)
     settings = {**COMMON, **VARIANTS[variant], **overrides}
+    settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
     config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
     config._attn_implementation = 'sdpa'
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -27,12 +27,15 @@ class AxisPlan:
         mask_shape (tuple[int, ...]): Shape of its mask.
         units (int): Units per row.
         keep (int): Units that stay in every row.
+        kinds (tuple | None): Kind of each unit where the finished model expects kinds by position (sliding and full
+            attention layers); None where all units are alike.
     """
 
     axis: str
     mask_shape: tuple[int, ...]
     units: int
     keep: int
+    kinds: Optional[tuple] = None
 
     @property
     def final_sparsity(self) -> float:
@@ -44,8 +47,14 @@ class AxisPlan:
         return values.reshape(-1, self.units)
 
 
-def plan_axes(source: ModelShape, target: ModelShape) -> dict[str, AxisPlan]:
-    """The axes on which the target differs from the source."""
+def plan_axes(source: ModelShape, target: ModelShape, layer_kinds: Optional[tuple] = None) -> dict[str, AxisPlan]:
+    """The axes on which the target differs from the source.
+
+    Args:
+        source (ModelShape): Shape of the source.
+        target (ModelShape): Shape to reach.
+        layer_kinds (tuple | None): Kind of each source layer, where kinds follow from the position.
+    """
     units_and_keep = {
         'hidden': (source.hidden_size, target.hidden_size),
         'layer': (source.num_hidden_layers, target.num_hidden_layers),
@@ -58,7 +67,7 @@ def plan_axes(source: ModelShape, target: ModelShape) -> dict[str, AxisPlan]:
         units_and_keep['head'] = (source.group_size, target.group_size)
     shapes = mask_shapes(source)
     return {
-        axis: AxisPlan(axis, shapes[axis], units, keep)
+        axis: AxisPlan(axis, shapes[axis], units, keep, layer_kinds if axis == 'layer' else None)
         for axis, (units, keep) in units_and_keep.items()
         if keep != units
     }
@@ -73,13 +82,32 @@ def keep_largest(plan: AxisPlan, scores: Tensor, keep: Optional[Tensor | int] = 
         keep (Tensor | int | None): Units to keep in each row, int64 [rows] or one number; default: the target's.
 
     Returns:
-        Tensor: bool, mask-shaped.
+        Tensor: bool, mask-shaped. At the target's number, units with kinds are chosen so that each kind stands where the
+        finished model expects it: of all such choices the one with the largest sum of scores.
     """
+    if plan.kinds is not None and (keep is None or torch.equal(torch.as_tensor(keep).flatten(), torch.tensor([plan.keep]))):
+        return _keep_matching_kinds(scores, plan.kinds, plan.keep)
     rows = plan.rows(scores)
     keep = torch.as_tensor(plan.keep if keep is None else keep).expand(len(rows))
     order = rows.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(plan.units).expand_as(order))
     return (rank < keep[:, None]).view(plan.mask_shape)
+
+
+def _keep_matching_kinds(scores: Tensor, kinds: tuple, keep: int) -> Tensor:
+    """The best increasing choice of ``keep`` units whose j-th has the kind of position j, by dynamic programming."""
+    values = scores.tolist()
+    # best[j]: (sum of scores, chosen units) of the best choice of j units among those seen so far.
+    best: list[Optional[tuple[float, tuple[int, ...]]]] = [(0.0, ()), *[None] * keep]
+    for unit, value in enumerate(values):
+        for position in range(min(keep, unit + 1) - 1, -1, -1):
+            if kinds[position] == kinds[unit] and best[position] is not None:
+                total, chosen = best[position]
+                if best[position + 1] is None or total + value > best[position + 1][0]:
+                    best[position + 1] = (total + value, (*chosen, unit))
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[list(best[keep][1])] = True  # the first `keep` units always qualify, so there is a choice
+    return mask
 
 
 def kept_counts(plans: Mapping[str, AxisPlan], masks: Mapping[str, Tensor]) -> dict[str, list[int]]:

@@ -2,7 +2,8 @@
 
 At every batch each row keeps as many units as the schedule says, and the units that go are those whose mask has mattered
 least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs, which the
-cut's scales yield for free. A unit that went does not come back (its mask receives no gradient any more).
+cut's scales yield for free. A unit that went stands below all others and does not come back, unless the finished model
+needs a layer of its kind.
 """
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ class ProgressiveMasks:
         for axis, plan in self.plans.items():
             sparsity = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             keep = max(plan.keep, min(plan.units, math.ceil(plan.units * (1 - sparsity) - 1e-6)))
-            scores = self.importance[axis].masked_fill(self.mask[axis] == 0, -1.0)
-            self.mask[axis] = keep_largest(plan, scores, keep).float() * self.mask[axis]
+            scores = self.scores()[axis]
+            self.mask[axis] = keep_largest(plan, scores, keep).float()
         return {axis: mask.clone() for axis, mask in self.mask.items()}
 
     def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:

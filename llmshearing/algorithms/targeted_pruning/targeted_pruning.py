@@ -189,7 +189,8 @@ class TargetedPruning(Algorithm):
             raise ValueError('targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.')
         self.source = model.cutter.shape
         self.target = resolve_target(self.source, self.target_settings, model.cutter.family.has_head_dim)
-        self.plans = plan_axes(self.source, self.target)
+        layer_types = model.cutter.family.layer_types
+        self.plans = plan_axes(self.source, self.target, layer_types(model.config) if layer_types else None)
         if not self.plans:
             raise ValueError(f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.')
         if self.mask_learning == 'lagrangian':
