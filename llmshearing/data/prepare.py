@@ -178,7 +178,8 @@ def _pack(item: Input, context: Context, duplicate: np.ndarray, shards: Path) ->
             'hash_interval': [start / BINS, int(item.ends[index]) / BINS],
         }
         if budget is not None and tokens < budget:
-            log.warning('domains.%s, split %s: budget missed, %s of %s tokens', item.domain.name, split.name, tokens, budget)
+            log.warning('domains.%s, split %s: budget missed, %s of %s tokens', item.domain.name, split.name, tokens,
+                        budget)
     journal.remove()
     return splits
 

@@ -29,7 +29,8 @@ def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
             if entry is None:
                 continue
             budget = entry['budget_tokens']
-            met = '-' if budget is None else 'met' if entry['budget_met'] else f'{entry["tokens"] / budget:.0%} of {budget:,}'
+            missed = f'{entry["tokens"] / budget:.0%} of {budget:,}' if budget else ''
+            met = '-' if budget is None else 'met' if entry['budget_met'] else missed
             rows.append((split, name, f'{entry["documents"]:,}', f'{entry["tokens"]:,}', met, f'{entry["samples"]:,}',
                          f'{entry["samples"] // batch_size:,}'))
         rows.append((split, 'all', f'{total["documents"]:,}', f'{total["tokens"]:,}', '', f'{total["samples"]:,}',
@@ -42,7 +43,7 @@ def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='llmshearing prepare', description='Turn raw text into tokenized MDS splits.')
     parser.add_argument('spec', help='YAML file: see data_prep/README.md and yamls/data/')
-    parser.add_argument('overrides', nargs='*', metavar='key=value', help='change keys of the spec, e.g. max_seq_len=2048')
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='change keys, e.g. max_seq_len=2048')
     parser.add_argument('--out', help='output folder or remote address, instead of the one in the spec')
     parser.add_argument('--workers', type=int, help='worker processes (default: all cores)')
     parser.add_argument('--batch-size', type=int, default=32, help='sequences in a batch, for the table (default: 32)')

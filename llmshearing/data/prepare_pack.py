@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+BLOCK = 1 << 22  # ids in memory at once
+
 
 def read_journal(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     """The lines of a :class:`Journal`, in order, without opening it for writing."""
@@ -109,7 +111,7 @@ def write_samples(ids: Path, folder: Path, samples: int, max_seq_len: int, dtype
     writer = MDSWriter(columns=columns, out=str(folder), compression=compression, hashes=list(hashes),
                        size_limit=shard_size)
     try:
-        rows = max(1, (1 << 22) // max_seq_len)
+        rows = max(1, BLOCK // max_seq_len)
         with open(ids, 'rb') as file:
             for start in range(0, samples, rows):
                 count = min(rows, samples - start)
@@ -140,5 +142,5 @@ def check_writer_options(compression: str | None, hashes: Sequence[str], shard_s
     except (ValueError, AttributeError) as error:
         raise ValueError(f"shard_size is {shard_size!r}; expected bytes, such as 67108864 or '64mb'") from error
     if not sample_bytes + (1 << 10) <= limit < 1 << 32:
-        raise ValueError(f'shard_size is {shard_size!r}; expected less than 4 GB and room for a sample of {sample_bytes} '
-                         'bytes')
+        raise ValueError(f'shard_size is {shard_size!r}; expected less than 4 GB and room for a sample of '
+                         f'{sample_bytes} bytes')

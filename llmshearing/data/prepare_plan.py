@@ -1,9 +1,9 @@
 """Which document goes where: duplicates and splits, decided from hashes before anything is tokenized.
 
-A document's place is a function of its text. With u in [0, 1) from the hash of the text and the seed, each split owns an
-interval of [0, 1): a document is in the split whose interval holds its u, in whatever file it stands. A split given by
-a token budget gets an interval that holds the budget and a margin, from the exact bytes below each possible end and the
-measured tokens per byte; its documents are then a random sample of the whole domain, not its beginning.
+A document's place is a function of its text. With u in [0, 1) from the hash of the text and the seed, each split owns
+an interval of [0, 1): a document is in the split whose interval holds its u, in whatever file it stands. A split given
+by a token budget gets an interval that holds the budget and a margin, from the exact bytes below each possible end and
+the measured tokens per byte; its documents are then a random sample of the whole domain, not its beginning.
 
 Equal texts are dropped but the first (domains in the spec's order, documents in reading order). Equal texts of two
 domains could otherwise fall into two splits, as each domain has intervals of its own.
@@ -57,8 +57,8 @@ def intervals(demands: Sequence[Demand], bytes_per_bin: np.ndarray, tokens_per_b
               max_seq_len: int) -> np.ndarray:
     """Ends of the splits' intervals, in bins: split i owns the bins from ``ends[i - 1]`` (or 0) to ``ends[i]``.
 
-    A budget without a fraction takes what it needs with a margin, but a split that is not the last takes at most half of
-    what is left, so that a domain that is too small does not go to evaluation whole.
+    A budget without a fraction takes what it needs with a margin, but a split that is not the last takes at most half
+    of what is left, so that a domain that is too small does not go to evaluation whole.
 
     Args:
         demands (Sequence[Demand]): In order of priority.

@@ -34,7 +34,8 @@ def locked(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f'another prepare is at work in {work}; wait for it, or set work to another folder') from error
+            raise ValueError(f'another prepare is at work in {work}; wait for it, or set work to another '
+                             'folder') from error
         try:
             yield
         finally:
@@ -67,7 +68,9 @@ def check_remote(remote: str) -> None:
 def upload(folder: Path, remote: str) -> None:
     """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
     from streaming.base.storage.upload import CloudUploader
-    uploader = CloudUploader.get((str(folder), remote), keep_local=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as empty:  # it insists on an empty folder when it is made
+        uploader = CloudUploader.get((empty, remote), keep_local=True)
+    uploader.local = str(folder)
     names = sorted(path.name for path in folder.iterdir())
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(uploader.upload_file, [name for name in names if name != 'index.json']))

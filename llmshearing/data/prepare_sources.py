@@ -175,8 +175,7 @@ def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Pi
             while block := file.read(piece_bytes):
                 unsearched = max(0, len(rest) - len(separator) + 1)
                 rest += block
-                end = rest.rfind(separator, unsearched) + len(separator)
-                if end >= len(separator):
+                if end := _last_end(rest, separator, unsearched):
                     data = bytes(rest[:end])
                     del rest[:end]
                     checked = checked or kind == 'text' or _check_text_key(data, source, domain)
@@ -191,6 +190,17 @@ def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Pi
         if kind == 'json' and not checked:
             _check_text_key(bytes(rest), source, domain)
         yield Piece(kind, source.path, first, bytes(rest), len(rest))
+
+
+def _last_end(data: bytearray, separator: bytes, start: int) -> int:
+    """Where the last separator ends, 0 if there is none. Long ones are counted off from the left, since in a run of
+    three newlines the blank line is the first two wherever the run is cut."""
+    if len(separator) == 1:
+        return data.rfind(separator, start) + 1
+    end = 0
+    while (found := data.find(separator, start)) >= 0:
+        start = end = found + len(separator)
+    return end
 
 
 def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:

@@ -184,8 +184,8 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
         raise ValueError(f'the fractions of splits add up to {total:g}; expected at most 1: make one of them smaller')
     for split in splits[:-1]:
         if split.fraction is None and split.tokens is None:
-            raise ValueError(f'splits.{split.name} has neither fraction nor tokens, so it would take every document and '
-                             f'leave none to {splits[-1].name}; give it one, or list it last')
+            raise ValueError(f'splits.{split.name} has neither fraction nor tokens, so it would take every document '
+                             f'and leave none to {splits[-1].name}; give it one, or list it last')
     return tuple(splits)
 
 

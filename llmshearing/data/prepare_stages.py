@@ -92,7 +92,8 @@ class Input:
             ValueError: If the tokenizer makes nothing of the text.
         """
         if not self.counts['sample_tokens']:
-            raise ValueError(f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another one')
+            raise ValueError(f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another '
+                             'tokenizer, or leave the domain out')
         return self.counts['sample_tokens'] / self.counts['sample_bytes']
 
 
@@ -148,7 +149,8 @@ def scan(item: Input, context: Context) -> None:
         for facts in read_journal(Path(context.spec.work), item.scan_name(context.tokenizer)):
             add(facts)
         for size, result in ordered_map(context.pool, scan_piece, tasks(), 2 * context.workers):
-            facts = {**result._asdict(), 'documents': len(result.documents), 'bytes': int(result.documents['size'].sum())}
+            sizes = result.documents['size']
+            facts = {**result._asdict(), 'documents': len(sizes), 'bytes': int(sizes.sum())}
             add(facts)
             journal.append([result.documents], **facts)
             bar.update(size)
@@ -195,9 +197,9 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
 def too_small(item: Input, split: str, tokens: int, spec: Spec) -> ValueError:
     """The error for a split of which not one sample can be made."""
     documents = item.counts['documents'] - item.duplicates
-    return ValueError(f'domains.{item.domain.name}: split {split!r} gets {tokens} tokens of {documents} distinct documents '
-                      f'in all, less than one sample of max_seq_len={spec.max_seq_len}; a document goes to one split only. '
-                      f'Give the domain more or shorter documents, the split a larger share, or set '
+    return ValueError(f'domains.{item.domain.name}: split {split!r} gets {tokens} tokens of {documents} distinct '
+                      f'documents in all, less than one sample of max_seq_len={spec.max_seq_len}; a document goes to '
+                      'one split only. Give the domain more or shorter documents, the split a larger share, or set '
                       f'domains.{item.domain.name}.tokens.{split}: 0 to leave it out')
 
 

@@ -92,8 +92,8 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with a '
-                         'Hugging Face tokenizer, or a name that is in the cache or can be downloaded') from error
+        raise ValueError(f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
+                         'a Hugging Face tokenizer, or a name that is in the cache or can be downloaded') from error
     vocab = tokenizer.get_vocab()
     size = max(vocab.values(), default=-1) + 1
     bos_id, eos_id = separators(tokenizer, bos, eos)
@@ -157,8 +157,9 @@ class Encoder:
             batch = self._slow(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
             return [np.array(ids, np.int64) for ids in batch['input_ids']]
         long = {i for i, text in enumerate(texts) if len(text) > WINDOW}
-        short = self._fast.encode_batch_fast([t for i, t in enumerate(texts) if i not in long], add_special_tokens=False)
-        ids = iter([np.array(encoding.ids, np.int64) for encoding in short])
+        short = [text for i, text in enumerate(texts) if i not in long]
+        encodings = self._fast.encode_batch_fast(short, add_special_tokens=False)
+        ids = iter([np.array(encoding.ids, np.int64) for encoding in encodings])
         return [self._encode_long(text) if i in long else next(ids) for i, text in enumerate(texts)]
 
     def _encode_long(self, text: str) -> np.ndarray:
