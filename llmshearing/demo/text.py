@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MIN_CHARS = 400  # shorter documents are stubs: an __init__ with one import, a licence that only names another
-MAX_CHARS = 60_000  # longer ones are tables or bundles that would fill a domain by themselves
+MAX_CHARS = 60_000  # longer ones are tables or bundles
+CUT_CHARS = 12_000  # of the others so much is used: many documents make a better held-out split than long ones
 MIN_DOCUMENTS = 20  # fewer cannot be split into training and held-out text
 MIN_BLOCK_SHINGLES = 8  # shorter blocks ("Returns:", a heading) repeat by nature and say nothing about copying
 
@@ -192,16 +193,23 @@ def cpp_headers(rng: random.Random) -> Iterator[Document]:
 
 
 class Domain(NamedTuple):
-    """How a domain is collected, and whether it is prose (then repeated blocks are cut out of its documents)."""
+    """How a domain is collected.
+
+    Attributes:
+        collect: yields its documents in order of preference, given a source of random numbers.
+        prose: whether repeated blocks are cut out of its documents. Code is not cut: it would make no sense.
+        cut_chars: how much of a long document is used.
+    """
     collect: Callable[[random.Random], Iterator[Document]]
     prose: bool
+    cut_chars: int = CUT_CHARS
 
 
 DOMAINS: dict[str, Domain] = {
     'python': Domain(python_source, prose=False),
     'api_docs': Domain(api_documentation, prose=True),
     'descriptions': Domain(package_descriptions, prose=True),
-    'licences': Domain(licences, prose=True),
+    'licences': Domain(licences, prose=True, cut_chars=MAX_CHARS),  # too little text to leave any out
     'cpp': Domain(cpp_headers, prose=False),
 }
 
@@ -221,7 +229,7 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
 
     Args:
         documents: in order of preference; the first of several alike is kept.
-        prose: also cut repeated blocks out of the documents that are kept. Code is not cut: it would not run.
+        prose: also cut repeated blocks out of the documents that are kept.
 
     Yields:
         The remaining documents, tidied: no carriage returns, trailing blanks or runs of blank lines.
@@ -248,6 +256,15 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
             text = ''.join(kept).strip('\n') + '\n'
         if len(text) >= MIN_CHARS:
             yield Document(source, text)
+
+
+def cut(text: str, max_chars: int) -> str:
+    """The beginning of a text, up to the last end of a block (or of a line) within ``max_chars`` characters."""
+    if len(text) <= max_chars:
+        return text
+    head = text[:max_chars]
+    end = max(head.rfind('\n\n'), 0) or max(head.rfind('\n'), 0) or max_chars
+    return head[:end].rstrip('\n') + '\n'
 
 
 def harvest_text(out: Path, seed: int = 17, max_chars: int = 2_000_000,
@@ -279,8 +296,8 @@ def harvest_text(out: Path, seed: int = 17, max_chars: int = 2_000_000,
         found[name] = []
         chars = 0
         for document in deduplicate(domain.collect(random.Random(f'{seed}/{name}')), domain.prose):
-            found[name].append(document)
-            chars += len(document.text)
+            found[name].append(document._replace(text=cut(document.text, domain.cut_chars)))
+            chars += len(found[name][-1].text)
             if chars >= max_chars:
                 break
         if len(found[name]) < MIN_DOCUMENTS and chars < max_chars:

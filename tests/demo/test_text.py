@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llmshearing.demo import text as harvest
-from llmshearing.demo.text import DOMAINS, Document, Domain, deduplicate, docstring_page, harvest_text, shingles
+from llmshearing.demo.text import DOMAINS, Document, Domain, cut, deduplicate, docstring_page, harvest_text, shingles
 
 MIT = """{head}
 
@@ -63,6 +63,13 @@ def test_order_decides_which_twin_stays_and_a_dropped_one_leaves_no_trace():
     fresh = f'{half}\n\n{MIT.split(chr(10) * 2)[1]}\n'
     assert [document.source for document in kept([OTHER, mostly_old, fresh])] == ['d0', 'd2']
     assert half in kept([OTHER, mostly_old, fresh])[1].text
+
+
+def test_long_documents_are_cut_at_the_end_of_a_block():
+    assert cut('one\n\ntwo\n', 10) == 'one\n\ntwo\n'
+    assert cut('one\n\ntwo\nthree\n', 12) == 'one\n'
+    assert cut('one\ntwo\nthree\n', 10) == 'one\ntwo\n'
+    assert cut('onetwothree\n', 6) == 'onetwo\n'
 
 
 @pytest.mark.parametrize('text', ['too short', 'x y ' * 40_000, OTHER + '\x04', OTHER + '<|im_end|>', OTHER + '\ufffd'])
