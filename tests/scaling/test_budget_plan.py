@@ -53,7 +53,7 @@ def modelled(pruning_tokens, continued_tokens):
     return loss(continued_tokens) - PRUNING_GAIN * math.log2(pruning_tokens)
 
 
-@pytest.mark.parametrize('pruning_cost, continue_cost', [(1.5, 1.0), (3.0, 1.0), (2.0, 0.5)])
+@pytest.mark.parametrize('pruning_cost, continue_cost', [(3.0, 1.0), (5.0, 1.0), (2.0, 0.5)])
 def test_split_spends_all_and_no_other_split_is_better(pruning_cost, continue_cost):
     total = 2e9
     split = split_total(LAW, CASE, total, pruning_cost, continue_cost)

@@ -14,8 +14,9 @@ SIZES, RATES = (70e6, 500e6, 1.2e9, 3e9), (0.25, 0.4)
 
 def formula(constants, size, rate, source, tokens):
     """The paper's formula, written out independently."""
-    bracket = constants['N_C'] / size**constants['alpha'] + constants['D_C'] / tokens**constants['beta'] + constants['E']
-    return source + (1 / rate)**constants['gamma'] * (1 / size)**constants['delta'] * bracket
+    c = constants
+    bracket = c['N_C'] / size**c['alpha'] + c['D_C'] / tokens**c['beta'] + c['E']
+    return source + (1 / rate)**c['gamma'] * (1 / size)**c['delta'] * bracket
 
 
 def source_loss(size):

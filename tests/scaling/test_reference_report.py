@@ -1,4 +1,4 @@
-"""What `reference-losses fit` reports: extrapolation always, intervals where there is freedom, a plain word where not."""
+"""What `reference-losses fit` reports: extrapolation always, intervals where there is freedom, else a plain word."""
 from __future__ import annotations
 
 import json
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from llmshearing.scaling.inputs import Points
-from llmshearing.scaling.reference_loss import interpolate_three
-from llmshearing.scaling.reference_report import noise_amplification, predict_reference_losses
+from llmshearing.scaling.reference_loss import fit_law, interpolate_three
+from llmshearing.scaling.reference_report import bootstrap, noise_amplification, predict_reference_losses
 
 SIZES = np.array([70e6, 410e6, 1.4e9, 6.9e9, 13e9, 70e9])
 
@@ -55,6 +55,15 @@ def test_interval_widens_with_noise_and_distance(kind):
     assert width(0.0, 2e9) < 1e-6 < width(0.001, 2e9) < width(0.004, 2e9) < width(0.004, 560e9)
 
 
+def test_bootstrap_spread_is_the_residuals_widened_by_the_lost_freedom():
+    data, params = points(noise=0.003, seed=1), 140e9
+    law = fit_law(data, 'cc')
+    residuals = np.log(data.losses['cc'] / law.predict(data.params))
+    expected = np.std(residuals) * np.sqrt(6 / 3) * noise_amplification(data, 'cc', law, params, None, None)
+    predictions = bootstrap(data, 'cc', law, params, None, None, seed=0)
+    assert np.std(np.log(predictions)) == pytest.approx(expected, rel=0.2)
+
+
 def test_bootstrap_depends_on_its_seed_only():
     one, two, other = (predict_reference_losses(points(noise=0.003), 2e9, interval='bootstrap', seed=seed)
                        for seed in (1, 1, 2))
@@ -86,8 +95,8 @@ def test_noise_amplification_is_what_noise_does():
     data, size = points(3), 5.6e9
     factor = noise_amplification(data, 'cc', interpolate_three(data.params, data.losses['cc']), size, None, None)
     generator, noise = np.random.default_rng(0), 1e-4
-    errors = [interpolate_three(data.params, data.losses['cc'] * np.exp(noise * generator.standard_normal(3))).predict(size)
-              / truth(size) - 1 for _ in range(2000)]
+    noisy = data.losses['cc'] * np.exp(noise * generator.standard_normal((2000, 3)))
+    errors = [interpolate_three(data.params, losses).predict(size) / truth(size) - 1 for losses in noisy]
     assert np.std(errors) / noise == pytest.approx(factor, rel=0.1)
 
 

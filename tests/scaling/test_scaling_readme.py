@@ -40,4 +40,5 @@ def test_readme_examples(workspace, capsys):
     for command, expected in EXAMPLES:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
         output = capsys.readouterr().out
-        assert checker.check_output(expected, output, doctest.ELLIPSIS), f'$ {command}\nexpected:\n{expected}\ngot:\n{output}'
+        told = f'$ {command}\nexpected:\n{expected}\ngot:\n{output}'
+        assert checker.check_output(expected, output, doctest.ELLIPSIS), told

@@ -1,4 +1,4 @@
-"""The solver: exact on noise-free data, equal to a brute-force search on noisy data, unmoved by an outlier with Huber."""
+"""The solver: exact on noise-free data, no worse than brute force on noisy data, unmoved by an outlier with Huber."""
 from __future__ import annotations
 
 import numpy as np
