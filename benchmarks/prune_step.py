@@ -1,0 +1,191 @@
+"""What a pruning step costs, beside the steps it should cost as much as.
+
+In one process, in turn, so that a noisy machine is noisy for all of them: the dense source's training step, a pruning step
+with everything kept, a pruning step at the target, the target model's own training step, and the usual way to mask, which
+multiplies activations and computes everything. A step is forward and backward of one micro-batch; the optimizer's step,
+which depends on the number of stored parameters and not on masks, is measured on its own. Medians over rounds, and medians
+of the ratios within each round.
+
+usage: python benchmarks/prune_step.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--rounds N] [--quick] [--output FILE]
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import resolve_target, shape_of, with_shape
+
+VOCABULARY = 4096
+LENGTH = 512
+
+# LLaMA2-7B to 1.3B is hidden 4096 to 2048, layers 32 to 24, heads 32 to 16, intermediate 11008 to 5504.
+SOURCE = dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=8, num_attention_heads=16)
+TARGET = dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8)
+FAMILIES: dict[str, tuple[str, dict, dict]] = {
+    'llama': ('llama', {}, {}),
+    'llama-gqa': ('llama', {'num_key_value_heads': 4}, {'num_key_value_heads': 2}),
+    'gpt_neox': ('gpt_neox', {}, {}),
+    'phi3': ('phi3', {'num_key_value_heads': 4, 'pad_token_id': 0}, {'num_key_value_heads': 2}),
+}
+QUICK = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+QUICK_TARGET = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
+
+
+def build(config) -> nn.Module:
+    torch.manual_seed(0)
+    config._attn_implementation = 'sdpa'
+    config.use_cache = False
+    return AutoModelForCausalLM.from_config(config).train()
+
+
+def step(model: nn.Module, ids: Tensor) -> None:
+    """Forward and backward of one micro-batch."""
+    model.zero_grad(set_to_none=True)
+    model(input_ids=ids, labels=ids).loss.backward()
+
+
+def mask_activations(model: nn.Module, masks: dict[str, Tensor]) -> None:
+    """The usual way: hooks multiply activations by masks; every matrix product is computed at full size."""
+    family = family_of(model.config)
+    decoder = model.get_submodule(family.decoder)
+    hidden = masks['hidden']
+    decoder.get_submodule(family.embedding).register_forward_hook(lambda module, args, out: out * hidden)
+    for index, layer in enumerate(decoder.layers):
+        for name, role in family.layer.items():
+            module = layer.get_submodule(name)
+            if getattr(role, 'writes', False):
+                scale = hidden * masks['layer'][index]
+                module.register_forward_hook(lambda module, args, out, scale=scale: out * scale)
+            columns = getattr(role, 'columns', None)
+            if columns == 'intermediate':
+                inner = masks['intermediate'][index]
+                module.register_forward_pre_hook(lambda module, args, inner=inner: (args[0] * inner,))
+            elif columns == 'query':
+                heads = masks['head'][index].repeat_interleave(module.in_features // masks['head'].shape[1])
+                module.register_forward_pre_hook(lambda module, args, heads=heads: (args[0] * heads,))
+
+
+def all_ones(shape) -> dict[str, Tensor]:
+    from llmshearing.models.units import mask_shapes
+    axes = ('hidden', 'layer', 'head', 'intermediate')
+    return {axis: torch.ones(mask_shapes(shape)[axis]) for axis in axes}
+
+
+def target_masks(source, target) -> dict[str, Tensor]:
+    """Soft masks that keep exactly the target's units, chosen at random."""
+    generator = torch.Generator().manual_seed(0)
+    masks = {}
+    for axis, plan in plan_axes(source, target).items():
+        rows = torch.rand((torch.Size(plan.mask_shape).numel() // plan.units, plan.units), generator=generator)
+        top = rows.argsort(dim=1)[:, :plan.keep]
+        masks[axis] = torch.zeros_like(rows).scatter_(1, top, 0.98).view(plan.mask_shape)
+    return masks
+
+
+def seconds(function: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(family: str, tokens: int, rounds: int, quick: bool) -> dict:
+    """All steps of one family in turn; returns seconds per step and ratios."""
+    model_type, more_source, more_target = FAMILIES[family]
+    source_sizes, target_sizes = (QUICK, QUICK_TARGET) if quick else (SOURCE, TARGET)
+    if quick:
+        more_source, more_target = ({k: v // 2 if k.startswith('num') else v for k, v in d.items()} for d in (more_source, more_target))
+    config = CONFIG_MAPPING[model_type](vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **source_sizes, **more_source)
+    length = 64 if quick else LENGTH
+    ids = torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(1))
+    shape = shape_of(config)
+    has_head_dim = family_of(config).has_head_dim
+    target = resolve_target(shape, {**target_sizes, **more_target}, has_head_dim)
+
+    dense, masked, activations = build(config), build(config), build(config)
+    own = build(with_shape(config, target, has_head_dim))
+    cutter = Cutter(masked)
+    mask_activations(activations, all_ones(shape))
+    ones, at_target = all_ones(shape), target_masks(shape, target)
+    if 'kv_group' not in at_target and shape.group_size > 1:
+        raise ValueError('the target of a grouped-query family must remove whole groups')
+
+    def pruning(masks):
+        cutter.set_masks(masks)
+        step(masked, ids)
+
+    optimizer = torch.optim.AdamW(dense.parameters(), lr=0.0)
+    steps = {
+        'dense source': lambda: step(dense, ids),
+        'pruning, all kept': lambda: pruning(ones),
+        'pruning, at target': lambda: pruning(at_target),
+        'target model': lambda: step(own, ids),
+        'activation masking': lambda: step(activations, ids),
+        'optimizer on the source': lambda: optimizer.step(),
+    }
+    for function in steps.values():
+        function()
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, function in steps.items():
+            times[name].append(seconds(function))
+    ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b]))
+    return {
+        'family': family,
+        'source': str(shape),
+        'target': str(target),
+        'tokens': ids.numel(),
+        'rounds': rounds,
+        'seconds': {name: {
+            'median': statistics.median(values), 'min': min(values), 'max': max(values),
+        } for name, values in times.items()},
+        'ratios': {
+            'all kept / dense source': ratio('pruning, all kept', 'dense source'),
+            'at target / target model': ratio('pruning, at target', 'target model'),
+            'at target / dense source': ratio('pruning, at target', 'dense source'),
+            'activation masking / dense source': ratio('activation masking', 'dense source'),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--family', choices=[*FAMILIES, 'all'], default='llama')
+    parser.add_argument('--tokens', type=int, default=4096)
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--quick', action='store_true', help='toy shapes, to see that it runs')
+    parser.add_argument('--output', type=Path, help='write the results as JSON')
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    families = list(FAMILIES) if arguments.family == 'all' else [arguments.family]
+    results = {
+        'date': date.today().isoformat(),
+        'machine': f'{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, float32',
+        'results': [measure(family, arguments.tokens, arguments.rounds, arguments.quick) for family in families],
+    }
+    for result in results['results']:
+        sys.stdout.write(f'\n{result["family"]}: {result["tokens"]} tokens\n  {result["source"]}\n  -> {result["target"]}\n')
+        for name, value in result['seconds'].items():
+            sys.stdout.write(f'  {name:<26}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
+        for name, value in result['ratios'].items():
+            sys.stdout.write(f'  {name:<36}{value:6.3f}\n')
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
