@@ -91,8 +91,8 @@ def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
             model.pop('tokens', None)
             model['losses'] = {'web': 5 - 0.5 * int(model['name'][1])}
         (workspace / path).write_text(json.dumps(content))
-    assert main(['reference-losses', 'fit', 'points2.json', 'ref3.json', '--params', '20K', '--output', 'ref.json']) == 0
-    measured = json.loads((workspace / 'ref.json').read_text())['measured_models']
+    assert main(['reference-losses', 'fit', 'points2.json', 'ref3.json', '--params', '20K', '--output', 'r.json']) == 0
+    measured = json.loads((workspace / 'r.json').read_text())['measured_models']
     assert [model['name'] for model in measured] == ['m1', 'm2', 'm3']
 
 
