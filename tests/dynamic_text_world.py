@@ -15,6 +15,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 BASE = 64
+LOADERS: list[Any] = []  # loaders whose workers are to be ended after a test
 SEQ_LEN = 8
 
 
@@ -51,3 +52,37 @@ def read_back(batch: Any) -> list[tuple[int, int]]:
     """(domain, sample) of each row of a batch."""
     rows = batch['input_ids'].tolist()
     return [(row[0] - 1, row[1] + BASE * row[2]) for row in rows]
+
+
+def dynamic_loader(folder: Path, domains: Any, workers: int = 0, batch_size: int = 4, **dataset: Any) -> Any:
+    """The loader of ``build_dynamic_text_dataloader`` over a folder of ``write_domains``."""
+    from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
+    config = {'local': str(folder), 'domains': domains, 'round_batches': 5, 'max_seq_len': SEQ_LEN,
+              'shuffle_seed': 17, 'shuffle_block_size': 16} | dataset
+    loader = build_dynamic_text_dataloader(tiny_tokenizer(), batch_size, config, num_workers=workers,
+                                           pin_memory=False).dataloader
+    LOADERS.append(loader)
+    return loader
+
+
+def close_loaders() -> None:
+    """Ends the workers of all loaders made so far."""
+    while LOADERS:
+        LOADERS.pop().shut_down()
+
+
+def next_mixture(round_number: int) -> dict[str, float]:
+    """A mixture of domains a, b, c that differs from round to round; some of them leave a domain out."""
+    return {'a': 1 + round_number % 3, 'b': round_number % 2, 'c': 0.3}
+
+
+def serve_rounds(loader: Any, rounds: int) -> list[list[tuple[int, int]]]:
+    """Batches of so many rounds, the mixture changing after each as a callback would change it."""
+    batches = []
+    for _ in range(rounds):
+        for batch in loader:
+            batches.append(read_back(batch))
+        standing = loader.dataset.rounds
+        if standing.next_weights is None:
+            standing.set_next_weights(next_mixture(standing.state.round))
+    return batches

@@ -18,6 +18,7 @@ import numpy as np
 from streaming import Stream, StreamingDataset
 from streaming.base.format import get_index_basename
 from streaming.base.format.base.reader import Reader
+from streaming.base.hashing import get_hash
 from transformers import PreTrainedTokenizerBase
 
 DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
@@ -67,18 +68,49 @@ def build_domain_streams(
 
 
 def _index_problem(local: str, split: str | None) -> str | None:
-    """What is wrong with the index of a local MDS folder, or None."""
-    path = os.path.join(local, split or '', get_index_basename())
+    """What is wrong with a local MDS folder, as far as its index and the sizes of its files tell, or None."""
+    folder = os.path.join(local, split or '')
+    path = os.path.join(folder, get_index_basename())
     if not os.path.isfile(path):
         return f'no {path}'
     with open(path, encoding='utf-8') as file:
         try:
-            index = json.load(file)
+            shards = json.load(file).get('shards', [])
         except json.JSONDecodeError as error:
             return f'{path} is not valid JSON ({error})'
-    if not sum(shard['samples'] for shard in index.get('shards', [])):
+    if not sum(shard['samples'] for shard in shards):
         return f'{path} lists no samples'
+    for shard in shards:
+        wanted = [shard[kind] for kind in ('raw_data', 'zip_data') if shard.get(kind)]
+        there = [(info, os.path.join(folder, info['basename'])) for info in wanted
+                 if os.path.isfile(os.path.join(folder, info['basename']))]
+        if not there:
+            return f'shard {wanted[0]["basename"]} of {path} is missing'
+        info, file = there[0]
+        if os.path.getsize(file) != info['bytes']:
+            return f'{file} has {os.path.getsize(file)} bytes where its index says {info["bytes"]}'
     return None
+
+
+def verify_shard(shard: Reader, algorithm: str) -> None:
+    """Compares a local shard with its hash in the index; shards that are fetched are checked by Streaming itself.
+
+    Args:
+        shard: the shard, on this machine.
+        algorithm: name of the hash, as ``validate_hash`` of Streaming.
+
+    Raises:
+        ValueError: if they differ, or the index has no such hash.
+    """
+    info, _ = shard.file_pairs[0]
+    path = os.path.join(shard.dirname, shard.split, info.basename)
+    if algorithm not in info.hashes:
+        raise ValueError(f'validate_hash is {algorithm}, but the index of {path} has {sorted(info.hashes)} only.')
+    with open(path, 'rb') as file:
+        found = get_hash(algorithm, file.read())
+    if found != info.hashes[algorithm]:
+        raise ValueError(f'{path} is damaged: its {algorithm} is {found}, but its index says '
+                         f'{info.hashes[algorithm]}. Restore the file, or prepare the data again.')
 
 
 def _what_is_there(local: str | None) -> str:
@@ -86,6 +118,21 @@ def _what_is_there(local: str | None) -> str:
         return f'There is no folder {local}. ' if local else ''
     found = sorted(name for name in os.listdir(local) if _index_problem(os.path.join(local, name), None) is None)
     return f'Domains found in {local}: {found}. '
+
+
+def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, float] | None:
+    """Mixture weights given inline or as a JSON file with a ``proportions`` mapping (``weights_file`` writes one).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no such mapping.
+    """
+    if not isinstance(source, str):
+        return source
+    content = json.loads(Path(source).read_text(encoding='utf-8'))
+    if not isinstance(content, dict) or not isinstance(content.get('proportions'), dict):
+        raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')
+    return content['proportions']
 
 
 def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[str, int]) -> list[float]:

@@ -295,7 +295,7 @@ def hash64(values: np.ndarray, *words: int | np.ndarray) -> np.ndarray:
         uint64 array.
     """
     mixed = values
-    for word in (*words, 0x9E3779B97F4A7C15):
+    for word in (0, *words):
         mixed = mixed ^ (word if isinstance(word, np.ndarray) else np.uint64(word & 0xFFFFFFFFFFFFFFFF))
         mixed = mixed + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -26,7 +26,7 @@ from llmshearing.callbacks.dynamic_batch_loading.checks import (
 )
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
 from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, pass_ceiling
-from llmshearing.data.dynamic_text import DynamicTextDataset
+from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,11 @@ class DynamicBatchLoading(Callback):
         logger.log_metrics(metrics | {'mixture/eval_share': self._clock.end_round()})
         if self.weights_file is not None and dist.get_global_rank() == 0:
             write_mixture(self.weights_file, rounds, dict(zip(rounds.domains, losses.tolist(), strict=True)))
+
+    def close(self, state: State, logger: Logger) -> None:
+        del logger
+        if isinstance(state.train_dataloader, DynamicTextLoader):
+            state.train_dataloader.shut_down()
 
     def _next_weights(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
         """The weights of the next round, from the losses in the order of the domains; the same on every rank."""

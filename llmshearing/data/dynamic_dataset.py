@@ -1,0 +1,263 @@
+"""The data set of ``dynamic_text``: several domains, in a mixture that changes between rounds and resumes exactly.
+
+One dataset epoch is one mixing round. The process of each rank knows where training stands (``MixtureRounds``: a few
+numbers per domain) and, before a round starts, writes it into shared memory; the workers serve the round from there.
+So nothing of an old mixture is ever prefetched, with persistent workers either, and the order of samples never depends
+on who computes it. Everything about shards (download, cache, hashes, read-ahead, threads) is Streaming's: the mixture
+enters as one more of its batching methods.
+
+Composer's epochs count rounds, so durations are best given in batches (``ba``).
+"""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from llmfoundry.data.text_data import StreamingTextDataset
+from streaming.base import distributed
+from streaming.base.batching import batching_methods
+from streaming.base.world import World
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.data import mixture
+from llmshearing.data.domain_streams import (
+    DomainConfig,
+    build_domain_streams,
+    check_manifest,
+    check_stored,
+    check_tokens,
+    read_proportions,
+    verify_shard,
+    vocabulary_size,
+)
+from llmshearing.data.mixture_rounds import MixtureRounds
+from llmshearing.data.shared_order import shared_order, starting
+
+log = logging.getLogger(__name__)
+
+
+class DynamicTextDataset(StreamingTextDataset):
+    """Tokens of several domains, mixed by weights that may change after every round.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        max_seq_len: tokens per sample; data of another length is refused.
+        domains: names, or a mapping from name to settings of its ``Stream``; see ``build_domain_streams``.
+        round_batches: global batches in a mixing round.
+        batch_size: samples per batch and rank.
+        local: folder with one folder per domain.
+        remote: the same layout at a remote place, if shards are to be fetched from there.
+        split: sub-folder of each domain's folder, if any.
+        proportions: initial mixture weights by domain, need not sum to 1, or the path of a JSON file
+            ``{"proportions": {domain: weight}}``. Default: by size in samples.
+        shuffle_seed: seed of the order of samples.
+        shuffle_block_size: samples of a domain that are shuffled together, rounded up to whole shards. Larger mixes
+            better, smaller needs fewer shards at a time.
+        max_passes: most times any domain is to be gone through; checked and kept by ``dynamic_batch_loading``, a
+            warning without it. Default: no limit.
+        **kwargs: Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
+
+    Attributes:
+        rounds (MixtureRounds): where training stands, and the place to set the weights of the next round.
+
+    Raises:
+        ValueError: if domains, weights, sequence length or token ids do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        max_seq_len: int,
+        domains: DomainConfig,
+        round_batches: int,
+        batch_size: int,
+        local: str | None = None,
+        remote: str | None = None,
+        split: str | None = None,
+        proportions: Mapping[str, float] | str | None = None,
+        shuffle_seed: int = 9176,
+        shuffle_block_size: int = 1 << 17,
+        max_passes: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (('round_batches', round_batches), ('shuffle_block_size', shuffle_block_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'`{name}` must be a positive whole number, but got {value!r}.')
+        if max_passes is not None and not max_passes > 0:
+            raise ValueError(f'`max_passes` must be positive, or null for no limit, but got {max_passes!r}.')
+        self.vocab_size = vocabulary_size(tokenizer)
+        check_manifest(local, self.vocab_size)
+        streams = build_domain_streams(domains, local, remote, split)
+
+        folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
+        started_dist = distributed.maybe_init_dist()
+        with starting(folders) if distributed.get_local_rank() == 0 else nullcontext() as self._marker:
+            distributed.barrier()
+            super().__init__(
+                tokenizer=tokenizer,
+                max_seq_len=max_seq_len,
+                streams=list(streams.values()),
+                batch_size=batch_size,
+                shuffle=True,
+                shuffle_seed=shuffle_seed,
+                shuffle_block_size=shuffle_block_size,
+                **kwargs,
+            )
+            if self._marker is not None:
+                self._marker.set_number(self._shm_prefix_int)
+            leads_node = self._unique_rank_world.is_local_leader
+            self._order = shared_order(self._shm_prefix_int, 2 + 3 * len(streams), leads_node)
+            distributed.barrier()
+        if started_dist:
+            torch.distributed.destroy_process_group()
+
+        check_stored(self, list(streams), max_seq_len, self.vocab_size)
+        self.max_passes = max_passes
+        self.rounds = MixtureRounds(
+            sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
+            proportions=read_proportions(proportions),
+            round_batches=round_batches,
+            global_batch_size=batch_size * self._parallel_rank_world.num_ranks,
+            shuffle_seed=shuffle_seed,
+            shuffle_block_size=shuffle_block_size,
+        )
+        self.batching_method = 'mixture'
+        self.length = round_batches * batch_size
+        self._reading = 0
+        self._verified: set[int] = set()
+
+    # In the process of each rank.
+
+    def start_round(self) -> int:
+        """Starts the round that is due, see ``MixtureRounds.start``, and tells the workers.
+
+        Returns:
+            Batches that are left in the round.
+        """
+        self.rounds.start()
+        self._tell_of_passes()
+        if self._unique_rank_world.is_local_leader:
+            state = self.rounds.state
+            self._order[:] = np.array([state.round, self.rounds.batch, *state.used, *state.carry, *state.weights])
+        return self.rounds.round_batches - self.rounds.batch
+
+    def _tell_of_passes(self) -> None:
+        if not self._unique_rank_world.is_leader:
+            return
+        now, end = self.rounds.state, self.rounds.end()
+        for (name, size), before, after in zip(self.rounds.sizes.items(), now.used, end.used, strict=True):
+            if after // size > before // size:
+                log.info('Mixing round %d goes over to pass %d of domain %s.', now.round, after // size + 1, name)
+            if self.max_passes is not None and before <= self.max_passes * size < after:
+                log.warning('Mixing round %d goes through domain %s more than max_passes=%s times.', now.round, name,
+                            self.max_passes)
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """What is needed to continue after ``num_samples`` of the current round. Composer calls this on every rank.
+
+        Args:
+            num_samples: samples trained on in this round, summed over all ranks as Composer does.
+            from_beginning: whether they are counted from the start of the round, else from where this run began in it.
+
+        Raises:
+            ValueError: if that is within a global batch.
+        """
+        batch, rest = divmod(num_samples, self.batch_size * self._unique_rank_world.num_ranks)
+        if rest:
+            raise ValueError(f'A checkpoint must lie between global batches of '
+                             f'{self.batch_size * self._unique_rank_world.num_ranks} samples, but the round stands at '
+                             f'{num_samples}.')
+        return self.rounds.state_dict(batch if from_beginning else self.rounds.first_batch + batch)
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Continues from ``state_dict``'s result, with any number of ranks and workers.
+
+        Raises:
+            ValueError: if it does not fit, see ``MixtureRounds.load_state_dict``.
+        """
+        self.rounds.load_state_dict(obj)
+
+    # In the workers.
+
+    def _read_order(self) -> tuple[mixture.MixtureState, int]:
+        """The state at the start of the round to serve, and the first of its batches to serve."""
+        number, batch, *rest = self._order[:].tolist()
+        k = len(self.streams)
+        if not any(rest[2 * k:]):
+            raise RuntimeError('No mixing round has been started: iterate the data set through a DynamicTextLoader.')
+        return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k:2 * k]), tuple(rest[2 * k:])), batch
+
+    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
+        """Streaming asks here, in each worker, where to start: always where the rank's process says."""
+        del world, epoch
+        state, batch = self._read_order()
+        return state.round, batch * self.rounds.global_batch_size
+
+    def round_samples(self) -> np.ndarray:
+        """Samples still to serve in the round, int64 [batches, global batch], in global order."""
+        state, batch = self._read_order()
+        sizes = [self.samples_per_shard[begin:begin + count] for begin, count in
+                 zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)]
+        samples = mixture.round_samples(state, self.rounds.round_batches, self.rounds.global_batch_size, sizes,
+                                        self.shuffle_seed, self.shuffle_block_size)
+        return samples[batch:]
+
+    def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
+        self._reading, _ = self.spanner[idx]
+        if self._reading not in self._verified:
+            self._verified.add(self._reading)
+            stream = self.streams[self.stream_per_shard[self._reading]]
+            if stream.validate_hash and not stream.remote:
+                verify_shard(self.shards[self._reading], stream.validate_hash)
+        return super().__getitem__(idx)
+
+    def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """Token ids of a stored sample, whichever way they are stored."""
+        tokens = sample['tokens']
+        return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, self.token_encoding_type)
+
+    def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> torch.Tensor:
+        tokens = self.read_tokens(sample)
+        if len(tokens) != self.max_seq_len or int(tokens.max()) >= self.vocab_size:
+            domain = self.rounds.domains[self.stream_per_shard[self._reading]]
+            check_tokens(tokens, domain, self.max_seq_len, self.vocab_size)
+        return torch.from_numpy(tokens.astype(np.int64))
+
+
+def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
+    """Deals global batches to ranks and workers so that every rank gets its part of each batch, in order.
+
+    Rank r takes the r-th contiguous part of every global batch. A DataLoader takes a batch from each of its workers
+    in turn, so worker w of a rank gets batches w, w + workers, w + 2 * workers ...
+
+    Args:
+        samples: int64 [batches, ranks * batch_size].
+        world: ranks and workers to deal to.
+        batch_size: samples per batch and rank.
+
+    Returns:
+        int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1, which Streaming skips, is
+        all that the workers with one batch less have in the last.
+    """
+    workers = world.workers_per_rank
+    batches = -(-len(samples) // workers)
+    dealt = np.full((batches * workers, world.num_ranks, batch_size), -1, np.int64)
+    dealt[:len(samples)] = samples.reshape(-1, world.num_ranks, batch_size)
+    dealt = dealt.reshape(batches, workers, world.num_ranks, batch_size).transpose(2, 1, 0, 3)
+    return dealt.reshape(world.num_nodes, world.ranks_per_node, workers, batches, batch_size)
+
+
+def _generate_work(dataset: DynamicTextDataset, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
+    """The batching method: Streaming calls it in the first worker of a node and shares the result with the others."""
+    del epoch, sample_in_epoch  # the order says both
+    return deal(dataset.round_samples(), world, dataset.batch_size)
+
+
+batching_methods['mixture'] = _generate_work

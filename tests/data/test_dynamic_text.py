@@ -1,0 +1,332 @@
+"""The loader: one sequence for any ranks and workers, from any kind of data, and mistakes told before training."""
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from streaming import MDSWriter
+from streaming.base.world import World
+
+from llmshearing.data import mixture
+from llmshearing.data.dynamic_dataset import deal
+from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
+from tests.dynamic_text_world import (
+    BASE,
+    SEQ_LEN,
+    close_loaders,
+    dynamic_loader,
+    next_mixture,
+    read_back,
+    serve_rounds,
+    tiny_tokenizer,
+    tokens_of,
+    write_domains,
+)
+
+SIZES = {'a': 50, 'b': 30, 'c': 20}
+ROUNDS = 4
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    close_loaders()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return write_domains(tmp_path_factory.mktemp('domains'), SIZES)
+
+
+@pytest.fixture(scope='module')
+def sequence(folder):
+    """Four rounds of five batches, read in the process itself."""
+    return serve_rounds(dynamic_loader(folder, list(SIZES)), ROUNDS)
+
+
+@pytest.mark.parametrize('nodes,ranks,workers', [(1, 1, 1), (1, 2, 3), (2, 2, 1), (1, 4, 3), (4, 1, 2), (1, 8, 5)])
+@pytest.mark.parametrize('batches', [0, 1, 7, 12])
+def test_dealing_gives_every_world_the_same_global_batches(nodes, ranks, workers, batches):
+    samples = np.random.default_rng(0).permutation(16 * batches).reshape(batches, 16)
+    size = 16 // (nodes * ranks)
+    dealt = deal(samples, World(nodes, ranks, workers, 0), size)
+    for batch in range(batches):
+        parts = [dealt[node, rank, batch % workers, batch // workers] for node in range(nodes) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate(parts), samples[batch])
+    assert (dealt == -1).sum() == dealt.size - samples.size
+
+
+@pytest.mark.parametrize('workers', [1, 3])
+def test_any_number_of_workers_serves_the_same_sequence(folder, sequence, workers):
+    """Workers persist and read ahead: a batch of an old mixture would show."""
+    assert serve_rounds(dynamic_loader(folder, list(SIZES), workers), ROUNDS) == sequence
+
+
+def test_the_sequence_is_the_planned_one(folder, sequence):
+    """Each domain's samples, once per pass, in the shares of the mixtures that were set."""
+    sizes = [int(n) for n in SIZES.values()]
+    state = mixture.initial_state(sizes)
+    for number in range(ROUNDS):
+        counts, state = mixture.round_counts(state, 5, 4)
+        for row, batch in zip(counts, sequence[5 * number:], strict=False):
+            assert np.bincount([domain for domain, _ in batch], minlength=3).tolist() == row.tolist()
+        state = mixture.with_weights(state, mixture.quantize(list(next_mixture(number).values())))
+    for domain, size in enumerate(sizes):
+        samples = [sample for batch in sequence for number, sample in batch if number == domain]
+        assert set(samples) <= set(range(size))
+        assert len(set(samples[:size])) == len(samples[:size])
+
+
+@pytest.mark.parametrize('seed,same', [(17, True), (18, False)])
+def test_the_seed_decides(folder, sequence, seed, same):
+    again = serve_rounds(dynamic_loader(folder, list(SIZES), shuffle_seed=seed), ROUNDS)
+    assert (again == sequence) is same
+
+
+def test_the_process_random_state_does_not_matter(folder, sequence):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert serve_rounds(dynamic_loader(folder, list(SIZES)), ROUNDS) == sequence
+
+
+def stop_after(loader, stop):
+    """Serves ``stop`` batches and returns the state then, saved as Composer would, through JSON."""
+    done = 0
+    while True:
+        for _ in loader:
+            done += 1
+            if done % 5 == 0:
+                loader.dataset.rounds.set_next_weights(next_mixture(loader.dataset.rounds.state.round))
+            if done == stop:
+                return json.loads(json.dumps(loader.dataset.state_dict(4 * ((stop - 1) % 5 + 1), True)))
+
+
+def serve_on(loader, rounds):
+    """Batches from where the loader stands to the end of round number ``rounds`` - 1."""
+    batches = []
+    while loader.dataset.rounds.state.round < rounds - 1 or not loader.dataset.rounds.finished:
+        batches += serve_rounds(loader, 1)
+    return batches
+
+
+@pytest.mark.parametrize('stop', range(1, 5 * ROUNDS))
+def test_resuming_anywhere_gives_the_rest_of_the_sequence(folder, sequence, stop):
+    state = stop_after(dynamic_loader(folder, list(SIZES), workers=stop % 2), stop)
+    resumed = dynamic_loader(folder, list(SIZES), workers=(0, 1, 3)[stop % 3] if stop % 4 == 0 else 0)
+    resumed.dataset.load_state_dict(state)
+    assert serve_on(resumed, ROUNDS) == sequence[stop:]
+
+
+def test_resuming_after_the_close_of_a_round(folder, sequence):
+    loader = dynamic_loader(folder, list(SIZES))
+    serve_rounds(loader, 2)
+    state = loader.dataset.state_dict(0, True)
+    assert state['round'] == 2
+    resumed = dynamic_loader(folder, list(SIZES), workers=1)
+    resumed.dataset.load_state_dict(state)
+    assert serve_on(resumed, ROUNDS) == sequence[10:]
+    # Going back in the same process is no different.
+    resumed.dataset.load_state_dict(state)
+    assert serve_on(resumed, ROUNDS) == sequence[10:]
+
+
+def test_samples_counted_from_where_this_run_began(folder):
+    state = stop_after(dynamic_loader(folder, list(SIZES)), 7)
+    loader = dynamic_loader(folder, list(SIZES))
+    loader.dataset.load_state_dict(state)
+    next(iter(loader))
+    assert loader.dataset.state_dict(4, False) == loader.dataset.state_dict(12, True)
+
+
+def test_a_checkpoint_within_a_batch_is_refused(folder):
+    with pytest.raises(ValueError, match='between global batches of 4'):
+        dynamic_loader(folder, list(SIZES)).dataset.state_dict(6, True)
+
+
+def test_leaving_a_round_early_repeats_it(folder, sequence):
+    loader = dynamic_loader(folder, list(SIZES), workers=1)
+    for _ in range(2):
+        batches = [read_back(batch) for _, batch in zip(range(3), loader, strict=False)]
+        assert batches == sequence[:3]
+
+
+def test_rounds_have_a_length(folder):
+    loader = dynamic_loader(folder, list(SIZES), round_batches=7)
+    assert len(loader) == 7
+    assert len(list(loader)) == 7
+
+
+def test_a_data_set_can_be_sent_to_another_process(folder):
+    dataset = dynamic_loader(folder, list(SIZES)).dataset
+    with pytest.raises(RuntimeError, match='through a DynamicTextLoader'):
+        dataset.round_samples()
+    dataset.start_round()
+    assert np.array_equal(pickle.loads(pickle.dumps(dataset)).round_samples(), dataset.round_samples())
+
+
+def write(folder, columns, rows):
+    with MDSWriter(out=str(folder), columns=columns, hashes=['xxh64']) as writer:
+        for row in rows:
+            writer.write(row)
+
+
+@pytest.mark.parametrize('encoding', ['ndarray:uint16', f'ndarray:uint16:{SEQ_LEN}', 'ndarray:uint32', 'ndarray:int64',
+                                      'bytes'])
+def test_every_way_tokens_are_stored_reads_the_same(tmp_path, encoding):
+    write_domains(tmp_path, {'a': 9, 'b': 5}, encoding=encoding)
+    for batch in dynamic_loader(tmp_path, ['a', 'b']):
+        assert batch['input_ids'].dtype == torch.int64
+        for row, (domain, sample) in zip(batch['input_ids'], read_back(batch), strict=True):
+            assert row.tolist() == tokens_of(domain, sample).tolist()
+
+
+def test_converters_of_llm_foundry_and_text_columns_can_be_mixed_in(tmp_path):
+    write_domains(tmp_path, {'a': 9})
+    write(tmp_path / 'text', {'text': 'str'}, [{'text': f't2 t3 t{4 + i} t1'} for i in range(6)])
+    batch = next(iter(dynamic_loader(tmp_path, ['a', 'text'], proportions={'a': 1, 'text': 1})))
+    assert batch['input_ids'].shape == (4, SEQ_LEN)
+    texts = batch['attention_mask'].sum(1) < SEQ_LEN
+    assert texts.sum() == 2
+    assert (batch['labels'][texts] == -100).sum() == 2 * (SEQ_LEN - batch['attention_mask'][texts][0].sum())
+    assert torch.equal(batch['labels'][~texts], batch['input_ids'][~texts])
+
+
+def test_tokens_equal_to_padding_stay_in_the_loss(folder):
+    """Many tokenizers pad with their end-of-text token, and packed samples are full of those."""
+    batch = next(iter(dynamic_loader(folder, list(SIZES))))
+    assert (batch['input_ids'] == tiny_tokenizer().pad_token_id).any()
+    assert torch.equal(batch['labels'], batch['input_ids'])
+    assert batch['loss_generating_tokens'] == [SEQ_LEN - 1] * 4
+
+
+def test_sequence_ids_come_from_the_collator_of_llm_foundry(folder):
+    batch = next(iter(dynamic_loader(folder, list(SIZES), eos_token_id=1)))
+    assert batch['sequence_id'].shape == (4, SEQ_LEN)
+
+
+def test_remote_shards_with_a_small_cache(tmp_path):
+    """The cache holds a few of the shards only, and their hashes are checked."""
+    remote = write_domains(tmp_path / 'remote', {'a': 400, 'b': 300, 'c': 200}, shard_samples=20)
+    expected = serve_rounds(dynamic_loader(remote, list(SIZES), round_batches=40), 3)
+    shards = [file.stat().st_size for file in remote.rglob('*.mds')]
+    limit = sum(file.stat().st_size for file in remote.rglob('index.json')) + 8 * max(shards)
+    cache = tmp_path / 'cache'
+    loader = dynamic_loader(cache, list(SIZES), workers=2, round_batches=40, remote=str(remote), cache_limit=limit,
+                            validate_hash='xxh64', predownload=4)
+    assert serve_rounds(loader, 3) == expected
+    kept = [file.stat().st_size for file in cache.rglob('*.mds')]
+    assert len(kept) < len(shards) / 2
+    assert sum(kept) <= limit
+
+
+def damage(folder):
+    for shard in folder.glob('*.mds'):
+        content = bytearray(shard.read_bytes())
+        content[-3] ^= 1
+        shard.write_bytes(content)
+
+
+def test_a_damaged_shard_is_an_error(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'data')
+    damage(tmp_path / 'data' / 'b')
+    with pytest.raises(ValueError, match='shard.* is damaged: its xxh64 is'):
+        serve_rounds(dynamic_loader(tmp_path / 'data', list(SIZES), validate_hash='xxh64'), 2)
+    with pytest.raises(ValueError, match=r"validate_hash is sha1, but .* has \['xxh64'\] only"):
+        serve_rounds(dynamic_loader(tmp_path / 'data', list(SIZES), validate_hash='sha1'), 2)
+    loader = dynamic_loader(tmp_path / 'cache', list(SIZES), remote=str(tmp_path / 'data'), validate_hash='xxh64')
+    with pytest.raises((ValueError, RuntimeError), match='[Cc]hecksum|[Bb]ackground thread'):
+        serve_rounds(loader, 2)
+
+
+def test_a_cut_or_missing_shard_is_told_before_training(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'data')
+    shard = sorted((tmp_path / 'data' / 'b').glob('*.mds'))[1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    bad(tmp_path / 'data', 'b: .*shard.00001.mds has .* bytes where its index says')
+    shard.unlink()
+    bad(tmp_path / 'data', 'b: shard shard.00001.mds of .* is missing')
+
+
+def test_domains_can_have_their_own_place_and_data_of_their_size_counts(tmp_path):
+    write_domains(tmp_path / 'one', {'a': 12})
+    write_domains(tmp_path / 'two', {'x': 1, 'b': 4})
+    loader = dynamic_loader(tmp_path / 'one', {'a': None, 'b': {'local': str(tmp_path / 'two' / 'b')}})
+    assert loader.dataset.rounds.weights == {'a': 0.75, 'b': 0.25}
+    assert {domain for batch in loader for domain, _ in read_back(batch)} == {0, 1}
+
+
+def bad(folder, match, **changes):
+    with pytest.raises(ValueError, match=match):
+        dynamic_loader(folder, changes.pop('domains', list(SIZES)), **changes)
+
+
+def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
+    bad(folder, r"Cannot read 1 of 2 domains \(d: no .*Domains found in .*\['a', 'b', 'c'\]", domains=['a', 'd'])
+    bad(folder, 'must be a list of names', domains=[])
+    bad(folder, 'must be a list of names', domains='a')
+    bad(folder, 'named once', domains=['a', 'a'])
+    bad(folder, r"unknown names \['d'\] and lacks \['c'\]", proportions={'a': 1, 'b': 1, 'd': 1})
+    bad(folder, 'sequences of 8 tokens, but max_seq_len is 16', max_seq_len=16)
+    bad(folder, r"Unknown keys \['proportion'\]", proportion={'a': 1})
+    bad(folder, 'always shuffles', shuffle=False)
+    bad(folder, '`round_batches` must be a positive whole number, but got 0', round_batches=0)
+    bad(folder, '`max_passes` must be positive', max_passes=0)
+    bad(tmp_path / 'nowhere', 'There is no folder', domains=['a'])
+    with pytest.raises(ValueError, match='needs a tokenizer'):
+        build_dynamic_text_dataloader(None, 4, {})
+
+
+def test_mistakes_in_the_data_are_told(folder, tmp_path):
+    write(tmp_path / 'empty', {'tokens': 'ndarray:uint16'}, [])
+    bad(tmp_path, 'empty: .*lists no samples', domains=['empty'])
+    write_domains(tmp_path, {'fixed': 3}, encoding='ndarray:uint16:8')
+    bad(tmp_path, r"'fixed' holds sequences of 8 tokens", domains=['fixed'], max_seq_len=4)
+    write(tmp_path / 'large', {'tokens': 'ndarray:uint32'}, [{'tokens': np.full(8, 70_000, np.uint32)}])
+    bad(tmp_path, r"'large' holds token ids from 70000 to 70000, but the tokenizer has ids below 64", domains=['large'])
+    write(tmp_path / 'other', {'image': 'int'}, [{'image': 3}])
+    bad(tmp_path, r"'other' has columns \['image'\]", domains=['other'])
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / 'index.json').write_text('{"version": 2,')
+    bad(tmp_path, 'broken: .*not valid JSON', domains=['broken'])
+
+
+def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):
+    write_domains(tmp_path / 'remote', {'a': 5}, encoding='ndarray:uint16:8')
+    bad(tmp_path / 'local', 'sequences of 8 tokens', domains=['a'], remote=str(tmp_path / 'remote'), max_seq_len=16)
+
+
+def test_a_wrong_sample_further_on_is_an_error_that_names_the_domain(tmp_path):
+    rows = [{'tokens': tokens_of(0, i).astype(np.uint16)} for i in range(8)]
+    rows[5]['tokens'] = np.full(8, BASE, np.uint16)
+    write(tmp_path / 'a', {'tokens': 'ndarray:uint16'}, rows)
+    with pytest.raises(ValueError, match=f"'a' holds token ids from {BASE} to {BASE}"):
+        serve_rounds(dynamic_loader(tmp_path, ['a']), 1)
+
+
+def test_the_manifest_of_prepare_names_the_vocabulary(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'data' / 'prune')
+    manifest = tmp_path / 'data' / 'manifest.json'
+    manifest.write_text(json.dumps({'tokenizer': {'name': 'other', 'vocab_size': 65}}))
+    bad(tmp_path / 'data' / 'prune', "tokenizer 'other' of 65 ids, but the tokenizer here has 64")
+    manifest.write_text(json.dumps({'tokenizer': {'name': 'other', 'vocab_size': 64}}))
+    dynamic_loader(tmp_path / 'data' / 'prune', list(SIZES))
+
+
+def test_passes_are_logged_and_the_limit_warned_of(folder, caplog):
+    loader = dynamic_loader(folder, list(SIZES), proportions={'a': 0, 'b': 0, 'c': 1}, max_passes=2)
+    with caplog.at_level(logging.INFO, logger='llmshearing'):
+        for _ in range(3):
+            for _ in loader:
+                pass
+    assert [record.getMessage() for record in caplog.records if 'pass' in record.getMessage()] == [
+        'Mixing round 0 goes over to pass 2 of domain c.',
+        'Mixing round 1 goes over to pass 3 of domain c.',
+        'Mixing round 2 goes over to pass 4 of domain c.',
+        'Mixing round 2 goes through domain c more than max_passes=2 times.',
+    ]
+    assert loader.dataset.rounds.used() == {'a': 0, 'b': 0, 'c': 60}
