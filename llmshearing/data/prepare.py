@@ -27,12 +27,13 @@ import numpy as np
 from llmshearing import __version__
 from llmshearing.data.prepare_pack import check_writer_options, write_samples
 from llmshearing.data.prepare_plan import BINS, mark_duplicates
+from llmshearing.data.prepare_pool import WorkerPool
 from llmshearing.data.prepare_publish import (check_remote, find_finished, in_place, locked, publish, publish_manifest,
                                               read_state, write_state)
 from llmshearing.data.prepare_spec import Spec, parse_spec
 from llmshearing.data.prepare_stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
 from llmshearing.data.prepare_tokenizer import plan_tokenizer
-from llmshearing.data.prepare_worker import worker_pool
+from llmshearing.data.prepare_worker import start
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[
     with locked(work):
         manifest = find_finished(spec, key, overwrite)
         if manifest is None:
-            with worker_pool(tokenizer, workers) as pool:
-                manifest = _run(inputs, Context(spec, tokenizer, key, pool, workers, progress))
+            with WorkerPool(workers, start, tokenizer) as pool:
+                manifest = _run(inputs, Context(spec, tokenizer, key, pool, progress))
         shutil.rmtree(work)
     return manifest
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from tqdm import tqdm
 
 from llmshearing.data.prepare_pack import Journal, read_journal
 from llmshearing.data.prepare_plan import BINS, Demand, choose, intervals, place, read_blocks
+from llmshearing.data.prepare_pool import WorkerPool
 from llmshearing.data.prepare_sources import Source, find_sources, read_pieces
 from llmshearing.data.prepare_spec import Domain, Spec
 from llmshearing.data.prepare_tokenizer import TokenizerPlan
-from llmshearing.data.prepare_worker import DOCUMENT, EXAMPLES, ordered_map, scan_piece, tokenize_piece
+from llmshearing.data.prepare_worker import DOCUMENT, EXAMPLES, scan_piece, tokenize_piece
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,14 @@ class Context:
         spec (Spec): The request.
         tokenizer (TokenizerPlan): How documents become ids.
         key (str): Hash of everything that decides the result.
-        pool (ProcessPoolExecutor): The workers.
-        workers (int): How many.
+        pool (WorkerPool): The workers.
         progress (bool): Whether to show bars on a terminal.
     """
 
     spec: Spec
     tokenizer: TokenizerPlan
     key: str
-    pool: ProcessPoolExecutor
-    workers: int
+    pool: WorkerPool
     progress: bool
 
     def bar(self, **options: Any) -> tqdm:
@@ -148,7 +146,7 @@ def scan(item: Input, context: Context) -> None:
     try:
         for facts in read_journal(Path(context.spec.work), item.scan_name(context.tokenizer)):
             add(facts)
-        for size, result in ordered_map(context.pool, scan_piece, tasks(), 2 * context.workers):
+        for size, result in context.pool.map(scan_piece, tasks()):
             sizes = result.documents['size']
             facts = {**result._asdict(), 'documents': len(sizes), 'bytes': int(sizes.sum())}
             add(facts)
@@ -246,7 +244,7 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
     bar = context.bar(total=None if None in limits else sum(total), unit='tok', desc=f'tokenize {domain.name}',
                       initial=sum(journal.lengths) // dtype.itemsize)
     try:
-        for number, result in ordered_map(context.pool, tokenize_piece, tasks(), 2 * context.workers):
+        for number, result in context.pool.map(tokenize_piece, tasks()):
             arrays = []
             for index, (ids, lengths, limit) in enumerate(zip(result.ids, result.lengths, limits)):
                 begin = journal.lengths[index] // dtype.itemsize

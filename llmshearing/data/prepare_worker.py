@@ -6,16 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing.connection import wait
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +23,13 @@ _SLICE = 1 << 13  # characters of one document that count in the estimate of tok
 
 _encoder: Encoder | None = None
 _plan: TokenizerPlan | None = None
+
+
+def start(plan: TokenizerPlan) -> None:
+    """Makes this process ready to tokenize; called once, before any piece."""
+    global _encoder, _plan
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one process per core already
+    _encoder, _plan = Encoder(plan.backend, plan.name), plan
 
 
 class BadRecord(NamedTuple):
@@ -209,61 +208,3 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _start_worker(plan: TokenizerPlan) -> None:
-    global _encoder, _plan
-    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one process per core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
-    _encoder, _plan = Encoder(plan.backend, plan.name), plan
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _leave_with(sentinel: int) -> None:
-    """Ends this process when its parent is gone, however it went, so that a killed run leaves nothing behind."""
-    wait([sentinel])
-    os._exit(1)
-
-
-@contextmanager
-def worker_pool(plan: TokenizerPlan, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Starts worker processes that can tokenize; ends them, and what they were given, with the block."""
-    context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(plan,))
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise RuntimeError('a worker process of prepare died. If the machine ran out of memory, use fewer workers; if '
-                           'prepare is called from a script, call it under `if __name__ == "__main__":`') from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def ordered_map(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[tuple[Any, tuple]],
-                ahead: int) -> Iterator[tuple[Any, Any]]:
-    """Runs ``function(*arguments)`` in the workers for each ``(tag, arguments)`` of ``tasks``.
-
-    Args:
-        pool (ProcessPoolExecutor): The workers.
-        function (Callable): A function of this module.
-        tasks (Iterable[tuple[Any, tuple]]): Read as results are used, so that few are in memory.
-        ahead (int): How many tasks may be begun and not yet used.
-
-    Yields:
-        tuple[Any, Any]: Tag and result, in the order of ``tasks``.
-    """
-    pending: deque[tuple[Any, Future]] = deque()
-    try:
-        for tag, arguments in tasks:
-            pending.append((tag, pool.submit(function, *arguments)))
-            if len(pending) >= ahead:
-                tag, future = pending.popleft()
-                yield tag, future.result()
-        while pending:
-            tag, future = pending.popleft()
-            yield tag, future.result()
-    finally:
-        for _, future in pending:
-            future.cancel()
