@@ -1,0 +1,89 @@
+"""A configuration that cannot run is refused before anything is built, with what was got, what is possible, what to change."""
+import copy
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from llmshearing.run_checks import check_run
+from tests.tiny_run import tiny_source
+
+YAML = Path(__file__).parents[1] / 'yamls' / 'demo' / 'prune.yaml'
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    work = tmp_path_factory.mktemp('checks')
+    tiny_source(work / 'source')
+    settings = OmegaConf.load(YAML)
+    settings.variables.work = str(work)
+    settings.algorithms.targeted_pruning.target = TARGET
+    return OmegaConf.to_container(settings, resolve=True)
+
+
+def changed(config, path, value):
+    config = copy.deepcopy(config)
+    *parents, last = path.split('.')
+    place = config
+    for name in parents:
+        place = place[name]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return config
+
+
+def test_the_shipped_configuration_passes_unchanged(config):
+    assert check_run(copy.deepcopy(config)) == config
+
+
+@pytest.mark.parametrize('path, value, message', [
+    ('algorithms.targeted_pruning.target.hidden_size', 64, "hidden_size=64 is larger than the source's 48"),
+    ('algorithms.targeted_pruning.target.num_attention_heads', 5, 'every KV head must keep the same number'),
+    ('algorithms.targeted_pruning.target.head_dim', 4, 'head dimension is inherited'),
+    ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
+    ('algorithms.targeted_pruning.lagrangian_warm_up', '2ba', "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'"),
+    ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
+    ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
+    ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
+    ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
+    ('model.name', 'hf_causal_lm', 'needs model.name: sheared_causal_lm'),
+    ('model.pretrained_name', 'x', "unknown key 'pretrained_name'"),
+    ('model.pretrained_model_name_or_path', '/no/such/folder', '/no/such/folder is no Hugging Face model folder'),
+    ('precision', 'amp_fp16', 'use amp_bf16 or fp32'),
+    ('algorithms', None, 'export_pruned exports what algorithms.targeted_pruning learned'),
+    ('callbacks.export_pruned.dtype_', 'x', "Did you mean 'dtype'"),
+    ('callbacks.export_pruned.folder', KeyError, 'missing folder'),
+    ('callbacks.dynamic_batch_loading.etaa', 1, "unknown key 'etaa'. Did you mean 'eta'"),
+    ('train_loader.name', 'text', 'needs train_loader.name: dynamic_text'),
+])
+def test_what_cannot_run_is_refused(config, path, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_run(changed(config, path, value))
+
+
+def test_an_existing_export_is_refused_before_training(config):
+    config = changed(config, 'callbacks.export_pruned.folder', str(Path(config['variables']['work']) / 'source'))
+    config['callbacks']['export_pruned']['overwrite'] = False
+    with pytest.raises(ValueError, match='exists already; choose another folder or set overwrite: true'):
+        check_run(config)
+
+
+def test_unsupported_architectures_are_named(config, tmp_path):
+    from transformers import MixtralConfig, T5Config
+    for wrong, message in ((MixtralConfig(), "'mixtral' \\(a mixture of experts\\).*supported: "), (T5Config(), "'t5' \\(an encoder-decoder")):
+        wrong.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
+
+
+def test_fsdp1_is_refused_and_fsdp2_chosen(config, monkeypatch):
+    monkeypatch.setenv('FSDP_VERSION', '1')
+    with pytest.raises(ValueError, match='pruning is built for FSDP2'):
+        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+    monkeypatch.delenv('FSDP_VERSION')
+    check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+    import os
+    assert os.environ['FSDP_VERSION'] == '2'
