@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 YAMLS = ROOT / 'yamls' / 'demo'
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
 MAX_SEQ_LEN = 256
-EVAL_TOKENS = 8192
+EVAL_TOKENS = 4096
 PROMPTS = ('The capital of France is', 'def read_lines(path):\n', 'Redistribution and use in source and binary forms')
 
 SECONDS: dict[str, float] = {}
@@ -43,7 +43,7 @@ def phase(title: str) -> Iterator[None]:
 def train(yaml: Path, *overrides: str) -> None:
     """Runs one YAML through the composer launcher; its progress goes to the terminal."""
     command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', str(ROOT / 'llmshearing' / 'train.py'), str(yaml)]
-    environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore'}
+    environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore', 'TRANSFORMERS_VERBOSITY': 'error'}
     result = subprocess.run([*command, *overrides], env=environment)
     if result.returncode:
         raise ValueError(f'{yaml.name} ended with exit code {result.returncode}; its messages are above.')
@@ -60,7 +60,7 @@ def prepare_data(work: Path) -> dict[str, dict[str, int]]:
         'out': str(work / 'data'),
         'seed': 17,
         'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
-        'splits': {'eval': {'fraction': 0.1, 'tokens': EVAL_TOKENS}, 'prune': {'fraction': 0.4}, 'continue': {}},
+        'splits': {'eval': {'fraction': 0.15, 'tokens': EVAL_TOKENS}, 'prune': {'fraction': 0.4}, 'continue': {}},
     })
     return harvested
 
@@ -99,8 +99,8 @@ def main(argv: list[str]) -> int:
     """Runs the demo. Returns 0 when the report is written."""
     parser = argparse.ArgumentParser(prog='llmshearing demo', description=__doc__.split('\n')[0])
     parser.add_argument('--work', type=Path, default=Path('runs/demo'), help='folder for everything the demo makes')
-    parser.add_argument('--prune-steps', type=int, default=80, help='steps of pruning (default: %(default)s)')
-    parser.add_argument('--continue-steps', type=int, default=60, help='steps of continued pre-training (default: %(default)s)')
+    parser.add_argument('--prune-steps', type=int, default=60, help='steps of pruning (default: %(default)s)')
+    parser.add_argument('--continue-steps', type=int, default=42, help='steps of continued pre-training (default: %(default)s)')
     arguments = parser.parse_args(argv)
     if not YAMLS.is_dir():
         raise ValueError(f'the demo reads its YAMLs from a checkout of the repository; there is no {YAMLS}.')
@@ -141,7 +141,11 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
               f'train_loader.dataset.round_batches={continue_round}')
     with phase('same shape from random weights'):
         steps = prune_steps + continue_steps
-        train(YAMLS / 'scratch.yaml', variables, f'max_duration={steps}ba', f'train_loader.dataset.round_batches={steps}')
+        shares = [
+            f'train_loader.dataset.proportions.{name}_{split}={count}'
+            for name in DOMAINS for split, count in (('prune', prune_steps), ('continue', continue_steps))
+        ]
+        train(YAMLS / 'scratch.yaml', variables, f'max_duration={steps}ba', f'train_loader.dataset.round_batches={steps}', *shares)
     folders = {
         'pruned': work / 'pruned',
         'continued': work / 'continue' / 'huggingface' / 'final',

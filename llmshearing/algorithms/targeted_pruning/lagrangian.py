@@ -56,6 +56,17 @@ class LagrangianMasks:
         self._base_rates = (learning_rate, multiplier_learning_rate)
         self._gates: dict[str, Tensor] = {}
 
+    def start_from(self, scores: Mapping[str, Tensor]) -> None:
+        """Starts the gates in the order of ``scores`` (mask-shaped): in each row, the higher the more surely open."""
+        with torch.no_grad():
+            for axis, value in scores.items():
+                plan = self.plans[axis]
+                rows = plan.rows(value)
+                rank = rows.argsort(dim=1).argsort(dim=1).float()
+                # Rows differ by less than a rank, so that no two gates are alike.
+                rank += torch.arange(len(rows))[:, None] / (len(rows) + 1)
+                self.log_alpha[axis].copy_((START_LOW + (START_HIGH - START_LOW) * rank / plan.units).view(plan.mask_shape))
+
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
         """The gates of one batch, the same on every rank.
 

@@ -11,25 +11,27 @@ import logging
 from typing import Any, Mapping, Optional, Union
 
 import torch
-from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
+from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning.constraints import overall_sparsity
 from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
+from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
 from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
 from llmshearing.models.shapes import ModelShape, resolve_target
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.models.units import AXES
 
 __all__ = ['TargetedPruning', 'elapsed_share', 'find_pruning']
 
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
-MASK_LEARNING = ('lagrangian', 'progressive')
+MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
 
 
@@ -62,7 +64,12 @@ class TargetedPruning(Algorithm):
         target (Mapping[str, int]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
             ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays.
         mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
-            ``'progressive'``: kept counts follow the warm-up and the least important units go. Default: ``'lagrangian'``.
+            ``'progressive'``: kept counts follow the warm-up and the least important units go; ``'one_shot'``: the
+            target's best-scored units from the first batch on. Default: ``'lagrangian'``.
+        scores (str | Mapping[str, str] | None): How units are scored before the first batch, one method
+            (:data:`~llmshearing.algorithms.targeted_pruning.importance.METHODS`) or one per axis: the order in which learned
+            masks start, and the decision of ``one_shot`` (which needs it). Default: ``None``, random order.
+        calibration_batches (int): Evaluation batches on every rank that scores are computed from. Default: ``8``.
         lagrangian_warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final
             one. Default: ``'0.2dur'``, as in the paper.
         start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
@@ -86,6 +93,8 @@ class TargetedPruning(Algorithm):
         self,
         target: Mapping[str, int],
         mask_learning: str = 'lagrangian',
+        scores: Optional[Union[str, Mapping[str, str]]] = None,
+        calibration_batches: int = 8,
         lagrangian_warmup: Union[str, Time] = '0.2dur',
         start_sparsity: float = 0.0,
         learning_rate: float = 1.0,
@@ -100,6 +109,11 @@ class TargetedPruning(Algorithm):
     ):
         self.target_settings = dict(target)
         self.mask_learning = _one_of('mask_learning', mask_learning, MASK_LEARNING)
+        if mask_learning == 'one_shot' and scores is None:
+            raise ValueError(f'mask_learning: one_shot decides by scores; set scores to one of {", ".join(METHODS)}.')
+        self.scores = scores
+        method_by_axis(scores or {}, dict.fromkeys(AXES))  # refuses unknown names here
+        self.calibration_batches = int(_within('calibration_batches', calibration_batches, 1, 10**6))
         self.lagrangian_warmup = Time.from_input(lagrangian_warmup)
         self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
         self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
@@ -124,11 +138,14 @@ class TargetedPruning(Algorithm):
         return True
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH, Event.EVAL_START)
+        return event in (Event.INIT, Event.FIT_START, Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH, Event.EVAL_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
             self._prepare(state)
+        elif event == Event.FIT_START:
+            if self.scores is not None and state.timestamp.batch.value == 0:
+                self._start_from_scores(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             _model(state).cutter.set_masks(self.training_masks(state), self.multiple_of)
         elif event == Event.AFTER_TRAIN_BATCH:
@@ -207,6 +224,24 @@ class TargetedPruning(Algorithm):
             model.requires_grad_(False)
         log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
 
+    def _start_from_scores(self, state: State) -> None:
+        model = _model(state)
+        was_training = model.training
+        model.eval()
+        calibration = Calibration(
+            model=model,
+            batches=_evaluation_batches(state, self.calibration_batches),
+            precision=lambda: get_precision_context(state.precision, state.precision_config),
+            reduce=_average_over_ranks,
+            seed=self.seed,
+        )
+        methods = method_by_axis(self.scores, self.plans)
+        self.learner.start_from(importance(methods, calibration))
+        model.train(was_training)
+        if self.mask_learning == 'one_shot':
+            self.frozen_masks = self.learner.deterministic('target')
+        log.info('Scored units by %s on %d batches.', methods, self.calibration_batches)
+
     def _is_frozen(self, state: State) -> bool:
         return self.freeze_masks_after is not None and elapsed_share(state, self.freeze_masks_after) >= 1.0
 
@@ -222,6 +257,24 @@ class TargetedPruning(Algorithm):
             metrics[f'{report.axis}/hard'] = report.hard
         metrics['expected_sparsity'] = overall_sparsity(self.learner.kept(), self.source)
         return metrics
+
+
+def _evaluation_batches(state: State, count: int) -> list[Any]:
+    """The first batches of the evaluators, one from each in turn, on the device."""
+    if not state.evaluators:
+        raise ValueError('scores are computed from evaluation batches: the run needs an eval_loader.')
+    loaders = [evaluator.dataloader for evaluator in state.evaluators]
+    streams = [iter(loader.dataloader) for loader in loaders]
+    batches: list[Any] = []
+    while streams and len(batches) < count:
+        for loader, stream in list(zip(loaders, streams)):
+            batch = next(stream, None)
+            if batch is None:
+                index = streams.index(stream)
+                del loaders[index], streams[index]
+            elif len(batches) < count:
+                batches.append(loader.batch_transforms(state.device.batch_to_device(batch)))
+    return batches
 
 
 def _model(state: State) -> ShearedCausalLM:

@@ -1,0 +1,130 @@
+"""Scores against plain computations, starts in their order, and one-shot pruning for every family's table."""
+from contextlib import nullcontext
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
+from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
+from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
+from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.models.shapes import resolve_target, shape_of
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from tests.models.reference import masked_llama_logits
+from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
+
+AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
+
+
+@pytest.fixture(scope='module')
+def calibration(source):
+    model = ShearedCausalLM(tiny_tokenizer(), str(source)).eval()
+    batches = list(sequences_spec(12, 4, seed=5).dataloader)
+    return Calibration(model, batches, nullcontext, lambda tensor: None, seed=1)
+
+
+def loss(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def test_taylor_is_the_mean_absolute_derivative_of_multiplied_activations(calibration):
+    got = importance(dict.fromkeys(AXES, 'taylor'), calibration)
+    assert all(parameter.grad is None for parameter in calibration.model.parameters())
+    want = {axis: torch.zeros_like(score) for axis, score in got.items()}
+    for batch in calibration.batches:
+        masks = {axis: torch.ones_like(score, requires_grad=True) for axis, score in got.items()}
+        loss(masked_llama_logits(calibration.model.model, batch['input_ids'], masks), batch['input_ids']).backward()
+        for axis, mask in masks.items():
+            want[axis] += mask.grad.abs() / len(calibration.batches)
+    for axis in AXES:
+        torch.testing.assert_close(got[axis], want[axis], rtol=1e-3, atol=1e-5 * want[axis].max().item())
+
+
+def test_magnitude_of_units_of_each_axis(calibration):
+    got = importance(dict.fromkeys(AXES, 'magnitude'), calibration)
+    layer = calibration.model.model.model.layers[1]
+    rows = slice(8, 16)  # head 1 of 8 dimensions
+    head = torch.cat([layer.self_attn.q_proj.weight[rows].flatten(), layer.self_attn.o_proj.weight[:, rows].flatten()])
+    torch.testing.assert_close(got['head'][1, 1], head.square().mean().sqrt())
+    unit = torch.cat([layer.mlp.gate_proj.weight[3], layer.mlp.up_proj.weight[3], layer.mlp.down_proj.weight[:, 3]])
+    torch.testing.assert_close(got['intermediate'][1, 3], unit.square().mean().sqrt())
+    group = [layer.self_attn.k_proj.weight[8:16], layer.self_attn.v_proj.weight[8:16], layer.self_attn.q_proj.weight[24:48],
+             layer.self_attn.o_proj.weight[:, 24:48]]
+    torch.testing.assert_close(got['kv_group'][1, 1], torch.cat([w.flatten() for w in group]).square().mean().sqrt())
+    whole = torch.cat([parameter.flatten() for parameter in layer.parameters()])
+    torch.testing.assert_close(got['layer'][1], whole.square().mean().sqrt())
+
+
+def test_activation_of_intermediate_units(calibration):
+    got = importance({'intermediate': 'activation'}, calibration)['intermediate']
+    layer, seen = calibration.model.model.model.layers[2], []
+    handle = layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in calibration.batches:
+            calibration.model(batch)
+    handle.remove()
+    want = torch.stack([x.square().mean((0, 1)) for x in seen]).mean(0).sqrt()
+    torch.testing.assert_close(got[2], want)
+
+
+def test_perplexity_and_block_importance_of_layers(calibration):
+    drop = importance({'layer': 'perplexity'}, calibration)['layer']
+    mask = torch.ones(4)
+    mask[1] = 0
+    with torch.no_grad():
+        differences = [
+            loss(masked_llama_logits(calibration.model.model, b['input_ids'], {'layer': mask}), b['input_ids'])
+            - loss(masked_llama_logits(calibration.model.model, b['input_ids'], {}), b['input_ids'])
+            for b in calibration.batches
+        ]
+    torch.testing.assert_close(drop[1], torch.stack(differences).mean(), rtol=1e-3, atol=1e-5)
+    change = importance({'layer': 'block_importance'}, calibration)['layer']
+    assert change.shape == (4,) and (change > 0).all() and len(change.unique()) == 4
+
+
+@pytest.mark.parametrize('learner', [LagrangianMasks, ProgressiveMasks])
+def test_learned_masks_start_in_the_order_of_the_scores(source, learner):
+    shape = shape_of(AutoConfig.from_pretrained(source))
+    plans = plan_axes(shape, resolve_target(shape, TARGET))
+    masks = learner(plans, 1.0, 1.0, 0.0, 3) if learner is LagrangianMasks else learner(plans, 0.0, 3)
+    scores = {axis: torch.rand(plan.mask_shape) for axis, plan in plans.items()}
+    masks.start_from(scores)
+    for axis, plan in plans.items():
+        got, want = plan.rows(masks.scores()[axis]), plan.rows(scores[axis])
+        assert torch.equal(got.argsort(dim=1), want.argsort(dim=1)), axis
+        assert learner is ProgressiveMasks or len(got.flatten().unique()) == got.numel()
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_one_shot_reaches_the_target_exactly(source, tmp_path, method):
+    pruning = TargetedPruning(TARGET, mask_learning='one_shot', scores=method, calibration_batches=2)
+    trainer = tiny_trainer(
+        source, [pruning], batches=3, eval_dataloader=sequences_spec(8, 4), callbacks=[ExportPruned(str(tmp_path / 'out'))],
+    )
+    trainer.fit()
+    config = AutoConfig.from_pretrained(tmp_path / 'out')
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size) == (2, 32, 3, 40)
+
+
+def test_methods_are_checked(source):
+    with pytest.raises(ValueError, match='one_shot decides by scores'):
+        TargetedPruning(TARGET, mask_learning='one_shot')
+    with pytest.raises(ValueError, match="unknown method 'magic'; choose one of taylor"):
+        TargetedPruning(TARGET, scores='magic')
+    with pytest.raises(ValueError, match='perplexity does not apply to hidden; it applies to layer'):
+        TargetedPruning(TARGET, scores={'hidden': 'perplexity'})
+    plans = {'hidden': None, 'layer': None}
+    assert method_by_axis('perplexity', plans) == {'hidden': 'taylor', 'layer': 'perplexity'}
+    assert method_by_axis({'layer': 'random'}, plans) == {'hidden': 'taylor', 'layer': 'random'}
+    trainer = tiny_trainer(source, [TargetedPruning(TARGET, scores='taylor')], batches=2)
+    with pytest.raises(ValueError, match='needs an eval_loader'):
+        trainer.fit()
