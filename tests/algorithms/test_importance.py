@@ -95,7 +95,7 @@ def test_perplexity_and_block_importance_of_layers(calibration):
 def test_learned_masks_start_in_the_order_of_the_scores(source, learner):
     shape = shape_of(AutoConfig.from_pretrained(source))
     plans = plan_axes(shape, resolve_target(shape, TARGET))
-    masks = learner(plans, 1.0, 1.0, 0.0, 3) if learner is LagrangianMasks else learner(plans, 0.0, 3)
+    masks = learner(plans, 1.0, 1.0, 20.0, 0.0, 3) if learner is LagrangianMasks else learner(plans, 0.0, 3)
     scores = {axis: torch.rand(plan.mask_shape) for axis, plan in plans.items()}
     masks.start_from(scores)
     for axis, plan in plans.items():

@@ -110,7 +110,7 @@ def test_evaluation_uses_masks_without_noise(source):
 
 def test_masks_start_nearly_open_and_all_different():
     plans = plan_axes(SHAPE, resolve_target(SHAPE, TARGET))
-    learner = LagrangianMasks(plans, 1.0, 1.0, 0.0, seed=3)
+    learner = LagrangianMasks(plans, 1.0, 1.0, 20.0, 0.0, seed=3)
     for axis, kept in learner.kept().items():
         assert kept.min() > 0.99
         assert len(kept.unique()) == kept.numel() or axis == 'intermediate'
@@ -119,7 +119,7 @@ def test_masks_start_nearly_open_and_all_different():
 
 def test_log_alpha_is_clamped_and_stays_clamped():
     plans = plan_axes(SHAPE, resolve_target(SHAPE, TARGET))
-    learner = LagrangianMasks(plans, 50.0, 1.0, 0.0, seed=3)
+    learner = LagrangianMasks(plans, 50.0, 1.0, 20.0, 0.0, seed=3)
     for batch in range(3):
         learner.draw(batch, 0.0)
         learner.update({axis: torch.randn(plan.mask_shape) for axis, plan in plans.items()}, 0.0, 1.0)
@@ -154,3 +154,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_mask(source):
         trainer.state.model.model.model.layers[0].mlp.down_proj.weight[0, 0] = float('nan')
     with pytest.raises(RuntimeError, match='batch 0: the gradient of the .*mask is not finite'):
         trainer.fit()
+
+
+def test_damping_keeps_the_counts_from_overshooting(source):
+    deviation = {}
+    for damping in (0.0, 20.0):
+        pruning = TargetedPruning(TARGET, multiplier_damping=damping)
+        log = InMemoryLogger()
+        tiny_trainer(source, [pruning], batches=200, loggers=[log]).fit()
+        gaps = [
+            abs(float(expected) - float(target)) / report.target
+            for report in pruning.reports()
+            for (_, expected), (_, target) in zip(
+                log.data[f'pruning/{report.axis}/expected'][40:], log.data[f'pruning/{report.axis}/target'][40:])
+        ]
+        deviation[damping] = sum(gaps) / len(gaps)
+    assert deviation[20.0] < 0.8 * deviation[0.0], deviation

@@ -3,6 +3,10 @@
 The gates are a few hundred thousand numbers, so they live on the CPU in float32 on every rank, with an optimizer of their
 own. Each batch draws one set of gates from noise that depends on (seed, batch) alone; all ranks and micro-batches of a
 batch share it. So ranks never disagree on which layers run, and the result does not depend on how many ranks there are.
+
+The multipliers of the paper keep rising while the masks, which have momentum, are already on their way: the counts overshoot
+the target and swing. Here lambda ascends on the gap plus ``damping`` times the gap's last change, so it gives way as soon as the
+gap closes. ``damping=0`` is the paper's rule.
 """
 from __future__ import annotations
 
@@ -33,6 +37,7 @@ class LagrangianMasks:
         plans (Mapping[str, AxisPlan]): Axes to prune.
         learning_rate (float): AdamW step of ``log_alpha``.
         multiplier_learning_rate (float): AdamW step of lambda and phi, which ascend.
+        damping (float): Weight of the gap's last change, in batches, in the ascent of lambda.
         start_sparsity (float): Target fraction removed at the beginning of the warm-up.
         seed (int): Seeds the start and the noise.
     """
@@ -42,6 +47,7 @@ class LagrangianMasks:
         plans: Mapping[str, AxisPlan],
         learning_rate: float,
         multiplier_learning_rate: float,
+        damping: float,
         start_sparsity: float,
         seed: int,
     ):
@@ -53,6 +59,8 @@ class LagrangianMasks:
             {'params': list(self.log_alpha.values()), 'lr': learning_rate},
             {'params': list(self.multipliers.values()), 'lr': multiplier_learning_rate, 'maximize': True},
         ], betas=(0.9, 0.95), weight_decay=0.0)
+        self.damping = damping
+        self.gaps: dict[str, float] = {}
         self._base_rates = (learning_rate, multiplier_learning_rate)
         self._gates: dict[str, Tensor] = {}
 
@@ -91,17 +99,21 @@ class LagrangianMasks:
             dict[str, float]: Metrics.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        metrics, total = {}, torch.zeros(())
+        metrics, total, gaps = {}, torch.zeros(()), {}
         for axis, plan in self.plans.items():
             target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             sparsity = 1 - plan.rows(probability_kept(self.log_alpha[axis])).mean(1)
             value = penalty(sparsity, target, self.multipliers[axis][0], self.multipliers[axis][1])
             total = total + value
+            gaps[axis] = sparsity.mean().item() - target
             metrics[f'{axis}/penalty'] = value.item()
             metrics[f'{axis}/target'] = plan.units * (1 - target)
             metrics[f'{axis}/lambda'], metrics[f'{axis}/phi'] = self.multipliers[axis].tolist()
         losses = [(self._gates[axis] * gradients[axis]).sum() for axis in self.plans]
         (total + sum(losses)).backward()
+        for axis, gap in gaps.items():
+            self.multipliers[axis].grad[0] += self.damping * (gap - self.gaps.get(axis, gap))
+        self.gaps = gaps
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
             group['lr'] = base * rate
         self.optimizer.step()
@@ -146,6 +158,7 @@ class LagrangianMasks:
             'log_alpha': {axis: value.detach().clone() for axis, value in self.log_alpha.items()},
             'multipliers': {axis: value.detach().clone() for axis, value in self.multipliers.items()},
             'optimizer': self.optimizer.state_dict(),
+            'gaps': dict(self.gaps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,6 +167,7 @@ class LagrangianMasks:
                 for axis, value in own.items():
                     value.copy_(loaded[axis])
         self.optimizer.load_state_dict(state['optimizer'])
+        self.gaps = dict(state['gaps'])
 
 
 def _start(plan: AxisPlan, generator: torch.Generator) -> Tensor:

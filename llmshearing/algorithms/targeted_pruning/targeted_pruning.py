@@ -75,6 +75,8 @@ class TargetedPruning(Algorithm):
         start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
         learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
         multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
+        multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target sparsity,
+            which keeps the counts from overshooting; 0 is the paper's rule. Default: ``20.0``.
         follow_schedule (bool): Scale both rates with the weights' learning-rate schedule. Default: ``True``.
         freeze_masks_after (str | Time | None): From then on the masks are fixed to exactly the target's units and only the
             weights train. Default: ``None``, never before the end.
@@ -99,6 +101,7 @@ class TargetedPruning(Algorithm):
         start_sparsity: float = 0.0,
         learning_rate: float = 1.0,
         multiplier_learning_rate: float = 1.0,
+        multiplier_damping: float = 20.0,
         follow_schedule: bool = True,
         freeze_masks_after: Optional[Union[str, Time]] = None,
         freeze_weights: bool = False,
@@ -118,6 +121,7 @@ class TargetedPruning(Algorithm):
         self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
         self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
         self.multiplier_learning_rate = _within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
+        self.multiplier_damping = _within('multiplier_damping', multiplier_damping, 0.0, 1000.0)
         self.follow_schedule = follow_schedule
         self.freeze_masks_after = None if freeze_masks_after is None else Time.from_input(freeze_masks_after)
         self.freeze_weights = freeze_weights
@@ -215,6 +219,7 @@ class TargetedPruning(Algorithm):
                 self.plans,
                 self.learning_rate,
                 self.multiplier_learning_rate,
+                self.multiplier_damping,
                 self.start_sparsity,
                 self.seed,
             )
