@@ -70,8 +70,7 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
     from transformers import AutoConfig
 
     from llmshearing.algorithms.targeted_pruning import TargetedPruning
-    from llmshearing.models.families import family_of
-    from llmshearing.models.shapes import resolve_target, shape_of
+    from llmshearing.models.targets import target_shape
     check_keys('algorithms.targeted_pruning', settings, TargetedPruning)
     if model.get('name') != 'sheared_causal_lm':
         raise ValueError(f'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got {model.get("name")!r}.')
@@ -88,8 +87,7 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
         model['pretrained_model_name_or_path'],
         trust_remote_code=model.get('trust_remote_code', False),
     )
-    family = family_of(source_config)
-    resolve_target(shape_of(source_config), pruning.target_settings, family.has_head_dim)
+    target_shape(source_config, pruning.target_settings)
 
 
 def _check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:

@@ -22,8 +22,9 @@ from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibrat
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
 from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
-from llmshearing.models.shapes import ModelShape, resolve_target
+from llmshearing.models.shapes import ModelShape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.models.targets import target_shape
 from llmshearing.models.units import AXES
 
 __all__ = ['TargetedPruning', 'elapsed_share', 'find_pruning']
@@ -61,8 +62,9 @@ class TargetedPruning(Algorithm):
     """Prunes a :class:`ShearedCausalLM` to exactly a target shape while it trains.
 
     Args:
-        target (Mapping[str, int]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
-            ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays.
+        target (Mapping[str, Any]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
+            ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays. Or a
+            ``fraction`` of each, or a budget (``params``, ``size``): see :func:`~llmshearing.models.targets.target_shape`.
         mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
             ``'progressive'``: kept counts follow the warm-up and the least important units go; ``'one_shot'``: the
             target's best-scored units from the first batch on. Default: ``'lagrangian'``.
@@ -93,7 +95,7 @@ class TargetedPruning(Algorithm):
 
     def __init__(
         self,
-        target: Mapping[str, int],
+        target: Mapping[str, Any],
         mask_learning: str = 'lagrangian',
         scores: Optional[Union[str, Mapping[str, str]]] = None,
         calibration_batches: int = 8,
@@ -209,7 +211,7 @@ class TargetedPruning(Algorithm):
         if state.precision == Precision.AMP_FP16:
             raise ValueError('targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.')
         self.source = model.cutter.shape
-        self.target = resolve_target(self.source, self.target_settings, model.cutter.family.has_head_dim)
+        self.target = target_shape(model.config, self.target_settings)
         layer_types = model.cutter.family.layer_types
         self.plans = plan_axes(self.source, self.target, layer_types(model.config) if layer_types else None)
         if not self.plans:

@@ -1,0 +1,232 @@
+"""From a budget of parameters to one concrete shape near the source's proportions.
+
+The rule. A shape has five ratios to the source: of hidden size, intermediate size, layers, query heads and KV heads
+(the last two with half a weight each, as they move together). Of all shapes on the lattice below whose parameter count
+lies within ``tolerance`` under the budget, the one is taken whose ratios are closest to each other: the smallest
+weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers. Pinned sizes are
+kept and take no part in the comparison. The lattice: every number of layers; multiples of ``multiple_of`` for hidden
+and intermediate size; whole KV groups fewer, or all KV heads with fewer query heads each.
+
+The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
+directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Optional
+
+import numpy as np
+
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape, resolve_target, shape_of
+from llmshearing.planning.counting import Layout, count_parameters, layout_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['search_budget']
+
+WEIGHTS = {
+    'num_hidden_layers': 1.0,
+    'hidden_size': 1.0,
+    'num_attention_heads': 0.5,
+    'num_key_value_heads': 0.5,
+    'intermediate_size': 1.0,
+}
+SAME_SPREAD = 1e-9  # spreads closer than this are equal
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lattice:
+    """The sizes to search; a pinned size is the only one of its kind.
+
+    Attributes:
+        layers (list[int]): Numbers of layers.
+        widths (np.ndarray): [n, 3]: hidden size, query heads, KV heads of every combination.
+        intermediate (tuple[int, int]): Smallest intermediate size, which is also the step, and the largest.
+        free (tuple[str, ...]): Keys that are not pinned.
+    """
+
+    layers: list[int]
+    widths: np.ndarray
+    intermediate: tuple[int, int]
+    free: tuple[str, ...]
+
+
+def search_budget(
+    config: PretrainedConfig,
+    budget: int,
+    named: str,
+    multiple_of: int,
+    pins: Mapping[str, int],
+    tolerance: float,
+) -> ModelShape:
+    """The shape within the budget that is closest to the source's proportions.
+
+    Args:
+        config (PretrainedConfig): The source's config.
+        budget (int): Largest number of parameters, embeddings included, a tied LM head counted once.
+        named (str): How the user named the budget, for messages.
+        multiple_of (int): Step of hidden and intermediate size.
+        pins (Mapping[str, int]): Sizes that are given; checked already, complete where sizes depend on each other.
+        tolerance (float): The result has at least ``(1 - tolerance) * budget`` parameters.
+
+    Raises:
+        ValueError: If no shape lies within the tolerance, naming the nearest ones below and above.
+    """
+    family, source, layout = family_of(config), shape_of(config), layout_of(config)
+    whole = count_parameters(layout, source).total
+    if budget >= whole:
+        raise ValueError(f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller budget.')
+    lattice = _lattice(source, multiple_of, pins, family.has_head_dim)
+    best = below = above = None
+    for layers in lattice.layers:
+        counts = _Counts(layout, source, lattice, layers)
+        best = _better(best, counts.closest(budget, tolerance))
+        below = max(filter(None, (below, counts.largest_within(budget))), default=None)
+        above = min(filter(None, (above, counts.smallest_above(budget))), default=None)
+    if best is None:
+        raise ValueError(_unreachable(named, budget, tolerance, multiple_of, pins, source, below, above))
+    shape = _shape(source, best[2])
+    return resolve_target(source, dataclasses.asdict(shape), family.has_head_dim)
+
+
+def _lattice(source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_head_dim: bool) -> _Lattice:
+    hidden = [pins['hidden_size']] if 'hidden_size' in pins else range(multiple_of, source.hidden_size + 1, multiple_of)
+    heads = _heads(source, pins)
+    widths = [(h, *pair) for h in hidden for pair in heads if has_head_dim or h == pair[0] * source.head_dim]
+    intermediate = (multiple_of, source.intermediate_size // multiple_of * multiple_of)
+    if 'intermediate_size' in pins:
+        intermediate = (pins['intermediate_size'], pins['intermediate_size'])
+    if not widths or intermediate[1] == 0:
+        sizes = f'hidden_size={source.hidden_size}, intermediate_size={source.intermediate_size}, head_dim={source.head_dim}'
+        raise ValueError(f'no shape below the source ({sizes}) has multiples of multiple_of={multiple_of}; lower multiple_of.')
+    pinned = set(pins)
+    if pinned & {'num_attention_heads', 'num_key_value_heads'}:
+        pinned |= {'num_attention_heads', 'num_key_value_heads'}
+    layers = [pins['num_hidden_layers']] if 'num_hidden_layers' in pins else range(1, source.num_hidden_layers + 1)
+    return _Lattice(list(layers), np.array(widths), intermediate, tuple(key for key in WEIGHTS if key not in pinned))
+
+
+def _heads(source: ModelShape, pins: Mapping[str, int]) -> list[tuple[int, int]]:
+    pinned = {key: pins[key] for key in ('num_attention_heads', 'num_key_value_heads') if key in pins}
+    if pinned:
+        shape = resolve_target(source, pinned)
+        return [(shape.num_attention_heads, shape.num_key_value_heads)]
+    whole_groups = [(groups * source.group_size, groups) for groups in range(1, source.num_key_value_heads + 1)]
+    all_groups = [(size * source.num_key_value_heads, source.num_key_value_heads) for size in range(1, source.group_size)]
+    return whole_groups + all_groups
+
+
+class _Counts:
+    """All widths of the lattice at one number of layers: parameters as ``base + slope * intermediate size``."""
+
+    def __init__(self, layout: Layout, source: ModelShape, lattice: _Lattice, layers: int):
+        self.source, self.lattice, self.layers = source, lattice, layers
+        hidden, heads, kv_heads = lattice.widths.T
+        shape = ModelShape(layers, hidden, heads, kv_heads, 0, source.head_dim)
+        self.base = count_parameters(layout, shape).total
+        self.slope = count_parameters(layout, dataclasses.replace(shape, intermediate_size=1)).total - self.base
+        self.step, self.most = lattice.intermediate
+
+    def closest(self, budget: int, tolerance: float) -> Optional[tuple]:
+        """(spread, parameters, sizes) of the shape with the closest ratios within the tolerance, None where there is none."""
+        least = np.maximum(np.ceil(((1 - tolerance) * budget - self.base) / self.slope / self.step), 1) * self.step
+        most = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+        found = None
+        for intermediate in self._near_ideal():
+            intermediate = np.clip(intermediate, least, most)
+            spread = np.where(least <= most, self._spread(intermediate), np.inf)
+            parameters = self.base + self.slope * intermediate
+            near = np.flatnonzero(spread <= spread.min() + SAME_SPREAD)
+            index = near[parameters[near].argmax()]
+            if np.isfinite(spread[index]):
+                found = _better(found, (float(spread[index]), int(parameters[index]), self._sizes(index, intermediate[index])))
+        return found
+
+    def largest_within(self, budget: int) -> Optional[tuple]:
+        """(parameters, sizes) of the largest shape within the budget."""
+        intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+        parameters = np.where(intermediate >= self.step, self.base + self.slope * intermediate, -1)
+        index = parameters.argmax()
+        return None if parameters[index] < 0 else (int(parameters[index]), self._sizes(index, intermediate[index]))
+
+    def smallest_above(self, budget: int) -> Optional[tuple]:
+        """(parameters, sizes) of the smallest shape above the budget."""
+        intermediate = np.maximum((budget - self.base) // self.slope // self.step + 1, 1) * self.step
+        parameters = np.where(intermediate <= self.most, self.base + self.slope * intermediate, np.iinfo(np.int64).max)
+        index = parameters.argmin()
+        return None if intermediate[index] > self.most else (int(parameters[index]), self._sizes(index, intermediate[index]))
+
+    def _near_ideal(self) -> Iterator[np.ndarray]:
+        """Intermediate sizes either side of the one at which its ratio is the mean of the others, and the largest."""
+        ratios = self._ratios(None)
+        if ratios and 'intermediate_size' in self.lattice.free:
+            weight = sum(WEIGHTS[key] for key in ratios)
+            mean = sum(WEIGHTS[key] * ratio for key, ratio in ratios.items()) / weight
+            ideal = self.source.intermediate_size * np.exp(mean) / self.step
+            yield np.floor(ideal).astype(np.int64) * self.step
+            yield np.ceil(ideal).astype(np.int64) * self.step
+        yield np.full(len(self.base), self.most)
+
+    def _ratios(self, intermediate: Optional[np.ndarray]) -> dict[str, np.ndarray]:
+        """Logarithm of each free size's ratio to the source's."""
+        hidden, heads, kv_heads = self.lattice.widths.T
+        sizes = {
+            'num_hidden_layers': np.full(len(hidden), self.layers),
+            'hidden_size': hidden,
+            'num_attention_heads': heads,
+            'num_key_value_heads': kv_heads,
+        }
+        if intermediate is not None:
+            sizes['intermediate_size'] = np.maximum(intermediate, 1)
+        return {key: np.log(size / getattr(self.source, key)) for key, size in sizes.items() if key in self.lattice.free}
+
+    def _spread(self, intermediate: np.ndarray) -> np.ndarray:
+        ratios = self._ratios(intermediate)
+        if not ratios:
+            return np.zeros(len(self.base))
+        weight = sum(WEIGHTS[key] for key in ratios)
+        mean = sum(WEIGHTS[key] * ratio for key, ratio in ratios.items()) / weight
+        return sum(WEIGHTS[key] * (ratio - mean)**2 for key, ratio in ratios.items()) / weight
+
+    def _sizes(self, index: int, intermediate: float) -> tuple[int, ...]:
+        return (self.layers, *self.lattice.widths[index].tolist(), int(intermediate))
+
+
+def _better(first: Optional[tuple], second: Optional[tuple]) -> Optional[tuple]:
+    """The closer of two finds; of equally close ones that with more parameters, then that with more layers."""
+    if first is None or second is None:
+        return second if first is None else first
+    if abs(first[0] - second[0]) > SAME_SPREAD:
+        return min(first, second)
+    return max(first, second, key=lambda found: (found[1], found[2]))
+
+
+def _shape(source: ModelShape, sizes: Iterable[int]) -> ModelShape:
+    layers, hidden, heads, kv_heads, intermediate = sizes
+    return ModelShape(layers, hidden, heads, kv_heads, intermediate, source.head_dim)
+
+
+def _unreachable(
+    named: str,
+    budget: int,
+    tolerance: float,
+    multiple_of: int,
+    pins: Mapping[str, int],
+    source: ModelShape,
+    below: Optional[tuple],
+    above: Optional[tuple],
+) -> str:
+    lines = []
+    for word, found in (('below', below), ('above', above)):
+        if found is not None:
+            lines.append(f'  - nearest {word}: {found[0]:,} parameters ({found[0] / budget - 1:+.2%}): {_shape(source, found[1])}')
+    fixed = f' and {", ".join(f"{key}={value}" for key, value in pins.items())} given' if pins else ''
+    remedy = 'name one of these budgets, lower multiple_of, or give fewer sizes'
+    if below is not None:
+        remedy += f', or set tolerance to at least {np.ceil((1 - below[0] / budget) * 1000) / 1000:g}'
+    return (
+        f'{named} is {budget:,} parameters; with multiples of {multiple_of}{fixed} no shape lies at most {tolerance:.1%} below it:\n'
+        + '\n'.join(lines) + f'\n  {remedy[0].upper()}{remedy[1:]}.'
+    )

@@ -1,0 +1,267 @@
+"""A target, named one of three ways, becomes one concrete shape that the source can be cut to.
+
+    target: {num_hidden_layers: 24, hidden_size: 2048}            # a shape; what is left out stays
+    target: {fraction: {hidden_size: 0.5, num_attention_heads: 0.5}, multiple_of: 64}
+    target: {params: 1.3e9}                                       # or size: 2.5GB, with dtype: bfloat16
+
+Beside a fraction or a budget, keys of a shape are pins: they are taken as they are. A budget is searched for in
+:mod:`llmshearing.models.budget_search`. Whatever is wrong with the settings is raised in one message, each
+problem with what would be possible; the finished shape passes the same checks as one that was written out.
+"""
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional
+
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import TARGET_KEYS, ModelShape, resolve_target, shape_of
+from llmshearing.scaling.inputs import parse_count
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'parse_size', 'target_shape']
+
+FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
+OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance')
+MULTIPLE_OF = 64
+TOLERANCE = 0.02
+DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
+
+_SIZE = re.compile(r'^([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(?:([kmgt])(i?))?b?$', re.IGNORECASE)
+
+
+def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelShape:
+    """The shape that a target names, for a source.
+
+    Args:
+        config (PretrainedConfig): The source's config.
+        target (Mapping[str, Any]): Keys of a shape (:data:`~llmshearing.models.shapes.TARGET_KEYS`), and at most one of
+
+            - ``fraction``: mapping of :data:`FRACTION_KEYS` to the fraction to keep, in (0, 1];
+            - ``params``: largest number of parameters, as a number or ``'1.3B'``;
+            - ``size``: largest size on disk, in bytes or as ``'2.5GB'`` (10^9) or ``'2.5GiB'`` (2^30), at ``dtype``
+              (default ``bfloat16``).
+
+            ``multiple_of`` (default 64) aligns hidden and intermediate size of the last three; ``tolerance`` (default
+            0.02) is how far below a budget the result may stay.
+
+    Returns:
+        ModelShape: A shape that the source can be cut to.
+
+    Raises:
+        ValueError: Names every problem of the target, each with what would be possible; an unreachable budget names the
+            nearest shapes on both sides.
+    """
+    family, source = family_of(config), shape_of(config)
+    target = _plain(target)
+    if set(target) <= set(TARGET_KEYS) and not any(map(_is_number_problem, target.values())):
+        return resolve_target(source, target, family.has_head_dim)
+    problems = [*_key_problems(target), *_option_problems(target)]
+    fractions = target.get('fraction')
+    problems += _fraction_problems(fractions, target, source)
+    pins = {key: value for key, value in target.items() if key in TARGET_KEYS and not _is_number_problem(value)}
+    problems += [f'{key}={target[key]!r}: must be a whole number.' for key in TARGET_KEYS if key in target and key not in pins]
+    if not family.has_head_dim:
+        pins = _coupled_pins(pins, source)
+    problems += _pin_problems(source, pins, family.has_head_dim)
+    multiple_of = target.get('multiple_of', MULTIPLE_OF)
+    if not problems:
+        sizes, more = _sizes_of_fractions(source, fractions or {}, multiple_of, pins, family.has_head_dim)
+        problems += more
+    if problems:
+        listed = '\n'.join(f'  - {problem}' for problem in problems)
+        raise ValueError(f'The target {target} of the source ({source}) is not possible:\n{listed}')
+    if 'params' not in target and 'size' not in target:
+        return resolve_target(source, sizes, family.has_head_dim)
+    # Counting needs the model code, which a plain shape does not.
+    from llmshearing.models.budget_search import search_budget
+    budget, named = _budget(target)
+    return search_budget(config, budget, named, multiple_of, pins, target.get('tolerance', TOLERANCE))
+
+
+def parse_size(value: Any) -> int:
+    """Bytes of ``2.5GB``, ``2.5GiB``, ``500MB`` or a plain number.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    match = None if isinstance(value, bool) else _SIZE.match(str(value).strip())
+    if match is None:
+        raise ValueError(f'not a size: {value!r}; expected bytes or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 2.5GB')
+    number, unit, binary = match.groups()
+    power = ' kmgt'.index(unit.lower()) if unit else 0
+    return int(float(number) * (1024 if binary else 1000)**power)
+
+
+def _parse_params(value: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError(f'not a count: {value!r}; expected a positive number such as 1300000000, 1.3e9 or 1.3B')
+    return int(parse_count(str(value)))
+
+
+def _plain(target: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in target.items()}
+
+
+def _budget(target: Mapping[str, Any]) -> tuple[int, str]:
+    """The budget in parameters, and how the target names it."""
+    if 'params' in target:
+        return _parse_params(target['params']), f'params={target["params"]}'
+    dtype = target.get('dtype', 'bfloat16')
+    return parse_size(target['size']) // DTYPE_BYTES[dtype], f'size={target["size"]} in {dtype}'
+
+
+def _near(key: Any, possible: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), list(possible), 1)
+    return f' Did you mean {near[0]!r}?' if near else ''
+
+
+def _key_problems(target: Mapping[str, Any]) -> list[str]:
+    possible = (*TARGET_KEYS, *OPTION_KEYS)
+    return [
+        f'unknown key {key!r}.{_near(key, possible)} Possible: {", ".join(possible)}.' for key in target if key not in possible
+    ]
+
+
+def _option_problems(target: Mapping[str, Any]) -> list[str]:
+    problems = []
+    ways = [key for key in ('fraction', 'params', 'size') if key in target]
+    if len(ways) > 1:
+        problems.append(f'{" and ".join(ways)} both name the target; keep one of them.')
+    for key, users in (('dtype', ('size',)), ('tolerance', ('params', 'size')), ('multiple_of', ('fraction', 'params', 'size'))):
+        if key in target and not set(users) & set(ways):
+            problems.append(f'{key} belongs to {" or ".join(users)}, which this target has not; remove it or name the target that way.')
+    for key, parse in (('params', _parse_params), ('size', parse_size)):
+        if key in target:
+            try:
+                parse(target[key])
+            except ValueError as error:
+                problems.append(f'{key}: {error}.')
+    if target.get('dtype', 'bfloat16') not in DTYPE_BYTES:
+        problems.append(f'dtype={target["dtype"]!r}: must be one of {", ".join(DTYPE_BYTES)}.')
+    multiple_of = target.get('multiple_of', MULTIPLE_OF)
+    if _is_number_problem(multiple_of) or multiple_of < 1:
+        problems.append(f'multiple_of={multiple_of!r}: must be a whole number of 1 or more, such as 64.')
+    tolerance = target.get('tolerance', TOLERANCE)
+    if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
+        problems.append(f'tolerance={tolerance!r}: must be between 0 and 1, such as {TOLERANCE}.')
+    return problems
+
+
+def _fraction_problems(fractions: Any, target: Mapping[str, Any], source: ModelShape) -> list[str]:
+    if 'fraction' not in target:
+        return []
+    if not isinstance(fractions, Mapping) or not fractions:
+        return [f'fraction={fractions!r}: must map some of {", ".join(FRACTION_KEYS)} to the fraction to keep.']
+    problems = []
+    for key, value in fractions.items():
+        if key not in FRACTION_KEYS:
+            problems.append(f'fraction: unknown key {key!r}.{_near(key, FRACTION_KEYS)} Possible: {", ".join(FRACTION_KEYS)}.')
+            continue
+        if key in target:
+            problems.append(f'{key} is given as a size and as a fraction; keep one of them.')
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            problems.append(f'fraction.{key}={value!r}: must be a number above 0 and at most 1.')
+        elif not 0 < value <= 1:
+            nearest = '1.0, which keeps everything' if value > 1 else f'{1 / getattr(source, key):.2g}, which keeps one'
+            problems.append(f'fraction.{key}={value}: must be above 0 and at most 1; nearest: {nearest}.')
+    return problems
+
+
+def _is_number_problem(value: Any) -> bool:
+    return not isinstance(value, int) or isinstance(value, bool)
+
+
+def _coupled_pins(pins: dict[str, int], source: ModelShape) -> dict[str, int]:
+    """Where hidden_size is heads x head_dim, one of the two gives the other."""
+    heads, hidden = pins.get('num_attention_heads'), pins.get('hidden_size')
+    if heads is None and 'num_key_value_heads' in pins:
+        heads = pins['num_key_value_heads'] * source.group_size
+    if heads is not None and hidden is None:
+        return {**pins, 'hidden_size': heads * source.head_dim}
+    if heads is None and hidden is not None and hidden % source.head_dim == 0:
+        return {**pins, 'num_attention_heads': hidden // source.head_dim}
+    return pins
+
+
+def _pin_problems(source: ModelShape, pins: Mapping[str, int], has_head_dim: bool) -> list[str]:
+    try:
+        resolve_target(source, pins, has_head_dim)
+    except ValueError as error:
+        return [str(error).replace('\n', '\n    ')]
+    return []
+
+
+def nearest_multiple(value: float, step: int, most: int) -> Optional[int]:
+    """The multiple of ``step`` nearest to ``value``, from one ``step`` to ``most``; None where there is none."""
+    if step > most:
+        return None
+    return min(max(math.floor(value / step + 0.5), 1), most // step) * step
+
+
+def nearest_heads(source: ModelShape, heads: float) -> tuple[int, int]:
+    """Query and KV heads nearest to a wished number of query heads: whole groups fewer, or fewer in every group."""
+    size, groups = source.group_size, source.num_key_value_heads
+    possible = [(count * size, count) for count in range(1, groups + 1)]
+    possible += [(count * groups, groups) for count in range(1, size)]
+    return min(possible, key=lambda pair: abs(pair[0] - heads))  # of equally near ones the first: whole groups
+
+
+def _sizes_of_fractions(
+    source: ModelShape,
+    fractions: Mapping[str, float],
+    multiple_of: int,
+    pins: Mapping[str, int],
+    has_head_dim: bool,
+) -> tuple[dict[str, int], list[str]]:
+    """Sizes that the fractions and pins ask for, each rounded to the nearest possible one, and what is not possible."""
+    sizes, problems = dict(pins), []
+    fractions, step = dict(fractions), multiple_of
+    if not has_head_dim:
+        step = math.lcm(multiple_of, source.head_dim)
+        problems += _couple(fractions)
+    if 'num_hidden_layers' in fractions:
+        wish = source.num_hidden_layers * fractions['num_hidden_layers']
+        sizes['num_hidden_layers'] = nearest_multiple(wish, 1, source.num_hidden_layers)
+    for key, step in (('hidden_size', step), ('intermediate_size', multiple_of)):
+        if key in fractions:
+            most = getattr(source, key)
+            sizes[key] = most if fractions[key] == 1 else nearest_multiple(most * fractions[key], step, most)
+            if sizes[key] is None:
+                problems.append(f'fraction.{key}: no multiple of {step} fits into the source\'s {most}; lower multiple_of, or give {key} itself.')
+    if problems:
+        return {}, problems
+    if has_head_dim:
+        _add_heads(sizes, source, fractions)
+    else:
+        sizes = _coupled_pins(sizes, source)
+    return sizes, []
+
+
+def _couple(fractions: dict[str, float]) -> list[str]:
+    """Where hidden_size is heads x head_dim, turns a fraction of the heads into one of hidden_size."""
+    coupled = {key: fractions.pop(key) for key in ('hidden_size', 'num_attention_heads', 'num_key_value_heads') if key in fractions}
+    if len(set(coupled.values())) > 1:
+        return [
+            f'fraction: {coupled} differ, but this model type has no head_dim of its own, so hidden_size is heads x head_dim; '
+            f'give hidden_size alone.',
+        ]
+    if coupled:
+        fractions['hidden_size'] = next(iter(coupled.values()))
+    return []
+
+
+def _add_heads(sizes: dict[str, int], source: ModelShape, fractions: Mapping[str, float]) -> None:
+    if 'num_key_value_heads' in fractions:
+        wish = source.num_key_value_heads * fractions['num_key_value_heads']
+        sizes['num_key_value_heads'] = nearest_multiple(wish, 1, source.num_key_value_heads)
+    if 'num_attention_heads' in fractions:
+        wish = source.num_attention_heads * fractions['num_attention_heads']
+        groups = sizes.get('num_key_value_heads')
+        if groups is None:
+            sizes['num_attention_heads'], sizes['num_key_value_heads'] = nearest_heads(source, wish)
+        else:
+            sizes['num_attention_heads'] = nearest_multiple(wish, groups, groups * source.group_size)

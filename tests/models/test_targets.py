@@ -1,0 +1,224 @@
+"""Targets by shape, fraction and budget: exact results, the search against every shape there is, all problems at once."""
+import dataclasses
+import itertools
+import math
+
+import pytest
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
+from llmshearing.models.targets import nearest_heads, parse_size, target_shape
+from llmshearing.planning.counting import count_parameters, layout_of
+from tests.models.tiny import VARIANTS, tiny_model
+from tests.tiny_run import tiny_source, tiny_trainer
+
+LLAMA2_7B = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
+LLAMA31_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+PYTHIA_410M = CONFIG_MAPPING['gpt_neox'](
+    vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+)
+
+
+def count(config, shape):
+    return count_parameters(layout_of(config), shape).total
+
+
+def test_a_shape_is_taken_as_it_is():
+    target = {'hidden_size': 2050, 'num_attention_heads': 20, 'num_hidden_layers': 7}
+    assert target_shape(LLAMA31_8B, target) == resolve_target(shape_of(LLAMA31_8B), target)
+
+
+@pytest.mark.parametrize('config, target, expected', [
+    (LLAMA2_7B, {'fraction': {'hidden_size': 0.5, 'num_attention_heads': 0.5, 'intermediate_size': 0.5, 'num_hidden_layers': 0.75}},
+     ModelShape(24, 2048, 16, 16, 5504, 128)),
+    (LLAMA2_7B, {'fraction': {'hidden_size': 0.61, 'num_hidden_layers': 0.01}}, ModelShape(1, 2496, 32, 32, 11008, 128)),
+    (LLAMA2_7B, {'fraction': {'hidden_size': 0.61}, 'multiple_of': 128}, ModelShape(32, 2560, 32, 32, 11008, 128)),
+    (LLAMA2_7B, {'fraction': {'hidden_size': 0.5}, 'intermediate_size': 5505}, ModelShape(32, 2048, 32, 32, 5505, 128)),
+    # grouped queries: the nearest of whole groups fewer (4, 8, ... 28) and fewer in every group (8, 16, 24)
+    (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.6}}, ModelShape(32, 4096, 20, 5, 14336, 128)),
+    (LLAMA31_8B, {'fraction': {'num_key_value_heads': 0.5}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
+    (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.7}, 'num_key_value_heads': 8}, ModelShape(32, 4096, 24, 8, 14336, 128)),
+    (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}}, ModelShape(32, 4096, 10, 5, 14336, 128)),
+    # without head_dim, hidden size and heads follow one another
+    (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}}, ModelShape(24, 768, 12, 12, 4096, 64)),
+    (PYTHIA_410M, {'fraction': {'num_attention_heads': 0.3}}, ModelShape(24, 320, 5, 5, 4096, 64)),
+    (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}, 'multiple_of': 256}, ModelShape(24, 768, 12, 12, 4096, 64)),
+    (PYTHIA_410M, {'fraction': {'intermediate_size': 0.5}, 'num_attention_heads': 8}, ModelShape(24, 512, 8, 8, 2048, 64)),
+])
+def test_fractions_are_rounded_to_what_is_possible(config, target, expected):
+    assert target_shape(config, target) == expected
+
+
+def test_a_whole_fraction_keeps_an_unaligned_size():
+    config = LlamaConfig(hidden_size=100, intermediate_size=300, num_attention_heads=4, num_hidden_layers=4, head_dim=16)
+    shape = target_shape(config, {'fraction': {'hidden_size': 1.0, 'intermediate_size': 0.99}})
+    assert (shape.hidden_size, shape.intermediate_size) == (100, 256)
+
+
+def test_heads_of_few_groups():
+    few = dataclasses.replace(shape_of(LLAMA31_8B), num_attention_heads=16, num_key_value_heads=2)
+    assert nearest_heads(few, 12) == (12, 2)
+    assert nearest_heads(few, 8) == (8, 1)  # as near: whole groups
+    assert nearest_heads(few, 1) == (2, 2)
+
+
+def test_the_budget_of_the_papers_small_model_gives_its_shape():
+    shape = target_shape(LLAMA2_7B, {'params': 1.35e9, 'num_hidden_layers': 24})
+    assert shape == ModelShape(24, 2048, 16, 16, 5504, 128)
+    assert target_shape(LLAMA2_7B, {'params': '1.35B', 'num_hidden_layers': 24}) == shape
+
+
+def every_shape(source, multiple_of, has_head_dim):
+    whole = [(n * source.group_size, n) for n in range(1, source.num_key_value_heads + 1)]
+    inside = [(n * source.num_key_value_heads, source.num_key_value_heads) for n in range(1, source.group_size)]
+    for layers, hidden, (heads, kv), intermediate in itertools.product(
+        range(1, source.num_hidden_layers + 1),
+        range(multiple_of, source.hidden_size + 1, multiple_of),
+        whole + inside,
+        range(multiple_of, source.intermediate_size + 1, multiple_of),
+    ):
+        if has_head_dim or hidden == heads * source.head_dim:
+            yield ModelShape(layers, hidden, heads, kv, intermediate, source.head_dim)
+
+
+def spread_by_hand(source, shape, pinned=()):
+    """Weighted variance of the logarithms of the ratios that are not pinned."""
+    weights = {'num_hidden_layers': 1, 'hidden_size': 1, 'num_attention_heads': .5, 'num_key_value_heads': .5, 'intermediate_size': 1}
+    pairs = [(w, math.log(getattr(shape, k) / getattr(source, k))) for k, w in weights.items() if k not in pinned]
+    mean = sum(w * r for w, r in pairs) / sum(w for w, _ in pairs)
+    return sum(w * (r - mean)**2 for w, r in pairs) / sum(w for w, _ in pairs)
+
+
+@pytest.mark.parametrize('share', [0.2, 0.45, 0.7])
+@pytest.mark.parametrize('variant', sorted(set(VARIANTS) - {'llama-rope3', 'gpt_neox-serial', 'mistral', 'granite'}))
+def test_the_search_finds_the_best_of_all_shapes(variant, share):
+    config = tiny_model(variant, hidden_size=96, intermediate_size=128).config
+    source, layout, has_head_dim = shape_of(config), layout_of(config), family_of(config).has_head_dim
+    budget = int(count_parameters(layout, source).total * share)
+    counted = {shape: count_parameters(layout, shape).total for shape in every_shape(source, 8, has_head_dim)}
+    within = [shape for shape, n in counted.items() if 0.96 * budget <= n <= budget]
+    target = {'params': budget, 'multiple_of': 8, 'tolerance': 0.04}
+    if not within:
+        with pytest.raises(ValueError, match='nearest below') as raised:
+            target_shape(config, target)
+        for n in (max(n for n in counted.values() if n <= budget), min(n for n in counted.values() if n > budget)):
+            assert f'{n:,} parameters' in str(raised.value)
+        return
+    least = min(spread_by_hand(source, shape) for shape in within)
+    shape = target_shape(config, target)
+    assert shape in within
+    assert spread_by_hand(source, shape) == pytest.approx(least, abs=1e-8)
+    model = AutoModelForCausalLM.from_config(with_shape(config, shape, has_head_dim))
+    assert model.num_parameters() == counted[shape]
+
+
+def test_pins_are_kept_and_take_no_part_in_the_proportions():
+    config = tiny_model('llama', hidden_size=96, intermediate_size=128).config
+    source, layout = shape_of(config), layout_of(config)
+    budget = 80000
+    pins = {'num_hidden_layers': 4, 'num_key_value_heads': 1}
+    within = [
+        shape for shape in every_shape(source, 8, True)
+        if shape.num_hidden_layers == 4 and shape.num_attention_heads == 3 and shape.num_key_value_heads == 1
+        and 0.97 * budget <= count_parameters(layout, shape).total <= budget
+    ]
+    pinned = {'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads'}
+    shape = target_shape(config, {'params': budget, 'multiple_of': 8, 'tolerance': 0.03, **pins})
+    assert shape in within
+    assert spread_by_hand(source, shape, pinned) == pytest.approx(min(spread_by_hand(source, s, pinned) for s in within), abs=1e-8)
+
+
+def test_with_one_free_size_the_budget_is_filled():
+    target = {'params': 1.34e9, 'num_hidden_layers': 24, 'hidden_size': 2048, 'num_attention_heads': 16}
+    shape = target_shape(LLAMA2_7B, target)
+    more = dataclasses.replace(shape, intermediate_size=shape.intermediate_size + 64)
+    assert count(LLAMA2_7B, shape) <= 1.34e9 < count(LLAMA2_7B, more)
+
+
+@pytest.mark.parametrize('size, dtype, parameters', [
+    ('2.5GB', 'bfloat16', 1.25e9), ('2.5 GiB', 'float16', 1.25 * 2**30), ('5GB', 'float32', 1.25e9), (2500000000, 'bfloat16', 1.25e9),
+])
+def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
+    shape = target_shape(LLAMA2_7B, {'size': size, 'dtype': dtype})
+    assert shape == target_shape(LLAMA2_7B, {'params': int(parameters)})
+    assert 0.98 * parameters <= count(LLAMA2_7B, shape) <= parameters
+
+
+@pytest.mark.parametrize('value, expected', [('2.5GB', 2500000000), ('1KiB', 1024), ('3mb', 3000000), ('1e9', 10**9), (7, 7), ('2TB', 2 * 10**12)])
+def test_sizes(value, expected):
+    assert parse_size(value) == expected
+
+
+@pytest.mark.parametrize('target, messages', [
+    ({'params': 1.3e9, 'hiden_size': 3}, ["unknown key 'hiden_size'. Did you mean 'hidden_size'?"]),
+    ({'params': 1.3e9, 'size': '2GB'}, ['params and size both name the target']),
+    ({'params': 'many'}, ["params: not a count: 'many'"]),
+    ({'params': -5}, ["params: not a count: '-5'"]),
+    ({'params': True}, ['params: not a count: True']),
+    ({'size': '2.5 furlongs'}, ["size: not a size: '2.5 furlongs'"]),
+    ({'size': '2GB', 'dtype': 'int4'}, ["dtype='int4': must be one of bfloat16, float16, float32"]),
+    ({'params': 1e9, 'dtype': 'bfloat16'}, ['dtype belongs to size']),
+    ({'hidden_size': 2048, 'multiple_of': 64}, ['multiple_of belongs to fraction or params or size']),
+    ({'fraction': {'hidden_size': 0.5}, 'tolerance': 0.1}, ['tolerance belongs to params or size']),
+    ({'params': 1e9, 'tolerance': 2}, ['tolerance=2: must be between 0 and 1']),
+    ({'params': 1e9, 'multiple_of': 6.5}, ['multiple_of=6.5: must be a whole number']),
+    ({'fraction': 0.5}, ['fraction=0.5: must map some of num_hidden_layers']),
+    ({'fraction': {'hidden_size': 1.5}}, ['fraction.hidden_size=1.5: must be above 0 and at most 1; nearest: 1.0']),
+    ({'fraction': {'num_hidden_layers': 0}}, ['nearest: 0.031, which keeps one']),
+    ({'fraction': {'hidden_size': 'half'}}, ["fraction.hidden_size='half': must be a number"]),
+    ({'fraction': {'head_dim': 0.5}}, ["fraction: unknown key 'head_dim'"]),
+    ({'fraction': {'hidden_size': 0.5}, 'hidden_size': 64}, ['hidden_size is given as a size and as a fraction']),
+    ({'fraction': {'hidden_size': 0.5}, 'multiple_of': 5000}, ["no multiple of 5000 fits into the source's 4096"]),
+    ({'params': 1e9, 'multiple_of': 5000}, ['multiples of multiple_of=5000; lower multiple_of']),
+    ({'params': 8e9}, ['8,000,000,000 parameters, but the source has 6,738,415,616', 'name a smaller budget']),
+    ({'params': 1e6}, ['nearest above: 4,141,248 parameters', 'lower multiple_of']),
+    # everything at once
+    ({'params': 'x', 'sise': 3, 'dtype': 'int4', 'hidden_size': 5000, 'intermediate_size': 2.5, 'num_key_value_heads': 33,
+      'multiple_of': 0, 'fraction': {'hiden': .5, 'num_hidden_layers': 2}},
+     ["unknown key 'sise'", 'fraction and params both', 'dtype belongs to size', "not a count: 'x'", "dtype='int4'", 'multiple_of=0',
+      "unknown key 'hiden'", 'fraction.num_hidden_layers=2', 'intermediate_size=2.5: must be a whole number',
+      "hidden_size=5000 is larger than the source's 4096", "num_key_value_heads=33 is larger than the source's 32"]),
+])
+def test_what_is_not_possible_is_refused_with_what_is(target, messages):
+    with pytest.raises(ValueError) as raised:
+        target_shape(LLAMA2_7B, target)
+    for message in messages:
+        assert message in str(raised.value)
+
+
+def test_coupled_sizes_are_refused_where_they_disagree():
+    with pytest.raises(ValueError, match='give hidden_size alone'):
+        target_shape(PYTHIA_410M, {'fraction': {'hidden_size': 0.75, 'num_attention_heads': 0.5}})
+    with pytest.raises(ValueError, match='nearest: hidden_size=512, num_attention_heads=8'):
+        target_shape(PYTHIA_410M, {'params': 2e8, 'hidden_size': 500})
+    shape = target_shape(PYTHIA_410M, {'params': 1.9e8, 'num_attention_heads': 12})
+    assert (shape.hidden_size, shape.num_attention_heads) == (768, 12)
+
+
+def test_an_unreachable_budget_names_a_tolerance_that_reaches_it():
+    target = {'params': 1.4e9, 'num_hidden_layers': 24, 'hidden_size': 2048, 'num_attention_heads': 16, 'intermediate_size': 5504}
+    with pytest.raises(ValueError, match='nearest below: 1,345,423,360.*(?s:.*)set tolerance to at least 0.039') as raised:
+        target_shape(LLAMA2_7B, target)
+    assert 'nearest above' not in str(raised.value)
+    assert target_shape(LLAMA2_7B, {**target, 'tolerance': 0.039}) == ModelShape(24, 2048, 16, 16, 5504, 128)
+
+
+@pytest.mark.parametrize('target', [
+    {'fraction': {'hidden_size': 0.5, 'num_hidden_layers': 0.5}, 'multiple_of': 8},
+    {'params': 30000, 'multiple_of': 8, 'tolerance': 0.05},
+])
+def test_a_pruning_run_takes_every_way(tmp_path, target):
+    source = tiny_source(tmp_path / 'source')
+    pruning = TargetedPruning(target=target)
+    tiny_trainer(source, [pruning])
+    assert pruning.target == target_shape(tiny_model().config, target)
+    assert pruning.plans['hidden'].keep == pruning.target.hidden_size < 48
