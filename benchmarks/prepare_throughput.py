@@ -20,70 +20,52 @@ import sys
 import tempfile
 from pathlib import Path
 
+from llmshearing.data.prepare_example import EOS, read_library, train_tokenizer
+
 MAX_SEQ_LEN = 2048
-EOS = '</s>'
 
 # Each runs in a fresh interpreter with the arguments: input, output folder, tokenizer, workers.
 PREPARE = '''
-import json, resource, sys, time
+import json, os, sys, time
 import streaming
 from transformers import AutoTokenizer
+from llmshearing.data import prepare_pool
 from llmshearing.data.prepare import prepare
+def peak(pid):  # not getrusage, whose maximum is that of the starting process where it was larger
+    with open(f'/proc/{pid}/status') as status:
+        return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024
+leave, workers_mb = prepare_pool.WorkerPool.__exit__, []
+def watched(self, *error):
+    workers_mb.extend(peak(process.pid) for process in self.processes)
+    leave(self, *error)
+prepare_pool.WorkerPool.__exit__ = watched
 path, out, tokenizer, workers = sys.argv[1:]
 spec = {'tokenizer': tokenizer, 'max_seq_len': %d, 'out': out, 'domains': {'text': path}, 'splits': {'continue': {}},
         'bos': False, 'eos': True, 'hashes': []}
+idle = os.times()
 start = time.perf_counter()
 manifest = prepare(spec, workers=int(workers))
-seconds = time.perf_counter() - start
-peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-json.dump({'seconds': seconds, 'tokens': manifest['splits']['continue']['tokens'], 'main_mb': peaks[0],
-           'worker_mb': peaks[1]}, sys.stderr)
+seconds, used = time.perf_counter() - start, os.times()
+json.dump({'seconds': seconds, 'cpu_seconds': sum(used[:4]) - sum(idle[:4]),
+           'tokens': manifest['splits']['continue']['tokens'], 'main_mb': peak('self'), 'worker_mb': max(workers_mb)},
+          sys.stderr)
 ''' % MAX_SEQ_LEN
 FOUNDRY = '''
-import json, resource, sys, time
+import json, os, sys, time
 from pathlib import Path
 from llmfoundry.command_utils.data_prep.convert_dataset_json import convert_dataset_json
 path, out, tokenizer, workers = sys.argv[1:]
+idle = os.times()
 start = time.perf_counter()
 convert_dataset_json(path=path, out_root=out, compression=None, concat_tokens=%d, split='train', tokenizer=tokenizer,
                      eos_text='%s', num_workers=int(workers))
-seconds = time.perf_counter() - start
+seconds, used = time.perf_counter() - start, os.times()
 samples = sum(shard['samples'] for shard in json.loads((Path(out) / 'index.json').read_text())['shards'])
-json.dump({'seconds': seconds, 'tokens': samples * %d,
-           'main_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}, sys.stderr)
+with open('/proc/self/status') as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024
+json.dump({'seconds': seconds, 'cpu_seconds': sum(used[:4]) - sum(idle[:4]), 'tokens': samples * %d, 'main_mb': peak},
+          sys.stderr)
 ''' % (MAX_SEQ_LEN, EOS, MAX_SEQ_LEN)
-
-
-def read_library(limit: int) -> list[str]:
-    """Source files of the standard library, up to ``limit`` characters in all."""
-    texts, size = [], 0
-    for path in sorted(Path(os.__file__).parent.rglob('*.py')):
-        if 'site-packages' in path.parts:
-            continue
-        try:
-            text = path.read_text(encoding='utf-8')
-        except UnicodeDecodeError:
-            continue
-        if text.strip():
-            texts.append(text)
-            size += len(text)
-        if size >= limit:
-            break
-    return texts
-
-
-def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> str:
-    """A byte-level BPE tokenizer as today's models have."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=['<s>', EOS], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token=EOS).save_pretrained(folder)
-    return str(folder)
 
 
 def write_input(path: Path, texts: list[str], copies: int) -> str:
@@ -110,10 +92,10 @@ def run(script: str, path: str, folder: Path, tokenizer: str, workers: int, cach
 
 def measure(quick: bool, workers: int, repeats: int) -> dict:
     """All measurements; see the head of this file."""
-    texts = read_library(3_000_000 if quick else 40_000_000)
+    texts = list(read_library(2_000_000 if quick else 40_000_000))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = train_tokenizer(texts[:400], 1000 if quick else 8192, folder / 'tokenizer')
+        tokenizer = train_tokenizer(texts[:40 if quick else 400], 600 if quick else 8192, folder / 'tokenizer')
         path = write_input(folder / 'text.jsonl', texts, 1)
         ours, cold, warm = [], [], []
         for repeat in range(repeats):
@@ -136,7 +118,7 @@ def measure(quick: bool, workers: int, repeats: int) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Runs the benchmark, writes the result as JSON and returns it."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--quick', action='store_true', help='3 MB, one repeat: to see that it runs')
+    parser.add_argument('--quick', action='store_true', help='2 MB, one repeat: to see that it runs')
     parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--out', help='file for the result; default: standard output')

@@ -1,4 +1,7 @@
-"""``llmshearing prepare SPEC.yaml``: the command line of :func:`llmshearing.data.prepare.prepare`."""
+"""``llmshearing prepare SPEC.yaml``: the command line of :func:`llmshearing.data.prepare.prepare`.
+
+``llmshearing prepare --check FOLDER`` looks at what is there already: :func:`llmshearing.data.prepare_check.check`.
+"""
 from __future__ import annotations
 
 import argparse
@@ -9,6 +12,7 @@ import sys
 from typing import Any
 
 from llmshearing.data.prepare import prepare
+from llmshearing.data.prepare_check import check
 
 
 def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
@@ -35,21 +39,39 @@ def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
                          f'{entry["samples"] // batch_size:,}'))
         rows.append((split, 'all', f'{total["documents"]:,}', f'{total["tokens"]:,}', '', f'{total["samples"]:,}',
                      f'{total["samples"] // batch_size:,}'))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    return _aligned(rows, 'llrrrrr')
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='llmshearing prepare', description='Turn raw text into tokenized MDS splits.')
-    parser.add_argument('spec', help='YAML file: see data_prep/README.md and yamls/data/')
+    parser.add_argument('spec', nargs='?', help='YAML file: see data_prep/README.md and yamls/data/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='change keys, e.g. max_seq_len=2048')
     parser.add_argument('--out', help='output folder or remote address, instead of the one in the spec')
     parser.add_argument('--workers', type=int, help='worker processes (default: all cores)')
     parser.add_argument('--batch-size', type=int, default=32, help='sequences in a batch, for the table (default: 32)')
     parser.add_argument('--overwrite', action='store_true', help='replace folders that another run left in OUT')
     parser.add_argument('--quiet', action='store_true', help='no progress bars and no table')
+    parser.add_argument('--check', metavar='FOLDER', help='check finished MDS folders and do nothing else')
+    parser.add_argument('--vocab-size', type=int, help="with --check: the model's vocabulary, for all ids to be in")
     return parser
+
+
+def check_table(found: dict[str, dict[str, Any]]) -> str:
+    """One row for each folder of :func:`llmshearing.data.prepare_check.check`."""
+    rows = [('folder', 'samples', 'shards', 'bytes', 'columns', 'checked', 'largest id')]
+    for name, facts in found.items():
+        columns = ', '.join(f'{column} {encoding}' for column, encoding in facts['columns'].items())
+        checked = ', '.join(['size', *facts['hashes']])
+        largest = '-' if facts['largest_id'] is None else f'{facts["largest_id"]:,}'
+        rows.append((name, f'{facts["samples"]:,}', f'{facts["shards"]:,}', f'{facts["bytes"]:,}', columns, checked,
+                     largest))
+    return _aligned(rows, 'lrrrllr')
+
+
+def _aligned(rows: list[tuple[str, ...]], sides: str) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return '\n'.join('  '.join(cell.ljust(width) if side == 'l' else cell.rjust(width)
+                               for cell, width, side in zip(row, widths, sides)).rstrip() for row in rows)
 
 
 def main(argv: list[str]) -> int:
@@ -58,6 +80,12 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.batch_size < 1:
         raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
+    if args.check is not None:
+        found = check(args.check, args.vocab_size)
+        sys.stdout.write('' if args.quiet else check_table(found) + '\n')
+        return 0
+    if args.spec is None:
+        raise ValueError('expected the name of a YAML file, or --check FOLDER')
     if not os.path.isfile(args.spec):
         raise FileNotFoundError(f'{args.spec} does not exist; expected a YAML file')
     if bad := [o for o in args.overrides if '=' not in o]:

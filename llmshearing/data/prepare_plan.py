@@ -2,8 +2,8 @@
 
 A document's place is a function of its text. With u in [0, 1) from the hash of the text and the seed, each split owns
 an interval of [0, 1): a document is in the split whose interval holds its u, in whatever file it stands. A split given
-by a token budget gets an interval that holds the budget and a margin, from the exact bytes below each possible end and
-the measured tokens per byte; its documents are then a random sample of the whole domain, not its beginning.
+by a token budget gets an interval that holds the budget with near certainty, from the exact bytes below each possible
+end and the tokens per byte measured on a sample; its documents are a random sample of the domain, not its beginning.
 
 Equal texts are dropped but the first (domains in the spec's order, documents in reading order). Equal texts of two
 domains could otherwise fall into two splits, as each domain has intervals of its own.
@@ -23,9 +23,10 @@ import numpy as np
 from llmshearing.data.prepare_worker import DOCUMENT
 
 BINS = 1 << 20  # intervals end at multiples of 2**-20
-MARGIN = 1.05  # tokens per byte are known from a sample only
+DEVIATIONS = 3  # by how many standard deviations the expected tokens exceed a budget
+MARGIN = 1.02  # and at least by this, as the deviation is measured too
 BLOCK = 1 << 18  # documents in memory at once
-BUCKET = 1 << 21  # documents compared at once, about
+BUCKET = 1 << 20  # documents compared at once, about
 _INDEXED = np.dtype([('high', '<u8'), ('low', '<u8'), ('index', '<u8')])
 
 
@@ -35,6 +36,28 @@ class Demand:
 
     fraction: float | None
     tokens: int | None
+
+
+@dataclass(frozen=True)
+class TokenRate:
+    """Tokens per byte of a domain, as measured on a sample.
+
+    Attributes:
+        mean (float): Tokens of the sample by its bytes.
+        deviation (float): How far one document's own rate is from it.
+        error (float): How far the mean may be from the domain's.
+    """
+
+    mean: float
+    deviation: float = 0.0
+    error: float = 0.0
+
+    @classmethod
+    def measured(cls, tokens: int, size: int, tokens_squared: int, product: int, size_squared: int) -> TokenRate:
+        """From sums over a sample: tokens, bytes, and their squares and product (ratio estimator)."""
+        mean = tokens / size
+        residual = max(0.0, tokens_squared - 2 * mean * product + mean**2 * size_squared)
+        return cls(mean, math.sqrt(residual / size_squared), math.sqrt(residual) / size)
 
 
 def place(low: np.ndarray, seed: int) -> np.ndarray:
@@ -53,23 +76,25 @@ def place(low: np.ndarray, seed: int) -> np.ndarray:
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(44)).astype(np.int64)
 
 
-def intervals(demands: Sequence[Demand], bytes_per_bin: np.ndarray, tokens_per_byte: float,
+def intervals(demands: Sequence[Demand], size: np.ndarray, size_squared: np.ndarray, rate: TokenRate,
               max_seq_len: int) -> np.ndarray:
     """Ends of the splits' intervals, in bins: split i owns the bins from ``ends[i - 1]`` (or 0) to ``ends[i]``.
 
-    A budget without a fraction takes what it needs with a margin, but a split that is not the last takes at most half
-    of what is left, so that a domain that is too small does not go to evaluation whole.
+    A budget without a fraction takes what surely holds it, but a split that is not the last takes at most half of what
+    is left, so that a domain that is too small does not go to evaluation whole.
 
     Args:
         demands (Sequence[Demand]): In order of priority.
-        bytes_per_bin (np.ndarray): Bytes of text in each bin, [``BINS``].
-        tokens_per_byte (float): Estimate for this domain.
+        size (np.ndarray): Bytes of text in each bin, [``BINS``].
+        size_squared (np.ndarray): Sum of the squares of the documents' bytes in each bin, [``BINS``].
+        rate (TokenRate): Tokens per byte of this domain.
         max_seq_len (int): Tokens in a sample.
 
     Returns:
         np.ndarray: Ends, non-decreasing, at most ``BINS``, int64, [splits].
     """
-    below = np.concatenate([[0.0], np.cumsum(bytes_per_bin)])
+    below = np.concatenate([[0.0], np.cumsum(size)])
+    squares_below = np.concatenate([[0.0], np.cumsum(size_squared)])
     ends, start = [], 0
     reserved = math.fsum(d.fraction or 0 for d in demands)  # shares of the splits to come
     for index, demand in enumerate(demands):
@@ -79,11 +104,16 @@ def intervals(demands: Sequence[Demand], bytes_per_bin: np.ndarray, tokens_per_b
             end = min(limit, start + round(demand.fraction * BINS))
         elif demand.tokens is None:
             end = limit
+        elif demand.tokens == 0:
+            end = start
         else:
-            need = (demand.tokens * MARGIN + 2 * max_seq_len) / tokens_per_byte if demand.tokens else 0
-            end = int(np.searchsorted(below, below[start] + need))
-            half = below[start] + (below[limit] - below[start]) / 2
-            if index < len(demands) - 1 and below[min(end, BINS)] > half:
+            taken, squares = below[start:] - below[start], squares_below[start:] - squares_below[start]
+            spread = np.sqrt(squares * rate.deviation**2 + (taken * rate.error)**2)
+            sure = np.minimum(rate.mean * taken - DEVIATIONS * spread, rate.mean * taken / MARGIN)
+            enough = sure >= demand.tokens + max_seq_len
+            end = start + int(enough.argmax()) if enough.any() else limit
+            half = (below[start] + below[limit]) / 2
+            if index < len(demands) - 1 and below[end] > half:
                 end = int(np.searchsorted(below, half, side='right')) - 1
                 if below[end] == below[start]:  # the first document is more than half: it has to go somewhere
                     end = int(np.searchsorted(below, below[start], side='right'))

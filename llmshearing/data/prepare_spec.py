@@ -140,13 +140,20 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
     if not isinstance(domains, Mapping) or not domains:
         raise ValueError(f'domains is {domains!r}; expected a mapping from a domain name to where its documents are')
     hashes = raw.get('hashes', Spec.hashes)
+    domains = tuple(_parse_domain(name, value, [s.name for s in splits]) for name, value in domains.items())
+    for split in splits[:-1]:
+        open_ended = split.fraction is None and split.tokens is None
+        greedy = [domain.name for domain in domains if open_ended and split.name not in domain.tokens]
+        if greedy:
+            raise ValueError(f'splits.{split.name} has neither fraction nor tokens, so it would take every document of '
+                             f'{greedy[0]} and leave none to {splits[-1].name}; give it one, or list it last')
     return Spec(
         tokenizer=str(raw['tokenizer']),
         max_seq_len=_whole(raw['max_seq_len'], 'max_seq_len', least=2),
         out=out,
         remote=remote,
         work=os.path.join(str(raw.get('work') or out or '.'), '.prepare'),
-        domains=tuple(_parse_domain(name, value, [s.name for s in splits]) for name, value in domains.items()),
+        domains=domains,
         splits=splits,
         seed=_whole(raw.get('seed', Spec.seed), 'seed', least=0),
         bos=_switch(raw.get('bos', 'auto'), 'bos'),
@@ -182,10 +189,6 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
     total = sum(s.fraction or 0 for s in splits)
     if total > 1 + 1e-9:
         raise ValueError(f'the fractions of splits add up to {total:g}; expected at most 1: make one of them smaller')
-    for split in splits[:-1]:
-        if split.fraction is None and split.tokens is None:
-            raise ValueError(f'splits.{split.name} has neither fraction nor tokens, so it would take every document '
-                             f'and leave none to {splits[-1].name}; give it one, or list it last')
     return tuple(splits)
 
 

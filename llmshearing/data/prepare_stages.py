@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmshearing.data.prepare_pack import Journal, read_journal
-from llmshearing.data.prepare_plan import BINS, Demand, choose, intervals, place, read_blocks
+from llmshearing.data.prepare_plan import BINS, Demand, TokenRate, choose, intervals, place, read_blocks
 from llmshearing.data.prepare_pool import WorkerPool
 from llmshearing.data.prepare_sources import Source, find_sources, read_pieces
 from llmshearing.data.prepare_spec import Domain, Spec
@@ -59,7 +59,8 @@ class Input:
         size (int): Their size in bytes.
         piece_bytes (int): Size of the pieces they are read in.
         key (str): Hash of the files' identities and of how they are read.
-        counts (dict[str, int]): Sums over the scan: documents, empty, bad, bytes, sample_tokens, sample_bytes.
+        counts (dict[str, int]): Sums over the scan: documents, empty, bad, bytes.
+        sample (list[int]): Sums over the scan of :class:`llmshearing.data.prepare_worker.Scan`'s sample.
         ends (np.ndarray): Ends of the splits' intervals, [splits].
         chosen (list[int]): Documents in each interval, without duplicates.
         duplicates (int): Documents dropped because an earlier one has the same text.
@@ -71,6 +72,7 @@ class Input:
     piece_bytes: int
     key: str
     counts: dict[str, int] = field(default_factory=dict)
+    sample: list[int] = field(default_factory=list)
     ends: np.ndarray | None = None
     chosen: list[int] = field(default_factory=list)
     duplicates: int = 0
@@ -83,16 +85,16 @@ class Input:
         """File of the scan's ``DOCUMENT`` records."""
         return Path(spec.work) / f'{self.scan_name(tokenizer)}.documents.bin'
 
-    def tokens_per_byte(self) -> float:
-        """As measured in the scan.
+    def rate(self) -> TokenRate:
+        """Tokens per byte, as measured in the scan.
 
         Raises:
             ValueError: If the tokenizer makes nothing of the text.
         """
-        if not self.counts['sample_tokens']:
+        if not self.sample[0]:
             raise ValueError(f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another '
                              'tokenizer, or leave the domain out')
-        return self.counts['sample_tokens'] / self.counts['sample_bytes']
+        return TokenRate.measured(*self.sample)
 
 
 def digest(value: Any) -> str:
@@ -121,12 +123,13 @@ def scan(item: Input, context: Context) -> None:
         ValueError: If too many records are unreadable, or there is no document.
     """
     domain, limit = item.domain, context.spec.max_bad_lines
-    counts = dict.fromkeys(['documents', 'empty', 'bad', 'bytes', 'sample_tokens', 'sample_bytes'], 0)
+    counts, sample = dict.fromkeys(['documents', 'empty', 'bad', 'bytes'], 0), [0] * 5
     examples: list[list] = []
 
     def add(facts: dict[str, Any]) -> None:
         for name in counts:
             counts[name] += facts[name]
+        sample[:] = map(sum, zip(sample, facts['sample']))
         examples.extend(facts['examples'][:EXAMPLES - len(examples)])
         if counts['bad'] > limit:
             shown = '; '.join(f'{path}, record {number}: {reason}' for path, number, reason in examples)
@@ -160,7 +163,7 @@ def scan(item: Input, context: Context) -> None:
                          'unreadable); check path and text_key, or leave the domain out')
     for path, number, reason in examples:
         log.warning('domains.%s: skipped %s, record %s: %s', domain.name, path, number, reason)
-    item.counts = counts
+    item.counts, item.sample = counts, sample
 
 
 def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
@@ -175,17 +178,18 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
         ValueError: If a split that is wanted would get no document.
     """
     spec, start = context.spec, 0
-    size, count = np.zeros(BINS), np.zeros(BINS, np.int64)
+    size, size_squared, count = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS, np.int64)
     for block in read_blocks(item.scan_path(spec, context.tokenizer)):
         fresh = block[duplicate[start:start + len(block)] == 0]
         start += len(block)
         bins = place(fresh['low'], spec.seed)
         size += np.bincount(bins, fresh['size'], BINS)
+        size_squared += np.bincount(bins, fresh['size'].astype(float)**2, BINS)
         count += np.bincount(bins, minlength=BINS)
     item.duplicates = item.counts['documents'] - int(count.sum())
     budgets = [spec.budget(item.domain, split) for split in spec.splits]
     demands = [Demand(None if budget == 0 else split.fraction, budget) for split, budget in zip(spec.splits, budgets)]
-    item.ends = intervals(demands, size, item.tokens_per_byte(), spec.max_seq_len)
+    item.ends = intervals(demands, size, size_squared, item.rate(), spec.max_seq_len)
     item.chosen = np.diff(np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], item.ends])]).tolist()
     for split, budget, chosen in zip(spec.splits, budgets, item.chosen):
         if budget != 0 and not chosen:

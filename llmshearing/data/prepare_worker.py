@@ -41,14 +41,16 @@ class BadRecord(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a piece holds: documents as ``DOCUMENT`` records, and what was left out."""
+    """What a piece holds: documents as ``DOCUMENT`` records, what was left out, and a sample's tokens and bytes.
+
+    ``sample`` has the sums over the sampled texts of: tokens, bytes, tokens squared, tokens times bytes, bytes squared.
+    """
 
     documents: np.ndarray
     empty: int
     bad: int
     examples: list[BadRecord]
-    sample_tokens: int
-    sample_bytes: int
+    sample: list[int]
 
 
 class Tokens(NamedTuple):
@@ -135,15 +137,17 @@ def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes:
         start = low % (len(text) - _SLICE + 1) if len(text) > _SLICE else 0
         samples.append((low, text[start:start + _SLICE]))
     documents = np.array(rows, DOCUMENT)
-    chosen, size = [], 0
+    chosen, sizes = [], []
     for _, text in sorted(samples):
-        if size >= sample_bytes:
+        if sample_bytes <= 0:
             break
         chosen.append(text)
-        size += len(text.encode('utf-8'))
-    tokens = sum(len(ids) for batch in _batches(chosen) for ids in _encoder.encode(batch))
-    tokens += len(chosen) * _extra(_plan)
-    return Scan(documents, empty, bad, examples, tokens, size)
+        sizes.append(len(text.encode('utf-8')))
+        sample_bytes -= sizes[-1]
+    tokens = [len(ids) + _extra(_plan) for batch in _batches(chosen) for ids in _encoder.encode(batch)]
+    pairs = list(zip(tokens, sizes, strict=True))
+    products = [sum(t * t for t in tokens), sum(t * b for t, b in pairs), sum(b * b for b in sizes)]
+    return Scan(documents, empty, bad, examples, [sum(tokens), sum(sizes), *products])
 
 
 def tokenize_piece(piece: Piece, text_key: str, separator: str | None, documents: np.ndarray, choice: np.ndarray,

@@ -67,6 +67,19 @@ def tree(folder: Path) -> dict[str, str]:
             for path in sorted(folder.rglob('*')) if path.is_file()}
 
 
+def make_spec(folder: Path, tokenizer: str) -> dict:
+    """Two domains with duplicates inside and between them."""
+    web, code = make_documents(60, 1), make_documents(50, 2)
+    write_jsonl(folder / 'in' / 'web' / '0.jsonl', [*web[:30], web[3], *code[:4]])
+    write_jsonl(folder / 'in' / 'web' / '1.jsonl', [*web[30:], web[50]])
+    write_jsonl(folder / 'in' / 'code.jsonl', [code[9], *code])
+    return {
+        'tokenizer': tokenizer, 'max_seq_len': 32, 'out': str(folder / 'out'), 'seed': 3,
+        'domains': {'web': str(folder / 'in' / 'web'), 'code': str(folder / 'in' / 'code.jsonl')},
+        'splits': {'eval': {'fraction': 0.2}, 'prune': {'fraction': 0.3, 'tokens': 900}, 'continue': {}},
+    }
+
+
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp('tokenizer'))
@@ -87,13 +100,5 @@ def small_pieces(monkeypatch):
 
 @pytest.fixture
 def spec(tmp_path, tokenizer):
-    """Two domains with duplicates inside and between them."""
-    web, code = make_documents(60, 1), make_documents(50, 2)
-    write_jsonl(tmp_path / 'in' / 'web' / '0.jsonl', [*web[:30], web[3], *code[:4]])
-    write_jsonl(tmp_path / 'in' / 'web' / '1.jsonl', [*web[30:], web[50]])
-    write_jsonl(tmp_path / 'in' / 'code.jsonl', [code[9], *code])
-    return {
-        'tokenizer': tokenizer, 'max_seq_len': 32, 'out': str(tmp_path / 'out'), 'seed': 3,
-        'domains': {'web': str(tmp_path / 'in' / 'web'), 'code': str(tmp_path / 'in' / 'code.jsonl')},
-        'splits': {'eval': {'fraction': 0.2}, 'prune': {'fraction': 0.3, 'tokens': 900}, 'continue': {}},
-    }
+    """See ``make_spec``."""
+    return make_spec(tmp_path, tokenizer)

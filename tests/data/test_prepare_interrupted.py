@@ -21,8 +21,21 @@ from llmshearing.data import prepare_publish
 from llmshearing.data.prepare import prepare
 from llmshearing.data.prepare_pack import Journal
 from llmshearing.data.prepare_tokenizer import plan_tokenizer
-from tests.data.prepare_inputs import tree
-from tests.data.prepare_inputs import small_pieces, spec, tokenizer  # noqa: F401
+from tests.data.prepare_inputs import make_spec, small_pieces, tokenizer, tree  # noqa: F401
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, tokenizer):  # noqa: F811
+    """A spec, and the folder that an uninterrupted run made of it."""
+    found = make_spec(tmp_path_factory.mktemp('whole'), tokenizer)
+    prepare(found, workers=2)
+    return found, Path(found['out'])
+
+
+@pytest.fixture
+def spec(whole, tmp_path):
+    """The same spec for another place, in which the run will be interrupted."""
+    return {**whole[0], 'out': str(tmp_path / 'out')}
 
 
 class Stop(Exception):
@@ -47,9 +60,7 @@ def _stop_after(monkeypatch, owner, name, calls):
     (prepare_module, 'write_state', 0), (prepare_module, 'publish', 1), (prepare_module, 'publish', 3),
     (prepare_publish, 'move_whole', 2), (prepare_module, 'publish_manifest', 0), (MDSWriter, 'finish', 2),
 ])
-def test_interrupted_work_continues(spec, tmp_path, monkeypatch, owner, name, calls):
-    whole = {**spec, 'out': str(tmp_path / 'whole')}
-    prepare(whole, workers=2)
+def test_interrupted_work_continues(spec, whole, monkeypatch, owner, name, calls):
     with monkeypatch.context() as patch:
         _stop_after(patch, owner, name, calls)
         with pytest.raises(Stop):
@@ -57,9 +68,9 @@ def test_interrupted_work_continues(spec, tmp_path, monkeypatch, owner, name, ca
     out = Path(spec['out'])
     assert not (out / 'manifest.json').exists()
     for folder in out.glob('[!.]*/*'):  # each is there whole or not at all
-        assert tree(folder) == tree(tmp_path / 'whole' / folder.relative_to(out))
+        assert tree(folder) == tree(whole[1] / folder.relative_to(out))
     prepare(spec, workers=1)
-    assert tree(out) == tree(tmp_path / 'whole')
+    assert tree(out) == tree(whole[1])
 
 
 def test_finished_work_is_not_done_again(spec, monkeypatch):
@@ -76,8 +87,7 @@ def test_finished_work_is_not_done_again(spec, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in Path(spec['out']).rglob('*')} == before
 
 
-def test_killed_for_good_at_random_points(spec, tmp_path):
-    prepare({**spec, 'out': str(tmp_path / 'whole')}, workers=2)
+def test_killed_for_good_at_random_points(spec, whole, tmp_path):
     script, plan = tmp_path / 'run.py', tmp_path / 'plan'
     plan.write_bytes(pickle.dumps(plan_tokenizer(spec['tokenizer'], None, None)))
     script.write_text(
@@ -113,7 +123,7 @@ def test_killed_for_good_at_random_points(spec, tmp_path):
             time.sleep(0.05)
     assert steps >= 2 and not (Path(spec['out']) / 'manifest.json').exists()
     prepare(spec, workers=2)
-    assert tree(Path(spec['out'])) == tree(tmp_path / 'whole')
+    assert tree(Path(spec['out'])) == tree(whole[1])
 
 
 def _alive(pid: int) -> bool:
@@ -149,8 +159,7 @@ def test_two_runs_do_not_share_a_working_folder(spec):
 
 
 @pytest.mark.parametrize('target', ['Journal.append', 'MDSWriter.flush_shard', 'write_whole', 'move_whole'])
-def test_full_disk(spec, tmp_path, monkeypatch, target):
-    prepare({**spec, 'out': str(tmp_path / 'whole')}, workers=1)
+def test_full_disk(spec, whole, monkeypatch, target):
     owners = {'Journal': Journal, 'MDSWriter': MDSWriter}
     owner, name = (owners[target.split('.')[0]], target.split('.')[1]) if '.' in target else (prepare_publish, target)
     function, calls = getattr(owner, name), [0]
@@ -168,15 +177,14 @@ def test_full_disk(spec, tmp_path, monkeypatch, target):
     out = Path(spec['out'])
     assert not (out / 'manifest.json').exists()
     for index in out.glob('[!.]*/*/index.json'):
-        assert tree(index.parent) == tree(tmp_path / 'whole' / index.parent.relative_to(out))
+        assert tree(index.parent) == tree(whole[1] / index.parent.relative_to(out))
     prepare(spec, workers=1)
-    assert tree(out) == tree(tmp_path / 'whole')
+    assert tree(out) == tree(whole[1])
 
 
-def test_a_limit_of_the_system_on_file_size(spec, tmp_path):
-    prepare({**spec, 'out': str(tmp_path / 'whole')}, workers=1)
+def test_a_limit_of_the_system_on_file_size(spec, whole):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    largest = max(path.stat().st_size for path in (tmp_path / 'whole').rglob('*.mds'))
+    largest = max(path.stat().st_size for path in whole[1].rglob('*.mds'))
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, hard))  # bites at the largest shard or before
     try:
         with pytest.raises(OSError, match='nothing unfinished was left in place'):
@@ -184,4 +192,4 @@ def test_a_limit_of_the_system_on_file_size(spec, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     prepare(spec, workers=1)
-    assert tree(Path(spec['out'])) == tree(tmp_path / 'whole')
+    assert tree(Path(spec['out'])) == tree(whole[1])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llmshearing.data import prepare_plan
-from llmshearing.data.prepare_plan import BINS, Demand, choose, intervals, mark_duplicates, place
+from llmshearing.data.prepare_plan import BINS, Demand, TokenRate, choose, intervals, mark_duplicates, place
 from llmshearing.data.prepare_worker import DOCUMENT
 
 
@@ -35,36 +35,69 @@ def test_splitmix64_reference_values():
     assert place(np.zeros(1, np.uint64), 1)[0] == 0x6E789E6AA1B965F4 >> 44
 
 
+EXACT = TokenRate(1.0)
+
+
+def _intervals(demands, size, rate=EXACT, length=8):
+    return intervals(demands, size, size**2, rate, length)  # at most one document in a bin
+
+
 def test_fractions_are_shares_of_the_hash():
-    ends = intervals([Demand(0.25, None), Demand(0.5, 7), Demand(None, None)], np.ones(BINS), 1.0, 8)
+    ends = _intervals([Demand(0.25, None), Demand(0.5, 7), Demand(None, None)], np.ones(BINS))
     assert ends.tolist() == [BINS // 4, BINS * 3 // 4, BINS]
-    ends = intervals([Demand(None, None), Demand(0.25, None)], np.ones(BINS), 1.0, 8)
+    ends = _intervals([Demand(None, None), Demand(0.25, None)], np.ones(BINS))
     assert ends.tolist() == [BINS * 3 // 4, BINS]  # the rest leaves later fractions alone
 
 
 def test_budgets_get_their_bytes_and_a_margin():
-    size, rate, length = np.full(BINS, 3.0), 0.25, 16
-    ends = intervals([Demand(None, 1000), Demand(None, 5000), Demand(None, None)], size, rate, length)
+    size, length = np.full(BINS, 3.0), 16
+    ends = _intervals([Demand(None, 1000), Demand(None, 5000), Demand(None, None)], size, TokenRate(0.25), length)
     for tokens, bins in zip((1000, 5000), np.diff([0, *ends])):
-        need = (tokens * 1.05 + 2 * length) / rate / 3
+        need = 1.02 * (tokens + length) / 0.25 / 3
         assert need <= bins < need + 1
     assert ends[2] == BINS
-    last = intervals([Demand(None, 1000)], size, rate, length)
-    assert last[0] == ends[0]  # the last split, too, takes only what it needs
+    assert _intervals([Demand(None, 1000)], size, TokenRate(0.25), length)[0] == ends[0]  # the last one, too
+
+
+def test_margin_of_three_deviations():
+    size, rate = np.full(BINS, 100.0), TokenRate(0.25, deviation=0.1, error=0.002)
+    bins = int(_intervals([Demand(None, 10_000)], size, rate, 8)[0])
+    sure = [0.25 * 100 * n - 3 * np.sqrt(0.1**2 * 100**2 * n + (0.002 * 100 * n)**2) for n in (bins - 1, bins)]
+    assert sure[0] < 10_008 <= sure[1]
+
+
+def test_rate_of_a_sample():
+    """The ratio estimator, against the sums written out; and how often three deviations hold."""
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(6, 1.2, 3000).round()
+    tokens = (size * rng.normal(0.3, 0.05, 3000)).round()
+    sums = [x.sum() for x in (tokens, size, tokens**2, tokens * size, size**2)]
+    rate = TokenRate.measured(*map(int, sums))
+    assert rate.mean == pytest.approx(tokens.sum() / size.sum())
+    assert rate.deviation == pytest.approx(np.sqrt(((tokens - rate.mean * size)**2).sum() / (size**2).sum()))
+    assert rate.deviation == pytest.approx(0.05, rel=0.1)
+    met = 0
+    for trial in range(300):
+        order = np.random.default_rng(trial).permutation(3000)
+        bins = np.zeros(BINS)
+        bins[:3000] = size[order]
+        end = int(_intervals([Demand(None, 5000), Demand(None, None)], bins, rate)[0])
+        met += tokens[order][:end].sum() >= 5008
+    assert met >= 298
 
 
 def test_small_domains_leave_half_to_the_next_split():
     size = np.zeros(BINS)
     size[::BINS // 8] = 10  # eight documents
-    ends = intervals([Demand(None, 10**9), Demand(None, 10**9), Demand(None, None)], size, 1.0, 8)
+    ends = _intervals([Demand(None, 10**9), Demand(None, 10**9), Demand(None, None)], size)
     assert [size[a:b].sum() for a, b in zip([0, *ends], ends)] == [40, 20, 20]
     size[0] = 10**6  # more than half in one document: it goes to the first split, alone
-    ends = intervals([Demand(None, 10**9), Demand(None, None)], size, 1.0, 8)
+    ends = _intervals([Demand(None, 10**9), Demand(None, None)], size)
     assert [np.count_nonzero(size[a:b]) for a, b in zip([0, *ends], ends)] == [1, 7]
 
 
 def test_budget_zero_takes_nothing():
-    ends = intervals([Demand(None, 0), Demand(None, 10), Demand(None, 0)], np.ones(BINS), 1.0, 2)
+    ends = _intervals([Demand(None, 0), Demand(None, 10), Demand(None, 0)], np.ones(BINS), length=2)
     assert ends[0] == 0 and ends[2] == ends[1] > 0
 
 
