@@ -5,17 +5,22 @@ Sample number i of domain d is the sequence [d + 1, i % BASE, i // BASE, 0, 0, .
 """
 from __future__ import annotations
 
+import atexit
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from streaming import MDSWriter
+from streaming.base.shared import SharedMemory
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from llmshearing.data.dynamic_text import DynamicTextLoader, build_dynamic_text_dataloader
+
 BASE = 64
-LOADERS: list[Any] = []  # loaders whose workers are to be ended after a test
+LOADERS: list[DynamicTextLoader] = []  # what `close_loaders` closes after a test
+MEMORY: list[SharedMemory] = []
 SEQ_LEN = 8
 
 
@@ -56,7 +61,6 @@ def read_back(batch: Any) -> list[tuple[int, int]]:
 
 def dynamic_loader(folder: Path, domains: Any, workers: int = 0, batch_size: int = 4, **dataset: Any) -> Any:
     """The loader of ``build_dynamic_text_dataloader`` over a folder of ``write_domains``."""
-    from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
     config = {'local': str(folder), 'domains': domains, 'round_batches': 5, 'max_seq_len': SEQ_LEN,
               'shuffle_seed': 17, 'shuffle_block_size': 16} | dataset
     loader = build_dynamic_text_dataloader(tiny_tokenizer(), batch_size, config, num_workers=workers,
@@ -66,9 +70,25 @@ def dynamic_loader(folder: Path, domains: Any, workers: int = 0, batch_size: int
 
 
 def close_loaders() -> None:
-    """Ends the workers of all loaders made so far."""
+    """Ends the workers of all loaders made so far, and gives back all of Streaming's shared memory with its open files.
+
+    Streaming does that when the process exits, which is right for training and too late for hundreds of tests.
+    """
     while LOADERS:
         LOADERS.pop().shut_down()
+    while MEMORY:
+        memory = MEMORY.pop()
+        memory.cleanup()
+        atexit.unregister(memory.cleanup)
+
+
+def _remember(memory: SharedMemory, *args: Any, **kwargs: Any) -> None:
+    _make_memory(memory, *args, **kwargs)
+    MEMORY.append(memory)
+
+
+_make_memory = SharedMemory.__init__
+SharedMemory.__init__ = _remember
 
 
 def next_mixture(round_number: int) -> dict[str, float]:

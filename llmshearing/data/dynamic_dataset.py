@@ -195,8 +195,13 @@ class DynamicTextDataset(StreamingTextDataset):
         return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k:2 * k]), tuple(rest[2 * k:])), batch
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
-        """Streaming asks here, in each worker, where to start: always where the rank's process says."""
+        """Streaming asks here, in each worker, where to start: always where the rank's process says.
+
+        Only the first worker of a node makes the work and uses the answer; others may ask before it is written.
+        """
         del world, epoch
+        if not self._unique_worker_world.is_local_leader:
+            return 0, 0
         state, batch = self._read_order()
         return state.round, batch * self.rounds.global_batch_size
 

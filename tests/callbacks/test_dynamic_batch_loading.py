@@ -1,0 +1,344 @@
+"""The callback in real training: what it logs and sets, resuming anywhere, two ranks, and mistakes told at the start."""
+from __future__ import annotations
+
+import json
+import logging
+import socket
+
+import numpy as np
+import pytest
+import torch
+
+from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, eval_clock, updates
+from llmshearing.data import mixture
+from tests.dynamic_text_run import (
+    REFERENCES,
+    SIZES,
+    evaluators,
+    metrics_of,
+    on_ranks,
+    read_down,
+    tiny_trainer,
+    weights_of,
+)
+from tests.dynamic_text_world import close_loaders, write_domains
+
+STEPS = 9
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    close_loaders()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return write_domains(tmp_path_factory.mktemp('domains'), SIZES)
+
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory):
+    """An uninterrupted run with a checkpoint after every batch and every round."""
+    place = tmp_path_factory.mktemp('whole')
+    trainer = tiny_trainer(folder, written=place / 'batches', save_folder=str(place / 'batch'), save_interval='1ba',
+                           save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    trainer.fit()
+    return {'batches': read_down(place / 'batches'), 'metrics': metrics_of(trainer), 'weights': weights_of(trainer),
+            'checkpoints': place / 'batch'}
+
+
+def column(metrics, what):
+    return np.array([metrics[f'mixture/{what}/{name}'] for name in SIZES]).T
+
+
+def test_each_update_is_the_rule_s_and_is_logged(whole):
+    weights, losses = np.array([0.5, 0.3, 0.2]), column(whole['metrics'], 'loss')
+    references = np.array(list(REFERENCES.values()))
+    assert len(losses) == 3
+    used = np.zeros(3)
+    for number in range(3):
+        batches = [whole['batches'][3 * number + i] for i in range(3)]
+        used += np.bincount([domain for batch in batches for domain, _ in batch], minlength=3)
+        assert column(whole['metrics'], 'share')[number] == pytest.approx(used / used.sum())
+        assert column(whole['metrics'], 'passes')[number] == pytest.approx(used / [50, 30, 20])
+        assert column(whole['metrics'], 'gap')[number] == pytest.approx(losses[number] - references)
+        weights = weights * np.exp(np.maximum(losses[number] - references, 0))
+        weights = (1 - 1e-4) * weights / weights.sum() + 1e-4 / 3
+        assert column(whole['metrics'], 'weight')[number] == pytest.approx(weights, abs=1e-9)
+    assert whole['metrics']['mixture/round'] == [0, 1, 2]
+    assert all(0 < share < 1 for share in whole['metrics']['mixture/eval_share'])
+
+
+def test_the_next_round_is_served_by_the_new_weights(whole):
+    state = mixture.initial_state([0.5, 0.3, 0.2])
+    for number, weights in enumerate(column(whole['metrics'], 'weight')):
+        counts, state = mixture.round_counts(state, 3, 4)
+        for row, batch in zip(counts, range(3 * number, 3 * number + 3), strict=True):
+            assert np.bincount([domain for domain, _ in whole['batches'][batch]], minlength=3).tolist() == row.tolist()
+        state = mixture.with_weights(state, mixture.quantize(weights))
+
+
+def check_resumed(whole, trainer, written, stop):
+    trainer.fit()
+    batches = read_down(written)
+    assert list(batches) == list(range(stop, STEPS))
+    assert all(batches[number] == whole['batches'][number] for number in batches)
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(trainer), whole['weights'], strict=True))
+    for name, values in metrics_of(trainer).items():
+        if name != 'mixture/eval_share' and values:
+            assert values == whole['metrics'][name][-len(values):]
+
+
+@pytest.mark.parametrize('stop', range(1, STEPS))
+def test_resuming_after_any_batch_is_as_if_never_stopped(folder, whole, tmp_path, stop):
+    """3 and 6 lie right after an update."""
+    trainer = tiny_trainer(folder, workers=stop % 3, written=tmp_path / 'batches',
+                           load_path=str(whole['checkpoints'] / f'ba{stop}.pt'))
+    check_resumed(whole, trainer, tmp_path / 'batches', stop)
+
+
+@pytest.mark.parametrize('interval', ['3ba', '1ep'])
+def test_resuming_after_the_close_of_a_round(folder, whole, tmp_path, interval):
+    """Composer writes a second checkpoint at the end of a round; evaluation may come before or after the first."""
+    first = tiny_trainer(folder, '7ba', eval_interval=interval, save_folder=str(tmp_path / 'save'), save_interval='1ep',
+                         save_filename='ep{epoch}-ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    first.fit()
+    for rounds in (1, 2):
+        written = tmp_path / f'batches{rounds}'
+        trainer = tiny_trainer(folder, written=written, eval_interval=interval,
+                               load_path=str(tmp_path / 'save' / f'ep{rounds}-ba{3 * rounds}.pt'))
+        check_resumed(whole, trainer, written, 3 * rounds)
+
+
+def test_an_update_that_comes_after_the_checkpoint_is_made_again(folder, whole, tmp_path):
+    """With an interval in epochs the last batch of a round is saved before the update."""
+    first = tiny_trainer(folder, '4ba', eval_interval='1ep', save_folder=str(tmp_path / 'save'), save_interval='1ba',
+                         save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    first.fit()
+    trainer = tiny_trainer(folder, written=tmp_path / 'batches', eval_interval='1ep',
+                           load_path=str(tmp_path / 'save' / 'ba3.pt'))
+    check_resumed(whole, trainer, tmp_path / 'batches', 3)
+
+
+def test_training_on_in_the_same_process(folder, whole, tmp_path):
+    trainer = tiny_trainer(folder, '4ba', written=tmp_path / 'batches')
+    trainer.fit()
+    trainer.fit(duration='5ba')
+    assert read_down(tmp_path / 'batches') == whole['batches']
+    resumed = tiny_trainer(folder, '7ba', written=tmp_path / 'more', load_path=str(whole['checkpoints'] / 'ba2.pt'))
+    resumed.fit()
+    resumed.fit(duration='2ba')
+    assert read_down(tmp_path / 'more') == {n: whole['batches'][n] for n in range(2, STEPS)}
+
+
+def train_rank(rank, folder, place, workers, load):
+    from composer.utils import dist
+    dist.initialize_dist('cpu')
+    trainer = tiny_trainer(folder, workers=workers, batch_size=2, written=place / f'batches{rank}', dist_timeout=60,
+                           load_path=str(load) if load else None, save_folder=str(place / 'save'), save_interval='1ba',
+                           save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    trainer.fit()
+    (place / f'metrics{rank}').write_text(json.dumps(metrics_of(trainer)))
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(('127.0.0.1', 0))
+        return opened.getsockname()[1]
+
+
+def test_two_ranks_train_on_the_same_sequence_and_agree(folder, whole, tmp_path):
+    """One global batch is what one rank alone would see, and a run of one rank continues on two and back."""
+    (tmp_path / 'fresh').mkdir()
+    on_ranks(2, free_port(), train_rank, folder, tmp_path / 'fresh', 1, None)
+    (tmp_path / 'resumed').mkdir()
+    on_ranks(2, free_port(), train_rank, folder, tmp_path / 'resumed', 0, whole['checkpoints'] / 'ba3.pt')
+    for name, start in (('fresh', 0), ('resumed', 3)):
+        ranks = [read_down(tmp_path / name / f'batches{rank}') for rank in range(2)]
+        metrics = [json.loads((tmp_path / name / f'metrics{rank}').read_text()) for rank in range(2)]
+        assert metrics[0]['mixture/weight/a'] == metrics[1]['mixture/weight/a']
+        # The first update sees the same losses up to rounding, so the same counts follow.
+        for number in range(start, STEPS):
+            assert ranks[0][number] + ranks[1][number] == whole['batches'][number]
+    trainer = tiny_trainer(folder, written=tmp_path / 'batches', load_path=str(tmp_path / 'fresh' / 'save' / 'ba5.pt'))
+    trainer.fit()
+    assert read_down(tmp_path / 'batches') == {number: whole['batches'][number] for number in range(5, STEPS)}
+
+
+def test_constant_weights_need_no_references_and_are_logged(folder):
+    trainer = tiny_trainer(folder, '6ba', update=DynamicBatchLoading(update='constant'))
+    trainer.fit()
+    metrics = metrics_of(trainer)
+    assert column(metrics, 'weight') == pytest.approx(np.array([[0.5, 0.3, 0.2]] * 2))
+    assert 'mixture/gap/a' not in metrics
+
+
+@pytest.mark.parametrize('update', ['ado', 'sheared'])
+def test_rules_with_a_memory_resume_exactly(folder, tmp_path, update):
+    def run(name, duration, **settings):
+        rule = DynamicBatchLoading(REFERENCES, update=update, average=True, floor=0.05)
+        trainer = tiny_trainer(folder, duration, update=rule, written=tmp_path / name, **settings)
+        trainer.fit()
+        return column(metrics_of(trainer), 'weight').tolist()
+
+    saving = {'save_folder': str(tmp_path / 'save'), 'save_interval': '1ba', 'save_filename': 'ba{batch}.pt',
+              'save_num_checkpoints_to_keep': -1}
+    weights = run('whole', '18ba', **saving)
+    assert len({tuple(w) for w in weights}) > 1
+    for stop in (13, 15):
+        assert run(f'from{stop}', '18ba', load_path=str(tmp_path / 'save' / f'ba{stop}.pt')) == weights[stop // 3:]
+
+
+def test_the_mean_of_the_weights_can_be_served(folder):
+    metrics = {}
+    for average in (False, True):
+        trainer = tiny_trainer(folder, '6ba', update=DynamicBatchLoading(REFERENCES, average=average))
+        trainer.fit()
+        metrics[average] = column(metrics_of(trainer), 'weight')
+    assert metrics[True][0] == pytest.approx(metrics[False][0])
+    losses = column(metrics_of(trainer), 'loss')[1]
+    rule = metrics[True][0] * np.exp(np.maximum(losses - np.array(list(REFERENCES.values())), 0))
+    rule = (1 - 1e-4) * rule / rule.sum() + 1e-4 / 3
+    assert metrics[True][1] == pytest.approx((metrics[True][0] + rule) / 2, abs=1e-9)
+
+
+def test_a_limit_on_passes_is_kept(folder, caplog):
+    """Domain c would take nearly everything; twice its 20 samples is what it may give."""
+    update = DynamicBatchLoading({'a': 9, 'b': 9, 'c': 0})
+    trainer = tiny_trainer(folder, '24ba', update=update, dataset={'max_passes': 2})
+    with caplog.at_level(logging.WARNING, logger='llmshearing'):
+        trainer.fit()
+    metrics = metrics_of(trainer)
+    assert max(metrics['mixture/passes/c']) <= 2.05
+    assert max(metrics['mixture/passes/c']) > 1.9
+    assert sum(trainer.state.train_dataloader.dataset.rounds.used().values()) == 24 * 4
+
+
+def test_a_plan_that_cannot_keep_the_limit_is_refused(folder):
+    with pytest.raises(ValueError, match='240 samples .* max_passes is 2'):
+        tiny_trainer(folder, '60ba', dataset={'max_passes': 2}).fit()
+    with pytest.raises(ValueError, match=r"'c': .* passes .* max_passes is 1"):
+        tiny_trainer(folder, '24ba', update=DynamicBatchLoading(update='constant'),
+                     dataset={'max_passes': 1, 'proportions': {'a': 0, 'b': 1, 'c': 4}}).fit()
+
+
+def test_many_passes_are_told(folder, caplog):
+    with caplog.at_level(logging.WARNING, logger='llmshearing'):
+        trainer = tiny_trainer(folder, '1ba', dataset={'proportions': {'a': 0, 'b': 0, 'c': 1}})
+        trainer.fit(duration='30ba')
+    assert "go through these domains so many times: {'c': 6.0}" in caplog.text
+
+
+def test_weights_are_written_and_read_as_proportions(folder, tmp_path):
+    path = tmp_path / 'out' / 'mixture.json'
+    trainer = tiny_trainer(folder, '3ba', update=DynamicBatchLoading(REFERENCES, weights_file=str(path)))
+    trainer.fit()
+    content = json.loads(path.read_text())
+    assert content['proportions'] == {name: metrics_of(trainer)[f'mixture/weight/{name}'][0] for name in SIZES}
+    assert content['samples'] == {'a': 6, 'b': 4, 'c': 2}
+    other = tiny_trainer(folder, dataset={'proportions': str(path)})
+    assert other.state.train_dataloader.dataset.rounds.weights == pytest.approx(content['proportions'], abs=1e-11)
+    path.write_text('{"weights": {}}')
+    with pytest.raises(ValueError, match='no mapping "proportions"'):
+        tiny_trainer(folder, dataset={'proportions': str(path)})
+
+
+def test_references_come_from_a_file(tmp_path):
+    path = tmp_path / 'references.json'
+    path.write_text(json.dumps({'reference_losses': REFERENCES, 'model': 'x'}))
+    assert DynamicBatchLoading(str(path)).reference_losses == REFERENCES
+    path.write_text('[1]')
+    with pytest.raises(ValueError, match='no mapping "reference_losses"'):
+        DynamicBatchLoading(str(path))
+    with pytest.raises(FileNotFoundError):
+        DynamicBatchLoading(str(tmp_path / 'nothing.json'))
+    with pytest.raises(ValueError, match=r"must be finite numbers, but reference_losses gives \{'a': nan\}"):
+        DynamicBatchLoading({'a': float('nan')})
+
+
+@pytest.mark.parametrize(('options', 'match'), [
+    ({'update': 'shear'}, "`update` must be one of .*'sheared'.* but got 'shear'"),
+    ({'smoothing': 1.5}, '`smoothing` must be between 0 and 1'),
+    ({'floor': -0.1}, '`floor` must be'),
+    ({'eta': -1}, '`eta` must not be negative'),
+    ({'eta': float('nan')}, '`eta` must not be negative'),
+    ({'max_eval_sequences': 0}, '`max_eval_sequences` must be positive'),
+])
+def test_options_out_of_range_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        DynamicBatchLoading(REFERENCES, **options)
+
+
+@pytest.mark.parametrize(('settings', 'match'), [
+    ({'eval_interval': '2ba'}, 'runs every 2ba, but a mixing round has 3 batches.*3ba'),
+    ({'eval_interval': '6ba'}, 'runs every 6ba'),
+    ({'eval_interval': '2ep'}, 'runs every 2ep'),
+    ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
+    ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
+    ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
+    ({'eval_interval': lambda state, event: False}, 'round 0 ended without an evaluation.*3ba'),
+])
+def test_what_does_not_fit_together_is_told(folder, settings, match):
+    with pytest.raises(ValueError, match=match):
+        tiny_trainer(folder, **settings).fit()
+
+
+def test_a_domain_without_evaluator_is_told(folder):
+    with pytest.raises(ValueError, match=r"Domain 'b' has no evaluator; there are \['eval/a', 'eval/c'\]"):
+        tiny_trainer(folder, eval_dataloader=evaluators(folder, domains=['a', 'c'])).fit()
+
+
+def test_an_evaluator_that_misses_the_end_of_a_round_is_told(folder):
+    evals = evaluators(folder)
+    evals[1].eval_interval = lambda state, event: False
+    with pytest.raises(ValueError, match=r"Evaluators \['eval/b'\] did not run at the end of mixing round 0"):
+        tiny_trainer(folder, eval_dataloader=evals).fit()
+
+
+def test_an_empty_evaluation_is_told(folder):
+    """A domain whose every token is masked has a loss of 0 / 0."""
+    trainer = tiny_trainer(folder)
+    metric = trainer.state.eval_metrics['eval/b']['LanguageCrossEntropy']
+    metric.update = lambda output, target: None
+    with pytest.raises(ValueError, match=r"evaluation loss of \{'b': nan\} is not a finite number"):
+        trainer.fit()
+
+
+def test_other_training_data_is_told(folder):
+    trainer = tiny_trainer(folder)
+    with pytest.raises(ValueError, match='needs a train_loader with name: dynamic_text, but the training data is list'):
+        trainer.fit(train_dataloader=torch.utils.data.DataLoader([1, 2, 3]))
+
+
+def test_the_evaluation_is_capped(folder):
+    update = DynamicBatchLoading(REFERENCES, max_eval_sequences=9)
+    trainer = tiny_trainer(folder, '3ba', update=update)
+    trainer.fit()
+    assert [evaluator.subset_num_batches for evaluator in trainer.state.evaluators] == [3, 3, 3]
+    trainer = tiny_trainer(folder, '3ba', update=DynamicBatchLoading(REFERENCES, max_eval_sequences=None))
+    trainer.fit()
+    assert [evaluator.subset_num_batches for evaluator in trainer.state.evaluators] == [-1, -1, -1]
+
+
+def test_the_time_in_evaluation_is_measured_and_warned_of_once(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(eval_clock.time, 'monotonic', lambda: now[0])
+    clock, shares = eval_clock.EvalClock(0.25), []
+    for training, evaluation in ((9, 1), (6, 4), (5, 5)):
+        now[0] += training
+        clock.start_evaluation()
+        now[0] += evaluation
+        clock.end_evaluation()
+        shares.append(clock.end_round())
+    assert shares == pytest.approx([0.1, 0.4, 0.5])
+    assert [record.getMessage()[:48] for record in caplog.records] == ['Evaluation took 40 % of the time of a mixing rou']
+
+
+def test_states_of_other_versions_and_rules(caplog):
+    saved = DynamicBatchLoading(REFERENCES, update='ado').state_dict()
+    with pytest.raises(ValueError, match='state of version 2'):
+        DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'version': 2})
+    DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'memory': [1.0]})
+    assert 'taken with update=ado' in caplog.text
+    assert set(updates.NEEDS_REFERENCES) < set(updates.RULES)
