@@ -77,7 +77,7 @@ def _aligned(rows: list[tuple[str, ...]], sides: str) -> str:
 def main(argv: list[str]) -> int:
     """Runs the command. Returns 0 when done, 1 when the disk is full, 130 when interrupted."""
     from omegaconf import OmegaConf
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)  # options may stand between the overrides
     if args.batch_size < 1:
         raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
     if args.check is not None:

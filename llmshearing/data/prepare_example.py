@@ -45,8 +45,11 @@ def read_docstrings(sources: Iterable[str]) -> Iterator[str]:
 
 def read_descriptions() -> Iterator[tuple[str, str]]:
     """Name and description of every installed package, in order of name."""
-    found = {package.metadata['Name']: package.metadata.get_payload() for package in metadata.distributions()}
-    yield from ((name, text) for name, text in sorted(found.items(), key=str) if name and text and text.strip())
+    found = {package.metadata['Name']: package.read_text('METADATA') or '' for package in metadata.distributions()}
+    for name, text in sorted(found.items(), key=str):
+        description = text.partition('\n\n')[2]  # after the fields
+        if name and description.strip():
+            yield name, description
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def read_journal(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Entries and the offsets at which they end; a last line without its end is not an entry."""
+    """Entries and the offsets at which they end, up to a line that was not written whole."""
     if not path.exists():
         return
     end = 0
@@ -34,15 +36,19 @@ def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         for line in file:
             if not line.endswith(b'\n'):
                 return
+            try:
+                entry = json.loads(line)
+            except ValueError:  # what a disk may hold after a loss of power
+                return
             end += len(line)
-            yield json.loads(line), end
+            yield entry, end
 
 
 class Journal:
     """Binary files that grow together and survive an interruption at any point.
 
-    After each append, one line of JSON records the new lengths and whatever the caller wants to remember. Opening
-    again cuts the files back to the last complete line.
+    After each append, one line of JSON records the new lengths, the checksums of what was added, and whatever the
+    caller wants to remember. Opening again cuts the files back to the last line whose data are there and right.
 
     Args:
         folder (Path): Where the files are.
@@ -57,10 +63,13 @@ class Journal:
         self.lengths, self.count, valid = [0] * len(columns), 0, 0
         for path in self.paths:
             path.touch()
-        for entry, end in _complete_lines(self._log_path):
-            if any(path.stat().st_size < length for path, length in zip(self.paths, entry['lengths'])):
-                break
-            self.lengths, self.count, valid = entry['lengths'], self.count + 1, end
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(path, 'rb')) for path in self.paths]
+            for entry, end in _complete_lines(self._log_path):
+                added = [file.read(new - old) for file, new, old in zip(files, entry['lengths'], self.lengths)]
+                if [zlib.crc32(data) for data in added] != entry['checksums']:
+                    break
+                self.lengths, self.count, valid = entry['lengths'], self.count + 1, end
         self._log_path.touch()
         os.truncate(self._log_path, valid)
         for path, length in zip(self.paths, self.lengths):
@@ -70,12 +79,14 @@ class Journal:
 
     def append(self, arrays: Sequence[np.ndarray], **facts: Any) -> None:
         """Adds one array to each file, and a line with ``facts``."""
-        for file, array in zip(self._files, arrays, strict=True):
-            file.write(array.tobytes())
+        added = [array.tobytes() for array in arrays]
+        for file, data in zip(self._files, added, strict=True):
+            file.write(data)
             file.flush()
-        self.lengths = [length + array.nbytes for length, array in zip(self.lengths, arrays)]
+        self.lengths = [length + len(data) for length, data in zip(self.lengths, added)]
         self.count += 1
-        self._log.write(json.dumps({'lengths': self.lengths, **facts}).encode() + b'\n')
+        entry = {'lengths': self.lengths, 'checksums': [zlib.crc32(data) for data in added], **facts}
+        self._log.write(json.dumps(entry).encode() + b'\n')
         self._log.flush()
 
     def close(self) -> None:

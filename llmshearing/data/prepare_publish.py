@@ -81,6 +81,9 @@ def upload(folder: Path, remote: str) -> None:
 def move_whole(source: Path, target: Path) -> None:
     """Moves a folder so that ``target`` is never incomplete, also from one disk to another."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():  # on the disk before the name is, should the power fail
+        with open(path, 'rb') as file:
+            os.fsync(file.fileno())
     old, new = (target.with_name(f'.{target.name}.{what}') for what in ('old', 'new'))
     for leftover in (old, new):
         shutil.rmtree(leftover, ignore_errors=True)

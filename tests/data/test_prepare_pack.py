@@ -44,6 +44,26 @@ def test_journal_cut_anywhere_continues(tmp_path, file):
         assert _contents(folder) == expected
 
 
+@pytest.mark.parametrize('file', ['j.journal', 'j.a.bin', 'j.b.bin'])
+def test_journal_with_zeros_where_data_were_continues(tmp_path, file):
+    """What a file may hold after a loss of power: its length, but not its content."""
+    whole = Journal(tmp_path, 'j', 'ab')
+    for i in range(4):
+        whole.append(_entry(i + 1), number=i)
+    whole.close()
+    expected = _contents(tmp_path)
+    size = (tmp_path / file).stat().st_size
+    with open(tmp_path / file, 'r+b') as opened:
+        opened.seek(size // 2 + 1)
+        opened.write(bytes(size - size // 2 - 1))
+    journal = Journal(tmp_path, 'j', 'ab')
+    assert 1 <= journal.count < 4
+    for i in range(journal.count, 4):
+        journal.append(_entry(i + 1), number=i)
+    journal.close()
+    assert _contents(tmp_path) == expected
+
+
 def test_journal_removes_its_files(tmp_path):
     journal = Journal(tmp_path, 'j', 'ab')
     journal.append(_entry(1))
