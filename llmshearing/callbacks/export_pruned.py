@@ -5,7 +5,6 @@ folder, opens it with transformers, compares logits, and only then gives the fol
 """
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, Optional
@@ -18,15 +17,10 @@ from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.tensor import DTensor
 
-from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
-from llmshearing.algorithms.targeted_pruning.finish import unconverged
-from llmshearing.conversion.hf_export import (
-    cut_tensors,
-    exported_config,
-    kept_indices,
-    shape_after,
-    write_model_folder,
-)
+from llmshearing.algorithms.targeted_pruning import find_pruning
+from llmshearing.conversion.hf_export import DTYPES, cut_tensors
+from llmshearing.conversion.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.conversion.pruning_state import refuse_unconverged
 from llmshearing.conversion.shard_writer import ModelFolderWriter
 from llmshearing.conversion.verify import probe_input, verify_folder
 from llmshearing.models.cutting import CutPlan
@@ -35,7 +29,11 @@ __all__ = ['ExportPruned']
 
 log = logging.getLogger(__name__)
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+LOSS_METRIC = 'LanguageCrossEntropy'
+UNCONVERGED_REMEDY = (
+    'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway '
+    '(the last checkpoint can be exported without training again: llmshearing export).'
+)
 
 
 class ExportPruned(Callback):
@@ -65,19 +63,27 @@ class ExportPruned(Callback):
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
         self.folder, self.dtype = Path(folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
+        self.source: Optional[str] = None
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
             raise ValueError('export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.')
+        self.source = _model(state).source
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if self.folder.exists() and not self.overwrite:
             raise ValueError(f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.')
 
+    def state_dict(self) -> dict[str, Any]:
+        return {'source': self.source}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
+
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
-        self._refuse_unconverged(pruning)
-        model = state.model.module if hasattr(state.model, 'module') else state.model
+        refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, UNCONVERGED_REMEDY)
+        model = _model(state)
         masks = pruning.final_masks()
         expected, computed_in = _probe(model, masks)
         parameters = {
@@ -93,53 +99,42 @@ class ExportPruned(Callback):
 
         cutter, config = model.cutter, model.model.config
         plan = CutPlan(cutter.family, cutter.shape, masks)
+        if shape_left(config, plan) != pruning.target:
+            raise RuntimeError(f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; this is a bug in llmshearing.')
+        origin = Origin(
+            source=model.source,
+            parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+            batches=state.timestamp.batch.value,
+            tokens=state.timestamp.token.value,
+            losses=_last_losses(state),
+            losses_of=f'the masked model (eval_masks: {pruning.eval_masks})',
+        )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
             for _ in tensors:  # takes part in gathering
                 pass
             return
-        types = cutter.family.layer_types(config) if cutter.family.layer_types else None
-        shape = shape_after(plan.units, cutter.shape, types)
-        if shape != pruning.target:
-            raise RuntimeError(f'the masks leave {shape}, the target is {pruning.target}; this is a bug in llmshearing.')
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
-            write_model_folder(
-                writer,
-                exported_config(config, cutter.family, shape, self.dtype, list(plan.units.layers)),
-                tensors,
-                model.tokenizer,
-                getattr(model.model, 'generation_config', None),
-                self.dtype,
-                {'pruning.json': self._record(pruning, plan, model.source, state)},
-            )
+            generation_config = getattr(model.model, 'generation_config', None)
+            shape = write_pruned_folder(writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin)
             difference = verify_folder(writer.path, expected, computed_in, self.dtype)
             writer.commit()
         log.info('Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference)
         logger.log_metrics({'export/logit_difference': difference})
 
-    def _refuse_unconverged(self, pruning: TargetedPruning) -> None:
-        away = unconverged(pruning.reports(), pruning.tolerance)
-        if away and not self.allow_unconverged and pruning.frozen_masks is None:
-            listed = '\n'.join(f'  - {report.describe()}' for report in away)
-            raise ValueError(
-                f'The masks have not converged to the target within {pruning.tolerance:.0%}; nothing was exported:\n{listed}\n'
-                'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway '
-                '(the last checkpoint can be exported without training again).',
-            )
 
-    def _record(self, pruning: TargetedPruning, plan: CutPlan, source: str, state: State) -> dict[str, Any]:
-        """What was kept and how sure the masks were, for the folder's ``pruning.json``."""
-        return {
-            'source_shape': dataclasses.asdict(pruning.source),
-            'target_shape': dataclasses.asdict(pruning.target),
-            'mask_learning': pruning.mask_learning,
-            'batches': state.timestamp.batch.value,
-            'tokens': state.timestamp.token.value,
-            'source_name': Path(source).name,
-            'axes': [dataclasses.asdict(report) for report in pruning.reports()],
-            'kept': kept_indices(plan.units),
-            'scores': {axis: value.tolist() for axis, value in pruning.learner.scores().items() if axis != 'intermediate'},
-        }
+def _model(state: State) -> Any:
+    return state.model.module if hasattr(state.model, 'module') else state.model
+
+
+def _last_losses(state: State) -> dict[str, float]:
+    """Cross-entropy of each evaluator's last evaluation; every rank must ask."""
+    losses = {}
+    for label, metrics in state.eval_metrics.items():
+        metric = metrics.get(LOSS_METRIC)
+        if metric is not None and metric.update_called:
+            losses[label.removeprefix('eval/')] = float(metric.compute())
+    return losses
 
 
 def _probe(model: Any, masks: dict[str, Tensor]) -> tuple[Tensor, torch.dtype]:

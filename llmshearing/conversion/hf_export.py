@@ -20,7 +20,9 @@ from llmshearing.models.families import Family
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
-__all__ = ['cut_tensors', 'exported_config', 'kept_indices', 'open_strictly', 'shape_after', 'write_model_folder']
+__all__ = ['DTYPES', 'cut_tensors', 'exported_config', 'kept_indices', 'open_strictly', 'shape_after', 'write_model_folder']
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence[Any]] = None) -> ModelShape:
@@ -140,17 +142,19 @@ def write_model_folder(
     tensors: Iterator[tuple[str, Tensor]],
     tokenizer: Optional[PreTrainedTokenizerBase],
     generation_config: Optional[GenerationConfig],
-    dtype: torch.dtype,
+    dtype: Optional[torch.dtype],
     documents: Mapping[str, Any],
 ) -> None:
     """Writes all files of a model folder, still under the writer's hidden path.
 
     Args:
+        dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
         documents (Mapping[str, Any]): Further JSON files by name.
     """
     for name, tensor in tensors:
-        writer.add(name, tensor.to(dtype))
+        writer.add(name, tensor if dtype is None else tensor.to(dtype))
     writer.finish_tensors()
+    config.__dict__.pop('_attn_implementation_autoset', None)  # a note of transformers to itself
     config.architectures = config.architectures or [AutoModelForCausalLM._model_mapping[type(config)].__name__]
     config.save_pretrained(writer.path)
     if tokenizer is not None:

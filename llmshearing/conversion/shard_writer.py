@@ -30,6 +30,7 @@ class ModelFolderWriter:
 
     Attributes:
         path (Path): Where files of the folder are written until it is complete.
+        parameters (int): Numbers written so far.
 
     Raises:
         FileExistsError: If the destination exists and ``overwrite`` is not set.
@@ -41,6 +42,7 @@ class ModelFolderWriter:
         self._shard: dict[str, Tensor] = {}
         self._shards: list[list[str]] = []
         self._total_bytes = 0
+        self.parameters = 0
 
     def __enter__(self) -> ModelFolderWriter:
         if self.folder.exists() and not self.overwrite:
@@ -55,6 +57,7 @@ class ModelFolderWriter:
             self._flush()
         self._shard[name] = tensor.detach().cpu().contiguous()
         self._total_bytes += tensor.nbytes
+        self.parameters += tensor.numel()
 
     def __exit__(
         self,

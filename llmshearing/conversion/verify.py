@@ -1,14 +1,24 @@
-"""After writing, before reporting: the folder is opened by transformers and must compute what the masked model computes."""
+"""After writing, before reporting: the folder must hold and compute what was meant.
+
+A model that is small enough is opened by transformers, strictly, and its logits are compared with the masked model's. For any size, the
+written tensors are read back one at a time and compared bit for bit with the cut of the source's.
+"""
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Callable, Iterable
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
+from transformers import AutoConfig
 
+from llmshearing.conversion.checkpoint import check_tensors, expected_shapes, tied_names
 from llmshearing.conversion.hf_export import open_strictly
+from llmshearing.conversion.shard_writer import INDEX_NAME
 
-__all__ = ['probe_input', 'verify_folder']
+__all__ = ['probe_input', 'verify_folder', 'verify_tensors']
 
 # Largest difference allowed, as a fraction of the largest logit: float32 rounding, and one rounding of weights to bfloat16.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -42,3 +52,48 @@ def verify_folder(folder: Path, expected: Tensor, computed_in: torch.dtype, dtyp
     if not difference <= allowed:
         raise ValueError(f'{folder}: logits differ from the masked model by {difference:.3g}, allowed is {allowed:.3g}.')
     return difference
+
+
+def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert: Callable[[Tensor], Tensor]) -> int:
+    """Reads the folder's tensors back, one at a time, and compares them bit for bit with those that were meant.
+
+    Args:
+        folder (Path): The written folder, with its config.
+        tensors (Iterable[tuple[str, Tensor]]): What was meant, by name.
+        convert (Callable): What was done to each of them before it was written.
+
+    Returns:
+        int: Number of tensors compared.
+
+    Raises:
+        ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config says, or not equal.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    files = _tensor_files(folder)
+    shapes = {}
+    for path in sorted(set(files.values())):
+        with safe_open(path, 'pt') as file:
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
+    check_tensors(str(folder), shapes, expected_shapes(config), tied_names(config))
+    compared = 0
+    for name, tensor in tensors:
+        if name not in files:
+            raise ValueError(f'{folder}: {name} was not written.')
+        with safe_open(files[name], 'pt') as file:  # opened anew, so that no mapped page stays
+            written = file.get_tensor(name)
+            if not torch.equal(written, convert(tensor)):
+                raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
+        compared += 1
+    if compared != len(shapes):
+        raise ValueError(f'{folder}: {len(shapes)} tensors were written, {compared} were meant.')
+    return compared
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    index = folder / INDEX_NAME
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+        return {name: folder / file for name, file in weight_map.items()}
+    path = folder / 'model.safetensors'
+    with safe_open(path, 'pt') as file:
+        return {name: path for name in file.keys()}

@@ -1,0 +1,175 @@
+"""Opens a Composer checkpoint of either stage: config, tokenizer, weights and masks, without naming a shape by hand.
+
+Composer keeps the config and the tokenizer's files of a Hugging Face model in each checkpoint; the pruning algorithm keeps the
+shapes and the masks. Weights stay on disk until they are asked for. Every tensor that the config calls for must be there with
+its shape, and no other: nothing is ever filled in.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional
+
+import torch
+from composer.models.huggingface import get_hf_config_from_composer_state_dict
+from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from llmshearing.conversion.pruning_state import PruningState, read_pruning_state
+from llmshearing.conversion.stored import StoredTensor, load_stored, read_all
+from llmshearing.conversion.stored_shards import load_stored_shards
+
+__all__ = ['Checkpoint', 'check_tensors', 'expected_shapes', 'open_checkpoint', 'write_tokenizer_files']
+
+PARTS = ('model', 'algorithms', 'callbacks', 'integrations', 'timestamp')
+LISTED = 12  # names in one message
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        path (Path): Where it is.
+        config (PretrainedConfig): Config of the model in it: the source's during pruning.
+        tokenizer (Mapping[str, Mapping[str, Any]]): Tokenizer files as Composer keeps them; empty where there is none.
+        weights (dict[str, StoredTensor]): Parameters under their Hugging Face names.
+        pruning (PruningState | None): Masks, in a checkpoint of the pruning stage.
+        batches (int): Batches trained.
+        tokens (int): Tokens trained on.
+        source (str | None): Name or folder of the source, where the run noted it.
+    """
+
+    path: Path
+    config: PretrainedConfig
+    tokenizer: Mapping[str, Mapping[str, Any]]
+    weights: dict[str, StoredTensor]
+    pruning: Optional[PruningState]
+    batches: int
+    tokens: int
+    source: Optional[str]
+
+    def get(self, name: str) -> Optional[Tensor]:
+        """Reads one parameter; None where there is none of that name."""
+        stored = self.weights.get(name)
+        return None if stored is None else stored.read()
+
+
+def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
+    """Opens a ``.pt`` file or the folder of a sharded checkpoint.
+
+    Args:
+        path (Path): File, folder, or a link to one of them such as ``latest-rank0.pt``.
+        source (Path | None): Hugging Face folder whose config is used where the checkpoint carries none.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If it is no complete Composer checkpoint of a Hugging Face model; names what is wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        state = load_stored_shards(path, PARTS)
+    else:
+        content = load_stored(path)
+        state = content.get('state') if isinstance(content, dict) else None
+        if not isinstance(state, dict) or 'model' not in state:
+            raise ValueError(f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.')
+    config, tokenizer = _hugging_face_parts(path, state, source)
+    weights = {_hugging_face_name(name): stored for name, stored in state['model'].items()}
+    check_tensors(str(path), {name: stored.shape for name, stored in weights.items()}, expected_shapes(config), tied_names(config))
+    algorithms = dict(state.get('algorithms') or ())
+    pruning = None
+    if 'TargetedPruning' in algorithms:
+        pruning = read_pruning_state(read_all(algorithms['TargetedPruning']), config)
+    timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
+    noted = ((state.get('callbacks') or {}).get('ExportPruned') or {}).get('source')
+    return Checkpoint(
+        path,
+        config,
+        tokenizer,
+        weights,
+        pruning,
+        timestamp.get('batch', 0),
+        timestamp.get('token', 0),
+        None if source is None and noted is None else str(source or noted),
+    )
+
+
+def expected_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a config's causal language model; no memory is taken."""
+    with torch.device('meta'):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def tied_names(config: PretrainedConfig) -> set[str]:
+    """Names that may be absent because another tensor stands for them."""
+    if not config.tie_word_embeddings:
+        return set()
+    with torch.device('meta'):
+        model = AutoModelForCausalLM.from_config(config)
+    return set(model._tied_weights_keys or ())
+
+
+def check_tensors(
+    where: str,
+    got: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    optional: Iterable[str] = (),
+) -> None:
+    """Raises a ValueError that names every missing, extra or mis-shaped tensor.
+
+    Args:
+        where (str): What is checked, for the message.
+        got (Mapping[str, tuple[int, ...]]): Shapes by name.
+        expected (Mapping[str, tuple[int, ...]]): Shapes by name.
+        optional (Iterable[str]): Names that may be absent.
+    """
+    problems = []
+    missing = sorted(set(expected) - set(got) - set(optional))
+    extra = sorted(set(got) - set(expected))
+    shaped = [f'{name} is {list(got[name])}, expected {list(expected[name])}' for name in expected if name in got and got[name] != expected[name]]
+    for what, names in (('missing', missing), ('not expected', extra), ('of another shape', shaped)):
+        if names:
+            more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
+            problems.append(f'  - {what}: {", ".join(names[:LISTED])}{more}')
+    if problems:
+        listed = '\n'.join(problems)
+        raise ValueError(f'{where}: the tensors do not fit the config:\n{listed}')
+
+
+def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Writes the tokenizer's files as Composer read them.
+
+    Raises:
+        ValueError: If one of them is code or of a kind this release does not know.
+    """
+    for name, file in files.items():
+        kind, content = file['file_extension'], file['content']
+        path = folder / Path(name).name
+        if kind == '.json':
+            path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
+        elif kind == '.txt':
+            path.write_text('\n'.join(content), encoding='utf-8')
+        elif kind == '.jinja':
+            path.write_text(content, encoding='utf-8')
+        elif kind == '.model':
+            path.write_bytes(content)
+        else:
+            raise ValueError(f'the checkpoint\'s tokenizer has a file {name!r}, which is not written (code, or unknown); give --tokenizer FOLDER.')
+
+
+def _hugging_face_parts(path: Path, state: dict[str, Any], source: Optional[Path]) -> tuple[PretrainedConfig, dict[str, Any]]:
+    parts = (state.get('integrations') or {}).get('huggingface')
+    if parts is not None:
+        parts['model']['config']['content'].pop('_attn_implementation_autoset', None)
+        return get_hf_config_from_composer_state_dict({'state': state}), parts.get('tokenizer') or {}
+    if source is None:
+        raise ValueError(f'{path} carries no Hugging Face config (state -> integrations -> huggingface); name a folder that has it: --source.')
+    return AutoConfig.from_pretrained(source), {}
+
+
+def _hugging_face_name(name: str) -> str:
+    return name.replace(_CHECKPOINT_PREFIX, '').removeprefix('model.')

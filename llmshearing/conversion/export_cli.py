@@ -1,0 +1,72 @@
+"""``llmshearing export CHECKPOINT --out FOLDER``: see ``conversion/README.md`` for examples."""
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+__all__ = ['main', 'parse_size']
+
+UNITS = {'B': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12, 'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30, 'TIB': 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``5GB``, ``500MiB`` or ``1000000``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*', text)
+    if match is None or (match[2] or 'B').upper() not in UNITS or float(match[1]) <= 0:
+        raise ValueError(f'size {text!r} is not understood; give a number with one of {", ".join(UNITS)}, e.g. 5GB.')
+    return int(float(match[1]) * UNITS[(match[2] or 'B').upper()])
+
+
+def main(argv: list[str]) -> int:
+    """Exports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
+    parser = argparse.ArgumentParser(
+        prog='llmshearing export',
+        description='Write a Composer checkpoint (one file or a sharded folder) as a stock Hugging Face folder, and check it.',
+    )
+    parser.add_argument('checkpoint', help='.pt file, sharded checkpoint folder, a link to one, or a remote .pt file')
+    parser.add_argument('--out', required=True, type=Path, help='folder to write')
+    parser.add_argument('--masks', default='target', choices=('target', 'current', 'keep'),
+                        help='cut to exactly the target (default), cut as the masks are now, or keep uncut weights and write the masks')
+    parser.add_argument('--dtype', default='same', choices=('same', 'float32', 'bfloat16', 'float16'),
+                        help='type of the written weights; default: as in the checkpoint')
+    parser.add_argument('--max-shard-size', default='5GB', help='largest safetensors file, default 5GB')
+    parser.add_argument('--allow-unconverged', action='store_true', help='cut to the target although the masks are not there yet')
+    parser.add_argument('--tolerance', type=float, default=0.05, help='how far expected counts may be from the target, default 0.05')
+    parser.add_argument('--source', help='folder of the source model: licence, name and generation config for the result')
+    parser.add_argument('--tokenizer', help='folder to take the tokenizer from; default: the checkpoint')
+    parser.add_argument('--metrics', type=Path, help='metrics file of the run (metrics_file logger): last losses for the model card')
+    parser.add_argument('--push-to-hub', metavar='REPO', help='also upload the finished folder to this model repository')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
+    parser.add_argument('--quiet', action='store_true', help='no progress bar')
+    args = parser.parse_args(argv)
+    max_shard_bytes = parse_size(args.max_shard_size)
+    from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
+    from llmshearing.conversion.hf_export import DTYPES
+    from llmshearing.conversion.remote import local_copy, push_folder
+    settings = ExportSettings(
+        masks=args.masks,
+        dtype=DTYPES.get(args.dtype),
+        max_shard_bytes=max_shard_bytes,
+        allow_unconverged=args.allow_unconverged,
+        tolerance=args.tolerance,
+        overwrite=args.overwrite,
+        source=args.source,
+        tokenizer=args.tokenizer,
+        metrics=args.metrics,
+        progress=not args.quiet,
+    )
+    with local_copy(args.checkpoint, progress=not args.quiet) as path:
+        report = export_checkpoint(path, args.out, settings)
+    checked = f'{report["tensors_compared"]} tensors read back bit for bit'
+    if 'logit_difference' in report:
+        checked += f', logits differ from the masked model by at most {report["logit_difference"]:.2g}'
+    sys.stdout.write(f'{args.out}: {report["parameters"]:,} parameters, {report["shape"]}\nchecked: {checked}\n')
+    if args.push_to_hub:
+        sys.stdout.write(f'uploaded to {push_folder(args.out, args.push_to_hub)}\n')
+    return 0

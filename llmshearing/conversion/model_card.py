@@ -1,0 +1,139 @@
+"""The model card of an exported folder: where the model comes from, what it is, and under which licence it may be used.
+
+A pruned model is a derived work of its source, so the source's licence is carried over: the ``license`` entries of the source's own
+card and its licence files. Where the source is not at hand the card says so instead of guessing.
+"""
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import yaml
+
+from llmshearing.models.shapes import ModelShape
+
+__all__ = ['CardFacts', 'copy_licence_files', 'model_card', 'source_licence']
+
+LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
+LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
+
+
+@dataclasses.dataclass(frozen=True)
+class CardFacts:
+    """What a card tells; None where it is not known.
+
+    Attributes:
+        name (str): Name of the exported model.
+        source (str | None): Name of the source model.
+        licence (Mapping[str, Any]): :func:`source_licence` of the source.
+        stage (str): ``'pruned'``, ``'continued'``, ``'kept'`` (uncut, with masks) or ``'imported'``.
+        shape (ModelShape): Shape of the exported model.
+        parameters (int): Its parameters, a tied LM head counted once.
+        source_shape (ModelShape | None): Shape of the source.
+        source_parameters (int | None): Parameters of the source.
+        batches (int | None): Batches trained in the stage.
+        tokens (int | None): Tokens trained on in the stage.
+        recipe (Mapping[str, Any]): Settings worth telling, by name.
+        losses (Mapping[str, float]): Last measured loss by evaluation set.
+        losses_of (str): What was evaluated, where that is not simply this model.
+    """
+
+    name: str
+    source: Optional[str]
+    licence: Mapping[str, Any]
+    stage: str
+    shape: ModelShape
+    parameters: int
+    source_shape: Optional[ModelShape] = None
+    source_parameters: Optional[int] = None
+    batches: Optional[int] = None
+    tokens: Optional[int] = None
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    losses_of: str = 'this model'
+
+
+STAGES = {
+    'pruned': 'Structured pruning of {source} to a smaller shape, learned jointly with the weights. It is meant to be trained further '
+              'before it is used: a model that was only pruned is much worse than its size.',
+    'continued': 'Language model in the standard Hugging Face format, saved from continued pre-training.',
+    'kept': 'The weights of {source} in the course of pruning, **uncut**, with the masks learned so far beside them in '
+            '`masks/masks.safetensors`, for study. The model in this folder computes without the masks.',
+    'imported': 'Converted from a state dict of the first Sheared LLaMA code; every tensor was accounted for by name.',
+}
+
+
+def model_card(facts: CardFacts) -> str:
+    """The text of the folder's ``README.md``."""
+    head: dict[str, Any] = {'library_name': 'transformers', **facts.licence, 'tags': ['structured-pruning', 'llmshearing']}
+    if facts.source:
+        head['base_model'] = facts.source
+    parts = [
+        f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
+        f'# {facts.name}',
+        STAGES[facts.stage].format(source=facts.source or 'a source model'),
+        _shape_table(facts),
+    ]
+    if facts.batches is not None:
+        parts.append(f'Trained for {facts.batches:,} batches{f" on {facts.tokens:,} tokens" if facts.tokens else ""} in this stage.')
+    if facts.recipe:
+        parts.append('## Recipe\n\n' + '\n'.join(f'- {name}: {value}' for name, value in facts.recipe.items()))
+    if facts.losses:
+        rows = '\n'.join(f'| {name} | {value:.4f} |' for name, value in facts.losses.items())
+        parts.append(f'## Loss\n\nLast evaluation of {facts.losses_of}, cross-entropy per token.\n\n| evaluation set | loss |\n|---|---|\n{rows}')
+    parts.append(f'## Licence\n\n{_licence_text(facts)}')
+    parts.append(
+        '## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
+        "model = AutoModelForCausalLM.from_pretrained('path/to/this/folder')\n"
+        "tokenizer = AutoTokenizer.from_pretrained('path/to/this/folder')\n```",
+    )
+    return '\n\n'.join(parts) + '\n'
+
+
+def _shape_table(facts: CardFacts) -> str:
+    source = dataclasses.asdict(facts.source_shape) if facts.source_shape else None
+    rows = [('parameters', facts.source_parameters, facts.parameters)]
+    rows += [(name, source and source[name], value) for name, value in dataclasses.asdict(facts.shape).items()]
+    if source is None:
+        return '| | this model |\n|---|---|\n' + '\n'.join(f'| {name} | {value:,} |' for name, _, value in rows)
+    lines = (f'| {name} | {"?" if old is None else f"{old:,}"} | {value:,} |' for name, old, value in rows)
+    return '| | source | this model |\n|---|---|---|\n' + '\n'.join(lines)
+
+
+def _licence_text(facts: CardFacts) -> str:
+    if facts.licence.get('license'):
+        named = ' '.join(str(facts.licence[key]) for key in ('license', 'license_name', 'license_link') if facts.licence.get(key))
+        return f'Derived from {facts.source or "the source model"} and under its licence: {named}.'
+    return (
+        f'Derived from {facts.source or "a source model"}, whose licence applies. It was not found beside the source when this folder was '
+        'written; look it up before you share this model.'
+    )
+
+
+def source_licence(folder: Optional[Path]) -> dict[str, Any]:
+    """Licence entries of the front matter of a source folder's ``README.md``; empty where there are none.
+
+    Raises:
+        ValueError: If the front matter is not YAML.
+    """
+    readme = None if folder is None else Path(folder) / 'README.md'
+    if readme is None or not readme.is_file():
+        return {}
+    text = readme.read_text(encoding='utf-8')
+    if not text.startswith('---\n') or '\n---' not in text[4:]:
+        return {}
+    try:
+        head = yaml.safe_load(text[4:text.index('\n---', 4)])
+    except yaml.YAMLError as error:
+        raise ValueError(f'{readme}: the front matter between the first two lines of --- is not YAML: {error}') from error
+    return {key: head[key] for key in LICENCE_KEYS if key in head} if isinstance(head, dict) else {}
+
+
+def copy_licence_files(source: Optional[Path], destination: Path) -> list[str]:
+    """Copies the source's licence files; returns their names."""
+    names = [name for name in LICENCE_FILES if source is not None and (Path(source) / name).is_file()]
+    for name in names:
+        shutil.copyfile(Path(source) / name, destination / name)
+    return names

@@ -1,0 +1,54 @@
+"""Checkpoints that are elsewhere, and folders that go elsewhere: through the clients Composer and Hugging Face bring along."""
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Iterator
+
+from composer.utils import get_file, maybe_create_object_store_from_uri, parse_uri
+
+__all__ = ['local_copy', 'push_folder']
+
+
+@contextlib.contextmanager
+def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
+    """The checkpoint as a local path; a remote one is fetched into a temporary folder and removed afterwards.
+
+    Args:
+        checkpoint (str): Local path, or a URI of a ``.pt`` file or of a sharded checkpoint's folder that Composer can read
+            (``s3://``, ``gs://``, ``oci://``, ``hf://`` and others).
+        progress (bool): Show a progress bar.
+
+    Raises:
+        FileNotFoundError: If a remote folder holds no files.
+    """
+    if '://' not in checkpoint:
+        yield Path(checkpoint)
+        return
+    with tempfile.TemporaryDirectory(prefix='checkpoint-') as folder:
+        if Path(checkpoint).suffix == '.pt':
+            path = Path(folder) / Path(checkpoint).name
+            get_file(checkpoint, str(path), progress_bar=progress)
+            yield path
+            return
+        store, (_, _, prefix) = maybe_create_object_store_from_uri(checkpoint), parse_uri(checkpoint)
+        names = [] if store is None else store.list_objects(f'{prefix.rstrip("/")}/')
+        if not names:
+            raise FileNotFoundError(f'{checkpoint} holds no files; give a .pt file or the folder of a sharded checkpoint.')
+        for name in names:
+            store.download_object(name, str(Path(folder) / Path(name).name))
+        yield Path(folder)
+
+
+def push_folder(folder: Path, repo: str) -> str:
+    """Uploads a model folder to a model repository of the Hugging Face Hub, with the credentials of this machine's login.
+
+    Returns:
+        str: Address of the repository.
+    """
+    from huggingface_hub import HfApi
+    api = HfApi()
+    url = api.create_repo(repo, repo_type='model', exist_ok=True)
+    api.upload_folder(folder_path=str(folder), repo_id=repo, repo_type='model')
+    return str(url)

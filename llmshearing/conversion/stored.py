@@ -1,0 +1,115 @@
+"""Reads PyTorch files without running what is in them, and without reading a tensor before it is asked for.
+
+``torch.load(weights_only=True)`` refuses every class that is not on a list; the list here is exactly what a Composer checkpoint of
+plain numbers needs. Under a fake-tensor mode the same call reads no tensor data at all and says where each storage begins in the
+file; :class:`StoredTensor` reads it from there into memory of its own. A memory map would do as well, but its pages count
+as resident, so that exporting a large model would look, and on a machine with a memory limit would be, as large as the file.
+"""
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import pickle
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+__all__ = ['SAFE_GLOBALS', 'StoredTensor', 'load_stored', 'read_all']
+
+# Timestamps, torch's version and the random states of numpy, under the names of numpy 2 and numpy 1.
+SAFE_GLOBALS = [
+    datetime.timedelta,
+    torch.torch_version.TorchVersion,
+    numpy.ndarray,
+    numpy.dtype,
+    type(numpy.dtype('uint32')),
+    (numpy._core.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+    (numpy._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is still in its file.
+
+    Attributes:
+        shape (tuple[int, ...]): Its shape.
+        dtype (torch.dtype): Its type.
+        read (Callable): Reads it; every call gives new memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor] = dataclasses.field(repr=False, compare=False)
+
+
+def load_stored(path: Path) -> Any:
+    """What a ``torch.save`` file holds, with a :class:`StoredTensor` in place of every tensor.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no PyTorch archive, is damaged, or holds classes that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist.')
+    with path.open('rb') as file:
+        if file.read(4) != b'PK\x03\x04':
+            raise ValueError(
+                f'{path} is no PyTorch archive as torch.save writes it since version 1.6; unpack it if it is compressed, or save it again '
+                'with a newer PyTorch.',
+            )
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS), FakeTensorMode():
+            content = torch.load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        allowed = {entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}' for entry in SAFE_GLOBALS}
+        others = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed)
+        raise ValueError(
+            f'{path} is not read, because loading it could run code: it holds {", ".join(others) or "pickled objects"}, '
+            'which a checkpoint of numbers does not need. Leave out the callback or algorithm that saved them '
+            '(Composer: save_ignore_keys) and save again.',
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    return _replaced(content, lambda value: isinstance(value, FakeTensor), lambda fake: _stored(path, fake))
+
+
+def read_all(tree: Any) -> Any:
+    """A copy of a tree of mappings, lists and tuples with all its stored tensors read."""
+    return _replaced(tree, lambda value: isinstance(value, StoredTensor), lambda stored: stored.read())
+
+
+def _replaced(tree: Any, matches: Callable[[Any], bool], replace: Callable[[Any], Any]) -> Any:
+    if matches(tree):
+        return replace(tree)
+    if isinstance(tree, dict):
+        return {key: _replaced(value, matches, replace) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_replaced(value, matches, replace) for value in tree)
+    return tree
+
+
+def _stored(path: Path, fake: FakeTensor) -> StoredTensor:
+    shape, stride, dtype = tuple(fake.shape), fake.stride(), fake.dtype
+    start = fake.untyped_storage()._checkpoint_offset + fake.storage_offset() * dtype.itemsize
+    length = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride))
+
+    def read() -> Tensor:
+        data = torch.empty(length, dtype=dtype)
+        raw = memoryview(data.view(torch.uint8).numpy()) if length else memoryview(b'')
+        with path.open('rb') as file:
+            file.seek(start)
+            done = 0
+            while done < len(raw):  # one call may stop at 2 GiB
+                got = file.readinto(raw[done:])
+                if not got:
+                    raise ValueError(f'{path} ends in the middle of a tensor; it was cut off while it was written or copied.')
+                done += got
+        return data.as_strided(shape, stride)
+
+    return StoredTensor(shape, dtype, read)

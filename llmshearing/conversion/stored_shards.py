@@ -1,0 +1,154 @@
+"""Reads sharded checkpoints (folders of ``torch.distributed.checkpoint``) with the same care as single files.
+
+PyTorch's own reader unpickles the folder's ``.metadata`` and every object in it without restriction, so this module has its own: the
+metadata goes through an unpickler that knows only the classes PyTorch puts there, objects through ``weights_only``, and a
+tensor is put together from its pieces when it is asked for. Pieces are whole ``torch.save`` archives inside the ``.distcp`` files.
+"""
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from llmshearing.conversion.stored import SAFE_GLOBALS, StoredTensor
+
+__all__ = ['load_stored_shards']
+
+METADATA_NAME = '.metadata'
+METADATA_CLASSES = {
+    'collections': {'OrderedDict'},
+    'pathlib': {'Path', 'PosixPath', 'PurePath', 'PurePosixPath'},
+    'torch': {'Size', 'device'},
+    'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
+    'torch.distributed.checkpoint.metadata': {
+        'BytesStorageMetadata',
+        'ChunkStorageMetadata',
+        'Metadata',
+        'MetadataIndex',
+        'StorageMeta',
+        'TensorProperties',
+        'TensorStorageMetadata',
+        '_MEM_FORMAT_ENCODING',
+    },
+    'torch.serialization': {'_get_layout'},
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds the classes of a checkpoint's metadata and torch's dtypes, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in METADATA_CLASSES.get(module, ()) or (module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f'it holds {module}.{name}')
+
+
+def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
+    """The wanted parts of a sharded checkpoint as the nested dictionaries that were saved, tensors not yet read.
+
+    Args:
+        folder (Path): Folder with ``.metadata`` and ``.distcp`` files.
+        parts (tuple[str, ...]): Which entries of ``state`` to return; the others are not even looked at.
+
+    Raises:
+        FileNotFoundError: If the folder has no metadata.
+        ValueError: If anything in it could run code, or is kept in a way this reader does not know.
+    """
+    folder = Path(folder)
+    metadata = _read_metadata(folder)
+    places = {
+        (index.fqn, None if index.offset is None else tuple(index.offset)): info for index, info in metadata.storage_data.items()
+    }
+
+    def piece(name: str, offset: Optional[tuple[int, ...]]) -> Any:
+        info = places.get((name, offset))
+        if info is None:
+            raise ValueError(f'{folder}: a piece of {name} is missing from the checkpoint.')
+        return _load_piece(folder, name, info)
+
+    tree: dict[str, Any] = {}
+    for name, stored in metadata.state_dict_metadata.items():
+        path = (metadata.planner_data or {}).get(name) or (name,)
+        if len(path) < 2 or path[0] != 'state' or path[1] not in parts:
+            continue
+        if isinstance(stored, TensorStorageMetadata):
+            value = _stored(name, stored, piece)
+        else:
+            value = piece(name, None)
+        _put(tree, path[1:], value)
+    return _with_lists(tree)
+
+
+def _read_metadata(folder: Path) -> Metadata:
+    path = folder / METADATA_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f'{folder} is no sharded checkpoint: it has no {METADATA_NAME}. Give the folder of one batch, e.g. .../ep0-ba100.')
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{path} is not read, because loading it could run code: {error}, which metadata does not need.') from error
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f'{path} holds {type(metadata).__name__}, not the metadata of a sharded checkpoint.')
+    return metadata
+
+
+def _load_piece(folder: Path, name: str, info: Any) -> Any:
+    """One tensor piece or object; ``info`` says file, offset and length."""
+    if getattr(info, 'transform_descriptors', None):
+        raise ValueError(f'{folder}: {name} is stored compressed ({info.transform_descriptors}), which is not supported; save it without.')
+    if Path(info.relative_path).name != info.relative_path:
+        raise ValueError(f'{folder}: {name} is said to be in {info.relative_path!r}, outside the folder; the metadata was tampered with.')
+    with (folder / info.relative_path).open('rb') as file:
+        file.seek(info.offset)
+        data = file.read(info.length)
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{folder}: {name} is not read, because loading it could run code.') from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f'{folder}: {name} cannot be read from {info.relative_path}: {error}') from error
+
+
+def _stored(
+    name: str,
+    stored: TensorStorageMetadata,
+    piece: Callable[[str, Optional[tuple[int, ...]]], Any],
+) -> StoredTensor:
+    dtype, shape = stored.properties.dtype, tuple(stored.size)
+
+    def read() -> Tensor:
+        whole = torch.empty(shape, dtype=dtype)
+        covered = 0
+        for chunk in stored.chunks:
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            part = piece(name, offsets)
+            if tuple(part.shape) != sizes or part.dtype != dtype:
+                raise ValueError(f'{name}: a piece is {tuple(part.shape)} {part.dtype}, the metadata says {sizes} {dtype}.')
+            whole[tuple(slice(start, start + size) for start, size in zip(offsets, sizes))] = part
+            covered += part.numel()
+        if covered != whole.numel():
+            raise ValueError(f'{name}: the pieces hold {covered} of {whole.numel()} values; the checkpoint is not complete.')
+        return whole
+
+    return StoredTensor(shape, dtype, read)
+
+
+def _put(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _with_lists(tree: Any) -> Any:
+    """Numbers as keys stood for positions in a list."""
+    if not isinstance(tree, dict):
+        return tree
+    if tree and all(isinstance(key, int) for key in tree):
+        return [_with_lists(tree[key]) for key in sorted(tree)]
+    return {key: _with_lists(value) for key, value in tree.items()}

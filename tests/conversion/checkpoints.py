@@ -1,0 +1,36 @@
+"""Tiny checkpoints of both stages for the tests of export."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from tests.tiny_run import tiny_source, tiny_trainer
+
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+CARD = '---\nlicense: llama2\nlanguage:\n- en\n---\n# A source\n'
+
+
+def pruning_checkpoint(work: Path, mask_learning: str = 'progressive', variant: str = 'llama', **trainer_settings):
+    """Prunes for a few batches; returns (checkpoint, folder that the callback wrote, trainer, algorithm)."""
+    source = tiny_source(work / 'source', variant)
+    (source / 'README.md').write_text(CARD)
+    (source / 'LICENSE').write_text('Do what is right.\n')
+    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='0.5dur')
+    trainer = tiny_trainer(
+        source,
+        [pruning],
+        batches=6,
+        model=ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source)),
+        callbacks=[ExportPruned(str(work / 'pruned'), allow_unconverged=True)],
+        save_folder=str(work / 'checkpoints'),
+        save_filename='ba{batch}.pt',
+        save_interval='6ba',
+        **trainer_settings,
+    )
+    trainer.fit()
+    trainer.close()
+    return work / 'checkpoints' / 'ba6.pt', work / 'pruned', trainer, pruning
