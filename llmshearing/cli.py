@@ -10,6 +10,7 @@ import sys
 
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    'plan': ('llmshearing.planning.plan_cli', 'show source and target side by side: counts, cost, memory, warnings'),
     'prepare': ('llmshearing.data.prepare_cli', 'turn raw text into tokenized MDS splits, one folder per domain'),
     'export': ('llmshearing.conversion.export_cli', 'write a checkpoint as a stock Hugging Face folder'),
     'demo': ('llmshearing.demo.cli', 'prune and continue a real 135M model on this machine'),

@@ -1,0 +1,191 @@
+"""Estimates what a training run takes on each GPU, part by part.
+
+Peak = what lasts from step to step (parameters, gradients, optimizer states, the copies of the sharding strategy) and
+what a micro-batch needs on top (:mod:`llmshearing.planning.step_trace`), taken from the second micro-batch of a batch on, when
+gradients are there already. What is true of this suite and easily forgotten: **a cut weight is an activation**. It
+lives from forward to backward, on every rank, so sharding does not bound it: with everything kept, as at the start of
+pruning, that is the whole model's matrices once more. With activation checkpointing one layer's live at a time.
+Under plain ``amp_bf16`` ordinary training holds a bfloat16 copy of each matrix as well, and the cut weights replace it.
+
+Assumed: float32 parameters as Composer keeps them, Adam with two float32 states that is applied parameter by parameter.
+Not included: the CUDA context and communication library (about 1 GB), fragmentation, kernel workspaces.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Collection
+
+import torch
+
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape, shape_of
+from llmshearing.planning.counting import Layout, Weight, count_parameters, layout_of
+from llmshearing.planning.step_trace import trace_step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'estimate_memory', 'pruned_axes']
+
+SHARDING = ('ddp', 'fsdp2')
+PRECISIONS = ('amp_bf16', 'fp32')
+MASTER = 4  # bytes of a float32
+
+# Axes of masks along which each dimension of the family tables is cut.
+DIMENSION_AXES: dict[str, tuple[str, ...]] = {
+    'hidden': ('hidden',),
+    'query': ('head', 'kv_group'),
+    'key_value': ('kv_group',),
+    'intermediate': ('intermediate',),
+    'query_key_value': ('head', 'kv_group'),
+    'gate_up': ('intermediate',),
+    'query_key_value_per_head': ('head',),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSetup:
+    """How a run is set up.
+
+    Attributes:
+        gpus (int): Number of GPUs.
+        sharding (str): ``'ddp'``: every GPU holds the whole model; ``'fsdp2'``: parameters, gradients and optimizer states are
+            divided among them.
+        micro_batch (int): Sequences per GPU and micro-batch (``device_train_microbatch_size``).
+        seq_len (int): Tokens per sequence.
+        activation_checkpointing (bool): Recompute each layer in the backward pass.
+        precision (str): ``'amp_bf16'`` or ``'fp32'``.
+
+    Raises:
+        ValueError: Naming all values that are not possible.
+    """
+
+    gpus: int = 8
+    sharding: str = 'ddp'
+    micro_batch: int = 4
+    seq_len: int = 4096
+    activation_checkpointing: bool = False
+    precision: str = 'amp_bf16'
+
+    def __post_init__(self) -> None:
+        problems = [
+            f'{name}={getattr(self, name)!r}: must be a whole number of 1 or more.' for name in ('gpus', 'micro_batch', 'seq_len')
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+        ]
+        for name, possible in (('sharding', SHARDING), ('precision', PRECISIONS)):
+            if getattr(self, name) not in possible:
+                problems.append(f'{name}={getattr(self, name)!r}: must be one of {", ".join(possible)}.')
+        if problems:
+            raise ValueError('This training setup is not possible:\n' + '\n'.join(f'  - {problem}' for problem in problems))
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one GPU at the peak of a step.
+
+    Attributes:
+        parameters (int): Float32 parameters, or this GPU's share.
+        gradients (int): Their gradients.
+        optimizer_states (int): The two states of Adam.
+        communication (int): DDP: the buckets, which copy the gradients. FSDP2: gathered parameters and gradients of the
+            modules that are not in a layer, and of two layers.
+        weight_copies (int): Cut weights, and copies of weights in bfloat16 that autograd keeps.
+        activations (int): What layers keep for the backward pass.
+        logits_and_temporaries (int): The rest of the peak: logits, their gradient, the loss, what one layer needs in passing.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_states: int
+    communication: int
+    weight_copies: int
+    activations: int
+    logits_and_temporaries: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+def pruned_axes(source: ModelShape, target: ModelShape) -> dict[str, tuple[int, int]]:
+    """(units, units kept) in each row of every axis on which the target differs, as ``targeted_pruning`` prunes them."""
+    grouped = source.group_size > 1
+    axes = {
+        'hidden': (source.hidden_size, target.hidden_size),
+        'layer': (source.num_hidden_layers, target.num_hidden_layers),
+        'intermediate': (source.intermediate_size, target.intermediate_size),
+        'kv_group': (source.num_key_value_heads, target.num_key_value_heads) if grouped else (1, 1),
+        'head': (source.group_size, target.group_size) if grouped else (source.num_attention_heads, target.num_attention_heads),
+    }
+    return {axis: (units, keep) for axis, (units, keep) in axes.items() if units != keep}
+
+
+def estimate_memory(config: PretrainedConfig, setup: TrainingSetup, masked_axes: Collection[str] = ()) -> MemoryEstimate:
+    """Estimates the peak on one GPU.
+
+    Args:
+        config (PretrainedConfig): The model that is trained: the source for pruning, the target for continued pre-training.
+        setup (TrainingSetup): How it is trained.
+        masked_axes (Collection[str]): Axes under masks (:func:`pruned_axes`); none for training without masks.
+    """
+    layout, shape = layout_of(config), shape_of(config)
+    sharded = setup.sharding == 'fsdp2'
+    mixed = setup.precision == 'amp_bf16'
+    # FSDP2 gathers parameters in the precision of the computation; they are then not cast again.
+    seen_dtype = torch.bfloat16 if sharded and mixed else torch.float32
+    step = trace_step(
+        config,
+        setup.micro_batch,
+        setup.seq_len,
+        autocast=mixed,
+        checkpointing=setup.activation_checkpointing,
+        parameter_dtype=seen_dtype,
+        masked_axes=masked_axes,
+    )
+    peak = max(step.forward_peak, step.backward_peak)
+    in_layers, outside = _copied(layout, shape, masked_axes, everything=mixed and not sharded)
+    layers_alive = shape.num_hidden_layers
+    if setup.activation_checkpointing:
+        # Autocast keeps its copies of plain weights until the forward pass ends, checkpointing or not.
+        cached = mixed and not sharded and not masked_axes and step.forward_peak >= step.backward_peak
+        layers_alive = layers_alive if cached else 1
+    copy_bytes = 2 if mixed else 4
+    copies = copy_bytes * (in_layers * layers_alive + outside)
+    kept = step.saved_per_layer * shape.num_hidden_layers
+    if not setup.activation_checkpointing:
+        kept -= copy_bytes * in_layers * shape.num_hidden_layers
+    whole = count_parameters(layout, shape).total
+    own = -(-whole // setup.gpus) if sharded else whole
+    return MemoryEstimate(
+        parameters=MASTER * own,
+        gradients=MASTER * own,
+        optimizer_states=2 * MASTER * own,
+        communication=_communication(layout, shape, setup, seen_dtype.itemsize),
+        weight_copies=copies,
+        activations=round(kept),
+        logits_and_temporaries=round(peak) - copies - round(kept),
+    )
+
+
+def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen_bytes: int) -> int:
+    counts = count_parameters(layout, shape)
+    if setup.gpus == 1:
+        return 0
+    if setup.sharding == 'ddp':
+        return MASTER * counts.total
+    outside = counts.total - counts.layers
+    two_layers = min(2, shape.num_hidden_layers) * counts.layers // shape.num_hidden_layers
+    return 2 * seen_bytes * (outside + two_layers)  # parameters and their gradients
+
+
+def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:
+    """Elements of one layer's matrices, and of the LM head, of which a copy is computed with."""
+    in_layer = sum(weight.size(shape) for weight in layout.layer if weight.is_matrix and (everything or _is_cut(weight, masked_axes)))
+    return in_layer, layout.head.size(shape) if everything or _is_cut(layout.head, masked_axes) else 0
+
+
+def _is_cut(weight: Weight, masked_axes: Collection[str]) -> bool:
+    axes = {axis for side in (weight.rows, weight.columns) if isinstance(side, str) for axis in DIMENSION_AXES[side]}
+    if weight.writes:
+        axes |= {'hidden', 'layer'}
+    return bool(axes & set(masked_axes))

@@ -1,0 +1,166 @@
+"""Puts source and target side by side before anything is spent: what will be cut, counts, cost, memory, warnings.
+
+A plan is a plain dict, so that it can be written as JSON as it is; :mod:`llmshearing.planning.plan_table` prints it. Warnings are
+about targets that can be reached and will disappoint: sizes that GPUs are slow with, and shapes far from those that are known
+to work. What cannot be reached at all is refused where the target is resolved.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Optional
+
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape, shape_of, with_shape
+from llmshearing.planning.counting import (
+    Layout,
+    count_parameters,
+    kv_cache_bytes_per_token,
+    layout_of,
+    training_flops_per_token,
+)
+from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, pruned_axes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['make_plan', 'shape_warnings']
+
+ALIGNED = 64
+TENSOR_CORE = 8  # rows of bfloat16 start at 16 bytes only if their length is a multiple of it
+LEAST_KEPT = 0.25
+MOST_UNEVEN = 3.0
+GPU_BYTES = 80 * 2**30
+
+PER_ROW = {
+    'hidden': 'the same dimensions everywhere',
+    'layer': 'whole decoder layers',
+    'intermediate': 'in every layer',
+    'kv_group': 'KV heads with all their query heads, in every layer',
+    'head': 'in every layer',
+}
+
+
+def make_plan(config: PretrainedConfig, target: Optional[ModelShape], setup: TrainingSetup) -> dict[str, Any]:
+    """The plan of pruning a source to a target and continuing its pre-training.
+
+    Args:
+        config (PretrainedConfig): The source's config.
+        target (ModelShape | None): A shape that the source can be cut to; None describes the source alone.
+        setup (TrainingSetup): How both stages are trained.
+
+    Returns:
+        dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by axis, ``memory``
+        by stage in bytes per GPU, ``warnings``.
+
+    Raises:
+        ValueError: If the model type is not supported.
+    """
+    family, source, layout = family_of(config), shape_of(config), layout_of(config)
+    plan: dict[str, Any] = {
+        'model_type': config.model_type,
+        'setup': dataclasses.asdict(setup),
+        'source': _describe(layout, source, setup.seq_len),
+        'target': None if target is None else _describe(layout, target, setup.seq_len),
+        'cut': {},
+    }
+    if target is None:
+        estimates = {'training': estimate_memory(config, setup)}
+    else:
+        axes = pruned_axes(source, target)
+        for axis, (units, keep) in axes.items():
+            where = 'query heads of each KV head, in every layer' if axis == 'head' and source.group_size > 1 else PER_ROW[axis]
+            plan['cut'][axis] = {'units': units, 'keep': keep, 'removed': 1 - keep / units, 'where': where}
+        estimates = {
+            'pruning': estimate_memory(config, setup, tuple(axes)),
+            'continued pre-training': estimate_memory(with_shape(config, target, family.has_head_dim), setup),
+        }
+    plan['memory'] = {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()}
+    plan['warnings'] = [
+        *shape_warnings(source, target or source, layout),
+        *_run_warnings(config, source, target, setup, estimates),
+    ]
+    return plan
+
+
+def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]:
+    counts = count_parameters(layout, shape)
+    return {
+        'shape': dataclasses.asdict(shape),
+        'parameters': counts.total,
+        'parameters_without_embeddings': counts.without_embeddings,
+        'bytes_in_bfloat16': 2 * counts.total,
+        'training_flops_per_token': training_flops_per_token(layout, shape, seq_len),
+        'kv_cache_bytes_per_token': kv_cache_bytes_per_token(shape),
+    }
+
+
+def _neighbours(value: int, step: int, most: int) -> str:
+    near = [n for n in (value // step * step, -(-value // step) * step) if 0 < n <= most]
+    return f'nearest: {" or ".join(map(str, near))}' if near else 'none fits below the source\'s size'
+
+
+def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> list[str]:
+    """What to expect trouble from in a target that can be reached; also of a source alone, given as both."""
+    warnings = []
+    for key in ('hidden_size', 'intermediate_size'):
+        value, most = getattr(target, key), getattr(source, key)
+        if value % TENSOR_CORE:
+            warnings.append(
+                f'{key}={value} is no multiple of {TENSOR_CORE}: tensor cores in bfloat16 need that, so much slower on GPUs; '
+                f'{_neighbours(value, ALIGNED, most)}.',
+            )
+        elif value % ALIGNED:
+            warnings.append(f'{key}={value} is no multiple of {ALIGNED}: slower on GPUs; {_neighbours(value, ALIGNED, most)}.')
+    if target.head_dim % TENSOR_CORE:
+        warnings.append(
+            f'head_dim={target.head_dim} is no multiple of {TENSOR_CORE}: fused attention pads it or does not support it; it is '
+            'inherited from the source.',
+        )
+    heads, kv_heads = target.num_attention_heads, target.num_key_value_heads
+    if heads % 2 and heads > 1:
+        warnings.append(f'num_attention_heads={heads} is odd: it cannot be divided over 2 GPUs (tensor parallelism).')
+    elif kv_heads % 2 and kv_heads > 1:
+        warnings.append(f'num_key_value_heads={kv_heads} is odd: it cannot be divided over 2 GPUs (tensor parallelism).')
+    if layout.embedding.rows % ALIGNED:
+        warnings.append(f'the vocabulary of {layout.embedding.rows} is no multiple of {ALIGNED}: a slower LM head; pruning keeps it.')
+    return warnings + _ratio_warnings(source, target, layout)
+
+
+def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> list[str]:
+    keys = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size')
+    ratios = {key: getattr(target, key) / getattr(source, key) for key in keys}
+    warnings = [
+        f'{key}={getattr(target, key)} keeps {ratio:.0%} of the source\'s {getattr(source, key)}: less than {LEAST_KEPT:.0%} of an '
+        'axis; little of what the source has learned survives, expect a long continued pre-training.'
+        for key, ratio in ratios.items() if ratio < LEAST_KEPT
+    ]
+    low, high = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+    if ratios[high] > MOST_UNEVEN * ratios[low]:
+        warnings.append(
+            f'{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source\'s proportions; `params: '
+            f'{count_parameters(layout, target).total}` proposes a shape of this size near them.',
+        )
+    return warnings
+
+
+def _run_warnings(
+    config: PretrainedConfig,
+    source: ModelShape,
+    target: Optional[ModelShape],
+    setup: TrainingSetup,
+    estimates: dict[str, MemoryEstimate],
+) -> list[str]:
+    warnings = []
+    if target == source:
+        warnings.append('the target is the source: there is nothing to prune.')
+    longest = getattr(config, 'max_position_embeddings', None)
+    if longest is not None and setup.seq_len > longest:
+        warnings.append(f'seq_len={setup.seq_len} is more than the source\'s {longest} positions.')
+    for stage, parts in estimates.items():
+        if parts.total > GPU_BYTES:
+            remedies = [] if setup.activation_checkpointing else ['activation checkpointing']
+            remedies += ['fsdp2'] if setup.sharding == 'ddp' and setup.gpus > 1 else []
+            remedies += ['a smaller micro-batch'] if setup.micro_batch > 1 else []
+            remedies += ['more GPUs'] if setup.sharding == 'fsdp2' else []
+            warnings.append(f'{stage} takes more than a GPU of 80 GiB has; try {", ".join(remedies) or "shorter sequences"}.')
+    return warnings

@@ -1,0 +1,171 @@
+"""``llmshearing plan SOURCE``: source and target side by side, from a config.json alone, before anything is spent.
+
+    llmshearing plan SOURCE --params 1.3e9                          # a budget proposes a shape
+    llmshearing plan SOURCE --size 2.5GB --target num_hidden_layers=24
+    llmshearing plan SOURCE --target hidden_size=2048 num_attention_heads=16
+    llmshearing plan SOURCE --target fraction.hidden_size=0.5 multiple_of=128
+    llmshearing plan --config RUN.yaml                              # what this run would do
+
+SOURCE is a model folder or a config.json. No weights are read and nothing is downloaded.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['main', 'read_run', 'read_source']
+
+DEFAULTS = {
+    'gpus': 8,
+    'sharding': 'fsdp2',
+    'micro_batch': 4,
+    'seq_len': 4096,
+    'activation_checkpointing': False,
+    'precision': 'amp_bf16',
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='llmshearing plan', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', nargs='?', metavar='SOURCE', help='model folder or config.json')
+    target = parser.add_argument_group('target (without one, the source alone is described)')
+    target.add_argument('--target', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+                        help='any keys of `target:` in a run\'s YAML; beside a budget, sizes that are given')
+    target.add_argument('--params', metavar='N', help='largest number of parameters, such as 1.3e9 or 1.3B')
+    target.add_argument('--size', metavar='BYTES', help='largest size on disk, such as 2.5GB')
+    target.add_argument('--dtype', help='of --size (default: bfloat16)')
+    target.add_argument('--multiple-of', type=int, metavar='N', help='of hidden and intermediate size (default: 64)')
+    target.add_argument('--tolerance', type=float, metavar='FRACTION', help='how far below the budget (default: 0.02)')
+    target.add_argument('--config', metavar='RUN.yaml', help='take target and training settings from a run of the pruning stage')
+    setup = parser.add_argument_group('training, for the memory estimate')
+    setup.add_argument('--gpus', type=int, metavar='N', help=f'default: {DEFAULTS["gpus"]}')
+    setup.add_argument('--sharding', help=f'ddp or fsdp2 (default: {DEFAULTS["sharding"]})')
+    setup.add_argument('--micro-batch', type=int, metavar='N', help=f'sequences per GPU (default: {DEFAULTS["micro_batch"]})')
+    setup.add_argument('--seq-len', type=int, metavar='N', help=f'tokens per sequence (default: {DEFAULTS["seq_len"]})')
+    setup.add_argument('--activation-checkpointing', action=argparse.BooleanOptionalAction, default=None,
+                       help='recompute each layer in the backward pass (default: off)')
+    setup.add_argument('--precision', help=f'amp_bf16 or fp32 (default: {DEFAULTS["precision"]})')
+    parser.add_argument('--json', metavar='FILE', help='also write the plan as JSON')
+    return parser
+
+
+def parse_target(items: list[str]) -> dict[str, Any]:
+    """``['hidden_size=2048', 'fraction.num_hidden_layers=0.5']`` as the mapping that a YAML would hold.
+
+    Raises:
+        ValueError: For an item without ``=``, or a key that is given twice.
+    """
+    target: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition('=')
+        if not equals or not key or not text:
+            raise ValueError(f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5')
+        place = target
+        if key.startswith('fraction.'):
+            place, key = target.setdefault('fraction', {}), key.removeprefix('fraction.')
+        if key in place:
+            raise ValueError(f'--target: {key} is given twice; keep one of them')
+        place[key] = _value(text)
+    return target
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def read_source(source: str) -> PretrainedConfig:
+    """The config of a model folder or of a config.json alone.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from transformers import AutoConfig
+    path = Path(source).expanduser()
+    path = path / 'config.json' if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f'{source}: no model folder with a config.json and no such file; download the config first, nothing is fetched here')
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, KeyError) as error:
+        raise ValueError(f'{path} is no Hugging Face config: {error}') from error
+
+
+def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
+    """Source, target and training settings of a pruning run's YAML.
+
+    Raises:
+        ValueError: If it is no such YAML.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    if not Path(path).is_file():
+        raise ValueError(f'--config: {path}: no such file')
+    try:
+        run = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f'--config: {path}: {error}') from error
+    pruning = ((run.get('algorithms') or {}).get('targeted_pruning') or {}) if isinstance(run, dict) else {}
+    if 'target' not in pruning:
+        raise ValueError(f'--config: {path} has no algorithms.targeted_pruning.target; name a YAML of the pruning stage')
+    fsdp = run.get('fsdp_config')
+    micro_batch = run.get('device_train_microbatch_size')
+    settings = {
+        'sharding': 'fsdp2' if fsdp else 'ddp',
+        'activation_checkpointing': bool((fsdp or {}).get('activation_checkpointing', False)),
+        'micro_batch': micro_batch if isinstance(micro_batch, int) else None,  # 'auto' is found by the run itself
+        'seq_len': run.get('max_seq_len'),
+        'precision': run.get('precision'),
+    }
+    return (run.get('model') or {}).get('pretrained_model_name_or_path'), pruning['target'], settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the plan. Returns 0.
+
+    Raises:
+        ValueError: For a source, a target or a setting that is not possible.
+    """
+    arguments = _parser().parse_args(argv)
+    target = parse_target(arguments.target)
+    for key in ('params', 'size', 'dtype', 'multiple_of', 'tolerance'):
+        value = getattr(arguments, key)
+        if value is not None:
+            if key in target:
+                raise ValueError(f'{key} is given twice, as an option and in --target; keep one of them')
+            target[key] = value
+    source, settings = arguments.source, {}
+    if arguments.config is not None:
+        if target:
+            raise ValueError('--config names the target already; leave out the other options of the target')
+        source_of_run, target, settings = read_run(arguments.config)
+        source = source or source_of_run
+    if source is None:
+        raise ValueError('name a SOURCE: a model folder or a config.json')
+    config = read_source(source)
+    given = {key: getattr(arguments, key) for key in DEFAULTS}
+    chosen = {
+        key: next(value for value in (given[key], settings.get(key), default) if value is not None)
+        for key, default in DEFAULTS.items()
+    }
+    # Torch and transformers are imported only now, so that wrong usage is answered at once.
+    from llmshearing.models.targets import target_shape
+    from llmshearing.planning.memory import TrainingSetup
+    from llmshearing.planning.plan import make_plan
+    from llmshearing.planning.plan_table import plan_lines
+    setup = TrainingSetup(**chosen)
+    plan = make_plan(config, target_shape(config, target) if target else None, setup)
+    sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(plan, indent=1) + '\n', encoding='utf-8')
+    return 0

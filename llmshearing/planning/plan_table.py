@@ -1,0 +1,84 @@
+"""A plan as lines of text: two columns of numbers, source and target, and one of ratios."""
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from llmshearing.models.shapes import TARGET_KEYS
+
+__all__ = ['plan_lines']
+
+LABEL, COLUMN = 28, 24
+MEMORY_LABELS = {
+    'parameters': 'parameters',
+    'gradients': 'gradients',
+    'optimizer_states': 'optimizer states',
+    'communication': 'communication buffers',
+    'weight_copies': 'cut or cast weights',
+    'activations': 'activations',
+    'logits_and_temporaries': 'logits and temporaries',
+    'total': 'total',
+}
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """The lines that ``llmshearing plan`` prints for a plan of :func:`llmshearing.planning.plan.make_plan`."""
+    return [*_model_lines(plan), *_cut_lines(plan), *_memory_lines(plan), *_warning_lines(plan)]
+
+
+def _row(label: str, *cells: str) -> str:
+    return f'{label:<{LABEL}}' + ''.join(f'{cell:>{COLUMN}}' for cell in cells)
+
+
+def _model_lines(plan: dict[str, Any]) -> list[str]:
+    source, target = plan['source'], plan['target']
+    heads = ['source'] if target is None else ['source', 'target', 'target / source']
+    lines = [_row(plan['model_type'], *heads)]
+    for key in TARGET_KEYS:
+        lines.append(_compared(f'  {key}', source['shape'][key], target and target['shape'][key]))
+    lines.append(_compared('parameters', source['parameters'], target and target['parameters']))
+    key = 'parameters_without_embeddings'
+    lines.append(_compared('  without embeddings', source[key], target and target[key]))
+    for label, key, unit, scale in (
+        ('size in bfloat16', 'bytes_in_bfloat16', 'GB', 1e9),
+        ('training FLOPs per token', 'training_flops_per_token', 'GFLOPs', 1e9),
+        ('KV cache per token', 'kv_cache_bytes_per_token', 'bytes', 1),
+    ):
+        lines.append(_compared(label, source[key], target and target[key], unit, scale))
+    seq_len = plan['setup']['seq_len']
+    lines.append(
+        f'FLOPs: 6 x matrix parameters (with LM head) + 12 x layers x heads x head_dim x {seq_len} positions. '
+        'KV cache: bfloat16.',
+    )
+    return lines
+
+
+def _compared(label: str, source: int, target: Optional[int], unit: str = '', scale: float = 1) -> str:
+    def text(value: int) -> str:
+        number = f'{value:,}' if scale == 1 else f'{value / scale:,.2f}'
+        return f'{number} {unit}'.rstrip()
+    return _row(label, text(source)) if target is None else _row(label, text(source), text(target), f'{target / source:.1%}')
+
+
+def _cut_lines(plan: dict[str, Any]) -> list[str]:
+    lines = [
+        f'  {axis:<14}keeps {cut["keep"]:>6,} of {cut["units"]:>6,}, removes {cut["removed"]:6.1%}  {cut["where"]}'
+        for axis, cut in plan['cut'].items()
+    ]
+    return ['', 'cut, per axis', *lines] if lines else []
+
+
+def _memory_lines(plan: dict[str, Any]) -> list[str]:
+    setup, memory = plan['setup'], plan['memory']
+    described = (
+        f'{setup["gpus"]} x {setup["sharding"]}, {setup["precision"]}, micro-batch {setup["micro_batch"]} x {setup["seq_len"]} '
+        f'tokens, activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}'
+    )
+    lines = ['', f'memory per GPU: {described}', _row('  GiB', *memory)]
+    for key, label in MEMORY_LABELS.items():
+        lines.append(_row(f'  {label}', *(f'{parts[key] / 2**30:.2f}' for parts in memory.values())))
+    lines.append('At the peak of a step, without the CUDA context (about 1 GiB), fragmentation and kernel workspaces.')
+    return lines
+
+
+def _warning_lines(plan: dict[str, Any]) -> list[str]:
+    return ['', 'warnings', *(f'  - {warning}' for warning in plan['warnings'])] if plan['warnings'] else []

@@ -1,0 +1,184 @@
+"""The working memory of a training step, traced: the real step runs on tensors that have shapes and no data.
+
+What a step keeps between forward and backward depends on modelling code, attention kernel, precision, checkpointing and on how
+weights are cut. Formulas for that would have to be written per family and would be wrong after the next release. So
+the stock model, with our own cutting where masks are in use, does one forward and backward pass under torch's fake
+tensors while every allocation is counted. Memory grows linearly with the number of layers, so two traces, of one
+and of two periods of the layer pattern, give it for any number; a trace takes about a second at any model size.
+
+Fake tensors take the CPU's kernels. Those of a GPU save the same tensors for backward with fused attention; workspaces of
+kernels and fragmentation are not in it.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any, Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape, shape_of, with_shape
+from llmshearing.models.units import mask_shapes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['StepMemory', 'trace_step']
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a step beyond parameters, gradients and optimizer states, from the second micro-batch of a batch on.
+
+    Attributes:
+        saved (float): Alive when the forward pass has ended: what autograd keeps, the loss and the logits.
+        saved_per_layer (float): The part of ``saved`` that one more layer adds.
+        forward_peak (float): Most that is alive during the forward pass.
+        backward_peak (float): Most that is alive during the backward pass.
+    """
+
+    saved: float
+    saved_per_layer: float
+    forward_peak: float
+    backward_peak: float
+
+
+def trace_step(
+    config: PretrainedConfig,
+    micro_batch: int,
+    seq_len: int,
+    autocast: bool = False,
+    checkpointing: bool = False,
+    parameter_dtype: torch.dtype = torch.float32,
+    masked_axes: Collection[str] = (),
+) -> StepMemory:
+    """Traces one micro-batch of training.
+
+    Args:
+        config (PretrainedConfig): The model.
+        micro_batch (int): Sequences.
+        seq_len (int): Tokens of each.
+        autocast (bool): Compute in bfloat16 under autocast.
+        checkpointing (bool): Recompute each layer in the backward pass.
+        parameter_dtype (torch.dtype): Of the parameters that the step sees.
+        masked_axes (Collection[str]): Axes under masks. Masks keep nearly everything, as at the start of pruning, when a
+            step takes most; one hidden and one intermediate dimension are dropped, so that weights are really cut.
+    """
+    family, shape = family_of(config), shape_of(config)
+    period = _period(family.layer_types(config)) if family.layer_types else 1
+    first, second = (
+        _trace(
+            _traceable(config, dataclasses.replace(shape, num_hidden_layers=layers), family.has_head_dim),
+            micro_batch,
+            seq_len,
+            autocast,
+            checkpointing,
+            parameter_dtype,
+            masked_axes,
+        ) for layers in (period, 2 * period)
+    )
+    per_layer = [(more - few) / period for few, more in zip(first, second)]
+    saved, forward, backward = (few + more * (shape.num_hidden_layers - period) for few, more in zip(first, per_layer))
+    return StepMemory(saved, per_layer[0], forward, backward)
+
+
+def _period(kinds: tuple) -> int:
+    """Length of the repeating pattern of layer kinds."""
+    return next(p for p in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % p] for i in range(len(kinds))))
+
+
+def _traceable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool) -> PretrainedConfig:
+    config = with_shape(config, shape, has_head_dim)
+    config.use_cache = False
+    config._attn_implementation = 'sdpa'
+    config.rope_scaling = None  # changes values and not sizes, and some kinds look at data
+    if getattr(config, 'use_sliding_window', False):
+        config.sliding_window = None  # Qwen: ignored by this attention, with a warning
+    return config
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations allocate, from allocation until they are freed."""
+
+    def __init__(self, known: Iterator[Tensor]):
+        super().__init__()
+        self.live = self.peak = 0
+        self._alive: dict[int, weakref.ref] = {}
+        for tensor in known:
+            self._watch(tensor, counted=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor)
+        return out
+
+    def _watch(self, tensor: Tensor, counted: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes() if counted else 0
+        if key in self._alive:
+            return
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        self._alive[key] = weakref.ref(storage, lambda _: self._forget(key, size))
+
+    def _forget(self, key: int, size: int) -> None:
+        self.live -= size
+        del self._alive[key]
+
+
+def _trace(
+    config: PretrainedConfig,
+    micro_batch: int,
+    seq_len: int,
+    autocast: bool,
+    checkpointing: bool,
+    parameter_dtype: torch.dtype,
+    masked_axes: Collection[str],
+) -> tuple[int, int, int]:
+    """Saved bytes, forward peak and backward peak of the second micro-batch, whose gradients have buffers already."""
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code outside of the fake mode
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation='sdpa').to(parameter_dtype).train()
+        ids = torch.zeros(micro_batch, seq_len, dtype=torch.long)
+    if checkpointing:
+        for layer in model.get_submodule(family_of(config).decoder).layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    if masked_axes:
+        _mask(model, masked_axes)
+    live = _LiveBytes(iter([*model.parameters(), *model.buffers(), ids]))
+    with fake, live:
+        _micro_batch(model, ids, autocast, live)
+        return _micro_batch(model, ids, autocast, live)
+
+
+def _mask(model: nn.Module, axes: Collection[str]) -> None:
+    cutter = Cutter(model)
+    masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in axes}
+    for axis in ('hidden', 'intermediate'):
+        if axis in masks:
+            masks[axis][..., 0] = 0
+    cutter.set_masks(masks)
+
+
+def _micro_batch(model: nn.Module, ids: Tensor, autocast: bool, live: _LiveBytes) -> tuple[int, int, int]:
+    base = live.peak = live.live
+    precision = torch.autocast('cpu', torch.bfloat16) if autocast else contextlib.nullcontext()
+    with precision:
+        output = model(input_ids=ids, labels=ids)
+    saved, forward = live.live - base, live.peak - base
+    live.peak = live.live
+    output.loss.backward()
+    return saved, forward, live.peak - base
