@@ -99,8 +99,8 @@ def main(argv: list[str]) -> int:
     """Runs the demo. Returns 0 when the report is written."""
     parser = argparse.ArgumentParser(prog='llmshearing demo', description=__doc__.split('\n')[0])
     parser.add_argument('--work', type=Path, default=Path('runs/demo'), help='folder for everything the demo makes')
-    parser.add_argument('--prune-steps', type=int, default=60, help='steps of pruning (default: %(default)s)')
-    parser.add_argument('--continue-steps', type=int, default=42, help='steps of continued pre-training (default: %(default)s)')
+    parser.add_argument('--prune-steps', type=int, default=48, help='steps of pruning (default: %(default)s)')
+    parser.add_argument('--continue-steps', type=int, default=36, help='steps of continued pre-training (default: %(default)s)')
     arguments = parser.parse_args(argv)
     if not YAMLS.is_dir():
         raise ValueError(f'the demo reads its YAMLs from a checkout of the repository; there is no {YAMLS}.')

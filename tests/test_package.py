@@ -1,0 +1,72 @@
+"""The installed package: a complete wheel, entry points that load, commands that explain themselves."""
+import importlib
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from llmshearing.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+    build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    wheel = next(tmp_path.glob('llmshearing-*.whl'))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / 'llmshearing').rglob('*.py')}
+    assert sources <= names
+    assert not [name for name in names if name.startswith(('tests/', 'yamls/', 'benchmarks/'))]
+    zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
+    script = ('import sys; sys.path.insert(0, "installed"); import llmshearing.cli, llmshearing.data.mixture; '
+              'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.cli.main(["--help"]))')
+    process = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert 'prepare' in process.stdout
+
+
+def test_every_entry_point_loads():
+    ours = [point for group in (
+        'llmfoundry_models', 'llmfoundry_algorithms', 'llmfoundry_callbacks', 'llmfoundry_dataloaders', 'llmfoundry_loggers',
+        'llmfoundry_config_transforms', 'console_scripts',
+    ) for point in entry_points(group=group) if point.value.startswith('llmshearing')]
+    assert len(ours) >= 8
+    for point in ours:
+        assert callable(point.load()), point
+
+
+def test_llmfoundry_lists_our_parts():
+    process = subprocess.run(
+        [str(Path(sys.executable).with_name('llmfoundry')), 'registry', 'get', '--group', 'algorithms'], capture_output=True, text=True,
+    )
+    assert process.returncode == 0 and 'targeted_pruning' in process.stdout
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    module = importlib.import_module(COMMANDS[command][0])
+    with pytest.raises(SystemExit) as end:
+        module.main(['--help'])
+    assert end.value.code == 0
+    assert 'usage' in capsys.readouterr().out
+
+
+def test_a_wrong_command_or_input_is_one_line(capsys):
+    assert main(['prune-it']) == 2
+    assert "unknown command 'prune-it'; one of: prepare" in capsys.readouterr().err
+    assert main(['prepare', '/no/such/spec.yaml']) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('llmshearing prepare: ') and error.count('\n') == 1
+
+
+def test_make_targets_build_their_environment_first():
+    for target in ('demo', 'test'):
+        plan = subprocess.run(['make', '-n', target, 'VENV=/tmp/no-such-environment'], cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = plan.stdout.splitlines()
+        assert '-m venv /tmp/no-such-environment' in lines[0] and 'constraints.txt' in lines[1]
+    ci = (ROOT / '.ci' / 'run').read_text()
+    assert 'make test' in ci
