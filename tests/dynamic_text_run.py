@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from tests.dynamic_text_world import SEQ_LEN, dynamic_loader, read_back, tiny_to
 
 SIZES = {'a': 50, 'b': 30, 'c': 20}
 REFERENCES = {'a': 4.1, 'b': 3.9, 'c': 3.0}
-FORK = get_context('fork')
 
 
 class WriteDown(Callback):
@@ -93,22 +90,3 @@ def metrics_of(trainer: Trainer) -> dict[str, list[float]]:
 
 def weights_of(trainer: Trainer) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in trainer.state.model.parameters()]
-
-
-def on_ranks(ranks: int, port: int, function: Any, *args: Any) -> None:
-    """Runs ``function(rank, *args)`` in one process per rank, with gloo. Raises if one fails."""
-
-    def run(rank: int) -> None:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                          NODE_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-        function(rank, *args)
-
-    processes = [FORK.Process(target=run, args=(rank,)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * ranks

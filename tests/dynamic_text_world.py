@@ -6,6 +6,9 @@ Sample number i of domain d is the sequence [d + 1, i % BASE, i // BASE, 0, 0, .
 from __future__ import annotations
 
 import atexit
+import os
+import socket
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ BASE = 64
 LOADERS: list[DynamicTextLoader] = []  # what `close_loaders` closes after a test
 MEMORY: list[SharedMemory] = []
 SEQ_LEN = 8
+FORK = get_context('fork')
 
 
 def tiny_tokenizer(vocab_size: int = BASE) -> PreTrainedTokenizerFast:
@@ -106,3 +110,25 @@ def serve_rounds(loader: Any, rounds: int) -> list[list[tuple[int, int]]]:
         if standing.next_weights is None:
             standing.set_next_weights(next_mixture(standing.state.round))
     return batches
+
+
+def on_ranks(ranks: int, function: Any, *args: Any) -> None:
+    """Runs ``function(rank, *args)`` in one process per rank, with gloo. Raises if one fails."""
+    with socket.socket() as opened:
+        opened.bind(('127.0.0.1', 0))
+        port = opened.getsockname()[1]
+
+    def run(rank: int) -> None:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
+                          NODE_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        function(rank, *args)
+
+    processes = [FORK.Process(target=run, args=(rank,)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(90)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * ranks

@@ -130,8 +130,10 @@ class DynamicTextDataset(StreamingTextDataset):
         )
         self.batching_method = 'mixture'
         self.length = round_batches * batch_size
-        self._reading = 0
-        self._verified: set[int] = set()
+        # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
+        self._visited: set[int] = set()
+        self._first_visit = True
+        self._domain = 0
 
     # In the process of each rank.
 
@@ -215,12 +217,14 @@ class DynamicTextDataset(StreamingTextDataset):
         return samples[batch:]
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
-        self._reading, _ = self.spanner[idx]
-        if self._reading not in self._verified:
-            self._verified.add(self._reading)
-            stream = self.streams[self.stream_per_shard[self._reading]]
+        shard, _ = self.spanner[idx]
+        self._domain = self.stream_per_shard[shard]
+        self._first_visit = shard not in self._visited
+        if self._first_visit:
+            stream = self.streams[self._domain]
             if stream.validate_hash and not stream.remote:
-                verify_shard(self.shards[self._reading], stream.validate_hash)
+                verify_shard(self.shards[shard], stream.validate_hash)
+            self._visited.add(shard)
         return super().__getitem__(idx)
 
     def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
@@ -230,9 +234,8 @@ class DynamicTextDataset(StreamingTextDataset):
 
     def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> torch.Tensor:
         tokens = self.read_tokens(sample)
-        if len(tokens) != self.max_seq_len or int(tokens.max()) >= self.vocab_size:
-            domain = self.rounds.domains[self.stream_per_shard[self._reading]]
-            check_tokens(tokens, domain, self.max_seq_len, self.vocab_size)
+        if self._first_visit or len(tokens) != self.max_seq_len:
+            check_tokens(tokens, self.rounds.domains[self._domain], self.max_seq_len, self.vocab_size)
         return torch.from_numpy(tokens.astype(np.int64))
 
 

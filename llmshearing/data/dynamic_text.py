@@ -42,18 +42,20 @@ class DynamicTextLoader(DataLoader):
 
 
 class UnpaddedLabels:
-    """Collator that learns from every stored token.
+    """Collator that learns from every stored token, and from no id that the tokenizer does not have.
 
     The usual language-modelling collator takes all tokens equal to the padding token out of the loss. Where a
     tokenizer pads with its end-of-text token, as many do, that removes the end of every document. Packed samples hold
     no padding at all, and where there is some, the attention mask says so.
 
     Args:
-        base_collator: makes ``input_ids`` and perhaps ``attention_mask``.
+        base_collator: makes ``input_ids``, ``labels`` and perhaps ``attention_mask``.
+        vocab_size: token ids must be below this. Larger ones would train rows of a padded embedding unnoticed.
     """
 
-    def __init__(self, base_collator: Callable[[list[Any]], dict[str, torch.Tensor]]) -> None:
+    def __init__(self, base_collator: Callable[[list[Any]], dict[str, torch.Tensor]], vocab_size: int) -> None:
         self.base_collator = base_collator
+        self.vocab_size = vocab_size
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         if any(isinstance(example, Mapping) for example in examples):
@@ -61,7 +63,11 @@ class UnpaddedLabels:
                         if isinstance(example, Mapping) else
                         {'input_ids': example, 'attention_mask': torch.ones_like(example)} for example in examples]
         batch = self.base_collator(examples)
-        batch['labels'] = batch['input_ids'].clone()
+        largest = int(batch['input_ids'].max())
+        if largest >= self.vocab_size:
+            raise ValueError(f'The data holds token id {largest}, but the tokenizer has ids below {self.vocab_size}. It '
+                             f'was made with another tokenizer: prepare it again, or name that tokenizer.')
+        batch['labels'].copy_(batch['input_ids'])
         if 'attention_mask' in batch:
             batch['labels'][batch['attention_mask'] == 0] = -100
         return batch
@@ -142,7 +148,8 @@ def build_dynamic_text_dataloader(
         collate_fn = collate_fn.base_collator  # tokens are counted once the labels are final
     loader = DynamicTextLoader(
         text_dataset,
-        collate_fn=LossGeneratingTokensCollatorWrapper(UnpaddedLabels(collate_fn), get_tokens_per_batch_func()),
+        collate_fn=LossGeneratingTokensCollatorWrapper(UnpaddedLabels(collate_fn, text_dataset.vocab_size),
+                                                       get_tokens_per_batch_func()),
         batch_size=loader_batch_size,
         drop_last=drop_last,
         num_workers=num_workers,

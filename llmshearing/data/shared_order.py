@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 MIXTURE = 'mixture'
 SHARED_MEMORY = Path('/dev/shm')
+MARKERS = SHARED_MEMORY
+"""Where markers are: beside what they mark. A temporary folder may be shared by machines, whose numbers are others."""
 START_TIMEOUT = 120.0
 """Seconds to wait for another run to start before going on without the lock."""
 
@@ -58,7 +60,7 @@ class RunMarker:
 
     def __init__(self, folders: Sequence[str]) -> None:
         self._folders = list(folders)
-        handle, path = tempfile.mkstemp(prefix=_marker_prefix(), suffix='.run')
+        handle, path = tempfile.mkstemp('.run', _marker_prefix(), MARKERS)
         self._file: IO[str] | None = os.fdopen(handle, 'r+')
         self.path = path
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -83,7 +85,7 @@ def starting(folders: Sequence[str]) -> Iterator[RunMarker]:
     Yields:
         The run's marker, to be kept as long as the run.
     """
-    with open(Path(tempfile.gettempdir()) / f'{_marker_prefix()}start.lock', 'a') as lock:
+    with open(MARKERS / f'{_marker_prefix()}start.lock', 'a') as lock:
         if not _lock(lock, START_TIMEOUT):
             log.warning('Another run has been starting for %d s; going on beside it.', START_TIMEOUT)
         remove_dead_runs()
@@ -98,7 +100,7 @@ def remove_dead_runs() -> list[int]:
         Streaming's numbers of the runs that were removed.
     """
     removed = []
-    for path in Path(tempfile.gettempdir()).glob(f'{_marker_prefix()}*.run'):
+    for path in MARKERS.glob(f'{_marker_prefix()}*.run'):
         try:
             marker = path.open('r+')
         except FileNotFoundError:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 
 import numpy as np
 import pytest
@@ -16,12 +15,11 @@ from tests.dynamic_text_run import (
     SIZES,
     evaluators,
     metrics_of,
-    on_ranks,
     read_down,
     tiny_trainer,
     weights_of,
 )
-from tests.dynamic_text_world import close_loaders, write_domains
+from tests.dynamic_text_world import close_loaders, on_ranks, write_domains
 
 STEPS = 9
 
@@ -142,18 +140,12 @@ def train_rank(rank, folder, place, workers, load):
     (place / f'metrics{rank}').write_text(json.dumps(metrics_of(trainer)))
 
 
-def free_port():
-    with socket.socket() as opened:
-        opened.bind(('127.0.0.1', 0))
-        return opened.getsockname()[1]
-
-
 def test_two_ranks_train_on_the_same_sequence_and_agree(folder, whole, tmp_path):
     """One global batch is what one rank alone would see, and a run of one rank continues on two and back."""
     (tmp_path / 'fresh').mkdir()
-    on_ranks(2, free_port(), train_rank, folder, tmp_path / 'fresh', 1, None)
+    on_ranks(2, train_rank, folder, tmp_path / 'fresh', 1, None)
     (tmp_path / 'resumed').mkdir()
-    on_ranks(2, free_port(), train_rank, folder, tmp_path / 'resumed', 0, whole['checkpoints'] / 'ba3.pt')
+    on_ranks(2, train_rank, folder, tmp_path / 'resumed', 0, whole['checkpoints'] / 'ba3.pt')
     for name, start in (('fresh', 0), ('resumed', 3)):
         ranks = [read_down(tmp_path / name / f'batches{rank}') for rank in range(2)]
         metrics = [json.loads((tmp_path / name / f'metrics{rank}').read_text()) for rank in range(2)]
@@ -277,6 +269,7 @@ def test_options_out_of_range_are_refused(options, match):
     ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
     ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
     ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
+    ({'train_subset_num_batches': 2}, 'A mixing round has 3 batches, but an epoch is to have 2'),
     ({'eval_interval': lambda state, event: False}, 'round 0 ended without an evaluation.*3ba'),
 ])
 def test_what_does_not_fit_together_is_told(folder, settings, match):

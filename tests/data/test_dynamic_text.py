@@ -21,6 +21,7 @@ from tests.dynamic_text_world import (
     close_loaders,
     dynamic_loader,
     next_mixture,
+    on_ranks,
     read_back,
     serve_rounds,
     tiny_tokenizer,
@@ -65,6 +66,25 @@ def test_dealing_gives_every_world_the_same_global_batches(nodes, ranks, workers
 def test_any_number_of_workers_serves_the_same_sequence(folder, sequence, workers):
     """Workers persist and read ahead: a batch of an old mixture would show."""
     assert serve_rounds(dynamic_loader(folder, list(SIZES), workers), ROUNDS) == sequence
+
+
+def serve_rank(rank, folder, place, batch_size, workers, dataset):
+    batches = serve_rounds(dynamic_loader(folder, list(SIZES), workers, batch_size, **dataset), ROUNDS)
+    (place / str(rank)).write_text(json.dumps(batches))
+
+
+@pytest.mark.parametrize(('ranks', 'batch_size', 'workers', 'replication'), [(2, 2, 0, 1), (4, 1, 1, 1), (4, 2, 3, 2)])
+def test_any_number_of_ranks_serves_the_same_sequence(folder, sequence, tmp_path, ranks, batch_size, workers,
+                                                      replication):
+    """With replication, as for tensor parallelism, so many neighbouring ranks get the same samples."""
+    dataset = {'replication': replication} if replication > 1 else {}
+    on_ranks(ranks, serve_rank, folder, tmp_path, batch_size, workers, dataset)
+    served = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(ranks)]
+    for rank in range(0, ranks, replication):
+        assert all(served[rank] == served[rank + other] for other in range(replication))
+    for number, batch in enumerate(sequence):
+        parts = [tuple(row) for rank in range(0, ranks, replication) for row in served[rank][number]]
+        assert parts == batch
 
 
 def test_the_sequence_is_the_planned_one(folder, sequence):
@@ -300,11 +320,16 @@ def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):
     bad(tmp_path / 'local', 'sequences of 8 tokens', domains=['a'], remote=str(tmp_path / 'remote'), max_seq_len=16)
 
 
-def test_a_wrong_sample_further_on_is_an_error_that_names_the_domain(tmp_path):
+@pytest.mark.parametrize(('wrong', 'match'), [
+    (np.full(8, BASE, np.uint16), f'token ids? .*{BASE}.* the tokenizer has ids below {BASE}'),
+    (np.ones(7, np.uint16), "'a' holds sequences of 7 tokens"),
+    (np.ones(9, np.uint16), "'a' holds sequences of 9 tokens"),
+])
+def test_a_wrong_sample_further_on_is_an_error(tmp_path, wrong, match):
     rows = [{'tokens': tokens_of(0, i).astype(np.uint16)} for i in range(8)]
-    rows[5]['tokens'] = np.full(8, BASE, np.uint16)
+    rows[5]['tokens'] = wrong
     write(tmp_path / 'a', {'tokens': 'ndarray:uint16'}, rows)
-    with pytest.raises(ValueError, match=f"'a' holds token ids from {BASE} to {BASE}"):
+    with pytest.raises(ValueError, match=match):
         serve_rounds(dynamic_loader(tmp_path, ['a']), 1)
 
 

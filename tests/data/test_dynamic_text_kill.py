@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from llmshearing.data import shared_order
-from tests.dynamic_text_run import FORK, SIZES, metrics_of, read_down, tiny_trainer, weights_of
-from tests.dynamic_text_world import close_loaders, write_domains
+from tests.dynamic_text_run import SIZES, metrics_of, read_down, tiny_trainer, weights_of
+from tests.dynamic_text_world import FORK, close_loaders, write_domains
 
 STEPS = 21
 VICTIMS = ('everything', 'main', 'worker')

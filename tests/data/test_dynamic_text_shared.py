@@ -5,7 +5,6 @@ import fcntl
 import os
 import signal
 import time
-from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -13,15 +12,14 @@ import pytest
 import streaming.base.dataset
 
 from llmshearing.data import shared_order
-from tests.dynamic_text_world import LOADERS, close_loaders, dynamic_loader, write_domains
-
-FORK = get_context('fork')
+from tests.dynamic_text_world import FORK, LOADERS, close_loaders, dynamic_loader, write_domains
 
 @pytest.fixture(autouse=True)
 def _own_places(monkeypatch, tmp_path):
     """Markers of these tests only: other runs on this machine are left alone."""
     monkeypatch.setenv('TMPDIR', str(tmp_path))
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    monkeypatch.setattr(shared_order, 'MARKERS', tmp_path)
     yield
     close_loaders()
 

@@ -61,6 +61,18 @@ def dynamic_dataset(state: State) -> DynamicTextDataset:
     return dataset
 
 
+def check_round_length(dataset: DynamicTextDataset, state: State) -> None:
+    """Raises if Composer is to end its epochs before the rounds end, which would serve their beginnings again and again.
+
+    Raises:
+        ValueError: naming both lengths.
+    """
+    length = dataset.rounds.round_batches
+    if state.dataloader_len is not None and int(state.dataloader_len) != length:
+        raise ValueError(f'A mixing round has {length} batches, but an epoch is to have {int(state.dataloader_len)}. '
+                         f'Set round_batches to that, and leave train_subset_num_batches alone.')
+
+
 def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> dict[str, str]:
     """The evaluator's label for each domain: its name, or ``eval/`` and its name, as llm-foundry makes of ``label``.
 

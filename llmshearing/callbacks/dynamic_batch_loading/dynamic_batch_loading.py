@@ -19,6 +19,7 @@ from llmshearing.callbacks.dynamic_batch_loading import updates
 from llmshearing.callbacks.dynamic_batch_loading.checks import (
     cap_evaluation,
     check_references,
+    check_round_length,
     dynamic_dataset,
     match_evaluators,
     read_reference_losses,
@@ -103,6 +104,7 @@ class DynamicBatchLoading(Callback):
         updates.bound(np.ones(len(domains)), self.floor, self.ceiling)
         if self.update in updates.NEEDS_REFERENCES:
             check_references(domains, self.reference_losses)
+        check_round_length(dataset, state)
         self._labels = match_evaluators(dataset, state, self.metric)
         cap_evaluation(state, self._labels, self.max_eval_sequences)
         check_plan(dataset, state, fixed=self.update == 'constant')
