@@ -94,11 +94,12 @@ def _scaled(matrix: Tensor, row_scale: Optional[Tensor], column_scale: Optional[
     if row_scale is None and column_scale is None:
         return matrix
     dtype = matrix.dtype
-    if row_scale is not None:
-        matrix = matrix * row_scale[:, None]
+    if row_scale is None:
+        return (matrix * column_scale).to(dtype)
+    scaled = matrix * row_scale[:, None]
     if column_scale is not None:
-        matrix = matrix * column_scale
-    return matrix.to(dtype)
+        scaled.mul_(column_scale)  # in place: a second buffer of this size costs more than the product
+    return scaled.to(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
