@@ -131,10 +131,22 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
     flags = np.split(np.memmap(work / 'duplicates.bin', np.uint8, 'r'), np.cumsum(counts)[:-1])
     for item, duplicate in zip(inputs, flags):
         plan(item, context, duplicate)
+    _warn_of_small_disk(inputs, context)
     entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}
     manifest = _manifest(context, inputs, entries)
     publish_manifest(spec, json.dumps(manifest, indent=2) + '\n')
     return manifest
+
+
+def _warn_of_small_disk(inputs: list[Input], context: Context) -> None:
+    """Compares what the ids will take with what is free, before the long part of the work."""
+    spec, itemsize = context.spec, np.dtype(context.tokenizer.dtype).itemsize
+    sizes = [item.chosen_bytes * item.rate().mean * itemsize for item in inputs]
+    need = max(sizes) + (0 if spec.compression else sum(sizes) if spec.out else max(sizes))
+    free = shutil.disk_usage(spec.work).free
+    if need > free:
+        log.warning('%.1f GB will be needed in %s, where %.1f GB are free. Set work or out to a larger disk, or make '
+                    'room: should it run full, the same command continues.', need / 1e9, spec.work, free / 1e9)
 
 
 def _finish(item: Input, context: Context, duplicate: np.ndarray) -> dict[str, Any]:

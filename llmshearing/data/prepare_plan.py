@@ -22,7 +22,7 @@ import numpy as np
 
 from llmshearing.data.prepare_worker import DOCUMENT
 
-BINS = 1 << 20  # intervals end at multiples of 2**-20
+BINS = 1 << 18  # intervals end at multiples of 2**-18
 DEVIATIONS = 3  # by how many standard deviations the expected tokens exceed a budget
 MARGIN = 1.02  # and at least by this, as the deviation is measured too
 BLOCK = 1 << 18  # documents in memory at once
@@ -73,7 +73,7 @@ def place(low: np.ndarray, seed: int) -> np.ndarray:
     x = low + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(44)).astype(np.int64)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(46)).astype(np.int64)
 
 
 def intervals(demands: Sequence[Demand], size: np.ndarray, size_squared: np.ndarray, rate: TokenRate,

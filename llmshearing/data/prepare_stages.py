@@ -63,6 +63,7 @@ class Input:
         sample (list[int]): Sums over the scan of :class:`llmshearing.data.prepare_worker.Scan`'s sample.
         ends (np.ndarray): Ends of the splits' intervals, [splits].
         chosen (list[int]): Documents in each interval, without duplicates.
+        chosen_bytes (int): Their text in bytes.
         duplicates (int): Documents dropped because an earlier one has the same text.
     """
 
@@ -75,6 +76,7 @@ class Input:
     sample: list[int] = field(default_factory=list)
     ends: np.ndarray | None = None
     chosen: list[int] = field(default_factory=list)
+    chosen_bytes: int = 0
     duplicates: int = 0
 
     def scan_name(self, tokenizer: TokenizerPlan) -> str:
@@ -167,7 +169,8 @@ def scan(item: Input, context: Context) -> None:
 
 
 def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
-    """Gives each split its interval; fills ``item.ends``, ``item.chosen`` and ``item.duplicates``.
+    """Gives each split its interval; fills ``item.ends``, ``item.chosen``, ``item.chosen_bytes`` and
+    ``item.duplicates``.
 
     Args:
         item (Input): A scanned domain.
@@ -191,6 +194,7 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
     demands = [Demand(None if budget == 0 else split.fraction, budget) for split, budget in zip(spec.splits, budgets)]
     item.ends = intervals(demands, size, size_squared, item.rate(), spec.max_seq_len)
     item.chosen = np.diff(np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], item.ends])]).tolist()
+    item.chosen_bytes = int(size[:item.ends[-1]].sum())
     for split, budget, chosen in zip(spec.splits, budgets, item.chosen):
         if budget != 0 and not chosen:
             raise too_small(item, split.name, 0, spec)

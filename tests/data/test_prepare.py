@@ -30,7 +30,7 @@ def _place(text: str, seed: int) -> float:
     x = (x + (seed + 1) * 0x9E3779B97F4A7C15) & mask
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return ((x ^ (x >> 31)) >> 44) / (1 << 20)
+    return ((x ^ (x >> 31)) >> 46) / (1 << 18)
 
 
 def _plainly(domains: dict[str, list[str]], tokenizer: str, seed: int, length: int) -> dict:

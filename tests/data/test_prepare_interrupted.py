@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,15 @@ def test_full_disk(spec, whole, monkeypatch, target):
         assert tree(index.parent) == tree(whole[1] / index.parent.relative_to(out))
     prepare(spec, workers=1)
     assert tree(out) == tree(whole[1])
+
+
+def test_a_small_disk_is_told_before_the_work(spec, whole, monkeypatch, caplog):
+    usage, sizes = shutil.disk_usage(whole[1]), [path.stat().st_size for path in whole[1].rglob('*.mds')]
+    for free, told in ((sum(sizes) * 3, False), (sum(sizes), True)):
+        monkeypatch.setattr(shutil, 'disk_usage', lambda path, free=free: usage._replace(free=free))
+        caplog.clear()
+        prepare({**spec, 'out': f'{spec["out"]}{free}'}, workers=1)
+        assert ('GB will be needed in' in caplog.text) == told
 
 
 def test_a_limit_of_the_system_on_file_size(spec, whole):

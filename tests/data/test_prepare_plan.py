@@ -31,8 +31,8 @@ def test_places_are_uniform_and_depend_on_the_seed():
 
 def test_splitmix64_reference_values():
     # The first outputs of SplitMix64 from seed 0 (Steele, Lea and Flood 2014) are its finalizer at multiples of gamma.
-    assert place(np.zeros(1, np.uint64), 0)[0] == 0xE220A8397B1DCDAF >> 44
-    assert place(np.zeros(1, np.uint64), 1)[0] == 0x6E789E6AA1B965F4 >> 44
+    assert place(np.zeros(1, np.uint64), 0)[0] == 0xE220A8397B1DCDAF >> 46
+    assert place(np.zeros(1, np.uint64), 1)[0] == 0x6E789E6AA1B965F4 >> 46
 
 
 EXACT = TokenRate(1.0)
@@ -77,13 +77,13 @@ def test_rate_of_a_sample():
     assert rate.deviation == pytest.approx(np.sqrt(((tokens - rate.mean * size)**2).sum() / (size**2).sum()))
     assert rate.deviation == pytest.approx(0.05, rel=0.1)
     met = 0
-    for trial in range(300):
+    for trial in range(200):
         order = np.random.default_rng(trial).permutation(3000)
         bins = np.zeros(BINS)
         bins[:3000] = size[order]
         end = int(_intervals([Demand(None, 5000), Demand(None, None)], bins, rate)[0])
         met += tokens[order][:end].sum() >= 5008
-    assert met >= 298
+    assert met >= 198
 
 
 def test_small_domains_leave_half_to_the_next_split():
