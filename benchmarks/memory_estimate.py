@@ -1,9 +1,9 @@
 """How far the memory estimate is from what real steps take: peak resident memory on a CPU, one process per case.
 
-Each case trains a random model for two batches of two micro-batches with Adam: a pruning step with masks as drawn at the start
-of pruning, or plain training; in a plain loop, or through Composer's Trainer. What is compared is the highest resident memory
-of the process above what it had after a step of a toy model, when all libraries were loaded, with the estimate for
-one GPU without sharding. glibc is told to return freed blocks, as the estimate knows nothing of fragmentation.
+Each case trains a random model for two batches of two micro-batches with Adam: a pruning step with masks as drawn at
+the start of pruning, or plain training; in a plain loop, or through Composer's Trainer. What is compared is the highest
+resident memory of the process above what it had after a step of a toy model, when all libraries were loaded, with the
+estimate for one GPU without sharding. glibc is told to return freed blocks: the estimate knows no fragmentation.
 
 usage: python benchmarks/memory_estimate.py [--quick] [--case NAME ...] [--output FILE]
 """
@@ -76,12 +76,13 @@ def masks_for(shape: Any, axes: tuple[str, ...]) -> Any:
     from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
     from llmshearing.algorithms.targeted_pruning.masks import plan_axes
     halved = {f.name: max(1, getattr(shape, f.name) // 2) for f in dataclasses.fields(shape) if f.name != 'head_dim'}
-    plans = {axis: plan for axis, plan in plan_axes(shape, dataclasses.replace(shape, **halved)).items() if axis in axes}
+    plans = plan_axes(shape, dataclasses.replace(shape, **halved))
+    plans = {axis: plan for axis, plan in plans.items() if axis in axes}
     rates = {'learning_rate': 1.0, 'multiplier_learning_rate': 1.0, 'damping': 0.0}
     return LagrangianMasks(plans, **rates, start_sparsity=0.0, seed=17)
 
 
-def run_loop(config: Any, micro_batch: int, seq_len: int, precision: str, checkpointing: bool, axes: tuple[str, ...]) -> None:
+def run_loop(config: Any, micro_batch: int, seq_len: int, precision: str, checkpointing: bool, axes: tuple) -> None:
     """Two batches of two micro-batches."""
     import functools
 
@@ -110,7 +111,7 @@ def run_loop(config: Any, micro_batch: int, seq_len: int, precision: str, checkp
         optimizer.zero_grad(set_to_none=True)
 
 
-def run_trainer(config: Any, micro_batch: int, seq_len: int, precision: str, checkpointing: bool, axes: tuple[str, ...]) -> None:
+def run_trainer(config: Any, micro_batch: int, seq_len: int, precision: str, checkpointing: bool, axes: tuple) -> None:
     """The same through Composer's Trainer."""
     import tempfile
 
@@ -147,7 +148,8 @@ def measure_here(name: str) -> dict[str, float]:
     """Runs a case in this process; bytes above the state after a toy step, and seconds."""
     model_type, sizes, micro_batch, seq_len, precision, checkpointing, axes, runner = CASES[name]
     run = {'loop': run_loop, 'trainer': run_trainer}[runner]
-    toy = {key: {'num_hidden_layers': 2, 'vocab_size': 96, 'head_dim': 16}.get(key, value) for key, value in sizes.items()}
+    smaller = {'num_hidden_layers': 2, 'vocab_size': 96, 'head_dim': 16}
+    toy = {key: smaller.get(key, value) for key, value in sizes.items()}
     heads = toy['num_attention_heads']
     toy.update(hidden_size=heads * 16, intermediate_size=64)
     run(config_of(model_type, toy, 32), 2, 32, precision, checkpointing, axes)
@@ -159,7 +161,8 @@ def measure_here(name: str) -> dict[str, float]:
 
 def measure(name: str) -> dict[str, float]:
     """Runs a case in a process of its own."""
-    quiet = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536', 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_OFFLINE': '1'}
+    allocator = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
+    quiet = {**allocator, 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_OFFLINE': '1'}
     done = subprocess.run(
         [sys.executable, __file__, '--here', name],
         env={'OMP_NUM_THREADS': '1', **os.environ, **quiet},
@@ -184,10 +187,11 @@ def main() -> None:
     results = []
     for name in arguments.case or (QUICK if arguments.quick else CASES):
         result = {'case': name, **measure(name), 'estimate': estimate(name)}
-        result['error'] = result['estimate']['total'] / result['measured'] - 1
+        estimated, measured = result['estimate']['total'], result['measured']
+        result['error'] = estimated / measured - 1
         results.append(result)
         sys.stdout.write(
-            f'{name:<30} estimated {result["estimate"]["total"] / 2**20:7.0f} MiB  measured {result["measured"] / 2**20:7.0f} MiB  '
+            f'{name:<30} estimated {estimated / 2**20:7.0f} MiB  measured {measured / 2**20:7.0f} MiB  '
             f'error {result["error"]:+6.1%}  ({result["seconds"]:.0f} s)\n',
         )
         sys.stdout.flush()

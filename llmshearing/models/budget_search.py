@@ -3,9 +3,9 @@
 The rule. A shape has five ratios to the source: of hidden size, intermediate size, layers, query heads and KV heads
 (the last two with half a weight each, as they move together). Of all shapes on the lattice below whose parameter count
 lies within ``tolerance`` under the budget, the one is taken whose ratios are closest to each other: the smallest
-weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers. Pinned sizes are
-kept and take no part in the comparison. The lattice: every number of layers; multiples of ``multiple_of`` for hidden
-and intermediate size; whole KV groups fewer, or all KV heads with fewer query heads each.
+weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers.
+Pinned sizes are kept and take no part in the comparison. The lattice: every number of layers; multiples of
+``multiple_of`` for hidden and intermediate size; whole KV groups fewer, or all KV heads with fewer query heads each.
 
 The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
 directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
@@ -77,7 +77,10 @@ def search_budget(
     family, source, layout = family_of(config), shape_of(config), layout_of(config)
     whole = count_parameters(layout, source).total
     if budget >= whole:
-        raise ValueError(f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller budget.')
+        raise ValueError(
+            f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller '
+            'budget.',
+        )
     lattice = _lattice(source, multiple_of, pins, family.has_head_dim)
     best = below = above = None
     for layers in lattice.layers:
@@ -99,8 +102,9 @@ def _lattice(source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_
     if 'intermediate_size' in pins:
         intermediate = (pins['intermediate_size'], pins['intermediate_size'])
     if not widths or intermediate[1] == 0:
-        sizes = f'hidden_size={source.hidden_size}, intermediate_size={source.intermediate_size}, head_dim={source.head_dim}'
-        raise ValueError(f'no shape below the source ({sizes}) has multiples of multiple_of={multiple_of}; lower multiple_of.')
+        raise ValueError(
+            f'no shape below the source ({source}) has multiples of multiple_of={multiple_of}; lower multiple_of.',
+        )
     pinned = set(pins)
     if pinned & {'num_attention_heads', 'num_key_value_heads'}:
         pinned |= {'num_attention_heads', 'num_key_value_heads'}
@@ -113,9 +117,8 @@ def _heads(source: ModelShape, pins: Mapping[str, int]) -> list[tuple[int, int]]
     if pinned:
         shape = resolve_target(source, pinned)
         return [(shape.num_attention_heads, shape.num_key_value_heads)]
-    whole_groups = [(groups * source.group_size, groups) for groups in range(1, source.num_key_value_heads + 1)]
-    all_groups = [(size * source.num_key_value_heads, source.num_key_value_heads) for size in range(1, source.group_size)]
-    return whole_groups + all_groups
+    groups, size = source.num_key_value_heads, source.group_size
+    return [(n * size, n) for n in range(1, groups + 1)] + [(n * groups, groups) for n in range(1, size)]
 
 
 class _Counts:
@@ -130,7 +133,7 @@ class _Counts:
         self.step, self.most = lattice.intermediate
 
     def closest(self, budget: int, tolerance: float) -> Optional[tuple]:
-        """(spread, parameters, sizes) of the shape with the closest ratios within the tolerance, None where there is none."""
+        """(spread, parameters, sizes) of the shape within the tolerance that has the closest ratios, or None."""
         least = np.maximum(np.ceil(((1 - tolerance) * budget - self.base) / self.slope / self.step), 1) * self.step
         most = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
         found = None
@@ -141,7 +144,8 @@ class _Counts:
             near = np.flatnonzero(spread <= spread.min() + SAME_SPREAD)
             index = near[parameters[near].argmax()]
             if np.isfinite(spread[index]):
-                found = _better(found, (float(spread[index]), int(parameters[index]), self._sizes(index, intermediate[index])))
+                sizes = self._sizes(index, intermediate[index])
+                found = _better(found, (float(spread[index]), int(parameters[index]), sizes))
         return found
 
     def largest_within(self, budget: int) -> Optional[tuple]:
@@ -149,14 +153,18 @@ class _Counts:
         intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
         parameters = np.where(intermediate >= self.step, self.base + self.slope * intermediate, -1)
         index = parameters.argmax()
-        return None if parameters[index] < 0 else (int(parameters[index]), self._sizes(index, intermediate[index]))
+        if parameters[index] < 0:
+            return None
+        return int(parameters[index]), self._sizes(index, intermediate[index])
 
     def smallest_above(self, budget: int) -> Optional[tuple]:
         """(parameters, sizes) of the smallest shape above the budget."""
         intermediate = np.maximum((budget - self.base) // self.slope // self.step + 1, 1) * self.step
         parameters = np.where(intermediate <= self.most, self.base + self.slope * intermediate, np.iinfo(np.int64).max)
         index = parameters.argmin()
-        return None if intermediate[index] > self.most else (int(parameters[index]), self._sizes(index, intermediate[index]))
+        if intermediate[index] > self.most:
+            return None
+        return int(parameters[index]), self._sizes(index, intermediate[index])
 
     def _near_ideal(self) -> Iterator[np.ndarray]:
         """Intermediate sizes either side of the one at which its ratio is the mean of the others, and the largest."""
@@ -180,7 +188,8 @@ class _Counts:
         }
         if intermediate is not None:
             sizes['intermediate_size'] = np.maximum(intermediate, 1)
-        return {key: np.log(size / getattr(self.source, key)) for key, size in sizes.items() if key in self.lattice.free}
+        free = [key for key in sizes if key in self.lattice.free]
+        return {key: np.log(sizes[key] / getattr(self.source, key)) for key in free}
 
     def _spread(self, intermediate: np.ndarray) -> np.ndarray:
         ratios = self._ratios(intermediate)
@@ -221,12 +230,14 @@ def _unreachable(
     lines = []
     for word, found in (('below', below), ('above', above)):
         if found is not None:
-            lines.append(f'  - nearest {word}: {found[0]:,} parameters ({found[0] / budget - 1:+.2%}): {_shape(source, found[1])}')
+            parameters, sizes = found
+            away = f'{parameters:,} parameters ({parameters / budget - 1:+.2%})'
+            lines.append(f'  - nearest {word}: {away}: {_shape(source, sizes)}')
     fixed = f' and {", ".join(f"{key}={value}" for key, value in pins.items())} given' if pins else ''
     remedy = 'name one of these budgets, lower multiple_of, or give fewer sizes'
     if below is not None:
         remedy += f', or set tolerance to at least {np.ceil((1 - below[0] / budget) * 1000) / 1000:g}'
     return (
-        f'{named} is {budget:,} parameters; with multiples of {multiple_of}{fixed} no shape lies at most {tolerance:.1%} below it:\n'
-        + '\n'.join(lines) + f'\n  {remedy[0].upper()}{remedy[1:]}.'
+        f'{named} is {budget:,} parameters; with multiples of {multiple_of}{fixed} no shape lies at most '
+        f'{tolerance:.1%} below it:\n' + '\n'.join(lines) + f'\n  {remedy[0].upper()}{remedy[1:]}.'
     )

@@ -26,6 +26,11 @@ __all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'parse_si
 
 FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance')
+OPTION_USERS = {
+    'dtype': ('size',),
+    'tolerance': ('params', 'size'),
+    'multiple_of': ('fraction', 'params', 'size'),
+}
 MULTIPLE_OF = 64
 TOLERANCE = 0.02
 DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
@@ -63,7 +68,8 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     fractions = target.get('fraction')
     problems += _fraction_problems(fractions, target, source)
     pins = {key: value for key, value in target.items() if key in TARGET_KEYS and not _is_number_problem(value)}
-    problems += [f'{key}={target[key]!r}: must be a whole number.' for key in TARGET_KEYS if key in target and key not in pins]
+    not_whole = [key for key in TARGET_KEYS if key in target and key not in pins]
+    problems += [f'{key}={target[key]!r}: must be a whole number.' for key in not_whole]
     if not family.has_head_dim:
         pins = _coupled_pins(pins, source)
     problems += _pin_problems(source, pins, family.has_head_dim)
@@ -90,7 +96,9 @@ def parse_size(value: Any) -> int:
     """
     match = None if isinstance(value, bool) else _SIZE.match(str(value).strip())
     if match is None:
-        raise ValueError(f'not a size: {value!r}; expected bytes or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 2.5GB')
+        raise ValueError(
+            f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB',
+        )
     number, unit, binary = match.groups()
     power = ' kmgt'.index(unit.lower()) if unit else 0
     return int(float(number) * (1024 if binary else 1000)**power)
@@ -122,7 +130,8 @@ def _near(key: Any, possible: Iterable[str]) -> str:
 def _key_problems(target: Mapping[str, Any]) -> list[str]:
     possible = (*TARGET_KEYS, *OPTION_KEYS)
     return [
-        f'unknown key {key!r}.{_near(key, possible)} Possible: {", ".join(possible)}.' for key in target if key not in possible
+        f'unknown key {key!r}.{_near(key, possible)} Possible: {", ".join(possible)}.'
+        for key in target if key not in possible
     ]
 
 
@@ -131,9 +140,9 @@ def _option_problems(target: Mapping[str, Any]) -> list[str]:
     ways = [key for key in ('fraction', 'params', 'size') if key in target]
     if len(ways) > 1:
         problems.append(f'{" and ".join(ways)} both name the target; keep one of them.')
-    for key, users in (('dtype', ('size',)), ('tolerance', ('params', 'size')), ('multiple_of', ('fraction', 'params', 'size'))):
+    for key, users in OPTION_USERS.items():
         if key in target and not set(users) & set(ways):
-            problems.append(f'{key} belongs to {" or ".join(users)}, which this target has not; remove it or name the target that way.')
+            problems.append(f'{key} belongs to {" or ".join(users)}, not in this target; remove it or add one of them.')
     for key, parse in (('params', _parse_params), ('size', parse_size)):
         if key in target:
             try:
@@ -159,7 +168,8 @@ def _fraction_problems(fractions: Any, target: Mapping[str, Any], source: ModelS
     problems = []
     for key, value in fractions.items():
         if key not in FRACTION_KEYS:
-            problems.append(f'fraction: unknown key {key!r}.{_near(key, FRACTION_KEYS)} Possible: {", ".join(FRACTION_KEYS)}.')
+            possible = ', '.join(FRACTION_KEYS)
+            problems.append(f'fraction: unknown key {key!r}.{_near(key, FRACTION_KEYS)} Possible: {possible}.')
             continue
         if key in target:
             problems.append(f'{key} is given as a size and as a fraction; keep one of them.')
@@ -231,7 +241,10 @@ def _sizes_of_fractions(
             most = getattr(source, key)
             sizes[key] = most if fractions[key] == 1 else nearest_multiple(most * fractions[key], step, most)
             if sizes[key] is None:
-                problems.append(f'fraction.{key}: no multiple of {step} fits into the source\'s {most}; lower multiple_of, or give {key} itself.')
+                problems.append(
+                    f'fraction.{key}: no multiple of {step} fits into the source\'s {most}; lower multiple_of, or give '
+                    f'{key} itself.',
+                )
     if problems:
         return {}, problems
     if has_head_dim:
@@ -243,11 +256,12 @@ def _sizes_of_fractions(
 
 def _couple(fractions: dict[str, float]) -> list[str]:
     """Where hidden_size is heads x head_dim, turns a fraction of the heads into one of hidden_size."""
-    coupled = {key: fractions.pop(key) for key in ('hidden_size', 'num_attention_heads', 'num_key_value_heads') if key in fractions}
+    tied = ('hidden_size', 'num_attention_heads', 'num_key_value_heads')
+    coupled = {key: fractions.pop(key) for key in tied if key in fractions}
     if len(set(coupled.values())) > 1:
         return [
-            f'fraction: {coupled} differ, but this model type has no head_dim of its own, so hidden_size is heads x head_dim; '
-            f'give hidden_size alone.',
+            f'fraction: {coupled} differ, but this model type has no head_dim of its own, so hidden_size is heads x '
+            'head_dim; give hidden_size alone.',
         ]
     if coupled:
         fractions['hidden_size'] = next(iter(coupled.values()))

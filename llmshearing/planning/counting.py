@@ -146,8 +146,8 @@ def layout_of(config: PretrainedConfig) -> Layout:
     counted, actual = count_parameters(layout, shape).total, sum(parameter.numel() for parameter in model.parameters())
     if counted != actual:
         raise RuntimeError(
-            f'the table of model_type {config.model_type!r} accounts for {counted} of the {actual} parameters of a model with one '
-            'layer; this is a bug in llmshearing.',
+            f'the table of model_type {config.model_type!r} accounts for {counted} of the {actual} parameters of a '
+            'model with one layer; this is a bug in llmshearing.',
         )
     return layout
 
@@ -170,7 +170,7 @@ def _weights(family: Family, model: torch.nn.Module) -> Iterator[tuple[str, Weig
 
 
 def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
-    """Counts the parameters of a shape. The fields of ``shape`` may be integer arrays, which are then counted together."""
+    """Counts the parameters of a shape. The fields of ``shape`` may be integer arrays: shapes counted together."""
     return ParameterCounts(
         embedding=layout.embedding.parameters(shape),
         layers=shape.num_hidden_layers * sum(weight.parameters(shape) for weight in layout.layer),
@@ -188,9 +188,9 @@ def matrix_parameters(layout: Layout, shape: ModelShape) -> int:
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:
     """Floating-point operations of forward and backward per token, without recomputation.
 
-    ``6 * matrix parameters + 12 * layers * heads * head_dim * seq_len``: two operations per element forward and four backward,
-    and the same for the two products of attention over the full square of ``seq_len`` positions (PaLM, arXiv 2204.02311,
-    appendix B). A causal kernel does half of the second term, a sliding window less.
+    ``6 * matrix parameters + 12 * layers * heads * head_dim * seq_len``: two operations per element forward and four
+    backward, and the same for the two products of attention over the full square of ``seq_len`` positions (PaLM, arXiv
+    2204.02311, appendix B). A causal kernel does half of the second term, a sliding window less.
     """
     attention = 12 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * seq_len
     return 6 * matrix_parameters(layout, shape) + attention

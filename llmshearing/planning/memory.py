@@ -1,11 +1,11 @@
 """Estimates what a training run takes on each GPU, part by part.
 
 Peak = what lasts from step to step (parameters, gradients, optimizer states, the copies of the sharding strategy) and
-what a micro-batch needs on top (:mod:`llmshearing.planning.step_trace`), taken from the second micro-batch of a batch on, when
-gradients are there already. What is true of this suite and easily forgotten: **a cut weight is an activation**. It
-lives from forward to backward, on every rank, so sharding does not bound it: with everything kept, as at the start of
-pruning, that is the whole model's matrices once more. With activation checkpointing one layer's live at a time.
-Under plain ``amp_bf16`` ordinary training holds a bfloat16 copy of each matrix as well, and the cut weights replace it.
+what a micro-batch needs on top (:mod:`llmshearing.planning.step_trace`), taken from the second micro-batch of a batch
+on, when gradients are there already. What is true of this suite and easily forgotten: a cut weight is an activation.
+It lives from forward to backward, on every rank, so sharding does not bound it: with everything kept, as at the start
+of pruning, that is the whole model's matrices once more. With activation checkpointing one layer's live at a time.
+Under ``amp_bf16`` with ddp, ordinary training holds a bfloat16 copy of each matrix as well; the cut weights replace it.
 
 Assumed: float32 parameters as Composer keeps them, Adam with two float32 states that is applied parameter by parameter.
 Not included: the CUDA context and communication library (about 1 GB), fragmentation, kernel workspaces.
@@ -49,8 +49,8 @@ class TrainingSetup:
 
     Attributes:
         gpus (int): Number of GPUs.
-        sharding (str): ``'ddp'``: every GPU holds the whole model; ``'fsdp2'``: parameters, gradients and optimizer states are
-            divided among them.
+        sharding (str): ``'ddp'``: every GPU holds the whole model; ``'fsdp2'``: parameters, gradients and optimizer
+            states are divided among them.
         micro_batch (int): Sequences per GPU and micro-batch (``device_train_microbatch_size``).
         seq_len (int): Tokens per sequence.
         activation_checkpointing (bool): Recompute each layer in the backward pass.
@@ -69,14 +69,16 @@ class TrainingSetup:
 
     def __post_init__(self) -> None:
         problems = [
-            f'{name}={getattr(self, name)!r}: must be a whole number of 1 or more.' for name in ('gpus', 'micro_batch', 'seq_len')
+            f'{name}={getattr(self, name)!r}: must be a whole number of 1 or more.'
+            for name in ('gpus', 'micro_batch', 'seq_len')
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
         ]
         for name, possible in (('sharding', SHARDING), ('precision', PRECISIONS)):
             if getattr(self, name) not in possible:
                 problems.append(f'{name}={getattr(self, name)!r}: must be one of {", ".join(possible)}.')
         if problems:
-            raise ValueError('This training setup is not possible:\n' + '\n'.join(f'  - {problem}' for problem in problems))
+            listed = '\n'.join(f'  - {problem}' for problem in problems)
+            raise ValueError(f'This training setup is not possible:\n{listed}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,8 @@ class MemoryEstimate:
             modules that are not in a layer, and of two layers.
         weight_copies (int): Cut weights, and copies of weights in bfloat16 that autograd keeps.
         activations (int): What layers keep for the backward pass.
-        logits_and_temporaries (int): The rest of the peak: logits, their gradient, the loss, what one layer needs in passing.
+        logits_and_temporaries (int): The rest of the peak: logits, their gradient, the loss, what a layer needs in
+            passing.
     """
 
     parameters: int
@@ -108,23 +111,31 @@ class MemoryEstimate:
 
 
 def pruned_axes(source: ModelShape, target: ModelShape) -> dict[str, tuple[int, int]]:
-    """(units, units kept) in each row of every axis on which the target differs, as ``targeted_pruning`` prunes them."""
+    """(units, units kept) in each row of every axis on which the target differs, as ``targeted_pruning`` prunes them.
+
+    Written out here as well, since importing the algorithm would import Composer, for which a plan should not wait.
+    """
+    heads, kv_heads = source.num_attention_heads, source.num_key_value_heads
     grouped = source.group_size > 1
     axes = {
         'hidden': (source.hidden_size, target.hidden_size),
         'layer': (source.num_hidden_layers, target.num_hidden_layers),
         'intermediate': (source.intermediate_size, target.intermediate_size),
-        'kv_group': (source.num_key_value_heads, target.num_key_value_heads) if grouped else (1, 1),
-        'head': (source.group_size, target.group_size) if grouped else (source.num_attention_heads, target.num_attention_heads),
+        'kv_group': (kv_heads, target.num_key_value_heads) if grouped else (1, 1),
+        'head': (source.group_size, target.group_size) if grouped else (heads, target.num_attention_heads),
     }
     return {axis: (units, keep) for axis, (units, keep) in axes.items() if units != keep}
 
 
-def estimate_memory(config: PretrainedConfig, setup: TrainingSetup, masked_axes: Collection[str] = ()) -> MemoryEstimate:
+def estimate_memory(
+    config: PretrainedConfig,
+    setup: TrainingSetup,
+    masked_axes: Collection[str] = (),
+) -> MemoryEstimate:
     """Estimates the peak on one GPU.
 
     Args:
-        config (PretrainedConfig): The model that is trained: the source for pruning, the target for continued pre-training.
+        config (PretrainedConfig): The model that is trained: for pruning the source, afterwards the target.
         setup (TrainingSetup): How it is trained.
         masked_axes (Collection[str]): Axes under masks (:func:`pruned_axes`); none for training without masks.
     """
@@ -180,8 +191,10 @@ def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen
 
 def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:
     """Elements of one layer's matrices, and of the LM head, of which a copy is computed with."""
-    in_layer = sum(weight.size(shape) for weight in layout.layer if weight.is_matrix and (everything or _is_cut(weight, masked_axes)))
-    return in_layer, layout.head.size(shape) if everything or _is_cut(layout.head, masked_axes) else 0
+    def elements(weight: Weight) -> int:
+        return weight.size(shape) if weight.is_matrix and (everything or _is_cut(weight, masked_axes)) else 0
+
+    return sum(map(elements, layout.layer)), elements(layout.head)
 
 
 def _is_cut(weight: Weight, masked_axes: Collection[str]) -> bool:

@@ -1,8 +1,8 @@
 """Puts source and target side by side before anything is spent: what will be cut, counts, cost, memory, warnings.
 
-A plan is a plain dict, so that it can be written as JSON as it is; :mod:`llmshearing.planning.plan_table` prints it. Warnings are
-about targets that can be reached and will disappoint: sizes that GPUs are slow with, and shapes far from those that are known
-to work. What cannot be reached at all is refused where the target is resolved.
+A plan is a plain dict, so that it can be written as JSON as it is; :mod:`llmshearing.planning.plan_table` prints it.
+Warnings are about targets that can be reached and will disappoint: sizes that GPUs are slow with, and shapes far from
+the source's. What cannot be reached at all is refused where the target is resolved.
 """
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def make_plan(config: PretrainedConfig, target: Optional[ModelShape], setup: Tra
         setup (TrainingSetup): How both stages are trained.
 
     Returns:
-        dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by axis, ``memory``
-        by stage in bytes per GPU, ``warnings``.
+        dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by
+        axis, ``memory`` by stage in bytes per GPU, ``warnings``.
 
     Raises:
         ValueError: If the model type is not supported.
@@ -68,7 +68,8 @@ def make_plan(config: PretrainedConfig, target: Optional[ModelShape], setup: Tra
     else:
         axes = pruned_axes(source, target)
         for axis, (units, keep) in axes.items():
-            where = 'query heads of each KV head, in every layer' if axis == 'head' and source.group_size > 1 else PER_ROW[axis]
+            grouped = axis == 'head' and source.group_size > 1
+            where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
             plan['cut'][axis] = {'units': units, 'keep': keep, 'removed': 1 - keep / units, 'where': where}
         estimates = {
             'pruning': estimate_memory(config, setup, tuple(axes)),
@@ -103,26 +104,27 @@ def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> li
     """What to expect trouble from in a target that can be reached; also of a source alone, given as both."""
     warnings = []
     for key in ('hidden_size', 'intermediate_size'):
-        value, most = getattr(target, key), getattr(source, key)
+        value = getattr(target, key)
+        nearest = _neighbours(value, ALIGNED, getattr(source, key))
         if value % TENSOR_CORE:
             warnings.append(
-                f'{key}={value} is no multiple of {TENSOR_CORE}: tensor cores in bfloat16 need that, so much slower on GPUs; '
-                f'{_neighbours(value, ALIGNED, most)}.',
+                f'{key}={value} is no multiple of {TENSOR_CORE}: tensor cores in bfloat16 need that, so much slower on '
+                f'GPUs; {nearest}.',
             )
         elif value % ALIGNED:
-            warnings.append(f'{key}={value} is no multiple of {ALIGNED}: slower on GPUs; {_neighbours(value, ALIGNED, most)}.')
+            warnings.append(f'{key}={value} is no multiple of {ALIGNED}: slower on GPUs; {nearest}.')
     if target.head_dim % TENSOR_CORE:
         warnings.append(
-            f'head_dim={target.head_dim} is no multiple of {TENSOR_CORE}: fused attention pads it or does not support it; it is '
-            'inherited from the source.',
+            f'head_dim={target.head_dim} is no multiple of {TENSOR_CORE}: fused attention pads it or does not support '
+            'it; it is inherited from the source.',
         )
-    heads, kv_heads = target.num_attention_heads, target.num_key_value_heads
-    if heads % 2 and heads > 1:
-        warnings.append(f'num_attention_heads={heads} is odd: it cannot be divided over 2 GPUs (tensor parallelism).')
-    elif kv_heads % 2 and kv_heads > 1:
-        warnings.append(f'num_key_value_heads={kv_heads} is odd: it cannot be divided over 2 GPUs (tensor parallelism).')
+    heads = {key: getattr(target, key) for key in ('num_attention_heads', 'num_key_value_heads')}
+    odd = [f'{key}={value}' for key, value in heads.items() if value % 2 and value > 1]
+    if odd:
+        warnings.append(f'{", ".join(odd)}: odd numbers of heads cannot be divided over 2 GPUs (tensor parallelism).')
     if layout.embedding.rows % ALIGNED:
-        warnings.append(f'the vocabulary of {layout.embedding.rows} is no multiple of {ALIGNED}: a slower LM head; pruning keeps it.')
+        rows = layout.embedding.rows
+        warnings.append(f'the vocabulary of {rows} is no multiple of {ALIGNED}: a slower LM head; pruning keeps it.')
     return warnings + _ratio_warnings(source, target, layout)
 
 
@@ -130,15 +132,16 @@ def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> l
     keys = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size')
     ratios = {key: getattr(target, key) / getattr(source, key) for key in keys}
     warnings = [
-        f'{key}={getattr(target, key)} keeps {ratio:.0%} of the source\'s {getattr(source, key)}: less than {LEAST_KEPT:.0%} of an '
-        'axis; little of what the source has learned survives, expect a long continued pre-training.'
+        f'{key}={getattr(target, key)} keeps {ratio:.0%} of the source\'s {getattr(source, key)}: with less than '
+        f'{LEAST_KEPT:.0%} of an axis little of what the source has learned survives; expect a long continued '
+        'pre-training.'
         for key, ratio in ratios.items() if ratio < LEAST_KEPT
     ]
     low, high = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
     if ratios[high] > MOST_UNEVEN * ratios[low]:
         warnings.append(
-            f'{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source\'s proportions; `params: '
-            f'{count_parameters(layout, target).total}` proposes a shape of this size near them.',
+            f'{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source\'s proportions; '
+            f'params: {count_parameters(layout, target).total} proposes a shape of this size near them.',
         )
     return warnings
 
@@ -162,5 +165,6 @@ def _run_warnings(
             remedies += ['fsdp2'] if setup.sharding == 'ddp' and setup.gpus > 1 else []
             remedies += ['a smaller micro-batch'] if setup.micro_batch > 1 else []
             remedies += ['more GPUs'] if setup.sharding == 'fsdp2' else []
-            warnings.append(f'{stage} takes more than a GPU of 80 GiB has; try {", ".join(remedies) or "shorter sequences"}.')
+            remedy = ', '.join(remedies) or 'shorter sequences'
+            warnings.append(f'{stage} takes more than a GPU of 80 GiB has; try {remedy}.')
     return warnings

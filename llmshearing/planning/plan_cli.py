@@ -32,7 +32,11 @@ DEFAULTS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='llmshearing plan', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='llmshearing plan',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('source', nargs='?', metavar='SOURCE', help='model folder or config.json')
     target = parser.add_argument_group('target (without one, the source alone is described)')
     target.add_argument('--target', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
@@ -42,11 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument('--dtype', help='of --size (default: bfloat16)')
     target.add_argument('--multiple-of', type=int, metavar='N', help='of hidden and intermediate size (default: 64)')
     target.add_argument('--tolerance', type=float, metavar='FRACTION', help='how far below the budget (default: 0.02)')
-    target.add_argument('--config', metavar='RUN.yaml', help='take target and training settings from a run of the pruning stage')
+    target.add_argument('--config', metavar='RUN.yaml', help='take target and training settings from a pruning run')
     setup = parser.add_argument_group('training, for the memory estimate')
     setup.add_argument('--gpus', type=int, metavar='N', help=f'default: {DEFAULTS["gpus"]}')
     setup.add_argument('--sharding', help=f'ddp or fsdp2 (default: {DEFAULTS["sharding"]})')
-    setup.add_argument('--micro-batch', type=int, metavar='N', help=f'sequences per GPU (default: {DEFAULTS["micro_batch"]})')
+    setup.add_argument('--micro-batch', type=int, metavar='N',
+                       help=f'sequences per GPU (default: {DEFAULTS["micro_batch"]})')
     setup.add_argument('--seq-len', type=int, metavar='N', help=f'tokens per sequence (default: {DEFAULTS["seq_len"]})')
     setup.add_argument('--activation-checkpointing', action=argparse.BooleanOptionalAction, default=None,
                        help='recompute each layer in the backward pass (default: off)')
@@ -65,7 +70,9 @@ def parse_target(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition('=')
         if not equals or not key or not text:
-            raise ValueError(f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5')
+            raise ValueError(
+                f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5',
+            )
         place = target
         if key.startswith('fraction.'):
             place, key = target.setdefault('fraction', {}), key.removeprefix('fraction.')
@@ -94,7 +101,10 @@ def read_source(source: str) -> PretrainedConfig:
     path = Path(source).expanduser()
     path = path / 'config.json' if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f'{source}: no model folder with a config.json and no such file; download the config first, nothing is fetched here')
+        raise ValueError(
+            f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
+            'fetched here',
+        )
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, KeyError) as error:
@@ -117,7 +127,7 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
         raise ValueError(f'--config: {path}: {error}') from error
     pruning = ((run.get('algorithms') or {}).get('targeted_pruning') or {}) if isinstance(run, dict) else {}
     if 'target' not in pruning:
-        raise ValueError(f'--config: {path} has no algorithms.targeted_pruning.target; name a YAML of the pruning stage')
+        raise ValueError(f'--config: {path} has no algorithms.targeted_pruning.target; name a run of the pruning stage')
     fsdp = run.get('fsdp_config')
     micro_batch = run.get('device_train_microbatch_size')
     settings = {

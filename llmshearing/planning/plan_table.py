@@ -9,7 +9,7 @@ __all__ = ['plan_lines']
 
 LABEL, COLUMN = 28, 24
 MEMORY_LABELS = {
-    'parameters': 'parameters',
+    'parameters': 'parameters, float32',
     'gradients': 'gradients',
     'optimizer_states': 'optimizer states',
     'communication': 'communication buffers',
@@ -56,7 +56,9 @@ def _compared(label: str, source: int, target: Optional[int], unit: str = '', sc
     def text(value: int) -> str:
         number = f'{value:,}' if scale == 1 else f'{value / scale:,.2f}'
         return f'{number} {unit}'.rstrip()
-    return _row(label, text(source)) if target is None else _row(label, text(source), text(target), f'{target / source:.1%}')
+    if target is None:
+        return _row(label, text(source))
+    return _row(label, text(source), text(target), f'{target / source:.1%}')
 
 
 def _cut_lines(plan: dict[str, Any]) -> list[str]:
@@ -69,10 +71,12 @@ def _cut_lines(plan: dict[str, Any]) -> list[str]:
 
 def _memory_lines(plan: dict[str, Any]) -> list[str]:
     setup, memory = plan['setup'], plan['memory']
-    described = (
-        f'{setup["gpus"]} x {setup["sharding"]}, {setup["precision"]}, micro-batch {setup["micro_batch"]} x {setup["seq_len"]} '
-        f'tokens, activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}'
-    )
+    described = ', '.join((
+        f'{setup["gpus"]} x {setup["sharding"]}',
+        setup['precision'],
+        f'micro-batch {setup["micro_batch"]} x {setup["seq_len"]} tokens',
+        f'activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}',
+    ))
     lines = ['', f'memory per GPU: {described}', _row('  GiB', *memory)]
     for key, label in MEMORY_LABELS.items():
         lines.append(_row(f'  {label}', *(f'{parts[key] / 2**30:.2f}' for parts in memory.values())))

@@ -1,13 +1,13 @@
 """The working memory of a training step, traced: the real step runs on tensors that have shapes and no data.
 
-What a step keeps between forward and backward depends on modelling code, attention kernel, precision, checkpointing and on how
-weights are cut. Formulas for that would have to be written per family and would be wrong after the next release. So
-the stock model, with our own cutting where masks are in use, does one forward and backward pass under torch's fake
-tensors while every allocation is counted. Memory grows linearly with the number of layers, so two traces, of one
-and of two periods of the layer pattern, give it for any number; a trace takes about a second at any model size.
+What a step keeps between forward and backward depends on modelling code, attention kernel, precision, checkpointing
+and on how weights are cut. Formulas for that would have to be written per family and would be wrong after the next
+release. So the stock model, with our own cutting where masks are in use, does one forward and backward pass under
+torch's fake tensors while every allocation is counted. Memory grows linearly with the number of layers, so two traces,
+of one and of two periods of the layer pattern, give it for any number; a trace takes about a second at any model size.
 
-Fake tensors take the CPU's kernels. Those of a GPU save the same tensors for backward with fused attention; workspaces of
-kernels and fragmentation are not in it.
+Fake tensors take the CPU's kernels, with fused attention. Those of a GPU are expected to save the same tensors for the
+backward pass (not measured here); workspaces of kernels and fragmentation are not in it.
 """
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def trace_step(
         autocast (bool): Compute in bfloat16 under autocast.
         checkpointing (bool): Recompute each layer in the backward pass.
         parameter_dtype (torch.dtype): Of the parameters that the step sees.
-        masked_axes (Collection[str]): Axes under masks. Masks keep nearly everything, as at the start of pruning, when a
-            step takes most; one hidden and one intermediate dimension are dropped, so that weights are really cut.
+        masked_axes (Collection[str]): Axes under masks. Masks keep nearly everything, as at the start of pruning, when
+            a step takes most; one hidden and one intermediate dimension are dropped, so that weights are really cut.
     """
     family, shape = family_of(config), shape_of(config)
     period = _period(family.layer_types(config)) if family.layer_types else 1
