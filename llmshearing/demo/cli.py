@@ -1,17 +1,21 @@
 """``llmshearing demo``: the whole way on one machine, from a real pre-trained model and real text to a report.
 
 Each phase prints what it does and how long it took; source model, text and prepared data are kept and reused by the next
-demo in the same folder. Training runs through the composer launcher and the YAMLs in ``yamls/demo``, like any other run.
+demo in the same folder. Training runs through the composer launcher and the YAMLs in ``yamls/demo``, like any other run; whatever
+else needs torch runs in a process of its own that ends with it, so that training has the machine's memory to itself.
 """
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -40,6 +44,17 @@ def phase(title: str) -> Iterator[None]:
     say(f'--- {title}: {SECONDS[title]:.0f} s')
 
 
+def apart(function: str, *arguments: Any) -> Any:
+    """Calls ``module:function`` of ``llmshearing.demo`` in a fresh process and returns what it returns."""
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(_call, function, arguments).result()
+
+
+def _call(function: str, arguments: tuple) -> Any:
+    module, name = function.split(':')
+    return getattr(importlib.import_module(f'llmshearing.demo.{module}'), name)(*arguments)
+
+
 def train(yaml: Path, *overrides: str) -> None:
     """Runs one YAML through the composer launcher; its progress goes to the terminal."""
     command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', str(ROOT / 'llmshearing' / 'train.py'), str(yaml)]
@@ -63,6 +78,29 @@ def prepare_data(work: Path) -> dict[str, dict[str, int]]:
         'splits': {'eval': {'fraction': 0.15, 'tokens': EVAL_TOKENS}, 'prune': {'fraction': 0.4}, 'continue': {}},
     })
     return harvested
+
+
+def source_model(work: Path) -> tuple[Path, dict[str, Any]]:
+    """Builds the source model's folder and looks at what it does."""
+    from llmshearing.demo.source_model import build_source_model, check_source_model
+    source = build_source_model(work / 'source', work / 'downloads')
+    return source, check_source_model(source)
+
+
+def losses_of(folders: dict[str, Path], data: Path) -> dict[str, dict[str, float]]:
+    """Loss per domain of several models."""
+    from llmshearing.demo.measure import loss_per_domain
+    losses = {}
+    for name, folder in folders.items():
+        losses[name] = loss_per_domain(folder, data, DOMAINS)
+        say(f'{name}: {json.dumps(losses[name])}')
+    return losses
+
+
+def speed_and_samples(folders: dict[str, Path]) -> dict[str, tuple[dict[str, Any], list[dict[str, str]]]]:
+    """Size, speed and generated text of several models."""
+    from llmshearing.demo.measure import describe_model, generate_samples
+    return {name: (describe_model(folder), generate_samples(folder, PROMPTS)) for name, folder in folders.items()}
 
 
 def mask_metrics(path: Path, record: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
@@ -112,23 +150,17 @@ def main(argv: list[str]) -> int:
 
 def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
     """All phases of the demo; see the module's text."""
-    from llmshearing.demo import measure
-    from llmshearing.demo.report import write_report
-    from llmshearing.demo.source_model import build_source_model, check_source_model
     work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with phase('source model'):
-        source = build_source_model(work / 'source', work / 'downloads')
-        seen = check_source_model(source)
+        source, seen = apart('cli:source_model', work)
         say(json.dumps(seen, indent=1, ensure_ascii=False))
     with phase('text and tokens'):
         if not (work / 'data' / 'manifest.json').is_file():
-            prepare_data(work)
-    losses: dict[str, dict[str, float]] = {}
+            apart('cli:prepare_data', work)
     with phase('losses of the source'):
-        losses['source'] = measure.loss_per_domain(source, work / 'data', DOMAINS)
+        losses = apart('cli:losses_of', {'source': source}, work / 'data')
         (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
-        say(json.dumps(losses['source']))
     for name in ('prune', 'continue', 'scratch'):
         (work / f'{name}_metrics.jsonl').unlink(missing_ok=True)
     variables = f'variables.work={work}'
@@ -152,38 +184,33 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         'scratch': work / 'scratch' / 'huggingface' / 'final',
     }
     with phase('losses of the results'):
-        for name, folder in folders.items():
-            losses[name] = measure.loss_per_domain(folder, work / 'data', DOMAINS)
-            say(f'{name}: {json.dumps(losses[name])}')
+        losses.update(apart('cli:losses_of', folders, work / 'data'))
     with phase('opened by plain transformers'):
-        check = Path(measure.__file__).with_name('check_result.py')
+        check = Path(__file__).with_name('check_result.py')
         subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
     with phase('speed and samples'):
-        models = {'source': measure.describe_model(source), 'result': measure.describe_model(folders['continued'])}
-        samples = {
-            'source': measure.generate_samples(source, PROMPTS),
-            'result': measure.generate_samples(folders['continued'], PROMPTS),
-        }
+        seen = apart('cli:speed_and_samples', {'source': source, 'result': folders['continued']})
+    from llmshearing.demo.measure import peak_memory_bytes
     record = json.loads((work / 'pruned' / 'pruning.json').read_text())
     pruning_steps, axes = mask_metrics(work / 'prune_metrics.jsonl', record)
     per_step = 4 * MAX_SEQ_LEN
     results = {
         'source_name': 'SmolLM2-135M-Instruct',
-        'models': models,
+        'models': {name: facts for name, (facts, _) in seen.items()},
         'losses': losses,
         'tokens': {
             'pruned': prune_steps * per_step,
             'continued': continue_steps * per_step,
             'scratch': (prune_steps + continue_steps) * per_step,
         },
-        'samples': samples,
+        'samples': {name: samples for name, (_, samples) in seen.items()},
         'seconds': dict(SECONDS),
-        'peak_memory_bytes': measure.peak_memory_bytes(),
+        'peak_memory_bytes': peak_memory_bytes(),
     }
     metrics = {
         'pruning_steps': pruning_steps,
         'axes': axes,
         'mixture': {'continued': mixture_metrics(work / 'continue_metrics.jsonl')},
     }
-    report = write_report(work / 'report', results, metrics)
+    report = apart('report:write_report', work / 'report', results, metrics)
     say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
