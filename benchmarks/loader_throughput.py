@@ -47,8 +47,8 @@ def write_shards(folder: Path, samples: int, max_seq_len: int) -> None:
 def build(kind: str, folder: Path, settings: argparse.Namespace) -> DataLoader:
     """A fresh loader of one of the two kinds."""
     vocabulary = {f't{i}': i for i in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token='t0')), unk_token='t0',
-                                        pad_token='t0', eos_token='t1')
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token='t0')),
+                                        unk_token='t0', pad_token='t0', eos_token='t1')
     common = {'tokenizer': tokenizer, 'device_batch_size': settings.batch_size, 'drop_last': True,
               'num_workers': settings.workers, 'pin_memory': False}
     shared = {'max_seq_len': settings.max_seq_len, 'shuffle': True, 'shuffle_seed': 17}

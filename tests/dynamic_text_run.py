@@ -62,7 +62,8 @@ def tiny_trainer(folder: Path, duration: str = '9ba', workers: int = 0, batch_si
     """A Trainer with rounds of three batches and everything seeded. ``settings`` go to the Trainer or the data."""
     dataset = {'round_batches': 3, 'proportions': {'a': 5, 'b': 3, 'c': 2}} | settings.pop('dataset', {})
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2)
     model = HuggingFaceModel(LlamaForCausalLM(config), tokenizer=tiny_tokenizer(), metrics=[],
                              eval_metrics=[LanguageCrossEntropy()], use_logits=True)
     callbacks = [update or DynamicBatchLoading(REFERENCES), *settings.pop('callbacks', [])]

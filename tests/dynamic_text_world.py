@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import time
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,13 @@ def on_ranks(ranks: int, function: Any, *args: Any) -> None:
     processes = [FORK.Process(target=run, args=(rank,)) for rank in range(ranks)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(90)
+    deadline = time.monotonic() + 90
+    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+        if any(process.exitcode for process in processes):
+            break  # the others would wait for it for ever
+        time.sleep(0.02)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
+        process.join()
     assert codes == [0] * ranks

@@ -149,8 +149,8 @@ def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[
         return [float(size) for size in sizes.values()]
     unknown, missing = sorted(set(proportions) - set(sizes)), sorted(set(sizes) - set(proportions))
     if unknown or missing:
-        raise ValueError(f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and lacks '
-                         f'{missing}. Give every domain a weight (0 keeps it out until an update raises it).')
+        raise ValueError(f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and '
+                         f'lacks {missing}. Give every domain a weight (0 keeps it out until an update raises it).')
     weights = {name: float(proportions[name]) for name in sizes}
     if any(not np.isfinite(weight) or weight < 0 for weight in weights.values()) or not any(weights.values()):
         raise ValueError(f'`proportions` must be finite, not negative and not all zero, but got {weights}.')

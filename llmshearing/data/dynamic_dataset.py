@@ -98,6 +98,7 @@ class DynamicTextDataset(StreamingTextDataset):
 
         folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
         started_dist = distributed.maybe_init_dist()
+        # The first rank of each node marks the run as alive and has the memory from which that node's workers are told.
         with starting(folders) if distributed.get_local_rank() == 0 else nullcontext() as self._marker:
             distributed.barrier()
             super().__init__(
@@ -112,9 +113,7 @@ class DynamicTextDataset(StreamingTextDataset):
             )
             if self._marker is not None:
                 self._marker.set_number(self._shm_prefix_int)
-            leads_node = self._unique_rank_world.is_local_leader
-            self._order = shared_order(self._shm_prefix_int, 2 + 3 * len(streams), leads_node)
-            distributed.barrier()
+                self._order = shared_order(self._shm_prefix_int, 2 + 3 * len(streams))
         if started_dist:
             torch.distributed.destroy_process_group()
 
@@ -145,7 +144,7 @@ class DynamicTextDataset(StreamingTextDataset):
         """
         self.rounds.start()
         self._tell_of_passes()
-        if self._unique_rank_world.is_local_leader:
+        if self._marker is not None:
             state = self.rounds.state
             self._order[:] = np.array([state.round, self.rounds.batch, *state.used, *state.carry, *state.weights])
         return self.rounds.round_batches - self.rounds.batch

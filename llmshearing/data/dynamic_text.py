@@ -65,8 +65,8 @@ class UnpaddedLabels:
         batch = self.base_collator(examples)
         largest = int(batch['input_ids'].max())
         if largest >= self.vocab_size:
-            raise ValueError(f'The data holds token id {largest}, but the tokenizer has ids below {self.vocab_size}. It '
-                             f'was made with another tokenizer: prepare it again, or name that tokenizer.')
+            raise ValueError(f'The data holds token id {largest}, but the tokenizer has ids below {self.vocab_size}. '
+                             f'It was made with another tokenizer: prepare it again, or name that tokenizer.')
         batch['labels'].copy_(batch['input_ids'])
         if 'attention_mask' in batch:
             batch['labels'][batch['attention_mask'] == 0] = -100

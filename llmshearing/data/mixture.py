@@ -8,8 +8,8 @@ global batches of equal size. Decisions:
   are exact, so ten thousand rounds leave no rounding error and the state is the same on every machine.
 - **No coin flips.** Every global batch gets its ideal share plus what earlier batches owed (largest remainder, carried
   forward). Where whole samples leave a choice, the domain whose debt comes due first is served first (earliest
-  deadline first), so that a domain with a tiny weight gets its one sample in time although it never has the largest
-  remainder. See ``batch_counts`` for what is guaranteed.
+  deadline first); going by the largest remainder alone can leave a domain more than a sample behind, as with weights
+  30 : 30 : 3 : 1 : 1 and one sample at a time. See ``batch_counts`` for what is guaranteed.
 - **A shuffle that needs no list.** Within a pass over a domain its shards are put in a seeded order and cut into
   blocks of whole shards; samples are shuffled within a block. Any stretch of the order is computed from its own blocks
   alone, and a block is all that a cache must hold at a time. The shuffle sorts hashes of the sample number: it depends

@@ -37,17 +37,16 @@ START_TIMEOUT = 120.0
 """Seconds to wait for another run to start before going on without the lock."""
 
 
-def shared_order(prefix: int, size: int, is_local_leader: bool) -> SharedArray:
+def shared_order(number: int, size: int) -> SharedArray:
     """Shared int64 array in which the first rank of a node tells its workers what to serve.
 
     Args:
-        prefix: Streaming's number for this run; the blocks of that number are ours alone.
-        size: numbers in the array.
-        is_local_leader: whether this is the first rank of the node, which makes the block anew.
+        number: Streaming's number for this run; the blocks of that number are ours alone, so one that is there already
+            has been left by a dead run.
+        size: integers in the array.
     """
-    name = _get_path(prefix, MIXTURE)
-    if is_local_leader:
-        (SHARED_MEMORY / name).unlink(missing_ok=True)
+    name = _get_path(number, MIXTURE)
+    (SHARED_MEMORY / name).unlink(missing_ok=True)
     return SharedArray(size, np.int64, name)
 
 

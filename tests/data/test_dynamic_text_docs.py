@@ -37,7 +37,8 @@ def test_yaml_names_every_option_with_its_default():
     for block in blocks('yaml'):
         config |= yaml.safe_load(block.values[0])
     options = config['callbacks']['dynamic_batch_loading']
-    defaults = {name: parameter.default for name, parameter in inspect.signature(DynamicBatchLoading).parameters.items()}
+    parameters = inspect.signature(DynamicBatchLoading).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert set(options) == set(defaults)
     assert {name: options[name] for name in defaults if name != 'reference_losses'} == {
         name: default for name, default in defaults.items() if name != 'reference_losses'}

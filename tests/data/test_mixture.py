@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmshearing.data.mixture import (
@@ -62,11 +62,13 @@ def test_weights_that_are_none_are_refused(weights):
         quantize(weights)
 
 
+# In the first example, serving the largest remainder without regard to deadlines leaves a domain 1.08 behind.
 @settings(max_examples=200, deadline=None)
+@example([30.0, 30.0, 3.0, 1.0, 1.0], 1)
 @given(weights_of, st.sampled_from([1, 2, 3, 7, 16, 256]))
 def test_every_batch_is_less_than_a_sample_from_the_ideal_total(weights, batch_size):
     state = initial_state(weights)
-    counts, after = round_counts(state, 60, batch_size)
+    counts, after = round_counts(state, 80, batch_size)
     assert (counts >= 0).all()
     assert (counts.sum(1) == batch_size).all()
     for batch, total in enumerate(counts.cumsum(0), start=1):
@@ -93,7 +95,7 @@ def test_changing_weights_keep_the_running_total_if_each_domain_is_worth_a_sampl
 
 
 def test_rare_domains_get_their_sample_in_time():
-    """One large and 100 tiny domains: largest remainder alone would serve the tiny ones late and all at once."""
+    """One large and 100 tiny domains: each tiny one is served once in 200 samples, and once in the next 200."""
     state = initial_state([0.5] + [0.005] * 100)
     counts, _ = round_counts(state, 400, 1)
     first, second = (counts[:200] > 0).sum(0), (counts[200:] > 0).sum(0)

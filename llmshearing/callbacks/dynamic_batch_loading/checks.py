@@ -44,8 +44,8 @@ def check_references(domains: Sequence[str], references: Mapping[str, float]) ->
     """
     missing = [name for name in domains if name not in references]
     if missing:
-        raise ValueError(f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them to '
-                         f'`reference_losses`, or choose update: constant.')
+        raise ValueError(f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them '
+                         f'to `reference_losses`, or choose update: constant.')
 
 
 def dynamic_dataset(state: State) -> DynamicTextDataset:
@@ -56,13 +56,13 @@ def dynamic_dataset(state: State) -> DynamicTextDataset:
     """
     dataset = getattr(state.train_dataloader, 'dataset', None)
     if not isinstance(dataset, DynamicTextDataset):
-        raise ValueError(f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data is '
-                         f'{type(dataset).__name__}.')
+        raise ValueError(f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data '
+                         f'is {type(dataset).__name__}.')
     return dataset
 
 
 def check_round_length(dataset: DynamicTextDataset, state: State) -> None:
-    """Raises if Composer is to end its epochs before the rounds end, which would serve their beginnings again and again.
+    """Raises if Composer is to end its epochs before the rounds, which would serve their beginnings again and again.
 
     Raises:
         ValueError: naming both lengths.
@@ -84,8 +84,8 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
     for name in dataset.rounds.domains:
         found = [label for label in (name, f'eval/{name}') if label in by_label]
         if not found:
-            raise ValueError(f'Domain {name!r} has no evaluator; there are {sorted(by_label)}. Add one with label: {name} '
-                             f'to eval_loader.')
+            raise ValueError(f'Domain {name!r} has no evaluator; there are {sorted(by_label)}. Add one with label: '
+                             f'{name} to eval_loader.')
         labels[name] = label = found[0]
         if metric not in state.eval_metrics.get(label, {}):
             raise ValueError(f'The evaluator of domain {name!r} has no metric {metric!r}, only '
@@ -95,8 +95,8 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
         interval = inspect.getclosurevars(by_label[label].eval_interval).nonlocals.get('time_interval')
         if interval is not None and (interval.unit, interval.value) not in ((TimeUnit.BATCH, length),
                                                                             (TimeUnit.EPOCH, 1)):
-            raise ValueError(f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing round '
-                             f'has {length} batches. Set eval_interval and round_batches to the same number ({length}ba).')
+            raise ValueError(f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing '
+                             f'round has {length} batches. Set eval_interval to {length}ba, or round_batches to suit.')
     return labels
 
 

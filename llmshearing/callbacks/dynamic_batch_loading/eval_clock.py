@@ -42,8 +42,8 @@ class EvalClock:
         """Ends the round now and begins the next. Returns the share of its time that went to evaluation."""
         share = self._evaluation / max(time.monotonic() - self._round_began, 1e-9)
         if share > self.max_share and not self._warned:
-            log.warning('Evaluation took %.0f %% of the time of a mixing round; max_eval_share is %.0f %%. Evaluate fewer '
-                        'sequences per domain (max_eval_sequences) or make rounds longer (round_batches).',
+            log.warning('Evaluation took %.0f %% of the time of a mixing round; max_eval_share is %.0f %%. Evaluate '
+                        'fewer sequences per domain (max_eval_sequences) or make rounds longer (round_batches).',
                         100 * share, 100 * self.max_share)
             self._warned = True
         self.start_round()
