@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'plan': ('llmshearing.planning.plan_cli', 'show source and target side by side: counts, cost, memory, warnings'),
     'prepare': ('llmshearing.data.prepare_cli', 'turn raw text into tokenized MDS splits, one folder per domain'),
     'export': ('llmshearing.conversion.export_cli', 'write a checkpoint as a stock Hugging Face folder'),
+    'import': ('llmshearing.conversion.import_cli', 'turn a first-generation Sheared LLaMA state dict into such a folder, or back'),
     'demo': ('llmshearing.demo.cli', 'prune and continue a real 135M model on this machine'),
     'reference-losses': ('llmshearing.scaling.reference_loss_cli', 'measure or predict per-domain reference losses'),
     'budget': ('llmshearing.scaling.budget_cli', 'predict loss after pruning from a token budget (P2 law)'),

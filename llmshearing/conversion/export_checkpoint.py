@@ -36,7 +36,6 @@ __all__ = ['MASKS', 'ExportSettings', 'export_checkpoint']
 log = logging.getLogger(__name__)
 
 MASKS = ('target', 'current', 'keep')
-LOGITS_UP_TO = 200_000_000  # parameters of the source up to which the masked model is run for comparison
 LOSS_NAME = 'LanguageCrossEntropy'
 UNCONVERGED_REMEDY = 'Train on from this checkpoint, or use --allow-unconverged to cut to the target anyway.'
 
@@ -57,11 +56,12 @@ class ExportSettings:
         tokenizer (str | None): Folder to take the tokenizer from instead of the checkpoint.
         metrics (Path | None): Metrics file of the run; its last losses go into the model card.
         progress (bool): Show a progress bar.
+        logits_up_to (int): Parameters of the source up to which the masked model is built and its logits are compared.
     """
 
     masks: str = 'target'
     dtype: Optional[torch.dtype] = None
-    max_shard_bytes: int = 5 * 10**9
+    max_shard_bytes: int = 2 * 10**9
     allow_unconverged: bool = False
     tolerance: float = 0.05
     overwrite: bool = False
@@ -69,6 +69,7 @@ class ExportSettings:
     tokenizer: Optional[str] = None
     metrics: Optional[Path] = None
     progress: bool = True
+    logits_up_to: int = 200_000_000
 
 
 def export_checkpoint(path: Path, out: Path, settings: ExportSettings = ExportSettings()) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _write_cut(
         _origin(checkpoint, settings),
     )
     report: dict[str, Any] = {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings))}
-    if _parameters(checkpoint) <= LOGITS_UP_TO:
+    if _parameters(checkpoint) <= settings.logits_up_to:
         expected = _masked_logits(checkpoint, masks)
         report['logit_difference'] = verify_folder(writer.path, expected, torch.float32, settings.dtype or _lowest(checkpoint))
     return report

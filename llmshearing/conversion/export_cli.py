@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
                         help='cut to exactly the target (default), cut as the masks are now, or keep uncut weights and write the masks')
     parser.add_argument('--dtype', default='same', choices=('same', 'float32', 'bfloat16', 'float16'),
                         help='type of the written weights; default: as in the checkpoint')
-    parser.add_argument('--max-shard-size', default='5GB', help='largest safetensors file, default 5GB')
+    parser.add_argument('--max-shard-size', default='2GB', help='largest safetensors file, held in memory while it grows, default 2GB')
     parser.add_argument('--allow-unconverged', action='store_true', help='cut to the target although the masks are not there yet')
     parser.add_argument('--tolerance', type=float, default=0.05, help='how far expected counts may be from the target, default 0.05')
     parser.add_argument('--source', help='folder of the source model: licence, name and generation config for the result')

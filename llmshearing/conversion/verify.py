@@ -18,7 +18,7 @@ from llmshearing.conversion.checkpoint import check_tensors, expected_shapes, ti
 from llmshearing.conversion.hf_export import open_strictly
 from llmshearing.conversion.shard_writer import INDEX_NAME
 
-__all__ = ['probe_input', 'verify_folder', 'verify_tensors']
+__all__ = ['probe_input', 'tensor_files', 'verify_folder', 'verify_tensors']
 
 # Largest difference allowed, as a fraction of the largest logit: float32 rounding, and one rounding of weights to bfloat16.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -69,7 +69,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
         ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config says, or not equal.
     """
     config = AutoConfig.from_pretrained(folder)
-    files = _tensor_files(folder)
+    files = tensor_files(folder)
     shapes = {}
     for path in sorted(set(files.values())):
         with safe_open(path, 'pt') as file:
@@ -89,7 +89,8 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     return compared
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Which safetensors file of a model folder holds which tensor."""
     index = folder / INDEX_NAME
     if index.is_file():
         weight_map = json.loads(index.read_text(encoding='utf-8'))['weight_map']
