@@ -22,7 +22,7 @@ from llmshearing.scaling.inputs import parse_count
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'parse_size', 'target_shape']
+__all__ = ['DTYPE_BYTES', 'FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'parse_size', 'target_shape']
 
 FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance')

@@ -16,12 +16,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.models.families import Family, Norm, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
+from llmshearing.models.targets import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
-    'BYTES',
     'Layout',
     'ParameterCounts',
     'Weight',
@@ -31,8 +31,6 @@ __all__ = [
     'matrix_parameters',
     'training_flops_per_token',
 ]
-
-BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
 
 # Sizes of the dimensions that the family tables name (llmshearing.models.cutting.DIMENSIONS, and the hidden one).
 DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
@@ -198,4 +196,4 @@ def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) ->
 
 def kv_cache_bytes_per_token(shape: ModelShape, dtype: str = 'bfloat16') -> int:
     """Bytes of keys and values that generation keeps for each token of the context."""
-    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * BYTES[dtype]
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES[dtype]
