@@ -49,7 +49,7 @@ class MixtureRounds:
         self.global_batch_size = global_batch_size
         self._order = {'shuffle_seed': shuffle_seed, 'shuffle_block_size': shuffle_block_size}
         self.state = mixture.initial_state(resolve_proportions(proportions, self.sizes))
-        self.initial_weights = self.weights
+        self._initial_weights = self.state.weights
         self.first_batch = 0
         self.batch = 0
         self._started = False
@@ -72,6 +72,11 @@ class MixtureRounds:
         return self._named(mixture.to_fractions(self.state.weights))
 
     @property
+    def initial_weights(self) -> dict[str, float]:
+        """Weights the run began with, also where a resumed run's configuration now gives others."""
+        return self._named(mixture.to_fractions(self._initial_weights))
+
+    @property
     def next_weights(self) -> dict[str, float] | None:
         """Weights set for the next round, or None if none have been set."""
         return None if self._next_weights is None else self._named(mixture.to_fractions(self._next_weights))
@@ -90,6 +95,7 @@ class MixtureRounds:
             self._next_weights = parts
         else:
             self.state = mixture.with_weights(self.state, parts)
+            self._initial_weights = parts if self.state.round == 0 else self._initial_weights
 
     def used(self) -> dict[str, int]:
         """Samples of each domain handed out since the start of training."""
@@ -133,6 +139,7 @@ class MixtureRounds:
             'carry': list(state.carry),
             'weights': list(state.weights),
             'next_weights': list(next_weights or ()),
+            'initial_weights': list(self._initial_weights),
         }
 
     def load_state_dict(self, obj: Mapping[str, Any]) -> None:
@@ -156,6 +163,7 @@ class MixtureRounds:
         self.state = mixture.MixtureState(obj['round'], tuple(obj['used']), tuple(obj['carry']), tuple(obj['weights']))
         self.first_batch = self.batch = obj['batch_in_round']
         self._next_weights = tuple(obj['next_weights']) or None
+        self._initial_weights = tuple(obj['initial_weights'])
         self._started, self._resumed = False, True
 
     def _named(self, values: Sequence[Any]) -> dict[str, Any]:

@@ -90,7 +90,16 @@ def test_the_state_has_the_same_keys_and_length_always():
         state = rounds.state_dict(3)
         shapes.add(tuple((key, len(value) if isinstance(value, list) else 1) for key, value in state.items()))
     assert len(shapes) == 1
-    assert len(json.dumps(state)) < 500
+    assert len(json.dumps(state)) < 600
+
+
+def test_the_weights_a_run_began_with_survive_another_configuration():
+    rounds = run(make(), 3)
+    rounds.set_next_weights({'a': 0, 'b': 1, 'c': 1})
+    resumed = make(proportions={'a': 1, 'b': 0, 'c': 0})
+    resumed.load_state_dict(run(rounds, 1).state_dict(1))
+    assert resumed.initial_weights == {'a': 0.5, 'b': 0.25, 'c': 0.25}
+    assert resumed.weights == {'a': 0, 'b': 0.5, 'c': 0.5}
 
 
 @pytest.mark.parametrize(('change', 'match'), [
