@@ -248,8 +248,7 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
                 if number > done and (choice >= 0).any():
                     yield number, (piece, domain.text_key, domain.separator, documents, choice, len(limits))
 
-    total = [chosen if limit is None else limit for chosen, limit in zip(item.chosen, limits)]
-    bar = context.bar(total=None if None in limits else sum(total), unit='tok', desc=f'tokenize {domain.name}',
+    bar = context.bar(total=round(item.chosen_bytes * item.rate().mean), unit='tok', desc=f'tokenize {domain.name}',
                       initial=sum(journal.lengths) // dtype.itemsize)
     try:
         for number, result in context.pool.map(tokenize_piece, tasks()):

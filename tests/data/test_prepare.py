@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from llmshearing.data import prepare as prepare_module
 from llmshearing.data import prepare_stages
 from llmshearing.data.prepare import prepare
+from llmshearing.data.prepare_pack import Journal
 from tests.data.prepare_inputs import make_documents, read_tokens, tree, write_jsonl
 from tests.data.prepare_inputs import small_pieces, spec, tokenizer  # noqa: F401
 
@@ -34,7 +35,7 @@ def _place(text: str, seed: int) -> float:
 
 
 def _plainly(domains: dict[str, list[str]], tokenizer: str, seed: int, length: int) -> dict:
-    """What ``spec`` asks for, one document after the other: ids and texts per split and domain."""
+    """What ``spec`` asks for, one document after the other: ids, used and chosen documents per split and domain."""
     encode, seen, result = AutoTokenizer.from_pretrained(tokenizer), set(), {}
     for name, texts in domains.items():
         ids, kept = {s: [] for s in SPLITS}, {s: [] for s in SPLITS}
@@ -48,9 +49,13 @@ def _plainly(domains: dict[str, list[str]], tokenizer: str, seed: int, length: i
             kept[split].append(text)
         for split in SPLITS:
             samples = len(ids[split]) // length
+            used = len(kept[split])
             if split == 'prune':
                 samples = min(samples, -(-900 // length))
-            result[split, name] = np.array(ids[split][:samples * length]).reshape(samples, length), kept[split]
+                starts = np.cumsum([0] + [len(encode(text)['input_ids']) + 1 for text in kept[split]])[:-1]
+                used = np.count_nonzero(starts < samples * length)
+            rows = np.array(ids[split][:samples * length]).reshape(samples, length)
+            result[split, name] = rows, used, len(kept[split])
     return result
 
 
@@ -63,11 +68,12 @@ def _texts(spec):
 def test_the_result_is_that_of_a_plain_computation(spec):
     manifest = prepare(spec, workers=2)
     out = Path(spec['out'])
-    for (split, name), (rows, texts) in _plainly(_texts(spec), spec['tokenizer'], 3, 32).items():
+    for (split, name), (rows, used, chosen) in _plainly(_texts(spec), spec['tokenizer'], 3, 32).items():
         assert np.array_equal(read_tokens(out / split / name), rows), (split, name)
         entry = manifest['domains'][name]['splits'][split]
         assert (entry['samples'], entry['tokens']) == (len(rows), rows.size)
-        assert entry['documents'] + entry['documents_over_budget'] == len(texts)
+        assert (entry['documents'], entry['documents_over_budget']) == (used, chosen - used)
+        assert split != 'prune' or used < chosen
     assert manifest['domains']['web']['duplicates'] == 2
     assert manifest['domains']['code']['duplicates'] == 5  # one of its own, four that web has too
     assert manifest['domains']['web']['documents'] == 66
@@ -141,6 +147,19 @@ def test_budgets(spec, tokenizer):
     assert not (Path(spec['out']) / 'eval' / 'code').exists()
 
 
+def test_nothing_is_tokenized_when_the_budgets_are_met(spec, monkeypatch):
+    tokenized, append = [], Journal.append
+
+    def record(self, arrays, **facts):
+        tokenized.extend([facts['piece']] if 'piece' in facts else [])
+        append(self, arrays, **facts)
+
+    monkeypatch.setattr(Journal, 'append', record)
+    spec['splits'] = {'continue': {'fraction': 1.0, 'tokens': 64}}
+    prepare(spec, workers=1)
+    assert tokenized == [0, 1, 0, 1]  # of four and five: the first of each domain is enough, the second was begun
+
+
 def test_one_large_document_is_cut_at_the_budget(spec, tmp_path):
     books = make_documents(1, 1, (5000, 5000)) + make_documents(40, 2)
     spec['domains'] = {'books': write_jsonl(tmp_path / 'b.jsonl', books)}
@@ -177,7 +196,7 @@ def test_streaming_text_dataset_reads_it(spec, tokenizer):
     folder = Path(spec['out']) / 'continue' / 'code'
     dataset = StreamingTextDataset(tokenizer=AutoTokenizer.from_pretrained(tokenizer), max_seq_len=32, batch_size=1,
                                    remote=str(folder), local=str(folder) + '-cache', validate_hash='sha1')
-    rows, _ = _plainly(_texts(spec), tokenizer, 3, 32)['continue', 'code']
+    rows, *_ = _plainly(_texts(spec), tokenizer, 3, 32)['continue', 'code']
     assert len(json.loads((folder / 'index.json').read_text())['shards']) > 1
     assert np.array_equal(np.stack([dataset[i].numpy() for i in range(len(dataset))]), rows)
 

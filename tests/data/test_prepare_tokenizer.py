@@ -1,6 +1,7 @@
 """What stands between documents, which type holds the ids, and ids equal to the Hugging Face tokenizer's."""
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -70,6 +71,8 @@ def test_saved_truncation_and_padding_are_ignored(tmp_path):
     cut = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>')
     cut.save_pretrained(tmp_path / 'cut')
     plain, cut = (plan_tokenizer(str(n), None, None) for n in (name, tmp_path / 'cut'))
+    saved = json.loads(cut.backend)
+    assert saved['truncation'] is None and saved['padding'] is None
     texts = make_documents(5, 1)
     for a, b in zip(Encoder(plain.backend, '').encode(texts), Encoder(cut.backend, '').encode(texts)):
         assert a.tolist() == b.tolist() and len(a) > 30
