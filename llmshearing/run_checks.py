@@ -70,6 +70,8 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
     from transformers import AutoConfig
 
     from llmshearing.algorithms.targeted_pruning import TargetedPruning
+    from llmshearing.algorithms.targeted_pruning.sparsity_target import read_sparsity_target
+    from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
     check_keys('algorithms.targeted_pruning', settings, TargetedPruning)
     if model.get('name') != 'sheared_causal_lm':
@@ -87,14 +89,18 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
         model['pretrained_model_name_or_path'],
         trust_remote_code=model.get('trust_remote_code', False),
     )
-    target_shape(source_config, pruning.target_settings)
+    if read_sparsity_target(pruning.target_settings, shape_of(source_config)) is None:
+        target_shape(source_config, pruning.target_settings)
 
 
 def _check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:
+    from llmshearing.algorithms.targeted_pruning.sparsity_target import NOT_EXPORTABLE
     from llmshearing.callbacks.export_pruned import ExportPruned
     check_keys('callbacks.export_pruned', settings, ExportPruned)
     if 'targeted_pruning' not in algorithms:
         raise ValueError('callbacks.export_pruned exports what algorithms.targeted_pruning learned; add that algorithm.')
+    if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):
+        raise ValueError(f'callbacks.export_pruned: {NOT_EXPORTABLE}')
     if Path(settings['folder']).exists() and not settings.get('overwrite', False):
         raise ValueError(
             f'callbacks.export_pruned: {settings["folder"]} exists already; choose another folder or set overwrite: true.',

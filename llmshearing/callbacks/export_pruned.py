@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.conversion.hf_export import DTYPES, cut_tensors
 from llmshearing.conversion.pruned_folder import Origin, shape_left, write_pruned_folder
-from llmshearing.conversion.pruning_state import refuse_unconverged
+from llmshearing.conversion.pruning_state import refuse_open_widths, refuse_unconverged
 from llmshearing.conversion.shard_writer import ModelFolderWriter
 from llmshearing.conversion.verify import probe_input, verify_folder
 from llmshearing.models.cutting import CutPlan
@@ -71,6 +71,7 @@ class ExportPruned(Callback):
         self.source = _model(state).source
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        refuse_open_widths(find_pruning(state))
         if self.folder.exists() and not self.overwrite:
             raise ValueError(f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.')
 

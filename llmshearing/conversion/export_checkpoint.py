@@ -22,7 +22,7 @@ from llmshearing.conversion.checkpoint import Checkpoint, expected_shapes, open_
 from llmshearing.conversion.hf_export import cut_tensors, write_model_folder
 from llmshearing.conversion.model_card import CardFacts, copy_licence_files, model_card, source_licence
 from llmshearing.conversion.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
-from llmshearing.conversion.pruning_state import PruningState, pruning_record, refuse_unconverged
+from llmshearing.conversion.pruning_state import PruningState, pruning_record, refuse_open_widths, refuse_unconverged
 from llmshearing.conversion.shard_writer import ModelFolderWriter
 from llmshearing.conversion.verify import probe_input, verify_folder, verify_tensors
 from llmshearing.loggers.metrics_file import read_metrics
@@ -118,6 +118,7 @@ def _write_cut(
     tokenizer: Optional[PreTrainedTokenizerBase],
     settings: ExportSettings,
 ) -> dict[str, Any]:
+    refuse_open_widths(pruning)
     if settings.masks == 'target':
         refuse_unconverged(pruning, settings.tolerance, settings.allow_unconverged, UNCONVERGED_REMEDY)
         masks = pruning.final_masks()

@@ -6,7 +6,7 @@ algorithm where only its saved state is left.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Optional, Protocol
+from typing import Any, Mapping, Optional, Protocol, Union
 
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -15,20 +15,21 @@ from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearn
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
 from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
+from llmshearing.algorithms.targeted_pruning.sparsity_target import NOT_EXPORTABLE, SparsityTarget, plan_open_axes
 from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
 from llmshearing.conversion.hf_export import kept_indices
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import Units
 
-__all__ = ['LearnedMasks', 'PruningState', 'pruning_record', 'read_pruning_state', 'refuse_unconverged']
+__all__ = ['LearnedMasks', 'PruningState', 'pruning_record', 'read_pruning_state', 'refuse_open_widths', 'refuse_unconverged']
 
 
 class LearnedMasks(Protocol):
     """What export needs to know of masks: :class:`TargetedPruning` and :class:`PruningState` both offer it."""
 
     source: ModelShape
-    target: ModelShape
+    target: Union[ModelShape, SparsityTarget]
     mask_learning: str
     learner: MaskLearner
     frozen_masks: Optional[dict[str, Tensor]]
@@ -46,7 +47,7 @@ class PruningState:
 
     Attributes:
         source (ModelShape): Shape of the source.
-        target (ModelShape): Shape to reach.
+        target (ModelShape | SparsityTarget): Shape to reach, or how much goes.
         mask_learning (str): How they are learned.
         plans (dict[str, AxisPlan]): The pruned axes.
         learner (MaskLearner): Masks as learned so far.
@@ -54,7 +55,7 @@ class PruningState:
     """
 
     source: ModelShape
-    target: ModelShape
+    target: Union[ModelShape, SparsityTarget]
     mask_learning: str
     plans: dict[str, AxisPlan]
     learner: MaskLearner
@@ -65,7 +66,9 @@ class PruningState:
         return axis_reports(self.plans, self.learner.kept(), self.learner.hard_counts())
 
     def final_masks(self) -> dict[str, Tensor]:
-        """Masks that keep exactly the target's units."""
+        """Masks that keep exactly the target's units; where widths are open, the expected number of each row."""
+        if isinstance(self.target, SparsityTarget):
+            return self.current_masks()
         return self.learner.deterministic('target') if self.frozen_masks is None else self.frozen_masks
 
     def current_masks(self) -> dict[str, Tensor]:
@@ -89,11 +92,15 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
             f'the checkpoint\'s masks are of version {version} with {", ".join(map(str, state)) or "nothing"}; this release '
             f'reads version {STATE_VERSION} of a run that has started. Use the release that wrote it.',
         )
-    source, target = ModelShape(**state['source']), ModelShape(**state['target'])
+    source = ModelShape(**state['source'])
+    target = SparsityTarget(**state['target']) if 'sparsity' in state['target'] else ModelShape(**state['target'])
     if source != shape_of(config):
         raise ValueError(f'the masks belong to a source of shape {source}, the checkpoint\'s config has {shape_of(config)}.')
     family = family_of(config)
-    plans = plan_axes(source, target, family.layer_types(config) if family.layer_types else None)
+    if isinstance(target, SparsityTarget):
+        plans = plan_open_axes(source, target)
+    else:
+        plans = plan_axes(source, target, family.layer_types(config) if family.layer_types else None)
     learned, saved = state['mask_learning'], state['learner']
     scores = saved.get('log_alpha' if learned == 'lagrangian' else 'importance', {})
     for axis, plan in plans.items():
@@ -115,6 +122,12 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         learner = ProgressiveMasks(plans, start_sparsity=0.0, seed=0)
         learner.load_state_dict(saved)
     return PruningState(source, target, learned, plans, learner, state['frozen_masks'])
+
+
+def refuse_open_widths(pruning: LearnedMasks) -> None:
+    """Raises a ValueError if the target is a sparsity alone: no stock config describes what such masks leave."""
+    if isinstance(pruning.target, SparsityTarget):
+        raise ValueError(f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.')
 
 
 def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, remedy: str) -> None:

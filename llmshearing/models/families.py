@@ -170,6 +170,15 @@ PHI3 = Family(
     },
 )
 
+GLM = Family(
+    layer={
+        **_pre_norms(),
+        **_attention(),
+        'mlp.gate_up_proj': Linear('gate_up', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
+    },
+)
+
 OLMO2 = Family(
     layer={
         **_attention(writes=False),
@@ -220,6 +229,7 @@ FAMILIES: dict[str, Family] = {
     'olmo2': OLMO2,
     'starcoder2': STARCODER2,
     'gpt_neox': GPT_NEOX,
+    'glm': GLM,
 }
 
 

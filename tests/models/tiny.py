@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict] = {
     'gemma2': {'head_dim': 12, 'sliding_window': 8, 'query_pre_attn_scalar': 24},
     'gemma3_text': {'head_dim': 12, 'sliding_window': 8, 'sliding_window_pattern': 2, 'query_pre_attn_scalar': 24},
     'phi3': {'sliding_window': None},
+    'glm': {'head_dim': 8, 'partial_rotary_factor': 0.5},
     'olmo2': {},
     'granite': {'embedding_multiplier': 3.0, 'attention_multiplier': 0.2, 'residual_multiplier': 0.5, 'logits_scaling': 2.0},
     'starcoder2': {'use_bias': True, 'hidden_act': 'gelu_pytorch_tanh', 'sliding_window': None},

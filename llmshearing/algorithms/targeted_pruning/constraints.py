@@ -1,20 +1,25 @@
-"""The Lagrangian constraint on one axis: where its sparsity should be by now, and what it costs to be elsewhere.
+"""The Lagrangian constraints: where the sparsity of something should be by now, and what it costs to be elsewhere.
 
-The penalty of an axis with expected sparsity s[row] and target t is
+The penalty of a constraint with expected sparsity s[row] and target t is
 
     mean over rows of  lambda * (s - t) + phi * (s - t)^2
 
 (Sheared LLaMA, section 3.1; Wang et al. 2020 for the form). Masks minimise it, the multipliers lambda and phi maximise it.
+What is constrained is a value of its own: every row of an axis, which leads to a uniform shape (:class:`AxisConstraint`),
+or the model's parameters as a whole, which leaves the shape to training (:class:`SparsityConstraint`).
 """
 from __future__ import annotations
 
-from typing import Mapping
+import dataclasses
+from typing import Mapping, Optional, Union
 
+import torch
 from torch import Tensor
 
+from llmshearing.algorithms.targeted_pruning.masks import AxisPlan
 from llmshearing.models.shapes import ModelShape
 
-__all__ = ['overall_sparsity', 'penalty', 'target_sparsity']
+__all__ = ['AxisConstraint', 'Constraint', 'SparsityConstraint', 'overall_sparsity', 'penalty', 'remaining_share', 'target_sparsity']
 
 
 def target_sparsity(progress: float, start: float, final: float) -> float:
@@ -23,7 +28,7 @@ def target_sparsity(progress: float, start: float, final: float) -> float:
 
 
 def penalty(sparsity: Tensor, target: float, lagrange_lambda: Tensor, lagrange_phi: Tensor) -> Tensor:
-    """Penalty of one axis.
+    """Penalty of one constraint.
 
     Args:
         sparsity (Tensor): Expected fraction removed of each row, float32 [rows].
@@ -38,8 +43,60 @@ def penalty(sparsity: Tensor, target: float, lagrange_lambda: Tensor, lagrange_p
     return (lagrange_lambda * gap + lagrange_phi * gap.square()).mean()
 
 
-def overall_sparsity(kept: Mapping[str, Tensor], shape: ModelShape) -> float:
-    """Expected fraction of the prunable parameters that is removed, from the product of the axes' scores.
+@dataclasses.dataclass(frozen=True)
+class AxisConstraint:
+    """Every row of one axis keeps the same number of units, as in Sheared LLaMA.
+
+    Attributes:
+        plan (AxisPlan): The axis and its target.
+    """
+
+    plan: AxisPlan
+
+    @property
+    def name(self) -> str:
+        return self.plan.axis
+
+    @property
+    def final_sparsity(self) -> float:
+        return self.plan.final_sparsity
+
+    def sparsity(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """Expected fraction removed of each row, [rows], from P(z > 0) of every unit by axis."""
+        return 1 - self.plan.rows(kept[self.plan.axis]).mean(1)
+
+    def logged_target(self, sparsity: float) -> float:
+        """The target as it is logged: units per row."""
+        return self.plan.units * (1 - sparsity)
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityConstraint:
+    """The model keeps a share of its layers' parameters, wherever they are, as in CoFi (Xia et al. 2022).
+
+    Attributes:
+        source (ModelShape): Shape of the source.
+        final_sparsity (float): Fraction of the prunable parameters to remove.
+    """
+
+    source: ModelShape
+    final_sparsity: float
+    name: str = 'sparsity'
+
+    def sparsity(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """Expected fraction removed of the whole, [1], from P(z > 0) of every unit by axis."""
+        return (1 - remaining_share(kept, self.source)).view(1)
+
+    def logged_target(self, sparsity: float) -> float:
+        """The target as it is logged: the fraction removed."""
+        return sparsity
+
+
+Constraint = Union[AxisConstraint, SparsityConstraint]
+
+
+def remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
+    """Expected fraction of the prunable parameters that stays, from the product of the axes' scores; differentiable.
 
     Counts the weights of the decoder layers' projections (with a gate in the MLP); embeddings, norms and biases are left
     out, so families compare.
@@ -47,30 +104,30 @@ def overall_sparsity(kept: Mapping[str, Tensor], shape: ModelShape) -> float:
     Args:
         kept (Mapping[str, Tensor]): P(z > 0) of every unit by axis, shapes as the masks; axes left out are kept whole.
         shape (ModelShape): Shape of the source.
+
+    Returns:
+        Tensor: float32 scalar.
     """
-    hidden = float(kept['hidden'].mean()) if 'hidden' in kept else 1.0
-    total = remaining = 0.0
-    for layer in range(shape.num_hidden_layers):
-        scores = {axis: value[layer] for axis, value in kept.items() if axis != 'hidden'}
-        layer_score = float(scores.get('layer', 1.0))
-        groups = scores.get('kv_group')
-        head_share, group_share = _head_shares(scores.get('head'), groups, shape)
-        intermediate = float(scores['intermediate'].mean()) if 'intermediate' in scores else 1.0
-        query, key_value = 2 * shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
-        total += query + key_value + 3 * shape.intermediate_size
-        remaining += layer_score * hidden * (
-            query * head_share + key_value * group_share + 3 * shape.intermediate_size * intermediate
-        )
-    return 1.0 - remaining / total
+    everything = torch.ones(shape.num_hidden_layers)
+    hidden = kept['hidden'].mean() if 'hidden' in kept else torch.ones(())
+    intermediate = kept['intermediate'].mean(1) if 'intermediate' in kept else everything
+    query_share, key_value_share = _head_shares(kept.get('head'), kept.get('kv_group'), shape)
+    query, key_value = 2 * shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
+    width = query * query_share + key_value * key_value_share + 3 * shape.intermediate_size * intermediate
+    total = shape.num_hidden_layers * (query + key_value + 3 * shape.intermediate_size)
+    return hidden * (kept.get('layer', everything) * width).sum() / total
 
 
-def _head_shares(head: Tensor | None, group: Tensor | None, shape: ModelShape) -> tuple[float, float]:
-    """Expected share of query heads and of KV heads that stay in one layer."""
-    group_share = 1.0 if group is None else float(group.mean())
+def overall_sparsity(kept: Mapping[str, Tensor], shape: ModelShape) -> float:
+    """Expected fraction of the prunable parameters that is removed; see :func:`remaining_share`."""
+    return 1.0 - float(remaining_share(kept, shape))
+
+
+def _head_shares(head: Optional[Tensor], group: Optional[Tensor], shape: ModelShape) -> tuple[Tensor, Tensor]:
+    """Expected share of query heads and of KV heads that stay in each layer, [layers] each."""
+    groups = torch.ones(shape.num_hidden_layers, shape.num_key_value_heads) if group is None else group
     if head is None:
-        return group_share, group_share
-    per_group = head.view(shape.num_key_value_heads, shape.group_size)
-    if group is not None:
-        return float((per_group * group[:, None]).mean()), group_share
-    # A KV head goes only with the last of its query heads.
-    return float(head.mean()), float((1 - (1 - per_group).prod(1)).mean())
+        return groups.mean(1), groups.mean(1)
+    per_group = head.view(shape.num_hidden_layers, shape.num_key_value_heads, shape.group_size)
+    # A KV head goes with its group or with the last of its query heads.
+    return (per_group * groups[..., None]).mean((1, 2)), (groups * (1 - (1 - per_group).prod(2))).mean(1)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Sequence, Union
+from typing import Mapping, Optional, Sequence, Union
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class AxisReport:
     Attributes:
         axis (str): Name of the axis.
         units (int): Units per row in the source.
-        target (int): Units per row in the target.
+        target (int | None): Units per row in the target; None where that is left to training.
         expected (float): Expected kept units, mean over rows.
         expected_min (float): Of the row that expects fewest.
         expected_max (float): Of the row that expects most.
@@ -31,7 +31,7 @@ class AxisReport:
 
     axis: str
     units: int
-    target: int
+    target: Optional[int]
     expected: float
     expected_min: float
     expected_max: float
@@ -73,4 +73,4 @@ def axis_reports(
 
 def unconverged(reports: Sequence[AxisReport], tolerance: float) -> list[AxisReport]:
     """Axes whose mean expected count is further from the target than ``tolerance`` x target (at least half a unit)."""
-    return [r for r in reports if abs(r.expected - r.target) > max(tolerance * r.target, 0.5)]
+    return [r for r in reports if r.target is not None and abs(r.expected - r.target) > max(tolerance * r.target, 0.5)]

@@ -1,4 +1,4 @@
-"""Learned masks: hard concrete gates under one Lagrangian constraint per axis (Sheared LLaMA, section 3.1).
+"""Learned masks: hard concrete gates under Lagrangian constraints, one per axis (Sheared LLaMA, section 3.1) or one on the whole.
 
 The gates are a few hundred thousand numbers, so they live on the CPU in float32 on every rank, with an optimizer of their
 own. Each batch draws one set of gates from noise that depends on (seed, batch) alone; all ranks and micro-batches of a
@@ -10,12 +10,12 @@ gap closes. ``damping=0`` is the paper's rule.
 """
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from llmshearing.algorithms.targeted_pruning.constraints import penalty, target_sparsity
+from llmshearing.algorithms.targeted_pruning.constraints import AxisConstraint, Constraint, penalty, target_sparsity
 from llmshearing.algorithms.targeted_pruning.hard_concrete import (
     LOG_ALPHA_MAX,
     LOG_ALPHA_MIN,
@@ -40,6 +40,7 @@ class LagrangianMasks:
         damping (float): Weight of the gap's last change, in batches, in the ascent of lambda.
         start_sparsity (float): Target fraction removed at the beginning of the warm-up.
         seed (int): Seeds the start and the noise.
+        constraints (Sequence[Constraint] | None): What the expected counts must meet. Default: the target of every axis.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class LagrangianMasks:
         damping: float,
         start_sparsity: float,
         seed: int,
+        constraints: Optional[Sequence[Constraint]] = None,
     ):
+        self.constraints = [AxisConstraint(plan) for plan in plans.values()] if constraints is None else list(constraints)
         self.plans, self.start_sparsity, self.seed = dict(plans), start_sparsity, seed
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = {axis: _start(plan, generator) for axis, plan in self.plans.items()}
-        self.multipliers = {axis: torch.zeros(2, requires_grad=True) for axis in self.plans}
+        self.multipliers = {constraint.name: torch.zeros(2, requires_grad=True) for constraint in self.constraints}
         self.optimizer = torch.optim.AdamW([
             {'params': list(self.log_alpha.values()), 'lr': learning_rate},
             {'params': list(self.multipliers.values()), 'lr': multiplier_learning_rate, 'maximize': True},
@@ -100,19 +103,20 @@ class LagrangianMasks:
         """
         self.optimizer.zero_grad(set_to_none=True)
         metrics, total, gaps = {}, torch.zeros(()), {}
-        for axis, plan in self.plans.items():
-            target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
-            sparsity = 1 - plan.rows(probability_kept(self.log_alpha[axis])).mean(1)
-            value = penalty(sparsity, target, self.multipliers[axis][0], self.multipliers[axis][1])
+        kept = {axis: probability_kept(log_alpha) for axis, log_alpha in self.log_alpha.items()}
+        for constraint in self.constraints:
+            name, sparsity = constraint.name, constraint.sparsity(kept)
+            target = target_sparsity(progress, self.start_sparsity, constraint.final_sparsity)
+            value = penalty(sparsity, target, self.multipliers[name][0], self.multipliers[name][1])
             total = total + value
-            gaps[axis] = sparsity.mean().item() - target
-            metrics[f'{axis}/penalty'] = value.item()
-            metrics[f'{axis}/target'] = plan.units * (1 - target)
-            metrics[f'{axis}/lambda'], metrics[f'{axis}/phi'] = self.multipliers[axis].tolist()
+            gaps[name] = sparsity.mean().item() - target
+            metrics[f'{name}/penalty'] = value.item()
+            metrics[f'{name}/target'] = constraint.logged_target(target)
+            metrics[f'{name}/lambda'], metrics[f'{name}/phi'] = self.multipliers[name].tolist()
         losses = [(self._gates[axis] * gradients[axis]).sum() for axis in self.plans]
         (total + sum(losses)).backward()
-        for axis, gap in gaps.items():
-            self.multipliers[axis].grad[0] += self.damping * (gap - self.gaps.get(axis, gap))
+        for name, gap in gaps.items():
+            self.multipliers[name].grad[0] += self.damping * (gap - self.gaps.get(name, gap))
         self.gaps = gaps
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
             group['lr'] = base * rate
@@ -156,7 +160,7 @@ class LagrangianMasks:
     def state_dict(self) -> dict[str, Any]:
         return {
             'log_alpha': {axis: value.detach().clone() for axis, value in self.log_alpha.items()},
-            'multipliers': {axis: value.detach().clone() for axis, value in self.multipliers.items()},
+            'multipliers': {name: value.detach().clone() for name, value in self.multipliers.items()},
             'optimizer': self.optimizer.state_dict(),
             'gaps': dict(self.gaps),
         }
@@ -164,8 +168,8 @@ class LagrangianMasks:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for own, loaded in ((self.log_alpha, state['log_alpha']), (self.multipliers, state['multipliers'])):
-                for axis, value in own.items():
-                    value.copy_(loaded[axis])
+                for name, value in own.items():
+                    value.copy_(loaded[name])
         self.optimizer.load_state_dict(state['optimizer'])
         self.gaps = dict(state['gaps'])
 

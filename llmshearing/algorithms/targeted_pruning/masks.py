@@ -26,7 +26,7 @@ class AxisPlan:
         axis (str): Name of the axis.
         mask_shape (tuple[int, ...]): Shape of its mask.
         units (int): Units per row.
-        keep (int): Units that stay in every row.
+        keep (int | None): Units that stay in every row; None where that is left to training.
         kinds (tuple | None): Kind of each unit where the finished model expects kinds by position (sliding and full
             attention layers); None where all units are alike.
     """
@@ -34,7 +34,7 @@ class AxisPlan:
     axis: str
     mask_shape: tuple[int, ...]
     units: int
-    keep: int
+    keep: Optional[int]
     kinds: Optional[tuple] = None
 
     @property

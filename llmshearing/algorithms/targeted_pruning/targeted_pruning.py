@@ -16,12 +16,14 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from llmshearing.algorithms.targeted_pruning.constraints import overall_sparsity
+from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
 from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
 from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
+from llmshearing.algorithms.targeted_pruning.sparsity_target import SparsityTarget, plan_open_axes, read_sparsity_target
+from llmshearing.algorithms.targeted_pruning.widths import describe_widths, layer_widths
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
@@ -65,6 +67,8 @@ class TargetedPruning(Algorithm):
         target (Mapping[str, Any]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
             ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays. Or a
             ``fraction`` of each, or a budget (``params``, ``size``): see :func:`~llmshearing.models.targets.target_shape`.
+            Or ``sparsity`` alone, which leaves the shape of every layer to training and does not export: see
+            :func:`~llmshearing.algorithms.targeted_pruning.sparsity_target.read_sparsity_target`.
         mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
             ``'progressive'``: kept counts follow the warm-up and the least important units go; ``'one_shot'``: the
             target's best-scored units from the first batch on. Default: ``'lagrangian'``.
@@ -131,9 +135,14 @@ class TargetedPruning(Algorithm):
         self.multiple_of = int(_within('multiple_of', multiple_of, 1, 4096))
         self.tolerance = _within('tolerance', tolerance, 0.0, 1.0)
         self.seed = seed
+        if 'sparsity' in self.target_settings and (mask_learning != 'lagrangian' or eval_masks == 'target'):
+            raise ValueError(
+                f'target: {{sparsity: ...}} with mask_learning: {mask_learning} and eval_masks: {eval_masks} is not possible: only '
+                'learned masks find widths of their own, and there is no shape to cut to; use lagrangian and expected.',
+            )
         # Known once the run has a model.
         self.source: Optional[ModelShape] = None
-        self.target: Optional[ModelShape] = None
+        self.target: Optional[Union[ModelShape, SparsityTarget]] = None
         self.plans: dict[str, AxisPlan] = {}
         self.learner: Optional[MaskLearner] = None
         self.frozen_masks: Optional[dict[str, Tensor]] = None
@@ -144,7 +153,8 @@ class TargetedPruning(Algorithm):
         return True
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.FIT_START, Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH, Event.EVAL_START)
+        return event in (Event.INIT, Event.FIT_START, Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH, Event.EVAL_START,
+                         Event.FIT_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
@@ -158,6 +168,16 @@ class TargetedPruning(Algorithm):
             logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
         elif event == Event.EVAL_START:
             _model(state).cutter.set_masks(self.evaluation_masks())
+            if self.has_open_widths:
+                logger.log_metrics(self._width_metrics())
+        elif event == Event.FIT_END and self.has_open_widths:
+            logger.log_metrics(self._width_metrics())
+            log.info('Widths of the layers:\n%s', describe_widths(layer_widths(self.final_masks(), self.source)))
+
+    @property
+    def has_open_widths(self) -> bool:
+        """Whether the target is a sparsity alone, so that every layer finds its own widths."""
+        return isinstance(self.target, SparsityTarget)
 
     def training_masks(self, state: State) -> dict[str, Tensor]:
         """Masks of the coming batch by axis: drawn, or frozen when their time has come."""
@@ -173,8 +193,10 @@ class TargetedPruning(Algorithm):
         return self.learner.deterministic(self.eval_masks) if self.frozen_masks is None else self.frozen_masks
 
     def final_masks(self) -> dict[str, Tensor]:
-        """Masks that keep exactly the target's units."""
-        return self.learner.deterministic('target') if self.frozen_masks is None else self.frozen_masks
+        """Masks that keep exactly the target's units; where widths are open, the expected number of each row."""
+        if self.frozen_masks is not None:
+            return self.frozen_masks
+        return self.learner.deterministic('expected' if self.has_open_widths else 'target')
 
     def reports(self) -> list[AxisReport]:
         """Target, expected and hard counts of every pruned axis."""
@@ -211,9 +233,14 @@ class TargetedPruning(Algorithm):
         if state.precision == Precision.AMP_FP16:
             raise ValueError('targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.')
         self.source = model.cutter.shape
-        self.target = target_shape(model.config, self.target_settings)
-        layer_types = model.cutter.family.layer_types
-        self.plans = plan_axes(self.source, self.target, layer_types(model.config) if layer_types else None)
+        self.target, constraints = read_sparsity_target(self.target_settings, self.source), None
+        if self.has_open_widths:
+            self.plans = plan_open_axes(self.source, self.target)
+            constraints = [SparsityConstraint(self.source, self.target.sparsity)]
+        else:
+            self.target = target_shape(model.config, self.target_settings)
+            layer_types = model.cutter.family.layer_types
+            self.plans = plan_axes(self.source, self.target, layer_types(model.config) if layer_types else None)
         if not self.plans:
             raise ValueError(f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.')
         if self.mask_learning == 'lagrangian':
@@ -224,12 +251,20 @@ class TargetedPruning(Algorithm):
                 self.multiplier_damping,
                 self.start_sparsity,
                 self.seed,
+                constraints,
             )
         else:
             self.learner = ProgressiveMasks(self.plans, self.start_sparsity, self.seed)
         if self.freeze_weights:
             model.requires_grad_(False)
         log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
+
+    def _width_metrics(self) -> dict[str, float]:
+        return {
+            f'pruning/widths/layer_{widths.layer:02d}/{name}': getattr(widths, name)
+            for widths in layer_widths(self.final_masks(), self.source)
+            for name in ('heads', 'kv_heads', 'intermediate')
+        }
 
     def _start_from_scores(self, state: State) -> None:
         model = _model(state)

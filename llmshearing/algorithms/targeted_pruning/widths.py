@@ -1,0 +1,60 @@
+"""What masks leave of each layer: the numbers to look at where layers may differ."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Mapping, Optional, Sequence
+
+from torch import Tensor
+
+from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import LayerUnits, kept_units
+
+__all__ = ['LayerWidths', 'describe_widths', 'layer_widths']
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerWidths:
+    """Kept units of one layer of the source; all zero where the layer is removed.
+
+    Attributes:
+        layer (int): Its number in the source.
+        heads (int): Query heads.
+        kv_heads (int): KV heads.
+        intermediate (int): MLP dimensions.
+    """
+
+    layer: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+
+
+def layer_widths(masks: Mapping[str, Tensor], shape: ModelShape) -> list[LayerWidths]:
+    """Widths of all layers of the source.
+
+    Args:
+        masks (Mapping[str, Tensor]): Mask values by axis.
+        shape (ModelShape): Shape of the source.
+    """
+    kept = kept_units(masks, shape).layers
+    return [_widths(layer, kept.get(layer), shape) for layer in range(shape.num_hidden_layers)]
+
+
+def describe_widths(widths: Sequence[LayerWidths]) -> str:
+    """A table, one line per layer."""
+    lines = ['layer  heads  KV heads  intermediate']
+    lines += [f'{w.layer:5d}  {w.heads:5d}  {w.kv_heads:8d}  {w.intermediate:12d}' for w in widths]
+    return '\n'.join(lines)
+
+
+def _widths(layer: int, units: Optional[LayerUnits], shape: ModelShape) -> LayerWidths:
+    if units is None:
+        return LayerWidths(layer, 0, 0, 0)
+    heads = shape.num_attention_heads if units.heads is None else len(units.heads)
+    padding = 0 if units.padded is None else int(units.padded.sum())
+    return LayerWidths(
+        layer=layer,
+        heads=heads - padding,
+        kv_heads=shape.num_key_value_heads if units.kv_heads is None else len(units.kv_heads),
+        intermediate=shape.intermediate_size if units.intermediate is None else len(units.intermediate),
+    )
