@@ -1,79 +1,99 @@
 """Checks a run's configuration before anything is built: before weights are read, before the first batch, on every rank.
 
 Registered as a config transform of llm-foundry, so it runs first under ``llmshearing/train.py`` and ``llmfoundry train``
-alike. It only looks at our own parts and returns the configuration unchanged.
+alike. Runs without any part of this package are left alone. What holds for every section is in :mod:`llmshearing.config_checks`; here
+is what our own parts need of each other, and the two settings that are safer than llm-foundry's: no remote code unless it is asked
+for, and no checkpoint that could run code.
 """
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Iterator, Mapping
 
-__all__ = ['check_run']
+from llmshearing.config_checks import check_config, check_keys, check_local_folder, check_time
+from llmshearing.config_secrets import check_no_secrets
+
+__all__ = ['check_keys', 'check_run']
 
 
 def check_run(config: dict[str, Any]) -> dict[str, Any]:
     """Raises a ValueError that names what was got, what is possible and what to change; returns ``config``.
 
     Args:
-        config (dict[str, Any]): A whole llm-foundry training configuration.
+        config (dict[str, Any]): A whole llm-foundry training configuration. Where ``trust_remote_code`` is not set, it is set to
+            false.
     """
-    algorithms, callbacks = config.get('algorithms') or {}, config.get('callbacks') or {}
-    model = config.get('model') or {}
-    if model.get('name') == 'sheared_causal_lm':
-        _check_model(model)
+    if not any(_our_parts(config)):
+        return config
+    from llmshearing.conversion.safe_resume import guard_checkpoint_loading
+    check_no_secrets(config)
+    if 'dynamic_batch_loading' in _names(config.get('callbacks')) and _names(config.get('train_loader'), 'name') != ['dynamic_text']:
+        raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
+    check_config(config)
+    guard_checkpoint_loading()
+    _trust_no_remote_code(config)
+    algorithms, callbacks, model = config.get('algorithms') or {}, config.get('callbacks') or {}, config['model']
+    _check_model(model)
+    check_local_folder('tokenizer.name', config['tokenizer']['name'], 'tokenizer_config.json')
     if 'targeted_pruning' in algorithms:
-        _check_pruning(algorithms['targeted_pruning'] or {}, model, config)
+        _check_pruning(algorithms['targeted_pruning'], model, config)
     if 'export_pruned' in callbacks:
-        _check_export(callbacks['export_pruned'] or {}, algorithms)
-    if 'dynamic_batch_loading' in callbacks:
-        from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
-        check_keys('callbacks.dynamic_batch_loading', callbacks['dynamic_batch_loading'] or {}, DynamicBatchLoading)
-        if (config.get('train_loader') or {}).get('name') != 'dynamic_text':
-            raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
+        _check_export(callbacks['export_pruned'], algorithms)
     return config
 
 
-def check_keys(where: str, settings: Any, *constructors: Callable) -> None:
-    """Refuses keys that none of the constructors takes, with the nearest ones that they do, and missing required ones."""
-    if not isinstance(settings, Mapping):
-        raise ValueError(f'{where}: expected keys and values, got {settings!r}.')
-    parameters = {
-        name: parameter for constructor in constructors for name, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.kind != parameter.VAR_KEYWORD
-    }
-    for key in settings:
-        if key not in parameters:
-            near = difflib.get_close_matches(str(key), parameters, 1)
-            hint = f' Did you mean {near[0]!r}?' if near else ''
-            raise ValueError(f'{where}: unknown key {key!r}.{hint} Possible: {", ".join(parameters)}.')
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in settings]
-    if missing:
-        raise ValueError(f'{where}: missing {", ".join(missing)}.')
+def _our_parts(config: Mapping[str, Any]) -> Iterator[str]:
+    """Names in a configuration that this package has registered; whatever else is wrong with it."""
+    from llmfoundry import registry
+    places = (
+        (registry.models, _names(config.get('model'), 'name')),
+        (registry.dataloaders, _names(config.get('train_loader'), 'name')),
+        (registry.algorithms, _names(config.get('algorithms'))),
+        (registry.callbacks, _names(config.get('callbacks'))),
+        (registry.loggers, _names(config.get('loggers'))),
+    )
+    for entries, names in places:
+        for name in names:
+            if name in entries and entries.get(name).__module__.split('.')[0] == 'llmshearing':
+                yield name
+
+
+def _names(section: Any, key: str = '') -> list[str]:
+    if not isinstance(section, Mapping):
+        return []
+    return [name for name in ([section.get(key)] if key else section) if isinstance(name, str)]
+
+
+def _trust_no_remote_code(config: dict[str, Any]) -> None:
+    """llm-foundry runs code that comes with a model unless told otherwise, and transformers asks on the terminal."""
+    from llmfoundry import registry
+    if config['model']['name'] in ('sheared_causal_lm', 'hf_causal_lm', 'hf_t5'):
+        config['model'].setdefault('trust_remote_code', False)
+    if config['tokenizer']['name'] not in registry.tokenizers:
+        config['tokenizer']['kwargs'] = {'trust_remote_code': False, **(config['tokenizer'].get('kwargs') or {})}
 
 
 def _check_model(model: Mapping[str, Any]) -> None:
-    from llmfoundry.models.hf import ComposerHFCausalLM
-
-    from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-    settings = {key: value for key, value in model.items() if key not in ('name', 'master_weights_dtype')}
-    check_keys('model', {'tokenizer': None, **settings}, ShearedCausalLM, ComposerHFCausalLM)
-    source = str(model['pretrained_model_name_or_path'])
-    looks_local = source.startswith(('/', '.', '~')) or source.count('/') > 1
-    if looks_local and not (Path(source) / 'config.json').is_file():
-        raise ValueError(f'model.pretrained_model_name_or_path: {source} is no Hugging Face model folder (no config.json there).')
+    from llmshearing.safe_paths import check_safetensors_index
+    where = 'model.pretrained_model_name_or_path'
+    source = model.get('pretrained_model_name_or_path')
+    if source is None:  # a model of llm-foundry's own kind
+        return
+    if not source:
+        raise ValueError(f'{where}: expected a Hugging Face folder or name, got {source!r}.')
+    check_local_folder(where, source, 'config.json')
+    index = Path(source) / 'model.safetensors.index.json'
+    if index.is_file():
+        check_safetensors_index(index)
 
 
 def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    from transformers import AutoConfig
-
     from llmshearing.algorithms.targeted_pruning import TargetedPruning
     from llmshearing.algorithms.targeted_pruning.sparsity_target import read_sparsity_target
+    from llmshearing.models.families import family_of
     from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
-    check_keys('algorithms.targeted_pruning', settings, TargetedPruning)
     if model.get('name') != 'sheared_causal_lm':
         raise ValueError(f'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got {model.get("name")!r}.')
     if config.get('precision') == 'amp_fp16':
@@ -84,19 +104,27 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
                 f'fsdp_config with FSDP_VERSION={os.environ["FSDP_VERSION"]}: pruning is built for FSDP2 (FSDP1 flattens the '
                 'parameters that masks cut); unset FSDP_VERSION or set it to 2.',
             )
+    for key in ('lagrangian_warmup', 'freeze_masks_after'):
+        if settings.get(key) is not None:
+            check_time(f'algorithms.targeted_pruning.{key}', settings[key])
     pruning = TargetedPruning(**settings)
-    source_config = AutoConfig.from_pretrained(
-        model['pretrained_model_name_or_path'],
-        trust_remote_code=model.get('trust_remote_code', False),
-    )
+    source_config = _source_config(model)
+    family_of(source_config)  # refuses other model types, whose configs may have no such shape
     if read_sparsity_target(pruning.target_settings, shape_of(source_config)) is None:
         target_shape(source_config, pruning.target_settings)
 
 
+def _source_config(model: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    name = model['pretrained_model_name_or_path']
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=model['trust_remote_code'])
+    except OSError as error:
+        raise ValueError(f'model.pretrained_model_name_or_path: the config of {name} cannot be read ({error}).') from error
+
+
 def _check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:
     from llmshearing.algorithms.targeted_pruning.sparsity_target import NOT_EXPORTABLE
-    from llmshearing.callbacks.export_pruned import ExportPruned
-    check_keys('callbacks.export_pruned', settings, ExportPruned)
     if 'targeted_pruning' not in algorithms:
         raise ValueError('callbacks.export_pruned exports what algorithms.targeted_pruning learned; add that algorithm.')
     if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):

@@ -21,16 +21,27 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ('-h', '--help'):
         sys.stderr.write(USAGE + '\n')
         return 0 if argv else 2
+    import yaml
     from llmfoundry.command_utils import train_from_yaml
     from llmfoundry.utils.exceptions import BaseContextualError
+    from omegaconf.errors import OmegaConfBaseException
     try:
+        _check_document(argv[0])
         train_from_yaml(argv[0], argv[1:])
-    except (ValueError, FileNotFoundError, BaseContextualError) as error:
+    except (ValueError, FileNotFoundError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get('LLMSHEARING_TRACEBACK'):
             raise
         sys.stderr.write(f'\nERROR: {error}\n(set LLMSHEARING_TRACEBACK=1 to see where this was raised)\n')
         return 1
     return 0
+
+
+def _check_document(path: str) -> None:
+    """llm-foundry takes for granted that the file holds keys and values, and that keys are text."""
+    from omegaconf import DictConfig, OmegaConf
+    content = OmegaConf.load(path)
+    if not isinstance(content, DictConfig) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f'{path}: expected keys and values at the top level, every key as text.')
 
 
 if __name__ == '__main__':

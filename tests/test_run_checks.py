@@ -19,7 +19,13 @@ def config(tmp_path_factory):
     settings = OmegaConf.load(YAML)
     settings.variables.work = str(work)
     settings.algorithms.targeted_pruning.target = TARGET
-    return OmegaConf.to_container(settings, resolve=True)
+    for loader in settings.eval_loader:
+        folder = Path(loader.dataset.local)
+        folder.mkdir(parents=True)
+        (folder / 'index.json').write_text('{"version": 2, "shards": []}')
+    config = OmegaConf.to_container(settings, resolve=True)
+    config['eval_loaders'] = config.pop('eval_loader')  # as llm-foundry hands lists on
+    return config
 
 
 def changed(config, path, value):
@@ -35,8 +41,15 @@ def changed(config, path, value):
     return config
 
 
-def test_the_shipped_configuration_passes_unchanged(config):
-    assert check_run(copy.deepcopy(config)) == config
+def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
+    expected = copy.deepcopy(config)
+    expected['model']['trust_remote_code'] = False
+    expected['tokenizer']['kwargs'] = {'trust_remote_code': False}
+    assert check_run(copy.deepcopy(config)) == expected
+
+
+def test_runs_without_our_parts_are_left_alone():
+    assert check_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
 
 
 @pytest.mark.parametrize('path, value, message', [

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional
 
 import torch
-from composer.models.huggingface import get_hf_config_from_composer_state_dict
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from llmshearing.conversion.pruning_state import PruningState, read_pruning_state
 from llmshearing.conversion.stored import StoredTensor, load_stored, read_all
 from llmshearing.conversion.stored_shards import load_stored_shards
+from llmshearing.safe_paths import plain_name
 
 __all__ = ['Checkpoint', 'check_tensors', 'expected_shapes', 'open_checkpoint', 'write_tokenizer_files']
 
 PARTS = ('model', 'algorithms', 'callbacks', 'integrations', 'timestamp')
 LISTED = 12  # names in one message
+# Entries of a stored config that lead to code or belong to this process.
+NO_SETTINGS = ('_name_or_path', 'auto_map', 'trust_remote_code', 'code_revision', '_attn_implementation_autoset')
 
 
 @dataclasses.dataclass
@@ -148,8 +150,10 @@ def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) 
     """
     for name, file in files.items():
         kind, content = file['file_extension'], file['content']
-        path = folder / Path(name).name
+        path = folder / plain_name('the checkpoint\'s tokenizer', name)
         if kind == '.json':
+            if name.startswith('tokenizer_config'):
+                content = {key: value for key, value in content.items() if key != 'auto_map'}  # leads to code
             path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
         elif kind == '.txt':
             path.write_text('\n'.join(content), encoding='utf-8')
@@ -164,11 +168,25 @@ def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) 
 def _hugging_face_parts(path: Path, state: dict[str, Any], source: Optional[Path]) -> tuple[PretrainedConfig, dict[str, Any]]:
     parts = (state.get('integrations') or {}).get('huggingface')
     if parts is not None:
-        parts['model']['config']['content'].pop('_attn_implementation_autoset', None)
-        return get_hf_config_from_composer_state_dict({'state': state}), parts.get('tokenizer') or {}
+        return _stored_config(path, parts['model']['config']['content']), parts.get('tokenizer') or {}
     if source is None:
         raise ValueError(f'{path} carries no Hugging Face config (state -> integrations -> huggingface); name a folder that has it: --source.')
-    return AutoConfig.from_pretrained(source), {}
+    return AutoConfig.from_pretrained(source, trust_remote_code=False), {}
+
+
+def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
+    """The config in a checkpoint, of a model type that transformers itself knows.
+
+    Composer's own reader would go by the path and the ``trust_remote_code`` that stand in the checkpoint where the type is unknown.
+    """
+    settings = {key: value for key, value in content.items() if key not in NO_SETTINGS}
+    if settings.get('model_type') not in CONFIG_MAPPING:
+        raise ValueError(f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.')
+    if isinstance(settings.get('id2label'), dict):  # JSON made strings of the numbers
+        settings['id2label'] = {int(number): label for number, label in settings['id2label'].items()}
+    config = AutoConfig.for_model(**settings)
+    config._name_or_path = str(content.get('_name_or_path', ''))
+    return config
 
 
 def _hugging_face_name(name: str) -> str:

@@ -208,7 +208,7 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
         ValueError: If the model is no multi-head LLaMA without biases and with a head of its own, or its tensors do not fit its config.
     """
     folder, out = Path(folder), Path(out)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shape = shape_of(config)
     if config.model_type != 'llama' or config.tie_word_embeddings or shape.group_size != 1:
         raise ValueError(
@@ -238,7 +238,10 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
     missing = [name for name in needed if name not in legacy.weights]
     if missing:
         raise ValueError(f'missing from the file: {", ".join(legacy_name(name) for name in missing)}.')
-    base = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096) if folder is None else AutoConfig.from_pretrained(folder)
+    if folder is None:
+        base = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
+    else:
+        base = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if base.model_type != 'llama':
         raise ValueError(f'source {folder} is a {base.model_type}; the first Sheared LLaMA code knew only llama.')
     if settings.rms_norm_eps is not None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-__all__ = ['SAFE_GLOBALS', 'StoredTensor', 'load_stored', 'read_all']
+__all__ = ['SAFE_GLOBALS', 'StoredTensor', 'foreign_globals', 'load_stored', 'read_all']
 
 # Timestamps, torch's version and the random states of numpy, under the names of numpy 2 and numpy 1.
 SAFE_GLOBALS = [
@@ -54,6 +54,37 @@ def load_stored(path: Path) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no PyTorch archive, is damaged, or holds classes that could run code.
     """
+    path = _archive(path)
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS), FakeTensorMode():
+            content = torch.load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{path} is not read, because loading it could run code: it holds {", ".join(foreign_globals(path)) or "pickled objects"}, '
+            'which a checkpoint of numbers does not need. Leave out the callback or algorithm that saved them '
+            '(Composer: save_ignore_keys) and save again.',
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    return _replaced(content, lambda value: isinstance(value, FakeTensor), lambda fake: _stored(path, fake))
+
+
+def foreign_globals(path: Path) -> list[str]:
+    """Names of the classes and functions in a ``torch.save`` file that are not needed for numbers; nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no PyTorch archive, or is damaged.
+    """
+    path = _archive(path)
+    allowed = {entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}' for entry in SAFE_GLOBALS}
+    try:
+        return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed)
+    except RuntimeError as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+
+
+def _archive(path: Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist.')
@@ -63,20 +94,7 @@ def load_stored(path: Path) -> Any:
                 f'{path} is no PyTorch archive as torch.save writes it since version 1.6; unpack it if it is compressed, or save it again '
                 'with a newer PyTorch.',
             )
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS), FakeTensorMode():
-            content = torch.load(path, weights_only=True)
-    except pickle.UnpicklingError as error:
-        allowed = {entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}' for entry in SAFE_GLOBALS}
-        others = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed)
-        raise ValueError(
-            f'{path} is not read, because loading it could run code: it holds {", ".join(others) or "pickled objects"}, '
-            'which a checkpoint of numbers does not need. Leave out the callback or algorithm that saved them '
-            '(Composer: save_ignore_keys) and save again.',
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(f'{path} cannot be read: {error}') from error
-    return _replaced(content, lambda value: isinstance(value, FakeTensor), lambda fake: _stored(path, fake))
+    return path
 
 
 def read_all(tree: Any) -> Any:

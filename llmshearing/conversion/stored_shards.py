@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from llmshearing.conversion.stored import SAFE_GLOBALS, StoredTensor
+from llmshearing.safe_paths import plain_name
 
-__all__ = ['load_stored_shards']
+__all__ = ['METADATA_NAME', 'load_stored_shards', 'read_metadata']
 
 METADATA_NAME = '.metadata'
 METADATA_CLASSES = {
@@ -60,7 +61,7 @@ def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         ValueError: If anything in it could run code, or is kept in a way this reader does not know.
     """
     folder = Path(folder)
-    metadata = _read_metadata(folder)
+    metadata = read_metadata(folder)
     places = {
         (index.fqn, None if index.offset is None else tuple(index.offset)): info for index, info in metadata.storage_data.items()
     }
@@ -84,7 +85,13 @@ def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     return _with_lists(tree)
 
 
-def _read_metadata(folder: Path) -> Metadata:
+def read_metadata(folder: Path) -> Metadata:
+    """The metadata of a sharded checkpoint, built from the few classes that PyTorch puts there.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+        ValueError: If it holds anything else, is damaged, or names files outside the folder.
+    """
     path = folder / METADATA_NAME
     if not path.is_file():
         raise FileNotFoundError(f'{folder} is no sharded checkpoint: it has no {METADATA_NAME}. Give the folder of one batch, e.g. .../ep0-ba100.')
@@ -94,6 +101,8 @@ def _read_metadata(folder: Path) -> Metadata:
         raise ValueError(f'{path} is not read, because loading it could run code: {error}, which metadata does not need.') from error
     if not isinstance(metadata, Metadata):
         raise ValueError(f'{path} holds {type(metadata).__name__}, not the metadata of a sharded checkpoint.')
+    for info in (metadata.storage_data or {}).values():
+        plain_name(str(path), info.relative_path)
     return metadata
 
 
@@ -101,8 +110,6 @@ def _load_piece(folder: Path, name: str, info: Any) -> Any:
     """One tensor piece or object; ``info`` says file, offset and length."""
     if getattr(info, 'transform_descriptors', None):
         raise ValueError(f'{folder}: {name} is stored compressed ({info.transform_descriptors}), which is not supported; save it without.')
-    if Path(info.relative_path).name != info.relative_path:
-        raise ValueError(f'{folder}: {name} is said to be in {info.relative_path!r}, outside the folder; the metadata was tampered with.')
     with (folder / info.relative_path).open('rb') as file:
         file.seek(info.offset)
         data = file.read(info.length)

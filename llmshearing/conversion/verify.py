@@ -5,7 +5,6 @@ written tensors are read back one at a time and compared bit for bit with the cu
 """
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -17,6 +16,7 @@ from transformers import AutoConfig
 from llmshearing.conversion.checkpoint import check_tensors, expected_shapes, tied_names
 from llmshearing.conversion.hf_export import open_strictly
 from llmshearing.conversion.shard_writer import INDEX_NAME
+from llmshearing.safe_paths import check_safetensors_index
 
 __all__ = ['probe_input', 'tensor_files', 'verify_folder', 'verify_tensors']
 
@@ -68,7 +68,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     Raises:
         ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config says, or not equal.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     files = tensor_files(folder)
     shapes = {}
     for path in sorted(set(files.values())):
@@ -93,8 +93,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """Which safetensors file of a model folder holds which tensor."""
     index = folder / INDEX_NAME
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding='utf-8'))['weight_map']
-        return {name: folder / file for name, file in weight_map.items()}
+        return {name: folder / file for name, file in check_safetensors_index(index).items()}
     path = folder / 'model.safetensors'
     with safe_open(path, 'pt') as file:
         return {name: path for name in file.keys()}

@@ -19,9 +19,23 @@ from streaming import Stream, StreamingDataset
 from streaming.base.format import get_index_basename
 from streaming.base.format.base.reader import Reader
 from streaming.base.hashing import get_hash
+from streaming.base.world import World
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.safe_paths import check_mds_index, plain_name
+
 DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
+
+
+class DomainStream(Stream):
+    """A ``Stream`` whose index names only files in its own folder; told before any shard is fetched, unpacked or removed."""
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        shards = super().get_shards(world, allow_unsafe_types)
+        for shard in shards:
+            for info in (part for pair in shard.file_pairs for part in pair if part is not None):
+                plain_name(os.path.join(self.local, self.split, get_index_basename()), info.basename)
+        return shards
 
 
 def build_domain_streams(
@@ -50,6 +64,8 @@ def build_domain_streams(
     streams, problems = {}, []
     for name in names:
         own = dict(domains[name] or {}) if isinstance(domains, Mapping) else {}
+        if 'local' not in own and (name in ('.', '..') or '/' in name or '\\' in name):
+            raise ValueError(f'Domain {name!r} would lie outside `local`; name a folder in it, or set `domains.NAME.local`.')
         own.setdefault('local', os.path.join(local, name) if local else None)
         own.setdefault('remote', f'{remote.rstrip("/")}/{name}' if remote else None)
         own.setdefault('split', split)
@@ -60,7 +76,7 @@ def build_domain_streams(
         if problem:
             problems.append(f'{name}: {problem}')
         else:
-            streams[name] = Stream(**own)
+            streams[name] = DomainStream(**own)
     if problems:
         raise ValueError(f'Cannot read {len(problems)} of {len(names)} domains ({"; ".join(problems)}). '
                          f'{_what_is_there(local)}Prepare the data, correct `domains` or `local`, or set `remote`.')
@@ -73,11 +89,10 @@ def _index_problem(local: str, split: str | None) -> str | None:
     path = os.path.join(folder, get_index_basename())
     if not os.path.isfile(path):
         return f'no {path}'
-    with open(path, encoding='utf-8') as file:
-        try:
-            shards = json.load(file).get('shards', [])
-        except json.JSONDecodeError as error:
-            return f'{path} is not valid JSON ({error})'
+    try:
+        shards = check_mds_index(Path(path))
+    except ValueError as error:
+        return str(error)
     if not sum(shard['samples'] for shard in shards):
         return f'{path} lists no samples'
     for shard in shards:

@@ -90,7 +90,7 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
     """
     from transformers import AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
                          'a Hugging Face tokenizer, or a name that is in the cache or can be downloaded') from error
@@ -149,7 +149,7 @@ class Encoder:
             self._fast = Tokenizer.from_str(backend)
         else:
             from transformers import AutoTokenizer
-            self._slow = AutoTokenizer.from_pretrained(name)
+            self._slow = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns one int64 array of ids per text."""

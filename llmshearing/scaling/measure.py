@@ -158,7 +158,12 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(name, torch_dtype=DTYPES[dtype], output_loading_info=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name,
+            torch_dtype=DTYPES[dtype],
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error

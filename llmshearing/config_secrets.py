@@ -1,0 +1,60 @@
+"""Secrets do not belong in a run's configuration: it is printed, sent to loggers and kept in checkpoints.
+
+Every service that a run may use reads its key from the environment or from a login file, so a key in a YAML is refused, and what it
+holds is not repeated in the message.
+"""
+from __future__ import annotations
+
+import re
+from typing import Any, Iterator, Mapping
+
+__all__ = ['check_no_secrets', 'find_secrets']
+
+SECRET_KEY = re.compile(
+    r'(^|_)(api_?key|secret|secret_key|access_key|access_key_id|secret_access_key|session_token|auth_token|access_token|hf_token|'
+    r'bearer_token|token|password|passwd|passphrase|credentials?|private_key)$',
+    re.IGNORECASE,
+)
+# Names that end in "token" and are settings of text.
+TOKEN_SETTINGS = re.compile(r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|prefix|suffix|middle)_token$')
+# Keys of Hugging Face, Weights & Biases (40 hex digits), Amazon, GitHub and OpenAI, and addresses with a password.
+SECRET_VALUE = re.compile(
+    r'^(hf_[A-Za-z0-9]{30,}|[0-9a-f]{40}|(AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|'
+    r'[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@.*)$',
+)
+REMEDY = {
+    'wandb': 'WANDB_API_KEY', 'mlflow': 'MLFLOW_TRACKING_TOKEN', 'model': 'HF_TOKEN', 'tokenizer': 'HF_TOKEN',
+}
+
+
+def check_no_secrets(config: Mapping[str, Any]) -> None:
+    """Refuses a configuration that holds a key, token or password.
+
+    Raises:
+        ValueError: Naming where, never what.
+    """
+    found = list(find_secrets(config))
+    if found:
+        variables = sorted({name for place in found for part, name in REMEDY.items() if part in place.split('.')})
+        hint = f' (here {" and ".join(variables)})' if variables else ''
+        raise ValueError(
+            f'{", ".join(found)}: this looks like a secret. A configuration is printed, logged and kept in checkpoints; remove it, and '
+            f'set the service\'s environment variable{hint} or log in on this machine instead.',
+        )
+
+
+def find_secrets(tree: Any, place: str = '') -> Iterator[str]:
+    """Dotted places of values that look like secrets."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            here = f'{place}.{key}' if place else str(key)
+            named = SECRET_KEY.search(str(key)) and not TOKEN_SETTINGS.search(str(key))
+            if named and isinstance(value, str) and value:
+                yield here
+            else:
+                yield from find_secrets(value, here)
+    elif isinstance(tree, (list, tuple)):
+        for number, value in enumerate(tree):
+            yield from find_secrets(value, f'{place}[{number}]')
+    elif isinstance(tree, str) and SECRET_VALUE.match(tree):
+        yield place

@@ -1,0 +1,65 @@
+"""Names of files that come out of an index (MDS shards, safetensors shards, checkpoint pieces) stay in the index's folder.
+
+An index is data, often somebody else's. A name in it such as ``../../.ssh/config`` or ``/etc/passwd`` would be read from there, or
+written there where shards are downloaded first. No format that is read here puts shards into other folders, so the rule is
+simple: a plain file name, or nothing.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ['check_mds_index', 'check_safetensors_index', 'plain_name']
+
+
+def plain_name(index: str, name: Any) -> str:
+    """``name`` if it is a file name without any folder.
+
+    Args:
+        index (str): Where the name stands, for the message.
+        name (Any): The name.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if not isinstance(name, str) or name in ('', '.', '..') or any(mark in name for mark in ('/', '\\', '\0')):
+        raise ValueError(f'{index} names the file {name!r}, outside the folder that it stands in; it was tampered with or is damaged.')
+    return name
+
+
+def check_safetensors_index(path: Path) -> dict[str, str]:
+    """File name by tensor name of a ``model.safetensors.index.json``.
+
+    Raises:
+        ValueError: If it is no such index, or names a file elsewhere.
+    """
+    index = _json(path)
+    weight_map = index.get('weight_map') if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError(f'{path} holds no mapping "weight_map" from tensor to file.')
+    return {name: plain_name(str(path), file) for name, file in weight_map.items()}
+
+
+def check_mds_index(path: Path) -> list[dict[str, Any]]:
+    """The shards that an ``index.json`` of Streaming lists.
+
+    Raises:
+        ValueError: If it is no such index, or names a file elsewhere.
+    """
+    index = _json(path)
+    shards = index.get('shards') if isinstance(index, dict) else None
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+        raise ValueError(f'{path} holds no list "shards".')
+    for shard in shards:
+        for key, part in shard.items():
+            if key.startswith(('raw_', 'zip_')) and isinstance(part, dict):
+                plain_name(str(path), part.get('basename'))
+    return shards
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ValueError(f'{path} is not valid JSON ({error}).') from error
