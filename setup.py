@@ -12,10 +12,14 @@ HERE = Path(__file__).parent
 ENTRY_POINTS = {
     'console_scripts': ['llmshearing = llmshearing.cli:main'],
     'llmfoundry_models': ['sheared_causal_lm = llmshearing.models.sheared_causal_lm:ShearedCausalLM'],
-    'llmfoundry_algorithms': ['targeted_pruning = llmshearing.algorithms.targeted_pruning:TargetedPruning'],
+    'llmfoundry_algorithms': [
+        'targeted_pruning = llmshearing.algorithms.targeted_pruning:TargetedPruning',
+        'distillation = llmshearing.algorithms.distillation:Distillation',
+    ],
     'llmfoundry_callbacks': [
         'dynamic_batch_loading = llmshearing.callbacks.dynamic_batch_loading:DynamicBatchLoading',
         'export_pruned = llmshearing.callbacks.export_pruned:ExportPruned',
+        'run_report = llmshearing.callbacks.run_report:RunReport',
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
     'llmfoundry_loggers': ['metrics_file = llmshearing.loggers.metrics_file:MetricsFile'],
@@ -43,12 +47,13 @@ setup(
         'tokenizers>=0.21,<0.22',
         'numpy>=1.26',
         'scipy>=1.11',
+        'matplotlib>=3.7',
         'setuptools<81',  # llm-foundry imports pkg_resources at run time
     ],
     extras_require={
         'gpu': ['flash-attn>=2.7.4,<2.8'],
-        'demo': ['gguf>=0.10', 'matplotlib>=3.7'],
-        'dev': ['pytest>=8', 'hypothesis>=6.100', 'gguf>=0.10', 'matplotlib>=3.7'],
+        'demo': ['gguf>=0.10'],
+        'dev': ['pytest>=8', 'hypothesis>=6.100', 'gguf>=0.10'],
     },
     entry_points=ENTRY_POINTS,
 )

@@ -16,3 +16,12 @@ def test_prune_step(tmp_path):
     for result in results:
         assert result['seconds']['pruning, at target']['median'] > 0
         assert set(result['ratios']) >= {'all kept / dense source', 'at target / target model'}
+
+
+def test_distillation_step(tmp_path):
+    out = tmp_path / 'results.json'
+    command = [sys.executable, str(BENCHMARKS / 'distillation_step.py'), '--quick', '--tokens', '128', '--rounds', '1', '--threads', '1']
+    subprocess.run([*command, '--output', str(out)], check=True, capture_output=True)
+    result = json.loads(out.read_text())
+    assert set(result['seconds']) == {'student', 'teacher forward', 'whole vocabulary', 'top 64'}
+    assert result['ratios']['whole vocabulary / student'] > 0 and result['tokens'] == 128

@@ -1,0 +1,133 @@
+"""``distillation``: the Composer Algorithm that adds a teacher's opinion to the loss.
+
+Before a micro-batch's forward pass the teacher is run on it, so that its activations are gone before the student's are made; after the
+loss, the divergence is added. Composer logs the parts as ``loss/train/language_model`` and ``loss/train/distillation`` beside the
+total. The teacher is held by the algorithm, which is in no module tree: no optimizer, gradient clipping or checkpoint sees it.
+"""
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, Optional
+
+import torch
+from composer.core import Algorithm, Event, State, get_precision_context
+from composer.loggers import Logger
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from llmshearing.algorithms.distillation.divergence import TeacherTarget, distillation_loss, teacher_target
+from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
+
+__all__ = ['Distillation', 'predicting_positions']
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100  # label of tokens that carry no loss, in transformers and llm-foundry
+
+
+def predicting_positions(labels: Tensor) -> Tensor:
+    """Positions whose next token carries a loss: those that the language-model loss averages over.
+
+    Args:
+        labels (Tensor): [batch, length], -100 where there is no loss; not shifted.
+
+    Returns:
+        Tensor: [n], int64, ascending, into the flattened batch.
+    """
+    counts = torch.zeros_like(labels, dtype=torch.bool)
+    counts[:, :-1] = labels[:, 1:] != IGNORED
+    return counts.flatten().nonzero().squeeze(-1)
+
+
+class Distillation(Algorithm):
+    """Adds ``weight * T^2 * KL(teacher || student)`` over next-token distributions to the language-model loss.
+
+    Works with any causal model of llm-foundry whose outputs hold logits (``hf_causal_lm``, ``sheared_causal_lm``).
+
+    Args:
+        teacher (str): Hugging Face folder or name of a model with the student's vocabulary; the unpruned source, mostly.
+        weight (float): Factor of the divergence beside the language-model loss. Default: ``1.0``.
+        temperature (float): T, by which logits are divided. Default: ``1.0``.
+        top_k (int | None): Compare the teacher's so many likeliest tokens and one bucket of all others, which takes less memory.
+            Default: ``None``, the whole vocabulary.
+        shared_vocab_size (int | None): Compare the first so many tokens, for models that pad one vocabulary to different sizes.
+            Default: ``None``, all, which must then be equally many.
+
+    Raises:
+        ValueError: For values out of range or a folder without a model here, and at the start of the run for a teacher that does
+            not fit the student.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        top_k: Optional[int] = None,
+        shared_vocab_size: Optional[int] = None,
+    ):
+        self.weight = _above_zero('weight', weight)
+        self.temperature = _above_zero('temperature', temperature)
+        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+            raise ValueError(f'distillation: top_k={top_k!r} is not possible; it must be a whole number above 0, or null for all tokens.')
+        self.top_k = top_k
+        self.shared_vocab_size = shared_vocab_size
+        self.teacher_name = str(teacher)
+        if missing_folder(self.teacher_name):
+            raise ValueError(f'distillation: teacher {teacher} is no Hugging Face model folder (no config.json there).')
+        # Known once the run has a model.
+        self.teacher: Optional[nn.Module] = None
+        self.vocab_size = 0
+        self._inputs: frozenset[str] = frozenset()
+        self._target: Optional[TeacherTarget] = None
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.INIT, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.INIT:
+            self._prepare(state)
+        elif event == Event.BEFORE_FORWARD:
+            self._target = self._ask_teacher(state)
+        else:
+            state.loss = self._with_divergence(state)
+            self._target = None
+
+    def _prepare(self, state: State) -> None:
+        if not hasattr(state.model, 'tokenizer') or not hasattr(state.model, 'config'):
+            raise ValueError(f'distillation needs a Hugging Face model of llm-foundry, got {type(state.model).__name__}.')
+        self.teacher, self.vocab_size = build_teacher(self.teacher_name, state, self.shared_vocab_size)
+        if self.top_k is not None and self.top_k > self.vocab_size:
+            raise ValueError(f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.')
+        self._inputs = frozenset(inspect.signature(self.teacher.forward).parameters) - {'labels'}
+        log.info('Distilling from %s over %d tokens.', self.teacher_name, self.vocab_size)
+
+    @torch.no_grad()
+    def _ask_teacher(self, state: State) -> TeacherTarget:
+        inputs = {key: value for key, value in state.batch.items() if key in self._inputs}
+        with get_precision_context(state.precision, state.precision_config):
+            logits = self.teacher(**inputs, use_cache=False).logits
+        if isinstance(self.teacher, FSDPModule):
+            self.teacher.reshard()  # FSDP2 keeps what the root holds (embeddings, head) whole for a backward pass that never comes
+        return teacher_target(logits, self.temperature, self.top_k, self.vocab_size)
+
+    def _with_divergence(self, state: State) -> dict[str, Tensor]:
+        if not isinstance(state.loss, Tensor):
+            raise ValueError(f'distillation expects the model\'s loss to be one tensor, got {type(state.loss).__name__}.')
+        divergence = distillation_loss(state.outputs['logits'], self._target, predicting_positions(state.batch['labels']))
+        return {
+            'total': state.loss + self.weight * divergence,
+            'language_model': state.loss,
+            'distillation': divergence,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the teacher never changes and is read again from its folder."""
+        return {}
+
+
+def _above_zero(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float('inf'):
+        raise ValueError(f'distillation: {name}={value!r} is out of range; it must be a number above 0.')
+    return value

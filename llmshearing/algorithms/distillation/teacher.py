@@ -1,0 +1,166 @@
+"""The teacher of a distillation: checked before its weights are read, frozen, and sharded where the student is.
+
+Sharding is FSDP2's own ``fully_shard`` through Composer's functions, with the student's device mesh: rank 0 reads the weights, the
+others receive their shards, so that a node needs the teacher once in host memory however many ranks it runs. Without FSDP every
+rank holds a whole copy.
+"""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from composer.core import Precision, State
+from composer.distributed.fsdp2 import prepare_fully_shard, sync_module_states
+from composer.utils import FSDPConfig, dist
+from llmfoundry.models.hf.hf_fsdp import hf_get_causal_base_model, hf_get_hidden_layers
+from torch import nn
+from torch.distributed.fsdp.wrap import CustomPolicy
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+__all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
+
+log = logging.getLogger(__name__)
+
+# Weights of the teacher in the type that the run computes in: nothing is updated, so nothing needs more.
+DTYPES = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
+
+
+def missing_folder(name: str) -> bool:
+    """Whether a name that can only be that of a folder (a repository's is ``owner/name``) has no model in it."""
+    is_folder = name.startswith(('/', '.', '~')) or name.count('/') != 1
+    return is_folder and not (Path(name).expanduser() / 'config.json').is_file()
+
+
+def check_vocabulary(
+    teacher: PretrainedConfig,
+    student: PretrainedConfig,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    student_tokenizer: Optional[PreTrainedTokenizerBase],
+    shared_vocab_size: Optional[int],
+) -> int:
+    """How many tokens, from id 0 on, take part in the loss.
+
+    Args:
+        teacher (PretrainedConfig): Of the teacher.
+        student (PretrainedConfig): Of the student.
+        teacher_tokenizer (PreTrainedTokenizerBase): Of the teacher.
+        student_tokenizer (PreTrainedTokenizerBase | None): Of the run; None where it has none, which leaves the numbers to compare.
+        shared_vocab_size (int | None): What the user says they share; None: everything.
+
+    Raises:
+        ValueError: If the vocabularies differ in size and ``shared_vocab_size`` is not given, if it is larger than either, or if an
+            id below it stands for different tokens.
+    """
+    smaller = min(teacher.vocab_size, student.vocab_size)
+    if shared_vocab_size is None and teacher.vocab_size != student.vocab_size:
+        raise ValueError(
+            f'distillation: the teacher predicts {teacher.vocab_size} tokens, the student {student.vocab_size}; logits of different '
+            'vocabularies cannot be compared. Choose a teacher with the student\'s vocabulary; where they only differ in padding at '
+            f'the end, set shared_vocab_size to the tokens that both really use (its tokenizer has {len(teacher_tokenizer)}).',
+        )
+    if shared_vocab_size is not None and not 1 < shared_vocab_size <= smaller:
+        raise ValueError(f'distillation: shared_vocab_size={shared_vocab_size} is not possible; it must be from 2 to {smaller}.')
+    shared = shared_vocab_size or smaller
+    if student_tokenizer is not None:
+        ours, theirs = (_by_id(tokenizer, shared) for tokenizer in (student_tokenizer, teacher_tokenizer))
+        different = [index for index in sorted({*ours, *theirs}) if ours.get(index) != theirs.get(index)]
+        if different:
+            first = different[0]
+            raise ValueError(
+                f'distillation: {len(different)} of the first {shared} token ids stand for different tokens, the first is {first}: '
+                f'{theirs.get(first)!r} to the teacher, {ours.get(first)!r} to the student. Choose a teacher with the same tokenizer.',
+            )
+    return shared
+
+
+def _by_id(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
+    return {index: token for token, index in tokenizer.get_vocab().items() if index < size}
+
+
+def check_room(needed: int, free: int) -> None:
+    """Refuses a whole copy of the teacher where it does not fit.
+
+    Args:
+        needed (int): Bytes of the teacher's weights.
+        free (int): Bytes free on the device.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    if needed > free:
+        raise ValueError(
+            f'distillation: without FSDP every rank holds the whole teacher, {needed / 1e9:.1f} GB, and this device has '
+            f'{free / 1e9:.1f} GB free. Set fsdp_config, which shards the teacher with the student, or choose a smaller teacher.',
+        )
+
+
+def build_teacher(name: str, state: State, shared_vocab_size: Optional[int]) -> tuple[nn.Module, int]:
+    """Reads and places the teacher of a run, after checking that it fits the student.
+
+    Args:
+        name (str): Hugging Face folder or name.
+        state (State): Of the run at ``Event.INIT``: model, precision, device, FSDP settings.
+        shared_vocab_size (int | None): See :func:`check_vocabulary`.
+
+    Returns:
+        tuple[nn.Module, int]: The frozen model on its device, in evaluation mode, and the number of shared tokens.
+
+    Raises:
+        ValueError: For a vocabulary that differs, FSDP1, a teacher that does not fit or whose weights are not complete.
+    """
+    if isinstance(state.fsdp_config, FSDPConfig):
+        raise ValueError('distillation shards its teacher with FSDP2 and is not built for FSDP1; set FSDP_VERSION=2.')
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    shared = check_vocabulary(config, state.model.config, _tokenizer(name), state.model.tokenizer, shared_vocab_size)
+    settings = dict(
+        torch_dtype=DTYPES.get(state.precision, torch.float32),
+        attn_implementation=getattr(state.model.config, '_attn_implementation', None),
+    )
+    if state.fsdp_config is not None:
+        return _sharded(name, config, state, settings), shared
+    teacher = _frozen(_read(name, config, settings))
+    if state.device.name == 'gpu':
+        check_room(sum(p.numel() * p.element_size() for p in teacher.parameters()), torch.cuda.mem_get_info()[0])
+    return state.device.module_to_device(teacher), shared
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(
+            f'distillation: {name} has no tokenizer, so whether its token ids mean the same as the student\'s cannot be checked; '
+            'save its tokenizer there.',
+        ) from error
+
+
+def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> nn.Module:
+    teacher, info = AutoModelForCausalLM.from_pretrained(
+        name, config=config, output_loading_info=True, trust_remote_code=False, **settings,
+    )
+    problems = {key: value for key, value in info.items() if value}
+    if problems:
+        raise ValueError(f'distillation: {name} does not open as a stock model: {problems}')
+    return teacher
+
+
+def _sharded(name: str, config: PretrainedConfig, state: State, settings: dict[str, Any]) -> nn.Module:
+    weights = {}
+    if dist.get_global_rank() == 0:
+        teacher = _frozen(_read(name, config, settings))
+        weights = teacher.state_dict()
+    else:
+        with torch.device('meta'):
+            teacher = _frozen(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings))
+    block = type(hf_get_hidden_layers(hf_get_causal_base_model(teacher))[0])
+    policy = CustomPolicy(lambda module: module is teacher or isinstance(module, block))
+    prepare_fully_shard(teacher, state.fsdp_config, state.precision, policy)
+    sync_module_states(teacher, weights)
+    return teacher
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,20 @@
+"""Distillation on two gloo ranks equals that on one; with FSDP2 each rank holds its share of the teacher only."""
+import torch
+
+from tests.distributed.distillation_worker import run
+from tests.distributed.test_two_ranks import ROOT, launch
+from tests.tiny_run import tiny_source
+
+
+def test_two_ranks_equal_one(tmp_path):
+    tiny_source(tmp_path / 'teacher', num_hidden_layers=5, seed=1, tie_word_embeddings=True)
+    tiny_source(tmp_path / 'student')
+    worker = str(ROOT / 'tests/distributed/distillation_worker.py')
+    process = launch(2, [worker, str(tmp_path), str(tmp_path / 'two.pt'), 'ddp', 'fsdp2'])
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    one, two = run(tmp_path, 'one'), torch.load(tmp_path / 'two.pt', weights_only=True)
+    for mode in ('ddp', 'fsdp2'):
+        for name, losses in one['losses'].items():
+            torch.testing.assert_close(torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    assert one['held'] == two['ddp']['held'] == 1.0
+    assert 0.45 < two['fsdp2']['held'] < 0.52
