@@ -1,0 +1,94 @@
+"""``finite_monitor``: ends a run on the batch in which a loss, a gradient or a mask is NaN or infinite, before the weights change.
+
+Composer's ``nan_monitor`` looks for NaN in the loss of its own rank and leaves the other ranks waiting. Here all ranks learn
+of it in one reduction per batch and stop together, with the same message; a checkpoint of the damage is never written.
+"""
+from __future__ import annotations
+
+from typing import Any, Iterable
+
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+__all__ = ['FiniteMonitor']
+
+LISTED = 3  # parameters in one message
+
+
+class FiniteMonitor(Callback):
+    """Checks every batch before its optimizer step.
+
+    Raises:
+        RuntimeError: On all ranks, naming the batch, what is not finite, on which ranks, and the last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._broken_loss: Tensor | None = None
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        self._broken_loss = None
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        broken = torch.stack([~torch.isfinite(loss.detach()).all() for loss in _tensors(state.loss)]).any()
+        self._broken_loss = broken if self._broken_loss is None else self._broken_loss | broken
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        gradients = {
+            name: _local(parameter.grad) for name, parameter in state.model.named_parameters() if parameter.grad is not None
+        }
+        broken = self._broken_loss
+        if gradients:
+            largest = torch.stack([norm.to(broken.device) for norm in torch._foreach_norm(list(gradients.values()), float('inf'))])
+            broken = broken | ~torch.isfinite(largest).all()
+        masks = _masks(state)
+        found = broken.to(torch.int32) | int(any(not torch.isfinite(mask).all() for mask in masks.values()))
+        dist.all_reduce(found, reduce_operation='MAX')
+        if found.item():
+            raise RuntimeError(self._describe(state, gradients, masks))
+
+    def _describe(self, state: State, gradients: dict[str, Tensor], masks: dict[str, Tensor]) -> str:
+        own = {
+            'loss': bool(self._broken_loss.item()),
+            'gradients': [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()],
+            'masks': [axis for axis, mask in masks.items() if not torch.isfinite(mask).all()],
+        }
+        ranks = dist.all_gather_object(own)
+        parts = []
+        if any(rank['loss'] for rank in ranks):
+            parts.append(f'the training loss (rank {", ".join(str(i) for i, rank in enumerate(ranks) if rank["loss"])})')
+        masks_found = sorted({axis for rank in ranks for axis in rank['masks']})
+        if masks_found:
+            parts.append(f'the {", ".join(masks_found)} mask')
+        names = list(dict.fromkeys(name.removeprefix('module.') for rank in ranks for name in rank['gradients']))
+        if names:
+            more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
+            parts.append(f'the gradient of {", ".join(names[:LISTED])}{more}')
+        saved = [path for callback in state.callbacks if isinstance(callback, CheckpointSaver) for path in callback.saved_checkpoints]
+        last = f'the last checkpoint is {saved[-1]}' if saved else 'no checkpoint was saved in this run yet'
+        return (
+            f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; {last}. '
+            'Resume from it with a lower learning rate, other data or a higher precision.'
+        )
+
+
+def _tensors(loss: Any) -> Iterable[Tensor]:
+    """The tensors of a loss, which may be one, several, or several with names."""
+    if isinstance(loss, Tensor):
+        return [loss]
+    return list(loss.values()) if isinstance(loss, dict) else list(loss)
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """This rank's part; empty parts, of parameters smaller than the number of ranks, count as finite."""
+    gradient = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return gradient if gradient.numel() else gradient.new_zeros(1)
+
+
+def _masks(state: State) -> dict[str, Tensor]:
+    model = getattr(state.model, 'module', state.model)
+    return getattr(getattr(model, 'cutter', None), 'masks', None) or {}

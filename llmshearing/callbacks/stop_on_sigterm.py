@@ -1,0 +1,75 @@
+"""``stop_on_sigterm``: a run that is told to end (SIGTERM, as schedulers send before they pull a node) saves a checkpoint first.
+
+Composer ends at once on SIGTERM, and what was trained since the last checkpoint is lost. With this callback the batch in hand is
+finished, a checkpoint is saved, and all ranks leave together with exit code 143. The time it takes is that of one batch, of an
+evaluation if one is due, and of saving: the scheduler's grace period (and the 30 s that Composer's launcher gives) must suffice,
+else the run ends as without it, and the last regular checkpoint stands.
+"""
+from __future__ import annotations
+
+import logging
+import signal
+from typing import Any
+
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+__all__ = ['StopOnSigterm']
+
+log = logging.getLogger(__name__)
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+class StopOnSigterm(Callback):
+    """Saves and leaves after the batch during which any rank was sent SIGTERM.
+
+    Raises:
+        ValueError: At the start, if the run saves no checkpoints.
+        SystemExit: With code 143, after the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._leaving = False
+        self._previous: Any = signal.SIG_DFL
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if not self._savers(state):
+            raise ValueError('stop_on_sigterm saves a checkpoint when it is told to stop: set save_folder, or remove it.')
+        self._told = self._leaving = False
+        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Runs before the savers, which Composer puts after all callbacks of the user."""
+        told = state.device.tensor_to_device(torch.tensor([int(self._told)]))
+        dist.all_reduce(told, reduce_operation='MAX')
+        if not told.item() or self._leaving:
+            return
+        log.warning('Told to stop: saving a checkpoint after batch %d.', state.timestamp.batch.value)
+        self._leaving = True
+        for saver in self._savers(state):
+            saver.save_interval = lambda state, event: True
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self._leave()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._leave()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _leave(self) -> None:
+        if self._leaving:
+            raise SystemExit(EXIT_CODE)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._told = True
+
+    @staticmethod
+    def _savers(state: State) -> list[CheckpointSaver]:
+        return [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
