@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
-    '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#8C8C8C')
+from llmshearing.reports.drawing import BLACK, BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, figure_of
+
 MODEL_COLOURS = {'source': GREY, 'pruned': ORANGE, 'continued': BLUE, 'scratch': VERMILION}
 MODEL_LABELS = {
     'source': 'source',
@@ -23,19 +21,6 @@ MODEL_LABELS = {
 }
 LINE_STYLES = ((BLUE, '-', 'o'), (ORANGE, '--', 's'), (GREEN, '-.', '^'), (VERMILION, ':', 'D'), (PURPLE, '-', 'v'),
                (SKY, '--', 'P'), (BLACK, '-.', 'X'))
-DPI = 150
-
-
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    # A Figure of its own, not pyplot: no global state, no display.
-    figure = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.spines[['top', 'right']].set_visible(False)
-        axis.grid(axis='y', color='#E5E5E5', linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
 
 
 def plot_losses(path: Path, losses: Mapping[str, Mapping[str, float]]) -> None:
@@ -47,7 +32,7 @@ def plot_losses(path: Path, losses: Mapping[str, Mapping[str, float]]) -> None:
     """
     models = [model for model in MODEL_COLOURS if model in losses]
     domains = list(losses[models[0]])
-    figure, axes = _figure(1, 1, max(7.0, 2.0 * len(domains) + 1.0), 4.2)
+    figure, axes = figure_of(1, 1, max(7.0, 2.0 * len(domains) + 1.0), 4.2)
     axis = axes[0, 0]
     width = 0.84 / len(models)
     for i, model in enumerate(models):
@@ -74,7 +59,7 @@ def plot_masks(path: Path, steps: Sequence[int], axes_counts: Mapping[str, Mappi
     """
     columns = 2 if len(axes_counts) > 1 else 1
     rows = -(-len(axes_counts) // columns)
-    figure, axes = _figure(rows, columns, 4.6 * columns, 2.9 * rows + 0.5)
+    figure, axes = figure_of(rows, columns, 4.6 * columns, 2.9 * rows + 0.5)
     marker_every = max(1, len(steps) // 12)
     for axis, (name, counts) in zip(axes.flat, axes_counts.items()):
         axis.plot(steps, counts['schedule'], color=BLACK, linestyle='--', linewidth=1.3, label='target at this step')
@@ -104,7 +89,7 @@ def plot_mixture(path: Path, stages: Mapping[str, Mapping[str, object]]) -> None
         stages: stage to ``steps`` (where a weight begins to hold, plus the last step) and ``weights`` (domain to a
             series as long as ``steps``).
     """
-    figure, axes = _figure(1, len(stages), max(6.4, 4.8 * len(stages)), 3.6)
+    figure, axes = figure_of(1, len(stages), max(6.4, 4.8 * len(stages)), 3.6)
     highest = max(max(series) for stage in stages.values() for series in stage['weights'].values())
     for axis, (name, stage) in zip(axes.flat, stages.items()):
         for i, (domain, series) in enumerate(stage['weights'].items()):

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from llmshearing.scaling.budget_plan import (PRUNING_GAIN, Case, Split, diminish
 from llmshearing.scaling.inputs import Run, count_argument, positive_number, read_json, read_runs, write_json
 from llmshearing.scaling.intervals import jackknife_interval
 from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training, fit_report
+from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, post_training_log
 
 VERSION = 1
 _RANGES = ('params_before', 'pruning_rate', 'tokens')
@@ -72,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     fit = commands.add_parser('fit', help='fit the law to curves of post-training runs')
-    fit.add_argument('runs', metavar='RUNS.json')
+    fit.add_argument('runs', nargs='+', metavar='RUNS',
+                     help='RUNS.json, or runs of this suite, each a metrics file (.jsonl) or its folder')
     fit.add_argument('--huber', type=float, metavar='ERROR',
                      help='relative error beyond which a point counts linearly (default: least squares)')
     fit.add_argument('--output', required=True, metavar='LAW.json')
@@ -88,10 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument('--total-cost', type=count_argument, metavar='C',
                       help='divide this cost between pruning and continued pre-training (a number of tokens at the '
                            'default costs)')
-    plan.add_argument('--pruning-cost', type=float, default=1.0, metavar='P',
-                      help='cost of a token of pruning, in any unit (default: %(default)s)')
-    plan.add_argument('--continue-cost', type=float, default=1.0, metavar='C',
-                      help='cost of a token of continued pre-training, in the same unit (default: %(default)s)')
+    plan.add_argument('--pruning-cost', default=1.0, metavar='P',
+                      help='cost of a token of pruning: a number in any unit, or the metrics file of a pruning '
+                           'run, for the time per token it measured (default: %(default)s)')
+    plan.add_argument('--continue-cost', default=1.0, metavar='C',
+                      help='cost of a token of continued pre-training, likewise (default: %(default)s)')
     plan.add_argument('--pruning-gain', type=float, default=PRUNING_GAIN, metavar='NATS',
                       help='fall of the final loss when the pruning tokens double (default: %(default).4f, from the '
                            'paper)')
@@ -119,11 +123,24 @@ def _slopes(row: dict) -> str:
             f'1e9 tokens')
 
 
+def read_all_runs(sources: Sequence[str]) -> list[Run]:
+    """Runs from RUNS.json files, metrics files and folders of runs, in their order."""
+    runs: list[Run] = []
+    for source in sources:
+        if Path(source).is_dir():
+            runs.append(curve_of_log(post_training_log(source)))
+        elif source.endswith('.jsonl'):
+            runs.append(curve_of_log(source))
+        else:
+            runs += read_runs(source)
+    return runs
+
+
 def fit(arguments: argparse.Namespace) -> int:
     """Runs ``fit``: writes LAW.json and says how well the law fits."""
     if arguments.huber is not None:
         positive_number(arguments.huber, '--huber')
-    runs = read_runs(arguments.runs)
+    runs = read_all_runs(arguments.runs)
     notes = check_runs(runs)
     law = fit_post_training(runs, arguments.huber)
     content = law_to_json(law, runs, arguments.huber, notes)
@@ -167,18 +184,37 @@ def _split_line(split: Split) -> str:
             f'total cost {split.total_cost:.4g} (pruning {100 * split.pruning_share:.1f} % of the tokens{held})')
 
 
+def _costs(arguments: argparse.Namespace) -> tuple[float, float, bool]:
+    """Cost of a token of pruning and of continuing, and whether both were measured."""
+    given = {'--pruning-cost': str(arguments.pruning_cost), '--continue-cost': str(arguments.continue_cost)}
+    logs = [option for option, value in given.items() if value.endswith('.jsonl')]
+    if len(logs) == 2:
+        return *map(cost_per_token, given.values()), True
+    if logs:
+        raise ValueError(f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
+                         f'give two files or two numbers')
+    values = []
+    for option, value in given.items():
+        try:
+            values.append(positive_number(float(value), option))
+        except ValueError as error:
+            raise ValueError(f'{option} must be a positive number or a metrics file (.jsonl), got {value!r}') from error
+    return values[0], values[1], False
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Runs ``plan``: up to three answers, each with its split and how far it extrapolates."""
     law, _ = read_law(arguments.law)
     case = _case(arguments)
-    for option in ('target_loss', 'least_gain', 'pruning_cost', 'continue_cost', 'pruning_gain'):
+    for option in ('target_loss', 'least_gain', 'pruning_gain'):
         if getattr(arguments, option) is not None:
             positive_number(getattr(arguments, option), '--' + option.replace('_', '-'))
     if (arguments.more_tokens is None) != (arguments.least_gain is None):
         raise ValueError('--more-tokens and --least-gain belong together; give both or neither')
     if arguments.target_loss is None and arguments.more_tokens is None and arguments.total_cost is None:
         raise ValueError('nothing to plan; give --target-loss, --more-tokens with --least-gain, or --total-cost')
-    costs = arguments.pruning_cost, arguments.continue_cost, arguments.pruning_gain
+    pruning_cost, continue_cost, measured = _costs(arguments)
+    costs = pruning_cost, continue_cost, arguments.pruning_gain
     floor = law.floor(*_values(case))
     lines, answers = [], {}
 
@@ -187,6 +223,10 @@ def plan(arguments: argparse.Namespace) -> int:
         lines.append(line if split is None else f'{line}\n  {_split_line(split)}')
         answers[key] = {'tokens': tokens, 'predicted_loss': loss, 'split': None if split is None else asdict(split)}
 
+    if measured:
+        lines.append(f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
+                     f'(x{pruning_cost / continue_cost:.3g}), measured, in hours unless speed_monitor has another '
+                     f'time_unit')
     lines.append(f'floor: {floor:.4f} is the loss this law never gets below')
     if arguments.target_loss is not None:
         tokens = tokens_for_loss(law, case, arguments.target_loss)

@@ -7,7 +7,8 @@ torch.
 POINTS.json: ``{"models": [{"params": 6738415616, "tokens": 2e12, "name": "7b", "losses": {"cc": 1.75}}]}``; ``tokens``
 and ``name`` are optional. POINTS.csv: one row per model, columns ``params``, optional ``tokens`` and ``name``, every
 other column a domain. RUNS.json: ``{"runs": [{"params_before": N0, "pruning_rate": rho, "source_loss": L0, "name": "a",
-"curve": [[tokens, loss]]}]}``; ``curve`` may also be the path of a CSV with columns tokens, loss. Other fields are
+"curve": [[tokens, loss]]}]}``; ``curve`` may also be the path of a CSV with columns tokens, loss; or ``log`` names the
+metrics file of one of this suite's runs (``run_logs.py``), and what is left out is read from it. Other fields are
 ignored only where they are listed as free text (``name``, ``comment``); anything else unknown is an error.
 """
 from __future__ import annotations
@@ -253,12 +254,17 @@ def read_curve_csv(path: str | Path) -> list[list[float]]:
 
 
 def check_run(row: object, where: str, folder: Path = Path()) -> Run:
-    """One entry of RUNS.json as a :class:`Run`; a curve given as a path is read relative to ``folder``.
+    """One entry of RUNS.json as a :class:`Run`; paths in it are relative to ``folder``.
+
+    An entry with ``log`` is one of this suite's runs: see :func:`~llmshearing.scaling.run_logs.row_of_log`.
 
     Raises:
         ValueError: A missing, unknown, negative or non-numeric field, a pruning rate outside (0, 1), or a curve whose
             tokens do not increase.
     """
+    if isinstance(row, dict) and 'log' in row:
+        from llmshearing.scaling.run_logs import row_of_log  # which builds on this file
+        row = row_of_log(row, where, folder)
     _check_fields(row, RUN_FIELDS, ('params_before', 'pruning_rate', 'source_loss', 'curve'), where)
     name = str(row.get('name', where.rsplit(': ', 1)[-1]))
     rate = positive_number(row['pruning_rate'], f'{where}: pruning_rate')

@@ -1,0 +1,196 @@
+"""This suite's own runs as points for the P2 law, so that small runs predict large ones.
+
+A run's metrics file holds the curve: tokens, and the mean evaluation loss over its evaluators. The rest comes from
+files that a run leaves anyway: parameters before and after pruning from what the ``run_report`` callback noted beside
+the log, or else from the pruned folder's ``pruning.json`` and ``config.json``; the source's loss on the same
+evaluation sets from the file of ``llmshearing reference-losses measure``. What cannot be found is asked for by name;
+nothing is guessed.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmshearing.reports.run_files import Run as Log
+from llmshearing.reports.run_files import Series, find_logs, read_run, run_name
+from llmshearing.scaling.inputs import Run, check_run, positive_number, read_json
+
+LOG_FIELDS = {'log', 'pruned', 'source_losses', 'params_before', 'pruning_rate', 'source_loss', 'name', 'comment'}
+SOURCE_LOSSES = 'reference_losses.json'
+
+
+def mean_loss(losses: Mapping[str, Series]) -> Series | None:
+    """Mean over the evaluators at every batch at which all were measured, each counting the same; None without any."""
+    if not losses:
+        return None
+    shared = functools.reduce(np.intersect1d, (batches for batches, _ in losses.values()))
+    if not len(shared):
+        return None
+    return shared, np.mean([values[np.isin(batches, shared)] for batches, values in losses.values()], axis=0)
+
+
+def curve_points(log: Log, where: str) -> list[list[float]]:
+    """[[tokens, mean evaluation loss], ...] of a run, from the first evaluation after training began.
+
+    Raises:
+        ValueError: No evaluation loss, no token counts, or a loss that is not finite.
+    """
+    found = mean_loss(log.domain_losses())
+    if found is None:
+        raise ValueError(
+            f'{where}: {log.path} has no batch with metrics/eval/<name>/LanguageCrossEntropy of all its evaluators; '
+            'add eval_loaders with that metric to the run'
+        )
+    batches, losses = found
+    tokens = log.tokens_at(batches)
+    if tokens is None:
+        raise ValueError(
+            f'{where}: {log.path} has no time/token, so its curve cannot be placed; is it a log of metrics_file?'
+        )
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f'{where}: {log.path}: the evaluation loss at batch {batches[~np.isfinite(losses)][0]:.0f} is not finite'
+        )
+    return [[float(count), float(loss)] for count, loss in zip(tokens, losses) if count > 0]
+
+
+def _parameters(log: Log, pruned: Path | None, where: str) -> tuple[float, float]:
+    """Parameters before and after pruning."""
+    before, after = (log.state.get(key) or {} for key in ('source', 'result'))
+    if before.get('parameters') and after.get('parameters'):
+        return before['parameters'], after['parameters']
+    if pruned is None:
+        found = sorted(path.parent for path in log.path.parent.glob('*/pruning.json'))
+        if len(found) != 1:
+            raise ValueError(
+                f'{where}: how many parameters were there before and after pruning? Nothing beside {log.path} says so '
+                f'({len(found)} folders with a pruning.json). Add the callback run_report to the run, or give "pruned" '
+                '(the exported folder), or "params_before" and "pruning_rate"'
+            )
+        pruned = found[0]
+    record = read_json(pruned / 'pruning.json')
+    read_json(pruned / 'config.json')  # a clear message where it is missing
+    # Imported here: only this case needs torch and transformers.
+    from transformers import AutoConfig
+
+    from llmshearing.models.shapes import ModelShape
+    from llmshearing.planning.counting import count_parameters, layout_of
+
+    layout = layout_of(AutoConfig.from_pretrained(pruned))
+    counts = [count_parameters(layout, ModelShape(**record[f'{name}_shape'])).total for name in ('source', 'target')]
+    return float(counts[0]), float(counts[1])
+
+
+def _source_loss(given: object, log: Log, folder: Path, where: str) -> float:
+    """Mean loss of the source over the evaluators of the log."""
+    if isinstance(given, Mapping):
+        losses, origin = dict(given), where
+    else:
+        path = folder / given if isinstance(given, str) else log.path.with_name(SOURCE_LOSSES)
+        if not path.is_file():
+            raise ValueError(
+                f'{where}: the loss of the source is missing: {path} does not exist. Give "source_loss" (a number) or '
+                '"source_losses" (the file of `llmshearing reference-losses measure SOURCE --data ...`)'
+            )
+        content, origin = read_json(path), str(path)
+        if 'extrapolation' in content:
+            raise ValueError(
+                f'{where}: {path} holds losses that were predicted for a target, not those of the source; use the file '
+                'of `llmshearing reference-losses measure`'
+            )
+        losses = content.get('reference_losses', {})
+    missing = [name for name in log.domain_losses() if name not in losses]
+    if missing:
+        raise ValueError(
+            f'{where}: {origin} has no loss of the source for {missing[0]!r}, which the run is evaluated on; it has '
+            f'{sorted(losses)}. Measure the source on the same evaluation sets'
+        )
+    return float(
+        np.mean(
+            [positive_number(losses[name], f'{where}: loss of the source for {name!r}') for name in log.domain_losses()]
+        )
+    )
+
+
+def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dict[str, Any]:
+    """A row of RUNS.json that names a log, with everything written out as
+    :func:`~llmshearing.scaling.inputs.check_run` wants it.
+
+    Args:
+        row: ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``), ``source_losses`` (file, or
+            loss by evaluator), ``params_before``, ``pruning_rate``, ``source_loss``, ``name``, ``comment``. Paths are
+            relative to ``folder``.
+        where: Start of every message.
+        folder: Of the file with the row.
+
+    Raises:
+        ValueError: An unknown field, a log without a curve, or something that is neither given nor found.
+    """
+    unknown = sorted(set(row) - LOG_FIELDS)
+    if unknown:
+        raise ValueError(f'{where}: unknown field {unknown[0]!r} beside "log"; known are {sorted(LOG_FIELDS)}')
+    if not isinstance(row['log'], str):
+        raise ValueError(f'{where}: "log" must be the path of a metrics file, got {row["log"]!r}')
+    log = read_run(folder / row['log'])
+    if log.is_pruning:
+        raise ValueError(f'{where}: {log.path} is a log of pruning; the law is about the training after it')
+    curve = curve_points(log, where)
+    before, rate = row.get('params_before'), row.get('pruning_rate')
+    if before is None or rate is None:
+        counted, after = _parameters(log, folder / row['pruned'] if 'pruned' in row else None, where)
+        before = counted if before is None else before
+        rate = 1 - after / counted if rate is None else rate
+    loss = row.get('source_loss')
+    if loss is None:
+        loss = _source_loss(row.get('source_losses'), log, folder, where)
+    return {
+        'name': row.get('name', f'{log.path.resolve().parent.name}/{log.name}'),
+        'params_before': before,
+        'pruning_rate': rate,
+        'source_loss': loss,
+        'curve': curve,
+    }
+
+
+def curve_of_log(path: str | Path) -> Run:
+    """The run of one metrics file, with everything found beside it. Raises ValueError as :func:`row_of_log`."""
+    return check_run({'log': str(path)}, str(path))
+
+
+def post_training_log(folder: str | Path) -> Path:
+    """The one log in a folder that can be a run after pruning.
+
+    Where the ``run_report`` callback noted what the runs are, those that began from a pruned folder; else those that
+    did not prune.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    runs = [run for run in map(read_run, find_logs(folder)) if not run.is_pruning]
+    noted = [run for run in runs if run.state]
+    candidates = [run for run in noted if run.state.get('source')] if noted else runs
+    if len(candidates) != 1:
+        names = ', '.join(run.path.name for run in candidates) or 'none'
+        raise ValueError(f'{folder}: expected one log of a run after pruning, found {names}; name the file')
+    return candidates[0].path
+
+
+def cost_per_token(path: str | Path) -> float:
+    """Time per token of a run, evaluation included, in the unit of ``speed_monitor`` (hours by default).
+
+    Raises:
+        ValueError: The log lacks ``time/total`` or the tokens.
+    """
+    log = read_run(Path(path))
+    total = log.series('time/total')
+    tokens = None if total is None else log.tokens_at(total[0][-1:] + 1)
+    if total is None or tokens is None or not (total[1][-1] > 0 and tokens[0] > 0):
+        raise ValueError(
+            f'{path}: the time per token is not in the log of {run_name(Path(path))}; add Composer\'s callback '
+            'speed_monitor to the run (it logs time/total), or give the costs as numbers'
+        )
+    return float(total[1][-1] / tokens[0])

@@ -1,0 +1,333 @@
+"""``llmshearing report``: the page holds what it must, is well formed, needs nothing else, and says what is missing."""
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from llmshearing.cli import main
+from llmshearing.reports.drawing import smoothed, thinned
+from tests.reports.logs import DOMAINS, pruning_record, write_log, write_run
+
+SECTIONS = {
+    'prune': [
+        'Where it stands',
+        'Source beside result',
+        'Target, expected and hard counts',
+        'Penalty and multipliers',
+        'Masks, and what is kept',
+        'Data mixture',
+        'Training',
+    ],
+    'continue': ['Where it stands', 'Projected end', 'Source beside result', 'Data mixture', 'Training'],
+}
+PICTURES = {
+    'prune': [
+        'counts_layer',
+        'counts_hidden',
+        'counts_kv_group',
+        'counts_intermediate',
+        'sparsity',
+        'penalty',
+        'multipliers_lambda',
+        'multipliers_phi',
+        'masks_layers',
+        'masks_kv_heads',
+        'masks_heads',
+        'masks_intermediate',
+        'masks_hidden',
+        'mixture_weights',
+        'domain_losses',
+        'domain_gaps',
+        'data_shares',
+        'passes',
+        'loss',
+        'eval_loss',
+        'learning_rate',
+        'throughput',
+        'eval_share',
+    ],
+    'continue': [
+        'projection',
+        'mixture_weights',
+        'domain_losses',
+        'domain_gaps',
+        'data_shares',
+        'passes',
+        'loss',
+        'eval_loss',
+        'learning_rate',
+        'throughput',
+        'eval_share',
+    ],
+}
+VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
+
+
+class Page(HTMLParser):
+    """Reads a page: its headings, tables and pictures; fails on tags that do not close."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[tuple[str, str]] = []
+        self.cells: list[list[str]] = []
+        self.pictures: dict[str, dict] = {}
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.words = ''
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [attributes[key] for key in ('src', 'href') if key in attributes]
+        self.ids += [attributes['id']] if 'id' in attributes else []
+        if tag == 'img':
+            self.pictures[attributes['id']] = attributes
+        if tag == 'tr':
+            self.cells.append([])
+        if tag in ('th', 'td'):
+            self.cells[-1].append('')
+        if tag in ('h2', 'h3'):
+            self.headings.append((tag, ''))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+        if self.open and self.open[-1] in ('th', 'td'):
+            self.cells[-1][-1] += data
+        if self.open and self.open[-1] in ('h2', 'h3'):
+            self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data)
+
+    def row(self, *start: str) -> list[str]:
+        return next(row for row in self.cells if row[: len(start)] == list(start))
+
+
+def law(folder, beta=0.35):
+    """A law as `budget fit` writes it, around the made-up runs."""
+    constants = {'N_C': 0.0, 'D_C': 30.0, 'E': 0.1, 'alpha': 0.3, 'beta': beta, 'gamma': 0.0, 'delta': 0.0}
+    content = {
+        'law': 'p2',
+        'version': 1,
+        'constants': constants,
+        'leave_one_out': [],
+        'single_size': False,
+        'single_rate': False,
+        'range': {'params_before': [5e5, 1e6], 'pruning_rate': [0.3, 0.7], 'tokens': [1e3, 4.096e4]},
+    }
+    (folder / 'LAW.json').write_text(json.dumps(content))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A run's folder with its report in ``run_report``."""
+    folder = tmp_path_factory.mktemp('run')
+    write_run(folder)
+    law(folder)
+    assert main(['report', str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope='module')
+def page(folder):
+    return Page((folder / 'run_report' / 'report.html').read_text(encoding='utf-8'))
+
+
+def test_everything_is_on_the_page(folder, page):
+    chapters: dict[str, list[str]] = {}
+    for tag, text in page.headings:
+        if tag == 'h2':
+            chapters[text] = []
+        else:
+            chapters[list(chapters)[-1]].append(text)
+    assert chapters == SECTIONS
+    files = {path.name for path in (folder / 'run_report').glob('*.png')}
+    assert files == {f'{run}_{name}.png' for run, names in PICTURES.items() for name in names}
+    assert set(page.pictures) == {name.removesuffix('.png') for name in files}
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_needs_nothing_else(folder, page):
+    assert page.addresses and all(a.startswith(('#', 'data:image/png;base64,')) for a in page.addresses)
+    assert {a[1:] for a in page.addresses if a.startswith('#')} <= set(page.ids)
+    text = (folder / 'run_report' / 'report.html').read_text()
+    assert 'http' not in re.sub(r'base64,[^"]*', '', text) and '<script' not in text and 'name="viewport"' in text
+    picture = page.pictures['continue_projection']
+    data = base64.b64decode(picture['src'].split(',')[1])
+    assert data == (folder / 'run_report' / 'continue_projection.png').read_bytes()
+    assert all(picture['alt'] for picture in page.pictures.values())
+
+
+def test_the_numbers(page):
+    assert page.row('layer', 'prune') == ['layer', 'prune', '6', '4', '4', '4.25', '4', '106.2 %']
+    assert page.row('hidden_size') == ['hidden_size', '96', '64', '0.667']
+    assert page.row('parameters') == ['parameters', '1,000,000', '400,000', '0.400']
+    assert page.row('tokens') == ['tokens', '40,960']
+    assert page.row('done') == ['done', '50.0 %'] and page.row('planned') == ['planned', '80ba']
+    assert page.row('time in evaluation') == ['time in evaluation', '20.0 %']
+    weight, loss = 3 / 6, 4.0 + 3.0 * 41**-0.5
+    assert page.row('law') == ['law', 'prune', f'{4 + 3 * 11**-0.5:.4f}', '10', f'{loss:.4f}', '40', '3.5000']
+    rows = [row for row in page.cells if row[:2] == ['law', 'continue'] and len(row) == 8]
+    assert rows == [['law', 'continue', f'{weight}', f'{loss:.5g}', '3.5', f'{loss - 3.5:.3g}', '50.0 %', '1.2']]
+    assert 'Kept layers at batch 40: 0-1, 3, 5 (4 of 6; removed: 2, 4)' in page.words
+    assert page.row('3', '0, 3') == ['3', '0, 3', '0-1, 6-7', '120']
+    assert page.row('2') == ['2', 'removed', 'removed', 'removed']
+    assert 'web <b>' in page.words  # a domain's name is text, not markup
+
+
+def test_the_projected_end(page):
+    # 80 batches are planned, so twice the tokens; the law's constants are above, the source's mean loss is 2.5.
+    def predicted(tokens):
+        return 2.5 + 0.1 + 30.0 * tokens**-0.35
+
+    last = 3.0 + 3.0 * 41**-0.5
+    row = page.row('continue', '81,920')
+    assert row[2:5] == [f'{last:.4f}', f'{predicted(81920):.4f}', f'{last + predicted(81920) - predicted(40960):.4f}']
+    assert row[5:] == ['2.5000', 'x2']
+
+
+def test_two_runs_in_the_same_panels(tmp_path, folder, capsys):
+    other = tmp_path / 'other'
+    write_run(other, offset=0.5)
+    assert main(['report', str(folder), '--compare', str(other), '--out', str(tmp_path / 'both')]) == 0
+    both = Page((tmp_path / 'both' / 'report.html').read_text())
+    first, second = f'prune ({folder.name})', 'prune (other)'
+    assert both.row('training loss')[1:] == ['4', '4.5'] and both.row('')[1:] == [first, second]
+    assert both.row('layer', second)[2:4] == ['6', '4']
+    assert {'prune_masks_layers_1', 'prune_masks_layers_2'} <= set(both.pictures)
+    # The overlay has more ink than the single picture.
+    assert (tmp_path / 'both' / 'prune_loss.png').read_bytes() != (
+        folder / 'run_report' / 'prune_loss.png'
+    ).read_bytes()
+    write_log(tmp_path / 'third' / 'x_metrics.jsonl', pruning=False)
+    capsys.readouterr()
+    assert main(['report', str(folder), '--compare', str(tmp_path / 'third')]) == 1
+    assert 'nothing to compare' in capsys.readouterr().err
+
+
+def test_little_is_enough_and_what_is_missing_is_said(tmp_path):
+    log = tmp_path / 'm.jsonl'
+    log.write_text('{"batch": 0, "loss/train/total": 3.5}\n{"batch": 1, "loss/train/total": NaN}\n')
+    assert main(['report', str(log)]) == 0
+    page = Page((tmp_path / 'm_report' / 'report.html').read_text())
+    assert [text for _, text in page.headings] == ['m', 'Where it stands', 'Projected end', 'Training']
+    assert page.row('training loss') == ['training loss', 'nan']
+    for missing in ('lr_monitor', 'speed_monitor', 'No budget law'):
+        assert missing in page.words
+
+
+def test_masks_of_a_running_run_come_from_its_note(tmp_path):
+    log = write_log(tmp_path / 'prune_metrics.jsonl', pruning=True, batches=20)
+    note = {
+        'version': 1,
+        'batch': 20,
+        'tokens': 20480,
+        'elapsed_share': 0.5,
+        'max_duration': '40ba',
+        'result': None,
+        'source': {'parameters': 7, 'shape': None},
+        'pruning': pruning_record(live=True),
+    }
+    (tmp_path / 'prune_run.json').write_text(json.dumps(note))
+    assert main(['report', str(log)]) == 0
+    words = Page((tmp_path / 'prune_report' / 'report.html').read_text()).words
+    assert 'probability of being kept' in words and 'kept in the exported model' not in words
+
+
+def test_errors_are_one_line(tmp_path, folder, capsys):
+    for arguments, words in (
+        (['report', str(tmp_path)], 'no *_metrics.jsonl in it'),
+        (['report', str(folder), '--law', str(tmp_path / 'no.json')], 'no such file'),
+    ):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count('\n') == 1
+
+
+def test_a_report_does_not_import_torch(folder, tmp_path):
+    script = (
+        'import sys; from llmshearing.cli import main; '
+        f'main(["report", {str(folder / "continue_metrics.jsonl")!r}, "--out", {str(tmp_path)!r}]); '
+        'sys.exit("torch" in sys.modules)'
+    )
+    assert subprocess.run([sys.executable, '-c', script], capture_output=True).returncode == 0
+
+
+def test_long_series_are_thinned_and_smoothed():
+    x = np.arange(5000.0)
+    thin_x, thin_y = thinned(x, 2 * x)
+    assert len(thin_x) <= 1501 and thin_x[-1] == 4999 and (thin_y == 2 * thin_x).all()
+    y = np.array([1.0, 3.0, np.nan, 5.0])
+    assert smoothed(y, share=0.5).tolist() == [1.0, 2.0, 3.0, 5.0]
+
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
+@pytest.mark.parametrize('width', [1400, 390])
+def test_rendered_in_chromium(folder, tmp_path, width):
+    """The page as a browser lays it out: pictures drawn, readable, and nothing wider than the window but inside a
+    table's box."""
+    measure = '''<script>addEventListener('load', () => {
+      const images = [...document.images], box = e => e.getBoundingClientRect();
+      const inside = e => e.closest('.table') !== null;
+      document.title = JSON.stringify({
+        inner: innerWidth,
+        scroll: document.documentElement.scrollWidth,
+        images: images.length,
+        drawn: images.filter(i => i.complete && i.naturalWidth >= 600).length,
+        narrowest: Math.min(...images.map(i => box(i).width)),
+        columns: new Set(images.map(i => Math.round(box(i).left))).size,
+        wide: [...document.querySelectorAll('body *')].filter(e => !inside(e) && box(e).right > innerWidth + 1)
+          .map(e => e.tagName),
+        font: parseFloat(getComputedStyle(document.querySelector('td')).fontSize),
+        headings: [...document.querySelectorAll('h3')].filter(e => box(e).height > 0).map(e => e.textContent),
+      });
+    });</script>'''
+    copy = tmp_path / 'page.html'
+    copy.write_text((folder / 'run_report' / 'report.html').read_text().replace('</body>', measure + '</body>'))
+    # A frame has exactly the width asked for; the window itself may have a least width.
+    (tmp_path / 'frame.html').write_text(
+        '<iframe id="f" src="page.html"'
+        f' style="border:0;width:{width}px;height:2000px"></iframe><script>addEventListener("load", () => {{'
+        ' document.title = document.getElementById("f").contentDocument.title; });</script>'
+    )
+    process = subprocess.run(
+        [
+            CHROMIUM,
+            '--headless',
+            '--no-sandbox',
+            '--disable-gpu',
+            '--allow-file-access-from-files',
+            f'--user-data-dir={tmp_path / "profile"}',
+            '--window-size=1500,2100',
+            '--virtual-time-budget=10000',
+            '--dump-dom',
+            (tmp_path / 'frame.html').as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = json.loads(re.search(r'<title>(.*?)</title>', process.stdout, re.DOTALL).group(1))
+    assert found['inner'] == width and found['scroll'] <= width and not found['wide'], found
+    assert found['images'] == found['drawn'] == sum(map(len, PICTURES.values()))
+    assert found['headings'] == [text for sections in SECTIONS.values() for text in sections]
+    assert found['font'] >= 14
+    # Labels are 8.5 points in a picture 4.6 inches wide, so this is what makes them readable.
+    assert found['narrowest'] >= 340
+    assert found['columns'] == (3 if width == 1400 else 1)

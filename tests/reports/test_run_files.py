@@ -1,0 +1,92 @@
+"""Reading what runs leave behind, whole, resumed, killed or absent."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from llmshearing.reports.run_files import find_logs, read_log, read_run, write_atomically
+from tests.reports.logs import DOMAINS, eval_loss, write_log, write_run
+
+
+def test_a_resumed_log_takes_the_last_value_and_skips_half_lines(tmp_path):
+    path = tmp_path / 'a_metrics.jsonl'
+    path.write_text(
+        '{"batch": 0, "x": 1}\n{"batch": 2, "x": 3}\n{"batch": 1, "x": 2}\n{"batch": 2, "x{"batch": 2, "x": 5}\n'
+        '{"batch": 2, "x": 4}\n[]\n{"x": 1}\n{"batch": 3, "x": NaN}\n'
+    )
+    metrics, broken = read_log(path)
+    assert broken == 3
+    assert metrics['x'][0].tolist() == [0, 1, 2, 3]
+    assert metrics['x'][1].tolist()[:3] == [1, 2, 4] and np.isnan(metrics['x'][1][3])
+
+
+def test_runs_and_what_lies_beside_them(tmp_path):
+    write_run(tmp_path)
+    logs = find_logs(tmp_path)
+    assert {path.name for path in logs} == {'prune_metrics.jsonl', 'continue_metrics.jsonl'}
+    prune, after = read_run(tmp_path / 'prune_metrics.jsonl'), read_run(tmp_path / 'continue_metrics.jsonl')
+    assert (prune.name, prune.is_pruning, prune.batches) == ('prune', True, 40)
+    assert prune.pruning['kept']['hidden'] == list(range(64))
+    assert after.pruning == {} and after.state['result']['parameters'] == 400000
+    assert after.references == pytest.approx({name: 1.5 + i for i, name in enumerate(DOMAINS)})
+    assert after.domain_losses()['law'][1][-1] == eval_loss(40, 2)
+    # The last count in the log is that before batch 39; an evaluation after batch 40 has seen one batch more.
+    assert after.tokens_at(np.array([0, 10, 40])).tolist() == [0, 10240, 40960]
+
+
+def test_references_from_the_gaps_where_there_is_no_file(tmp_path):
+    run = read_run(write_log(tmp_path / 'm.jsonl', pruning=False))
+    assert run.references == pytest.approx({name: 1.5 + i for i, name in enumerate(DOMAINS)})
+    assert run.name == 'm'
+
+
+def test_several_exports_are_not_guessed_from(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'pruning.json').write_text('{}')
+    run = read_run(tmp_path / 'prune_metrics.jsonl')
+    assert run.pruning == {} and '2 folders with a pruning.json' in run.notes[0]
+
+
+def test_an_incomplete_record_is_left_out(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / 'pruned' / 'pruning.json').write_text('{"axes": [], "kept": {}}')
+    run = read_run(tmp_path / 'prune_metrics.jsonl')
+    assert run.pruning == {} and run.notes == ('the pruning record lacks source_shape, target_shape and was left out',)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    log = write_log(tmp_path / 'a_metrics.jsonl', pruning=False)
+    (tmp_path / 'reference_losses.json').write_text('{"reference')
+    (tmp_path / 'a_run.json').write_text(json.dumps({'version': 99}))
+    notes = read_run(log).notes
+    assert 'reference_losses.json is not JSON' in notes[1] and 'a_run.json is of version 99' in notes[0]
+
+
+@pytest.mark.parametrize(
+    'content, words', [(None, 'no such file'), ('', 'no metrics in it'), ('{"batch": 1}\n', 'no metrics in it')]
+)
+def test_no_metrics(tmp_path, content, words):
+    path = tmp_path / 'x_metrics.jsonl'
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_log(path)
+
+
+def test_no_logs(tmp_path):
+    with pytest.raises(ValueError, match='add the logger metrics_file'):
+        find_logs(tmp_path)
+    with pytest.raises(ValueError, match='no such file or folder'):
+        find_logs(tmp_path / 'nothing')
+
+
+def test_a_file_is_replaced_at_once(tmp_path, monkeypatch):
+    path = tmp_path / 'below' / 'page'
+    write_atomically(path, b'old')
+    monkeypatch.setattr('pathlib.Path.replace', lambda self, target: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError):
+        write_atomically(path, b'new')
+    assert path.read_bytes() == b'old'

@@ -1,0 +1,144 @@
+"""Runs of this suite as points for the law: from the metrics file and what lies beside it, to a prediction."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from llmshearing.cli import main
+from llmshearing.scaling.budget_cli import read_all_runs, read_law
+from llmshearing.scaling.inputs import check_run
+from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, mean_loss, post_training_log
+from tests.models.tiny import tiny_model
+from tests.reports.logs import DOMAINS, TOKENS_PER_BATCH, eval_loss, write_log, write_run
+
+
+def p2(size, rate, source, tokens):
+    return source + rate**1.1 * (0.12 * (size / 1e6)**-0.3 + 30 * tokens**-0.35)
+
+
+def write_lawful_run(folder, size, rate, source):
+    """A run whose evaluation loss follows the law, noted by run_report; two evaluators, around the mean."""
+    folder.mkdir(parents=True)
+    with (folder / 'continue_metrics.jsonl').open('w') as file:
+        for batch in range(101):
+            file.write(json.dumps({'batch': batch, 'time/token': 4096 * batch}) + '\n')
+            if batch and batch % 20 == 0:
+                for name, offset in (('code', -0.5), ('web', 0.5)):
+                    loss = p2(size, rate, source, 4096 * batch) + offset
+                    file.write(json.dumps({'batch': batch, f'metrics/eval/{name}/LanguageCrossEntropy': loss}) + '\n')
+    (folder / 'continue_run.json').write_text(json.dumps({
+        'version': 1, 'source': {'parameters': size}, 'result': {'parameters': size * (1 - rate)}}))
+    (folder / 'reference_losses.json').write_text(json.dumps(
+        {'reference_losses': {'code': source - 0.5, 'web': source + 0.5}, 'source': 'measured', 'params': size}))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    cases = [(size, rate, 3.0 + 0.2 * i) for i, size in enumerate((1e6, 2e6, 4e6)) for rate in (0.3, 0.6)]
+    for i, case in enumerate(cases):
+        write_lawful_run(tmp_path / f'run{i}', *case)
+    return [str(tmp_path / f'run{i}') for i in range(len(cases))]
+
+
+def test_small_runs_predict_a_large_one(tmp_path, folders, capsys):
+    law = str(tmp_path / 'law.json')
+    assert main(['budget', 'fit', *folders, '--output', law]) == 0
+    assert 'run3/continue: 5 points' in capsys.readouterr().out
+    predicted = float(read_law(law)[0].predict(16e6, 0.5, 2.5, 2e6))
+    assert predicted == pytest.approx(p2(16e6, 0.5, 2.5, 2e6), rel=0.002)
+    # The same runs by their metrics files, or named in RUNS.json, are the same points.
+    (tmp_path / 'runs.json').write_text(json.dumps({'runs': [{'log': f'run{i}/continue_metrics.jsonl'} for i in range(6)]}))
+    by_folder, by_list = read_all_runs(folders), read_all_runs([str(tmp_path / 'runs.json')])
+    by_file = read_all_runs([f'{folder}/continue_metrics.jsonl' for folder in folders])
+    for one, two, three in zip(by_folder, by_list, by_file):
+        assert one.losses.tolist() == two.losses.tolist() == three.losses.tolist()
+        assert one.name == two.name == three.name
+        assert (one.params_before, one.pruning_rate, one.source_loss) == (two.params_before, two.pruning_rate, two.source_loss)
+
+
+def test_the_curve(tmp_path):
+    write_run(tmp_path)
+    run = curve_of_log(tmp_path / 'continue_metrics.jsonl')
+    assert run.tokens.tolist() == [TOKENS_PER_BATCH * b for b in (10, 20, 30, 40)]
+    assert run.losses == pytest.approx([np.mean([eval_loss(b, i) for i in range(3)]) for b in (10, 20, 30, 40)])
+    assert (run.params_before, run.pruning_rate, run.source_loss) == (1e6, pytest.approx(0.6), 2.5)
+
+
+def test_the_mean_takes_batches_where_all_were_measured():
+    losses = {'a': (np.array([1.0, 2, 4]), np.array([1.0, 2, 3])), 'b': (np.array([2.0, 3, 4]), np.array([4.0, 9, 5]))}
+    batches, values = mean_loss(losses)
+    assert batches.tolist() == [2, 4] and values.tolist() == [3, 4]
+    assert mean_loss({'a': (np.array([1.0]), np.array([1.0])), 'b': (np.array([2.0]), np.array([1.0]))}) is None
+    assert mean_loss({}) is None
+
+
+def test_parameters_from_the_pruned_folder(tmp_path):
+    """Without run_report's note the counts come from the exported folder, and are those of the models themselves."""
+    log = write_log(tmp_path / 'continue_metrics.jsonl', pruning=False)
+    source, target = (tiny_model('llama', **shape) for shape in ({}, {'num_hidden_layers': 2, 'intermediate_size': 24}))
+    shapes = [{key: getattr(model.config, key) for key in ('num_hidden_layers', 'hidden_size', 'num_attention_heads',
+                                                           'num_key_value_heads', 'intermediate_size', 'head_dim')}
+              for model in (source, target)]
+    target.config.save_pretrained(tmp_path / 'pruned')
+    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]}))
+    counts = [sum(p.numel() for p in model.parameters()) for model in (source, target)]
+    row = {'log': log.name, 'pruned': 'pruned', 'source_losses': {name: 2.0 for name in DOMAINS}}
+    run = check_run(row, 'here', tmp_path)
+    assert (run.params_before, run.pruning_rate, run.source_loss) == (counts[0], pytest.approx(1 - counts[1] / counts[0]), 2.0)
+    # What is given goes before what is found.
+    run = check_run({**row, 'params_before': 7.0, 'pruning_rate': 0.25, 'source_loss': 1.5}, 'here', tmp_path)
+    assert (run.params_before, run.pruning_rate, run.source_loss) == (7.0, 0.25, 1.5)
+
+
+def test_which_log_of_a_folder(tmp_path):
+    write_run(tmp_path)
+    write_log(tmp_path / 'scratch_metrics.jsonl', pruning=False)
+    assert post_training_log(tmp_path).name == 'continue_metrics.jsonl'  # run_report noted that it had a source
+    (tmp_path / 'continue_run.json').unlink()
+    with pytest.raises(ValueError, match='found .*continue_metrics.jsonl.*; name the file'):
+        post_training_log(tmp_path)
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'log': 'prune_metrics.jsonl'}, 'is a log of pruning'),
+    ({'log': 'none.jsonl'}, 'no such file'),
+    ({'log': 3}, '"log" must be the path'),
+    ({'curve': []}, "unknown field 'curve' beside \"log\""),
+    ({'source_losses': 'none.json'}, 'the loss of the source is missing'),
+    ({'source_losses': {'law': 2.0}}, "has no loss of the source for 'code'"),
+    ({'source_losses': 'predicted.json'}, 'predicted for a target'),
+    ({'log': 'bare.jsonl', 'pruned': 'nowhere'}, 'pruning.json: no such file'),
+    ({'log': 'two/bare.jsonl', 'source_loss': 2}, 'how many parameters were there'),
+    ({'log': 'noeval.jsonl'}, 'LanguageCrossEntropy of all its evaluators'),
+])
+def test_what_is_missing_is_asked_for(tmp_path, change, words):
+    write_run(tmp_path)
+    (tmp_path / 'predicted.json').write_text('{"reference_losses": {}, "extrapolation": {}}')
+    for path in ('bare.jsonl', 'two/bare.jsonl'):
+        write_log(tmp_path / path, pruning=False)
+    (tmp_path / 'noeval.jsonl').write_text('{"batch": 0, "time/token": 0}\n{"batch": 1, "time/token": 10}\n')
+    with pytest.raises(ValueError, match=words):
+        check_run({'log': 'continue_metrics.jsonl', **change}, 'row', tmp_path)
+
+
+def test_costs_measured_in_runs(tmp_path, folders, capsys):
+    write_run(tmp_path / 'both')
+    prune, after = (str(tmp_path / 'both' / f'{name}_metrics.jsonl') for name in ('prune', 'continue'))
+    # time/total is 39 / 80 at the last batch, the 40th of 1024 tokens each.
+    assert cost_per_token(prune) == pytest.approx(39 / 80 / (40 * 1024))
+    law = str(tmp_path / 'law.json')
+    assert main(['budget', 'fit', *folders, '--output', law]) == 0
+    case = ['budget', 'plan', law, '--params-before', '2e6', '--pruning-rate', '0.5', '--source-loss', '3', '--total-cost', '1e6']
+    capsys.readouterr()
+    assert main([*case, '--pruning-cost', prune, '--continue-cost', after]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith('cost per token: 1.19e-05 pruning, 1.19e-05 continued (x1), measured')
+    assert 'total cost 1e+06' in output
+    assert main([*case, '--pruning-cost', prune]) == 1
+    assert 'different units' in capsys.readouterr().err
+    assert main([*case, '--pruning-cost', 'much']) == 1
+    assert "must be a positive number or a metrics file (.jsonl), got 'much'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match='add Composer\'s callback speed_monitor'):
+        cost_per_token(f'{folders[0]}/continue_metrics.jsonl')
