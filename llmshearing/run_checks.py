@@ -27,10 +27,12 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     if not any(_our_parts(config)):
         return config
     from llmshearing.conversion.safe_resume import guard_checkpoint_loading
+    from llmshearing.resume_checks import check_resume
     check_no_secrets(config)
     if 'dynamic_batch_loading' in _names(config.get('callbacks')) and _names(config.get('train_loader'), 'name') != ['dynamic_text']:
         raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
     check_config(config)
+    check_resume(config)
     guard_checkpoint_loading()
     _trust_no_remote_code(config)
     algorithms, callbacks, model = config.get('algorithms') or {}, config.get('callbacks') or {}, config['model']
