@@ -1,7 +1,7 @@
 """Checks a run's configuration before anything is built: before weights are read, before the first batch, on every rank.
 
 Registered as a config transform of llm-foundry, so it runs first under ``llmshearing/train.py`` and ``llmfoundry train``
-alike. Runs without any part of this package are left alone. What holds for every section is in :mod:`llmshearing.config_checks`; here
+alike. Runs without any part of this package are left alone. What holds for every section is in ``llmshearing/config_checks``; here
 is what our own parts need of each other, and the two settings that are safer than llm-foundry's: no remote code unless it is asked
 for, and no checkpoint that could run code.
 """
@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from llmshearing.config_checks import check_config, check_keys, check_local_folder, check_time
-from llmshearing.config_secrets import check_no_secrets
+from llmshearing.config_checks.keys import check_time
+from llmshearing.config_checks.secrets import check_no_secrets
+from llmshearing.config_checks.sections import check_config, check_local_folder
 
-__all__ = ['check_keys', 'check_run']
+__all__ = ['check_run']
 
 
 def check_run(config: dict[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
     """
     if not isinstance(source, str):
         return source
+    if not Path(source).is_file():
+        raise FileNotFoundError(f'`proportions` names the file {source!r}, which does not exist.')
     content = json.loads(Path(source).read_text(encoding='utf-8'))
     if not isinstance(content, dict) or not isinstance(content.get('proportions'), dict):
         raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')

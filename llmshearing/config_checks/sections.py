@@ -7,21 +7,29 @@ built once for its own checks of ranges.
 """
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
-from llmshearing.config_types import misfit, parameters_of, takes_any_key
+from llmshearing.config_checks.keys import (
+    built,
+    check_keys,
+    check_name,
+    check_one_of,
+    check_time,
+    check_whole,
+    constructor_of,
+    refuse_unknown,
+)
+from llmshearing.config_checks.loaders import check_dataset
 
-__all__ = ['built', 'check_config', 'check_keys', 'check_local_folder', 'check_section', 'check_time', 'constructor_of', 'refuse_unknown']
+__all__ = ['check_config', 'check_local_folder', 'check_section']
 
 # Made by llm-foundry itself.
 NOT_FOR_USERS = ('device_train_batch_size', 'device_train_grad_accum', 'n_gpus')
 WHOLE_FROM_ONE = ('max_seq_len', 'global_train_batch_size', 'device_eval_batch_size')
 ALL_OR_COUNT = ('train_subset_num_batches', 'eval_subset_num_batches', 'icl_subset_num_batches')
-# Annotated as a whole number by llm-foundry, whose loaders need null where there are no workers.
-MAY_BE_NULL = ('prefetch_factor',)
 GIVEN_BY_LLMFOUNDRY = {
     'models': ('tokenizer',),
     'optimizers': ('params',),
@@ -43,7 +51,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     _check_top_level(config)
     for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
-        _text(f'{key}.name', config[key].get('name'))
+        check_name(f'{key}.name', config[key].get('name'))
     _check_tokenizer(config['tokenizer'])
     check_section('model', config['model'], 'models')
     _check_init_device(config['model'], config.get('fsdp_config'))
@@ -54,7 +62,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_section('train_loader', config['train_loader'], 'dataloaders')
     for number, loader in enumerate(_eval_loaders(config)):
         where = f'eval_loader[{number}]' if config.get('eval_loaders') else 'eval_loader'
-        _text(f'{where}.name', loader.get('name'))
+        check_name(f'{where}.name', loader.get('name'))
         check_section(where, {key: value for key, value in loader.items() if key != 'label'}, 'dataloaders')
     _check_labels(config)
     for name, settings in (config.get('algorithms') or {}).items():
@@ -65,49 +73,13 @@ def check_config(config: Mapping[str, Any]) -> None:
         if name in BUILT_CALLBACKS:
             built(f'callbacks.{name}', callback, settings or {})
         if name == 'hf_checkpointer':
-            _one_of(f'callbacks.{name}.precision', (settings or {}).get('precision', 'float32'), ('float32', 'float16', 'bfloat16'))
+            check_one_of(f'callbacks.{name}.precision', (settings or {}).get('precision', 'float32'), ('float32', 'float16', 'bfloat16'))
             check_time(f'callbacks.{name}.save_interval', settings['save_interval'])
     for name, settings in (config.get('loggers') or {}).items():
         _check_entry('loggers', name, settings, 'loggers')
     _check_profiler(config.get('profiler'))
 
 
-def check_keys(where: str, settings: Any, *constructors: Callable, given: Iterable[str] = (), more: Iterable[str] = ()) -> None:
-    """Refuses keys that no constructor takes, missing required ones, and values of another kind than the annotation.
-
-    Args:
-        where (str): Place in the configuration, for the message.
-        settings (Any): What stands there.
-        *constructors (Callable): Classes or functions whose parameters may be set; the first that has a parameter decides.
-        given (Iterable[str]): Parameters that come from elsewhere and cannot be set.
-        more (Iterable[str]): Keys that are allowed besides.
-    """
-    if not isinstance(settings, Mapping):
-        raise ValueError(f'{where}: expected keys and values, got {settings!r}.')
-    parameters: dict[str, tuple[Any, bool]] = {}
-    for constructor in constructors:
-        parameters = {**parameters_of(constructor), **parameters}
-    parameters = {name: parameter for name, parameter in parameters.items() if name not in given}
-    if not all(map(takes_any_key, constructors[-1:])):
-        refuse_unknown(where, settings, [*parameters, *more])
-    missing = [name for name, (_, needed) in parameters.items() if needed and name not in settings]
-    if missing:
-        raise ValueError(f'{where}: missing {", ".join(missing)}.')
-    for key, value in settings.items():
-        annotation, _ = parameters.get(key, (Any, False))
-        expected = None if value is None and key in MAY_BE_NULL else misfit(value, annotation)
-        if expected is not None:
-            raise ValueError(f'{where}.{key}: expected {expected}, got {value!r}.')
-
-
-def refuse_unknown(where: str, settings: Mapping[Any, Any], possible: Iterable[str]) -> None:
-    """Raises a ValueError for a key that is not possible, with the nearest one that is."""
-    possible = list(possible)
-    for key in settings:
-        if key not in possible:
-            near = difflib.get_close_matches(str(key), possible, 1)
-            hint = f' Did you mean {near[0]!r}?' if near else ''
-            raise ValueError(f'{where}: unknown key {key!r}.{hint} Possible: {", ".join(possible)}.')
 
 
 def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
@@ -121,37 +93,11 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
         more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
     )
     if registry_name == 'dataloaders':
-        _check_loader(where, section)
+        check_whole(f'{where}.num_workers', section.get('num_workers', 0), least=0)
+        check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
 
 
-def constructor_of(where: str, name: Any, *registry_names: str) -> Callable:
-    """What llm-foundry would build for a name.
-
-    Raises:
-        ValueError: If nothing is registered under it, with the nearest names.
-    """
-    from llmfoundry import registry
-    registries = [getattr(registry, registry_name) for registry_name in registry_names]
-    for entries in registries:
-        if isinstance(name, str) and name in entries:
-            return entries.get(name)
-    known = sorted({known for entries in registries for known in entries.get_all()})
-    near = difflib.get_close_matches(str(name), known, 1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(f'{where}: there is no {name!r}.{hint} Possible: {", ".join(known)}.')
-
-
-def built(where: str, constructor: Callable, settings: Mapping[str, Any]) -> Any:
-    """Builds something that has no effect outside, for its own checks.
-
-    Raises:
-        ValueError: With the place in the configuration before the constructor's message.
-    """
-    try:
-        return constructor(**settings)
-    except (TypeError, ValueError, OverflowError, NotImplementedError, OSError) as error:
-        raise ValueError(f'{where}: {error}') from error
 
 
 def check_local_folder(where: str, name: str, file: str) -> None:
@@ -181,22 +127,25 @@ def _check_entry(section: str, name: Any, settings: Any, *registry_names: str) -
 def _check_top_level(config: Mapping[str, Any]) -> None:
     from composer.core import Precision
     from llmfoundry.utils.config_utils import TrainConfig
+    from omegaconf import MISSING
     check_keys('configuration', config, TrainConfig, given=NOT_FOR_USERS)
-    if config.get('global_train_batch_size') is None:
-        raise ValueError('configuration: missing global_train_batch_size.')
+    needed = [field.name for field in dataclasses.fields(TrainConfig) if field.default == MISSING and field.name not in NOT_FOR_USERS]
+    missing = [name for name in (*needed, 'global_train_batch_size') if config.get(name) is None]
+    if missing:
+        raise ValueError(f'configuration: missing {", ".join(missing)}.')
     for key in WHOLE_FROM_ONE:
-        _whole(key, config[key], least=1)
+        check_whole(key, config[key], least=1)
     for key in ALL_OR_COUNT:
         if config.get(key) is not None and config[key] != -1:
-            _whole(key, config[key], least=1)
-    _whole('seed', config.get('seed', 17), least=0, most=2**32 - 1)
-    _whole('save_num_checkpoints_to_keep', config.get('save_num_checkpoints_to_keep', -1), least=-1)
+            check_whole(key, config[key], least=1)
+    check_whole('seed', config.get('seed', 17), least=0, most=2**32 - 1)
+    check_whole('save_num_checkpoints_to_keep', config.get('save_num_checkpoints_to_keep', -1), least=-1)
     if not config.get('dist_timeout', 600) > 0:
         raise ValueError(f'dist_timeout: expected a number of seconds above 0, got {config["dist_timeout"]!r}.')
-    _one_of('precision', config.get('precision', 'amp_bf16'), [precision.value for precision in Precision])
+    check_one_of('precision', config.get('precision', 'amp_bf16'), [precision.value for precision in Precision])
     level = config.get('python_log_level')
     if level is not None:
-        _one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
+        check_one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
     _check_microbatch(config.get('device_train_microbatch_size', 'auto'), config)
     check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok', 'sec'))
     for key in ('eval_interval', 'save_interval'):
@@ -214,7 +163,7 @@ def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
                 'example 1.',
             )
         return
-    _whole('device_train_microbatch_size', size, least=1)
+    check_whole('device_train_microbatch_size', size, least=1)
 
 
 def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
@@ -223,14 +172,14 @@ def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
     if not settings:
         return
     check_keys('fsdp_config', settings, FSDP2Config, FSDPConfig, more=('load_planner', 'save_planner'))
-    _one_of('fsdp_config.state_dict_type', settings.get('state_dict_type', 'full'), ('full', 'sharded'))
+    check_one_of('fsdp_config.state_dict_type', settings.get('state_dict_type', 'full'), ('full', 'sharded'))
     if isinstance(settings.get('mixed_precision'), str):
-        _one_of('fsdp_config.mixed_precision', settings['mixed_precision'], ('DEFAULT', 'PURE', 'FULL'))
+        check_one_of('fsdp_config.mixed_precision', settings['mixed_precision'], ('DEFAULT', 'PURE', 'FULL'))
 
 
 def _check_init_device(model: Mapping[str, Any], fsdp_config: Optional[Mapping[str, Any]]) -> None:
     device = model.get('init_device', 'cpu')
-    _one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
+    check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
     if device == 'mixed' and (not fsdp_config or int(os.environ.get('WORLD_SIZE', 1)) == 1):
         raise ValueError('model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.')
 
@@ -241,35 +190,6 @@ def _check_tokenizer(settings: Mapping[str, Any]) -> None:
         raise ValueError(f'tokenizer.kwargs: expected keys and values, got {settings["kwargs"]!r}.')
 
 
-def _check_loader(where: str, section: Mapping[str, Any]) -> None:
-    _whole(f'{where}.num_workers', section.get('num_workers', 0), least=0)
-    dataset = section['dataset']
-    if section['name'] == 'dynamic_text':
-        from llmshearing.data.dynamic_dataset import DynamicTextDataset
-        from llmshearing.data.dynamic_text import dataset_keys
-        from llmfoundry.data.text_data import StreamingTextDataset
-        refuse_unknown(f'{where}.dataset', dataset, [*dataset_keys(), 'shuffle'])
-        check_keys(f'{where}.dataset', dataset, DynamicTextDataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
-    elif section['name'] == 'text':
-        from llmfoundry.data.text_data import StreamingTextDataset
-        check_keys(f'{where}.dataset', dataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
-        _check_text_folder(f'{where}.dataset', dataset)
-    elif section['name'] == 'finetuning':
-        _whole(f'{where}.dataset.max_seq_len', dataset.get('max_seq_len'), least=1)
-
-
-def _check_text_folder(where: str, dataset: Mapping[str, Any]) -> None:
-    """The index of a local split is there and stays in its folder; what is remote is only known once it is fetched."""
-    from llmshearing.safe_paths import check_mds_index
-    _whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
-    if dataset.get('remote') or dataset.get('streams'):
-        return
-    if not dataset.get('local'):
-        raise ValueError(f'{where}: missing local, the folder of the prepared split.')
-    index = Path(dataset['local'], dataset.get('split') or '', 'index.json')
-    if not index.is_file():
-        raise ValueError(f'{where}.local: {index.parent} is no prepared split (no index.json there).')
-    check_mds_index(index)
 
 
 def _eval_loaders(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -279,7 +199,7 @@ def _eval_loaders(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _check_labels(config: Mapping[str, Any]) -> None:
     labels = [loader.get('label') for loader in config.get('eval_loaders') or []]
     for number, label in enumerate(labels):
-        _text(f'eval_loader[{number}].label', label)
+        check_name(f'eval_loader[{number}].label', label)
         if labels.index(label) != number:
             raise ValueError(f'eval_loader[{number}].label: {label!r} is the label of another one already.')
 
@@ -299,35 +219,8 @@ def _check_profiler(settings: Optional[Mapping[str, Any]]) -> None:
     check_keys('profiler.json_trace_handler', settings.get('json_trace_handler') or {}, JSONTraceHandler)
 
 
-def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str, ...] = ()) -> None:
-    """Refuses what is no time, is below zero, or has a unit that does not work there."""
-    from composer.core import Time, TimeUnit
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f'{key}: expected a time such as 100ba, 1ep or 0.1dur, got {value!r}.')
-    try:
-        time = Time.from_input(value, TimeUnit.EPOCH)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f'{key}: expected a time such as 100ba, 1ep or 0.1dur, got {value!r} ({error}).') from error
-    if time.value < 0 or (above_zero and time.value == 0):
-        raise ValueError(f'{key}: expected a time {"above" if above_zero else "of at least"} 0, got {value!r}.')
-    if units and time.unit.value not in units:
-        raise ValueError(f'{key}: expected a time in {" or ".join(units)}, got {value!r}.')
 
 
-def _whole(key: str, value: Any, least: int, most: Optional[int] = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        limits = f'of at least {least}' if most is None else f'from {least} to {most}'
-        raise ValueError(f'{key}: expected a whole number {limits}, got {value!r}.')
-
-
-def _one_of(key: str, value: Any, possible: Iterable[str]) -> None:
-    if value not in possible:
-        raise ValueError(f'{key}: expected one of {", ".join(possible)}, got {value!r}.')
-
-
-def _text(key: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f'{key}: expected a name, got {value!r}.')
 
 
 def _without(settings: Mapping[str, Any], *keys: str) -> dict[str, Any]:
