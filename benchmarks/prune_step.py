@@ -6,7 +6,11 @@ multiplies activations and computes everything. A step is forward and backward o
 which depends on the number of stored parameters and not on masks, is measured on its own. Medians over rounds, and medians
 of the ratios within each round.
 
-usage: python benchmarks/prune_step.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--rounds N] [--quick] [--output FILE]
+``--course`` adds steps on the way, at a quarter, a half and three quarters of the warm-up, and states what a whole run costs
+whose warm-up is a fifth of it (as in the paper) beside the same run with multiplied activations.
+
+usage: python benchmarks/prune_step.py [--family llama|llama-gqa|gpt_neox|phi3] [--size small|medium|large] [--tokens N] [--rounds N]
+           [--course] [--quick] [--output FILE]
 """
 from __future__ import annotations
 
@@ -33,16 +37,24 @@ VOCABULARY = 4096
 LENGTH = 512
 
 # LLaMA2-7B to 1.3B is hidden 4096 to 2048, layers 32 to 24, heads 32 to 16, intermediate 11008 to 5504.
-SOURCE = dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=8, num_attention_heads=16)
-TARGET = dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8)
+SIZES = {
+    'small': (dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8),
+              dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4)),
+    'medium': (dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=8, num_attention_heads=16),
+               dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8)),
+    'large': (dict(hidden_size=2048, intermediate_size=5504, num_hidden_layers=4, num_attention_heads=32),
+              dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=3, num_attention_heads=16)),
+    'toy': (dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4),
+            dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)),
+}
+COURSE = (0.25, 0.5, 0.75)
+WARMUP_SHARE = 0.2
 FAMILIES: dict[str, tuple[str, dict, dict]] = {
     'llama': ('llama', {}, {}),
     'llama-gqa': ('llama', {'num_key_value_heads': 4}, {'num_key_value_heads': 2}),
     'gpt_neox': ('gpt_neox', {}, {}),
     'phi3': ('phi3', {'num_key_value_heads': 4, 'pad_token_id': 0}, {'num_key_value_heads': 2}),
 }
-QUICK = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
-QUICK_TARGET = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
 
 
 def build(config) -> nn.Module:
@@ -85,13 +97,14 @@ def all_ones(shape) -> dict[str, Tensor]:
     return {axis: torch.ones(mask_shapes(shape)[axis]) for axis in axes}
 
 
-def target_masks(source, target) -> dict[str, Tensor]:
-    """Soft masks that keep exactly the target's units, chosen at random."""
+def target_masks(source, target, progress: float = 1.0) -> dict[str, Tensor]:
+    """Soft masks that keep exactly as many units as the warm-up asks for by then, chosen at random."""
     generator = torch.Generator().manual_seed(0)
     masks = {}
     for axis, plan in plan_axes(source, target).items():
+        keep = round(plan.units - progress * (plan.units - plan.keep))
         rows = torch.rand((torch.Size(plan.mask_shape).numel() // plan.units, plan.units), generator=generator)
-        top = rows.argsort(dim=1)[:, :plan.keep]
+        top = rows.argsort(dim=1)[:, :keep]
         masks[axis] = torch.zeros_like(rows).scatter_(1, top, 0.98).view(plan.mask_shape)
     return masks
 
@@ -102,21 +115,28 @@ def seconds(function: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def measure(family: str, tokens: int, rounds: int, quick: bool) -> dict:
-    """All steps of one family in turn; returns seconds per step and ratios."""
+def models_of(family: str, size: str) -> tuple:
+    """Config of the source, and shapes of source and target."""
     model_type, more_source, more_target = FAMILIES[family]
-    source_sizes, target_sizes = (QUICK, QUICK_TARGET) if quick else (SOURCE, TARGET)
-    if quick:
-        more_source, more_target = ({k: v // 2 if k.startswith('num') else v for k, v in d.items()} for d in (more_source, more_target))
+    source_sizes, target_sizes = SIZES[size]
+    if 'num_key_value_heads' in more_source:  # a quarter of the query heads
+        more_source = {**more_source, 'num_key_value_heads': source_sizes['num_attention_heads'] // 4}
+        more_target = {'num_key_value_heads': max(1, target_sizes['num_attention_heads'] // 4)}
+        if size == 'toy':
+            more_source['num_key_value_heads'] = 2
     config = CONFIG_MAPPING[model_type](vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **source_sizes, **more_source)
-    length = 64 if quick else LENGTH
-    ids = torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(1))
     shape = shape_of(config)
-    has_head_dim = family_of(config).has_head_dim
-    target = resolve_target(shape, {**target_sizes, **more_target}, has_head_dim)
+    target = resolve_target(shape, {**target_sizes, **more_target}, family_of(config).has_head_dim)
+    return config, shape, target
 
+
+def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> dict:
+    """All steps of one family in turn; returns seconds per step and ratios."""
+    config, shape, target = models_of(family, size)
+    length = 64 if size == 'toy' else LENGTH
+    ids = torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(1))
     dense, masked, activations = build(config), build(config), build(config)
-    own = build(with_shape(config, target, has_head_dim))
+    own = build(with_shape(config, target, family_of(config).has_head_dim))
     cutter = Cutter(masked)
     mask_activations(activations, all_ones(shape))
     ones, at_target = all_ones(shape), target_masks(shape, target)
@@ -136,6 +156,9 @@ def measure(family: str, tokens: int, rounds: int, quick: bool) -> dict:
         'activation masking': lambda: step(activations, ids),
         'optimizer on the source': lambda: optimizer.step(),
     }
+    if course:
+        on_the_way = {f'pruning, {progress:.0%} of the warm-up': target_masks(shape, target, progress) for progress in COURSE}
+        steps.update({name: lambda masks=masks: pruning(masks) for name, masks in on_the_way.items()})
     for function in steps.values():
         function()
     times = {name: [] for name in steps}
@@ -143,8 +166,20 @@ def measure(family: str, tokens: int, rounds: int, quick: bool) -> dict:
         for name, function in steps.items():
             times[name].append(seconds(function))
     ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b]))
+    ratios = {
+        'all kept / dense source': ratio('pruning, all kept', 'dense source'),
+        'at target / target model': ratio('pruning, at target', 'target model'),
+        'at target / dense source': ratio('pruning, at target', 'dense source'),
+        'at target / activation masking': ratio('pruning, at target', 'activation masking'),
+        'activation masking / dense source': ratio('activation masking', 'dense source'),
+    }
+    if course:
+        points = [ratio(name, 'activation masking') for name in ('pruning, all kept', *on_the_way, 'pruning, at target')]
+        warmup = statistics.fmean((a + b) / 2 for a, b in zip(points, points[1:]))
+        ratios['whole run / activation-masked run'] = WARMUP_SHARE * warmup + (1 - WARMUP_SHARE) * points[-1]
     return {
         'family': family,
+        'size': size,
         'source': str(shape),
         'target': str(target),
         'tokens': ids.numel(),
@@ -152,18 +187,15 @@ def measure(family: str, tokens: int, rounds: int, quick: bool) -> dict:
         'seconds': {name: {
             'median': statistics.median(values), 'min': min(values), 'max': max(values),
         } for name, values in times.items()},
-        'ratios': {
-            'all kept / dense source': ratio('pruning, all kept', 'dense source'),
-            'at target / target model': ratio('pruning, at target', 'target model'),
-            'at target / dense source': ratio('pruning, at target', 'dense source'),
-            'activation masking / dense source': ratio('activation masking', 'dense source'),
-        },
+        'ratios': ratios,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--family', choices=[*FAMILIES, 'all'], default='llama')
+    parser.add_argument('--size', choices=list(SIZES), default='medium')
+    parser.add_argument('--course', action='store_true', help='also steps during the warm-up, and the cost of a whole run')
     parser.add_argument('--tokens', type=int, default=4096)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
@@ -171,14 +203,15 @@ def main() -> None:
     parser.add_argument('--output', type=Path, help='write the results as JSON')
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    size = 'toy' if arguments.quick else arguments.size
     families = list(FAMILIES) if arguments.family == 'all' else [arguments.family]
     results = {
         'date': date.today().isoformat(),
         'machine': f'{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, float32',
-        'results': [measure(family, arguments.tokens, arguments.rounds, arguments.quick) for family in families],
+        'results': [measure(family, size, arguments.tokens, arguments.rounds, arguments.course) for family in families],
     }
     for result in results['results']:
-        sys.stdout.write(f'\n{result["family"]}: {result["tokens"]} tokens\n  {result["source"]}\n  -> {result["target"]}\n')
+        sys.stdout.write(f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n  {result["source"]}\n  -> {result["target"]}\n')
         for name, value in result['seconds'].items():
             sys.stdout.write(f'  {name:<26}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
         for name, value in result['ratios'].items():

@@ -1,0 +1,87 @@
+"""Where the time of a pruning step goes: the shares of matrix products, attention, cutting and everything else.
+
+One step at the target and one with everything kept are traced with torch's profiler, after warming up; time is that of each
+operator itself, without what it calls. The matrix products are also compared with what x of the
+same sizes: what is left to the limit.
+
+usage: python benchmarks/step_profile.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--quick] [--output FILE]
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from prune_step import LENGTH, VOCABULARY, all_ones, build, models_of, step, target_masks
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from llmshearing.models.cuttable import Cutter
+
+GROUPS = {
+    'matrix products': ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::mkldnn'),
+    'attention': ('aten::_scaled_dot_product', 'aten::_flash_attention'),
+    'loss': ('aten::_log_softmax', 'aten::nll_loss', 'aten::_softmax'),
+    'rows and columns taken and put back': ('aten::index_select', 'aten::index_copy', 'aten::index_add'),
+    'zeros and fills': ('aten::fill_', 'aten::zero_'),
+    'copies': ('aten::copy_', 'aten::cat'),
+    'sums': ('aten::sum', 'aten::mean'),
+    'products and sums by element': ('aten::mul', 'aten::add', 'aten::sub', 'aten::div', 'aten::neg', 'aten::pow', 'aten::rsqrt'),
+    'activations': ('aten::silu', 'aten::gelu', 'aten::sigmoid'),
+    'memory': ('aten::empty', 'aten::resize', 'aten::new_empty'),
+}
+
+
+def shares(model, cutter: Cutter, masks: dict, ids: torch.Tensor) -> dict[str, float]:
+    """Share of each group of operators in the step's own time, and of all cutting, whatever its operators."""
+    for _ in range(2):
+        cutter.set_masks(masks)
+        step(model, ids)
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        with record_function('python between operators'):
+            cutter.set_masks(masks)
+            step(model, ids)
+    events = trace.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    result = {name: 0.0 for name in GROUPS}
+    others: dict[str, float] = {}
+    for event in events:
+        group = next((name for name, starts in GROUPS.items() if event.key.startswith(starts)), None)
+        share = event.self_cpu_time_total / total
+        if group is None:
+            others[event.key] = share
+        else:
+            result[group] += share
+    result['everything else'] = sum(others.values())
+    result['of everything else, the largest: ' + max(others, key=others.get)] = max(others.values())
+    cuts = [event for event in events if event.key in ('_CutWeight', '_CutWeightBackward')]
+    result['(within the above) cutting and scaling weights'] = sum(event.cpu_time_total for event in cuts) / total
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--family', choices=('llama', 'llama-gqa', 'gpt_neox', 'phi3'), default='llama')
+    parser.add_argument('--tokens', type=int, default=4096)
+    parser.add_argument('--quick', action='store_true', help='toy shapes, to see that it runs')
+    parser.add_argument('--output', type=Path, help='write the results as JSON')
+    arguments = parser.parse_args()
+    size = 'toy' if arguments.quick else 'medium'
+    config, shape, target = models_of(arguments.family, size)
+    length = 64 if arguments.quick else LENGTH
+    ids = torch.randint(3, VOCABULARY, (max(1, arguments.tokens // length), length))
+    model = build(config)
+    cutter = Cutter(model)
+    results = {}
+    for name, masks in (('everything kept', all_ones(shape)), ('at the target', target_masks(shape, target))):
+        results[name] = shares(model, cutter, masks, ids)
+        sys.stdout.write(f'{arguments.family}, {ids.numel()} tokens, {name}\n')
+        for group, share in sorted(results[name].items(), key=lambda item: -item[1]):
+            sys.stdout.write(f'  {group:<60}{share:7.1%}\n')
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
