@@ -48,6 +48,13 @@ def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
     assert check_run(copy.deepcopy(config)) == expected
 
 
+def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):
+    config = changed(config, 'algorithms.targeted_pruning', {'target': {'sparsity': 0.5}})
+    with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
+        check_run(copy.deepcopy(config))
+    check_run(changed(config, 'callbacks.export_pruned', KeyError))
+
+
 def test_runs_without_our_parts_are_left_alone():
     assert check_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
 

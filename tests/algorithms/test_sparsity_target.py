@@ -14,7 +14,6 @@ from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import Linear, family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import mask_shapes
-from llmshearing.run_checks import check_run
 from tests.models.tiny import tiny_model
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
@@ -116,10 +115,3 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match='layers of different widths, which no stock Hugging Face config describes'):
         trainer.fit()
     assert trainer.state.timestamp.batch.value == 0 and not (tmp_path / 'out').exists()
-    config = {
-        'model': {'name': 'sheared_causal_lm', 'pretrained_model_name_or_path': str(source)},
-        'algorithms': {'targeted_pruning': {'target': {'sparsity': 0.5}}},
-    }
-    assert check_run(config) is config
-    with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
-        check_run({**config, 'callbacks': {'export_pruned': {'folder': str(tmp_path / 'out')}}})
