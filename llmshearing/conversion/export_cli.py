@@ -41,14 +41,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--source', help='folder of the source model: licence, name and generation config for the result')
     parser.add_argument('--tokenizer', help='folder to take the tokenizer from; default: the checkpoint')
     parser.add_argument('--metrics', type=Path, help='metrics file of the run (metrics_file logger): last losses for the model card')
-    parser.add_argument('--push-to-hub', metavar='REPO', help='also upload the finished folder to this model repository')
+    parser.add_argument('--push-to-hub', metavar='REPO', help='also upload the finished folder to this model repository, as this machine is logged in')
+    parser.add_argument('--public', action='store_true', help='with --push-to-hub: make a new repository public; default: private')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     args = parser.parse_args(argv)
     max_shard_bytes = parse_size(args.max_shard_size)
     from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
     from llmshearing.conversion.hf_export import DTYPES
-    from llmshearing.conversion.remote import local_copy, push_folder
+    from llmshearing.conversion.hub import check_login, push_folder
+    from llmshearing.conversion.remote import local_copy
+    if args.push_to_hub:
+        check_login(args.push_to_hub)
     settings = ExportSettings(
         masks=args.masks,
         dtype=DTYPES.get(args.dtype),
@@ -68,5 +72,5 @@ def main(argv: list[str]) -> int:
         checked += f', logits differ from the masked model by at most {report["logit_difference"]:.2g}'
     sys.stdout.write(f'{args.out}: {report["parameters"]:,} parameters, {report["shape"]}\nchecked: {checked}\n')
     if args.push_to_hub:
-        sys.stdout.write(f'uploaded to {push_folder(args.out, args.push_to_hub)}\n')
+        sys.stdout.write(f'uploaded to {push_folder(args.out, args.push_to_hub, args.public)}\n')
     return 0

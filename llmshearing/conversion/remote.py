@@ -1,4 +1,4 @@
-"""Checkpoints that are elsewhere, and folders that go elsewhere: through the clients Composer and Hugging Face bring along."""
+"""Checkpoints that are elsewhere, through the clients Composer brings along."""
 from __future__ import annotations
 
 import contextlib
@@ -8,7 +8,7 @@ from typing import Iterator
 
 from composer.utils import get_file, maybe_create_object_store_from_uri, parse_uri
 
-__all__ = ['local_copy', 'push_folder']
+__all__ = ['local_copy']
 
 
 @contextlib.contextmanager
@@ -39,16 +39,3 @@ def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
         for name in names:
             store.download_object(name, str(Path(folder) / Path(name).name))
         yield Path(folder)
-
-
-def push_folder(folder: Path, repo: str) -> str:
-    """Uploads a model folder to a model repository of the Hugging Face Hub, with the credentials of this machine's login.
-
-    Returns:
-        str: Address of the repository.
-    """
-    from huggingface_hub import HfApi
-    api = HfApi()
-    url = api.create_repo(repo, repo_type='model', exist_ok=True)
-    api.upload_folder(folder_path=str(folder), repo_id=repo, repo_type='model')
-    return str(url)

@@ -210,18 +210,26 @@ def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, caps
     from llmshearing.conversion import remote
     checkpoint, _, _, _ = progressive
     monkeypatch.setattr(remote, 'get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
-    uploads = []
+    calls = []
 
     class Hub:
 
-        def create_repo(self, repo, **_):
-            return f'https://hub/{repo}'
+        def whoami(self):
+            calls.append(('whoami', (tmp_path / 'out').exists()))
 
-        def upload_folder(self, folder_path, repo_id, repo_type):
-            uploads.append((sorted(files_of(tmp_path / 'out')), folder_path, repo_id))
+        def create_repo(self, repo, repo_type, private, exist_ok):
+            calls.append(('create', repo, private, exist_ok))
+            return huggingface_hub.RepoUrl(f'https://huggingface.co/{repo}')
+
+        def upload_folder(self, folder_path, repo_id, repo_type, commit_message):
+            calls.append(('upload', folder_path, repo_id, 'model.safetensors' in files_of(tmp_path / 'out')))
 
     monkeypatch.setattr(huggingface_hub, 'HfApi', Hub)
     arguments = ['export', 's3://bucket/run/ba6.pt', '--out', str(tmp_path / 'out'), '--quiet', '--push-to-hub', 'me/small']
     assert main(arguments) == 0
-    assert 'uploaded to https://hub/me/small' in capsys.readouterr().out
-    assert len(uploads) == 1 and uploads[0][1:] == (str(tmp_path / 'out'), 'me/small') and 'model.safetensors' in uploads[0][0]
+    assert 'uploaded to https://huggingface.co/me/small' in capsys.readouterr().out
+    upload = ('upload', str(tmp_path / 'out'), 'me/small', True)
+    assert calls == [('whoami', False), ('create', 'me/small', True, True), upload]
+    calls.clear()
+    assert main([*arguments, '--public', '--overwrite']) == 0
+    assert calls[1:] == [('create', 'me/small', False, True), upload]
