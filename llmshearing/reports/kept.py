@@ -104,12 +104,12 @@ def layer_map(record: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
 
 
 def hidden_map(record: Mapping[str, Any]) -> np.ndarray:
-    """The hidden dimensions row by row, [rows, 32 or 64]; not a number behind the last one."""
+    """The hidden dimensions row by row, [rows, 32, 64 or 128]; not a number behind the last one."""
     size = record['source_shape']['hidden_size']
     values = np.zeros(size)
     values[kept_hidden(record)] = 1
     values = np.array(record.get('keep_probability', {}).get('hidden', values), dtype=np.float64)
-    width = 32 if size <= 1024 else 64
+    width = 32 if size <= 1024 else 64 if size <= 2048 else 128
     padded = np.full(-(-size // width) * width, np.nan)
     padded[:size] = values
     return padded.reshape(-1, width)

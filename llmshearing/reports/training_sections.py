@@ -47,7 +47,7 @@ def training_section(runs: Sequence[Run]) -> Section:
         series_lines(runs, {f'metrics/eval/{name}/LanguageCrossEntropy': name for name in domains}),
         'nats per token',
     )
-    missing = []
+    missing = [] if domains else ['evaluation loss (eval_loader with the metric LanguageCrossEntropy)']
     rates = learning_rates(runs)
     blocks += curve(
         'learning_rate', 'learning rates', 'Learning rates by batch.', series_lines(runs, rates), 'learning rate', True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,3 +160,11 @@ def test_refusals(tmp_path, source):
             tiny_trainer(
                 source, [], callbacks=[RunReport(**settings)], loggers=[MetricsFile(str(tmp_path / 'm.jsonl'))]
             )
+
+
+def test_other_ranks_write_nothing(tmp_path, source, monkeypatch):
+    monkeypatch.setattr('llmshearing.callbacks.run_report.dist', SimpleNamespace(get_global_rank=lambda: 1))
+    callback = RunReport(min_seconds=0, max_seconds=0)
+    state = train(tmp_path, source, callback, batches=2, evaluate=False).state
+    callback.close(state, None)
+    assert not [path for path in tmp_path.iterdir() if path.name not in ('source', 'prune_metrics.jsonl')]

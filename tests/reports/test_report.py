@@ -225,7 +225,7 @@ def test_little_is_enough_and_what_is_missing_is_said(tmp_path):
     page = Page((tmp_path / 'm_report' / 'report.html').read_text())
     assert [text for _, text in page.headings] == ['m', 'Where it stands', 'Projected end', 'Training']
     assert page.row('training loss') == ['training loss', 'nan']
-    for missing in ('lr_monitor', 'speed_monitor', 'No budget law'):
+    for missing in ('lr_monitor', 'speed_monitor', 'LanguageCrossEntropy', 'No budget law'):
         assert missing in page.words
 
 
