@@ -4,24 +4,66 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
+
+
+def run_quick(script: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(BENCHMARKS / script), '--quick', *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def test_prune_step(tmp_path):
     out = tmp_path / 'results.json'
-    command = [sys.executable, str(BENCHMARKS / 'prune_step.py'), '--quick', '--family', 'all', '--tokens', '128', '--rounds', '1']
-    subprocess.run([*command, '--threads', '1', '--output', str(out)], check=True, capture_output=True)
+    run_quick('prune_step.py', '--family', 'all', '--tokens', '128', '--rounds', '1', '--course', '--threads', '1', '--output', out)
     results = json.loads(out.read_text())['results']
     assert {result['family'] for result in results} == {'llama', 'llama-gqa', 'gpt_neox', 'phi3'}
     for result in results:
         assert result['seconds']['pruning, at target']['median'] > 0
-        assert set(result['ratios']) >= {'all kept / dense source', 'at target / target model'}
+        assert set(result['ratios']) >= {'all kept / dense source', 'at target / target model', 'whole run / activation-masked run'}
 
 
 def test_distillation_step(tmp_path):
     out = tmp_path / 'results.json'
-    command = [sys.executable, str(BENCHMARKS / 'distillation_step.py'), '--quick', '--tokens', '128', '--rounds', '1', '--threads', '1']
-    subprocess.run([*command, '--output', str(out)], check=True, capture_output=True)
+    run_quick('distillation_step.py', '--tokens', '128', '--rounds', '1', '--threads', '1', '--output', out)
     result = json.loads(out.read_text())
     assert set(result['seconds']) == {'student', 'teacher forward', 'whole vocabulary', 'top 64'}
     assert result['ratios']['whole vocabulary / student'] > 0 and result['tokens'] == 128
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason="peak memory is read from Linux's /proc")
+def test_init_memory(tmp_path):
+    out = tmp_path / 'results.json'
+    run_quick('init_memory.py', '--output', out)
+    modes = json.loads(out.read_text())['modes']
+    assert len({rank['sum_of_weights'] for ranks in modes.values() for rank in ranks}) == 1  # every way gives the same model
+    assert modes['mixed'][1]['peak_models'] < modes['cpu'][1]['peak_models']
+
+
+def test_step_memory(tmp_path):
+    out = tmp_path / 'results.json'
+    run_quick('step_memory.py', '--tokens', '256', '--output', out)
+    results = json.loads(out.read_text())
+    assert results['pruning, at target']['peak'] < results['activation masking']['peak']
+
+
+def test_step_profile(tmp_path):
+    out = tmp_path / 'results.json'
+    run_quick('step_profile.py', '--tokens', '256', '--output', out)
+    for shares in json.loads(out.read_text()).values():
+        whole = sum(share for name, share in shares.items() if not name.startswith(('of everything else', '(within')))
+        assert whole == pytest.approx(1, abs=1e-6) and shares['matrix products'] > 0.05
+
+
+def test_quality(tmp_path):
+    out = tmp_path / 'results.json'
+    arms = ['random initialisation', 'one-shot taylor', 'progressive, mixture sheared']
+    done = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
+    records = json.loads(out.read_text())['records']
+    assert [record['arm'] for record in records] == arms
+    scratch, one_shot, progressive = (record['prune_flops'] + record['continue_flops'] for record in records)
+    assert scratch < one_shot < progressive  # one step on the source, some steps on the way
+    assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
+    assert '| one-shot taylor | 1 |' in done.stdout
