@@ -1,0 +1,196 @@
+"""The small source model that ``quality.py`` prunes: a tokenizer, tokens of five domains and a LLaMA trained on them.
+
+Text is what every installation carries (as in the demo), the tokenizer a byte-level BPE trained on it, so that nothing is
+downloaded and the embedding does not outweigh the layers. Everything is made once per work folder.
+"""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Iterator
+
+from composer import Evaluator, Trainer
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+from llmfoundry.data.text_data import build_text_dataloader
+from llmfoundry.models.hf import ComposerHFCausalLM
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
+from llmshearing.data.prepare import prepare
+from llmshearing.demo.text import harvest_text
+
+__all__ = ['DOMAINS', 'Sizes', 'make_source', 'make_trainer']
+
+DOMAINS = ('python', 'api_docs', 'descriptions', 'licences', 'cpp')
+SOURCE_LEARNING_RATE = 2e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Everything that the quick mode makes smaller.
+
+    Attributes:
+        source (dict): Settings of the source's LlamaConfig.
+        target (dict): Shape that all arms prune to.
+        max_seq_len (int): Tokens per sequence.
+        batch_size (int): Sequences per step.
+        source_steps (int): Steps that the source is trained.
+        steps (int): Steps of every arm, pruning and continued training together.
+        max_chars (int): Characters of text per domain.
+        eval_tokens (int): Tokens of held-out text per domain.
+    """
+
+    source: dict
+    target: dict
+    max_seq_len: int = 128
+    batch_size: int = 8
+    source_steps: int = 3000
+    steps: int = 600
+    max_chars: int = 4_000_000
+    eval_tokens: int = 8_000
+
+
+FULL = Sizes(
+    source=dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=512, vocab_size=4096),
+    target=dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=344),
+)
+QUICK = Sizes(
+    source=dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=512),
+    target=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32),
+    max_seq_len=32,
+    batch_size=2,
+    source_steps=4,
+    steps=8,
+    max_chars=400_000,
+    eval_tokens=500,
+)
+
+
+def make_source(work: Path, sizes: Sizes) -> Path:
+    """Text, tokenizer, tokens and source below ``work``, each made only where it is missing. Returns the source's folder."""
+    if not (work / 'text').exists():
+        harvest_text(work / 'text', max_chars=sizes.max_chars, domains=DOMAINS)
+    if not (work / 'tokenizer').exists():
+        _train_tokenizer(work, sizes.source['vocab_size'])
+    if not (work / 'data' / 'manifest.json').exists():
+        prepare({
+            'tokenizer': str(work / 'tokenizer'),
+            'max_seq_len': sizes.max_seq_len,
+            'out': str(work / 'data'),
+            'seed': 17,
+            'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
+            'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
+        })
+    if not (work / 'source').exists():
+        config = LlamaConfig(**sizes.source, max_position_embeddings=sizes.max_seq_len, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+        tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
+        LlamaForCausalLM(config).save_pretrained(work / 'untrained')
+        tokenizer.save_pretrained(work / 'untrained')
+        model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(work / 'untrained'), use_train_metrics=False)
+        make_trainer(work, model, sizes, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
+        tokenizer.save_pretrained(work / 'source')
+        model.model.save_pretrained(work / 'source')
+    return work / 'source'
+
+
+def _train_tokenizer(work: Path, vocab_size: int) -> None:
+    tokenizer = ByteLevelBPETokenizer()
+    files = [str(work / 'text' / f'{name}.jsonl') for name in DOMAINS]
+    tokenizer.train(files, vocab_size=vocab_size, special_tokens=['</s>'], show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token='</s>', bos_token='</s>',
+                            pad_token='</s>').save_pretrained(work / 'tokenizer')
+
+
+def make_trainer(
+    work: Path,
+    model: ComposerHFCausalLM,
+    sizes: Sizes,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    round_batches: int = 10,
+    eval_interval: str | int = 0,
+    algorithms: tuple = (),
+    callbacks: tuple[Callback, ...] = (),
+    alpha_f: float = 0.1,
+) -> Trainer:
+    """A Trainer over the equal mixture of the domains; its loader serves other samples for every seed."""
+    tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
+    train = build_dynamic_text_dataloader(
+        tokenizer=tokenizer,
+        device_batch_size=sizes.batch_size,
+        dataset={
+            'local': str(work / 'data' / 'train'),
+            'domains': list(DOMAINS),
+            'proportions': dict.fromkeys(DOMAINS, 1),
+            'round_batches': round_batches,
+            'max_seq_len': sizes.max_seq_len,
+            'shuffle_seed': seed,
+        },
+        pin_memory=False,
+    )
+    optimizer = DecoupledAdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    return Trainer(
+        model=model,
+        train_dataloader=train,
+        eval_dataloader=list(_evaluators(work, tokenizer, sizes)),
+        eval_interval=eval_interval,
+        eval_subset_num_batches=2,
+        max_duration=f'{steps}ba',
+        optimizers=optimizer,
+        schedulers=CosineAnnealingWithWarmupScheduler(t_warmup='0.05dur', alpha_f=alpha_f),
+        algorithms=list(algorithms),
+        callbacks=list(callbacks),
+        seed=seed,
+        device='cpu',
+        progress_bar=False,
+        auto_log_hparams=False,
+    )
+
+
+def _evaluators(work: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> Iterator[Evaluator]:
+    for name in DOMAINS:
+        folder = work / 'data' / 'eval' / name
+        loader = build_text_dataloader(
+            tokenizer=tokenizer,
+            device_batch_size=2 * sizes.batch_size,
+            dataset={'local': str(folder), 'max_seq_len': sizes.max_seq_len, 'shuffle': False},
+            drop_last=False,
+            num_workers=0,
+            prefetch_factor=None,
+            persistent_workers=False,
+            pin_memory=False,
+        )
+        yield Evaluator(label=name, dataloader=loader, metric_names=['LanguageCrossEntropy'])
+
+
+class ComputeMeter(Callback):
+    """Adds up what the steps of a run cost in matrix products: 6 FLOPs per token and weight in use, forward and backward."""
+
+    def __init__(self) -> None:
+        self.flops = 0.0
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        model = state.model
+        cutter = getattr(model, 'cutter', None)
+        weights = _weights_in_use(cutter) if cutter is not None and cutter.plan is not None else _matrices(model.model)
+        self.flops += 6.0 * weights * state.batch['input_ids'].numel()
+
+
+def _weights_in_use(cutter) -> int:
+    from llmshearing.models.families import Linear
+    total = 0
+    for path, cut in cutter.plan.cuts(cutter._values.detach()):
+        if isinstance(cut.role, Linear) and not path.endswith(cutter.family.embedding):
+            rows, columns = cutter._modules[path].weight.shape
+            total += (rows if cut.rows is None else len(cut.rows)) * (columns if cut.columns is None else len(cut.columns))
+    return total
+
+
+def _matrices(model) -> int:
+    """Weights of all projections, the LM head among them, without the embedding, which is only looked up."""
+    from torch import nn
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
