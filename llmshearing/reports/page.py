@@ -135,7 +135,8 @@ def _picture(picture: Picture, chapter: str) -> str:
     data = base64.b64encode(picture.png).decode('ascii')
     name, caption = html.escape(_name(picture, chapter)), html.escape(picture.caption)
     return (
-        f'<figure><img id="{name}" src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{caption}">'
+        f'<figure><img id="{name}" src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+        f'alt="{caption}">'
         f'<figcaption>{caption}</figcaption></figure>\n'
     )
 

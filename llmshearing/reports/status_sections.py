@@ -8,7 +8,7 @@ import numpy as np
 
 from llmshearing.reports.blocks import Picture, Section, Table, columns, curve, label, number, percent
 from llmshearing.reports.drawing import COLOURS, GREY, Line, bar_panel
-from llmshearing.reports.projection import LAW_NAMES, find_law, last_mean_loss, project
+from llmshearing.reports.projection import LAW_NAMES, find_law, last_mean_loss, planned_tokens, project
 from llmshearing.reports.run_files import Run
 from llmshearing.reports.training_sections import TOKENS_PER_SECOND, TRAIN_LOSS, eval_share, last_losses, learning_rates
 
@@ -78,6 +78,9 @@ def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
         except ValueError as error:
             remarks.append(f'No projection of {run.name}: {error}.')
             continue
+        if planned_tokens(run) is None:
+            remarks.append(f'Nothing tells when {run.name} is to end, so the law is shown at its last evaluation; the '
+                           'callback run_report notes the plan.')
         colour = COLOURS[i % len(COLOURS)]
         lines.append(Line(label(run, runs, 'measured'), found.curve.tokens, found.curve.losses, colour))
         lines.append(Line(label(run, runs, 'law'), found.tokens, found.law, GREY if len(runs) == 1 else colour, '--'))

@@ -14,6 +14,8 @@ import pytest
 
 from llmshearing.cli import main
 from llmshearing.reports.drawing import smoothed, thinned
+from llmshearing.reports.run_files import read_run
+from llmshearing.reports.status_sections import projection_section
 from tests.reports.logs import DOMAINS, pruning_record, write_log, write_run
 
 SECTIONS = {
@@ -197,6 +199,19 @@ def test_the_projected_end(page):
     row = page.row('continue', '81,920')
     assert row[2:5] == [f'{last:.4f}', f'{predicted(81920):.4f}', f'{last + predicted(81920) - predicted(40960):.4f}']
     assert row[5:] == ['2.5000', 'x2']
+
+
+def test_what_a_projection_lacks_is_said(tmp_path):
+    log = write_run(tmp_path)
+    law(tmp_path)
+    note = json.loads((tmp_path / 'continue_run.json').read_text())
+    (tmp_path / 'continue_run.json').write_text(json.dumps({**note, 'elapsed_share': None}))
+    projected = projection_section([read_run(log)], None)
+    assert 'Nothing tells when continue is to end' in projected.blocks[-1]
+    assert projected.blocks[-2].rows[1][1] == '40,960'  # at the last evaluation
+    (tmp_path / 'reference_losses.json').unlink()
+    projected = projection_section([read_run(log)], None)
+    assert projected.blocks[0].startswith('No projection of continue: ') and 'source_losses' in projected.blocks[0]
 
 
 def test_two_runs_in_the_same_panels(tmp_path, folder, capsys):
