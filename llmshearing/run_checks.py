@@ -43,6 +43,7 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
         _check_pruning(algorithms['targeted_pruning'], model, config)
     if 'export_pruned' in callbacks:
         _check_export(callbacks['export_pruned'], algorithms)
+    _check_precision(config)
     return config
 
 
@@ -124,6 +125,13 @@ def _source_config(model: Mapping[str, Any]) -> Any:
         return AutoConfig.from_pretrained(name, trust_remote_code=model['trust_remote_code'])
     except OSError as error:
         raise ValueError(f'model.pretrained_model_name_or_path: the config of {name} cannot be read ({error}).') from error
+
+
+def _check_precision(config: Mapping[str, Any]) -> None:
+    import torch
+    precision = config.get('precision', 'amp_bf16')
+    if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).')
 
 
 def _check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:

@@ -26,12 +26,12 @@ VALIDATE = 'CHECKPOINT_VALIDATION_FUNCTION'
 def guard_checkpoint_loading() -> None:
     """Sets both switches for this process, where the environment has not decided otherwise."""
     os.environ.setdefault(FORCE, '1')
-    os.environ.setdefault(VALIDATE, f'{__name__}.refuse_code')
+    os.environ.setdefault(VALIDATE, 'llmshearing.checkpoint_checks.validate_checkpoint')  # whole first, then refuse_code
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
 def refuse_code(path: Union[str, Path], specs: Optional[list[tuple[int, int]]] = None) -> bool:
-    """Composer's validation hook: True for a checkpoint file that holds only numbers and plain types.
+    """True for a checkpoint file that holds only numbers and plain types; has the signature of Composer's validation hook.
 
     Args:
         path (str | Path): A ``.pt`` file, or the metadata or a data file of a sharded checkpoint.
