@@ -5,7 +5,7 @@ filled afterwards), exports it in a process of its own, reads that process's pea
 
     python benchmarks/export_memory.py [--model 7b|small] [--folder FOLDER] [--out FILE.json]
 
-`7b` needs 35 GB of free disk and some minutes; the result is in conversion/README.md. `small` takes seconds and runs in the tests.
+`7b` needs 35 GB of free disk and some minutes; the result is in README.md beside this file. `small` takes seconds and runs in the tests.
 """
 from __future__ import annotations
 
