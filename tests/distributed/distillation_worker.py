@@ -1,6 +1,6 @@
 """Distils on this process's share of each global batch; rank 0 saves what the test compares.
 
-usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp`` and ``fsdp2``; FOLDER holds teacher and student.
+usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp``, ``fsdp2`` and ``fsdp2+pruning``; FOLDER holds teacher and student.
 """
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from llmfoundry.models.hf import ComposerHFCausalLM
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.distillation import Distillation
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_tokenizer, tiny_trainer
+
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 def run(folder: Path, mode: str) -> dict:
     """One run; returns its losses per batch and the share of the teacher's numbers that this rank holds."""
     distillation = Distillation(str(folder / 'teacher'), weight=2.0, temperature=2.0, top_k=20)
     log = InMemoryLogger()
-    sharded = mode == 'fsdp2'
-    model = ComposerHFCausalLM(tiny_tokenizer(), str(folder / 'student'), pretrained=True, use_train_metrics=False,
-                               trust_remote_code=False, attn_implementation='sdpa', init_device='mixed' if sharded else 'cpu')
+    sharded, pruning = 'fsdp2' in mode, 'pruning' in mode
+    settings = dict(pretrained_model_name_or_path=str(folder / 'student'), attn_implementation='sdpa',
+                    init_device='mixed' if sharded else 'cpu')
+    if pruning:
+        model = ShearedCausalLM(tiny_tokenizer(), **settings)
+    else:
+        model = ComposerHFCausalLM(tiny_tokenizer(), pretrained=True, use_train_metrics=False, trust_remote_code=False, **settings)
     trainer = tiny_trainer(
         folder / 'student',
-        [distillation],
+        [distillation, TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='2ba')] if pruning else [distillation],
         model=model,
         batches=2,
         learning_rate=1e-4,

@@ -10,11 +10,13 @@ def test_two_ranks_equal_one(tmp_path):
     tiny_source(tmp_path / 'teacher', num_hidden_layers=5, seed=1, tie_word_embeddings=True)
     tiny_source(tmp_path / 'student')
     worker = str(ROOT / 'tests/distributed/distillation_worker.py')
-    process = launch(2, [worker, str(tmp_path), str(tmp_path / 'two.pt'), 'ddp', 'fsdp2'])
+    process = launch(2, [worker, str(tmp_path), str(tmp_path / 'two.pt'), 'ddp', 'fsdp2', 'fsdp2+pruning'])
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-    one, two = run(tmp_path, 'one'), torch.load(tmp_path / 'two.pt', weights_only=True)
-    for mode in ('ddp', 'fsdp2'):
-        for name, losses in one['losses'].items():
+    two = torch.load(tmp_path / 'two.pt', weights_only=True)
+    one, pruning = run(tmp_path, 'one'), run(tmp_path, 'one+pruning')
+    for mode, expected in (('ddp', one), ('fsdp2', one), ('fsdp2+pruning', pruning)):
+        for name, losses in expected['losses'].items():
             torch.testing.assert_close(torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    assert one['losses'] != pruning['losses']
     assert one['held'] == two['ddp']['held'] == 1.0
-    assert 0.45 < two['fsdp2']['held'] < 0.52
+    assert 0.45 < two['fsdp2']['held'] < 0.52 and 0.45 < two['fsdp2+pruning']['held'] < 0.52
