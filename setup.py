@@ -20,6 +20,8 @@ ENTRY_POINTS = {
         'dynamic_batch_loading = llmshearing.callbacks.dynamic_batch_loading:DynamicBatchLoading',
         'export_pruned = llmshearing.callbacks.export_pruned:ExportPruned',
         'run_report = llmshearing.callbacks.run_report:RunReport',
+        'finite_monitor = llmshearing.callbacks.finite_monitor:FiniteMonitor',
+        'stop_on_sigterm = llmshearing.callbacks.stop_on_sigterm:StopOnSigterm',
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
     'llmfoundry_loggers': ['metrics_file = llmshearing.loggers.metrics_file:MetricsFile'],

@@ -1,6 +1,8 @@
 """Every shipped YAML: commented, with a header, a target that its source can be cut to, and two steps on shrunken shapes."""
+import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from composer.utils.parallelism import FSDP2Config
 from llmfoundry.command_utils import evaluate, train
 from omegaconf import OmegaConf
-from transformers import GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from llmshearing.conversion.checkpoint import expected_shapes
 from llmshearing.conversion.hf_export import open_strictly
@@ -171,17 +173,21 @@ def test_two_steps_of_pruning(name, world, tmp_path):
     assert {key: getattr(exported, key) for key in target} == {key: TINY[key] for key in target}
     metrics = read_metrics(tmp_path / 'prune_metrics.jsonl')
     assert {f'mixture/weight/{domain}' for domain in DOMAINS} <= set(metrics) and 'pruning/hidden/expected' in metrics
-    assert (tmp_path / 'mixture.json').is_file()
+    assert (tmp_path / 'mixture.json').is_file() and (tmp_path / 'prune_report' / 'report.html').is_file()
     assert list((tmp_path / 'prune_checkpoints').glob('*.pt'))
 
 
 @pytest.mark.parametrize('name', CONTINUE)
 def test_two_steps_of_continued_pretraining(name, world, tmp_path):
     (tmp_path / 'mixture.json').write_bytes((world / 'mixture.json').read_bytes())
-    config = shrunk(name, world, tmp_path, model=str(world / 'llama2'))
+    shutil.copytree(world / 'llama2', tmp_path / 'pruned')
+    record = {'source_shape': dataclasses.asdict(shape_of(AutoConfig.from_pretrained(world / 'llama2')))}
+    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps(record))
+    config = shrunk(name, world, tmp_path, model=str(tmp_path / 'pruned'))
     trainer = train(config)
     trainer.close()
     open_strictly(tmp_path / 'continued' / 'huggingface' / 'final')
+    assert (tmp_path / 'continue_report' / 'report.html').is_file()
     weights = read_metrics(tmp_path / 'continue_metrics.jsonl')
     assert list(weights['mixture/weight/c4'].values())[-1] > list(weights['mixture/weight/cc'].values())[-1]  # as mixture.json says
 
