@@ -18,6 +18,7 @@ from composer.optim import CosineAnnealingWithWarmupScheduler
 from composer.utils import dist
 from llmfoundry.models.hf import ComposerHFCausalLM
 from llmfoundry.utils.builders import build_eval_loaders
+from streaming.base.shared import SharedMemory
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
@@ -28,6 +29,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.loggers.metrics_file import MetricsFile
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from tests import dynamic_text_world
 from tests.dynamic_text_world import FORK
 from tests.models.tiny import tiny_model
 from tests.tiny_data import DOMAINS, tiny_data
@@ -212,4 +214,5 @@ def lines(path: Path) -> int:
 
 def _own_group(stage: str, work: Path, place: Path, **settings: Any) -> None:
     os.setsid()
+    SharedMemory.__init__ = dynamic_text_world._make_memory  # here nothing is to be kept for the test's end
     train(stage, work, place, **settings)

@@ -108,3 +108,28 @@ def kill_at_random(work, place, stage, strikes, seed):
 def test_killed_at_random_and_resumed_automatically(work, whole, tmp_path, stage, seed, strikes):
     assert kill_at_random(work, tmp_path, stage, strikes, seed) >= strikes // 2
     check_equal(work, tmp_path, stage, whole)
+
+
+def _zero(tensors):
+    for tensor in tensors:
+        tensor.zero_()
+
+
+LOST = {
+    'optimizer of the weights': lambda saved: saved['state'].pop('optimizers'),
+    'schedule': lambda saved: saved['state'].pop('schedulers'),
+    'place in the data': lambda saved: saved['state'].pop('dataset_state'),
+    'multipliers': lambda saved: _zero(dict(saved['state']['algorithms'])['TargetedPruning']['learner']['multipliers'].values()),
+    'moments of the masks': lambda saved: _zero(
+        state['exp_avg'] for state in dict(saved['state']['algorithms'])['TargetedPruning']['learner']['optimizer']['state'].values()
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('lost', LOST)
+def test_the_comparison_sees_what_is_lost(work, whole, tmp_path, lost):
+    """Without it the tests above could not fail."""
+    finish('prune', work, tmp_path, load_path=str(work / 'whole-prune' / 'save' / 'ba5.pt'), load_ignore_keys=LOST[lost])
+    with pytest.raises(AssertionError):
+        check_equal(work, tmp_path, 'prune', whole, 5)
