@@ -1,9 +1,9 @@
 """What distillation adds to a training step: the teacher's forward pass and the divergence.
 
-In one process, in turn: the student's own step (forward, language-model loss, backward), the same with the divergence from a teacher over
-the whole vocabulary and over its top 64 tokens, and the teacher's forward pass alone. Sizes are LLaMA2-7B beside its 1.3B target, each
-dimension a quarter. Medians over rounds, and medians of the ratios within each round. The divergence itself is the rest: step with
-distillation, less the student's step, less the teacher's forward.
+In one process, in turn: the student's own step (forward, language-model loss, backward), the same with the divergence
+from a teacher over the whole vocabulary and over its top 64 tokens, and the teacher's forward pass alone. Sizes are
+LLaMA2-7B beside its 1.3B target, each dimension a quarter. Medians over rounds, and medians of the ratios within each
+round. The divergence itself is the rest: step with distillation, less the student's step, less the teacher's forward.
 
 usage: python benchmarks/distillation_step.py [--tokens N] [--rounds N] [--threads N] [--quick] [--output FILE]
 """
@@ -35,7 +35,8 @@ TOP_K = 64
 
 def build(sizes: dict, vocab_size: int) -> nn.Module:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=vocab_size, use_cache=False, **sizes), attn_implementation='sdpa')
+    config = LlamaConfig(vocab_size=vocab_size, use_cache=False, **sizes)
+    return AutoModelForCausalLM.from_config(config, attn_implementation='sdpa')
 
 
 def ask(teacher: nn.Module, ids: Tensor) -> Tensor:
@@ -78,7 +79,12 @@ def measure(tokens: int, rounds: int, quick: bool) -> dict:
     for _ in range(rounds):
         for name, function in steps.items():
             times[name].append(seconds(function))
-    rows = {name: list(zip(times['student'], times['teacher forward'], times[name])) for name in ('whole vocabulary', f'top {TOP_K}')}
+    distilled = ('whole vocabulary', f'top {TOP_K}')
+    whole = {name: [both / own for both, own in zip(times[name], times['student'])] for name in distilled}
+    alone = {
+        name: [(both - own - asked) / own for both, own, asked in zip(times[name], times['student'], times['teacher forward'])]
+        for name in distilled
+    }
     return {
         'teacher_parameters': sum(p.numel() for p in teacher.parameters()),
         'student_parameters': sum(p.numel() for p in student.parameters()),
@@ -86,9 +92,8 @@ def measure(tokens: int, rounds: int, quick: bool) -> dict:
         'rounds': rounds,
         'seconds': {name: {'median': statistics.median(v), 'min': min(v), 'max': max(v)} for name, v in times.items()},
         'ratios': {
-            **{f'{name} / student': statistics.median(both / own for own, _, both in row) for name, row in rows.items()},
-            **{f'{name}, divergence alone / student': statistics.median((both - own - asked) / own for own, asked, both in row)
-               for name, row in rows.items()},
+            **{f'{name} / student': statistics.median(values) for name, values in whole.items()},
+            **{f'{name}, divergence alone / student': statistics.median(values) for name, values in alone.items()},
         },
     }
 

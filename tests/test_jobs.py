@@ -1,4 +1,5 @@
-"""Job files: shell scripts that start what they should, run files the client reads, a Dockerfile that copies what exists."""
+"""Job files: shell scripts that start what they should, run files the client reads, a Dockerfile that copies what
+exists."""
 import os
 import re
 import shlex

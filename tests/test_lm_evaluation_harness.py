@@ -1,4 +1,5 @@
-"""lm-evaluation-harness on our results: the paper's task list is one it knows, and a local task runs on a tiny model."""
+"""lm-evaluation-harness on our results: the paper's task list is one it knows, and a local task runs on a tiny
+model."""
 import json
 from pathlib import Path
 

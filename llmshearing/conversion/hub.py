@@ -1,8 +1,8 @@
 """Upload of a finished folder to the Hugging Face Hub.
 
-The login is looked at before the export, so that hours of work do not end in a missing token. The token comes from this machine's login
-or the environment (``HF_TOKEN``), through ``huggingface_hub``; it is no option of ours, so it is in no shell history and no log. New
-repositories are private: a model is easily published later, and never unpublished.
+The login is looked at before the export, so that hours of work do not end in a missing token. The token comes from this
+machine's login or the environment (``HF_TOKEN``), through ``huggingface_hub``; it is no option of ours, so it is in no
+shell history and no log. New repositories are private: a model is easily published later, and never unpublished.
 """
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def check_login(repo: str) -> None:
     validate_repo_id(repo)
     try:
         HfApi().whoami()
-    except OSError as error:  # no token, a refused one, offline, unreachable: all are OSErrors of huggingface_hub or requests
+    except OSError as error:  # no token, a refused one, offline, unreachable: each is an OSError
         raise ValueError(
-            f'--push-to-hub {repo}: the Hugging Face Hub does not know this machine ({type(error).__name__}); run `huggingface-cli login` '
-            'with a token that may write, or set HF_TOKEN. Nothing was exported yet.',
+            f'--push-to-hub {repo}: the Hugging Face Hub does not know this machine ({type(error).__name__}); run '
+            '`huggingface-cli login` with a token that may write, or set HF_TOKEN. Nothing was exported yet.',
         ) from error
 
 
@@ -50,10 +50,12 @@ def push_folder(folder: Path, repo: str, public: bool = False) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo, repo_type='model', private=not public, exist_ok=True)
-        api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, repo_type='model', commit_message='Upload model')
+        api.upload_folder(
+            folder_path=str(folder), repo_id=url.repo_id, repo_type='model', commit_message='Upload model',
+        )
     except OSError as error:
         raise ValueError(
-            f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; push it again with '
-            f'`huggingface-cli upload {repo} {folder} --private`.',
+            f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; push it '
+            f'again with `huggingface-cli upload {repo} {folder} --private`.',
         ) from error
     return str(url)

@@ -25,7 +25,8 @@ def random_logits(seed, rows=7, vocabulary=VOCABULARY):
 
 
 def reference(student, teacher, temperature, top_k=None):
-    """The definition, written out in float64: mean over rows of T^2 * KL, with one bucket for what is not in the top k."""
+    """The definition, written out in float64: mean over rows of T^2 * KL, with one bucket for what is not in the top
+    k."""
     p, q = torch.softmax(teacher.double() / temperature, -1), torch.softmax(student.double() / temperature, -1)
     if top_k is not None:
         kept = p.argsort(dim=-1, descending=True)[:, :top_k]

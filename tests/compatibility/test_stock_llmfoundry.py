@@ -1,4 +1,5 @@
-"""Our parts in llm-foundry, and its parts with our results: registry, hf_checkpointer, hf_causal_lm, the text loader."""
+"""Our parts in llm-foundry, and its parts with our results: registry, hf_checkpointer, hf_causal_lm, the text
+loader."""
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """An exported folder as a GGUF file under llama.cpp's naming rules, written with the ``gguf`` package and opened again.
 
-The names come from ``gguf``'s own table of llama.cpp's tensors; llama.cpp's order of rotary pairs (two halves become neighbours) is
-written out here. What opens it is transformers' GGUF reader, not llama.cpp itself.
+The names come from ``gguf``'s own table of llama.cpp's tensors; llama.cpp's order of rotary pairs (two halves become
+neighbours) is written out here. What opens it is transformers' GGUF reader, not llama.cpp itself.
 """
 import json
 

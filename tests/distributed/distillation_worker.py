@@ -1,6 +1,7 @@
 """Distils on this process's share of each global batch; rank 0 saves what the test compares.
 
-usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp``, ``fsdp2`` and ``fsdp2+pruning``; FOLDER holds teacher and student.
+usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp``, ``fsdp2`` and ``fsdp2+pruning``; FOLDER
+holds teacher and student.
 """
 from __future__ import annotations
 

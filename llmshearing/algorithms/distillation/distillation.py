@@ -1,8 +1,9 @@
 """``distillation``: the Composer Algorithm that adds a teacher's opinion to the loss.
 
-Before a micro-batch's forward pass the teacher is run on it, so that its activations are gone before the student's are made; after the
-loss, the divergence is added. Composer logs the parts as ``loss/train/language_model`` and ``loss/train/distillation`` beside the
-total. The teacher is held by the algorithm, which is in no module tree: no optimizer, gradient clipping or checkpoint sees it.
+Before a micro-batch's forward pass the teacher is run on it, so that its activations are gone before the student's are
+made; after the loss, the divergence is added. Composer logs the parts as ``loss/train/language_model`` and
+``loss/train/distillation`` beside the total. The teacher is held by the algorithm, which is in no module tree: no
+optimizer, gradient clipping or checkpoint sees it.
 """
 from __future__ import annotations
 
@@ -46,16 +47,18 @@ class Distillation(Algorithm):
     Works with any causal model of llm-foundry whose outputs hold logits (``hf_causal_lm``, ``sheared_causal_lm``).
 
     Args:
-        teacher (str): Hugging Face folder or name of a model with the student's vocabulary; the unpruned source, mostly.
+        teacher (str): Hugging Face folder or name of a model with the student's vocabulary; the unpruned source,
+            mostly.
         weight (float): Factor of the divergence beside the language-model loss. Default: ``1.0``.
         temperature (float): T, by which logits are divided. Default: ``1.0``.
-        top_k (int | None): Compare the teacher's so many likeliest tokens and one bucket of all others, which takes less memory.
-            Default: ``None``, the whole vocabulary.
-        shared_vocab_size (int | None): Compare the first so many tokens, for models that pad one vocabulary to different sizes.
-            Default: ``None``, all, which must then be equally many.
+        top_k (int | None): Compare the teacher's so many likeliest tokens and one bucket of all others, which takes
+            less memory. Default: ``None``, the whole vocabulary.
+        shared_vocab_size (int | None): Compare the first so many tokens, for models that pad one vocabulary to
+            different sizes. Default: ``None``, all, which must then be equally many.
 
     Raises:
-        ValueError: For values out of range or a folder without a model here, and at the start of the run for a teacher that does
+        ValueError: For values out of range or a folder without a model here, and at the start of the run for a teacher
+        that does
             not fit the student.
     """
 
@@ -70,7 +73,9 @@ class Distillation(Algorithm):
         self.weight = _above_zero('weight', weight)
         self.temperature = _above_zero('temperature', temperature)
         if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-            raise ValueError(f'distillation: top_k={top_k!r} is not possible; it must be a whole number above 0, or null for all tokens.')
+            raise ValueError(
+                f'distillation: top_k={top_k!r} is not possible; it must be a whole number above 0, or null for all tokens.',
+            )
         self.top_k = top_k
         self.shared_vocab_size = shared_vocab_size
         self.teacher_name = str(teacher)
@@ -96,10 +101,13 @@ class Distillation(Algorithm):
 
     def _prepare(self, state: State) -> None:
         if not hasattr(state.model, 'tokenizer') or not hasattr(state.model, 'config'):
-            raise ValueError(f'distillation needs a Hugging Face model of llm-foundry, got {type(state.model).__name__}.')
+            got = type(state.model).__name__
+            raise ValueError(f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.')
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
-            raise ValueError(f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.')
+            raise ValueError(
+                f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.',
+            )
         self._inputs = frozenset(inspect.signature(self.teacher.forward).parameters) - {'labels'}
         log.info('Distilling from %s over %d tokens.', self.teacher_name, self.vocab_size)
 
@@ -109,13 +117,16 @@ class Distillation(Algorithm):
         with get_precision_context(state.precision, state.precision_config):
             logits = self.teacher(**inputs, use_cache=False).logits
         if isinstance(self.teacher, FSDPModule):
-            self.teacher.reshard()  # FSDP2 keeps what the root holds (embeddings, head) whole for a backward pass that never comes
+            # FSDP2 keeps what the root holds (embeddings, head) whole for a backward pass, which here never comes.
+            self.teacher.reshard()
         return teacher_target(logits, self.temperature, self.top_k, self.vocab_size)
 
     def _with_divergence(self, state: State) -> dict[str, Tensor]:
         if not isinstance(state.loss, Tensor):
-            raise ValueError(f'distillation expects the model\'s loss to be one tensor, got {type(state.loss).__name__}.')
-        divergence = distillation_loss(state.outputs['logits'], self._target, predicting_positions(state.batch['labels']))
+            got = type(state.loss).__name__
+            raise ValueError(f'distillation needs a model whose loss is one tensor, got {got}; choose another model.')
+        positions = predicting_positions(state.batch['labels'])
+        divergence = distillation_loss(state.outputs['logits'], self._target, positions)
         return {
             'total': state.loss + self.weight * divergence,
             'language_model': state.loss,

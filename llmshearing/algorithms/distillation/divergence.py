@@ -1,14 +1,17 @@
 """Kullback-Leibler divergence from a teacher's next-token distribution, whole or reduced to its top-k tokens.
 
-With p the teacher's and q the student's distribution at temperature T (logits divided by T), the loss at one position is
+With p the teacher's and q the student's distribution at temperature T (logits divided by T), the loss at one position
+is
 
-    T^2 * sum_v p_v * (log p_v - log q_v)                                          (Hinton et al., arXiv 1503.02531, section 2)
+    T^2 * sum_v p_v * (log p_v - log q_v)              (Hinton et al., arXiv 1503.02531, section 2)
 
-With ``top_k``, v runs over the teacher's k likeliest tokens and over one bucket that holds all others, so that both sides remain
-distributions and the student still learns how much probability to leave to the rest. At k = vocabulary the two are equal.
+With ``top_k``, v runs over the teacher's k likeliest tokens and over one bucket that holds all others, so that both
+sides remain distributions and the student still learns how much probability to leave to the rest. At k = vocabulary the
+two are equal.
 
-The distributions of all positions in float32 would be several times the size of the logits. Positions are therefore taken in
-chunks, and the gradient, which has a closed form, is computed in the forward pass into one tensor of the student's dtype:
+The distributions of all positions in float32 would be several times the size of the logits. Positions are therefore
+taken in chunks, and the gradient, which has a closed form, is computed in the forward pass into one tensor of the
+student's dtype:
 
     d loss / d student_logit_v = T * (q_v - p_v)          with top-k: p_v = q_v * p_rest / q_rest for v in the bucket
 """
@@ -35,7 +38,8 @@ class TeacherTarget:
         logits (Tensor | None): [P, at least vocab_size], the teacher's own; None with top-k.
         log_probs (Tensor | None): [P, k], float32, log p of the likeliest tokens.
         indices (Tensor | None): [P, k], int32, their ids.
-        log_rest (Tensor | None): [P], float32, log of the probability of all others together; -inf where there are none.
+        log_rest (Tensor | None): [P], float32, log of the probability of all others together; -inf where there are
+            none.
     """
     temperature: float
     vocab_size: int
@@ -134,7 +138,8 @@ def _reduced(log_q: Tensor, target: TeacherTarget, rows: Tensor) -> tuple[Tensor
     """As :func:`_full`; within the bucket, the student is drawn to its own proportions."""
     log_p, log_p_rest, indices = target.log_probs[rows], target.log_rest[rows], target.indices[rows].long()
     log_q_rest = _log_rest(log_q, indices)
-    has_rest = log_p_rest > float('-inf')  # false at k = vocabulary, where both are -inf and their difference is not a number
+    # False at k = vocabulary, where both are -inf and their difference is not a number.
+    has_rest = log_p_rest > float('-inf')
     log_ratio = torch.where(has_rest, log_p_rest - log_q_rest, float('-inf'))
     p = log_p.exp()
     divergence = (p * (log_p - log_q.gather(-1, indices))).sum()

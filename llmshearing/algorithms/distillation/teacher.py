@@ -1,8 +1,8 @@
 """The teacher of a distillation: checked before its weights are read, frozen, and sharded where the student is.
 
-Sharding is FSDP2's own ``fully_shard`` through Composer's functions, with the student's device mesh: rank 0 reads the weights, the
-others receive their shards, so that a node needs the teacher once in host memory however many ranks it runs. Without FSDP every
-rank holds a whole copy.
+Sharding is FSDP2's own ``fully_shard`` through Composer's functions, with the student's device mesh: rank 0 reads the
+weights, the others receive their shards, so that a node needs the teacher once in host memory however many ranks it
+runs. Without FSDP every rank holds a whole copy.
 """
 from __future__ import annotations
 
@@ -46,22 +46,27 @@ def check_vocabulary(
         teacher (PretrainedConfig): Of the teacher.
         student (PretrainedConfig): Of the student.
         teacher_tokenizer (PreTrainedTokenizerBase): Of the teacher.
-        student_tokenizer (PreTrainedTokenizerBase | None): Of the run; None where it has none, which leaves the numbers to compare.
+        student_tokenizer (PreTrainedTokenizerBase | None): Of the run; None where it has none, which leaves the numbers
+            to compare.
         shared_vocab_size (int | None): What the user says they share; None: everything.
 
     Raises:
-        ValueError: If the vocabularies differ in size and ``shared_vocab_size`` is not given, if it is larger than either, or if an
+        ValueError: If the vocabularies differ in size and ``shared_vocab_size`` is not given, if it is larger than
+        either, or if an
             id below it stands for different tokens.
     """
     smaller = min(teacher.vocab_size, student.vocab_size)
     if shared_vocab_size is None and teacher.vocab_size != student.vocab_size:
         raise ValueError(
-            f'distillation: the teacher predicts {teacher.vocab_size} tokens, the student {student.vocab_size}; logits of different '
-            'vocabularies cannot be compared. Choose a teacher with the student\'s vocabulary; where they only differ in padding at '
-            f'the end, set shared_vocab_size to the tokens that both really use (its tokenizer has {len(teacher_tokenizer)}).',
+            f'distillation: the teacher predicts {teacher.vocab_size} tokens, the student {student.vocab_size}; logits of '
+            'different vocabularies cannot be compared. Choose a teacher with the student\'s vocabulary; where they only '
+            'differ in padding at the end, set shared_vocab_size to the tokens that both really use (its tokenizer has '
+            f'{len(teacher_tokenizer)}).',
         )
     if shared_vocab_size is not None and not 1 < shared_vocab_size <= smaller:
-        raise ValueError(f'distillation: shared_vocab_size={shared_vocab_size} is not possible; it must be from 2 to {smaller}.')
+        raise ValueError(
+            f'distillation: shared_vocab_size={shared_vocab_size} is not possible; it must be from 2 to {smaller}.',
+        )
     shared = shared_vocab_size or smaller
     if student_tokenizer is not None:
         ours, theirs = (_by_id(tokenizer, shared) for tokenizer in (student_tokenizer, teacher_tokenizer))
@@ -69,8 +74,9 @@ def check_vocabulary(
         if different:
             first = different[0]
             raise ValueError(
-                f'distillation: {len(different)} of the first {shared} token ids stand for different tokens, the first is {first}: '
-                f'{theirs.get(first)!r} to the teacher, {ours.get(first)!r} to the student. Choose a teacher with the same tokenizer.',
+                f'distillation: {len(different)} of the first {shared} token ids stand for different tokens, the first is '
+                f'{first}: {theirs.get(first)!r} to the teacher, {ours.get(first)!r} to the student. Choose a teacher with '
+                'the same tokenizer.',
             )
     return shared
 
@@ -91,8 +97,9 @@ def check_room(needed: int, free: int) -> None:
     """
     if needed > free:
         raise ValueError(
-            f'distillation: without FSDP every rank holds the whole teacher, {needed / 1e9:.1f} GB, and this device has '
-            f'{free / 1e9:.1f} GB free. Set fsdp_config, which shards the teacher with the student, or choose a smaller teacher.',
+            f'distillation: without FSDP every rank holds the whole teacher, {needed / 1e9:.1f} GB, and this device '
+            f'has {free / 1e9:.1f} GB free. Set fsdp_config, which shards the teacher with the student, or choose a '
+            'smaller teacher.',
         )
 
 
@@ -131,8 +138,8 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
-            f'distillation: {name} has no tokenizer, so whether its token ids mean the same as the student\'s cannot be checked; '
-            'save its tokenizer there.',
+            f'distillation: {name} has no tokenizer, so whether its token ids mean the same as the student\'s cannot be '
+            'checked; save its tokenizer there.',
         ) from error
 
 
