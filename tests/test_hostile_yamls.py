@@ -92,7 +92,8 @@ def tiny_configuration(name, world):
         loader.update(num_workers=0, prefetch_factor=None, persistent_workers=False)
     if 'targeted_pruning' in config.get('algorithms', {}):
         config['algorithms']['targeted_pruning']['target'] = dict(TINY_TARGET)
-        config['callbacks']['export_pruned'].update(folder=str(world / 'export'), overwrite=True)
+        config['callbacks']['export_pruned'].update(folder=str(world / 'export'), overwrite=True, allow_unconverged=True)
+    config['callbacks'].get('run_report', {}).pop('pruned', None)  # nothing was pruned here
     mixing = config['callbacks'].get('dynamic_batch_loading', {})
     if isinstance(mixing.get('reference_losses'), dict):
         mixing['reference_losses'] = dict.fromkeys(domains, 1.0)
@@ -143,10 +144,19 @@ def build(config, path, tokenizers):
     if key not in tokenizers:
         tokenizers[key] = build_tokenizer(run.tokenizer['name'], run.tokenizer.get('kwargs', {}))
     if path[0] == 'train_loader':
-        build_dataloader(run.train_loader, tokenizers[key], run.device_train_batch_size)
+        build_loader(run.train_loader, tokenizers[key], run.device_train_batch_size)
     if path[0] == 'eval_loader' and run.eval_loaders:
         loader = {key_: value for key_, value in run.eval_loaders[0].items() if key_ != 'label'}
-        build_dataloader(loader, tokenizers[key], run.device_eval_batch_size)
+        build_loader(loader, tokenizers[key], run.device_eval_batch_size)
+
+
+def build_loader(section, tokenizer, batch_size):
+    for _ in range(5):
+        try:
+            return build_dataloader(copy.deepcopy(section), tokenizer, batch_size)
+        except FileExistsError as error:  # Streaming: another process on this machine took the same number at that moment
+            taken = error
+    raise taken
 
 
 def outcome(config, path, operation, tokenizers):
@@ -191,15 +201,17 @@ CASES = int(os.environ.get('HOSTILE_CASES', 400))
 
 @pytest.mark.slow
 def test_a_sample_is_really_launched(bases, tmp_path):
-    """Exit code and message of the real command, before step 0."""
-    draw, cases = random.Random(5), []
-    while len(cases) < 5:
-        name = draw.choice(BASES[:4])
+    """Five that are refused: exit code and message of the real command, before step 0. Two that are not: they run to their end or likewise."""
+    draw, cases, wanted = random.Random(5), [], {'refused': 5, 'runs': 2}
+    while any(wanted.values()):
+        name = draw.choice(BASES[:2])
         path = draw.choice(sorted(places(bases[name]), key=str))
         config = mutated(bases[name], path, draw.choice(('delete', 'replace', 'misspell')), draw.choice(HOSTILE))
-        if outcome(copy.deepcopy(config), path, name, {}) == 'refused':
-            cases.append((path, config))
-    for number, (path, config) in enumerate(cases):
+        answer = outcome(copy.deepcopy(config), path, name, {})
+        if wanted[answer] and (answer == 'refused' or path[0] not in ('train_loader', 'eval_loader')):
+            wanted[answer] -= 1
+            cases.append((answer, path, config))
+    for number, (answer, path, config) in enumerate(cases):
         metrics = tmp_path / f'{number}.jsonl'
         if isinstance(config.get('loggers'), dict) and isinstance(config['loggers'].get('metrics_file'), dict):
             config['loggers']['metrics_file']['path'] = str(metrics)
@@ -208,6 +220,8 @@ def test_a_sample_is_really_launched(bases, tmp_path):
             [sys.executable, str(ROOT / 'llmshearing' / 'train.py'), str(tmp_path / f'{number}.yaml')],
             env={**os.environ, 'OMP_NUM_THREADS': '1'}, cwd=tmp_path, capture_output=True, text=True, timeout=300,
         )
+        if answer == 'runs' and process.returncode == 0:
+            continue
         assert process.returncode == 1, (path, process.stderr[-2000:])
         assert 'ERROR: ' in process.stderr and 'Traceback' not in process.stderr, (path, process.stderr[-2000:])
         assert any(str(part) in process.stderr for part in path if isinstance(part, str))

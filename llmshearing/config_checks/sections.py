@@ -37,6 +37,7 @@ GIVEN_BY_LLMFOUNDRY = {
     'callbacks_with_config': ('train_config',),
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
+MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
 BUILT_CALLBACKS = ('dynamic_batch_loading', 'export_pruned', 'lr_monitor', 'memory_monitor', 'runtime_estimator', 'speed_monitor')
 
 
@@ -93,7 +94,7 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
         more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
     )
     if registry_name == 'dataloaders':
-        check_whole(f'{where}.num_workers', section.get('num_workers', 0), least=0)
+        check_whole(f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1))
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
 
