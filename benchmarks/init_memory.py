@@ -1,8 +1,9 @@
 """Peak memory of every rank while a sharded run is built: each rank reads the weights (cpu), or only the first (mixed).
 
-Writes a LLaMA with random weights in bfloat16, starts one process per rank with Composer's launcher, and builds a Trainer with FSDP2 from it
-twice, as a pruning run does: loading in float32, cutting prepared, sharding. What counts is the growth of resident memory from before
-the model, at its peak and when the trainer stands, in sizes of the model in float32. Linux only; CPU and gloo.
+Writes a LLaMA with random weights in bfloat16, starts one process per rank with Composer's launcher, and builds a
+Trainer with FSDP2 from it twice, as a pruning run does: loading in float32, cutting prepared, sharding. What counts is
+the growth of resident memory from before the model, at its peak and when the trainer stands, in sizes of the model in
+float32. Linux only; CPU and gloo.
 
     python benchmarks/init_memory.py [--ranks 2] [--quick] [--output FILE.json]
 
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {
-    'full': dict(vocab_size=8000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=9, num_attention_heads=12),
+    'full': dict(
+        vocab_size=8000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=9, num_attention_heads=12,
+    ),
     'quick': dict(vocab_size=4000, hidden_size=640, intermediate_size=1728, num_hidden_layers=6, num_attention_heads=5),
 }
 MODES = ('mixed', 'cpu')

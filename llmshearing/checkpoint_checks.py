@@ -1,9 +1,10 @@
 """Checks a checkpoint before Composer loads it: whole, and of the kind the run asks for.
 
-PyTorch writes checksums into its files and skips them when it reads, so a flipped bit goes into training unseen. Composer has a
-hook, the environment variable ``CHECKPOINT_VALIDATION_FUNCTION``: it names a function that sees every file first, one file at a
-time and, of sharded checkpoints, the pieces that a rank is about to read. :func:`validate_checkpoint` goes there; the refusal of
-code (:mod:`llmshearing.conversion.safe_resume`) follows when a file is whole. A file is read once more than without.
+PyTorch writes checksums into its files and skips them when it reads, so a flipped bit goes into training unseen.
+Composer has a hook, the environment variable ``CHECKPOINT_VALIDATION_FUNCTION``: it names a function that sees every
+file first, one file at a time and, of sharded checkpoints, the pieces that a rank is about to read.
+:func:`validate_checkpoint` goes there; the refusal of code (:mod:`llmshearing.conversion.safe_resume`) follows when a
+file is whole. A file is read once more than without.
 """
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from llmshearing.conversion.stored_shards import METADATA_NAME, read_metadata
 __all__ = ['validate_checkpoint']
 
 # What damage in a pickle can end in, besides pickle's own error (which `read_metadata` turns into a ValueError).
-DAMAGED_PICKLE = (ValueError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+DAMAGED_PICKLE = (
+    ValueError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+)
 
 
 def validate_checkpoint(path: Path | str, pieces: Optional[Sequence[tuple[int, int]]] = None) -> bool:
@@ -28,17 +31,19 @@ def validate_checkpoint(path: Path | str, pieces: Optional[Sequence[tuple[int, i
 
     Args:
         path (Path | str): A ``.pt`` file, or a file of a sharded checkpoint; links are followed.
-        pieces (Sequence[tuple[int, int]] | None): Offset and length of the parts of a ``.distcp`` file that are to be read.
+        pieces (Sequence[tuple[int, int]] | None): Offset and length of the parts of a ``.distcp`` file that are to be
+        read.
 
     Raises:
-        ValueError: If the file is damaged; names it and the newest whole checkpoint beside it. If it is a folder where a single
+        ValueError: If the file is damaged; names it and the newest whole checkpoint beside it. If it is a folder where
+        a single
             file was to be loaded. If it could run code.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ValueError(
-            f'{path} is a sharded checkpoint, but this run loads single files. Set fsdp_config: {{state_dict_type: sharded}} '
-            '(one process will do), or start from its weights alone: llmshearing export.',
+            f'{path} is a sharded checkpoint, but this run loads single files. Set fsdp_config: '
+            '{state_dict_type: sharded} (one process will do), or start from its weights alone: llmshearing export.',
         )
     damage = _damage(path, pieces)
     if damage is not None:
@@ -80,7 +85,10 @@ def _archive_damage(file: BinaryIO) -> Optional[str]:
 
 def _offer(refused: Path) -> str:
     """A sentence about the newest other checkpoint of the same folder that is whole."""
-    others = [other for other in refused.parent.iterdir() if not other.is_symlink() and other != refused and other.suffix == refused.suffix]
+    others = [
+        other for other in refused.parent.iterdir()
+        if not other.is_symlink() and other != refused and other.suffix == refused.suffix
+    ]
     for other in sorted(others, key=lambda entry: entry.stat().st_mtime, reverse=True):
         if _is_whole(other):
             return f'{other} is whole: resume with load_path={other} autoresume=false save_overwrite=true.'

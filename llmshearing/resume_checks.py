@@ -1,8 +1,9 @@
-"""What a run must satisfy to survive and to be resumed, checked with the rest of its configuration before anything is built.
+"""What a run must satisfy to survive and to be resumed, checked with the rest of its configuration before anything is
+built.
 
-Composer finds the checkpoint to resume from by a link (``latest-rank0.pt``) that it replaces in two steps after every save. A run that is
-killed between them has checkpoints and no link, and ``autoresume`` would begin at batch 0 without a word. The other checks are of
-combinations that end in an assertion or a hanging rank deep inside a library.
+Composer finds the checkpoint to resume from by a link (``latest-rank0.pt``) that it replaces in two steps after every
+save. A run that is killed between them has checkpoints and no link, and ``autoresume`` would begin at batch 0 without a
+word. The other checks are of combinations that end in an assertion or a hanging rank deep inside a library.
 """
 from __future__ import annotations
 
@@ -44,11 +45,14 @@ def _check_fsdp() -> None:
     if torch.cuda.is_available():
         return
     if version != '2':
-        raise ValueError(f'fsdp_config with FSDP_VERSION={version}: FSDP1 cannot start on CPU; unset FSDP_VERSION or set it to 2.')
+        raise ValueError(
+            f'fsdp_config with FSDP_VERSION={version}: FSDP1 cannot start on CPU; unset FSDP_VERSION or set it to 2.',
+        )
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
         log.warning(
-            'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch 2.7), so they are %s times too large. '
-            'AdamW does not notice, gradient clipping does. For numbers that count train on GPUs, or on CPU without fsdp_config.',
+            'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch 2.7), so they are %s times '
+            'too large. AdamW does not notice, gradient clipping does. For numbers that count train on GPUs, or on CPU '
+            'without fsdp_config.',
             os.environ['WORLD_SIZE'],
         )
 
@@ -58,11 +62,13 @@ def _check_meta(model: Mapping[str, Any]) -> None:
         return
     if model.get('pretrained', True):
         raise ValueError(
-            'model.init_device: meta leaves the weights to be initialised, but this model is pretrained. Use mixed: rank 0 reads the '
-            'weights, the other ranks take their share from it.',
+            'model.init_device: meta leaves the weights to be initialised, but this model is pretrained. Use mixed: '
+            'rank 0 reads the weights, the other ranks take their share from it.',
         )
     if not torch.cuda.is_available():
-        raise ValueError('model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use mixed or cpu.')
+        raise ValueError(
+            'model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use mixed or cpu.',
+        )
 
 
 def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
@@ -79,12 +85,14 @@ def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
         return
     if os.path.lexists(latest):
         raise ValueError(
-            f'autoresume: {latest} points to {os.readlink(latest)}, which is not there. Point it to a checkpoint that is (ln -sfn), or '
-            'remove it to begin anew.',
+            f'autoresume: {latest} points to {os.readlink(latest)}, which is not there. Point it to a checkpoint that '
+            'is (ln -sfn), or remove it to begin anew.',
         )
-    saved = sorted([*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))], key=lambda path: path.stat().st_mtime)
+    found = [*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))]
+    saved = sorted(found, key=lambda path: path.stat().st_mtime)
     if saved:
         raise ValueError(
-            f'autoresume: {folder} holds checkpoints ({saved[-1].name} is the newest) but not the link {latest.name} to the last one, so '
-            f'training would begin anew. To go on: ln -s {saved[-1].name} {latest}; to begin anew choose another save_folder or empty it.',
+            f'autoresume: {folder} holds checkpoints ({saved[-1].name} is the newest) but not the link {latest.name} '
+            f'to the last one, so training would begin anew. To go on: ln -s {saved[-1].name} {latest}; to begin anew '
+            'choose another save_folder or empty it.',
         )

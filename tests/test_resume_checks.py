@@ -1,4 +1,5 @@
-"""Resumption that would begin anew, sharding and initialisation that cannot work: one message before anything is built."""
+"""Resumption that would begin anew, sharding and initialisation that cannot work: one message before anything is
+built."""
 import logging
 import os
 

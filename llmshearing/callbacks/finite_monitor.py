@@ -1,7 +1,9 @@
-"""``finite_monitor``: ends a run on the batch in which a loss, a gradient or a mask is NaN or infinite, before the weights change.
+"""``finite_monitor``: ends a run on the batch in which a loss, a gradient or a mask is NaN or infinite, before the
+weights change.
 
-Composer's ``nan_monitor`` looks for NaN in the loss of its own rank and leaves the other ranks waiting. Here all ranks learn
-of it in one reduction per batch and stop together, with the same message; a checkpoint of the damage is never written.
+Composer's ``nan_monitor`` looks for NaN in the loss of its own rank and leaves the other ranks waiting. Here all ranks
+learn of it in one reduction per batch and stop together, with the same message; a checkpoint of the damage is never
+written.
 """
 from __future__ import annotations
 
@@ -39,11 +41,13 @@ class FiniteMonitor(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         gradients = {
-            name: _local(parameter.grad) for name, parameter in state.model.named_parameters() if parameter.grad is not None
+            name: _local(parameter.grad) for name, parameter in state.model.named_parameters()
+            if parameter.grad is not None
         }
         broken = self._broken_loss
         if gradients:
-            largest = torch.stack([norm.to(broken.device) for norm in torch._foreach_norm(list(gradients.values()), float('inf'))])
+            norms = torch._foreach_norm(list(gradients.values()), float('inf'))
+            largest = torch.stack([norm.to(broken.device) for norm in norms])
             broken = broken | ~torch.isfinite(largest).all()
         masks = _masks(state)
         found = broken.to(torch.int32) | int(any(not torch.isfinite(mask).all() for mask in masks.values()))
@@ -59,8 +63,9 @@ class FiniteMonitor(Callback):
         }
         ranks = dist.all_gather_object(own)
         parts = []
-        if any(rank['loss'] for rank in ranks):
-            parts.append(f'the training loss (rank {", ".join(str(i) for i, rank in enumerate(ranks) if rank["loss"])})')
+        losses_on = [str(number) for number, rank in enumerate(ranks) if rank['loss']]
+        if losses_on:
+            parts.append(f'the training loss (rank {", ".join(losses_on)})')
         masks_found = sorted({axis for rank in ranks for axis in rank['masks']})
         if masks_found:
             parts.append(f'the {", ".join(masks_found)} mask')
@@ -68,11 +73,12 @@ class FiniteMonitor(Callback):
         if names:
             more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
             parts.append(f'the gradient of {", ".join(names[:LISTED])}{more}')
-        saved = [path for callback in state.callbacks if isinstance(callback, CheckpointSaver) for path in callback.saved_checkpoints]
+        savers = [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
+        saved = [path for saver in savers for path in saver.saved_checkpoints]
         last = f'the last checkpoint is {saved[-1]}' if saved else 'no checkpoint was saved in this run yet'
         return (
-            f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; {last}. '
-            'Resume from it with a lower learning rate, other data or a higher precision.'
+            f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; '
+            f'{last}. Resume from it with a lower learning rate, other data or a higher precision.'
         )
 
 

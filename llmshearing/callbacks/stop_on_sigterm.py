@@ -1,9 +1,10 @@
-"""``stop_on_sigterm``: a run that is told to end (SIGTERM, as schedulers send before they pull a node) saves a checkpoint first.
+"""``stop_on_sigterm``: a run that is told to end (SIGTERM, as schedulers send before they pull a node) saves a
+checkpoint first.
 
-Composer ends at once on SIGTERM, and what was trained since the last checkpoint is lost. With this callback the batch in hand is
-finished, a checkpoint is saved, and all ranks leave together with exit code 143. The time it takes is that of one batch, of an
-evaluation if one is due, and of saving: the scheduler's grace period (and the 30 s that Composer's launcher gives) must suffice,
-else the run ends as without it, and the last regular checkpoint stands.
+Composer ends at once on SIGTERM, and what was trained since the last checkpoint is lost. With this callback the batch
+in hand is finished, a checkpoint is saved, and all ranks leave together with exit code 143. The time it takes is that
+of one batch, of an evaluation if one is due, and of saving: the scheduler's grace period (and the 30 s that Composer's
+launcher gives) must suffice, else the run ends as without it, and the last regular checkpoint stands.
 """
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class StopOnSigterm(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if not self._savers(state):
-            raise ValueError('stop_on_sigterm saves a checkpoint when it is told to stop: set save_folder, or remove it.')
+            raise ValueError('stop_on_sigterm saves a checkpoint when told to stop: set save_folder, or remove it.')
         self._told = self._leaving = False
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 

@@ -1,7 +1,8 @@
 """Whole runs of both stages, tiny, each in processes of its own, so that they can be killed and spread over ranks.
 
-A run is a real Trainer over prepared data of four domains, with rounds, evaluations and updates of the mixture. Everything that a
-resumed run must repeat is written to one metrics file: losses, counts, weights, and digests of batches, masks and multipliers.
+A run is a real Trainer over prepared data of four domains, with rounds, evaluations and updates of the mixture.
+Everything that a resumed run must repeat is written to one metrics file: losses, counts, weights, and digests of
+batches, masks and multipliers.
 """
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ UNREPEATABLE = ('mixture/eval_share', 'time/')  # metrics of the clock
 def make_world(work: Path) -> Path:
     """Writes what both stages need: a source, the model that stage 2 starts from, and prepared data."""
     tiny_source(work / 'source')
-    tiny_model(seed=1, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40).save_pretrained(work / 'small')
+    small = tiny_model(seed=1, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
+    small.save_pretrained(work / 'small')
     tiny_tokenizer().save_pretrained(work / 'small')
     tiny_data(work, LENGTH)
     return work
@@ -54,7 +56,8 @@ class Digests(Callback):
     """Logs sums over checksums of what a batch was computed from, equal for any number of ranks that share a batch."""
 
     def batch_start(self, state: Any, logger: Any) -> None:
-        rows = torch.tensor([float(sum(zlib.crc32(row.numpy().tobytes()) for row in state.batch['input_ids']))], dtype=torch.float64)
+        checksums = [zlib.crc32(row.numpy().tobytes()) for row in state.batch['input_ids']]
+        rows = torch.tensor([sum(checksums)], dtype=torch.float64)
         dist.all_reduce(rows)
         self.rows = rows.item()
 
@@ -67,7 +70,8 @@ class Digests(Callback):
                 digests[f'digest/mask/{axis}'] = float(zlib.crc32(mask.numpy().tobytes()))
                 digests[f'mask/{axis}'] = mask.double().sum().item()
             for name, value in pruning.learner.multipliers.items():
-                digests[f'multipliers/{name}/lambda'], digests[f'multipliers/{name}/phi'] = value.detach().double().tolist()
+                lam, phi = value.detach().double().tolist()
+                digests |= {f'multipliers/{name}/lambda': lam, f'multipliers/{name}/phi': phi}
         logger.log_metrics(digests)
 
 
@@ -75,8 +79,9 @@ def _evaluators(work: Path, tokenizer: Any, batch_size: int) -> list[Any]:
     built = []
     for name in DOMAINS:
         config = {
-            'label': name, 'name': 'text', 'drop_last': False, 'num_workers': 0, 'prefetch_factor': None, 'persistent_workers': False,
-            'pin_memory': False, 'dataset': {'local': str(work / 'data' / 'eval' / name), 'max_seq_len': LENGTH, 'shuffle': False},
+            'label': name, 'name': 'text', 'drop_last': False, 'num_workers': 0, 'prefetch_factor': None,
+            'persistent_workers': False, 'pin_memory': False,
+            'dataset': {'local': str(work / 'data' / 'eval' / name), 'max_seq_len': LENGTH, 'shuffle': False},
         }
         built += build_eval_loaders([config], tokenizer, batch_size)
         built[-1].metric_names = ['LanguageCrossEntropy']
@@ -108,7 +113,9 @@ def build(
         algorithms.append(TargetedPruning(**options))
         own.append(ExportPruned(str(place / 'exported'), allow_unconverged=True, overwrite=True))
     else:
-        model = ComposerHFCausalLM(tokenizer, str(folder), trust_remote_code=False, use_train_metrics=False, init_device=init_device)
+        model = ComposerHFCausalLM(
+            tokenizer, str(folder), trust_remote_code=False, use_train_metrics=False, init_device=init_device,
+        )
     split = 'prune' if stage == 'prune' else 'continue'
     loader = build_dynamic_text_dataloader(
         tokenizer,
@@ -147,7 +154,8 @@ def build(
 
 
 def average_on_gloo(model: torch.nn.Module) -> None:
-    """Makes FSDP2 average gradients on CPU: torch 2.7's gloo takes the average it is asked for to be a sum, without a word."""
+    """Makes FSDP2 average gradients on CPU: torch 2.7's gloo takes the average it is asked for to be a sum, without a
+    word."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_all_reduce_hook(lambda gradient: gradient.div_(dist.get_world_size()))
@@ -161,7 +169,8 @@ def train(stage: str, work: Path, place: Path, **settings: Any) -> None:
     trainer = build(stage, work, place, **settings)
     trainer.fit()
     weights = {
-        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in trainer.state.model.state_dict().items()
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in trainer.state.model.state_dict().items()
     }
     masks = {} if stage == 'continue' else find_pruning(trainer.state).final_masks()
     if dist.get_global_rank() == 0:

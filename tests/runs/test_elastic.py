@@ -1,7 +1,7 @@
 """Runs that go on with other ranks, other sharding and other workers than they were saved with.
 
-The same global batches, the same masks drawn, losses and masks to rounding. Every chain starts from a checkpoint of another kind and
-ends on one rank or two, so that each kind is written and read.
+The same global batches, the same masks drawn, losses and masks to rounding. Every chain starts from a checkpoint of
+another kind and ends on one rank or two, so that each kind is written and read.
 """
 from __future__ import annotations
 

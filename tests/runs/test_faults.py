@@ -1,4 +1,5 @@
-"""Runs that go wrong: what is not finite, told to stop, a full disk, a damaged checkpoint. Each ends with one message, and goes on."""
+"""Runs that go wrong: what is not finite, told to stop, a full disk, a damaged checkpoint. Each ends with one message,
+and goes on."""
 import json
 import os
 import resource
@@ -87,7 +88,8 @@ class Poison(Callback):
 ])
 def test_what_is_not_finite_ends_the_run_on_its_batch(work, tmp_path, what, message):
     found = attempt_once('prune', work, tmp_path, callbacks=[Poison(what, 4), FiniteMonitor()])
-    assert found.startswith('batch 4: not finite: ') and message in found and f'the last checkpoint is {tmp_path}/save/ba4.pt' in found
+    assert found.startswith('batch 4: not finite: ') and message in found
+    assert f'the last checkpoint is {tmp_path}/save/ba4.pt' in found
     check_last_checkpoint(tmp_path, 4)
 
 
@@ -196,4 +198,5 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_offered(work, whole, t
 def test_a_checkpoint_of_another_version_is_refused(work, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(targeted_pruning, 'STATE_VERSION', 0)  # of the fork, too
     found = attempt_once('prune', work, tmp_path, load_path=str(work / 'whole' / 'save' / 'ba4.pt'))
-    assert found.startswith('The checkpoint belongs to another pruning run') and 'version: checkpoint 1, this run 0' in found
+    assert found.startswith('The checkpoint belongs to another pruning run')
+    assert 'version: checkpoint 1, this run 0' in found
