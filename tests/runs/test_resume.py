@@ -82,10 +82,19 @@ def strike(process, chance, number):
         process.join(30)
 
 
+def step_back_from_the_end(place):
+    """Composer refuses a run killed after its last checkpoint, as there is nothing to train: do the last batch again."""
+    link = place / 'save' / 'latest-rank0.pt'
+    if os.path.islink(link) and os.readlink(link) == f'ba{BATCHES}.pt':
+        link.unlink()
+        link.symlink_to(f'ba{BATCHES - 1}.pt')
+
+
 def kill_at_random(work, place, stage, strikes, seed):
     """Runs with autoresume until done, killing up to ``strikes`` times; returns how often it was struck in training."""
     chance, struck, written = random.Random(seed), 0, place / 'metrics.jsonl'
     for _ in range(3 * strikes):
+        step_back_from_the_end(place)
         process = start(stage, work, place, autoresume=True)
         wanted, deadline = lines(written) + chance.randint(1, 25), time.monotonic() + 60
         while process.is_alive() and time.monotonic() < deadline:
