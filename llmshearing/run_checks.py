@@ -17,6 +17,9 @@ from llmshearing.config_checks.sections import check_config, check_local_folder
 
 __all__ = ['check_run']
 
+# A folder with a tokenizer has one of these.
+TOKENIZER_FILES = ('tokenizer_config.json', 'tokenizer.json', 'tokenizer.model', 'vocab.json')
+
 
 def check_run(config: dict[str, Any]) -> dict[str, Any]:
     """Raises a ValueError that names what was got, what is possible and what to change; returns ``config``.
@@ -38,7 +41,7 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     _trust_no_remote_code(config)
     algorithms, callbacks, model = config.get('algorithms') or {}, config.get('callbacks') or {}, config['model']
     _check_model(model)
-    check_local_folder('tokenizer.name', config['tokenizer']['name'], 'tokenizer_config.json')
+    check_local_folder('tokenizer.name', config['tokenizer']['name'], *TOKENIZER_FILES)
     if 'targeted_pruning' in algorithms:
         _check_pruning(algorithms['targeted_pruning'], model, config)
     if 'export_pruned' in callbacks:

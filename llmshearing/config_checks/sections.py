@@ -101,13 +101,13 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
 
 
 
-def check_local_folder(where: str, name: str, file: str) -> None:
-    """Refuses a path that is no folder with ``file``; a name of a hub passes."""
+def check_local_folder(where: str, name: str, *files: str) -> None:
+    """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
     looks_local = name.startswith(('/', '.', '~')) or name.count('/') != 1 or Path(name).is_dir()
     if looks_local and '/' not in name and not Path(name).is_dir():
         looks_local = False  # a hub name without an organisation
-    if looks_local and not (Path(name) / file).is_file():
-        raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {file} there).')
+    if looks_local and not any((Path(name) / file).is_file() for file in files):
+        raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 
 def _constructors(constructor: Callable, name: str) -> tuple[Callable, ...]:
