@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.llmshearing-installed
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,eval]'
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)

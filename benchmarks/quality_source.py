@@ -36,7 +36,7 @@ class Sizes:
         source (dict): Settings of the source's LlamaConfig.
         target (dict): Shape that all arms prune to.
         max_seq_len (int): Tokens per sequence.
-        batch_size (int): Sequences per step.
+        batch_size (int): Sequences per step of the arms; the source's steps have twice as many.
         source_steps (int): Steps that the source is trained.
         steps (int): Steps of every arm, pruning and continued training together.
         max_chars (int): Characters of text per domain.
@@ -46,7 +46,7 @@ class Sizes:
     source: dict
     target: dict
     max_seq_len: int = 128
-    batch_size: int = 8
+    batch_size: int = 4
     source_steps: int = 3000
     steps: int = 600
     max_chars: int = 4_000_000
@@ -90,7 +90,8 @@ def make_source(work: Path, sizes: Sizes) -> Path:
         LlamaForCausalLM(config).save_pretrained(work / 'untrained')
         tokenizer.save_pretrained(work / 'untrained')
         model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(work / 'untrained'), use_train_metrics=False)
-        make_trainer(work, model, sizes, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
+        larger = dataclasses.replace(sizes, batch_size=2 * sizes.batch_size)
+        make_trainer(work, model, larger, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
         tokenizer.save_pretrained(work / 'source')
         model.model.save_pretrained(work / 'source')
     return work / 'source'
