@@ -104,10 +104,12 @@ def measure(quick: bool, workers: int, repeats: int) -> dict:
             cold.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
             if not quick:
                 warm.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
-        larger = [] if quick else [
-            run(PREPARE, write_input(folder / 'larger.jsonl', texts, 4), folder, tokenizer, workers, folder / 'cache')]
+        larger = {} if quick else {  # from some shards on, memory should not follow
+            factor: run(PREPARE, write_input(folder / 'larger.jsonl', texts, factor), folder, tokenizer, workers, folder / 'cache')
+            for factor in (4, 12)
+        }
         result = {'cores': len(os.sched_getaffinity(0)), 'workers': workers, 'input_bytes': os.path.getsize(path),
-                  'prepare': ours, 'foundry': cold, 'foundry_warm_cache': warm, 'prepare_four_times_the_input': larger}
+                  'prepare': ours, 'foundry': cold, 'foundry_warm_cache': warm, 'prepare_times_the_input': larger}
     speed = {key: statistics.median(r['tokens_per_second'] for r in result[key])
              for key in ('prepare', 'foundry', 'foundry_warm_cache') if result[key]}
     result['tokens_per_second'] = {key: round(value) for key, value in speed.items()}
