@@ -121,13 +121,13 @@ def mean(values: Mapping[str, float]) -> float:
     return statistics.fmean(values.values())
 
 
-def prune(arm: Arm, seed: int, work: Path, sizes: Sizes, steps: int, folder: Path) -> dict[str, Any]:
+def prune(arm: Arm, seed: int, work: Path, sizes: Sizes, steps: int, folder: Path, source: str = 'source') -> dict[str, Any]:
     """Stage 1: writes the pruned model to ``folder`` and returns losses and cost."""
-    source = work / 'source'
+    source = work / source
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False)
     options = dict(arm.pruning)
     algorithm = Truncation if options.pop('truncate', False) else TargetedPruning
-    pruning, meter = algorithm(sizes.target, seed=seed, **options), ComputeMeter()
+    pruning, meter = algorithm(**{'target': sizes.target, 'seed': seed, **options}), ComputeMeter()
     export = ExportPruned(str(folder), allow_unconverged=True, overwrite=True)
     trainer = make_trainer(work, model, sizes, steps, PRUNE_LEARNING_RATE, seed, algorithms=(pruning,), callbacks=(meter, export))
     trainer.fit()

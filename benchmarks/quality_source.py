@@ -69,8 +69,8 @@ QUICK = Sizes(
 )
 
 
-def make_source(work: Path, sizes: Sizes) -> Path:
-    """Text, tokenizer, tokens and source below ``work``, each made only where it is missing. Returns the source's folder."""
+def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
+    """Text, tokenizer, tokens and source ``name`` below ``work``, each made only where missing. Returns the source's folder."""
     if not (work / 'text').exists():
         harvest_text(work / 'text', max_chars=sizes.max_chars, domains=DOMAINS)
     if not (work / 'tokenizer').exists():
@@ -84,17 +84,17 @@ def make_source(work: Path, sizes: Sizes) -> Path:
             'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
             'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
         })
-    if not (work / 'source').exists():
+    if not (work / name).exists():
         config = LlamaConfig(**sizes.source, max_position_embeddings=sizes.max_seq_len, bos_token_id=0, eos_token_id=0, pad_token_id=0)
         tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
-        LlamaForCausalLM(config).save_pretrained(work / 'untrained')
-        tokenizer.save_pretrained(work / 'untrained')
-        model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(work / 'untrained'), use_train_metrics=False)
+        LlamaForCausalLM(config).save_pretrained(work / f'{name}-untrained')
+        tokenizer.save_pretrained(work / f'{name}-untrained')
+        model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(work / f'{name}-untrained'), use_train_metrics=False)
         larger = dataclasses.replace(sizes, batch_size=2 * sizes.batch_size)
         make_trainer(work, model, larger, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
-        tokenizer.save_pretrained(work / 'source')
-        model.model.save_pretrained(work / 'source')
-    return work / 'source'
+        tokenizer.save_pretrained(work / name)
+        model.model.save_pretrained(work / name)
+    return work / name
 
 
 def _train_tokenizer(work: Path, vocab_size: int) -> None:

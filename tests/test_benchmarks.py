@@ -67,3 +67,12 @@ def test_quality(tmp_path):
     assert scratch < one_shot < progressive  # one step on the source, some steps on the way
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
     assert '| one-shot taylor | 1 |' in done.stdout
+
+
+def test_budget_error(tmp_path):
+    out = tmp_path / 'results.json'
+    run_quick('budget_error.py', '--work', tmp_path / 'work', '--output', out)
+    results = json.loads(out.read_text())
+    assert len(results['runs']) == 6 and all(len(run['curve']) == 6 for run in results['runs'])
+    assert 0 < results['larger model']['median'] <= results['larger model']['largest']
+    assert 0 < results['later tokens']['median'] <= results['later tokens']['largest']
