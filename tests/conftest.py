@@ -2,10 +2,23 @@
 
 One thread, because a process that has run OpenMP on several cannot fork children that compute: they wait for threads that
 the fork did not copy. Tests that kill training at random fork it.
+
+No process group is left behind by a module, for the same reason: llm-foundry's ``train`` starts one even for a single rank, and a
+forked child would wait for its parent in it.
 """
 import os
+
+import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def no_process_group_left():
+    yield
+    from torch import distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
