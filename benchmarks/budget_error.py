@@ -28,6 +28,7 @@ from llmshearing.scaling.inputs import Run
 from llmshearing.scaling.post_training import fit_post_training, predict_run
 
 LEARNING_RATE = 1e-3
+SOURCE_STEPS, STEPS = 1500, 300
 POINTS = 6
 RATES = (0.35, 0.6)
 SOURCES = {
@@ -46,7 +47,7 @@ def measure_run(name: str, rate: float, work: Path, sizes: Sizes) -> dict[str, A
     """Prunes and trains on; returns one entry of RUNS.json."""
     source = AutoModelForCausalLM.from_pretrained(work / name)
     before = source.num_parameters()
-    target = {'params': round(before * (1 - rate)), 'multiple_of': 4 if sizes is not FULL else 8, 'tolerance': 0.1}
+    target = {'params': round(before * (1 - rate)), 'multiple_of': 4, 'tolerance': 0.1}
     folder = work / f'{name}-{rate:.0%}'
     arm = Arm(name, {'mask_learning': 'one_shot', 'scores': 'taylor', 'freeze_weights': True, 'target': target})
     prune(arm, 1, work, sizes, 1, folder, source=name)
@@ -88,7 +89,8 @@ def main() -> None:
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     base, sources = (QUICK, QUICK_SOURCES) if arguments.quick else (FULL, SOURCES)
-    base = dataclasses.replace(base, steps=max(base.steps, 2 * POINTS))
+    base = dataclasses.replace(base, steps=2 * POINTS) if arguments.quick else dataclasses.replace(
+        base, steps=STEPS, source_steps=SOURCE_STEPS)
     entries = []
     for name, shape in sources.items():
         sizes = dataclasses.replace(base, source={**base.source, **shape})

@@ -4,12 +4,24 @@ One thread, because a process that has run OpenMP on several cannot fork childre
 the fork did not copy. Tests that kill training at random fork it.
 
 No process group is left behind by a module, for the same reason: llm-foundry's ``train`` starts one even for a single rank, and a
-forked child would wait for its parent in it. Nor are the settings that checks make for the rest of a run's process.
+forked child would wait for its parent in it. Nor are the settings that checks make for the rest of a run's process, nor the shared
+memory of Streaming that trainings leave which tests kill: with enough of it, Streaming finds no free number (it takes the largest
+of several "first free" ones, which another name may hold).
 """
 import os
+import re
+import resource
+import time
+from pathlib import Path
 
 import pytest
 
+# Seventeen hundred tests in one process: what libraries keep open until they are collected adds up.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+BEGAN = time.time()
+SHARED = Path('/dev/shm')
+SEGMENT = re.compile(r'\d{6}_[a-z_]+')
 SET_FOR_A_RUN = ('CHECKPOINT_VALIDATION_FUNCTION', 'FSDP_VERSION', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD')
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -29,3 +41,18 @@ def nothing_left_behind():
     from torch import distributed
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+    remove_unused_segments()
+
+
+def remove_unused_segments() -> None:
+    """Removes Streaming's segments that are younger than this session and that no process has open."""
+    young = {path for path in SHARED.glob('[0-9]*_*') if SEGMENT.fullmatch(path.name) and path.stat().st_mtime > BEGAN}
+    used = set()
+    for maps in Path('/proc').glob('[0-9]*/maps') if young else ():
+        try:
+            used.update(re.findall(r'/dev/shm/(\S+)', maps.read_text()))
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    for path in young:
+        if path.name not in used:
+            path.unlink(missing_ok=True)
