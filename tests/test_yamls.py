@@ -23,7 +23,7 @@ from tests.tiny_data import tiny_data
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[1]
-FORK = multiprocessing.get_context('fork')
+SPAWN = multiprocessing.get_context('spawn')  # a fork of a process that has run everything else can hang
 YAMLS = sorted(path.relative_to(ROOT / 'yamls').as_posix() for path in (ROOT / 'yamls').rglob('*.yaml'))
 PRUNE = [name for name in YAMLS if name.startswith('prune/')]
 CONTINUE = [name for name in YAMLS if name.startswith('continue/')]
@@ -167,7 +167,7 @@ def _train(config):
 
 def train_apart(config):
     """Trains in a process of its own: Streaming keeps every segment that it has looked at open until its process ends."""
-    process = FORK.Process(target=_train, args=(config,))
+    process = SPAWN.Process(target=_train, args=(config,))
     process.start()
     process.join()
     assert process.exitcode == 0
