@@ -4,8 +4,8 @@ One thread, because a process that has run OpenMP on several cannot fork childre
 the fork did not copy. Tests that kill training at random fork it.
 
 No process group is left behind by a module, for the same reason: llm-foundry's ``train`` starts one even for a single rank, and a
-forked child would wait for its parent in it. Nor are the settings that checks make for the rest of a run's process, nor the shared
-memory of Streaming that trainings leave which tests kill: with enough of it, Streaming finds no free number (it takes the largest
+forked child would wait for its parent in it. Nor are the settings that checks and libraries make for the rest of a run's process, nor the
+shared memory of Streaming that trainings leave which tests kill: with enough of it, Streaming finds no free number (it takes the largest
 of several "first free" ones, which another name may hold).
 """
 import os
@@ -22,7 +22,10 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_N
 BEGAN = time.time()
 SHARED = Path('/dev/shm')
 SEGMENT = re.compile(r'\d{6}_[a-z_]+')
-SET_FOR_A_RUN = ('CHECKPOINT_VALIDATION_FUNCTION', 'FSDP_VERSION', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+SET_FOR_A_RUN = (
+    'CHECKPOINT_VALIDATION_FUNCTION', 'FSDP_VERSION', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD',
+    'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT',
+)
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
