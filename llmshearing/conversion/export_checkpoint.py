@@ -205,6 +205,7 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 def _masked_logits(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Tensor:
     """Logits of the masked model on the probe input, in float32 [1, length, vocabulary]."""
     model = AutoModelForCausalLM.from_config(checkpoint.config, torch_dtype=torch.float32, attn_implementation='sdpa')
+    # Not strict, since a tied head is stored once; every other name and shape was checked when the checkpoint was opened.
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)
     model.tie_weights()
     cutter = Cutter(model.eval())

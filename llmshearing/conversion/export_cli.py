@@ -2,25 +2,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
-__all__ = ['main', 'parse_size']
+from llmshearing.models.targets import parse_size
 
-UNITS = {'B': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12, 'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30, 'TIB': 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``5GB``, ``500MiB`` or ``1000000``.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*', text)
-    if match is None or (match[2] or 'B').upper() not in UNITS or float(match[1]) <= 0:
-        raise ValueError(f'size {text!r} is not understood; give a number with one of {", ".join(UNITS)}, e.g. 5GB.')
-    return int(float(match[1]) * UNITS[(match[2] or 'B').upper()])
+__all__ = ['main']
 
 
 def main(argv: list[str]) -> int:

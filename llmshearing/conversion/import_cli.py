@@ -5,26 +5,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.conversion.export_cli import parse_size
+from llmshearing.models.targets import parse_size
+from llmshearing.planning.plan_cli import parse_target
 
-__all__ = ['main', 'parse_target']
-
-
-def parse_target(entries: list[str] | None) -> dict[str, int] | None:
-    """``['num_hidden_layers=24', ...]`` as a dictionary.
-
-    Raises:
-        ValueError: Naming an entry that is no name and whole number.
-    """
-    if entries is None:
-        return None
-    target = {}
-    for entry in entries:
-        name, _, value = entry.partition('=')
-        if not name or not value.isdigit():
-            raise ValueError(f'--target {entry!r} is not understood; give NAME=NUMBER, e.g. hidden_size=2048.')
-        target[name] = int(value)
-    return target
+__all__ = ['main']
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--to-legacy', action='store_true', help='the other direction, for plain models')
     parser.add_argument('--head-dim', type=int, help='width of one attention head (128 for LLaMA-2); default: from --source')
     parser.add_argument('--source', help='folder of the LLaMA that was pruned: head dimension, rotary settings, tokenizer, licence')
-    parser.add_argument('--target', nargs='+', metavar='NAME=NUMBER',
+    parser.add_argument('--target', nargs='+', metavar='KEY=VALUE',
                         help='shape to finish a pruning checkpoint at, e.g. num_hidden_layers=24 hidden_size=2048 num_attention_heads=16 '
                              'intermediate_size=5504')
     parser.add_argument('--rms-norm-eps', type=float, help="epsilon of the norms; default: the source's, or 1e-5")
@@ -48,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--overwrite', action='store_true', help='replace what exists')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     args = parser.parse_args(argv)
-    target, max_shard_bytes = parse_target(args.target), parse_size(args.max_shard_size)
+    target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
     from llmshearing.conversion.hf_export import DTYPES
     from llmshearing.conversion.legacy_import import ImportSettings, export_legacy, import_legacy
     if args.to_legacy:

@@ -95,7 +95,7 @@ def parse_size(value: Any) -> int:
         ValueError: For anything else.
     """
     match = None if isinstance(value, bool) else _SIZE.match(str(value).strip())
-    if match is None:
+    if match is None or float(match[1]) <= 0:
         raise ValueError(
             f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB',
         )

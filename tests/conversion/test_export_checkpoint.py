@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from llmshearing.cli import main
 from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
-from llmshearing.conversion.export_cli import parse_size
 from llmshearing.conversion.hf_export import open_strictly
 from llmshearing.conversion.verify import verify_tensors
 from llmshearing.models.shapes import shape_of
@@ -193,13 +192,6 @@ def test_an_existing_folder_stays_unless_told(progressive, tmp_path):
     assert (tmp_path / 'out' / 'mine').read_text() == 'precious'
     export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(overwrite=True, progress=False))
     open_strictly(tmp_path / 'out')
-
-
-def test_sizes():
-    assert [parse_size(text) for text in ('7', '5GB', '1.5 KiB', '2mb')] == [7, 5 * 10**9, 1536, 2 * 10**6]
-    for wrong in ('five', '3 XB', '0', ''):
-        with pytest.raises(ValueError, match='is not understood'):
-            parse_size(wrong)
 
 
 def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from llmshearing.cli import main
 from llmshearing.conversion.hf_export import open_strictly
-from llmshearing.conversion.import_cli import parse_target
 from llmshearing.conversion.legacy_import import ImportSettings, export_legacy, import_legacy
 from llmshearing.conversion.legacy_names import hugging_face_name, legacy_name
 from llmshearing.models.shapes import shape_of
@@ -205,11 +204,3 @@ def test_names_are_each_other_inverse(model):
         assert hugging_face_name(legacy_name(name)) == name
     assert hugging_face_name('model.transformer.blocks.01.ln_1.weight') is None
     assert hugging_face_name('transformer.wte.weight') is None
-
-
-def test_targets_on_the_command_line():
-    assert parse_target(['hidden_size=2048', 'num_hidden_layers=24']) == {'hidden_size': 2048, 'num_hidden_layers': 24}
-    assert parse_target(None) is None
-    for wrong in ('hidden_size', 'hidden_size=', '=3', 'hidden_size=2k'):
-        with pytest.raises(ValueError, match='give NAME=NUMBER'):
-            parse_target([wrong])

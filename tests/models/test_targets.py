@@ -172,10 +172,16 @@ def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
 
 
 @pytest.mark.parametrize('value, expected', [
-    ('2.5GB', 2500000000), ('1KiB', 1024), ('3mb', 3000000), ('1e9', 10**9), (7, 7), ('2TB', 2 * 10**12),
+    ('2.5GB', 2500000000), ('1KiB', 1024), ('1.5 KiB', 1536), ('3mb', 3000000), ('1e9', 10**9), (7, 7), ('2TB', 2 * 10**12),
 ])
 def test_sizes(value, expected):
     assert parse_size(value) == expected
+
+
+@pytest.mark.parametrize('value', ['five', '3 XB', '0', '0GB', '', '-1GB', True])
+def test_no_sizes(value):
+    with pytest.raises(ValueError, match='not a size'):
+        parse_size(value)
 
 
 @pytest.mark.parametrize('target, messages', [
