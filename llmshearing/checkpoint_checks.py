@@ -32,12 +32,11 @@ def validate_checkpoint(path: Path | str, pieces: Optional[Sequence[tuple[int, i
     Args:
         path (Path | str): A ``.pt`` file, or a file of a sharded checkpoint; links are followed.
         pieces (Sequence[tuple[int, int]] | None): Offset and length of the parts of a ``.distcp`` file that are to be
-        read.
+            read.
 
     Raises:
-        ValueError: If the file is damaged; names it and the newest whole checkpoint beside it. If it is a folder where
-        a single
-            file was to be loaded. If it could run code.
+        ValueError: If the file is damaged, naming it and the newest whole checkpoint beside it; if it is a folder where
+            a single file was to be loaded; if it could run code.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():

@@ -18,12 +18,11 @@ __all__ = ['check_resume']
 
 log = logging.getLogger(__name__)
 
-VALIDATE = 'CHECKPOINT_VALIDATION_FUNCTION'
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
 
 def check_resume(config: Mapping[str, Any]) -> None:
-    """Checks checkpoints, sharding and initialisation, and has Composer show us every checkpoint before it loads it.
+    """Checks what a run would resume from, its sharding and its initialisation.
 
     Args:
         config (Mapping[str, Any]): A whole llm-foundry training configuration.
@@ -31,7 +30,6 @@ def check_resume(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: For what cannot work, with the remedy.
     """
-    os.environ.setdefault(VALIDATE, 'llmshearing.checkpoint_checks.validate_checkpoint')
     fsdp = config.get('fsdp_config')
     if fsdp:
         _check_fsdp()

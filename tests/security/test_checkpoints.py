@@ -1,4 +1,5 @@
 """Checkpoints from elsewhere: what Composer loads and what export reads can hold numbers and plain types, nothing that runs."""
+import os
 import pickle
 
 import pytest
@@ -70,6 +71,16 @@ def test_genuine_checkpoints_pass_and_resume(guarded, tmp_path):
     assert refuse_code(tmp_path / 'save' / 'ba1.pt')
     resumed = tiny_trainer(source, [TargetedPruning(TARGET)], batches=2, load_path=str(tmp_path / 'save' / 'ba1.pt'))
     assert resumed.state.timestamp.batch.value == 1
+
+
+def test_a_validation_of_the_users_own_stays(monkeypatch):
+    monkeypatch.setenv(FORCE, '1')
+    monkeypatch.setenv(VALIDATE, 'my.own')
+    guard_checkpoint_loading()
+    assert os.environ[VALIDATE] == 'my.own'
+    monkeypatch.delenv(VALIDATE)
+    guard_checkpoint_loading()
+    assert os.environ.pop(VALIDATE) == 'llmshearing.checkpoint_checks.validate_checkpoint'
 
 
 def test_who_asks_for_it_may_load_anything(guarded, tmp_path, monkeypatch):
