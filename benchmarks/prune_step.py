@@ -130,11 +130,16 @@ def models_of(family: str, size: str) -> tuple:
     return config, shape, target
 
 
+def tokens_of(size: str, tokens: int) -> Tensor:
+    """Random tokens, [sequences, length]."""
+    length = 64 if size == 'toy' else LENGTH
+    return torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(1))
+
+
 def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> dict:
     """All steps of one family in turn; returns seconds per step and ratios."""
     config, shape, target = models_of(family, size)
-    length = 64 if size == 'toy' else LENGTH
-    ids = torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(1))
+    ids = tokens_of(size, tokens)
     dense, masked, activations = build(config), build(config), build(config)
     own = build(with_shape(config, target, family_of(config).has_head_dim))
     cutter = Cutter(masked)

@@ -16,13 +16,16 @@ from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
 from llmfoundry.data.text_data import build_text_dataloader
 from llmfoundry.models.hf import ComposerHFCausalLM
 from tokenizers import ByteLevelBPETokenizer
+from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.data.prepare import prepare
 from llmshearing.demo.text import harvest_text
+from llmshearing.models.cutting import flatten_masks
+from llmshearing.models.families import Linear
 
-__all__ = ['DOMAINS', 'Sizes', 'make_source', 'make_trainer']
+__all__ = ['DOMAINS', 'ComputeMeter', 'Sizes', 'make_source', 'make_trainer']
 
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences', 'cpp')
 SOURCE_LEARNING_RATE = 2e-3
@@ -177,21 +180,20 @@ class ComputeMeter(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         model = state.model
         cutter = getattr(model, 'cutter', None)
-        weights = _weights_in_use(cutter) if cutter is not None and cutter.plan is not None else _matrices(model.model)
+        weights = _weights_in_use(model.model, cutter) if cutter is not None and cutter.plan is not None else _matrices(model.model)
         self.flops += 6.0 * weights * state.batch['input_ids'].numel()
 
 
-def _weights_in_use(cutter) -> int:
-    from llmshearing.models.families import Linear
+def _weights_in_use(model, cutter) -> int:
+    """Weights of all projections that the masks of the moment leave, the LM head among them."""
     total = 0
-    for path, cut in cutter.plan.cuts(cutter._values.detach()):
+    for path, cut in cutter.plan.cuts(flatten_masks(cutter.masks)):
         if isinstance(cut.role, Linear) and not path.endswith(cutter.family.embedding):
-            rows, columns = cutter._modules[path].weight.shape
+            rows, columns = model.get_submodule(path).weight.shape
             total += (rows if cut.rows is None else len(cut.rows)) * (columns if cut.columns is None else len(cut.columns))
     return total
 
 
 def _matrices(model) -> int:
     """Weights of all projections, the LM head among them, without the embedding, which is only looked up."""
-    from torch import nn
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))

@@ -22,13 +22,11 @@ CASES = ('dense source', 'pruning, all kept', 'pruning, at target', 'activation 
 
 def run_case(case: str, family: str, size: str, tokens: int) -> dict[str, int]:
     """Peak bytes of one case above those before the model was built, and the bytes of its weights."""
-    import torch
-    from prune_step import LENGTH, VOCABULARY, all_ones, build, mask_activations, models_of, step, target_masks
+    from prune_step import all_ones, build, mask_activations, models_of, step, target_masks, tokens_of
 
     from llmshearing.models.cuttable import Cutter
     config, shape, target = models_of(family, size)
-    length = 64 if size == 'toy' else LENGTH
-    ids = torch.randint(3, VOCABULARY, (max(1, tokens // length), length))
+    ids = tokens_of(size, tokens)
     before = resident('VmRSS')
     model = build(config)
     if case.startswith('pruning'):

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from prune_step import LENGTH, VOCABULARY, all_ones, build, models_of, step, target_masks
+from prune_step import all_ones, build, models_of, step, target_masks, tokens_of
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from llmshearing.models.cuttable import Cutter
@@ -69,8 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size = 'toy' if arguments.quick else 'medium'
     config, shape, target = models_of(arguments.family, size)
-    length = 64 if arguments.quick else LENGTH
-    ids = torch.randint(3, VOCABULARY, (max(1, arguments.tokens // length), length))
+    ids = tokens_of(size, arguments.tokens)
     model = build(config)
     cutter = Cutter(model)
     results = {}

@@ -6,20 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.reports.blocks import Picture, Section, Table, columns, curve, label, number, percent
 from llmshearing.reports.drawing import COLOURS, GREY, Line, bar_panel
 from llmshearing.reports.projection import LAW_NAMES, find_law, last_mean_loss, planned_tokens, project
 from llmshearing.reports.run_files import Run
 from llmshearing.reports.training_sections import TOKENS_PER_SECOND, TRAIN_LOSS, eval_share, last_losses, learning_rates
 
-SHAPE_KEYS = (
-    'num_hidden_layers',
-    'hidden_size',
-    'num_attention_heads',
-    'num_key_value_heads',
-    'intermediate_size',
-    'head_dim',
-)
 MODEL_NAMES = {
     'source': 'source',
     'pruned': 'pruned, as exported',
@@ -136,7 +129,7 @@ def _shape_table(run: Run, runs: Sequence[Run]) -> list[Table]:
         run.pruning.get(f'{key}_shape') or model.get('shape') or {}
         for key, model in (('source', source), ('target', result))
     ]
-    rows = [(key, shapes[0].get(key), shapes[1].get(key)) for key in SHAPE_KEYS]
+    rows = [(key, shapes[0].get(key), shapes[1].get(key)) for key in TARGET_KEYS]
     rows.append(('parameters', source.get('parameters'), result.get('parameters')))
     rows.append(('share of the weights of the layers to remove', None, shapes[1].get('sparsity')))
     rows = [row for row in rows if row[1] is not None or row[2] is not None]
