@@ -1,7 +1,8 @@
 """Packaging of llmshearing: a plug-in suite for Composer, Streaming and llm-foundry.
 
-The version ranges resolve to the set in ``constraints.txt``, which is what the tests ran with. The entry points put our
-parts into llm-foundry's registries, so that ``llmfoundry train`` finds them in any process once the package is installed.
+The version ranges resolve to the set in ``constraints.txt``, which is what the tests ran with. The entry points
+put our parts into llm-foundry's registries, so that ``llmfoundry train`` finds them in any process once the
+package is installed.
 """
 from pathlib import Path
 

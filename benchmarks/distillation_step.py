@@ -82,7 +82,10 @@ def measure(tokens: int, rounds: int, quick: bool) -> dict:
     distilled = ('whole vocabulary', f'top {TOP_K}')
     whole = {name: [both / own for both, own in zip(times[name], times['student'])] for name in distilled}
     alone = {
-        name: [(both - own - asked) / own for both, own, asked in zip(times[name], times['student'], times['teacher forward'])]
+        name: [
+            (both - own - asked) / own
+            for both, own, asked in zip(times[name], times['student'], times['teacher forward'])
+        ]
         for name in distilled
     }
     return {

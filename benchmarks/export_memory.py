@@ -1,11 +1,13 @@
 """Peak memory of `llmshearing export` on a checkpoint of the pruning stage, against the size of the checkpoint.
 
-Writes a Composer checkpoint of a LLaMA with random weights in bfloat16 (nothing of it is held in memory: the file is laid out first and
-filled afterwards), exports it in a process of its own, reads that process's peak resident memory, and deletes both. Linux only.
+Writes a Composer checkpoint of a LLaMA with random weights in bfloat16 (nothing of it is held in memory: the file is
+laid out first and filled afterwards), exports it in a process of its own, reads that process's peak resident memory,
+and deletes both. Linux only.
 
     python benchmarks/export_memory.py [--model 7b|small] [--folder FOLDER] [--out FILE.json]
 
-`7b` needs 35 GB of free disk and some minutes; the result is in README.md beside this file. `small` takes seconds and runs in the tests.
+`7b` needs 35 GB of free disk and some minutes; the result is in README.md beside this file. `small` takes seconds and
+runs in the tests.
 """
 from __future__ import annotations
 
@@ -29,12 +31,18 @@ from llmshearing.models.shapes import ModelShape, shape_of
 MODELS = {
     '7b': (
         dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
-        dict(hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=16),
+        dict(
+            hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16,
+            num_key_value_heads=16,
+        ),
         '2GB',
     ),
     'small': (
         dict(vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=12, num_attention_heads=8),
-        dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4),
+        dict(
+            hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=4,
+            num_key_value_heads=4,
+        ),
         '10MB',
     ),
 }
@@ -77,7 +85,10 @@ def write_checkpoint(path: Path, config: LlamaConfig, target: ModelShape) -> int
         'learner': {'log_alpha': log_alpha},
         'frozen_masks': None,
     }
-    parts = {'model': {'config': {'file_extension': '.json', 'content': json.loads(config.to_json_string(use_diff=False))}}, 'tokenizer': {}}
+    parts = {
+        'model': {'config': {'file_extension': '.json', 'content': json.loads(config.to_json_string(use_diff=False))}},
+        'tokenizer': {},
+    }
     state = {
         'model': {f'model.{name}': torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()},
         'algorithms': [('TargetedPruning', masks)],
@@ -108,7 +119,10 @@ def measure(model: str, folder: Path) -> dict:
     config = LlamaConfig(**settings, torch_dtype='bfloat16', architectures=['LlamaForCausalLM'])
     needed = 2.6 * sum(2 * p.numel() for p in _meta_parameters(config)) if model == '7b' else 10**9
     if shutil.disk_usage(folder).free < needed:
-        raise OSError(f'{folder} has {shutil.disk_usage(folder).free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB are needed; see --folder.')
+        raise OSError(
+            f'{folder} has {shutil.disk_usage(folder).free / 1e9:.0f} GB free, '
+            f'{needed / 1e9:.0f} GB are needed; see --folder.',
+        )
     with tempfile.TemporaryDirectory(dir=folder) as name:
         checkpoint, out = Path(name) / 'checkpoint.pt', Path(name) / 'out'
         weights = write_checkpoint(checkpoint, config, dataclasses.replace(shape_of(config), **target))

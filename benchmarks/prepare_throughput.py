@@ -105,7 +105,14 @@ def measure(quick: bool, workers: int, repeats: int) -> dict:
             if not quick:
                 warm.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
         larger = {} if quick else {  # from some shards on, memory should not follow
-            factor: run(PREPARE, write_input(folder / 'larger.jsonl', texts, factor), folder, tokenizer, workers, folder / 'cache')
+            factor: run(
+                PREPARE,
+                write_input(folder / 'larger.jsonl', texts, factor),
+                folder,
+                tokenizer,
+                workers,
+                folder / 'cache',
+            )
             for factor in (4, 12)
         }
         result = {'cores': len(os.sched_getaffinity(0)), 'workers': workers, 'input_bytes': os.path.getsize(path),

@@ -1,16 +1,16 @@
 """What a pruning step costs, beside the steps it should cost as much as.
 
-In one process, in turn, so that a noisy machine is noisy for all of them: the dense source's training step, a pruning step
-with everything kept, a pruning step at the target, the target model's own training step, and the usual way to mask, which
-multiplies activations and computes everything. A step is forward and backward of one micro-batch; the optimizer's step,
-which depends on the number of stored parameters and not on masks, is measured on its own. Medians over rounds, and medians
-of the ratios within each round.
+In one process, in turn, so that a noisy machine is noisy for all of them: the dense source's training step, a pruning
+step with everything kept, a pruning step at the target, the target model's own training step, and the usual way to
+mask, which multiplies activations and computes everything. A step is forward and backward of one micro-batch; the
+optimizer's step, which depends on the number of stored parameters and not on masks, is measured on its own. Medians
+over rounds, and medians of the ratios within each round.
 
-``--course`` adds steps on the way, at a quarter, a half and three quarters of the warm-up, and states what a whole run costs
-whose warm-up is a fifth of it (as in the paper) beside the same run with multiplied activations.
+``--course`` adds steps on the way, at a quarter, a half and three quarters of the warm-up, and states what a whole run
+costs whose warm-up is a fifth of it (as in the paper) beside the same run with multiplied activations.
 
-usage: python benchmarks/prune_step.py [--family llama|llama-gqa|gpt_neox|phi3] [--size small|medium|large] [--tokens N] [--rounds N]
-           [--course] [--quick] [--output FILE]
+usage: python benchmarks/prune_step.py [--family llama|llama-gqa|gpt_neox|phi3] [--size small|medium|large]
+           [--tokens N] [--rounds N] [--course] [--quick] [--output FILE]
 """
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def models_of(family: str, size: str) -> tuple:
         more_target = {'num_key_value_heads': max(1, target_sizes['num_attention_heads'] // 4)}
         if size == 'toy':
             more_source['num_key_value_heads'] = 2
-    config = CONFIG_MAPPING[model_type](vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **source_sizes, **more_source)
+    config = CONFIG_MAPPING[model_type](
+        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **source_sizes, **more_source,
+    )
     shape = shape_of(config)
     target = resolve_target(shape, {**target_sizes, **more_target}, family_of(config).has_head_dim)
     return config, shape, target
@@ -162,7 +164,9 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'optimizer on the source': lambda: optimizer.step(),
     }
     if course:
-        on_the_way = {f'pruning, {progress:.0%} of the warm-up': target_masks(shape, target, progress) for progress in COURSE}
+        on_the_way = {
+            f'pruning, {progress:.0%} of the warm-up': target_masks(shape, target, progress) for progress in COURSE
+        }
         steps.update({name: lambda masks=masks: pruning(masks) for name, masks in on_the_way.items()})
     for function in steps.values():
         function()
@@ -179,7 +183,9 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'activation masking / dense source': ratio('activation masking', 'dense source'),
     }
     if course:
-        points = [ratio(name, 'activation masking') for name in ('pruning, all kept', *on_the_way, 'pruning, at target')]
+        points = [
+            ratio(name, 'activation masking') for name in ('pruning, all kept', *on_the_way, 'pruning, at target')
+        ]
         warmup = statistics.fmean((a + b) / 2 for a, b in zip(points, points[1:]))
         ratios['whole run / activation-masked run'] = WARMUP_SHARE * warmup + (1 - WARMUP_SHARE) * points[-1]
     return {
@@ -200,7 +206,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--family', choices=[*FAMILIES, 'all'], default='llama')
     parser.add_argument('--size', choices=list(SIZES), default='medium')
-    parser.add_argument('--course', action='store_true', help='also steps during the warm-up, and the cost of a whole run')
+    parser.add_argument('--course', action='store_true',
+                        help='also steps during the warm-up, and the cost of a whole run')
     parser.add_argument('--tokens', type=int, default=4096)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
@@ -216,7 +223,8 @@ def main() -> None:
         'results': [measure(family, size, arguments.tokens, arguments.rounds, arguments.course) for family in families],
     }
     for result in results['results']:
-        sys.stdout.write(f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n  {result["source"]}\n  -> {result["target"]}\n')
+        sys.stdout.write(f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n'
+                         f'  {result["source"]}\n  -> {result["target"]}\n')
         for name, value in result['seconds'].items():
             sys.stdout.write(f'  {name:<26}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
         for name, value in result['ratios'].items():

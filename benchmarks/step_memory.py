@@ -1,8 +1,9 @@
 """Peak memory of one step: a pruning step at the target beside a step with multiplied activations.
 
 Each case runs alone in a process of its own, because resident memory never shrinks reliably: two steps of forward and
-backward on the source of ``prune_step.py``. Stated are the peak above the libraries, and the part of it that is not the source's
-weights and gradients, which every way of training its weights holds (so do the optimizer's two numbers per weight, left out here).
+backward on the source of ``prune_step.py``. Stated are the peak above the libraries, and the part of it that is not the
+source's weights and gradients, which every way of training its weights holds (so do the optimizer's two numbers per
+weight, left out here).
 
 usage: python benchmarks/step_memory.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--quick] [--output FILE]
 """
@@ -58,7 +59,9 @@ def main() -> None:
     # Freed blocks go back to the system, so that the peak is what is alive at a time.
     environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
     for case in CASES:
-        command = [sys.executable, __file__, '--case', case, '--family', arguments.family, '--tokens', str(arguments.tokens)]
+        command = [
+            sys.executable, __file__, '--case', case, '--family', arguments.family, '--tokens', str(arguments.tokens),
+        ]
         command += ['--quick'] if arguments.quick else []
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         results[case] = json.loads(done.stdout)
@@ -68,8 +71,10 @@ def main() -> None:
         rest = result['peak'] - 2 * result['weights']
         result['ratio'] = result['peak'] / reference['peak']
         result['ratio_beyond_weights'] = rest / (reference['peak'] - 2 * reference['weights'])
-        sys.stdout.write(f'  {case:<22} peak {result["peak"] / 1e9:6.2f} GB ({result["ratio"]:.2f} of activation masking), beyond weights and '
-                         f'gradients {rest / 1e9:6.2f} GB ({result["ratio_beyond_weights"]:.2f})\n')
+        sys.stdout.write(
+            f'  {case:<22} peak {result["peak"] / 1e9:6.2f} GB ({result["ratio"]:.2f} of activation masking), '
+            f'beyond weights and gradients {rest / 1e9:6.2f} GB ({result["ratio_beyond_weights"]:.2f})\n',
+        )
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
 

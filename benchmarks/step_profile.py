@@ -1,8 +1,8 @@
 """Where the time of a pruning step goes: the shares of matrix products, attention, cutting and everything else.
 
-One step at the target and one with everything kept are traced with torch's profiler, after warming up; time is that of each
-operator itself, without what it calls. The matrix products are also compared with what x of the
-same sizes: what is left to the limit.
+One step at the target and one with everything kept are traced with torch's profiler, after warming up; time is that of
+each operator itself, without what it calls. The matrix products are also compared with what x of the same sizes: what
+is left to the limit.
 
 usage: python benchmarks/step_profile.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--quick] [--output FILE]
 """
@@ -27,7 +27,9 @@ GROUPS = {
     'zeros and fills': ('aten::fill_', 'aten::zero_'),
     'copies': ('aten::copy_', 'aten::cat'),
     'sums': ('aten::sum', 'aten::mean'),
-    'products and sums by element': ('aten::mul', 'aten::add', 'aten::sub', 'aten::div', 'aten::neg', 'aten::pow', 'aten::rsqrt'),
+    'products and sums by element': (
+        'aten::mul', 'aten::add', 'aten::sub', 'aten::div', 'aten::neg', 'aten::pow', 'aten::rsqrt',
+    ),
     'activations': ('aten::silu', 'aten::gelu', 'aten::sigmoid'),
     'memory': ('aten::empty', 'aten::resize', 'aten::new_empty'),
 }

@@ -1,4 +1,7 @@
-"""Turns a state dict of the first Sheared LLaMA code into a Hugging Face folder: ``llmshearing import`` as a script. See README.md."""
+"""Turns a state dict of the first Sheared LLaMA code into a Hugging Face folder: ``llmshearing import`` as a script.
+
+See README.md.
+"""
 import sys
 
 from llmshearing.cli import main

@@ -15,7 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'plan': ('llmshearing.planning.plan_cli', 'show source and target side by side: counts, cost, memory, warnings'),
     'prepare': ('llmshearing.data.prepare_cli', 'turn raw text into tokenized MDS splits, one folder per domain'),
     'export': ('llmshearing.conversion.export_cli', 'write a checkpoint as a stock Hugging Face folder'),
-    'import': ('llmshearing.conversion.import_cli', 'turn a first-generation Sheared LLaMA state dict into such a folder, or back'),
+    'import': (
+        'llmshearing.conversion.import_cli',
+        'turn a first-generation Sheared LLaMA state dict into such a folder, or back',
+    ),
     'demo': ('llmshearing.demo.cli', 'prune and continue a real 135M model on this machine'),
     'report': ('llmshearing.reports.report_cli', 'one HTML page and pictures of a run, while it trains or afterwards'),
     'reference-losses': ('llmshearing.scaling.reference_loss_cli', 'measure or predict per-domain reference losses'),

@@ -1,9 +1,10 @@
-"""Checks a run's configuration before anything is built: before weights are read, before the first batch, on every rank.
+"""Checks a run's configuration before anything is built:
+before weights are read, before the first batch, on every rank.
 
-Registered as a config transform of llm-foundry, so it runs first under ``llmshearing/train.py`` and ``llmfoundry train``
-alike. Runs without any part of this package are left alone. What holds for every section is in ``llmshearing/config_checks``; here
-is what our own parts need of each other, and the two settings that are safer than llm-foundry's: no remote code unless it is asked
-for, and no checkpoint that could run code.
+Registered as a config transform of llm-foundry, so it runs first under ``llmshearing/train.py`` and
+``llmfoundry train`` alike. Runs without any part of this package are left alone. What holds for every section is in
+``llmshearing/config_checks``; here is what our own parts need of each other, and the two settings that are safer than
+llm-foundry's: no remote code unless it is asked for, and no checkpoint that could run code.
 """
 from __future__ import annotations
 
@@ -25,15 +26,18 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     """Raises a ValueError that names what was got, what is possible and what to change; returns ``config``.
 
     Args:
-        config (dict[str, Any]): A whole llm-foundry training configuration. Where ``trust_remote_code`` is not set, it is set to
-            false.
+        config (dict[str, Any]): A whole llm-foundry training configuration. Where ``trust_remote_code`` is not set,
+            it is set to false.
     """
     if not any(_our_parts(config)):
         return config
     from llmshearing.conversion.safe_resume import guard_checkpoint_loading
     from llmshearing.resume_checks import check_resume
     check_no_secrets(config)
-    if 'dynamic_batch_loading' in _names(config.get('callbacks')) and _names(config.get('train_loader'), 'name') != ['dynamic_text']:
+    if (
+        'dynamic_batch_loading' in _names(config.get('callbacks'))
+        and _names(config.get('train_loader'), 'name') != ['dynamic_text']
+    ):
         raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
     check_config(config)
     check_resume(config)
@@ -104,12 +108,14 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
     if model.get('name') != 'sheared_causal_lm':
         raise ValueError(f'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got {model.get("name")!r}.')
     if config.get('precision') == 'amp_fp16':
-        raise ValueError('precision: amp_fp16 scales gradients and does not work with targeted_pruning; use amp_bf16 or fp32.')
+        raise ValueError(
+            'precision: amp_fp16 scales gradients and does not work with targeted_pruning; use amp_bf16 or fp32.',
+        )
     if config.get('fsdp_config'):
         if os.environ.setdefault('FSDP_VERSION', '2') != '2':
             raise ValueError(
-                f'fsdp_config with FSDP_VERSION={os.environ["FSDP_VERSION"]}: pruning is built for FSDP2 (FSDP1 flattens the '
-                'parameters that masks cut); unset FSDP_VERSION or set it to 2.',
+                f'fsdp_config with FSDP_VERSION={os.environ["FSDP_VERSION"]}: pruning is built for FSDP2 (FSDP1 '
+                'flattens the parameters that masks cut); unset FSDP_VERSION or set it to 2.',
             )
     for key in ('lagrangian_warmup', 'freeze_masks_after'):
         if settings.get(key) is not None:
@@ -127,23 +133,30 @@ def _source_config(model: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=model['trust_remote_code'])
     except OSError as error:
-        raise ValueError(f'model.pretrained_model_name_or_path: the config of {name} cannot be read ({error}).') from error
+        raise ValueError(
+            f'model.pretrained_model_name_or_path: the config of {name} cannot be read ({error}).',
+        ) from error
 
 
 def _check_precision(config: Mapping[str, Any]) -> None:
     import torch
     precision = config.get('precision', 'amp_bf16')
     if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise ValueError(f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).')
+        raise ValueError(
+            f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).',
+        )
 
 
 def _check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:
     from llmshearing.algorithms.targeted_pruning.sparsity_target import NOT_EXPORTABLE
     if 'targeted_pruning' not in algorithms:
-        raise ValueError('callbacks.export_pruned exports what algorithms.targeted_pruning learned; add that algorithm.')
+        raise ValueError(
+            'callbacks.export_pruned exports what algorithms.targeted_pruning learned; add that algorithm.',
+        )
     if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):
         raise ValueError(f'callbacks.export_pruned: {NOT_EXPORTABLE}')
     if Path(settings['folder']).exists() and not settings.get('overwrite', False):
         raise ValueError(
-            f'callbacks.export_pruned: {settings["folder"]} exists already; choose another folder or set overwrite: true.',
+            f'callbacks.export_pruned: {settings["folder"]} exists already; '
+            'choose another folder or set overwrite: true.',
         )

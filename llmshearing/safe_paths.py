@@ -1,8 +1,9 @@
-"""Names of files that come out of an index (MDS shards, safetensors shards, checkpoint pieces) stay in the index's folder.
+"""Names of files that come out of an index (MDS shards, safetensors shards, checkpoint pieces)
+stay in the index's folder.
 
-An index is data, often somebody else's. A name in it such as ``../../.ssh/config`` or ``/etc/passwd`` would be read from there, or
-written there where shards are downloaded first. No format that is read here puts shards into other folders, so the rule is
-simple: a plain file name, or nothing.
+An index is data, often somebody else's. A name in it such as ``../../.ssh/config`` or ``/etc/passwd`` would be read
+from there, or written there where shards are downloaded first. No format that is read here puts shards into other
+folders, so the rule is simple: a plain file name, or nothing.
 """
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ def plain_name(index: str, name: Any) -> str:
         ValueError: For anything else.
     """
     if not isinstance(name, str) or name in ('', '.', '..') or any(mark in name for mark in ('/', '\\', '\0')):
-        raise ValueError(f'{index} names the file {name!r}, outside the folder that it stands in; it was tampered with or is damaged.')
+        raise ValueError(
+            f'{index} names the file {name!r}, outside the folder that it stands in; '
+            'it was tampered with or is damaged.',
+        )
     return name
 
 

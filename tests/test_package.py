@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_wheel_works_outside_the_checkout(tmp_path):
-    build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(tmp_path), str(ROOT)]
+    build = [
+        sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation',
+        '--wheel-dir', str(tmp_path), str(ROOT),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     wheel = next(tmp_path.glob('llmshearing-*.whl'))
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -31,8 +34,13 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
 
 def test_every_entry_point_loads():
     ours = [point for group in (
-        'llmfoundry_models', 'llmfoundry_algorithms', 'llmfoundry_callbacks', 'llmfoundry_dataloaders', 'llmfoundry_loggers',
-        'llmfoundry_config_transforms', 'console_scripts',
+        'llmfoundry_models',
+        'llmfoundry_algorithms',
+        'llmfoundry_callbacks',
+        'llmfoundry_dataloaders',
+        'llmfoundry_loggers',
+        'llmfoundry_config_transforms',
+        'console_scripts',
     ) for point in entry_points(group=group) if point.value.startswith('llmshearing')]
     assert len(ours) >= 8
     for point in ours:
@@ -41,7 +49,9 @@ def test_every_entry_point_loads():
 
 def test_llmfoundry_lists_our_parts():
     process = subprocess.run(
-        [str(Path(sys.executable).with_name('llmfoundry')), 'registry', 'get', '--group', 'algorithms'], capture_output=True, text=True,
+        [str(Path(sys.executable).with_name('llmfoundry')), 'registry', 'get', '--group', 'algorithms'],
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0 and 'targeted_pruning' in process.stdout
 
@@ -65,7 +75,13 @@ def test_a_wrong_command_or_input_is_one_line(capsys):
 
 def test_make_targets_build_their_environment_first():
     for target in ('demo', 'test'):
-        plan = subprocess.run(['make', '--no-print-directory', '-n', target, 'VENV=/tmp/no-such-environment'], cwd=ROOT, capture_output=True, text=True, check=True)
+        plan = subprocess.run(
+            ['make', '--no-print-directory', '-n', target, 'VENV=/tmp/no-such-environment'],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         lines = plan.stdout.splitlines()
         assert '-m venv /tmp/no-such-environment' in lines[0] and 'constraints.txt' in lines[1]
     ci = (ROOT / '.ci' / 'run').read_text()

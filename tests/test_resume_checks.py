@@ -38,7 +38,9 @@ def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded
         os.utime(path, (number, number))
     newest = 'ep0-ba20' if sharded else 'ep0-ba20-rank0.pt'
     for refused in (config, {**config, 'save_folder': str(tmp_path / '{run_name}'), 'run_name': 'save'}):
-        with pytest.raises(ValueError, match=f'{newest} is the newest.*begin anew. To go on: ln -s {newest} .*/{link};'):
+        with pytest.raises(
+            ValueError, match=f'{newest} is the newest.*begin anew. To go on: ln -s {newest} .*/{link};',
+        ):
             check_resume(refused)
     for changes in ({'autoresume': False}, {'save_folder': 's3://bucket/save'}, {'save_folder': str(tmp_path / 'new')}):
         check_resume({**config, **changes})

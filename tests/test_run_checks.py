@@ -1,4 +1,5 @@
-"""A configuration that cannot run is refused before anything is built, with what was got, what is possible, what to change."""
+"""A configuration that cannot run is refused before anything is built,
+with what was got, what is possible, what to change."""
 import copy
 from pathlib import Path
 
@@ -64,7 +65,11 @@ def test_runs_without_our_parts_are_left_alone():
     ('algorithms.targeted_pruning.target.num_attention_heads', 5, 'every KV head must keep the same number'),
     ('algorithms.targeted_pruning.target.head_dim', 4, 'head dimension is inherited'),
     ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
-    ('algorithms.targeted_pruning.lagrangian_warm_up', '2ba', "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'"),
+    (
+        'algorithms.targeted_pruning.lagrangian_warm_up',
+        '2ba',
+        "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'",
+    ),
     ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
     ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
     ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
@@ -100,7 +105,10 @@ def test_an_existing_export_is_refused_before_training(config):
 
 def test_unsupported_architectures_are_named(config, tmp_path):
     from transformers import MixtralConfig, T5Config
-    for wrong, message in ((MixtralConfig(), "'mixtral' \\(a mixture of experts\\).*supported: "), (T5Config(), "'t5' \\(an encoder-decoder")):
+    for wrong, message in (
+        (MixtralConfig(), "'mixtral' \\(a mixture of experts\\).*supported: "),
+        (T5Config(), "'t5' \\(an encoder-decoder"),
+    ):
         wrong.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=message):
             check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))

@@ -1,4 +1,5 @@
-"""Every shipped YAML: commented, with a header, a target that its source can be cut to, and two steps on shrunken shapes."""
+"""Every shipped YAML:
+commented, with a header, a target that its source can be cut to, and two steps on shrunken shapes."""
 import dataclasses
 import json
 import multiprocessing
@@ -30,8 +31,12 @@ CONTINUE = [name for name in YAMLS if name.startswith('continue/')]
 DOMAINS = ('cc', 'github', 'book', 'stackexchange', 'wiki', 'arxiv', 'c4')
 
 # Configs of the real sources, written out so that no network is needed; the number is the target's parameters.
-LLAMA2 = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
-GQA = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+LLAMA2 = LlamaConfig(
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+)
+GQA = dict(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+)
 SOURCES = {
     'prune/llama2_7b_to_2.7b.yaml': (LLAMA2, 2_702_284_800),
     'prune/llama2_7b_to_1.3b.yaml': (LLAMA2, 1_345_423_360),
@@ -39,18 +44,34 @@ SOURCES = {
     'prune/llama3.1_8b_to_3b.yaml': (LlamaConfig(vocab_size=128256, **GQA), 3_205_672_960),
     'prune/mistral_7b_to_3b.yaml': (MistralConfig(vocab_size=32768, head_dim=128, **GQA), 3_020_000_000),
     'prune/qwen2.5_7b_to_3b.yaml': (
-        Qwen2Config(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-                    num_key_value_heads=4),
+        Qwen2Config(
+            vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4,
+        ),
         3_030_000_000,
     ),
     'prune/pythia_410m_to_160m.yaml': (
-        GPTNeoXConfig(vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16),
+        GPTNeoXConfig(
+            vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+        ),
         162_322_944,
     ),
 }
 # The tiny source that stands in for each, and what its target keys become.
-TINY = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'intermediate_size': 40}
-VARIANTS = {'llama2': 'llama-mha', 'llama3.1': 'llama-rope3', 'mistral': 'mistral', 'qwen2.5': 'qwen2', 'pythia': 'gpt_neox'}
+TINY = {
+    'num_hidden_layers': 3,
+    'hidden_size': 32,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'intermediate_size': 40,
+}
+VARIANTS = {
+    'llama2': 'llama-mha',
+    'llama3.1': 'llama-rope3',
+    'mistral': 'mistral',
+    'qwen2.5': 'qwen2',
+    'pythia': 'gpt_neox',
+}
 STEPS = {
     'max_seq_len': 16,
     'max_duration': '2ba',
@@ -71,7 +92,9 @@ def load(name):
     return OmegaConf.load(ROOT / 'yamls' / name)
 
 
-@pytest.mark.parametrize('name', [name for name in YAMLS if not name.startswith('data/')])  # tests/data looks after those
+@pytest.mark.parametrize(
+    'name', [name for name in YAMLS if not name.startswith('data/')],  # tests/data looks after those
+)
 def test_every_key_has_a_comment_and_the_header_says_how_to_run_it(name):
     text = (ROOT / 'yamls' / name).read_text()
     header = text[:text.index('\n\n')]
@@ -114,7 +137,10 @@ def test_the_papers_numbers():
             assert (config.max_seq_len, config.optimizer.lr, config.scheduler.alpha_f) == (4096, 1e-4, 0.1)
             assert config.scheduler.name == 'cosine_with_warmup' and config.optimizer.betas == [0.9, 0.95]
             assert config.algorithms.gradient_clipping.clipping_threshold == 1.0
-            assert [loader.label for loader in config.eval_loader] == list(DOMAINS) == list(config.train_loader.dataset.domains)
+            assert (
+                [loader.label for loader in config.eval_loader] == list(DOMAINS)
+                == list(config.train_loader.dataset.domains)
+            )
             if size in references:
                 losses = config.callbacks.dynamic_batch_loading.reference_losses
                 assert [losses[name] for name in DOMAINS] == references[size]
@@ -123,8 +149,12 @@ def test_the_papers_numbers():
         assert (pruning.mask_learning, pruning.lagrangian_warmup) == ('lagrangian', '640ba')
         assert (pruning.learning_rate, pruning.multiplier_learning_rate) == (1.0, 1.0)
         assert prune.eval_interval == '50ba' and prune.train_loader.dataset.round_batches == 50
-        assert [prune.train_loader.dataset.proportions[name] for name in DOMAINS] == [0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15]
-        assert (proceed.max_duration, proceed.scheduler.t_warmup, proceed.global_train_batch_size) == ('51200ba', '0.03dur', 256)
+        assert [prune.train_loader.dataset.proportions[name] for name in DOMAINS] == [
+            0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15,
+        ]
+        assert (
+            proceed.max_duration, proceed.scheduler.t_warmup, proceed.global_train_batch_size,
+        ) == ('51200ba', '0.03dur', 256)
         assert proceed.eval_interval == '400ba' and proceed.train_loader.dataset.round_batches == 400
 
 
@@ -166,7 +196,8 @@ def _train(config):
 
 
 def train_apart(config):
-    """Trains in a process of its own: Streaming keeps every segment that it has looked at open until its process ends."""
+    """Trains in a process of its own:
+    Streaming keeps every segment that it has looked at open until its process ends."""
     process = SPAWN.Process(target=_train, args=(config,))
     process.start()
     process.join()
@@ -201,13 +232,18 @@ def test_two_steps_of_continued_pretraining(name, world, tmp_path):
     open_strictly(tmp_path / 'continued' / 'huggingface' / 'final')
     assert (tmp_path / 'continue_report' / 'report.html').is_file()
     weights = read_metrics(tmp_path / 'continue_metrics.jsonl')
-    assert list(weights['mixture/weight/c4'].values())[-1] > list(weights['mixture/weight/cc'].values())[-1]  # as mixture.json says
+    # as mixture.json says
+    assert list(weights['mixture/weight/c4'].values())[-1] > list(weights['mixture/weight/cc'].values())[-1]
 
 
 def test_two_steps_of_instruction_tuning(world, tmp_path):
     data = tmp_path / 'pairs'
     data.mkdir()
-    rounds = [{'from': 'human', 'value': 'w1 w2'}, {'from': 'gpt', 'value': 'w3 w4 w5'}, {'from': 'human', 'value': 'w6'}]
+    rounds = [
+        {'from': 'human', 'value': 'w1 w2'},
+        {'from': 'gpt', 'value': 'w3 w4 w5'},
+        {'from': 'human', 'value': 'w6'},
+    ]
     (data / 'train.jsonl').write_text((json.dumps({'conversations': rounds}) + '\n') * 12)
     config = shrunk('finetune/instruct.yaml', world, tmp_path, model=str(world / 'llama2'), data=str(data))
     config.max_seq_len = 64
@@ -250,7 +286,9 @@ def test_evaluation_on_local_task_files(name, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load(name)
     config.variables.model, config.variables.tasks = str(world / 'llama2'), str(tmp_path / 'tasks')
-    config.max_seq_len, config.precision, config.device_eval_batch_size, config.icl_subset_num_batches = 100, 'fp32', 4, 1
+    config.max_seq_len, config.precision, config.device_eval_batch_size, config.icl_subset_num_batches = (
+        100, 'fp32', 4, 1
+    )
     write_tasks(tmp_path / 'tasks', config)
     trainers, _ = evaluate(config)
     for trainer in trainers:
@@ -262,4 +300,11 @@ def test_evaluation_on_local_task_files(name, world, tmp_path, monkeypatch):
 def test_the_papers_tasks_and_shots():
     shots = {task.label: list(task.num_fewshot) for task in load('eval/paper_tasks.yaml').icl_tasks}
     zero = dict.fromkeys(('arc_easy', 'lambada', 'logiqa', 'piqa', 'sciq', 'winogrande'), [0])
-    assert shots == {**zero, 'hellaswag': [10], 'arc_challenge': [25], 'mmlu': [5], 'boolq': [32], 'natural_questions': [32]}
+    assert shots == {
+        **zero,
+        'hellaswag': [10],
+        'arc_challenge': [25],
+        'mmlu': [5],
+        'boolq': [32],
+        'natural_questions': [32],
+    }

@@ -47,7 +47,11 @@ class Sequences(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {'input_ids': self.ids[index], 'labels': self.ids[index], 'attention_mask': torch.ones(LENGTH, dtype=torch.long)}
+        return {
+            'input_ids': self.ids[index],
+            'labels': self.ids[index],
+            'attention_mask': torch.ones(LENGTH, dtype=torch.long),
+        }
 
 
 def sequences_spec(samples: int, batch_size: int, seed: int = 0) -> DataSpec:

@@ -1,7 +1,7 @@
 """``export_pruned``: at the end of pruning, writes the target model as a stock Hugging Face folder and checks it.
 
-Every rank takes part in gathering parameters and in one probe forward of the masked model; rank 0 cuts, writes to a hidden
-folder, opens it with transformers, compares logits, and only then gives the folder its name.
+Every rank takes part in gathering parameters and in one probe forward of the masked model; rank 0 cuts, writes to a
+hidden folder, opens it with transformers, compares logits, and only then gives the folder its name.
 """
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class ExportPruned(Callback):
         max_shard_bytes (int): Largest safetensors file. Default: 5 GB.
 
     Raises:
-        ValueError: At the start, if the run does not prune or the folder exists; at the end, if masks have not converged.
+        ValueError: At the start, if the run does not prune or the folder exists; at the end, if masks
+            have not converged.
     """
 
     def __init__(
@@ -67,13 +68,17 @@ class ExportPruned(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
-            raise ValueError('export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.')
+            raise ValueError(
+                'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.',
+            )
         self.source = _model(state).source
 
     def fit_start(self, state: State, logger: Logger) -> None:
         refuse_open_widths(find_pruning(state))
         if self.folder.exists() and not self.overwrite:
-            raise ValueError(f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.')
+            raise ValueError(
+                f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.',
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {'source': self.source}
@@ -101,7 +106,10 @@ class ExportPruned(Callback):
         cutter, config = model.cutter, model.model.config
         plan = CutPlan(cutter.family, cutter.shape, masks)
         if shape_left(config, plan) != pruning.target:
-            raise RuntimeError(f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; this is a bug in llmshearing.')
+            raise RuntimeError(
+                f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
+                'this is a bug in llmshearing.',
+            )
         origin = Origin(
             source=model.source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
@@ -117,10 +125,14 @@ class ExportPruned(Callback):
             return
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
             generation_config = getattr(model.model, 'generation_config', None)
-            shape = write_pruned_folder(writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin)
+            shape = write_pruned_folder(
+                writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin,
+            )
             difference = verify_folder(writer.path, expected, computed_in, self.dtype)
             writer.commit()
-        log.info('Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference)
+        log.info(
+            'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference,
+        )
         logger.log_metrics({'export/logit_difference': difference})
 
 

@@ -1,4 +1,5 @@
-"""The single checks that sections of a configuration are made of: keys, kinds of values, names in a registry, times, numbers.
+"""The single checks that sections of a configuration are made of:
+keys, kinds of values, names in a registry, times, numbers.
 
 Every message begins with the place in the configuration, says what was expected, and what is there.
 """
@@ -9,19 +10,35 @@ from typing import Any, Callable, Iterable, Mapping, Optional
 
 from llmshearing.config_checks.types import misfit, parameters_of, takes_any_key
 
-__all__ = ['built', 'check_keys', 'check_name', 'check_one_of', 'check_time', 'check_whole', 'constructor_of', 'refuse_unknown']
+__all__ = [
+    'built',
+    'check_keys',
+    'check_name',
+    'check_one_of',
+    'check_time',
+    'check_whole',
+    'constructor_of',
+    'refuse_unknown',
+]
 
 # Annotated as a whole number by llm-foundry, whose loaders need null where there are no workers.
 MAY_BE_NULL = ('prefetch_factor',)
 
 
-def check_keys(where: str, settings: Any, *constructors: Callable, given: Iterable[str] = (), more: Iterable[str] = ()) -> None:
+def check_keys(
+    where: str,
+    settings: Any,
+    *constructors: Callable,
+    given: Iterable[str] = (),
+    more: Iterable[str] = (),
+) -> None:
     """Refuses keys that no constructor takes, missing required ones, and values of another kind than the annotation.
 
     Args:
         where (str): Place in the configuration, for the message.
         settings (Any): What stands there.
-        *constructors (Callable): Classes or functions whose parameters may be set; the first that has a parameter decides.
+        *constructors (Callable): Classes or functions whose parameters may be set; the first that has
+            a parameter decides.
         given (Iterable[str]): Parameters that come from elsewhere and cannot be set.
         more (Iterable[str]): Keys that are allowed besides.
     """

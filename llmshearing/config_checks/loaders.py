@@ -1,7 +1,7 @@
 """What may stand below ``dataset`` of the loaders ``dynamic_text``, ``text`` and ``finetuning``.
 
-llm-foundry picks from that mapping what its data sets take and passes over the rest, so a misspelt key there is not noticed until the
-data is wrong, or at all.
+llm-foundry picks from that mapping what its data sets take and passes over the rest, so a misspelt key there is not
+noticed until the data is wrong, or at all.
 """
 from __future__ import annotations
 

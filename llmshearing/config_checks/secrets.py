@@ -1,7 +1,7 @@
 """Secrets do not belong in a run's configuration: it is printed, sent to loggers and kept in checkpoints.
 
-Every service that a run may use reads its key from the environment or from a login file, so a key in a YAML is refused, and what it
-holds is not repeated in the message.
+Every service that a run may use reads its key from the environment or from a login file, so a key in a YAML is refused,
+and what it holds is not repeated in the message.
 """
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any, Iterator, Mapping
 __all__ = ['check_no_secrets', 'find_secrets']
 
 SECRET_KEY = re.compile(
-    r'(^|_)(api_?key|secret|secret_key|access_key|access_key_id|secret_access_key|session_token|auth_token|access_token|hf_token|'
-    r'bearer_token|token|password|passwd|passphrase|credentials?|private_key)$',
+    r'(^|_)(api_?key|secret|secret_key|access_key|access_key_id|secret_access_key|session_token|auth_token|'
+    r'access_token|hf_token|bearer_token|token|password|passwd|passphrase|credentials?|private_key)$',
     re.IGNORECASE,
 )
 # Names that end in "token" and are settings of text.
-TOKEN_SETTINGS = re.compile(r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|prefix|suffix|middle)_token$')
+TOKEN_SETTINGS = re.compile(
+    r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|prefix|suffix|middle)_token$',
+)
 # Keys of Hugging Face, Weights & Biases (40 hex digits), Amazon, GitHub and OpenAI, and addresses with a password.
 SECRET_VALUE = re.compile(
     r'^(hf_[A-Za-z0-9]{30,}|[0-9a-f]{40}|(AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|'
@@ -38,8 +40,9 @@ def check_no_secrets(config: Mapping[str, Any]) -> None:
         variables = sorted({name for place in found for part, name in REMEDY.items() if part in place.split('.')})
         hint = f' (here {" and ".join(variables)})' if variables else ''
         raise ValueError(
-            f'{", ".join(found)}: this looks like a secret. A configuration is printed, logged and kept in checkpoints; remove it, and '
-            f'set the service\'s environment variable{hint} or log in on this machine instead.',
+            f'{", ".join(found)}: this looks like a secret. A configuration is printed, logged and '
+            f'kept in checkpoints; remove it, and set the service\'s environment variable{hint} or log '
+            'in on this machine instead.',
         )
 
 

@@ -1,9 +1,10 @@
-"""What any section of a run must satisfy, ours or not, so that a mistake ends in one message instead of a library's traceback.
+"""What any section of a run must satisfy, ours or not,
+so that a mistake ends in one message instead of a library's traceback.
 
-llm-foundry hands most settings straight to constructors, whose own complaints range from clear to a ``TypeError`` in the middle of
-building the trainer. Here each section is held against the signature of what it will build: the name is registered, the keys
-exist, the required ones are there, the values are of the kind the annotation asks for. What is cheap and has no effect outside is
-built once for its own checks of ranges.
+llm-foundry hands most settings straight to constructors, whose own complaints range from clear to a ``TypeError`` in
+the middle of building the trainer. Here each section is held against the signature of what it will build: the name is
+registered, the keys exist, the required ones are there, the values are of the kind the annotation asks for. What is
+cheap and has no effect outside is built once for its own checks of ranges.
 """
 from __future__ import annotations
 
@@ -38,7 +39,14 @@ GIVEN_BY_LLMFOUNDRY = {
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
 MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
-BUILT_CALLBACKS = ('dynamic_batch_loading', 'export_pruned', 'lr_monitor', 'memory_monitor', 'runtime_estimator', 'speed_monitor')
+BUILT_CALLBACKS = (
+    'dynamic_batch_loading',
+    'export_pruned',
+    'lr_monitor',
+    'memory_monitor',
+    'runtime_estimator',
+    'speed_monitor',
+)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -74,7 +82,11 @@ def check_config(config: Mapping[str, Any]) -> None:
         if name in BUILT_CALLBACKS:
             built(f'callbacks.{name}', callback, settings or {})
         if name == 'hf_checkpointer':
-            check_one_of(f'callbacks.{name}.precision', (settings or {}).get('precision', 'float32'), ('float32', 'float16', 'bfloat16'))
+            check_one_of(
+                f'callbacks.{name}.precision',
+                (settings or {}).get('precision', 'float32'),
+                ('float32', 'float16', 'bfloat16'),
+            )
             check_time(f'callbacks.{name}.save_interval', settings['save_interval'])
     for name, settings in (config.get('loggers') or {}).items():
         _check_entry('loggers', name, settings, 'loggers')
@@ -94,7 +106,9 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
         more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
     )
     if registry_name == 'dataloaders':
-        check_whole(f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1))
+        check_whole(
+            f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1),
+        )
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
 
@@ -130,7 +144,10 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     from llmfoundry.utils.config_utils import TrainConfig
     from omegaconf import MISSING
     check_keys('configuration', config, TrainConfig, given=NOT_FOR_USERS)
-    needed = [field.name for field in dataclasses.fields(TrainConfig) if field.default == MISSING and field.name not in NOT_FOR_USERS]
+    needed = [
+        field.name for field in dataclasses.fields(TrainConfig)
+        if field.default == MISSING and field.name not in NOT_FOR_USERS
+    ]
     missing = [name for name in (*needed, 'global_train_batch_size') if config.get(name) is None]
     if missing:
         raise ValueError(f'configuration: missing {", ".join(missing)}.')
@@ -160,15 +177,16 @@ def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
     if size == 'auto':
         if not torch.cuda.is_available():
             raise ValueError(
-                'device_train_microbatch_size: auto finds what fits into a GPU\'s memory and does not work on CPU; give a number, for '
-                'example 1.',
+                'device_train_microbatch_size: auto finds what fits into a GPU\'s memory and does not work on CPU; '
+                'give a number, for example 1.',
             )
         return
     check_whole('device_train_microbatch_size', size, least=1)
 
 
 def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
-    """Types of the keys that FSDP2 has; those of FSDP1 are let through, since Composer warns of them and ignores them."""
+    """Types of the keys that FSDP2 has; those of FSDP1 are let through,
+    since Composer warns of them and ignores them."""
     from composer.utils.parallelism import FSDP2Config, FSDPConfig
     if not settings:
         return
@@ -182,7 +200,9 @@ def _check_init_device(model: Mapping[str, Any], fsdp_config: Optional[Mapping[s
     device = model.get('init_device', 'cpu')
     check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
     if device == 'mixed' and (not fsdp_config or int(os.environ.get('WORLD_SIZE', 1)) == 1):
-        raise ValueError('model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.')
+        raise ValueError(
+            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.',
+        )
 
 
 def _check_tokenizer(settings: Mapping[str, Any]) -> None:

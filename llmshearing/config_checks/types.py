@@ -1,8 +1,9 @@
 """Whether a value from a YAML can be what a constructor's annotation asks for.
 
-YAML gives numbers, strings, booleans, lists and mappings; annotations are the only thing that all constructors of Composer,
-Streaming and llm-foundry say about their settings. So annotations are read here: a value that fits passes, one that cannot fit is
-named with its key. What an annotation leaves open (classes such as ``Time``, which take strings) is left to the constructor.
+YAML gives numbers, strings, booleans, lists and mappings; annotations are the only thing that all constructors of
+Composer, Streaming and llm-foundry say about their settings. So annotations are read here: a value that fits passes,
+one that cannot fit is named with its key. What an annotation leaves open (classes such as ``Time``, which take strings)
+is left to the constructor.
 """
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def _fits_list(value: Any, arguments: tuple[Any, ...], fixed: bool) -> bool:
     if not isinstance(value, (list, tuple)):
         return False
     if fixed and arguments:
-        return len(value) == len(arguments) and all(_fits(item, kind) is not False for item, kind in zip(value, arguments))
+        return len(value) == len(arguments) and all(
+            _fits(item, kind) is not False for item, kind in zip(value, arguments)
+        )
     return all(_fits(item, arguments[0]) is not False for item in (value if arguments else ()))
 
 
@@ -99,8 +102,17 @@ def described(annotation: Any) -> str:
     if kind is tuple and arguments and Ellipsis not in arguments:
         return f'a list of {len(arguments)}: {", ".join(map(described, arguments))}'
     if kind in MAPPINGS:
-        return 'keys and values' + (f' ({described(arguments[1])})' if len(arguments) == 2 and arguments[1] is not Any else '')
+        return 'keys and values' + (
+            f' ({described(arguments[1])})' if len(arguments) == 2 and arguments[1] is not Any else ''
+        )
     if kind in LISTS:
         return 'a list' + (f' (each {described(arguments[0])})' if arguments and arguments[0] is not Any else '')
-    words = {float: 'a number', int: 'a whole number', str: 'text', bool: 'true or false', Path: 'a path', types.NoneType: 'null'}
+    words = {
+        float: 'a number',
+        int: 'a whole number',
+        str: 'text',
+        bool: 'true or false',
+        Path: 'a path',
+        types.NoneType: 'null',
+    }
     return words.get(kind, getattr(kind, '__name__', str(kind)).lower())

@@ -1,8 +1,8 @@
 """Opens a Composer checkpoint of either stage: config, tokenizer, weights and masks, without naming a shape by hand.
 
-Composer keeps the config and the tokenizer's files of a Hugging Face model in each checkpoint; the pruning algorithm keeps the
-shapes and the masks. Weights stay on disk until they are asked for. Every tensor that the config calls for must be there with
-its shape, and no other: nothing is ever filled in.
+Composer keeps the config and the tokenizer's files of a Hugging Face model in each checkpoint; the pruning algorithm
+keeps the shapes and the masks. Weights stay on disk until they are asked for. Every tensor that the config calls for
+must be there with its shape, and no other: nothing is ever filled in.
 """
 from __future__ import annotations
 
@@ -77,10 +77,18 @@ def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
         content = load_stored(path)
         state = content.get('state') if isinstance(content, dict) else None
         if not isinstance(state, dict) or 'model' not in state:
-            raise ValueError(f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.')
+            raise ValueError(
+                f'{path} is no Composer checkpoint (no state -> model in it). '
+                'Legacy state dicts: `llmshearing import`.',
+            )
     config, tokenizer = _hugging_face_parts(path, state, source)
     weights = {_hugging_face_name(name): stored for name, stored in state['model'].items()}
-    check_tensors(str(path), {name: stored.shape for name, stored in weights.items()}, expected_shapes(config), tied_names(config))
+    check_tensors(
+        str(path),
+        {name: stored.shape for name, stored in weights.items()},
+        expected_shapes(config),
+        tied_names(config),
+    )
     algorithms = dict(state.get('algorithms') or ())
     pruning = None
     if 'TargetedPruning' in algorithms:
@@ -132,7 +140,10 @@ def check_tensors(
     problems = []
     missing = sorted(set(expected) - set(got) - set(optional))
     extra = sorted(set(got) - set(expected))
-    shaped = [f'{name} is {list(got[name])}, expected {list(expected[name])}' for name in expected if name in got and got[name] != expected[name]]
+    shaped = [
+        f'{name} is {list(got[name])}, expected {list(expected[name])}'
+        for name in expected if name in got and got[name] != expected[name]
+    ]
     for what, names in (('missing', missing), ('not expected', extra), ('of another shape', shaped)):
         if names:
             more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
@@ -162,26 +173,39 @@ def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) 
         elif kind == '.model':
             path.write_bytes(content)
         else:
-            raise ValueError(f'the checkpoint\'s tokenizer has a file {name!r}, which is not written (code, or unknown); give --tokenizer FOLDER.')
+            raise ValueError(
+                f'the checkpoint\'s tokenizer has a file {name!r}, which is not written (code, or unknown); '
+                'give --tokenizer FOLDER.',
+            )
 
 
-def _hugging_face_parts(path: Path, state: dict[str, Any], source: Optional[Path]) -> tuple[PretrainedConfig, dict[str, Any]]:
+def _hugging_face_parts(
+    path: Path,
+    state: dict[str, Any],
+    source: Optional[Path],
+) -> tuple[PretrainedConfig, dict[str, Any]]:
     parts = (state.get('integrations') or {}).get('huggingface')
     if parts is not None:
         return _stored_config(path, parts['model']['config']['content']), parts.get('tokenizer') or {}
     if source is None:
-        raise ValueError(f'{path} carries no Hugging Face config (state -> integrations -> huggingface); name a folder that has it: --source.')
+        raise ValueError(
+            f'{path} carries no Hugging Face config (state -> integrations -> huggingface); '
+            'name a folder that has it: --source.',
+        )
     return AutoConfig.from_pretrained(source, trust_remote_code=False), {}
 
 
 def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
     """The config in a checkpoint, of a model type that transformers itself knows.
 
-    Composer's own reader would go by the path and the ``trust_remote_code`` that stand in the checkpoint where the type is unknown.
+    Composer's own reader would go by the path and the ``trust_remote_code`` that stand in the checkpoint where
+    the type is unknown.
     """
     settings = {key: value for key, value in content.items() if key not in NO_SETTINGS}
     if settings.get('model_type') not in CONFIG_MAPPING:
-        raise ValueError(f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.')
+        raise ValueError(
+            f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.',
+        )
     if isinstance(settings.get('id2label'), dict):  # JSON made strings of the numbers
         settings['id2label'] = {int(number): label for number, label in settings['id2label'].items()}
     config = AutoConfig.for_model(**settings)

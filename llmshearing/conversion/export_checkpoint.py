@@ -1,7 +1,7 @@
 """``export_checkpoint``: a Composer checkpoint of either stage becomes a stock Hugging Face folder.
 
-One tensor at a time goes from the checkpoint through the cut into the output shard, so memory holds the largest tensor and one
-shard, whatever the size of the model. The folder is read back and compared before it gets its name.
+One tensor at a time goes from the checkpoint through the cut into the output shard, so memory holds the largest tensor
+and one shard, whatever the size of the model. The folder is read back and compared before it gets its name.
 """
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from llmshearing.conversion.checkpoint import Checkpoint, expected_shapes, open_checkpoint, tied_names, write_tokenizer_files
+from llmshearing.conversion.checkpoint import (
+    Checkpoint,
+    expected_shapes,
+    open_checkpoint,
+    tied_names,
+    write_tokenizer_files,
+)
 from llmshearing.conversion.hf_export import cut_tensors, write_model_folder
 from llmshearing.conversion.model_card import CardFacts, copy_licence_files, model_card, source_licence
 from llmshearing.conversion.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
@@ -52,7 +58,8 @@ class ExportSettings:
         allow_unconverged (bool): Cut to the target although expected counts are further away than ``tolerance``.
         tolerance (float): Allowed distance of expected counts, as a fraction of the target.
         overwrite (bool): Replace an existing folder.
-        source (str | None): Folder of the source model: name, licence, generation config, and config where the checkpoint has none.
+        source (str | None): Folder of the source model: name, licence, generation config, and config where the
+            checkpoint has none.
         tokenizer (str | None): Folder to take the tokenizer from instead of the checkpoint.
         metrics (Path | None): Metrics file of the run; its last losses go into the model card.
         progress (bool): Show a progress bar.
@@ -132,7 +139,10 @@ def _write_cut(
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         cut = cut_tensors(family, plan, masks, checkpoint.get, config.tie_word_embeddings)
-        count = sum(1 for path, _ in plan.cuts(flatten_masks(masks)) if not (config.tie_word_embeddings and path == family.head))
+        count = sum(
+            1 for path, _ in plan.cuts(flatten_masks(masks))
+            if not (config.tie_word_embeddings and path == family.head)
+        )
         return _shown(cut, what, count, settings.progress)
 
     shape = write_pruned_folder(
@@ -146,10 +156,15 @@ def _write_cut(
         settings.dtype,
         _origin(checkpoint, settings),
     )
-    report: dict[str, Any] = {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings))}
+    report: dict[str, Any] = {
+        'shape': shape,
+        'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings)),
+    }
     if _parameters(checkpoint) <= settings.logits_up_to:
         expected = _masked_logits(checkpoint, masks)
-        report['logit_difference'] = verify_folder(writer.path, expected, torch.float32, settings.dtype or _lowest(checkpoint))
+        report['logit_difference'] = verify_folder(
+            writer.path, expected, torch.float32, settings.dtype or _lowest(checkpoint),
+        )
     return report
 
 
@@ -191,21 +206,27 @@ def _write_uncut(
 
 
 def _write_masks(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Writes ``masks/masks.safetensors``, in a folder of its own so that no loader takes it for weights; returns ``pruning.json``."""
+    """Writes ``masks/masks.safetensors``, in a folder of its own so that no loader takes it for weights;
+    returns ``pruning.json``."""
     pruning = checkpoint.pruning
     kinds = {'target': pruning.final_masks(), 'current': pruning.current_masks(), 'score': pruning.learner.scores()}
-    tensors = {f'{kind}.{axis}': mask.float().contiguous() for kind, masks in kinds.items() for axis, mask in masks.items()}
+    tensors = {
+        f'{kind}.{axis}': mask.float().contiguous() for kind, masks in kinds.items() for axis, mask in masks.items()
+    }
     (folder / 'masks').mkdir()
     save_file(tensors, folder / 'masks' / 'masks.safetensors', metadata={'format': 'pt'})
     units = CutPlan(family_of(checkpoint.config), pruning.source, pruning.final_masks()).units
-    record = pruning_record(pruning, units, checkpoint.batches, checkpoint.tokens, Path(checkpoint.source or 'unknown').name)
+    record = pruning_record(
+        pruning, units, checkpoint.batches, checkpoint.tokens, Path(checkpoint.source or 'unknown').name,
+    )
     return {'pruning.json': record}
 
 
 def _masked_logits(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Tensor:
     """Logits of the masked model on the probe input, in float32 [1, length, vocabulary]."""
     model = AutoModelForCausalLM.from_config(checkpoint.config, torch_dtype=torch.float32, attn_implementation='sdpa')
-    # Not strict, since a tied head is stored once; every other name and shape was checked when the checkpoint was opened.
+    # Not strict, since a tied head is stored once; every other name and shape was checked when the
+    # checkpoint was opened.
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)
     model.tie_weights()
     cutter = Cutter(model.eval())
@@ -235,7 +256,10 @@ def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Optional[Pre
     if settings.tokenizer is not None:
         return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
     if not checkpoint.tokenizer:
-        log.warning('%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path)
+        log.warning(
+            '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.',
+            checkpoint.path,
+        )
         return None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer_files(checkpoint.tokenizer, Path(folder))
@@ -264,7 +288,12 @@ def _lowest(checkpoint: Checkpoint) -> torch.dtype:
     return min((stored.dtype for stored in checkpoint.weights.values()), key=lambda dtype: -torch.finfo(dtype).eps)
 
 
-def _shown(tensors: Iterator[tuple[str, Tensor]], what: str, count: int, progress: bool) -> Iterator[tuple[str, Tensor]]:
+def _shown(
+    tensors: Iterator[tuple[str, Tensor]],
+    what: str,
+    count: int,
+    progress: bool,
+) -> Iterator[tuple[str, Tensor]]:
     """Passes tensors on under a progress bar."""
     with tqdm(total=count, desc=what, unit='tensor', disable=not progress) as bar:
         for item in tensors:

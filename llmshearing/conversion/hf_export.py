@@ -1,7 +1,8 @@
 """Export: a source model and a set of final masks become a stock Hugging Face folder.
 
-The tensors are those that the masked forward pass computes with (:class:`~llmshearing.models.cutting.CutPlan`), the config is
-the source's with the target's shape. Only exact, uniform shapes leave: every remaining layer must keep the same numbers.
+The tensors are those that the masked forward pass computes with (:class:`~llmshearing.models.cutting.CutPlan`),
+the config is the source's with the target's shape. Only exact, uniform shapes leave: every remaining layer must
+keep the same numbers.
 """
 from __future__ import annotations
 
@@ -20,7 +21,15 @@ from llmshearing.models.families import Family
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
-__all__ = ['DTYPES', 'cut_tensors', 'exported_config', 'kept_indices', 'open_strictly', 'shape_after', 'write_model_folder']
+__all__ = [
+    'DTYPES',
+    'cut_tensors',
+    'exported_config',
+    'kept_indices',
+    'open_strictly',
+    'shape_after',
+    'write_model_folder',
+]
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -40,8 +49,8 @@ def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence
     for position, layer in enumerate(units.layers):
         if layer_types is not None and layer_types[layer] != layer_types[position]:
             raise ValueError(
-                f'layer {layer} would stand at position {position}, where this model type has a layer of another kind (sliding or '
-                'full attention); keep layers in an order that repeats the pattern.',
+                f'layer {layer} would stand at position {position}, where this model type has a layer of another kind '
+                '(sliding or full attention); keep layers in an order that repeats the pattern.',
             )
     counts = {
         layer: (
@@ -52,7 +61,9 @@ def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence
     }
     padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
     if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))]) == 0:
-        listed = ', '.join(f'layer {layer}: {kv} KV heads, {q} heads, {i} intermediate' for layer, (kv, q, i) in counts.items())
+        listed = ', '.join(
+            f'layer {layer}: {kv} KV heads, {q} heads, {i} intermediate' for layer, (kv, q, i) in counts.items()
+        )
         raise ValueError(
             'the masks leave layers of different shapes, which a stock model cannot hold: '
             f'{listed or "no layer at all"}{f"; unequal groups in layers {padded}" if padded else ""}. '
@@ -93,7 +104,9 @@ def cut_tensors(
             continue
         full = {name: get(f'{path}.{name}') for name in ('weight', 'bias')}
         if full['weight'] is None:
-            raise ValueError(f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?')
+            raise ValueError(
+                f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?',
+            )
         layer = layer_of[path]
         prefix = f'{family.decoder}.layers.'
         new_path = path if layer is None else path.replace(f'{prefix}{layer}.', f'{prefix}{new_number[layer]}.', 1)

@@ -55,7 +55,7 @@ def push_folder(folder: Path, repo: str, public: bool = False) -> str:
         )
     except OSError as error:
         raise ValueError(
-            f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; push it '
-            f'again with `huggingface-cli upload {repo} {folder} --private`.',
+            f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; '
+            f'push it again with `huggingface-cli upload {repo} {folder} --private`.',
         ) from error
     return str(url)

@@ -1,9 +1,10 @@
 """State dicts of the first Sheared LLaMA code become Hugging Face folders, and plain LLaMA folders such state dicts.
 
-Every entry of the file must be known by name and have the shape that the others imply. A pruning checkpoint is finished here: in
-each row the units with the largest ``z_loga`` stay, up to the given target, each with the gate's deterministic value. What a mask then
-means is this package's one definition, which differs from the old export in two points: the embedding is cut but not
-scaled, and the LM head is scaled by nothing (the old code scaled the first and scaled the second twice).
+Every entry of the file must be known by name and have the shape that the others imply. A pruning checkpoint is
+finished here: in each row the units with the largest ``z_loga`` stay, up to the given target, each with the gate's
+deterministic value. What a mask then means is this package's one definition, which differs from the old export in two
+points: the embedding is cut but not scaled, and the LM head is scaled by nothing (the old code scaled the first and
+scaled the second twice).
 """
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class ImportSettings:
 
     Attributes:
         head_dim (int | None): Width of one attention head; needed where ``source`` is not given.
-        source (str | None): Hugging Face folder of the LLaMA that was pruned: head dimension, rotary settings, licence, tokenizer.
+        source (str | None): Hugging Face folder of the LLaMA that was pruned: head dimension, rotary
+            settings, licence, tokenizer.
         target (Mapping[str, int] | None): Shape to finish a pruning checkpoint at, under Hugging Face names.
         rms_norm_eps (float | None): Epsilon of the norms; default: the source's, or 1e-5.
         tokenizer (str | None): Folder to take the tokenizer from; default: the source's.
@@ -103,7 +105,10 @@ def read_legacy(path: Path) -> LegacyModel:
         elif not is_ignored(name):
             unknown.append(name)
     if unknown_masks:
-        raise ValueError(f'{path}: unknown mask(s) {", ".join(sorted(unknown_masks))}; only {", ".join(LEGACY_MASKS)} can be imported.')
+        raise ValueError(
+            f'{path}: unknown mask(s) {", ".join(sorted(unknown_masks))}; '
+            f'only {", ".join(LEGACY_MASKS)} can be imported.',
+        )
     if unknown:
         listed = ', '.join(unknown[:12]) + (f', and {len(unknown) - 12} more' if len(unknown) > 12 else '')
         raise ValueError(f'{path}: entries that no LLaMA of the first Sheared LLaMA code has: {listed}.')
@@ -131,7 +136,10 @@ def finish_legacy_masks(scores: Mapping[str, Tensor], source: ModelShape, target
     for axis, (count, keep) in units.items():
         if axis not in scores:
             if keep != count:
-                raise ValueError(f'the target keeps {keep} of {count} units along {axis}, but the file has no {axis} mask to choose them by.')
+                raise ValueError(
+                    f'the target keeps {keep} of {count} units along {axis}, '
+                    f'but the file has no {axis} mask to choose them by.',
+                )
             continue
         if tuple(scores[axis].shape) != shapes[axis]:
             raise ValueError(f'mask {axis} has shape {tuple(scores[axis].shape)}, the weights imply {shapes[axis]}.')
@@ -161,18 +169,25 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     source = shape_of(config)
     if bool(legacy.scores) != bool(settings.target):
         raise ValueError(
-            f'{path} is a pruning checkpoint (masks {", ".join(legacy.scores)}): give the shape to finish at, --target.' if legacy.scores else
+            f'{path} is a pruning checkpoint (masks {", ".join(legacy.scores)}): give the shape to finish at, --target.'
+            if legacy.scores else
             f'{path} has no masks, so there is nothing to finish: leave out --target.',
         )
     target = resolve_target(source, settings.target) if settings.target else source
     masks = finish_legacy_masks(legacy.scores, source, target)
     plan = CutPlan(LLAMA, source, masks)
     if shape_after(plan.units, source) != target:
-        raise RuntimeError(f'the masks leave {shape_after(plan.units, source)}, the target is {target}; this is a bug in llmshearing.')
+        raise RuntimeError(
+            f'the masks leave {shape_after(plan.units, source)}, the target is {target}; this is a bug in llmshearing.',
+        )
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
-        cut = cut_tensors(LLAMA, plan, masks, lambda name: legacy.weights[name].read() if name in legacy.weights else None, False)
-        return iter(tqdm(cut, desc=what, unit='tensor', total=3 + 9 * target.num_hidden_layers, disable=not settings.progress))
+        cut = cut_tensors(
+            LLAMA, plan, masks, lambda name: legacy.weights[name].read() if name in legacy.weights else None, False,
+        )
+        return iter(tqdm(
+            cut, desc=what, unit='tensor', total=3 + 9 * target.num_hidden_layers, disable=not settings.progress,
+        ))
 
     dtype = settings.dtype or legacy.weights['lm_head.weight'].dtype
     tokenizer = _tokenizer(settings, folder)
@@ -205,16 +220,17 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
         int: Number of tensors written.
 
     Raises:
-        ValueError: If the model is no multi-head LLaMA without biases and with a head of its own, or its tensors do not fit its config.
+        ValueError: If the model is no multi-head LLaMA without biases and with a head of its own, or its tensors do
+            not fit its config.
     """
     folder, out = Path(folder), Path(out)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shape = shape_of(config)
     if config.model_type != 'llama' or config.tie_word_embeddings or shape.group_size != 1:
         raise ValueError(
-            f'{folder}: only LLaMA with as many KV heads as heads and an LM head of its own has such a state dict; got model_type '
-            f'{config.model_type!r}, {shape.num_attention_heads} heads, {shape.num_key_value_heads} KV heads, '
-            f'tie_word_embeddings={config.tie_word_embeddings}.',
+            f'{folder}: only LLaMA with as many KV heads as heads and an LM head of its own has such a state dict; '
+            f'got model_type {config.model_type!r}, {shape.num_attention_heads} heads, {shape.num_key_value_heads} KV '
+            f'heads, tie_word_embeddings={config.tie_word_embeddings}.',
         )
     if out.exists() and not overwrite:
         raise ValueError(f'{out} exists already; choose another file or allow overwriting it (--overwrite).')
@@ -225,7 +241,9 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
     check_tensors(str(folder), {name: tuple(tensor.shape) for name, tensor in state.items()}, expected_shapes(config))
     unnamed = [name for name in state if legacy_name(name) is None]
     if unnamed:
-        raise ValueError(f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).')
+        raise ValueError(
+            f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).',
+        )
     partial = out.with_name(f'.{out.name}.partial')
     torch.save({legacy_name(name): tensor for name, tensor in state.items()}, partial)
     partial.replace(out)
@@ -234,7 +252,12 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
 
 def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path]) -> PretrainedConfig:
     """A LLaMA config from the shapes of the tensors, other settings from the source or LLaMA-2's."""
-    needed = ('model.embed_tokens.weight', 'lm_head.weight', 'model.layers.0.self_attn.q_proj.weight', 'model.layers.0.mlp.up_proj.weight')
+    needed = (
+        'model.embed_tokens.weight',
+        'lm_head.weight',
+        'model.layers.0.self_attn.q_proj.weight',
+        'model.layers.0.mlp.up_proj.weight',
+    )
     missing = [name for name in needed if name not in legacy.weights]
     if missing:
         raise ValueError(f'missing from the file: {", ".join(legacy_name(name) for name in missing)}.')
@@ -248,11 +271,15 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
         base.rms_norm_eps = settings.rms_norm_eps
     head_dim = settings.head_dim or (None if folder is None else shape_of(base).head_dim)
     if head_dim is None:
-        raise ValueError('the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.')
+        raise ValueError(
+            'the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.',
+        )
     vocab_size, hidden_size = legacy.weights['model.embed_tokens.weight'].shape
     width = legacy.weights['model.layers.0.self_attn.q_proj.weight'].shape[0]
     if width % head_dim:
-        raise ValueError(f'q projections have {width} rows, which are no whole heads of width {head_dim}; correct --head-dim.')
+        raise ValueError(
+            f'q projections have {width} rows, which are no whole heads of width {head_dim}; correct --head-dim.',
+        )
     layers = [int(name.split('.')[2]) for name in legacy.weights if name.startswith('model.layers.')]
     shape = ModelShape(
         num_hidden_layers=max(layers) + 1,

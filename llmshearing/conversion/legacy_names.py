@@ -1,6 +1,7 @@
 """Names of the first Sheared LLaMA code's state dicts and their Hugging Face counterparts, in both directions.
 
-The weights themselves are the same: rows of q and k are in the order that transformers' LLaMA uses, so nothing is permuted.
+The weights themselves are the same: rows of q and k are in the order that transformers' LLaMA uses, so
+nothing is permuted.
 """
 from __future__ import annotations
 
@@ -57,5 +58,6 @@ def mask_axis(name: str) -> Optional[str]:
 
 
 def is_ignored(name: str) -> bool:
-    """Entries that carry no weight: rotary frequencies, which follow from the config, and the multipliers of pruning."""
+    """Entries that carry no weight:
+    rotary frequencies, which follow from the config, and the multipliers of pruning."""
     return name.endswith('.rotary_emb.inv_freq') or name.startswith('model.l0_module.lambdas.')

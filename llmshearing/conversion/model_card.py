@@ -1,7 +1,7 @@
 """The model card of an exported folder: where the model comes from, what it is, and under which licence it may be used.
 
-A pruned model is a derived work of its source, so the source's licence is carried over: the ``license`` entries of the source's own
-card and its licence files. Where the source is not at hand the card says so instead of guessing.
+A pruned model is a derived work of its source, so the source's licence is carried over: the ``license`` entries of the
+source's own card and its licence files. Where the source is not at hand the card says so instead of guessing.
 """
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class CardFacts:
 
 
 STAGES = {
-    'pruned': 'Structured pruning of {source} to a smaller shape, learned jointly with the weights. It is meant to be trained further '
-              'before it is used: a model that was only pruned is much worse than its size.',
+    'pruned': 'Structured pruning of {source} to a smaller shape, learned jointly with the weights. It is meant to be '
+              'trained further before it is used: a model that was only pruned is much worse than its size.',
     'continued': 'Language model in the standard Hugging Face format, saved from continued pre-training.',
     'kept': 'The weights of {source} in the course of pruning, **uncut**, with the masks learned so far beside them in '
             '`masks/masks.safetensors`, for study. The model in this folder computes without the masks.',
@@ -67,7 +67,11 @@ STAGES = {
 
 def model_card(facts: CardFacts) -> str:
     """The text of the folder's ``README.md``."""
-    head: dict[str, Any] = {'library_name': 'transformers', **facts.licence, 'tags': ['structured-pruning', 'llmshearing']}
+    head: dict[str, Any] = {
+        'library_name': 'transformers',
+        **facts.licence,
+        'tags': ['structured-pruning', 'llmshearing'],
+    }
     if facts.source:
         head['base_model'] = facts.source
     parts = [
@@ -77,12 +81,18 @@ def model_card(facts: CardFacts) -> str:
         _shape_table(facts),
     ]
     if facts.batches is not None:
-        parts.append(f'Trained for {facts.batches:,} batches{f" on {facts.tokens:,} tokens" if facts.tokens else ""} in this stage.')
+        parts.append(
+            f'Trained for {facts.batches:,} batches{f" on {facts.tokens:,} tokens" if facts.tokens else ""} '
+            'in this stage.',
+        )
     if facts.recipe:
         parts.append('## Recipe\n\n' + '\n'.join(f'- {name}: {value}' for name, value in facts.recipe.items()))
     if facts.losses:
         rows = '\n'.join(f'| {name} | {value:.4f} |' for name, value in facts.losses.items())
-        parts.append(f'## Loss\n\nLast evaluation of {facts.losses_of}, cross-entropy per token.\n\n| evaluation set | loss |\n|---|---|\n{rows}')
+        parts.append(
+            f'## Loss\n\nLast evaluation of {facts.losses_of}, cross-entropy per token.\n\n'
+            f'| evaluation set | loss |\n|---|---|\n{rows}',
+        )
     parts.append(f'## Licence\n\n{_licence_text(facts)}')
     parts.append(
         '## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
@@ -104,11 +114,13 @@ def _shape_table(facts: CardFacts) -> str:
 
 def _licence_text(facts: CardFacts) -> str:
     if facts.licence.get('license'):
-        named = ' '.join(str(facts.licence[key]) for key in ('license', 'license_name', 'license_link') if facts.licence.get(key))
+        named = ' '.join(
+            str(facts.licence[key]) for key in ('license', 'license_name', 'license_link') if facts.licence.get(key)
+        )
         return f'Derived from {facts.source or "the source model"} and under its licence: {named}.'
     return (
-        f'Derived from {facts.source or "a source model"}, whose licence applies. It was not found beside the source when this folder was '
-        'written; look it up before you share this model.'
+        f'Derived from {facts.source or "a source model"}, whose licence applies. '
+        'It was not found beside the source when this folder was written; look it up before you share this model.'
     )
 
 
@@ -127,7 +139,9 @@ def source_licence(folder: Optional[Path]) -> dict[str, Any]:
     try:
         head = yaml.safe_load(text[4:text.index('\n---', 4)])
     except yaml.YAMLError as error:
-        raise ValueError(f'{readme}: the front matter between the first two lines of --- is not YAML: {error}') from error
+        raise ValueError(
+            f'{readme}: the front matter between the first two lines of --- is not YAML: {error}',
+        ) from error
     return {key: head[key] for key in LICENCE_KEYS if key in head} if isinstance(head, dict) else {}
 
 

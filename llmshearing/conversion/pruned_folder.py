@@ -1,4 +1,5 @@
-"""From kept units to a finished folder, without the checks that need a model: shared by the callback and by ``llmshearing export``."""
+"""From kept units to a finished folder, without the checks that need a model:
+shared by the callback and by ``llmshearing export``."""
 from __future__ import annotations
 
 import dataclasses
@@ -71,7 +72,8 @@ def write_pruned_folder(
     dtype: Optional[torch.dtype],
     origin: Origin,
 ) -> ModelShape:
-    """Writes the cut model with ``pruning.json``, model card and the source's licence files, under the writer's hidden path.
+    """Writes the cut model with ``pruning.json``, model card and the source's licence files,
+    under the writer's hidden path.
 
     Args:
         writer (ModelFolderWriter): Takes the files; not committed here.
@@ -95,7 +97,9 @@ def write_pruned_folder(
         dtype,
         {
             'pruning.json':
-                pruning_record(pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name),
+                pruning_record(
+                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name,
+                ),
         },
     )
     folder = local_folder(origin.source)

@@ -22,7 +22,14 @@ from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import Units
 
-__all__ = ['LearnedMasks', 'PruningState', 'pruning_record', 'read_pruning_state', 'refuse_open_widths', 'refuse_unconverged']
+__all__ = [
+    'LearnedMasks',
+    'PruningState',
+    'pruning_record',
+    'read_pruning_state',
+    'refuse_open_widths',
+    'refuse_unconverged',
+]
 
 
 class LearnedMasks(Protocol):
@@ -84,18 +91,21 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         config (PretrainedConfig): The source's config, from the same checkpoint.
 
     Raises:
-        ValueError: If the state is of another version, was saved before the run knew its model, or does not belong to the config.
+        ValueError: If the state is of another version, was saved before the run knew its model, or does not
+            belong to the config.
     """
     version = state.get('version')
     if version != STATE_VERSION or 'learner' not in state:
         raise ValueError(
-            f'the checkpoint\'s masks are of version {version} with {", ".join(map(str, state)) or "nothing"}; this release '
-            f'reads version {STATE_VERSION} of a run that has started. Use the release that wrote it.',
+            f'the checkpoint\'s masks are of version {version} with {", ".join(map(str, state)) or "nothing"}; '
+            f'this release reads version {STATE_VERSION} of a run that has started. Use the release that wrote it.',
         )
     source = ModelShape(**state['source'])
     target = SparsityTarget(**state['target']) if 'sparsity' in state['target'] else ModelShape(**state['target'])
     if source != shape_of(config):
-        raise ValueError(f'the masks belong to a source of shape {source}, the checkpoint\'s config has {shape_of(config)}.')
+        raise ValueError(
+            f'the masks belong to a source of shape {source}, the checkpoint\'s config has {shape_of(config)}.',
+        )
     family = family_of(config)
     if isinstance(target, SparsityTarget):
         plans = plan_open_axes(source, target)
@@ -127,7 +137,9 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
 def refuse_open_widths(pruning: LearnedMasks) -> None:
     """Raises a ValueError if the target is a sparsity alone: no stock config describes what such masks leave."""
     if isinstance(pruning.target, SparsityTarget):
-        raise ValueError(f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.')
+        raise ValueError(
+            f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.',
+        )
 
 
 def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, remedy: str) -> None:
@@ -140,7 +152,8 @@ def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, rem
     if away and not allow and pruning.frozen_masks is None:
         listed = '\n'.join(f'  - {report.describe()}' for report in away)
         raise ValueError(
-            f'The masks have not converged to the target within {tolerance:.0%}; nothing was exported:\n{listed}\n{remedy}',
+            f'The masks have not converged to the target within {tolerance:.0%}; '
+            f'nothing was exported:\n{listed}\n{remedy}',
         )
 
 

@@ -16,8 +16,8 @@ def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
     """The checkpoint as a local path; a remote one is fetched into a temporary folder and removed afterwards.
 
     Args:
-        checkpoint (str): Local path, or a URI of a ``.pt`` file or of a sharded checkpoint's folder that Composer can read
-            (``s3://``, ``gs://``, ``oci://``, ``hf://`` and others).
+        checkpoint (str): Local path, or a URI of a ``.pt`` file or of a sharded checkpoint's folder that Composer can
+            read (``s3://``, ``gs://``, ``oci://``, ``hf://`` and others).
         progress (bool): Show a progress bar.
 
     Raises:
@@ -35,7 +35,9 @@ def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
         store, (_, _, prefix) = maybe_create_object_store_from_uri(checkpoint), parse_uri(checkpoint)
         names = [] if store is None else store.list_objects(f'{prefix.rstrip("/")}/')
         if not names:
-            raise FileNotFoundError(f'{checkpoint} holds no files; give a .pt file or the folder of a sharded checkpoint.')
+            raise FileNotFoundError(
+                f'{checkpoint} holds no files; give a .pt file or the folder of a sharded checkpoint.',
+            )
         for name in names:
             store.download_object(name, str(Path(folder) / Path(name).name))
         yield Path(folder)

@@ -1,8 +1,8 @@
 """Writes a model as a Hugging Face folder, one tensor after the other, and lets nobody see it before it is whole.
 
 Tensors go into safetensors shards as they come, so memory holds one shard at most. Everything is written to a hidden
-folder beside the destination, which takes the destination's name at the very end: a crash or a full disk leaves no folder
-that looks like a model.
+folder beside the destination, which takes the destination's name at the very end: a crash or a full disk leaves no
+folder that looks like a model.
 """
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Reads PyTorch files without running what is in them, and without reading a tensor before it is asked for.
 
-``torch.load(weights_only=True)`` refuses every class that is not on a list; the list here is exactly what a Composer checkpoint of
-plain numbers needs. Under a fake-tensor mode the same call reads no tensor data at all and says where each storage begins in the
-file; :class:`StoredTensor` reads it from there into memory of its own. A memory map would do as well, but its pages count
-as resident, so that exporting a large model would look, and on a machine with a memory limit would be, as large as the file.
+``torch.load(weights_only=True)`` refuses every class that is not on a list; the list here is exactly what a Composer
+checkpoint of plain numbers needs. Under a fake-tensor mode the same call reads no tensor data at all and says where
+each storage begins in the file; :class:`StoredTensor` reads it from there into memory of its own. A memory map would do
+as well, but its pages count as resident, so that exporting a large model would look, and on a machine with a memory
+limit would be, as large as the file.
 """
 from __future__ import annotations
 
@@ -60,9 +61,9 @@ def load_stored(path: Path) -> Any:
             content = torch.load(path, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f'{path} is not read, because loading it could run code: it holds {", ".join(foreign_globals(path)) or "pickled objects"}, '
-            'which a checkpoint of numbers does not need. Leave out the callback or algorithm that saved them '
-            '(Composer: save_ignore_keys) and save again.',
+            f'{path} is not read, because loading it could run code: it holds '
+            f'{", ".join(foreign_globals(path)) or "pickled objects"}, which a checkpoint of numbers does not need. '
+            'Leave out the callback or algorithm that saved them (Composer: save_ignore_keys) and save again.',
         ) from error
     except RuntimeError as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
@@ -70,14 +71,17 @@ def load_stored(path: Path) -> Any:
 
 
 def foreign_globals(path: Path) -> list[str]:
-    """Names of the classes and functions in a ``torch.save`` file that are not needed for numbers; nothing is unpickled.
+    """Names of the classes and functions in a ``torch.save`` file that are not needed for numbers;
+    nothing is unpickled.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no PyTorch archive, or is damaged.
     """
     path = _archive(path)
-    allowed = {entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}' for entry in SAFE_GLOBALS}
+    allowed = {
+        entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}' for entry in SAFE_GLOBALS
+    }
     try:
         return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed)
     except RuntimeError as error:
@@ -91,8 +95,8 @@ def _archive(path: Path) -> Path:
     with path.open('rb') as file:
         if file.read(4) != b'PK\x03\x04':
             raise ValueError(
-                f'{path} is no PyTorch archive as torch.save writes it since version 1.6; unpack it if it is compressed, or save it again '
-                'with a newer PyTorch.',
+                f'{path} is no PyTorch archive as torch.save writes it since version 1.6; '
+                'unpack it if it is compressed, or save it again with a newer PyTorch.',
             )
     return path
 
@@ -126,7 +130,9 @@ def _stored(path: Path, fake: FakeTensor) -> StoredTensor:
             while done < len(raw):  # one call may stop at 2 GiB
                 got = file.readinto(raw[done:])
                 if not got:
-                    raise ValueError(f'{path} ends in the middle of a tensor; it was cut off while it was written or copied.')
+                    raise ValueError(
+                        f'{path} ends in the middle of a tensor; it was cut off while it was written or copied.',
+                    )
                 done += got
         return data.as_strided(shape, stride)
 

@@ -1,8 +1,9 @@
 """Reads sharded checkpoints (folders of ``torch.distributed.checkpoint``) with the same care as single files.
 
-PyTorch's own reader unpickles the folder's ``.metadata`` and every object in it without restriction, so this module has its own: the
-metadata goes through an unpickler that knows only the classes PyTorch puts there, objects through ``weights_only``, and a
-tensor is put together from its pieces when it is asked for. Pieces are whole ``torch.save`` archives inside the ``.distcp`` files.
+PyTorch's own reader unpickles the folder's ``.metadata`` and every object in it without restriction, so this module has
+its own: the metadata goes through an unpickler that knows only the classes PyTorch puts there, objects through
+``weights_only``, and a tensor is put together from its pieces when it is asked for. Pieces are whole ``torch.save``
+archives inside the ``.distcp`` files.
 """
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Builds the classes of a checkpoint's metadata and torch's dtypes, nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in METADATA_CLASSES.get(module, ()) or (module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)):
+        if name in METADATA_CLASSES.get(module, ()) or (
+            module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f'it holds {module}.{name}')
 
@@ -63,7 +66,8 @@ def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     folder = Path(folder)
     metadata = read_metadata(folder)
     places = {
-        (index.fqn, None if index.offset is None else tuple(index.offset)): info for index, info in metadata.storage_data.items()
+        (index.fqn, None if index.offset is None else tuple(index.offset)): info
+        for index, info in metadata.storage_data.items()
     }
 
     def piece(name: str, offset: Optional[tuple[int, ...]]) -> Any:
@@ -94,11 +98,16 @@ def read_metadata(folder: Path) -> Metadata:
     """
     path = folder / METADATA_NAME
     if not path.is_file():
-        raise FileNotFoundError(f'{folder} is no sharded checkpoint: it has no {METADATA_NAME}. Give the folder of one batch, e.g. .../ep0-ba100.')
+        raise FileNotFoundError(
+            f'{folder} is no sharded checkpoint: it has no {METADATA_NAME}. '
+            'Give the folder of one batch, e.g. .../ep0-ba100.',
+        )
     try:
         metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f'{path} is not read, because loading it could run code: {error}, which metadata does not need.') from error
+        raise ValueError(
+            f'{path} is not read, because loading it could run code: {error}, which metadata does not need.',
+        ) from error
     if not isinstance(metadata, Metadata):
         raise ValueError(f'{path} holds {type(metadata).__name__}, not the metadata of a sharded checkpoint.')
     for info in (metadata.storage_data or {}).values():
@@ -109,7 +118,10 @@ def read_metadata(folder: Path) -> Metadata:
 def _load_piece(folder: Path, name: str, info: Any) -> Any:
     """One tensor piece or object; ``info`` says file, offset and length."""
     if getattr(info, 'transform_descriptors', None):
-        raise ValueError(f'{folder}: {name} is stored compressed ({info.transform_descriptors}), which is not supported; save it without.')
+        raise ValueError(
+            f'{folder}: {name} is stored compressed ({info.transform_descriptors}), '
+            'which is not supported; save it without.',
+        )
     with (folder / info.relative_path).open('rb') as file:
         file.seek(info.offset)
         data = file.read(info.length)
@@ -136,11 +148,15 @@ def _stored(
             offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
             part = piece(name, offsets)
             if tuple(part.shape) != sizes or part.dtype != dtype:
-                raise ValueError(f'{name}: a piece is {tuple(part.shape)} {part.dtype}, the metadata says {sizes} {dtype}.')
+                raise ValueError(
+                    f'{name}: a piece is {tuple(part.shape)} {part.dtype}, the metadata says {sizes} {dtype}.',
+                )
             whole[tuple(slice(start, start + size) for start, size in zip(offsets, sizes))] = part
             covered += part.numel()
         if covered != whole.numel():
-            raise ValueError(f'{name}: the pieces hold {covered} of {whole.numel()} values; the checkpoint is not complete.')
+            raise ValueError(
+                f'{name}: the pieces hold {covered} of {whole.numel()} values; the checkpoint is not complete.',
+            )
         return whole
 
     return StoredTensor(shape, dtype, read)

@@ -1,7 +1,7 @@
 """After writing, before reporting: the folder must hold and compute what was meant.
 
-A model that is small enough is opened by transformers, strictly, and its logits are compared with the masked model's. For any size, the
-written tensors are read back one at a time and compared bit for bit with the cut of the source's.
+A model that is small enough is opened by transformers, strictly, and its logits are compared with the masked model's.
+For any size, the written tensors are read back one at a time and compared bit for bit with the cut of the source's.
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from llmshearing.safe_paths import check_safetensors_index
 
 __all__ = ['probe_input', 'tensor_files', 'verify_folder', 'verify_tensors']
 
-# Largest difference allowed, as a fraction of the largest logit: float32 rounding, and one rounding of weights to bfloat16.
+# Largest difference allowed, as a fraction of the largest logit: float32 rounding, and one rounding of
+# weights to bfloat16.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
@@ -50,7 +51,9 @@ def verify_folder(folder: Path, expected: Tensor, computed_in: torch.dtype, dtyp
     difference = (logits - expected).abs().max().item()
     allowed = max(TOLERANCE[computed_in], TOLERANCE[dtype]) * max(1.0, expected.abs().max().item())
     if not difference <= allowed:
-        raise ValueError(f'{folder}: logits differ from the masked model by {difference:.3g}, allowed is {allowed:.3g}.')
+        raise ValueError(
+            f'{folder}: logits differ from the masked model by {difference:.3g}, allowed is {allowed:.3g}.',
+        )
     return difference
 
 
@@ -66,7 +69,8 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
         int: Number of tensors compared.
 
     Raises:
-        ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config says, or not equal.
+        ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config
+            says, or not equal.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     files = tensor_files(folder)

@@ -28,7 +28,8 @@ DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
 
 
 class DomainStream(Stream):
-    """A ``Stream`` whose index names only files in its own folder; told before any shard is fetched, unpacked or removed."""
+    """A ``Stream`` whose index names only files in its own folder;
+    told before any shard is fetched, unpacked or removed."""
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         shards = super().get_shards(world, allow_unsafe_types)
@@ -65,7 +66,9 @@ def build_domain_streams(
     for name in names:
         own = dict(domains[name] or {}) if isinstance(domains, Mapping) else {}
         if 'local' not in own and (name in ('.', '..') or '/' in name or '\\' in name):
-            raise ValueError(f'Domain {name!r} would lie outside `local`; name a folder in it, or set `domains.NAME.local`.')
+            raise ValueError(
+                f'Domain {name!r} would lie outside `local`; name a folder in it, or set `domains.NAME.local`.',
+            )
         own.setdefault('local', os.path.join(local, name) if local else None)
         own.setdefault('remote', f'{remote.rstrip("/")}/{name}' if remote else None)
         own.setdefault('split', split)

@@ -1,7 +1,8 @@
 """Checking finished MDS folders: everything the index promises is there, whole, and fits.
 
-A loader finds a broken shard when it comes to it, hours into a run, and a token outside the model's vocabulary never, or
-as an error of the GPU. Looking beforehand costs one reading of the data. Folders written by others are checked as well.
+A loader finds a broken shard when it comes to it, hours into a run, and a token outside the model's vocabulary
+never, or as an error of the GPU. Looking beforehand costs one reading of the data. Folders written by others
+are checked as well.
 """
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
     try:
         return json.loads(path.read_text(encoding='utf-8'))['shards']
     except (ValueError, KeyError) as error:
-        raise ValueError(f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again') from error
+        raise ValueError(
+            f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again',
+        ) from error
 
 
 def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Worker processes for `prepare`: plain interpreters at the other end of a pipe.
 
-A `multiprocessing` pool that is safe beside threads (spawn) imports the user's main script again in every worker, torch
-and all, and fails in a script without a guard; and its workers outlive a parent that is killed. A process that runs this
-module does neither: it imports what its tasks need, and leaves when its pipe closes, which the system does however the
-parent ends.
+A `multiprocessing` pool that is safe beside threads (spawn) imports the user's main script again in every worker,
+torch and all, and fails in a script without a guard; and its workers outlive a parent that is killed. A process that
+runs this module does neither: it imports what its tasks need, and leaves when its pipe closes, which the system does
+however the parent ends.
 """
 from __future__ import annotations
 
@@ -106,8 +106,9 @@ class WorkerPool:
 
     def _death(self, pipe: Connection) -> RuntimeError:
         code = self.processes[self._pipes.index(pipe)].wait()
-        return RuntimeError(f'a worker process of prepare died (exit code {code}); if the machine ran out of memory, use '
-                            'fewer workers')
+        return RuntimeError(
+            f'a worker process of prepare died (exit code {code}); if the machine ran out of memory, use fewer workers',
+        )
 
 
 def _work(pipe: Connection) -> None:

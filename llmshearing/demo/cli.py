@@ -1,8 +1,9 @@
 """``llmshearing demo``: the whole way on one machine, from a real pre-trained model and real text to a report.
 
-Each phase prints what it does and how long it took; source model, text and prepared data are kept and reused by the next
-demo in the same folder. Training runs through the composer launcher and the YAMLs in ``yamls/demo``, like any other run; whatever
-else needs torch runs in a process of its own that ends with it, so that training has the machine's memory to itself.
+Each phase prints what it does and how long it took; source model, text and prepared data are kept and reused by the
+next demo in the same folder. Training runs through the composer launcher and the YAMLs in ``yamls/demo``, like any
+other run; whatever else needs torch runs in a process of its own that ends with it, so that training has the
+machine's memory to itself.
 """
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def _call(function: str, arguments: tuple) -> Any:
 
 def train(yaml: Path, *overrides: str) -> None:
     """Runs one YAML through the composer launcher; its progress goes to the terminal."""
-    command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', str(ROOT / 'llmshearing' / 'train.py'), str(yaml)]
+    command = [
+        sys.executable, '-m', 'composer.cli.launcher', '-n', '1', str(ROOT / 'llmshearing' / 'train.py'), str(yaml),
+    ]
     environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore', 'TRANSFORMERS_VERBOSITY': 'error'}
     result = subprocess.run([*command, *overrides], env=environment)
     if result.returncode:
@@ -138,12 +141,19 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='llmshearing demo', description=__doc__.split('\n')[0])
     parser.add_argument('--work', type=Path, default=Path('runs/demo'), help='folder for everything the demo makes')
     parser.add_argument('--prune-steps', type=int, default=48, help='steps of pruning (default: %(default)s)')
-    parser.add_argument('--continue-steps', type=int, default=36, help='steps of continued pre-training (default: %(default)s)')
+    parser.add_argument('--continue-steps', type=int, default=36,
+                        help='steps of continued pre-training (default: %(default)s)')
     arguments = parser.parse_args(argv)
     if not YAMLS.is_dir():
         raise ValueError(f'the demo reads its YAMLs from a checkout of the repository; there is no {YAMLS}.')
-    if arguments.prune_steps % 2 or arguments.continue_steps % 3 or min(arguments.prune_steps, arguments.continue_steps) < 6:
-        raise ValueError('--prune-steps must be a multiple of 2 and --continue-steps of 3, both at least 6: they are split into rounds.')
+    if (
+        arguments.prune_steps % 2 or arguments.continue_steps % 3
+        or min(arguments.prune_steps, arguments.continue_steps) < 6
+    ):
+        raise ValueError(
+            '--prune-steps must be a multiple of 2 and --continue-steps of 3, both at least 6: '
+            'they are split into rounds.',
+        )
     run_demo(arguments.work.resolve(), arguments.prune_steps, arguments.continue_steps)
     return 0
 
@@ -169,15 +179,16 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         train(YAMLS / 'prune.yaml', variables, f'max_duration={prune_steps}ba', f'eval_interval={prune_round}ba',
               f'train_loader.dataset.round_batches={prune_round}')
     with phase('continued pre-training'):
-        train(YAMLS / 'continue.yaml', variables, f'max_duration={continue_steps}ba', f'eval_interval={continue_round}ba',
-              f'train_loader.dataset.round_batches={continue_round}')
+        train(YAMLS / 'continue.yaml', variables, f'max_duration={continue_steps}ba',
+              f'eval_interval={continue_round}ba', f'train_loader.dataset.round_batches={continue_round}')
     with phase('same shape from random weights'):
         steps = prune_steps + continue_steps
         shares = [
             f'train_loader.dataset.proportions.{name}_{split}={count}'
             for name in DOMAINS for split, count in (('prune', prune_steps), ('continue', continue_steps))
         ]
-        train(YAMLS / 'scratch.yaml', variables, f'max_duration={steps}ba', f'train_loader.dataset.round_batches={steps}', *shares)
+        train(YAMLS / 'scratch.yaml', variables, f'max_duration={steps}ba',
+              f'train_loader.dataset.round_batches={steps}', *shares)
     folders = {
         'pruned': work / 'pruned',
         'continued': work / 'continue' / 'huggingface' / 'final',

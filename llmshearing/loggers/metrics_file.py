@@ -1,7 +1,8 @@
 """``metrics_file``: every metric of a run in one JSON-lines file, for reports and for anyone with a text editor.
 
-One line for each time something is logged: ``{"batch": 12, "loss/train/total": 3.4, ...}``. A resumed run appends; readers
-take the last value of a metric at a batch, so lines that were written again after a resume replace the older ones.
+One line for each time something is logged: ``{"batch": 12, "loss/train/total": 3.4, ...}``. A resumed run
+appends; readers take the last value of a metric at a batch, so lines that were written again after a resume
+replace the older ones.
 """
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class MetricsFile(LoggerDestination):
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
         if dist.get_global_rank() != 0:
             return
-        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float, torch.Tensor))}
+        numbers = {
+            name: float(value) for name, value in metrics.items() if isinstance(value, (int, float, torch.Tensor))
+        }
         with self.path.open('a', encoding='utf-8') as file:
             file.write(json.dumps({'batch': step, **numbers}) + '\n')
 

@@ -170,7 +170,9 @@ class Cutter:
             if path != self._embedding_path:
                 mixin = _CutNorm if isinstance(role, Norm) else _CutProjection
                 self._modules[path] = _mix_in(model.get_submodule(path), mixin)
-        self._attention = [_mix_in(layer.get_submodule(self.family.attention), _CutAttention) for layer in decoder.layers]
+        self._attention = [
+            _mix_in(layer.get_submodule(self.family.attention), _CutAttention) for layer in decoder.layers
+        ]
         self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in decoder.layers]
         self._decoder = _mix_in(decoder, _CutDecoder)
 

@@ -202,8 +202,8 @@ def flatten_masks(masks: Mapping[str, Tensor]) -> Tensor:
 class CutPlan:
     """All cuts of a model for one set of masks.
 
-    The integers are found once per set of masks and moved to the device in one transfer; :meth:`cuts` then binds them to
-    mask values with one gather, once per forward pass, so that each forward has an autograd graph of its own.
+    The integers are found once per set of masks and moved to the device in one transfer; :meth:`cuts` then binds them
+    to mask values with one gather, once per forward pass, so that each forward has an autograd graph of its own.
 
     Args:
         family (Family): Table of the model's family.

@@ -71,8 +71,8 @@ class Family:
         has_head_dim (bool): The config has a ``head_dim`` of its own, so hidden_size is free of heads x head_dim.
         scales_embedding (bool): The model multiplies embeddings by sqrt(hidden_size). The cut model does the same with
             its own hidden size, in the masked forward as in the exported config.
-        layer_types (Callable | None): Kind of each layer by its position, from the config. A finished model's layer must
-            stand where its kind is expected. None where all layers are alike.
+        layer_types (Callable | None): Kind of each layer by its position, from the config. A finished model's layer
+            must stand where its kind is expected. None where all layers are alike.
     """
 
     layer: Mapping[str, Role]

@@ -134,11 +134,15 @@ def _size_problems(source: ModelShape, shape: ModelShape) -> list[str]:
         got, most = getattr(shape, field.name), getattr(source, field.name)
         if field.name == 'head_dim':
             if got != most:
-                problems.append(f'head_dim={got}: the head dimension is inherited from the source; leave it out or set {most}.')
+                problems.append(
+                    f'head_dim={got}: the head dimension is inherited from the source; leave it out or set {most}.',
+                )
         elif got < 1:
             problems.append(f'{field.name}={got}: must be between 1 and {most}.')
         elif got > most:
-            problems.append(f'{field.name}={got} is larger than the source\'s {most}: pruning only removes; set at most {most}.')
+            problems.append(
+                f'{field.name}={got} is larger than the source\'s {most}: pruning only removes; set at most {most}.',
+            )
     return problems
 
 
@@ -149,14 +153,15 @@ def _head_problems(source: ModelShape, shape: ModelShape, has_head_dim: bool) ->
         possible = [kv_heads * n for n in range(1, source.group_size + 1)]
         if heads not in possible:
             problems.append(
-                f'num_attention_heads={heads} with num_key_value_heads={kv_heads}: every KV head must keep the same number of '
-                f'query heads, at most the source\'s {source.group_size}; with {kv_heads} KV heads possible: {possible}.',
+                f'num_attention_heads={heads} with num_key_value_heads={kv_heads}: every KV head must keep the '
+                f'same number of query heads, at most the source\'s {source.group_size}; with {kv_heads} KV '
+                f'heads possible: {possible}.',
             )
     if not has_head_dim and shape.hidden_size != heads * source.head_dim:
         nearest = max(1, min(round(shape.hidden_size / source.head_dim), source.num_attention_heads))
         problems.append(
-            f'hidden_size={shape.hidden_size} with num_attention_heads={heads}: this model type has no head_dim of its own, so '
-            f'hidden_size must be heads x {source.head_dim}; nearest: hidden_size={nearest * source.head_dim}, '
-            f'num_attention_heads={nearest}.',
+            f'hidden_size={shape.hidden_size} with num_attention_heads={heads}: this model type has no head_dim of '
+            f'its own, so hidden_size must be heads x {source.head_dim}; nearest: '
+            f'hidden_size={nearest * source.head_dim}, num_attention_heads={nearest}.',
         )
     return problems

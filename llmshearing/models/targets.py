@@ -129,7 +129,10 @@ def _near(key: Any, possible: Iterable[str]) -> str:
 
 def _key_problems(target: Mapping[str, Any]) -> list[str]:
     if 'sparsity' in target:
-        return ['sparsity names no shape: it is a target of the algorithm targeted_pruning alone, without any of the other keys.']
+        return [
+            'sparsity names no shape: it is a target of the algorithm targeted_pruning alone, '
+            'without any of the other keys.',
+        ]
     possible = (*TARGET_KEYS, *OPTION_KEYS)
     return [
         f'unknown key {key!r}.{_near(key, possible)} Possible: {", ".join(possible)}.'

@@ -30,7 +30,8 @@ class LayerUnits:
         kv_heads (Tensor | None): KV heads, ascending, int64 [kept KV heads].
         group_size (int): Query heads per kept KV head; 0 where the attention adds nothing.
         padded (Tensor | None): Which of ``heads`` are there only as padding, bool [kept heads]; None where none is.
-        intermediate (Tensor | None): MLP dimensions, ascending, int64 [kept dimensions]; empty where the MLP adds nothing.
+        intermediate (Tensor | None): MLP dimensions, ascending, int64 [kept dimensions]; empty where
+            the MLP adds nothing.
     """
 
     heads: Optional[Tensor]

@@ -45,7 +45,9 @@ def loss_and_gradient(student, teacher, temperature=1.0, top_k=None, positions=N
 def test_two_tokens_by_hand():
     teacher, student = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
     loss, gradient = loss_and_gradient(student, teacher, vocabulary=2)
-    assert loss.item() == pytest.approx(0.75 * torch.tensor(1.5).log().item() + 0.25 * torch.tensor(0.5).log().item(), rel=1e-6)
+    assert loss.item() == pytest.approx(
+        0.75 * torch.tensor(1.5).log().item() + 0.25 * torch.tensor(0.5).log().item(), rel=1e-6,
+    )
     torch.testing.assert_close(gradient, torch.tensor([[0.5 - 0.75, 0.5 - 0.25]]))
 
 
@@ -92,7 +94,10 @@ def test_padding_and_columns_beyond_the_shared_vocabulary_count_nothing():
         loss, gradient = loss_and_gradient(student, teacher, 2.0, top_k, positions)
         expected = reference(student[positions, :VOCABULARY], teacher[positions, :VOCABULARY], 2.0, top_k)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-        assert gradient[[1, 3, 4, 6]].eq(0).all() and gradient[:, VOCABULARY:].eq(0).all() and gradient[positions].ne(0).any()
+        assert (
+            gradient[[1, 3, 4, 6]].eq(0).all() and gradient[:, VOCABULARY:].eq(0).all()
+            and gradient[positions].ne(0).any()
+        )
     assert loss_and_gradient(student, teacher, positions=torch.empty(0, dtype=torch.long))[0].item() == 0.0
 
 
@@ -117,7 +122,9 @@ def stock(folder):
 def run(folders, algorithms, model=None, **settings):
     """Trains the student of this test's folders; returns the trainer and its losses by name."""
     log = InMemoryLogger()
-    trainer = tiny_trainer(folders / 'student', algorithms, model=model or stock(folders / 'student'), loggers=[log], **settings)
+    trainer = tiny_trainer(
+        folders / 'student', algorithms, model=model or stock(folders / 'student'), loggers=[log], **settings,
+    )
     trainer.fit()
     trainer.close()
     names = [name.rpartition('/')[2] for name in log.data if name.startswith('loss/train/')]
@@ -135,7 +142,9 @@ def test_a_model_is_no_different_from_itself_and_differs_from_another(folders):
 
 
 def test_a_student_approaches_its_teacher(folders):
-    _, losses = run(folders, [Distillation(str(folders / 'teacher'), weight=20.0, top_k=30)], batches=60, learning_rate=5e-3)
+    _, losses = run(
+        folders, [Distillation(str(folders / 'teacher'), weight=20.0, top_k=30)], batches=60, learning_rate=5e-3,
+    )
     assert sum(losses['distillation'][-5:]) < 0.5 * sum(losses['distillation'][:5])
 
 
@@ -181,7 +190,9 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(folders, top_k):
 def test_the_teacher_is_left_alone_and_in_no_checkpoint(folders, tmp_path):
     before = {name: tensor.clone() for name, tensor in stock(folders / 'teacher').model.state_dict().items()}
     distillation = Distillation(str(folders / 'teacher'))
-    trainer, _ = run(folders, [distillation], batches=2, save_folder=str(tmp_path), save_filename='last.pt', run_name='x')
+    trainer, _ = run(
+        folders, [distillation], batches=2, save_folder=str(tmp_path), save_filename='last.pt', run_name='x',
+    )
     for name, tensor in distillation.teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert not distillation.teacher.training
@@ -205,8 +216,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(folders, tmp_path, pruning):
             algorithms.append(TargetedPruning(TARGET, lagrangian_warmup='3ba'))
             model = ShearedCausalLM(tiny_tokenizer(), str(folders / 'student'))
         trainer, losses = run(
-            folders, algorithms, model, batches=6, save_folder=str(tmp_path / folder), save_filename='ba{batch}.pt', save_interval='1ba',
-            load_path=load, run_name='x',
+            folders, algorithms, model, batches=6, save_folder=str(tmp_path / folder), save_filename='ba{batch}.pt',
+            save_interval='1ba', load_path=load, run_name='x',
         )
         return trainer, losses['distillation']
 
@@ -258,7 +269,9 @@ def test_teachers_that_do_not_fit_are_refused_before_training(folders, tmp_path)
     tiny_source(tmp_path / 'other')
     tokenizer = (tmp_path / 'other' / 'tokenizer.json')
     tokenizer.write_text(tokenizer.read_text().replace('"w7"', '"other"'))
-    with pytest.raises(ValueError, match="1 of the first 97 token ids.*the first is 10: 'other' to the teacher, 'w7' to the student"):
+    with pytest.raises(
+        ValueError, match="1 of the first 97 token ids.*the first is 10: 'other' to the teacher, 'w7' to the student",
+    ):
         start(tmp_path / 'other')
     for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
         (tmp_path / 'other' / name).unlink()

@@ -18,7 +18,9 @@ def test_probability_kept_is_the_frequency_of_open_gates(log_alpha):
     expected = 1 / (1 + math.exp(-(log_alpha - (2 / 3) * math.log(0.1 / 1.1))))
     assert probability_kept(torch.tensor(log_alpha)).item() == pytest.approx(expected, rel=1e-6)
     gates = sample_gate(torch.full((200_000,), log_alpha), torch.Generator().manual_seed(0))
-    assert (gates > 0).float().mean().item() == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2e5))
+    assert (gates > 0).float().mean().item() == pytest.approx(
+        expected, abs=4 * math.sqrt(expected * (1 - expected) / 2e5),
+    )
     assert gates.min() >= 0 and gates.max() <= 1
 
 
@@ -56,13 +58,16 @@ def test_penalty_and_its_derivatives():
     # mean of 3 * gap + 5 * gap^2 over gaps -0.3 and 0.1
     assert value.item() == pytest.approx((3 * -0.3 + 5 * 0.09 + 3 * 0.1 + 5 * 0.01) / 2)
     value.backward()
-    torch.testing.assert_close(sparsity.grad, torch.tensor([(3 + 10 * -0.3) / 2, (3 + 10 * 0.1) / 2]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        sparsity.grad, torch.tensor([(3 + 10 * -0.3) / 2, (3 + 10 * 0.1) / 2]), atol=1e-6, rtol=1e-6,
+    )
     torch.testing.assert_close(multipliers.grad, torch.tensor([-0.1, 0.05]), atol=1e-6, rtol=1e-6)
 
 
 def test_overall_sparsity_of_binary_masks_is_the_fraction_of_weights_removed():
     shape = ModelShape(
-        num_hidden_layers=3, hidden_size=8, num_attention_heads=4, num_key_value_heads=2, intermediate_size=10, head_dim=4,
+        num_hidden_layers=3, hidden_size=8, num_attention_heads=4, num_key_value_heads=2, intermediate_size=10,
+        head_dim=4,
     )
     kept = {
         'hidden': torch.tensor([1., 1, 1, 0, 0, 1, 1, 1]),

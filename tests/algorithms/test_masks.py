@@ -66,7 +66,9 @@ def test_every_problem_of_a_target_is_named_at_once():
 
 
 def test_without_a_head_dim_of_its_own_hidden_size_follows_the_heads():
-    with pytest.raises(ValueError, match='hidden_size must be heads x 8; nearest: hidden_size=32, num_attention_heads=4'):
+    with pytest.raises(
+        ValueError, match='hidden_size must be heads x 8; nearest: hidden_size=32, num_attention_heads=4',
+    ):
         resolve_target(MHA, {'hidden_size': 30, 'num_attention_heads': 4}, has_head_dim=False)
     assert resolve_target(MHA, {'hidden_size': 32, 'num_attention_heads': 4}, has_head_dim=False).hidden_size == 32
 

@@ -43,7 +43,10 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(source, tmp_path, 
     whole, whole_pruning, whole_losses = run(source, tmp_path / 'whole', mask_learning, **settings)
     checkpoint = tmp_path / 'whole' / f'ba{stop}.pt'
     resumed, pruning, losses = run(source, tmp_path / 'resumed', mask_learning, load=str(checkpoint), **settings)
-    assert losses == {batch: loss for batch, loss in whole_losses.items() if batch >= stop} and len(losses) == BATCHES - stop
+    assert (
+        losses == {batch: loss for batch, loss in whole_losses.items() if batch >= stop}
+        and len(losses) == BATCHES - stop
+    )
     for (name, mine), theirs in zip(resumed.state.model.named_parameters(), whole.state.model.parameters()):
         assert torch.equal(mine, theirs), name
     for axis, mask in whole_pruning.final_masks().items():

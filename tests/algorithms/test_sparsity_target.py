@@ -1,4 +1,5 @@
-"""A target that is a sparsity alone: the constraint counts real parameters, widths differ, nothing pretends to export."""
+"""A target that is a sparsity alone:
+the constraint counts real parameters, widths differ, nothing pretends to export."""
 import pytest
 import torch
 from composer.loggers import InMemoryLogger
@@ -53,7 +54,9 @@ def test_widths_count_kept_units_and_no_padding():
         'intermediate': torch.cat([torch.ones(4, 10), torch.zeros(4, 54)], 1),
     }
     widths = layer_widths(masks, GQA)
-    assert widths == [LayerWidths(0, 4, 2, 10), LayerWidths(1, 0, 0, 0), LayerWidths(2, 4, 2, 10), LayerWidths(3, 0, 0, 10)]
+    assert widths == [
+        LayerWidths(0, 4, 2, 10), LayerWidths(1, 0, 0, 0), LayerWidths(2, 4, 2, 10), LayerWidths(3, 0, 0, 10),
+    ]
     assert describe_widths(widths).splitlines()[1].split() == ['0', '4', '2', '10']
 
 
@@ -77,7 +80,9 @@ def test_a_run_reaches_its_sparsity_with_widths_of_its_own_and_leaves_only_its_m
     trainer.close()
     checkpoint = tmp_path / 'checkpoints' / 'last.pt'
     for masks in ('target', 'current'):
-        with pytest.raises(ValueError, match='60.0% of the layers\' parameters removed: a run whose target is a sparsity'):
+        with pytest.raises(
+            ValueError, match='60.0% of the layers\' parameters removed: a run whose target is a sparsity',
+        ):
             export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(masks=masks, progress=False))
     assert not (tmp_path / 'out').exists()
     export_checkpoint(checkpoint, tmp_path / 'study', ExportSettings(masks='keep', progress=False))
@@ -97,7 +102,10 @@ def test_axes_can_be_chosen():
     ({'sparsity': 1.0}, 'sparsity=1.0: must be a number above 0 and below 1'),
     ({'sparsity': '60%'}, "sparsity='60%': must be"),
     ({'sparsity': 0.5, 'hidden_size': 32}, "'hidden_size' cannot stand beside sparsity"),
-    ({'sparsity': 0.5, 'axes': ['kv_group']}, r"axes=\['kv_group'\]: must be a list of one or more of hidden, layer, head"),
+    (
+        {'sparsity': 0.5, 'axes': ['kv_group']},
+        r"axes=\['kv_group'\]: must be a list of one or more of hidden, layer, head",
+    ),
     ({'sparsity': 0.5, 'axes': 'head'}, "axes='head': must be a list"),
 ])
 def test_impossible_sparsities(target, message):
@@ -111,7 +119,9 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match='eval_masks: target is not possible'):
         TargetedPruning({'sparsity': 0.5}, eval_masks='target')
     source = tiny_source(tmp_path / 'source')
-    trainer = tiny_trainer(source, [TargetedPruning({'sparsity': 0.5})], callbacks=[ExportPruned(str(tmp_path / 'out'))])
+    trainer = tiny_trainer(
+        source, [TargetedPruning({'sparsity': 0.5})], callbacks=[ExportPruned(str(tmp_path / 'out'))],
+    )
     with pytest.raises(ValueError, match='layers of different widths, which no stock Hugging Face config describes'):
         trainer.fit()
     assert trainer.state.timestamp.batch.value == 0 and not (tmp_path / 'out').exists()

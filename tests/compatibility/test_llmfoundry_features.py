@@ -1,4 +1,5 @@
-"""One pruning run from a YAML with every logger and feature that llm-foundry can turn on, and no secret in anything it leaves."""
+"""One pruning run from a YAML with every logger and feature that llm-foundry can turn on,
+and no secret in anything it leaves."""
 import glob
 import io
 import logging
@@ -53,7 +54,12 @@ def configuration(work):
         'loggers': {
             'wandb': {'project': 'features', 'init_kwargs': {'mode': 'offline', 'dir': str(work)}},
             'tensorboard': {'log_dir': str(work / 'tensorboard')},
-            'mlflow': {'experiment_name': 'features', 'tracking_uri': f'file://{work}/mlruns', 'log_system_metrics': False, 'synchronous': True},
+            'mlflow': {
+                'experiment_name': 'features',
+                'tracking_uri': f'file://{work}/mlruns',
+                'log_system_metrics': False,
+                'synchronous': True,
+            },
         },
         'profiler': {
             'schedule': {'wait': 0, 'warmup': 1, 'active': 1, 'repeat': 1},

@@ -1,4 +1,5 @@
-"""A remote save folder through Composer's S3 object store, against moto's server on this machine: save, resume, export, refuse."""
+"""A remote save folder through Composer's S3 object store, against moto's server on this machine:
+save, resume, export, refuse."""
 import boto3
 import pytest
 import torch
@@ -36,7 +37,8 @@ def bucket():
 
 
 def run(source, out, batches, **settings):
-    """Prunes up to ``batches``; the trainer is closed whatever happens, or its uploading processes would wait for ever."""
+    """Prunes up to ``batches``;
+    the trainer is closed whatever happens, or its uploading processes would wait for ever."""
     pruning, log = TargetedPruning(TARGET), InMemoryLogger()
     export = ExportPruned(str(out), allow_unconverged=True)
     trainer = tiny_trainer(source, [pruning], batches=4, callbacks=[export], loggers=[log], **settings)
@@ -62,7 +64,9 @@ def test_a_remote_save_folder_saves_resumes_and_exports(bucket, tmp_path, monkey
     assert [value for _, value in again] == [losses[2][1]]
     assert all(torch.equal(value, resumed.learner.log_alpha[axis]) for axis, value in first.learner.log_alpha.items())
     with local_copy(f's3://{BUCKET}/first/ba3.pt', progress=False) as path:
-        report = export_checkpoint(path, tmp_path / 'out', ExportSettings(source=str(source), allow_unconverged=True, progress=False))
+        report = export_checkpoint(
+            path, tmp_path / 'out', ExportSettings(source=str(source), allow_unconverged=True, progress=False),
+        )
     assert report['shape'].hidden_size == 32
     with disarmed(tmp_path / 'marker') as marker:
         bucket.upload_file(str(armed(tmp_path / 'evil.pt', marker)), BUCKET, 'first/evil.pt')

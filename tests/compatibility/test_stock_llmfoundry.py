@@ -15,13 +15,23 @@ from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[2]
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
-OURS = ('sheared_causal_lm', 'targeted_pruning', 'distillation', 'dynamic_batch_loading', 'export_pruned', 'dynamic_text', 'metrics_file',
-        'llmshearing_checks')
+OURS = (
+    'sheared_causal_lm',
+    'targeted_pruning',
+    'distillation',
+    'dynamic_batch_loading',
+    'export_pruned',
+    'dynamic_text',
+    'metrics_file',
+    'llmshearing_checks',
+)
 
 
 def test_the_registry_lists_everything_of_ours_outside_the_checkout(tmp_path):
     command = [str(Path(sys.executable).with_name('llmfoundry')), 'registry', 'get']
-    process = subprocess.run(command, cwd=tmp_path, env={'PATH': '/usr/bin:/bin', 'COLUMNS': '200'}, capture_output=True, text=True)
+    process = subprocess.run(
+        command, cwd=tmp_path, env={'PATH': '/usr/bin:/bin', 'COLUMNS': '200'}, capture_output=True, text=True,
+    )
     assert process.returncode == 0, process.stderr
     assert not [name for name in OURS if name not in process.stdout]
 
@@ -61,18 +71,35 @@ def test_llmfoundrys_checkpointer_writes_the_uncut_model_beside_our_export(prune
 
 def test_the_pruned_folder_trains_with_stock_parts_and_distillation_by_name(pruned):
     loader = {'name': 'text', 'drop_last': True, 'num_workers': 0, 'prefetch_factor': None, 'persistent_workers': False}
-    model = {'name': 'hf_causal_lm', 'pretrained_model_name_or_path': str(pruned / 'pruned'), 'pretrained': True, 'use_train_metrics': False}
+    model = {
+        'name': 'hf_causal_lm',
+        'pretrained_model_name_or_path': str(pruned / 'pruned'),
+        'pretrained': True,
+        'use_train_metrics': False,
+    }
     trainer = train(OmegaConf.create({
         'max_seq_len': 16,
         'seed': 1,
         'model': model,
         'tokenizer': {'name': str(pruned / 'pruned')},
         'algorithms': {'distillation': {'teacher': str(pruned / 'source'), 'weight': 0.5, 'top_k': 8}},
-        'train_loader': {**loader, 'dataset': {'local': str(pruned / 'data' / 'continue' / DOMAINS[0]), 'max_seq_len': 16, 'shuffle': True}},
-        'eval_loader': {**loader, 'dataset': {'local': str(pruned / 'data' / 'eval' / DOMAINS[0]), 'max_seq_len': 16, 'shuffle': False}},
+        'train_loader': {
+            **loader,
+            'dataset': {'local': str(pruned / 'data' / 'continue' / DOMAINS[0]), 'max_seq_len': 16, 'shuffle': True},
+        },
+        'eval_loader': {
+            **loader,
+            'dataset': {'local': str(pruned / 'data' / 'eval' / DOMAINS[0]), 'max_seq_len': 16, 'shuffle': False},
+        },
         'loggers': {'metrics_file': {'path': str(pruned / 'stock.jsonl')}},
-        'callbacks': {'hf_checkpointer': {'save_folder': str(pruned / 'stock'), 'save_interval': '1dur', 'precision': 'float32',
-                                          'huggingface_folder_name': 'final'}},
+        'callbacks': {
+            'hf_checkpointer': {
+                'save_folder': str(pruned / 'stock'),
+                'save_interval': '1dur',
+                'precision': 'float32',
+                'huggingface_folder_name': 'final',
+            },
+        },
         'optimizer': {'name': 'decoupled_adamw', 'lr': 1.0e-3},
         'scheduler': {'name': 'constant_with_warmup', 't_warmup': '0ba'},
         'max_duration': '3ba',

@@ -1,4 +1,5 @@
-"""Features of Composer's Trainer beside pruning: what they must not change is compared bit for bit, what they write is looked at."""
+"""Features of Composer's Trainer beside pruning:
+what they must not change is compared bit for bit, what they write is looked at."""
 import pytest
 import torch
 from composer.algorithms import EMA, GradientClipping
@@ -73,7 +74,8 @@ def test_ema_beside_pruning_changes_no_step_and_its_weights_are_exported(source,
     export = ExportPruned(str(tmp_path / 'out'), allow_unconverged=True)
     _, plain_pruning, losses = plain
     trainer, pruning, losses_with_ema = run(
-        source, ema, callbacks=[export], eval_interval='2ba', save_folder=str(tmp_path / 'save'), save_interval='2ba', save_overwrite=True,
+        source, ema, callbacks=[export], eval_interval='2ba', save_folder=str(tmp_path / 'save'), save_interval='2ba',
+        save_overwrite=True,
     )
     assert losses_with_ema == losses
     same_masks(pruning, plain_pruning)

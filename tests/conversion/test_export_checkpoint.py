@@ -1,4 +1,5 @@
-"""Export from checkpoints: the same folder as the callback writes, for each stage and mask choice; nothing else is let through."""
+"""Export from checkpoints: the same folder as the callback writes, for each stage and mask choice;
+nothing else is let through."""
 import json
 
 import pytest
@@ -38,7 +39,9 @@ def test_same_folder_as_the_callback_writes(tmp_path, variant):
     report = export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False))
     assert report['logit_difference'] <= 1e-5
     ours, theirs = files_of(tmp_path / 'out'), files_of(pruned)
-    assert set(ours) == set(theirs) >= {'README.md', 'LICENSE', 'config.json', 'tokenizer.json', 'generation_config.json', 'pruning.json'}
+    assert set(ours) == set(theirs) >= {
+        'README.md', 'LICENSE', 'config.json', 'tokenizer.json', 'generation_config.json', 'pruning.json',
+    }
     assert {name for name in ours if ours[name] != theirs[name]} == {'README.md'}  # the folder's own name is in it
 
 
@@ -60,7 +63,9 @@ def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
     checkpoint, _, _, _ = progressive
     metrics = tmp_path / 'metrics.jsonl'
     lines = [(3, 4.5), (6, 4.25), (9, 1.0)]  # the last one is after the checkpoint
-    metrics.write_text(''.join(json.dumps({'batch': b, 'metrics/eval/wiki/LanguageCrossEntropy': v}) + '\n' for b, v in lines))
+    metrics.write_text(''.join(
+        json.dumps({'batch': b, 'metrics/eval/wiki/LanguageCrossEntropy': v}) + '\n' for b, v in lines
+    ))
     export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(metrics=metrics, progress=False))
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert card.startswith('---\nlibrary_name: transformers\nlicense: llama2\nlanguage:\n- en\n')
@@ -90,12 +95,15 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     torch.save(content, tmp_path / 'uniform.pt')
     export_checkpoint(tmp_path / 'uniform.pt', tmp_path / 'uniform', settings)
     shape = shape_of(open_strictly(tmp_path / 'uniform').config)
-    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_key_value_heads) == (4, 48, 2)  # nothing went in six batches
+    # nothing went in six batches
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_key_value_heads) == (4, 48, 2)
     assert 50 <= shape.intermediate_size <= 52
     # One layer expects fewer than the others: no stock model holds that.
     learned['intermediate'][0, :32] = -4.6
     torch.save(content, tmp_path / 'ragged.pt')
-    with pytest.raises(ValueError, match='layers of different shapes.*layer 0: 2 KV heads, 6 heads, [12][0-9] intermediate'):
+    with pytest.raises(
+        ValueError, match='layers of different shapes.*layer 0: 2 KV heads, 6 heads, [12][0-9] intermediate',
+    ):
         export_checkpoint(tmp_path / 'ragged.pt', tmp_path / 'out', settings)
     assert not (tmp_path / 'out').exists()
 
@@ -116,18 +124,26 @@ def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
 @pytest.mark.parametrize('variant', ['llama', 'llama-tied'])
 def test_continued_pretraining_leaves_as_it_is(tmp_path, variant):
     source = tiny_source(tmp_path / 'source', variant)
-    model = ComposerHFCausalLM(tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(source), use_train_metrics=False)
-    trainer = tiny_trainer(source, [], batches=2, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt')
+    model = ComposerHFCausalLM(
+        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(source), use_train_metrics=False,
+    )
+    trainer = tiny_trainer(
+        source, [], batches=2, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt',
+    )
     trainer.fit()
     trainer.close()
-    export_checkpoint(tmp_path / 'saved' / 'last.pt', tmp_path / 'out', ExportSettings(max_shard_bytes=30_000, progress=False))
+    export_checkpoint(
+        tmp_path / 'saved' / 'last.pt', tmp_path / 'out', ExportSettings(max_shard_bytes=30_000, progress=False),
+    )
     assert len(list((tmp_path / 'out').glob('model-*.safetensors'))) > 1
     exported = open_strictly(tmp_path / 'out')
     assert (exported.lm_head.weight is exported.model.embed_tokens.weight) == (variant == 'llama-tied')
     for (name, got), expected in zip(exported.named_parameters(), model.model.parameters()):
         assert torch.equal(got, expected), name
     with pytest.raises(ValueError, match="masks='keep'.* not from the pruning stage"):
-        export_checkpoint(tmp_path / 'saved' / 'last.pt', tmp_path / 'kept', ExportSettings(masks='keep', progress=False))
+        export_checkpoint(
+            tmp_path / 'saved' / 'last.pt', tmp_path / 'kept', ExportSettings(masks='keep', progress=False),
+        )
     assert not (tmp_path / 'kept').exists()
 
 
@@ -217,7 +233,9 @@ def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, caps
             calls.append(('upload', folder_path, repo_id, 'model.safetensors' in files_of(tmp_path / 'out')))
 
     monkeypatch.setattr(huggingface_hub, 'HfApi', Hub)
-    arguments = ['export', 's3://bucket/run/ba6.pt', '--out', str(tmp_path / 'out'), '--quiet', '--push-to-hub', 'me/small']
+    arguments = [
+        'export', 's3://bucket/run/ba6.pt', '--out', str(tmp_path / 'out'), '--quiet', '--push-to-hub', 'me/small',
+    ]
     assert main(arguments) == 0
     assert 'uploaded to https://huggingface.co/me/small' in capsys.readouterr().out
     upload = ('upload', str(tmp_path / 'out'), 'me/small', True)

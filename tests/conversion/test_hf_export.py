@@ -57,7 +57,9 @@ def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
     with ModelFolderWriter(folder, **writer_settings) as writer:
         tensors = cut_tensors(family, plan, masks, parameters.get, model.config.tie_word_embeddings)
-        write_model_folder(writer, config, tensors, None, GenerationConfig(), dtype, {'kept.json': kept_indices(plan.units)})
+        write_model_folder(
+            writer, config, tensors, None, GenerationConfig(), dtype, {'kept.json': kept_indices(plan.units)},
+        )
         writer.commit()
     return target
 
@@ -124,7 +126,9 @@ def test_layers_of_different_shapes_do_not_leave(tmp_path):
     model = tiny_model()
     masks = {'intermediate': torch.ones(4, 64)}
     masks['intermediate'][1, :10] = 0
-    with pytest.raises(ValueError, match='layer 0: 2 KV heads, 6 heads, 64 intermediate, layer 1: 2 KV heads, 6 heads, 54'):
+    with pytest.raises(
+        ValueError, match='layer 0: 2 KV heads, 6 heads, 64 intermediate, layer 1: 2 KV heads, 6 heads, 54',
+    ):
         export(model, masks, tmp_path / 'out')
     masks = {'head': torch.ones(4, 6)}
     masks['head'][:, 0] = 0

@@ -44,7 +44,9 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({'url': f'{self.server.url}/me/small'})
         elif '/preupload/' in self.path:
             files = json.loads(body)['files']
-            self.answer({'files': [{'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in files]})
+            self.answer({'files': [
+                {'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in files
+            ]})
         elif '/commit/' in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line['key'] == 'file':
@@ -71,7 +73,9 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
-    server.url, server.created, server.files, server.refuses = f'http://127.0.0.1:{server.server_port}', [], {}, '/nothing'
+    server.url, server.created, server.files, server.refuses = (
+        f'http://127.0.0.1:{server.server_port}', [], {}, '/nothing'
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -80,11 +84,21 @@ def hub():
 
 
 def push(hub, folder, token, home, repo='me/small'):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith('HF_') and 'proxy' not in name.lower()}
-    environment |= {'HF_ENDPOINT': hub.url, 'HF_HOME': str(home), 'PYTHONPATH': str(ROOT), 'HF_HUB_DISABLE_TELEMETRY': '1'}
+    environment = {
+        name: value for name, value in os.environ.items()
+        if not name.startswith('HF_') and 'proxy' not in name.lower()
+    }
+    environment |= {
+        'HF_ENDPOINT': hub.url,
+        'HF_HOME': str(home),
+        'PYTHONPATH': str(ROOT),
+        'HF_HUB_DISABLE_TELEMETRY': '1',
+    }
     if token:
         environment['HF_TOKEN'] = token
-    return subprocess.run([sys.executable, '-c', SCRIPT, str(folder), repo], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, '-c', SCRIPT, str(folder), repo], env=environment, capture_output=True, text=True, timeout=120,
+    )
 
 
 @pytest.fixture
@@ -99,7 +113,10 @@ def test_a_private_repository_with_every_file_and_the_token_nowhere(hub, folder,
     process = push(hub, folder, TOKEN, tmp_path / 'home')
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == f'{hub.url}/me/small'
-    assert hub.created[0]['private'] is True and (hub.created[0]['organization'], hub.created[0]['name']) == ('me', 'small')
+    assert (
+        hub.created[0]['private'] is True
+        and (hub.created[0]['organization'], hub.created[0]['name']) == ('me', 'small')
+    )
     assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert TOKEN not in process.stdout + process.stderr
     assert not [path for path in tmp_path.rglob('*') if path.is_file() and TOKEN.encode() in path.read_bytes()]
@@ -108,7 +125,10 @@ def test_a_private_repository_with_every_file_and_the_token_nowhere(hub, folder,
 @pytest.mark.parametrize('token', [None, 'hf_wrong'])
 def test_without_a_valid_token_nothing_is_sent(hub, folder, tmp_path, token):
     process = push(hub, folder, token, tmp_path / 'home')
-    assert process.returncode == 1 and 'refused: --push-to-hub me/small: the Hugging Face Hub does not know this machine' in process.stderr
+    assert (
+        process.returncode == 1
+        and 'refused: --push-to-hub me/small: the Hugging Face Hub does not know this machine' in process.stderr
+    )
     assert not hub.created and not hub.files and 'hf_wrong' not in process.stderr
 
 

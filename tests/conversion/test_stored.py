@@ -39,7 +39,10 @@ def test_nothing_is_read_until_asked_and_then_exactly(tmp_path):
     expected = tensors()
     torch.save(expected, tmp_path / 'file.pt')
     stored = load_stored(tmp_path / 'file.pt')
-    assert isinstance(stored['view'], StoredTensor) and stored['view'].shape == (4, 2) and stored['half'].dtype == torch.bfloat16
+    assert (
+        isinstance(stored['view'], StoredTensor) and stored['view'].shape == (4, 2)
+        and stored['half'].dtype == torch.bfloat16
+    )
     got = read_all(stored)
     for name in ('plain', 'view', 'half', 'whole numbers', 'scalar', 'empty'):
         assert got[name].dtype == expected[name].dtype and torch.equal(got[name], expected[name]), name
@@ -88,7 +91,9 @@ def test_shards_give_back_the_nested_state(tmp_path):
 
 
 def test_code_in_shards_is_not_run(tmp_path):
-    folder = save_shards({'model': {'weight': torch.ones(3)}, 'algorithms': Malicious(tmp_path / 'made')}, tmp_path / 'object')
+    folder = save_shards(
+        {'model': {'weight': torch.ones(3)}, 'algorithms': Malicious(tmp_path / 'made')}, tmp_path / 'object',
+    )
     assert not (tmp_path / 'made').exists()
     with pytest.raises(ValueError, match='state.algorithms is not read, because loading it could run code'):
         load_stored_shards(folder, ('model', 'algorithms'))
@@ -138,7 +143,8 @@ def test_a_whole_pruning_checkpoint_is_the_same_in_both_formats(tmp_path):
     folder = save_shards(content['state'], tmp_path / 'sharded')
     one, other = open_checkpoint(path), open_checkpoint(folder)
     assert one.config.to_dict() == other.config.to_dict() and one.batches == other.batches == 6
-    assert without_empty(one.tokenizer) == without_empty(other.tokenizer)  # sharded checkpoints cannot hold an empty mapping
+    # sharded checkpoints cannot hold an empty mapping
+    assert without_empty(one.tokenizer) == without_empty(other.tokenizer)
     assert list(one.weights) == list(other.weights)
     for name in one.weights:
         assert torch.equal(one.get(name), other.get(name)), name

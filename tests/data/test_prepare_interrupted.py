@@ -148,7 +148,9 @@ def test_a_killed_worker_is_reported(spec, monkeypatch):
 
     scan = prepare_module.scan
     monkeypatch.setattr(prepare_module, 'scan', lambda item, context: (scan(item, context), kill(item, context)))
-    with pytest.raises(RuntimeError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory'):
+    with pytest.raises(
+        RuntimeError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory',
+    ):
         prepare(spec, workers=1)
 
 

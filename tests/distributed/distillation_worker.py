@@ -35,10 +35,13 @@ def run(folder: Path, mode: str) -> dict:
     if pruning:
         model = ShearedCausalLM(tiny_tokenizer(), **settings)
     else:
-        model = ComposerHFCausalLM(tiny_tokenizer(), pretrained=True, use_train_metrics=False, trust_remote_code=False, **settings)
+        model = ComposerHFCausalLM(
+            tiny_tokenizer(), pretrained=True, use_train_metrics=False, trust_remote_code=False, **settings,
+        )
     trainer = tiny_trainer(
         folder / 'student',
-        [distillation, TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='2ba')] if pruning else [distillation],
+        [distillation, TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='2ba')]
+        if pruning else [distillation],
         model=model,
         batches=2,
         learning_rate=1e-4,
@@ -49,7 +52,10 @@ def run(folder: Path, mode: str) -> dict:
     trainer.fit()
     trainer.close()
     teacher = list(distillation.teacher.parameters())
-    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in teacher) / sum(p.numel() for p in teacher)
+    held = (
+        sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in teacher)
+        / sum(p.numel() for p in teacher)
+    )
     losses = {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in ('total', 'distillation')}
     return {'losses': losses, 'held': held}
 

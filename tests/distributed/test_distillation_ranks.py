@@ -16,7 +16,9 @@ def test_two_ranks_equal_one(tmp_path):
     one, pruning = run(tmp_path, 'one'), run(tmp_path, 'one+pruning')
     for mode, expected in (('ddp', one), ('fsdp2', one), ('fsdp2+pruning', pruning)):
         for name, losses in expected['losses'].items():
-            torch.testing.assert_close(torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6,
+            )
     assert one['losses'] != pruning['losses']
     assert one['held'] == two['ddp']['held'] == 1.0
     assert 0.45 < two['fsdp2']['held'] < 0.52 and 0.45 < two['fsdp2+pruning']['held'] < 0.52

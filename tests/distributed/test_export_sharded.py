@@ -14,7 +14,9 @@ def test_sharded_checkpoint_of_two_ranks(tmp_path):
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     metadata = next((tmp_path / 'checkpoints').rglob('.metadata'))
     assert len(list(metadata.parent.glob('*.distcp'))) == 2
-    report = export_checkpoint(metadata.parent, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False))
+    report = export_checkpoint(
+        metadata.parent, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False),
+    )
     assert report['logit_difference'] <= 1e-5
     names = {path.name for path in (tmp_path / 'pruned').iterdir()}
     assert names == {path.name for path in (tmp_path / 'out').iterdir()} >= {'model.safetensors', 'tokenizer.json'}

@@ -44,7 +44,11 @@ def test_losses_and_mask_gradients_equal_those_of_one_rank(results, mode, learni
         for axis in theirs:
             scale = theirs[axis].abs().max().item()
             torch.testing.assert_close(
-                mine[axis], theirs[axis], rtol=1e-3, atol=1e-4 * scale + 1e-8, msg=lambda m: f'batch {batch}, {axis}: {m}',
+                mine[axis],
+                theirs[axis],
+                rtol=1e-3,
+                atol=1e-4 * scale + 1e-8,
+                msg=lambda m: f'batch {batch}, {axis}: {m}',
             )
 
 

@@ -42,7 +42,9 @@ def test_logits_and_gradients_equal_the_activation_masked_reference(variant, axe
     for (name, got), want in zip(model.named_parameters(), reference.parameters()):
         got = torch.zeros_like(want) if got.grad is None else got.grad
         want = torch.zeros_like(want) if want.grad is None else want.grad
-        torch.testing.assert_close(got, want, atol=1e-5 * want.abs().max().item() + 1e-8, rtol=1e-5, msg=lambda m: f'{name}: {m}')
+        torch.testing.assert_close(
+            got, want, atol=1e-5 * want.abs().max().item() + 1e-8, rtol=1e-5, msg=lambda m: f'{name}: {m}',
+        )
     gradients = cutter.mask_gradients()
     for axis, leaf in leaves.items():
         kept = masks[axis] != 0  # a zero mask's gradient is stopped by the clamp of the gate, and layers are not run
@@ -90,7 +92,9 @@ def test_uneven_heads_per_group_are_padded_without_effect():
     head[0, 1:3] = 0.0  # group 0 keeps one head, group 1 keeps three
     cutter.set_masks({'head': head})
     ids = input_ids()
-    torch.testing.assert_close(model(ids).logits, masked_llama_logits(reference, ids, {'head': head}), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model(ids).logits, masked_llama_logits(reference, ids, {'head': head}), atol=1e-5, rtol=0,
+    )
 
 
 def test_rounding_counts_up_changes_no_result():

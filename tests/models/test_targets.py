@@ -172,7 +172,13 @@ def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
 
 
 @pytest.mark.parametrize('value, expected', [
-    ('2.5GB', 2500000000), ('1KiB', 1024), ('1.5 KiB', 1536), ('3mb', 3000000), ('1e9', 10**9), (7, 7), ('2TB', 2 * 10**12),
+    ('2.5GB', 2500000000),
+    ('1KiB', 1024),
+    ('1.5 KiB', 1536),
+    ('3mb', 3000000),
+    ('1e9', 10**9),
+    (7, 7),
+    ('2TB', 2 * 10**12),
 ])
 def test_sizes(value, expected):
     assert parse_size(value) == expected

@@ -12,7 +12,14 @@ from llmshearing.data import shared_order
 from tests.dynamic_text_world import on_ranks
 from tests.runs.stages import BATCHES, finish, make_world, outcome, train_rank
 
-EXACT = ('digest/batch', 'mixture/share/', 'mixture/passes/', 'mixture/round', 'pruning/layer/hard', 'pruning/hidden/hard')
+EXACT = (
+    'digest/batch',
+    'mixture/share/',
+    'mixture/passes/',
+    'mixture/round',
+    'pruning/layer/hard',
+    'pruning/hidden/hard',
+)
 DIFFERENT = ('digest/', 'trainer/')  # digests of masks are of bits; the size of a micro-batch depends on the ranks
 SHARDED, FULL = {'state_dict_type': 'sharded'}, {'state_dict_type': 'full'}
 
@@ -53,7 +60,9 @@ def check_same(got, want, first=0):
     for part in ('weights', 'masks'):
         assert result[part].keys() == whole_result[part].keys()
         for name, value in whole_result[part].items():
-            torch.testing.assert_close(result[part][name], value, rtol=1e-4, atol=1e-5, msg=lambda message: f'{name}: {message}')
+            torch.testing.assert_close(
+                result[part][name], value, rtol=1e-4, atol=1e-5, msg=lambda message: f'{name}: {message}',
+            )
 
 
 def saved(place, batch, sharded=False):
@@ -82,7 +91,9 @@ def test_sharded_checkpoints_over_two_ranks_and_one(work, stage, whole, tmp_path
     check_same(two, whole)
     one = go_on(stage, work, tmp_path / 'one', 1, fsdp=SHARDED, load_path=saved(tmp_path / 'two', 5, True))
     check_same(one, whole, 5)
-    again = go_on(stage, work, tmp_path / 'again', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'one', 8, True), workers=1)
+    again = go_on(
+        stage, work, tmp_path / 'again', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'one', 8, True), workers=1,
+    )
     check_same(again, whole, 8)
 
 
@@ -91,7 +102,11 @@ def test_two_sharded_ranks_resume_exactly(work, stage, tmp_path):
     """The same ranks and the same sums: nothing but bits."""
     first = go_on(stage, work, tmp_path / 'first', 2, fsdp=SHARDED)
     for stop in (3, 5, 9):
-        metrics, result = go_on(stage, work, tmp_path / f'from{stop}', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'first', stop, True))
-        assert all(first[0][batch][name] == value for batch, values in metrics.items() for name, value in values.items())
+        metrics, result = go_on(
+            stage, work, tmp_path / f'from{stop}', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'first', stop, True),
+        )
+        assert all(
+            first[0][batch][name] == value for batch, values in metrics.items() for name, value in values.items()
+        )
         for part in ('weights', 'masks'):
             assert all(torch.equal(result[part][name], value) for name, value in first[1][part].items())

@@ -32,7 +32,8 @@ def check_equal(work, place, stage, whole, first=0):
     (metrics, result), (whole_metrics, whole_result) = outcome(place), whole[stage]
     assert min(metrics) == first and max(metrics) == BATCHES
     for batch, values in metrics.items():
-        # A resumed run says again what its first weights and micro-batches are; the last update was logged before it stopped.
+        # A resumed run says again what its first weights and micro-batches are; the last update was logged
+        # before it stopped.
         for name, value in values.items():
             assert whole_metrics[batch].get(name) == value, (batch, name)
         if batch > first:
@@ -42,7 +43,9 @@ def check_equal(work, place, stage, whole, first=0):
         for name, value in whole_result[part].items():
             assert torch.equal(result[part][name], value), name
     if stage == 'prune':
-        mine, theirs = (load_file(folder / 'exported' / 'model.safetensors') for folder in (place, work / 'whole-prune'))
+        mine, theirs = (
+            load_file(folder / 'exported' / 'model.safetensors') for folder in (place, work / 'whole-prune')
+        )
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
@@ -50,11 +53,18 @@ def test_the_runs_have_what_a_resumption_could_lose(whole):
     metrics, result = whole['prune']
     assert len({metrics[batch]['digest/mask/hidden'] for batch in range(8)}) == 8  # new masks with every batch
     assert metrics[8]['digest/mask/hidden'] == metrics[9]['digest/mask/hidden']  # frozen
-    assert metrics[7]['multipliers/hidden/lambda'] != 0 and set(result['masks']) == {'hidden', 'layer', 'kv_group', 'intermediate'}
+    assert (
+        metrics[7]['multipliers/hidden/lambda'] != 0
+        and set(result['masks']) == {'hidden', 'layer', 'kv_group', 'intermediate'}
+    )
     for stage in STAGES:
-        weights = [[whole[stage][0][batch][f'mixture/weight/{name}'] for name in ('python', 'licences')] for batch in (3, 6, 9)]
+        weights = [
+            [whole[stage][0][batch][f'mixture/weight/{name}'] for name in ('python', 'licences')] for batch in (3, 6, 9)
+        ]
         assert len(set(map(tuple, weights))) == 3
-        assert len({metrics['digest/batch'] for batch, metrics in whole[stage][0].items() if batch < BATCHES}) == BATCHES
+        assert len({
+            metrics['digest/batch'] for batch, metrics in whole[stage][0].items() if batch < BATCHES
+        }) == BATCHES
 
 
 SLOW_STOPS = [(stage, stop, stop % 2) for stage in STAGES for stop in range(1, BATCHES)]
@@ -83,7 +93,8 @@ def strike(process, chance, number):
 
 
 def step_back_from_the_end(place):
-    """Composer refuses a run killed after its last checkpoint, as there is nothing to train: do the last batch again."""
+    """Composer refuses a run killed after its last checkpoint, as there is nothing to train:
+    do the last batch again."""
     link = place / 'save' / 'latest-rank0.pt'
     if os.path.islink(link) and os.readlink(link) == f'ba{BATCHES}.pt':
         link.unlink()
@@ -129,9 +140,12 @@ LOST = {
     'optimizer of the weights': lambda saved: saved['state'].pop('optimizers'),
     'schedule': lambda saved: saved['state'].pop('schedulers'),
     'place in the data': lambda saved: saved['state'].pop('dataset_state'),
-    'multipliers': lambda saved: _zero(dict(saved['state']['algorithms'])['TargetedPruning']['learner']['multipliers'].values()),
+    'multipliers': lambda saved: _zero(
+        dict(saved['state']['algorithms'])['TargetedPruning']['learner']['multipliers'].values(),
+    ),
     'moments of the masks': lambda saved: _zero(
-        state['exp_avg'] for state in dict(saved['state']['algorithms'])['TargetedPruning']['learner']['optimizer']['state'].values()
+        state['exp_avg']
+        for state in dict(saved['state']['algorithms'])['TargetedPruning']['learner']['optimizer']['state'].values()
     ),
 }
 
@@ -140,6 +154,8 @@ LOST = {
 @pytest.mark.parametrize('lost', LOST)
 def test_the_comparison_sees_what_is_lost(work, whole, tmp_path, lost):
     """Without it the tests above could not fail."""
-    finish('prune', work, tmp_path, load_path=str(work / 'whole-prune' / 'save' / 'ba5.pt'), load_ignore_keys=LOST[lost])
+    finish(
+        'prune', work, tmp_path, load_path=str(work / 'whole-prune' / 'save' / 'ba5.pt'), load_ignore_keys=LOST[lost],
+    )
     with pytest.raises(AssertionError):
         check_equal(work, tmp_path, 'prune', whole, 5)

@@ -36,7 +36,9 @@ class Health(Callback):
                 'files': len(os.listdir('/proc/self/fd')),
                 'threads': threading.active_count(),
                 'native_threads': int(status['Threads']),
-                'shared': len({line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines() if '/dev/shm/' in line}),
+                'shared': len({
+                    line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines() if '/dev/shm/' in line
+                }),
                 'checkpoint': links[-1].stat().st_size if links else 0,
                 'checkpoints': len(links),
             }) + '\n')
@@ -83,6 +85,9 @@ def test_nothing_grows(tmp_path, stage, workers):
     (tmp_path / 'summary.json').write_text(json.dumps({
         'rss_mb': [health[len(health) // 4]['rss_mb'], health[-1]['rss_mb']],
         'rss_growth_mb_per_1000': growth_per_thousand(health, 'rss_mb'),
-        **{field: [later[0][field], health[-1][field]] for field in ('files', 'threads', 'native_threads', 'shared', 'checkpoint')},
+        **{
+            field: [later[0][field], health[-1][field]]
+            for field in ('files', 'threads', 'native_threads', 'shared', 'checkpoint')
+        },
     }, indent=2))
     shared_order.remove_dead_runs()

@@ -49,13 +49,18 @@ def test_small_runs_predict_a_large_one(tmp_path, folders, capsys):
     predicted = float(read_law(law)[0].predict(16e6, 0.5, 2.5, 2e6))
     assert predicted == pytest.approx(p2(16e6, 0.5, 2.5, 2e6), rel=0.002)
     # The same runs by their metrics files, or named in RUNS.json, are the same points.
-    (tmp_path / 'runs.json').write_text(json.dumps({'runs': [{'log': f'run{i}/continue_metrics.jsonl'} for i in range(6)]}))
+    (tmp_path / 'runs.json').write_text(
+        json.dumps({'runs': [{'log': f'run{i}/continue_metrics.jsonl'} for i in range(6)]}),
+    )
     by_folder, by_list = read_all_runs(folders), read_all_runs([str(tmp_path / 'runs.json')])
     by_file = read_all_runs([f'{folder}/continue_metrics.jsonl' for folder in folders])
     for one, two, three in zip(by_folder, by_list, by_file):
         assert one.losses.tolist() == two.losses.tolist() == three.losses.tolist()
         assert one.name == two.name == three.name
-        assert (one.params_before, one.pruning_rate, one.source_loss) == (two.params_before, two.pruning_rate, two.source_loss)
+        assert (
+            (one.params_before, one.pruning_rate, one.source_loss)
+            == (two.params_before, two.pruning_rate, two.source_loss)
+        )
 
 
 def test_the_curve(tmp_path):
@@ -82,11 +87,15 @@ def test_parameters_from_the_pruned_folder(tmp_path):
                                                            'num_key_value_heads', 'intermediate_size', 'head_dim')}
               for model in (source, target)]
     target.config.save_pretrained(tmp_path / 'pruned')
-    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]}))
+    (tmp_path / 'pruned' / 'pruning.json').write_text(
+        json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]}),
+    )
     counts = [sum(p.numel() for p in model.parameters()) for model in (source, target)]
     row = {'log': log.name, 'pruned': 'pruned', 'source_losses': {name: 2.0 for name in DOMAINS}}
     run = check_run(row, 'here', tmp_path)
-    assert (run.params_before, run.pruning_rate, run.source_loss) == (counts[0], pytest.approx(1 - counts[1] / counts[0]), 2.0)
+    assert (run.params_before, run.pruning_rate, run.source_loss) == (
+        counts[0], pytest.approx(1 - counts[1] / counts[0]), 2.0,
+    )
     # What is given goes before what is found.
     run = check_run({**row, 'params_before': 7.0, 'pruning_rate': 0.25, 'source_loss': 1.5}, 'here', tmp_path)
     assert (run.params_before, run.pruning_rate, run.source_loss) == (7.0, 0.25, 1.5)
@@ -130,7 +139,10 @@ def test_costs_measured_in_runs(tmp_path, folders, capsys):
     assert cost_per_token(prune) == pytest.approx(39 / 80 / (40 * 1024))
     law = str(tmp_path / 'law.json')
     assert main(['budget', 'fit', *folders, '--output', law]) == 0
-    case = ['budget', 'plan', law, '--params-before', '2e6', '--pruning-rate', '0.5', '--source-loss', '3', '--total-cost', '1e6']
+    case = [
+        'budget', 'plan', law, '--params-before', '2e6', '--pruning-rate', '0.5', '--source-loss', '3',
+        '--total-cost', '1e6',
+    ]
     capsys.readouterr()
     assert main([*case, '--pruning-cost', prune, '--continue-cost', after]) == 0
     output = capsys.readouterr().out

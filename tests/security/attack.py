@@ -49,8 +49,12 @@ def armed_archive(marker: Path) -> bytes:
 def remote_code_model(folder: Path, marker: Path, model_type: str = 'not_a_type') -> Path:
     """A Hugging Face folder whose config and tokenizer bring code that makes the marker when it is imported."""
     folder.mkdir(parents=True, exist_ok=True)
-    code = (f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nfrom transformers import LlamaConfig, PreTrainedTokenizerFast\n\n\n"
-            f"class Evil(LlamaConfig):\n    model_type = {model_type!r}\n\n\nclass EvilTokenizer(PreTrainedTokenizerFast):\n    pass\n")
+    code = (
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import LlamaConfig, PreTrainedTokenizerFast\n\n\n"
+        f"class Evil(LlamaConfig):\n    model_type = {model_type!r}\n\n\n"
+        "class EvilTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
     (folder / 'evil.py').write_text(code)
     (folder / 'config.json').write_text(f'{{"model_type": "{model_type}", "auto_map": {{"AutoConfig": "evil.Evil"}}}}')
     (folder / 'tokenizer_config.json').write_text(

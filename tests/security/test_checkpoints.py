@@ -1,4 +1,5 @@
-"""Checkpoints from elsewhere: what Composer loads and what export reads can hold numbers and plain types, nothing that runs."""
+"""Checkpoints from elsewhere:
+what Composer loads and what export reads can hold numbers and plain types, nothing that runs."""
 import os
 import pickle
 
@@ -31,7 +32,11 @@ def guarded(monkeypatch):
 @pytest.fixture
 def sharded(tmp_path):
     """A sharded checkpoint of one tensor."""
-    save({'state': {'model': {'weight': torch.ones(4)}}}, storage_writer=FileSystemWriter(tmp_path / 'sharded'), no_dist=True)
+    save(
+        {'state': {'model': {'weight': torch.ones(4)}}},
+        storage_writer=FileSystemWriter(tmp_path / 'sharded'),
+        no_dist=True,
+    )
     return tmp_path / 'sharded'
 
 
@@ -46,7 +51,9 @@ def test_the_attack_works_where_nothing_is_guarded(tmp_path, monkeypatch):
 def test_composer_refuses_an_armed_checkpoint_and_names_what_is_in_it(guarded, tmp_path):
     with disarmed(tmp_path / 'marker') as marker:
         path = armed(tmp_path / 'evil.pt', marker)
-        with pytest.raises(ValueError, match=r'evil.pt is not loaded, because it could run code: it holds posix.system'):
+        with pytest.raises(
+            ValueError, match=r'evil.pt is not loaded, because it could run code: it holds posix.system',
+        ):
             safe_torch_load(path)
 
 
@@ -61,7 +68,9 @@ def test_a_run_with_an_armed_load_path_ends_before_its_first_step(guarded, tmp_p
     source = tiny_source(tmp_path / 'source')
     with disarmed(tmp_path / 'marker') as marker:
         with pytest.raises(ValueError, match='could run code'):
-            tiny_trainer(source, [TargetedPruning(TARGET)], batches=2, load_path=str(armed(tmp_path / 'evil.pt', marker)))
+            tiny_trainer(
+                source, [TargetedPruning(TARGET)], batches=2, load_path=str(armed(tmp_path / 'evil.pt', marker)),
+            )
 
 
 def test_genuine_checkpoints_pass_and_resume(guarded, tmp_path):
@@ -102,7 +111,10 @@ def test_armed_metadata_of_a_sharded_checkpoint(guarded, sharded, tmp_path):
     assert FileSystemReaderWithValidation(str(sharded)).read_metadata().storage_data  # the genuine one
     with disarmed(tmp_path / 'marker') as marker:
         armed_pickle(sharded / '.metadata', marker)
-        for read in (FileSystemReaderWithValidation(str(sharded)).read_metadata, lambda: load_stored_shards(sharded, ('model',))):
+        for read in (
+            FileSystemReaderWithValidation(str(sharded)).read_metadata,
+            lambda: load_stored_shards(sharded, ('model',)),
+        ):
             with pytest.raises(ValueError, match='could run code'):
                 read()
 
@@ -141,7 +153,10 @@ def test_a_stored_config_cannot_bring_code(tmp_path):
     marker = tmp_path / 'marker'
     folder = remote_code_model(tmp_path / 'model', marker)
     stored = {
-        'model_type': 'not_a_type', '_name_or_path': str(folder), 'trust_remote_code': True, 'auto_map': {'AutoConfig': 'evil.Evil'},
+        'model_type': 'not_a_type',
+        '_name_or_path': str(folder),
+        'trust_remote_code': True,
+        'auto_map': {'AutoConfig': 'evil.Evil'},
     }
     with disarmed(marker):
         with pytest.raises(ValueError, match="type 'not_a_type', which transformers does not know"):
@@ -149,7 +164,8 @@ def test_a_stored_config_cannot_bring_code(tmp_path):
     config = _stored_config(tmp_path / 'a.pt', {**LlamaConfig().to_dict(), 'auto_map': {'AutoConfig': 'evil.Evil'}})
     assert config.model_type == 'llama' and not hasattr(config, 'auto_map')
     parts = {'state': {'integrations': {'huggingface': {'model': {'config': {'content': stored}}}}}}
-    get_hf_config_from_composer_state_dict(parts)  # Composer's reader trusts what stands in the checkpoint: the attack is real
+    # Composer's reader trusts what stands in the checkpoint: the attack is real
+    get_hf_config_from_composer_state_dict(parts)
     assert marker.exists()
 
 
@@ -164,5 +180,7 @@ def test_tokenizer_files_stay_in_their_folder(tmp_path, name):
 def test_tokenizer_code_is_not_written(tmp_path):
     with pytest.raises(ValueError, match='code, or unknown'):
         write_tokenizer_files({'evil.py': {'file_extension': '.py', 'content': 'x'}}, tmp_path)
-    write_tokenizer_files({'tokenizer_config.json': {'file_extension': '.json', 'content': {'auto_map': {}, 'a': 1}}}, tmp_path)
+    write_tokenizer_files(
+        {'tokenizer_config.json': {'file_extension': '.json', 'content': {'auto_map': {}, 'a': 1}}}, tmp_path,
+    )
     assert 'auto_map' not in (tmp_path / 'tokenizer_config.json').read_text()

@@ -123,7 +123,12 @@ def test_yaml_cannot_build_objects(tmp_path, command, capsys):
 
 
 def test_what_is_no_run_at_all_ends_in_one_message(tmp_path, capsys):
-    for text, message in (('[1, 2]', 'expected keys and values'), ('1: 2', 'expected keys and values'), ('a: [', 'ERROR: '), ('a: ${b}', 'b')):
+    for text, message in (
+        ('[1, 2]', 'expected keys and values'),
+        ('1: 2', 'expected keys and values'),
+        ('a: [', 'ERROR: '),
+        ('a: ${b}', 'b'),
+    ):
         (tmp_path / 'run.yaml').write_text(text)
         assert train.main([str(tmp_path / 'run.yaml')]) == 1
         assert message in capsys.readouterr().err
@@ -151,5 +156,10 @@ def test_secrets_in_a_configuration_are_refused_and_not_repeated(config, place, 
 def test_ordinary_settings_are_no_secrets():
     for path in (ROOT / 'yamls').rglob('*.yaml'):
         assert not list(find_secrets(OmegaConf.to_container(OmegaConf.load(path)))), path
-    check_no_secrets({'tokenizer': {'kwargs': {'eos_token': '</s>', 'use_auth_token': True}}, 'dataset': {'token_encoding_type': 'int64'},
-                      'max_tokens': '5', 'load_path': 's3://bucket/a@b/c.pt', 'commit': 'main'})
+    check_no_secrets({
+        'tokenizer': {'kwargs': {'eos_token': '</s>', 'use_auth_token': True}},
+        'dataset': {'token_encoding_type': 'int64'},
+        'max_tokens': '5',
+        'load_path': 's3://bucket/a@b/c.pt',
+        'commit': 'main',
+    })

@@ -74,7 +74,8 @@ class Distillation(Algorithm):
         self.temperature = _above_zero('temperature', temperature)
         if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
             raise ValueError(
-                f'distillation: top_k={top_k!r} is not possible; it must be a whole number above 0, or null for all tokens.',
+                f'distillation: top_k={top_k!r} is not possible; '
+                'it must be a whole number above 0, or null for all tokens.',
             )
         self.top_k = top_k
         self.shared_vocab_size = shared_vocab_size
@@ -102,7 +103,9 @@ class Distillation(Algorithm):
     def _prepare(self, state: State) -> None:
         if not hasattr(state.model, 'tokenizer') or not hasattr(state.model, 'config'):
             got = type(state.model).__name__
-            raise ValueError(f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.')
+            raise ValueError(
+                f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.',
+            )
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(

@@ -58,10 +58,10 @@ def check_vocabulary(
     smaller = min(teacher.vocab_size, student.vocab_size)
     if shared_vocab_size is None and teacher.vocab_size != student.vocab_size:
         raise ValueError(
-            f'distillation: the teacher predicts {teacher.vocab_size} tokens, the student {student.vocab_size}; logits of '
-            'different vocabularies cannot be compared. Choose a teacher with the student\'s vocabulary; where they only '
-            'differ in padding at the end, set shared_vocab_size to the tokens that both really use (its tokenizer has '
-            f'{len(teacher_tokenizer)}).',
+            f'distillation: the teacher predicts {teacher.vocab_size} tokens, the student {student.vocab_size}; '
+            'logits of different vocabularies cannot be compared. Choose a teacher with the student\'s vocabulary; '
+            'where they only differ in padding at the end, set shared_vocab_size to the tokens that both really use '
+            f'(its tokenizer has {len(teacher_tokenizer)}).',
         )
     if shared_vocab_size is not None and not 1 < shared_vocab_size <= smaller:
         raise ValueError(
@@ -74,9 +74,9 @@ def check_vocabulary(
         if different:
             first = different[0]
             raise ValueError(
-                f'distillation: {len(different)} of the first {shared} token ids stand for different tokens, the first is '
-                f'{first}: {theirs.get(first)!r} to the teacher, {ours.get(first)!r} to the student. Choose a teacher with '
-                'the same tokenizer.',
+                f'distillation: {len(different)} of the first {shared} token ids stand for different tokens, the '
+                f'first is {first}: {theirs.get(first)!r} to the teacher, {ours.get(first)!r} to the student. Choose '
+                'a teacher with the same tokenizer.',
             )
     return shared
 
@@ -138,8 +138,8 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
-            f'distillation: {name} has no tokenizer, so whether its token ids mean the same as the student\'s cannot be '
-            'checked; save its tokenizer there.',
+            f'distillation: {name} has no tokenizer, so whether its token ids mean the same as the student\'s cannot '
+            'be checked; save its tokenizer there.',
         ) from error
 
 

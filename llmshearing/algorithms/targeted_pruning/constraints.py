@@ -4,9 +4,10 @@ The penalty of a constraint with expected sparsity s[row] and target t is
 
     mean over rows of  lambda * (s - t) + phi * (s - t)^2
 
-(Sheared LLaMA, section 3.1; Wang et al. 2020 for the form). Masks minimise it, the multipliers lambda and phi maximise it.
-What is constrained is a value of its own: every row of an axis, which leads to a uniform shape (:class:`AxisConstraint`),
-or the model's parameters as a whole, which leaves the shape to training (:class:`SparsityConstraint`).
+(Sheared LLaMA, section 3.1; Wang et al. 2020 for the form). Masks minimise it, the multipliers lambda
+and phi maximise it. What is constrained is a value of its own: every row of an axis, which leads to a
+uniform shape (:class:`AxisConstraint`), or the model's parameters as a whole, which leaves the shape
+to training (:class:`SparsityConstraint`).
 """
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from torch import Tensor
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan
 from llmshearing.models.shapes import ModelShape
 
-__all__ = ['AxisConstraint', 'Constraint', 'SparsityConstraint', 'overall_sparsity', 'penalty', 'remaining_share', 'target_sparsity']
+__all__ = [
+    'AxisConstraint',
+    'Constraint',
+    'SparsityConstraint',
+    'overall_sparsity',
+    'penalty',
+    'remaining_share',
+    'target_sparsity',
+]
 
 
 def target_sparsity(progress: float, start: float, final: float) -> float:
@@ -98,8 +107,8 @@ Constraint = Union[AxisConstraint, SparsityConstraint]
 def remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
     """Expected fraction of the prunable parameters that stays, from the product of the axes' scores; differentiable.
 
-    Counts the weights of the decoder layers' projections (with a gate in the MLP); embeddings, norms and biases are left
-    out, so families compare.
+    Counts the weights of the decoder layers' projections (with a gate in the MLP); embeddings, norms and biases are
+    left out, so families compare.
 
     Args:
         kept (Mapping[str, Tensor]): P(z > 0) of every unit by axis, shapes as the masks; axes left out are kept whole.

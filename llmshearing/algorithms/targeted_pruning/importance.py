@@ -1,11 +1,12 @@
-"""Importance of units from a few calibration batches: the order masks start in, or the whole decision of a one-shot pruner.
+"""Importance of units from a few calibration batches:
+the order masks start in, or the whole decision of a one-shot pruner.
 
 | method | axes | score of a unit |
 |---|---|---|
-| `taylor` | all | mean of abs(d loss / d mask), masks at one: weight x gradient summed over all that the unit couples (arXiv 2305.11627) |
-| `magnitude` | all | root mean square of all weights that would go with the unit |
-| `activation` | all but layers | root mean square of what the unit carries: norm outputs, inputs of o and down (Minitron, arXiv 2407.14679) |
-| `block_importance` | layers | 1 - cosine of the residual stream before and after the layer (ShortGPT, arXiv 2403.03853) |
+| `taylor` | all | mean abs(d loss / d mask), masks at one: weight x gradient over all it couples (arXiv 2305.11627) |
+| `magnitude` | all | root mean square (RMS) of all weights that would go with the unit |
+| `activation` | all but layers | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
+| `block_importance` | layers | 1 - cosine of the residual stream before and after it (ShortGPT, arXiv 2403.03853) |
 | `perplexity` | layers | loss without the layer, minus the loss with it (Shortened LLaMA, arXiv 2402.02834) |
 | `random` | all | nothing; a baseline |
 
@@ -63,8 +64,8 @@ def method_by_axis(scores: Union[str, Mapping[str, str]], plans: Mapping[str, Ax
     """Which method scores which pruned axis.
 
     Args:
-        scores (str | Mapping[str, str]): One method for all axes, or a method by axis. A method for widths alone or for layers
-            alone, given for all, leaves the other axes to ``taylor``.
+        scores (str | Mapping[str, str]): One method for all axes, or a method by axis. A method for widths alone or for
+            layers alone, given for all, leaves the other axes to ``taylor``.
         plans (Mapping[str, AxisPlan]): The pruned axes.
 
     Raises:
@@ -79,7 +80,9 @@ def method_by_axis(scores: Union[str, Mapping[str, str]], plans: Mapping[str, Ax
             raise ValueError(f'scores: unknown axis {axis!r}; possible: {", ".join(AXES)}.')
         if axis not in METHODS[method][1]:
             if not isinstance(scores, str):
-                raise ValueError(f'scores: {method} does not apply to {axis}; it applies to {", ".join(METHODS[method][1])}.')
+                raise ValueError(
+                    f'scores: {method} does not apply to {axis}; it applies to {", ".join(METHODS[method][1])}.',
+                )
             method = 'taylor'
         if axis in plans:
             result[axis] = method
@@ -191,9 +194,14 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     for path, role, layer in family.modules(shape.num_hidden_layers):
         module: nn.Module = model.get_submodule(path)
         if isinstance(role, Norm) and role.reads and 'hidden' in axes:
-            handles.append(module.register_forward_hook(lambda m, args, out: add('hidden', ..., out, shape.hidden_size)))
-        for axis, dimension, units in (('head', 'query', shape.num_attention_heads), ('kv_group', 'query', shape.num_key_value_heads),
-                                       ('intermediate', 'intermediate', shape.intermediate_size)):
+            handles.append(
+                module.register_forward_hook(lambda m, args, out: add('hidden', ..., out, shape.hidden_size)),
+            )
+        for axis, dimension, units in (
+            ('head', 'query', shape.num_attention_heads),
+            ('kv_group', 'query', shape.num_key_value_heads),
+            ('intermediate', 'intermediate', shape.intermediate_size),
+        ):
             if axis in axes and isinstance(role, Linear) and role.columns == dimension:
                 hook = lambda m, args, axis=axis, layer=layer, units=units: add(axis, layer, args[0], units)
                 handles.append(module.register_forward_pre_hook(hook))

@@ -1,12 +1,14 @@
-"""Learned masks: hard concrete gates under Lagrangian constraints, one per axis (Sheared LLaMA, section 3.1) or one on the whole.
+"""Learned masks: hard concrete gates under Lagrangian constraints,
+one per axis (Sheared LLaMA, section 3.1) or one on the whole.
 
-The gates are a few hundred thousand numbers, so they live on the CPU in float32 on every rank, with an optimizer of their
-own. Each batch draws one set of gates from noise that depends on (seed, batch) alone; all ranks and micro-batches of a
-batch share it. So ranks never disagree on which layers run, and the result does not depend on how many ranks there are.
+The gates are a few hundred thousand numbers, so they live on the CPU in float32 on every rank, with an optimizer of
+their own. Each batch draws one set of gates from noise that depends on (seed, batch) alone; all ranks and
+micro-batches of a batch share it. So ranks never disagree on which layers run, and the result does not depend on how
+many ranks there are.
 
-The multipliers of the paper keep rising while the masks, which have momentum, are already on their way: the counts overshoot
-the target and swing. Here lambda ascends on the gap plus ``damping`` times the gap's last change, so it gives way as soon as the
-gap closes. ``damping=0`` is the paper's rule.
+The multipliers of the paper keep rising while the masks, which have momentum, are already on their way: the counts
+overshoot the target and swing. Here lambda ascends on the gap plus ``damping`` times the gap's last change, so it gives
+way as soon as the gap closes. ``damping=0`` is the paper's rule.
 """
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class LagrangianMasks:
         damping (float): Weight of the gap's last change, in batches, in the ascent of lambda.
         start_sparsity (float): Target fraction removed at the beginning of the warm-up.
         seed (int): Seeds the start and the noise.
-        constraints (Sequence[Constraint] | None): What the expected counts must meet. Default: the target of every axis.
+        constraints (Sequence[Constraint] | None): What the expected counts must meet. Default: the
+            target of every axis.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class LagrangianMasks:
         seed: int,
         constraints: Optional[Sequence[Constraint]] = None,
     ):
-        self.constraints = [AxisConstraint(plan) for plan in plans.values()] if constraints is None else list(constraints)
+        self.constraints = (
+            [AxisConstraint(plan) for plan in plans.values()] if constraints is None else list(constraints)
+        )
         self.plans, self.start_sparsity, self.seed = dict(plans), start_sparsity, seed
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = {axis: _start(plan, generator) for axis, plan in self.plans.items()}
@@ -76,7 +81,9 @@ class LagrangianMasks:
                 rank = rows.argsort(dim=1).argsort(dim=1).float()
                 # Rows differ by less than a rank, so that no two gates are alike.
                 rank += torch.arange(len(rows))[:, None] / (len(rows) + 1)
-                self.log_alpha[axis].copy_((START_LOW + (START_HIGH - START_LOW) * rank / plan.units).view(plan.mask_shape))
+                self.log_alpha[axis].copy_(
+                    (START_LOW + (START_HIGH - START_LOW) * rank / plan.units).view(plan.mask_shape),
+                )
 
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
         """The gates of one batch, the same on every rank.
@@ -139,7 +146,8 @@ class LagrangianMasks:
         """Masks without noise.
 
         Args:
-            counts (str): ``'expected'``: each row keeps its expected number of units, rounded; ``'target'``: exactly the target's.
+            counts (str): ``'expected'``: each row keeps its expected number of units, rounded; ``'target'``:
+                exactly the target's.
         """
         masks = {}
         for axis, plan in self.plans.items():

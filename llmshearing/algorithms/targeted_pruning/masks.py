@@ -1,8 +1,8 @@
 """Which axes a target prunes, how many units of each row must stay, and how exactly that many are chosen.
 
-A *row* is a set of units among which a fixed number is kept: the hidden vector, the layer vector, one layer's KV groups,
-intermediate dimensions or heads; in grouped-query models the query heads of one KV head, since every KV head must end
-with the same number of them.
+A *row* is a set of units among which a fixed number is kept: the hidden vector, the layer vector, one layer's KV
+groups, intermediate dimensions or heads; in grouped-query models the query heads of one KV head, since every KV head
+must end with the same number of them.
 """
 from __future__ import annotations
 
@@ -82,10 +82,12 @@ def keep_largest(plan: AxisPlan, scores: Tensor, keep: Optional[Tensor | int] = 
         keep (Tensor | int | None): Units to keep in each row, int64 [rows] or one number; default: the target's.
 
     Returns:
-        Tensor: bool, mask-shaped. At the target's number, units with kinds are chosen so that each kind stands where the
-        finished model expects it: of all such choices the one with the largest sum of scores.
+        Tensor: bool, mask-shaped. At the target's number, units with kinds are chosen so that each kind stands where
+        the finished model expects it: of all such choices the one with the largest sum of scores.
     """
-    if plan.kinds is not None and (keep is None or torch.equal(torch.as_tensor(keep).flatten(), torch.tensor([plan.keep]))):
+    if plan.kinds is not None and (
+        keep is None or torch.equal(torch.as_tensor(keep).flatten(), torch.tensor([plan.keep]))
+    ):
         return _keep_matching_kinds(scores, plan.kinds, plan.keep)
     rows = plan.rows(scores)
     keep = torch.as_tensor(plan.keep if keep is None else keep).expand(len(rows))

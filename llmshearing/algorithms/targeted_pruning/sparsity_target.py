@@ -1,7 +1,7 @@
 """A target that names no shape, only how much goes: ``target: {sparsity: 0.6}`` (the way of CoFi, Xia et al. 2022).
 
-Every layer then ends with widths of its own. Such a model trains and evaluates under its masks, but no stock Hugging Face
-config describes it, so it does not export; it is here to measure what uniformity costs.
+Every layer then ends with widths of its own. Such a model trains and evaluates under its masks, but no stock Hugging
+Face config describes it, so it does not export; it is here to measure what uniformity costs.
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from llmshearing.algorithms.targeted_pruning.masks import AxisPlan
 __all__ = ['NOT_EXPORTABLE', 'SparsityTarget', 'plan_open_axes', 'read_sparsity_target']
 
 NOT_EXPORTABLE = (
-    'a run whose target is a sparsity leaves layers of different widths, which no stock Hugging Face config describes, so it '
-    'cannot be exported. Evaluate it within its run, or name a shape, a fraction or a budget as target.'
+    'a run whose target is a sparsity leaves layers of different widths, which no stock Hugging Face config describes, '
+    'so it cannot be exported. Evaluate it within its run, or name a shape, a fraction or a budget as target.'
 )
 
 
@@ -62,7 +62,9 @@ def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Optio
     if isinstance(axes, str) or not axes or any(axis not in possible for axis in axes):
         problems.append(f'axes={axes!r}: must be a list of one or more of {", ".join(possible)}.')
     if problems:
-        raise ValueError('\n'.join([f'The target {dict(target)} is not possible:', *(f'  - {problem}' for problem in problems)]))
+        raise ValueError(
+            '\n'.join([f'The target {dict(target)} is not possible:', *(f'  - {problem}' for problem in problems)]),
+        )
     return SparsityTarget(float(sparsity), tuple(axis for axis in AXES if axis in axes))
 
 

@@ -1,8 +1,8 @@
 """``targeted_pruning``: the Composer Algorithm that learns which units of a model to keep.
 
 The algorithm owns the masks: it draws them before each batch, hands them to the model, collects their gradients after
-the backward passes, averages those over ranks, and steps its own optimizer. The model knows nothing of constraints, and the
-masks are in no module tree, so neither sharding nor gradient clipping nor mixed precision touches them.
+the backward passes, averages those over ranks, and steps its own optimizer. The model knows nothing of constraints, and
+the masks are in no module tree, so neither sharding nor gradient clipping nor mixed precision touches them.
 """
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def elapsed_share(state: State, duration: Time) -> float:
     if duration.unit == TimeUnit.DURATION:
         elapsed = state.get_elapsed_duration()
         if elapsed is None:
-            raise ValueError(f'a time of {duration.to_timestring()} needs a max_duration; set one, or give batches (ba).')
+            raise ValueError(
+                f'a time of {duration.to_timestring()} needs a max_duration; set one, or give batches (ba).',
+            )
         passed = elapsed.value
     else:
         passed = state.timestamp.get(duration.unit).value
@@ -66,30 +68,32 @@ class TargetedPruning(Algorithm):
     Args:
         target (Mapping[str, Any]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
             ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays. Or a
-            ``fraction`` of each, or a budget (``params``, ``size``): see :func:`~llmshearing.models.targets.target_shape`.
-            Or ``sparsity`` alone, which leaves the shape of every layer to training and does not export: see
+            ``fraction`` of each, or a budget (``params``, ``size``): see
+            :func:`~llmshearing.models.targets.target_shape`. Or ``sparsity`` alone, which leaves the shape of every
+            layer to training and does not export: see
             :func:`~llmshearing.algorithms.targeted_pruning.sparsity_target.read_sparsity_target`.
         mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
             ``'progressive'``: kept counts follow the warm-up and the least important units go; ``'one_shot'``: the
             target's best-scored units from the first batch on. Default: ``'lagrangian'``.
         scores (str | Mapping[str, str] | None): How units are scored before the first batch, one method
-            (:data:`~llmshearing.algorithms.targeted_pruning.importance.METHODS`) or one per axis: the order in which learned
-            masks start, and the decision of ``one_shot`` (which needs it). Default: ``None``, random order.
+            (:data:`~llmshearing.algorithms.targeted_pruning.importance.METHODS`) or one per axis: the order in which
+            learned masks start, and the decision of ``one_shot`` (which needs it). Default: ``None``, random order.
         calibration_batches (int): Evaluation batches on every rank that scores are computed from. Default: ``8``.
         lagrangian_warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final
             one. Default: ``'0.2dur'``, as in the paper.
         start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
         learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
         multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
-        multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target sparsity,
-            which keeps the counts from overshooting; 0 is the paper's rule. Default: ``20.0``.
+        multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target
+            sparsity, which keeps the counts from overshooting; 0 is the paper's rule. Default: ``20.0``.
         follow_schedule (bool): Scale both rates with the weights' learning-rate schedule. Default: ``True``.
-        freeze_masks_after (str | Time | None): From then on the masks are fixed to exactly the target's units and only the
-            weights train. Default: ``None``, never before the end.
+        freeze_masks_after (str | Time | None): From then on the masks are fixed to exactly the target's units and only
+            the weights train. Default: ``None``, never before the end.
         freeze_weights (bool): Train masks only. Default: ``False``.
         eval_masks (str): Masks of evaluations: ``'expected'`` number of units or exactly the ``'target'``'s.
             Default: ``'expected'``.
-        multiple_of (int): Round kept intermediate counts up while training, for aligned matrix products. Default: ``1``.
+        multiple_of (int): Round kept intermediate counts up while training, for aligned matrix
+            products. Default: ``1``.
         tolerance (float): Expected counts may end this fraction away from the target. Default: ``0.05``.
         seed (int): Seeds the start and the noise. Default: ``17``.
 
@@ -137,8 +141,9 @@ class TargetedPruning(Algorithm):
         self.seed = seed
         if 'sparsity' in self.target_settings and (mask_learning != 'lagrangian' or eval_masks == 'target'):
             raise ValueError(
-                f'target: {{sparsity: ...}} with mask_learning: {mask_learning} and eval_masks: {eval_masks} is not possible: only '
-                'learned masks find widths of their own, and there is no shape to cut to; use lagrangian and expected.',
+                f'target: {{sparsity: ...}} with mask_learning: {mask_learning} and eval_masks: {eval_masks} is not '
+                'possible: only learned masks find widths of their own, and there is no shape to cut to; use '
+                'lagrangian and expected.',
             )
         # Known once the run has a model.
         self.source: Optional[ModelShape] = None
@@ -153,8 +158,14 @@ class TargetedPruning(Algorithm):
         return True
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.FIT_START, Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH, Event.EVAL_START,
-                         Event.FIT_END)
+        return event in (
+            Event.INIT,
+            Event.FIT_START,
+            Event.BEFORE_TRAIN_BATCH,
+            Event.AFTER_TRAIN_BATCH,
+            Event.EVAL_START,
+            Event.FIT_END,
+        )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
@@ -224,14 +235,18 @@ class TargetedPruning(Algorithm):
         differing = [key for key in ('version', 'source', 'target', 'mask_learning') if own.get(key) != state.get(key)]
         if differing:
             listed = '\n'.join(f'  - {key}: checkpoint {state.get(key)}, this run {own.get(key)}' for key in differing)
-            raise ValueError(f'The checkpoint belongs to another pruning run; start anew or use its settings:\n{listed}')
+            raise ValueError(
+                f'The checkpoint belongs to another pruning run; start anew or use its settings:\n{listed}',
+            )
         self.learner.load_state_dict(state['learner'])
         self.frozen_masks = state['frozen_masks']
 
     def _prepare(self, state: State) -> None:
         model = _model(state)
         if state.precision == Precision.AMP_FP16:
-            raise ValueError('targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.')
+            raise ValueError(
+                'targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.',
+            )
         self.source = model.cutter.shape
         self.target, constraints = read_sparsity_target(self.target_settings, self.source), None
         if self.has_open_widths:
@@ -242,7 +257,9 @@ class TargetedPruning(Algorithm):
             layer_types = model.cutter.family.layer_types
             self.plans = plan_axes(self.source, self.target, layer_types(model.config) if layer_types else None)
         if not self.plans:
-            raise ValueError(f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.')
+            raise ValueError(
+                f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.',
+            )
         if self.mask_learning == 'lagrangian':
             self.learner = LagrangianMasks(
                 self.plans,
@@ -323,7 +340,8 @@ def _model(state: State) -> ShearedCausalLM:
     model = state.model.module if hasattr(state.model, 'module') else state.model
     if not isinstance(model, ShearedCausalLM):
         raise ValueError(
-            f'targeted_pruning needs the model sheared_causal_lm, got {type(model).__name__}; set `model.name: sheared_causal_lm`.',
+            f'targeted_pruning needs the model sheared_causal_lm, got {type(model).__name__}; '
+            'set `model.name: sheared_causal_lm`.',
         )
     return model
 
@@ -345,8 +363,9 @@ def _check_finite(gradients: Mapping[str, Tensor], state: State) -> None:
     broken = [axis for axis, gradient in gradients.items() if not torch.isfinite(gradient).all()]
     if broken:
         raise RuntimeError(
-            f'batch {state.timestamp.batch.value}: the gradient of the {", ".join(broken)} mask is not finite on some rank. '
-            'The checkpoints saved so far are intact; resume from the last one with a lower learning rate or other data.',
+            f'batch {state.timestamp.batch.value}: the gradient of the {", ".join(broken)} mask is not finite '
+            'on some rank. The checkpoints saved so far are intact; resume from the last one with a lower '
+            'learning rate or other data.',
         )
 
 

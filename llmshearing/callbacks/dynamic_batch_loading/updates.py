@@ -1,10 +1,10 @@
 """Rules that turn the losses of a round into the weights of the next, as pure functions chosen by name.
 
 The rule of Sheared LLaMA (arXiv 2310.06694, Algorithm 1) raises the weight of a domain exponentially in how far its
-loss is above its reference. The paper clips that gap at 0; the authors' released code does not, and there the domain that is
-least far *below* its reference takes everything. So ``sheared`` clips and is the default, and ``sheared_unclipped``
-stays available by name. ``constant`` is a choice in its own right: several methods of mixing do not beat fixed weights
-consistently (arXiv 2411.05735).
+loss is above its reference. The paper clips that gap at 0; the authors' released code does not, and there the domain
+that is least far *below* its reference takes everything. So ``sheared`` clips and is the default, and
+``sheared_unclipped`` stays available by name. ``constant`` is a choice in its own right: several methods of mixing do
+not beat fixed weights consistently (arXiv 2411.05735).
 
 A rule is called once per round with what was measured and with its own memory: a list of numbers whose length does not
 grow, saved in checkpoints. Only ``ado`` uses it.
