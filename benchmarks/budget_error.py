@@ -1,8 +1,9 @@
 """How far the law of ``llmshearing budget`` is from real runs: fitted on small ones, asked about a larger one.
 
-Three sources of one kind are trained; each is pruned once (Taylor scores) at two rates and trained on at a constant learning rate,
-its loss measured along the way. The law is fitted to the runs of the two smaller sources and predicts those of the largest,
-which it has not seen, at tokens it has; and, fitted on the first half of every curve, the second half.
+Three sources of one kind are trained; each is pruned once (Taylor scores) at two rates and trained on at a constant
+learning rate, its loss measured along the way. The law is fitted to the runs of the two smaller sources and
+predicts those of the largest, which it has not seen, at tokens it has; and, fitted on the first half of every
+curve, the second half.
 
 usage: python benchmarks/budget_error.py --work runs/budget [--quick] [--output FILE]
 """
@@ -20,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from llmfoundry.models.hf import ComposerHFCausalLM
-from quality import Arm, losses, mean, prune
+from quality import losses, mean, prune
+from quality_arms import Arm
 from quality_source import FULL, QUICK, Sizes, make_source, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,7 +84,8 @@ def errors(fitted: list[Run], asked: list[Run]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work', type=Path, required=True, help='folder for text, sources and runs; that of quality.py will do')
+    parser.add_argument('--work', type=Path, required=True,
+                        help='folder for text, sources and runs; that of quality.py will do')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write the runs (RUNS.json) and the errors')
     arguments = parser.parse_args()
@@ -102,7 +105,8 @@ def main() -> None:
     result = {'runs': entries}
     for name, values in (('larger model', larger), ('later tokens', later)):
         result[name] = {'median': statistics.median(values), 'largest': max(values)}
-        sys.stdout.write(f'{name}: median error {statistics.median(values):.2%}, largest {max(values):.2%}, {len(values)} points\n')
+        sys.stdout.write(f'{name}: median error {statistics.median(values):.2%}, largest {max(values):.2%}, '
+                         f'{len(values)} points\n')
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 

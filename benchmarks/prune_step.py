@@ -138,6 +138,24 @@ def tokens_of(size: str, tokens: int) -> Tensor:
     return torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(1))
 
 
+def matrix_products(model: nn.Module, tokens: int) -> Callable[[], None]:
+    """The three products of every projection of a model, on random numbers, and nothing else: the limit of its step."""
+    inputs = {width: torch.randn(tokens, width) for m in _projections(model) for width in (m.in_features, m.out_features)}
+
+    def products():
+        for module in _projections(model):
+            weight, x, gradient = module.weight.detach(), inputs[module.in_features], inputs[module.out_features]
+            torch.mm(x, weight.t())
+            torch.mm(gradient, weight)
+            torch.mm(gradient.t(), x)
+
+    return products
+
+
+def _projections(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
 def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> dict:
     """All steps of one family in turn; returns seconds per step and ratios."""
     config, shape, target = models_of(family, size)
@@ -160,6 +178,7 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'pruning, all kept': lambda: pruning(ones),
         'pruning, at target': lambda: pruning(at_target),
         'target model': lambda: step(own, ids),
+        "the target's products alone": matrix_products(own, ids.numel()),
         'activation masking': lambda: step(activations, ids),
         'optimizer on the source': lambda: optimizer.step(),
     }
@@ -180,6 +199,7 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'at target / target model': ratio('pruning, at target', 'target model'),
         'at target / dense source': ratio('pruning, at target', 'dense source'),
         'at target / activation masking': ratio('pruning, at target', 'activation masking'),
+        "at target / the target's products alone": ratio('pruning, at target', "the target's products alone"),
         'activation masking / dense source': ratio('activation masking', 'dense source'),
     }
     if course:
@@ -226,9 +246,9 @@ def main() -> None:
         sys.stdout.write(f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n'
                          f'  {result["source"]}\n  -> {result["target"]}\n')
         for name, value in result['seconds'].items():
-            sys.stdout.write(f'  {name:<26}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
+            sys.stdout.write(f'  {name:<30}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
         for name, value in result['ratios'].items():
-            sys.stdout.write(f'  {name:<36}{value:6.3f}\n')
+            sys.stdout.write(f'  {name:<42}{value:6.3f}\n')
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
 

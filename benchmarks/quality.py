@@ -2,12 +2,14 @@
 
 An arm prunes for some of the steps and continues pre-training for the rest, through the same Trainer, algorithm and
 export as any run. Reported per arm: mean loss over the domains after pruning (soft masks, and finished) and at the end, the
-spread between seeds, and the cost in matrix products beside training the target shape from the start for as many steps. Arms
-marked ``+compute`` get a quarter more steps, which is more than any learned way costs beyond training the target.
+spread between seeds, and the cost in matrix products beside training the target shape from the start for as many steps.
+The learning rate of pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
-    python benchmarks/quality.py --work runs/quality [--arms NAME ...] [--seeds 1 2 3] [--quick] [--output FILE.json]
+    python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...] [--seeds 1 2 3]
+                                 [--quick] [--output FILE.json]
 
-Results are kept in WORK/results.jsonl; what is there already is not run again. An arm takes about a minute on 2 cores.
+Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute, with
+``--smollm`` about ten.
 """
 from __future__ import annotations
 
@@ -24,70 +26,23 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
 from llmfoundry.models.hf import ComposerHFCausalLM
-from quality_source import DOMAINS, FULL, QUICK, ComputeMeter, Sizes, make_source, make_trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from quality_arms import GROUPS, Arm
+from quality_source import DOMAINS, FULL, QUICK, SMOLLM, ComputeMeter, Sizes, make_source, make_trainer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from llmshearing.algorithms.distillation import Distillation
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.models.shapes import with_shape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.models.targets import target_shape
 from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
 
-PRUNE_LEARNING_RATE = 1e-3
-CONTINUE_LEARNING_RATE = 2e-3
-ROUND_BATCHES = 20
-ON_THE_WAY = 32  # sequences per domain for losses before the end
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to spend the steps.
-
-    Attributes:
-        name (str): As in the table.
-        pruning (Mapping | None): Options of ``targeted_pruning``; None for arms without a source (random weights).
-        prune_share (float): Share of the steps spent pruning; 0 for one-shot ways.
-        more_steps (float): Total steps as a multiple of the budget.
-        mixture (str | None): Update rule of the mixture in continued training.
-        distillation (Mapping | None): Options of ``distillation`` in continued training.
-    """
-
-    name: str
-    pruning: Optional[Mapping[str, Any]]
-    prune_share: float = 0.2
-    more_steps: float = 1.0
-    mixture: Optional[str] = None
-    distillation: Optional[Mapping[str, Any]] = None
-
-
-def _one_shot(scores: Any) -> dict[str, Any]:
-    return {'mask_learning': 'one_shot', 'scores': scores, 'freeze_weights': True}
-
-
-DEPTH = {'layer': 'block_importance', 'hidden': 'taylor', 'head': 'taylor', 'intermediate': 'taylor'}
-ARMS = [
-    Arm('random initialisation', None, 0),
-    Arm('truncation', {**_one_shot('random'), 'truncate': True}, 0),
-    Arm('one-shot random', _one_shot('random'), 0),
-    Arm('one-shot magnitude', _one_shot({**dict.fromkeys(DEPTH, 'magnitude')}), 0),
-    Arm('one-shot activation', _one_shot({**dict.fromkeys(DEPTH, 'activation'), 'layer': 'block_importance'}), 0),
-    Arm('one-shot taylor', _one_shot('taylor'), 0),
-    Arm('one-shot depth + taylor', _one_shot(DEPTH), 0),
-    Arm('one-shot taylor +compute', _one_shot('taylor'), 0, more_steps=1.25),
-    Arm('paper (damping 0)', {'multiplier_damping': 0.0}),
-    Arm('lagrangian', {}),
-    Arm('lagrangian from taylor', {'scores': 'taylor'}),
-    Arm('lagrangian, frozen at 0.6', {'freeze_masks_after': '0.6dur'}),
-    Arm('progressive', {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}),
-    Arm('progressive from taylor', {'mask_learning': 'progressive', 'scores': 'taylor', 'lagrangian_warmup': '0.8dur'}),
-    *(Arm(f'lagrangian, prune {share:.0%}', {}, share) for share in (0.05, 0.1, 0.4)),
-    *(Arm(f'progressive, prune {share:.0%}', {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}, share)
-      for share in (0.05, 0.1, 0.4)),
-    Arm('progressive, mixture constant', {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}, mixture='constant'),
-    Arm('progressive, mixture sheared', {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}, mixture='sheared'),
-    Arm('progressive, distilled', {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}, distillation={'weight': 1.0}),
-]
+SKEWED = (8, 4, 2, 1, 1)
 
 
 class Truncation(TargetedPruning):
@@ -103,6 +58,20 @@ class Truncation(TargetedPruning):
             scores[axis] = order.expand(torch.Size(plan.mask_shape).numel() // plan.units, -1).reshape(plan.mask_shape)
         self.learner.start_from(scores)
         self.frozen_masks = self.learner.deterministic('target')
+
+
+class LossesAlong(Callback):
+    """Measures the domains after a quarter, a half and three quarters of an arm's steps; ``record`` is by step of the arm."""
+
+    def __init__(self, work: Path, sizes: Sizes, total: int, first: int):
+        self.data, self.sequences, self.first = work / 'data', sizes.on_the_way, first
+        self.at = {round(total * share) for share in (0.25, 0.5, 0.75)}
+        self.record: dict[int, dict[str, float]] = {}
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        step = self.first + state.timestamp.batch.value
+        if step in self.at:
+            self.record[step] = losses(state.model.model, self.data, self.sequences)
 
 
 def losses(model: PreTrainedModel, data: Path, sequences: Optional[int] = None) -> dict[str, float]:
@@ -121,7 +90,16 @@ def mean(values: Mapping[str, float]) -> float:
     return statistics.fmean(values.values())
 
 
-def prune(arm: Arm, seed: int, work: Path, sizes: Sizes, steps: int, folder: Path, source: str = 'source') -> dict[str, Any]:
+def prune(
+    arm: Arm,
+    seed: int,
+    work: Path,
+    sizes: Sizes,
+    steps: int,
+    folder: Path,
+    source: str = 'source',
+    callbacks: tuple[Callback, ...] = (),
+) -> dict[str, Any]:
     """Stage 1: writes the pruned model to ``folder`` and returns losses and cost."""
     source = work / source
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False)
@@ -129,12 +107,18 @@ def prune(arm: Arm, seed: int, work: Path, sizes: Sizes, steps: int, folder: Pat
     algorithm = Truncation if options.pop('truncate', False) else TargetedPruning
     pruning, meter = algorithm(**{'target': sizes.target, 'seed': seed, **options}), ComputeMeter()
     export = ExportPruned(str(folder), allow_unconverged=True, overwrite=True)
-    trainer = make_trainer(work, model, sizes, steps, PRUNE_LEARNING_RATE, seed, algorithms=(pruning,), callbacks=(meter, export))
+    teaching = _distillation(arm, work) if arm.prune_share == 1 else ()
+    trainer = make_trainer(work, model, sizes, steps, sizes.learning_rate * arm.prune_rate, seed, algorithms=(pruning, *teaching),
+                           callbacks=(meter, export, *callbacks), alpha_f=arm.prune_decay)
     trainer.fit()
     model.cutter.set_masks(pruning.evaluation_masks())
-    soft = losses(model.model, work / 'data', ON_THE_WAY)
+    soft = losses(model.model, work / 'data', sizes.on_the_way)
     trainer.close()
     return {'soft': soft, 'prune_flops': meter.flops}
+
+
+def _distillation(arm: Arm, work: Path) -> tuple[Distillation, ...]:
+    return () if arm.distillation is None else (Distillation(teacher=str(work / 'source'), **arm.distillation),)
 
 
 def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
@@ -143,32 +127,46 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
     folder, data = work / 'pruned', work / 'data'
     shutil.rmtree(folder, ignore_errors=True)
     total = round(sizes.steps * arm.more_steps)
-    prune_steps = round(sizes.steps * arm.prune_share) or 1
+    prune_steps = round(total * arm.prune_share) or 1
+    first = prune_steps if arm.prune_share else 0
+    one_run = first == total
+    along = LossesAlong(work, sizes, total, 0 if one_run else first)
     record: dict[str, Any] = {'arm': arm.name, 'seed': seed, 'steps': total, 'prune_flops': 0.0}
     if arm.pruning is None:
-        config = AutoModelForCausalLM.from_pretrained(work / 'source').config
-        config.update({**sizes.target, 'num_key_value_heads': sizes.target['num_attention_heads']})
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        config = AutoConfig.from_pretrained(work / 'source')
+        config = with_shape(config, target_shape(config, sizes.target))
+        AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).save_pretrained(folder)
         AutoTokenizer.from_pretrained(work / 'source').save_pretrained(folder)
     else:
-        record.update(prune(arm, seed, work, sizes, prune_steps, folder))
+        record.update(prune(arm, seed, work, sizes, prune_steps, folder, callbacks=(along,) if one_run else ()))
     model = ComposerHFCausalLM(tokenizer=AutoTokenizer.from_pretrained(folder), pretrained_model_name_or_path=str(folder),
                                use_train_metrics=False)
-    record['finished'] = losses(model.model, data, ON_THE_WAY)
-    meter, algorithms, callbacks, interval = ComputeMeter(), [], [], 0
-    if arm.distillation is not None:
-        from llmshearing.algorithms.distillation import Distillation
-        algorithms.append(Distillation(teacher=str(work / 'source'), **arm.distillation))
+    record['finished'] = losses(model.model, data, sizes.on_the_way)
+    if one_run:
+        return {**record, 'along': along.record, 'final': losses(model.model, data), 'continue_flops': 0.0}
+    meter, callbacks, interval = ComputeMeter(), [], 0
     if arm.mixture is not None:
         references = json.loads((work / 'source_losses.json').read_text())
-        callbacks.append(DynamicBatchLoading(references, update=arm.mixture, max_eval_share=1.0))
-        interval = f'{ROUND_BATCHES}ba'
-    steps = total - (prune_steps if arm.prune_share else 0)
-    trainer = make_trainer(work, model, sizes, steps, CONTINUE_LEARNING_RATE, seed + 100, ROUND_BATCHES, interval, tuple(algorithms),
-                           (meter, *callbacks))
+        if arm.references == 'none':
+            references = dict.fromkeys(references, 0.0)
+        callbacks.append(DynamicBatchLoading(references, update=arm.mixture, eta=arm.eta, max_eval_share=1.0))
+        interval = f'{arm.round_batches}ba'
+    trainer = make_trainer(
+        work,
+        model,
+        sizes,
+        total - first,
+        sizes.learning_rate,
+        seed + 100,
+        arm.round_batches,
+        interval,
+        _distillation(arm, work),
+        (meter, along, *callbacks),
+        proportions=dict(zip(DOMAINS, SKEWED)) if arm.start == 'skewed' else None,
+    )
     trainer.fit()
     trainer.close()
-    record.update(final=losses(model.model, data), continue_flops=meter.flops)
+    record.update(along=along.record, final=losses(model.model, data), continue_flops=meter.flops)
     return record
 
 
@@ -194,21 +192,24 @@ def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for text, source and results')
-    parser.add_argument('--arms', nargs='+', choices=[arm.name for arm in ARMS], help='default: all')
+    parser.add_argument('--smollm', action='store_true', help='prune SmolLM2-135M instead of the small source')
+    parser.add_argument('--groups', nargs='+', choices=list(GROUPS), default=['ways'], help='default: %(default)s')
+    parser.add_argument('--arms', nargs='+', choices=[arm.name for arms in GROUPS.values() for arm in arms], help='instead of groups')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
     arguments = parser.parse_args()
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
-    sizes, work = QUICK if arguments.quick else FULL, arguments.work
+    sizes, work = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL, arguments.work
     source = make_source(work, sizes)
     references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
     (work / 'source_losses.json').write_text(json.dumps(references))
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(record['arm'], record['seed']) for record in records}
-    wanted = [arm for arm in ARMS if arguments.arms is None or arm.name in arguments.arms]
+    every = {arm.name: arm for name, arms in GROUPS.items() for arm in arms if arguments.arms or name in arguments.groups}
+    wanted = [every[name] for name in arguments.arms or every]
     for seed in arguments.seeds:
         for arm in wanted:
             if (arm.name, seed) in done:

@@ -1,13 +1,13 @@
-"""The small source model that ``quality.py`` prunes: a tokenizer, tokens of five domains and a LLaMA trained on them.
+"""The source models that ``quality.py`` prunes: tokens of five domains, and a LLaMA trained on them or SmolLM2-135M.
 
-Text is what every installation carries (as in the demo), the tokenizer a byte-level BPE trained on it, so that nothing is
-downloaded and the embedding does not outweigh the layers. Everything is made once per work folder.
+Text is what every installation carries (as in the demo). The small source's tokenizer is a byte-level BPE trained on it, so that
+the embedding does not outweigh the layers. Everything is made once per work folder.
 """
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 from composer import Evaluator, Trainer
 from composer.core import Callback, State
@@ -19,13 +19,15 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from llmshearing.algorithms.distillation import Distillation
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.data.prepare import prepare
+from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
 from llmshearing.models.cutting import flatten_masks
 from llmshearing.models.families import Linear
 
-__all__ = ['DOMAINS', 'ComputeMeter', 'Sizes', 'make_source', 'make_trainer']
+__all__ = ['DOMAINS', 'FULL', 'QUICK', 'SMOLLM', 'ComputeMeter', 'Sizes', 'make_source', 'make_trainer']
 
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences', 'cpp')
 SOURCE_LEARNING_RATE = 2e-3
@@ -33,10 +35,10 @@ SOURCE_LEARNING_RATE = 2e-3
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Everything that the quick mode makes smaller.
+    """One source and the budget of its arms.
 
     Attributes:
-        source (dict): Settings of the source's LlamaConfig.
+        source (dict | None): Settings of the source's LlamaConfig; None for SmolLM2-135M-Instruct as it comes.
         target (dict): Shape that all arms prune to.
         max_seq_len (int): Tokens per sequence.
         batch_size (int): Sequences per step of the arms; the source's steps have twice as many.
@@ -44,9 +46,11 @@ class Sizes:
         steps (int): Steps of every arm, pruning and continued training together.
         max_chars (int): Characters of text per domain.
         eval_tokens (int): Tokens of held-out text per domain.
+        on_the_way (int): Sequences per domain for losses before the end.
+        learning_rate (float): Peak learning rate of the arms.
     """
 
-    source: dict
+    source: Optional[dict]
     target: dict
     max_seq_len: int = 128
     batch_size: int = 4
@@ -54,11 +58,22 @@ class Sizes:
     steps: int = 600
     max_chars: int = 4_000_000
     eval_tokens: int = 8_000
+    on_the_way: int = 32
+    learning_rate: float = 2e-3
 
 
 FULL = Sizes(
     source=dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=512, vocab_size=4096),
     target=dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=344),
+)
+SMOLLM = Sizes(
+    source=None,
+    target=dict(hidden_size=384, num_hidden_layers=22, num_key_value_heads=2, intermediate_size=1024),
+    max_seq_len=256,
+    steps=100,
+    max_chars=2_000_000,
+    on_the_way=8,
+    learning_rate=1e-3,
 )
 QUICK = Sizes(
     source=dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=512),
@@ -76,8 +91,10 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
     """Text, tokenizer, tokens and source ``name`` below ``work``, each made only where missing. Returns the source's folder."""
     if not (work / 'text').exists():
         harvest_text(work / 'text', max_chars=sizes.max_chars, domains=DOMAINS)
+    if sizes.source is None:
+        build_source_model(work / name, work / 'downloads')
     if not (work / 'tokenizer').exists():
-        _train_tokenizer(work, sizes.source['vocab_size'])
+        _make_tokenizer(work, sizes)
     if not (work / 'data' / 'manifest.json').exists():
         prepare({
             'tokenizer': str(work / 'tokenizer'),
@@ -100,10 +117,13 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
     return work / name
 
 
-def _train_tokenizer(work: Path, vocab_size: int) -> None:
+def _make_tokenizer(work: Path, sizes: Sizes) -> None:
+    if sizes.source is None:
+        AutoTokenizer.from_pretrained(work / 'source').save_pretrained(work / 'tokenizer')
+        return
     tokenizer = ByteLevelBPETokenizer()
     files = [str(work / 'text' / f'{name}.jsonl') for name in DOMAINS]
-    tokenizer.train(files, vocab_size=vocab_size, special_tokens=['</s>'], show_progress=False)
+    tokenizer.train(files, vocab_size=sizes.source['vocab_size'], special_tokens=['</s>'], show_progress=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token='</s>', bos_token='</s>',
                             pad_token='</s>').save_pretrained(work / 'tokenizer')
 
@@ -120,8 +140,9 @@ def make_trainer(
     algorithms: tuple = (),
     callbacks: tuple[Callback, ...] = (),
     alpha_f: float = 0.1,
+    proportions: Optional[dict[str, float]] = None,
 ) -> Trainer:
-    """A Trainer over the equal mixture of the domains; its loader serves other samples for every seed."""
+    """A Trainer over a mixture of the domains, equal by default; its loader serves other samples for every seed."""
     tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
     train = build_dynamic_text_dataloader(
         tokenizer=tokenizer,
@@ -129,7 +150,7 @@ def make_trainer(
         dataset={
             'local': str(work / 'data' / 'train'),
             'domains': list(DOMAINS),
-            'proportions': dict.fromkeys(DOMAINS, 1),
+            'proportions': proportions or dict.fromkeys(DOMAINS, 1),
             'round_batches': round_batches,
             'max_seq_len': sizes.max_seq_len,
             'shuffle_seed': seed,
@@ -172,7 +193,8 @@ def _evaluators(work: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) ->
 
 
 class ComputeMeter(Callback):
-    """Adds up what the steps of a run cost in matrix products: 6 FLOPs per token and weight in use, forward and backward."""
+    """Adds up what the steps of a run cost in matrix products: 6 FLOPs per token and weight in use, forward and backward,
+    and 2 per token and weight of a teacher."""
 
     def __init__(self) -> None:
         self.flops = 0.0
@@ -181,7 +203,8 @@ class ComputeMeter(Callback):
         model = state.model
         cutter = getattr(model, 'cutter', None)
         weights = _weights_in_use(model.model, cutter) if cutter is not None and cutter.plan is not None else _matrices(model.model)
-        self.flops += 6.0 * weights * state.batch['input_ids'].numel()
+        teachers = [_matrices(algorithm.teacher) for algorithm in state.algorithms if isinstance(algorithm, Distillation)]
+        self.flops += (6.0 * weights + 2.0 * sum(teachers)) * state.batch['input_ids'].numel()
 
 
 def _weights_in_use(model, cutter) -> int:

@@ -1,8 +1,7 @@
 """Where the time of a pruning step goes: the shares of matrix products, attention, cutting and everything else.
 
 One step at the target and one with everything kept are traced with torch's profiler, after warming up; time is that of
-each operator itself, without what it calls. The matrix products are also compared with what x of the same sizes: what
-is left to the limit.
+each operator itself, without what it calls. ``prune_step.py`` compares the step with its matrix products alone.
 
 usage: python benchmarks/step_profile.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--quick] [--output FILE]
 """

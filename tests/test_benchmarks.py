@@ -16,12 +16,17 @@ def run_quick(script: str, *arguments) -> subprocess.CompletedProcess:
 
 def test_prune_step(tmp_path):
     out = tmp_path / 'results.json'
-    run_quick('prune_step.py', '--family', 'all', '--tokens', '128', '--rounds', '1', '--course', '--threads', '1', '--output', out)
+    run_quick(
+        'prune_step.py', '--family', 'all', '--tokens', '128', '--rounds', '1', '--course', '--threads', '1',
+        '--output', out,
+    )
     results = json.loads(out.read_text())['results']
     assert {result['family'] for result in results} == {'llama', 'llama-gqa', 'gpt_neox', 'phi3'}
     for result in results:
         assert result['seconds']['pruning, at target']['median'] > 0
-        assert set(result['ratios']) >= {'all kept / dense source', 'at target / target model', 'whole run / activation-masked run'}
+        assert set(result['ratios']) >= {
+            'all kept / dense source', 'at target / target model', 'whole run / activation-masked run',
+        }
 
 
 def test_distillation_step(tmp_path):
@@ -38,7 +43,8 @@ def test_init_memory(tmp_path):
     out = tmp_path / 'results.json'
     run_quick('init_memory.py', '--output', out)
     modes = json.loads(out.read_text())['modes']
-    assert len({rank['sum_of_weights'] for ranks in modes.values() for rank in ranks}) == 1  # every way gives the same model
+    # every way gives the same model
+    assert len({rank['sum_of_weights'] for ranks in modes.values() for rank in ranks}) == 1
     assert modes['mixed'][1]['peak_models'] < modes['cpu'][1]['peak_models']
 
 
@@ -59,7 +65,7 @@ def test_step_profile(tmp_path):
 
 def test_quality(tmp_path):
     out = tmp_path / 'results.json'
-    arms = ['random initialisation', 'one-shot taylor', 'progressive, mixture sheared']
+    arms = ['random initialisation', 'one-shot taylor', 'progressive', 'mixture sheared']
     done = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
     records = json.loads(out.read_text())['records']
     assert [record['arm'] for record in records] == arms

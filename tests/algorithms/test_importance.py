@@ -96,12 +96,32 @@ def test_learned_masks_start_in_the_order_of_the_scores(source, learner):
     shape = shape_of(AutoConfig.from_pretrained(source))
     plans = plan_axes(shape, resolve_target(shape, TARGET))
     masks = learner(plans, 1.0, 1.0, 20.0, 0.0, 3) if learner is LagrangianMasks else learner(plans, 0.0, 3)
-    scores = {axis: torch.rand(plan.mask_shape) for axis, plan in plans.items()}
+    generator = torch.Generator().manual_seed(5)
+    scores = {axis: torch.rand(plan.mask_shape, generator=generator) for axis, plan in plans.items()}
     masks.start_from(scores)
     for axis, plan in plans.items():
         got, want = plan.rows(masks.scores()[axis]), plan.rows(scores[axis])
         assert torch.equal(got.argsort(dim=1), want.argsort(dim=1)), axis
         assert learner is ProgressiveMasks or len(got.flatten().unique()) == got.numel()
+
+
+def test_scores_are_the_first_value_of_progressive_means(source):
+    shape = shape_of(AutoConfig.from_pretrained(source))
+    plans = plan_axes(shape, resolve_target(shape, {'hidden_size': shape.hidden_size - 2}))
+    masks = ProgressiveMasks(plans, 0.0, seed=3, decay=0.9)
+    scores = torch.linspace(1, 2, shape.hidden_size)
+    gradient = -torch.linspace(2, 1, shape.hidden_size) * 1e-6  # on another scale, and the other way round
+    masks.start_from({'hidden': scores * 1e3})
+    masks.update({'hidden': gradient}, 0.0, 1.0)
+    torch.testing.assert_close(masks.scores()['hidden'], 0.9 * scores / 1.5 + 0.1 * scores.flip(0) / 1.5)
+    assert (masks.draw(1, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]  # one such batch does not outvote the scores
+    for batch in range(2, 40):
+        masks.update({'hidden': gradient}, 1.0, 1.0)
+    assert (masks.draw(40, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]  # who has gone stays away
+    # Scores below zero keep their order.
+    masks = ProgressiveMasks(plans, 0.0, seed=3)
+    masks.start_from({'hidden': scores - 1.9})
+    assert (masks.draw(0, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -2,8 +2,9 @@
 
 At every batch each row keeps as many units as the schedule says, and the units that go are those whose mask has mattered
 least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs, which the
-cut's scales yield for free. A unit that went stands below all others and does not come back, unless the finished model
-needs a layer of its kind.
+cut's scales yield for free. It is kept relative to the mean of the axis, so that every batch has the same vote and scores of
+any kind can be its first value. A unit that went stands below all others and does not come back, unless the finished
+model needs a layer of its kind.
 """
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ from llmshearing.algorithms.targeted_pruning.constraints import target_sparsity
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, keep_largest
 
 __all__ = ['ProgressiveMasks']
+
+TINY = 1e-6  # an order among equals
+REMOVED = -1e9  # below any sum of importances
 
 
 class ProgressiveMasks:
@@ -32,16 +36,14 @@ class ProgressiveMasks:
     def __init__(self, plans: Mapping[str, AxisPlan], start_sparsity: float, seed: int, decay: float = 0.9):
         self.plans, self.start_sparsity, self.decay = dict(plans), start_sparsity, decay
         generator = torch.Generator().manual_seed(seed)
-        # Tiny distinct values: an order before the first gradient, nothing after it.
-        self.importance = {axis: torch.rand(p.mask_shape, generator=generator) * 1e-12 for axis, p in self.plans.items()}
+        # Tiny distinct values: an order before the first gradient, little after it.
+        self.importance = {axis: torch.rand(p.mask_shape, generator=generator) * TINY for axis, p in self.plans.items()}
         self.mask = {axis: torch.ones(plan.mask_shape) for axis, plan in self.plans.items()}
 
     def start_from(self, scores: Mapping[str, Tensor]) -> None:
-        """Starts the running means in the order of ``scores``, far below any gradient: an order, no vote."""
+        """Makes ``scores`` (mask-shaped, the higher the more important) the first value of the running means."""
         for axis, value in scores.items():
-            plan = self.plans[axis]
-            rank = plan.rows(value).argsort(dim=1).argsort(dim=1).float()
-            self.importance[axis] = (rank * 1e-12).view(plan.mask_shape)
+            self.importance[axis] = _relative(value.float() - value.float().min().clamp(max=0), self.mask[axis])
 
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
         """Shrinks the masks to what the schedule allows by now and returns them."""
@@ -54,11 +56,12 @@ class ProgressiveMasks:
         return {axis: mask.clone() for axis, mask in self.mask.items()}
 
     def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
-        """Adds |d loss / d z| to the running means."""
+        """Adds |d loss / d z|, relative to its mean over the kept units, to the running means."""
         del rate
         metrics = {}
         for axis, plan in self.plans.items():
-            self.importance[axis].mul_(self.decay).add_(gradients[axis].abs(), alpha=1 - self.decay)
+            gradient = _relative(gradients[axis].abs(), self.mask[axis])
+            self.importance[axis].mul_(self.decay).add_(gradient, alpha=1 - self.decay)
             target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             metrics[f'{axis}/target'] = plan.units * (1 - target)
         return metrics
@@ -69,7 +72,7 @@ class ProgressiveMasks:
 
     def scores(self) -> dict[str, Tensor]:
         """Importance of the kept units; removed ones stand below all of them."""
-        return {axis: value.masked_fill(self.mask[axis] == 0, -1.0) for axis, value in self.importance.items()}
+        return {axis: value.masked_fill(self.mask[axis] == 0, REMOVED) for axis, value in self.importance.items()}
 
     def deterministic(self, counts: str) -> dict[str, Tensor]:
         """The masks of the moment (``'expected'``) or exactly the target's count of the most important units."""
@@ -90,3 +93,9 @@ class ProgressiveMasks:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.importance = {axis: state['importance'][axis].clone() for axis in self.plans}
         self.mask = {axis: state['mask'][axis].clone() for axis in self.plans}
+
+
+def _relative(value: Tensor, mask: Tensor) -> Tensor:
+    """``value``, which is not negative, over its mean where ``mask`` is one."""
+    value = value * mask
+    return value * (mask.sum() / value.sum()) if value.sum() > 0 else value

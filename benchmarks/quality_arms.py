@@ -1,0 +1,126 @@
+"""The arms of ``quality.py``: ways to spend the same steps on getting from one source to one shape."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Mapping, Optional
+
+__all__ = ['GROUPS', 'Arm']
+
+DEPTH = {'layer': 'block_importance'}  # and Taylor for the widths
+ACTIVATION = {**DEPTH, **dict.fromkeys(('hidden', 'head', 'kv_group', 'intermediate'), 'activation')}
+PROGRESSIVE = {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to spend the steps.
+
+    Attributes:
+        name (str): As in the table.
+        pruning (Mapping | None): Options of ``targeted_pruning``; None for arms without a source (random weights).
+        prune_share (float): Share of the steps spent pruning; 0 for one-shot ways, 1 for a single run that freezes its masks
+            on the way and goes on with the optimizer as it is.
+        prune_rate (float): Peak learning rate of the weights while pruning, as a multiple of the one afterwards.
+        prune_decay (float): Where that rate ends, as a share of its peak.
+        more_steps (float): Total steps as a multiple of the budget.
+        mixture (str | None): Update rule of the mixture in continued training.
+        references (str): Reference losses of the mixture: ``'source'``, or ``'none'`` for zeros.
+        eta (float): Step size of the mixture's updates.
+        start (str): First mixture of continued training: ``'equal'``, or ``'skewed'``, 8 : 4 : 2 : 1 : 1.
+        round_batches (int): Batches between two updates of the mixture.
+        distillation (Mapping | None): Options of ``distillation``, from the source, in continued training and in single runs.
+    """
+
+    name: str
+    pruning: Optional[Mapping[str, Any]]
+    prune_share: float = 0.2
+    prune_rate: float = 1.0
+    prune_decay: float = 1.0
+    more_steps: float = 1.0
+    mixture: Optional[str] = None
+    references: str = 'source'
+    eta: float = 1.0
+    start: str = 'equal'
+    round_batches: int = 20
+    distillation: Optional[Mapping[str, Any]] = None
+
+
+def _one_shot(scores: Any) -> dict[str, Any]:
+    return {'mask_learning': 'one_shot', 'scores': scores, 'freeze_weights': True}
+
+
+def _one_run(name: str, share: float, mask_learning: str = 'progressive', **settings: Any) -> Arm:
+    """Masks that are frozen after ``share`` of a single run; learned ones get half of that for the warm-up, then settle."""
+    warmup = share if mask_learning == 'progressive' else share / 2
+    pruning = {
+        'mask_learning': mask_learning,
+        'scores': DEPTH,
+        'lagrangian_warmup': f'{warmup}dur',
+        'freeze_masks_after': f'{share}dur',
+    }
+    return Arm(name, pruning, 1.0, prune_decay=0.1, **settings)
+
+
+TAYLOR, DEPTH_TAYLOR = _one_shot('taylor'), _one_shot(DEPTH)
+
+GROUPS: dict[str, list[Arm]] = {
+    'ways': [
+        Arm('random initialisation', None, 0),
+        Arm('truncation', {**_one_shot('random'), 'truncate': True}, 0),
+        Arm('one-shot random', _one_shot('random'), 0),
+        Arm('one-shot magnitude', _one_shot('magnitude'), 0),
+        Arm('one-shot activation', _one_shot(ACTIVATION), 0),
+        Arm('one-shot taylor', TAYLOR, 0),
+        Arm('one-shot depth + taylor', DEPTH_TAYLOR, 0),
+        Arm('one-shot depth + taylor, a quarter more steps', DEPTH_TAYLOR, 0, more_steps=1.25),
+        Arm('paper (no damping)', {'multiplier_damping': 0.0}),
+        Arm('lagrangian', {}),
+        Arm('lagrangian from depth + taylor', {'scores': DEPTH}),
+        Arm('progressive', PROGRESSIVE),
+        Arm('progressive from depth + taylor', {**PROGRESSIVE, 'scores': DEPTH}),
+    ],
+    'share': [
+        *(Arm(f'lagrangian, {share:.0%} of the steps', {'scores': DEPTH}, share) for share in (0.05, 0.1, 0.4)),
+        *(Arm(f'progressive, {share:.0%} of the steps', {**PROGRESSIVE, 'scores': DEPTH}, share)
+          for share in (0.05, 0.1, 0.4)),
+    ],
+    'one run': [
+        *(_one_run(f'progressive to {share:.0%}, one run', share) for share in (0.02, 0.05, 0.1, 0.2, 0.5)),
+        *(_one_run(f'lagrangian to {share:.0%}, one run', share, 'lagrangian') for share in (0.2, 0.5)),
+        Arm('one-shot depth + taylor, one run', {'mask_learning': 'one_shot', 'scores': DEPTH}, 1.0, prune_decay=0.1),
+    ],
+    'rate': [
+        Arm(f'{name}, rate while pruning {rate} of the later one{words}', pruning, prune_rate=rate, prune_decay=decay)
+        for name, pruning in (('lagrangian', {}), ('progressive', PROGRESSIVE))
+        for rate, decay, words in ((0.5, 0.1, ' and decaying'), (0.5, 1.0, ''))
+    ],
+    'masks': [
+        *(Arm(f'lagrangian, masks at {rate}', {'learning_rate': rate}) for rate in (0.3, 3.0)),
+        *(Arm(f'lagrangian, multipliers at {rate}', {'multiplier_learning_rate': rate}) for rate in (0.3, 3.0)),
+        *(Arm(f'lagrangian, damping {damping:.0f}', {'multiplier_damping': damping}) for damping in (5.0, 80.0)),
+        *(Arm(f'lagrangian, warm-up {share}', {'lagrangian_warmup': f'{share}dur'}) for share in (0.05, 0.5)),
+        *(Arm(f'lagrangian, frozen after {share}', {'freeze_masks_after': f'{share}dur'}) for share in (0.4, 0.7)),
+        *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'}) for share in (0.2, 0.5)),
+    ],
+    'mixture': [
+        *(Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule) for rule in ('constant', 'sheared', 'sheared_unclipped', 'ado')),
+        *(Arm(f'mixture sheared, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta) for eta in (0.1, 0.3)),
+        Arm('mixture sheared, no references', DEPTH_TAYLOR, 0, mixture='sheared', references='none'),
+        Arm('mixture sheared, every 60 batches', DEPTH_TAYLOR, 0, mixture='sheared', round_batches=60),
+    ],
+    'skewed mixture': [
+        Arm('mixture constant, skewed start', DEPTH_TAYLOR, 0, mixture='constant', start='skewed'),
+        *(Arm(f'mixture sheared, skewed start, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta, start='skewed')
+          for eta in (0.1, 0.3, 1.0)),
+        Arm('mixture ado, skewed start', DEPTH_TAYLOR, 0, mixture='ado', start='skewed'),
+    ],
+    'distillation': [
+        Arm('one-shot depth + taylor, distilled', DEPTH_TAYLOR, 0, distillation={}),
+        Arm('one-shot depth + taylor, distilled, 0.6 of the steps', DEPTH_TAYLOR, 0, more_steps=0.6, distillation={}),
+        _one_run('progressive to 5%, one run, distilled', 0.05, distillation={}),
+        _one_run('progressive to 20%, one run, distilled', 0.2, distillation={}),
+        *(_one_run(f'progressive to {share:.0%}, one run, distilled, 0.6 of the steps', share, more_steps=0.6, distillation={})
+          for share in (0.05, 0.2)),
+        _one_run('lagrangian to 50%, one run, distilled', 0.5, 'lagrangian', distillation={}),
+    ],
+}
