@@ -1,15 +1,15 @@
 """Which way to prune gives the better model: every arm cuts one source to one shape on equal tokens.
 
 An arm prunes for some of the steps and continues pre-training for the rest, through the same Trainer, algorithm and
-export as any run. Reported per arm: mean loss over the domains after pruning (soft masks, and finished) and at the end, the
-spread between seeds, and the cost in matrix products beside training the target shape from the start for as many steps.
-The learning rate of pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
+export as any run. Reported per arm: mean loss over the domains after pruning (soft masks, and finished) and at the end,
+the spread between seeds and of the domains' gaps to the source, and the cost in matrix products. The learning rate of
+pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
-    python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...] [--seeds 1 2 3]
-                                 [--quick] [--output FILE.json]
+    python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...]
+                                 [--seeds 1 2 3] [--quick] [--output FILE.json]
 
-Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute, with
-``--smollm`` about ten.
+Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute,
+with ``--smollm`` about ten.
 """
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class Truncation(TargetedPruning):
 
 
 class LossesAlong(Callback):
-    """Measures the domains after a quarter, a half and three quarters of an arm's steps; ``record`` is by step of the arm."""
+    """Measures the domains after a quarter, a half and three quarters of an arm's steps.
+
+    ``record`` holds loss by domain, by step of the arm.
+    """
 
     def __init__(self, work: Path, sizes: Sizes, total: int, first: int):
         self.data, self.sequences, self.first = work / 'data', sizes.on_the_way, first
@@ -108,8 +111,17 @@ def prune(
     pruning, meter = algorithm(**{'target': sizes.target, 'seed': seed, **options}), ComputeMeter()
     export = ExportPruned(str(folder), allow_unconverged=True, overwrite=True)
     teaching = _distillation(arm, work) if arm.prune_share == 1 else ()
-    trainer = make_trainer(work, model, sizes, steps, sizes.learning_rate * arm.prune_rate, seed, algorithms=(pruning, *teaching),
-                           callbacks=(meter, export, *callbacks), alpha_f=arm.prune_decay)
+    trainer = make_trainer(
+        work,
+        model,
+        sizes,
+        steps,
+        sizes.learning_rate * arm.prune_rate,
+        seed,
+        algorithms=(pruning, *teaching),
+        callbacks=(meter, export, *callbacks),
+        alpha_f=arm.prune_decay,
+    )
     trainer.fit()
     model.cutter.set_masks(pruning.evaluation_masks())
     soft = losses(model.model, work / 'data', sizes.on_the_way)
@@ -138,15 +150,17 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
         AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).save_pretrained(folder)
         AutoTokenizer.from_pretrained(work / 'source').save_pretrained(folder)
     else:
-        record.update(prune(arm, seed, work, sizes, prune_steps, folder, callbacks=(along,) if one_run else ()))
-    model = ComposerHFCausalLM(tokenizer=AutoTokenizer.from_pretrained(folder), pretrained_model_name_or_path=str(folder),
-                               use_train_metrics=False)
+        watching = (along,) if one_run else ()
+        record.update(prune(arm, seed, work, sizes, prune_steps, folder, callbacks=watching))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False)
     record['finished'] = losses(model.model, data, sizes.on_the_way)
     if one_run:
         return {**record, 'along': along.record, 'final': losses(model.model, data), 'continue_flops': 0.0}
     meter, callbacks, interval = ComputeMeter(), [], 0
     if arm.mixture is not None:
-        references = json.loads((work / 'source_losses.json').read_text())
+        source = AutoModelForCausalLM.from_pretrained(work / 'source')
+        references = losses(source, data, sizes.sequences_evaluated)  # the ones that the run evaluates, no others
         if arm.references == 'none':
             references = dict.fromkeys(references, 0.0)
         callbacks.append(DynamicBatchLoading(references, update=arm.mixture, eta=arm.eta, max_eval_share=1.0))
@@ -175,26 +189,29 @@ def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_arm.setdefault(record['arm'], []).append(record)
-    plain = by_arm.get('random initialisation', records)
-    unit = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in plain)
-    lines = ['| arm | seeds | soft | finished | end, mean of domains | between seeds | spread of gaps | cost |', '|---|---|---|---|---|---|---|---|']
+    lines = [
+        '| arm | seeds | soft | finished | end, mean of domains | between seeds | spread of gaps | TFLOP |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
     for name, group in sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1])):
         ends = [mean(r['final']) for r in group]
         soft = f"{statistics.fmean(mean(r['soft']) for r in group):.3f}" if 'soft' in group[0] else ''
         gaps = statistics.fmean(statistics.pstdev(r['final'][d] - source[d] for d in DOMAINS) for r in group)
-        cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / unit
+        cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / 1e12
         finished = statistics.fmean(mean(r['finished']) for r in group)
-        lines.append(f'| {name} | {len(group)} | {soft} | {finished:.3f} | {statistics.fmean(ends):.3f} | {max(ends) - min(ends):.3f} | '
-                     f'{gaps:.3f} | {cost:.2f} |')
+        end, between = f'{statistics.fmean(ends):.3f}', f'{max(ends) - min(ends):.3f}' if len(ends) > 1 else ''
+        cells = (name, len(group), soft, f'{finished:.3f}', end, between, f'{gaps:.3f}', f'{cost:.2f}')
+        lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
 
 def main() -> int:
+    arms = {arm.name: (group, arm) for group, members in GROUPS.items() for arm in members}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for text, source and results')
     parser.add_argument('--smollm', action='store_true', help='prune SmolLM2-135M instead of the small source')
     parser.add_argument('--groups', nargs='+', choices=list(GROUPS), default=['ways'], help='default: %(default)s')
-    parser.add_argument('--arms', nargs='+', choices=[arm.name for arms in GROUPS.values() for arm in arms], help='instead of groups')
+    parser.add_argument('--arms', nargs='+', choices=list(arms), help='instead of groups')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
@@ -204,23 +221,22 @@ def main() -> int:
     sizes, work = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL, arguments.work
     source = make_source(work, sizes)
     references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
-    (work / 'source_losses.json').write_text(json.dumps(references))
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(record['arm'], record['seed']) for record in records}
-    every = {arm.name: arm for name, arms in GROUPS.items() for arm in arms if arguments.arms or name in arguments.groups}
-    wanted = [every[name] for name in arguments.arms or every]
+    wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in arguments.groups]
     for seed in arguments.seeds:
-        for arm in wanted:
-            if (arm.name, seed) in done:
+        for name in wanted:
+            if (name, seed) in done:
                 continue
-            records.append(run(arm, seed, work, sizes))
+            records.append(run(arms[name][1], seed, work, sizes))
             with results.open('a') as stream:
                 stream.write(json.dumps(records[-1]) + '\n')
-            sys.stderr.write(f'{arm.name}, seed {seed}: {mean(records[-1]["final"]):.3f}\n')
+            sys.stderr.write(f'{name}, seed {seed}: {mean(records[-1]["final"]):.3f}\n')
     sys.stdout.write(f'source: {mean(references):.3f} {json.dumps(references)}\n\n{table(records, references)}\n')
     if arguments.output:
-        arguments.output.write_text(json.dumps({'sizes': dataclasses.asdict(sizes), 'source': references, 'records': records}, indent=1))
+        everything = {'sizes': dataclasses.asdict(sizes), 'source': references, 'records': records}
+        arguments.output.write_text(json.dumps(everything, indent=1))
     return 0
 
 

@@ -18,8 +18,8 @@ class Arm:
     Attributes:
         name (str): As in the table.
         pruning (Mapping | None): Options of ``targeted_pruning``; None for arms without a source (random weights).
-        prune_share (float): Share of the steps spent pruning; 0 for one-shot ways, 1 for a single run that freezes its masks
-            on the way and goes on with the optimizer as it is.
+        prune_share (float): Share of the steps spent pruning; 0 for one-shot ways, 1 for a single run that freezes its
+            masks on the way and goes on with the optimizer as it is.
         prune_rate (float): Peak learning rate of the weights while pruning, as a multiple of the one afterwards.
         prune_decay (float): Where that rate ends, as a share of its peak.
         more_steps (float): Total steps as a multiple of the budget.
@@ -28,7 +28,8 @@ class Arm:
         eta (float): Step size of the mixture's updates.
         start (str): First mixture of continued training: ``'equal'``, or ``'skewed'``, 8 : 4 : 2 : 1 : 1.
         round_batches (int): Batches between two updates of the mixture.
-        distillation (Mapping | None): Options of ``distillation``, from the source, in continued training and in single runs.
+        distillation (Mapping | None): Options of ``distillation``, from the source, in continued training and in single
+            runs.
     """
 
     name: str
@@ -50,7 +51,7 @@ def _one_shot(scores: Any) -> dict[str, Any]:
 
 
 def _one_run(name: str, share: float, mask_learning: str = 'progressive', **settings: Any) -> Arm:
-    """Masks that are frozen after ``share`` of a single run; learned ones get half of that for the warm-up, then settle."""
+    """Masks that are frozen after ``share`` of a single run; learned ones warm up for half of that and settle."""
     warmup = share if mask_learning == 'progressive' else share / 2
     pruning = {
         'mask_learning': mask_learning,
@@ -100,10 +101,12 @@ GROUPS: dict[str, list[Arm]] = {
         *(Arm(f'lagrangian, damping {damping:.0f}', {'multiplier_damping': damping}) for damping in (5.0, 80.0)),
         *(Arm(f'lagrangian, warm-up {share}', {'lagrangian_warmup': f'{share}dur'}) for share in (0.05, 0.5)),
         *(Arm(f'lagrangian, frozen after {share}', {'freeze_masks_after': f'{share}dur'}) for share in (0.4, 0.7)),
-        *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'}) for share in (0.2, 0.5)),
+        *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'})
+          for share in (0.2, 0.5)),
     ],
     'mixture': [
-        *(Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule) for rule in ('constant', 'sheared', 'sheared_unclipped', 'ado')),
+        *(Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule)
+          for rule in ('constant', 'sheared', 'sheared_unclipped', 'ado')),
         *(Arm(f'mixture sheared, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta) for eta in (0.1, 0.3)),
         Arm('mixture sheared, no references', DEPTH_TAYLOR, 0, mixture='sheared', references='none'),
         Arm('mixture sheared, every 60 batches', DEPTH_TAYLOR, 0, mixture='sheared', round_batches=60),
@@ -119,8 +122,8 @@ GROUPS: dict[str, list[Arm]] = {
         Arm('one-shot depth + taylor, distilled, 0.6 of the steps', DEPTH_TAYLOR, 0, more_steps=0.6, distillation={}),
         _one_run('progressive to 5%, one run, distilled', 0.05, distillation={}),
         _one_run('progressive to 20%, one run, distilled', 0.2, distillation={}),
-        *(_one_run(f'progressive to {share:.0%}, one run, distilled, 0.6 of the steps', share, more_steps=0.6, distillation={})
-          for share in (0.05, 0.2)),
+        *(_one_run(f'progressive to {share:.0%}, one run, distilled, 0.6 of the steps', share, more_steps=0.6,
+                   distillation={}) for share in (0.05, 0.2)),
         _one_run('lagrangian to 50%, one run, distilled', 0.5, 'lagrangian', distillation={}),
     ],
 }

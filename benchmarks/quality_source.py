@@ -1,7 +1,7 @@
 """The source models that ``quality.py`` prunes: tokens of five domains, and a LLaMA trained on them or SmolLM2-135M.
 
-Text is what every installation carries (as in the demo). The small source's tokenizer is a byte-level BPE trained on it, so that
-the embedding does not outweigh the layers. Everything is made once per work folder.
+Text is what every installation carries (as in the demo). The small source's tokenizer is a byte-level BPE trained on
+it, so that the embedding does not outweigh the layers. Everything is made once per work folder.
 """
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ __all__ = ['DOMAINS', 'FULL', 'QUICK', 'SMOLLM', 'ComputeMeter', 'Sizes', 'make_
 
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences', 'cpp')
 SOURCE_LEARNING_RATE = 2e-3
+EVAL_BATCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Sizes:
     on_the_way: int = 32
     learning_rate: float = 2e-3
 
+    @property
+    def sequences_evaluated(self) -> int:
+        """Sequences per domain in the evaluations of a run."""
+        return EVAL_BATCHES * 2 * self.batch_size
+
 
 FULL = Sizes(
     source=dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=512, vocab_size=4096),
@@ -88,7 +94,7 @@ QUICK = Sizes(
 
 
 def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
-    """Text, tokenizer, tokens and source ``name`` below ``work``, each made only where missing. Returns the source's folder."""
+    """Makes text, tokenizer, tokens and source ``name`` below ``work`` where missing; returns the source's folder."""
     if not (work / 'text').exists():
         harvest_text(work / 'text', max_chars=sizes.max_chars, domains=DOMAINS)
     if sizes.source is None:
@@ -105,11 +111,16 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
             'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
         })
     if not (work / name).exists():
-        config = LlamaConfig(**sizes.source, max_position_embeddings=sizes.max_seq_len, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+        special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+        config = LlamaConfig(**sizes.source, **special, max_position_embeddings=sizes.max_seq_len)
         tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
         LlamaForCausalLM(config).save_pretrained(work / f'{name}-untrained')
         tokenizer.save_pretrained(work / f'{name}-untrained')
-        model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(work / f'{name}-untrained'), use_train_metrics=False)
+        model = ComposerHFCausalLM(
+            tokenizer=tokenizer,
+            pretrained_model_name_or_path=str(work / f'{name}-untrained'),
+            use_train_metrics=False,
+        )
         larger = dataclasses.replace(sizes, batch_size=2 * sizes.batch_size)
         make_trainer(work, model, larger, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
         tokenizer.save_pretrained(work / name)
@@ -163,7 +174,7 @@ def make_trainer(
         train_dataloader=train,
         eval_dataloader=list(_evaluators(work, tokenizer, sizes)),
         eval_interval=eval_interval,
-        eval_subset_num_batches=2,
+        eval_subset_num_batches=EVAL_BATCHES,
         max_duration=f'{steps}ba',
         optimizers=optimizer,
         schedulers=CosineAnnealingWithWarmupScheduler(t_warmup='0.05dur', alpha_f=alpha_f),
@@ -181,7 +192,7 @@ def _evaluators(work: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) ->
         folder = work / 'data' / 'eval' / name
         loader = build_text_dataloader(
             tokenizer=tokenizer,
-            device_batch_size=2 * sizes.batch_size,
+            device_batch_size=sizes.sequences_evaluated // EVAL_BATCHES,
             dataset={'local': str(folder), 'max_seq_len': sizes.max_seq_len, 'shuffle': False},
             drop_last=False,
             num_workers=0,
@@ -193,8 +204,10 @@ def _evaluators(work: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) ->
 
 
 class ComputeMeter(Callback):
-    """Adds up what the steps of a run cost in matrix products: 6 FLOPs per token and weight in use, forward and backward,
-    and 2 per token and weight of a teacher."""
+    """Adds up what the steps of a run cost in matrix products.
+
+    6 FLOPs per token and weight in use, forward and backward, and 2 per token and weight of a teacher.
+    """
 
     def __init__(self) -> None:
         self.flops = 0.0
@@ -202,9 +215,10 @@ class ComputeMeter(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         model = state.model
         cutter = getattr(model, 'cutter', None)
-        weights = _weights_in_use(model.model, cutter) if cutter is not None and cutter.plan is not None else _matrices(model.model)
-        teachers = [_matrices(algorithm.teacher) for algorithm in state.algorithms if isinstance(algorithm, Distillation)]
-        self.flops += (6.0 * weights + 2.0 * sum(teachers)) * state.batch['input_ids'].numel()
+        is_cut = cutter is not None and cutter.plan is not None
+        weights = _weights_in_use(model.model, cutter) if is_cut else _matrices(model.model)
+        teachers = sum(_matrices(a.teacher) for a in state.algorithms if isinstance(a, Distillation))
+        self.flops += (6.0 * weights + 2.0 * teachers) * state.batch['input_ids'].numel()
 
 
 def _weights_in_use(model, cutter) -> int:
@@ -213,7 +227,8 @@ def _weights_in_use(model, cutter) -> int:
     for path, cut in cutter.plan.cuts(flatten_masks(cutter.masks)):
         if isinstance(cut.role, Linear) and not path.endswith(cutter.family.embedding):
             rows, columns = model.get_submodule(path).weight.shape
-            total += (rows if cut.rows is None else len(cut.rows)) * (columns if cut.columns is None else len(cut.columns))
+            rows = rows if cut.rows is None else len(cut.rows)
+            total += rows * (columns if cut.columns is None else len(cut.columns))
     return total
 
 

@@ -65,11 +65,11 @@ def test_step_profile(tmp_path):
 
 def test_quality(tmp_path):
     out = tmp_path / 'results.json'
-    arms = ['random initialisation', 'one-shot taylor', 'progressive', 'mixture sheared']
+    arms = ['random initialisation', 'one-shot taylor', 'progressive', 'progressive to 20%, one run', 'mixture sheared']
     done = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
     records = json.loads(out.read_text())['records']
     assert [record['arm'] for record in records] == arms
-    scratch, one_shot, progressive = (record['prune_flops'] + record['continue_flops'] for record in records)
+    scratch, one_shot, progressive, *_ = (record['prune_flops'] + record['continue_flops'] for record in records)
     assert scratch < one_shot < progressive  # one step on the source, some steps on the way
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
     assert '| one-shot taylor | 1 |' in done.stdout

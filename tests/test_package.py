@@ -47,15 +47,6 @@ def test_every_entry_point_loads():
         assert callable(point.load()), point
 
 
-def test_llmfoundry_lists_our_parts():
-    process = subprocess.run(
-        [str(Path(sys.executable).with_name('llmfoundry')), 'registry', 'get', '--group', 'algorithms'],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0 and 'targeted_pruning' in process.stdout
-
-
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     module = importlib.import_module(COMMANDS[command][0])

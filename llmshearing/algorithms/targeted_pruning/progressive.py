@@ -1,10 +1,10 @@
 """Progressive shearing: no noise and no multipliers; the kept counts follow the schedule to the target.
 
-At every batch each row keeps as many units as the schedule says, and the units that go are those whose mask has mattered
-least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs, which the
-cut's scales yield for free. It is kept relative to the mean of the axis, so that every batch has the same vote and scores of
-any kind can be its first value. A unit that went stands below all others and does not come back, unless the finished
-model needs a layer of its kind.
+At every batch each row keeps as many units as the schedule says, and the units that go are those whose mask has
+mattered least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs, which
+the cut's scales yield for free. It is kept relative to the mean of the axis, so that every batch has the same vote and
+scores of any kind can be its first value. A unit that went stands below all others and does not come back, unless the
+finished model needs a layer of its kind.
 """
 from __future__ import annotations
 
