@@ -1,16 +1,21 @@
 """Whole pruning runs of a tiny model through Composer's Trainer."""
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from composer.loggers import InMemoryLogger
 from transformers import AutoConfig
 
+from llmshearing.algorithms import targeted_pruning
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import plan_axes
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.conversion.hf_export import open_strictly
 from llmshearing.models.shapes import ModelShape, resolve_target
-from tests.tiny_run import tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
 SHAPE = ModelShape(4, 48, 6, 2, 64, 8)
@@ -72,6 +77,25 @@ def test_frozen_masks_stay_and_weights_go_on(source):
     trainer.fit(duration='5ba')
     assert all(torch.equal(mask, frozen[axis]) for axis, mask in pruning.final_masks().items())
     assert not torch.equal(weight, trainer.state.model.model.model.norm.weight)
+
+
+def readme_settings():
+    """Settings of ``targeted_pruning`` in every YAML block of its README."""
+    text = Path(targeted_pruning.__file__).with_name('README.md').read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r'```yaml\n(.*?)```', text, re.DOTALL)]
+    return [block['algorithms']['targeted_pruning'] for block in blocks]
+
+
+def test_the_recipe_of_the_readme_freezes_the_target_in_one_run(source, tmp_path):
+    paper, recipe = readme_settings()
+    TargetedPruning(**paper)
+    pruning = TargetedPruning(**{**recipe, 'target': TARGET})
+    export = ExportPruned(str(tmp_path / 'out'))
+    tiny_trainer(source, [pruning], batches=20, eval_dataloader=sequences_spec(8, 4), callbacks=[export]).fit()
+    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == TARGET['hidden_size']
+    assert recipe['lagrangian_warmup'] == recipe['freeze_masks_after'] == '0.2dur'
+    kept = {axis: int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum()) for axis, mask in pruning.frozen_masks.items()}
+    assert kept == {report.axis: report.target for report in pruning.reports()}
 
 
 def test_mask_only_mode_leaves_the_weights_alone(source):
