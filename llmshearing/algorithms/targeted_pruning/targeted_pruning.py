@@ -77,7 +77,8 @@ class TargetedPruning(Algorithm):
             target's best-scored units from the first batch on. Default: ``'lagrangian'``.
         scores (str | Mapping[str, str] | None): How units are scored before the first batch, one method
             (:data:`~llmshearing.algorithms.targeted_pruning.importance.METHODS`) or one per axis: the order in which
-            learned masks start, and the decision of ``one_shot`` (which needs it). Default: ``None``, random order.
+            gates start, the first importance of ``progressive``, and the decision of ``one_shot`` (which needs it).
+            Default: ``None``, random order.
         calibration_batches (int): Evaluation batches on every rank that scores are computed from. Default: ``8``.
         lagrangian_warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final
             one. Default: ``'0.2dur'``, as in the paper.
