@@ -147,10 +147,18 @@ def _numbers_of(run: dict[str, Any]) -> list[int]:
 
 
 def _is_mapped(path: Path) -> bool:
-    """Whether a process that can be seen has the block in its memory."""
+    """Whether a process that can be seen has the block in its memory.
+
+    By device and inode: a process in a container has a block of the same path in another shared memory.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    block = f' {os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x} {found.st_ino} '
     for maps in Path('/proc').glob('[0-9]*/maps'):
         try:
-            if str(path) in maps.read_text():
+            if block in maps.read_text():
                 return True
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             continue  # another user's, or gone

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import signal
 import time
@@ -165,3 +166,17 @@ def test_runs_start_one_after_the_other(tmp_path, monkeypatch, caplog):
     caplog.clear()
     with shared_order.starting(['/two']):
         assert not caplog.records
+
+
+def test_only_the_block_itself_counts_as_mapped():
+    """A process in a container has another block in its memory that goes by the same path."""
+    path = Path('/dev/shm') / f'llmshearing-test-{os.getpid()}'
+    path.write_bytes(b'other')
+    try:
+        with path.open('r+b') as file, mmap.mmap(file.fileno(), 0):
+            assert shared_order._is_mapped(path)
+            path.unlink()
+            path.write_bytes(b'block')
+            assert not shared_order._is_mapped(path)
+    finally:
+        path.unlink(missing_ok=True)
