@@ -140,7 +140,8 @@ def tokens_of(size: str, tokens: int) -> Tensor:
 
 def matrix_products(model: nn.Module, tokens: int) -> Callable[[], None]:
     """The three products of every projection of a model, on random numbers, and nothing else: the limit of its step."""
-    inputs = {width: torch.randn(tokens, width) for m in _projections(model) for width in (m.in_features, m.out_features)}
+    widths = {width for module in _projections(model) for width in (module.in_features, module.out_features)}
+    inputs = {width: torch.randn(tokens, width) for width in widths}
 
     def products():
         for module in _projections(model):

@@ -82,8 +82,7 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'share': [
         *(Arm(f'lagrangian, {share:.0%} of the steps', {'scores': DEPTH}, share) for share in (0.05, 0.1, 0.4)),
-        *(Arm(f'progressive, {share:.0%} of the steps', {**PROGRESSIVE, 'scores': DEPTH}, share)
-          for share in (0.05, 0.1, 0.4)),
+        *(Arm(f'progressive, {share:.0%} of the steps', PROGRESSIVE, share) for share in (0.05, 0.1, 0.4)),
     ],
     'one run': [
         *(_one_run(f'progressive to {share:.0%}, one run', share) for share in (0.02, 0.05, 0.1, 0.2, 0.5)),

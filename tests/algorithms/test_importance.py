@@ -114,7 +114,8 @@ def test_scores_are_the_first_value_of_progressive_means(source):
     masks.start_from({'hidden': scores * 1e3})
     masks.update({'hidden': gradient}, 0.0, 1.0)
     torch.testing.assert_close(masks.scores()['hidden'], 0.9 * scores / 1.5 + 0.1 * scores.flip(0) / 1.5)
-    assert (masks.draw(1, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]  # one such batch does not outvote the scores
+    # One such batch does not outvote the scores.
+    assert (masks.draw(1, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]
     for batch in range(2, 40):
         masks.update({'hidden': gradient}, 1.0, 1.0)
     assert (masks.draw(40, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]  # who has gone stays away
