@@ -3,8 +3,9 @@
 In one process, in turn, so that a noisy machine is noisy for all of them: the dense source's training step, a pruning
 step with everything kept, a pruning step at the target, the target model's own training step, and the usual way to
 mask, which multiplies activations and computes everything. A step is forward and backward of one micro-batch; the
-optimizer's step, which depends on the number of stored parameters and not on masks, is measured on its own. Medians
-over rounds, and medians of the ratios within each round.
+optimizer's step, which depends on the number of stored parameters and not on masks, is measured on its own; so are
+evaluation, and the same tokens in four accumulated micro-batches, each of which cuts anew. Medians over rounds, and
+medians of the ratios within each round.
 
 ``--course`` adds steps on the way, at a quarter, a half and three quarters of the warm-up, and states what a whole run
 costs whose warm-up is a fifth of it (as in the paper) beside the same run with multiplied activations.
@@ -49,6 +50,7 @@ SIZES = {
 }
 COURSE = (0.25, 0.5, 0.75)
 WARMUP_SHARE = 0.2
+MICRO_BATCHES = 4
 FAMILIES: dict[str, tuple[str, dict, dict]] = {
     'llama': ('llama', {}, {}),
     'llama-gqa': ('llama', {'num_key_value_heads': 4}, {'num_key_value_heads': 2}),
@@ -64,10 +66,19 @@ def build(config) -> nn.Module:
     return AutoModelForCausalLM.from_config(config).train()
 
 
-def step(model: nn.Module, ids: Tensor) -> None:
-    """Forward and backward of one micro-batch."""
+def step(model: nn.Module, ids: Tensor, micro_batches: int = 1) -> None:
+    """Forward and backward of one batch."""
     model.zero_grad(set_to_none=True)
-    model(input_ids=ids, labels=ids).loss.backward()
+    for part in ids.chunk(micro_batches):
+        model(input_ids=part, labels=part).loss.backward()
+
+
+def evaluate(model: nn.Module, ids: Tensor) -> None:
+    """Forward pass without gradients."""
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=ids, labels=ids)
+    model.train()
 
 
 def mask_activations(model: nn.Module, masks: dict[str, Tensor]) -> None:
@@ -169,9 +180,9 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
     if 'kv_group' not in at_target and shape.group_size > 1:
         raise ValueError('the target of a grouped-query family must remove whole groups')
 
-    def pruning(masks):
+    def pruning(masks, run=step, **options):
         cutter.set_masks(masks)
-        step(masked, ids)
+        run(masked, ids, **options)
 
     optimizer = torch.optim.AdamW(dense.parameters(), lr=0.0)
     steps = {
@@ -182,6 +193,10 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         "the target's products alone": matrix_products(own, ids.numel()),
         'activation masking': lambda: step(activations, ids),
         'optimizer on the source': lambda: optimizer.step(),
+        'evaluation, at target': lambda: pruning(at_target, evaluate),
+        'evaluation, target model': lambda: evaluate(own, ids),
+        f'{MICRO_BATCHES} micro-batches, at target': lambda: pruning(at_target, micro_batches=MICRO_BATCHES),
+        f'{MICRO_BATCHES} micro-batches, target model': lambda: step(own, ids, MICRO_BATCHES),
     }
     if course:
         on_the_way = {
@@ -202,6 +217,10 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'at target / activation masking': ratio('pruning, at target', 'activation masking'),
         "at target / the target's products alone": ratio('pruning, at target', "the target's products alone"),
         'activation masking / dense source': ratio('activation masking', 'dense source'),
+        'evaluation, at target / target model': ratio('evaluation, at target', 'evaluation, target model'),
+        f'{MICRO_BATCHES} micro-batches, at target / target model': ratio(
+            f'{MICRO_BATCHES} micro-batches, at target', f'{MICRO_BATCHES} micro-batches, target model',
+        ),
     }
     if course:
         points = [

@@ -6,7 +6,7 @@ the spread between seeds and of the domains' gaps to the source, and the cost in
 pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
     python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...]
-                                 [--seeds 1 2 3] [--quick] [--output FILE.json]
+                                 [--seeds 1 2 3] [--steps N] [--quick] [--output FILE.json]
 
 Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute,
 with ``--smollm`` about ten.
@@ -138,7 +138,7 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
     torch.manual_seed(seed)
     folder, data = work / 'pruned', work / 'data'
     shutil.rmtree(folder, ignore_errors=True)
-    total = round(sizes.steps * arm.more_steps)
+    total = arm.total_steps(sizes.steps)
     prune_steps = round(total * arm.prune_share) or 1
     first = prune_steps if arm.prune_share else 0
     one_run = first == total
@@ -186,21 +186,22 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     """The results as markdown: means over seeds and domains."""
-    by_arm: dict[str, list[dict[str, Any]]] = {}
+    by_arm: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for record in records:
-        by_arm.setdefault(record['arm'], []).append(record)
+        by_arm.setdefault((record['arm'], record['steps']), []).append(record)
     lines = [
-        '| arm | seeds | soft | finished | end, mean of domains | between seeds | spread of gaps | TFLOP |',
-        '|---|---|---|---|---|---|---|---|',
+        '| arm | steps | seeds | soft | finished | end, mean of domains | between seeds | spread of gaps | TFLOP |',
+        '|---|---|---|---|---|---|---|---|---|',
     ]
-    for name, group in sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1])):
+    ordered = sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1]))
+    for (name, steps), group in ordered:
         ends = [mean(r['final']) for r in group]
         soft = f"{statistics.fmean(mean(r['soft']) for r in group):.3f}" if 'soft' in group[0] else ''
         gaps = statistics.fmean(statistics.pstdev(r['final'][d] - source[d] for d in DOMAINS) for r in group)
         cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / 1e12
         finished = statistics.fmean(mean(r['finished']) for r in group)
         end, between = f'{statistics.fmean(ends):.3f}', f'{max(ends) - min(ends):.3f}' if len(ends) > 1 else ''
-        cells = (name, len(group), soft, f'{finished:.3f}', end, between, f'{gaps:.3f}', f'{cost:.2f}')
+        cells = (name, steps, len(group), soft, f'{finished:.3f}', end, between, f'{gaps:.3f}', f'{cost:.2f}')
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
@@ -213,23 +214,27 @@ def main() -> int:
     parser.add_argument('--groups', nargs='+', choices=list(GROUPS), default=['ways'], help='default: %(default)s')
     parser.add_argument('--arms', nargs='+', choices=list(arms), help='instead of groups')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
+    parser.add_argument('--steps', type=int, help='budget of every arm; default: 600, with --smollm 100')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
     arguments = parser.parse_args()
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     sizes, work = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL, arguments.work
+    if arguments.steps is not None:
+        sizes = dataclasses.replace(sizes, steps=arguments.steps)
     source = make_source(work, sizes)
     references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(record['arm'], record['seed']) for record in records}
+    done = {(record['arm'], record['seed'], record['steps']) for record in records}
     wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in arguments.groups]
     for seed in arguments.seeds:
         for name in wanted:
-            if (name, seed) in done:
+            arm = arms[name][1]
+            if (name, seed, arm.total_steps(sizes.steps)) in done:
                 continue
-            records.append(run(arms[name][1], seed, work, sizes))
+            records.append(run(arm, seed, work, sizes))
             with results.open('a') as stream:
                 stream.write(json.dumps(records[-1]) + '\n')
             sys.stderr.write(f'{name}, seed {seed}: {mean(records[-1]["final"]):.3f}\n')

@@ -45,6 +45,10 @@ class Arm:
     round_batches: int = 20
     distillation: Optional[Mapping[str, Any]] = None
 
+    def total_steps(self, budget: int) -> int:
+        """Steps of the arm when the table's budget is ``budget``."""
+        return round(budget * self.more_steps)
+
 
 def _one_shot(scores: Any) -> dict[str, Any]:
     return {'mask_learning': 'one_shot', 'scores': scores, 'freeze_weights': True}

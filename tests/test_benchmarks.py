@@ -26,6 +26,7 @@ def test_prune_step(tmp_path):
         assert result['seconds']['pruning, at target']['median'] > 0
         assert set(result['ratios']) >= {
             'all kept / dense source', 'at target / target model', 'whole run / activation-masked run',
+            'evaluation, at target / target model', '4 micro-batches, at target / target model',
         }
 
 
@@ -72,7 +73,7 @@ def test_quality(tmp_path):
     scratch, one_shot, progressive, *_ = (record['prune_flops'] + record['continue_flops'] for record in records)
     assert scratch < one_shot < progressive  # one step on the source, some steps on the way
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
-    assert '| one-shot taylor | 1 |' in done.stdout
+    assert '| one-shot taylor | 8 | 1 |' in done.stdout
 
 
 def test_budget_error(tmp_path):

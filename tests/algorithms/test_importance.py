@@ -57,8 +57,13 @@ def test_magnitude_of_units_of_each_axis(calibration):
     torch.testing.assert_close(got['head'][1, 1], head.square().mean().sqrt())
     unit = torch.cat([layer.mlp.gate_proj.weight[3], layer.mlp.up_proj.weight[3], layer.mlp.down_proj.weight[:, 3]])
     torch.testing.assert_close(got['intermediate'][1, 3], unit.square().mean().sqrt())
-    group = [layer.self_attn.k_proj.weight[8:16], layer.self_attn.v_proj.weight[8:16], layer.self_attn.q_proj.weight[24:48],
-             layer.self_attn.o_proj.weight[:, 24:48]]
+    attention = layer.self_attn
+    group = [
+        attention.k_proj.weight[8:16],
+        attention.v_proj.weight[8:16],
+        attention.q_proj.weight[24:48],
+        attention.o_proj.weight[:, 24:48],
+    ]
     torch.testing.assert_close(got['kv_group'][1, 1], torch.cat([w.flatten() for w in group]).square().mean().sqrt())
     whole = torch.cat([parameter.flatten() for parameter in layer.parameters()])
     torch.testing.assert_close(got['layer'][1], whole.square().mean().sqrt())
@@ -128,12 +133,12 @@ def test_scores_are_the_first_value_of_progressive_means(source):
 @pytest.mark.parametrize('method', METHODS)
 def test_one_shot_reaches_the_target_exactly(source, tmp_path, method):
     pruning = TargetedPruning(TARGET, mask_learning='one_shot', scores=method, calibration_batches=2)
-    trainer = tiny_trainer(
-        source, [pruning], batches=3, eval_dataloader=sequences_spec(8, 4), callbacks=[ExportPruned(str(tmp_path / 'out'))],
-    )
+    export = ExportPruned(str(tmp_path / 'out'))
+    trainer = tiny_trainer(source, [pruning], batches=3, eval_dataloader=sequences_spec(8, 4), callbacks=[export])
     trainer.fit()
     config = AutoConfig.from_pretrained(tmp_path / 'out')
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size) == (2, 32, 3, 40)
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
+    assert (config.num_attention_heads, config.intermediate_size) == (3, 40)
 
 
 def test_methods_are_checked(source):
