@@ -1,12 +1,14 @@
 """``metrics_file``: every metric of a run in one JSON-lines file, for reports and for anyone with a text editor.
 
-One line for each time something is logged: ``{"batch": 12, "loss/train/total": 3.4, ...}``. A resumed run
-appends; readers take the last value of a metric at a batch, so lines that were written again after a resume
-replace the older ones.
+One line for each time something is logged: ``{"batch": 12, "loss/train/total": 3.4, ...}``. Every start of a run
+appends, resumed or anew: nothing is lost that somebody may still want to look up. Which lines count then is decided in
+one place, :mod:`llmshearing.loggers.metrics_lines`.
 """
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,14 +17,19 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
+from llmshearing.loggers.metrics_lines import read_points
+
 __all__ = ['MetricsFile', 'read_metrics']
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(LoggerDestination):
     """Writes metrics to a file on rank 0.
 
     Args:
-        path (str): File to append to; its folder is made.
+        path (str): File to append to; its folder is made. A half line that a kill left at its end is ended first, so
+            that the next one can be read.
     """
 
     def __init__(self, path: str):
@@ -31,6 +38,11 @@ class MetricsFile(LoggerDestination):
     def init(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_file() and self.path.stat().st_size:
+                with self.path.open('r+b') as file:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b'\n':
+                        file.write(b'\n')
 
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
         if dist.get_global_rank() != 0:
@@ -43,15 +55,15 @@ class MetricsFile(LoggerDestination):
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Reads a file of :class:`MetricsFile`.
+    """Reads a file of :class:`MetricsFile`; lines that a kill left half written are left out, with a warning.
 
     Returns:
         dict[str, dict[int, float]]: Value by batch, in order of batches, by metric.
+
+    Raises:
+        ValueError: As :func:`~llmshearing.loggers.metrics_lines.read_points`.
     """
-    metrics: dict[str, dict[int, float]] = {}
-    for line in Path(path).read_text(encoding='utf-8').splitlines():
-        entry = json.loads(line)
-        batch = entry.pop('batch')
-        for name, value in entry.items():
-            metrics.setdefault(name, {})[batch] = value
-    return {name: dict(sorted(values.items())) for name, values in metrics.items()}
+    metrics, broken = read_points(Path(path))
+    if broken:
+        log.warning('%s: lines that could not be read, as after a kill, and were left out: %d', path, broken)
+    return metrics
