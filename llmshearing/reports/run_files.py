@@ -3,8 +3,8 @@
 The decision here: a report needs nothing but a metrics file. Everything else (what the ``run_report`` callback notes
 beside it, an exported folder's ``pruning.json``, reference losses, the demo's measurements) is looked for near it and
 adds to the page; what is not found is named on the page together with what would provide it. A run that was killed
-may leave half a line in its metrics, and a resumed run goes on behind it, so lines that cannot be read are counted,
-not fatal.
+may leave half a line in its metrics, so lines that cannot be read are counted, not fatal; and notes from before a resume
+or a fresh start are not taken for the state of the run that goes on.
 """
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from llmshearing.loggers.metrics_lines import read_points
+
 METRICS_SUFFIX = '_metrics.jsonl'
 STATE_SUFFIX = '_run.json'
 STATE_VERSION = 1
+PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'pruning')  # of the state; the rest holds for every start
 RECORD_KEYS = ('source_shape', 'target_shape', 'axes', 'kept')
 EVAL_LOSS = ('metrics/eval/', '/LanguageCrossEntropy')
 
@@ -114,41 +117,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_log(path: Path) -> tuple[dict[str, Series], int]:
-    """Reads a file of the ``metrics_file`` logger, whole or in the middle of being written.
-
-    Where a batch was logged more than once (a resumed run goes over it again) the last value counts. Values that are
-    not finite stay.
+    """Reads a file of the ``metrics_file`` logger as series of the run as it stands.
 
     Returns:
         tuple: Series by metric, and the number of lines that could not be read.
 
     Raises:
-        ValueError: No such file, or not a single readable line in it.
+        ValueError: As :func:`~llmshearing.loggers.metrics_lines.read_points`.
     """
-    if not path.is_file():
-        raise ValueError(f'{path}: no such file; expected what the metrics_file logger writes')
-    values: dict[str, dict[int, float]] = {}
-    broken = 0
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-        try:
-            entry = json.loads(line)
-            batch = int(entry['batch'])
-            numbers = {name: float(value) for name, value in entry.items() if name != 'batch'}
-        except (ValueError, TypeError, KeyError):
-            broken += 1
-            continue
-        for name, value in numbers.items():
-            values.setdefault(name, {})[batch] = value
-    if not values:
-        raise ValueError(
-            f'{path}: no metrics in it; expected lines {{"batch": 1, "name": value}} as the metrics_file '
-            'logger writes them (has the run finished a batch?)'
-        )
-    metrics = {}
-    for name, points in values.items():
-        batches = sorted(points)
-        metrics[name] = (np.array(batches, dtype=np.float64), np.array([points[b] for b in batches], dtype=np.float64))
-    return metrics, broken
+    values, broken = read_points(path)
+    return {name: (np.array([*points], dtype=np.float64), np.array([*points.values()], dtype=np.float64))
+            for name, points in values.items()}, broken
 
 
 def find_logs(where: str | Path) -> list[Path]:
@@ -193,9 +172,15 @@ def read_run(path: Path) -> Run:
         )
         state = {}
     run = Run(run_name(path), path, metrics)
+    if _ahead(state.get('batch'), run):
+        notes.append(
+            f'{state_path(path).name} is of batch {state["batch"]}, which the log has gone back on; the progress and '
+            'the masks in it were left out'
+        )
+        state = {key: value for key, value in state.items() if key not in PROGRESS_KEYS}
     pruning = state.get('pruning') or {}
     if run.is_pruning and not pruning:
-        pruning = _exported_record(path.parent, notes)
+        pruning = _exported_record(run, notes)
     lacking = [key for key in RECORD_KEYS if pruning and key not in pruning]
     if lacking:
         notes.append(f'the pruning record lacks {", ".join(lacking)} and was left out')
@@ -234,11 +219,28 @@ def _optional_object(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _exported_record(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """``pruning.json`` of the folder that a pruning run exported to, if there is exactly one near its metrics."""
+def _ahead(batch: object, run: Run) -> bool:
+    """Whether something was noted at a batch that the run has not come to, so by an earlier start of it.
+
+    After a batch the count is one more than at the log's last line of it.
+    """
+    return isinstance(batch, (int, float)) and batch > run.batches + 1
+
+
+def _exported_record(run: Run, notes: list[str]) -> dict[str, Any]:
+    """``pruning.json`` of the folder that a pruning run exported to, if there is exactly one near its metrics and it is
+    not of an earlier start that had come further."""
+    folder = run.path.parent
     found = sorted({*folder.glob('pruning.json'), *folder.glob('*/pruning.json')})
     if len(found) > 1:
         notes.append(
             f'{len(found)} folders with a pruning.json are beside the metrics, so none was taken for this run\'s'
         )
-    return _optional_object(found[0], notes) if len(found) == 1 else {}
+    record = _optional_object(found[0], notes) if len(found) == 1 else {}
+    if _ahead(record.get('batches'), run):
+        notes.append(
+            f'{found[0].relative_to(folder)} is of batch {record["batches"]}, which the log has gone back on; it was '
+            'left out'
+        )
+        return {}
+    return record

@@ -22,6 +22,20 @@ def test_a_resumed_log_takes_the_last_value_and_skips_half_lines(tmp_path):
     assert metrics['x'][1].tolist()[:3] == [1, 2, 4] and np.isnan(metrics['x'][1][3])
 
 
+def test_notes_of_an_earlier_start_are_not_the_state_of_this_one(tmp_path):
+    """A run of 40 batches with its note and export, then the same run begun anew and now at batch 5."""
+    write_run(tmp_path)
+    for name in ('prune', 'continue'):
+        log = tmp_path / f'{name}_metrics.jsonl'
+        log.write_text(log.read_text() + write_log(tmp_path / 'new', name == 'prune', batches=5).read_text())
+    after, prune = read_run(tmp_path / 'continue_metrics.jsonl'), read_run(tmp_path / 'prune_metrics.jsonl')
+    assert len(after.series('loss/train/total')[0]) == 5 and not after.domain_losses()
+    assert 'elapsed_share' not in after.state and after.state['source']['parameters'] == 1000000
+    assert after.notes[0].startswith('continue_run.json is of batch 40, which the log has gone back on')
+    assert prune.pruning == {}
+    assert prune.notes[0].startswith('pruned/pruning.json is of batch 40, which the log has gone back on')
+
+
 def test_runs_and_what_lies_beside_them(tmp_path):
     write_run(tmp_path)
     logs = find_logs(tmp_path)

@@ -71,6 +71,14 @@ def test_the_curve(tmp_path):
     assert (run.params_before, run.pruning_rate, run.source_loss) == (1e6, pytest.approx(0.6), 2.5)
 
 
+def test_the_curve_ends_where_the_run_that_goes_on_is(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / 'continue_metrics.jsonl'
+    again = [line for line in path.read_text().splitlines() if 20 <= json.loads(line)['batch'] < 25]
+    path.write_text(path.read_text() + '\n'.join(again) + '\n')
+    assert curve_of_log(path).tokens.tolist() == [TOKENS_PER_BATCH * b for b in (10, 20)]
+
+
 def test_the_mean_takes_batches_where_all_were_measured():
     losses = {'a': (np.array([1.0, 2, 4]), np.array([1.0, 2, 3])), 'b': (np.array([2.0, 3, 4]), np.array([4.0, 9, 5]))}
     batches, values = mean_loss(losses)
