@@ -5,6 +5,9 @@ Composer ends at once on SIGTERM, and what was trained since the last checkpoint
 in hand is finished, a checkpoint is saved, and all ranks leave together with exit code 143. The time it takes is that
 of one batch, of an evaluation if one is due, and of saving: the scheduler's grace period (and the 30 s that Composer's
 launcher gives) must suffice, else the run ends as without it, and the last regular checkpoint stands.
+
+A run whose last batch is done goes on to its end instead: it only has to evaluate and to export, and could not be
+resumed from a checkpoint after its last batch, because nothing is left to train.
 """
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 class StopOnSigterm(Callback):
-    """Saves and leaves after the batch during which any rank was sent SIGTERM.
+    """Saves and leaves after the batch during which any rank was sent SIGTERM, unless that was the last.
 
     Raises:
         ValueError: At the start, if the run saves no checkpoints.
@@ -48,7 +51,7 @@ class StopOnSigterm(Callback):
         """Runs before the savers, which Composer puts after all callbacks of the user."""
         told = state.device.tensor_to_device(torch.tensor([int(self._told)]))
         dist.all_reduce(told, reduce_operation='MAX')
-        if not told.item() or self._leaving:
+        if not told.item() or self._leaving or _trained(state):
             return
         log.warning('Told to stop: saving a checkpoint after batch %d.', state.timestamp.batch.value)
         self._leaving = True
@@ -74,3 +77,11 @@ class StopOnSigterm(Callback):
     @staticmethod
     def _savers(state: State) -> list[CheckpointSaver]:
         return [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
+
+
+def _trained(state: State) -> bool:
+    """Whether no batch is left to train, also where the end of the epoch, which is still to be counted, ends the run."""
+    timestamp = state.timestamp
+    if state.dataloader_len is not None and timestamp.batch_in_epoch >= state.dataloader_len:
+        timestamp = timestamp.to_next_epoch()
+    return timestamp >= state.max_duration

@@ -153,6 +153,15 @@ def test_one_rank_told_to_stop_takes_all_with_it(work, tmp_path):
     check_last_checkpoint(tmp_path, 4)
 
 
+@pytest.mark.parametrize('stage, duration', [('prune', '9ba'), ('continue', '3ep')])
+def test_told_to_stop_in_its_last_batch_a_run_comes_to_its_end(work, tmp_path, stage, duration):
+    """The last batch is the last of a round, too, as with the shipped YAMLs."""
+    settings = {'callbacks': [Signal(8, rank=0), StopOnSigterm()], 'max_duration': duration, 'save_interval': '100ba'}
+    assert attempt_once(stage, work, tmp_path, **settings) == 'finished'
+    assert [path.name for path in (tmp_path / 'save').glob('ba*.pt')] == ['ba9.pt']
+    assert stage == 'continue' or (tmp_path / 'exported' / 'config.json').is_file()
+
+
 def test_stop_on_sigterm_needs_checkpoints():
     with pytest.raises(ValueError, match='set save_folder, or remove it'):
         StopOnSigterm().fit_start(SimpleNamespace(callbacks=[]), None)
