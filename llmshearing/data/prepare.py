@@ -28,8 +28,9 @@ from llmshearing import __version__
 from llmshearing.data.prepare_pack import check_writer_options, write_samples
 from llmshearing.data.prepare_plan import BINS, mark_duplicates
 from llmshearing.data.prepare_pool import WorkerPool
-from llmshearing.data.prepare_publish import (check_remote, find_finished, in_place, locked, publish, publish_manifest,
+from llmshearing.data.prepare_publish import (claim_remote, find_finished, in_place, locked, publish, publish_manifest,
                                               read_state, write_state)
+from llmshearing.data.prepare_remote import check_remote
 from llmshearing.data.prepare_spec import Spec, parse_spec
 from llmshearing.data.prepare_stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
 from llmshearing.data.prepare_tokenizer import plan_tokenizer
@@ -50,7 +51,8 @@ def prepare(spec: Mapping[str, Any] | Spec, *, documents: Mapping[str, Iterable[
             in Python. They are first written to a file in the working folder.
         workers (int, optional): Worker processes; default: one for each core this process may use. The result does not
             depend on it.
-        overwrite (bool): Replace folders of the same name that another run left in ``OUT``. Default: refuse.
+        overwrite (bool): Replace folders of the same name that another run left in ``OUT``. Default: refuse. At a
+            remote address all of the other data set's indexes are emptied first.
         progress (bool): Show progress bars on a terminal.
 
     Returns:
@@ -132,6 +134,8 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
     for item, duplicate in zip(inputs, flags):
         plan(item, context, duplicate)
     _warn_of_small_disk(inputs, context)
+    if spec.remote:
+        claim_remote(spec, context.key)
     entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}
     manifest = _manifest(context, inputs, entries)
     publish_manifest(spec, json.dumps(manifest, indent=2) + '\n')

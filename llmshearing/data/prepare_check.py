@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.data.prepare_publish import MANIFEST
+from llmshearing.data.prepare_manifest import MANIFEST, parse_manifest
 
 
 def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
@@ -97,7 +97,10 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
         raise ValueError(f'{out} holds no finished MDS folder')
     result = {folder: check_folder(out / folder, vocab_size) for folder in folders}
     if manifest.exists():
-        for domain, entry in json.loads(manifest.read_text(encoding='utf-8'))['domains'].items():
+        stated = parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
+        if stated.get('unfinished'):
+            raise ValueError(f'{out} is unfinished: prepare was interrupted; run it again to continue')
+        for domain, entry in stated['domains'].items():
             for split, expected in entry['splits'].items():
                 found = result.get(f'{split}/{domain}', {}).get('samples')
                 if found != expected['samples']:

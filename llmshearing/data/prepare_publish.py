@@ -1,7 +1,8 @@
 """Putting finished work in place, so that at every instant a folder is either absent or complete.
 
 A folder of shards is renamed into place in one step, and what it replaces is renamed away first. At a remote address,
-where nothing can be renamed, the index is uploaded after all shards: a loader believes the index.
+where nothing can be renamed, the indexes of an earlier data set are emptied before the first shard is uploaded, and
+each new one follows its shards: a loader believes the index.
 """
 from __future__ import annotations
 
@@ -10,16 +11,14 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmshearing.data.prepare_manifest import MANIFEST, folders_of, parse_manifest
+from llmshearing.data.prepare_remote import empty_index, has_index, read_remote, upload, upload_text
 from llmshearing.data.prepare_spec import Domain, Spec
-
-MANIFEST = 'manifest.json'
 
 
 @contextmanager
@@ -50,34 +49,6 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
-def check_remote(remote: str) -> None:
-    """Tries an address before any work is done for it.
-
-    Raises:
-        ValueError: If Streaming cannot write to it.
-    """
-    from streaming.base.storage.upload import UPLOADERS, CloudUploader
-    scheme = remote.split(':', 1)[0] if ':' in remote else ''
-    if scheme not in UPLOADERS:
-        raise ValueError(f'{remote} begins with {scheme!r}, which Streaming cannot write to; it can write to '
-                         f'{", ".join(sorted(filter(None, UPLOADERS)))} and to local folders')
-    with tempfile.TemporaryDirectory() as empty:
-        CloudUploader.get((empty, remote), keep_local=True)
-
-
-def upload(folder: Path, remote: str) -> None:
-    """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
-    from streaming.base.storage.upload import CloudUploader
-    with tempfile.TemporaryDirectory() as empty:  # it insists on an empty folder when it is made
-        uploader = CloudUploader.get((empty, remote), keep_local=True)
-    uploader.local = str(folder)
-    names = sorted(path.name for path in folder.iterdir())
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(uploader.upload_file, [name for name in names if name != 'index.json']))
-    if 'index.json' in names:
-        uploader.upload_file('index.json')
-
-
 def move_whole(source: Path, target: Path) -> None:
     """Moves a folder so that ``target`` is never incomplete, also from one disk to another."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +72,7 @@ def move_whole(source: Path, target: Path) -> None:
 
 
 def find_finished(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
-    """Looks for results of an earlier run in ``spec.out``.
+    """Looks for results of an earlier run wherever this one would write.
 
     Args:
         spec (Spec): The request.
@@ -109,22 +80,33 @@ def find_finished(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | Non
         overwrite (bool): Whether results of another request may be replaced.
 
     Returns:
-        dict[str, Any] | None: The manifest, if the same request has been completed.
+        dict[str, Any] | None: The manifest, if the same request has been completed. What is complete in ``spec.out``
+        only is copied to ``spec.remote``.
 
     Raises:
         ValueError: If there is something else, and it may not be replaced.
     """
-    if spec.out is None:
-        return None
+    remote = _find_remote(spec, key, overwrite) if spec.remote else None  # before anything local is replaced
+    local = _find_local(spec, key, overwrite) if spec.out else None
+    if spec.out is None or spec.remote is None:
+        return local or remote
+    if local and not remote:
+        claim_remote(spec, key)
+        for folder in folders_of(local):
+            if not has_index(spec.remote, folder):
+                upload(Path(spec.out) / folder, f'{spec.remote.rstrip("/")}/{folder}')
+        upload_text(spec.remote, MANIFEST, (Path(spec.out) / MANIFEST).read_text(encoding='utf-8'))
+    return local
+
+
+def _find_local(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
     out, manifest = Path(spec.out), Path(spec.out) / MANIFEST
     if manifest.exists():
-        found = json.loads(manifest.read_text(encoding='utf-8'))
-        folders = [out / split / name for name, entry in found['domains'].items() for split in entry['splits']]
-        if found['key'] == key and all((folder / 'index.json').exists() for folder in folders):
+        found, why = _read_own(manifest.read_text(encoding='utf-8', errors='replace'), manifest, key)
+        if found and not found.get('unfinished') and all((out / f / 'index.json').exists() for f in folders_of(found)):
             return found
         if not overwrite:
-            raise ValueError(f'{out} holds another data set (other input, spec or tokenizer, or folders are missing); '
-                             'choose another out, or replace it with --overwrite')
+            raise _another(str(out), why or 'unfinished, or with folders missing')
         manifest.unlink()
     for domain in spec.domains:
         ours = read_state(spec, domain, key) is not None
@@ -134,6 +116,70 @@ def find_finished(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | Non
                 raise ValueError(f'{folder} exists and is not of this run; choose another out, or replace it with '
                                  '--overwrite')
     return None
+
+
+def _find_remote(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
+    text = read_remote(spec.remote, MANIFEST)
+    if text is not None:
+        found, why = _read_own(text, f'{spec.remote.rstrip("/")}/{MANIFEST}', key)
+        if found and found.get('unfinished'):
+            return None
+        if found and all(has_index(spec.remote, folder) for folder in folders_of(found)):
+            return found
+        if not overwrite:
+            raise _another(spec.remote, why or 'unfinished, or with folders missing')
+    elif not overwrite:
+        for folder in _folders_wanted(spec):
+            if has_index(spec.remote, folder):
+                raise ValueError(f'{spec.remote.rstrip("/")}/{folder} exists and is not of this run; choose another '
+                                 'out, or replace it with --overwrite')
+    return None
+
+
+def _read_own(text: str, where: Any, key: str) -> tuple[dict[str, Any] | None, str]:
+    """A manifest if it is that of this request, or else why it is not."""
+    try:
+        found = parse_manifest(text, where)
+    except ValueError as error:
+        return None, str(error)
+    if found['key'] == key:
+        return found, ''
+    return None, (f'the key in its {MANIFEST} is {found["key"]}, that of this request {key}: other input, spec or '
+                  'tokenizer')
+
+
+def _another(place: str, why: str) -> ValueError:
+    return ValueError(f'{place} holds another data set ({why}); choose another out, or replace it with --overwrite')
+
+
+def _folders_wanted(spec: Spec) -> list[str]:
+    return [f'{split.name}/{domain.name}' for domain in spec.domains for split in spec.splits
+            if spec.budget(domain, split) != 0]
+
+
+def claim_remote(spec: Spec, key: str) -> None:
+    """Makes the remote address this run's, before its first shard is uploaded.
+
+    From here on an index there that is not empty is of this run: those of another data set are emptied, and the
+    manifest names this run as unfinished. Does nothing if it does so already.
+    """
+    text = read_remote(spec.remote, MANIFEST)
+    folders = set(_folders_wanted(spec))
+    if text is not None:
+        try:
+            found = parse_manifest(text, MANIFEST)
+        except ValueError:  # something else, which find_finished has refused or was told to overwrite
+            found = {'key': None, 'domains': {}}
+        if found['key'] == key:
+            return
+        folders |= set(folders_of(found))
+    for folder in sorted(folders):
+        empty_index(spec.remote, folder)
+    domains: dict[str, Any] = {}
+    for folder in _folders_wanted(spec):
+        split, name = folder.split('/')
+        domains.setdefault(name, {'splits': {}})['splits'][split] = {}
+    upload_text(spec.remote, MANIFEST, json.dumps({'key': key, 'unfinished': True, 'domains': domains}) + '\n')
 
 
 def _state_path(spec: Spec, domain: Domain) -> Path:
@@ -157,7 +203,7 @@ def write_state(spec: Spec, domain: Domain, key: str, splits: dict[str, Any]) ->
 def publish(spec: Spec, shards: Path, split: str, domain: str) -> None:
     """Puts the folder ``shards / split`` in place, locally, remotely or both."""
     folder = shards / split
-    if spec.remote:
+    if spec.remote and not has_index(spec.remote, f'{split}/{domain}'):
         upload(folder, f'{spec.remote.rstrip("/")}/{split}/{domain}')
     if spec.out:
         move_whole(folder, Path(spec.out) / split / domain)
@@ -166,16 +212,14 @@ def publish(spec: Spec, shards: Path, split: str, domain: str) -> None:
 
 
 def in_place(spec: Spec, split: str, domain: str) -> bool:
-    """Whether a folder that is not in the working folder any more is where it belongs."""
-    return spec.out is None or (Path(spec.out) / split / domain / 'index.json').exists()
+    """Whether a folder that is not in the working folder any more is wherever it belongs."""
+    local = spec.out is None or (Path(spec.out) / split / domain / 'index.json').exists()
+    return local and (spec.remote is None or has_index(spec.remote, f'{split}/{domain}'))
 
 
 def publish_manifest(spec: Spec, text: str) -> None:
     """Writes the manifest: the last step of a run."""
     if spec.remote:
-        folder = Path(spec.work) / 'manifest'
-        folder.mkdir(exist_ok=True)
-        write_whole(folder / MANIFEST, text)
-        upload(folder, spec.remote)
+        upload_text(spec.remote, MANIFEST, text)
     if spec.out:
         write_whole(Path(spec.out) / MANIFEST, text)

@@ -178,7 +178,7 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
         raise ValueError(f'splits is {raw!r}; expected a mapping such as {{eval: {{tokens: 2M}}, continue: {{}}}}')
     splits = []
     for name, value in raw.items():
-        _check_name(name, 'split')
+        check_name(name, 'split')
         value = {} if value is None else value
         _check_keys(value, ['fraction', 'tokens'], where=f'splits.{name}')
         fraction, tokens = value.get('fraction'), value.get('tokens')
@@ -193,7 +193,7 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
 
 
 def _parse_domain(name: Any, raw: Any, splits: list[str]) -> Domain:
-    _check_name(name, 'domain')
+    check_name(name, 'domain')
     where = f'domains.{name}'
     raw = {'path': raw} if isinstance(raw, (str, list, tuple)) else raw
     _check_keys(raw, [f.name for f in fields(Domain) if f.name != 'name'], required=('path',), where=where)
@@ -232,7 +232,8 @@ def _check_keys(raw: Any, known: list[str], required: tuple[str, ...] = (), wher
             raise ValueError(f'{where} lacks the key {key!r}')
 
 
-def _check_name(name: Any, what: str) -> None:
+def check_name(name: Any, what: str) -> None:
+    """Raises a ValueError for a name of a domain or split that is not fit for a folder's name."""
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', name):
         raise ValueError(f'{what} name {name!r} becomes a folder name; expected letters, digits, "_", "-" and "."')
 

@@ -1,0 +1,95 @@
+"""What `prepare` reads and writes at a remote address, through Streaming's downloaders and uploaders alone.
+
+Those can fetch a file and put one, in every store; hardly one can list, and none can delete or rename. So what no
+longer holds is written over rather than removed: an emptied index is a folder that no loader takes for data, and an
+unfinished manifest says whose shards are being uploaded. What is left over of older shards is never listed again.
+"""
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+EMPTY_INDEX = '{"version": 2, "shards": []}\n'
+
+
+def check_remote(remote: str) -> None:
+    """Tries an address before any work is done for it.
+
+    Raises:
+        ValueError: If Streaming cannot write to it.
+    """
+    from streaming.base.storage.upload import UPLOADERS, CloudUploader
+    scheme = remote.split(':', 1)[0] if ':' in remote else ''
+    if scheme not in UPLOADERS:
+        raise ValueError(f'{remote} begins with {scheme!r}, which Streaming cannot write to; it can write to '
+                         f'{", ".join(sorted(filter(None, UPLOADERS)))} and to local folders')
+    with tempfile.TemporaryDirectory() as empty:
+        CloudUploader.get((empty, remote), keep_local=True)
+
+
+def upload(folder: Path, remote: str) -> None:
+    """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
+    from streaming.base.storage.upload import CloudUploader
+    with tempfile.TemporaryDirectory() as empty:  # it insists on an empty folder when it is made
+        uploader = CloudUploader.get((empty, remote), keep_local=True)
+    uploader.local = str(folder)
+    names = sorted(path.name for path in folder.iterdir())
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(uploader.upload_file, [name for name in names if name != 'index.json']))
+    if 'index.json' in names:
+        uploader.upload_file('index.json')
+
+
+def upload_text(remote: str, name: str, text: str) -> None:
+    """Writes one small file, in place of the one of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_text(text, encoding='utf-8')
+        upload(Path(folder), remote)
+
+
+def read_remote(remote: str, name: str) -> str | None:
+    """The text of a small file at a remote address, or ``None`` if there is no such file.
+
+    Raises:
+        ValueError: If the store does not say whether there is one.
+    """
+    from streaming.base.storage.download import CloudDownloader
+    address, trouble = f'{remote.rstrip("/")}/{name}', None
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / 'copy'
+        try:
+            CloudDownloader.direct_download(address, str(copy))
+        except Exception as error:  # each store's library has its own kinds; all but "not there" are passed on
+            if _says_missing(error):
+                return None
+            trouble = error
+        if copy.exists() and trouble is None:
+            return copy.read_text(encoding='utf-8', errors='replace')
+    raise ValueError(f'cannot tell whether there is a {address} ({trouble or "nothing was downloaded"}), and nothing is '
+                     'overwritten unseen; correct out, or allow its credentials to read and list there') from trouble
+
+
+def _says_missing(error: Exception) -> bool:
+    """Whether an error of a store's library says that there is no such object, which "forbidden" does not."""
+    error = error.__cause__ or error  # Streaming makes some, "forbidden" among them, a FileNotFoundError
+    response = getattr(error, 'response', None)  # S3: a mapping; Hugging Face: an answer with a status
+    code = response.get('Error', {}).get('Code') if isinstance(response, Mapping) else getattr(
+        response, 'status_code', None)
+    codes = [code, *(getattr(error, name, None) for name in ('code', 'status', 'status_code'))]  # Google, OCI, Azure
+    codes = [code for code in codes if isinstance(code, (int, str))]
+    if codes:
+        return any(code in (404, '404', 'NoSuchKey') for code in codes)
+    return isinstance(error, FileNotFoundError) or getattr(error, 'error_code', None) == 'NOT_FOUND'  # Databricks
+
+
+def has_index(remote: str, folder: str) -> bool:
+    """Whether a folder at a remote address has an index other than an emptied one."""
+    return read_remote(remote, f'{folder}/index.json') not in (None, EMPTY_INDEX)
+
+
+def empty_index(remote: str, folder: str) -> None:
+    """Makes a loader that comes to the folder find no samples, if it has an index."""
+    if has_index(remote, folder):
+        upload_text(f'{remote.rstrip("/")}/{folder}', 'index.json', EMPTY_INDEX)
