@@ -182,12 +182,14 @@ def post_training_log(folder: str | Path) -> Path:
 def cost_per_token(path: str | Path) -> float:
     """Time per token of a run, evaluation included, in the unit of ``speed_monitor`` (hours by default).
 
+    ``time/total`` is logged when a batch has ended and is counted already, so its batches are those that it took.
+
     Raises:
         ValueError: The log lacks ``time/total`` or the tokens.
     """
     log = read_run(Path(path))
     total = log.series('time/total')
-    tokens = None if total is None else log.tokens_at(total[0][-1:] + 1)
+    tokens = None if total is None else log.tokens_at(total[0][-1:])
     if total is None or tokens is None or not (total[1][-1] > 0 and tokens[0] > 0):
         raise ValueError(
             f'{path}: the time per token is not in the log of {run_name(Path(path))}; add Composer\'s callback '

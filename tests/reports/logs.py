@@ -31,8 +31,14 @@ def eval_loss(batch: int, domain: int, offset: float = 0.0) -> float:
     return 2.0 + domain + offset + 3.0 * (batch + 1) ** -0.5
 
 
-def entries(pruning: bool, batches: int = 40, every: int = 10, offset: float = 0.0) -> list[dict]:
-    """The lines of a log, in the order in which a run writes them."""
+def entries(
+    pruning: bool, batches: int = 40, every: int = 10, offset: float = 0.0, ended: bool = True
+) -> list[dict]:
+    """The lines of a log, in the order in which a run writes them.
+
+    Composer counts a batch before its BATCH_END, so what callbacks measure there (``lr_monitor``, ``speed_monitor``) is
+    of one batch more than the loss of that batch. A run that has ended closes with its clock.
+    """
     lines: list[dict] = []
     for batch in range(batches):
         lines.append({'batch': batch, 'time/batch': batch, 'time/token': batch * TOKENS_PER_BATCH})
@@ -53,15 +59,15 @@ def entries(pruning: bool, batches: int = 40, every: int = 10, offset: float = 0
                     }.items()
                 }
             lines.append({'batch': batch, **numbers})
+        lines.append({'batch': batch, 'loss/train/total': 6.0 + offset - 2 * share})
         lines.append(
             {
-                'batch': batch,
-                'loss/train/total': 6.0 + offset - 2 * share,
+                'batch': batch + 1,
                 'lr-DecoupledAdamW/group0': 1e-3 * share,
                 'throughput/tokens_per_sec': 5000.0 + batch,
-                'time/train': batch / 100,
-                'time/val': batch / 400,
-                'time/total': batch / 80,
+                'time/train': (batch + 1) / 100,
+                'time/val': (batch + 1) / 400,
+                'time/total': (batch + 1) / 80,
             }
         )
         if (batch + 1) % every == 0:
@@ -85,6 +91,8 @@ def entries(pruning: bool, batches: int = 40, every: int = 10, offset: float = 0
                     },
                 }
             )
+    if ended:
+        lines.append({'batch': batches, 'time/batch': batches, 'time/token': batches * TOKENS_PER_BATCH})
     return lines
 
 

@@ -29,10 +29,10 @@ def test_notes_of_an_earlier_start_are_not_the_state_of_this_one(tmp_path):
         log = tmp_path / f'{name}_metrics.jsonl'
         log.write_text(log.read_text() + write_log(tmp_path / 'new', name == 'prune', batches=5).read_text())
     after, prune = read_run(tmp_path / 'continue_metrics.jsonl'), read_run(tmp_path / 'prune_metrics.jsonl')
-    assert len(after.series('loss/train/total')[0]) == 5 and not after.domain_losses()
+    assert after.batches == 5 and not after.domain_losses()
     assert 'elapsed_share' not in after.state and after.state['source']['parameters'] == 1000000
     assert after.notes[0].startswith('continue_run.json is of batch 40, which the log has gone back on')
-    assert prune.pruning == {}
+    assert prune.batches == 5 and prune.pruning == {}
     assert prune.notes[0].startswith('pruned/pruning.json is of batch 40, which the log has gone back on')
 
 
@@ -46,8 +46,10 @@ def test_runs_and_what_lies_beside_them(tmp_path):
     assert after.pruning == {} and after.state['result']['parameters'] == 400000
     assert after.references == pytest.approx({name: 1.5 + i for i, name in enumerate(DOMAINS)})
     assert after.domain_losses()['law'][1][-1] == eval_loss(40, 2)
-    # The last count in the log is that before batch 39; an evaluation after batch 40 has seen one batch more.
     assert after.tokens_at(np.array([0, 10, 40])).tolist() == [0, 10240, 40960]
+    # While it runs the last count in the log is that before batch 39; an evaluation after it has seen one batch more.
+    running = read_run(write_log(tmp_path / 'running' / 'm.jsonl', pruning=False, ended=False))
+    assert running.series('time/token')[1][-1] == 39936 and running.tokens_at(np.array([40])).tolist() == [40960]
 
 
 def test_references_from_the_gaps_where_there_is_no_file(tmp_path):

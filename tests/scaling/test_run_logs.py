@@ -143,8 +143,13 @@ def test_what_is_missing_is_asked_for(tmp_path, change, words):
 def test_costs_measured_in_runs(tmp_path, folders, capsys):
     write_run(tmp_path / 'both')
     prune, after = (str(tmp_path / 'both' / f'{name}_metrics.jsonl') for name in ('prune', 'continue'))
-    # time/total is 39 / 80 at the last batch, the 40th of 1024 tokens each.
-    assert cost_per_token(prune) == pytest.approx(39 / 80 / (40 * 1024))
+    # time/total is 40 / 80 after the last batch, the 40th of 1024 tokens each; and 25 / 80 after the 25th of a run that
+    # was killed in the 26th.
+    assert cost_per_token(prune) == pytest.approx(1 / 80 / TOKENS_PER_BATCH)
+    killed = write_log(tmp_path / 'killed' / 'm.jsonl', pruning=True, batches=25, ended=False)
+    with killed.open('a') as file:
+        file.write(json.dumps({'batch': 25, 'time/token': 25 * TOKENS_PER_BATCH}) + '\n')
+    assert cost_per_token(killed) == pytest.approx(1 / 80 / TOKENS_PER_BATCH)
     law = str(tmp_path / 'law.json')
     assert main(['budget', 'fit', *folders, '--output', law]) == 0
     case = [
@@ -154,7 +159,7 @@ def test_costs_measured_in_runs(tmp_path, folders, capsys):
     capsys.readouterr()
     assert main([*case, '--pruning-cost', prune, '--continue-cost', after]) == 0
     output = capsys.readouterr().out
-    assert output.startswith('cost per token: 1.19e-05 pruning, 1.19e-05 continued (x1), measured')
+    assert output.startswith('cost per token: 1.221e-05 pruning, 1.221e-05 continued (x1), measured')
     assert 'total cost 1e+06' in output
     assert main([*case, '--pruning-cost', prune]) == 1
     assert 'different units' in capsys.readouterr().err
@@ -162,3 +167,21 @@ def test_costs_measured_in_runs(tmp_path, folders, capsys):
     assert "must be a positive number or a metrics file (.jsonl), got 'much'" in capsys.readouterr().err
     with pytest.raises(ValueError, match='add Composer\'s callback speed_monitor'):
         cost_per_token(f'{folders[0]}/continue_metrics.jsonl')
+
+
+def test_the_cost_is_that_of_a_real_run(tmp_path):
+    """The time and the tokens that Composer itself counted, of a run that has ended."""
+    from composer.callbacks import SpeedMonitor
+
+    from llmshearing.loggers.metrics_file import MetricsFile
+    from tests.tiny_run import tiny_source, tiny_trainer
+
+    path = tmp_path / 'continue_metrics.jsonl'
+    trainer = tiny_trainer(
+        tiny_source(tmp_path / 'source'), None, batches=2, loggers=[MetricsFile(str(path))],
+        callbacks=[SpeedMonitor(time_unit='seconds')],
+    )
+    trainer.fit()
+    trainer.close()
+    timestamp = trainer.state.timestamp
+    assert cost_per_token(path) == pytest.approx(timestamp.total_wct.total_seconds() / timestamp.token.value, rel=1e-3)
