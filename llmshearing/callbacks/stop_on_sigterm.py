@@ -80,7 +80,7 @@ class StopOnSigterm(Callback):
 
 
 def _trained(state: State) -> bool:
-    """Whether no batch is left to train, also where the end of the epoch, which is still to be counted, ends the run."""
+    """Whether no batch is left to train, also where the end of the epoch, still to be counted, ends the run."""
     timestamp = state.timestamp
     if state.dataloader_len is not None and timestamp.batch_in_epoch >= state.dataloader_len:
         timestamp = timestamp.to_next_epoch()

@@ -11,6 +11,7 @@ Composer's epochs count rounds, so durations are best given in batches (``ba``).
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -59,8 +60,8 @@ class DynamicTextDataset(StreamingTextDataset):
         shuffle_seed: seed of the order of samples.
         shuffle_block_size: samples of a domain that are shuffled together, rounded up to whole shards. Larger mixes
             better, smaller needs fewer shards at a time.
-        max_passes: most times any domain is to be gone through; checked and kept by ``dynamic_batch_loading``, a
-            warning without it. Default: no limit.
+        max_passes: most times any domain is to be gone through, rounded up to whole samples; checked and kept by
+            ``dynamic_batch_loading``, a warning without it. Default: no limit.
         **kwargs: Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
 
     Attributes:
@@ -149,14 +150,20 @@ class DynamicTextDataset(StreamingTextDataset):
             self._order[:] = np.array([state.round, self.rounds.batch, *state.used, *state.carry, *state.weights])
         return self.rounds.round_batches - self.rounds.batch
 
+    def most_samples(self) -> dict[str, int] | None:
+        """Samples that may be used of each domain by ``max_passes``, None without that limit."""
+        if self.max_passes is None:
+            return None
+        return {name: math.ceil(self.max_passes * size - 1e-9) for name, size in self.rounds.sizes.items()}
+
     def _tell_of_passes(self) -> None:
         if not self._unique_rank_world.is_leader:
             return
-        now, end = self.rounds.state, self.rounds.end()
+        now, end, most = self.rounds.state, self.rounds.end(), self.most_samples()
         for (name, size), before, after in zip(self.rounds.sizes.items(), now.used, end.used, strict=True):
             if after // size > before // size:
                 log.info('Mixing round %d goes over to pass %d of domain %s.', now.round, after // size + 1, name)
-            if self.max_passes is not None and before <= self.max_passes * size < after:
+            if most is not None and before <= most[name] < after:
                 log.warning('Mixing round %d goes through domain %s more than max_passes=%s times.', now.round, name,
                             self.max_passes)
 

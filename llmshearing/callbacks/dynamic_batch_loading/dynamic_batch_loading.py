@@ -26,7 +26,7 @@ from llmshearing.callbacks.dynamic_batch_loading.checks import (
     write_mixture,
 )
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
-from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, pass_ceiling
+from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, weight_ceiling
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class DynamicBatchLoading(Callback):
         eta: step size in the exponent of the ``sheared`` rules. Default 1, as in the paper.
         smoothing: share of the weight spread evenly over the domains after each update. Default 1e-4, as in the paper.
         floor: least weight of any domain. Default 0.
-        ceiling: greatest weight of any domain. Default 1.
+        ceiling: greatest weight of any domain; gives way where ``max_passes`` of the data leaves no other. Default 1.
         average: serve the mean of all weights the rule has given so far instead of the last. Default false.
         metric: name of the evaluation metric that holds the loss.
         max_eval_sequences: sequences per domain that are evaluated at most; ``None`` evaluates all. Default 500.
@@ -168,7 +168,7 @@ class DynamicBatchLoading(Callback):
             number, mean = self._mean[0] + 1, np.array(self._mean[1] or np.zeros(len(weights)))
             weights = mean + (weights - mean) / number
             self._mean = (number, weights.tolist())
-        ceiling = np.minimum(self.ceiling, pass_ceiling(dataset))
+        ceiling = weight_ceiling(dataset, self.ceiling)
         weights = updates.bound(weights, np.minimum(self.floor, ceiling), ceiling)
         # Every rank has computed the same, from sums over all ranks; rank 0 decides about the last bit.
         result = [weights.tolist()]

@@ -11,8 +11,9 @@ import logging
 import numpy as np
 from composer.core import State, TimeUnit
 
+from llmshearing.callbacks.dynamic_batch_loading.updates import bound
 from llmshearing.data.dynamic_text import DynamicTextDataset
-from llmshearing.data.mixture import check_samples
+from llmshearing.data.mixture import UNITS, check_samples
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,16 @@ def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:
         fixed: whether the weights stay as they are, so that every domain's need is known.
 
     Raises:
-        ValueError: if ``max_passes`` cannot be kept: all domains together are too small, or one of fixed weight is.
+        ValueError: if ``max_passes`` cannot be kept: all domains together are too small, or one of fixed weight is, or
+            one is used up in the first round already, before there is anything to update.
     """
     samples, rounds, limit = planned_samples(dataset, state), dataset.rounds, dataset.max_passes
     if samples is None:
         return
     check_samples({'all domains': 1.0}, {'all domains': sum(rounds.sizes.values())}, samples, limit)
+    if rounds.state.round == 0:
+        first = min(samples, rounds.global_batch_size * rounds.round_batches)
+        check_samples(rounds.initial_weights, rounds.sizes, first, limit)
     needed = check_samples(rounds.initial_weights, rounds.sizes, samples, limit if fixed else None)
     much = {name: round(count, 1) for name, count in needed.items() if count > (limit or USUAL_PASSES)}
     if much:
@@ -55,18 +60,33 @@ def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:
     log.info('Planned passes at the initial weights: %s', {name: round(count, 3) for name, count in needed.items()})
 
 
-def pass_ceiling(dataset: DynamicTextDataset) -> np.ndarray:
-    """Greatest weight of each domain in the next round that keeps ``max_passes``, float64 [domains].
+def weight_ceiling(dataset: DynamicTextDataset, ceiling: float) -> np.ndarray:
+    """Greatest weight of each domain in the next round, float64 [domains] that sum to at least 1.
 
-    If what is left of all domains together does not fill the round, it is shared out in proportion.
+    ``max_passes`` is kept to the sample: what a domain is still owed (its carried remainder) counts as used. Where
+    ``ceiling`` and ``max_passes`` do not go together, ``ceiling`` gives way, by as little as fills the round. If what
+    is left of all domains together does not fill it, that is shared out in proportion.
+
+    Args:
+        dataset: the training data.
+        ceiling: the user's limit on any weight.
     """
-    rounds = dataset.rounds
-    if dataset.max_passes is None:
-        return np.ones(len(rounds.sizes))
-    used = np.array(rounds.end().used)
-    left = np.maximum(dataset.max_passes * np.array(list(rounds.sizes.values())) - used, 0)
-    ceiling = left / (rounds.global_batch_size * rounds.round_batches)
-    if ceiling.sum() < 1:
-        log.warning('All domains are nearly used up: max_passes=%s leaves %d samples.', dataset.max_passes, left.sum())
-        ceiling = (left + 1e-9) / (left + 1e-9).sum()
-    return np.minimum(ceiling, 1.0)
+    rounds, most = dataset.rounds, dataset.most_samples()
+    if most is None:
+        return np.full(len(rounds.sizes), ceiling)
+    end, samples = rounds.end(), rounds.global_batch_size * rounds.round_batches
+    left = np.maximum(np.array(list(most.values())) - np.array(end.used) - np.array(end.carry) / UNITS, 0)
+    # Weights are rounded to parts of UNITS, and one part too many would be one sample too many.
+    limit = np.maximum(left / samples - 2 / UNITS, 0)
+    if limit.sum() < 1:
+        log.warning('max_passes=%s leaves %d samples of all domains, and a round has %d.', dataset.max_passes,
+                    left.sum(), samples)
+        return (left + 1e-9) / (left + 1e-9).sum()
+    limit = np.minimum(limit, 1.0)
+    if np.minimum(ceiling, limit).sum() >= 1:
+        return np.minimum(ceiling, limit)
+    # Equal weights up to the limits: no weights have a smaller maximum.
+    weights = bound(np.ones(len(limit)), 0.0, limit)
+    log.warning('A ceiling of %s leaves no mixture within max_passes=%s: in the next round weights go up to %.4f.',
+                ceiling, dataset.max_passes, weights.max())
+    return weights

@@ -1,0 +1,76 @@
+"""The limit on passes, over whole runs of drawn losses: kept to the sample, whatever the ceiling, and never in the way."""
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llmshearing.callbacks.dynamic_batch_loading import updates
+from llmshearing.callbacks.dynamic_batch_loading.passes import weight_ceiling
+from llmshearing.data.dynamic_dataset import DynamicTextDataset
+from llmshearing.data.mixture_rounds import MixtureRounds
+
+
+def domains(sizes, weights, max_passes, round_batches=3, batch_size=4):
+    names = 'abcdefgh'[:len(sizes)]
+    rounds = MixtureRounds(dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), round_batches,
+                           batch_size, 17, 16)
+    dataset = SimpleNamespace(rounds=rounds, max_passes=max_passes)
+    dataset.most_samples = lambda: DynamicTextDataset.most_samples(dataset)
+    return dataset
+
+
+def run(dataset, batches, ceiling, generator):
+    """Trains, drawing the rule's weights, and returns the samples used of each domain."""
+    rounds = dataset.rounds
+    while True:
+        rounds.start()
+        rounds.batch = min(rounds.round_batches, batches)
+        batches -= rounds.batch
+        if rounds.finished:  # also after the last batch, as at the last evaluation
+            limit = weight_ceiling(dataset, ceiling)
+            weights = updates.bound(generator.dirichlet(np.full(len(limit), 0.3)) + 1e-9, np.zeros(len(limit)), limit)
+            rounds.set_next_weights(dict(zip(rounds.domains, weights.tolist(), strict=True)))
+        if batches == 0:
+            return np.array(list(rounds.used().values()))
+
+
+@pytest.mark.parametrize('seed', range(150))
+def test_no_domain_gives_a_sample_more_and_every_run_comes_to_its_end(seed):
+    """From runs that leave half of the data to runs that use all of it to the last sample."""
+    generator = np.random.default_rng(seed)
+    k, batch_size, round_batches = (int(generator.integers(*pair)) for pair in ((2, 7), (1, 9), (1, 5)))
+    sizes = generator.integers(20, 120, k) * batch_size
+    max_passes = float(generator.choice([1, 2, 1.37]))
+    batches = int(max_passes * sizes.sum() * generator.choice([0.5, 0.9, 1.0])) // batch_size
+    dataset = domains(sizes.tolist(), sizes.tolist(), max_passes, round_batches, batch_size)
+    used = run(dataset, batches, float(generator.choice([1 / k + 0.01, 0.7, 1])), generator)
+    assert used.sum() == batches * batch_size
+    assert (used <= [math.ceil(round(max_passes * size, 6)) for size in sizes.tolist()]).all()
+
+
+def test_a_ceiling_that_leaves_no_mixture_gives_way_as_little_as_fills_the_round(caplog):
+    """Of 60 samples a has 20 left, b 3 and c 1; a round has 12, so that a must give 8 of them: two thirds."""
+    dataset = domains([20, 20, 20], [1, 1, 1], 1)
+    dataset.rounds.state = dataset.rounds.state.__class__(5, (0, 17, 19), (0, 0, 0), dataset.rounds.state.weights)
+    dataset.rounds.end = lambda: dataset.rounds.state
+    assert weight_ceiling(dataset, 0.8) == pytest.approx([0.8, 3 / 12, 1 / 12], abs=1e-10)
+    assert not caplog.records
+    assert weight_ceiling(dataset, 0.5) == pytest.approx([8 / 12, 3 / 12, 1 / 12], abs=1e-10)
+    assert 'A ceiling of 0.5 leaves no mixture within max_passes=1: in the next round weights go up to 0.6667' in (
+        caplog.text
+    )
+
+
+def test_what_does_not_fill_a_round_is_shared_out(caplog):
+    dataset = domains([20, 20, 20], [1, 1, 1], 1)
+    dataset.rounds.state = dataset.rounds.state.__class__(5, (14, 18, 20), (0, 0, 0), dataset.rounds.state.weights)
+    dataset.rounds.end = lambda: dataset.rounds.state
+    assert weight_ceiling(dataset, 0.5) == pytest.approx([6 / 8, 2 / 8, 0], abs=1e-9)
+    assert 'max_passes=1 leaves 8 samples of all domains, and a round has 12' in caplog.text
+
+
+def test_without_a_limit_the_ceiling_is_the_user_s():
+    assert weight_ceiling(domains([20, 20], [1, 1], None), 0.6).tolist() == [0.6, 0.6]
