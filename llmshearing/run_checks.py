@@ -120,11 +120,27 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
     for key in ('lagrangian_warmup', 'freeze_masks_after'):
         if settings.get(key) is not None:
             check_time(f'algorithms.targeted_pruning.{key}', settings[key])
+    _check_checkpoints(settings, config)
     pruning = TargetedPruning(**settings)
     source_config = _source_config(model)
     family_of(source_config)  # refuses other model types, whose configs may have no such shape
     if read_sparsity_target(pruning.target_settings, shape_of(source_config)) is None:
         target_shape(source_config, pruning.target_settings)
+
+
+def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuses checkpoints that a pruning run could not go on from, or be exported from."""
+    if config.get('save_weights_only'):
+        raise ValueError(
+            'save_weights_only: true leaves the masks out of the checkpoints, so they can be neither resumed nor '
+            'exported; set it to false for pruning.',
+        )
+    sharding = config.get('fsdp_config')
+    if sharding and settings.get('freeze_weights') and sharding.get('state_dict_type', 'full') == 'full':
+        raise ValueError(
+            'algorithms.targeted_pruning.freeze_weights: true leaves the optimizer without tensors, and PyTorch cannot '
+            'load such a full checkpoint under FSDP2; set fsdp_config.state_dict_type: sharded.',
+        )
 
 
 def _source_config(model: Mapping[str, Any]) -> Any:

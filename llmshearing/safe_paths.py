@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_mds_index', 'check_safetensors_index', 'plain_name']
+__all__ = ['check_mds_index', 'check_safetensors_index', 'local_destination', 'plain_name']
 
 
 def plain_name(index: str, name: Any) -> str:
@@ -30,6 +30,24 @@ def plain_name(index: str, name: Any) -> str:
             'it was tampered with or is damaged.',
         )
     return name
+
+
+def local_destination(key: str, folder: Any) -> Path:
+    """``folder`` as a path on this machine.
+
+    Args:
+        key (str): Where it was given, for the message.
+        folder (Any): Path to write to.
+
+    Raises:
+        ValueError: For a remote address, which would become a folder named ``s3:`` here.
+    """
+    if '://' in str(folder):
+        raise ValueError(
+            f'{key}: expected a folder on this machine, got {folder!r}; write to a local one and copy it there, or upload '
+            'it with `llmshearing export --push-to-hub`.',
+        )
+    return Path(folder)
 
 
 def check_safetensors_index(path: Path) -> dict[str, str]:

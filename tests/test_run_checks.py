@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from llmshearing.run_checks import check_run
@@ -73,6 +74,10 @@ def test_runs_without_our_parts_are_left_alone():
     ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
     ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
     ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
+    ('algorithms.targeted_pruning.lagrangian_warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
+    ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
+    ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
+    ('callbacks.export_pruned.folder', 's3://bucket/x', 'callbacks.export_pruned: folder: expected a folder on this'),
     ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
     ('model.name', 'hf_causal_lm', 'needs model.name: sheared_causal_lm'),
     ('model.pretrained_name', 'x', "unknown key 'pretrained_name'"),
@@ -112,6 +117,19 @@ def test_unsupported_architectures_are_named(config, tmp_path):
         wrong.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=message):
             check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
+
+
+@pytest.mark.parametrize('path, value, message', [
+    ('device_train_microbatch_size', 'auto', 'auto, which is also the default, does not work under FSDP2'),
+    ('algorithms.targeted_pruning.freeze_weights', True, 'set fsdp_config.state_dict_type: sharded'),
+])
+def test_what_works_without_fsdp_only(config, monkeypatch, path, value, message):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('FSDP_VERSION', '2')
+    config = changed(config, path, value)
+    check_run(copy.deepcopy(config))
+    with pytest.raises(ValueError, match=message):
+        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
 
 
 def test_fsdp1_is_refused_and_fsdp2_chosen(config, monkeypatch):

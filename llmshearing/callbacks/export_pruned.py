@@ -6,10 +6,9 @@ hidden folder, opens it with transformers, compares logits, and only then gives 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, Optional
 
-import torch
+from composer.callbacks import CheckpointSaver
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -19,11 +18,13 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.conversion.hf_export import DTYPES, cut_tensors
+from llmshearing.conversion.probe import probe_masked
 from llmshearing.conversion.pruned_folder import Origin, shape_left, write_pruned_folder
 from llmshearing.conversion.pruning_state import refuse_open_widths, refuse_unconverged
 from llmshearing.conversion.shard_writer import ModelFolderWriter
-from llmshearing.conversion.verify import probe_input, verify_folder
+from llmshearing.conversion.verify import verify_folder
 from llmshearing.models.cutting import CutPlan
+from llmshearing.safe_paths import local_destination
 
 __all__ = ['ExportPruned']
 
@@ -31,9 +32,9 @@ log = logging.getLogger(__name__)
 
 LOSS_METRIC = 'LanguageCrossEntropy'
 UNCONVERGED_REMEDY = (
-    'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway '
-    '(the last checkpoint can be exported without training again: llmshearing export).'
+    'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway'
 )
+FROM_CHECKPOINT = ' (the last checkpoint can be exported without training again: llmshearing export).'
 
 
 class ExportPruned(Callback):
@@ -62,7 +63,7 @@ class ExportPruned(Callback):
     ):
         if dtype not in DTYPES:
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
-        self.folder, self.dtype = Path(folder), DTYPES[dtype]
+        self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
         self.source: Optional[str] = None
 
@@ -79,6 +80,11 @@ class ExportPruned(Callback):
             raise ValueError(
                 f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.',
             )
+        if not _saves_checkpoints(state):
+            log.warning(
+                'export_pruned without save_folder: masks that are too far from the target at the end are not exported, '
+                'and without a checkpoint the trained weights are lost; set save_folder.',
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {'source': self.source}
@@ -88,10 +94,11 @@ class ExportPruned(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
-        refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, UNCONVERGED_REMEDY)
+        remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if _saves_checkpoints(state) else '.')
+        refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
         masks = pruning.final_masks()
-        expected, computed_in = _probe(model, masks)
+        expected = probe_masked(model, masks)
         parameters = {
             name.replace(_CHECKPOINT_PREFIX, ''): parameter
             for name, parameter in model.model.named_parameters(remove_duplicate=False)
@@ -128,7 +135,7 @@ class ExportPruned(Callback):
             shape = write_pruned_folder(
                 writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin,
             )
-            difference = verify_folder(writer.path, expected, computed_in, self.dtype)
+            difference = verify_folder(writer.path, expected, self.dtype)
             writer.commit()
         log.info(
             'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference,
@@ -140,6 +147,10 @@ def _model(state: State) -> Any:
     return state.model.module if hasattr(state.model, 'module') else state.model
 
 
+def _saves_checkpoints(state: State) -> bool:
+    return any(isinstance(callback, CheckpointSaver) for callback in state.callbacks)
+
+
 def _last_losses(state: State) -> dict[str, float]:
     """Cross-entropy of each evaluator's last evaluation; every rank must ask."""
     losses = {}
@@ -149,14 +160,3 @@ def _last_losses(state: State) -> dict[str, float]:
             losses[label.removeprefix('eval/')] = float(metric.compute())
     return losses
 
-
-def _probe(model: Any, masks: dict[str, Tensor]) -> tuple[Tensor, torch.dtype]:
-    """Logits of the masked model on the probe input, and the precision it computes in."""
-    model.cutter.set_masks(masks)
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        logits = model.model(probe_input(model.config.vocab_size).to(device), use_cache=False).logits
-    model.train(was_training)
-    return logits.float().cpu(), logits.dtype

@@ -180,6 +180,11 @@ def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
                 'device_train_microbatch_size: auto finds what fits into a GPU\'s memory and does not work on CPU; '
                 'give a number, for example 1.',
             )
+        if config.get('fsdp_config'):
+            raise ValueError(
+                'device_train_microbatch_size: auto, which is also the default, does not work under FSDP2 (Composer); '
+                'give a number, for example 1.',
+            )
         return
     check_whole('device_train_microbatch_size', size, least=1)
 

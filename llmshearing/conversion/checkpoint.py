@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional
 
@@ -22,6 +23,8 @@ from llmshearing.conversion.stored_shards import load_stored_shards
 from llmshearing.safe_paths import plain_name
 
 __all__ = ['Checkpoint', 'check_tensors', 'expected_shapes', 'open_checkpoint', 'write_tokenizer_files']
+
+log = logging.getLogger(__name__)
 
 PARTS = ('model', 'algorithms', 'callbacks', 'integrations', 'timestamp')
 LISTED = 12  # names in one message
@@ -93,6 +96,12 @@ def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
     pruning = None
     if 'TargetedPruning' in algorithms:
         pruning = read_pruning_state(read_all(algorithms['TargetedPruning']), config)
+    elif not {'algorithms', 'timestamp'} & set(state):
+        log.warning(
+            '%s holds weights only (save_weights_only). If it is from the pruning stage, its masks are not in it, and what '
+            'is exported is the uncut model.',
+            path,
+        )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
     noted = ((state.get('callbacks') or {}).get('ExportPruned') or {}).get('source')
     return Checkpoint(

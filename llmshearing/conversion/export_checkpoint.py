@@ -27,10 +27,11 @@ from llmshearing.conversion.checkpoint import (
 )
 from llmshearing.conversion.hf_export import cut_tensors, write_model_folder
 from llmshearing.conversion.model_card import CardFacts, copy_licence_files, model_card, source_licence
+from llmshearing.conversion.probe import Probe, probe_input
 from llmshearing.conversion.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
 from llmshearing.conversion.pruning_state import PruningState, pruning_record, refuse_open_widths, refuse_unconverged
 from llmshearing.conversion.shard_writer import ModelFolderWriter
-from llmshearing.conversion.verify import probe_input, verify_folder, verify_tensors
+from llmshearing.conversion.verify import verify_folder, verify_tensors
 from llmshearing.loggers.metrics_file import read_metrics
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
@@ -161,10 +162,8 @@ def _write_cut(
         'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings)),
     }
     if _parameters(checkpoint) <= settings.logits_up_to:
-        expected = _masked_logits(checkpoint, masks)
-        report['logit_difference'] = verify_folder(
-            writer.path, expected, torch.float32, settings.dtype or _lowest(checkpoint),
-        )
+        expected = _probe(checkpoint, masks)
+        report['logit_difference'] = verify_folder(writer.path, expected, settings.dtype or _lowest(checkpoint))
     return report
 
 
@@ -222,8 +221,8 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     return {'pruning.json': record}
 
 
-def _masked_logits(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Tensor:
-    """Logits of the masked model on the probe input, in float32 [1, length, vocabulary]."""
+def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
+    """Logits of the masked model, computed in float32."""
     model = AutoModelForCausalLM.from_config(checkpoint.config, torch_dtype=torch.float32, attn_implementation='sdpa')
     # Not strict, since a tied head is stored once; every other name and shape was checked when the
     # checkpoint was opened.
@@ -232,7 +231,7 @@ def _masked_logits(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Tenso
     cutter = Cutter(model.eval())
     cutter.set_masks(masks)
     with torch.no_grad():
-        return model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits.float()
+        return Probe(model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits)
 
 
 def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from llmshearing.models.targets import parse_size
+from llmshearing.safe_paths import local_destination
 
 __all__ = ['main']
 
@@ -17,8 +18,8 @@ def main(argv: list[str]) -> int:
         description='Write a Composer checkpoint (one file or a sharded folder) as a stock Hugging Face folder, and '
                     'check it.',
     )
-    parser.add_argument('checkpoint', help='.pt file, sharded checkpoint folder, a link to one, or a remote .pt file')
-    parser.add_argument('--out', required=True, type=Path, help='folder to write')
+    parser.add_argument('checkpoint', help='.pt file or sharded checkpoint folder, here (or a link to one) or remote')
+    parser.add_argument('--out', required=True, help='folder to write')
     parser.add_argument('--masks', default='target', choices=('target', 'current', 'keep'),
                         help='cut to exactly the target (default), cut as the masks are now, or keep uncut weights and '
                              'write the masks')
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     args = parser.parse_args(argv)
-    max_shard_bytes = parse_size(args.max_shard_size)
+    out, max_shard_bytes = local_destination('--out', args.out), parse_size(args.max_shard_size)
     from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
     from llmshearing.conversion.hf_export import DTYPES
     from llmshearing.conversion.hub import check_login, push_folder
@@ -62,11 +63,11 @@ def main(argv: list[str]) -> int:
         progress=not args.quiet,
     )
     with local_copy(args.checkpoint, progress=not args.quiet) as path:
-        report = export_checkpoint(path, args.out, settings)
+        report = export_checkpoint(path, out, settings)
     checked = f'{report["tensors_compared"]} tensors read back bit for bit'
     if 'logit_difference' in report:
         checked += f', logits differ from the masked model by at most {report["logit_difference"]:.2g}'
-    sys.stdout.write(f'{args.out}: {report["parameters"]:,} parameters, {report["shape"]}\nchecked: {checked}\n')
+    sys.stdout.write(f'{out}: {report["parameters"]:,} parameters, {report["shape"]}\nchecked: {checked}\n')
     if args.push_to_hub:
-        sys.stdout.write(f'uploaded to {push_folder(args.out, args.push_to_hub, args.public)}\n')
+        sys.stdout.write(f'uploaded to {push_folder(out, args.push_to_hub, args.public)}\n')
     return 0

@@ -85,6 +85,15 @@ def test_masks_that_have_not_converged_are_refused_with_counts(lagrangian, tmp_p
     assert 'logits differ from the masked model by at most' in capsys.readouterr().out
 
 
+def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
+    content = torch.load(progressive[0], weights_only=False)
+    content['state'] = {key: content['state'][key] for key in ('model', 'integrations')}  # what save_weights_only leaves
+    torch.save(content, tmp_path / 'weights.pt')
+    export_checkpoint(tmp_path / 'weights.pt', tmp_path / 'out', ExportSettings(progress=False))
+    assert 'its masks are not in it' in caplog.text
+    assert main(['export', str(tmp_path / 'weights.pt'), '--out', 's3://bucket/out']) == 1
+
+
 def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     checkpoint, _, _, pruning = lagrangian
     settings = ExportSettings(masks='current', progress=False)

@@ -1,4 +1,5 @@
 """Masked and exported model are one computation, for every family; the folder opens without this package."""
+import copy
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from llmshearing.conversion.hf_export import (
     shape_after,
     write_model_folder,
 )
+from llmshearing.conversion.probe import Probe, probe_input
 from llmshearing.conversion.shard_writer import ModelFolderWriter
 from llmshearing.conversion.verify import verify_folder
 from llmshearing.models.cuttable import Cutter
@@ -160,11 +162,29 @@ def test_a_folder_that_computes_something_else_is_not_reported(tmp_path):
     model = tiny_model()
     masks = uniform_soft_masks(model.config, AXES)
     export(model, masks, tmp_path / 'out')
-    from llmshearing.conversion.verify import probe_input
     expected = masked_logits(model, masks, probe_input(97))
-    assert verify_folder(tmp_path / 'out', expected, torch.float32, torch.float32) <= 1e-5
+    folder = tmp_path / 'out'
+    assert verify_folder(folder, Probe(expected), torch.float32) <= 1e-5
     with pytest.raises(ValueError, match='logits differ'):
-        verify_folder(tmp_path / 'out', expected + 0.01, torch.float32, torch.float32)
+        verify_folder(folder, Probe(expected + 0.01), torch.float32)
+    other_sums = expected + 5e-5 * expected.abs().max() * torch.randn(expected.shape).clamp(-1, 1)
+    verify_folder(folder, Probe(other_sums, on_gpu=True), torch.float32)
+    with pytest.raises(ValueError, match='logits differ'):
+        verify_folder(folder, Probe(other_sums), torch.float32)
+
+
+def test_half_precision_logits_are_compared_as_a_whole(tmp_path):
+    model = tiny_model()
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out')
+    half = copy.deepcopy(model).bfloat16()
+    expected = masked_logits(half, masks, probe_input(97)).float()
+    one_far_off = expected.clone()
+    one_far_off[0, 5, 7] += expected.abs().max() / 4
+    for logits in (expected, one_far_off):
+        verify_folder(tmp_path / 'out', Probe(logits, torch.bfloat16), torch.float32)
+    with pytest.raises(ValueError, match='relative root mean square'):
+        verify_folder(tmp_path / 'out', Probe(expected.roll(1, dims=1), torch.bfloat16), torch.float32)
 
 
 def test_kept_indices_name_the_source_units(tmp_path):

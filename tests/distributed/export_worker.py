@@ -1,4 +1,7 @@
-"""Prunes a tiny model over FSDP2 with sharded checkpoints: ``export_worker.py WORK``."""
+"""Prunes a tiny model over FSDP2 with sharded checkpoints: ``export_worker.py WORK PRECISION``.
+
+With bfloat16, FSDP2 computes as under ``amp_bf16``, which Composer itself allows on GPUs only.
+"""
 from __future__ import annotations
 
 import os
@@ -7,7 +10,10 @@ from pathlib import Path
 
 os.environ.setdefault('FSDP_VERSION', '2')
 
+import composer.distributed.fsdp2
+import torch
 from composer.utils import dist
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
@@ -19,7 +25,9 @@ TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, '
 
 
 def main() -> None:
-    work = Path(sys.argv[1])
+    work, precision = Path(sys.argv[1]), getattr(torch, sys.argv[2])
+    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+    composer.distributed.fsdp2.create_mixed_precision_policy = lambda *_: policy
     dist.initialize_dist('cpu')
     source = work / 'source'
     trainer = tiny_trainer(

@@ -1,6 +1,8 @@
 """A sharded checkpoint of two ranks is exported to the folder that the run itself wrote."""
 from pathlib import Path
 
+import pytest
+
 from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
 from tests.distributed.test_two_ranks import launch
 from tests.tiny_run import tiny_source
@@ -8,9 +10,10 @@ from tests.tiny_run import tiny_source
 ROOT = Path(__file__).parents[2]
 
 
-def test_sharded_checkpoint_of_two_ranks(tmp_path):
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_sharded_checkpoint_of_two_ranks(tmp_path, precision):
     tiny_source(tmp_path / 'source', 'llama-tied')
-    process = launch(2, [str(ROOT / 'tests/distributed/export_worker.py'), str(tmp_path)])
+    process = launch(2, [str(ROOT / 'tests/distributed/export_worker.py'), str(tmp_path), precision])
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     metadata = next((tmp_path / 'checkpoints').rglob('.metadata'))
     assert len(list(metadata.parent.glob('*.distcp'))) == 2

@@ -1,0 +1,86 @@
+"""What a masked model computes on a fixed input, to be compared with the folder it was exported to.
+
+The probe is computed as exactly as the model can: without TF32, and with PyTorch's own attention instead of a kernel
+that takes no float32. Afterwards sharded parameters are sharded again: FSDP2 leaves those of the root module gathered
+after a forward pass without backward, in the precision it computed in.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PretrainedConfig
+
+if TYPE_CHECKING:
+    from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+
+__all__ = ['Probe', 'probe_input', 'probe_masked']
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Logits on :func:`probe_input`.
+
+    Attributes:
+        logits (Tensor): float32 on CPU, [1, length, vocabulary].
+        computed_in (torch.dtype): Precision they were computed in.
+        on_gpu (bool): Whether they were computed elsewhere than on the CPU, with sums in another order.
+    """
+
+    logits: Tensor
+    computed_in: torch.dtype = torch.float32
+    on_gpu: bool = False
+
+
+def probe_input(vocab_size: int, length: int = 48) -> Tensor:
+    """Token ids [1, length] spread over the vocabulary, always the same."""
+    return (torch.arange(length) * 7919 % vocab_size)[None]
+
+
+def probe_masked(model: ShearedCausalLM, masks: Mapping[str, Tensor]) -> Probe:
+    """Runs ``model`` under ``masks``, which stay installed; every rank must take part."""
+    model.cutter.set_masks(masks)
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    ids = probe_input(model.config.vocab_size).to(device)
+    with torch.no_grad(), _exact_products(), _own_attention(model.model.config):
+        logits = model.model(ids, use_cache=False).logits
+    model.train(was_training)
+    _reshard(model)
+    return Probe(logits.float().cpu(), logits.dtype, device.type != 'cpu')
+
+
+def _reshard(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """float32 matrix products without TF32, which Composer switches on for GPUs."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _own_attention(config: PretrainedConfig) -> Iterator[None]:
+    """PyTorch's attention in place of FlashAttention, whose kernels take half precision only."""
+    before = config._attn_implementation
+    if before != 'flash_attention_2':
+        yield
+        return
+    config._attn_implementation = 'sdpa'
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,86 @@
+"""The export at the end of a run, as it would be on a GPU and with mistaken settings."""
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.callbacks.export_pruned import ExportPruned
+from tests.tiny_run import tiny_source, tiny_trainer
+
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'intermediate_size': 40}
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return tiny_source(tmp_path_factory.mktemp('export') / 'source')
+
+
+def pruned_with(source, export):
+    pruning = TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='1ba')
+    trainer = tiny_trainer(source, [pruning], batches=3, callbacks=[export])
+    trainer.fit()
+    trainer.close()
+    return AutoConfig.from_pretrained(export.folder)
+
+
+def test_tf32_does_not_make_the_exported_model_look_wrong(source, tmp_path, monkeypatch):
+    exact = F.linear
+
+    def rounding(x, weight, bias=None):
+        if torch.backends.cuda.matmul.allow_tf32:  # ten bits of the mantissa, as a GPU would
+            x, weight = ((value.detach().view(torch.int32) & ~0x1FFF).view(torch.float32) for value in (x, weight))
+        return exact(x, weight, bias)
+
+    class OnAGpu(ExportPruned):
+        def fit_end(self, state, logger):
+            state.model.model.register_forward_pre_hook(lambda *_: setattr(F, 'linear', rounding))
+            state.model.model.register_forward_hook(lambda *_: setattr(F, 'linear', exact))
+            super().fit_end(state, logger)
+
+    monkeypatch.setattr(F, 'linear', exact)  # whatever happens, put it back
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True  # as Composer sets it on GPUs
+    try:
+        assert pruned_with(source, OnAGpu(str(tmp_path / 'out'))).hidden_size == 32
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_flash_attention_is_not_asked_for_float32(source, tmp_path, monkeypatch):
+    calls = []
+
+    def kernel(module, query, *args, **kwargs):
+        calls.append(query.dtype)
+        raise RuntimeError('FlashAttention only support fp16 and bf16 data type')
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, 'flash_attention_2', kernel)
+
+    class WithFlashAttention(ExportPruned):
+        def fit_end(self, state, logger):
+            config = state.model.model.config
+            config._attn_implementation = 'flash_attention_2'
+            super().fit_end(state, logger)
+            assert config._attn_implementation == 'flash_attention_2'
+
+    assert pruned_with(source, WithFlashAttention(str(tmp_path / 'out'))).hidden_size == 32 and not calls
+
+
+def test_a_remote_folder_is_refused():
+    with pytest.raises(ValueError, match="folder on this machine, got 's3://bucket/pruned'"):
+        ExportPruned('s3://bucket/pruned')
+
+
+def test_what_can_be_done_after_a_refusal_is_said_truly(source, tmp_path, caplog):
+    def unconverged(**settings):
+        pruning = TargetedPruning(TARGET, mask_learning='lagrangian', learning_rate=1e-3)
+        callbacks = [ExportPruned(str(tmp_path / 'out'))]
+        return tiny_trainer(source, [pruning], batches=2, callbacks=callbacks, **settings)
+
+    with pytest.raises(ValueError, match='to cut to the target anyway\\.$'):
+        unconverged().fit()
+    assert 'without a checkpoint the trained weights are lost' in caplog.text
+    with pytest.raises(ValueError, match='the last checkpoint can be exported'):
+        unconverged(save_folder=str(tmp_path / 'checkpoints')).fit()
