@@ -136,17 +136,82 @@ def test_check_of_an_unfinished_result(spec, monkeypatch):  # noqa: F811
         check(Path(spec['out']))
 
 
-def test_check_of_folders_made_with_other_converters(tmp_path):
-    """As llm-foundry's converters write them: int32 arrays of any shape, int64 in bytes, text."""
-    samples = {'arrays': ('tokens', 'ndarray:int32', np.arange(8, dtype=np.int32)),
-               'bytes': ('tokens', 'bytes', np.arange(8).tobytes()), 'text': ('text', 'str', 'a text')}
-    for name, (column, encoding, value) in samples.items():
-        with MDSWriter(columns={column: encoding}, out=str(tmp_path / name)) as writer:
-            for _ in range(5):
-                writer.write({column: value})
-    found = check(tmp_path, vocab_size=100)
-    assert {name: (f['samples'], f['columns'], f['largest_id']) for name, f in found.items()} == {
-        name: (5, {column: encoding}, None) for name, (column, encoding, _) in samples.items()}
+@pytest.mark.parametrize('compression', ['zstd', 'zstd:3', 'gz'])
+def test_check_reads_compressed_ids(spec, compression):  # noqa: F811
+    spec['compression'] = compression
+    prepare({**spec, 'out': spec['out'] + '-plain', 'compression': None}, workers=1)
+    prepare(spec, workers=1)
+    plain, found = check(Path(spec['out'] + '-plain'), 400), check(Path(spec['out']), 400)
+    ids = {name: facts['largest_id'] for name, facts in found.items()}
+    assert ids == {name: facts['largest_id'] for name, facts in plain.items()} and None not in ids.values()
+    with pytest.raises(ValueError, match=f'has the token id {max(ids.values())}, outside a vocabulary'):
+        check(Path(spec['out']), max(ids.values()))
+
+
+def test_check_of_a_damaged_archive(spec):  # noqa: F811
+    prepare({**spec, 'compression': 'zstd:3', 'hashes': []}, workers=1)
+    folder = Path(spec['out']) / 'continue' / 'code'
+    shard = next(folder.glob('shard*'))
+    shard.write_bytes(b'x' * shard.stat().st_size)
+    with pytest.raises(ValueError, match=f'{shard.name} cannot be decompressed'):
+        check(folder, 400)
+
+
+def _mds(folder: Path, samples: list[dict], columns: dict[str, str]) -> str:
+    with MDSWriter(columns=columns, out=str(folder)) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return str(folder)
+
+
+IDS = np.array([[3, 1, 41], [7, 0, 5]])
+
+
+@pytest.mark.parametrize(('columns', 'cast'), [
+    ({'tokens': 'bytes'}, lambda ids: ids.astype(np.int64).tobytes()),  # as llm-foundry's converters wrote them
+    ({'tokens': 'ndarray:int32'}, lambda ids: ids.astype(np.int32)),
+    ({'tokens': 'ndarray:int32:3'}, lambda ids: ids.astype(np.int32)),
+    ({'tokens': 'ndarray'}, lambda ids: ids.astype(np.uint16)),
+    ({'meta': 'str', 'tokens': 'ndarray:uint16:3'}, lambda ids: ids.astype(np.uint16)),
+])
+def test_check_reads_ids_of_other_converters(tmp_path, capsys, columns, cast):
+    def made(name, ids):
+        rows = [{'meta': 'about', 'tokens': cast(row)} for row in ids]
+        return _mds(tmp_path / name, [{column: row[column] for column in columns} for row in rows], columns)
+
+    good = made('good', IDS)
+    assert check(Path(good))['.']['largest_id'] is None
+    assert check(Path(good), vocab_size=42)['.']['largest_id'] == 41
+    assert main(['prepare', '--check', good, '--vocab-size', '41']) == 1
+    assert 'shard.00000.mds has the token id 41, outside a vocabulary of 41' in capsys.readouterr().err
+    if 'int32' in columns['tokens']:
+        with pytest.raises(ValueError, match='has the token id -1, outside'):
+            check(Path(made('negative', IDS - 1)), vocab_size=42)
+
+
+@pytest.mark.parametrize(('columns', 'sample', 'words'), [
+    ({'text': 'str'}, {'text': 'a text'}, "no token ids to compare with --vocab-size: its columns are {'text': 'str'}"),
+    ({'tokens': 'str'}, {'tokens': '1 2'}, 'no token ids to compare'),
+    ({'tokens': 'bytes'}, {'tokens': b'123'}, 'its token ids cannot be read'),
+    ({'tokens': 'bytes'}, {'tokens': np.arange(4, dtype=np.int32).tobytes()},
+     r'has the token id \d{10,}, outside a vocabulary of 100 .bytes, read as int64.'),
+    ({'tokens': 'ndarray:float32:2'}, {'tokens': np.ones(2, np.float32)}, 'tokens are float32, expected whole'),
+    ({'tokens': 'bytes', 'more': 'pkl'}, {'tokens': bytes(8), 'more': 1}, 'cannot be read .*unsafe type'),
+])
+def test_ids_that_cannot_be_read_are_an_error(tmp_path, capsys, columns, sample, words):
+    folder = _mds(tmp_path / 'made', [sample] * 2, columns)
+    assert main(['prepare', '--check', folder]) == 0
+    assert main(['prepare', '--check', folder, '--vocab-size', '100']) == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and re.search(words, error)
+
+
+@pytest.mark.parametrize('content', ['[]', '{}', '{"shards": [{}]}', '{"shards": [{"format": "jsonl"}]}',
+                                     '{"shards": [{"format": "mds", "version": 2}]}', '{"shards": 3}'])
+def test_check_of_an_index_of_something_else(tmp_path, content):
+    (tmp_path / 'index.json').write_text(content)
+    with pytest.raises(ValueError, match='index.json is not an index of MDS shards'):
+        check(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- the README
