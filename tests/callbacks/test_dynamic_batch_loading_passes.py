@@ -10,6 +10,7 @@ import pytest
 from llmshearing.callbacks.dynamic_batch_loading import updates
 from llmshearing.callbacks.dynamic_batch_loading.passes import weight_ceiling
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
+from llmshearing.data.mixture import UNITS
 from llmshearing.data.mixture_rounds import MixtureRounds
 
 
@@ -33,8 +34,19 @@ def run(dataset, batches, ceiling, generator):
             limit = weight_ceiling(dataset, ceiling)
             weights = updates.bound(generator.dirichlet(np.full(len(limit), 0.3)) + 1e-9, np.zeros(len(limit)), limit)
             rounds.set_next_weights(dict(zip(rounds.domains, weights.tolist(), strict=True)))
+            if limit.sum() > 1 + 1e-6:
+                check_ideal(dataset)
         if batches == 0:
             return np.array(list(rounds.used().values()))
+
+
+def check_ideal(dataset):
+    """In the integers that samples are counted with, no domain's due goes beyond its limit, with rounding."""
+    rounds = dataset.rounds
+    end, samples = rounds.end(), rounds.round_batches * rounds.global_batch_size
+    for most, used, carry, part in zip(dataset.most_samples().values(), end.used, end.carry, rounds._after().weights,
+                                       strict=True):
+        assert part == 0 or used * UNITS + carry + part * samples <= most * UNITS
 
 
 @pytest.mark.parametrize('seed', range(150))
