@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from streaming.base.partition import get_partitions
 
-from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, eval_clock, updates
+from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, checks, eval_clock, updates
 from llmshearing.data import mixture
 from tests.dynamic_text_run import (
     REFERENCES,
@@ -260,6 +262,14 @@ def test_references_come_from_a_file(tmp_path):
     path.write_text('[1]')
     with pytest.raises(ValueError, match='no mapping "reference_losses"'):
         DynamicBatchLoading(str(path))
+    for content in (b'{"reference_losses": {', b'', b'\xff\xfe'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r'^reference_losses: .*references.json is not JSON \(.+\). Give a file'):
+            DynamicBatchLoading(str(path))
+    for loss in ('"x"', 'null', 'true', 'Infinity'):
+        path.write_text(f'{{"reference_losses": {{"a": {loss}, "b": 1.0}}}}')
+        with pytest.raises(ValueError, match=r"must be finite numbers, but .*references.json gives \{'a': "):
+            DynamicBatchLoading(str(path))
     with pytest.raises(FileNotFoundError):
         DynamicBatchLoading(str(tmp_path / 'nothing.json'))
     with pytest.raises(ValueError, match=r"must be finite numbers, but reference_losses gives \{'a': nan\}"):
@@ -329,6 +339,22 @@ def test_the_evaluation_is_capped(folder):
     trainer = tiny_trainer(folder, '3ba', update=DynamicBatchLoading(REFERENCES, max_eval_sequences=None))
     trainer.fit()
     assert [evaluator.subset_num_batches for evaluator in trainer.state.evaluators] == [-1, -1, -1]
+
+
+@pytest.mark.parametrize(('nodes', 'ranks', 'workers'), [(1, 1, 2), (1, 8, 3), (2, 8, 2), (4, 8, 1)])
+def test_the_capped_evaluation_is_of_the_first_sequences(folder, monkeypatch, nodes, ranks, workers):
+    """As Streaming deals 300 sequences to the ranks; 50 are asked for, in batches of 2 on each rank."""
+    evals = evaluators(folder, 2)
+    state = SimpleNamespace(evaluators=evals)
+    monkeypatch.setattr(checks.dist, 'get_world_size', lambda: nodes * ranks)
+    checks.cap_evaluation(state, {'a': 'eval/a'}, 50)
+    limits = [evaluator.subset_num_batches for evaluator in evals]
+    canonical = [evaluator.dataloader.dataloader.dataset.num_canonical_nodes for evaluator in evals]
+    assert limits[1:] == [None, None] and canonical == [1, None, None]
+    dealt = get_partitions('relaxed', 300, canonical[0], nodes, ranks, workers, 2)
+    batches = dealt.transpose(3, 2, 0, 1, 4).reshape(-1, nodes * ranks * 2)  # in the order they are served
+    served = -(-50 // (nodes * ranks * 2)) * nodes * ranks * 2
+    assert sorted(batches[:limits[0]].ravel().tolist()) == list(range(served))
 
 
 def test_the_time_in_evaluation_is_measured_and_warned_of_once(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""The limit on passes, over whole runs of drawn losses: kept to the sample, whatever the ceiling, and never in the way."""
+"""The limit on passes, over runs of drawn weights: kept to the sample, whatever the ceiling, and never in the way."""
 from __future__ import annotations
 
 import math

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from composer.core import State, TimeUnit
 from composer.utils import dist
+from streaming import StreamingDataset
 
 from llmshearing.data.dynamic_text import DynamicTextDataset
 from llmshearing.data.mixture_rounds import MixtureRounds
@@ -20,20 +21,24 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no such mapping, or a loss that is no finite number.
+        ValueError: if it is no JSON, holds no such mapping, or a loss that is no finite number.
     """
     place = 'reference_losses'
     if isinstance(source, str):
         place = source
-        content = json.loads(Path(source).read_text(encoding='utf-8'))
+        try:
+            content = json.loads(Path(source).read_text(encoding='utf-8'))
+        except ValueError as error:  # also what is no text
+            raise ValueError(f'reference_losses: {source} is not JSON ({error}). Give a file that llmshearing '
+                             f'reference-losses wrote, or a loss for each domain.') from None
         source = content.get('reference_losses') if isinstance(content, dict) else None
         if not isinstance(source, dict):
             raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
-    losses = {name: float(loss) for name, loss in (source or {}).items()}
-    bad = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
+    bad = {name: loss for name, loss in (source or {}).items()
+           if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)}
     if bad:
         raise ValueError(f'Reference losses must be finite numbers, but {place} gives {bad}.')
-    return losses
+    return {name: float(loss) for name, loss in (source or {}).items()}
 
 
 def check_references(domains: Sequence[str], references: Mapping[str, float]) -> None:
@@ -101,12 +106,19 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
 
 
 def cap_evaluation(state: State, labels: Mapping[str, str], max_sequences: int | None) -> None:
-    """Limits the evaluators of the domains to about ``max_sequences`` sequences each, the same ones every time."""
-    if max_sequences is None:
-        return
+    """Limits the evaluators of the domains to their first ``max_sequences`` sequences, rounded up to whole batches.
+
+    Streaming would give each node a stretch of the data of its own, and so not the first sequences on several nodes;
+    one canonical node makes it serve the data in order over all of them.
+    """
     for evaluator in state.evaluators:
-        batch_size = getattr(evaluator.dataloader.dataloader, 'batch_size', None)
+        loader = evaluator.dataloader.dataloader
+        batch_size = getattr(loader, 'batch_size', None)
         if evaluator.label not in labels.values() or not batch_size:
+            continue
+        if isinstance(loader.dataset, StreamingDataset) and not loader.dataset.num_canonical_nodes:
+            loader.dataset.num_canonical_nodes = 1
+        if max_sequences is None:
             continue
         batches = -(-max_sequences // (batch_size * dist.get_world_size()))
         if evaluator.subset_num_batches in (None, -1) or evaluator.subset_num_batches > batches:
