@@ -74,9 +74,31 @@ def _aligned(rows: list[tuple[str, ...]], sides: str) -> str:
                                for cell, width, side in zip(row, widths, sides)).rstrip() for row in rows)
 
 
+def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
+    """The keys of a YAML file, with those that the command line changes.
+
+    Raises:
+        ValueError: If the file is no YAML or holds something else, or a value refers to nothing, in one line.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} does not exist; expected a YAML file')
+    if bad := [o for o in overrides if '=' not in o]:
+        raise ValueError(f'{bad[0]!r} is not of the form key=value')
+    try:
+        spec = OmegaConf.load(path)
+        if not OmegaConf.is_dict(spec):
+            raise ValueError(f'it holds {OmegaConf.to_container(spec)!r}, expected a mapping from keys to values')
+        return OmegaConf.to_container(OmegaConf.merge(spec, OmegaConf.from_dotlist(overrides)), resolve=True)
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+        keys = f', with {" ".join(overrides)}' if overrides else ''
+        raise ValueError(f'{path}{keys}: {" ".join(str(error).split())}') from error
+
+
 def main(argv: list[str]) -> int:
     """Runs the command. Returns 0 when done, 1 when the disk is full, 130 when interrupted."""
-    from omegaconf import OmegaConf
     args = _parser().parse_intermixed_args(argv)  # options may stand between the overrides
     if args.batch_size < 1:
         raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
@@ -86,14 +108,9 @@ def main(argv: list[str]) -> int:
         return 0
     if args.spec is None:
         raise ValueError('expected the name of a YAML file, or --check FOLDER')
-    if not os.path.isfile(args.spec):
-        raise FileNotFoundError(f'{args.spec} does not exist; expected a YAML file')
-    if bad := [o for o in args.overrides if '=' not in o]:
-        raise ValueError(f'{bad[0]!r} is not of the form key=value')
-    spec = OmegaConf.merge(OmegaConf.load(args.spec), OmegaConf.from_dotlist(args.overrides))
+    spec = _read_spec(args.spec, args.overrides)
     if args.out:
-        spec.out = args.out
-    spec = OmegaConf.to_container(spec, resolve=True)
+        spec['out'] = args.out
     spec.pop('variables', None)  # a place for values that are used more than once, as in llm-foundry's files
     logging.basicConfig(format='%(message)s', level=logging.ERROR if args.quiet else logging.WARNING)
     try:

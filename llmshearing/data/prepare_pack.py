@@ -150,7 +150,7 @@ def check_writer_options(compression: str | None, hashes: Sequence[str], shard_s
             raise ValueError(f'hashes has {algorithm!r}; expected some of {", ".join(sorted(get_hashes()))}')
     try:
         limit = bytes_to_int(shard_size)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"shard_size is {shard_size!r}; expected bytes, such as 67108864 or '64mb'") from error
     if not sample_bytes + (1 << 10) <= limit < 1 << 32:
         raise ValueError(f'shard_size is {shard_size!r}; expected less than 4 GB and room for a sample of '

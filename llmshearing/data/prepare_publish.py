@@ -26,9 +26,12 @@ def locked(work: Path) -> Iterator[None]:
     """Holds the working folder, creating it, for the length of the block; a killed process lets go of it.
 
     Raises:
-        ValueError: If another process holds it.
+        ValueError: If another process holds it, or there is a file in its way.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f'{work.parent} is, or lies below, a file; expected a folder: change out or work') from error
     with open(work / 'lock', 'w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

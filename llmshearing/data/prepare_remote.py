@@ -22,11 +22,15 @@ def check_remote(remote: str) -> None:
     """
     from streaming.base.storage.upload import UPLOADERS, CloudUploader
     scheme = remote.split(':', 1)[0] if ':' in remote else ''
-    if scheme not in UPLOADERS:
+    possible = set(UPLOADERS) - {'hf'}  # whose uploader refuses a local folder beside the address
+    if scheme not in possible:
         raise ValueError(f'{remote} begins with {scheme!r}, which Streaming cannot write to; it can write to '
-                         f'{", ".join(sorted(filter(None, UPLOADERS)))} and to local folders')
+                         f'{", ".join(sorted(filter(None, possible)))} and to local folders')
     with tempfile.TemporaryDirectory() as empty:
-        CloudUploader.get((empty, remote), keep_local=True)
+        try:
+            CloudUploader.get((empty, remote), keep_local=True)
+        except Exception as error:  # each store's library has its own kinds
+            raise ValueError(f'{remote} cannot be written to ({error}); correct out, or the credentials for it') from error
 
 
 def upload(folder: Path, remote: str) -> None:

@@ -6,6 +6,7 @@ error which names the nearest one that is, because a misspelt budget that is ign
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -139,7 +140,10 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
     domains = raw['domains']
     if not isinstance(domains, Mapping) or not domains:
         raise ValueError(f'domains is {domains!r}; expected a mapping from a domain name to where its documents are')
-    hashes = raw.get('hashes', Spec.hashes)
+    hashes = raw.get('hashes', Spec.hashes) or ()
+    hashes = [hashes] if isinstance(hashes, str) else hashes
+    if not isinstance(hashes, (list, tuple)) or not all(isinstance(name, str) for name in hashes):
+        raise ValueError(f'hashes is {raw["hashes"]!r}; expected a list of names such as [sha1]')
     domains = tuple(_parse_domain(name, value, [s.name for s in splits]) for name, value in domains.items())
     for split in splits[:-1]:
         open_ended = split.fraction is None and split.tokens is None
@@ -152,15 +156,15 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
         max_seq_len=_whole(raw['max_seq_len'], 'max_seq_len', least=2),
         out=out,
         remote=remote,
-        work=os.path.join(str(raw.get('work') or out or '.'), '.prepare'),
+        work=os.path.join(_text(raw.get('work'), 'work') or out or '.', '.prepare'),
         domains=domains,
         splits=splits,
         seed=_whole(raw.get('seed', Spec.seed), 'seed', least=0),
         bos=_switch(raw.get('bos', 'auto'), 'bos'),
         eos=_switch(raw.get('eos', 'auto'), 'eos'),
         max_bad_lines=_whole(raw.get('max_bad_lines', Spec.max_bad_lines), 'max_bad_lines', least=0),
-        compression=raw.get('compression'),
-        hashes=tuple(sorted([hashes] if isinstance(hashes, str) else hashes or ())),
+        compression=_text(raw.get('compression'), 'compression'),
+        hashes=tuple(sorted(hashes)),
         shard_size=raw.get('shard_size', Spec.shard_size),
     )
 
@@ -212,9 +216,7 @@ def _parse_domain(name: Any, raw: Any, splits: list[str]) -> Domain:
         path=tuple(path),
         format=file_format,
         text_key=str(raw.get('text_key', 'text')),
-        glob=raw.get('glob'),
-        separator=raw.get('separator'),
-        hf_split=raw.get('hf_split'),
+        **{key: _text(raw.get(key), f'{where}.{key}') for key in ('glob', 'separator', 'hf_split')},
         tokens={k: parse_count(v, f'{where}.tokens.{k}') for k, v in tokens.items() if v is not None},
     )
 
@@ -239,9 +241,16 @@ def check_name(name: Any, what: str) -> None:
 
 
 def _whole(value: Any, what: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value != int(value) or value < least:
         raise ValueError(f'{what} is {value!r}; expected a whole number of at least {least}')
     return int(value)
+
+
+def _text(value: Any, what: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f'{what} is {value!r}; expected text, or null')
+    return value
 
 
 def _switch(value: Any, what: str) -> bool | None:

@@ -66,8 +66,27 @@ def test_table():
     (['{yaml}', '--batch-size', '0'], '--batch-size is 0; expected at least 1'),
     (['{yaml}', 'domains.web=none.jsonl'], "domains.web: 'none.jsonl' does not exist"),
     (['--check', 'nowhere'], 'nowhere has no index.json'),
+    (['list.yaml'], "list.yaml: it holds ['a'], expected a mapping from keys to values"),
+    (['broken.yaml'], 'broken.yaml: while parsing a flow sequence'),
+    (['binary.yaml'], "binary.yaml: 'utf-8' codec can't decode"),
+    (['refers.yaml'], "refers.yaml: Interpolation key 'no.such' not found"),
+    (['{yaml}', 'domains=[1'], 'spec.yaml, with domains=[1: while parsing'),
+    (['{yaml}', 'max_seq_len=.inf'], 'max_seq_len is inf; expected a whole number of at least 2'),
+    (['{yaml}', 'shard_size=.inf'], 'shard_size is inf; expected bytes'),
+    (['{yaml}', '--out', 'list.yaml'], 'list.yaml is, or lies below, a file; expected a folder: change out or work'),
+    (['{yaml}', '--out', 'list.yaml/below'], 'list.yaml/below is, or lies below, a file'),
+    (['{yaml}', 'out=[o,list.yaml]'], 'list.yaml cannot be written to'),
+    (['{yaml}', '--out', 'hf://datasets/a/b/c'], "begins with 'hf', which Streaming cannot write to"),
+    (['{yaml}', '--out', 'other'], 'other holds another data set (other/manifest.json is not a manifest that prepare'),
+    (['--check', 'other'], 'other/manifest.json is not a manifest that prepare wrote (it has no key)'),
 ])
-def test_wrong_usage_is_one_line(yaml, capsys, arguments, words):
+def test_wrong_usage_is_one_line(yaml, capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (('list.yaml', b'[a]'), ('broken.yaml', b'a: [1'), ('binary.yaml', b'\xff\xfe\0'),
+                          ('refers.yaml', b'tokenizer: ${no.such}')):
+        Path(name).write_bytes(content)
+    _mds(Path('other/eval/text'), [{'text': 'x'}], {'text': 'str'})
+    Path('other/manifest.json').write_text('{"tokenizer": "gpt2"}')
     assert main(['prepare', *(a.format(yaml=yaml) for a in arguments)]) == 1
     error = capsys.readouterr().err
     assert error.startswith('llmshearing prepare: ') and error.count('\n') == 1 and words in error
