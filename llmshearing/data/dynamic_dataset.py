@@ -148,7 +148,7 @@ class DynamicTextDataset(StreamingTextDataset):
         if self._marker is not None:
             state = self.rounds.state
             self._order[:] = np.array([state.round, self.rounds.batch, *state.used, *state.carry, *state.weights])
-        return self.rounds.round_batches - self.rounds.batch
+        return self.rounds.shape[0] - self.rounds.batch
 
     def most_samples(self) -> dict[str, int] | None:
         """Samples that may be used of each domain by ``max_passes``, None without that limit."""
@@ -177,10 +177,11 @@ class DynamicTextDataset(StreamingTextDataset):
         Raises:
             ValueError: if that is within a global batch.
         """
-        batch, rest = divmod(num_samples, self.batch_size * self._unique_rank_world.num_ranks)
+        # Composer counts a sample on each of the ranks that share it.
+        size = self.rounds.shape[1] * self._unique_rank_world.num_ranks // self._parallel_rank_world.num_ranks
+        batch, rest = divmod(num_samples, size)
         if rest:
-            raise ValueError(f'A checkpoint must lie between global batches of '
-                             f'{self.batch_size * self._unique_rank_world.num_ranks} samples, but the round stands at '
+            raise ValueError(f'A checkpoint must lie between global batches of {size} samples, but the round stands at '
                              f'{num_samples}.')
         return self.rounds.state_dict(batch if from_beginning else self.rounds.first_batch + batch)
 

@@ -5,8 +5,9 @@ state at the start of the current round, how many of the round's batches have be
 next round once they are known. Nothing else about the data is ever saved: everything before follows from it.
 
 Two facts about Composer shape it. A checkpoint at the end of a round is written twice, before the round is closed
-(counted as the last batch of the old one) and after (counted as sample 0 of the new one); both must continue alike. And
-a round that was left early is either started again (Composer skips what it has trained on) or, after a resumption,
+(counted as the last batch of the old one) and after (counted as sample 0 of the new one); both must continue alike, and
+both lie between rounds: the old one keeps its shape until the trainer has closed it, the next has the loader's. And a
+round that was left early is either started again (Composer skips what it has trained on) or, after a resumption,
 continued (it does not skip).
 """
 from __future__ import annotations
@@ -31,6 +32,10 @@ class MixtureRounds:
         shuffle_seed: seed of the order of samples.
         shuffle_block_size: samples shuffled at a time within a domain.
 
+    Attributes:
+        shape (tuple[int, int]): global batches in the current round, and samples in each. Differs from what is given
+            here only while a resumed run closes a round of another shape.
+
     Raises:
         ValueError: if the proportions do not fit the domains.
     """
@@ -47,6 +52,7 @@ class MixtureRounds:
         self.sizes = dict(sizes)
         self.round_batches = round_batches
         self.global_batch_size = global_batch_size
+        self.shape = (round_batches, global_batch_size)
         self._order = {'shuffle_seed': shuffle_seed, 'shuffle_block_size': shuffle_block_size}
         self.state = mixture.initial_state(resolve_proportions(proportions, self.sizes))
         self._initial_weights = self.state.weights
@@ -64,7 +70,7 @@ class MixtureRounds:
     @property
     def finished(self) -> bool:
         """Whether the last batch of the current round has been handed out."""
-        return self._started and self.batch == self.round_batches
+        return self._started and self.batch == self.shape[0]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -99,12 +105,13 @@ class MixtureRounds:
 
     def used(self) -> dict[str, int]:
         """Samples of each domain handed out since the start of training."""
-        return self._named(mixture.round_counts(self.state, self.batch, self.global_batch_size)[1].used)
+        return self._named(mixture.round_counts(self.state, self.batch, self.shape[1])[1].used)
 
     def start(self) -> None:
         """Begins the round that is due: the next one, or what is left of the current one."""
         if self.finished:
             self.state, self._next_weights, self.batch = self._after(), None, 0
+            self.shape = (self.round_batches, self.global_batch_size)
         elif self._started and not self._resumed:
             self.batch = 0
         self._started = True
@@ -112,7 +119,7 @@ class MixtureRounds:
 
     def end(self) -> mixture.MixtureState:
         """The state at the end of the current round, before any change of weights."""
-        return mixture.round_counts(self.state, self.round_batches, self.global_batch_size)[1]
+        return mixture.round_counts(self.state, *self.shape)[1]
 
     def _after(self) -> mixture.MixtureState:
         end = self.end()
@@ -123,16 +130,16 @@ class MixtureRounds:
 
         The keys are always the same; every value is a number, a string or a list of one entry per domain.
         """
-        state, next_weights = self.state, self._next_weights
+        state, next_weights, shape = self.state, self._next_weights, self.shape
         if batch == 0 and self.finished:
-            state, next_weights = self._after(), None
+            state, next_weights, shape = self._after(), None, (self.round_batches, self.global_batch_size)
         return {
             'version': STATE_VERSION,
             'domains': self.domains,
             'sizes': list(self.sizes.values()),
             **self._order,
-            'round_batches': self.round_batches,
-            'global_batch_size': self.global_batch_size,
+            'round_batches': shape[0],
+            'global_batch_size': shape[1],
             'round': state.round,
             'batch_in_round': batch,
             'used': list(state.used),
@@ -153,8 +160,9 @@ class MixtureRounds:
         if not isinstance(obj, Mapping) or obj.get('version') != STATE_VERSION or 'carry' not in obj:
             raise ValueError(f'The checkpoint holds no dynamic_text state of version {STATE_VERSION} but '
                              f'{_shorten(obj)}. Resume with the loader and version that wrote it, {afresh}.')
-        now = self.state_dict(0)
-        within_round = ['round_batches', 'global_batch_size'] if obj['batch_in_round'] else []
+        now = self.state_dict(0) | {'round_batches': self.round_batches, 'global_batch_size': self.global_batch_size}
+        shape = (obj['round_batches'], obj['global_batch_size'])
+        within_round = ['round_batches', 'global_batch_size'] if 0 < obj['batch_in_round'] < shape[0] else []
         for key in ['domains', 'sizes', *self._order, *within_round]:
             if obj[key] != now[key]:
                 place = f'in the middle of a round, {obj["batch_in_round"]} batches in, ' if key in within_round else ''
@@ -162,6 +170,7 @@ class MixtureRounds:
                                  f'{_shorten(now[key])}. Set it back to continue exactly, {afresh}.')
         self.state = mixture.MixtureState(obj['round'], tuple(obj['used']), tuple(obj['carry']), tuple(obj['weights']))
         self.first_batch = self.batch = obj['batch_in_round']
+        self.shape = shape if self.batch else (self.round_batches, self.global_batch_size)
         self._next_weights = tuple(obj['next_weights']) or None
         self._initial_weights = tuple(obj['initial_weights'])
         self._started, self._resumed = False, True

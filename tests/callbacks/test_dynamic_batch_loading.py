@@ -121,6 +121,48 @@ def test_an_update_that_comes_after_the_checkpoint_is_made_again(folder, whole, 
     check_resumed(whole, trainer, tmp_path / 'batches', 3)
 
 
+@pytest.mark.parametrize('checkpoint', ['ba3.pt', 'ep1-ba3.pt'])
+@pytest.mark.parametrize('interval', ['3ba', '1ep'])
+def test_rounds_of_another_shape_from_the_end_of_one(folder, whole, tmp_path, checkpoint, interval):
+    """From before and after the close of a round, and where the update comes before and after the checkpoint."""
+    save = str(tmp_path / 'save')
+    for filename, every in (('ba{batch}.pt', '1ba'), ('ep{epoch}-ba{batch}.pt', '1ep')):
+        if filename.startswith(checkpoint[:2]):
+            tiny_trainer(folder, '4ba', eval_interval=interval, save_folder=save, save_interval=every,
+                         save_filename=filename, save_num_checkpoints_to_keep=-1).fit()
+    trainer = tiny_trainer(folder, '8ba', batch_size=8, written=tmp_path / 'batches', eval_interval='1ep',
+                           load_path=f'{save}/{checkpoint}', dataset={'round_batches': 2})
+    trainer.fit()
+    weights = mixture.quantize(column(whole['metrics'], 'weight')[0])
+    state = mixture.with_weights(mixture.round_counts(mixture.initial_state([0.5, 0.3, 0.2]), 3, 4)[1], weights)
+    batches = read_down(tmp_path / 'batches')
+    assert {number: len(batch) for number, batch in batches.items()} == dict.fromkeys(range(3, 8), 8)
+    for number, counts in zip((3, 4), mixture.round_counts(state, 2, 8)[0], strict=True):
+        assert np.bincount([domain for domain, _ in batches[number]], minlength=3).tolist() == counts.tolist()
+    made_again = (checkpoint, interval) == ('ba3.pt', '1ep')
+    assert metrics_of(trainer)['mixture/round'] == ([0, 1, 2] if made_again else [1, 2])
+
+
+def test_rounds_that_end_between_evaluations_are_told_before_training(folder, whole, tmp_path):
+    resumed = {'eval_interval': '2ba', 'dataset': {'round_batches': 2}}
+    trainer = tiny_trainer(folder, written=tmp_path / 'batches', load_path=str(whole['checkpoints'] / 'ba3.pt'),
+                           **resumed)
+    with pytest.raises(ValueError, match='end at batches 5, 7, .* evaluation every 2ba .* Set eval_interval to 1ep'):
+        trainer.fit()
+    assert not (tmp_path / 'batches').exists()
+    trainer = tiny_trainer(folder, load_path=str(whole['checkpoints'] / 'ba6.pt'), **resumed)
+    trainer.fit()
+    assert metrics_of(trainer)['mixture/round'] == [2.0]
+
+
+def test_an_update_that_would_not_be_made_again_is_told_before_training(folder, tmp_path):
+    first = tiny_trainer(folder, '4ba', eval_interval='1ep', save_folder=str(tmp_path), save_interval='1ba',
+                         save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    first.fit()
+    with pytest.raises(ValueError, match='end of mixing round 0 before the evaluation .* Set eval_interval to 1ep'):
+        tiny_trainer(folder, load_path=str(tmp_path / 'ba3.pt')).fit()
+
+
 def test_training_on_in_the_same_process(folder, whole, tmp_path):
     trainer = tiny_trainer(folder, '4ba', written=tmp_path / 'batches')
     trainer.fit()

@@ -123,6 +123,24 @@ def test_between_rounds_their_length_and_the_batch_may_change():
     assert run(other, 5).used() == {'a': 12 + 10, 'b': 6 + 5, 'c': 6 + 5}
 
 
+@pytest.mark.parametrize('updated', [True, False])
+def test_a_round_that_is_saved_before_it_is_closed_keeps_its_shape_until_then(updated):
+    rounds = run(make(), 3)
+    if updated:
+        rounds.set_next_weights({'a': 0, 'b': 1, 'c': 1})
+    other = make(round_batches=2, global_batch_size=4)
+    other.load_state_dict(rounds.state_dict(3))
+    assert (other.shape, other.used()) == ((3, 8), {'a': 12, 'b': 6, 'c': 6})
+    assert other.state_dict(3) == rounds.state_dict(3)
+    other.start()
+    assert other.finished and other.end() == rounds.end()
+    other.set_next_weights({'a': 0, 'b': 1, 'c': 1})  # made again if it came after the checkpoint
+    closed = other.state_dict(0)
+    assert (closed['round'], closed['round_batches'], closed['global_batch_size']) == (1, 2, 4)
+    assert run(other, 2).used() == {'a': 12, 'b': 6 + 4, 'c': 6 + 4}
+    assert (other.shape, other.finished) == ((2, 4), True)
+
+
 @pytest.mark.parametrize('state', [None, {}, {'epoch': 1, 'sample_in_epoch': 3}, {'version': 2, 'carry': []}])
 def test_a_state_of_something_else_is_refused(state):
     with pytest.raises(ValueError, match='no dynamic_text state'):

@@ -82,7 +82,7 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
     """The evaluator's label for each domain: its name, or ``eval/`` and its name, as llm-foundry makes of ``label``.
 
     Raises:
-        ValueError: if a domain has no evaluator, or one that lacks the metric or runs at another interval.
+        ValueError: if a domain has no evaluator, or one that lacks the metric or does not run when rounds end.
     """
     by_label = {evaluator.label: evaluator for evaluator in state.evaluators}
     labels, length = {}, dataset.rounds.round_batches
@@ -102,7 +102,28 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
                                                                             (TimeUnit.EPOCH, 1)):
             raise ValueError(f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing '
                              f'round has {length} batches. Set eval_interval to {length}ba, or round_batches to suit.')
+        if interval is not None and interval.unit == TimeUnit.BATCH:
+            _check_clock(dataset.rounds, state, length)
     return labels
+
+
+def _check_clock(rounds: MixtureRounds, state: State, interval: int) -> None:
+    """Raises if a resumed run ends its rounds at other batches than the multiples of the interval, as long as a round.
+
+    Raises:
+        ValueError: with the interval that fits.
+    """
+    remedy = 'Set eval_interval to 1ep: an epoch is a round, and evaluation comes at its end.'
+    batch, done = int(state.timestamp.batch), int(state.timestamp.batch_in_epoch)
+    closing = done == rounds.shape[0]
+    if closing and rounds.next_weights is None:
+        raise ValueError(f'The checkpoint was saved at the end of mixing round {rounds.state.round} before the '
+                         f'evaluation that updates the mixture; at {interval}ba it would not be made again. {remedy}')
+    begin = batch if closing else batch - done
+    if begin % interval:
+        raise ValueError(f'Mixing rounds end at batches {begin + interval}, {begin + 2 * interval}, ... of this run, '
+                         f'as their length was changed, but evaluation every {interval}ba comes at multiples of '
+                         f'{interval}. {remedy}')
 
 
 def cap_evaluation(state: State, labels: Mapping[str, str], max_sequences: int | None) -> None:

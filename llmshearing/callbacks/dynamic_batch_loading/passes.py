@@ -50,7 +50,7 @@ def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:
     if samples is None:
         return
     check_samples({'all domains': 1.0}, {'all domains': sum(rounds.sizes.values())}, samples, limit)
-    if rounds.state.round == 0:
+    if not any(rounds.used().values()):
         first = min(samples, rounds.global_batch_size * rounds.round_batches)
         check_samples(rounds.initial_weights, rounds.sizes, first, limit)
     needed = check_samples(rounds.initial_weights, rounds.sizes, samples, limit if fixed else None)
