@@ -18,7 +18,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Run:
         tokens: [points] post-training tokens seen, increasing and positive.
         losses: [points] evaluation loss at these tokens, in nats.
         name: What to call the run in messages.
+        origin: The file that the curve is from, or where in a file it is written out; empty if it is from none.
     """
     params_before: float
     pruning_rate: float
@@ -69,6 +70,7 @@ class Run:
     tokens: np.ndarray
     losses: np.ndarray
     name: str
+    origin: str = ''
 
 
 def parse_count(text: str) -> float:
@@ -120,6 +122,26 @@ def positive_number(value: object, what: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f'{what} must be finite and positive, got {value}')
     return float(value)
+
+
+def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) -> None:
+    """Refuses what is given twice, since a fit would take it for independent and make its intervals too narrow.
+
+    Args:
+        keys: Equal where two are the same.
+        labels: What to call each in the message, such as file and name.
+        what: What they are: ``model`` or ``run``.
+
+    Raises:
+        ValueError: Names the first two that are the same.
+    """
+    seen: dict[Hashable, str] = {}
+    for key, label in zip(keys, labels):
+        if key in seen:
+            both = f'{label} is given twice' if seen[key] == label else f'{seen[key]} and {label} are the same {what}'
+            raise ValueError(f'{both}, which would count as two independent measurements and make the intervals too '
+                             f'narrow; give each {what} once')
+        seen[key] = label
 
 
 def _check_fields(row: object, known: set[str], required: Iterable[str], where: str) -> None:
@@ -215,9 +237,10 @@ def read_points(paths: Sequence[str | Path], domains: Sequence[str] | None = Non
     The REF.json that ``measure`` writes for one model also holds its point and is read in the same way.
 
     Raises:
-        ValueError: As :func:`points_from_models`, or a file that cannot be read.
+        ValueError: As :func:`points_from_models`, a file that cannot be read, or two models with the same parameters,
+            tokens and losses.
     """
-    models: list = []
+    models, files = [], []
     for path in map(Path, paths):
         if path.suffix.lower() == '.csv':
             if not path.is_file():
@@ -229,7 +252,12 @@ def read_points(paths: Sequence[str | Path], domains: Sequence[str] | None = Non
                 raise ValueError(f'{path}: expected {{"models": [{{"params": ..., "losses": {{...}}}}, ...]}}, '
                                  f'got the fields {sorted(content)}')
             models += content['models']
-    return points_from_models(models, ', '.join(map(str, paths)), domains)
+        files += [path] * (len(models) - len(files))
+    points = points_from_models(models, ', '.join(map(str, paths)), domains)
+    columns = [points.params, *([] if points.tokens is None else [points.tokens]), *points.losses.values()]
+    labels = [f'{file}: {name}' for file, name in zip(files, points.names)]
+    refuse_repeated(zip(*(column.tolist() for column in columns)), labels, 'model')
+    return points
 
 
 def read_curve_csv(path: str | Path) -> list[list[float]]:
@@ -262,9 +290,11 @@ def check_run(row: object, where: str, folder: Path = Path()) -> Run:
         ValueError: A missing, unknown, negative or non-numeric field, a pruning rate outside (0, 1), or a curve whose
             tokens do not increase.
     """
+    origin = where
     if isinstance(row, dict) and 'log' in row:
         from llmshearing.scaling.run_logs import row_of_log  # which builds on this file
-        row = row_of_log(row, where, folder)
+        log, row = row['log'], row_of_log(row, where, folder)
+        origin = str((folder / log).resolve())
     _check_fields(row, RUN_FIELDS, ('params_before', 'pruning_rate', 'source_loss', 'curve'), where)
     name = str(row.get('name', where.rsplit(': ', 1)[-1]))
     rate = positive_number(row['pruning_rate'], f'{where}: pruning_rate')
@@ -273,7 +303,7 @@ def check_run(row: object, where: str, folder: Path = Path()) -> Run:
                          + (f', did you mean {rate / 100:g}?' if 1 < rate < 100 else ''))
     curve = row['curve']
     if isinstance(curve, str):
-        curve = read_curve_csv(folder / curve)
+        origin, curve = str((folder / curve).resolve()), read_curve_csv(folder / curve)
     if not isinstance(curve, list) or not curve or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in curve):
         raise ValueError(f'{where}: curve must be a non-empty list of [tokens, loss] pairs or the path of a CSV with '
                          f'these columns')
@@ -285,7 +315,7 @@ def check_run(row: object, where: str, folder: Path = Path()) -> Run:
         raise ValueError(f'{where}: tokens must increase along the curve, but point {i + 2} has {tokens[i + 1]:g} '
                          f'after {tokens[i]:g}: sort the points, and give one curve per run')
     return Run(positive_number(row['params_before'], f'{where}: params_before'), rate,
-               positive_number(row['source_loss'], f'{where}: source_loss'), tokens, losses, name)
+               positive_number(row['source_loss'], f'{where}: source_loss'), tokens, losses, name, origin)
 
 
 def read_runs(path: str | Path) -> list[Run]:

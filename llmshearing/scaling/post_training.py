@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmshearing.scaling.inputs import Run
+from llmshearing.scaling.inputs import Run, refuse_repeated
 from llmshearing.scaling.intervals import extrapolation_factor
 from llmshearing.scaling.separable import fit_separable
 
@@ -98,8 +98,13 @@ def check_runs(runs: Sequence[Run]) -> list[str]:
         list[str]: Notes: what the runs cannot say, and small rises of the loss that are taken for noise.
 
     Raises:
-        ValueError: Too few points or token counts, or a loss that rises along a curve beyond :data:`NOISE_TOLERANCE`.
+        ValueError: A run that is given twice, too few points or token counts, or a loss that rises along a curve beyond
+            :data:`NOISE_TOLERANCE`.
     """
+    labels = [run.origin or run.name for run in runs]
+    refuse_repeated([run.origin or i for i, run in enumerate(runs)], labels, 'run')
+    curves = [(run.params_before, run.pruning_rate, *run.tokens.tolist(), *run.losses.tolist()) for run in runs]
+    refuse_repeated(curves, labels, 'run')
     notes = []
     for run in runs:
         lowest = np.minimum.accumulate(run.losses)

@@ -177,7 +177,8 @@ def curve(*losses, tokens=None):
     ([curve(2.4, 2.41, 2.42, 2.43)], 'run 7: the loss rises with the tokens'),
     ([curve(2.4, 2.46)], 'run 7: the loss rises with the tokens'),
     ([curve(2.6, 2.5)], 'too few points: got 2 with 2 different token counts, need at least 3'),
-    ([curve(2.6, 2.5, tokens=[1e8, 2e8]), curve(2.6, 2.5, tokens=[1e8, 2e8])], 'got 4 with 2 different token counts'),
+    ([curve(2.6, 2.5, tokens=[1e8, 2e8]), curve(2.6, 2.49, tokens=[1e8, 2e8])], 'got 4 with 2 different token counts'),
+    ([curve(2.6, 2.4, 2.3), curve(2.6, 2.4, 2.3)], 'run 7 is given twice, which would count as two independent'),
 ])
 def test_runs_that_cannot_be_fitted(runs, message):
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_small_runs_predict_a_large_one(tmp_path, folders, capsys):
             (one.params_before, one.pruning_rate, one.source_loss)
             == (two.params_before, two.pruning_rate, two.source_loss)
         )
+
+
+def test_a_run_counts_once(tmp_path, folders, capsys):
+    """By its folder and by its log, as a copy, and in a list that names the log twice with other numbers."""
+    def error_of(*sources):
+        assert main(['budget', 'fit', *sources, '--output', str(tmp_path / 'law.json')]) == 1
+        return capsys.readouterr().err
+
+    log = f'{folders[1]}/continue_metrics.jsonl'
+    assert f'{log} is given twice' in error_of(*folders, log)
+    copy = shutil.copytree(folders[2], tmp_path / 'copy')
+    words = f'{folders[2]}/continue_metrics.jsonl and {copy}/continue_metrics.jsonl are the same run'
+    assert words in error_of(*folders, str(copy))
+    rows = [{'log': 'run0/continue_metrics.jsonl'}, {'log': 'run0/../run0/continue_metrics.jsonl', 'pruning_rate': 0.4}]
+    (tmp_path / 'runs.json').write_text(json.dumps({'runs': rows}))
+    assert 'run0/continue_metrics.jsonl is given twice' in error_of(str(tmp_path / 'runs.json'))
 
 
 def test_the_curve(tmp_path):

@@ -47,6 +47,29 @@ def test_csv_and_json_give_the_same_points_and_files_are_joined(tmp_path):
     assert kept.names == ['small', 'big'] and kept.losses['wiki'].tolist() == [2.8, 2.0]
 
 
+def test_a_model_counts_once(tmp_path):
+    """Given in two files, or written down twice; a second measurement of a size is another point."""
+    (tmp_path / 'a.json').write_text(json.dumps({'models': MODELS}))
+    (tmp_path / 'b.csv').write_text('name,params,cc,wiki\nother,70000000,3.1,2.9\nmid,400000000,2.5,2.2\n')
+    with pytest.raises(ValueError, match=r'a.json: model 2 and .*b.csv: mid are the same model'):
+        read_points([tmp_path / 'a.json', tmp_path / 'b.csv'])
+    with pytest.raises(ValueError, match=r'a.json: model 1 and .*a.json: model 4 are the same model.*give each model once'):
+        read_points([tmp_path / 'a.json', tmp_path / 'a.json'])
+    (tmp_path / 'b.csv').write_text('name,params,cc,wiki\nother,70000000,3.0,2.9\n')
+    assert len(read_points([tmp_path / 'a.json', tmp_path / 'b.csv']).params) == 4
+
+
+@pytest.mark.parametrize('tokens', [None, 2e10])
+def test_models_of_one_size_differ_by_their_tokens(tmp_path, tokens):
+    models = [{**model, 'tokens': 1e10} for model in (MODELS[0], MODELS[1])] + [{**MODELS[0], 'tokens': tokens or 1e10}]
+    (tmp_path / 'a.json').write_text(json.dumps({'models': models}))
+    if tokens:
+        assert read_points([tmp_path / 'a.json']).tokens.tolist() == [1e10, 1e10, 2e10]
+    else:
+        with pytest.raises(ValueError, match='model 1 and .*model 3 are the same model'):
+            read_points([tmp_path / 'a.json'])
+
+
 def changed(index, **fields):
     models = [dict(model) for model in MODELS]
     models[index] |= fields
