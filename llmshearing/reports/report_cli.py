@@ -48,25 +48,30 @@ def chapter_of(runs: Sequence[Run], law: Path | None) -> Chapter:
 
 
 def matched(first: Sequence[Path], second: Sequence[Path]) -> list[list[Path]]:
-    """Logs to draw together: of the same name, or simply the two where each side has one.
+    """Logs to draw together: of the same name, or simply the two where each side has one; the others alone, those of
+    the second side last.
 
     Raises:
         ValueError: Nothing matches.
     """
     if len(first) == len(second) == 1:
         return [[first[0], second[0]]]
-    others = {path.name: path for path in second}
-    if not any(path.name in others for path in first):
+    others, names = {path.name: path for path in second}, {path.name for path in first}
+    if names.isdisjoint(others):
         raise ValueError(
             f'nothing to compare: the runs have {[path.name for path in first]} and {list(others)}; give two metrics '
             'files'
         )
-    return [[path, others[path.name]] if path.name in others else [path] for path in first]
+    together = [[path, others[path.name]] if path.name in others else [path] for path in first]
+    return together + [[path] for path in second if path.name not in names]
 
 
-def read_together(paths: Sequence[Path]) -> list[Run]:
-    """Reads one run, or two whose names are told apart by their folders, and if need be by a number."""
+def read_together(paths: Sequence[Path], compared: bool) -> list[Run]:
+    """Reads one run, or two whose names are told apart by their folders, and if need be by a number; where runs are
+    compared, one that stands alone says which folder it is of."""
     runs = [read_run(path) for path in paths]
+    if compared and len(runs) == 1:
+        runs = [replace(runs[0], name=f'{runs[0].name} ({runs[0].path.resolve().parent.name})')]
     if len(runs) == 2 and runs[0].name == runs[1].name:
         folders = [run.path.resolve().parent.name for run in runs]
         ends = folders if folders[0] != folders[1] else ['1', '2']
@@ -93,12 +98,15 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
         raise ValueError(f'--law {law}: no such file; expected what `llmshearing budget fit` writes')
     logs = find_logs(run)
     groups = [[path] for path in logs] if compare is None else matched(logs, find_logs(compare))
-    chapters = [chapter_of(read_together(group), law) for group in groups]
+    chapters = [chapter_of(read_together(group, compare is not None), law) for group in groups]
     measured = measured_section(read_measurements(run)) if run.is_dir() else None
     if measured is not None:
         chapters.append(Chapter('models', 'models', [measured]))
     names = [where.resolve().name.removesuffix('_metrics.jsonl') for where in (run, compare) if where is not None]
     lead = f'From {", ".join(path.name for group in groups for path in group)}, written by llmshearing report.'
+    alone = [str(group[0]) for group in groups if compare is not None and len(group) == 1]
+    if alone:
+        lead += f' Without a counterpart in the other run, so in chapters of their own: {", ".join(alone)}.'
     return write_page(out or default_folder(run), f'Run report: {" and ".join(names)}', lead, chapters)
 
 

@@ -233,6 +233,21 @@ def test_two_runs_in_the_same_panels(tmp_path, folder, capsys):
     assert 'nothing to compare' in capsys.readouterr().err
 
 
+def test_what_only_one_of_two_runs_has_is_shown_too(tmp_path):
+    for name, stages in (('one', ('prune', 'continue')), ('two', ('continue', 'distilled'))):
+        for stage in stages:
+            write_log(tmp_path / name / f'{stage}_metrics.jsonl', stage == 'prune', batches=12)
+    assert main(['report', str(tmp_path / 'one'), '--compare', str(tmp_path / 'two')]) == 0
+    page = Page((tmp_path / 'one' / 'run_report' / 'report.html').read_text())
+    chapters = [text for tag, text in page.headings if tag == 'h2']
+    assert sorted(chapters[:2]) == ['continue (one) and continue (two)', 'prune (one)']
+    assert chapters[2:] == ['distilled (two)'] and 'distilled_loss' in page.pictures
+    alone = page.words.split('chapters of their own: ')[1].split('.\n')[0]
+    assert set(alone.split(', ')) == {
+        str(tmp_path / 'one' / 'prune_metrics.jsonl'), str(tmp_path / 'two' / 'distilled_metrics.jsonl')
+    }
+
+
 def test_little_is_enough_and_what_is_missing_is_said(tmp_path):
     log = tmp_path / 'm.jsonl'
     log.write_text('{"batch": 0, "loss/train/total": 3.5}\n{"batch": 1, "loss/train/total": NaN}\n')
