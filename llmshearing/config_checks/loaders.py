@@ -40,10 +40,12 @@ def check_dataset(where: str, loader: str, dataset: Mapping[str, Any]) -> None:
 def _check_dynamic_text(where: str, dataset: Mapping[str, Any]) -> None:
     from llmfoundry.data.text_data import StreamingTextDataset
 
+    from llmshearing.data.domain_streams import check_domain_settings
     from llmshearing.data.dynamic_dataset import DynamicTextDataset
     from llmshearing.data.dynamic_text import dataset_keys
     refuse_unknown(where, dataset, [*dataset_keys(), 'shuffle'])
     check_keys(where, dataset, DynamicTextDataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    check_domain_settings(f'{where}.domains', dataset['domains'])
 
 
 def _check_text(where: str, dataset: Mapping[str, Any]) -> None:

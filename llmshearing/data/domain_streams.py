@@ -8,6 +8,7 @@ domains that do not exist, sequences of another length, token ids that the token
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,10 @@ from streaming.base.hashing import get_hash
 from streaming.base.world import World
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.config_checks.keys import check_keys
 from llmshearing.safe_paths import check_mds_index, plain_name
+
+log = logging.getLogger(__name__)
 
 DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
 
@@ -37,6 +41,23 @@ class DomainStream(Stream):
             for info in (part for pair in shard.file_pairs for part in pair if part is not None):
                 plain_name(os.path.join(self.local, self.split, get_index_basename()), info.basename)
         return shards
+
+
+def check_domain_settings(where: str, domains: Any) -> None:
+    """Refuses settings of a domain that its ``Stream`` does not take, or not of that kind.
+
+    Streaming's own ways of mixing (``proportion``, ``repeat``, ``choose``) are not for domains: ``proportions`` is.
+
+    Args:
+        where: place of ``domains`` in the configuration, for the message.
+        domains: see :func:`build_domain_streams`.
+
+    Raises:
+        ValueError: naming the key, and the nearest one that is known.
+    """
+    for name, own in domains.items() if isinstance(domains, Mapping) else ():
+        if own is not None:
+            check_keys(f'{where}.{name}', own, Stream, given=('proportion', 'repeat', 'choose'))
 
 
 def build_domain_streams(
@@ -55,13 +76,15 @@ def build_domain_streams(
         split: sub-folder of every domain's folder to read, if any.
 
     Raises:
-        ValueError: if no domain is given, a name is given twice, or a domain's folder or index is missing or empty.
+        ValueError: if no domain is given, a name is given twice, a setting is unknown, or a domain's folder or index is
+            missing or empty.
     """
     names = list(domains)
     if isinstance(domains, str) or not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f'`domains` must be a list of names or a mapping from name to settings, but got {domains!r}.')
     if len(set(names)) != len(names):
         raise ValueError(f'Each domain must be named once, but got {names}.')
+    check_domain_settings('domains', domains)
     streams, problems = {}, []
     for name in names:
         own = dict(domains[name] or {}) if isinstance(domains, Mapping) else {}
@@ -149,9 +172,17 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
         return source
     if not Path(source).is_file():
         raise FileNotFoundError(f'`proportions` names the file {source!r}, which does not exist.')
-    content = json.loads(Path(source).read_text(encoding='utf-8'))
+    try:
+        content = json.loads(Path(source).read_text(encoding='utf-8'))
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ValueError(f'`proportions` names the file {source!r}, which is not valid JSON ({error}); expected '
+                         '{"proportions": {domain: weight}}, as `weights_file` writes.') from error
     if not isinstance(content, dict) or not isinstance(content.get('proportions'), dict):
         raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')
+    odd = {name: weight for name, weight in content['proportions'].items()
+           if isinstance(weight, bool) or not isinstance(weight, (int, float))}
+    if odd:
+        raise ValueError(f'The "proportions" in {source} must be numbers, but got {odd}.')
     return content['proportions']
 
 
@@ -226,18 +257,35 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
 def check_manifest(local: str | None, vocab_size: int) -> None:
     """Checks the tokenizer of data that ``llmshearing prepare`` made, if its manifest is in ``local`` or above it.
 
+    A ``manifest.json`` of another program says nothing of the data: it is passed over with a warning.
+
     Raises:
         ValueError: if the data has a larger vocabulary than the tokenizer.
     """
     for folder in (Path(local), Path(local).absolute().parent) if local else ():
         path = folder / 'manifest.json'
-        if path.is_file():
-            made_with = json.loads(path.read_text(encoding='utf-8')).get('tokenizer', {})
-            if made_with.get('vocab_size', 0) > vocab_size:
-                raise ValueError(f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
-                                 f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
-                                 f'tokenizer, or prepare the data again.')
-            return
+        made_with = _tokenizer_of(path) if path.is_file() else None
+        if made_with is None:
+            continue
+        if made_with['vocab_size'] > vocab_size:
+            raise ValueError(f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
+                             f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
+                             f'tokenizer, or prepare the data again.')
+        return
+
+
+def _tokenizer_of(path: Path) -> dict[str, Any] | None:
+    """What a manifest says of the tokenizer; ``None`` for a file of that name that `prepare` did not write."""
+    try:
+        manifest = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:  # bad JSON, or not UTF-8
+        manifest = None
+    made_with = manifest.get('tokenizer') if isinstance(manifest, dict) else None
+    if isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
+        return made_with
+    log.warning('%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
+                'data with the one here.', path)
+    return None
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

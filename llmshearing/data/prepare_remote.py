@@ -30,7 +30,7 @@ def check_remote(remote: str) -> None:
         try:
             CloudUploader.get((empty, remote), keep_local=True)
         except Exception as error:  # each store's library has its own kinds
-            raise ValueError(f'{remote} cannot be written to ({error}); correct out, or the credentials for it') from error
+            raise ValueError(f'{remote} cannot be written to ({error}); correct out, or its credentials') from error
 
 
 def upload(folder: Path, remote: str) -> None:
@@ -71,8 +71,8 @@ def read_remote(remote: str, name: str) -> str | None:
             trouble = error
         if copy.exists() and trouble is None:
             return copy.read_text(encoding='utf-8', errors='replace')
-    raise ValueError(f'cannot tell whether there is a {address} ({trouble or "nothing was downloaded"}), and nothing is '
-                     'overwritten unseen; correct out, or allow its credentials to read and list there') from trouble
+    raise ValueError(f'cannot tell whether there is a {address} ({trouble or "nothing was downloaded"}), and nothing '
+                     'is overwritten unseen; correct out, or allow its credentials to read and list') from trouble
 
 
 def _says_missing(error: Exception) -> bool:
