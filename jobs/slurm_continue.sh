@@ -13,6 +13,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=96:00:00
 #SBATCH --requeue
+#SBATCH --signal=TERM@300
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -36,7 +37,8 @@ export FSDP_VERSION=2 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_TH
 
 # The node's number is known in the task only, hence the inner shell. If one node fails, all end, and --requeue can start again.
 # shellcheck disable=SC2016
-exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --label bash -c '
-    exec composer -n "$GPUS_PER_NODE" --world_size "$WORLD" --node_rank "$SLURM_NODEID" \
+exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-64}" \
+    --kill-on-bad-exit=1 --label bash -c '
+    exec jobs/composer_step.sh -n "$GPUS_PER_NODE" --world_size "$WORLD" --node_rank "$SLURM_NODEID" \
         --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" llmshearing/train.py "$@"
-' composer "$@"
+' composer_step "$@"

@@ -12,6 +12,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=TERM@300
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -26,4 +27,6 @@ if [[ -n ${VENV:-} ]]; then
 fi
 export FSDP_VERSION=2 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 
-exec composer -n "${SLURM_GPUS_ON_NODE:-8}" llmshearing/train.py "$@"
+# As a step: only steps are told before the time is up (--signal) or the node is taken away.
+exec srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-64}" --kill-on-bad-exit=1 \
+    jobs/composer_step.sh -n "${SLURM_GPUS_ON_NODE:-8}" llmshearing/train.py "$@"

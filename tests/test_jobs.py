@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[1]
 JOBS = ROOT / 'jobs'
 SCRIPTS = sorted(path.name for path in JOBS.glob('*.sh'))
+JOB_SCRIPTS = [name for name in SCRIPTS if name.startswith('slurm_')]
 MCLI = sorted(path.name for path in JOBS.glob('mcli_*.yaml'))
 PRUNE, CONTINUE = 'yamls/prune/llama2_7b_to_1.3b.yaml', 'yamls/continue/llama2_1.3b.yaml'
 
@@ -66,9 +69,12 @@ def test_scripts_are_sound(name):
 
 
 def test_one_node(slurm):
-    code, calls, _ = slurm('slurm_train.sh', PRUNE, 'max_duration=10ba', 'run_name=a b', SLURM_GPUS_ON_NODE='4')
-    assert code == 0
-    assert calls == [
+    job = {'SLURM_GPUS_ON_NODE': '4', 'SLURM_JOB_NUM_NODES': '1', 'SLURM_CPUS_PER_TASK': '32'}
+    code, calls, error = slurm('slurm_train.sh', PRUNE, 'max_duration=10ba', 'run_name=a b', **job)
+    assert code == 0, error
+    assert calls[0][2:7] == ['--nodes=1', '--ntasks=1', '--cpus-per-task=32', '--kill-on-bad-exit=1',
+                             'jobs/composer_step.sh']
+    assert calls[1:] == [
         ['composer', 'FSDP_VERSION=2', '-n', '4', 'llmshearing/train.py', PRUNE, 'max_duration=10ba', 'run_name=a b'],
     ]
 
@@ -84,10 +90,45 @@ def test_two_nodes(slurm):
     assert code == 0, error
     by_name = {name: [call[2:] for call in calls if call[0] == name] for name in ('scontrol', 'srun', 'composer')}
     assert by_name['scontrol'] == [['show', 'hostnames', 'gpu[07-08]']]
-    assert by_name['srun'][0][:4] == ['--nodes=2', '--ntasks-per-node=1', '--kill-on-bad-exit=1', '--label']
+    assert by_name['srun'][0][:5] == ['--nodes=2', '--ntasks-per-node=1', '--cpus-per-task=64', '--kill-on-bad-exit=1',
+                                      '--label']
     expected = '-n 8 --world_size 16 --node_rank {} --master_addr gpu07 --master_port 29856 llmshearing/train.py'
     assert by_name['composer'] == [[*expected.format(rank).split(), CONTINUE, 'run_name=a b'] for rank in (0, 1)]
     assert all(call[1] == 'FSDP_VERSION=2' for call in calls if call[0] != 'scontrol')
+
+
+RANK = '''
+import os, pathlib, signal, sys, time
+rank = os.environ['RANK']
+def told(number, frame):
+    time.sleep(0.5)  # a batch and a save
+    pathlib.Path('told' + rank).touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, told)
+pathlib.Path('up' + rank).touch()
+time.sleep(60)
+'''
+
+
+def test_a_signal_to_the_task_reaches_the_ranks(tmp_path):
+    """With Composer's own launcher; Slurm signals the first process of a task and no other."""
+    (tmp_path / 'rank.py').write_text(RANK)
+    path = f'{os.path.dirname(sys.executable)}:/usr/bin:/bin'
+    step = subprocess.Popen([str(JOBS / 'composer_step.sh'), '-n', '2', 'rank.py'], cwd=tmp_path,
+                            env={**os.environ, 'PATH': path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while len(list(tmp_path.glob('up*'))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    step.send_signal(signal.SIGTERM)
+    assert step.wait(60) == 143
+    assert {path.name for path in tmp_path.glob('told*')} == {'told0', 'told1'}
+
+
+@pytest.mark.parametrize('name', ['slurm_train.sh', 'slurm_continue.sh'])
+def test_training_is_told_before_its_time_is_up(name):
+    """Steps are, the batch script would need B:."""
+    text = (JOBS / name).read_text()
+    assert re.search(r'^#SBATCH --signal=TERM@\d+$', text, re.MULTILINE) and '\nexec srun ' in text
 
 
 def test_two_nodes_do_not_start_when_the_node_list_cannot_be_read(slurm):
@@ -103,7 +144,7 @@ def test_preparation(slurm):
     ]
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('name', JOB_SCRIPTS)
 @pytest.mark.parametrize('arguments', [[], ['no/such.yaml']])
 def test_wrong_use_starts_nothing(slurm, name, arguments):
     code, calls, error = slurm(name, *arguments)
