@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+from llmshearing.models.shapes import TARGET_KEYS
+from llmshearing.scaling.inputs import read_json
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -76,6 +79,8 @@ def parse_target(items: list[str]) -> dict[str, Any]:
         place = target
         if key.startswith('fraction.'):
             place, key = target.setdefault('fraction', {}), key.removeprefix('fraction.')
+            if not isinstance(place, dict):
+                raise ValueError(f'--target: fraction={place} names no size; keep only those such as {item}')
         if key in place:
             raise ValueError(f'--target: {key} is given twice; keep one of them')
         place[key] = _value(text)
@@ -105,10 +110,31 @@ def read_source(source: str) -> PretrainedConfig:
             f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
             'fetched here',
         )
+    content = read_json(path)
+    if not isinstance(content.get('model_type'), str):
+        raise ValueError(f'{path} is no Hugging Face config: its model_type is {content.get("model_type")!r}')
+    for key in ('vocab_size', 'max_position_embeddings', *TARGET_KEYS):
+        value = content.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f'{path}: {key} must be a whole number of 1 or more, got {value!r}')
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no Hugging Face config: {error}') from error
+
+
+def _section(parent: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+    """A mapping in a run's YAML; empty where it is left out.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    value = parent.get(key.rpartition('.')[2])
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f'--config: {path}: {key} must be a mapping of keys to values, got {value!r}')
+    return value
 
 
 def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
@@ -123,21 +149,27 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
         raise ValueError(f'--config: {path}: no such file')
     try:
         run = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OSError, OmegaConfBaseException) as error:  # OSError: neither a mapping nor a list
         raise ValueError(f'--config: {path}: {error}') from error
-    pruning = ((run.get('algorithms') or {}).get('targeted_pruning') or {}) if isinstance(run, dict) else {}
-    if 'target' not in pruning:
+    if not isinstance(run, dict):
+        raise ValueError(f'--config: {path} must be a mapping of keys to values, got {type(run).__name__}')
+    pruning = _section(_section(run, 'algorithms', path), 'algorithms.targeted_pruning', path)
+    target = _section(pruning, 'algorithms.targeted_pruning.target', path)
+    if not target:
         raise ValueError(f'--config: {path} has no algorithms.targeted_pruning.target; name a run of the pruning stage')
-    fsdp = run.get('fsdp_config')
+    fsdp = _section(run, 'fsdp_config', path)
     micro_batch = run.get('device_train_microbatch_size')
     settings = {
         'sharding': 'fsdp2' if fsdp else 'ddp',
-        'activation_checkpointing': bool((fsdp or {}).get('activation_checkpointing', False)),
+        'activation_checkpointing': bool(fsdp.get('activation_checkpointing', False)),
         'micro_batch': micro_batch if isinstance(micro_batch, int) else None,  # 'auto' is found by the run itself
         'seq_len': run.get('max_seq_len'),
         'precision': run.get('precision'),
     }
-    return (run.get('model') or {}).get('pretrained_model_name_or_path'), pruning['target'], settings
+    source = _section(run, 'model', path).get('pretrained_model_name_or_path')
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f'--config: {path}: model.pretrained_model_name_or_path must be a path, got {source!r}')
+    return source, target, settings
 
 
 def main(argv: list[str] | None = None) -> int:

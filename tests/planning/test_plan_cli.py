@@ -112,6 +112,24 @@ def test_a_run_names_source_target_and_settings(source, capsys, tmp_path):
         main(['--config', str(path)])
 
 
+@pytest.mark.parametrize('content, message', [
+    ('algorithms: {targeted_pruning: {target: 3}}', r'algorithms.targeted_pruning.target must be a mapping .*, got 3'),
+    ('algorithms: [targeted_pruning]', r"algorithms must be a mapping of keys to values, got \['targeted_pruning'\]"),
+    ('algorithms: {targeted_pruning: on}', 'algorithms.targeted_pruning must be a mapping .*, got True'),
+    ('algorithms: {targeted_pruning: {target: {}}}', 'has no algorithms.targeted_pruning.target'),
+    ('[1, 2]', 'must be a mapping of keys to values, got list'),
+    ('3', ': Invalid loaded object type: int'),
+    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: a', "model must be a mapping .*, got 'a'"),
+    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: full', 'fsdp_config must be a mapping'),
+    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: {pretrained_model_name_or_path: 7}',
+     'model.pretrained_model_name_or_path must be a path, got 7'),
+])
+def test_runs_that_are_none(tmp_path, content, message):
+    (tmp_path / 'run.yaml').write_text(content)
+    with pytest.raises(ValueError, match=f'--config: .*run.yaml.*{message}'):
+        main(['--config', str(tmp_path / 'run.yaml')])
+
+
 def test_keys_and_values_become_a_target():
     fractions = ['fraction.num_hidden_layers=0.5', 'fraction.hidden_size=1']
     items = ['hidden_size=2048', 'params=1.3e9', 'size=2.5GB', *fractions]
@@ -123,6 +141,8 @@ def test_keys_and_values_become_a_target():
 @pytest.mark.parametrize('argv, message', [
     (['--target', 'hidden_size'], "not KEY=VALUE: 'hidden_size'"),
     (['--target', 'hidden_size=1', 'hidden_size=2'], 'hidden_size is given twice'),
+    (['--target', 'fraction=1', 'fraction.hidden_size=0.5'], 'fraction=1 names no size; keep only .*hidden_size=0.5'),
+    (['--target', 'fraction.hidden_size=0.5', 'fraction=1'], 'fraction is given twice'),
     (['--target', 'params=1e9', '--params', '2e9'], 'params is given twice'),
     (['--config', 'run.yaml', '--params', '1e9'], 'leave out the other options of the target'),
     (['--config', 'no_such.yaml'], 'no_such.yaml: no such file'),
@@ -142,7 +162,16 @@ def test_sources_that_are_none(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith('llmshearing plan: ') and 'download the config first' in error and error.count('\n') == 1
     mixtral = '{"model_type": "mixtral"}'
-    for content, message in (('{', 'is no Hugging Face config'), (mixtral, "'mixtral'.*not supported")):
+    for content, message in (
+        ('{', 'config.json: not JSON'),
+        (mixtral, "'mixtral'.*not supported"),
+        ('[1, 2]', 'config.json: expected a JSON object, got a list'),
+        (json.dumps({**LLAMA2_7B, 'hidden_size': 'x'}), "config.json: hidden_size must be a whole .*, got 'x'"),
+        (json.dumps({**LLAMA2_7B, 'num_attention_heads': 0}), 'num_attention_heads must be a whole .*, got 0'),
+        (json.dumps({**LLAMA2_7B, 'max_position_embeddings': '4k'}), "max_position_embeddings must be .*, got '4k'"),
+        (json.dumps({**LLAMA2_7B, 'rope_scaling': 'linear'}), 'config.json is no Hugging Face config'),
+        ('{}', 'config.json is no Hugging Face config: its model_type is None'),
+    ):
         (tmp_path / 'config.json').write_text(content)
         with pytest.raises(ValueError, match=message):
             main([str(tmp_path)])
