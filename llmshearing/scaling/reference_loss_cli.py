@@ -20,7 +20,10 @@ def _whole(text: str) -> int:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(',') if name.strip()]
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f'expected names of domains such as web,code, got {text!r}')
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:

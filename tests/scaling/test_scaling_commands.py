@@ -177,6 +177,8 @@ def test_errors_are_one_line_and_exit_code_one(law, capsys, arguments, message):
 @pytest.mark.parametrize('arguments, message', [
     (['reference-losses', 'fit', 'points.json', '--params', '7X', '--output', 'r.json'], "not a count: '7X'"),
     (['reference-losses', 'measure', 'a', '--data', 'd', '--batch-size', '1.5', '--output', 'r'], 'a whole number'),
+    (['reference-losses', 'fit', 'points.json', '--params', '7B', '--domains', ',', '--output', 'r.json'],
+     "argument --domains: expected names of domains such as web,code, got ','"),
     (['budget', 'predict', 'law.json', *CASE[2:], '--tokens', '1e9'], 'required: --params-before'),
     (['budget'], 'required: command'),
 ])
