@@ -2,6 +2,10 @@
 
 Each command lives beside the code it drives and has a ``main(argv)`` with its own argument parser; it is imported only
 when it is called, so that ``llmshearing --help`` and the small commands start without importing torch.
+
+What a user can mend is one line on stderr: a wrong value, a file that cannot be read or written, a remote store that
+cannot be reached. The clients of the stores have exceptions of their own, and any of them may not be installed; one that
+raised is imported, so the loaded modules are asked for them. Everything else is a fault of ours and keeps its traceback.
 """
 from __future__ import annotations
 
@@ -25,6 +29,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'budget': ('llmshearing.scaling.budget_cli', 'predict loss after pruning from a token budget (P2 law)'),
 }
 
+# Of the remote stores that Composer reads: module and base class of what their clients raise.
+STORE_ERRORS = (
+    ('botocore.exceptions', 'BotoCoreError'),
+    ('botocore.exceptions', 'ClientError'),
+    ('boto3.exceptions', 'Boto3Error'),
+    ('google.auth.exceptions', 'GoogleAuthError'),
+    ('google.api_core.exceptions', 'GoogleAPIError'),
+    ('oci.exceptions', 'ClientError'),
+    ('oci.exceptions', 'ServiceError'),
+    ('azure.core.exceptions', 'AzureError'),
+    ('paramiko.ssh_exception', 'SSHException'),
+    ('composer.utils.object_store.object_store', 'ObjectStoreTransientError'),
+    ('composer.utils.import_helpers', 'MissingConditionalImportError'),
+)
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """The classes of :data:`STORE_ERRORS` whose modules are loaded."""
+    return tuple(getattr(sys.modules[module], name) for module, name in STORE_ERRORS if module in sys.modules)
+
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
@@ -44,9 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[argv[0]][0])
     try:
         return module.main(argv[1:]) or 0
-    except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
-        sys.stderr.write(f'llmshearing {argv[0]}: {error}\n')
-        return 1
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        problem = str(error) or type(error).__name__
+    except store_errors() as error:  # the clients do not say which address it was
+        addresses = [argument for argument in argv[1:] if '://' in argument]
+        problem = ': '.join([*addresses, str(error) or type(error).__name__])
+    sys.stderr.write(f'llmshearing {argv[0]}: {problem}\n')
+    return 1
 
 
 if __name__ == '__main__':
