@@ -4,8 +4,9 @@ Each command lives beside the code it drives and has a ``main(argv)`` with its o
 when it is called, so that ``llmshearing --help`` and the small commands start without importing torch.
 
 What a user can mend is one line on stderr: a wrong value, a file that cannot be read or written, a remote store that
-cannot be reached. The clients of the stores have exceptions of their own, and any of them may not be installed; one that
-raised is imported, so the loaded modules are asked for them. Everything else is a fault of ours and keeps its traceback.
+cannot be reached. The clients of the stores have exceptions of their own, and any of them may not be installed; one
+that raised is imported, so the loaded modules are asked for them. Everything else is a fault of ours and keeps its
+traceback.
 """
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 The decision here: a report needs nothing but a metrics file. Everything else (what the ``run_report`` callback notes
 beside it, an exported folder's ``pruning.json``, reference losses, the demo's measurements) is looked for near it and
 adds to the page; what is not found is named on the page together with what would provide it. A run that was killed
-may leave half a line in its metrics, so lines that cannot be read are counted, not fatal; and notes from before a resume
-or a fresh start are not taken for the state of the run that goes on.
+may leave half a line in its metrics, so lines that cannot be read are counted, not fatal; and notes from before a
+resume or a fresh start are not taken for the state of the run that goes on.
 """
 from __future__ import annotations
 

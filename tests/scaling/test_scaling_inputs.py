@@ -53,7 +53,7 @@ def test_a_model_counts_once(tmp_path):
     (tmp_path / 'b.csv').write_text('name,params,cc,wiki\nother,70000000,3.1,2.9\nmid,400000000,2.5,2.2\n')
     with pytest.raises(ValueError, match=r'a.json: model 2 and .*b.csv: mid are the same model'):
         read_points([tmp_path / 'a.json', tmp_path / 'b.csv'])
-    with pytest.raises(ValueError, match=r'a.json: model 1 and .*a.json: model 4 are the same model.*give each model once'):
+    with pytest.raises(ValueError, match=r'a.json: model 1 and .*a.json: model 4 are the same.*give each model once'):
         read_points([tmp_path / 'a.json', tmp_path / 'a.json'])
     (tmp_path / 'b.csv').write_text('name,params,cc,wiki\nother,70000000,3.0,2.9\n')
     assert len(read_points([tmp_path / 'a.json', tmp_path / 'b.csv']).params) == 4
@@ -61,7 +61,7 @@ def test_a_model_counts_once(tmp_path):
 
 @pytest.mark.parametrize('tokens', [None, 2e10])
 def test_models_of_one_size_differ_by_their_tokens(tmp_path, tokens):
-    models = [{**model, 'tokens': 1e10} for model in (MODELS[0], MODELS[1])] + [{**MODELS[0], 'tokens': tokens or 1e10}]
+    models = [{**MODELS[i], 'tokens': 1e10} for i in (0, 1)] + [{**MODELS[0], 'tokens': tokens or 1e10}]
     (tmp_path / 'a.json').write_text(json.dumps({'models': models}))
     if tokens:
         assert read_points([tmp_path / 'a.json']).tokens.tolist() == [1e10, 1e10, 2e10]
