@@ -11,12 +11,13 @@ import logging
 from typing import Any, Mapping, Optional, Union
 
 import torch
-from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit, get_precision_context
+from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
+from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, read_time
 from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
 from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
@@ -29,32 +30,13 @@ from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.models.units import AXES
 
-__all__ = ['TargetedPruning', 'elapsed_share', 'find_pruning']
+__all__ = ['TargetedPruning', 'find_pruning']
 
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
-
-
-def elapsed_share(state: State, duration: Time) -> float:
-    """How much of ``duration`` has passed since the run began, 0 and up.
-
-    Args:
-        state (State): Read for its timestamp and, where ``duration`` is in ``dur``, its max_duration.
-        duration (Time): In ``ba``, ``sp``, ``tok``, ``ep`` or ``dur``.
-    """
-    if duration.unit == TimeUnit.DURATION:
-        elapsed = state.get_elapsed_duration()
-        if elapsed is None:
-            raise ValueError(
-                f'a time of {duration.to_timestring()} needs a max_duration; set one, or give batches (ba).',
-            )
-        passed = elapsed.value
-    else:
-        passed = state.timestamp.get(duration.unit).value
-    return passed / duration.value if duration.value > 0 else 1.0
 
 
 def find_pruning(state: State) -> Optional[TargetedPruning]:
@@ -128,13 +110,15 @@ class TargetedPruning(Algorithm):
         self.scores = scores
         method_by_axis(scores or {}, dict.fromkeys(AXES))  # refuses unknown names here
         self.calibration_batches = int(_within('calibration_batches', calibration_batches, 1, 10**6))
-        self.lagrangian_warmup = Time.from_input(lagrangian_warmup)
+        self.lagrangian_warmup = read_time('lagrangian_warmup', lagrangian_warmup)
         self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
         self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
         self.multiplier_learning_rate = _within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
         self.multiplier_damping = _within('multiplier_damping', multiplier_damping, 0.0, 1000.0)
         self.follow_schedule = follow_schedule
-        self.freeze_masks_after = None if freeze_masks_after is None else Time.from_input(freeze_masks_after)
+        self.freeze_masks_after = (
+            None if freeze_masks_after is None else read_time('freeze_masks_after', freeze_masks_after)
+        )
         self.freeze_weights = freeze_weights
         self.eval_masks = _one_of('eval_masks', eval_masks, EVAL_MASKS)
         self.multiple_of = int(_within('multiple_of', multiple_of, 1, 4096))
@@ -172,6 +156,9 @@ class TargetedPruning(Algorithm):
         if event == Event.INIT:
             self._prepare(state)
         elif event == Event.FIT_START:
+            if self.mask_learning != 'one_shot':  # times that cannot be told are refused before the first step
+                elapsed_share(state, self.lagrangian_warmup)
+                self._is_frozen(state)
             if self.scores is not None and state.timestamp.batch.value == 0:
                 self._start_from_scores(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
@@ -193,12 +180,13 @@ class TargetedPruning(Algorithm):
 
     def training_masks(self, state: State) -> dict[str, Tensor]:
         """Masks of the coming batch by axis: drawn, or frozen when their time has come."""
+        batch = state.timestamp.batch.value
         if self.frozen_masks is None and self._is_frozen(state):
             self.frozen_masks = self.final_masks()
-            log.info('Masks are frozen to the target from batch %d on.', state.timestamp.batch.value)
+            log.info('Masks are frozen to the target from batch %d on.', batch)
         if self.frozen_masks is not None:
             return self.frozen_masks
-        return self.learner.draw(state.timestamp.batch.value, elapsed_share(state, self.lagrangian_warmup))
+        return self.learner.draw(batch, elapsed_share(state, self.lagrangian_warmup))
 
     def evaluation_masks(self) -> dict[str, Tensor]:
         """Masks without noise, as ``eval_masks`` says."""

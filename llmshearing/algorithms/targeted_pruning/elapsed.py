@@ -1,0 +1,80 @@
+"""Times of the pruning schedule: which may be given, and how much of one has passed.
+
+A run whose ``max_duration`` is in epochs, and a time given in epochs, move with every batch, as they do for Composer's
+learning-rate schedulers. Composer's own elapsed duration stands still until an epoch ends, so that a warm-up over a
+fifth of a one-epoch run would never begin.
+"""
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from composer.core import State, Time, TimeUnit
+
+__all__ = ['elapsed_share', 'read_time']
+
+UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH, TimeUnit.DURATION)
+
+
+def read_time(name: str, value: Any) -> Time:
+    """A time of the schedule.
+
+    Args:
+        name (str): Of the setting, for the message.
+        value (str | Time): In one of :data:`UNITS`.
+
+    Raises:
+        ValueError: If it is no time, below zero, or in another unit.
+    """
+    try:
+        time = Time.from_input(value)
+    except (ValueError, RuntimeError):  # Composer raises the second for numbers without a unit
+        time = None
+    if time is None or time.value < 0 or time.unit not in UNITS:
+        raise ValueError(
+            f'{name}={value!r} is not possible; give a time of at least 0 in one of '
+            f'{", ".join(unit.value for unit in UNITS)}, such as 640ba or 0.2dur.',
+        )
+    return time
+
+
+def elapsed_share(state: State, duration: Time) -> float:
+    """How much of ``duration`` has passed since the run began, 0 and up.
+
+    Args:
+        state (State): Read for its timestamp, its max_duration (``duration`` in ``dur``), and the number of batches of
+            an epoch (``duration`` or max_duration in ``ep``).
+        duration (Time): In one of :data:`UNITS`.
+
+    Raises:
+        ValueError: If max_duration or the length of an epoch is needed and not known.
+    """
+    if duration.value <= 0:
+        return 1.0
+    if duration.unit != TimeUnit.DURATION:
+        return _share(state, duration, duration)
+    whole = state.max_duration
+    if whole is None or whole.unit == TimeUnit.ITERATION:
+        raise ValueError(
+            f'a time of {duration.to_timestring()} needs a max_duration in ba, sp, tok, ep or sec, and it is '
+            f'{_told(whole)}; set one, or give the time in batches (ba).',
+        )
+    return _share(state, whole, duration) / duration.value
+
+
+def _share(state: State, whole: Time, duration: Time) -> float:
+    """Share of ``whole`` that has passed; ``duration`` is named in the message."""
+    passed = state.timestamp.get(whole.unit).value
+    if whole.unit != TimeUnit.EPOCH:
+        return passed / whole.value
+    if state.dataloader_len is None:
+        raise ValueError(
+            f'a time of {duration.to_timestring()} with max_duration {_told(state.max_duration)} needs the number of '
+            'batches in an epoch, and the training data does not tell it; give the time in batches (ba), samples (sp) '
+            'or tokens (tok), or set train_subset_num_batches.',
+        )
+    length = int(state.dataloader_len)
+    return (passed * length + state.timestamp.batch_in_epoch.value) / (length * whole.value)
+
+
+def _told(time: Optional[Time]) -> Optional[str]:
+    return None if time is None else time.to_timestring()
