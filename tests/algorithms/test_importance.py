@@ -3,9 +3,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from composer.core import Evaluator
+from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
 from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import plan_axes
@@ -14,7 +17,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.models.shapes import resolve_target, shape_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.models.reference import masked_llama_logits
-from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
+from tests.tiny_run import Sequences, sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
@@ -154,3 +157,41 @@ def test_methods_are_checked(source):
     trainer = tiny_trainer(source, [TargetedPruning(TARGET, scores='taylor')], batches=2)
     with pytest.raises(ValueError, match='needs an eval_loader'):
         trainer.fit()
+
+
+class Questions(Sequences):
+    """What a task of in-context learning serves: no labels to compute a loss from."""
+
+    def __getitem__(self, index):
+        return {'input_ids': super().__getitem__(index)['input_ids'], 'mode': 'icl_task'}
+
+
+def test_scores_are_computed_from_evaluators_of_language_modelling_only(source):
+
+    def evaluators(*wanted):
+        made = {
+            'task': Evaluator(
+                label='task', dataloader=DataLoader(Questions(8), 4), metric_names=['InContextLearningLMAccuracy'],
+            ),
+            'unlabelled': Evaluator(
+                label='unlabelled', dataloader=DataLoader(Questions(8), 4), metric_names=['LanguageCrossEntropy'],
+            ),
+            'a': Evaluator(
+                label='a', dataloader=sequences_spec(8, 4, seed=1), metric_names=['LanguageCrossEntropy'],
+            ),
+            'b': Evaluator(label='b', dataloader=sequences_spec(4, 4, seed=2), metric_names=['LanguagePerplexity']),
+        }
+        return [made[name] for name in wanted]
+
+    def state_of(*wanted):
+        return tiny_trainer(source, [], eval_dataloader=evaluators(*wanted), eval_interval='100ba').state
+
+    first, second = Sequences(8, seed=1).ids, Sequences(4, seed=2).ids
+    batches = calibration_batches(state_of('task', 'a', 'b'), 8)
+    for batch, ids in zip(batches, (first[:4], second, first[4:]), strict=True):
+        assert torch.equal(batch['input_ids'], ids) and torch.equal(batch['labels'], ids)
+    assert len(calibration_batches(state_of('task', 'a', 'b'), 1)) == 1
+    with pytest.raises(ValueError, match=r"include LanguageCrossEntropy or LanguagePerplexity.*are \['task'\]"):
+        calibration_batches(state_of('task'), 8)
+    with pytest.raises(ValueError, match="evaluator 'unlabelled' have no labels; leave it out"):
+        calibration_batches(state_of('a', 'unlabelled'), 8)

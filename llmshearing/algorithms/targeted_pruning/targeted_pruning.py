@@ -16,6 +16,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
 from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, read_time
 from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
@@ -278,7 +279,7 @@ class TargetedPruning(Algorithm):
         model.eval()
         calibration = Calibration(
             model=model,
-            batches=_evaluation_batches(state, self.calibration_batches),
+            batches=calibration_batches(state, self.calibration_batches),
             precision=lambda: get_precision_context(state.precision, state.precision_config),
             reduce=_average_over_ranks,
             seed=self.seed,
@@ -305,24 +306,6 @@ class TargetedPruning(Algorithm):
             metrics[f'{report.axis}/hard'] = report.hard
         metrics['expected_sparsity'] = overall_sparsity(self.learner.kept(), self.source)
         return metrics
-
-
-def _evaluation_batches(state: State, count: int) -> list[Any]:
-    """The first batches of the evaluators, one from each in turn, on the device."""
-    if not state.evaluators:
-        raise ValueError('scores are computed from evaluation batches: the run needs an eval_loader.')
-    loaders = [evaluator.dataloader for evaluator in state.evaluators]
-    streams = [iter(loader.dataloader) for loader in loaders]
-    batches: list[Any] = []
-    while streams and len(batches) < count:
-        for loader, stream in list(zip(loaders, streams)):
-            batch = next(stream, None)
-            if batch is None:
-                index = streams.index(stream)
-                del loaders[index], streams[index]
-            elif len(batches) < count:
-                batches.append(loader.batch_transforms(state.device.batch_to_device(batch)))
-    return batches
 
 
 def _model(state: State) -> ShearedCausalLM:
