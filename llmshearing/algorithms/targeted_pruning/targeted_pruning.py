@@ -25,6 +25,7 @@ from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
 from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
 from llmshearing.algorithms.targeted_pruning.sparsity_target import SparsityTarget, plan_open_axes, read_sparsity_target
+from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
 from llmshearing.algorithms.targeted_pruning.widths import describe_widths, layer_widths
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
@@ -165,6 +166,7 @@ class TargetedPruning(Algorithm):
         elif event == Event.BEFORE_TRAIN_BATCH:
             _model(state).cutter.set_masks(self.training_masks(state), self.multiple_of)
         elif event == Event.AFTER_TRAIN_BATCH:
+            add_missing_gradients(state.optimizers)
             logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
         elif event == Event.EVAL_START:
             _model(state).cutter.set_masks(self.evaluation_masks())
