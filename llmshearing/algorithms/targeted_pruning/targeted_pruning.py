@@ -138,6 +138,9 @@ class TargetedPruning(Algorithm):
         self.plans: dict[str, AxisPlan] = {}
         self.learner: Optional[MaskLearner] = None
         self.frozen_masks: Optional[dict[str, Tensor]] = None
+        # Of the batch in progress, which Composer may run several times (automatic micro-batch size, out of memory).
+        self._drawn: tuple[Optional[int], dict[str, Tensor]] = (None, {})
+        self._updated: Optional[int] = None
 
     @property
     def find_unused_parameters(self) -> bool:
@@ -158,6 +161,7 @@ class TargetedPruning(Algorithm):
         if event == Event.INIT:
             self._prepare(state)
         elif event == Event.FIT_START:
+            self._drawn, self._updated = (None, {}), None
             if self.mask_learning != 'one_shot':  # times that cannot be told are refused before the first step
                 elapsed_share(state, self.lagrangian_warmup)
                 self._is_frozen(state)
@@ -167,7 +171,9 @@ class TargetedPruning(Algorithm):
             _model(state).cutter.set_masks(self.training_masks(state), self.multiple_of)
         elif event == Event.AFTER_TRAIN_BATCH:
             add_missing_gradients(state.optimizers)
-            logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
+            if self._updated != state.timestamp.batch.value:  # once, however often the batch is tried again
+                logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
+                self._updated = state.timestamp.batch.value
         elif event == Event.EVAL_START:
             _model(state).cutter.set_masks(self.evaluation_masks())
             if self.has_open_widths:
@@ -189,7 +195,9 @@ class TargetedPruning(Algorithm):
             log.info('Masks are frozen to the target from batch %d on.', batch)
         if self.frozen_masks is not None:
             return self.frozen_masks
-        return self.learner.draw(batch, elapsed_share(state, self.lagrangian_warmup))
+        if self._drawn[0] != batch:
+            self._drawn = (batch, self.learner.draw(batch, elapsed_share(state, self.lagrangian_warmup)))
+        return self._drawn[1]
 
     def evaluation_masks(self) -> dict[str, Tensor]:
         """Masks without noise, as ``eval_masks`` says."""

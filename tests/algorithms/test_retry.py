@@ -1,0 +1,93 @@
+"""A batch that Composer tries again after running out of memory steps the masks once."""
+import pytest
+import torch
+from composer.core import Callback
+from composer.loggers import InMemoryLogger
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
+
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 32}
+BATCHES = 3
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
+
+
+class ShortOfMemory(Callback):
+    """Lets the first attempt at the second batch run out of memory: after the backward pass, or in the optimizer."""
+
+    def __init__(self, place, optimizer):
+        self.place, self.failed, self.step = place, False, optimizer.step
+        optimizer.step = self.step_or_fail
+
+    def fail(self):
+        self.failed = True
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    def after_backward(self, state, logger):
+        if self.place == 'backward' and state.timestamp.batch.value == 1 and not self.failed:
+            self.fail()
+
+    def step_or_fail(self, closure):
+
+        def once():
+            loss = closure()
+            if self.place == 'step' and self.state.timestamp.batch.value == 1 and not self.failed:
+                self.fail()
+            return loss
+
+        return self.step(once)
+
+    def fit_start(self, state, logger):
+        self.state = state
+        state.auto_microbatching = True  # Composer offers it on GPUs only
+
+
+def run(source, mask_learning, place=None):
+    """Trains some batches; returns the learner, the logged expected counts and what masks every attempt was given."""
+    model, log = ShearedCausalLM(tiny_tokenizer(), str(source)), InMemoryLogger()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='3ba', follow_schedule=False)
+    trainer = tiny_trainer(
+        source, [pruning], batches=BATCHES, model=model, optimizers=optimizer, schedulers=None, loggers=[log],
+        callbacks=[ShortOfMemory(place, optimizer)],
+    )
+    attempts, training_masks = [], pruning.training_masks
+
+    def recording(state):
+        masks = training_masks(state)
+        attempts.append((state.timestamp.batch.value, {axis: mask.clone() for axis, mask in masks.items()}))
+        return masks
+
+    pruning.training_masks = recording
+    trainer.fit()
+    assert trainer.state.device_train_microbatch_size == (2 if place else 4)
+    return pruning.learner, log.data['pruning/hidden/expected'], attempts
+
+
+@pytest.mark.parametrize('mask_learning', ['lagrangian', 'progressive'])
+@pytest.mark.parametrize('place', ['backward', 'step'])
+def test_a_second_attempt_has_the_same_masks_and_one_update(source, mask_learning, place):
+    learner, expected, attempts = run(source, mask_learning)
+    again, expected_again, attempts_again = run(source, mask_learning, place)
+    assert [batch for batch, _ in attempts_again] == [0, 1, 1, 2]
+    for batch, masks in attempts_again:
+        for axis, mask in dict(attempts)[batch].items():
+            torch.testing.assert_close(masks[axis], mask, rtol=0.0, atol=1e-5 if batch == 2 else 0.0)
+    assert [time.batch.value for time, _ in expected_again] == [time.batch.value for time, _ in expected] == [0, 1, 2]
+    for axis, scores in learner.scores().items():
+        torch.testing.assert_close(again.scores()[axis], scores, rtol=1e-4, atol=1e-5)
+    if mask_learning == 'lagrangian':
+        assert {int(state['step']) for state in again.optimizer.state.values()} == {BATCHES}
+
+
+def test_a_run_that_begins_anew_draws_and_steps_anew(source):
+    pruning = TargetedPruning(TARGET, mask_learning='lagrangian', lagrangian_warmup='3ba')
+    trainer = tiny_trainer(source, [pruning], batches=1)
+    trainer.fit()
+    trainer.fit(reset_time=True)
+    assert {int(state['step']) for state in pruning.learner.optimizer.state.values()} == {2}
