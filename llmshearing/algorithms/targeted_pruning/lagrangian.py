@@ -142,6 +142,10 @@ class LagrangianMasks:
         """What decides which units stay, mask-shaped."""
         return {axis: log_alpha.detach() for axis, log_alpha in self.log_alpha.items()}
 
+    def deciding(self) -> dict[str, Tensor]:
+        """The numbers that masks are made of, themselves and not copies."""
+        return {axis: log_alpha.detach() for axis, log_alpha in self.log_alpha.items()}
+
     def deterministic(self, counts: str) -> dict[str, Tensor]:
         """Masks without noise.
 

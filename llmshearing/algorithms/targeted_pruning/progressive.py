@@ -74,6 +74,11 @@ class ProgressiveMasks:
         """Importance of the kept units; removed ones stand below all of them."""
         return {axis: value.masked_fill(self.mask[axis] == 0, REMOVED) for axis, value in self.importance.items()}
 
+    def deciding(self) -> dict[str, Tensor]:
+        """The numbers that masks are made of, themselves and not copies."""
+        tensors = {'importance': self.importance, 'mask': self.mask}
+        return {f'{name}/{axis}': value for name, by_axis in tensors.items() for axis, value in by_axis.items()}
+
     def deterministic(self, counts: str) -> dict[str, Tensor]:
         """The masks of the moment (``'expected'``) or exactly the target's count of the most important units."""
         if counts == 'expected':

@@ -16,6 +16,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from llmshearing.algorithms.targeted_pruning.agreement import take_from_rank_0
 from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
 from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, read_time
@@ -175,12 +176,14 @@ class TargetedPruning(Algorithm):
                 logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
                 self._updated = state.timestamp.batch.value
         elif event == Event.EVAL_START:
-            _model(state).cutter.set_masks(self.evaluation_masks())
+            _model(state).cutter.set_masks(take_from_rank_0(self.evaluation_masks(), state.device))
             if self.has_open_widths:
                 logger.log_metrics(self._width_metrics())
-        elif event == Event.FIT_END and self.has_open_widths:
-            logger.log_metrics(self._width_metrics())
-            log.info('Widths of the layers:\n%s', describe_widths(layer_widths(self.final_masks(), self.source)))
+        elif event == Event.FIT_END:
+            take_from_rank_0(self.learner.deciding(), state.device)  # before callbacks read the final masks
+            if self.has_open_widths:
+                logger.log_metrics(self._width_metrics())
+                log.info('Widths of the layers:\n%s', describe_widths(layer_widths(self.final_masks(), self.source)))
 
     @property
     def has_open_widths(self) -> bool:
@@ -188,15 +191,16 @@ class TargetedPruning(Algorithm):
         return isinstance(self.target, SparsityTarget)
 
     def training_masks(self, state: State) -> dict[str, Tensor]:
-        """Masks of the coming batch by axis: drawn, or frozen when their time has come."""
+        """Masks of the coming batch by axis: drawn, or frozen when their time has come; rank 0's on every rank."""
         batch = state.timestamp.batch.value
         if self.frozen_masks is None and self._is_frozen(state):
-            self.frozen_masks = self.final_masks()
+            self.frozen_masks = take_from_rank_0(self.final_masks(), state.device)
             log.info('Masks are frozen to the target from batch %d on.', batch)
         if self.frozen_masks is not None:
             return self.frozen_masks
         if self._drawn[0] != batch:
-            self._drawn = (batch, self.learner.draw(batch, elapsed_share(state, self.lagrangian_warmup)))
+            drawn = self.learner.draw(batch, elapsed_share(state, self.lagrangian_warmup))
+            self._drawn = (batch, take_from_rank_0(drawn, state.device))
         return self._drawn[1]
 
     def evaluation_masks(self) -> dict[str, Tensor]:
@@ -298,7 +302,7 @@ class TargetedPruning(Algorithm):
         self.learner.start_from(importance(methods, calibration))
         model.train(was_training)
         if self.mask_learning == 'one_shot':
-            self.frozen_masks = self.learner.deterministic('target')
+            self.frozen_masks = take_from_rank_0(self.learner.deterministic('target'), state.device)
         log.info('Scored units by %s on %d batches.', methods, self.calibration_batches)
 
     def _is_frozen(self, state: State) -> bool:

@@ -1,0 +1,33 @@
+"""Masks that all ranks agree on to the last bit.
+
+Every rank computes the same masks from the same numbers. But nodes with different processors may round a logarithm
+differently, and one unit in the last place decides whether a gate is zero: a layer that one rank runs and another does
+not would leave FSDP2's collectives waiting for ever. So rank 0 decides, with one small collective per set of masks.
+"""
+from __future__ import annotations
+
+from typing import Mapping
+
+import torch
+from composer.devices import Device
+from composer.utils import dist
+from torch import Tensor
+
+__all__ = ['take_from_rank_0']
+
+
+@torch.no_grad()
+def take_from_rank_0(values: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
+    """Overwrites ``values`` with those of rank 0, in place, and returns them. A collective if there are more ranks.
+
+    Args:
+        values (Mapping[str, Tensor]): float32 on CPU; names and shapes are the same on every rank.
+        device (Device): The run's, on which its process group communicates.
+    """
+    if dist.get_world_size() > 1:
+        flat = device.tensor_to_device(torch.cat([value.flatten() for value in values.values()]))
+        dist.broadcast(flat, src=0)
+        parts = flat.cpu().split([value.numel() for value in values.values()])
+        for value, part in zip(values.values(), parts):
+            value.copy_(part.view_as(value))
+    return dict(values)
