@@ -7,7 +7,12 @@ from tests.tiny_run import tiny_source
 
 
 def test_two_ranks_equal_one(tmp_path):
-    tiny_source(tmp_path / 'teacher', num_hidden_layers=5, seed=1, tie_word_embeddings=True)
+    # Tied embeddings, and positions whose frequencies the model keeps outside its buffers as well (LongRoPE).
+    tiny_source(
+        tmp_path / 'teacher', 'phi3', num_hidden_layers=5, seed=1, tie_word_embeddings=True,
+        original_max_position_embeddings=64,
+        rope_scaling={'type': 'longrope', 'short_factor': [1.5] * 4, 'long_factor': [4.0] * 4},
+    )
     tiny_source(tmp_path / 'student')
     worker = str(ROOT / 'tests/distributed/distillation_worker.py')
     process = launch(2, [worker, str(tmp_path), str(tmp_path / 'two.pt'), 'ddp', 'fsdp2', 'fsdp2+pruning'])

@@ -15,6 +15,7 @@ from composer.core import Precision, State
 from composer.distributed.fsdp2 import prepare_fully_shard, sync_module_states
 from composer.utils import FSDPConfig, dist
 from llmfoundry.models.hf.hf_fsdp import hf_get_causal_base_model, hf_get_hidden_layers
+from llmfoundry.models.utils import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -159,8 +160,10 @@ def _sharded(name: str, config: PretrainedConfig, state: State, settings: dict[s
         teacher = _frozen(_read(name, config, settings))
         weights = teacher.state_dict()
     else:
-        with torch.device('meta'):
+        # Buffers stay real: RoPE keeps a second reference to its frequencies, which nothing would bring back from meta.
+        with init_empty_weights(include_buffers=False):
             teacher = _frozen(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings))
+        teacher.tie_weights()  # registering a parameter as empty makes a new one
     block = type(hf_get_hidden_layers(hf_get_causal_base_model(teacher))[0])
     policy = CustomPolicy(lambda module: module is teacher or isinstance(module, block))
     prepare_fully_shard(teacher, state.fsdp_config, state.precision, policy)
