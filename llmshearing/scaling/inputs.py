@@ -14,13 +14,15 @@ ignored only where they are listed as free text (``name``, ``comment``); anythin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -209,8 +211,20 @@ def _number(text: str, what: str) -> float:
         raise ValueError(f'{what} must be a positive number, got {text!r}') from error
 
 
+@contextlib.contextmanager
+def _open_csv(path: Path) -> Iterator[TextIO]:
+    """The file for the csv module. Raises ValueError where there is none, or it is no text."""
+    if not path.is_file():
+        raise ValueError(f'{path}: no such file')
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f'{path}: not a CSV ({error})') from error
+
+
 def _models_from_csv(path: Path) -> list[dict]:
-    with path.open(newline='', encoding='utf-8') as file:
+    with _open_csv(path) as file:
         rows = csv.DictReader(file, skipinitialspace=True)
         columns = [(column or '').strip() for column in rows.fieldnames or []]
         if 'params' not in columns or len(set(columns)) < len(columns):
@@ -243,8 +257,6 @@ def read_points(paths: Sequence[str | Path], domains: Sequence[str] | None = Non
     models, files = [], []
     for path in map(Path, paths):
         if path.suffix.lower() == '.csv':
-            if not path.is_file():
-                raise ValueError(f'{path}: no such file')
             models += _models_from_csv(path)
         else:
             content = read_json(path)
@@ -268,10 +280,7 @@ def read_curve_csv(path: str | Path) -> list[list[float]]:
     Raises:
         ValueError: No such file or columns, or a value that is not a positive number.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f'{path}: no such file')
-    with path.open(newline='', encoding='utf-8') as file:
+    with _open_csv(Path(path)) as file:
         rows = csv.DictReader(file, skipinitialspace=True)
         rows.fieldnames = [(column or '').strip() for column in rows.fieldnames or []]
         if not {'tokens', 'loss'} <= set(rows.fieldnames):

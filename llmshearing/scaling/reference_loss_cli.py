@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def fit(arguments: argparse.Namespace) -> int:
     """Runs ``fit``: writes REF.json and one line per domain."""
+    if arguments.seed < 0:
+        raise ValueError(f'--seed must be 0 or more, got {arguments.seed}')
     points = read_points(arguments.points, arguments.domains)
     report = predict_reference_losses(points, arguments.params, arguments.tokens, arguments.huber, arguments.interval,
                                       arguments.seed)

@@ -154,6 +154,9 @@ def test_plan_when_nothing_is_worth_it(law, capsys):
      "unknown domain 'arxiv'"),
     (['reference-losses', 'fit', 'points.json', '--params', '1e9', '--tokens', '1e12', '--output', 'r.json'],
      'needs at least five models'),
+    (['reference-losses', 'fit', 'bytes.csv', '--params', '1e9', '--output', 'r.json'], "bytes.csv: not a CSV ('utf-8"),
+    (['reference-losses', 'fit', 'points.json', '--params', '1e9', '--seed', '-1', '--output', 'r.json'],
+     '--seed must be 0 or more, got -1'),
     (['reference-losses', 'measure', 'none', '--data', 'none', '--output', 'r.json'], 'no such folder'),
     (['reference-losses', 'measure', 'a', 'b', '--data', 'd', '--tokens', '1', '--output', 'r.json'],
      '--tokens has 1 numbers for 2 models'),
@@ -168,7 +171,8 @@ def test_plan_when_nothing_is_worth_it(law, capsys):
     (['budget', 'plan', 'law.json', *CASE, '--target-loss', '1.0'], 'cannot be reached'),
     (['budget', 'plan', 'law.json', *CASE, '--total-cost', '1e9', '--pruning-cost', '0'], '--pruning-cost must be'),
 ])
-def test_errors_are_one_line_and_exit_code_one(law, capsys, arguments, message):
+def test_errors_are_one_line_and_exit_code_one(law, workspace, capsys, arguments, message):
+    (workspace / 'bytes.csv').write_bytes(b'\xff\xfe params')
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
