@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # composer "$@" as a Slurm task that can be told to stop. The other scripts start it through srun; not for use by hand.
 #
-# Slurm sends SIGTERM to the first process of a task only. Composer's launcher would die of it at once and take the ranks with it. So
-# this shell is the first process and hands the signal to the ranks, where the callback stop_on_sigterm saves a checkpoint.
+# Slurm sends SIGTERM to the first process of a task only. Composer's launcher would pass it on, but kill the ranks 30 s later. So this
+# shell is the first process and hands the signal to the ranks itself: the callback stop_on_sigterm has the scheduler's time to save.
 set -euo pipefail
 
 launcher='' told=''
