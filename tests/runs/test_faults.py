@@ -205,7 +205,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_offered(work, whole, t
 
 
 def test_a_checkpoint_of_another_version_is_refused(work, whole, tmp_path, monkeypatch):
+    version = targeted_pruning.STATE_VERSION
     monkeypatch.setattr(targeted_pruning, 'STATE_VERSION', 0)  # of the fork, too
     found = attempt_once('prune', work, tmp_path, load_path=str(work / 'whole' / 'save' / 'ba4.pt'))
     assert found.startswith('The checkpoint belongs to another pruning run')
-    assert 'version: checkpoint 1, this run 0' in found
+    assert f'version: checkpoint {version}, this run 0' in found
