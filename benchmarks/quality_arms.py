@@ -54,7 +54,9 @@ def _one_shot(scores: Any) -> dict[str, Any]:
     return {'mask_learning': 'one_shot', 'scores': scores, 'freeze_weights': True}
 
 
-def _one_run(name: str, share: float, mask_learning: str = 'progressive', **settings: Any) -> Arm:
+def _one_run(
+    name: str, share: float, mask_learning: str = 'progressive', fade: Optional[float] = None, **settings: Any,
+) -> Arm:
     """Masks that are frozen after ``share`` of a single run; learned ones warm up for half of that and settle."""
     warmup = share if mask_learning == 'progressive' else share / 2
     pruning = {
@@ -62,6 +64,7 @@ def _one_run(name: str, share: float, mask_learning: str = 'progressive', **sett
         'scores': DEPTH,
         'lagrangian_warmup': f'{warmup}dur',
         'freeze_masks_after': f'{share}dur',
+        **({} if fade is None else {'fade': fade}),
     }
     return Arm(name, pruning, 1.0, prune_decay=0.1, **settings)
 
@@ -92,6 +95,10 @@ GROUPS: dict[str, list[Arm]] = {
         *(_one_run(f'progressive to {share:.0%}, one run', share) for share in (0.02, 0.05, 0.1, 0.2, 0.5)),
         *(_one_run(f'lagrangian to {share:.0%}, one run', share, 'lagrangian') for share in (0.2, 0.5)),
         Arm('one-shot depth + taylor, one run', {'mask_learning': 'one_shot', 'scores': DEPTH}, 1.0, prune_decay=0.1),
+    ],
+    'fade': [
+        *(_one_run(f'progressive to {share:.0%}, one run, fade {fade}', share, fade=fade)
+          for share in (0.05, 0.2, 0.5) for fade in (0.0, 0.6)),
     ],
     'rate': [
         Arm(f'{name}, rate while pruning {rate} of the later one{words}', pruning, prune_rate=rate, prune_decay=decay)

@@ -18,7 +18,7 @@ from typing import BinaryIO, Optional, Sequence
 from llmshearing.conversion.safe_resume import refuse_code
 from llmshearing.conversion.stored_shards import METADATA_NAME, read_metadata
 
-__all__ = ['validate_checkpoint']
+__all__ = ['is_whole', 'validate_checkpoint']
 
 # What damage in a pickle can end in, besides pickle's own error (which `read_metadata` turns into a ValueError).
 DAMAGED_PICKLE = (
@@ -89,12 +89,13 @@ def _offer(refused: Path) -> str:
         if not other.is_symlink() and other != refused and other.suffix == refused.suffix
     ]
     for other in sorted(others, key=lambda entry: entry.stat().st_mtime, reverse=True):
-        if _is_whole(other):
+        if is_whole(other):
             return f'{other} is whole: resume with load_path={other} autoresume=false save_overwrite=true.'
     return 'there is no whole checkpoint beside it.'
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a file, or a folder of pieces, can be read to its end."""
     if checkpoint.is_file():
         return _damage(checkpoint, None) is None
     if not (checkpoint / METADATA_NAME).is_file() or _damage(checkpoint / METADATA_NAME, None) is not None:

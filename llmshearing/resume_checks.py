@@ -14,6 +14,8 @@ from typing import Any, Mapping
 
 import torch
 
+from llmshearing.checkpoint_checks import is_whole
+
 __all__ = ['check_resume']
 
 log = logging.getLogger(__name__)
@@ -86,11 +88,18 @@ def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
             f'autoresume: {latest} points to {os.readlink(latest)}, which is not there. Point it to a checkpoint that '
             'is (ln -sfn), or remove it to begin anew.',
         )
-    found = [*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))]
+    found = [*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))]  # written last of its folder
     saved = sorted(found, key=lambda path: path.stat().st_mtime)
+    whole = next((path for path in reversed(saved) if path.is_dir() or is_whole(path)), None)
+    if whole is not None:
+        cut_off = '' if whole == saved[-1] else f'; {saved[-1].name} is newer, but cut off'
+        raise ValueError(
+            f'autoresume: {folder} holds checkpoints ({whole.name} is the newest{cut_off}) but not the link {latest.name} '
+            f'to the last one, so training would begin anew. To go on: ln -s {whole.name} {latest}; to begin anew '
+            'choose another save_folder or empty it.',
+        )
     if saved:
         raise ValueError(
-            f'autoresume: {folder} holds checkpoints ({saved[-1].name} is the newest) but not the link {latest.name} '
-            f'to the last one, so training would begin anew. To go on: ln -s {saved[-1].name} {latest}; to begin anew '
-            'choose another save_folder or empty it.',
+            f'autoresume: {folder} holds no whole checkpoint: {saved[-1].name} was cut off while it was written, and '
+            'there is no other. Nothing can be resumed; empty the folder to begin anew.',
         )

@@ -4,6 +4,7 @@ import logging
 import os
 
 import pytest
+import torch
 
 from llmshearing.resume_checks import check_resume
 
@@ -34,7 +35,7 @@ def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded
         path = save / (f'ep0-ba{batch}' if sharded else f'ep0-ba{batch}-rank0.pt')
         if sharded:
             path.mkdir()
-        (path / '.metadata' if sharded else path).write_text('x')
+        (path / '.metadata').write_text('x') if sharded else torch.save({'batch': batch}, path)
         os.utime(path, (number, number))
     newest = 'ep0-ba20' if sharded else 'ep0-ba20-rank0.pt'
     for refused in (config, {**config, 'save_folder': str(tmp_path / '{run_name}'), 'run_name': 'save'}):
@@ -51,6 +52,21 @@ def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded
     with pytest.raises(ValueError, match='points to gone, which is not there'):
         check_resume(config)
     check_resume({**config, 'save_latest_filename': newest})
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_offered(config, tmp_path):
+    save = tmp_path / 'save'
+    for number, batch in enumerate((5, 7)):
+        torch.save({'batch': batch}, save / f'ba{batch}.pt')
+        os.utime(save / f'ba{batch}.pt', (number, number))
+    newest = save / 'ba7.pt'
+    newest.write_bytes(newest.read_bytes()[:-100])
+    os.utime(newest, (2, 2))
+    with pytest.raises(ValueError, match='ba5.pt is the newest; ba7.pt is newer, but cut off.* ln -s ba5.pt'):
+        check_resume(config)
+    (save / 'ba5.pt').unlink()
+    with pytest.raises(ValueError, match='holds no whole checkpoint: ba7.pt was cut off'):
+        check_resume(config)
 
 
 @pytest.mark.parametrize('model, message', [

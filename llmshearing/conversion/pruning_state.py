@@ -129,7 +129,7 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         )
         learner.log_alpha = {axis: scores[axis] for axis in plans}
     else:
-        learner = ProgressiveMasks(plans, start_sparsity=0.0, seed=0)
+        learner = ProgressiveMasks(plans, start_sparsity=0.0, seed=0, fade=saved['fade'])
         learner.load_state_dict(saved)
     return PruningState(source, target, learned, plans, learner, state['frozen_masks'])
 

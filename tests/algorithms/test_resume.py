@@ -4,6 +4,7 @@ import torch
 from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
 from tests.tiny_run import tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
@@ -70,4 +71,4 @@ def test_the_mask_state_is_plain_and_small(source, tmp_path):
     trainer, pruning, _ = run(source, tmp_path / 'run', 'lagrangian', stop=2)
     torch.save(pruning.state_dict(), tmp_path / 'masks.pt')
     state = torch.load(tmp_path / 'masks.pt', weights_only=True)
-    assert state['version'] == 1 and state['learner']['log_alpha']['hidden'].dtype == torch.float32
+    assert state['version'] == STATE_VERSION and state['learner']['log_alpha']['hidden'].dtype == torch.float32

@@ -51,7 +51,8 @@ def train(
 
 def test_the_page_and_the_masks_are_there(tmp_path, source, caplog):
     with caplog.at_level(logging.WARNING, 'llmshearing'):
-        trainer = train(tmp_path, source, RunReport(min_seconds=0), more=[ExportPruned(str(tmp_path / 'pruned'))])
+        export, checkpoints = ExportPruned(str(tmp_path / 'pruned')), str(tmp_path / 'checkpoints')
+        trainer = train(tmp_path, source, RunReport(min_seconds=0), more=[export], save_folder=checkpoints)
     assert not caplog.records
     page = (tmp_path / 'prune_report' / 'report.html').read_text()
     assert 'Masks, and what is kept' in page and 'Target, expected and hard counts' in page

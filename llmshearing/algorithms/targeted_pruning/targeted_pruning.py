@@ -37,7 +37,7 @@ __all__ = ['TargetedPruning', 'find_pruning']
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 2: progressive masks note when each unit was told to go
 MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
 
@@ -68,6 +68,8 @@ class TargetedPruning(Algorithm):
         lagrangian_warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final
             one. Default: ``'0.2dur'``, as in the paper.
         start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
+        fade (float): With ``progressive``, the share of the warm-up during which the mask of a unit that goes falls
+            from one to zero; 0 removes it at once. Default: ``0.3``.
         learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
         multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
         multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target
@@ -95,6 +97,7 @@ class TargetedPruning(Algorithm):
         calibration_batches: int = 8,
         lagrangian_warmup: Union[str, Time] = '0.2dur',
         start_sparsity: float = 0.0,
+        fade: float = 0.3,
         learning_rate: float = 1.0,
         multiplier_learning_rate: float = 1.0,
         multiplier_damping: float = 20.0,
@@ -115,6 +118,7 @@ class TargetedPruning(Algorithm):
         self.calibration_batches = int(_within('calibration_batches', calibration_batches, 1, 10**6))
         self.lagrangian_warmup = read_time('lagrangian_warmup', lagrangian_warmup)
         self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
+        self.fade = _within('fade', fade, 0.0, 0.95)
         self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
         self.multiplier_learning_rate = _within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
         self.multiplier_damping = _within('multiplier_damping', multiplier_damping, 0.0, 1000.0)
@@ -275,7 +279,7 @@ class TargetedPruning(Algorithm):
                 constraints,
             )
         else:
-            self.learner = ProgressiveMasks(self.plans, self.start_sparsity, self.seed)
+            self.learner = ProgressiveMasks(self.plans, self.start_sparsity, self.seed, self.fade)
         if self.freeze_weights:
             model.requires_grad_(False)
         log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
