@@ -87,7 +87,7 @@ def test_masks_that_have_not_converged_are_refused_with_counts(lagrangian, tmp_p
 
 def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
     content = torch.load(progressive[0], weights_only=False)
-    content['state'] = {key: content['state'][key] for key in ('model', 'integrations')}  # what save_weights_only leaves
+    content['state'] = {key: content['state'][key] for key in ('model', 'integrations')}  # save_weights_only
     torch.save(content, tmp_path / 'weights.pt')
     export_checkpoint(tmp_path / 'weights.pt', tmp_path / 'out', ExportSettings(progress=False))
     assert 'its masks are not in it' in caplog.text
