@@ -44,8 +44,8 @@ def local_destination(key: str, folder: Any) -> Path:
     """
     if '://' in str(folder):
         raise ValueError(
-            f'{key}: expected a folder on this machine, got {folder!r}; write to a local one and copy it there, or upload '
-            'it with `llmshearing export --push-to-hub`.',
+            f'{key}: expected a folder on this machine, got {folder!r}; write to a local one and copy it there, or '
+            'upload it with `llmshearing export --push-to-hub`.',
         )
     return Path(folder)
 

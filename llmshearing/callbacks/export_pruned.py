@@ -82,8 +82,8 @@ class ExportPruned(Callback):
             )
         if not _saves_checkpoints(state):
             log.warning(
-                'export_pruned without save_folder: masks that are too far from the target at the end are not exported, '
-                'and without a checkpoint the trained weights are lost; set save_folder.',
+                'export_pruned without save_folder: masks that are too far from the target at the end are not '
+                'exported, and without a checkpoint the trained weights are lost; set save_folder.',
             )
 
     def state_dict(self) -> dict[str, Any]:

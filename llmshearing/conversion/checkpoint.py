@@ -98,8 +98,8 @@ def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
         pruning = read_pruning_state(read_all(algorithms['TargetedPruning']), config)
     elif not {'algorithms', 'timestamp'} & set(state):
         log.warning(
-            '%s holds weights only (save_weights_only). If it is from the pruning stage, its masks are not in it, and what '
-            'is exported is the uncut model.',
+            '%s holds weights only (save_weights_only). If it is from the pruning stage, its masks are not in it, and '
+            'what is exported is the uncut model.',
             path,
         )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})

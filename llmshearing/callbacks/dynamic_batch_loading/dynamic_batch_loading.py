@@ -115,8 +115,8 @@ class DynamicBatchLoading(Callback):
         rounds = dynamic_dataset(state).rounds
         if rounds.finished and rounds.next_weights is None:
             raise ValueError(f'Mixing round {rounds.state.round} ended without an evaluation of its domains. Set '
-                             f'eval_interval to 1ep (an epoch is a round), or to {rounds.round_batches}ba if rounds end '
-                             f'at multiples of that.')
+                             f'eval_interval to 1ep (an epoch is a round), or to {rounds.round_batches}ba if rounds '
+                             f'end at multiples of that.')
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         del state, logger
