@@ -95,8 +95,8 @@ def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
         cut_off = '' if whole == saved[-1] else f'; {saved[-1].name} is newer, but cut off'
         raise ValueError(
             f'autoresume: {folder} holds checkpoints ({whole.name} is the newest{cut_off}) but not the link '
-            f'{latest.name} to the last one, so training would begin anew. To go on: ln -s {whole.name} {latest}; to begin anew '
-            'choose another save_folder or empty it.',
+            f'{latest.name} to the last one, so training would begin anew. To go on: ln -s {whole.name} {latest}; to '
+            'begin anew choose another save_folder or empty it.',
         )
     if saved:
         raise ValueError(
