@@ -25,6 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
 from llmshearing.models.shapes import ModelShape, shape_of
 
 # model: (config of the source, target, size of output shards)
@@ -78,7 +79,7 @@ def write_checkpoint(path: Path, config: LlamaConfig, target: ModelShape) -> int
     plans = plan_axes(source, target)
     log_alpha = {axis: torch.empty(plan.mask_shape) for axis, plan in plans.items()}
     masks = {
-        'version': 1,
+        'version': STATE_VERSION,
         'source': dataclasses.asdict(source),
         'target': dataclasses.asdict(target),
         'mask_learning': 'lagrangian',

@@ -69,7 +69,7 @@ class TargetedPruning(Algorithm):
             one. Default: ``'0.2dur'``, as in the paper.
         start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
         fade (float): With ``progressive``, the share of the warm-up during which the mask of a unit that goes falls
-            from one to zero; 0 removes it at once. Default: ``0.3``.
+            from one to zero; 0 removes it at once. Default: ``0.0``.
         learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
         multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
         multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target
@@ -97,7 +97,7 @@ class TargetedPruning(Algorithm):
         calibration_batches: int = 8,
         lagrangian_warmup: Union[str, Time] = '0.2dur',
         start_sparsity: float = 0.0,
-        fade: float = 0.3,
+        fade: float = 0.0,
         learning_rate: float = 1.0,
         multiplier_learning_rate: float = 1.0,
         multiplier_damping: float = 20.0,
