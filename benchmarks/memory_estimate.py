@@ -131,13 +131,14 @@ def run_trainer(config: Any, micro_batch: int, seq_len: int, precision: str, che
     ids = torch.randint(0, config.vocab_size, (4 * micro_batch, seq_len))
     loader = DataLoader([{'input_ids': row, 'labels': row} for row in ids], 2 * micro_batch)
     names = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads')
+    target = {name: getattr(config, name) // 2 for name in names}
     Trainer(
         model=model,
         train_dataloader=DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch['input_ids'].numel()),
         device_train_microbatch_size=micro_batch,
         max_duration='2ba',
         optimizers=DecoupledAdamW(model.parameters(), lr=1e-4),
-        algorithms=[TargetedPruning({name: getattr(config, name) // 2 for name in names}, lagrangian_warmup='1ba')],
+        algorithms=[TargetedPruning(target, mask_learning='lagrangian', lagrangian_warmup='1ba')],
         progress_bar=False,
         auto_log_hparams=False,
         device='cpu',

@@ -8,6 +8,7 @@ __all__ = ['GROUPS', 'Arm']
 
 DEPTH = {'layer': 'block_importance'}  # and Taylor for the widths
 ACTIVATION = {**DEPTH, **dict.fromkeys(('hidden', 'head', 'kv_group', 'intermediate'), 'activation')}
+LAGRANGIAN = {'mask_learning': 'lagrangian'}
 PROGRESSIVE = {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}
 
 
@@ -69,6 +70,13 @@ def _one_run(
     return Arm(name, pruning, 1.0, prune_decay=0.1, **settings)
 
 
+MASK_OPTIONS: dict[str, dict[str, Any]] = {
+    **{f'masks at {rate}': {'learning_rate': rate} for rate in (0.3, 3.0)},
+    **{f'multipliers at {rate}': {'multiplier_learning_rate': rate} for rate in (0.3, 3.0)},
+    **{f'damping {damping:.0f}': {'multiplier_damping': damping} for damping in (5.0, 80.0)},
+    **{f'warm-up {share}': {'lagrangian_warmup': f'{share}dur'} for share in (0.05, 0.5)},
+    **{f'frozen after {share}': {'freeze_masks_after': f'{share}dur'} for share in (0.4, 0.7)},
+}
 TAYLOR, DEPTH_TAYLOR = _one_shot('taylor'), _one_shot(DEPTH)
 
 GROUPS: dict[str, list[Arm]] = {
@@ -81,14 +89,15 @@ GROUPS: dict[str, list[Arm]] = {
         Arm('one-shot taylor', TAYLOR, 0),
         Arm('one-shot depth + taylor', DEPTH_TAYLOR, 0),
         Arm('one-shot depth + taylor, a quarter more steps', DEPTH_TAYLOR, 0, more_steps=1.25),
-        Arm('paper (no damping)', {'multiplier_damping': 0.0}),
-        Arm('lagrangian', {}),
-        Arm('lagrangian from depth + taylor', {'scores': DEPTH}),
+        Arm('paper (no damping)', {**LAGRANGIAN, 'multiplier_damping': 0.0}),
+        Arm('lagrangian', LAGRANGIAN),
+        Arm('lagrangian from depth + taylor', {**LAGRANGIAN, 'scores': DEPTH}),
         Arm('progressive', PROGRESSIVE),
         Arm('progressive from depth + taylor', {**PROGRESSIVE, 'scores': DEPTH}),
     ],
     'share': [
-        *(Arm(f'lagrangian, {share:.0%} of the steps', {'scores': DEPTH}, share) for share in (0.05, 0.1, 0.4)),
+        *(Arm(f'lagrangian, {share:.0%} of the steps', {**LAGRANGIAN, 'scores': DEPTH}, share)
+          for share in (0.05, 0.1, 0.4)),
         *(Arm(f'progressive, {share:.0%} of the steps', PROGRESSIVE, share) for share in (0.05, 0.1, 0.4)),
     ],
     'one run': [
@@ -102,15 +111,11 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'rate': [
         Arm(f'{name}, rate while pruning {rate} of the later one{words}', pruning, prune_rate=rate, prune_decay=decay)
-        for name, pruning in (('lagrangian', {}), ('progressive', PROGRESSIVE))
+        for name, pruning in (('lagrangian', LAGRANGIAN), ('progressive', PROGRESSIVE))
         for rate, decay, words in ((0.5, 0.1, ' and decaying'), (0.5, 1.0, ''))
     ],
     'masks': [
-        *(Arm(f'lagrangian, masks at {rate}', {'learning_rate': rate}) for rate in (0.3, 3.0)),
-        *(Arm(f'lagrangian, multipliers at {rate}', {'multiplier_learning_rate': rate}) for rate in (0.3, 3.0)),
-        *(Arm(f'lagrangian, damping {damping:.0f}', {'multiplier_damping': damping}) for damping in (5.0, 80.0)),
-        *(Arm(f'lagrangian, warm-up {share}', {'lagrangian_warmup': f'{share}dur'}) for share in (0.05, 0.5)),
-        *(Arm(f'lagrangian, frozen after {share}', {'freeze_masks_after': f'{share}dur'}) for share in (0.4, 0.7)),
+        *(Arm(f'lagrangian, {name}', {**LAGRANGIAN, **options}) for name, options in MASK_OPTIONS.items()),
         *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'})
           for share in (0.2, 0.5)),
     ],

@@ -51,7 +51,8 @@ def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
 
 
 def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):
-    config = changed(config, 'algorithms.targeted_pruning', {'target': {'sparsity': 0.5}})
+    settings = {'target': {'sparsity': 0.5}, 'mask_learning': 'lagrangian'}
+    config = changed(config, 'algorithms.targeted_pruning', settings)
     with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
         check_run(copy.deepcopy(config))
     check_run(changed(config, 'callbacks.export_pruned', KeyError))

@@ -213,7 +213,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folders, tmp_path, pruning):
         algorithms = [Distillation(str(folders / 'student'), top_k=8)]
         model = None
         if pruning:
-            algorithms.append(TargetedPruning(TARGET, lagrangian_warmup='3ba'))
+            algorithms.append(TargetedPruning(TARGET, lagrangian_warmup='3ba', mask_learning='lagrangian'))
             model = ShearedCausalLM(tiny_tokenizer(), str(folders / 'student'))
         trainer, losses = run(
             folders, algorithms, model, batches=6, save_folder=str(tmp_path / folder), save_filename='ba{batch}.pt',

@@ -26,7 +26,7 @@ def test_no_family_is_left_out():
 def test_a_run_ends_at_exactly_its_target(variant, tmp_path):
     source = tiny_source(tmp_path / 'source', variant)
     target = TARGETS.get(variant, {**WIDTHS, 'num_key_value_heads': 1})
-    pruning, log = TargetedPruning(target, tolerance=0.05), InMemoryLogger()
+    pruning, log = TargetedPruning(target, tolerance=0.05, mask_learning='lagrangian'), InMemoryLogger()
     export = ExportPruned(str(tmp_path / 'out'))  # refuses masks that did not get there
     tiny_trainer(source, [pruning], batches=250, callbacks=[export], loggers=[log]).fit()
     before, after = shape_of(AutoConfig.from_pretrained(source)), shape_of(AutoConfig.from_pretrained(tmp_path / 'out'))

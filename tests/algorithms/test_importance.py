@@ -148,13 +148,13 @@ def test_methods_are_checked(source):
     with pytest.raises(ValueError, match='one_shot decides by scores'):
         TargetedPruning(TARGET, mask_learning='one_shot')
     with pytest.raises(ValueError, match="unknown method 'magic'; choose one of taylor"):
-        TargetedPruning(TARGET, scores='magic')
+        TargetedPruning(TARGET, scores='magic', mask_learning='lagrangian')
     with pytest.raises(ValueError, match='perplexity does not apply to hidden; it applies to layer'):
-        TargetedPruning(TARGET, scores={'hidden': 'perplexity'})
+        TargetedPruning(TARGET, scores={'hidden': 'perplexity'}, mask_learning='lagrangian')
     plans = {'hidden': None, 'layer': None}
     assert method_by_axis('perplexity', plans) == {'hidden': 'taylor', 'layer': 'perplexity'}
     assert method_by_axis({'layer': 'random'}, plans) == {'hidden': 'taylor', 'layer': 'random'}
-    trainer = tiny_trainer(source, [TargetedPruning(TARGET, scores='taylor')], batches=2)
+    trainer = tiny_trainer(source, [TargetedPruning(TARGET, scores='taylor', mask_learning='lagrangian')], batches=2)
     with pytest.raises(ValueError, match='needs an eval_loader'):
         trainer.fit()
 

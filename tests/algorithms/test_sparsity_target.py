@@ -62,7 +62,7 @@ def test_widths_count_kept_units_and_no_padding():
 
 def test_a_run_reaches_its_sparsity_with_widths_of_its_own_and_leaves_only_its_masks(tmp_path):
     source = tiny_source(tmp_path / 'source')
-    pruning, log = TargetedPruning({'sparsity': 0.6}), InMemoryLogger()
+    pruning, log = TargetedPruning({'sparsity': 0.6}, mask_learning='lagrangian'), InMemoryLogger()
     trainer = tiny_trainer(source, [pruning], batches=300, loggers=[log], eval_dataloader=sequences_spec(8, 4, seed=1),
                            eval_interval='300ba', save_folder=str(tmp_path / 'checkpoints'), save_filename='last.pt',
                            save_interval='300ba')
@@ -117,11 +117,10 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match='only learned masks find widths of their own'):
         TargetedPruning({'sparsity': 0.5}, mask_learning='progressive')
     with pytest.raises(ValueError, match='eval_masks: target is not possible'):
-        TargetedPruning({'sparsity': 0.5}, eval_masks='target')
+        TargetedPruning({'sparsity': 0.5}, eval_masks='target', mask_learning='lagrangian')
     source = tiny_source(tmp_path / 'source')
-    trainer = tiny_trainer(
-        source, [TargetedPruning({'sparsity': 0.5})], callbacks=[ExportPruned(str(tmp_path / 'out'))],
-    )
+    pruning = TargetedPruning({'sparsity': 0.5}, mask_learning='lagrangian')
+    trainer = tiny_trainer(source, [pruning], callbacks=[ExportPruned(str(tmp_path / 'out'))])
     with pytest.raises(ValueError, match='layers of different widths, which no stock Hugging Face config describes'):
         trainer.fit()
     assert trainer.state.timestamp.batch.value == 0 and not (tmp_path / 'out').exists()

@@ -49,12 +49,12 @@ def test_every_axis_reaches_its_target_and_the_export_is_exact(source, tmp_path,
 
 
 def test_an_unconverged_run_is_refused_unless_allowed(source, tmp_path):
-    pruning = TargetedPruning(TARGET, learning_rate=1e-3)
+    pruning = TargetedPruning(TARGET, learning_rate=1e-3, mask_learning='lagrangian')
     trainer = tiny_trainer(source, [pruning], batches=3, callbacks=[ExportPruned(str(tmp_path / 'out'))])
     with pytest.raises(ValueError, match=r'hidden: target 32 of 48, expected 47\.\d+.*\n.*layer: target 3 of 4'):
         trainer.fit()
     assert not list(tmp_path.iterdir())
-    pruning = TargetedPruning(TARGET, learning_rate=1e-3)
+    pruning = TargetedPruning(TARGET, learning_rate=1e-3, mask_learning='lagrangian')
     export = ExportPruned(str(tmp_path / 'out'), allow_unconverged=True)
     tiny_trainer(source, [pruning], batches=3, callbacks=[export]).fit()
     assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
@@ -99,7 +99,7 @@ def test_the_recipe_of_the_readme_freezes_the_target_in_one_run(source, tmp_path
 
 
 def test_mask_only_mode_leaves_the_weights_alone(source):
-    pruning = TargetedPruning(TARGET, freeze_weights=True)
+    pruning = TargetedPruning(TARGET, freeze_weights=True, mask_learning='lagrangian')
     trainer = tiny_trainer(source, [pruning], batches=6)
     before = {name: p.detach().clone() for name, p in trainer.state.model.named_parameters()}
     start = pruning.learner.log_alpha['hidden'].detach().clone()
@@ -112,9 +112,8 @@ def test_the_same_seed_gives_the_same_run_and_micro_batches_do_not_matter(source
     losses = []
     for seed, micro in ((1, 4), (1, 4), (1, 2), (2, 4)):
         log = InMemoryLogger()
-        tiny_trainer(
-            source, [TargetedPruning(TARGET, seed=seed)], batches=6, loggers=[log], device_train_microbatch_size=micro,
-        ).fit()
+        pruning = TargetedPruning(TARGET, seed=seed, mask_learning='lagrangian')
+        tiny_trainer(source, [pruning], batches=6, loggers=[log], device_train_microbatch_size=micro).fit()
         losses.append(torch.tensor([value for _, value in log.data['loss/train/total']]))
     assert torch.equal(losses[0], losses[1])
     torch.testing.assert_close(losses[0], losses[2], rtol=1e-5, atol=1e-6)
@@ -122,7 +121,7 @@ def test_the_same_seed_gives_the_same_run_and_micro_batches_do_not_matter(source
 
 
 def test_evaluation_uses_masks_without_noise(source):
-    pruning = TargetedPruning(TARGET, eval_masks='target')
+    pruning = TargetedPruning(TARGET, eval_masks='target', mask_learning='lagrangian')
     plans = plan_axes(SHAPE, resolve_target(SHAPE, TARGET))
     trainer = tiny_trainer(source, [pruning], batches=2)
     trainer.fit()
@@ -172,7 +171,7 @@ def test_settings_are_checked_in_the_constructor(settings, message):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_mask(source):
-    pruning = TargetedPruning(TARGET)
+    pruning = TargetedPruning(TARGET, mask_learning='lagrangian')
     trainer = tiny_trainer(source, [pruning], batches=3)
     with torch.no_grad():
         trainer.state.model.model.model.layers[0].mlp.down_proj.weight[0, 0] = float('nan')
@@ -183,7 +182,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_mask(source):
 def test_damping_keeps_the_counts_from_overshooting(source):
     deviation = {}
     for damping in (0.0, 20.0):
-        pruning = TargetedPruning(TARGET, multiplier_damping=damping)
+        pruning = TargetedPruning(TARGET, multiplier_damping=damping, mask_learning='lagrangian')
         log = InMemoryLogger()
         tiny_trainer(source, [pruning], batches=200, loggers=[log]).fit()
         gaps = [

@@ -39,7 +39,7 @@ def bucket():
 def run(source, out, batches, **settings):
     """Prunes up to ``batches``;
     the trainer is closed whatever happens, or its uploading processes would wait for ever."""
-    pruning, log = TargetedPruning(TARGET), InMemoryLogger()
+    pruning, log = TargetedPruning(TARGET, mask_learning='lagrangian'), InMemoryLogger()
     export = ExportPruned(str(out), allow_unconverged=True)
     trainer = tiny_trainer(source, [pruning], batches=4, callbacks=[export], loggers=[log], **settings)
     try:

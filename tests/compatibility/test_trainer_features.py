@@ -22,7 +22,7 @@ def source(tmp_path_factory):
 
 def run(source, *algorithms, before=lambda trainer: None, **settings):
     """Prunes for a few batches; returns the trainer, the algorithm and the training losses."""
-    pruning, log = TargetedPruning(TARGET, lagrangian_warmup='2ba'), InMemoryLogger()
+    pruning, log = TargetedPruning(TARGET, lagrangian_warmup='2ba', mask_learning='lagrangian'), InMemoryLogger()
     settings.setdefault('eval_dataloader', sequences_spec(4, 4, seed=1))
     trainer = tiny_trainer(source, [pruning, *algorithms], batches=BATCHES, loggers=[log], **settings)
     before(trainer)
@@ -61,7 +61,7 @@ class WeightGradientNorm(Callback):
 def test_clipping_bounds_the_weights_gradient_and_leaves_masks_and_multipliers_alone(source):
     learned = []
     for threshold in (None, 1e-3):
-        norm, pruning = WeightGradientNorm(), TargetedPruning(TARGET)
+        norm, pruning = WeightGradientNorm(), TargetedPruning(TARGET, mask_learning='lagrangian')
         clipping = [] if threshold is None else [GradientClipping('norm', threshold)]
         tiny_trainer(source, [pruning, *clipping], batches=1, callbacks=[norm]).fit()
         learned.append(pruning)
@@ -96,7 +96,7 @@ def test_evaluation_first_changes_no_step(source, plain):
 
 def test_bf16_autocast_gives_masks_float32_gradients_near_the_exact_ones(source):
     """Composer runs amp_bf16 on GPUs only, so this is its autocast without its Trainer."""
-    pruning = TargetedPruning(TARGET, lagrangian_warmup='2ba')
+    pruning = TargetedPruning(TARGET, lagrangian_warmup='2ba', mask_learning='lagrangian')
     trainer = tiny_trainer(source, [pruning], batches=BATCHES)
     model = trainer.state.model.eval()
     masks = pruning.learner.draw(0, 1.0)
@@ -119,6 +119,6 @@ def test_bf16_autocast_gives_masks_float32_gradients_near_the_exact_ones(source)
 
 def test_automatic_microbatches_are_refused_on_cpu(source):
     with pytest.raises(ValueError, match='adaptive device_train_microbatch_size on GPU'):
-        tiny_trainer(source, [TargetedPruning(TARGET)], device_train_microbatch_size='auto')
+        tiny_trainer(source, [TargetedPruning(TARGET, mask_learning='lagrangian')], device_train_microbatch_size='auto')
 
 

@@ -59,7 +59,7 @@ class TargetedPruning(Algorithm):
             :func:`~llmshearing.algorithms.targeted_pruning.sparsity_target.read_sparsity_target`.
         mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
             ``'progressive'``: kept counts follow the warm-up and the least important units go; ``'one_shot'``: the
-            target's best-scored units from the first batch on. Default: ``'lagrangian'``.
+            target's best-scored units from the first batch on. Default: ``'progressive'``.
         scores (str | Mapping[str, str] | None): How units are scored before the first batch, one method
             (:data:`~llmshearing.algorithms.targeted_pruning.importance.METHODS`) or one per axis: the order in which
             gates start, the first importance of ``progressive``, and the decision of ``one_shot`` (which needs it).
@@ -92,7 +92,7 @@ class TargetedPruning(Algorithm):
     def __init__(
         self,
         target: Mapping[str, Any],
-        mask_learning: str = 'lagrangian',
+        mask_learning: str = 'progressive',
         scores: Optional[Union[str, Mapping[str, str]]] = None,
         calibration_batches: int = 8,
         lagrangian_warmup: Union[str, Time] = '0.2dur',
