@@ -107,7 +107,7 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'fade': [
         *(_one_run(f'progressive to {share:.0%}, one run, fade {fade}', share, fade=fade)
-          for share in (0.05, 0.2, 0.5) for fade in (0.0, 0.6)),
+          for share in (0.05, 0.2, 0.5) for fade in (0.3, 0.6)),
     ],
     'rate': [
         Arm(f'{name}, rate while pruning {rate} of the later one{words}', pruning, prune_rate=rate, prune_decay=decay)
