@@ -109,7 +109,8 @@ def build(
     algorithms, own = [], [DynamicBatchLoading(REFERENCES), *callbacks, Digests()]
     if stage == 'prune':
         model = ShearedCausalLM(tokenizer, str(folder), init_device=init_device)
-        options = {'target': TARGET, 'lagrangian_warmup': '5ba', 'freeze_masks_after': '8ba', **(pruning or {})}
+        times = {'lagrangian_warmup': '5ba', 'freeze_masks_after': '8ba'}
+        options = {'target': TARGET, 'mask_learning': 'lagrangian', **times, **(pruning or {})}
         algorithms.append(TargetedPruning(**options))
         own.append(ExportPruned(str(place / 'exported'), allow_unconverged=True, overwrite=True))
     else:
