@@ -159,4 +159,3 @@ def _last_losses(state: State) -> dict[str, float]:
         if metric is not None and metric.update_called:
             losses[label.removeprefix('eval/')] = float(metric.compute())
     return losses
-
