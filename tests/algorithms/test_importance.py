@@ -1,4 +1,5 @@
 """Scores against plain computations, starts in their order, and one-shot pruning for every family's table."""
+import dataclasses
 from contextlib import nullcontext
 
 import pytest
@@ -50,6 +51,36 @@ def test_taylor_is_the_mean_absolute_derivative_of_multiplied_activations(calibr
             want[axis] += mask.grad.abs() / len(calibration.batches)
     for axis in AXES:
         torch.testing.assert_close(got[axis], want[axis], rtol=1e-3, atol=1e-5 * want[axis].max().item())
+
+
+def test_taylor_does_not_depend_on_the_size_of_micro_batches(calibration):
+    batches = [{**batch, 'labels': batch['labels'].clone()} for batch in calibration.batches]
+    for number, batch in enumerate(batches):
+        batch['labels'][0, :3 + number] = -100  # micro-batches count by their labels, not by their sequences
+    whole, parts = (
+        importance(dict.fromkeys(AXES, 'taylor'), dataclasses.replace(calibration, batches=batches, microbatch_size=s))
+        for s in (None, 1)
+    )
+    for axis in AXES:
+        torch.testing.assert_close(parts[axis], whole[axis], rtol=1e-3, atol=1e-5 * whole[axis].max().item())
+
+
+def test_taylor_runs_as_many_sequences_at_once_as_training_does(source, monkeypatch):
+    seen, loss = [], Calibration.loss
+
+    def watched(self, batch):
+        seen.append(len(batch['input_ids']))
+        return loss(self, batch)
+
+    monkeypatch.setattr(Calibration, 'loss', watched)
+    tiny_trainer(
+        source,
+        TargetedPruning(target=TARGET, scores='taylor', calibration_batches=2),
+        batches=1,
+        device_train_microbatch_size=1,
+        eval_dataloader=sequences_spec(8, 4, seed=5),
+    ).fit()
+    assert seen == [1] * 8
 
 
 def test_magnitude_of_units_of_each_axis(calibration):

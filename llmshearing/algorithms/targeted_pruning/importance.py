@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Callable, ContextManager, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
+from composer.core.data_spec import default_split_batch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -32,6 +33,7 @@ from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
 __all__ = ['Calibration', 'METHODS', 'importance', 'method_by_axis']
 
+IGNORED_LABEL = -100  # of PyTorch's cross-entropy
 WIDTH_AXES = ('hidden', 'head', 'kv_group', 'intermediate')
 
 
@@ -45,6 +47,7 @@ class Calibration:
         precision (Callable): Makes the context a forward pass runs in.
         reduce (Callable): Averages a tensor over ranks, in place.
         seed (int): For ``random``.
+        microbatch_size (int | None): Sequences that a backward pass takes at once; None for whole batches.
     """
 
     model: ShearedCausalLM
@@ -52,12 +55,24 @@ class Calibration:
     precision: Callable[[], ContextManager]
     reduce: Callable[[Tensor], None]
     seed: int
+    microbatch_size: Optional[int] = None
+
+    def loss(self, batch: Any) -> Tensor:
+        """Mean loss over the labels of a batch under the masks that are set."""
+        with self.precision():
+            return self.model.loss(self.model(batch), batch)
 
     def losses(self) -> Iterator[Tensor]:
-        """Loss of every batch under the masks that are set."""
-        for batch in self.batches:
-            with self.precision():
-                yield self.model.loss(self.model(batch), batch)
+        """Loss of every batch."""
+        return map(self.loss, self.batches)
+
+    def backward(self, batch: Any) -> None:
+        """Backward pass of a batch, in micro-batches whose gradients add up to that of its mean loss."""
+        size = self.microbatch_size
+        parts = [batch] if size is None else default_split_batch(batch, size)
+        labels = [(part['labels'][:, 1:] != IGNORED_LABEL).sum() for part in parts]  # the first one has no prediction
+        for part, count in zip(parts, labels):
+            (self.loss(part) * (count / sum(labels))).backward()
 
 
 def method_by_axis(scores: Union[str, Mapping[str, str]], plans: Mapping[str, AxisPlan]) -> dict[str, str]:
@@ -112,10 +127,9 @@ def _ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
 
 def taylor(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     cutter, total = calibration.model.cutter, None
-    for index in range(len(calibration.batches)):
+    for batch in calibration.batches:
         cutter.set_masks(_ones(calibration, axes))
-        one = dataclasses.replace(calibration, batches=calibration.batches[index:index + 1])
-        next(one.losses()).backward()
+        calibration.backward(batch)
         gradients = cutter.mask_gradients(reduce=calibration.reduce)
         calibration.model.zero_grad(set_to_none=True)
         total = {axis: g.abs() + (total[axis] if total else 0) for axis, g in gradients.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Any, Mapping, Optional, Union
 
 import torch
@@ -301,6 +302,7 @@ class TargetedPruning(Algorithm):
             precision=lambda: get_precision_context(state.precision, state.precision_config),
             reduce=_average_over_ranks,
             seed=self.seed,
+            microbatch_size=math.ceil(state.device_train_microbatch_size or 0) or None,
         )
         methods = method_by_axis(self.scores, self.plans)
         self.learner.start_from(importance(methods, calibration))
