@@ -31,33 +31,24 @@ from composer.loggers import Logger
 from llmfoundry.models.hf import ComposerHFCausalLM
 from quality_arms import GROUPS, Arm
 from quality_source import DOMAINS, FULL, QUICK, SMOLLM, ComputeMeter, Sizes, make_source, make_trainer
+from quality_variants import VARIANTS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmshearing.algorithms.distillation import Distillation
-from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.models.shapes import with_shape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
+from llmshearing.scaling.inputs import points_from_models
 from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
+from llmshearing.scaling.reference_loss import check_points, fit_law
 
 SKEWED = (8, 4, 2, 1, 1)
-
-
-class Truncation(TargetedPruning):
-    """Keeps the first units of every width and evenly spaced layers, whatever they do."""
-
-    def _start_from_scores(self, state) -> None:
-        scores = {}
-        for axis, plan in self.plans.items():
-            order = torch.arange(plan.units, 0, -1.0)
-            if axis == 'layer':
-                order = torch.zeros(plan.units)
-                order[torch.linspace(0, plan.units - 1, plan.keep).round().long()] = 1.0
-            scores[axis] = order.expand(torch.Size(plan.mask_shape).numel() // plan.units, -1).reshape(plan.mask_shape)
-        self.learner.start_from(scores)
-        self.frozen_masks = self.learner.deterministic('target')
+FAMILY = {  # smaller relatives of the small source, for a law
+    'third': dict(hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=256),
+    'half': dict(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=344),
+}
 
 
 class LossesAlong(Callback):
@@ -89,6 +80,19 @@ def losses(model: PreTrainedModel, data: Path, sequences: Optional[int] = None) 
     return result
 
 
+def law_references(params: int, work: Path, sizes: Sizes) -> dict[str, float]:
+    """Losses that the source's family would reach at ``params`` parameters, by a law through three of its sizes."""
+    models = []
+    for name, shape in {**FAMILY, 'source': {}}.items():
+        folder = make_source(work, dataclasses.replace(sizes, source={**sizes.source, **shape}), name)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        measured = losses(model, work / 'data', sizes.sequences_evaluated)
+        models.append({'name': name, 'params': model.num_parameters(), 'losses': measured})
+    points = points_from_models(models, 'family')
+    check_points(points)
+    return {domain: float(fit_law(points, domain).predict(params)) for domain in DOMAINS}
+
+
 def mean(values: Mapping[str, float]) -> float:
     return statistics.fmean(values.values())
 
@@ -107,8 +111,8 @@ def prune(
     source = work / source
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False)
     options = dict(arm.pruning)
-    algorithm = Truncation if options.pop('truncate', False) else TargetedPruning
-    pruning, meter = algorithm(**{'target': sizes.target, 'seed': seed, **options}), ComputeMeter()
+    variant = VARIANTS[options.pop('variant', 'as it is')]
+    pruning, meter = variant(**{'target': sizes.target, 'seed': seed, **options}), ComputeMeter()
     export = ExportPruned(str(folder), allow_unconverged=True, overwrite=True)
     teaching = _distillation(arm, work) if arm.prune_share == 1 else ()
     trainer = make_trainer(
@@ -121,6 +125,7 @@ def prune(
         algorithms=(pruning, *teaching),
         callbacks=(meter, export, *callbacks),
         alpha_f=arm.prune_decay,
+        microbatch=arm.microbatch,
     )
     trainer.fit()
     model.cutter.set_masks(pruning.evaluation_masks())
@@ -163,6 +168,8 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
         references = losses(source, data, sizes.sequences_evaluated)  # the ones that the run evaluates, no others
         if arm.references == 'none':
             references = dict.fromkeys(references, 0.0)
+        elif arm.references == 'law':
+            references = law_references(model.model.num_parameters(), work, sizes)
         callbacks.append(DynamicBatchLoading(references, update=arm.mixture, eta=arm.eta, max_eval_share=1.0))
         interval = f'{arm.round_batches}ba'
     trainer = make_trainer(

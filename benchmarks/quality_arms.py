@@ -18,19 +18,22 @@ class Arm:
 
     Attributes:
         name (str): As in the table.
-        pruning (Mapping | None): Options of ``targeted_pruning``; None for arms without a source (random weights).
+        pruning (Mapping | None): Options of ``targeted_pruning``, and ``variant`` for one of ``quality_variants``; None
+            for arms without a source (random weights).
         prune_share (float): Share of the steps spent pruning; 0 for one-shot ways, 1 for a single run that freezes its
             masks on the way and goes on with the optimizer as it is.
         prune_rate (float): Peak learning rate of the weights while pruning, as a multiple of the one afterwards.
         prune_decay (float): Where that rate ends, as a share of its peak.
         more_steps (float): Total steps as a multiple of the budget.
         mixture (str | None): Update rule of the mixture in continued training.
-        references (str): Reference losses of the mixture: ``'source'``, or ``'none'`` for zeros.
+        references (str): Reference losses of the mixture: the ``'source'``'s, ``'none'`` for zeros, or by a ``'law'``
+            through three sizes of the source's family.
         eta (float): Step size of the mixture's updates.
         start (str): First mixture of continued training: ``'equal'``, or ``'skewed'``, 8 : 4 : 2 : 1 : 1.
         round_batches (int): Batches between two updates of the mixture.
         distillation (Mapping | None): Options of ``distillation``, from the source, in continued training and in single
             runs.
+        microbatch (int | None): Sequences per micro-batch while pruning; None for the whole batch.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Arm:
     start: str = 'equal'
     round_batches: int = 20
     distillation: Optional[Mapping[str, Any]] = None
+    microbatch: Optional[int] = None
 
     def total_steps(self, budget: int) -> int:
         """Steps of the arm when the table's budget is ``budget``."""
@@ -82,7 +86,7 @@ TAYLOR, DEPTH_TAYLOR = _one_shot('taylor'), _one_shot(DEPTH)
 GROUPS: dict[str, list[Arm]] = {
     'ways': [
         Arm('random initialisation', None, 0),
-        Arm('truncation', {**_one_shot('random'), 'truncate': True}, 0),
+        Arm('truncation', {**_one_shot('random'), 'variant': 'truncation'}, 0),
         Arm('one-shot random', _one_shot('random'), 0),
         Arm('one-shot magnitude', _one_shot('magnitude'), 0),
         Arm('one-shot activation', _one_shot(ACTIVATION), 0),
@@ -119,17 +123,26 @@ GROUPS: dict[str, list[Arm]] = {
         *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'})
           for share in (0.2, 0.5)),
     ],
+    'variants': [
+        *(Arm(f'lagrangian, {name}', {**LAGRANGIAN, 'variant': name})
+          for name in ('half noise', 'fading noise', 'hard counts', 'cubic schedule', 'late schedule')),
+        Arm('lagrangian, noise per micro-batch', {**LAGRANGIAN, 'variant': 'noise per micro-batch'}, microbatch=1),
+        *(Arm(f'progressive, {name}', {**PROGRESSIVE, 'variant': name}) for name in ('cubic schedule', 'late schedule')),
+    ],
     'mixture': [
         *(Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule)
           for rule in ('constant', 'sheared', 'sheared_unclipped', 'ado')),
         *(Arm(f'mixture sheared, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta) for eta in (0.1, 0.3)),
         Arm('mixture sheared, no references', DEPTH_TAYLOR, 0, mixture='sheared', references='none'),
+        Arm('mixture sheared, references by a law', DEPTH_TAYLOR, 0, mixture='sheared', references='law'),
         Arm('mixture sheared, every 60 batches', DEPTH_TAYLOR, 0, mixture='sheared', round_batches=60),
     ],
     'skewed mixture': [
         Arm('mixture constant, skewed start', DEPTH_TAYLOR, 0, mixture='constant', start='skewed'),
         *(Arm(f'mixture sheared, skewed start, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta, start='skewed')
           for eta in (0.1, 0.3, 1.0)),
+        Arm('mixture sheared, skewed start, references by a law', DEPTH_TAYLOR, 0, mixture='sheared', references='law',
+            start='skewed'),
         Arm('mixture ado, skewed start', DEPTH_TAYLOR, 0, mixture='ado', start='skewed'),
     ],
     'distillation': [

@@ -152,6 +152,7 @@ def make_trainer(
     callbacks: tuple[Callback, ...] = (),
     alpha_f: float = 0.1,
     proportions: Optional[dict[str, float]] = None,
+    microbatch: Optional[int] = None,
 ) -> Trainer:
     """A Trainer over a mixture of the domains, equal by default; its loader serves other samples for every seed."""
     tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
@@ -176,6 +177,7 @@ def make_trainer(
         eval_interval=eval_interval,
         eval_subset_num_batches=EVAL_BATCHES,
         max_duration=f'{steps}ba',
+        device_train_microbatch_size=microbatch,
         optimizers=optimizer,
         schedulers=CosineAnnealingWithWarmupScheduler(t_warmup='0.05dur', alpha_f=alpha_f),
         algorithms=list(algorithms),

@@ -66,7 +66,8 @@ def test_step_profile(tmp_path):
 
 def test_quality(tmp_path):
     out = tmp_path / 'results.json'
-    arms = ['random initialisation', 'one-shot taylor', 'progressive', 'progressive to 20%, one run', 'mixture sheared']
+    arms = ['random initialisation', 'one-shot taylor', 'progressive', 'progressive to 20%, one run', 'mixture sheared',
+            'truncation', 'lagrangian, fading noise', 'lagrangian, hard counts', 'lagrangian, noise per micro-batch']
     done = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
     records = json.loads(out.read_text())['records']
     assert [record['arm'] for record in records] == arms

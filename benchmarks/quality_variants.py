@@ -1,0 +1,194 @@
+"""Ways of pruning that arms of ``quality.py`` compare with, and that the package does not offer.
+
+Each changes one decision of ``targeted_pruning`` and nothing else, so that the decision can be measured: what learned
+masks do with less noise, with noise of its own for every micro-batch, with constraints on the gates that are open
+instead of the expected ones, with another shape of the schedule; and a cut that looks at no weight at all.
+"""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import torch
+from composer.core import Event, State
+from composer.loggers import Logger
+from torch import Tensor
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.algorithms.targeted_pruning.constraints import AxisConstraint
+from llmshearing.algorithms.targeted_pruning.hard_concrete import (
+    STRETCH_HIGH,
+    STRETCH_LOW,
+    TEMPERATURE,
+    probability_kept,
+)
+from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
+
+__all__ = ['VARIANTS']
+
+
+class Truncation(TargetedPruning):
+    """Keeps the first units of every width and evenly spaced layers, whatever they do."""
+
+    def _start_from_scores(self, state: State) -> None:
+        scores = {}
+        for axis, plan in self.plans.items():
+            order = torch.arange(plan.units, 0, -1.0)
+            if axis == 'layer':
+                order = torch.zeros(plan.units)
+                order[torch.linspace(0, plan.units - 1, plan.keep).round().long()] = 1.0
+            scores[axis] = order.expand(torch.Size(plan.mask_shape).numel() // plan.units, -1).reshape(plan.mask_shape)
+        self.learner.start_from(scores)
+        self.frozen_masks = self.learner.deterministic('target')
+
+
+class _OwnLearner(TargetedPruning):
+    """Learned masks by another class than :class:`LagrangianMasks`."""
+
+    learner_class: type[LagrangianMasks]
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        self.learner = self.learner_class(
+            self.plans,
+            self.learning_rate,
+            self.multiplier_learning_rate,
+            self.multiplier_damping,
+            self.start_sparsity,
+            self.seed,
+        )
+
+
+class _ScaledNoise(LagrangianMasks):
+    """Gates drawn with logistic noise of another size."""
+
+    def noise(self, progress: float) -> float:
+        """The size at an elapsed share of the warm-up, 1 being the gate's own."""
+        raise NotImplementedError
+
+    def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
+        generator, scale = torch.Generator().manual_seed(1000003 * self.seed + batch), self.noise(progress)
+        self._gates = {}
+        for axis, log_alpha in self.log_alpha.items():
+            noise = torch.logit(torch.rand(log_alpha.shape, generator=generator), 1e-6)
+            open_share = torch.sigmoid((noise * scale + log_alpha) / TEMPERATURE)
+            self._gates[axis] = (open_share * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp(0.0, 1.0)
+        return {axis: gate.detach() for axis, gate in self._gates.items()}
+
+
+class _HalfNoise(_ScaledNoise):
+    def noise(self, progress: float) -> float:
+        return 0.5
+
+
+class _FadingNoise(_ScaledNoise):
+    """From its own size at the end of the warm-up to none at three times the warm-up."""
+
+    def noise(self, progress: float) -> float:
+        return min(max((3.0 - progress) / 2.0, 0.0), 1.0)
+
+
+class HalfNoise(_OwnLearner):
+    learner_class = _HalfNoise
+
+
+class FadingNoise(_OwnLearner):
+    learner_class = _FadingNoise
+
+
+class _OpenGates(AxisConstraint):
+    """Constrains the gates that are open without noise; their gradient is that of the expected ones."""
+
+    def sparsity(self, kept: Mapping[str, Tensor]) -> Tensor:
+        expected = super().sparsity(kept)
+        is_open = (kept[self.plan.axis] > probability_kept(torch.zeros(()))).float()
+        return expected + (1 - self.plan.rows(is_open).mean(1) - expected).detach()
+
+
+class HardCounts(TargetedPruning):
+    """The multipliers steer the number of gates above one half, which is what the finished model counts."""
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        self.learner.constraints = [_OpenGates(plan) for plan in self.plans.values()]
+
+
+class _SeveralDraws(LagrangianMasks):
+    """Collects one draw and its gradient per micro-batch; the update is over all of them."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.earlier: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def set_aside(self, gradients: dict[str, Tensor]) -> None:
+        self.earlier.append((self._gates, gradients))
+
+    def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
+        draws = [*self.earlier, (self._gates, gradients)]
+        self.earlier = []
+        self._gates = {axis: torch.stack([gates[axis] for gates, _ in draws]) for axis in self.plans}
+        return super().update({a: torch.stack([values[a] for _, values in draws]) for a in self.plans}, progress, rate)
+
+
+class NoisePerMicrobatch(_OwnLearner):
+    """Every micro-batch draws gates of its own, as ranks would that do not share theirs."""
+
+    learner_class = _SeveralDraws
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD or super().match(event, state)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        cutter = state.model.cutter
+        if event == Event.BEFORE_TRAIN_BATCH:
+            self._is_first = True
+        if event != Event.BEFORE_FORWARD:
+            return super().apply(event, state, logger)
+        if self._is_first or self.frozen_masks is not None:
+            self._is_first = False
+            return None
+        self.learner.set_aside(cutter.mask_gradients())
+        number = state.timestamp.batch.value + 1_000_000 * len(self.learner.earlier)
+        cutter.set_masks(self.learner.draw(number, 0.0), self.multiple_of)
+        return None
+
+
+class _ShapedSchedule(TargetedPruning):
+    """The target's course over the warm-up is a curve instead of a straight line."""
+
+    @staticmethod
+    def shape(progress: float) -> float:
+        raise NotImplementedError
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        draw, update = self.learner.draw, self.learner.update
+        self.learner.draw = lambda batch, progress: draw(batch, self.shape(min(progress, 1.0)))
+        self.learner.update = lambda gradients, progress, rate: update(gradients, self.shape(min(progress, 1.0)), rate)
+
+
+class CubicSchedule(_ShapedSchedule):
+    """Fast at first, slow at the end: 1 - (1 - t)^3 (Zhu and Gupta 2017)."""
+
+    @staticmethod
+    def shape(progress: float) -> float:
+        return 1 - (1 - progress)**3
+
+
+class LateSchedule(_ShapedSchedule):
+    """Slow at first: t^2."""
+
+    @staticmethod
+    def shape(progress: float) -> float:
+        return progress**2
+
+
+VARIANTS: dict[str, type[TargetedPruning]] = {
+    'as it is': TargetedPruning,
+    'truncation': Truncation,
+    'half noise': HalfNoise,
+    'fading noise': FadingNoise,
+    'hard counts': HardCounts,
+    'noise per micro-batch': NoisePerMicrobatch,
+    'cubic schedule': CubicSchedule,
+    'late schedule': LateSchedule,
+}
