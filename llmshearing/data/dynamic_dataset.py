@@ -33,6 +33,7 @@ from llmshearing.data.domain_streams import (
     check_manifest,
     check_stored,
     check_tokens,
+    fingerprint,
     read_proportions,
     verify_shard,
     vocabulary_size,
@@ -127,6 +128,10 @@ class DynamicTextDataset(StreamingTextDataset):
             global_batch_size=batch_size * self._parallel_rank_world.num_ranks,
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
+            fingerprints={
+                name: fingerprint(self.shards[begin:begin + count])
+                for name, begin, count in zip(streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True)
+            },
         )
         self.batching_method = 'mixture'
         self.length = round_batches * batch_size

@@ -18,7 +18,7 @@ from typing import Any
 from llmshearing.data import mixture
 from llmshearing.data.domain_streams import resolve_proportions
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 2: fingerprints of the domains' shards
 
 
 class MixtureRounds:
@@ -31,6 +31,8 @@ class MixtureRounds:
         global_batch_size: samples in a global batch.
         shuffle_seed: seed of the order of samples.
         shuffle_block_size: samples shuffled at a time within a domain.
+        fingerprints: what tells a domain's shards from others of the same size, by domain; see
+            :func:`~llmshearing.data.domain_streams.fingerprint`. Default: nothing.
 
     Attributes:
         shape (tuple[int, int]): global batches in the current round, and samples in each. Differs from what is given
@@ -48,8 +50,10 @@ class MixtureRounds:
         global_batch_size: int,
         shuffle_seed: int,
         shuffle_block_size: int,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.sizes = dict(sizes)
+        self.fingerprints = [(fingerprints or {}).get(name, '') for name in self.sizes]
         self.round_batches = round_batches
         self.global_batch_size = global_batch_size
         self.shape = (round_batches, global_batch_size)
@@ -137,6 +141,7 @@ class MixtureRounds:
             'version': STATE_VERSION,
             'domains': self.domains,
             'sizes': list(self.sizes.values()),
+            'fingerprints': list(self.fingerprints),
             **self._order,
             'round_batches': shape[0],
             'global_batch_size': shape[1],
@@ -168,6 +173,11 @@ class MixtureRounds:
                 place = f'in the middle of a round, {obj["batch_in_round"]} batches in, ' if key in within_round else ''
                 raise ValueError(f'The checkpoint was taken {place}with {key}={_shorten(obj[key])}, but now it is '
                                  f'{_shorten(now[key])}. Set it back to continue exactly, {afresh}.')
+        others = [name for name, own, saved in zip(self.sizes, self.fingerprints, obj['fingerprints'], strict=True)
+                  if own != saved]
+        if others:
+            raise ValueError(f'The checkpoint was trained on other shards of {", ".join(others)}: as many samples, but '
+                             f'not the same. Give the data it was trained on to continue exactly, {afresh}.')
         self.state = mixture.MixtureState(obj['round'], tuple(obj['used']), tuple(obj['carry']), tuple(obj['weights']))
         self.first_batch = self.batch = obj['batch_in_round']
         self.shape = shape if self.batch else (self.round_batches, self.global_batch_size)

@@ -251,6 +251,17 @@ def damage(folder):
         shard.write_bytes(content)
 
 
+def test_data_prepared_again_is_not_taken_for_the_data_of_the_checkpoint(folder, tmp_path):
+    loader = dynamic_loader(folder, list(SIZES))
+    serve_rounds(loader, 1)
+    state = loader.dataset.state_dict(0, True)
+    shutil.copytree(folder, tmp_path / 'same')
+    dynamic_loader(tmp_path / 'same', list(SIZES)).dataset.load_state_dict(state)  # wherever it is kept
+    write_domains(tmp_path / 'other', {name: SIZES[name] for name in ('b', 'a', 'c')})  # numbered in this order
+    with pytest.raises(ValueError, match='other shards of a, b: as many samples'):
+        dynamic_loader(tmp_path / 'other', list(SIZES)).dataset.load_state_dict(state)
+
+
 def test_a_damaged_shard_is_an_error(folder, tmp_path):
     shutil.copytree(folder, tmp_path / 'data')
     damage(tmp_path / 'data' / 'b')
