@@ -8,6 +8,7 @@ llm-foundry's: no remote code unless it is asked for, and no checkpoint that cou
 """
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Iterator, Mapping
@@ -40,6 +41,9 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     ):
         raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
     check_config(config)
+    if config.get('python_log_level', 'debug'):  # llm-foundry's default; it sets the level of its own loggers only
+        logging.getLogger('llmshearing').setLevel(config.get('python_log_level', 'debug').upper())
+    _check_rounds(config)
     check_resume(config)
     guard_checkpoint_loading()
     _trust_no_remote_code(config)
@@ -85,6 +89,16 @@ def _trust_no_remote_code(config: dict[str, Any]) -> None:
         config['tokenizer']['kwargs'] = {'trust_remote_code': False, **(config['tokenizer'].get('kwargs') or {})}
 
 
+def _check_rounds(config: Mapping[str, Any]) -> None:
+    loader, batches = config['train_loader'], config.get('train_subset_num_batches')
+    if loader['name'] != 'dynamic_text' or batches in (None, -1, loader['dataset'].get('round_batches')):
+        return
+    raise ValueError(
+        f'train_subset_num_batches: {batches} would serve the beginning of every mixing round and nothing else; remove '
+        'it and say with max_duration how long to train.',
+    )
+
+
 def _check_model(model: Mapping[str, Any]) -> None:
     from llmshearing.safe_paths import check_safetensors_index
     where = 'model.pretrained_model_name_or_path'
@@ -107,10 +121,6 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
     from llmshearing.models.targets import target_shape
     if model.get('name') != 'sheared_causal_lm':
         raise ValueError(f'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got {model.get("name")!r}.')
-    if config.get('precision') == 'amp_fp16':
-        raise ValueError(
-            'precision: amp_fp16 scales gradients and does not work with targeted_pruning; use amp_bf16 or fp32.',
-        )
     if config.get('fsdp_config'):
         if os.environ.setdefault('FSDP_VERSION', '2') != '2':
             raise ValueError(
@@ -157,6 +167,11 @@ def _source_config(model: Mapping[str, Any]) -> Any:
 def _check_precision(config: Mapping[str, Any]) -> None:
     import torch
     precision = config.get('precision', 'amp_bf16')
+    if precision == 'amp_fp16':
+        raise ValueError(
+            'precision: amp_fp16 scales losses, which gradients of masks, distillation and finite_monitor do not take '
+            'into account; use amp_bf16 or fp32.',
+        )
     if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ValueError(
             f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).',

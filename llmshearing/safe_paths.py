@@ -32,22 +32,23 @@ def plain_name(index: str, name: Any) -> str:
     return name
 
 
-def local_destination(key: str, folder: Any) -> Path:
-    """``folder`` as a path on this machine.
+def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
+    """``path`` as a path on this machine.
 
     Args:
         key (str): Where it was given, for the message.
-        folder (Any): Path to write to.
+        path (Any): Path to write to.
+        what (str): ``'folder'`` of a model, or ``'file'``.
 
     Raises:
         ValueError: For a remote address, which would become a folder named ``s3:`` here.
     """
-    if '://' in str(folder):
+    if '://' in str(path):
+        upload = ', or upload it with `llmshearing export --push-to-hub`' if what == 'folder' else ''
         raise ValueError(
-            f'{key}: expected a folder on this machine, got {folder!r}; write to a local one and copy it there, or '
-            'upload it with `llmshearing export --push-to-hub`.',
+            f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.',
         )
-    return Path(folder)
+    return Path(path)
 
 
 def check_safetensors_index(path: Path) -> dict[str, str]:

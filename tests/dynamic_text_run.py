@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def evaluators(folder: Path, batch_size: int = 4, domains: Any = SIZES, **datase
 
 def tiny_trainer(folder: Path, duration: str = '9ba', workers: int = 0, batch_size: int = 4,
                  update: DynamicBatchLoading | None = None, written: Path | None = None, lr: float = 0.3,
+                 domains: Sequence[str] = tuple(SIZES),
                  **settings: Any) -> Trainer:
     """A Trainer with rounds of three batches and everything seeded. ``settings`` go to the Trainer or the data."""
     dataset = {'round_batches': 3, 'proportions': {'a': 5, 'b': 3, 'c': 2}} | settings.pop('dataset', {})
@@ -69,8 +71,8 @@ def tiny_trainer(folder: Path, duration: str = '9ba', workers: int = 0, batch_si
     callbacks = [update or DynamicBatchLoading(REFERENCES), *settings.pop('callbacks', [])]
     return Trainer(**{
         'model': model,
-        'train_dataloader': dynamic_loader(folder, list(SIZES), workers, batch_size, **dataset),
-        'eval_dataloader': evaluators(folder, batch_size),
+        'train_dataloader': dynamic_loader(folder, list(domains), workers, batch_size, **dataset),
+        'eval_dataloader': evaluators(folder, batch_size, domains),
         'eval_interval': '3ba',
         'max_duration': duration,
         'callbacks': callbacks + ([WriteDown(written)] if written else []),

@@ -1,6 +1,7 @@
 """A configuration that cannot run is refused before anything is built,
 with what was got, what is possible, what to change."""
 import copy
+import logging
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,9 @@ def test_runs_without_our_parts_are_left_alone():
     ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
     ('algorithms.targeted_pruning.lagrangian_warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
     ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
+    ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
+    ('callbacks.dynamic_batch_loading.weights_file', 's3://bucket/x', 'weights_file: expected a file on this machine'),
+    ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
     ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
     ('callbacks.export_pruned.folder', 's3://bucket/x', 'callbacks.export_pruned: folder: expected a folder on this'),
     ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
@@ -100,6 +104,13 @@ def test_runs_without_our_parts_are_left_alone():
 def test_what_cannot_run_is_refused(config, path, value, message):
     with pytest.raises(ValueError, match=message):
         check_run(changed(config, path, value))
+
+
+def test_what_this_package_logs_has_the_level_of_the_run(config):
+    logger = logging.getLogger('llmshearing')
+    for level in ('info', 'warning'):
+        check_run({**config, 'python_log_level': level})
+        assert logger.getEffectiveLevel() == getattr(logging, level.upper())
 
 
 def test_an_existing_export_is_refused_before_training(config):

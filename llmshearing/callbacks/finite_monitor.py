@@ -25,6 +25,8 @@ LISTED = 3  # parameters in one message
 class FiniteMonitor(Callback):
     """Checks every batch before its optimizer step.
 
+    Gradients are seen after ``gradient_clipping``: clipping by norm leaves NaN of an infinite one, by value hides it.
+
     Raises:
         RuntimeError: On all ranks, naming the batch, what is not finite, on which ranks, and the last checkpoint.
     """
@@ -60,6 +62,10 @@ class FiniteMonitor(Callback):
             'loss': bool(self._broken_loss.item()),
             'gradients': [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()],
             'masks': [axis for axis, mask in masks.items() if not torch.isfinite(mask).all()],
+            'saved': [
+                path for callback in state.callbacks if isinstance(callback, CheckpointSaver)
+                for path in callback.saved_checkpoints
+            ],  # of whole checkpoints rank 0 alone knows
         }
         ranks = dist.all_gather_object(own)
         parts = []
@@ -73,12 +79,14 @@ class FiniteMonitor(Callback):
         if names:
             more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
             parts.append(f'the gradient of {", ".join(names[:LISTED])}{more}')
-        savers = [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
-        saved = [path for saver in savers for path in saver.saved_checkpoints]
-        last = f'the last checkpoint is {saved[-1]}' if saved else 'no checkpoint was saved in this run yet'
+        saved = ranks[0]['saved']
+        last = (
+            f'the last checkpoint is {saved[-1]}. Resume from it' if saved else
+            'no checkpoint was saved since this start. Start again'
+        )
         return (
             f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; '
-            f'{last}. Resume from it with a lower learning rate, other data or a higher precision.'
+            f'{last} with a lower learning rate, other data or a higher precision.'
         )
 
 

@@ -118,7 +118,7 @@ class RunReport(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Makes the last page, with what other callbacks have written and logged at the end."""
-        if self._models:
+        if self._models and self._metrics.is_file():  # not if the run was refused before anything was logged
             self._finish()
             if self._metrics.stat().st_size != self._read:
                 self._refresh(state)

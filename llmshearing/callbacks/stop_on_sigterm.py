@@ -3,7 +3,7 @@ checkpoint first.
 
 Composer ends at once on SIGTERM, and what was trained since the last checkpoint is lost. With this callback the batch
 in hand is finished, a checkpoint is saved, and all ranks leave together with exit code 143. The time it takes is that
-of one batch, of an evaluation if one is due, and of saving: the scheduler's grace period (and, if Composer's launcher
+of one batch, of an evaluation if one is due, and of saving and uploading: the scheduler's grace period (and, if Composer's launcher
 is told and not the ranks, the 30 s that it gives them) must suffice, else the run ends as without it, and the last
 regular checkpoint stands.
 
@@ -60,17 +60,21 @@ class StopOnSigterm(Callback):
             saver.save_interval = lambda state, event: True
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        self._leave()
+        self._leave(state, logger)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        self._leave()
+        self._leave(state, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         signal.signal(signal.SIGTERM, self._previous)
 
-    def _leave(self) -> None:
-        if self._leaving:
-            raise SystemExit(EXIT_CODE)
+    def _leave(self, state: State, logger: Logger) -> None:
+        if not self._leaving:
+            return
+        for saver in self._savers(state):
+            saver.fit_end(state, logger)  # to a remote folder: waits for the upload, then moves the link to it
+        dist.barrier()  # the launcher kills what is left once a rank has gone
+        raise SystemExit(EXIT_CODE)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._told = True

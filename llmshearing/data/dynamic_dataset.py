@@ -63,6 +63,8 @@ class DynamicTextDataset(StreamingTextDataset):
             better, smaller needs fewer shards at a time.
         max_passes: most times any domain is to be gone through, rounded up to whole samples; checked and kept by
             ``dynamic_batch_loading``, a warning without it. Default: no limit.
+        restart_on_new_data: where a checkpoint was trained on other domains, shards or order of samples, go on with
+            the data as it is now from its first sample, instead of refusing. Default: false.
         **kwargs: Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
 
     Attributes:
@@ -87,6 +89,7 @@ class DynamicTextDataset(StreamingTextDataset):
         shuffle_seed: int = 9176,
         shuffle_block_size: int = 1 << 17,
         max_passes: float | None = None,
+        restart_on_new_data: bool = False,
         **kwargs: Any,
     ) -> None:
         for name, value in (('round_batches', round_batches), ('shuffle_block_size', shuffle_block_size)):
@@ -132,6 +135,7 @@ class DynamicTextDataset(StreamingTextDataset):
                 name: fingerprint(self.shards[begin:begin + count])
                 for name, begin, count in zip(streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True)
             },
+            restart_on_new_data=restart_on_new_data,
         )
         self.batching_method = 'mixture'
         self.length = round_batches * batch_size
@@ -167,7 +171,8 @@ class DynamicTextDataset(StreamingTextDataset):
         now, end, most = self.rounds.state, self.rounds.end(), self.most_samples()
         for (name, size), before, after in zip(self.rounds.sizes.items(), now.used, end.used, strict=True):
             if after // size > before // size:
-                log.info('Mixing round %d goes over to pass %d of domain %s.', now.round, after // size + 1, name)
+                level = logging.INFO if before >= size else logging.WARNING  # the first time, text is seen again
+                log.log(level, 'Mixing round %d goes over to pass %d of domain %s.', now.round, after // size + 1, name)
             if most is not None and before <= most[name] < after:
                 log.warning('Mixing round %d goes through domain %s more than max_passes=%s times.', now.round, name,
                             self.max_passes)
@@ -196,7 +201,12 @@ class DynamicTextDataset(StreamingTextDataset):
         Raises:
             ValueError: if it does not fit, see ``MixtureRounds.load_state_dict``.
         """
+        configured = self.rounds.initial_weights
         self.rounds.load_state_dict(obj)
+        if self.rounds.initial_weights != configured and self._unique_rank_world.is_leader:
+            log.warning('The run began with proportions %s and goes on from where its mixture stands, %s; the '
+                        'proportions given now, %s, are for new runs.',
+                        self.rounds.initial_weights, self.rounds.weights, configured)
 
     # In the workers.
 

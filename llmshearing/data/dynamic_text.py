@@ -17,9 +17,10 @@ from llmfoundry.utils.registry_utils import construct_from_registry
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.data.domain_streams import vocabulary_size
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
 
-__all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader']
+__all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader', 'count_every_token']
 
 
 class DynamicTextLoader(DataLoader):
@@ -71,6 +72,20 @@ class UnpaddedLabels:
         if 'attention_mask' in batch:
             batch['labels'][batch['attention_mask'] == 0] = -100
         return batch
+
+
+def count_every_token(loader: DataLoader) -> None:
+    """Makes a loader of llm-foundry's ``StreamingTextDataset`` learn from, or measure, every stored token.
+
+    Before its workers start. Loaders that do already, or that have another collator, are left as they are.
+    """
+    counting = loader.collate_fn
+    if isinstance(counting, LossGeneratingTokensCollatorWrapper) and not isinstance(
+        counting.base_collator, UnpaddedLabels
+    ):
+        unpadded = UnpaddedLabels(counting.base_collator, vocabulary_size(loader.dataset.tokenizer))
+        # Tokens are counted once the labels are final.
+        loader.collate_fn = LossGeneratingTokensCollatorWrapper(unpadded, counting.token_counting_func)
 
 
 _COLLATOR_KEYS = ('eos_token_id', 'bos_token_id', 'override_eos_token_id_mismatch_error',
@@ -144,12 +159,11 @@ def build_dynamic_text_dataloader(
             'dataset_batch_size': batch_size,
         },
     )
-    if isinstance(collate_fn, LossGeneratingTokensCollatorWrapper):
-        collate_fn = collate_fn.base_collator  # tokens are counted once the labels are final
+    if not isinstance(collate_fn, LossGeneratingTokensCollatorWrapper):
+        collate_fn = LossGeneratingTokensCollatorWrapper(collate_fn, get_tokens_per_batch_func())
     loader = DynamicTextLoader(
         text_dataset,
-        collate_fn=LossGeneratingTokensCollatorWrapper(UnpaddedLabels(collate_fn, text_dataset.vocab_size),
-                                                       get_tokens_per_batch_func()),
+        collate_fn=collate_fn,
         batch_size=loader_batch_size,
         drop_last=drop_last,
         num_workers=num_workers,
@@ -158,6 +172,7 @@ def build_dynamic_text_dataloader(
         persistent_workers=persistent_workers and num_workers > 0,
         timeout=timeout,
     )
+    count_every_token(loader)
     return construct_from_registry(
         name='data_spec',
         registry=registry.data_specs,

@@ -12,11 +12,14 @@ continued (it does not skip).
 """
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmshearing.data import mixture
 from llmshearing.data.domain_streams import resolve_proportions
+
+log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # 2: fingerprints of the domains' shards
 
@@ -33,6 +36,7 @@ class MixtureRounds:
         shuffle_block_size: samples shuffled at a time within a domain.
         fingerprints: what tells a domain's shards from others of the same size, by domain; see
             :func:`~llmshearing.data.domain_streams.fingerprint`. Default: nothing.
+        restart_on_new_data: where a checkpoint was trained on other data, start the data afresh instead of refusing.
 
     Attributes:
         shape (tuple[int, int]): global batches in the current round, and samples in each. Differs from what is given
@@ -51,8 +55,10 @@ class MixtureRounds:
         shuffle_seed: int,
         shuffle_block_size: int,
         fingerprints: Mapping[str, str] | None = None,
+        restart_on_new_data: bool = False,
     ) -> None:
         self.sizes = dict(sizes)
+        self.restart_on_new_data = restart_on_new_data
         self.fingerprints = [(fingerprints or {}).get(name, '') for name in self.sizes]
         self.round_batches = round_batches
         self.global_batch_size = global_batch_size
@@ -157,33 +163,52 @@ class MixtureRounds:
     def load_state_dict(self, obj: Mapping[str, Any]) -> None:
         """Continues from the result of ``state_dict``.
 
+        With ``restart_on_new_data``, other domains, sizes, shards or order of samples begin at their first sample, but
+        the round ends where it would have; what the old data served of it counts as used. The weights go on if the
+        domains are the same, else they are the initial ones.
+
         Raises:
             ValueError: if it is no such result, or was taken with other domains, sizes or order of samples, or within
                 a round of another shape (between rounds, length and batch size may change).
         """
-        afresh = 'or start the data afresh with load_ignore_keys: ["state/dataset_state"]'
         if not isinstance(obj, Mapping) or obj.get('version') != STATE_VERSION or 'carry' not in obj:
             raise ValueError(f'The checkpoint holds no dynamic_text state of version {STATE_VERSION} but '
-                             f'{_shorten(obj)}. Resume with the loader and version that wrote it, {afresh}.')
+                             f'{_shorten(obj)}. Resume with the loader and version that wrote it.')
         now = self.state_dict(0) | {'round_batches': self.round_batches, 'global_batch_size': self.global_batch_size}
         shape = (obj['round_batches'], obj['global_batch_size'])
-        within_round = ['round_batches', 'global_batch_size'] if 0 < obj['batch_in_round'] < shape[0] else []
-        for key in ['domains', 'sizes', *self._order, *within_round]:
+        for key in ('round_batches', 'global_batch_size') if 0 < obj['batch_in_round'] < shape[0] else ():
             if obj[key] != now[key]:
-                place = f'in the middle of a round, {obj["batch_in_round"]} batches in, ' if key in within_round else ''
-                raise ValueError(f'The checkpoint was taken {place}with {key}={_shorten(obj[key])}, but now it is '
-                                 f'{_shorten(now[key])}. Set it back to continue exactly, {afresh}.')
-        others = [name for name, own, saved in zip(self.sizes, self.fingerprints, obj['fingerprints'], strict=True)
-                  if own != saved]
-        if others:
-            raise ValueError(f'The checkpoint was trained on other shards of {", ".join(others)}: as many samples, but '
-                             f'not the same. Give the data it was trained on to continue exactly, {afresh}.')
-        self.state = mixture.MixtureState(obj['round'], tuple(obj['used']), tuple(obj['carry']), tuple(obj['weights']))
+                raise ValueError(f'The checkpoint was taken in the middle of a round, {obj["batch_in_round"]} batches '
+                                 f'in, with {key}={obj[key]}, but now it is {now[key]}. Set it back, or resume from a '
+                                 f'checkpoint between rounds.')
+        news = self._news(obj, now)
+        if news and not self.restart_on_new_data:
+            raise ValueError(f'{news} To continue exactly, set it back; to go on with the data as it is now, from its '
+                             f'first sample, set restart_on_new_data: true in train_loader.dataset.')
         self.first_batch = self.batch = obj['batch_in_round']
         self.shape = shape if self.batch else (self.round_batches, self.global_batch_size)
-        self._next_weights = tuple(obj['next_weights']) or None
-        self._initial_weights = tuple(obj['initial_weights'])
         self._started, self._resumed = False, True
+        if obj['domains'] == self.domains:
+            weights, self._initial_weights = tuple(obj['weights']), tuple(obj['initial_weights'])
+            self._next_weights = tuple(obj['next_weights']) or None
+        else:
+            weights = self._initial_weights
+            self._next_weights = weights if self.batch == self.shape[0] else None  # that round has been evaluated
+        used, carry = obj['used'], obj['carry']
+        if news:
+            log.warning('%s The data starts afresh.', news)
+            used = carry = [0] * len(self.sizes)
+        self.state = mixture.MixtureState(obj['round'], tuple(used), tuple(carry), weights)
+
+    def _news(self, obj: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        """A sentence about what the data of a checkpoint has else than this, empty if nothing."""
+        for key in ('domains', 'sizes', *self._order):
+            if obj[key] != now[key]:
+                return f'The checkpoint was taken with {key}={_shorten(obj[key])}, but now it is {_shorten(now[key])}.'
+        others = [name for name, own, saved in zip(self.sizes, self.fingerprints, obj['fingerprints'], strict=True)
+                  if own != saved]
+        return (f'The checkpoint was trained on other shards of {", ".join(others)}: as many samples, but not the same.'
+                if others else '')
 
     def _named(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.sizes, values, strict=True))

@@ -18,6 +18,7 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
 from llmshearing.loggers.metrics_lines import read_points
+from llmshearing.safe_paths import local_destination
 
 __all__ = ['MetricsFile', 'read_metrics']
 
@@ -30,10 +31,13 @@ class MetricsFile(LoggerDestination):
     Args:
         path (str): File to append to; its folder is made. A half line that a kill left at its end is ended first, so
             that the next one can be read.
+
+    Raises:
+        ValueError: If ``path`` is a remote address.
     """
 
     def __init__(self, path: str):
-        self.path = Path(path)
+        self.path = local_destination('metrics_file.path', path, 'file')
 
     def init(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.dynamic_text_run import (
     tiny_trainer,
     weights_of,
 )
-from tests.dynamic_text_world import close_loaders, on_ranks, write_domains
+from tests.dynamic_text_world import SEQ_LEN, close_loaders, on_ranks, tiny_tokenizer, write_domains
 
 STEPS = 9
 
@@ -383,13 +384,63 @@ def test_the_evaluation_is_capped(folder):
     assert [evaluator.subset_num_batches for evaluator in trainer.state.evaluators] == [-1, -1, -1]
 
 
+def test_an_evaluation_before_the_first_step_is_of_the_same_sequences(folder):
+    trainer = tiny_trainer(folder, '3ba', update=DynamicBatchLoading(REFERENCES, max_eval_sequences=9))
+    trainer.eval()
+    assert [evaluator.subset_num_batches for evaluator in trainer.state.evaluators] == [3, 3, 3]
+
+
+def test_the_evaluation_counts_tokens_that_equal_padding_as_training_does(folder):
+    trainer = tiny_trainer(folder)
+    padding = tiny_tokenizer().pad_token_id
+    for evaluator in trainer.state.evaluators:
+        loader = evaluator.dataloader.dataloader
+        checks.prepare_evaluation(trainer.state, list(SIZES), None)  # again changes nothing
+        batch = next(iter(loader))
+        assert (batch['input_ids'] == padding).any() and torch.equal(batch['labels'], batch['input_ids'])
+        assert batch['loss_generating_tokens'] == [SEQ_LEN - 1] * len(batch['labels'])
+
+
+def test_a_remote_weights_file_is_refused():
+    with pytest.raises(ValueError, match='weights_file: expected a file on this machine'):
+        DynamicBatchLoading(REFERENCES, weights_file='s3://bucket/mixture.json')
+
+
+@pytest.mark.parametrize('stop', [4, 6])
+def test_a_run_goes_on_with_other_domains(folder, whole, tmp_path, caplog, stop):
+    """In the middle of a round, and at the end of one; ``b`` goes, and the averages with it."""
+    settings = dict(save_folder=str(tmp_path / 'save'), save_interval='1ba', save_filename='ba{batch}.pt')
+    tiny_trainer(folder, f'{stop}ba', update=DynamicBatchLoading(REFERENCES, average=True), **settings).fit()
+    shutil.copytree(folder, tmp_path / 'two')
+    shutil.rmtree(tmp_path / 'two' / 'b')
+
+    def resumed(**dataset):
+        return tiny_trainer(
+            tmp_path / 'two', domains=['c', 'a'], update=DynamicBatchLoading(REFERENCES, average=True),
+            load_path=str(tmp_path / 'save' / f'ba{stop}.pt'),
+            dataset={'proportions': {'a': 1, 'c': 1}, **dataset}, written=tmp_path / 'batches',
+        )
+
+    with pytest.raises(ValueError, match='restart_on_new_data: true'):
+        resumed()
+    trainer = resumed(restart_on_new_data=True)
+    trainer.fit()
+    assert 'domains' in caplog.text and 'starts afresh' in caplog.text
+    assert list(read_down(tmp_path / 'batches')) == list(range(stop, STEPS))
+    metrics = metrics_of(trainer)
+    assert metrics['mixture/round'] == [1, 2][stop // 6:] and 'mixture/weight/b' not in metrics
+    gaps = {name: metrics[f'mixture/loss/{name}'][0] - REFERENCES[name] for name in ('a', 'c')}
+    wanted = {name: np.exp(max(gap, 0)) for name, gap in gaps.items()}  # one update from equal weights
+    assert metrics['mixture/weight/a'][0] == pytest.approx(wanted['a'] / sum(wanted.values()), abs=1e-3)
+
+
 @pytest.mark.parametrize(('nodes', 'ranks', 'workers'), [(1, 1, 2), (1, 8, 3), (2, 8, 2), (4, 8, 1)])
 def test_the_capped_evaluation_is_of_the_first_sequences(folder, monkeypatch, nodes, ranks, workers):
     """As Streaming deals 300 sequences to the ranks; 50 are asked for, in batches of 2 on each rank."""
     evals = evaluators(folder, 2)
     state = SimpleNamespace(evaluators=evals)
     monkeypatch.setattr(checks.dist, 'get_world_size', lambda: nodes * ranks)
-    checks.cap_evaluation(state, {'a': 'eval/a'}, 50)
+    checks.prepare_evaluation(state, ['a'], 50)
     limits = [evaluator.subset_num_batches for evaluator in evals]
     canonical = [evaluator.dataloader.dataloader.dataset.num_canonical_nodes for evaluator in evals]
     assert limits[1:] == [None, None] and canonical == [1, None, None]
@@ -415,8 +466,8 @@ def test_the_time_in_evaluation_is_measured_and_warned_of_once(monkeypatch, capl
 
 def test_states_of_other_versions_and_rules(caplog):
     saved = DynamicBatchLoading(REFERENCES, update='ado').state_dict()
-    with pytest.raises(ValueError, match='state of version 2'):
-        DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'version': 2})
+    with pytest.raises(ValueError, match='state of version 3'):
+        DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'version': 3})
     DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'memory': [1.0]})
     assert 'taken with update=ado' in caplog.text
     assert set(updates.NEEDS_REFERENCES) < set(updates.RULES)

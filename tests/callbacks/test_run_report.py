@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from composer.core import Evaluator
+from composer.core import Callback, Evaluator
 from llmfoundry.models.hf import ComposerHFCausalLM
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
@@ -146,6 +146,16 @@ def test_how_often(tmp_path, source, monkeypatch):
     seen.clear()
     train(tmp_path, source, RunReport(min_seconds=0, max_seconds=0), name='always', evaluate=False)
     assert seen == [1, 2, 3, 4, 4, 4]
+
+
+def test_a_run_that_is_refused_before_anything_was_logged_ends_with_that_one_message(tmp_path, source, caplog):
+    class Refuse(Callback):
+        def fit_start(self, state, logger):
+            raise ValueError('no')
+
+    with pytest.raises(ValueError, match='no'):
+        train(tmp_path, source, RunReport(), name='refused', more=[Refuse()])
+    assert 'Error running' not in caplog.text
 
 
 def test_refusals(tmp_path, source):

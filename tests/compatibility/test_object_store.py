@@ -1,13 +1,18 @@
 """A remote save folder through Composer's S3 object store, against moto's server on this machine:
 save, resume, export, refuse."""
+import os
+import signal
+
 import boto3
 import pytest
 import torch
+from composer import Callback
 from composer.loggers import InMemoryLogger
 from moto.server import ThreadedMotoServer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
 from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
 from llmshearing.conversion.remote import local_copy
 from llmshearing.conversion.safe_resume import guard_checkpoint_loading
@@ -48,6 +53,32 @@ def run(source, out, batches, **settings):
     finally:
         trainer.close()
     return begun, pruning, log.data['loss/train/total']
+
+
+class Signal(Callback):
+    """Sends this process SIGTERM in the third batch."""
+
+    def after_loss(self, state, logger):
+        if state.timestamp.batch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow  # uploading processes, as below
+def test_a_run_that_is_told_to_stop_leaves_the_link_to_its_checkpoint(bucket, tmp_path):
+    """Autoresume of sharded checkpoints looks for nothing else."""
+    source = tiny_source(tmp_path / 'source')
+    trainer = tiny_trainer(
+        source, [], batches=6, callbacks=[Signal(), StopOnSigterm()], run_name='r', save_folder=f's3://{BUCKET}/stopped',
+        save_interval='100ba', save_filename='ba{batch}.pt',
+    )
+    try:
+        with pytest.raises(SystemExit) as left:
+            trainer.fit()
+    finally:
+        trainer.close()
+    assert left.value.code == EXIT_CODE
+    link = bucket.get_object(Bucket=BUCKET, Key='stopped/latest-rank0.pt.symlink')['Body'].read().decode()
+    assert link == 'stopped/ba3.pt' and bucket.head_object(Bucket=BUCKET, Key=link)['ContentLength'] > 0
 
 
 @pytest.mark.slow  # about 100 s: Composer's uploading processes import everything anew

@@ -262,6 +262,17 @@ def test_data_prepared_again_is_not_taken_for_the_data_of_the_checkpoint(folder,
         dynamic_loader(tmp_path / 'other', list(SIZES)).dataset.load_state_dict(state)
 
 
+def test_proportions_that_a_resumed_run_does_not_heed_are_told(folder, caplog):
+    settings = {'proportions': {'a': 2, 'b': 1, 'c': 1}}
+    loader = dynamic_loader(folder, list(SIZES), **settings)
+    serve_rounds(loader, 1)
+    state = loader.dataset.state_dict(0, True)
+    dynamic_loader(folder, list(SIZES), **settings).dataset.load_state_dict(state)
+    assert 'for new runs' not in caplog.text
+    dynamic_loader(folder, list(SIZES), proportions={'a': 0, 'b': 0, 'c': 1}).dataset.load_state_dict(state)
+    assert "{'a': 0.5, 'b': 0.25, 'c': 0.25}" in caplog.text and 'for new runs' in caplog.text
+
+
 def test_a_damaged_shard_is_an_error(folder, tmp_path):
     shutil.copytree(folder, tmp_path / 'data')
     damage(tmp_path / 'data' / 'b')
@@ -359,10 +370,10 @@ def test_passes_are_logged_and_the_limit_warned_of(folder, caplog):
         for _ in range(3):
             for _ in loader:
                 pass
-    assert [record.getMessage() for record in caplog.records if 'pass' in record.getMessage()] == [
-        'Mixing round 0 goes over to pass 2 of domain c.',
-        'Mixing round 1 goes over to pass 3 of domain c.',
-        'Mixing round 2 goes over to pass 4 of domain c.',
-        'Mixing round 2 goes through domain c more than max_passes=2 times.',
+    assert [(record.levelname, record.getMessage()) for record in caplog.records if 'pass' in record.getMessage()] == [
+        ('WARNING', 'Mixing round 0 goes over to pass 2 of domain c.'),  # seen whatever the level
+        ('INFO', 'Mixing round 1 goes over to pass 3 of domain c.'),
+        ('INFO', 'Mixing round 2 goes over to pass 4 of domain c.'),
+        ('WARNING', 'Mixing round 2 goes through domain c more than max_passes=2 times.'),
     ]
     assert loader.dataset.rounds.used() == {'a': 0, 'b': 0, 'c': 60}

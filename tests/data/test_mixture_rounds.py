@@ -118,6 +118,30 @@ def test_a_state_that_does_not_fit_is_refused(change, match):
         make(**fingerprints | change).load_state_dict(state)
 
 
+@pytest.mark.parametrize(('stop', 'change'), [
+    (1, {'fingerprints': {'a': '4', 'b': '5', 'c': '6'}}),
+    (3, {'fingerprints': {'a': '4', 'b': '5', 'c': '6'}}),
+    (1, {'sizes': {'c': 20, 'a': 41}, 'proportions': {'a': 1, 'c': 3}}),
+    (3, {'sizes': {'c': 20, 'a': 41}, 'proportions': {'a': 1, 'c': 3}}),
+])
+def test_new_data_starts_afresh_where_that_is_wanted_and_rounds_end_where_they_did(stop, change):
+    rounds = run(make(), stop)
+    rounds.set_next_weights({'a': 0, 'b': 1, 'c': 1})
+    other = make(**change, restart_on_new_data=True)
+    other.load_state_dict(rounds.state_dict(stop))
+    assert (other.state.used, other.state.round, other.batch) == ((0,) * len(other.sizes), 0, stop)
+    other.start()
+    assert other.finished == (stop == 3)
+    same = 'sizes' not in change
+    assert other.weights == ({'a': 0.5, 'b': 0.25, 'c': 0.25} if same else {'c': 0.75, 'a': 0.25})
+    if stop == 3:
+        assert other.next_weights == ({'a': 0, 'b': 0.5, 'c': 0.5} if same else {'c': 0.75, 'a': 0.25})
+    again = make(**change, restart_on_new_data=True)  # a checkpoint of the new data is continued exactly
+    run(other, 3 - other.batch if other.batch < 3 else 1)
+    again.load_state_dict(other.state_dict(other.batch))
+    assert (again.state, again.batch) == (other.state, other.batch)
+
+
 def test_between_rounds_their_length_and_the_batch_may_change():
     rounds = run(make(), 3)
     other = make(round_batches=5, global_batch_size=4)

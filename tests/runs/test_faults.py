@@ -97,7 +97,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(work, tmp_path):
     settings = {'callbacks': [Poison('loss', 2, rank=1), FiniteMonitor()], 'save_interval': '2ba'}
     on_ranks(2, attempt, 'continue', work, tmp_path, settings)
     messages = [ended(tmp_path, rank) for rank in (0, 1)]
-    assert all(message.startswith('batch 2: not finite: the training loss (rank 1)') for message in messages)
+    assert messages[0].startswith('batch 2: not finite: the training loss (rank 1)') and messages[0] == messages[1]
+    assert f'the last checkpoint is {tmp_path}/save/ba2.pt' in messages[0]
     check_last_checkpoint(tmp_path, 2)
 
 

@@ -24,9 +24,6 @@ __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
 
 log = logging.getLogger(__name__)
 
-# Weights of the teacher in the type that the run computes in: nothing is updated, so nothing needs more.
-DTYPES = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
-
 
 def missing_folder(name: str) -> bool:
     """Whether a name that can only be that of a folder (a repository's is ``owner/name``) has no model in it."""
@@ -123,7 +120,7 @@ def build_teacher(name: str, state: State, shared_vocab_size: Optional[int]) -> 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     shared = check_vocabulary(config, state.model.config, _tokenizer(name), state.model.tokenizer, shared_vocab_size)
     settings = dict(
-        torch_dtype=DTYPES.get(state.precision, torch.float32),
+        torch_dtype=torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32,
         attn_implementation=getattr(state.model.config, '_attn_implementation', None),
     )
     if state.fsdp_config is not None:

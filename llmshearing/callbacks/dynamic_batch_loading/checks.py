@@ -10,9 +10,10 @@ from pathlib import Path
 
 from composer.core import State, TimeUnit
 from composer.utils import dist
+from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import StreamingDataset
 
-from llmshearing.data.dynamic_text import DynamicTextDataset
+from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
 from llmshearing.data.mixture_rounds import MixtureRounds
 
 
@@ -126,19 +127,25 @@ def _check_clock(rounds: MixtureRounds, state: State, interval: int) -> None:
                          f'{interval}. {remedy}')
 
 
-def cap_evaluation(state: State, labels: Mapping[str, str], max_sequences: int | None) -> None:
-    """Limits the evaluators of the domains to their first ``max_sequences`` sequences, rounded up to whole batches.
+def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int | None) -> None:
+    """Makes the evaluators of the domains measure what a reference loss is: the same tokens, whoever measures.
 
-    Streaming would give each node a stretch of the data of its own, and so not the first sequences on several nodes;
-    one canonical node makes it serve the data in order over all of them.
+    They are limited to their first ``max_sequences`` sequences, rounded up to whole batches. Streaming would give each
+    node a stretch of the data of its own, and so not the first sequences on several nodes; one canonical node makes it
+    serve the data in order over all of them. And every stored token counts, as in training: llm-foundry's collator
+    leaves out those equal to the padding token, which many tokenizers use to end each document.
+
+    Must come before the first evaluation, whose workers keep what they were started with. May come again.
     """
     for evaluator in state.evaluators:
         loader = evaluator.dataloader.dataloader
         batch_size = getattr(loader, 'batch_size', None)
-        if evaluator.label not in labels.values() or not batch_size:
+        if evaluator.label.removeprefix('eval/') not in domains or not batch_size:
             continue
         if isinstance(loader.dataset, StreamingDataset) and not loader.dataset.num_canonical_nodes:
             loader.dataset.num_canonical_nodes = 1
+        if isinstance(loader.dataset, StreamingTextDataset):
+            count_every_token(loader)
         if max_sequences is None:
             continue
         batches = -(-max_sequences // (batch_size * dist.get_world_size()))
@@ -146,7 +153,7 @@ def cap_evaluation(state: State, labels: Mapping[str, str], max_sequences: int |
             evaluator.subset_num_batches = batches
 
 
-def write_mixture(path: str, rounds: MixtureRounds, losses: Mapping[str, float]) -> None:
+def write_mixture(path: Path, rounds: MixtureRounds, losses: Mapping[str, float]) -> None:
     """Writes the weights that follow the current round, with its losses, as JSON; replaces the file at once."""
     used = rounds.used()
     content = {
@@ -156,7 +163,7 @@ def write_mixture(path: str, rounds: MixtureRounds, losses: Mapping[str, float])
         'samples': used,
         'passes': {name: used[name] / size for name, size in rounds.sizes.items()},
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f'{path}.partial')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
     partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     os.replace(partial, path)

@@ -17,21 +17,22 @@ from composer.utils import dist
 
 from llmshearing.callbacks.dynamic_batch_loading import updates
 from llmshearing.callbacks.dynamic_batch_loading.checks import (
-    cap_evaluation,
     check_references,
     check_round_length,
     dynamic_dataset,
     match_evaluators,
+    prepare_evaluation,
     read_reference_losses,
     write_mixture,
 )
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
 from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, weight_ceiling
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
+from llmshearing.safe_paths import local_destination
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 2: names of the domains
 
 
 class DynamicBatchLoading(Callback):
@@ -47,7 +48,8 @@ class DynamicBatchLoading(Callback):
         ceiling: greatest weight of any domain; gives way where ``max_passes`` of the data leaves no other. Default 1.
         average: serve the mean of all weights the rule has given so far instead of the last. Default false.
         metric: name of the evaluation metric that holds the loss.
-        max_eval_sequences: sequences per domain that are evaluated at most; ``None`` evaluates all. Default 500.
+        max_eval_sequences: sequences per domain that are evaluated at most, the first ones; ``None`` evaluates all.
+            Default 500.
         max_eval_share: warn when a round spends more than this share of its time in evaluation. Default 0.25.
         weights_file: path of a JSON file to keep up to date with the weights, losses and passes; it can be given as
             ``proportions`` of a later run. Default: none.
@@ -89,7 +91,8 @@ class DynamicBatchLoading(Callback):
         self.average = average
         self.metric = metric
         self.max_eval_sequences = max_eval_sequences
-        self.weights_file = weights_file
+        self.weights_file = None if weights_file is None else local_destination('weights_file', weights_file, 'file')
+        self._domains: list[str] = []
         self._labels: dict[str, str] = {}
         self._evaluated: set[str] = set()
         self._clock = EvalClock(max_eval_share)
@@ -97,16 +100,26 @@ class DynamicBatchLoading(Callback):
         self._rule_weights: list[float] = []  # the rule's last weights, before averaging; empty: those in use
         self._mean = (0, [])  # number and mean of the rule's weights, for averaging
 
+    def after_load(self, state: State, logger: Logger) -> None:
+        del logger
+        if isinstance(state.train_dataloader, DynamicTextLoader):  # there may be an evaluation before ``fit``
+            prepare_evaluation(state, state.train_dataloader.dataset.rounds.domains, self.max_eval_sequences)
+
     def fit_start(self, state: State, logger: Logger) -> None:
         del logger
         dataset = dynamic_dataset(state)
         domains = dataset.rounds.domains
+        if self._domains and self._domains != domains:
+            log.warning('The checkpoint was taken with domains %s, now they are %s; going on from the weights of the '
+                        'data.', self._domains, domains)
+            self._memory, self._rule_weights, self._mean = [], [], (0, [])
+        self._domains = domains
         updates.bound(np.ones(len(domains)), self.floor, self.ceiling)
         if self.update in updates.NEEDS_REFERENCES:
             check_references(domains, self.reference_losses)
         check_round_length(dataset, state)
         self._labels = match_evaluators(dataset, state, self.metric)
-        cap_evaluation(state, self._labels, self.max_eval_sequences)
+        prepare_evaluation(state, domains, self.max_eval_sequences)
         check_plan(dataset, state, fixed=self.update == 'constant')
         self._clock.start_round()
 
@@ -195,6 +208,7 @@ class DynamicBatchLoading(Callback):
             'version': STATE_VERSION,
             'update': self.update,
             'average': self.average,
+            'domains': list(self._domains),
             'memory': list(self._memory),
             'rule_weights': list(self._rule_weights),
             'mean_count': self._mean[0],
@@ -205,17 +219,17 @@ class DynamicBatchLoading(Callback):
         """Continues from ``state_dict``'s result.
 
         Raises:
-            ValueError: if it was written by another version. After a change of rule or averaging, starts afresh from
-                the weights in use.
+            ValueError: if it was written by another version. After a change of rule, averaging or domains, starts
+                afresh from the weights in use.
         """
         if state.get('version') != STATE_VERSION:
             raise ValueError(f'The checkpoint holds a dynamic_batch_loading state of version {state.get("version")}, '
-                             f'but this is version {STATE_VERSION}. Resume with the version that wrote it, or leave it '
-                             f'out with load_ignore_keys: ["state/callbacks/DynamicBatchLoading"].')
+                             f'but this is version {STATE_VERSION}. Resume with the version that wrote it.')
         if (state['update'], state['average']) != (self.update, self.average):
             log.warning('The checkpoint was taken with update=%s, average=%s; going on with update=%s, average=%s from '
                         'its weights.', state['update'], state['average'], self.update, self.average)
             return
+        self._domains = list(state['domains'])
         self._memory = list(state['memory'])
         self._rule_weights = list(state['rule_weights'])
         self._mean = (state['mean_count'], list(state['mean']))
