@@ -36,7 +36,8 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.10,<3.13',
+    license_files=['LICENSE'],
+    python_requires='>=3.11,<3.13',
     packages=find_packages(include=['llmshearing', 'llmshearing.*']),
     package_data={'llmshearing': ['**/README.md']},
     install_requires=[

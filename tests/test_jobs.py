@@ -193,7 +193,7 @@ def test_the_dockerfile_copies_what_exists_and_uses_the_matching_torch():
     pinned = dict(line.split('==') for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
     assert f'pytorch:{pinned["torch"]}_' in instructions[0][1]
     copied = [source for name, rest in instructions if name == 'COPY' for source in rest.split()[:-1]]
-    assert {'setup.py', 'constraints.txt', 'README.md', 'llmshearing', 'yamls'} <= set(copied)
+    assert {'setup.py', 'constraints.txt', 'README.md', 'LICENSE', 'llmshearing', 'yamls'} <= set(copied)
     for source in copied:
         assert (ROOT / source).exists(), source
 

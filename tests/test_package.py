@@ -23,6 +23,8 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / 'llmshearing').rglob('*.py')}
     assert sources <= names
+    licence, = (name for name in names if '.dist-info/' in name and name.endswith('/LICENSE'))
+    assert zipfile.ZipFile(wheel).read(licence) == (ROOT / 'LICENSE').read_bytes()
     assert not [name for name in names if name.startswith(('tests/', 'yamls/', 'benchmarks/'))]
     zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
     script = ('import sys; sys.path.insert(0, "installed"); import llmshearing.cli, llmshearing.data.mixture; '
