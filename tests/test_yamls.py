@@ -126,6 +126,14 @@ def test_the_real_source_can_be_cut_to_the_target(name):
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == pytest.approx(parameters, rel=2e-3)
 
 
+@pytest.mark.parametrize('name', [name for name in PRUNE if '\n# After: ' in (ROOT / 'yamls' / name).read_text()])
+def test_the_command_that_follows_reads_the_same_data(name):
+    after = (ROOT / 'yamls' / name).read_text().split('\n\n')[0].split('\n# After: ')[1]
+    follows = load(re.search(r'yamls/(continue/\S+)', after)[1])
+    given = OmegaConf.from_dotlist(re.findall(r'\bmax_seq_len=\d+', after))
+    assert OmegaConf.merge(follows, given).max_seq_len == load(name).max_seq_len
+
+
 def test_the_papers_numbers():
     references = {
         '2.7b': [1.871, 0.688, 2.033, 1.535, 1.630, 1.356, 2.033],
