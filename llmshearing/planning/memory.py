@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Collection
 
 import torch
 
-from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning.counting import Layout, Weight, count_parameters, layout_of
 from llmshearing.planning.step_trace import trace_step

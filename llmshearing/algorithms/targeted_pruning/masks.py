@@ -7,7 +7,7 @@ must end with the same number of them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import mask_shapes
 
-__all__ = ['AxisPlan', 'keep_largest', 'kept_counts', 'plan_axes']
+__all__ = ['AxisPlan', 'keep_largest', 'plan_axes']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +110,3 @@ def _keep_matching_kinds(scores: Tensor, kinds: tuple, keep: int) -> Tensor:
     mask = torch.zeros(len(values), dtype=torch.bool)
     mask[list(best[keep][1])] = True  # the first `keep` units always qualify, so there is a choice
     return mask
-
-
-def kept_counts(plans: Mapping[str, AxisPlan], masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Number of non-zero units in every row of every axis."""
-    return {axis: (plan.rows(masks[axis]) != 0).sum(1).tolist() for axis, plan in plans.items()}
