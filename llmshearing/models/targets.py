@@ -22,7 +22,16 @@ from llmshearing.scaling.inputs import parse_count
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['DTYPE_BYTES', 'FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'parse_size', 'target_shape']
+__all__ = [
+    'DTYPE_BYTES',
+    'FRACTION_KEYS',
+    'MULTIPLE_OF',
+    'OPTION_KEYS',
+    'TOLERANCE',
+    'check_heads',
+    'parse_size',
+    'target_shape',
+]
 
 FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance')
@@ -33,6 +42,7 @@ OPTION_USERS = {
 }
 MULTIPLE_OF = 64
 TOLERANCE = 0.02
+LEAST_BYTES = 1000  # no decoder is smaller; below it a B that stands for bytes was meant as a billion
 DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
 
 _SIZE = re.compile(r'^([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(?:([kmgt])(i?))?b?$', re.IGNORECASE)
@@ -61,6 +71,7 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
             nearest shapes on both sides.
     """
     family, source = family_of(config), shape_of(config)
+    check_heads(source)
     target = _plain(target)
     if set(target) <= set(TARGET_KEYS) and not any(map(_is_number_problem, target.values())):
         return resolve_target(source, target, family.has_head_dim)
@@ -88,6 +99,16 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     return search_budget(config, budget, named, multiple_of, pins, target.get('tolerance', TOLERANCE))
 
 
+def check_heads(source: ModelShape) -> None:
+    """Raises a ValueError where a source's query heads cannot be divided over its KV heads."""
+    heads, kv_heads = source.num_attention_heads, source.num_key_value_heads
+    if heads % kv_heads:
+        raise ValueError(
+            f'the source has num_attention_heads={heads} and num_key_value_heads={kv_heads}: every KV head serves the '
+            f'same number of query heads, so {heads} must be a multiple of {kv_heads}; correct its config.json.',
+        )
+
+
 def parse_size(value: Any) -> int:
     """Bytes of ``2.5GB``, ``2.5GiB``, ``500MB`` or a plain number.
 
@@ -95,19 +116,34 @@ def parse_size(value: Any) -> int:
         ValueError: For anything else.
     """
     match = None if isinstance(value, bool) else _SIZE.match(str(value).strip())
-    if match is None or float(match[1]) <= 0:
+    size = 0.0
+    if match is not None:
+        number, unit, binary = match.groups()
+        size = float(number) * (1024.0 if binary else 1000.0)**(' kmgt'.index(unit.lower()) if unit else 0)
+    if not (size > 0 and math.isfinite(size)):
         raise ValueError(
             f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB',
         )
-    number, unit, binary = match.groups()
-    power = ' kmgt'.index(unit.lower()) if unit else 0
-    return int(float(number) * (1024 if binary else 1000)**power)
+    return int(size)
+
+
+def _parse_budget_size(value: Any) -> int:
+    size = parse_size(value)
+    if size < LEAST_BYTES:
+        raise ValueError(
+            f'{value!r} is {size} bytes, less than any model has; B alone stands for bytes: write such as 2.5GB, or '
+            'params: 1B for a billion parameters',
+        )
+    return size
 
 
 def _parse_params(value: Any) -> int:
     if isinstance(value, bool):
         raise ValueError(f'not a count: {value!r}; expected a positive number such as 1300000000, 1.3e9 or 1.3B')
-    return int(parse_count(str(value)))
+    count = parse_count(str(value))
+    if count < 1:
+        raise ValueError(f'{value!r} is less than one parameter; expected a count such as 1300000000, 1.3e9 or 1.3B')
+    return int(count)
 
 
 def _plain(target: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +184,7 @@ def _option_problems(target: Mapping[str, Any]) -> list[str]:
     for key, users in OPTION_USERS.items():
         if key in target and not set(users) & set(ways):
             problems.append(f'{key} belongs to {" or ".join(users)}, not in this target; remove it or add one of them.')
-    for key, parse in (('params', _parse_params), ('size', parse_size)):
+    for key, parse in (('params', _parse_params), ('size', _parse_budget_size)):
         if key in target:
             try:
                 parse(target[key])

@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.models.families import Family, Norm, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.models.targets import DTYPE_BYTES
+from llmshearing.models.targets import DTYPE_BYTES, check_heads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,6 +31,8 @@ __all__ = [
     'matrix_parameters',
     'training_flops_per_token',
 ]
+
+OFTEN_WRONG = ('hidden_act', 'rope_scaling', 'rope_theta', 'vocab_size', 'pad_token_id', 'initializer_range')
 
 # Sizes of the dimensions that the family tables name (llmshearing.models.cutting.DIMENSIONS, and the hidden one).
 DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
@@ -125,16 +127,15 @@ def layout_of(config: PretrainedConfig) -> Layout:
     """Reads the layout from the family's table and one layer of the model on the meta device.
 
     Raises:
-        ValueError: If the model type has no family table.
+        ValueError: If the model type has no family table, or no model can be built from the config.
         RuntimeError: If the table does not account for every parameter of the model.
     """
     family, source = family_of(config), shape_of(config)
+    check_heads(source)
     shape = dataclasses.replace(source, num_hidden_layers=1)
     config = with_shape(config, shape, family.has_head_dim)
     config.sliding_window = None  # has no parameters, and transformers would warn of attention that is not run here
-    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen under the meta device
-    with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation='eager')
+    model = _on_meta(config)
     parts: dict[str, list[Weight]] = {'embedding': [], 'layer': [], 'final_norm': [], 'head': []}
     for part, weight in _weights(family, model):
         parts[part].append(weight)
@@ -148,6 +149,20 @@ def layout_of(config: PretrainedConfig) -> Layout:
             'model with one layer; this is a bug in llmshearing.',
         )
     return layout
+
+
+def _on_meta(config: PretrainedConfig) -> torch.nn.Module:
+    """A model without memory; modelling code answers a value it does not know in any of five ways."""
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen under the meta device
+    try:
+        with torch.device('meta'):
+            return AutoModelForCausalLM.from_config(config, attn_implementation='eager')
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        got = ', '.join(f'{key}={getattr(config, key)!r}' for key in OFTEN_WRONG if hasattr(config, key))
+        raise ValueError(
+            f'transformers builds no {config.model_type} model from the config of {config.name_or_path or "the source"}'
+            f' ({type(error).__name__}: {error}); correct what its config.json gives, most often one of {got}.',
+        ) from error
 
 
 def _weights(family: Family, model: torch.nn.Module) -> Iterator[tuple[str, Weight]]:
