@@ -5,6 +5,9 @@ how many times outside the measured range it lies, and a 90 % interval: the jack
 or a residual bootstrap (``bootstrap``, which is too narrow for few models). Where the law has as many constants as
 there are models nothing is left over to judge it by; then the interval is null, the report says so, and it gives the
 factor by which the law enlarges measurement noise instead.
+
+A reference far above what the model will reach makes its domain look finished, and the mixture starves it. So a
+prediction that no language model's loss can be is refused: see :func:`highest_plausible`.
 """
 from __future__ import annotations
 
@@ -22,6 +25,13 @@ _RESAMPLES = 100
 # Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds
 # make the fit stiffer for real errors than for infinitesimal ones.
 _STEP = 5e-3
+# Measured laws have exponents up to 0.35 (Hoffmann et al., arXiv 2203.15556: 0.34 and 0.28), so that a loss, which is
+# never negative at infinity, rises by less than the square root of what parameters and tokens are divided by.
+_STEEPEST = 0.5
+_SLACK = 1.1  # of the fit about the measured losses
+_CORNER = 2.0  # smallest size with fewest tokens: both terms at their largest, while each model may have had but one
+_UNIFORM = math.log(1e6)  # nats of guessing uniformly among more tokens than any tokenizer has
+_FAR = 4.0  # times outside the measured range
 
 
 def _refit(points: Points, domain: str, huber: float | None, near: LossLaw) -> LossLaw:
@@ -80,6 +90,17 @@ def noise_amplification(points: Points, domain: str, law: LossLaw, params: float
     return math.sqrt(total)
 
 
+def highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
+    """The loss above which a prediction is refused: that of uniform guessing, or the largest measured one times what the
+    steepest known law could add between the measured range and a smaller target."""
+    below = max(float(points.params.min()) / params, 1.0)
+    slack = _SLACK
+    if tokens is not None:
+        below *= max(float(points.tokens.min()) / tokens, 1.0)
+        slack = _CORNER
+    return min(slack * float(points.losses[domain].max()) * below**_STEEPEST, _UNIFORM)
+
+
 def _fit_domain(points: Points, domain: str, params: float, tokens: float | None, huber: float | None, interval: str,
                 seed: int) -> dict:
     law = fit_law(points, domain, huber)
@@ -88,6 +109,12 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
         raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} for '
                          f'{params:g} parameters, which no loss can be '
                          f'({"; ".join(law_notes(law)) or "too far outside"}); measure models nearer to the target')
+    most = highest_plausible(points, domain, params, tokens)
+    if predicted > most:
+        raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} nats for '
+                         f'{params:g} parameters, implausibly far above the measured {points.losses[domain].max():.4g} '
+                         f'(at most {most:.4g} is taken; alpha = {law.alpha:.4g}): this reference would leave the domain '
+                         f'without data; measure models nearer to the target, on more tokens, or leave the domain out')
     residuals = law.predict(points.params, points.tokens) / points.losses[domain] - 1
     freedom = len(points.params) - constants_needed(points)
     notes = law_notes(law)
@@ -139,7 +166,8 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
         interval; ``extrapolation`` says how many times outside the measured range the target lies.
 
     Raises:
-        ValueError: Points that cannot be fitted (:func:`check_points`), or a law that predicts no positive loss.
+        ValueError: Points that cannot be fitted (:func:`check_points`), or a law that predicts no positive loss, or one
+            above :func:`highest_plausible`.
     """
     if interval not in INTERVALS:
         raise ValueError(f'unknown interval {interval!r}; one of {", ".join(INTERVALS)}')
@@ -164,6 +192,9 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
     if tokens is not None:
         factors['tokens'] = extrapolation_factor(tokens, points.tokens)
     factor = max(factors.values())
+    if factor > _FAR:
+        notes.append(f'the target lies {factor:.3g} times outside the measured range: intervals and residuals do not say '
+                     f'whether the law still holds there; measure models within {_FAR:g} times of it')
     domains = {domain: _fit_domain(points, domain, params, tokens, huber, interval, seed) for domain in points.losses}
     return {
         'reference_losses': {domain: fit['predicted_loss'] for domain, fit in domains.items()},

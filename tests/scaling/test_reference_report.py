@@ -137,6 +137,40 @@ def test_a_prediction_that_no_loss_can_be_is_refused():
         predict_reference_losses(falling, 1e12)
 
 
+LLAMA2 = np.array([6738415616., 13015864320., 68976648192.])
+
+
+@pytest.mark.parametrize('sizes, losses, params', [
+    (LLAMA2, [1.05, 0.99, 0.985], 1.3e9),  # the exact law: 40 nats, above guessing among 32,000 tokens
+    (LLAMA2, [1.05, 0.99, 0.97], 1.3e9),  # below guessing, but no model is that much worse
+    (SIZES, 1.7 + 0.6 * (SIZES / 1e9)**-0.3, 1),  # a plain law, but no size
+    (SIZES, 1.7 + 6000 * (SIZES / 1e7)**-3., 1e7),  # the bounded fit on its bound
+])
+def test_references_that_would_starve_their_domain_are_refused(sizes, losses, params):
+    data = Points(sizes, None, {'cc': np.array(losses)}, [f'm{i}' for i in range(len(losses))])
+    with pytest.raises(ValueError, match="domain 'cc': the law .* implausibly far above the measured .*; measure"):
+        predict_reference_losses(data, params)
+
+
+def test_what_known_laws_say_is_never_refused():
+    """Exponents up to 0.5, a thousand times outside; and both terms at their largest, which no model had."""
+    for alpha, floor in ((0.076, 0.0), (0.34, 1.69), (0.5, 0.0)):
+        data = Points(SIZES, None, {'cc': floor + 0.05 * (SIZES / 1e9)**-alpha}, list('abcdef'))
+        expected = floor + 0.05 * (70e3 / 1e9)**-alpha
+        assert predict_reference_losses(data, 70e3)['reference_losses']['cc'] == pytest.approx(expected, rel=1e-3)
+    tokens = np.array([1e12, 3e11, 1e11, 1e11, 5e10, 2e10])
+    sizes_terms, tokens_terms = (SIZES / 1e9)**-0.34, (tokens / 1e11)**-0.5
+    data = Points(SIZES, tokens, {'cc': sizes_terms + tokens_terms}, list('abcdef'))
+    corner = predict_reference_losses(data, 70e6, tokens=2e10)['reference_losses']['cc']
+    assert corner == pytest.approx(sizes_terms.max() + tokens_terms.max(), rel=1e-3) and corner > data.losses['cc'].max()
+
+
+@pytest.mark.parametrize('params, noted', [(280e9, False), (300e9, True), (1e30, True), (17e6, True)])
+def test_a_target_far_outside_is_noted(params, noted):
+    notes = predict_reference_losses(points(noise=0.001), params)['notes']
+    assert any('times outside the measured range' in note for note in notes) is noted
+
+
 @pytest.mark.parametrize('seed', range(60))
 def test_never_a_crash_and_never_a_value_without_its_distance(seed):
     """Random sizes, tokens and losses: a finite report or one clear ValueError."""
