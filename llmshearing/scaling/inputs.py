@@ -102,7 +102,7 @@ def read_json(path: str | Path) -> dict:
         raise ValueError(f'{path}: no such file')
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
         raise ValueError(f'{path}: not JSON ({error})') from error
     if not isinstance(content, dict):
         raise ValueError(f'{path}: expected a JSON object, got a {type(content).__name__}')
@@ -121,9 +121,13 @@ def positive_number(value: object, what: str) -> float:
     """``value`` as a finite positive float, or a ValueError that names it as ``what``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f'{what} must be a positive number, got {value!r}')
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f'{what} must be finite and positive, got {value}')
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f'{what} must be finite and positive, got {number}')
+    return number
 
 
 def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) -> None:

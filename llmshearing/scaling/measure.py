@@ -8,7 +8,6 @@ behind.
 """
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,8 @@ from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmshearing.safe_paths import check_mds_index
+
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -29,7 +30,7 @@ def find_domains(data: str | Path, split: str = 'eval', domains: Sequence[str] |
     """The MDS folder of each domain below ``data/split``.
 
     Raises:
-        ValueError: No such folder, no domain in it, or a wanted domain that is not there.
+        ValueError: No such folder, no domain in it, a wanted domain that is not there, or one whose index is none.
     """
     root = Path(data) / split
     if not root.is_dir():
@@ -41,7 +42,35 @@ def find_domains(data: str | Path, split: str = 'eval', domains: Sequence[str] |
     unknown = [domain for domain in domains or () if domain not in found]
     if unknown:
         raise ValueError(f'unknown domain {unknown[0]!r}; {root} has {sorted(found)}')
-    return found if domains is None else {domain: found[domain] for domain in domains}
+    wanted = found if domains is None else {domain: found[domain] for domain in domains}
+    for folder in wanted.values():
+        _shards(folder)
+    return wanted
+
+
+def _shards(folder: Path) -> list[dict]:
+    """The shards that the folder's index lists.
+
+    Raises:
+        ValueError: The index is none, names files elsewhere, or is of shards without a usable column ``tokens``.
+    """
+    shards = check_mds_index(folder / 'index.json')
+    for shard in shards:
+        columns = shard.get('column_names')
+        if shard.get('format') != 'mds' or not isinstance(columns, list) or 'tokens' not in columns:
+            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got format '
+                             f'{shard.get("format")} with {columns}')
+        try:
+            encoding = dict(zip(columns, shard['column_encodings']))['tokens']
+            reader_from_json(str(folder), None, shard)
+            shard['raw_data']['bytes']
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{folder / "index.json"} is not an index of MDS shards ({type(error).__name__}: {error}); '
+                             f'prepare or copy the folder again') from error
+        if encoding != 'bytes' and not encoding.startswith('ndarray'):
+            raise ValueError(f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the '
+                             f'text first')
+    return shards
 
 
 def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:
@@ -54,33 +83,41 @@ def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:
         ValueError: The folder is not MDS, a shard file is missing, or it has no usable column ``tokens``.
     """
     folder = Path(folder)
-    index = json.loads((folder / 'index.json').read_text(encoding='utf-8'))
-    for shard in index['shards']:
-        if shard['format'] != 'mds' or 'tokens' not in shard['column_names']:
-            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got format {shard["format"]} '
-                             f'with {shard.get("column_names")}')
-        encoding = dict(zip(shard['column_names'], shard['column_encodings']))['tokens']
-        if encoding != 'bytes' and not encoding.startswith('ndarray'):
-            raise ValueError(f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the '
-                             f'text first')
+    for shard in _shards(folder):
+        raw, packed = shard['raw_data'], shard['zip_data']
         with tempfile.TemporaryDirectory() as scratch:
             where = folder
-            if not (folder / shard['raw_data']['basename']).exists():
-                packed = folder / shard['zip_data']['basename'] if shard['zip_data'] else None
-                if packed is None or not packed.exists():
-                    raise ValueError(f'{folder}: shard {shard["raw_data"]["basename"]} is missing; copy the whole '
-                                     f'folder here')
+            if not (folder / raw['basename']).exists():
+                if not packed or not (folder / packed['basename']).exists():
+                    raise ValueError(f'{folder}: shard {raw["basename"]} is missing; copy the whole folder here')
+                _check_size(folder / packed['basename'], packed['bytes'])
                 where = Path(scratch)
-                unpacked = decompress(shard['compression'], packed.read_bytes())
-                (where / shard['raw_data']['basename']).write_bytes(unpacked)
+                (where / raw['basename']).write_bytes(_unpacked(folder / packed['basename'], shard['compression']))
+            _check_size(where / raw['basename'], raw['bytes'])
             reader = reader_from_json(str(where), None, shard)
             reader.validate(allow_unsafe_types=False)
-            for sample in reader:
-                tokens = sample['tokens']
-                if isinstance(tokens, bytes):
-                    yield np.frombuffer(tokens, np.int64).copy()
-                else:
+            try:
+                for sample in reader:
+                    tokens = sample['tokens']
+                    if isinstance(tokens, bytes):
+                        tokens = np.frombuffer(tokens, np.int64)
                     yield tokens.reshape(-1).astype(np.int64)
+            except (IndexError, TypeError, ValueError) as error:
+                raise ValueError(f'{folder}: shard {raw["basename"]} is damaged ({error}); prepare or copy it again'
+                                 ) from error
+
+
+def _unpacked(path: Path, compression: str) -> bytes:
+    try:
+        return decompress(compression, path.read_bytes())
+    except Exception as error:  # every compression's library has its own kinds
+        raise ValueError(f'{path} cannot be decompressed ({error}); prepare or copy it again') from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    if path.stat().st_size != size:
+        raise ValueError(f'{path} has {path.stat().st_size} bytes, its index says {size}: it was cut or changed; prepare '
+                         f'or copy it again')
 
 
 def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:

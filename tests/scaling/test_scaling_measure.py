@@ -129,6 +129,34 @@ def test_shards_that_cannot_be_read(data, change, message):
         list(read_tokens(data / 'eval/code'))
 
 
+@pytest.mark.parametrize('content, message', [
+    ('{}', 'index.json holds no list "shards"'),
+    ('nojson', 'index.json is not valid JSON'),
+    ('{"shards": [{}]}', 'expected MDS shards with a column named tokens, got format None'),
+    ('{"shards": [{"format": "mds", "column_names": ["tokens"]}]}', 'is not an index of MDS shards .*column_encodings'),
+    ('{"shards": [{"raw_data": {"basename": "../x"}}]}', "names the file '../x', outside the folder"),
+])
+def test_an_index_that_is_none_is_refused_before_any_model_is_loaded(data, content, message):
+    (data / 'eval/web/index.json').write_text(content)
+    with pytest.raises(ValueError, match=f'eval/web.*{message}'):
+        find_domains(data)
+    assert list(find_domains(data, domains=['code'])) == ['code']
+
+
+@pytest.mark.parametrize('options', [{}, {'compression': 'zstd'}])
+@pytest.mark.parametrize('damage, message', [
+    (lambda content: content[:len(content) // 2], 'bytes, its index says .*: it was cut or changed'),
+    (lambda content: bytes(len(content)), 'is damaged|cannot be decompressed'),
+    (lambda content: content[:8] + bytes(len(content) - 8), 'is damaged|cannot be decompressed'),
+])
+def test_a_damaged_shard_is_named(tmp_path, options, damage, message):
+    write_domain(tmp_path / 'code', **options)
+    shard = next((tmp_path / 'code').glob('shard*'))
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(ValueError, match=f'shard.00000.mds.*({message})'):
+        list(read_tokens(tmp_path / 'code'))
+
+
 @pytest.mark.parametrize('sequences, message', [
     ([], 'no sequences to measure'),
     ([np.array([3])], 'no next token to predict'),
