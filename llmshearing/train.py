@@ -13,6 +13,7 @@ import sys
 os.environ.setdefault('FSDP_VERSION', '2')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
+REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
 
 
@@ -27,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     from llmfoundry.utils.exceptions import BaseContextualError
     from omegaconf.errors import OmegaConfBaseException
     try:
-        _check_document(argv[0])
+        _check_document(argv[0], argv[1:])
         train_from_yaml(argv[0], argv[1:])
-    except (ValueError, FileNotFoundError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (ValueError, OSError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get('LLMSHEARING_TRACEBACK'):
             raise
         sys.stderr.write(f'\nERROR: {error}\n(set LLMSHEARING_TRACEBACK=1 to see where this was raised)\n')
@@ -37,12 +38,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _check_document(path: str) -> None:
-    """llm-foundry takes for granted that the file holds keys and values, and that keys are text."""
+def _check_document(path: str, overrides: list[str]) -> None:
+    """llm-foundry takes for granted that the file holds keys and values, that keys are text, that those which it reads
+    first are there, and that the command line puts nothing else in the place of a section."""
     from omegaconf import DictConfig, OmegaConf
     content = OmegaConf.load(path)
     if not isinstance(content, DictConfig) or not all(isinstance(key, str) for key in content):
         raise ValueError(f'{path}: expected keys and values at the top level, every key as text.')
+    for override in overrides:
+        try:
+            content = OmegaConf.merge(content, OmegaConf.from_cli([override]))
+        except TypeError as error:
+            raise ValueError(f'{override}: does not fit what {path} has there ({error}).') from error
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise ValueError(f'{path}: missing {", ".join(missing)}.')
 
 
 if __name__ == '__main__':

@@ -97,6 +97,17 @@ def test_the_comparison_starts_from_random_weights(work):
     assert open_strictly(work / 'scratch' / 'huggingface' / 'final').config.hidden_size == 32
 
 
+def test_a_place_that_cannot_be_written_ends_in_one_message(work, tmp_path):
+    for name in ('source', 'data'):
+        (tmp_path / name).symlink_to(work / name)
+    (tmp_path / 'file').write_text('')
+    settings = [*TINY_PRUNE, f'variables.work={tmp_path}', f'save_folder={tmp_path}/file/checkpoints']
+    process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'prune.yaml'), *settings], tmp_path)
+    assert process.returncode != 0
+    assert 'ERROR: [Errno 20] Not a directory' in process.stderr
+    assert 'Traceback' not in process.stderr.split('ERROR: ')[0]
+
+
 def test_a_target_that_cannot_be_reached_ends_before_the_first_step(work, tmp_path):
     for name in ('source', 'data'):
         (tmp_path / name).symlink_to(work / name)

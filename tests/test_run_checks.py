@@ -81,6 +81,10 @@ def test_runs_without_our_parts_are_left_alone():
     ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
     ('callbacks.dynamic_batch_loading.weights_file', 's3://bucket/x', 'weights_file: expected a file on this machine'),
     ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
+    ('algorithms.gradient_clipping', {'clipping_type': 'nrom', 'clipping_threshold': 1.0}, 'expected one of norm, value'),
+    ('loggers.metrics_file.path', '/tmp', 'metrics_file.path: expected a file, and /tmp is a folder'),
+    ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "unknown key 'param_type'. Did you mean 'param_dtype'"),
+    ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
     ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
     ('callbacks.export_pruned.folder', 's3://bucket/x', 'callbacks.export_pruned: folder: expected a folder on this'),
     ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
@@ -104,6 +108,29 @@ def test_runs_without_our_parts_are_left_alone():
 def test_what_cannot_run_is_refused(config, path, value, message):
     with pytest.raises(ValueError, match=message):
         check_run(changed(config, path, value))
+
+
+@pytest.mark.parametrize('path, value', [
+    ('fsdp_config', {'mixed_precision': {'param_dtype': 'bf16', 'reduce_dtype': 'fp32'}}),
+    ('tokenizer.kwargs', {'revision': '0123456789' * 4, 'stop_token': '</s>'}),
+    ('metadata', {'commit': '0123456789' * 4}),
+])
+def test_unusual_settings_that_can_run_pass(config, path, value):
+    check_run(changed(config, path, value))
+
+
+def test_an_evaluator_of_several_streams_passes(config):
+    config = copy.deepcopy(config)
+    dataset = config['eval_loaders'][0]['dataset']
+    folder = dataset.pop('local')
+    dataset['streams'] = {'one': {'local': folder}, 'two': {'local': folder, 'proportion': 0.5}}
+    check_run(config)
+    dataset['streams']['two']['proportoin'] = 1.0
+    with pytest.raises(ValueError, match="streams.two: unknown key 'proportoin'"):
+        check_run(config)
+    dataset['streams'] = [{'local': folder}]
+    with pytest.raises(ValueError, match='streams: expected keys and values'):
+        check_run(config)
 
 
 def test_what_this_package_logs_has_the_level_of_the_run(config):

@@ -6,6 +6,8 @@ hidden folder, opens it with transformers, compares logits, and only then gives 
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 from typing import Any, Optional
 
 from composer.callbacks import CheckpointSaver
@@ -17,6 +19,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
+from llmshearing.algorithms.targeted_pruning.elapsed import reaches_end
 from llmshearing.conversion.hf_export import DTYPES, cut_tensors
 from llmshearing.conversion.probe import probe_masked
 from llmshearing.conversion.pruned_folder import Origin, shape_left, write_pruned_folder
@@ -49,8 +52,8 @@ class ExportPruned(Callback):
         max_shard_bytes (int): Largest safetensors file. Default: 5 GB.
 
     Raises:
-        ValueError: At the start, if the run does not prune or the folder exists; at the end, if masks
-            have not converged.
+        ValueError: At the start, if the run does not prune, is shorter than the warm-up, or the folder exists or cannot
+            be written; at the end, if masks have not converged.
     """
 
     def __init__(
@@ -80,6 +83,15 @@ class ExportPruned(Callback):
             raise ValueError(
                 f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.',
             )
+        if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
+            _check_writable(self.folder)
+        warmup = find_pruning(state).lagrangian_warmup
+        if not self.allow_unconverged and not reaches_end(state, warmup):
+            raise ValueError(
+                f'export_pruned: lagrangian_warmup is {warmup.to_timestring()} and the run ends after '
+                f'{state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
+                'shorten the warm-up, train longer, or set allow_unconverged: true.',
+            )
         if not _saves_checkpoints(state):
             log.warning(
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
@@ -95,7 +107,7 @@ class ExportPruned(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
         remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if _saves_checkpoints(state) else '.')
-        refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, remedy)
+        away = refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
         masks = pruning.final_masks()
         expected = probe_masked(model, masks)
@@ -124,6 +136,7 @@ class ExportPruned(Callback):
             tokens=state.timestamp.token.value,
             losses=_last_losses(state),
             losses_of=f'the masked model (eval_masks: {pruning.eval_masks})',
+            unconverged=away,
         )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
@@ -141,6 +154,16 @@ class ExportPruned(Callback):
             'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference,
         )
         logger.log_metrics({'export/logit_difference': difference})
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises a ValueError if no folder could be made there, and leaves none behind."""
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(f'export_pruned: {folder} cannot be written ({error}); choose another folder.') from error
 
 
 def _model(state: State) -> Any:

@@ -53,7 +53,7 @@ def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
     from llmfoundry.data.text_data import StreamingTextDataset
     known = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
     refuse_unknown(where, dataset, [*known, *COLLATING])
-    check_keys(where, dataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    check_keys(where, _checked_streams(where, dataset), StreamingTextDataset, given=('tokenizer', 'batch_size'))
     check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
     if dataset.get('remote') or dataset.get('streams'):
         return
@@ -63,6 +63,18 @@ def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
     if not index.is_file():
         raise ValueError(f'{where}.local: {index.parent} is no prepared split (no index.json there).')
     check_mds_index(index)
+
+
+def _checked_streams(where: str, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The other settings; llm-foundry takes ``streams`` by name, its class a list of what it makes of them."""
+    from streaming import Stream
+    streams = dataset.get('streams')
+    if streams is not None:
+        if not isinstance(streams, Mapping):
+            raise ValueError(f'{where}.streams: expected keys and values (settings by name), got {streams!r}.')
+        for name, settings in streams.items():
+            check_keys(f'{where}.streams.{name}', settings, Stream)
+    return {key: value for key, value in dataset.items() if key != 'streams'}
 
 
 def _finetuning(
@@ -89,7 +101,8 @@ def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
     from llmfoundry.data.text_data import StreamingTextDataset
     streaming = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
     refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATING])
-    check_keys(where, dataset, _finetuning, StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    settings = _checked_streams(where, dataset)
+    check_keys(where, settings, _finetuning, StreamingTextDataset, given=('tokenizer', 'batch_size'))
     check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
     places = [key for key in ('hf_name', 'local', 'remote', 'streams') if dataset.get(key)]
     if not places:

@@ -17,11 +17,14 @@ SECRET_KEY = re.compile(
 )
 # Names that end in "token" and are settings of text.
 TOKEN_SETTINGS = re.compile(
-    r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|prefix|suffix|middle)_token$',
+    r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|stop|eod|eot|prefix|suffix|middle)_token$',
 )
-# Keys of Hugging Face, Weights & Biases (40 hex digits), Amazon, GitHub and OpenAI, and addresses with a password.
+# Keys of Weights & Biases, and of commits.
+FORTY_HEX = re.compile(r'^[0-9a-f]{40}$')
+COMMIT_KEY = re.compile(r'(^|_)(revision|commit|rev|sha1?|hash)$', re.IGNORECASE)
+# Keys of Hugging Face, Amazon, GitHub and OpenAI, and addresses with a password.
 SECRET_VALUE = re.compile(
-    r'^(hf_[A-Za-z0-9]{30,}|[0-9a-f]{40}|(AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|'
+    r'^(hf_[A-Za-z0-9]{30,}|(AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|'
     r'[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@.*)$',
 )
 REMEDY = {
@@ -59,5 +62,7 @@ def find_secrets(tree: Any, place: str = '') -> Iterator[str]:
     elif isinstance(tree, (list, tuple)):
         for number, value in enumerate(tree):
             yield from find_secrets(value, f'{place}[{number}]')
-    elif isinstance(tree, str) and SECRET_VALUE.match(tree):
-        yield place
+    elif isinstance(tree, str):
+        is_commit = COMMIT_KEY.search(place.rpartition('.')[2])
+        if SECRET_VALUE.match(tree) or (FORTY_HEX.match(tree) and not is_commit):
+            yield place

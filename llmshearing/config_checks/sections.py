@@ -38,6 +38,7 @@ GIVEN_BY_LLMFOUNDRY = {
     'callbacks_with_config': ('train_config',),
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
+MIXED_PRECISION = ('param_dtype', 'reduce_dtype', 'buffer_dtype')
 MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
 BUILT_CALLBACKS = (
     'dynamic_batch_loading',
@@ -77,6 +78,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, settings in (config.get('algorithms') or {}).items():
         algorithm = _check_entry('algorithms', name, settings, 'algorithms')
         built(f'algorithms.{name}', algorithm, settings or {})
+        if name == 'gradient_clipping':
+            check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
     for name, settings in (config.get('callbacks') or {}).items():
         callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
         if name in BUILT_CALLBACKS:
@@ -89,10 +92,10 @@ def check_config(config: Mapping[str, Any]) -> None:
             )
             check_time(f'callbacks.{name}.save_interval', settings['save_interval'])
     for name, settings in (config.get('loggers') or {}).items():
-        _check_entry('loggers', name, settings, 'loggers')
+        logger = _check_entry('loggers', name, settings, 'loggers')
+        if name == 'metrics_file':
+            built(f'loggers.{name}', logger, settings)
     _check_profiler(config.get('profiler'))
-
-
 
 
 def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
@@ -111,8 +114,6 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
         )
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
-
-
 
 
 def check_local_folder(where: str, name: str, *files: str) -> None:
@@ -195,10 +196,17 @@ def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
     from composer.utils.parallelism import FSDP2Config, FSDPConfig
     if not settings:
         return
-    check_keys('fsdp_config', settings, FSDP2Config, FSDPConfig, more=('load_planner', 'save_planner'))
+    precision = settings.get('mixed_precision')
+    by_part = isinstance(precision, Mapping)  # Composer takes that, too
+    check_keys(
+        'fsdp_config', _without(settings, *(['mixed_precision'] if by_part else [])), FSDP2Config, FSDPConfig,
+        more=('load_planner', 'save_planner'),
+    )
+    if by_part:
+        refuse_unknown('fsdp_config.mixed_precision', precision, MIXED_PRECISION)
     check_one_of('fsdp_config.state_dict_type', settings.get('state_dict_type', 'full'), ('full', 'sharded'))
-    if isinstance(settings.get('mixed_precision'), str):
-        check_one_of('fsdp_config.mixed_precision', settings['mixed_precision'], ('DEFAULT', 'PURE', 'FULL'))
+    if isinstance(precision, str):
+        check_one_of('fsdp_config.mixed_precision', precision, ('DEFAULT', 'PURE', 'FULL'))
 
 
 def _check_init_device(model: Mapping[str, Any], fsdp_config: Optional[Mapping[str, Any]]) -> None:
@@ -214,8 +222,6 @@ def _check_tokenizer(settings: Mapping[str, Any]) -> None:
     refuse_unknown('tokenizer', settings, ('name', 'kwargs'))
     if not isinstance(settings.get('kwargs', {}), Mapping):
         raise ValueError(f'tokenizer.kwargs: expected keys and values, got {settings["kwargs"]!r}.')
-
-
 
 
 def _eval_loaders(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -243,10 +249,6 @@ def _check_profiler(settings: Optional[Mapping[str, Any]]) -> None:
     check_keys('profiler', settings, Profiler, given=('trace_handlers',), more=('json_trace_handler',))
     check_keys('profiler.schedule', settings['schedule'], cyclic_schedule)
     check_keys('profiler.json_trace_handler', settings.get('json_trace_handler') or {}, JSONTraceHandler)
-
-
-
-
 
 
 def _without(settings: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
@@ -30,6 +31,8 @@ __all__ = [
     'shape_after',
     'write_model_folder',
 ]
+
+log = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -173,9 +176,24 @@ def write_model_folder(
     if tokenizer is not None:
         tokenizer.save_pretrained(writer.path)
     if generation_config is not None:
-        generation_config.save_pretrained(writer.path)
+        _save_generation_config(generation_config, writer.path)
     for name, document in documents.items():
         (writer.path / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+
+
+def _save_generation_config(config: GenerationConfig, folder: Path) -> None:
+    """Writes it, or what of it transformers agrees to write.
+
+    Some sources have one that can be read and not saved, such as a temperature without ``do_sample``. What it says of
+    special tokens is needed; the rest changes nothing where nothing is sampled.
+    """
+    try:
+        config.save_pretrained(folder)
+    except ValueError as error:
+        kept = {name: getattr(config, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+        log.warning('Of the source\'s generation_config only special tokens are kept, as transformers will not save '
+                    'it: %s', error)
+        GenerationConfig(**kept).save_pretrained(folder)
 
 
 def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):

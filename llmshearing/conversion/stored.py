@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 __all__ = ['SAFE_GLOBALS', 'StoredTensor', 'foreign_globals', 'load_stored', 'read_all']
 
+_RECONSTRUCT = numpy.empty(0).__reduce__()[0]  # wherever this numpy keeps it
 # Timestamps, torch's version and the random states of numpy, under the names of numpy 2 and numpy 1.
 SAFE_GLOBALS = [
     datetime.timedelta,
@@ -28,8 +29,8 @@ SAFE_GLOBALS = [
     numpy.ndarray,
     numpy.dtype,
     type(numpy.dtype('uint32')),
-    (numpy._core.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (numpy._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (_RECONSTRUCT, 'numpy._core.multiarray._reconstruct'),
+    (_RECONSTRUCT, 'numpy.core.multiarray._reconstruct'),
 ]
 
 

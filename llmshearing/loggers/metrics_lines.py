@@ -35,7 +35,7 @@ def read_points(path: Path) -> tuple[dict[str, dict[int, float]], int]:
             entry = json.loads(line)
             batch = int(entry['batch'])
             numbers = {name: float(value) for name, value in entry.items() if name != 'batch'}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):  # the last: an infinite batch, a number beyond floats
             broken += 1
             continue
         if batch < highest:

@@ -1,4 +1,8 @@
 """The export at the end of a run, as it would be on a GPU and with mistaken settings."""
+import json
+import shutil
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,43 @@ def pruned_with(source, export):
     trainer.fit()
     trainer.close()
     return AutoConfig.from_pretrained(export.folder)
+
+
+@pytest.mark.parametrize('learning', ['progressive', 'lagrangian'])
+def test_a_warm_up_that_does_not_end_is_refused_before_the_first_step(source, tmp_path, learning):
+    def trainer(warmup, **settings):
+        pruning = TargetedPruning(TARGET, mask_learning=learning, lagrangian_warmup=warmup)
+        return tiny_trainer(source, [pruning], batches=3, callbacks=[ExportPruned(str(tmp_path / 'out'), **settings)])
+
+    for warmup in ('4ba', '1.5dur'):
+        run = trainer(warmup)
+        with pytest.raises(ValueError, match=f'lagrangian_warmup is {warmup} and the run ends after 3ba'):
+            run.fit()
+        assert run.state.timestamp.batch == 0
+    trainer('4ba', allow_unconverged=True).fit()
+    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(source, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for folder in (tmp_path / 'file' / 'out', '/proc/out'):
+        trainer = tiny_trainer(source, [TargetedPruning(TARGET)], batches=3, callbacks=[ExportPruned(str(folder))])
+        with pytest.raises(ValueError, match='cannot be written .*choose another folder'):
+            trainer.fit()
+        assert trainer.state.timestamp.batch == 0
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_a_generation_config_that_transformers_does_not_save_costs_no_model(source, tmp_path, caplog):
+    other = tmp_path / 'source'
+    shutil.copytree(source, other)
+    (other / 'generation_config.json').write_text(json.dumps({'temperature': 0.6, 'top_p': 0.9, 'eos_token_id': 5}))
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')  # transformers refuses what it would warn of, were it heard
+        pruned_with(other, ExportPruned(str(tmp_path / 'out')))
+    written = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
+    assert written['eos_token_id'] == 5 and 'temperature' not in written
+    assert 'only special tokens are kept' in caplog.text
 
 
 def test_tf32_does_not_make_the_exported_model_look_wrong(source, tmp_path, monkeypatch):

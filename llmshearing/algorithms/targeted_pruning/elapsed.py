@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from composer.core import State, Time, TimeUnit
 
-__all__ = ['elapsed_share', 'read_time']
+__all__ = ['elapsed_share', 'reaches_end', 'read_time']
 
 UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH, TimeUnit.DURATION)
 
@@ -59,6 +59,19 @@ def elapsed_share(state: State, duration: Time) -> float:
             f'{_told(whole)}; set one, or give the time in batches (ba).',
         )
     return _share(state, whole, duration) / duration.value
+
+
+def reaches_end(state: State, duration: Time) -> bool:
+    """Whether ``duration`` is over when the run is; taken for granted where their units do not compare.
+
+    Args:
+        state (State): Read for its max_duration.
+        duration (Time): In one of :data:`UNITS`.
+    """
+    if duration.unit == TimeUnit.DURATION:
+        return duration.value <= 1
+    whole = state.max_duration
+    return whole is None or whole.unit != duration.unit or duration.value <= whole.value
 
 
 def _share(state: State, whole: Time, duration: Time) -> float:
