@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from llmshearing.algorithms.targeted_pruning.finish import AxisReport
 from llmshearing.conversion.checkpoint import (
     Checkpoint,
     expected_shapes,
@@ -26,7 +27,7 @@ from llmshearing.conversion.checkpoint import (
     write_tokenizer_files,
 )
 from llmshearing.conversion.hf_export import cut_tensors, write_model_folder
-from llmshearing.conversion.model_card import CardFacts, copy_licence_files, model_card, source_licence
+from llmshearing.conversion.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
 from llmshearing.conversion.probe import Probe, probe_input
 from llmshearing.conversion.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
 from llmshearing.conversion.pruning_state import PruningState, pruning_record, refuse_open_widths, refuse_unconverged
@@ -59,8 +60,8 @@ class ExportSettings:
         allow_unconverged (bool): Cut to the target although expected counts are further away than ``tolerance``.
         tolerance (float): Allowed distance of expected counts, as a fraction of the target.
         overwrite (bool): Replace an existing folder.
-        source (str | None): Folder of the source model: name, licence, generation config, and config where the
-            checkpoint has none.
+        source (str | None): Folder of the source model, or of the pruned one that continued pre-training began with:
+            name, licence, generation config, and config where the checkpoint has none.
         tokenizer (str | None): Folder to take the tokenizer from instead of the checkpoint.
         metrics (Path | None): Metrics file of the run; its last losses go into the model card.
         progress (bool): Show a progress bar.
@@ -127,8 +128,9 @@ def _write_cut(
     settings: ExportSettings,
 ) -> dict[str, Any]:
     refuse_open_widths(pruning)
+    away: list[AxisReport] = []
     if settings.masks == 'target':
-        refuse_unconverged(pruning, settings.tolerance, settings.allow_unconverged, UNCONVERGED_REMEDY)
+        away = refuse_unconverged(pruning, settings.tolerance, settings.allow_unconverged, UNCONVERGED_REMEDY)
         masks = pruning.final_masks()
     else:
         masks = pruning.current_masks()
@@ -155,7 +157,7 @@ def _write_cut(
         tokenizer,
         _generation_config(checkpoint, settings),
         settings.dtype,
-        _origin(checkpoint, settings),
+        dataclasses.replace(_origin(checkpoint, settings), unconverged=away),
     )
     report: dict[str, Any] = {
         'shape': shape,
@@ -181,15 +183,23 @@ def _write_uncut(
         return _shown(((name, checkpoint.get(name)) for name in names), what, len(names), settings.progress)
 
     config, shape, origin = checkpoint.config, shape_of(checkpoint.config), _origin(checkpoint, settings)
+    source, folder = public_name(origin.source), local_folder(origin.source)
+    if stage == 'continued':
+        source = derived_from(folder) or source  # training began with a result of ours, mostly
+        if folder is None:
+            log.warning(
+                '%s does not tell which model its training began with, so the card has no source and no licence; '
+                '--source FOLDER names it, for example the pruned folder.',
+                checkpoint.path,
+            )
     config.use_cache = True
     config.torch_dtype = settings.dtype or checkpoint.weights[names[0]].dtype
     generation_config = _generation_config(checkpoint, settings)
     documents = {} if stage == 'continued' else _write_masks(writer.path, checkpoint)
     write_model_folder(writer, config, tensors('writing'), tokenizer, generation_config, settings.dtype, documents)
-    folder = local_folder(origin.source)
     facts = CardFacts(
         name=writer.folder.name,
-        source=public_name(origin.source),
+        source=source,
         licence=source_licence(folder),
         stage=stage,
         shape=shape,

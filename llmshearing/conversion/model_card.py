@@ -14,8 +14,9 @@ import yaml
 
 from llmshearing.models.shapes import ModelShape
 
-__all__ = ['CardFacts', 'copy_licence_files', 'model_card', 'source_licence']
+__all__ = ['CardFacts', 'copy_licence_files', 'derived_from', 'model_card', 'source_licence']
 
+TAG = 'llmshearing'
 LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
 
@@ -38,6 +39,7 @@ class CardFacts:
         recipe (Mapping[str, Any]): Settings worth telling, by name.
         losses (Mapping[str, float]): Last measured loss by evaluation set.
         losses_of (str): What was evaluated, where that is not simply this model.
+        caution (str | None): What sets the model apart from what its stage promises.
     """
 
     name: str
@@ -53,6 +55,7 @@ class CardFacts:
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     losses_of: str = 'this model'
+    caution: Optional[str] = None
 
 
 STAGES = {
@@ -70,7 +73,7 @@ def model_card(facts: CardFacts) -> str:
     head: dict[str, Any] = {
         'library_name': 'transformers',
         **facts.licence,
-        'tags': ['structured-pruning', 'llmshearing'],
+        'tags': ['structured-pruning', TAG],
     }
     if facts.source:
         head['base_model'] = facts.source
@@ -78,6 +81,7 @@ def model_card(facts: CardFacts) -> str:
         f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
         f'# {facts.name}',
         STAGES[facts.stage].format(source=facts.source or 'a source model'),
+        *([facts.caution] if facts.caution else []),
         _shape_table(facts),
     ]
     if facts.batches is not None:
@@ -118,6 +122,11 @@ def _licence_text(facts: CardFacts) -> str:
             str(facts.licence[key]) for key in ('license', 'license_name', 'license_link') if facts.licence.get(key)
         )
         return f'Derived from {facts.source or "the source model"} and under its licence: {named}.'
+    if facts.source is None and facts.stage == 'continued':
+        return (
+            'The licence of the model that training began with applies. Which one that was did not stand in the '
+            'checkpoint; look it up before you share this model.'
+        )
     return (
         f'Derived from {facts.source or "a source model"}, whose licence applies. '
         'It was not found beside the source when this folder was written; look it up before you share this model.'
@@ -130,6 +139,22 @@ def source_licence(folder: Optional[Path]) -> dict[str, Any]:
     Raises:
         ValueError: If the front matter is not YAML.
     """
+    head = _front_matter(folder)
+    return {key: head[key] for key in LICENCE_KEYS if key in head}
+
+
+def derived_from(folder: Optional[Path]) -> Optional[str]:
+    """The source that a card of ours names in a folder; None where there is no such card.
+
+    Raises:
+        ValueError: If the front matter is not YAML.
+    """
+    head = _front_matter(folder)
+    tags, source = head.get('tags'), head.get('base_model')
+    return source if isinstance(tags, list) and TAG in tags and isinstance(source, str) else None
+
+
+def _front_matter(folder: Optional[Path]) -> dict[str, Any]:
     readme = None if folder is None else Path(folder) / 'README.md'
     if readme is None or not readme.is_file():
         return {}
@@ -142,7 +167,7 @@ def source_licence(folder: Optional[Path]) -> dict[str, Any]:
         raise ValueError(
             f'{readme}: the front matter between the first two lines of --- is not YAML: {error}',
         ) from error
-    return {key: head[key] for key in LICENCE_KEYS if key in head} if isinstance(head, dict) else {}
+    return head if isinstance(head, dict) else {}
 
 
 def copy_licence_files(source: Optional[Path], destination: Path) -> list[str]:

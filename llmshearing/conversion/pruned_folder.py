@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Iterator, Mapping, Optional
+from typing import Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from llmshearing.algorithms.targeted_pruning.finish import AxisReport
+from llmshearing.algorithms.targeted_pruning.masks import plan_axes
 from llmshearing.conversion.hf_export import exported_config, shape_after, write_model_folder
 from llmshearing.conversion.model_card import CardFacts, copy_licence_files, model_card, source_licence
 from llmshearing.conversion.pruning_state import LearnedMasks, pruning_record
@@ -32,6 +34,7 @@ class Origin:
         tokens (int): Tokens trained on.
         losses (Mapping[str, float]): Last measured loss by evaluation set.
         losses_of (str): What was evaluated.
+        unconverged (Sequence[AxisReport]): Axes whose masks were too far from the target when they were fixed.
     """
 
     source: Optional[str]
@@ -40,6 +43,7 @@ class Origin:
     tokens: int
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     losses_of: str = 'this model'
+    unconverged: Sequence[AxisReport] = ()
 
 
 def local_folder(source: Optional[str]) -> Optional[Path]:
@@ -96,15 +100,16 @@ def write_pruned_folder(
         generation_config,
         dtype,
         {
-            'pruning.json':
-                pruning_record(
+            'pruning.json': {
+                'shape': dataclasses.asdict(shape),
+                **pruning_record(
                     pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name,
                 ),
+            },
         },
     )
     folder = local_folder(origin.source)
-    axes = ', '.join(f'{report.axis} {report.units} to {report.target}' for report in pruning.reports())
-    recipe = {'mask learning': pruning.mask_learning, 'units per row': axes}
+    recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
     facts = CardFacts(
         name=writer.folder.name,
         source=public_name(origin.source),
@@ -119,7 +124,34 @@ def write_pruned_folder(
         recipe=recipe,
         losses=origin.losses,
         losses_of=origin.losses_of,
+        caution=_caution(pruning, shape, origin.unconverged),
     )
     (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
     copy_licence_files(folder, writer.path)
     return shape
+
+
+def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
+    """Units of each pruned axis in the source and in the written model, with the target where that is another."""
+    left = {axis: plan.keep for axis, plan in plan_axes(pruning.source, shape).items()}  # none of what is whole
+    return ', '.join(
+        f'{report.axis} {report.units} to {left.get(report.axis, report.units)}'
+        f'{"" if left.get(report.axis, report.units) == report.target else f" (target {report.target})"}'
+        for report in pruning.reports()
+    )
+
+
+def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> Optional[str]:
+    """What a reader must know of a model that training itself had not arrived at."""
+    if shape != pruning.target:
+        return (
+            '**Cut in the course of pruning, as the masks were, and not to the target of the run**, which was '
+            f'{pruning.target}.'
+        )
+    if unconverged:
+        listed = '; '.join(report.describe() for report in unconverged)
+        return (
+            '**The masks had not converged to the target when they were fixed**, so units were removed that the model '
+            f'still used. Per row: {listed}.'
+        )
+    return None

@@ -142,11 +142,14 @@ def refuse_open_widths(pruning: LearnedMasks) -> None:
         )
 
 
-def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, remedy: str) -> None:
+def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, remedy: str) -> list[AxisReport]:
     """Raises a ValueError if expected counts are further from the target than ``tolerance`` and that is not allowed.
 
     Args:
         remedy (str): What the user can do; ends the message.
+
+    Returns:
+        list[AxisReport]: The axes that are so far away nevertheless, for the model card.
     """
     away = unconverged(pruning.reports(), tolerance)
     if away and not allow and pruning.frozen_masks is None:
@@ -155,6 +158,7 @@ def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, rem
             f'The masks have not converged to the target within {tolerance:.0%}; '
             f'nothing was exported:\n{listed}\n{remedy}',
         )
+    return away
 
 
 def pruning_record(pruning: LearnedMasks, units: Units, batches: int, tokens: int, source_name: str) -> dict[str, Any]:

@@ -74,15 +74,20 @@ def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
     assert '| hidden_size | 48 | 32 |' in card
     assert '6 batches on 384 tokens' in card
     assert (tmp_path / 'out' / 'LICENSE').read_text() == 'Do what is right.\n'
+    assert 'intermediate 64 to 40' in card and 'target' not in card
 
 
 def test_masks_that_have_not_converged_are_refused_with_counts(lagrangian, tmp_path, capsys):
-    checkpoint, _, _, _ = lagrangian
+    checkpoint, pruned, _, _ = lagrangian
     assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--quiet']) == 1
     assert 'hidden: target 32 of 48, expected 47' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--quiet', '--allow-unconverged']) == 0
     assert 'logits differ from the masked model by at most' in capsys.readouterr().out
+    for folder in (tmp_path / 'out', pruned):
+        card = (folder / 'README.md').read_text()
+        assert '**The masks had not converged to the target when they were fixed**' in card
+        assert 'Per row: hidden: target 32 of 48, expected 47' in card
 
 
 def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
@@ -107,6 +112,12 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     # nothing went in six batches
     assert (shape.num_hidden_layers, shape.hidden_size, shape.num_key_value_heads) == (4, 48, 2)
     assert 50 <= shape.intermediate_size <= 52
+    card = (tmp_path / 'uniform' / 'README.md').read_text()
+    assert f'hidden 48 to 48 (target 32), layer 4 to 4 (target 3), intermediate 64 to {shape.intermediate_size} ' in card
+    assert 'not to the target of the run**, which was num_hidden_layers=3, hidden_size=32' in card
+    record = json.loads((tmp_path / 'uniform' / 'pruning.json').read_text())
+    assert record['shape']['intermediate_size'] == shape.intermediate_size
+    assert record['target_shape']['intermediate_size'] == 40
     # One layer expects fewer than the others: no stock model holds that.
     learned['intermediate'][0, :32] = -4.6
     torch.save(content, tmp_path / 'ragged.pt')
@@ -154,6 +165,38 @@ def test_continued_pretraining_leaves_as_it_is(tmp_path, variant):
             tmp_path / 'saved' / 'last.pt', tmp_path / 'kept', ExportSettings(masks='keep', progress=False),
         )
     assert not (tmp_path / 'kept').exists()
+
+
+def test_continued_pretraining_carries_on_what_the_pruned_folder_says_of_its_source(tmp_path, caplog):
+    pruned = tiny_source(tmp_path / 'pruned')
+    (pruned / 'README.md').write_text(
+        '---\nlibrary_name: transformers\nlicense: llama2\ntags: [llmshearing]\nbase_model: org/big\n---\n',
+    )
+    (pruned / 'LICENSE').write_text('Do what is right.\n')
+    model = ComposerHFCausalLM(
+        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(pruned), use_train_metrics=False,
+    )
+    trainer = tiny_trainer(
+        pruned, [], batches=1, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt',
+    )
+    trainer.fit()
+    trainer.close()
+
+    def exported(name, source):
+        settings = ExportSettings(source=source and str(source), progress=False)
+        export_checkpoint(tmp_path / 'saved' / 'last.pt', tmp_path / name, settings)
+        return (tmp_path / name / 'README.md').read_text()
+
+    card = exported('of_ours', pruned)
+    assert 'license: llama2\n' in card and 'base_model: org/big\n' in card
+    assert 'Derived from org/big and under its licence: llama2.' in card
+    assert (tmp_path / 'of_ours' / 'LICENSE').read_text() == 'Do what is right.\n'
+    assert '--source' not in caplog.text
+    (pruned / 'README.md').write_text('---\nbase_model: org/other\n---\n')  # not ours: the model itself is the source
+    assert 'base_model: pruned\n' in exported('of_others', pruned)
+    card = exported('of_nobody', None)
+    assert 'base_model' not in card and 'Which one that was did not stand in the checkpoint' in card
+    assert '--source FOLDER names it' in caplog.text
 
 
 def test_missing_extra_and_misshaped_tensors_are_named(progressive, tmp_path):
