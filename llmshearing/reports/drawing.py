@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
     '#000000',
@@ -209,6 +210,8 @@ def _legend(figure: Figure, labels: Sequence[str]) -> None:
 
 
 def _png(figure: Figure) -> bytes:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a $ in the name of a metric begins no formula
     stream = io.BytesIO()
     figure.savefig(stream, dpi=DPI, format='png', metadata={'Software': None})
     return stream.getvalue()

@@ -10,7 +10,7 @@ import base64
 import html
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmshearing.reports.blocks import Picture, Section, Table
@@ -51,7 +51,7 @@ summary { cursor: pointer; color: var(--link); }
 
 @dataclass(frozen=True)
 class Chapter:
-    """A stage of training: its title, a word for file names and links, and its sections."""
+    """A stage of training: its title, a word for file names and links (:func:`told_apart`), and its sections."""
 
     title: str
     key: str
@@ -70,12 +70,27 @@ def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter])
     Returns:
         Path: The page.
     """
+    chapters = told_apart(chapters)
     for chapter in chapters:
         for picture in _pictures(chapter):
             write_atomically(folder / f'{_name(picture, chapter.key)}.png', picture.png)
     page = folder / PAGE
     write_atomically(page, render(title, lead, chapters).encode('utf-8'))
     return page
+
+
+def told_apart(chapters: Sequence[Chapter]) -> list[Chapter]:
+    """The chapters with a number behind the key of each that would have the key, or a picture's name, of an earlier one."""
+    told: list[Chapter] = []
+    taken: set[str] = set()
+    for chapter in chapters:
+        key, number = chapter.key, 1
+        while taken & (names := {key, *(_name(picture, key) for picture in _pictures(chapter))}):
+            number += 1
+            key = f'{chapter.key}_{number}'
+        taken |= names
+        told.append(replace(chapter, key=key))
+    return told
 
 
 def _pictures(chapter: Chapter) -> Iterable[Picture]:

@@ -41,7 +41,7 @@ def chapter_of(runs: Sequence[Run], law: Path | None) -> Chapter:
         mixture_section(runs),
         training_section(runs),
     ]
-    key = re.sub(r'[^A-Za-z0-9_-]+', '_', runs[0].path.name.split('.')[0].removesuffix('_metrics')) or 'run'
+    key = re.sub(r'[^A-Za-z0-9_-]+', '_', run_name(runs[0].path))
     return Chapter(
         ' and '.join(run.name for run in runs), key, [section for section in sections if section is not None]
     )

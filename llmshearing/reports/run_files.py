@@ -23,6 +23,15 @@ METRICS_SUFFIX = '_metrics.jsonl'
 STATE_SUFFIX = '_run.json'
 STATE_VERSION = 1
 PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'pruning')  # of the state; the rest holds for every start
+STATE_KINDS: dict[str, tuple[type, ...]] = {
+    'batch': (int, float),
+    'tokens': (int, float),
+    'elapsed_share': (int, float),
+    'max_duration': (str,),
+    'source': (dict,),
+    'result': (dict,),
+    'pruning': (dict,),
+}
 RECORD_KEYS = ('source_shape', 'target_shape', 'axes', 'kept')
 EVAL_LOSS = ('metrics/eval/', '/LanguageCrossEntropy')
 
@@ -171,6 +180,11 @@ def read_run(path: Path) -> Run:
             'it was left out'
         )
         state = {}
+    wrong = [key for key, kinds in STATE_KINDS.items() if not isinstance(state.get(key), (*kinds, type(None)))]
+    if wrong:
+        listed = ', '.join(f'{key}={state[key]!r}' for key in wrong)
+        notes.append(f'{state_path(path).name} holds {listed}, which run_report never writes; left out')
+        state = {key: value for key, value in state.items() if key not in wrong}
     run = Run(run_name(path), path, metrics)
     if _ahead(state.get('batch'), run):
         notes.append(
@@ -185,13 +199,22 @@ def read_run(path: Path) -> Run:
     if lacking:
         notes.append(f'the pruning record lacks {", ".join(lacking)} and was left out')
         pruning = {}
-    references = _optional_object(path.with_name('reference_losses.json'), notes).get('reference_losses', {})
+    references = _references(path.with_name('reference_losses.json'), notes)
     return Run(run.name, path, metrics, state, pruning, _losses(references, metrics), tuple(notes))
 
 
 def read_measurements(folder: Path) -> dict[str, Any]:
     """What `llmshearing demo` measured on the finished models (``report/report.json``); empty elsewhere."""
     return _optional_object(folder / 'report' / 'report.json', []).get('results', {})
+
+
+def _references(path: Path, notes: list[str]) -> dict[str, float]:
+    """Reference loss by domain; empty where the file holds none, or something else, which is noted."""
+    references = _optional_object(path, notes).get('reference_losses', {})
+    if isinstance(references, dict) and all(type(loss) in (int, float) for loss in references.values()):
+        return references
+    notes.append(f'{path.name} was left out: expected numbers by domain under reference_losses, got {references!r:.200}')
+    return {}
 
 
 def _losses(references: Mapping[str, float], metrics: Mapping[str, Series]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llmshearing.cli import main
-from llmshearing.reports.drawing import smoothed, thinned
+from llmshearing.reports.drawing import bar_panel, smoothed, thinned
 from llmshearing.reports.run_files import read_run
 from llmshearing.reports.status_sections import projection_section
 from tests.reports.logs import DOMAINS, pruning_record, write_log, write_run
@@ -275,6 +275,30 @@ def test_masks_of_a_running_run_come_from_its_note(tmp_path):
     assert main(['report', str(log)]) == 0
     words = Page((tmp_path / 'prune_report' / 'report.html').read_text()).words
     assert 'probability of being kept' in words and 'kept in the exported model' not in words
+
+
+def test_every_log_has_pictures_and_anchors_of_its_own(tmp_path):
+    """Names that share what stands before the first dot, that differ in marks alone, or that end like a picture."""
+    names = ('llama2_1.3b', 'llama2_1.5b', 'llama2_1_3b', 'llama2_1.3b_eval')
+    for name in names:
+        line = {'batch': 1, 'loss/train/total': 3.5, 'metrics/eval/cc/LanguageCrossEntropy': 2.0}
+        (tmp_path / f'{name}_metrics.jsonl').write_text(json.dumps(line) + '\n')
+    assert main(['report', str(tmp_path)]) == 0
+    page = Page((tmp_path / 'run_report' / 'report.html').read_text())
+    assert len(page.ids) == len(set(page.ids)) and len(page.pictures) == 2 * len(names)
+    files = sorted(path.stem for path in (tmp_path / 'run_report').glob('*.png'))
+    assert files == sorted(page.pictures) and {'llama2_1_3b_loss', 'llama2_1_5b_loss'} < set(files)
+
+
+def test_metrics_are_named_as_they_are(tmp_path):
+    """Dollar signs would be a formula, and what is no formula would end the page."""
+    log = tmp_path / 'a_metrics.jsonl'
+    odd = '<b>$\\frac{x$ &'
+    metrics = [f'metrics/eval/{odd}/LanguageCrossEntropy', f'mixture/weight/{odd}', f'mixture/loss/{odd}', 'lr-$x_$']
+    log.write_text(''.join(json.dumps({'batch': i, **dict.fromkeys(metrics, 0.5)}) + '\n' for i in range(3)))
+    assert main(['report', str(log)]) == 0
+    assert odd in Page((tmp_path / 'a_report' / 'report.html').read_text()).words
+    assert bar_panel('a', [odd, odd], {odd: [1.0, 2.0]}, 'nats').startswith(b'\x89PNG')
 
 
 def test_errors_are_one_line(tmp_path, folder, capsys):

@@ -81,6 +81,32 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert 'reference_losses.json is not JSON' in notes[1] and 'a_run.json is of version 99' in notes[0]
 
 
+@pytest.mark.parametrize('references', [[1, 2], {'law': '1.9'}, {'law': True}, 'text', None])
+def test_references_that_are_no_numbers_are_left_out_and_named(tmp_path, references):
+    log = tmp_path / 'a_metrics.jsonl'
+    log.write_text('{"batch": 0, "loss/train/total": 3.5}\n')
+    (tmp_path / 'reference_losses.json').write_text(json.dumps({'reference_losses': references}))
+    run = read_run(log)
+    assert run.references == {}
+    assert run.notes[0].startswith('reference_losses.json was left out: expected numbers by domain')
+
+
+def test_a_state_of_other_kinds_is_left_out_and_named(tmp_path):
+    log = write_log(tmp_path / 'a_metrics.jsonl', pruning=False)
+    state = {'version': 1, 'batch': 5, 'elapsed_share': 'x', 'source': [1], 'result': None, 'max_duration': '40ba'}
+    (tmp_path / 'a_run.json').write_text(json.dumps(state))
+    run = read_run(log)
+    assert run.state == {'version': 1, 'batch': 5, 'result': None, 'max_duration': '40ba'}
+    assert run.notes[0].startswith("a_run.json holds elapsed_share='x', source=[1], which run_report never writes")
+
+
+def test_lines_with_numbers_that_are_none_are_skipped(tmp_path):
+    path = tmp_path / 'a_metrics.jsonl'
+    path.write_text('{"batch": Infinity, "x": 1}\n{"batch": 1, "x": 1' + '0' * 400 + '}\n{"batch": 2, "x": 3}\n')
+    metrics, broken = read_log(path)
+    assert broken == 2 and metrics['x'][0].tolist() == [2]
+
+
 @pytest.mark.parametrize(
     'content, words', [(None, 'no such file'), ('', 'no metrics in it'), ('{"batch": 1}\n', 'no metrics in it')]
 )
