@@ -183,6 +183,56 @@ def test_run_files_are_read_by_the_client_and_name_what_exists(name):
             assert OmegaConf.select(run, key) is not None, f'{name}: {yamls[0]} has no {key}'
 
 
+# `aws s3 sync FROM TO [--exclude PATTERN]` with folders in $BUCKETS for s3://; fails as the client does.
+AWS = f'''#!{sys.executable}
+import fnmatch, os, pathlib, shutil, sys
+command, source, target, rest = sys.argv[1:3], sys.argv[3], sys.argv[4], sys.argv[5:]
+assert command == ['s3', 'sync'] and (not rest or rest[0] == '--exclude' and len(rest) == 2)
+source, target = (pathlib.Path(name.replace('s3:/', os.environ['BUCKETS'])) for name in (source, target))
+if not source.exists() and not sys.argv[3].startswith('s3:'):
+    sys.exit(255)
+for file in [path for path in source.rglob('*') if path.is_file()]:
+    name = file.relative_to(source).as_posix()
+    if not rest or not fnmatch.fnmatch(name, rest[1]):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / name)
+'''
+TRAINER = '''#!/usr/bin/env bash
+echo "of node ${NODE_RANK:-0}" >> work/metrics.jsonl
+mkdir -p work/report && touch work/report/report.html
+[[ ! -d work/pruned ]] || touch work/found_pruned
+exit "$CODE"
+'''
+
+
+@pytest.mark.parametrize('name', [name for name in MCLI if name != 'mcli_prepare.yaml'])
+def test_the_log_of_a_run_outlives_its_node_and_a_retry_goes_on_with_it(name, tmp_path):
+    bucket = tmp_path / 'buckets' / 'BUCKET' / 'llama2_1.3b'
+    for file in ('pruned/config.json', 'continue_checkpoints/ba1.pt'):
+        (bucket / file).parent.mkdir(parents=True)
+        (bucket / file).touch()
+    for program, text in {'aws': AWS, 'composer': TRAINER}.items():
+        (tmp_path / program).write_text(text)
+        (tmp_path / program).chmod(0o755)
+
+    def run(node, code, rank=0):
+        (tmp_path / node).mkdir()
+        command = RunConfig.from_file(str(JOBS / name)).command.replace('cd /llmshearing', f'cd {tmp_path / node}')
+        environment = {'PATH': f'{tmp_path}:/usr/bin:/bin', 'BUCKETS': str(tmp_path / 'buckets'), 'CODE': str(code)}
+        return subprocess.run(['bash', '-c', command], env={**environment, 'NODE_RANK': str(rank)}).returncode
+
+    assert run('first', 3) == 3
+    assert (bucket / 'metrics.jsonl').read_text() == 'of node 0\n' and (bucket / 'report' / 'report.html').is_file()
+    assert run('second', 0) == 0
+    assert (bucket / 'metrics.jsonl').read_text() == 'of node 0\n' * 2
+    continues = name == 'mcli_continue.yaml'
+    assert (bucket / 'found_pruned').exists() == continues  # export_pruned refuses a folder that is there
+    assert not (tmp_path / 'second' / 'work' / 'continue_checkpoints').exists()
+    if continues:
+        assert run('beside', 0, rank=1) == 0
+        assert (bucket / 'metrics.jsonl').read_text() == 'of node 0\n' * 2
+
+
 def test_the_dockerfile_copies_what_exists_and_uses_the_matching_torch():
     lines = (JOBS / 'Dockerfile').read_text().replace('\\\n', ' ').splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line and not line.startswith('#')]

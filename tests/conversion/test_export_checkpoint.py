@@ -113,7 +113,8 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     assert (shape.num_hidden_layers, shape.hidden_size, shape.num_key_value_heads) == (4, 48, 2)
     assert 50 <= shape.intermediate_size <= 52
     card = (tmp_path / 'uniform' / 'README.md').read_text()
-    assert f'hidden 48 to 48 (target 32), layer 4 to 4 (target 3), intermediate 64 to {shape.intermediate_size} ' in card
+    assert 'hidden 48 to 48 (target 32), layer 4 to 4 (target 3), ' in card
+    assert f'intermediate 64 to {shape.intermediate_size} (target 40), kv_group 2 to 2 (target 1)' in card
     assert 'not to the target of the run**, which was num_hidden_layers=3, hidden_size=32' in card
     record = json.loads((tmp_path / 'uniform' / 'pruning.json').read_text())
     assert record['shape']['intermediate_size'] == shape.intermediate_size
