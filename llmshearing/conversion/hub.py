@@ -54,8 +54,9 @@ def push_folder(folder: Path, repo: str, public: bool = False) -> str:
             folder_path=str(folder), repo_id=url.repo_id, repo_type='model', commit_message='Upload model',
         )
     except OSError as error:
+        again = f'huggingface-cli upload {repo} {folder}' + ('' if public else ' --private')
         raise ValueError(
             f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; '
-            f'push it again with `huggingface-cli upload {repo} {folder} --private`.',
+            f'push it again with `{again}`.',
         ) from error
     return str(url)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig
@@ -33,6 +33,7 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import LLAMA
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 from llmshearing.models.units import mask_shapes
+from llmshearing.planning.counting import layout_of
 
 __all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'finish_legacy_masks', 'import_legacy', 'read_legacy']
 
@@ -232,12 +233,19 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
             f'got model_type {config.model_type!r}, {shape.num_attention_heads} heads, {shape.num_key_value_heads} KV '
             f'heads, tie_word_embeddings={config.tie_word_embeddings}.',
         )
+    if out.is_dir():
+        raise ValueError(f'{out} is a folder, but a state dict is one file; name such as {out / "model.pt"}.')
     if out.exists() and not overwrite:
         raise ValueError(f'{out} exists already; choose another file or allow overwriting it (--overwrite).')
+    layout_of(config)  # refuses what no model can be built from
+    out.parent.mkdir(parents=True, exist_ok=True)
     state = {}
-    for name, path in tensor_files(folder).items():
-        with safe_open(path, 'pt') as file:
-            state[name] = file.get_tensor(name)
+    try:
+        for name, path in tensor_files(folder).items():
+            with safe_open(path, 'pt') as file:
+                state[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f'{folder}: its safetensors files cannot be read ({error}); copy them again.') from error
     check_tensors(str(folder), {name: tuple(tensor.shape) for name, tensor in state.items()}, expected_shapes(config))
     unnamed = [name for name in state if legacy_name(name) is None]
     if unnamed:
@@ -269,11 +277,15 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
         raise ValueError(f'source {folder} is a {base.model_type}; the first Sheared LLaMA code knew only llama.')
     if settings.rms_norm_eps is not None:
         base.rms_norm_eps = settings.rms_norm_eps
-    head_dim = settings.head_dim or (None if folder is None else shape_of(base).head_dim)
+    head_dim = settings.head_dim
+    if head_dim is None and folder is not None:
+        head_dim = shape_of(base).head_dim
     if head_dim is None:
         raise ValueError(
             'the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.',
         )
+    if head_dim < 1:
+        raise ValueError(f'--head-dim must be 1 or more, got {head_dim}; 128 for LLaMA-2.')
     vocab_size, hidden_size = legacy.weights['model.embed_tokens.weight'].shape
     width = legacy.weights['model.layers.0.self_attn.q_proj.weight'].shape[0]
     if width % head_dim:
@@ -291,6 +303,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
     )
     config = with_shape(base, shape)
     config.vocab_size, config.tie_word_embeddings, config.architectures = vocab_size, False, ['LlamaForCausalLM']
+    layout_of(config)  # refuses what no model can be built from, such as a padding token beyond the file's vocabulary
     return config
 
 

@@ -39,6 +39,15 @@ METADATA_CLASSES = {
     },
     'torch.serialization': {'_get_layout'},
 }
+# What damage in a pickle can end in: what the classes above, or the unpickler itself, make of other bytes.
+DAMAGE = (
+    pickle.UnpicklingError, ValueError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError,
+    OverflowError, MemoryError, RuntimeError, SystemError,
+)
+
+
+class _ForeignClass(Exception):
+    """A class that no metadata needs."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -49,7 +58,7 @@ class _MetadataUnpickler(pickle.Unpickler):
             module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         ):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'it holds {module}.{name}')
+        raise _ForeignClass(f'it holds {module}.{name}')
 
 
 def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     metadata = read_metadata(folder)
     places = {
         (index.fqn, None if index.offset is None else tuple(index.offset)): info
-        for index, info in metadata.storage_data.items()
+        for index, info in (metadata.storage_data or {}).items()
     }
 
     def piece(name: str, offset: Optional[tuple[int, ...]]) -> Any:
@@ -104,15 +113,37 @@ def read_metadata(folder: Path) -> Metadata:
         )
     try:
         metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-    except pickle.UnpicklingError as error:
+        is_metadata = isinstance(metadata, Metadata)
+        names = _file_names(metadata) if is_metadata else []
+    except _ForeignClass as error:
         raise ValueError(
             f'{path} is not read, because loading it could run code: {error}, which metadata does not need.',
         ) from error
-    if not isinstance(metadata, Metadata):
+    except DAMAGE as error:
+        raise ValueError(
+            f'{path} cannot be read ({type(error).__name__}: {error}): it was cut off or changed while it was written '
+            'or copied; copy the checkpoint again, or take another one.',
+        ) from error
+    if not is_metadata:
         raise ValueError(f'{path} holds {type(metadata).__name__}, not the metadata of a sharded checkpoint.')
-    for info in (metadata.storage_data or {}).values():
-        plain_name(str(path), info.relative_path)
+    for name in names:
+        plain_name(str(path), name)
     return metadata
+
+
+def _file_names(metadata: Metadata) -> list[str]:
+    """The files that pieces are in. Everything this reader will need is used once, since changed bytes may have made
+    anything of it, or left it out; what that raises is :data:`DAMAGE`."""
+    for name, stored in metadata.state_dict_metadata.items():
+        tuple((metadata.planner_data or {}).get(name) or ())
+        if isinstance(stored, TensorStorageMetadata):
+            torch.empty(stored.size, dtype=stored.properties.dtype, device='meta')
+            for chunk in stored.chunks:
+                tuple(chunk.offsets) + tuple(chunk.sizes)
+    pieces = (metadata.storage_data or {}).items()
+    for index, info in pieces:
+        hash((index.fqn, index.offset and tuple(index.offset), info.offset + info.length))
+    return [info.relative_path for _, info in pieces]
 
 
 def _load_piece(folder: Path, name: str, info: Any) -> Any:

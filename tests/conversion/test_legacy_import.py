@@ -185,9 +185,35 @@ def test_what_does_not_fit_is_refused_by_name(model, tmp_path):
     refused(legacy_state(model), tmp_path, 'give --head-dim', ImportSettings(progress=False))
     refused(legacy_state(model), tmp_path, '48 rows, which are no whole heads of width 7',
             ImportSettings(head_dim=7, progress=False))
+    for width in (-8, 0):
+        refused(legacy_state(model), tmp_path, f'--head-dim must be 1 or more, got {width}; 128 for LLaMA-2',
+                ImportSettings(head_dim=width, progress=False))
     refused({'state': {'model': 'nothing'}}, tmp_path, 'is no state dict')
     too_large = ImportSettings(head_dim=8, target={**TARGET, 'hidden_size': 64}, progress=False)
     refused(with_masks(legacy_state(model)), tmp_path, "hidden_size=64 is larger than the source's 48", too_large)
+
+
+def test_a_source_whose_config_does_not_fit_the_file_is_named(model, tmp_path):
+    model.config.update({'pad_token_id': 500})
+    model.config.save_pretrained(tmp_path / 'source')
+    torch.save(legacy_state(model), tmp_path / 'old.pt')
+    with pytest.raises(ValueError, match='config of .*source .*vocab_size=97, pad_token_id=500'):
+        import_legacy(tmp_path / 'old.pt', tmp_path / 'folder', ImportSettings(source=str(tmp_path / 'source')))
+
+
+def test_folders_that_cannot_become_a_state_dict(model, tmp_path):
+    model.save_pretrained(tmp_path / 'source')
+    with pytest.raises(ValueError, match='source is a folder, but a state dict is one file'):
+        export_legacy(tmp_path / 'source', tmp_path / 'source', overwrite=True)
+    assert export_legacy(tmp_path / 'source', tmp_path / 'not' / 'there' / 'old.pt') == 3 + 9 * 4
+    (tmp_path / 'source' / 'model.safetensors').write_bytes(b'garbage garbage')
+    with pytest.raises(ValueError, match='source: its safetensors files cannot be read'):
+        export_legacy(tmp_path / 'source', tmp_path / 'old.pt')
+    model.config.update({'hidden_act': 'swiglu'})
+    model.config.save_pretrained(tmp_path / 'source')
+    with pytest.raises(ValueError, match="KeyError: 'swiglu'"):
+        export_legacy(tmp_path / 'source', tmp_path / 'old.pt')
+    assert not (tmp_path / 'old.pt').exists()
 
 
 def test_code_in_a_legacy_file_is_not_run(model, tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from llmshearing.conversion.hub import check_login, push_folder
 try:
     check_login(sys.argv[2])
-    print(push_folder(Path(sys.argv[1]), sys.argv[2]))
+    print(push_folder(Path(sys.argv[1]), sys.argv[2], public=sys.argv[3] == 'public'))
 except ValueError as error:
     sys.exit(f'refused: {error}')
 '''
@@ -83,7 +83,7 @@ def hub():
     server.server_close()
 
 
-def push(hub, folder, token, home, repo='me/small'):
+def push(hub, folder, token, home, repo='me/small', visibility='private'):
     environment = {
         name: value for name, value in os.environ.items()
         if not name.startswith('HF_') and 'proxy' not in name.lower()
@@ -97,7 +97,11 @@ def push(hub, folder, token, home, repo='me/small'):
     if token:
         environment['HF_TOKEN'] = token
     return subprocess.run(
-        [sys.executable, '-c', SCRIPT, str(folder), repo], env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, '-c', SCRIPT, str(folder), repo, visibility],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -132,9 +136,12 @@ def test_without_a_valid_token_nothing_is_sent(hub, folder, tmp_path, token):
     assert not hub.created and not hub.files and 'hf_wrong' not in process.stderr
 
 
-def test_a_refusal_says_that_the_export_is_complete(hub, folder, tmp_path):
+@pytest.mark.parametrize('visibility, flag', [('private', ' --private'), ('public', '')])
+def test_a_refusal_says_that_the_export_is_complete(hub, folder, tmp_path, visibility, flag):
     hub.refuses = '/commit/'
-    process = push(hub, folder, TOKEN, tmp_path / 'home')
+    process = push(hub, folder, TOKEN, tmp_path / 'home', visibility=visibility)
+    assert f'`huggingface-cli upload me/small {folder}{flag}`' in process.stderr
+    assert hub.created[0]['private'] is (visibility == 'private')
     assert process.returncode == 1 and f'The export itself is complete in {folder}' in process.stderr and not hub.files
     assert 'You may not write here' in process.stderr and TOKEN not in process.stderr
 

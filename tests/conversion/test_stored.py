@@ -133,6 +133,20 @@ def test_shards_that_point_elsewhere_or_lack_pieces_are_refused(tmp_path):
         load_stored_shards(tmp_path, ('model',))
 
 
+@pytest.mark.parametrize('damage', [
+    lambda content: b'',
+    lambda content: content[:len(content) // 2],
+    lambda content: b'\x80\x04garbage\x00\xff',
+    lambda content: b'hello\n',
+    lambda content: content[:-40] + bytes(40),
+])
+def test_damaged_metadata_is_not_taken_for_code(tmp_path, damage):
+    folder = save_shards({'model': {'weight': torch.ones(3)}}, tmp_path / 'sharded')
+    (folder / '.metadata').write_bytes(damage((folder / '.metadata').read_bytes()))
+    with pytest.raises(ValueError, match=r'\.metadata cannot be read \(.*: it was cut off or changed'):
+        load_stored_shards(folder, ('model',))
+
+
 def without_empty(tree):
     return {key: without_empty(value) for key, value in tree.items() if value != {}} if isinstance(tree, dict) else tree
 
