@@ -13,7 +13,7 @@ Not included: the CUDA context and communication library (about 1 GB), fragmenta
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Collection
+from typing import TYPE_CHECKING, Collection, Optional
 
 import torch
 
@@ -94,6 +94,7 @@ class MemoryEstimate:
         activations (int): What layers keep for the backward pass.
         logits_and_temporaries (int): The rest of the peak: logits, their gradient, the loss, what a layer needs in
             passing.
+        teacher (int): Weights of a teacher in the type of the computation, or this GPU's share.
     """
 
     parameters: int
@@ -103,6 +104,7 @@ class MemoryEstimate:
     weight_copies: int
     activations: int
     logits_and_temporaries: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
@@ -130,6 +132,8 @@ def estimate_memory(
     config: PretrainedConfig,
     setup: TrainingSetup,
     masked_axes: Collection[str] = (),
+    freeze_weights: bool = False,
+    teacher: Optional[PretrainedConfig] = None,
 ) -> MemoryEstimate:
     """Estimates the peak on one GPU.
 
@@ -137,6 +141,10 @@ def estimate_memory(
         config (PretrainedConfig): The model that is trained: for pruning the source, afterwards the target.
         setup (TrainingSetup): How it is trained.
         masked_axes (Collection[str]): Axes under masks (:func:`pruned_axes`); none for training without masks.
+        freeze_weights (bool): Masks alone are trained: weights have no gradients and no optimizer states. Activations
+            are counted as if they had.
+        teacher (PretrainedConfig | None): Model that is distilled from. Its weights are counted, what its forward pass
+            and the divergence take is not.
     """
     layout, shape = layout_of(config), shape_of(config)
     sharded = setup.sharding == 'fsdp2'
@@ -164,28 +172,35 @@ def estimate_memory(
     kept = step.saved_per_layer * shape.num_hidden_layers
     if not setup.activation_checkpointing:
         kept -= copy_bytes * in_layers * shape.num_hidden_layers
-    whole = count_parameters(layout, shape).total
-    own = -(-whole // setup.gpus) if sharded else whole
+    own = _share(layout, shape, setup)
+    trained = 0 if freeze_weights else own
     return MemoryEstimate(
         parameters=MASTER * own,
-        gradients=MASTER * own,
-        optimizer_states=2 * MASTER * own,
-        communication=_communication(layout, shape, setup, seen_dtype.itemsize),
+        gradients=MASTER * trained,
+        optimizer_states=2 * MASTER * trained,
+        communication=_communication(layout, shape, setup, seen_dtype.itemsize, freeze_weights),
         weight_copies=copies,
         activations=round(kept),
         logits_and_temporaries=round(peak) - copies - round(kept),
+        teacher=0 if teacher is None else copy_bytes * _share(layout_of(teacher), shape_of(teacher), setup),
     )
 
 
-def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen_bytes: int) -> int:
+def _share(layout: Layout, shape: ModelShape, setup: TrainingSetup) -> int:
+    """Parameters that one GPU holds."""
+    whole = count_parameters(layout, shape).total
+    return -(-whole // setup.gpus) if setup.sharding == 'fsdp2' else whole
+
+
+def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen_bytes: int, frozen: bool) -> int:
     counts = count_parameters(layout, shape)
     if setup.gpus == 1:
         return 0
     if setup.sharding == 'ddp':
-        return MASTER * counts.total
+        return 0 if frozen else MASTER * counts.total
     outside = counts.total - counts.layers
     two_layers = min(2, shape.num_hidden_layers) * counts.layers // shape.num_hidden_layers
-    return 2 * seen_bytes * (outside + two_layers)  # parameters and their gradients
+    return (1 if frozen else 2) * seen_bytes * (outside + two_layers)  # parameters and their gradients
 
 
 def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:

@@ -40,17 +40,25 @@ PER_ROW = {
 }
 
 
-def make_plan(config: PretrainedConfig, target: Optional[ModelShape], setup: TrainingSetup) -> dict[str, Any]:
+def make_plan(
+    config: PretrainedConfig,
+    target: Optional[ModelShape],
+    setup: TrainingSetup,
+    freeze_weights: bool = False,
+    teacher: Optional[PretrainedConfig] = None,
+) -> dict[str, Any]:
     """The plan of pruning a source to a target and continuing its pre-training.
 
     Args:
         config (PretrainedConfig): The source's config.
         target (ModelShape | None): A shape that the source can be cut to; None describes the source alone.
         setup (TrainingSetup): How both stages are trained.
+        freeze_weights (bool): Pruning trains masks alone.
+        teacher (PretrainedConfig | None): Model that pruning distils from.
 
     Returns:
         dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by
-        axis, ``memory`` by stage in bytes per GPU, ``warnings``.
+        axis, ``memory`` by stage in bytes per GPU, ``notes`` on what is not in it, ``warnings``.
 
     Raises:
         ValueError: If the model type is not supported.
@@ -72,10 +80,22 @@ def make_plan(config: PretrainedConfig, target: Optional[ModelShape], setup: Tra
             where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
             plan['cut'][axis] = {'units': units, 'keep': keep, 'removed': 1 - keep / units, 'where': where}
         estimates = {
-            'pruning': estimate_memory(config, setup, tuple(axes)),
+            'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher),
             'continued pre-training': estimate_memory(with_shape(config, target, family.has_head_dim), setup),
         }
     plan['memory'] = {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()}
+    plan['notes'] = []
+    if freeze_weights:
+        plan['notes'].append(
+            'freeze_weights: pruning has no gradients and optimizer states of weights; activations are counted as if '
+            'the weights were trained.',
+        )
+    if teacher is not None:
+        logits = setup.micro_batch * setup.seq_len * layout.embedding.rows * (2 if setup.precision == 'amp_bf16' else 4)
+        plan['notes'].append(
+            'distillation: the weights of the teacher are counted; its forward pass, its logits and the gradient of '
+            f'the divergence are not. Without top_k the latter two take up to {logits / 2**30:.2f} GiB each.',
+        )
     plan['warnings'] = [
         *shape_warnings(source, target or source, layout),
         *_run_warnings(config, source, target, setup, estimates),

@@ -137,8 +137,21 @@ def _section(parent: dict[str, Any], key: str, path: str) -> dict[str, Any]:
     return value
 
 
+def _switch(section: dict[str, Any], key: str, path: str) -> bool:
+    """A key that is true or false; false where it is left out.
+
+    Raises:
+        ValueError: It is something else, such as text.
+    """
+    value = section.get(key.rpartition('.')[2])
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f'--config: {path}: {key} must be true or false, without quotes, got {value!r}')
+    return bool(value)
+
+
 def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
-    """Source, target and training settings of a pruning run's YAML.
+    """Source, target and training settings of a pruning run's YAML; with the settings, ``freeze_weights``, the name of
+    the ``teacher`` and ``notes`` on settings that the estimate leaves out.
 
     Raises:
         ValueError: If it is no such YAML.
@@ -153,7 +166,8 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
         raise ValueError(f'--config: {path}: {error}') from error
     if not isinstance(run, dict):
         raise ValueError(f'--config: {path} must be a mapping of keys to values, got {type(run).__name__}')
-    pruning = _section(_section(run, 'algorithms', path), 'algorithms.targeted_pruning', path)
+    algorithms = _section(run, 'algorithms', path)
+    pruning = _section(algorithms, 'algorithms.targeted_pruning', path)
     target = _section(pruning, 'algorithms.targeted_pruning.target', path)
     if not target:
         raise ValueError(f'--config: {path} has no algorithms.targeted_pruning.target; name a run of the pruning stage')
@@ -161,15 +175,41 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
     micro_batch = run.get('device_train_microbatch_size')
     settings = {
         'sharding': 'fsdp2' if fsdp else 'ddp',
-        'activation_checkpointing': bool(fsdp.get('activation_checkpointing', False)),
+        'activation_checkpointing': _switch(fsdp, 'fsdp_config.activation_checkpointing', path),
         'micro_batch': micro_batch if isinstance(micro_batch, int) else None,  # 'auto' is found by the run itself
         'seq_len': run.get('max_seq_len'),
         'precision': run.get('precision'),
+        'freeze_weights': _switch(pruning, 'algorithms.targeted_pruning.freeze_weights', path),
+        'teacher': _section(algorithms, 'algorithms.distillation', path).get('teacher'),
+        'notes': [],
     }
+    if _switch(fsdp, 'fsdp_config.activation_cpu_offload', path):
+        settings['notes'].append('activation_cpu_offload: activations are counted as if they stayed on the GPU.')
     source = _section(run, 'model', path).get('pretrained_model_name_or_path')
     if source is not None and not isinstance(source, str):
         raise ValueError(f'--config: {path}: model.pretrained_model_name_or_path must be a path, got {source!r}')
     return source, target, settings
+
+
+def _teacher(
+    name: Any,
+    source_of_run: Optional[str],
+    source: PretrainedConfig,
+    notes: list[str],
+) -> Optional[PretrainedConfig]:
+    """The config of a run's teacher, which is the source mostly; adds a note where it cannot be counted."""
+    if name is None:
+        return None
+    if name == source_of_run:
+        return source
+    from llmshearing.planning.counting import layout_of
+    try:
+        teacher = read_source(str(name))
+        layout_of(teacher)  # of a family that can be counted
+    except ValueError as error:
+        notes.append(f'distillation: the teacher is not counted: {str(error).rstrip(".")}.')
+        return None
+    return teacher
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -186,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
             if key in target:
                 raise ValueError(f'{key} is given twice, as an option and in --target; keep one of them')
             target[key] = value
-    source, settings = arguments.source, {}
+    source, source_of_run, settings = arguments.source, None, {}
     if arguments.config is not None:
         if target:
             raise ValueError('--config names the target already; leave out the other options of the target')
@@ -206,7 +246,11 @@ def main(argv: list[str] | None = None) -> int:
     from llmshearing.planning.plan import make_plan
     from llmshearing.planning.plan_table import plan_lines
     setup = TrainingSetup(**chosen)
-    plan = make_plan(config, target_shape(config, target) if target else None, setup)
+    notes = settings.get('notes', [])
+    teacher = _teacher(settings.get('teacher'), source_of_run, config, notes)
+    shape = target_shape(config, target) if target else None
+    plan = make_plan(config, shape, setup, settings.get('freeze_weights', False), teacher)
+    plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(plan, indent=1) + '\n', encoding='utf-8')

@@ -16,6 +16,7 @@ MEMORY_LABELS = {
     'weight_copies': 'cut or cast weights',
     'activations': 'activations',
     'logits_and_temporaries': 'logits and temporaries',
+    'teacher': 'weights of the teacher',
     'total': 'total',
 }
 
@@ -79,9 +80,11 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
     ))
     lines = ['', f'memory per GPU: {described}', _row('  GiB', *memory)]
     for key, label in MEMORY_LABELS.items():
+        if key == 'teacher' and not any(parts[key] for parts in memory.values()):
+            continue
         lines.append(_row(f'  {label}', *(f'{parts[key] / 2**30:.2f}' for parts in memory.values())))
     lines.append('At the peak of a step, without the CUDA context (about 1 GiB), fragmentation and kernel workspaces.')
-    return lines
+    return [*lines, *plan['notes']]
 
 
 def _warning_lines(plan: dict[str, Any]) -> list[str]:

@@ -112,6 +112,50 @@ def test_a_run_names_source_target_and_settings(source, capsys, tmp_path):
         main(['--config', str(path)])
 
 
+def test_a_runs_teacher_and_frozen_weights_are_in_its_memory(source, capsys, tmp_path):
+    tiny_model('mistral').config.save_pretrained(tmp_path / 'small')
+    pruning = {'target': {'num_hidden_layers': 24}}
+    run = {
+        'max_seq_len': 128,
+        'model': {'pretrained_model_name_or_path': 'org/seven'},
+        'algorithms': {'targeted_pruning': pruning, 'distillation': {'teacher': 'org/seven'}},
+        'device_train_microbatch_size': 2,
+        'fsdp_config': {'activation_cpu_offload': True},
+    }
+
+    def plan(*argv):
+        OmegaConf.save(OmegaConf.create(run), tmp_path / 'run.yaml')
+        lines = printed(capsys, source, '--config', tmp_path / 'run.yaml', '--json', tmp_path / 'plan.json', *argv)
+        return lines, json.loads((tmp_path / 'plan.json').read_text())
+
+    whole = 6_738_415_616
+    lines, taught = plan('--gpus', '4')
+    assert cells(lines, 'weights of the teacher') == [f'{2 * whole / 4 / 2**30:.2f}', '0.00']
+    assert any(line.endswith(f'take up to {2 * 128 * 32000 * 2 / 2**30:.2f} GiB each.') for line in lines)
+    assert 'activation_cpu_offload: activations are counted as if they stayed on the GPU.' in lines
+    assert plan('--sharding', 'ddp', '--precision', 'fp32')[1]['memory']['pruning']['teacher'] == 4 * whole
+    run['algorithms']['distillation']['teacher'] = str(tmp_path / 'small')
+    assert 0 < plan()[1]['memory']['pruning']['teacher'] < 2**20
+    run['algorithms']['distillation']['teacher'] = 'org/eight'
+    lines, _ = plan()
+    assert not [line for line in lines if 'weights of the teacher' in line]
+    assert [line for line in lines if line.startswith('distillation: the teacher is not counted: org/eight: no model')]
+
+    del run['algorithms']['distillation'], run['fsdp_config']['activation_cpu_offload']
+    run['fsdp_config']['state_dict_type'] = 'sharded'
+    trained, _ = plan('--gpus', '4')[1], pruning.update(freeze_weights=True)
+    lines, frozen = plan('--gpus', '4')
+    assert trained['notes'] == [] and any(line.startswith('freeze_weights: ') for line in lines)
+    before, after = trained['memory'], frozen['memory']
+    assert taught['memory']['pruning']['total'] - before['pruning']['total'] == 2 * whole // 4
+    assert after['continued pre-training'] == before['continued pre-training']
+    assert after['pruning']['gradients'] == after['pruning']['optimizer_states'] == 0
+    assert 2 * after['pruning']['communication'] == before['pruning']['communication']
+    assert before['pruning']['total'] - after['pruning']['total'] == 3 * whole + after['pruning']['communication']
+    ddp = plan('--gpus', '4', '--sharding', 'ddp')[1]['memory']
+    assert ddp['pruning']['communication'] == 0 < ddp['continued pre-training']['communication']
+
+
 @pytest.mark.parametrize('content, message', [
     ('algorithms: {targeted_pruning: {target: 3}}', r'algorithms.targeted_pruning.target must be a mapping .*, got 3'),
     ('algorithms: [targeted_pruning]', r"algorithms must be a mapping of keys to values, got \['targeted_pruning'\]"),
@@ -123,6 +167,10 @@ def test_a_run_names_source_target_and_settings(source, capsys, tmp_path):
     ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: full', 'fsdp_config must be a mapping'),
     ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: {pretrained_model_name_or_path: 7}',
      'model.pretrained_model_name_or_path must be a path, got 7'),
+    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: {activation_checkpointing: "no"}',
+     "fsdp_config.activation_checkpointing must be true or false, without quotes, got 'no'"),
+    ('algorithms: {targeted_pruning: {freeze_weights: 1, target: {params: 1e9}}}', 'freeze_weights must be .*, got 1'),
+    ('algorithms: {distillation: yes, targeted_pruning: {target: {params: 1e9}}}', 'algorithms.distillation must be a'),
 ])
 def test_runs_that_are_none(tmp_path, content, message):
     (tmp_path / 'run.yaml').write_text(content)
