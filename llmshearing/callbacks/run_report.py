@@ -26,9 +26,9 @@ from composer.utils import dist
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.conversion.pruning_state import pruning_record
 from llmshearing.loggers.metrics_file import MetricsFile
+from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
-from llmshearing.planning.counting import count_parameters, layout_of
 from llmshearing.reports.kept import binned
 from llmshearing.reports.report_cli import default_folder
 from llmshearing.reports.run_files import STATE_VERSION, state_path, write_atomically

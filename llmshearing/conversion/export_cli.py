@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.models.targets import parse_size
+from llmshearing.counts import parse_size
 from llmshearing.safe_paths import local_destination
 
 __all__ = ['main']

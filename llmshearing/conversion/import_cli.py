@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.models.targets import parse_size
+from llmshearing.counts import parse_size
 from llmshearing.planning.plan_cli import parse_target
 
 __all__ = ['main']

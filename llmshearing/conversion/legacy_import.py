@@ -29,11 +29,11 @@ from llmshearing.conversion.pruned_folder import local_folder, public_name
 from llmshearing.conversion.shard_writer import ModelFolderWriter
 from llmshearing.conversion.stored import StoredTensor, load_stored
 from llmshearing.conversion.verify import tensor_files, verify_tensors
+from llmshearing.models.counting import layout_of
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import LLAMA
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 from llmshearing.models.units import mask_shapes
-from llmshearing.planning.counting import layout_of
 
 __all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'finish_legacy_masks', 'import_legacy', 'read_legacy']
 

@@ -139,7 +139,7 @@ def _file_names(metadata: Metadata) -> list[str]:
         if isinstance(stored, TensorStorageMetadata):
             torch.empty(stored.size, dtype=stored.properties.dtype, device='meta')
             for chunk in stored.chunks:
-                tuple(chunk.offsets) + tuple(chunk.sizes)
+                torch.Size([*chunk.offsets, *chunk.sizes])
     pieces = (metadata.storage_data or {}).items()
     for index, info in pieces:
         hash((index.fqn, index.offset and tuple(index.offset), info.offset + info.length))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Optional
 
 import numpy as np
 
+from llmshearing.models.counting import Layout, count_parameters, layout_of
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of
-from llmshearing.planning.counting import Layout, count_parameters, layout_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Mapping
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['ModelShape', 'TARGET_KEYS', 'resolve_target', 'shape_of', 'with_shape']
+__all__ = ['DTYPE_BYTES', 'ModelShape', 'TARGET_KEYS', 'check_heads', 'resolve_target', 'shape_of', 'with_shape']
+
+DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
 
 TARGET_KEYS = (
     'num_hidden_layers',
@@ -65,6 +67,16 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         intermediate_size=config.intermediate_size,
         head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
     )
+
+
+def check_heads(source: ModelShape) -> None:
+    """Raises a ValueError where a source's query heads cannot be divided over its KV heads."""
+    heads, kv_heads = source.num_attention_heads, source.num_key_value_heads
+    if heads % kv_heads:
+        raise ValueError(
+            f'the source has num_attention_heads={heads} and num_key_value_heads={kv_heads}: every KV head serves the '
+            f'same number of query heads, so {heads} must be a multiple of {kv_heads}; correct its config.json.',
+        )
 
 
 def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool = True) -> PretrainedConfig:

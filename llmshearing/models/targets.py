@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional
 
+from llmshearing.counts import parse_count, parse_size
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import TARGET_KEYS, ModelShape, resolve_target, shape_of
-from llmshearing.scaling.inputs import parse_count
+from llmshearing.models.shapes import DTYPE_BYTES, TARGET_KEYS, ModelShape, check_heads, resolve_target, shape_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
-    'DTYPE_BYTES',
     'FRACTION_KEYS',
     'MULTIPLE_OF',
     'OPTION_KEYS',
     'TOLERANCE',
-    'check_heads',
-    'parse_size',
     'target_shape',
 ]
 
@@ -43,9 +39,6 @@ OPTION_USERS = {
 MULTIPLE_OF = 64
 TOLERANCE = 0.02
 LEAST_BYTES = 1000  # no decoder is smaller; below it a B that stands for bytes was meant as a billion
-DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
-
-_SIZE = re.compile(r'^([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(?:([kmgt])(i?))?b?$', re.IGNORECASE)
 
 
 def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelShape:
@@ -97,34 +90,6 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     from llmshearing.models.budget_search import search_budget
     budget, named = _budget(target)
     return search_budget(config, budget, named, multiple_of, pins, target.get('tolerance', TOLERANCE))
-
-
-def check_heads(source: ModelShape) -> None:
-    """Raises a ValueError where a source's query heads cannot be divided over its KV heads."""
-    heads, kv_heads = source.num_attention_heads, source.num_key_value_heads
-    if heads % kv_heads:
-        raise ValueError(
-            f'the source has num_attention_heads={heads} and num_key_value_heads={kv_heads}: every KV head serves the '
-            f'same number of query heads, so {heads} must be a multiple of {kv_heads}; correct its config.json.',
-        )
-
-
-def parse_size(value: Any) -> int:
-    """Bytes of ``2.5GB``, ``2.5GiB``, ``500MB`` or a plain number.
-
-    Raises:
-        ValueError: For anything else.
-    """
-    match = None if isinstance(value, bool) else _SIZE.match(str(value).strip())
-    size = 0.0
-    if match is not None:
-        number, unit, binary = match.groups()
-        size = float(number) * (1024.0 if binary else 1000.0)**(' kmgt'.index(unit.lower()) if unit else 0)
-    if not (size > 0 and math.isfinite(size)):
-        raise ValueError(
-            f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB',
-        )
-    return int(size)
 
 
 def _parse_budget_size(value: Any) -> int:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Collection, Optional
 
 import torch
 
+from llmshearing.models.counting import Layout, Weight, count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
-from llmshearing.planning.counting import Layout, Weight, count_parameters, layout_of
 from llmshearing.planning.step_trace import trace_step
 
 if TYPE_CHECKING:

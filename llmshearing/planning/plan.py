@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Optional
 
-from llmshearing.models.families import family_of
-from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.planning.counting import (
+from llmshearing.models.counting import (
     Layout,
     count_parameters,
     kv_cache_bytes_per_token,
     layout_of,
     training_flops_per_token,
 )
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, pruned_axes
 
 if TYPE_CHECKING:

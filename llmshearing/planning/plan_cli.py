@@ -202,7 +202,7 @@ def _teacher(
         return None
     if name == source_of_run:
         return source
-    from llmshearing.planning.counting import layout_of
+    from llmshearing.models.counting import layout_of
     try:
         teacher = read_source(str(name))
         layout_of(teacher)  # of a family that can be counted

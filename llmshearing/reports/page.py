@@ -80,7 +80,8 @@ def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter])
 
 
 def told_apart(chapters: Sequence[Chapter]) -> list[Chapter]:
-    """The chapters with a number behind the key of each that would have the key, or a picture's name, of an earlier one."""
+    """The chapters, with a number behind the key of each that would have the key, or a picture's name, of an earlier
+    one."""
     told: list[Chapter] = []
     taken: set[str] = set()
     for chapter in chapters:

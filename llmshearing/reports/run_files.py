@@ -213,7 +213,9 @@ def _references(path: Path, notes: list[str]) -> dict[str, float]:
     references = _optional_object(path, notes).get('reference_losses', {})
     if isinstance(references, dict) and all(type(loss) in (int, float) for loss in references.values()):
         return references
-    notes.append(f'{path.name} was left out: expected numbers by domain under reference_losses, got {references!r:.200}')
+    notes.append(
+        f'{path.name} was left out: expected numbers by domain under reference_losses, got {references!r:.200}'
+    )
     return {}
 
 

@@ -18,7 +18,6 @@ import contextlib
 import csv
 import json
 import math
-import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from typing import TextIO
 
 import numpy as np
 
-_COUNT = re.compile(r'^([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBtT]?)$')
-_UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'b': 10**9, 't': 10**12}
+from llmshearing.counts import parse_count
+
 MODEL_FIELDS = {'params', 'tokens', 'losses', 'name', 'comment', 'evaluation'}
 RUN_FIELDS = {'params_before', 'pruning_rate', 'source_loss', 'curve', 'name', 'comment'}
 
@@ -75,20 +74,8 @@ class Run:
     origin: str = ''
 
 
-def parse_count(text: str) -> float:
-    """A count of parameters or tokens: ``6738415616``, ``6.7e9``, ``6.7B``, ``300M``. Raises ValueError otherwise."""
-    match = _COUNT.match(text.strip())
-    try:
-        value = float(match.group(1)) * _UNITS[match.group(2).lower()]
-    except (AttributeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f'not a count: {text!r}; expected a positive number such as 1300000000, 1.3e9 or 1.3B')
-    return value
-
-
 def count_argument(text: str) -> float:
-    """:func:`parse_count` as an argparse type, which keeps its message."""
+    """:func:`~llmshearing.counts.parse_count` as an argparse type, which keeps its message."""
     try:
         return parse_count(text)
     except ValueError as error:

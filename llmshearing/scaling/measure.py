@@ -63,10 +63,11 @@ def _shards(folder: Path) -> list[dict]:
         try:
             encoding = dict(zip(columns, shard['column_encodings']))['tokens']
             reader_from_json(str(folder), None, shard)
-            shard['raw_data']['bytes']
+            if not shard['raw_data']:
+                raise ValueError('it has no raw_data')
         except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{folder / "index.json"} is not an index of MDS shards ({type(error).__name__}: {error}); '
-                             f'prepare or copy the folder again') from error
+            raise ValueError(f'{folder / "index.json"} is not an index of MDS shards ({type(error).__name__}: {error});'
+                             f' prepare or copy the folder again') from error
         if encoding != 'bytes' and not encoding.startswith('ndarray'):
             raise ValueError(f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the '
                              f'text first')
@@ -116,8 +117,8 @@ def _unpacked(path: Path, compression: str) -> bytes:
 
 def _check_size(path: Path, size: int) -> None:
     if path.stat().st_size != size:
-        raise ValueError(f'{path} has {path.stat().st_size} bytes, its index says {size}: it was cut or changed; prepare '
-                         f'or copy it again')
+        raise ValueError(f'{path} has {path.stat().st_size} bytes, its index says {size}: it was cut or changed; '
+                         f'prepare or copy it again')
 
 
 def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:

@@ -91,8 +91,8 @@ def noise_amplification(points: Points, domain: str, law: LossLaw, params: float
 
 
 def highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
-    """The loss above which a prediction is refused: that of uniform guessing, or the largest measured one times what the
-    steepest known law could add between the measured range and a smaller target."""
+    """The loss above which a prediction is refused: that of uniform guessing, or the largest measured one times what
+    the steepest known law could add between the measured range and a smaller target."""
     below = max(float(points.params.min()) / params, 1.0)
     slack = _SLACK
     if tokens is not None:
@@ -113,8 +113,9 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
     if predicted > most:
         raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} nats for '
                          f'{params:g} parameters, implausibly far above the measured {points.losses[domain].max():.4g} '
-                         f'(at most {most:.4g} is taken; alpha = {law.alpha:.4g}): this reference would leave the domain '
-                         f'without data; measure models nearer to the target, on more tokens, or leave the domain out')
+                         f'(at most {most:.4g} is taken; alpha = {law.alpha:.4g}): this reference would leave the '
+                         f'domain without data; measure models nearer to the target, on more tokens, or leave the '
+                         f'domain out')
     residuals = law.predict(points.params, points.tokens) / points.losses[domain] - 1
     freedom = len(points.params) - constants_needed(points)
     notes = law_notes(law)
@@ -193,8 +194,8 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
         factors['tokens'] = extrapolation_factor(tokens, points.tokens)
     factor = max(factors.values())
     if factor > _FAR:
-        notes.append(f'the target lies {factor:.3g} times outside the measured range: intervals and residuals do not say '
-                     f'whether the law still holds there; measure models within {_FAR:g} times of it')
+        notes.append(f'the target lies {factor:.3g} times outside the measured range: intervals and residuals do not '
+                     f'say whether the law still holds there; measure models within {_FAR:g} times of it')
     domains = {domain: _fit_domain(points, domain, params, tokens, huber, interval, seed) for domain in points.losses}
     return {
         'reference_losses': {domain: fit['predicted_loss'] for domain, fit in domains.items()},

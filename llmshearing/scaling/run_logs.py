@@ -77,8 +77,8 @@ def _parameters(log: Log, pruned: Path | None, where: str) -> tuple[float, float
     # Imported here: only this case needs torch and transformers.
     from transformers import AutoConfig
 
+    from llmshearing.models.counting import count_parameters, layout_of
     from llmshearing.models.shapes import ModelShape
-    from llmshearing.planning.counting import count_parameters, layout_of
 
     layout = layout_of(AutoConfig.from_pretrained(pruned))
     counts = [count_parameters(layout, ModelShape(**record[f'{name}_shape'])).total for name in ('source', 'target')]

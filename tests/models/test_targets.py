@@ -7,10 +7,10 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
-from llmshearing.models.targets import nearest_heads, parse_size, target_shape
-from llmshearing.planning.counting import count_parameters, layout_of
+from llmshearing.models.targets import nearest_heads, target_shape
 from tests.models.tiny import VARIANTS, tiny_model
 from tests.tiny_run import tiny_source, tiny_trainer
 
@@ -169,25 +169,6 @@ def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
     shape = target_shape(LLAMA2_7B, {'size': size, 'dtype': dtype})
     assert shape == target_shape(LLAMA2_7B, {'params': int(parameters)})
     assert 0.98 * parameters <= count(LLAMA2_7B, shape) <= parameters
-
-
-@pytest.mark.parametrize('value, expected', [
-    ('2.5GB', 2500000000),
-    ('1KiB', 1024),
-    ('1.5 KiB', 1536),
-    ('3mb', 3000000),
-    ('1e9', 10**9),
-    (7, 7),
-    ('2TB', 2 * 10**12),
-])
-def test_sizes(value, expected):
-    assert parse_size(value) == expected
-
-
-@pytest.mark.parametrize('value', ['five', '3 XB', '0', '0GB', '', '-1GB', True])
-def test_no_sizes(value):
-    with pytest.raises(ValueError, match='not a size'):
-        parse_size(value)
 
 
 @pytest.mark.parametrize('target, messages', [

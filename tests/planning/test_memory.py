@@ -8,11 +8,11 @@ import torch
 from transformers import LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.cutting import DIMENSIONS
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning import memory, step_trace
-from llmshearing.planning.counting import count_parameters, layout_of
 from llmshearing.planning.memory import TrainingSetup, estimate_memory, pruned_axes
 from llmshearing.planning.step_trace import trace_step
 from tests.models.tiny import VARIANTS, tiny_model

@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from llmshearing import cli
+from llmshearing.models.counting import layout_of
 from llmshearing.models.shapes import ModelShape
-from llmshearing.planning.counting import layout_of
 from llmshearing.planning.memory import TrainingSetup
 from llmshearing.planning.plan import make_plan, shape_warnings
 from llmshearing.planning.plan_cli import main, parse_target, read_source

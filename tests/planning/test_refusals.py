@@ -1,4 +1,4 @@
-"""Budgets that no model has and configs that no model can be built from: refused in one line, in a plan and in a run."""
+"""Budgets that no model has, configs that no model can be built from: refused in one line, in a plan and in a run."""
 import json
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig
 
 from llmshearing import cli
-from llmshearing.models.targets import parse_size, target_shape
+from llmshearing.models.targets import target_shape
 from llmshearing.planning.plan_cli import main
 
 TINY = {
@@ -34,10 +34,6 @@ def test_budgets_that_no_model_has(tmp_path, option, value, message):
     (tmp_path / 'config.json').write_text(json.dumps(TINY))
     with pytest.raises(ValueError, match=f'(?s){message}'):
         main([str(tmp_path), option, value])
-
-
-def test_shards_may_still_be_as_small_as_a_byte():
-    assert parse_size('1B') == 1
 
 
 @pytest.mark.parametrize('wrong, message', [

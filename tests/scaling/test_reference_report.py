@@ -162,7 +162,8 @@ def test_what_known_laws_say_is_never_refused():
     sizes_terms, tokens_terms = (SIZES / 1e9)**-0.34, (tokens / 1e11)**-0.5
     data = Points(SIZES, tokens, {'cc': sizes_terms + tokens_terms}, list('abcdef'))
     corner = predict_reference_losses(data, 70e6, tokens=2e10)['reference_losses']['cc']
-    assert corner == pytest.approx(sizes_terms.max() + tokens_terms.max(), rel=1e-3) and corner > data.losses['cc'].max()
+    assert corner == pytest.approx(sizes_terms.max() + tokens_terms.max(), rel=1e-3)
+    assert corner > data.losses['cc'].max()
 
 
 @pytest.mark.parametrize('params, noted', [(280e9, False), (300e9, True), (1e30, True), (17e6, True)])

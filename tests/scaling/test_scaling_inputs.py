@@ -6,24 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from llmshearing.scaling.inputs import (check_run, parse_count, points_from_models, read_curve_csv, read_points,
-                                        read_runs)
+from llmshearing.scaling.inputs import check_run, points_from_models, read_curve_csv, read_points, read_runs
 
 MODELS = [{'params': 7e7, 'losses': {'cc': 3.0, 'wiki': 2.8}}, {'params': 4e8, 'losses': {'cc': 2.5, 'wiki': 2.2}},
           {'params': 1e9, 'losses': {'wiki': 2.0, 'cc': 2.3}}]
 RUN = {'params_before': 1e9, 'pruning_rate': 0.5, 'source_loss': 2.0, 'curve': [[1e8, 2.6], [2e8, 2.5]]}
-
-
-@pytest.mark.parametrize('text, value', [('6738415616', 6738415616), ('1.3e9', 1.3e9), ('1.3B', 1.3e9), ('70m', 7e7),
-                                         (' 2 T', 2e12), ('5k', 5e3)])
-def test_counts(text, value):
-    assert parse_count(text) == value
-
-
-@pytest.mark.parametrize('text', ['', 'B', '-5', '0', '1.3X', 'nan', 'inf', '1e400', '1.2.3'])
-def test_what_is_not_a_count(text):
-    with pytest.raises(ValueError, match='not a count'):
-        parse_count(text)
 
 
 def test_json_points_keep_the_order_of_models_and_domains(tmp_path):

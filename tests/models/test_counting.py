@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-import llmshearing.planning.counting as counting
+import llmshearing.models.counting as counting
 from llmshearing.models.cutting import DIMENSIONS
 from llmshearing.models.families import FAMILIES, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape

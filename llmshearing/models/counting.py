@@ -15,8 +15,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.models.families import Family, Norm, family_of
-from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.models.targets import DTYPE_BYTES, check_heads
+from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
