@@ -1,5 +1,5 @@
 # make demo   prune a real 135M model on this machine (about ten minutes after installation)
-# make test   the tests
+# make test   the tests (make test-all: the slow ones, too; make lint: ruff)
 #
 # Both build the environment they need first. VENV=... says where it lives, WORK=... where the demo works.
 
@@ -8,7 +8,7 @@ WORK ?= runs/demo
 PYTHON ?= python3
 INSTALLED := $(VENV)/.llmshearing-installed
 
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all lint clean
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
 
 clean:
 	rm -rf $(WORK) build *.egg-info

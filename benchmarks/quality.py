@@ -45,7 +45,8 @@ from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
 from llmshearing.scaling.reference_loss import check_points, fit_law
 
 SKEWED = (8, 4, 2, 1, 1)
-FAMILY = {  # smaller relatives of the small source, for a law
+FAMILY = {  # smaller relatives of the small source, for a law; with it four, as three must fall strictly
+    'quarter': dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=172),
     'third': dict(hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=256),
     'half': dict(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=344),
 }
@@ -81,7 +82,7 @@ def losses(model: PreTrainedModel, data: Path, sequences: Optional[int] = None) 
 
 
 def law_references(params: int, work: Path, sizes: Sizes) -> dict[str, float]:
-    """Losses that the source's family would reach at ``params`` parameters, by a law through three of its sizes."""
+    """Losses that the source's family would reach at ``params`` parameters, by a law fitted to four of its sizes."""
     models = []
     for name, shape in {**FAMILY, 'source': {}}.items():
         folder = make_source(work, dataclasses.replace(sizes, source={**sizes.source, **shape}), name)

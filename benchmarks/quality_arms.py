@@ -27,7 +27,7 @@ class Arm:
         more_steps (float): Total steps as a multiple of the budget.
         mixture (str | None): Update rule of the mixture in continued training.
         references (str): Reference losses of the mixture: the ``'source'``'s, ``'none'`` for zeros, or by a ``'law'``
-            through three sizes of the source's family.
+            fitted to four sizes of the source's family.
         eta (float): Step size of the mixture's updates.
         start (str): First mixture of continued training: ``'equal'``, or ``'skewed'``, 8 : 4 : 2 : 1 : 1.
         round_batches (int): Batches between two updates of the mixture.
@@ -127,7 +127,8 @@ GROUPS: dict[str, list[Arm]] = {
         *(Arm(f'lagrangian, {name}', {**LAGRANGIAN, 'variant': name})
           for name in ('half noise', 'fading noise', 'hard counts', 'cubic schedule', 'late schedule')),
         Arm('lagrangian, noise per micro-batch', {**LAGRANGIAN, 'variant': 'noise per micro-batch'}, microbatch=1),
-        *(Arm(f'progressive, {name}', {**PROGRESSIVE, 'variant': name}) for name in ('cubic schedule', 'late schedule')),
+        *(Arm(f'progressive, {name}', {**PROGRESSIVE, 'variant': name})
+          for name in ('cubic schedule', 'late schedule')),
     ],
     'mixture': [
         *(Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule)

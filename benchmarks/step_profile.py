@@ -45,7 +45,7 @@ def shares(model, cutter: Cutter, masks: dict, ids: torch.Tensor) -> dict[str, f
             step(model, ids)
     events = trace.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
-    result = {name: 0.0 for name in GROUPS}
+    result = dict.fromkeys(GROUPS, 0.0)
     others: dict[str, float] = {}
     for event in events:
         group = next((name for name, starts in GROUPS.items() if event.key.startswith(starts)), None)

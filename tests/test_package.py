@@ -78,4 +78,4 @@ def test_make_targets_build_their_environment_first():
         lines = plan.stdout.splitlines()
         assert '-m venv /tmp/no-such-environment' in lines[0] and 'constraints.txt' in lines[1]
     ci = (ROOT / '.ci' / 'run').read_text()
-    assert 'make test' in ci
+    assert 'make lint test' in ci

@@ -6,7 +6,6 @@ and one shard, whatever the size of the model. The folder is read back and compa
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import tempfile
 from pathlib import Path

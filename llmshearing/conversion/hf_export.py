@@ -139,7 +139,9 @@ def exported_config(
 
 def kept_indices(units: Units) -> dict[str, Any]:
     """Kept units as plain lists, numbered as in the source; None stands for all."""
-    as_list = lambda index: None if index is None else index.tolist()
+    def as_list(index: Optional[Tensor]) -> Optional[list[int]]:
+        return None if index is None else index.tolist()
+
     return {
         'hidden': as_list(units.hidden),
         'layers': {

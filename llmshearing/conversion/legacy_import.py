@@ -207,7 +207,10 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
         )
         (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
         copy_licence_files(folder, writer.path)
-        convert = lambda tensor: tensor if settings.dtype is None else tensor.to(settings.dtype)
+
+        def convert(tensor: Tensor) -> Tensor:
+            return tensor if settings.dtype is None else tensor.to(settings.dtype)
+
         report = {'shape': target, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), convert)}
         report['parameters'] = writer.parameters
         writer.commit()

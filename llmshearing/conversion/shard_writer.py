@@ -85,7 +85,7 @@ class ModelFolderWriter:
         for number, names in enumerate(self._shards):
             final = f'model-{number + 1:05d}-of-{count:05d}.safetensors'
             (self.path / _shard_name(number)).rename(self.path / final)
-            weight_map.update({name: final for name in names})
+            weight_map.update(dict.fromkeys(names, final))
         index = {'metadata': {'total_size': self._total_bytes}, 'weight_map': weight_map}
         (self.path / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 

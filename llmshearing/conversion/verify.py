@@ -112,4 +112,4 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in check_safetensors_index(index).items()}
     path = folder / 'model.safetensors'
     with safe_open(path, 'pt') as file:
-        return {name: path for name in file.keys()}
+        return dict.fromkeys(file.keys(), path)

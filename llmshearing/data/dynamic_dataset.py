@@ -23,6 +23,7 @@ import torch.distributed
 from llmfoundry.data.text_data import StreamingTextDataset
 from streaming.base import distributed
 from streaming.base.batching import batching_methods
+from streaming.base.format.base.reader import Reader
 from streaming.base.world import World
 from transformers import PreTrainedTokenizerBase
 
@@ -131,10 +132,7 @@ class DynamicTextDataset(StreamingTextDataset):
             global_batch_size=batch_size * self._parallel_rank_world.num_ranks,
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
-            fingerprints={
-                name: fingerprint(self.shards[begin:begin + count])
-                for name, begin, count in zip(streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True)
-            },
+            fingerprints=dict(zip(streams, map(fingerprint, self._shards_by_domain()), strict=True)),
             restart_on_new_data=restart_on_new_data,
         )
         self.batching_method = 'mixture'
@@ -143,6 +141,10 @@ class DynamicTextDataset(StreamingTextDataset):
         self._visited: set[int] = set()
         self._first_visit = True
         self._domain = 0
+
+    def _shards_by_domain(self) -> list[list[Reader]]:
+        return [self.shards[begin:begin + count] for begin, count in
+                zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)]
 
     # In the process of each rank.
 

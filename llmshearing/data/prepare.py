@@ -28,8 +28,16 @@ from llmshearing import __version__
 from llmshearing.data.prepare_pack import check_writer_options, write_samples
 from llmshearing.data.prepare_plan import BINS, mark_duplicates
 from llmshearing.data.prepare_pool import WorkerPool
-from llmshearing.data.prepare_publish import (claim_remote, find_finished, in_place, locked, publish, publish_manifest,
-                                              read_state, write_state)
+from llmshearing.data.prepare_publish import (
+    claim_remote,
+    find_finished,
+    in_place,
+    locked,
+    publish,
+    publish_manifest,
+    read_state,
+    write_state,
+)
 from llmshearing.data.prepare_remote import check_remote
 from llmshearing.data.prepare_spec import Spec, parse_spec
 from llmshearing.data.prepare_stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small

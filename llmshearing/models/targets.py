@@ -235,14 +235,14 @@ def _sizes_of_fractions(
 ) -> tuple[dict[str, int], list[str]]:
     """Sizes that the fractions and pins ask for, each rounded to the nearest possible one, and what is not possible."""
     sizes, problems = dict(pins), []
-    fractions, step = dict(fractions), multiple_of
+    fractions, hidden_step = dict(fractions), multiple_of
     if not has_head_dim:
-        step = math.lcm(multiple_of, source.head_dim)
+        hidden_step = math.lcm(multiple_of, source.head_dim)
         problems += _couple(fractions)
     if 'num_hidden_layers' in fractions:
         wish = source.num_hidden_layers * fractions['num_hidden_layers']
         sizes['num_hidden_layers'] = nearest_multiple(wish, 1, source.num_hidden_layers)
-    for key, step in (('hidden_size', step), ('intermediate_size', multiple_of)):
+    for key, step in (('hidden_size', hidden_step), ('intermediate_size', multiple_of)):
         if key in fractions:
             most = getattr(source, key)
             sizes[key] = most if fractions[key] == 1 else nearest_multiple(most * fractions[key], step, most)

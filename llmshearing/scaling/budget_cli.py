@@ -14,8 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llmshearing.scaling.budget_plan import (PRUNING_GAIN, Case, Split, diminishing_point, split_beside, split_total,
-                                             tokens_for_loss)
+from llmshearing.scaling.budget_plan import (
+    PRUNING_GAIN,
+    Case,
+    Split,
+    diminishing_point,
+    split_beside,
+    split_total,
+    tokens_for_loss,
+)
 from llmshearing.scaling.inputs import Run, count_argument, positive_number, read_json, read_runs, write_json
 from llmshearing.scaling.intervals import jackknife_interval
 from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training, fit_report

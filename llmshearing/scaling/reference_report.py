@@ -17,8 +17,16 @@ import numpy as np
 
 from llmshearing.scaling.inputs import Points
 from llmshearing.scaling.intervals import CONFIDENCE, extrapolation_factor, jackknife_interval
-from llmshearing.scaling.reference_loss import (LossLaw, check_points, constants_needed, fit_equal_tokens, fit_law,
-                                                fit_unequal_tokens, law_notes, tokens_differ)
+from llmshearing.scaling.reference_loss import (
+    LossLaw,
+    check_points,
+    constants_needed,
+    fit_equal_tokens,
+    fit_law,
+    fit_unequal_tokens,
+    law_notes,
+    tokens_differ,
+)
 
 INTERVALS = ('leave-one-out', 'bootstrap')
 _RESAMPLES = 100

@@ -3,7 +3,8 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, keep_largest, plan_axes
 from llmshearing.models.shapes import ModelShape, resolve_target

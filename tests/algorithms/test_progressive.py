@@ -18,7 +18,7 @@ def masks_of(fade, **settings):
 @pytest.mark.parametrize('fade', [0.0, 0.25, 0.5])
 def test_units_go_in_the_order_of_importance_and_masks_fall_in_a_straight_line(fade):
     masks = masks_of(fade)
-    for step in range(0, 101):
+    for step in range(101):
         progress = step / 100
         got = masks.draw(step, progress)['hidden']
         for unit in range(6):

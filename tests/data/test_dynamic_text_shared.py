@@ -15,6 +15,7 @@ import streaming.base.dataset
 from llmshearing.data import shared_order
 from tests.dynamic_text_world import FORK, LOADERS, close_loaders, dynamic_loader, write_domains
 
+
 @pytest.fixture(autouse=True)
 def _own_places(monkeypatch, tmp_path):
     """Markers of these tests only: other runs on this machine are left alone."""

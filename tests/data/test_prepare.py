@@ -18,8 +18,7 @@ from llmshearing.data import prepare as prepare_module
 from llmshearing.data import prepare_stages
 from llmshearing.data.prepare import prepare
 from llmshearing.data.prepare_pack import Journal
-from tests.data.prepare_inputs import make_documents, read_tokens, tree, write_jsonl
-from tests.data.prepare_inputs import small_pieces, spec, tokenizer  # noqa: F401
+from tests.data.prepare_inputs import make_documents, read_tokens, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
 SPLITS = ('eval', 'prune', 'continue')
 

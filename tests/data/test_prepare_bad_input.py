@@ -7,8 +7,7 @@ import pytest
 
 from llmshearing.data import prepare as prepare_module
 from llmshearing.data.prepare import prepare
-from tests.data.prepare_inputs import make_documents, tree, write_jsonl
-from tests.data.prepare_inputs import small_pieces, spec, tokenizer  # noqa: F401
+from tests.data.prepare_inputs import make_documents, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
 
 def test_bad_lines_are_counted_and_limited(spec, caplog):

@@ -6,8 +6,18 @@ from safetensors.torch import load_file, save_file
 from streaming import MDSWriter
 from transformers import AutoTokenizer
 
-from llmshearing.demo.measure import (bytes_on_disk, describe_model, generate_samples, loss_per_domain, open_model,
-                                      parameter_count, peak_memory_bytes, read_windows, threads, window_loss)
+from llmshearing.demo.measure import (
+    bytes_on_disk,
+    describe_model,
+    generate_samples,
+    loss_per_domain,
+    open_model,
+    parameter_count,
+    peak_memory_bytes,
+    read_windows,
+    threads,
+    window_loss,
+)
 from tests.demo.tiny_source import TOKENS, save_tiny, tiny_model
 
 

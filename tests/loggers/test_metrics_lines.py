@@ -34,7 +34,7 @@ def test_what_a_resumed_run_went_back_on_is_gone(tmp_path):
     assert list(metrics['loss']) == list(range(105)) and not broken
     assert metrics['loss'][99] == 1.0 and {metrics['loss'][batch] for batch in range(100, 105)} == {5.0}
     # The evaluation before the checkpoint of batch 100 is not made again, and is the last there is.
-    assert metrics['eval'] == {batch: 1.0 for batch in range(10, 101, 10)}
+    assert metrics['eval'] == dict.fromkeys(range(10, 101, 10), 1.0)
     assert 'only/before' not in metrics
 
 

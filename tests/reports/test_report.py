@@ -16,7 +16,7 @@ from llmshearing.cli import main
 from llmshearing.reports.drawing import bar_panel, smoothed, thinned
 from llmshearing.reports.run_files import read_run
 from llmshearing.reports.status_sections import projection_section
-from tests.reports.logs import DOMAINS, pruning_record, write_log, write_run
+from tests.reports.logs import pruning_record, write_log, write_run
 
 SECTIONS = {
     'prune': [

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 
 from llmshearing.scaling.inputs import Run
-from llmshearing.scaling.post_training import (CONSTANTS, PostTrainingLaw, average_slope_difference, check_runs,
-                                               fit_post_training, fit_report, predict_run)
+from llmshearing.scaling.post_training import (
+    CONSTANTS,
+    PostTrainingLaw,
+    average_slope_difference,
+    check_runs,
+    fit_post_training,
+    fit_report,
+    predict_run,
+)
 
 SEEDS = range(20)
 SIZES, RATES = (70e6, 500e6, 1.2e9, 3e9), (0.25, 0.4)

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from llmshearing.scaling.inputs import Points
-from llmshearing.scaling.reference_loss import (LossLaw, check_points, fit_equal_tokens, fit_law, fit_unequal_tokens,
-                                                interpolate_three, law_notes)
+from llmshearing.scaling.reference_loss import (
+    LossLaw,
+    check_points,
+    fit_equal_tokens,
+    fit_law,
+    fit_unequal_tokens,
+    interpolate_three,
+    law_notes,
+)
 
 SIZES = np.array([70e6, 160e6, 410e6, 1e9, 1.4e9, 2.8e9, 6.9e9, 13e9, 33e9, 70e9])
 SEEDS = range(20)

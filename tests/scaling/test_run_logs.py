@@ -116,7 +116,7 @@ def test_parameters_from_the_pruned_folder(tmp_path):
         json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]}),
     )
     counts = [sum(p.numel() for p in model.parameters()) for model in (source, target)]
-    row = {'log': log.name, 'pruned': 'pruned', 'source_losses': {name: 2.0 for name in DOMAINS}}
+    row = {'log': log.name, 'pruned': 'pruned', 'source_losses': dict.fromkeys(DOMAINS, 2.0)}
     run = check_run(row, 'here', tmp_path)
     assert (run.params_before, run.pruning_rate, run.source_loss) == (
         counts[0], pytest.approx(1 - counts[1] / counts[0]), 2.0,

@@ -11,8 +11,15 @@ from composer.metrics import LanguageCrossEntropy
 from safetensors.torch import load_file, save_file
 from streaming import MDSWriter
 
-from llmshearing.scaling.measure import (batches, count_parameters, domain_loss, find_domains, load_model,
-                                         measure_models, read_tokens)
+from llmshearing.scaling.measure import (
+    batches,
+    count_parameters,
+    domain_loss,
+    find_domains,
+    load_model,
+    measure_models,
+    read_tokens,
+)
 
 SEQUENCES = np.random.default_rng(0).integers(0, 64, (7, 32))
 

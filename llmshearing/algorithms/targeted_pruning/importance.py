@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Callable, ContextManager, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
@@ -204,6 +204,9 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     def add(axis: str, place: Any, x: Tensor, units: int) -> None:
         squares[axis][place] += x.detach().float().square().reshape(-1, units, x.shape[-1] // units).mean((0, 2))
 
+    def carried(axis: str, layer: int, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        add(axis, layer, inputs[0], units)
+
     handles = []
     for path, role, layer in family.modules(shape.num_hidden_layers):
         module: nn.Module = model.get_submodule(path)
@@ -217,8 +220,7 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
             ('intermediate', 'intermediate', shape.intermediate_size),
         ):
             if axis in axes and isinstance(role, Linear) and role.columns == dimension:
-                hook = lambda m, args, axis=axis, layer=layer, units=units: add(axis, layer, args[0], units)
-                handles.append(module.register_forward_pre_hook(hook))
+                handles.append(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
     cutter.set_masks(None)
     with _hooks(handles), torch.no_grad():
         for _ in calibration.losses():

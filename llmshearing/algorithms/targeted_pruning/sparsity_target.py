@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Mapping, Optional
 
+from llmshearing.algorithms.targeted_pruning.masks import AxisPlan
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, mask_shapes
-
-from llmshearing.algorithms.targeted_pruning.masks import AxisPlan
 
 __all__ = ['NOT_EXPORTABLE', 'SparsityTarget', 'plan_open_axes', 'read_sparsity_target']
 
