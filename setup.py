@@ -20,6 +20,7 @@ ENTRY_POINTS = {
     'llmfoundry_callbacks': [
         'dynamic_batch_loading = llmshearing.callbacks.dynamic_batch_loading:DynamicBatchLoading',
         'export_pruned = llmshearing.callbacks.export_pruned:ExportPruned',
+        'model_card = llmshearing.callbacks.model_card:ModelCard',
         'run_report = llmshearing.callbacks.run_report:RunReport',
         'finite_monitor = llmshearing.callbacks.finite_monitor:FiniteMonitor',
         'stop_on_sigterm = llmshearing.callbacks.stop_on_sigterm:StopOnSigterm',

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.algorithms.targeted_pruning.elapsed import reaches_end
+from llmshearing.callbacks.last_losses import last_losses
 from llmshearing.conversion.hf_export import DTYPES, cut_tensors
 from llmshearing.conversion.probe import probe_masked
 from llmshearing.conversion.pruned_folder import Origin, shape_left, write_pruned_folder
@@ -33,7 +34,6 @@ __all__ = ['ExportPruned']
 
 log = logging.getLogger(__name__)
 
-LOSS_METRIC = 'LanguageCrossEntropy'
 UNCONVERGED_REMEDY = (
     'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway'
 )
@@ -134,7 +134,7 @@ class ExportPruned(Callback):
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
-            losses=_last_losses(state),
+            losses=last_losses(state),
             losses_of=f'the masked model (eval_masks: {pruning.eval_masks})',
             unconverged=away,
         )
@@ -172,13 +172,3 @@ def _model(state: State) -> Any:
 
 def _saves_checkpoints(state: State) -> bool:
     return any(isinstance(callback, CheckpointSaver) for callback in state.callbacks)
-
-
-def _last_losses(state: State) -> dict[str, float]:
-    """Cross-entropy of each evaluator's last evaluation; every rank must ask."""
-    losses = {}
-    for label, metrics in state.eval_metrics.items():
-        metric = metrics.get(LOSS_METRIC)
-        if metric is not None and metric.update_called:
-            losses[label.removeprefix('eval/')] = float(metric.compute())
-    return losses

@@ -45,6 +45,7 @@ BUILT_CALLBACKS = (
     'export_pruned',
     'lr_monitor',
     'memory_monitor',
+    'model_card',
     'runtime_estimator',
     'speed_monitor',
 )

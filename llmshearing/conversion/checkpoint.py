@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PARTS = ('model', 'algorithms', 'callbacks', 'integrations', 'timestamp')
 LISTED = 12  # names in one message
+NOTE_SOURCE = ('ExportPruned', 'ModelCard')  # callbacks whose state names the model that the run began with
 # Entries of a stored config that lead to code or belong to this process.
 NO_SETTINGS = ('_name_or_path', 'auto_map', 'trust_remote_code', 'code_revision', '_attn_implementation_autoset')
 
@@ -103,7 +104,8 @@ def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
             path,
         )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
-    noted = ((state.get('callbacks') or {}).get('ExportPruned') or {}).get('source')
+    callbacks = state.get('callbacks') or {}
+    noted = next((callbacks[name].get('source') for name in NOTE_SOURCE if callbacks.get(name)), None)
     return Checkpoint(
         path,
         config,

@@ -187,9 +187,10 @@ def _write_uncut(
         source = derived_from(folder) or source  # training began with a result of ours, mostly
         if folder is None:
             log.warning(
-                '%s does not tell which model its training began with, so the card has no source and no licence; '
+                '%s: the model that its training began with (%s) is not on this machine, so the card has no licence; '
                 '--source FOLDER names it, for example the pruned folder.',
                 checkpoint.path,
+                origin.source or 'not noted in it',
             )
     config.use_cache = True
     config.torch_dtype = settings.dtype or checkpoint.weights[names[0]].dtype

@@ -1,0 +1,91 @@
+"""``model_card``: puts a model card and the source's licence into the folders that llm-foundry's ``hf_checkpointer``
+writes, so that the result of continued pre-training can be shared as it is.
+
+``hf_checkpointer`` has a hook for further files, called on rank 0 before anything is uploaded; this callback goes
+there. What the card needs of the source is read before the first step, while it is certainly there.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
+
+from llmshearing.callbacks.last_losses import last_losses
+from llmshearing.conversion.model_card import (
+    CardFacts,
+    copy_licence_files,
+    derived_from,
+    model_card,
+    source_licence,
+)
+from llmshearing.conversion.pruned_folder import local_folder, public_name
+from llmshearing.models.shapes import shape_of
+
+__all__ = ['ModelCard']
+
+
+class ModelCard(Callback):
+    """Adds ``README.md`` and licence files to the folders of ``hf_checkpointer``.
+
+    Args:
+        source (str | None): Folder or hub name of the model that training began with. Default: ``None``, the one that
+            this run's model was read from. Licence entries and files are taken from a folder on this machine; of a
+            hub's model the card gives the name and says that its licence applies.
+
+    Raises:
+        ValueError: At the start, if the run has no ``hf_checkpointer``, its model is of no family that a card can
+            describe, or the source's own card cannot be read.
+    """
+
+    def __init__(self, source: Optional[str] = None):
+        self.source = source
+        self._folder: Optional[Path] = None
+        self._base_model: Optional[str] = None
+        self._licence: dict[str, Any] = {}
+        self._losses: dict[str, float] = {}
+
+    def init(self, state: State, logger: Logger) -> None:
+        savers = [callback for callback in state.callbacks if isinstance(callback, HuggingFaceCheckpointer)]
+        if not savers:
+            raise ValueError('model_card adds to the folders of hf_checkpointer; add that callback or remove this one.')
+        config = _model(state).config
+        shape_of(config)
+        self.source = source = self.source or config._name_or_path or None
+        self._folder = local_folder(source)
+        self._licence = source_licence(self._folder)
+        self._base_model = derived_from(self._folder) or public_name(source)  # a pruned folder names its own source
+        for saver in savers:
+            saver.save_additional_contents = self.add_to
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'source': self.source}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._losses = last_losses(state)
+
+    def add_to(self, state: State, logger: Logger, save_dir: str) -> None:
+        """Writes the card and the licence files; the hook of ``hf_checkpointer``, called on rank 0."""
+        model = _model(state)
+        facts = CardFacts(
+            name=state.run_name,
+            source=self._base_model,
+            licence=self._licence,
+            stage='continued',
+            shape=shape_of(model.config),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            batches=state.timestamp.batch.value,
+            tokens=state.timestamp.token.value,
+            losses=self._losses,
+        )
+        (Path(save_dir) / 'README.md').write_text(model_card(facts), encoding='utf-8')
+        copy_licence_files(self._folder, Path(save_dir))
+
+
+def _model(state: State) -> Any:
+    return (state.model.module if hasattr(state.model, 'module') else state.model).model
