@@ -60,13 +60,20 @@ def _one_shot(scores: Any) -> dict[str, Any]:
 
 
 def _one_run(
-    name: str, share: float, mask_learning: str = 'progressive', fade: Optional[float] = None, **settings: Any,
+    name: str,
+    share: float,
+    mask_learning: str = 'progressive',
+    fade: Optional[float] = None,
+    scores: Any = DEPTH,
+    variant: str = 'as it is',
+    **settings: Any,
 ) -> Arm:
     """Masks that are frozen after ``share`` of a single run; learned ones warm up for half of that and settle."""
     warmup = share if mask_learning == 'progressive' else share / 2
     pruning = {
         'mask_learning': mask_learning,
-        'scores': DEPTH,
+        'variant': variant,
+        'scores': scores,
         'lagrangian_warmup': f'{warmup}dur',
         'freeze_masks_after': f'{share}dur',
         **({} if fade is None else {'fade': fade}),
@@ -108,6 +115,12 @@ GROUPS: dict[str, list[Arm]] = {
         *(_one_run(f'progressive to {share:.0%}, one run', share) for share in (0.02, 0.05, 0.1, 0.2, 0.5)),
         *(_one_run(f'lagrangian to {share:.0%}, one run', share, 'lagrangian') for share in (0.2, 0.5)),
         Arm('one-shot depth + taylor, one run', {'mask_learning': 'one_shot', 'scores': DEPTH}, 1.0, prune_decay=0.1),
+    ],
+    'scores of one run': [
+        _one_run('progressive to 20%, one run, from activation', 0.2, scores=ACTIVATION),
+        _one_run('progressive to 20%, one run, from activation, slow', 0.2, scores=ACTIVATION, variant='slow scores'),
+        _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
+        Arm('one-shot activation, a quarter more steps', _one_shot(ACTIVATION), 0, more_steps=1.25),
     ],
     'fade': [
         *(_one_run(f'progressive to {share:.0%}, one run, fade {fade}', share, fade=fade)

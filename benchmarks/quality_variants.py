@@ -182,6 +182,22 @@ class LateSchedule(_ShapedSchedule):
         return progress**2
 
 
+class KeptScores(TargetedPruning):
+    """Units go in the order of their scores at the start; gradients on the way do not count."""
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        self.learner.decay = 1.0
+
+
+class SlowScores(TargetedPruning):
+    """Scores of the start count for hundreds of batches."""
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        self.learner.decay = 0.99
+
+
 VARIANTS: dict[str, type[TargetedPruning]] = {
     'as it is': TargetedPruning,
     'truncation': Truncation,
@@ -191,4 +207,6 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'noise per micro-batch': NoisePerMicrobatch,
     'cubic schedule': CubicSchedule,
     'late schedule': LateSchedule,
+    'kept scores': KeptScores,
+    'slow scores': SlowScores,
 }
