@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Optional, Union
 
-from llmshearing.config_checks.keys import check_keys, check_whole, refuse_unknown
+from llmshearing.config_checks.keys import built, check_keys, check_whole, refuse_unknown
 from llmshearing.config_checks.types import parameters_of
 from llmshearing.safe_paths import check_mds_index
 
@@ -98,12 +98,17 @@ def _finetuning(
 
 
 def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
+    from llmfoundry.data.finetuning.tasks import dataset_constructor
     from llmfoundry.data.text_data import StreamingTextDataset
     streaming = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
     refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATING])
     settings = _checked_streams(where, dataset)
     check_keys(where, settings, _finetuning, StreamingTextDataset, given=('tokenizer', 'batch_size'))
     check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
+    function = dataset.get('preprocessing_fn')
+    if isinstance(function, str):
+        find = dataset_constructor.get_preprocessing_fn_from_str
+        built(f'{where}.preprocessing_fn', find, {'preprocessor': function})
     places = [key for key in ('hf_name', 'local', 'remote', 'streams') if dataset.get(key)]
     if not places:
         raise ValueError(f'{where}: missing hf_name, or local and remote, or streams: where the examples are.')
