@@ -1,4 +1,4 @@
-# make demo   prune a real 135M model on this machine (about ten minutes after installation)
+# make demo   prune a real 135M model on this machine (about twelve minutes after installation)
 # make test   the tests (make test-all: the slow ones, too; make lint: ruff)
 #
 # Both build the environment they need first. VENV=... says where it lives, WORK=... where the demo works.

@@ -231,12 +231,14 @@ def main() -> int:
     sizes, work = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL, arguments.work
     if arguments.steps is not None:
         sizes = dataclasses.replace(sizes, steps=arguments.steps)
+    wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in arguments.groups]
+    if arguments.smollm and any(arms[name][1].references == 'law' for name in wanted):
+        parser.error('references by a law need a family of sources, and SmolLM2 comes in one size here')
     source = make_source(work, sizes)
     references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(record['arm'], record['seed'], record['steps']) for record in records}
-    wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in arguments.groups]
     for seed in arguments.seeds:
         for name in wanted:
             arm = arms[name][1]

@@ -118,7 +118,6 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'scores of one run': [
         _one_run('progressive to 20%, one run, from activation', 0.2, scores=ACTIVATION),
-        _one_run('progressive to 20%, one run, from activation, slow', 0.2, scores=ACTIVATION, variant='slow scores'),
         _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
         Arm('one-shot activation, a quarter more steps', _one_shot(ACTIVATION), 0, more_steps=1.25),
     ],

@@ -190,14 +190,6 @@ class KeptScores(TargetedPruning):
         self.learner.decay = 1.0
 
 
-class SlowScores(TargetedPruning):
-    """Scores of the start count for hundreds of batches."""
-
-    def _prepare(self, state: State) -> None:
-        super()._prepare(state)
-        self.learner.decay = 0.99
-
-
 VARIANTS: dict[str, type[TargetedPruning]] = {
     'as it is': TargetedPruning,
     'truncation': Truncation,
@@ -208,5 +200,4 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'cubic schedule': CubicSchedule,
     'late schedule': LateSchedule,
     'kept scores': KeptScores,
-    'slow scores': SlowScores,
 }

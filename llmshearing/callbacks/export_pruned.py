@@ -19,7 +19,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
-from llmshearing.algorithms.targeted_pruning.elapsed import reaches_end
 from llmshearing.callbacks.last_losses import last_losses
 from llmshearing.conversion.hf_export import DTYPES, cut_tensors
 from llmshearing.conversion.probe import probe_masked
@@ -85,11 +84,11 @@ class ExportPruned(Callback):
             )
         if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
             _check_writable(self.folder)
-        warmup = find_pruning(state).lagrangian_warmup
-        if not self.allow_unconverged and not reaches_end(state, warmup):
+        pruning = find_pruning(state)
+        if not self.allow_unconverged and not pruning.reaches_target(state):
             raise ValueError(
-                f'export_pruned: lagrangian_warmup is {warmup.to_timestring()} and the run ends after '
-                f'{state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
+                f'export_pruned: lagrangian_warmup is {pruning.lagrangian_warmup.to_timestring()} and the run ends '
+                f'after {state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
                 'shorten the warm-up, train longer, or set allow_unconverged: true.',
             )
         if not _saves_checkpoints(state):

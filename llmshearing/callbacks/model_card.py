@@ -72,13 +72,14 @@ class ModelCard(Callback):
     def add_to(self, state: State, logger: Logger, save_dir: str) -> None:
         """Writes the card and the licence files; the hook of ``hf_checkpointer``, called on rank 0."""
         model = _model(state)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = CardFacts(
-            name=state.run_name,
+            name=f'{Path(self._base_model or "model").name} with {parameters:,} parameters',
             source=self._base_model,
             licence=self._licence,
             stage='continued',
             shape=shape_of(model.config),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            parameters=parameters,
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
             losses=self._losses,

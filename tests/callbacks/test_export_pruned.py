@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from tests.tiny_run import tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'intermediate_size': 40}
 
@@ -41,6 +41,16 @@ def test_a_warm_up_that_does_not_end_is_refused_before_the_first_step(source, tm
             run.fit()
         assert run.state.timestamp.batch == 0
     trainer('4ba', allow_unconverged=True).fit()
+    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
+
+
+@pytest.mark.parametrize('settings', [
+    {'mask_learning': 'one_shot', 'scores': 'magnitude'}, {'freeze_masks_after': '2ba'},
+])
+def test_masks_that_are_frozen_in_time_need_no_warm_up_to_end(source, tmp_path, settings):
+    pruning = TargetedPruning(TARGET, lagrangian_warmup='40ba', **settings)
+    tiny_trainer(source, [pruning], batches=3, callbacks=[ExportPruned(str(tmp_path / 'out'))],
+                 eval_dataloader=sequences_spec(8, 4)).fit()
     assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
 
 

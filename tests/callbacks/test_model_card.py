@@ -25,7 +25,7 @@ def continued(source, work, card):
     )
     saver = HuggingFaceCheckpointer(str(work), '1dur', huggingface_folder_name='final')
     trainer = tiny_trainer(
-        source, [], batches=3, callbacks=[saver, card], run_name='small', eval_dataloader=evaluator,
+        source, [], batches=3, callbacks=[saver, card], eval_dataloader=evaluator,
         eval_interval='3ba', save_folder=str(work / 'save'), save_filename='ba{batch}.pt',
     )
     trainer.fit()
@@ -45,7 +45,8 @@ def test_the_card_names_the_source_and_its_licence(source, tmp_path, tags, base_
         'tags': ['structured-pruning', 'llmshearing'], 'base_model': base_model,
     }
     parameters = sum(parameter.numel() for parameter in open_strictly(folder).parameters())
-    assert '# small' in text and f'| parameters | {parameters:,} |' in text
+    assert f'# {base_model.split("/")[-1]} with {parameters:,} parameters' in text
+    assert f'| parameters | {parameters:,} |' in text
     assert 'Trained for 3 batches on' in text and f'| held_out | {loss:.4f} |' in text
     assert (folder / 'LICENSE').read_text() == LICENCE
     # A checkpoint of the run knows where both are, too.

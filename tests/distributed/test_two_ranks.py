@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmshearing.conversion.hf_export import open_strictly
-from tests.distributed.worker import TARGET, run
+from tests.distributed.worker import SCORES, TARGET, run, scored
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +30,7 @@ def results(tmp_path_factory):
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     two = torch.load(folder / 'two.pt', weights_only=True)
     one = {learning: run(source, 'one', learning, folder) for learning in ('lagrangian', 'progressive')}
+    one |= {name: scored(source, 'one', scores) for name, scores in SCORES.items()}
     return one, two, folder
 
 
@@ -50,6 +51,15 @@ def test_losses_and_mask_gradients_equal_those_of_one_rank(results, mode, learni
                 atol=1e-4 * scale + 1e-8,
                 msg=lambda m: f'batch {batch}, {axis}: {m}',
             )
+
+
+@pytest.mark.parametrize('name', SCORES)
+@pytest.mark.parametrize('mode', ['ddp', 'fsdp2'])
+def test_scores_equal_those_of_one_rank(results, mode, name):
+    one, two, _ = results
+    assert set(one[name]) == {'hidden', 'layer', 'kv_group', 'intermediate'}
+    for axis, want in one[name].items():
+        torch.testing.assert_close(two[mode, name][axis], want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
 
 
 def test_the_runs_skipped_whole_layers(results):

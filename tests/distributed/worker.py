@@ -16,9 +16,14 @@ from composer.utils import dist
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from tests.tiny_run import tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_trainer
 
 BATCHES = 8
+SCORES = {
+    'taylor': 'taylor',
+    'activation': {'layer': 'block_importance', **dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'activation')},
+    'perplexity': {'layer': 'perplexity', **dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'magnitude')},
+}
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
@@ -53,6 +58,20 @@ def run(source: Path, mode: str, mask_learning: str, folder: Path) -> dict:
     }
 
 
+def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, torch.Tensor]:
+    """Scores by axis of a run that starts from them."""
+    pruning, seen = TargetedPruning(TARGET, scores=scores, lagrangian_warmup='1ba'), {}
+    trainer = tiny_trainer(
+        source, [pruning], batches=1, parallelism_config={'fsdp': {}} if 'fsdp2' in mode else None,
+        eval_dataloader=sequences_spec(16, 4, seed=5), device_train_microbatch_size=1,
+    )
+    start = pruning.learner.start_from
+    pruning.learner.start_from = lambda values: (seen.update(values), start(values))
+    trainer.fit()
+    trainer.close()
+    return seen
+
+
 def main() -> None:
     source, out, modes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     dist.initialize_dist('cpu')
@@ -60,6 +79,7 @@ def main() -> None:
         (mode, learning): run(source, mode, learning, out.parent)
         for mode in modes for learning in ('lagrangian', 'progressive')
     }
+    results |= {(mode, name): scored(source, mode, SCORES[name]) for mode in ('ddp', 'fsdp2') for name in SCORES}
     if dist.get_global_rank() == 0:
         torch.save(results, out)
 

@@ -70,9 +70,10 @@ class Calibration:
         """Backward pass of a batch, in micro-batches whose gradients add up to that of its mean loss."""
         size = self.microbatch_size
         parts = [batch] if size is None else default_split_batch(batch, size)
-        labels = [(part['labels'][:, 1:] != IGNORED_LABEL).sum() for part in parts]  # the first one has no prediction
-        for part, count in zip(parts, labels):
-            (self.loss(part) * (count / sum(labels))).backward()
+        # The first label of a sequence has no prediction.
+        labels = torch.stack([(part['labels'][:, 1:] != IGNORED_LABEL).sum() for part in parts])
+        for part, share in zip(parts, labels / labels.sum()):
+            (self.loss(part) * share).backward()
 
 
 def method_by_axis(scores: Union[str, Mapping[str, str]], plans: Mapping[str, AxisPlan]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from llmshearing.algorithms.targeted_pruning.agreement import take_from_rank_0
 from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
 from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
-from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, read_time
+from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end, read_time
 from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
 from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
@@ -194,6 +194,11 @@ class TargetedPruning(Algorithm):
     def has_open_widths(self) -> bool:
         """Whether the target is a sparsity alone, so that every layer finds its own widths."""
         return isinstance(self.target, SparsityTarget)
+
+    def reaches_target(self, state: State) -> bool:
+        """Whether the schedule is at the target when the run ends: warmed up, frozen, or there from the start."""
+        ways = (self.lagrangian_warmup, self.freeze_masks_after)
+        return self.mask_learning == 'one_shot' or any(way is not None and reaches_end(state, way) for way in ways)
 
     def training_masks(self, state: State) -> dict[str, Tensor]:
         """Masks of the coming batch by axis: drawn, or frozen when their time has come; rank 0's on every rank."""
