@@ -66,6 +66,7 @@ def _one_run(
     fade: Optional[float] = None,
     scores: Any = DEPTH,
     variant: str = 'as it is',
+    compensate: bool = False,
     **settings: Any,
 ) -> Arm:
     """Masks that are frozen after ``share`` of a single run; learned ones warm up for half of that and settle."""
@@ -76,6 +77,7 @@ def _one_run(
         'scores': scores,
         'lagrangian_warmup': f'{warmup}dur',
         'freeze_masks_after': f'{share}dur',
+        'compensate': compensate,
         **({} if fade is None else {'fade': fade}),
     }
     return Arm(name, pruning, 1.0, prune_decay=0.1, **settings)
@@ -88,6 +90,7 @@ MASK_OPTIONS: dict[str, dict[str, Any]] = {
     **{f'warm-up {share}': {'lagrangian_warmup': f'{share}dur'} for share in (0.05, 0.5)},
     **{f'frozen after {share}': {'freeze_masks_after': f'{share}dur'} for share in (0.4, 0.7)},
 }
+ONE_SHOT = {'mask_learning': 'one_shot', 'scores': ACTIVATION}
 TAYLOR, DEPTH_TAYLOR = _one_shot('taylor'), _one_shot(DEPTH)
 
 GROUPS: dict[str, list[Arm]] = {
@@ -119,7 +122,13 @@ GROUPS: dict[str, list[Arm]] = {
     'scores of one run': [
         _one_run('progressive to 20%, one run, from activation', 0.2, scores=ACTIVATION),
         _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
-        Arm('one-shot activation, a quarter more steps', _one_shot(ACTIVATION), 0, more_steps=1.25),
+        _one_run('progressive to 5%, one run, from activation', 0.05, scores=ACTIVATION),
+        _one_run('lagrangian to 50%, one run, from activation', 0.5, 'lagrangian', scores=ACTIVATION),
+        _one_run('progressive to 20%, one run, from activation, compensated', 0.2, scores=ACTIVATION, compensate=True),
+        Arm('one-shot activation, one run, compensated, 15% more steps', {**ONE_SHOT, 'compensate': True}, 1.0,
+            prune_decay=0.1, more_steps=1.15),
+        *(Arm(f'one-shot activation, {words} more steps', _one_shot(ACTIVATION), 0, more_steps=share)
+          for words, share in (('4%', 1.04), ('15%', 1.15), ('a quarter', 1.25))),
     ],
     'fade': [
         *(_one_run(f'progressive to {share:.0%}, one run, fade {fade}', share, fade=fade)

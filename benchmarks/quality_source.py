@@ -214,7 +214,7 @@ class ComputeMeter(Callback):
     def __init__(self) -> None:
         self.flops = 0.0
 
-    def batch_end(self, state: State, logger: Logger) -> None:
+    def after_train_batch(self, state: State, logger: Logger) -> None:
         model = state.model
         cutter = getattr(model, 'cutter', None)
         is_cut = cutter is not None and cutter.plan is not None

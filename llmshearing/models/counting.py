@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
+    'DIMENSION_SIZES',
     'Layout',
     'ParameterCounts',
     'Weight',

@@ -22,7 +22,7 @@ from llmshearing.models.families import Family, Linear, Norm, Role
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
 
-__all__ = ['CutPlan', 'ModuleCut', 'cut_weight', 'flatten_masks']
+__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks']
 
 
 def cut_weight(
@@ -190,6 +190,18 @@ DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Optional[Tensor]]] = {
     'query_key_value': _query_key_value,
     'gate_up': _gate_up,
     'query_key_value_per_head': _query_key_value_per_head,
+}
+
+# Axes whose units take positions of each dimension with them; where every head has its own keys and values, `head`
+# takes those as well.
+DIMENSION_AXES: dict[str, tuple[str, ...]] = {
+    'hidden': ('hidden',),
+    'query': ('head', 'kv_group'),
+    'key_value': ('kv_group',),
+    'intermediate': ('intermediate',),
+    'query_key_value': ('head', 'kv_group'),
+    'gate_up': ('intermediate',),
+    'query_key_value_per_head': ('head',),
 }
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Collection, Optional
 
 import torch
 
-from llmshearing.models.counting import Layout, Weight, count_parameters, layout_of
+from llmshearing.models.counting import DIMENSION_SIZES, Layout, Weight, count_parameters, layout_of
+from llmshearing.models.cutting import DIMENSION_AXES
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning.step_trace import trace_step
 
@@ -29,17 +30,6 @@ __all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'estimat
 SHARDING = ('ddp', 'fsdp2')
 PRECISIONS = ('amp_bf16', 'fp32')
 MASTER = 4  # bytes of a float32
-
-# Axes of masks along which each dimension of the family tables is cut.
-DIMENSION_AXES: dict[str, tuple[str, ...]] = {
-    'hidden': ('hidden',),
-    'query': ('head', 'kv_group'),
-    'key_value': ('kv_group',),
-    'intermediate': ('intermediate',),
-    'query_key_value': ('head', 'kv_group'),
-    'gate_up': ('intermediate',),
-    'query_key_value_per_head': ('head',),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +85,8 @@ class MemoryEstimate:
         logits_and_temporaries (int): The rest of the peak: logits, their gradient, the loss, what a layer needs in
             passing.
         teacher (int): Weights of a teacher in the type of the computation, or this GPU's share.
+        compensation (int): What ``compensate`` adds up over the tokens it looks at: a float32 matrix of inputs x inputs
+            for each tensor that projections read, whole on every GPU.
     """
 
     parameters: int
@@ -105,6 +97,7 @@ class MemoryEstimate:
     activations: int
     logits_and_temporaries: int
     teacher: int = 0
+    compensation: int = 0
 
     @property
     def total(self) -> int:
@@ -134,6 +127,7 @@ def estimate_memory(
     masked_axes: Collection[str] = (),
     freeze_weights: bool = False,
     teacher: Optional[PretrainedConfig] = None,
+    compensate: bool = False,
 ) -> MemoryEstimate:
     """Estimates the peak on one GPU.
 
@@ -145,6 +139,7 @@ def estimate_memory(
             are counted as if they had.
         teacher (PretrainedConfig | None): Model that is distilled from. Its weights are counted, what its forward pass
             and the divergence take is not.
+        compensate (bool): Weights are changed as units go, as ``targeted_pruning`` does with that option.
     """
     layout, shape = layout_of(config), shape_of(config)
     sharded = setup.sharding == 'fsdp2'
@@ -183,6 +178,7 @@ def estimate_memory(
         activations=round(kept),
         logits_and_temporaries=round(peak) - copies - round(kept),
         teacher=0 if teacher is None else copy_bytes * _share(layout_of(teacher), shape_of(teacher), setup),
+        compensation=_compensation(layout, shape, masked_axes) if compensate else 0,
     )
 
 
@@ -201,6 +197,14 @@ def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen
     outside = counts.total - counts.layers
     two_layers = min(2, shape.num_hidden_layers) * counts.layers // shape.num_hidden_layers
     return (1 if frozen else 2) * seen_bytes * (outside + two_layers)  # parameters and their gradients
+
+
+def _compensation(layout: Layout, shape: ModelShape, masked_axes: Collection[str]) -> int:
+    """Bytes of the sums of x x^T while nothing is gone yet. Attention and MLP read the hidden dimensions once each."""
+    readers = {'hidden': 2 * shape.num_hidden_layers + (not layout.tied), 'query': shape.num_hidden_layers,
+               'intermediate': shape.num_hidden_layers}
+    watched = [name for name in readers if set(DIMENSION_AXES[name]) & set(masked_axes)]
+    return sum(MASTER * readers[name] * DIMENSION_SIZES[name](shape)**2 for name in watched)
 
 
 def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:

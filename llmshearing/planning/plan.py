@@ -46,6 +46,7 @@ def make_plan(
     setup: TrainingSetup,
     freeze_weights: bool = False,
     teacher: Optional[PretrainedConfig] = None,
+    compensate: bool = False,
 ) -> dict[str, Any]:
     """The plan of pruning a source to a target and continuing its pre-training.
 
@@ -55,6 +56,7 @@ def make_plan(
         setup (TrainingSetup): How both stages are trained.
         freeze_weights (bool): Pruning trains masks alone.
         teacher (PretrainedConfig | None): Model that pruning distils from.
+        compensate (bool): Pruning changes the weights as units go.
 
     Returns:
         dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by
@@ -80,7 +82,7 @@ def make_plan(
             where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
             plan['cut'][axis] = {'units': units, 'keep': keep, 'removed': 1 - keep / units, 'where': where}
         estimates = {
-            'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher),
+            'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher, compensate),
             'continued pre-training': estimate_memory(with_shape(config, target, family.has_head_dim), setup),
         }
     plan['memory'] = {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()}

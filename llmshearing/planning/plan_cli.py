@@ -150,8 +150,8 @@ def _switch(section: dict[str, Any], key: str, path: str) -> bool:
 
 
 def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
-    """Source, target and training settings of a pruning run's YAML; with the settings, ``freeze_weights``, the name of
-    the ``teacher`` and ``notes`` on settings that the estimate leaves out.
+    """Source, target and training settings of a pruning run's YAML; with the settings, ``freeze_weights``,
+    ``compensate``, the name of the ``teacher`` and ``notes`` on settings that the estimate leaves out.
 
     Raises:
         ValueError: If it is no such YAML.
@@ -180,6 +180,7 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
         'seq_len': run.get('max_seq_len'),
         'precision': run.get('precision'),
         'freeze_weights': _switch(pruning, 'algorithms.targeted_pruning.freeze_weights', path),
+        'compensate': _switch(pruning, 'algorithms.targeted_pruning.compensate', path),
         'teacher': _section(algorithms, 'algorithms.distillation', path).get('teacher'),
         'notes': [],
     }
@@ -249,7 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     notes = settings.get('notes', [])
     teacher = _teacher(settings.get('teacher'), source_of_run, config, notes)
     shape = target_shape(config, target) if target else None
-    plan = make_plan(config, shape, setup, settings.get('freeze_weights', False), teacher)
+    changes = {name: settings.get(name, False) for name in ('freeze_weights', 'compensate')}
+    plan = make_plan(config, shape, setup, teacher=teacher, **changes)
     plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:

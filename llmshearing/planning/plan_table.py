@@ -17,8 +17,10 @@ MEMORY_LABELS = {
     'activations': 'activations',
     'logits_and_temporaries': 'logits and temporaries',
     'teacher': 'weights of the teacher',
+    'compensation': 'sums for compensation',
     'total': 'total',
 }
+RARE = ('teacher', 'compensation')  # shown where there is any
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
@@ -80,7 +82,7 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
     ))
     lines = ['', f'memory per GPU: {described}', _row('  GiB', *memory)]
     for key, label in MEMORY_LABELS.items():
-        if key == 'teacher' and not any(parts[key] for parts in memory.values()):
+        if key in RARE and not any(parts[key] for parts in memory.values()):
             continue
         lines.append(_row(f'  {label}', *(f'{parts[key] / 2**30:.2f}' for parts in memory.values())))
     lines.append('At the peak of a step, without the CUDA context (about 1 GiB), fragmentation and kernel workspaces.')

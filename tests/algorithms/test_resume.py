@@ -5,7 +5,7 @@ from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
-from tests.tiny_run import tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
 BATCHES = 12
@@ -31,16 +31,22 @@ def run(source, folder, mask_learning, stop=None, load=None, target=TARGET, **pr
         save_overwrite=True,
         load_path=load,
         run_name='resume',
+        eval_dataloader=sequences_spec(4, 4),
+        eval_interval=0,
     )
     trainer.fit(duration=f'{stop}ba' if stop else None)
     trainer.close()
     return trainer, pruning, {batch.batch.value: value for batch, value in log.data['loss/train/total']}
 
 
-@pytest.mark.parametrize('mask_learning', ['lagrangian', 'progressive'])
+@pytest.mark.parametrize('mask_learning, compensate', [
+    ('lagrangian', False), ('progressive', False), ('progressive', True), ('one_shot', True),
+])
 @pytest.mark.parametrize('stop', [1, 5, 11])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(source, tmp_path, mask_learning, stop):
-    settings = {'freeze_masks_after': '10ba'}
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(source, tmp_path, mask_learning, compensate, stop):
+    settings = {'freeze_masks_after': '10ba', 'compensate': compensate}
+    if mask_learning == 'one_shot':
+        settings['scores'] = 'magnitude'
     whole, whole_pruning, whole_losses = run(source, tmp_path / 'whole', mask_learning, **settings)
     checkpoint = tmp_path / 'whole' / f'ba{stop}.pt'
     resumed, pruning, losses = run(source, tmp_path / 'resumed', mask_learning, load=str(checkpoint), **settings)

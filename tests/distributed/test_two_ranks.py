@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmshearing.conversion.hf_export import open_strictly
-from tests.distributed.worker import SCORES, TARGET, run, scored
+from tests.distributed.worker import RUNS, SCORES, TARGET, run, scored
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +29,12 @@ def results(tmp_path_factory):
     process = launch(2, [str(ROOT / 'tests/distributed/worker.py'), str(source), str(folder / 'two.pt'), *MODES])
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     two = torch.load(folder / 'two.pt', weights_only=True)
-    one = {learning: run(source, 'one', learning, folder) for learning in ('lagrangian', 'progressive')}
+    one = {learning: run(source, 'one', learning, folder) for learning in RUNS}
     one |= {name: scored(source, 'one', scores) for name, scores in SCORES.items()}
     return one, two, folder
 
 
-@pytest.mark.parametrize('learning', ['lagrangian', 'progressive'])
+@pytest.mark.parametrize('learning', RUNS)
 @pytest.mark.parametrize('mode', MODES)
 def test_losses_and_mask_gradients_equal_those_of_one_rank(results, mode, learning):
     one, two, _ = results
@@ -67,10 +67,11 @@ def test_the_runs_skipped_whole_layers(results):
     assert one['progressive']['kept_layers'][0] == 4 and one['progressive']['kept_layers'][-1] == 2
 
 
+@pytest.mark.parametrize('learning', ['progressive', 'progressive+compensation'])
 @pytest.mark.parametrize('mode', MODES)
-def test_two_ranks_export_the_same_model(results, mode):
-    one, _, folder = results
-    want, got = (open_strictly(folder / f'{name}-progressive') for name in ('one', mode))
+def test_two_ranks_export_the_same_model(results, mode, learning):
+    _, _, folder = results
+    want, got = (open_strictly(folder / f'{name}-{learning}') for name in ('one', mode))
     assert got.config.num_hidden_layers == TARGET['num_hidden_layers']
     for (name, mine), theirs in zip(got.named_parameters(), want.parameters()):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=lambda m: f'{name}: {m}')

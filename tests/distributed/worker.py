@@ -27,9 +27,15 @@ SCORES = {
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
-def run(source: Path, mode: str, mask_learning: str, folder: Path) -> dict:
-    """One run; returns its losses per batch and the mask gradients the learner was given."""
-    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='4ba')
+RUNS = ('lagrangian', 'progressive', 'progressive+compensation')
+
+
+def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
+    """One of ``RUNS``; returns its losses per batch and the mask gradients the learner was given."""
+    mask_learning, _, compensation = learning.partition('+')
+    pruning = TargetedPruning(
+        TARGET, mask_learning=mask_learning, lagrangian_warmup='4ba', compensate=bool(compensation),
+    )
     parallelism = {'fsdp': {'activation_checkpointing': 'checkpointing' in mode}} if 'fsdp2' in mode else None
     log = InMemoryLogger()
     trainer = tiny_trainer(
@@ -39,7 +45,7 @@ def run(source: Path, mode: str, mask_learning: str, folder: Path) -> dict:
         learning_rate=1e-4,  # Adam would blow rounding up into different weights
         loggers=[log],
         parallelism_config=parallelism,
-        callbacks=[ExportPruned(str(folder / f'{mode}-{mask_learning}'), allow_unconverged=True)],
+        callbacks=[ExportPruned(str(folder / f'{mode}-{learning}'), allow_unconverged=True)],
     )
     gradients, update, kept_layers = [], pruning.learner.update, []
 
@@ -77,7 +83,7 @@ def main() -> None:
     dist.initialize_dist('cpu')
     results = {
         (mode, learning): run(source, mode, learning, out.parent)
-        for mode in modes for learning in ('lagrangian', 'progressive')
+        for mode in modes for learning in RUNS
     }
     results |= {(mode, name): scored(source, mode, SCORES[name]) for mode in ('ddp', 'fsdp2') for name in SCORES}
     if dist.get_global_rank() == 0:

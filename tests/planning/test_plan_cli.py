@@ -141,6 +141,14 @@ def test_a_runs_teacher_and_frozen_weights_are_in_its_memory(source, capsys, tmp
     assert not [line for line in lines if 'weights of the teacher' in line]
     assert [line for line in lines if line.startswith('distillation: the teacher is not counted: org/eight: no model')]
 
+    assert not [line for line in lines if 'compensation' in line]
+    pruning['compensate'] = True
+    pruning['target'] = {'hidden_size': 2048, 'intermediate_size': 5504, 'num_attention_heads': 16}
+    want = 4 * 32 * (3 * 4096**2 + 11008**2) + 4 * 4096**2  # what q and gate read, o, down; and the LM head
+    assert cells(plan()[0], 'sums for compensation') == [f'{want / 2**30:.2f}', '0.00']
+    pruning.pop('compensate')
+    pruning['target'] = {'num_hidden_layers': 24}
+
     del run['algorithms']['distillation'], run['fsdp_config']['activation_cpu_offload']
     run['fsdp_config']['state_dict_type'] = 'sharded'
     trained, _ = plan('--gpus', '4')[1], pruning.update(freeze_weights=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning.agreement import take_from_rank_0
 from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
+from llmshearing.algorithms.targeted_pruning.compensation import Compensation
 from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end, read_time
 from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 STATE_VERSION = 2  # 2: progressive masks note when each unit was told to go
 MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
+COMPENSATION_TOKENS = 16_384  # per rank and batch; watching more costs more than it tells
 
 
 def find_pruning(state: State) -> Optional[TargetedPruning]:
@@ -71,6 +73,9 @@ class TargetedPruning(Algorithm):
         start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
         fade (float): With ``progressive``, the share of the warm-up during which the mask of a unit that goes falls
             from one to zero; 0 removes it at once. Default: ``0.0``.
+        compensate (bool): When units go, change the weights that read them so that the units that stay take over what
+            can be told from them: see :mod:`~llmshearing.algorithms.targeted_pruning.compensation`. With
+            ``progressive`` and ``one_shot``, which then cuts after its first batch. Default: ``False``.
         learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
         multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
         multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target
@@ -99,6 +104,7 @@ class TargetedPruning(Algorithm):
         lagrangian_warmup: Union[str, Time] = '0.2dur',
         start_sparsity: float = 0.0,
         fade: float = 0.0,
+        compensate: bool = False,
         learning_rate: float = 1.0,
         multiplier_learning_rate: float = 1.0,
         multiplier_damping: float = 20.0,
@@ -120,6 +126,13 @@ class TargetedPruning(Algorithm):
         self.lagrangian_warmup = read_time('lagrangian_warmup', lagrangian_warmup)
         self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
         self.fade = _within('fade', fade, 0.0, 0.95)
+        self.compensate = compensate
+        if compensate and (mask_learning == 'lagrangian' or fade > 0 or start_sparsity > 0):
+            raise ValueError(
+                f'compensate: true with mask_learning: {mask_learning}, fade: {fade} and start_sparsity: '
+                f'{start_sparsity} is not possible: it needs units that are there until they go for good; use '
+                'progressive or one_shot, fade: 0 and start_sparsity: 0.',
+            )
         self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
         self.multiplier_learning_rate = _within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
         self.multiplier_damping = _within('multiplier_damping', multiplier_damping, 0.0, 1000.0)
@@ -147,6 +160,7 @@ class TargetedPruning(Algorithm):
         # Of the batch in progress, which Composer may run several times (automatic micro-batch size, out of memory).
         self._drawn: tuple[Optional[int], dict[str, Tensor]] = (None, {})
         self._updated: Optional[int] = None
+        self._watching: Optional[Compensation] = None
 
     @property
     def find_unused_parameters(self) -> bool:
@@ -159,6 +173,7 @@ class TargetedPruning(Algorithm):
             Event.FIT_START,
             Event.BEFORE_TRAIN_BATCH,
             Event.AFTER_TRAIN_BATCH,
+            Event.BATCH_END,
             Event.EVAL_START,
             Event.FIT_END,
         )
@@ -175,11 +190,14 @@ class TargetedPruning(Algorithm):
                 self._start_from_scores(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             _model(state).cutter.set_masks(self.training_masks(state), self.multiple_of)
+            self._watch(state)
         elif event == Event.AFTER_TRAIN_BATCH:
             add_missing_gradients(state.optimizers)
             if self._updated != state.timestamp.batch.value:  # once, however often the batch is tried again
                 logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
                 self._updated = state.timestamp.batch.value
+        elif event == Event.BATCH_END:
+            self._compensate(state)
         elif event == Event.EVAL_START:
             _model(state).cutter.set_masks(take_from_rank_0(self.evaluation_masks(), state.device))
             if self.has_open_widths:
@@ -208,6 +226,8 @@ class TargetedPruning(Algorithm):
             log.info('Masks are frozen to the target from batch %d on.', batch)
         if self.frozen_masks is not None:
             return self.frozen_masks
+        if self.mask_learning == 'one_shot':  # uncut, for once
+            return {axis: torch.ones(plan.mask_shape) for axis, plan in self.plans.items()}
         if self._drawn[0] != batch:
             drawn = self.learner.draw(batch, elapsed_share(state, self.lagrangian_warmup))
             self._drawn = (batch, take_from_rank_0(drawn, state.device))
@@ -312,16 +332,35 @@ class TargetedPruning(Algorithm):
         methods = method_by_axis(self.scores, self.plans)
         self.learner.start_from(importance(methods, calibration))
         model.train(was_training)
-        if self.mask_learning == 'one_shot':
+        if self.mask_learning == 'one_shot' and not self.compensate:
             self.frozen_masks = take_from_rank_0(self.learner.deterministic('target'), state.device)
         log.info('Scored units by %s on %d batches.', methods, self.calibration_batches)
 
+    def _watch(self, state: State) -> None:
+        if self._watching is not None:  # the batch is tried again
+            self._watching.stop()
+        self._watching = None
+        is_done = self.mask_learning != 'one_shot' and elapsed_share(state, self.lagrangian_warmup) >= 1.0
+        if self.compensate and self.frozen_masks is None and not is_done:
+            self._watching = Compensation(_model(state), self.plans, COMPENSATION_TOKENS)
+
+    def _compensate(self, state: State) -> None:
+        """Makes the units that the coming batch keeps take over from those it does not; before it is evaluated."""
+        if self._watching is not None:
+            self._watching.stop()
+            masks = self.training_masks(state)
+            self._watching.apply(masks, _average_over_ranks)
+            self._watching = None
+            _model(state).cutter.set_masks(masks, self.multiple_of)  # the ones that the weights are now meant for
+
     def _is_frozen(self, state: State) -> bool:
+        if self.mask_learning == 'one_shot':
+            return self.compensate and state.timestamp.batch.value > 0
         return self.freeze_masks_after is not None and elapsed_share(state, self.freeze_masks_after) >= 1.0
 
     def _update(self, state: State) -> dict[str, float]:
         metrics = {}
-        if self.frozen_masks is None:
+        if self.frozen_masks is None and self.mask_learning != 'one_shot':
             gradients = _model(state).cutter.mask_gradients(reduce=_average_over_ranks)
             _check_finite(gradients, state)
             rate = _schedule_factor(state) if self.follow_schedule else 1.0

@@ -1,0 +1,189 @@
+"""Compensation: what a unit carried is taken over by the units that stay, at the moment it goes.
+
+A projection that reads ``x`` and loses its inputs G keeps the inputs K. The best it can do without G is to read what K
+tells of them: with C the ridge regression of ``x_G`` on ``x_K`` over the tokens of a training batch,
+
+    weight[:, K] += weight[:, G] @ C,    C = S_GK (S_KK + lambda I)^-1,    S = mean of x x^T, scaled to a unit diagonal
+
+which is the optimal brain surgeon's update for a linear layer (Hassibi and Stork 1993; for language models SparseGPT,
+arXiv 2301.00774, and ZipLM, arXiv 2302.04089). A norm divides by the size of what is left, so its gain is multiplied by
+how much smaller that has become: exactly for RMSNorm, for LayerNorm as far as the mean of the dimensions stays.
+
+Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
+run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
+stays as it is, since what helps the one would harm the other; layers are not compensated: nothing reads them alone.
+"""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Callable, Iterable, Mapping
+
+import torch
+from composer.utils import dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
+from llmshearing.models.families import Linear
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+
+__all__ = ['Compensation', 'regress']
+
+RIDGE = 2.0  # times kept inputs per token
+
+
+class Compensation:
+    """Watches what projections and norms read during one batch; :meth:`apply` then changes the weights.
+
+    Args:
+        model (ShearedCausalLM): Under the masks of the batch, all zero or one.
+        axes (Iterable[str]): Axes whose units may go.
+        tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
+    """
+
+    def __init__(self, model: ShearedCausalLM, axes: Iterable[str], tokens: int):
+        self.tokens, self._model, self._cutter = tokens, model.model, model.cutter
+        self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
+        self._seen: dict[str, int] = {}
+        self._owner: dict[str, str] = {}  # of the tensor that a projection reads: q, k and v share one
+        self._last: tuple[Any, str] = (None, '')
+        self._is_forward = False  # and not the forward pass of a layer that activation checkpointing runs once more
+        self._before = dict(self._cutter.plan.cuts(self._flat(self._cutter.masks)))
+        self._inputs = {path: self._present(path, cut) for path, cut in self._watched(set(axes))}
+        self._handles = [
+            self._model.get_submodule(path).register_forward_pre_hook(partial(self._watch, path))
+            for path in self._inputs
+        ]
+        self._handles += [
+            self._model.register_forward_pre_hook(lambda *_: self._begin(True)),
+            self._model.register_forward_hook(lambda *_: self._begin(False), always_call=True),
+        ]
+
+    def stop(self) -> None:
+        """Stops watching."""
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def apply(self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None]) -> None:
+        """Prepares the weights for masks under which more units are gone.
+
+        Args:
+            masks (Mapping[str, Tensor]): Masks of the coming batch by axis, all zero or one.
+            reduce (Callable): Averages a tensor over ranks, in place; a collective, called alike on every rank.
+        """
+        flat = self._flat(masks)
+        after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
+        for path, total in self._sums.items():
+            if path not in after:
+                continue
+            places, present = self._inputs[path]
+            left, still = self._present(path, after[path])
+            stays = present & torch.isin(places, left[still])
+            goes = present & ~stays
+            if not goes.any() or not stays.any():
+                continue
+            reduce(total)
+            if isinstance(after[path].role, Linear):
+                shares = regress(total, stays, goes, self._seen[path] * dist.get_world_size())
+                self._take_over(path, places[stays], places[goes], shares)
+            else:
+                self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt())
+
+    def _watched(self, axes: set[str]) -> Iterable[tuple[str, ModuleCut]]:
+        family = self._cutter.family
+        unread = {f'{family.decoder}.{family.embedding}'}
+        if self._model.config.tie_word_embeddings:
+            unread.add(family.head)
+        if self._cutter.shape.group_size == 1 and 'head' in axes:
+            axes.add('kv_group')
+        for path, cut in self._before.items():
+            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
+            if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension, ())):
+                yield path, cut
+
+    def _present(self, path: str, cut: ModuleCut) -> tuple[Tensor, Tensor]:
+        """Positions of a module's inputs in the source's module, and which of them are more than padding."""
+        is_linear = isinstance(cut.role, Linear)
+        weight = self._model.get_submodule(path).weight
+        index = cut.columns if is_linear else cut.rows
+        places = torch.arange(weight.shape[-1], device=weight.device) if index is None else index
+        present = torch.ones_like(places, dtype=torch.bool)
+        if is_linear and cut.column_scale is not None:
+            present = cut.column_scale.detach() != 0
+        elif not is_linear and cut.real is not None:
+            present = torch.zeros_like(present).index_fill(0, cut.real, True)
+        return places, present
+
+    def _flat(self, masks: Mapping[str, Tensor]) -> Tensor:
+        return flatten_masks(masks).to(next(self._model.parameters()).device)
+
+    def _begin(self, is_forward: bool) -> None:
+        self._is_forward, self._last = is_forward, (None, '')
+
+    def _watch(self, path: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not self._is_forward:
+            return
+        x = inputs[0]
+        if isinstance(self._before[path].role, Linear):
+            if path not in self._owner:
+                self._owner[path] = self._last[1] if self._last[0] is x else path
+                self._last = (x, self._owner[path])
+            if self._owner[path] == path:
+                self._add(path, x, lambda rows: rows.T @ rows)
+        else:
+            present = self._inputs[path][1]
+            self._add(path, x, lambda rows: _relative_squares(rows, present, isinstance(module, nn.LayerNorm)).sum(0))
+
+    def _add(self, path: str, x: Tensor, moment: Callable[[Tensor], Tensor]) -> None:
+        wanted = self.tokens - self._seen.get(path, 0)
+        if wanted <= 0:
+            return
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            rows = x.detach().reshape(-1, x.shape[-1])[:wanted].float()
+            self._sums[path] = moment(rows) + self._sums.get(path, 0)
+        self._seen[path] = self._seen.get(path, 0) + len(rows)
+
+    def _take_over(self, owner: str, stays: Tensor, goes: Tensor, shares: Tensor) -> None:
+        for path in (path for path, first in self._owner.items() if first == owner):
+            weight = _local(self._model.get_submodule(path).weight)
+            change = weight.index_select(1, goes).float() @ shares
+            weight.index_add_(1, stays, change.to(weight.dtype))
+
+    def _rescale(self, path: str, factor: Tensor) -> None:
+        gain, offset = _local(self._model.get_submodule(path).weight), self._before[path].role.offset
+        gain.copy_((gain.float() + offset) * factor - offset)
+
+
+def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tensor:
+    """Coefficients of the ridge regression of the inputs that go on those that stay.
+
+    Args:
+        products (Tensor): float32 [inputs, inputs], a multiple of the sum of x x^T.
+        stays (Tensor): bool [inputs].
+        goes (Tensor): bool [inputs].
+        tokens (int): How many were summed over: the fewer, the stronger the ridge.
+
+    Returns:
+        Tensor: float32 [inputs that go, inputs that stay].
+    """
+    size = products.diagonal().sqrt()
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    correlation = products / size / size[:, None]
+    kept = correlation[stays][:, stays]
+    kept.diagonal().add_(RIDGE * len(kept) / tokens)
+    solved = torch.cholesky_solve(correlation[stays][:, goes], torch.linalg.cholesky(kept))
+    return solved.T * size[goes, None] / size[stays]
+
+
+def _relative_squares(rows: Tensor, present: Tensor, is_centred: bool) -> Tensor:
+    """Squares of the entries over their mean in the token, among those that are present; zero elsewhere."""
+    if is_centred:
+        rows = rows - (rows * present).sum(-1, keepdim=True) / present.sum()
+    squares = rows.square() * present
+    return squares * (present.sum() / squares.sum(-1, keepdim=True).clamp(min=torch.finfo(squares.dtype).tiny))
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This rank's rows of a weight, or its entries of a gain."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
