@@ -4,8 +4,8 @@ In one process, in turn, so that a noisy machine is noisy for all of them: the d
 step with everything kept, a pruning step at the target, the target model's own training step, and the usual way to
 mask, which multiplies activations and computes everything. A step is forward and backward of one micro-batch; the
 optimizer's step, which depends on the number of stored parameters and not on masks, is measured on its own; so are
-evaluation, and the same tokens in four accumulated micro-batches, each of which cuts anew. Medians over rounds, and
-medians of the ratios within each round.
+evaluation, a step after which a twentieth of what is to go leaves with compensation, and the same tokens in four
+accumulated micro-batches, each of which cuts anew. Medians over rounds, and medians of the ratios within each round.
 
 ``--course`` adds steps on the way, at a quarter, a half and three quarters of the warm-up, and states what a whole run
 costs whose warm-up is a fifth of it (as in the paper) beside the same run with multiplied activations.
@@ -23,12 +23,14 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from llmshearing.algorithms.targeted_pruning.compensation import Compensation
 from llmshearing.algorithms.targeted_pruning.masks import plan_axes
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of
@@ -180,14 +182,24 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
     if 'kv_group' not in at_target and shape.group_size > 1:
         raise ValueError('the target of a grouped-query family must remove whole groups')
 
+    fewer = {axis: (mask > 0).float() for axis, mask in target_masks(shape, target, 0.05).items()}
+
     def pruning(masks, run=step, **options):
         cutter.set_masks(masks)
         run(masked, ids, **options)
+
+    def compensating():
+        cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in fewer.items()})
+        watching = Compensation(SimpleNamespace(model=masked, cutter=cutter), fewer, ids.numel())
+        step(masked, ids)
+        watching.stop()
+        watching.apply(fewer, lambda tensor: None)
 
     optimizer = torch.optim.AdamW(dense.parameters(), lr=0.0)
     steps = {
         'dense source': lambda: step(dense, ids),
         'pruning, all kept': lambda: pruning(ones),
+        'pruning, all kept, compensating': compensating,
         'pruning, at target': lambda: pruning(at_target),
         'target model': lambda: step(own, ids),
         "the target's products alone": matrix_products(own, ids.numel()),
@@ -215,6 +227,7 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
 
     ratios = {
         'all kept / dense source': ratio('pruning, all kept', 'dense source'),
+        'compensating / all kept': ratio('pruning, all kept, compensating', 'pruning, all kept'),
         'at target / target model': ratio('pruning, at target', 'target model'),
         'at target / dense source': ratio('pruning, at target', 'dense source'),
         'at target / activation masking': ratio('pruning, at target', 'activation masking'),
@@ -269,7 +282,7 @@ def main() -> None:
         sys.stdout.write(f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n'
                          f'  {result["source"]}\n  -> {result["target"]}\n')
         for name, value in result['seconds'].items():
-            sys.stdout.write(f'  {name:<30}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
+            sys.stdout.write(f'  {name:<31}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
         for name, value in result['ratios'].items():
             sys.stdout.write(f'  {name:<42}{value:6.3f}\n')
     if arguments.output:

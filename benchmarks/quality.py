@@ -6,7 +6,7 @@ the spread between seeds and of the domains' gaps to the source, and the cost in
 pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
     python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...]
-                                 [--seeds 1 2 3] [--steps N] [--quick] [--output FILE.json]
+                                 [--seeds 1 2 3] [--steps N] [--rate R] [--quick] [--output FILE.json]
 
 Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute,
 with ``--smollm`` about ten.
@@ -149,7 +149,8 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
     first = prune_steps if arm.prune_share else 0
     one_run = first == total
     along = LossesAlong(work, sizes, total, 0 if one_run else first)
-    record: dict[str, Any] = {'arm': arm.name, 'seed': seed, 'steps': total, 'prune_flops': 0.0}
+    record: dict[str, Any] = {'arm': arm.name, 'seed': seed, 'steps': total, 'rate': sizes.learning_rate}
+    record['prune_flops'] = 0.0
     if arm.pruning is None:
         config = AutoConfig.from_pretrained(work / 'source')
         config = with_shape(config, target_shape(config, sizes.target))
@@ -194,22 +195,22 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     """The results as markdown: means over seeds and domains."""
-    by_arm: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    by_arm: dict[tuple[str, int, Any], list[dict[str, Any]]] = {}
     for record in records:
-        by_arm.setdefault((record['arm'], record['steps']), []).append(record)
+        by_arm.setdefault((record['arm'], record['steps'], record.get('rate', '')), []).append(record)
     lines = [
-        '| arm | steps | seeds | soft | finished | end, mean of domains | between seeds | spread of gaps | TFLOP |',
-        '|---|---|---|---|---|---|---|---|---|',
+        '| arm | steps | rate | seeds | soft | finished | end, mean | between seeds | spread of gaps | TFLOP |',
+        '|---|---|---|---|---|---|---|---|---|---|',
     ]
     ordered = sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1]))
-    for (name, steps), group in ordered:
+    for (name, steps, rate), group in ordered:
         ends = [mean(r['final']) for r in group]
         soft = f"{statistics.fmean(mean(r['soft']) for r in group):.3f}" if 'soft' in group[0] else ''
         gaps = statistics.fmean(statistics.pstdev(r['final'][d] - source[d] for d in DOMAINS) for r in group)
         cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / 1e12
         finished = statistics.fmean(mean(r['finished']) for r in group)
         end, between = f'{statistics.fmean(ends):.3f}', f'{max(ends) - min(ends):.3f}' if len(ends) > 1 else ''
-        cells = (name, steps, len(group), soft, f'{finished:.3f}', end, between, f'{gaps:.3f}', f'{cost:.2f}')
+        cells = (name, steps, rate, len(group), soft, f'{finished:.3f}', end, between, f'{gaps:.3f}', f'{cost:.2f}')
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
@@ -223,6 +224,7 @@ def main() -> int:
     parser.add_argument('--arms', nargs='+', choices=list(arms), help='instead of groups')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--steps', type=int, help='budget of every arm; default: 600, with --smollm 100')
+    parser.add_argument('--rate', type=float, help='peak learning rate; default: 2e-3, with --smollm 1e-3')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
     arguments = parser.parse_args()
@@ -231,6 +233,9 @@ def main() -> int:
     sizes, work = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL, arguments.work
     if arguments.steps is not None:
         sizes = dataclasses.replace(sizes, steps=arguments.steps)
+    usual = sizes.learning_rate
+    if arguments.rate is not None:
+        sizes = dataclasses.replace(sizes, learning_rate=arguments.rate)
     wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in arguments.groups]
     if arguments.smollm and any(arms[name][1].references == 'law' for name in wanted):
         parser.error('references by a law need a family of sources, and SmolLM2 comes in one size here')
@@ -238,11 +243,11 @@ def main() -> int:
     references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(record['arm'], record['seed'], record['steps']) for record in records}
+    done = {(record['arm'], record['seed'], record['steps'], record.get('rate', usual)) for record in records}
     for seed in arguments.seeds:
         for name in wanted:
             arm = arms[name][1]
-            if (name, seed, arm.total_steps(sizes.steps)) in done:
+            if (name, seed, arm.total_steps(sizes.steps), sizes.learning_rate) in done:
                 continue
             records.append(run(arm, seed, work, sizes))
             with results.open('a') as stream:

@@ -49,6 +49,17 @@ def test_init_memory(tmp_path):
     assert modes['mixed'][1]['peak_models'] < modes['cpu'][1]['peak_models']
 
 
+def test_cut_cost(tmp_path):
+    out = tmp_path / 'results.json'
+    process = run_quick('cut_cost.py', '--work', tmp_path / 'work', '--sequences', '2', '--output', out)
+    result = json.loads(out.read_text())
+    cuts = {(cut['axes'], cut['scores']): cut for cut in result['cuts']}
+    assert ('layer', 'perplexity') in cuts and 'compensated' not in cuts['layer', 'taylor']
+    whole = cuts['all', 'block importance + activation']
+    assert whole['cut'] != whole['compensated'] and whole['cut'] != result['source']
+    assert '| all | block importance + activation |' in process.stdout
+
+
 def test_step_memory(tmp_path):
     out = tmp_path / 'results.json'
     run_quick('step_memory.py', '--tokens', '256', '--output', out)

@@ -51,7 +51,7 @@ def test_regression_is_least_squares_when_there_is_much_to_see(monkeypatch):
     monkeypatch.setattr(compensation, 'RIDGE', 1e-6)
     torch.manual_seed(0)
     mixing = torch.randn(12, 12)
-    x = torch.randn(4000, 12) @ mixing * torch.logspace(-1, 1, 12)
+    x = torch.randn(4000, 12) @ mixing * torch.logspace(-0.5, 0.5, 12)
     stays = torch.zeros(12, dtype=torch.bool)
     stays[[0, 2, 3, 7, 9]] = True
     goes = ~stays
@@ -60,17 +60,22 @@ def test_regression_is_least_squares_when_there_is_much_to_see(monkeypatch):
     torch.testing.assert_close(regress(x.T @ x, stays, goes, 4000).double(), want, rtol=2e-3, atol=1e-4)
 
 
-def test_the_ridge_is_relative_to_the_size_of_each_input_and_falls_with_the_tokens():
+def test_the_ridge_is_relative_to_the_mean_square_of_what_stays_and_falls_with_the_tokens():
     torch.manual_seed(1)
     x = torch.randn(50, 4) * torch.tensor([1.0, 10.0, 0.1, 3.0])
     stays = torch.tensor([True, True, False, False])
-    scale = x.double().square().sum(0).sqrt()
-    scaled = x.double() / scale
-    ridge = compensation.RIDGE * 2 / 50
-    products = scaled.T @ scaled
-    solved = torch.linalg.inv(products[:2, :2] + ridge * torch.eye(2)) @ products[:2, 2:]
-    want = (solved * scale[2:] / scale[:2, None]).T
+    products = x.double().T @ x.double()
+    ridge = compensation.RIDGE * 2 / 50 * products[:2, :2].trace() / 2
+    want = (torch.linalg.inv(products[:2, :2] + ridge * torch.eye(2)) @ products[:2, 2:]).T
     torch.testing.assert_close(regress(x.T @ x, stays, ~stays, 50).double(), want, rtol=1e-4, atol=1e-6)
+
+
+def test_an_input_that_hardly_moves_gets_no_large_weight():
+    torch.manual_seed(2)
+    lost = torch.randn(200, 1)
+    x = torch.cat([torch.randn(200, 3), 1e-6 * lost, lost], 1)  # the fourth tells all, in a whisper
+    stays = torch.tensor([True, True, True, True, False])
+    assert regress(x.T @ x, stays, ~stays, 200).abs().max() < 1
 
 
 def test_inputs_that_are_always_zero_are_given_to_nobody():
@@ -179,6 +184,18 @@ def test_weights_of_lower_precision_are_changed_as_those_of_full_precision(tmp_p
         weights.append(model.model.model.layers[1].mlp.down_proj.weight)
     assert weights[1].dtype == torch.bfloat16
     torch.testing.assert_close(weights[1].float(), weights[0], rtol=0.1, atol=0.03)
+
+
+def test_tokens_that_are_all_zeros_do_no_harm(tmp_path):
+    """Such as padding's, which transformers embeds as zeros."""
+    model, batch = model_of(tmp_path), batch_of()
+    batch['input_ids'][:, -3:] = 0
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[0] = 0
+    before = model.model.model.layers[0].input_layernorm.weight.clone()
+    cut_with_compensation(model, {'hidden': (torch.arange(48) < 40).float()}, batch)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert not torch.equal(model.model.model.layers[0].input_layernorm.weight, before)
 
 
 def test_only_so_many_tokens_are_looked_at(tmp_path):

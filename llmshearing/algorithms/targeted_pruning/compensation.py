@@ -3,10 +3,11 @@
 A projection that reads ``x`` and loses its inputs G keeps the inputs K. The best it can do without G is to read what K
 tells of them: with C the ridge regression of ``x_G`` on ``x_K`` over the tokens of a training batch,
 
-    weight[:, K] += weight[:, G] @ C,    C = S_GK (S_KK + lambda I)^-1,    S = mean of x x^T, scaled to a unit diagonal
+    weight[:, K] += weight[:, G] @ C,    C = S_GK (S_KK + lambda I)^-1,    S = sum of x x^T
 
 which is the optimal brain surgeon's update for a linear layer (Hassibi and Stork 1993; for language models SparseGPT,
-arXiv 2301.00774, and ZipLM, arXiv 2302.04089). A norm divides by the size of what is left, so its gain is multiplied by
+arXiv 2301.00774, and ZipLM, arXiv 2302.04089). The ridge is relative to the mean of the diagonal, so that an input that
+hardly ever moves gets no large weight, and the stronger the fewer tokens there are. A norm divides by the size of what is left, so its gain is multiplied by
 how much smaller that has become: exactly for RMSNorm, for LayerNorm as far as the mean of the dimensions stays.
 
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
@@ -29,7 +30,7 @@ from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 
 __all__ = ['Compensation', 'regress']
 
-RIDGE = 2.0  # times kept inputs per token
+RIDGE = 0.2  # of the mean square of the inputs that stay, times their number per token
 
 
 class Compensation:
@@ -167,13 +168,9 @@ def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tenso
     Returns:
         Tensor: float32 [inputs that go, inputs that stay].
     """
-    size = products.diagonal().sqrt()
-    size = torch.where(size > 0, size, torch.ones_like(size))
-    correlation = products / size / size[:, None]
-    kept = correlation[stays][:, stays]
-    kept.diagonal().add_(RIDGE * len(kept) / tokens)
-    solved = torch.cholesky_solve(correlation[stays][:, goes], torch.linalg.cholesky(kept))
-    return solved.T * size[goes, None] / size[stays]
+    kept = products[stays][:, stays].double()
+    kept.diagonal().add_(RIDGE * len(kept) / tokens * kept.diagonal().mean())
+    return torch.cholesky_solve(products[stays][:, goes].double(), torch.linalg.cholesky(kept)).T.float()
 
 
 def _relative_squares(rows: Tensor, present: Tensor, is_centred: bool) -> Tensor:
@@ -181,7 +178,8 @@ def _relative_squares(rows: Tensor, present: Tensor, is_centred: bool) -> Tensor
     if is_centred:
         rows = rows - (rows * present).sum(-1, keepdim=True) / present.sum()
     squares = rows.square() * present
-    return squares * (present.sum() / squares.sum(-1, keepdim=True).clamp(min=torch.finfo(squares.dtype).tiny))
+    mean = squares.sum(-1, keepdim=True) / present.sum()
+    return squares / mean.clamp(min=torch.finfo(squares.dtype).tiny)  # a padding token may be all zeros
 
 
 def _local(parameter: Tensor) -> Tensor:

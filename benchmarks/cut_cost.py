@@ -1,0 +1,139 @@
+"""What a cut costs before anything is trained again: by axis, by the scores that choose the units, and compensated.
+
+The source of ``quality.py`` is cut to its target along one axis at a time and along all of them, by every method that
+scores the axis; then once more with the weights changed so that the units that stay take over from those that go
+(``compensate`` of ``targeted_pruning``). Scores and compensation see training text, losses are of held-out text.
+
+    python benchmarks/cut_cost.py --work runs/quality-smollm --smollm [--sequences 4] [--scores NAME ...] [--quick]
+                                  [--output FILE.json]
+
+With ``--smollm`` it takes about twenty minutes of one core.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import logging
+import statistics
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from llmshearing.algorithms.targeted_pruning.compensation import Compensation
+from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance
+from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, keep_largest, plan_axes
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.models.targets import target_shape
+from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
+
+BEST = {'layer': 'block_importance'}  # and activations for the widths, where several axes are cut
+
+
+def held_out_loss(model: ShearedCausalLM, work: Path, sizes: Sizes) -> float:
+    """Mean over the domains under the masks that are set."""
+    return statistics.fmean(
+        domain_loss(model.model, itertools.islice(read_tokens(folder), sizes.on_the_way), 16, name)['loss']
+        for name, folder in find_domains(work / 'data').items()
+    )
+
+
+def training_batches(work: Path, sequences: int) -> list[dict[str, Tensor]]:
+    """So many batches of one training sequence of every domain."""
+    folders = sorted(path for path in (work / 'data' / 'train').iterdir() if path.is_dir())
+    streams = [itertools.islice(read_tokens(folder), sequences) for folder in folders]
+    batches = []
+    for rows in zip(*streams):
+        ids = torch.stack([torch.as_tensor(row).long() for row in rows])
+        batches.append({'input_ids': ids, 'labels': ids.clone(), 'attention_mask': torch.ones_like(ids)})
+    return batches
+
+
+class Cuts:
+    """Cuts one source again and again."""
+
+    def __init__(self, model: ShearedCausalLM, plans: Mapping[str, AxisPlan], batches: list[dict[str, Tensor]]):
+        self.model, self.plans, self.batches = model, plans, batches
+        self.weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+        self.calibration = Calibration(model, batches, contextlib.nullcontext, lambda tensor: None, 17, 1)
+        self.scores: dict[tuple[str, str], Tensor] = {}
+
+    def choose(self, methods: Mapping[str, str]) -> None:
+        """Cuts the unchanged source along the axes of ``methods``."""
+        self.model.model.load_state_dict(self.weights)
+        for axis, method in methods.items():
+            if (axis, method) not in self.scores:
+                self.scores[axis, method] = importance({axis: method}, self.calibration)[axis]
+        self.masks = {a: keep_largest(self.plans[a], self.scores[a, m]).float() for a, m in methods.items()}
+        self.model.cutter.set_masks(self.masks)
+
+    def compensate(self) -> None:
+        """Changes the weights for the cut that was chosen."""
+        self.model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
+        watching = Compensation(self.model, self.masks, tokens=sum(b['input_ids'].numel() for b in self.batches))
+        with torch.no_grad():
+            for batch in self.batches:
+                self.model(batch)
+        watching.stop()
+        watching.apply(self.masks, lambda tensor: None)
+        self.model.cutter.set_masks(self.masks)
+
+
+def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str]) -> dict[str, Any]:
+    """Losses of the source, of every cut by ``methods`` and of the one along all axes."""
+    source = make_source(work, sizes)
+    model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False).eval()
+    shape = model.cutter.shape
+    cuts = Cuts(model, plan_axes(shape, target_shape(model.config, sizes.target)), training_batches(work, sequences))
+    model.cutter.set_masks(None)
+    result: dict[str, Any] = {'source': held_out_loss(model, work, sizes), 'cuts': []}
+    ways = [({axis: method}, axis, method) for method in methods for axis in cuts.plans if axis in METHODS[method][1]]
+    best = {axis: BEST.get(axis, 'activation') for axis in cuts.plans}
+    for chosen, axes, by in [*sorted(ways, key=lambda way: way[1]), (best, 'all', 'block importance + activation')]:
+        cuts.choose(chosen)
+        record = {'axes': axes, 'scores': by, 'cut': held_out_loss(model, work, sizes)}
+        if axes != 'layer':
+            cuts.compensate()
+            record['compensated'] = held_out_loss(model, work, sizes)
+        result['cuts'].append(record)
+        sys.stderr.write(f'{record}\n')
+    return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The losses as markdown, with the source's."""
+    lines = ['| axes cut | scores | loss | compensated |', '|---|---|---|---|']
+    for cut in result['cuts']:
+        compensated = f'{cut["compensated"]:.2f}' if 'compensated' in cut else ''
+        lines.append(f'| {cut["axes"]} | {cut["scores"]} | {cut["cut"]:.2f} | {compensated} |')
+    return f'source: {result["source"]:.2f}\n\n' + '\n'.join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--work', type=Path, required=True, help='folder for text and source, as of quality.py')
+    parser.add_argument('--smollm', action='store_true', help='cut SmolLM2-135M instead of the small source')
+    parser.add_argument('--sequences', type=int, default=4, help='of each domain to look at (default: %(default)s)')
+    parser.add_argument('--scores', nargs='+', choices=list(METHODS), default=list(METHODS), help='default: all')
+    parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
+    parser.add_argument('--output', type=Path, help='write the losses as JSON')
+    arguments = parser.parse_args()
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.WARNING)
+    sizes = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL
+    result = measure(arguments.work, sizes, arguments.sequences, arguments.scores)
+    sys.stdout.write(table(result) + '\n')
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
