@@ -94,9 +94,10 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str]) ->
     cuts = Cuts(model, plan_axes(shape, target_shape(model.config, sizes.target)), training_batches(work, sequences))
     model.cutter.set_masks(None)
     result: dict[str, Any] = {'source': held_out_loss(model, work, sizes), 'cuts': []}
-    ways = [({axis: method}, axis, method) for method in methods for axis in cuts.plans if axis in METHODS[method][1]]
+    pairs = [(axis, method) for method in methods for axis in cuts.plans if axis in METHODS[method][1]]
+    ways = [({axis: method}, axis, method) for axis, method in sorted(pairs, key=lambda pair: pair[0])]
     best = {axis: BEST.get(axis, 'activation') for axis in cuts.plans}
-    for chosen, axes, by in [*sorted(ways, key=lambda way: way[1]), (best, 'all', 'block importance + activation')]:
+    for chosen, axes, by in [*ways, (best, 'all', 'block importance + activation')]:
         cuts.choose(chosen)
         record = {'axes': axes, 'scores': by, 'cut': held_out_loss(model, work, sizes)}
         if axes != 'layer':
