@@ -7,8 +7,9 @@ tells of them: with C the ridge regression of ``x_G`` on ``x_K`` over the tokens
 
 which is the optimal brain surgeon's update for a linear layer (Hassibi and Stork 1993; for language models SparseGPT,
 arXiv 2301.00774, and ZipLM, arXiv 2302.04089). The ridge is relative to the mean of the diagonal, so that an input that
-hardly ever moves gets no large weight, and the stronger the fewer tokens there are. A norm divides by the size of what is left, so its gain is multiplied by
-how much smaller that has become: exactly for RMSNorm, for LayerNorm as far as the mean of the dimensions stays.
+hardly ever moves gets no large weight, and the stronger the fewer tokens there are. A norm divides by the size of what
+is left, so its gain is multiplied by how much smaller that has become: exactly for RMSNorm, for LayerNorm as far as the
+mean of the dimensions stays.
 
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
