@@ -193,11 +193,29 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
     return record
 
 
+def _by_arm(records: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
+    """Seeds of one arm, budget and learning rate together."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record['arm'], record['steps'], record.get('rate', '')), []).append(record)
+    return groups
+
+
+def domain_table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
+    """Losses at the end by domain as markdown: means over seeds, the best first."""
+    rows = [('source', '', '', source)]
+    for (name, steps, rate), group in _by_arm(records).items():
+        rows.append((name, steps, rate, {d: statistics.fmean(r['final'][d] for r in group) for d in DOMAINS}))
+    rows.sort(key=lambda row: mean(row[-1]))
+    lines = [f'| arm | steps | rate | {" | ".join(DOMAINS)} |', '|---' * (3 + len(DOMAINS)) + '|']
+    for *cells, losses_at_end in rows:
+        lines.append(f'| {" | ".join(map(str, [*cells, *(f"{losses_at_end[d]:.2f}" for d in DOMAINS)]))} |')
+    return '\n'.join(lines)
+
+
 def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     """The results as markdown: means over seeds and domains."""
-    by_arm: dict[tuple[str, int, Any], list[dict[str, Any]]] = {}
-    for record in records:
-        by_arm.setdefault((record['arm'], record['steps'], record.get('rate', '')), []).append(record)
+    by_arm = _by_arm(records)
     lines = [
         '| arm | steps | rate | seeds | soft | finished | end, mean | between seeds | spread of gaps | TFLOP |',
         '|---|---|---|---|---|---|---|---|---|---|',
@@ -253,7 +271,8 @@ def main() -> int:
             with results.open('a') as stream:
                 stream.write(json.dumps(records[-1]) + '\n')
             sys.stderr.write(f'{name}, seed {seed}: {mean(records[-1]["final"]):.3f}\n')
-    sys.stdout.write(f'source: {mean(references):.3f} {json.dumps(references)}\n\n{table(records, references)}\n')
+    sys.stdout.write(f'source: {mean(references):.3f} {json.dumps(references)}\n\n{table(records, references)}\n\n')
+    sys.stdout.write(f'{domain_table(records, references)}\n')
     if arguments.output:
         everything = {'sizes': dataclasses.asdict(sizes), 'source': references, 'records': records}
         arguments.output.write_text(json.dumps(everything, indent=1))

@@ -85,7 +85,8 @@ def test_quality(tmp_path):
     scratch, one_shot, progressive, *_ = (record['prune_flops'] + record['continue_flops'] for record in records)
     assert scratch < one_shot < progressive  # one step on the source, some steps on the way
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
-    assert '| one-shot taylor | 8 | 1 |' in done.stdout
+    assert '| one-shot taylor | 8 | 0.002 | 1 |' in done.stdout
+    assert '| source |  |  | ' in done.stdout  # the losses by domain
 
 
 def test_budget_error(tmp_path):
