@@ -47,11 +47,12 @@ class ShortOfMemory(Callback):
         state.auto_microbatching = True  # Composer offers it on GPUs only
 
 
-def run(source, mask_learning, place=None):
-    """Trains some batches; returns the learner, the logged expected counts and what masks every attempt was given."""
+def run(source, mask_learning, place=None, **settings):
+    """Trains some batches; returns learner, logged expected counts, the masks of every attempt, and the model."""
     model, log = ShearedCausalLM(tiny_tokenizer(), str(source)), InMemoryLogger()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='3ba', follow_schedule=False)
+    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='3ba', follow_schedule=False,
+                              **settings)
     trainer = tiny_trainer(
         source, [pruning], batches=BATCHES, model=model, optimizers=optimizer, schedulers=None, loggers=[log],
         callbacks=[ShortOfMemory(place, optimizer)],
@@ -66,14 +67,14 @@ def run(source, mask_learning, place=None):
     pruning.training_masks = recording
     trainer.fit()
     assert trainer.state.device_train_microbatch_size == (2 if place else 4)
-    return pruning.learner, log.data['pruning/hidden/expected'], attempts
+    return pruning.learner, log.data['pruning/hidden/expected'], attempts, model
 
 
 @pytest.mark.parametrize('mask_learning', ['lagrangian', 'progressive'])
 @pytest.mark.parametrize('place', ['backward', 'step'])
 def test_a_second_attempt_has_the_same_masks_and_one_update(source, mask_learning, place):
-    learner, expected, attempts = run(source, mask_learning)
-    again, expected_again, attempts_again = run(source, mask_learning, place)
+    learner, expected, attempts, _ = run(source, mask_learning)
+    again, expected_again, attempts_again, _ = run(source, mask_learning, place)
     assert [batch for batch, _ in attempts_again] == [0, 1, 1, 2]
     for batch, masks in attempts_again:
         for axis, mask in dict(attempts)[batch].items():
@@ -83,6 +84,17 @@ def test_a_second_attempt_has_the_same_masks_and_one_update(source, mask_learnin
         torch.testing.assert_close(again.scores()[axis], scores, rtol=1e-4, atol=1e-5)
     if mask_learning == 'lagrangian':
         assert {int(state['step']) for state in again.optimizer.state.values()} == {BATCHES}
+
+
+@pytest.mark.parametrize('place', ['backward', 'step'])
+def test_a_second_attempt_is_compensated_once(source, place):
+    *_, model = run(source, 'progressive', compensate=True)
+    *_, again = run(source, 'progressive', place, compensate=True)
+    *_, without = run(source, 'progressive')
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(again.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(without.model.lm_head.weight, model.model.lm_head.weight, rtol=1e-3, atol=1e-3)
+    assert not any(module._forward_pre_hooks for module in again.modules())
 
 
 def test_a_run_that_begins_anew_draws_and_steps_anew(source):

@@ -32,6 +32,7 @@ from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 __all__ = ['Compensation', 'regress']
 
 RIDGE = 0.2  # of the mean square of the inputs that stay, times their number per token
+TOKENS = 16_384  # watching more costs more than it tells
 
 
 class Compensation:
@@ -43,7 +44,7 @@ class Compensation:
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
     """
 
-    def __init__(self, model: ShearedCausalLM, axes: Iterable[str], tokens: int):
+    def __init__(self, model: ShearedCausalLM, axes: Iterable[str], tokens: int = TOKENS):
         self.tokens, self._model, self._cutter = tokens, model.model, model.cutter
         self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
         self._seen: dict[str, int] = {}
@@ -169,9 +170,10 @@ def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tenso
     Returns:
         Tensor: float32 [inputs that go, inputs that stay].
     """
-    kept = products[stays][:, stays].double()
+    rows = products[stays].double()
+    kept = rows[:, stays]
     kept.diagonal().add_(RIDGE * len(kept) / tokens * kept.diagonal().mean())
-    return torch.cholesky_solve(products[stays][:, goes].double(), torch.linalg.cholesky(kept)).T.float()
+    return torch.cholesky_solve(rows[:, goes], torch.linalg.cholesky(kept)).T.float()
 
 
 def _relative_squares(rows: Tensor, present: Tensor, is_centred: bool) -> Tensor:

@@ -27,6 +27,7 @@ from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibrat
 from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
 from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
 from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
+from llmshearing.algorithms.targeted_pruning.settings import one_of, within
 from llmshearing.algorithms.targeted_pruning.sparsity_target import SparsityTarget, plan_open_axes, read_sparsity_target
 from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
 from llmshearing.algorithms.targeted_pruning.widths import describe_widths, layer_widths
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 STATE_VERSION = 2  # 2: progressive masks note when each unit was told to go
 MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
-COMPENSATION_TOKENS = 16_384  # per rank and batch; watching more costs more than it tells
 
 
 def find_pruning(state: State) -> Optional[TargetedPruning]:
@@ -117,15 +117,15 @@ class TargetedPruning(Algorithm):
         seed: int = 17,
     ):
         self.target_settings = dict(target)
-        self.mask_learning = _one_of('mask_learning', mask_learning, MASK_LEARNING)
+        self.mask_learning = one_of('mask_learning', mask_learning, MASK_LEARNING)
         if mask_learning == 'one_shot' and scores is None:
             raise ValueError(f'mask_learning: one_shot decides by scores; set scores to one of {", ".join(METHODS)}.')
         self.scores = scores
         method_by_axis(scores or {}, dict.fromkeys(AXES))  # refuses unknown names here
-        self.calibration_batches = int(_within('calibration_batches', calibration_batches, 1, 10**6))
+        self.calibration_batches = int(within('calibration_batches', calibration_batches, 1, 10**6))
         self.lagrangian_warmup = read_time('lagrangian_warmup', lagrangian_warmup)
-        self.start_sparsity = _within('start_sparsity', start_sparsity, 0.0, 0.99)
-        self.fade = _within('fade', fade, 0.0, 0.95)
+        self.start_sparsity = within('start_sparsity', start_sparsity, 0.0, 0.99)
+        self.fade = within('fade', fade, 0.0, 0.95)
         self.compensate = compensate
         if compensate and (mask_learning == 'lagrangian' or fade > 0 or start_sparsity > 0):
             raise ValueError(
@@ -133,17 +133,17 @@ class TargetedPruning(Algorithm):
                 f'{start_sparsity} is not possible: it needs units that are there until they go for good; use '
                 'progressive or one_shot, fade: 0 and start_sparsity: 0.',
             )
-        self.learning_rate = _within('learning_rate', learning_rate, 0.0, 100.0)
-        self.multiplier_learning_rate = _within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
-        self.multiplier_damping = _within('multiplier_damping', multiplier_damping, 0.0, 1000.0)
+        self.learning_rate = within('learning_rate', learning_rate, 0.0, 100.0)
+        self.multiplier_learning_rate = within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
+        self.multiplier_damping = within('multiplier_damping', multiplier_damping, 0.0, 1000.0)
         self.follow_schedule = follow_schedule
         self.freeze_masks_after = (
             None if freeze_masks_after is None else read_time('freeze_masks_after', freeze_masks_after)
         )
         self.freeze_weights = freeze_weights
-        self.eval_masks = _one_of('eval_masks', eval_masks, EVAL_MASKS)
-        self.multiple_of = int(_within('multiple_of', multiple_of, 1, 4096))
-        self.tolerance = _within('tolerance', tolerance, 0.0, 1.0)
+        self.eval_masks = one_of('eval_masks', eval_masks, EVAL_MASKS)
+        self.multiple_of = int(within('multiple_of', multiple_of, 1, 4096))
+        self.tolerance = within('tolerance', tolerance, 0.0, 1.0)
         self.seed = seed
         if 'sparsity' in self.target_settings and (mask_learning != 'lagrangian' or eval_masks == 'target'):
             raise ValueError(
@@ -342,7 +342,7 @@ class TargetedPruning(Algorithm):
         self._watching = None
         is_done = self.mask_learning != 'one_shot' and elapsed_share(state, self.lagrangian_warmup) >= 1.0
         if self.compensate and self.frozen_masks is None and not is_done:
-            self._watching = Compensation(_model(state), self.plans, COMPENSATION_TOKENS)
+            self._watching = Compensation(_model(state), self.plans)
 
     def _compensate(self, state: State) -> None:
         """Makes the units that the coming batch keeps take over from those it does not; before it is evaluated."""
@@ -403,15 +403,3 @@ def _check_finite(gradients: Mapping[str, Tensor], state: State) -> None:
             'on some rank. The checkpoints saved so far are intact; resume from the last one with a lower '
             'learning rate or other data.',
         )
-
-
-def _one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
-    if value not in possible:
-        raise ValueError(f'{name}={value!r} is not possible; choose one of {", ".join(possible)}.')
-    return value
-
-
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f'{name}={value!r} is out of range; it must be a number from {low} to {high}.')
-    return value
