@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 ENTRY_POINTS = {
-    'console_scripts': ['llmshearing = llmshearing.cli:main'],
+    'console_scripts': ['llmshearing = llmshearing.commands.main:main'],
     'llmfoundry_models': ['sheared_causal_lm = llmshearing.models.sheared_causal_lm:ShearedCausalLM'],
     'llmfoundry_algorithms': [
         'targeted_pruning = llmshearing.algorithms.targeted_pruning:TargetedPruning',
@@ -26,8 +26,8 @@ ENTRY_POINTS = {
         'stop_on_sigterm = llmshearing.callbacks.stop_on_sigterm:StopOnSigterm',
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
-    'llmfoundry_loggers': ['metrics_file = llmshearing.loggers.metrics_file:MetricsFile'],
-    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.run_checks:check_run'],
+    'llmfoundry_loggers': ['metrics_file = llmshearing.metrics.logger:MetricsFile'],
+    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:check_run'],
 }
 
 setup(

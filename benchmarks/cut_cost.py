@@ -27,9 +27,9 @@ from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from llmshearing.algorithms.targeted_pruning.compensation import Compensation
-from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance
-from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, keep_largest, plan_axes
+from llmshearing.masks.compensation import Compensation
+from llmshearing.masks.scores import METHODS, Calibration, importance
+from llmshearing.masks.axes import AxisPlan, keep_largest, plan_axes
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.masks.axes import plan_axes
 from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
 from llmshearing.models.shapes import ModelShape, shape_of
 
@@ -51,8 +51,8 @@ BLOCK = 2**24  # random numbers that are drawn once and written again and again,
 EXPORT = '''
 import json, sys, time
 from pathlib import Path
-from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
-from llmshearing.conversion.export_cli import parse_size
+from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.commands.export import parse_size
 checkpoint, out, shard = sys.argv[1:]
 
 

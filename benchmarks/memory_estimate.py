@@ -73,8 +73,8 @@ def masks_for(shape: Any, axes: tuple[str, ...]) -> Any:
     """The drawing of masks at the start of pruning, for halving every axis."""
     import dataclasses
 
-    from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
-    from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+    from llmshearing.masks.lagrangian import LagrangianMasks
+    from llmshearing.masks.axes import plan_axes
     halved = {f.name: max(1, getattr(shape, f.name) // 2) for f in dataclasses.fields(shape) if f.name != 'head_dim'}
     plans = plan_axes(shape, dataclasses.replace(shape, **halved))
     plans = {axis: plan for axis, plan in plans.items() if axis in axes}

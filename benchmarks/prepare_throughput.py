@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmshearing.data.prepare_example import EOS, read_library, train_tokenizer
+from llmshearing.prepare.example import EOS, read_library, train_tokenizer
 
 MAX_SEQ_LEN = 2048
 
@@ -29,8 +29,8 @@ PREPARE = '''
 import json, os, sys, time
 import streaming
 from transformers import AutoTokenizer
-from llmshearing.data import prepare_pool
-from llmshearing.data.prepare import prepare
+from llmshearing.prepare import pool as prepare_pool
+from llmshearing.prepare.prepare import prepare
 def peak(pid):  # not getrusage, whose maximum is that of the starting process where it was larger
     with open(f'/proc/{pid}/status') as status:
         return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmshearing.algorithms.targeted_pruning.compensation import Compensation
-from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.masks.compensation import Compensation
+from llmshearing.masks.axes import plan_axes
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import resolve_target, shape_of, with_shape

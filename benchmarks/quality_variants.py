@@ -14,14 +14,14 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.constraints import AxisConstraint
-from llmshearing.algorithms.targeted_pruning.hard_concrete import (
+from llmshearing.masks.constraints import AxisConstraint
+from llmshearing.masks.hard_concrete import (
     STRETCH_HIGH,
     STRETCH_LOW,
     TEMPERATURE,
     probability_kept,
 )
-from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
+from llmshearing.masks.lagrangian import LagrangianMasks
 
 __all__ = ['VARIANTS']
 

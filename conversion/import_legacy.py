@@ -4,7 +4,7 @@ See README.md.
 """
 import sys
 
-from llmshearing.cli import main
+from llmshearing.commands.main import main
 
 if __name__ == '__main__':
     sys.exit(main(['import', *sys.argv[1:]]))

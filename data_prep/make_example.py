@@ -5,7 +5,7 @@
 import sys
 from pathlib import Path
 
-from llmshearing.data.prepare_example import make_example
+from llmshearing.prepare.example import make_example
 
 if __name__ == '__main__':
     make_example(Path(sys.argv[1]), int(float(sys.argv[2])) if len(sys.argv) > 2 else 2_000_000)

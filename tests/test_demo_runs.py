@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from llmshearing.conversion.hf_export import open_strictly
-from llmshearing.loggers.metrics_file import read_metrics
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.metrics.logger import read_metrics
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 

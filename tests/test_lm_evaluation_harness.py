@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from llmshearing.conversion.hf_export import open_strictly
+from llmshearing.export.model_folder import open_strictly
 from tests.test_yamls import load
 from tests.tiny_run import tiny_source, tiny_tokenizer
 

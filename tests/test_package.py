@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.cli import COMMANDS, main
+from llmshearing.commands.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,8 +27,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     assert zipfile.ZipFile(wheel).read(licence) == (ROOT / 'LICENSE').read_bytes()
     assert not [name for name in names if name.startswith(('tests/', 'yamls/', 'benchmarks/'))]
     zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
-    script = ('import sys; sys.path.insert(0, "installed"); import llmshearing.cli, llmshearing.data.mixture; '
-              'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.cli.main(["--help"]))')
+    script = ('import sys; sys.path.insert(0, "installed"); '
+              'import llmshearing.commands.main, llmshearing.data.mixture; '
+              'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.commands.main.main(["--help"]))')
     process = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert 'prepare' in process.stdout

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Sequence
 
-from llmshearing.data.prepare import prepare
+from llmshearing.prepare.prepare import prepare
 
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
 

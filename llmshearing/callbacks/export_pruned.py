@@ -20,14 +20,14 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.callbacks.last_losses import last_losses
-from llmshearing.conversion.hf_export import DTYPES, cut_tensors
-from llmshearing.conversion.probe import probe_masked
-from llmshearing.conversion.pruned_folder import Origin, shape_left, write_pruned_folder
-from llmshearing.conversion.pruning_state import refuse_open_widths, refuse_unconverged
-from llmshearing.conversion.shard_writer import ModelFolderWriter
-from llmshearing.conversion.verify import verify_folder
+from llmshearing.export.model_folder import DTYPES, cut_tensors
+from llmshearing.export.probe import probe_masked
+from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.verification import verify_folder
+from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.models.cutting import CutPlan
-from llmshearing.safe_paths import local_destination
+from llmshearing.utils.paths import local_destination
 
 __all__ = ['ExportPruned']
 

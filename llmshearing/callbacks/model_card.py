@@ -14,14 +14,14 @@ from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.callbacks.last_losses import last_losses
-from llmshearing.conversion.model_card import (
+from llmshearing.export.model_card import (
     CardFacts,
     copy_licence_files,
     derived_from,
     model_card,
     source_licence,
 )
-from llmshearing.conversion.pruned_folder import local_folder, public_name
+from llmshearing.export.pruned_folder import local_folder, public_name
 from llmshearing.models.shapes import shape_of
 
 __all__ = ['ModelCard']

@@ -24,13 +24,13 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
-from llmshearing.conversion.pruning_state import pruning_record
-from llmshearing.loggers.metrics_file import MetricsFile
+from llmshearing.commands.report import default_folder
+from llmshearing.masks.state import pruning_record
+from llmshearing.metrics.logger import MetricsFile
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
-from llmshearing.reports.report_cli import default_folder
 from llmshearing.reports.run_files import STATE_VERSION, state_path, write_atomically
 
 __all__ = ['RunReport']
@@ -130,7 +130,8 @@ class RunReport(Callback):
             return
         self._hear()
         self._last, self._evaluated = time.monotonic(), False
-        command = [sys.executable, '-m', 'llmshearing.cli', 'report', str(self._metrics), '--out', str(self.folder)]
+        command = [sys.executable, '-m', 'llmshearing.commands.main', 'report', str(self._metrics)]
+        command += ['--out', str(self.folder)]
         command += [] if self.law is None else ['--law', str(self.law)]
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
         try:

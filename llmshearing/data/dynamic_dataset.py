@@ -28,7 +28,9 @@ from streaming.base.world import World
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data import mixture
-from llmshearing.data.domain_streams import (
+from llmshearing.data.rounds import MixtureRounds
+from llmshearing.data.shared_order import shared_order, starting
+from llmshearing.data.streams import (
     DomainConfig,
     build_domain_streams,
     check_manifest,
@@ -39,8 +41,6 @@ from llmshearing.data.domain_streams import (
     verify_shard,
     vocabulary_size,
 )
-from llmshearing.data.mixture_rounds import MixtureRounds
-from llmshearing.data.shared_order import shared_order, starting
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from llmfoundry.utils.registry_utils import construct_from_registry
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.data.domain_streams import vocabulary_size
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
+from llmshearing.data.streams import vocabulary_size
 
 __all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader', 'count_every_token']
 

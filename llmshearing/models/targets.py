@@ -14,9 +14,9 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional
 
-from llmshearing.counts import parse_count, parse_size
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import DTYPE_BYTES, TARGET_KEYS, ModelShape, check_heads, resolve_target, shape_of
+from llmshearing.utils.numbers import parse_count, parse_size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

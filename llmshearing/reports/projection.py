@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llmshearing.commands.budget import read_law
 from llmshearing.reports.run_files import Run
-from llmshearing.scaling.budget_cli import read_law
 from llmshearing.scaling.inputs import Run as Curve
 from llmshearing.scaling.run_logs import curve_of_log, mean_loss
 

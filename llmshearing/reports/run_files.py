@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.loggers.metrics_lines import read_points
+from llmshearing.metrics.lines import read_points
 
 METRICS_SUFFIX = '_metrics.jsonl'
 STATE_SUFFIX = '_run.json'
@@ -132,7 +132,7 @@ def read_log(path: Path) -> tuple[dict[str, Series], int]:
         tuple: Series by metric, and the number of lines that could not be read.
 
     Raises:
-        ValueError: As :func:`~llmshearing.loggers.metrics_lines.read_points`.
+        ValueError: As :func:`~llmshearing.metrics.lines.read_points`.
     """
     values, broken = read_points(path)
     return {name: (np.array([*points], dtype=np.float64), np.array([*points.values()], dtype=np.float64))

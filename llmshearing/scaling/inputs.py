@@ -25,7 +25,7 @@ from typing import TextIO
 
 import numpy as np
 
-from llmshearing.counts import parse_count
+from llmshearing.utils.numbers import parse_count
 
 MODEL_FIELDS = {'params', 'tokens', 'losses', 'name', 'comment', 'evaluation'}
 RUN_FIELDS = {'params_before', 'pruning_rate', 'source_loss', 'curve', 'name', 'comment'}
@@ -75,7 +75,7 @@ class Run:
 
 
 def count_argument(text: str) -> float:
-    """:func:`~llmshearing.counts.parse_count` as an argparse type, which keeps its message."""
+    """:func:`~llmshearing.utils.numbers.parse_count` as an argparse type, which keeps its message."""
     try:
         return parse_count(text)
     except ValueError as error:

@@ -21,7 +21,7 @@ from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmshearing.safe_paths import check_mds_index
+from llmshearing.utils.paths import check_mds_index
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 

@@ -6,7 +6,7 @@ from transformers import AutoConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.conversion.hf_export import open_strictly
+from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.families import FAMILIES
 from llmshearing.models.shapes import ModelShape, shape_of
 from tests.models.tiny import VARIANTS

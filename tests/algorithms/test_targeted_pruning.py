@@ -10,10 +10,10 @@ from transformers import AutoConfig
 
 from llmshearing.algorithms import targeted_pruning
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
-from llmshearing.algorithms.targeted_pruning.masks import plan_axes
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.conversion.hf_export import open_strictly
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.masks.axes import plan_axes
+from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.models.shapes import ModelShape, resolve_target
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 

@@ -11,7 +11,7 @@ from llmshearing.callbacks.dynamic_batch_loading import updates
 from llmshearing.callbacks.dynamic_batch_loading.passes import weight_ceiling
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
 from llmshearing.data.mixture import UNITS
-from llmshearing.data.mixture_rounds import MixtureRounds
+from llmshearing.data.rounds import MixtureRounds
 
 
 def domains(sizes, weights, max_passes, round_batches=3, batch_size=4):

@@ -14,7 +14,7 @@ from llmfoundry.models.hf import ComposerHFCausalLM
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.run_report import RunReport
-from llmshearing.loggers.metrics_file import MetricsFile
+from llmshearing.metrics.logger import MetricsFile
 from llmshearing.reports.kept import kept_matrix
 from llmshearing.reports.run_files import read_run
 from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer

@@ -10,8 +10,8 @@ import pytest
 from llmfoundry.command_utils import train
 from omegaconf import OmegaConf
 
-from llmshearing.conversion.hf_export import open_strictly
-from llmshearing.loggers.metrics_file import read_metrics
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.metrics.logger import read_metrics
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 

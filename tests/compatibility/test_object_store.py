@@ -13,9 +13,9 @@ from moto.server import ThreadedMotoServer
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
-from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
-from llmshearing.conversion.remote import local_copy
-from llmshearing.conversion.safe_resume import guard_checkpoint_loading
+from llmshearing.checkpoints.guard import guard_checkpoint_loading
+from llmshearing.checkpoints.remote import local_copy
+from llmshearing.export.job import ExportSettings, export_checkpoint
 from tests.security.attack import armed, disarmed
 from tests.tiny_run import tiny_source, tiny_trainer
 

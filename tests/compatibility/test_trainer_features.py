@@ -8,7 +8,7 @@ from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.conversion.hf_export import open_strictly
+from llmshearing.export.model_folder import open_strictly
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.conversion.export_checkpoint import ExportSettings, export_checkpoint
+from llmshearing.export.job import ExportSettings, export_checkpoint
 from tests.distributed.test_two_ranks import launch
 from tests.tiny_run import tiny_source
 

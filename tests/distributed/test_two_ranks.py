@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmshearing.conversion.hf_export import open_strictly
+from llmshearing.export.model_folder import open_strictly
 from tests.distributed.worker import RUNS, SCORES, TARGET, run, scored
 from tests.tiny_run import tiny_source
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmshearing.algorithms.targeted_pruning.masks import plan_axes
+from llmshearing.masks.axes import plan_axes
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.cutting import DIMENSIONS
 from llmshearing.models.families import family_of

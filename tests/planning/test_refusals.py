@@ -5,9 +5,9 @@ import re
 import pytest
 from transformers import LlamaConfig
 
-from llmshearing import cli
+from llmshearing.commands import main as cli
+from llmshearing.commands.plan import main
 from llmshearing.models.targets import target_shape
-from llmshearing.planning.plan_cli import main
 
 TINY = {
     'model_type': 'llama',

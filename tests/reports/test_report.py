@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from llmshearing.cli import main
+from llmshearing.commands.main import main
 from llmshearing.reports.drawing import bar_panel, smoothed, thinned
 from llmshearing.reports.run_files import read_run
 from llmshearing.reports.status_sections import projection_section
@@ -313,7 +313,7 @@ def test_errors_are_one_line(tmp_path, folder, capsys):
 
 def test_a_report_does_not_import_torch(folder, tmp_path):
     script = (
-        'import sys; from llmshearing.cli import main; '
+        'import sys; from llmshearing.commands.main import main; '
         f'main(["report", {str(folder / "continue_metrics.jsonl")!r}, "--out", {str(tmp_path)!r}]); '
         'sys.exit("torch" in sys.modules)'
     )

@@ -28,7 +28,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_prunin
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
-from llmshearing.loggers.metrics_file import MetricsFile
+from llmshearing.metrics.logger import MetricsFile
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests import dynamic_text_world
 from tests.dynamic_text_world import FORK

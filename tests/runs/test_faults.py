@@ -15,12 +15,12 @@ from composer.utils import dist
 from llmshearing.algorithms.targeted_pruning import targeted_pruning
 from llmshearing.callbacks.finite_monitor import FiniteMonitor
 from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
-from llmshearing.checkpoint_checks import validate_checkpoint
+from llmshearing.checkpoints.validation import validate_checkpoint
 from llmshearing.data import shared_order
 from tests.dynamic_text_world import FORK, on_ranks
 from tests.runs.stages import BATCHES, finish, lines, make_world, outcome, start, train
 
-HOOK = {'CHECKPOINT_VALIDATION_FUNCTION': 'llmshearing.checkpoint_checks.validate_checkpoint'}
+HOOK = {'CHECKPOINT_VALIDATION_FUNCTION': 'llmshearing.checkpoints.validation.validate_checkpoint'}
 
 
 @pytest.fixture(scope='module')

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from llmshearing.cli import main
-from llmshearing.scaling.budget_cli import read_all_runs, read_law
+from llmshearing.commands.budget import read_all_runs, read_law
+from llmshearing.commands.main import main
 from llmshearing.scaling.inputs import check_run
 from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, mean_loss, post_training_log
 from tests.models.tiny import tiny_model
@@ -190,7 +190,7 @@ def test_the_cost_is_that_of_a_real_run(tmp_path):
     """The time and the tokens that Composer itself counted, of a run that has ended."""
     from composer.callbacks import SpeedMonitor
 
-    from llmshearing.loggers.metrics_file import MetricsFile
+    from llmshearing.metrics.logger import MetricsFile
     from tests.tiny_run import tiny_source, tiny_trainer
 
     path = tmp_path / 'continue_metrics.jsonl'

@@ -11,10 +11,10 @@ from torch.distributed.checkpoint import FileSystemWriter, save
 from transformers import LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.conversion.checkpoint import _stored_config, open_checkpoint, write_tokenizer_files
-from llmshearing.conversion.legacy_import import read_legacy
-from llmshearing.conversion.safe_resume import FORCE, VALIDATE, guard_checkpoint_loading, refuse_code
-from llmshearing.conversion.stored_shards import load_stored_shards
+from llmshearing.checkpoints.checkpoint import _stored_config, open_checkpoint, write_tokenizer_files
+from llmshearing.checkpoints.guard import FORCE, VALIDATE, guard_checkpoint_loading, refuse_code
+from llmshearing.checkpoints.shards import load_stored_shards
+from llmshearing.export.legacy_import import read_legacy
 from tests.security.attack import armed, armed_archive, armed_pickle, disarmed, remote_code_model
 from tests.tiny_run import tiny_source, tiny_trainer
 
@@ -89,7 +89,7 @@ def test_a_validation_of_the_users_own_stays(monkeypatch):
     assert os.environ[VALIDATE] == 'my.own'
     monkeypatch.delenv(VALIDATE)
     guard_checkpoint_loading()
-    assert os.environ.pop(VALIDATE) == 'llmshearing.checkpoint_checks.validate_checkpoint'
+    assert os.environ.pop(VALIDATE) == 'llmshearing.checkpoints.validation.validate_checkpoint'
 
 
 def test_who_asks_for_it_may_load_anything(guarded, tmp_path, monkeypatch):

@@ -8,12 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 from streaming import MDSWriter, StreamingDataset
 
-from llmshearing import cli, train
-from llmshearing.config_checks.secrets import check_no_secrets, find_secrets
-from llmshearing.conversion.verify import tensor_files
-from llmshearing.data.domain_streams import build_domain_streams
-from llmshearing.data.prepare_tokenizer import plan_tokenizer
-from llmshearing.run_checks import check_run
+from llmshearing import train
+from llmshearing.commands import main as cli
+from llmshearing.config.run import check_run
+from llmshearing.config.secrets import check_no_secrets, find_secrets
+from llmshearing.data.streams import build_domain_streams
+from llmshearing.export.verification import tensor_files
+from llmshearing.prepare.tokenizer import plan_tokenizer
 from tests.security.attack import disarmed, remote_code_model
 from tests.tiny_run import tiny_source
 

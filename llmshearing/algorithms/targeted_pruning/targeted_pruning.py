@@ -19,22 +19,22 @@ from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning.agreement import take_from_rank_0
 from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
-from llmshearing.algorithms.targeted_pruning.compensation import Compensation
-from llmshearing.algorithms.targeted_pruning.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end, read_time
-from llmshearing.algorithms.targeted_pruning.finish import AxisReport, MaskLearner, axis_reports
-from llmshearing.algorithms.targeted_pruning.importance import METHODS, Calibration, importance, method_by_axis
-from llmshearing.algorithms.targeted_pruning.lagrangian import LagrangianMasks
-from llmshearing.algorithms.targeted_pruning.masks import AxisPlan, plan_axes
-from llmshearing.algorithms.targeted_pruning.progressive import ProgressiveMasks
-from llmshearing.algorithms.targeted_pruning.settings import one_of, within
-from llmshearing.algorithms.targeted_pruning.sparsity_target import SparsityTarget, plan_open_axes, read_sparsity_target
 from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
-from llmshearing.algorithms.targeted_pruning.widths import describe_widths, layer_widths
+from llmshearing.masks.axes import AxisPlan, plan_axes
+from llmshearing.masks.compensation import Compensation
+from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
+from llmshearing.masks.lagrangian import LagrangianMasks
+from llmshearing.masks.learner import AxisReport, MaskLearner, axis_reports
+from llmshearing.masks.progressive import ProgressiveMasks
+from llmshearing.masks.scores import METHODS, Calibration, importance, method_by_axis
+from llmshearing.masks.sparsity_target import SparsityTarget, plan_open_axes, read_sparsity_target
+from llmshearing.masks.widths import describe_widths, layer_widths
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.models.units import AXES
+from llmshearing.utils.checks import one_of, within
 
 __all__ = ['TargetedPruning', 'find_pruning']
 
@@ -59,12 +59,12 @@ class TargetedPruning(Algorithm):
             ``fraction`` of each, or a budget (``params``, ``size``): see
             :func:`~llmshearing.models.targets.target_shape`. Or ``sparsity`` alone, which leaves the shape of every
             layer to training and does not export: see
-            :func:`~llmshearing.algorithms.targeted_pruning.sparsity_target.read_sparsity_target`.
+            :func:`~llmshearing.masks.sparsity_target.read_sparsity_target`.
         mask_learning (str): ``'lagrangian'``: hard concrete gates under Lagrangian constraints, the paper's way;
             ``'progressive'``: kept counts follow the warm-up and the least important units go; ``'one_shot'``: the
             target's best-scored units from the first batch on. Default: ``'progressive'``.
         scores (str | Mapping[str, str] | None): How units are scored before the first batch, one method
-            (:data:`~llmshearing.algorithms.targeted_pruning.importance.METHODS`) or one per axis: the order in which
+            (:data:`~llmshearing.masks.scores.METHODS`) or one per axis: the order in which
             gates start, the first importance of ``progressive``, and the decision of ``one_shot`` (which needs it).
             Default: ``None``, random order.
         calibration_batches (int): Evaluation batches on every rank that scores are computed from. Default: ``8``.
@@ -74,7 +74,7 @@ class TargetedPruning(Algorithm):
         fade (float): With ``progressive``, the share of the warm-up during which the mask of a unit that goes falls
             from one to zero; 0 removes it at once. Default: ``0.0``.
         compensate (bool): When units go, change the weights that read them so that the units that stay take over what
-            can be told from them: see :mod:`~llmshearing.algorithms.targeted_pruning.compensation`. With
+            can be told from them: see :mod:`~llmshearing.masks.compensation`. With
             ``progressive`` and ``one_shot``, which then cuts after its first batch. Default: ``False``.
         learning_rate (float): AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
         multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.

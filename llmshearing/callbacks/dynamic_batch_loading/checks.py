@@ -14,7 +14,7 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import StreamingDataset
 
 from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
-from llmshearing.data.mixture_rounds import MixtureRounds
+from llmshearing.data.rounds import MixtureRounds
 
 
 def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str, float]:

@@ -28,7 +28,7 @@ from llmshearing.callbacks.dynamic_batch_loading.checks import (
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
 from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, weight_ceiling
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
-from llmshearing.safe_paths import local_destination
+from llmshearing.utils.paths import local_destination
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,128 @@
+"""``llmshearing prepare SPEC.yaml``: the command line of :func:`llmshearing.prepare.prepare.prepare`.
+
+``llmshearing prepare --check FOLDER`` looks at what is there already: :func:`llmshearing.prepare.check.check`.
+"""
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from typing import Any
+
+from llmshearing.prepare.check import check
+from llmshearing.prepare.prepare import prepare
+
+
+def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
+    """A table of what each split holds and how long it lasts.
+
+    Args:
+        manifest (dict[str, Any]): From :func:`llmshearing.prepare.prepare.prepare`.
+        batch_size (int): Sequences in a global batch.
+
+    Returns:
+        str: One row per domain and one for the total, whose last column is the number of whole batches, that is of
+        training steps, in one pass over the split when domains are drawn in proportion to their size.
+    """
+    rows = [('split', 'domain', 'documents', 'tokens', 'budget', 'sequences', f'steps of {batch_size}')]
+    for split, total in manifest['splits'].items():
+        for name, domain in manifest['domains'].items():
+            entry = domain['splits'].get(split)
+            if entry is None:
+                continue
+            budget = entry['budget_tokens']
+            missed = f'{entry["tokens"] / budget:.0%} of {budget:,}' if budget else ''
+            met = '-' if budget is None else 'met' if entry['budget_met'] else missed
+            rows.append((split, name, f'{entry["documents"]:,}', f'{entry["tokens"]:,}', met, f'{entry["samples"]:,}',
+                         f'{entry["samples"] // batch_size:,}'))
+        rows.append((split, 'all', f'{total["documents"]:,}', f'{total["tokens"]:,}', '', f'{total["samples"]:,}',
+                     f'{total["samples"] // batch_size:,}'))
+    return _aligned(rows, 'llrrrrr')
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='llmshearing prepare', description='Turn raw text into tokenized MDS splits.')
+    parser.add_argument('spec', nargs='?', help='YAML file: see data_prep/README.md and yamls/data/')
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='change keys, e.g. max_seq_len=2048')
+    parser.add_argument('--out', help='output folder or remote address, instead of the one in the spec')
+    parser.add_argument('--workers', type=int, help='worker processes (default: all cores)')
+    parser.add_argument('--batch-size', type=int, default=32, help='sequences in a batch, for the table (default: 32)')
+    parser.add_argument('--overwrite', action='store_true', help='replace folders that another run left in OUT')
+    parser.add_argument('--quiet', action='store_true', help='no progress bars and no table')
+    parser.add_argument('--check', metavar='FOLDER', help='check finished MDS folders and do nothing else')
+    parser.add_argument('--vocab-size', type=int, help="with --check: the model's vocabulary, for all ids to be in")
+    return parser
+
+
+def check_table(found: dict[str, dict[str, Any]]) -> str:
+    """One row for each folder of :func:`llmshearing.prepare.check.check`."""
+    rows = [('folder', 'samples', 'shards', 'bytes', 'columns', 'checked', 'largest id')]
+    for name, facts in found.items():
+        columns = ', '.join(f'{column} {encoding}' for column, encoding in facts['columns'].items())
+        checked = ', '.join(['size', *facts['hashes']])
+        largest = '-' if facts['largest_id'] is None else f'{facts["largest_id"]:,}'
+        rows.append((name, f'{facts["samples"]:,}', f'{facts["shards"]:,}', f'{facts["bytes"]:,}', columns, checked,
+                     largest))
+    return _aligned(rows, 'lrrrllr')
+
+
+def _aligned(rows: list[tuple[str, ...]], sides: str) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return '\n'.join('  '.join(cell.ljust(width) if side == 'l' else cell.rjust(width)
+                               for cell, width, side in zip(row, widths, sides)).rstrip() for row in rows)
+
+
+def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
+    """The keys of a YAML file, with those that the command line changes.
+
+    Raises:
+        ValueError: If the file is no YAML or holds something else, or a value refers to nothing, in one line.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} does not exist; expected a YAML file')
+    if bad := [o for o in overrides if '=' not in o]:
+        raise ValueError(f'{bad[0]!r} is not of the form key=value')
+    try:
+        spec = OmegaConf.load(path)
+        if not OmegaConf.is_dict(spec):
+            raise ValueError(f'it holds {OmegaConf.to_container(spec)!r}, expected a mapping from keys to values')
+        return OmegaConf.to_container(OmegaConf.merge(spec, OmegaConf.from_dotlist(overrides)), resolve=True)
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+        keys = f', with {" ".join(overrides)}' if overrides else ''
+        raise ValueError(f'{path}{keys}: {" ".join(str(error).split())}') from error
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command. Returns 0 when done, 1 when the disk is full, 130 when interrupted."""
+    args = _parser().parse_intermixed_args(argv)  # options may stand between the overrides
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
+    if args.check is not None:
+        found = check(args.check, args.vocab_size)
+        sys.stdout.write('' if args.quiet else check_table(found) + '\n')
+        return 0
+    if args.spec is None:
+        raise ValueError('expected the name of a YAML file, or --check FOLDER')
+    spec = _read_spec(args.spec, args.overrides)
+    if args.out:
+        spec['out'] = args.out
+    spec.pop('variables', None)  # a place for values that are used more than once, as in llm-foundry's files
+    logging.basicConfig(format='%(message)s', level=logging.ERROR if args.quiet else logging.WARNING)
+    try:
+        manifest = prepare(spec, workers=args.workers, overwrite=args.overwrite, progress=not args.quiet)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.stderr.write(f'llmshearing prepare: {error}\n')
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write('llmshearing prepare: interrupted; the same command continues where it stopped\n')
+        return 130
+    if not args.quiet:
+        sys.stdout.write(feeding_table(manifest, args.batch_size) + '\n')
+    return 0

@@ -1,0 +1,114 @@
+"""What may stand below ``dataset`` of the loaders ``dynamic_text``, ``text`` and ``finetuning``.
+
+llm-foundry picks from that mapping what its data sets take and passes over the rest, so a misspelt key there is not
+noticed until the data is wrong, or at all.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Optional, Union
+
+from llmshearing.config.keys import built, check_keys, check_whole, refuse_unknown
+from llmshearing.config.types import parameters_of
+from llmshearing.utils.paths import check_mds_index
+
+__all__ = ['check_dataset']
+
+# Keys of llm-foundry's packing and collating, beside those of its streaming text data set.
+COLLATING = (
+    'eos_token_id',
+    'bos_token_id',
+    'override_eos_token_id_mismatch_error',
+    'override_bos_token_id_mismatch_error',
+    'seq_parallel_replication',
+)
+
+
+def check_dataset(where: str, loader: str, dataset: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names a key of ``dataset`` that cannot be used.
+
+    Args:
+        where (str): Place in the configuration, for the message.
+        loader (str): Name of the loader.
+        dataset (Mapping[str, Any]): Its ``dataset``.
+    """
+    checks = {'dynamic_text': _check_dynamic_text, 'text': _check_text, 'finetuning': _check_finetuning}
+    if loader in checks:
+        checks[loader](where, dataset)
+
+
+def _check_dynamic_text(where: str, dataset: Mapping[str, Any]) -> None:
+    from llmfoundry.data.text_data import StreamingTextDataset
+
+    from llmshearing.data.dynamic_dataset import DynamicTextDataset
+    from llmshearing.data.dynamic_text import dataset_keys
+    from llmshearing.data.streams import check_domain_settings
+    refuse_unknown(where, dataset, [*dataset_keys(), 'shuffle'])
+    check_keys(where, dataset, DynamicTextDataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    check_domain_settings(f'{where}.domains', dataset['domains'])
+
+
+def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
+    """The index of a local split is there and stays in its folder; what is remote is only known once it is fetched."""
+    from llmfoundry.data.text_data import StreamingTextDataset
+    known = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
+    refuse_unknown(where, dataset, [*known, *COLLATING])
+    check_keys(where, _checked_streams(where, dataset), StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
+    if dataset.get('remote') or dataset.get('streams'):
+        return
+    if not dataset.get('local'):
+        raise ValueError(f'{where}: missing local, the folder of the prepared split.')
+    index = Path(dataset['local'], dataset.get('split') or '', 'index.json')
+    if not index.is_file():
+        raise ValueError(f'{where}.local: {index.parent} is no prepared split (no index.json there).')
+    check_mds_index(index)
+
+
+def _checked_streams(where: str, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The other settings; llm-foundry takes ``streams`` by name, its class a list of what it makes of them."""
+    from streaming import Stream
+    streams = dataset.get('streams')
+    if streams is not None:
+        if not isinstance(streams, Mapping):
+            raise ValueError(f'{where}.streams: expected keys and values (settings by name), got {streams!r}.')
+        for name, settings in streams.items():
+            check_keys(f'{where}.streams.{name}', settings, Stream)
+    return {key: value for key, value in dataset.items() if key != 'streams'}
+
+
+def _finetuning(
+    max_seq_len: int,
+    shuffle: bool,
+    decoder_only_format: bool,
+    hf_name: Optional[str] = None,
+    split: Optional[str] = None,
+    hf_kwargs: Optional[dict[str, Any]] = None,
+    preprocessing_fn: Optional[Union[str, dict[str, Any]]] = None,
+    safe_load: Optional[bool] = None,
+    target_prompts: str = 'none',
+    target_responses: str = 'last',
+    allow_pad_trimming: bool = False,
+    packing_ratio: Optional[Union[float, str]] = None,
+    auto_packing_replication: Optional[int] = None,
+    max_leftover_bins_to_keep: Optional[int] = None,
+    pad_to_longest: bool = False,
+) -> None:
+    """The settings of llm-foundry's ``finetuning`` data sets, which it documents but has no signature for."""
+
+
+def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
+    from llmfoundry.data.finetuning.tasks import dataset_constructor
+    from llmfoundry.data.text_data import StreamingTextDataset
+    streaming = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
+    refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATING])
+    settings = _checked_streams(where, dataset)
+    check_keys(where, settings, _finetuning, StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
+    function = dataset.get('preprocessing_fn')
+    if isinstance(function, str):
+        find = dataset_constructor.get_preprocessing_fn_from_str
+        built(f'{where}.preprocessing_fn', find, {'preprocessor': function})
+    places = [key for key in ('hf_name', 'local', 'remote', 'streams') if dataset.get(key)]
+    if not places:
+        raise ValueError(f'{where}: missing hf_name, or local and remote, or streams: where the examples are.')

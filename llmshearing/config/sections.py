@@ -1,0 +1,256 @@
+"""What any section of a run must satisfy, ours or not,
+so that a mistake ends in one message instead of a library's traceback.
+
+llm-foundry hands most settings straight to constructors, whose own complaints range from clear to a ``TypeError`` in
+the middle of building the trainer. Here each section is held against the signature of what it will build: the name is
+registered, the keys exist, the required ones are there, the values are of the kind the annotation asks for. What is
+cheap and has no effect outside is built once for its own checks of ranges.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Callable, Mapping, Optional
+
+from llmshearing.config.keys import (
+    built,
+    check_keys,
+    check_name,
+    check_one_of,
+    check_time,
+    check_whole,
+    constructor_of,
+    refuse_unknown,
+)
+from llmshearing.config.loaders import check_dataset
+
+__all__ = ['check_config', 'check_local_folder', 'check_section']
+
+# Made by llm-foundry itself.
+NOT_FOR_USERS = ('device_train_batch_size', 'device_train_grad_accum', 'n_gpus')
+WHOLE_FROM_ONE = ('max_seq_len', 'global_train_batch_size', 'device_eval_batch_size')
+ALL_OR_COUNT = ('train_subset_num_batches', 'eval_subset_num_batches', 'icl_subset_num_batches')
+GIVEN_BY_LLMFOUNDRY = {
+    'models': ('tokenizer',),
+    'optimizers': ('params',),
+    'dataloaders': ('tokenizer', 'device_batch_size'),
+    'callbacks_with_config': ('train_config',),
+}
+BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
+MIXED_PRECISION = ('param_dtype', 'reduce_dtype', 'buffer_dtype')
+MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
+BUILT_CALLBACKS = (
+    'dynamic_batch_loading',
+    'export_pruned',
+    'lr_monitor',
+    'memory_monitor',
+    'model_card',
+    'runtime_estimator',
+    'speed_monitor',
+)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Checks the top level and every section that llm-foundry builds by name.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration.
+
+    Raises:
+        ValueError: Naming the key, what it is, and what it could be.
+    """
+    _check_top_level(config)
+    for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
+        check_name(f'{key}.name', config[key].get('name'))
+    _check_tokenizer(config['tokenizer'])
+    check_section('model', config['model'], 'models')
+    _check_init_device(config['model'], config.get('fsdp_config'))
+    optimizer = check_section('optimizer', config['optimizer'], 'optimizers')
+    _build_optimizer(optimizer, config['optimizer'])
+    scheduler = check_section('scheduler', config['scheduler'], 'schedulers')
+    built('scheduler', scheduler, _without(config['scheduler'], 'name'))
+    check_section('train_loader', config['train_loader'], 'dataloaders')
+    for number, loader in enumerate(_eval_loaders(config)):
+        where = f'eval_loader[{number}]' if config.get('eval_loaders') else 'eval_loader'
+        check_name(f'{where}.name', loader.get('name'))
+        check_section(where, {key: value for key, value in loader.items() if key != 'label'}, 'dataloaders')
+    _check_labels(config)
+    for name, settings in (config.get('algorithms') or {}).items():
+        algorithm = _check_entry('algorithms', name, settings, 'algorithms')
+        built(f'algorithms.{name}', algorithm, settings or {})
+        if name == 'gradient_clipping':
+            check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
+    for name, settings in (config.get('callbacks') or {}).items():
+        callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
+        if name in BUILT_CALLBACKS:
+            built(f'callbacks.{name}', callback, settings or {})
+        if name == 'hf_checkpointer':
+            check_one_of(
+                f'callbacks.{name}.precision',
+                (settings or {}).get('precision', 'float32'),
+                ('float32', 'float16', 'bfloat16'),
+            )
+            check_time(f'callbacks.{name}.save_interval', settings['save_interval'])
+    for name, settings in (config.get('loggers') or {}).items():
+        logger = _check_entry('loggers', name, settings, 'loggers')
+        if name == 'metrics_file':
+            built(f'loggers.{name}', logger, settings)
+    _check_profiler(config.get('profiler'))
+
+
+def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
+    """Checks a section whose ``name`` chooses what is built; returns that."""
+    constructor = constructor_of(f'{where}.name', section['name'], registry_name)
+    check_keys(
+        where,
+        _without(section, 'name'),
+        *_constructors(constructor, section['name']),
+        given=GIVEN_BY_LLMFOUNDRY.get(registry_name, ()),
+        more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
+    )
+    if registry_name == 'dataloaders':
+        check_whole(
+            f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1),
+        )
+        check_dataset(f'{where}.dataset', section['name'], section['dataset'])
+    return constructor
+
+
+def check_local_folder(where: str, name: str, *files: str) -> None:
+    """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
+    looks_local = name.startswith(('/', '.', '~')) or name.count('/') != 1 or Path(name).is_dir()
+    if looks_local and '/' not in name and not Path(name).is_dir():
+        looks_local = False  # a hub name without an organisation
+    if looks_local and not any((Path(name) / file).is_file() for file in files):
+        raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
+
+
+def _constructors(constructor: Callable, name: str) -> tuple[Callable, ...]:
+    """The constructor and, where it passes further keys on, what it passes them to."""
+    if name == 'sheared_causal_lm':
+        from llmfoundry.models.hf import ComposerHFCausalLM
+        return constructor, ComposerHFCausalLM
+    return (constructor,)
+
+
+def _check_entry(section: str, name: Any, settings: Any, *registry_names: str) -> Callable:
+    constructor = constructor_of(section, name, *registry_names)
+    given = GIVEN_BY_LLMFOUNDRY['callbacks_with_config'] if 'callbacks_with_config' in registry_names else ()
+    check_keys(f'{section}.{name}', {} if settings is None else settings, constructor, given=given)
+    return constructor
+
+
+def _check_top_level(config: Mapping[str, Any]) -> None:
+    from composer.core import Precision
+    from llmfoundry.utils.config_utils import TrainConfig
+    from omegaconf import MISSING
+    check_keys('configuration', config, TrainConfig, given=NOT_FOR_USERS)
+    needed = [
+        field.name for field in dataclasses.fields(TrainConfig)
+        if field.default == MISSING and field.name not in NOT_FOR_USERS
+    ]
+    missing = [name for name in (*needed, 'global_train_batch_size') if config.get(name) is None]
+    if missing:
+        raise ValueError(f'configuration: missing {", ".join(missing)}.')
+    for key in WHOLE_FROM_ONE:
+        check_whole(key, config[key], least=1)
+    for key in ALL_OR_COUNT:
+        if config.get(key) is not None and config[key] != -1:
+            check_whole(key, config[key], least=1)
+    check_whole('seed', config.get('seed', 17), least=0, most=2**32 - 1)
+    check_whole('save_num_checkpoints_to_keep', config.get('save_num_checkpoints_to_keep', -1), least=-1)
+    if not config.get('dist_timeout', 600) > 0:
+        raise ValueError(f'dist_timeout: expected a number of seconds above 0, got {config["dist_timeout"]!r}.')
+    check_one_of('precision', config.get('precision', 'amp_bf16'), [precision.value for precision in Precision])
+    level = config.get('python_log_level')
+    if level is not None:
+        check_one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
+    _check_microbatch(config.get('device_train_microbatch_size', 'auto'), config)
+    check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok', 'sec'))
+    for key in ('eval_interval', 'save_interval'):
+        check_time(key, config.get(key, 1))
+    check_time('console_log_interval', config.get('console_log_interval', '1ba'), above_zero=True, units=('ep', 'ba'))
+    _check_fsdp(config.get('fsdp_config'))
+
+
+def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
+    import torch
+    if size == 'auto':
+        if not torch.cuda.is_available():
+            raise ValueError(
+                'device_train_microbatch_size: auto finds what fits into a GPU\'s memory and does not work on CPU; '
+                'give a number, for example 1.',
+            )
+        if config.get('fsdp_config'):
+            raise ValueError(
+                'device_train_microbatch_size: auto, which is also the default, does not work under FSDP2 (Composer); '
+                'give a number, for example 1.',
+            )
+        return
+    check_whole('device_train_microbatch_size', size, least=1)
+
+
+def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
+    """Types of the keys that FSDP2 has; those of FSDP1 are let through,
+    since Composer warns of them and ignores them."""
+    from composer.utils.parallelism import FSDP2Config, FSDPConfig
+    if not settings:
+        return
+    precision = settings.get('mixed_precision')
+    by_part = isinstance(precision, Mapping)  # Composer takes that, too
+    check_keys(
+        'fsdp_config', _without(settings, *(['mixed_precision'] if by_part else [])), FSDP2Config, FSDPConfig,
+        more=('load_planner', 'save_planner'),
+    )
+    if by_part:
+        refuse_unknown('fsdp_config.mixed_precision', precision, MIXED_PRECISION)
+    check_one_of('fsdp_config.state_dict_type', settings.get('state_dict_type', 'full'), ('full', 'sharded'))
+    if isinstance(precision, str):
+        check_one_of('fsdp_config.mixed_precision', precision, ('DEFAULT', 'PURE', 'FULL'))
+
+
+def _check_init_device(model: Mapping[str, Any], fsdp_config: Optional[Mapping[str, Any]]) -> None:
+    device = model.get('init_device', 'cpu')
+    check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
+    if device == 'mixed' and (not fsdp_config or int(os.environ.get('WORLD_SIZE', 1)) == 1):
+        raise ValueError(
+            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.',
+        )
+
+
+def _check_tokenizer(settings: Mapping[str, Any]) -> None:
+    refuse_unknown('tokenizer', settings, ('name', 'kwargs'))
+    if not isinstance(settings.get('kwargs', {}), Mapping):
+        raise ValueError(f'tokenizer.kwargs: expected keys and values, got {settings["kwargs"]!r}.')
+
+
+def _eval_loaders(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return config.get('eval_loaders') or ([config['eval_loader']] if config.get('eval_loader') else [])
+
+
+def _check_labels(config: Mapping[str, Any]) -> None:
+    labels = [loader.get('label') for loader in config.get('eval_loaders') or []]
+    for number, label in enumerate(labels):
+        check_name(f'eval_loader[{number}].label', label)
+        if labels.index(label) != number:
+            raise ValueError(f'eval_loader[{number}].label: {label!r} is the label of another one already.')
+
+
+def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
+    import torch
+    if settings.get('param_groups') is None and settings.get('disable_grad') is None:
+        built('optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]})
+
+
+def _check_profiler(settings: Optional[Mapping[str, Any]]) -> None:
+    from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
+    if not settings:
+        return
+    check_keys('profiler', settings, Profiler, given=('trace_handlers',), more=('json_trace_handler',))
+    check_keys('profiler.schedule', settings['schedule'], cyclic_schedule)
+    check_keys('profiler.json_trace_handler', settings.get('json_trace_handler') or {}, JSONTraceHandler)
+
+
+def _without(settings: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}

@@ -1,0 +1,321 @@
+"""From the domains a user names to one Streaming ``Stream`` per domain, with every mistake told before training.
+
+A domain is an MDS folder: below ``local`` (and ``remote``) under the domain's name, or where its own ``local``/
+``remote`` say. Downloading, caching and hash checks stay Streaming's; what is checked here is what would otherwise show
+up as a crash or, worse, as wrong tokens in the middle of a run: folders that are missing or empty, mixture weights for
+domains that do not exist, sequences of another length, token ids that the tokenizer does not have.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from streaming import Stream, StreamingDataset
+from streaming.base.format import get_index_basename
+from streaming.base.format.base.reader import Reader
+from streaming.base.hashing import get_hash
+from streaming.base.world import World
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.config.keys import check_keys
+from llmshearing.utils.paths import check_mds_index, plain_name
+
+log = logging.getLogger(__name__)
+
+DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
+
+
+class DomainStream(Stream):
+    """A ``Stream`` whose index names only files in its own folder;
+    told before any shard is fetched, unpacked or removed."""
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        shards = super().get_shards(world, allow_unsafe_types)
+        for shard in shards:
+            for info in (part for pair in shard.file_pairs for part in pair if part is not None):
+                plain_name(os.path.join(self.local, self.split, get_index_basename()), info.basename)
+        return shards
+
+
+def check_domain_settings(where: str, domains: Any) -> None:
+    """Refuses settings of a domain that its ``Stream`` does not take, or not of that kind.
+
+    Streaming's own ways of mixing (``proportion``, ``repeat``, ``choose``) are not for domains: ``proportions`` is.
+
+    Args:
+        where: place of ``domains`` in the configuration, for the message.
+        domains: see :func:`build_domain_streams`.
+
+    Raises:
+        ValueError: naming the key, and the nearest one that is known.
+    """
+    for name, own in domains.items() if isinstance(domains, Mapping) else ():
+        if own is not None:
+            check_keys(f'{where}.{name}', own, Stream, given=('proportion', 'repeat', 'choose'))
+
+
+def build_domain_streams(
+    domains: DomainConfig,
+    local: str | None,
+    remote: str | None,
+    split: str | None = None,
+) -> dict[str, Stream]:
+    """One ``Stream`` per domain, in the order given.
+
+    Args:
+        domains: names, or a mapping from name to settings of its ``Stream`` (``local``, ``remote``, ``split``,
+            ``download_retry``, ``download_timeout``, ``validate_hash``, ``keep_zip``), which override the shared ones.
+        local: folder with one folder per domain.
+        remote: the same layout at a remote place, or ``None`` if all shards are local.
+        split: sub-folder of every domain's folder to read, if any.
+
+    Raises:
+        ValueError: if no domain is given, a name is given twice, a setting is unknown, or a domain's folder or index is
+            missing or empty.
+    """
+    names = list(domains)
+    if isinstance(domains, str) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f'`domains` must be a list of names or a mapping from name to settings, but got {domains!r}.')
+    if len(set(names)) != len(names):
+        raise ValueError(f'Each domain must be named once, but got {names}.')
+    check_domain_settings('domains', domains)
+    streams, problems = {}, []
+    for name in names:
+        own = dict(domains[name] or {}) if isinstance(domains, Mapping) else {}
+        if 'local' not in own and (name in ('.', '..') or '/' in name or '\\' in name):
+            raise ValueError(
+                f'Domain {name!r} would lie outside `local`; name a folder in it, or set `domains.NAME.local`.',
+            )
+        own.setdefault('local', os.path.join(local, name) if local else None)
+        own.setdefault('remote', f'{remote.rstrip("/")}/{name}' if remote else None)
+        own.setdefault('split', split)
+        if not own['local']:
+            raise ValueError(f'Domain {name!r} has no local folder: set `local` of the dataset (one folder per domain '
+                             f'below it) or `domains.{name}.local`.')
+        problem = None if own['remote'] else _index_problem(own['local'], own['split'])
+        if problem:
+            problems.append(f'{name}: {problem}')
+        else:
+            streams[name] = DomainStream(**own)
+    if problems:
+        raise ValueError(f'Cannot read {len(problems)} of {len(names)} domains ({"; ".join(problems)}). '
+                         f'{_what_is_there(local)}Prepare the data, correct `domains` or `local`, or set `remote`.')
+    return streams
+
+
+def _index_problem(local: str, split: str | None) -> str | None:
+    """What is wrong with a local MDS folder, as far as its index and the sizes of its files tell, or None."""
+    folder = os.path.join(local, split or '')
+    path = os.path.join(folder, get_index_basename())
+    if not os.path.isfile(path):
+        return f'no {path}'
+    try:
+        shards = check_mds_index(Path(path))
+    except ValueError as error:
+        return str(error)
+    if not sum(shard['samples'] for shard in shards):
+        return f'{path} lists no samples'
+    for shard in shards:
+        wanted = [shard[kind] for kind in ('raw_data', 'zip_data') if shard.get(kind)]
+        there = [(info, os.path.join(folder, info['basename'])) for info in wanted
+                 if os.path.isfile(os.path.join(folder, info['basename']))]
+        if not there:
+            return f'shard {wanted[0]["basename"]} of {path} is missing'
+        info, file = there[0]
+        if os.path.getsize(file) != info['bytes']:
+            return f'{file} has {os.path.getsize(file)} bytes where its index says {info["bytes"]}'
+    return None
+
+
+def verify_shard(shard: Reader, algorithm: str) -> None:
+    """Compares a local shard with its hash in the index; shards that are fetched are checked by Streaming itself.
+
+    Args:
+        shard: the shard, on this machine.
+        algorithm: name of the hash, as ``validate_hash`` of Streaming.
+
+    Raises:
+        ValueError: if they differ, or the index has no such hash.
+    """
+    info, _ = shard.file_pairs[0]
+    path = os.path.join(shard.dirname, shard.split, info.basename)
+    if algorithm not in info.hashes:
+        raise ValueError(f'validate_hash is {algorithm}, but the index of {path} has {sorted(info.hashes)} only.')
+    with open(path, 'rb') as file:
+        found = get_hash(algorithm, file.read())
+    if found != info.hashes[algorithm]:
+        raise ValueError(f'{path} is damaged: its {algorithm} is {found}, but its index says '
+                         f'{info.hashes[algorithm]}. Restore the file, or prepare the data again.')
+
+
+def fingerprint(shards: Sequence[Reader]) -> str:
+    """What tells a domain's shards from others with as many samples: a hash of the sizes and hashes in its index.
+
+    The same wherever the shards are kept and however they are compressed. Data whose index has no hashes
+    (``hashes: []`` when it was written) is told apart by the sizes alone.
+    """
+    told = hashlib.sha256()
+    for shard in shards:
+        for raw, _ in shard.file_pairs:
+            told.update(repr((len(shard), raw.bytes, sorted(raw.hashes.items()))).encode())
+    return told.hexdigest()[:16]
+
+
+def _what_is_there(local: str | None) -> str:
+    if not local or not os.path.isdir(local):
+        return f'There is no folder {local}. ' if local else ''
+    found = sorted(name for name in os.listdir(local) if _index_problem(os.path.join(local, name), None) is None)
+    return f'Domains found in {local}: {found}. '
+
+
+def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, float] | None:
+    """Mixture weights given inline or as a JSON file with a ``proportions`` mapping (``weights_file`` writes one).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no such mapping.
+    """
+    if not isinstance(source, str):
+        return source
+    if not Path(source).is_file():
+        raise FileNotFoundError(f'`proportions` names the file {source!r}, which does not exist.')
+    try:
+        content = json.loads(Path(source).read_text(encoding='utf-8'))
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ValueError(f'`proportions` names the file {source!r}, which is not valid JSON ({error}); expected '
+                         '{"proportions": {domain: weight}}, as `weights_file` writes.') from error
+    if not isinstance(content, dict) or not isinstance(content.get('proportions'), dict):
+        raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')
+    odd = {name: weight for name, weight in content['proportions'].items()
+           if isinstance(weight, bool) or not isinstance(weight, (int, float))}
+    if odd:
+        raise ValueError(f'The "proportions" in {source} must be numbers, but got {odd}.')
+    return content['proportions']
+
+
+def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[str, int]) -> list[float]:
+    """Initial mixture weights in the order of ``sizes``: as given, or by size in samples.
+
+    Args:
+        proportions: weight by domain, need not sum to 1. ``None`` takes the domains' sizes.
+        sizes: samples by domain.
+
+    Raises:
+        ValueError: if the names are not exactly the domains, or the weights are negative, not finite or all zero.
+    """
+    if proportions is None:
+        return [float(size) for size in sizes.values()]
+    unknown, missing = sorted(set(proportions) - set(sizes)), sorted(set(sizes) - set(proportions))
+    if unknown or missing:
+        raise ValueError(f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and '
+                         f'lacks {missing}. Give every domain a weight (0 keeps it out until an update raises it).')
+    weights = {name: float(proportions[name]) for name in sizes}
+    if any(not np.isfinite(weight) or weight < 0 for weight in weights.values()) or not any(weights.values()):
+        raise ValueError(f'`proportions` must be finite, not negative and not all zero, but got {weights}.')
+    return list(weights.values())
+
+
+def check_stored(dataset: StreamingDataset, domains: Sequence[str], max_seq_len: int, vocab_size: int) -> None:
+    """Checks what can be known of the stored tokens before training: from the index, and from a sample if one is here.
+
+    Args:
+        dataset: the data set with one stream per domain.
+        domains: names of the domains, in the order of the streams.
+        max_seq_len: expected tokens per sample.
+        vocab_size: token ids must be below this.
+
+    Raises:
+        ValueError: if a domain holds neither ``tokens`` nor ``text``, or ``tokens`` that do not fit.
+    """
+    for number, domain in enumerate(domains):
+        begin = int(dataset.shard_offset_per_stream[number])
+        shards = dataset.shards[begin:begin + int(dataset.shards_per_stream[number])]
+        columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
+        if not {'tokens', 'text'} & set(columns):
+            raise ValueError(f'Domain {domain!r} has columns {sorted(columns)}, but `tokens` or `text` is needed.')
+        shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns.get('tokens', ''))
+        if shape and shape.group(1) != str(max_seq_len):
+            _refuse_length(domain, shape.group(1), max_seq_len)
+        sample = _first_local_sample(shards)
+        if sample is not None and 'tokens' in sample:
+            check_tokens(dataset.read_tokens(sample), domain, max_seq_len, vocab_size)
+
+
+def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
+    """Raises if a stored sample is not what the model expects.
+
+    Args:
+        tokens: token ids of one sample.
+        domain: name of its domain, for the message.
+        max_seq_len: expected length.
+        vocab_size: ids must be below this.
+
+    Raises:
+        ValueError: if the length or an id does not fit.
+    """
+    if len(tokens) != max_seq_len:
+        _refuse_length(domain, len(tokens), max_seq_len)
+    if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
+        raise ValueError(f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
+                         f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
+                         f'token_encoding_type is wrong: prepare it again, or name what it was made with.')
+
+
+def check_manifest(local: str | None, vocab_size: int) -> None:
+    """Checks the tokenizer of data that ``llmshearing prepare`` made, if its manifest is in ``local`` or above it.
+
+    A ``manifest.json`` of another program says nothing of the data: it is passed over with a warning.
+
+    Raises:
+        ValueError: if the data has a larger vocabulary than the tokenizer.
+    """
+    for folder in (Path(local), Path(local).absolute().parent) if local else ():
+        path = folder / 'manifest.json'
+        made_with = _tokenizer_of(path) if path.is_file() else None
+        if made_with is None:
+            continue
+        if made_with['vocab_size'] > vocab_size:
+            raise ValueError(f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
+                             f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
+                             f'tokenizer, or prepare the data again.')
+        return
+
+
+def _tokenizer_of(path: Path) -> dict[str, Any] | None:
+    """What a manifest says of the tokenizer; ``None`` for a file of that name that `prepare` did not write."""
+    try:
+        manifest = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:  # bad JSON, or not UTF-8
+        manifest = None
+    made_with = manifest.get('tokenizer') if isinstance(manifest, dict) else None
+    if isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
+        return made_with
+    log.warning('%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
+                'data with the one here.', path)
+    return None
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Largest token id of a tokenizer plus one (added tokens included; ids may have gaps)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
+    raise ValueError(f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
+                     f'max_seq_len to {found}, or prepare the data again.')
+
+
+def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:
+    """The first sample of the shards that are on this machine already, or None if there is none yet."""
+    for shard in shards:
+        raw, _ = shard.file_pairs[0]
+        if len(shard) and os.path.isfile(os.path.join(shard.dirname, shard.split, raw.basename)):
+            return shard[0]
+    return None

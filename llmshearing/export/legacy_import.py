@@ -1,0 +1,319 @@
+"""State dicts of the first Sheared LLaMA code become Hugging Face folders, and plain LLaMA folders such state dicts.
+
+Every entry of the file must be known by name and have the shape that the others imply. A pruning checkpoint is
+finished here: in each row the units with the largest ``z_loga`` stay, up to the given target, each with the gate's
+deterministic value. What a mask then means is this package's one definition, which differs from the old export in two
+points: the embedding is cut but not scaled, and the LM head is scaled by nothing (the old code scaled the first and
+scaled the second twice).
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Optional
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig
+
+from llmshearing.checkpoints.checkpoint import check_tensors, expected_shapes
+from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
+from llmshearing.export.model_card import CardFacts, copy_licence_files, model_card, source_licence
+from llmshearing.export.model_folder import cut_tensors, exported_config, shape_after, write_model_folder
+from llmshearing.export.pruned_folder import local_folder, public_name
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.verification import tensor_files, verify_tensors
+from llmshearing.masks.axes import AxisPlan, keep_largest
+from llmshearing.masks.hard_concrete import deterministic_gate
+from llmshearing.models.counting import layout_of
+from llmshearing.models.cutting import CutPlan
+from llmshearing.models.families import LLAMA
+from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
+from llmshearing.models.units import mask_shapes
+
+__all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'finish_legacy_masks', 'import_legacy', 'read_legacy']
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportSettings:
+    """How to import.
+
+    Attributes:
+        head_dim (int | None): Width of one attention head; needed where ``source`` is not given.
+        source (str | None): Hugging Face folder of the LLaMA that was pruned: head dimension, rotary
+            settings, licence, tokenizer.
+        target (Mapping[str, int] | None): Shape to finish a pruning checkpoint at, under Hugging Face names.
+        rms_norm_eps (float | None): Epsilon of the norms; default: the source's, or 1e-5.
+        tokenizer (str | None): Folder to take the tokenizer from; default: the source's.
+        dtype (torch.dtype | None): Type of the written weights; None keeps the file's.
+        max_shard_bytes (int): Largest safetensors file.
+        overwrite (bool): Replace an existing folder.
+        progress (bool): Show a progress bar.
+    """
+
+    head_dim: Optional[int] = None
+    source: Optional[str] = None
+    target: Optional[Mapping[str, int]] = None
+    rms_norm_eps: Optional[float] = None
+    tokenizer: Optional[str] = None
+    dtype: Optional[torch.dtype] = None
+    max_shard_bytes: int = 2 * 10**9
+    overwrite: bool = False
+    progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LegacyModel:
+    """A legacy file.
+
+    Attributes:
+        weights (dict[str, StoredTensor]): Weights under their Hugging Face names, not yet read.
+        scores (dict[str, Tensor]): ``z_loga`` by axis; empty without masks.
+    """
+
+    weights: dict[str, StoredTensor]
+    scores: dict[str, Tensor]
+
+
+def read_legacy(path: Path) -> LegacyModel:
+    """Opens a state dict, bare or under ``state`` -> ``model``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds code, an unknown mask or an unknown entry, each named.
+    """
+    content = load_stored(path)
+    state = content
+    if isinstance(content, dict) and isinstance(content.get('state'), dict):
+        state = content['state'].get('model')
+    if not isinstance(state, dict) or not any(isinstance(value, StoredTensor) for value in state.values()):
+        raise ValueError(f'{path} is no state dict: expected tensors by name, bare or under state -> model.')
+    weights, scores, unknown_masks, unknown = {}, {}, [], []
+    for name, stored in state.items():
+        axis = mask_axis(name)
+        if hugging_face_name(name) is not None:
+            weights[hugging_face_name(name)] = stored
+        elif axis in LEGACY_MASKS:
+            scores[axis] = stored.read().float()
+        elif axis is not None:
+            unknown_masks.append(axis)
+        elif not is_ignored(name):
+            unknown.append(name)
+    if unknown_masks:
+        raise ValueError(
+            f'{path}: unknown mask(s) {", ".join(sorted(unknown_masks))}; '
+            f'only {", ".join(LEGACY_MASKS)} can be imported.',
+        )
+    if unknown:
+        listed = ', '.join(unknown[:12]) + (f', and {len(unknown) - 12} more' if len(unknown) > 12 else '')
+        raise ValueError(f'{path}: entries that no LLaMA of the first Sheared LLaMA code has: {listed}.')
+    return LegacyModel(weights, scores)
+
+
+def finish_legacy_masks(scores: Mapping[str, Tensor], source: ModelShape, target: ModelShape) -> dict[str, Tensor]:
+    """Masks that keep exactly the target's units: the largest ``z_loga`` of each row, with deterministic gate values.
+
+    Args:
+        scores (Mapping[str, Tensor]): ``z_loga`` by axis, shapes as in :func:`~llmshearing.models.units.mask_shapes`.
+        source (ModelShape): Shape of the weights.
+        target (ModelShape): Shape to reach.
+
+    Raises:
+        ValueError: If an axis that the target makes smaller has no mask, or a mask has another shape.
+    """
+    units = {
+        'hidden': (source.hidden_size, target.hidden_size),
+        'layer': (source.num_hidden_layers, target.num_hidden_layers),
+        'head': (source.num_attention_heads, target.num_attention_heads),
+        'intermediate': (source.intermediate_size, target.intermediate_size),
+    }
+    shapes, masks = mask_shapes(source), {}
+    for axis, (count, keep) in units.items():
+        if axis not in scores:
+            if keep != count:
+                raise ValueError(
+                    f'the target keeps {keep} of {count} units along {axis}, '
+                    f'but the file has no {axis} mask to choose them by.',
+                )
+            continue
+        if tuple(scores[axis].shape) != shapes[axis]:
+            raise ValueError(f'mask {axis} has shape {tuple(scores[axis].shape)}, the weights imply {shapes[axis]}.')
+        plan = AxisPlan(axis, shapes[axis], count, keep)
+        masks[axis] = deterministic_gate(scores[axis]) * keep_largest(plan, scores[axis])
+    return masks
+
+
+def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, Any]:
+    """Writes a legacy file as a Hugging Face folder and reads it back.
+
+    Returns:
+        dict[str, Any]: ``shape``, ``parameters`` and ``tensors_compared``.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If anything about it is not as expected; nothing is left at ``out``.
+    """
+    out, folder = Path(out), local_folder(settings.source)
+    if settings.source is not None and folder is None:
+        raise ValueError(f'source: {settings.source} is no folder on this machine.')
+    if out.exists() and not settings.overwrite:
+        raise ValueError(f'{out} exists already; choose another folder or allow overwriting it (--overwrite).')
+    legacy = read_legacy(path)
+    config = _config(legacy, settings, folder)
+    check_tensors(str(path), {name: stored.shape for name, stored in legacy.weights.items()}, expected_shapes(config))
+    source = shape_of(config)
+    if bool(legacy.scores) != bool(settings.target):
+        raise ValueError(
+            f'{path} is a pruning checkpoint (masks {", ".join(legacy.scores)}): give the shape to finish at, --target.'
+            if legacy.scores else
+            f'{path} has no masks, so there is nothing to finish: leave out --target.',
+        )
+    target = resolve_target(source, settings.target) if settings.target else source
+    masks = finish_legacy_masks(legacy.scores, source, target)
+    plan = CutPlan(LLAMA, source, masks)
+    if shape_after(plan.units, source) != target:
+        raise RuntimeError(
+            f'the masks leave {shape_after(plan.units, source)}, the target is {target}; this is a bug in llmshearing.',
+        )
+
+    def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
+        cut = cut_tensors(
+            LLAMA, plan, masks, lambda name: legacy.weights[name].read() if name in legacy.weights else None, False,
+        )
+        return iter(tqdm(
+            cut, desc=what, unit='tensor', total=3 + 9 * target.num_hidden_layers, disable=not settings.progress,
+        ))
+
+    dtype = settings.dtype or legacy.weights['lm_head.weight'].dtype
+    tokenizer = _tokenizer(settings, folder)
+    with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
+        exported = exported_config(config, LLAMA, target, dtype, list(plan.units.layers))
+        generation_config = GenerationConfig.from_model_config(config)
+        write_model_folder(writer, exported, tensors('writing'), tokenizer, generation_config, settings.dtype, {})
+        facts = CardFacts(
+            name=out.name,
+            source=public_name(settings.source),
+            licence=source_licence(folder),
+            stage='imported',
+            shape=target,
+            parameters=writer.parameters,
+            source_shape=source if masks else None,
+        )
+        (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
+        copy_licence_files(folder, writer.path)
+
+        def convert(tensor: Tensor) -> Tensor:
+            return tensor if settings.dtype is None else tensor.to(settings.dtype)
+
+        report = {'shape': target, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), convert)}
+        report['parameters'] = writer.parameters
+        writer.commit()
+    return report
+
+
+def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
+    """Writes a plain Hugging Face LLaMA folder as a bare legacy state dict.
+
+    Returns:
+        int: Number of tensors written.
+
+    Raises:
+        ValueError: If the model is no multi-head LLaMA without biases and with a head of its own, or its tensors do
+            not fit its config.
+    """
+    folder, out = Path(folder), Path(out)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    shape = shape_of(config)
+    if config.model_type != 'llama' or config.tie_word_embeddings or shape.group_size != 1:
+        raise ValueError(
+            f'{folder}: only LLaMA with as many KV heads as heads and an LM head of its own has such a state dict; '
+            f'got model_type {config.model_type!r}, {shape.num_attention_heads} heads, {shape.num_key_value_heads} KV '
+            f'heads, tie_word_embeddings={config.tie_word_embeddings}.',
+        )
+    if out.is_dir():
+        raise ValueError(f'{out} is a folder, but a state dict is one file; name such as {out / "model.pt"}.')
+    if out.exists() and not overwrite:
+        raise ValueError(f'{out} exists already; choose another file or allow overwriting it (--overwrite).')
+    layout_of(config)  # refuses what no model can be built from
+    out.parent.mkdir(parents=True, exist_ok=True)
+    state = {}
+    try:
+        for name, path in tensor_files(folder).items():
+            with safe_open(path, 'pt') as file:
+                state[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f'{folder}: its safetensors files cannot be read ({error}); copy them again.') from error
+    check_tensors(str(folder), {name: tuple(tensor.shape) for name, tensor in state.items()}, expected_shapes(config))
+    unnamed = [name for name in state if legacy_name(name) is None]
+    if unnamed:
+        raise ValueError(
+            f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).',
+        )
+    partial = out.with_name(f'.{out.name}.partial')
+    torch.save({legacy_name(name): tensor for name, tensor in state.items()}, partial)
+    partial.replace(out)
+    return len(state)
+
+
+def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path]) -> PretrainedConfig:
+    """A LLaMA config from the shapes of the tensors, other settings from the source or LLaMA-2's."""
+    needed = (
+        'model.embed_tokens.weight',
+        'lm_head.weight',
+        'model.layers.0.self_attn.q_proj.weight',
+        'model.layers.0.mlp.up_proj.weight',
+    )
+    missing = [name for name in needed if name not in legacy.weights]
+    if missing:
+        raise ValueError(f'missing from the file: {", ".join(legacy_name(name) for name in missing)}.')
+    if folder is None:
+        base = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
+    else:
+        base = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if base.model_type != 'llama':
+        raise ValueError(f'source {folder} is a {base.model_type}; the first Sheared LLaMA code knew only llama.')
+    if settings.rms_norm_eps is not None:
+        base.rms_norm_eps = settings.rms_norm_eps
+    head_dim = settings.head_dim
+    if head_dim is None and folder is not None:
+        head_dim = shape_of(base).head_dim
+    if head_dim is None:
+        raise ValueError(
+            'the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.',
+        )
+    if head_dim < 1:
+        raise ValueError(f'--head-dim must be 1 or more, got {head_dim}; 128 for LLaMA-2.')
+    vocab_size, hidden_size = legacy.weights['model.embed_tokens.weight'].shape
+    width = legacy.weights['model.layers.0.self_attn.q_proj.weight'].shape[0]
+    if width % head_dim:
+        raise ValueError(
+            f'q projections have {width} rows, which are no whole heads of width {head_dim}; correct --head-dim.',
+        )
+    layers = [int(name.split('.')[2]) for name in legacy.weights if name.startswith('model.layers.')]
+    shape = ModelShape(
+        num_hidden_layers=max(layers) + 1,
+        hidden_size=hidden_size,
+        num_attention_heads=width // head_dim,
+        num_key_value_heads=width // head_dim,
+        intermediate_size=legacy.weights['model.layers.0.mlp.up_proj.weight'].shape[0],
+        head_dim=head_dim,
+    )
+    config = with_shape(base, shape)
+    config.vocab_size, config.tie_word_embeddings, config.architectures = vocab_size, False, ['LlamaForCausalLM']
+    layout_of(config)  # refuses what no model can be built from, such as a padding token beyond the file's vocabulary
+    return config
+
+
+def _tokenizer(settings: ImportSettings, folder: Optional[Path]):
+    if settings.tokenizer is not None:
+        return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
+    if folder is not None and any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model')):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    log.warning('The folder is written without a tokenizer; --tokenizer or --source FOLDER names one.')
+    return None

@@ -1,0 +1,217 @@
+"""Export: a source model and a set of final masks become a stock Hugging Face folder.
+
+The tensors are those that the masked forward pass computes with (:class:`~llmshearing.models.cutting.CutPlan`),
+the config is the source's with the target's shape. Only exact, uniform shapes leave: every remaining layer must
+keep the same numbers.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.families import Family
+from llmshearing.models.shapes import ModelShape, with_shape
+from llmshearing.models.units import Units
+
+__all__ = [
+    'DTYPES',
+    'cut_tensors',
+    'exported_config',
+    'kept_indices',
+    'open_strictly',
+    'shape_after',
+    'write_model_folder',
+]
+
+log = logging.getLogger(__name__)
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence[Any]] = None) -> ModelShape:
+    """The uniform shape that a set of kept units leaves.
+
+    Args:
+        units (Units): What is kept.
+        source (ModelShape): Shape of the source.
+        layer_types (Sequence | None): Kind of each source layer, where kinds follow from the position.
+
+    Raises:
+        ValueError: If layers keep different numbers of units, or would stand where another kind of layer is expected,
+            which no stock model can hold; names layers and numbers.
+    """
+    for position, layer in enumerate(units.layers):
+        if layer_types is not None and layer_types[layer] != layer_types[position]:
+            raise ValueError(
+                f'layer {layer} would stand at position {position}, where this model type has a layer of another kind '
+                '(sliding or full attention); keep layers in an order that repeats the pattern.',
+            )
+    counts = {
+        layer: (
+            (source.num_key_value_heads if kept.kv_heads is None else len(kept.kv_heads)),
+            (source.num_attention_heads if kept.heads is None else len(kept.heads)),
+            (source.intermediate_size if kept.intermediate is None else len(kept.intermediate)),
+        ) for layer, kept in units.layers.items()
+    }
+    padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
+    if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))]) == 0:
+        listed = ', '.join(
+            f'layer {layer}: {kv} KV heads, {q} heads, {i} intermediate' for layer, (kv, q, i) in counts.items()
+        )
+        raise ValueError(
+            'the masks leave layers of different shapes, which a stock model cannot hold: '
+            f'{listed or "no layer at all"}{f"; unequal groups in layers {padded}" if padded else ""}. '
+            'Prune to a target shape, or evaluate this model as it is.',
+        )
+    kv_heads, heads, intermediate = next(iter(counts.values()))
+    return dataclasses.replace(
+        source,
+        num_hidden_layers=len(counts),
+        hidden_size=source.hidden_size if units.hidden is None else len(units.hidden),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+    )
+
+
+def cut_tensors(
+    family: Family,
+    plan: CutPlan,
+    masks: Mapping[str, Tensor],
+    get: Callable[[str], Optional[Tensor]],
+    tied: bool,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields (parameter name, tensor) of the exported model, layers renumbered.
+
+    Args:
+        family (Family): The source's table.
+        plan (CutPlan): Cuts of the masks.
+        masks (Mapping[str, Tensor]): The masks of the plan.
+        get (Callable): Full source parameter by name, None where the source has none of that name. Called once for each
+            name in a fixed order, so that it may gather a sharded parameter from all ranks.
+        tied (bool): The LM head is the embedding; it is not written.
+    """
+    new_number = {layer: number for number, layer in enumerate(plan.units.layers)}
+    layer_of = {path: layer for path, _, layer in family.modules(plan.shape.num_hidden_layers)}
+    for path, cut in plan.cuts(flatten_masks(masks)):
+        if tied and path == family.head:
+            continue
+        full = {name: get(f'{path}.{name}') for name in ('weight', 'bias')}
+        if full['weight'] is None:
+            raise ValueError(
+                f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?',
+            )
+        layer = layer_of[path]
+        prefix = f'{family.decoder}.layers.'
+        new_path = path if layer is None else path.replace(f'{prefix}{layer}.', f'{prefix}{new_number[layer]}.', 1)
+        for name, tensor in cut.parameters(full).items():
+            yield f'{new_path}.{name}', tensor
+
+
+def exported_config(
+    config: PretrainedConfig,
+    family: Family,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    layers: Sequence[int],
+) -> PretrainedConfig:
+    """The source's config with the target's shape, and settings of a finished model.
+
+    Args:
+        layers (Sequence[int]): Source numbers of the layers that are kept, in order.
+    """
+    config = with_shape(config, shape, family.has_head_dim)
+    if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
+        config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
+    config.use_cache = True
+    config.torch_dtype = dtype
+    return config
+
+
+def kept_indices(units: Units) -> dict[str, Any]:
+    """Kept units as plain lists, numbered as in the source; None stands for all."""
+    def as_list(index: Optional[Tensor]) -> Optional[list[int]]:
+        return None if index is None else index.tolist()
+
+    return {
+        'hidden': as_list(units.hidden),
+        'layers': {
+            str(layer): {
+                'heads': as_list(kept.heads),
+                'kv_heads': as_list(kept.kv_heads),
+                'intermediate': as_list(kept.intermediate),
+            } for layer, kept in units.layers.items()
+        },
+    }
+
+
+def write_model_folder(
+    writer: ModelFolderWriter,
+    config: PretrainedConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    tokenizer: Optional[PreTrainedTokenizerBase],
+    generation_config: Optional[GenerationConfig],
+    dtype: Optional[torch.dtype],
+    documents: Mapping[str, Any],
+) -> None:
+    """Writes all files of a model folder, still under the writer's hidden path.
+
+    Args:
+        dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
+        documents (Mapping[str, Any]): Further JSON files by name.
+    """
+    for name, tensor in tensors:
+        writer.add(name, tensor if dtype is None else tensor.to(dtype))
+    writer.finish_tensors()
+    config.__dict__.pop('_attn_implementation_autoset', None)  # a note of transformers to itself
+    config.architectures = config.architectures or [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    config.save_pretrained(writer.path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(writer.path)
+    if generation_config is not None:
+        _save_generation_config(generation_config, writer.path)
+    for name, document in documents.items():
+        (writer.path / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+
+
+def _save_generation_config(config: GenerationConfig, folder: Path) -> None:
+    """Writes it, or what of it transformers agrees to write.
+
+    Some sources have one that can be read and not saved, such as a temperature without ``do_sample``. What it says of
+    special tokens is needed; the rest changes nothing where nothing is sampled.
+    """
+    try:
+        config.save_pretrained(folder)
+    except ValueError as error:
+        kept = {name: getattr(config, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+        log.warning('Of the source\'s generation_config only special tokens are kept, as transformers will not save '
+                    'it: %s', error)
+        GenerationConfig(**kept).save_pretrained(folder)
+
+
+def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
+    """Opens a model folder with transformers and refuses missing, extra or mis-shaped tensors.
+
+    Raises:
+        ValueError: Naming the tensors.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
+        attn_implementation='sdpa',
+    )
+    problems = {key: value for key, value in info.items() if value}
+    if problems:
+        raise ValueError(f'{folder} does not open as a stock model: {problems}')
+    return model.eval()

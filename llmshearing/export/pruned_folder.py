@@ -1,0 +1,157 @@
+"""From kept units to a finished folder, without the checks that need a model:
+shared by the callback and by ``llmshearing export``."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Iterator, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from llmshearing.export.model_card import CardFacts, copy_licence_files, model_card, source_licence
+from llmshearing.export.model_folder import exported_config, shape_after, write_model_folder
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.masks.axes import plan_axes
+from llmshearing.masks.learner import AxisReport
+from llmshearing.masks.state import LearnedMasks, pruning_record
+from llmshearing.models.cutting import CutPlan
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import ModelShape
+
+__all__ = ['Origin', 'local_folder', 'public_name', 'shape_left', 'write_pruned_folder']
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a folder's weights come from.
+
+    Attributes:
+        source (str | None): Folder or hub name of the source model.
+        parameters (int): Parameters of the source.
+        batches (int): Batches trained.
+        tokens (int): Tokens trained on.
+        losses (Mapping[str, float]): Last measured loss by evaluation set.
+        losses_of (str): What was evaluated.
+        unconverged (Sequence[AxisReport]): Axes whose masks were too far from the target when they were fixed.
+    """
+
+    source: Optional[str]
+    parameters: int
+    batches: int
+    tokens: int
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    losses_of: str = 'this model'
+    unconverged: Sequence[AxisReport] = ()
+
+
+def local_folder(source: Optional[str]) -> Optional[Path]:
+    """The source's folder where it is on this machine."""
+    return Path(source) if source and Path(source).is_dir() else None
+
+
+def public_name(source: Optional[str]) -> Optional[str]:
+    """The source's name without the folders it happens to be in; a hub name stays whole."""
+    if source is None:
+        return None
+    is_path = source.startswith(('/', '.', '~')) or source.count('/') != 1 or Path(source).is_dir()
+    return Path(source).name if is_path else source
+
+
+def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
+    """The uniform shape that the plan's kept units leave; a ValueError where there is none."""
+    types = plan.family.layer_types
+    return shape_after(plan.units, plan.shape, types(config) if types else None)
+
+
+def write_pruned_folder(
+    writer: ModelFolderWriter,
+    pruning: LearnedMasks,
+    config: PretrainedConfig,
+    plan: CutPlan,
+    tensors: Iterator[tuple[str, Tensor]],
+    tokenizer: Optional[PreTrainedTokenizerBase],
+    generation_config: Optional[GenerationConfig],
+    dtype: Optional[torch.dtype],
+    origin: Origin,
+) -> ModelShape:
+    """Writes the cut model with ``pruning.json``, model card and the source's licence files,
+    under the writer's hidden path.
+
+    Args:
+        writer (ModelFolderWriter): Takes the files; not committed here.
+        pruning (LearnedMasks): The masks and how they were learned.
+        config (PretrainedConfig): The source's config.
+        plan (CutPlan): Cuts of the masks to export.
+        tensors (Iterator[tuple[str, Tensor]]): Tensors of the cut model by name.
+        dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
+        origin (Origin): Where the weights come from.
+
+    Returns:
+        ModelShape: Shape of the written model.
+    """
+    family, shape = family_of(config), shape_left(config, plan)
+    write_model_folder(
+        writer,
+        exported_config(config, family, shape, dtype or config.torch_dtype or torch.float32, list(plan.units.layers)),
+        tensors,
+        tokenizer,
+        generation_config,
+        dtype,
+        {
+            'pruning.json': {
+                'shape': dataclasses.asdict(shape),
+                **pruning_record(
+                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name,
+                ),
+            },
+        },
+    )
+    folder = local_folder(origin.source)
+    recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
+    facts = CardFacts(
+        name=writer.folder.name,
+        source=public_name(origin.source),
+        licence=source_licence(folder),
+        stage='pruned',
+        shape=shape,
+        parameters=writer.parameters,
+        source_shape=pruning.source,
+        source_parameters=origin.parameters,
+        batches=origin.batches,
+        tokens=origin.tokens,
+        recipe=recipe,
+        losses=origin.losses,
+        losses_of=origin.losses_of,
+        caution=_caution(pruning, shape, origin.unconverged),
+    )
+    (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
+    copy_licence_files(folder, writer.path)
+    return shape
+
+
+def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
+    """Units of each pruned axis in the source and in the written model, with the target where that is another."""
+    left = {axis: plan.keep for axis, plan in plan_axes(pruning.source, shape).items()}  # none of what is whole
+    return ', '.join(
+        f'{report.axis} {report.units} to {left.get(report.axis, report.units)}'
+        f'{"" if left.get(report.axis, report.units) == report.target else f" (target {report.target})"}'
+        for report in pruning.reports()
+    )
+
+
+def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> Optional[str]:
+    """What a reader must know of a model that training itself had not arrived at."""
+    if shape != pruning.target:
+        return (
+            '**Cut in the course of pruning, as the masks were, and not to the target of the run**, which was '
+            f'{pruning.target}.'
+        )
+    if unconverged:
+        listed = '; '.join(report.describe() for report in unconverged)
+        return (
+            '**The masks had not converged to the target when they were fixed**, so units were removed that the model '
+            f'still used. Per row: {listed}.'
+        )
+    return None

@@ -1,0 +1,115 @@
+"""After writing, before reporting: the folder must hold and compute what was meant.
+
+A model that is small enough is opened by transformers, strictly, and its logits are compared with the masked model's.
+For any size, the written tensors are read back one at a time and compared bit for bit with the cut of the source's.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Iterable
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from llmshearing.checkpoints.checkpoint import check_tensors, expected_shapes, tied_names
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.probe import Probe, probe_input
+from llmshearing.export.shard_writer import INDEX_NAME
+from llmshearing.utils.paths import check_safetensors_index
+
+__all__ = ['tensor_files', 'verify_folder', 'verify_tensors']
+
+# Largest difference of any logit, as a fraction of the largest one, by the precision the folder was written in: float32
+# rounding, or one rounding of the weights.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+GPU_TOLERANCE = 1e-4  # in float32, with sums in another order than the CPU's
+# A forward pass in half precision is off by a quarter of the largest logit in single places (SmolLM2-135M in bfloat16),
+# so there the logits are compared as a whole: the root mean square of the difference, each position about its mean, as
+# a fraction of that of the logits. bfloat16 gives 0.05 there, a wrong head 0.17, a missing layer 0.3; smaller mistakes
+# drown in the rounding, and are found by `llmshearing export`, which compares in float32 and every tensor bit for bit.
+HALF_PRECISION_TOLERANCE = 0.15
+
+
+def verify_folder(folder: Path, expected: Probe, dtype: torch.dtype) -> float:
+    """Opens ``folder`` and compares its logits with the masked model's.
+
+    Args:
+        folder (Path): The written folder.
+        expected (Probe): What the masked model computed.
+        dtype (torch.dtype): Precision in which the folder was written.
+
+    Returns:
+        float: Largest absolute difference.
+
+    Raises:
+        ValueError: If the folder does not open strictly or computes something else.
+    """
+    model = open_strictly(folder)
+    with torch.no_grad():
+        logits = model(probe_input(expected.logits.shape[-1], expected.logits.shape[1])).logits.float()
+    largest = (logits - expected.logits).abs().max().item()
+    if expected.computed_in == torch.float32:
+        what, difference = 'largest difference', largest
+        fraction = max(TOLERANCE[dtype], GPU_TOLERANCE if expected.on_gpu else 0.0)
+        allowed = fraction * max(1.0, expected.logits.abs().max().item())
+    else:
+        what, allowed = 'relative root mean square', HALF_PRECISION_TOLERANCE
+        difference = (_spread(logits - expected.logits) / _spread(expected.logits)).item()
+    if not difference <= allowed:
+        raise ValueError(
+            f'{folder}: logits differ from the masked model by {difference:.3g} ({what}), allowed is {allowed:.3g}.',
+        )
+    return largest
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """Root mean square about the mean of each position, which no probability depends on."""
+    return (logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()
+
+
+def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert: Callable[[Tensor], Tensor]) -> int:
+    """Reads the folder's tensors back, one at a time, and compares them bit for bit with those that were meant.
+
+    Args:
+        folder (Path): The written folder, with its config.
+        tensors (Iterable[tuple[str, Tensor]]): What was meant, by name.
+        convert (Callable): What was done to each of them before it was written.
+
+    Returns:
+        int: Number of tensors compared.
+
+    Raises:
+        ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config
+            says, or not equal.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    files = tensor_files(folder)
+    shapes = {}
+    for path in sorted(set(files.values())):
+        with safe_open(path, 'pt') as file:
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
+    check_tensors(str(folder), shapes, expected_shapes(config), tied_names(config))
+    compared = 0
+    for name, tensor in tensors:
+        if name not in files:
+            raise ValueError(f'{folder}: {name} was not written.')
+        with safe_open(files[name], 'pt') as file:  # opened anew, so that no mapped page stays
+            written = file.get_tensor(name)
+            if not torch.equal(written, convert(tensor)):
+                raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
+        compared += 1
+    if compared != len(shapes):
+        raise ValueError(f'{folder}: {len(shapes)} tensors were written, {compared} were meant.')
+    return compared
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Which safetensors file of a model folder holds which tensor."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        return {name: folder / file for name, file in check_safetensors_index(index).items()}
+    path = folder / 'model.safetensors'
+    with safe_open(path, 'pt') as file:
+        return dict.fromkeys(file.keys(), path)

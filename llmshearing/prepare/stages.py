@@ -1,0 +1,265 @@
+"""The three passes of `prepare` over one domain: scan, plan, tokenize. Each continues where its journal ends."""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from llmshearing.prepare.pack import Journal, read_journal
+from llmshearing.prepare.plan import BINS, Demand, TokenRate, choose, intervals, place, read_blocks
+from llmshearing.prepare.pool import WorkerPool
+from llmshearing.prepare.sources import Source, find_sources, read_pieces
+from llmshearing.prepare.spec import Domain, Spec
+from llmshearing.prepare.tokenizer import TokenizerPlan
+from llmshearing.prepare.worker import DOCUMENT, EXAMPLES, scan_piece, tokenize_piece
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the journals; a change starts work afresh
+_SAMPLE_BYTES = 2 << 20  # text of a domain that is tokenized to estimate tokens per byte
+
+
+@dataclass
+class Context:
+    """What all passes need.
+
+    Attributes:
+        spec (Spec): The request.
+        tokenizer (TokenizerPlan): How documents become ids.
+        key (str): Hash of everything that decides the result.
+        pool (WorkerPool): The workers.
+        progress (bool): Whether to show bars on a terminal.
+    """
+
+    spec: Spec
+    tokenizer: TokenizerPlan
+    key: str
+    pool: WorkerPool
+    progress: bool
+
+    def bar(self, **options: Any) -> tqdm:
+        """A progress bar that shows on terminals only."""
+        return tqdm(disable=None if self.progress else True, unit_scale=True, **options)
+
+
+@dataclass
+class Input:
+    """A domain while it is worked on.
+
+    Attributes:
+        domain (Domain): Its part of the spec.
+        sources (list[Source]): Its files.
+        size (int): Their size in bytes.
+        piece_bytes (int): Size of the pieces they are read in.
+        key (str): Hash of the files' identities and of how they are read.
+        counts (dict[str, int]): Sums over the scan: documents, empty, bad, bytes.
+        sample (list[int]): Sums over the scan of :class:`llmshearing.prepare.worker.Scan`'s sample.
+        ends (np.ndarray): Ends of the splits' intervals, [splits].
+        chosen (list[int]): Documents in each interval, without duplicates.
+        chosen_bytes (int): Their text in bytes.
+        duplicates (int): Documents dropped because an earlier one has the same text.
+    """
+
+    domain: Domain
+    sources: list[Source]
+    size: int
+    piece_bytes: int
+    key: str
+    counts: dict[str, int] = field(default_factory=dict)
+    sample: list[int] = field(default_factory=list)
+    ends: np.ndarray | None = None
+    chosen: list[int] = field(default_factory=list)
+    chosen_bytes: int = 0
+    duplicates: int = 0
+
+    def scan_name(self, tokenizer: TokenizerPlan) -> str:
+        """Name of the scan's journal (the measured tokens per byte depend on the tokenizer)."""
+        return f'{self.domain.name}-{digest([VERSION, self.key, tokenizer.fingerprint])}'
+
+    def scan_path(self, spec: Spec, tokenizer: TokenizerPlan) -> Path:
+        """File of the scan's ``DOCUMENT`` records."""
+        return Path(spec.work) / f'{self.scan_name(tokenizer)}.documents.bin'
+
+    def rate(self) -> TokenRate:
+        """Tokens per byte, as measured in the scan.
+
+        Raises:
+            ValueError: If the tokenizer makes nothing of the text.
+        """
+        if not self.sample[0]:
+            raise ValueError(f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another '
+                             'tokenizer, or leave the domain out')
+        return TokenRate.measured(*self.sample)
+
+
+def digest(value: Any) -> str:
+    """A short hash of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def find_input(domain: Domain) -> Input:
+    """Finds the files of a domain.
+
+    Raises:
+        ValueError: If there are none, or their format is unclear.
+    """
+    sources = find_sources(domain)
+    identities = [source.identity() for source in sources]
+    size = sum(size for _, files in identities for _, size, _ in files)
+    reading = [identities, domain.text_key, domain.separator, domain.hf_split]
+    # Smaller pieces for a smaller input, so that a small one still keeps all cores busy.
+    return Input(domain, sources, size, min(max(size // 64, 1 << 18), 1 << 22), digest(reading))
+
+
+def scan(item: Input, context: Context) -> None:
+    """Hashes and counts all documents; fills ``item.counts`` and leaves ``DOCUMENT`` records in the journal.
+
+    Raises:
+        ValueError: If too many records are unreadable, or there is no document.
+    """
+    domain, limit = item.domain, context.spec.max_bad_lines
+    counts, sample = dict.fromkeys(['documents', 'empty', 'bad', 'bytes'], 0), [0] * 5
+    examples: list[list] = []
+
+    def add(facts: dict[str, Any]) -> None:
+        for name in counts:
+            counts[name] += facts[name]
+        sample[:] = map(sum, zip(sample, facts['sample']))
+        examples.extend(facts['examples'][:EXAMPLES - len(examples)])
+        if counts['bad'] > limit:
+            shown = '; '.join(f'{path}, record {number}: {reason}' for path, number, reason in examples)
+            raise ValueError(f'domains.{domain.name} has more unreadable records than max_bad_lines ({limit}); repair '
+                             f'them or raise max_bad_lines. The first: {shown}')
+
+    journal = Journal(Path(context.spec.work), item.scan_name(context.tokenizer), ['documents'])
+    total = None if any(source.is_packed() for source in item.sources) else item.size
+    bar = context.bar(total=total, unit='B', desc=f'scan {domain.name}')
+    sample_bytes = max(1 << 13, _SAMPLE_BYTES * item.piece_bytes // max(item.size, 1))
+
+    def tasks() -> Iterator[tuple[int, tuple]]:
+        for number, piece in enumerate(read_pieces(domain, item.sources, item.piece_bytes)):
+            if number >= journal.count:
+                yield piece.size, (piece, domain.text_key, domain.separator, sample_bytes)
+
+    try:
+        for facts in read_journal(Path(context.spec.work), item.scan_name(context.tokenizer)):
+            add(facts)
+        for size, result in context.pool.map(scan_piece, tasks()):
+            sizes = result.documents['size']
+            facts = {**result._asdict(), 'documents': len(sizes), 'bytes': int(sizes.sum())}
+            add(facts)
+            journal.append([result.documents], **facts)
+            bar.update(size)
+    finally:
+        bar.close()
+        journal.close()
+    if not counts['documents']:
+        raise ValueError(f'domains.{domain.name} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
+                         'unreadable); check path and text_key, or leave the domain out')
+    for path, number, reason in examples:
+        log.warning('domains.%s: skipped %s, record %s: %s', domain.name, path, number, reason)
+    item.counts, item.sample = counts, sample
+
+
+def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
+    """Gives each split its interval; fills ``item.ends``, ``item.chosen``, ``item.chosen_bytes`` and
+    ``item.duplicates``.
+
+    Args:
+        item (Input): A scanned domain.
+        context (Context): For the splits and the seed.
+        duplicate (np.ndarray): Nonzero where an earlier document has the same text, [documents].
+
+    Raises:
+        ValueError: If a split that is wanted would get no document.
+    """
+    spec, start = context.spec, 0
+    size, size_squared, count = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS, np.int64)
+    for block in read_blocks(item.scan_path(spec, context.tokenizer)):
+        fresh = block[duplicate[start:start + len(block)] == 0]
+        start += len(block)
+        bins = place(fresh['low'], spec.seed)
+        size += np.bincount(bins, fresh['size'], BINS)
+        size_squared += np.bincount(bins, fresh['size'].astype(float)**2, BINS)
+        count += np.bincount(bins, minlength=BINS)
+    item.duplicates = item.counts['documents'] - int(count.sum())
+    budgets = [spec.budget(item.domain, split) for split in spec.splits]
+    demands = [Demand(None if budget == 0 else split.fraction, budget) for split, budget in zip(spec.splits, budgets)]
+    item.ends = intervals(demands, size, size_squared, item.rate(), spec.max_seq_len)
+    item.chosen = np.diff(np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], item.ends])]).tolist()
+    item.chosen_bytes = int(size[:item.ends[-1]].sum())
+    for split, budget, chosen in zip(spec.splits, budgets, item.chosen):
+        if budget != 0 and not chosen:
+            raise too_small(item, split.name, 0, spec)
+
+
+def too_small(item: Input, split: str, tokens: int, spec: Spec) -> ValueError:
+    """The error for a split of which not one sample can be made."""
+    documents = item.counts['documents'] - item.duplicates
+    return ValueError(f'domains.{item.domain.name}: split {split!r} gets {tokens} tokens of {documents} distinct '
+                      f'documents in all, less than one sample of max_seq_len={spec.max_seq_len}; a document goes to '
+                      'one split only. Give the domain more or shorter documents, the split a larger share, or set '
+                      f'domains.{item.domain.name}.tokens.{split}: 0 to leave it out')
+
+
+def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Journal, list[int]]:
+    """Tokenizes the chosen documents until the budgets are met.
+
+    Args:
+        item (Input): A planned domain.
+        context (Context): For everything else.
+        duplicate (np.ndarray): As in :func:`plan`.
+
+    Returns:
+        tuple[Journal, list[int]]: Journal with one file of ids per split, cut at the budget, and how many documents
+        each split has (a document that is cut counts).
+    """
+    spec, domain, dtype = context.spec, item.domain, np.dtype(context.tokenizer.dtype)
+    limits = [None if b is None else -(-b // spec.max_seq_len) * spec.max_seq_len
+              for b in (spec.budget(domain, split) for split in spec.splits)]
+    journal = Journal(Path(spec.work), f'{domain.name}-{context.key}', [split.name for split in spec.splits])
+    last = {'piece': -1, 'used': [0] * len(limits)}
+    for last in read_journal(Path(spec.work), f'{domain.name}-{context.key}'):
+        pass  # sums run on: the last line is what counts
+    done, used = last['piece'], np.array(last['used'], np.int64)
+
+    def full() -> bool:
+        lengths = (length // dtype.itemsize for length in journal.lengths)
+        return all(limit is not None and length >= limit for length, limit in zip(lengths, limits))
+
+    def tasks() -> Iterator[tuple[int, tuple]]:
+        pieces = read_pieces(domain, item.sources, item.piece_bytes)
+        scanned = read_journal(Path(spec.work), item.scan_name(context.tokenizer))
+        start = 0
+        with open(item.scan_path(spec, context.tokenizer), 'rb') as file:
+            for number, (piece, facts) in enumerate(zip(pieces, scanned)):
+                if full():
+                    break
+                documents = np.fromfile(file, DOCUMENT, facts['documents'])
+                choice = choose(documents, duplicate[start:start + len(documents)] != 0, item.ends, spec.seed)
+                start += len(documents)
+                if number > done and (choice >= 0).any():
+                    yield number, (piece, domain.text_key, domain.separator, documents, choice, len(limits))
+
+    bar = context.bar(total=round(item.chosen_bytes * item.rate().mean), unit='tok', desc=f'tokenize {domain.name}',
+                      initial=sum(journal.lengths) // dtype.itemsize)
+    try:
+        for number, result in context.pool.map(tokenize_piece, tasks()):
+            arrays = []
+            for index, (ids, lengths, limit) in enumerate(zip(result.ids, result.lengths, limits)):
+                begin = journal.lengths[index] // dtype.itemsize
+                room = len(ids) if limit is None else max(0, limit - begin)
+                arrays.append(ids[:room])
+                used[index] += np.count_nonzero(np.cumsum(lengths) - lengths < room)
+            journal.append(arrays, piece=number, used=used.tolist())
+            bar.update(sum(map(len, arrays)))
+    finally:
+        bar.close()
+    return journal, used.tolist()

@@ -1,0 +1,214 @@
+"""What a worker process of `prepare` does with a piece: look at its documents, or tokenize the chosen ones.
+
+Both are functions of the piece alone, so it does not matter which worker runs them, or how often.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmshearing.prepare.sources import Piece, open_binary
+from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
+
+# One document: 128 bits of the hash of its text (two words, little endian) and the text's length in UTF-8.
+DOCUMENT = np.dtype([('high', '<u8'), ('low', '<u8'), ('size', '<u8')])
+EXAMPLES = 5  # bad records shown
+_BATCH_BYTES = 1 << 18  # text tokenized at once: enough to be fast, little enough to keep memory flat
+_SLICE = 1 << 13  # characters of one document that count in the estimate of tokens per byte
+
+_encoder: Encoder | None = None
+_plan: TokenizerPlan | None = None
+
+
+def start(plan: TokenizerPlan) -> None:
+    """Makes this process ready to tokenize; called once, before any piece."""
+    global _encoder, _plan
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one process per core already
+    _encoder, _plan = Encoder(plan.backend, plan.name), plan
+
+
+class BadRecord(NamedTuple):
+    """A record that could not be read, and why."""
+
+    path: str
+    number: int
+    reason: str
+
+
+class Scan(NamedTuple):
+    """What a piece holds: documents as ``DOCUMENT`` records, what was left out, and a sample's tokens and bytes.
+
+    ``sample`` has the sums over the sampled texts of: tokens, bytes, tokens squared, tokens times bytes, bytes squared.
+    """
+
+    documents: np.ndarray
+    empty: int
+    bad: int
+    examples: list[BadRecord]
+    sample: list[int]
+
+
+class Tokens(NamedTuple):
+    """Ids of the chosen documents of a piece, per split, end to end, with the length of each document."""
+
+    ids: list[np.ndarray]
+    lengths: list[np.ndarray]
+
+
+def read_documents(piece: Piece, text_key: str, separator: str | None) -> Iterator[tuple[str, bytes] | BadRecord]:
+    """Reads the records of a piece in order, skipping blank lines.
+
+    Args:
+        piece (Piece): From :func:`llmshearing.prepare.sources.read_pieces`.
+        text_key (str): Field of a JSON record that holds the text.
+        separator (str | None): What ends a document in a piece of kind ``text``.
+
+    Yields:
+        tuple[str, bytes] | BadRecord: A document's text and its UTF-8 form, or why there is none.
+    """
+    for number, path, record in _records(piece, separator):
+        try:
+            text = record
+            if piece.kind == 'json':
+                text = json.loads(record)
+                if not isinstance(text, dict):
+                    raise ValueError(f'expected a JSON object, got {type(text).__name__}')
+                if text_key not in text:
+                    raise ValueError(f'no {text_key!r}')
+                text = text[text_key]
+            if isinstance(text, bytes):
+                encoded, text = text, text.decode('utf-8')
+            elif isinstance(text, str):
+                encoded = text.encode('utf-8')
+            else:
+                raise ValueError(f'the text is {type(text).__name__}, not a string')
+            yield text, encoded
+        except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+            yield BadRecord(path, number, str(error))
+
+
+def _records(piece: Piece, separator: str | None) -> Iterator[tuple[int, str, Any]]:
+    if piece.kind == 'files':
+        for path in piece.data:
+            with open_binary(path) as file:
+                yield 1, path, file.read()
+    elif piece.kind == 'texts':
+        for number, text in enumerate(piece.data, piece.first):
+            yield number, piece.path, text
+    else:
+        lines = piece.data.split(b'\n' if piece.kind == 'json' else separator.encode('utf-8'))
+        for number, line in enumerate(lines, piece.first):
+            if line and not line.isspace():
+                yield number, piece.path, line
+
+
+def hash_text(encoded: bytes) -> tuple[int, int]:
+    """128 bits of BLAKE2b of a text in UTF-8, as two numbers: what identifies a document everywhere."""
+    digest = hashlib.blake2b(encoded, digest_size=16).digest()
+    return int.from_bytes(digest[:8], 'little'), int.from_bytes(digest[8:], 'little')
+
+
+def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes: int) -> Scan:
+    """Hashes the documents of a piece and measures tokens per byte on a few of them.
+
+    Args:
+        piece (Piece): The piece.
+        text_key (str): Field of a JSON record that holds the text.
+        separator (str | None): What ends a document in a piece of kind ``text``.
+        sample_bytes (int): About how much text to tokenize for the measurement.
+    """
+    rows, samples, examples, empty, bad = [], [], [], 0, 0
+    for document in read_documents(piece, text_key, separator):
+        if isinstance(document, BadRecord):
+            bad += 1
+            examples = examples if len(examples) == EXAMPLES else [*examples, document]
+            continue
+        text, encoded = document
+        if not text or text.isspace():
+            empty += 1
+            continue
+        high, low = hash_text(encoded)
+        rows.append((high, low, len(encoded)))
+        start = low % (len(text) - _SLICE + 1) if len(text) > _SLICE else 0
+        samples.append((low, text[start:start + _SLICE]))
+    documents = np.array(rows, DOCUMENT)
+    chosen, sizes = [], []
+    for _, text in sorted(samples):
+        if sample_bytes <= 0:
+            break
+        chosen.append(text)
+        sizes.append(len(text.encode('utf-8')))
+        sample_bytes -= sizes[-1]
+    tokens = [len(ids) + _extra(_plan) for batch in _batches(chosen) for ids in _encoder.encode(batch)]
+    pairs = list(zip(tokens, sizes, strict=True))
+    products = [sum(t * t for t in tokens), sum(t * b for t, b in pairs), sum(b * b for b in sizes)]
+    return Scan(documents, empty, bad, examples, [sum(tokens), sum(sizes), *products])
+
+
+def tokenize_piece(piece: Piece, text_key: str, separator: str | None, documents: np.ndarray, choice: np.ndarray,
+                   splits: int) -> Tokens:
+    """Tokenizes the chosen documents of a piece.
+
+    Args:
+        piece (Piece): The piece.
+        text_key (str): Field of a JSON record that holds the text.
+        separator (str | None): What ends a document in a piece of kind ``text``.
+        documents (np.ndarray): The scan's ``DOCUMENT`` records of this piece, [documents].
+        choice (np.ndarray): Index of the split of each document, -1 for none, [documents].
+        splits (int): Number of splits.
+
+    Raises:
+        ValueError: If the piece does not hold the documents that were scanned, or an id does not fit the vocabulary.
+    """
+    texts, wanted, index = [], [], 0
+    for document in read_documents(piece, text_key, separator):
+        if isinstance(document, BadRecord) or not document[0] or document[0].isspace():
+            continue
+        if index < len(choice) and choice[index] >= 0:
+            if hash_text(document[1]) != (documents[index]['high'], documents[index]['low']):
+                raise _changed(piece)
+            texts.append(document[0])
+            wanted.append(choice[index])
+        index += 1
+    if index != len(choice):
+        raise _changed(piece)
+    lists: list[list[np.ndarray]] = [[] for _ in range(splits)]
+    ids = (ids for batch in _batches(texts) for ids in _encoder.encode(batch))
+    for split, document_ids in zip(wanted, ids, strict=True):
+        lists[split].append(_wrap(document_ids, _plan))
+    empty = np.empty(0, _plan.dtype)
+    return Tokens([np.concatenate([empty, *arrays]) for arrays in lists],
+                  [np.array([len(array) for array in arrays], np.int64) for arrays in lists])
+
+
+def _changed(piece: Piece) -> ValueError:
+    return ValueError(f'{piece.path} changed while it was being read; leave the input alone and run again')
+
+
+def _extra(plan: TokenizerPlan) -> int:
+    return (plan.bos is not None) + (plan.eos is not None)
+
+
+def _wrap(ids: np.ndarray, plan: TokenizerPlan) -> np.ndarray:
+    """Puts beginning and end ids around a document and brings it to the stored type."""
+    if len(ids) and not 0 <= ids.min() <= ids.max() < plan.size:
+        raise ValueError(f'tokenizer {plan.name!r} made the id {ids.max()}, outside its vocabulary of {plan.size}')
+    before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
+    return np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)]).astype(plan.dtype)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,92 @@
+"""Resumption that would begin anew, sharding and initialisation that cannot work: one message before anything is
+built."""
+import logging
+import os
+
+import pytest
+import torch
+
+from llmshearing.config.resume import check_resume
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ('FSDP_VERSION', 'WORLD_SIZE', 'RUN_NAME'):
+        monkeypatch.setenv(name, 'x')  # so that what the check sets is undone
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture()
+def config(tmp_path):
+    (tmp_path / 'save').mkdir()
+    return {'save_folder': str(tmp_path / 'save'), 'autoresume': True, 'model': {'name': 'sheared_causal_lm'}}
+
+
+def test_a_good_configuration_passes(config):
+    check_resume({**config, 'fsdp_config': {'state_dict_type': 'sharded'}, 'model': {'init_device': 'mixed'}})
+    assert os.environ['FSDP_VERSION'] == '2'
+
+
+@pytest.mark.parametrize('sharded, link', [(False, 'latest-rank0.pt'), (True, 'latest-sharded-rank0')])
+def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded, link):
+    save = tmp_path / 'save'
+    config['fsdp_config'] = {'state_dict_type': 'sharded'} if sharded else None
+    for number, batch in enumerate((100, 20)):
+        path = save / (f'ep0-ba{batch}' if sharded else f'ep0-ba{batch}-rank0.pt')
+        if sharded:
+            path.mkdir()
+        (path / '.metadata').write_text('x') if sharded else torch.save({'batch': batch}, path)
+        os.utime(path, (number, number))
+    newest = 'ep0-ba20' if sharded else 'ep0-ba20-rank0.pt'
+    for refused in (config, {**config, 'save_folder': str(tmp_path / '{run_name}'), 'run_name': 'save'}):
+        with pytest.raises(
+            ValueError, match=f'{newest} is the newest.*begin anew. To go on: ln -s {newest} .*/{link};',
+        ):
+            check_resume(refused)
+    for changes in ({'autoresume': False}, {'save_folder': 's3://bucket/save'}, {'save_folder': str(tmp_path / 'new')}):
+        check_resume({**config, **changes})
+    os.symlink(newest, save / link)
+    check_resume(config)
+    os.remove(save / link)
+    os.symlink('gone', save / link)
+    with pytest.raises(ValueError, match='points to gone, which is not there'):
+        check_resume(config)
+    check_resume({**config, 'save_latest_filename': newest})
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_offered(config, tmp_path):
+    save = tmp_path / 'save'
+    for number, batch in enumerate((5, 7)):
+        torch.save({'batch': batch}, save / f'ba{batch}.pt')
+        os.utime(save / f'ba{batch}.pt', (number, number))
+    newest = save / 'ba7.pt'
+    newest.write_bytes(newest.read_bytes()[:-100])
+    os.utime(newest, (2, 2))
+    with pytest.raises(ValueError, match='ba5.pt is the newest; ba7.pt is newer, but cut off.* ln -s ba5.pt'):
+        check_resume(config)
+    (save / 'ba5.pt').unlink()
+    with pytest.raises(ValueError, match='holds no whole checkpoint: ba7.pt was cut off'):
+        check_resume(config)
+
+
+@pytest.mark.parametrize('model, message', [
+    ({'init_device': 'meta'}, 'this model is pretrained. Use mixed'),
+    ({'init_device': 'meta', 'pretrained': False}, 'initialises weights on GPUs'),
+])
+def test_initialisation_that_cannot_work(config, model, message):
+    with pytest.raises(ValueError, match=message):
+        check_resume({**config, 'model': model, 'fsdp_config': {'state_dict_type': 'full'}})
+
+
+def test_fsdp1_cannot_start_on_cpu(config, monkeypatch):
+    monkeypatch.setenv('FSDP_VERSION', '1')
+    check_resume(config)
+    with pytest.raises(ValueError, match='FSDP1 cannot start on CPU; unset FSDP_VERSION or set it to 2'):
+        check_resume({**config, 'fsdp_config': {'state_dict_type': 'full'}})
+
+
+def test_sums_of_gradients_on_cpu_are_told(config, monkeypatch, caplog):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with caplog.at_level(logging.WARNING):
+        check_resume({**config, 'fsdp_config': {'state_dict_type': 'full'}})
+    assert 'they are 2 times too large' in caplog.text

@@ -1,0 +1,181 @@
+"""A configuration that cannot run is refused before anything is built,
+with what was got, what is possible, what to change."""
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from llmshearing.config.run import check_run
+from tests.tiny_run import tiny_source
+
+YAML = Path(__file__).parents[2] / 'yamls' / 'demo' / 'prune.yaml'
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    work = tmp_path_factory.mktemp('checks')
+    tiny_source(work / 'source')
+    settings = OmegaConf.load(YAML)
+    settings.variables.work = str(work)
+    settings.algorithms.targeted_pruning.target = TARGET
+    for loader in settings.eval_loader:
+        folder = Path(loader.dataset.local)
+        folder.mkdir(parents=True)
+        (folder / 'index.json').write_text('{"version": 2, "shards": []}')
+    config = OmegaConf.to_container(settings, resolve=True)
+    config['eval_loaders'] = config.pop('eval_loader')  # as llm-foundry hands lists on
+    return config
+
+
+def changed(config, path, value):
+    config = copy.deepcopy(config)
+    *parents, last = path.split('.')
+    place = config
+    for name in parents:
+        place = place[name]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return config
+
+
+def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
+    expected = copy.deepcopy(config)
+    expected['model']['trust_remote_code'] = False
+    expected['tokenizer']['kwargs'] = {'trust_remote_code': False}
+    assert check_run(copy.deepcopy(config)) == expected
+
+
+def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):
+    settings = {'target': {'sparsity': 0.5}, 'mask_learning': 'lagrangian'}
+    config = changed(config, 'algorithms.targeted_pruning', settings)
+    with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
+        check_run(copy.deepcopy(config))
+    check_run(changed(config, 'callbacks.export_pruned', KeyError))
+
+
+def test_runs_without_our_parts_are_left_alone():
+    assert check_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
+
+
+@pytest.mark.parametrize('path, value, message', [
+    ('algorithms.targeted_pruning.target.hidden_size', 64, "hidden_size=64 is larger than the source's 48"),
+    ('algorithms.targeted_pruning.target.num_attention_heads', 5, 'every KV head must keep the same number'),
+    ('algorithms.targeted_pruning.target.head_dim', 4, 'head dimension is inherited'),
+    ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
+    (
+        'algorithms.targeted_pruning.lagrangian_warm_up',
+        '2ba',
+        "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'",
+    ),
+    ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
+    ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
+    ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
+    ('algorithms.targeted_pruning.lagrangian_warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
+    ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
+    ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
+    ('callbacks.dynamic_batch_loading.weights_file', 's3://bucket/x', 'weights_file: expected a file on this machine'),
+    ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
+    ('algorithms.gradient_clipping', {'clipping_type': 'nrom', 'clipping_threshold': 1.0}, 'expected one of norm'),
+    ('loggers.metrics_file.path', '/tmp', 'metrics_file.path: expected a file, and /tmp is a folder'),
+    ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
+    ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
+    ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
+    ('callbacks.export_pruned.folder', 's3://bucket/x', 'callbacks.export_pruned: folder: expected a folder on this'),
+    ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
+    ('model.name', 'hf_causal_lm', 'needs model.name: sheared_causal_lm'),
+    ('model.pretrained_name', 'x', "unknown key 'pretrained_name'"),
+    ('model.pretrained_model_name_or_path', '/no/such/folder', '/no/such/folder is no Hugging Face model folder'),
+    ('tokenizer.name', '/no/such/folder', 'tokenizer.name: /no/such/folder is no Hugging Face model folder'),
+    ('precision', 'amp_bf16', 'precision: Composer trains in fp32 only on CPU'),
+    ('device_train_microbatch_size', 'auto', 'device_train_microbatch_size: auto .* does not work on CPU'),
+    ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
+    ('max_duration', '-3ba', 'max_duration: expected a time above 0'),
+    ('optimizer.lr', '1e-4', r"optimizer.lr: expected a number, got '1e-4'"),
+    ('optimizer.lr', -1.0, 'optimizer: Invalid learning rate'),
+    ('precision', 'amp_fp16', 'use amp_bf16 or fp32'),
+    ('algorithms', None, 'export_pruned exports what algorithms.targeted_pruning learned'),
+    ('callbacks.export_pruned.dtype_', 'x', "Did you mean 'dtype'"),
+    ('callbacks.export_pruned.folder', KeyError, 'missing folder'),
+    ('callbacks.dynamic_batch_loading.etaa', 1, "unknown key 'etaa'. Did you mean 'eta'"),
+    ('train_loader.name', 'text', 'needs train_loader.name: dynamic_text'),
+])
+def test_what_cannot_run_is_refused(config, path, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_run(changed(config, path, value))
+
+
+@pytest.mark.parametrize('path, value', [
+    ('fsdp_config', {'mixed_precision': {'param_dtype': 'bf16', 'reduce_dtype': 'fp32'}}),
+    ('tokenizer.kwargs', {'revision': '0123456789' * 4, 'stop_token': '</s>'}),
+    ('metadata', {'commit': '0123456789' * 4}),
+])
+def test_unusual_settings_that_can_run_pass(config, path, value):
+    check_run(changed(config, path, value))
+
+
+def test_an_evaluator_of_several_streams_passes(config):
+    config = copy.deepcopy(config)
+    dataset = config['eval_loaders'][0]['dataset']
+    folder = dataset.pop('local')
+    dataset['streams'] = {'one': {'local': folder}, 'two': {'local': folder, 'proportion': 0.5}}
+    check_run(config)
+    dataset['streams']['two']['proportoin'] = 1.0
+    with pytest.raises(ValueError, match="streams.two: unknown key 'proportoin'"):
+        check_run(config)
+    dataset['streams'] = [{'local': folder}]
+    with pytest.raises(ValueError, match='streams: expected keys and values'):
+        check_run(config)
+
+
+def test_what_this_package_logs_has_the_level_of_the_run(config):
+    logger = logging.getLogger('llmshearing')
+    for level in ('info', 'warning'):
+        check_run({**config, 'python_log_level': level})
+        assert logger.getEffectiveLevel() == getattr(logging, level.upper())
+
+
+def test_an_existing_export_is_refused_before_training(config):
+    config = changed(config, 'callbacks.export_pruned.folder', str(Path(config['variables']['work']) / 'source'))
+    config['callbacks']['export_pruned']['overwrite'] = False
+    with pytest.raises(ValueError, match='exists already; choose another folder or set overwrite: true'):
+        check_run(config)
+
+
+def test_unsupported_architectures_are_named(config, tmp_path):
+    from transformers import MixtralConfig, T5Config
+    for wrong, message in (
+        (MixtralConfig(), "'mixtral' \\(a mixture of experts\\).*supported: "),
+        (T5Config(), "'t5' \\(an encoder-decoder"),
+    ):
+        wrong.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
+
+
+@pytest.mark.parametrize('path, value, message', [
+    ('device_train_microbatch_size', 'auto', 'auto, which is also the default, does not work under FSDP2'),
+    ('algorithms.targeted_pruning.freeze_weights', True, 'set fsdp_config.state_dict_type: sharded'),
+])
+def test_what_works_without_fsdp_only(config, monkeypatch, path, value, message):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('FSDP_VERSION', '2')
+    config = changed(config, path, value)
+    check_run(copy.deepcopy(config))
+    with pytest.raises(ValueError, match=message):
+        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+
+
+def test_fsdp1_is_refused_and_fsdp2_chosen(config, monkeypatch):
+    monkeypatch.setenv('FSDP_VERSION', '1')
+    with pytest.raises(ValueError, match='FSDP1 cannot start on CPU|pruning is built for FSDP2'):
+        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+    monkeypatch.delenv('FSDP_VERSION')
+    check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+    import os
+    assert os.environ['FSDP_VERSION'] == '2'

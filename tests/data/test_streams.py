@@ -1,0 +1,69 @@
+"""What is said of domains, weights and manifests that cannot be used, before anything is read."""
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llmshearing.config.loaders import check_dataset
+from llmshearing.data.streams import build_domain_streams, check_manifest, read_proportions
+from tests.dynamic_text_world import write_domains
+
+DATASET = {'max_seq_len': 8, 'round_batches': 2, 'local': 'data'}
+
+
+@pytest.mark.parametrize(('own', 'words'), [
+    ({'locall': 'x'}, "domains.a: unknown key 'locall'. Did you mean 'local'? Possible: remote, local, split,"),
+    ({'proportion': 0.5}, "domains.a: unknown key 'proportion'."),
+    ({'download_retry': 'twice'}, "domains.a.download_retry: expected a whole number or null, got 'twice'"),
+    ('data/a', "domains.a: expected keys and values, got 'data/a'"),
+])
+def test_settings_of_a_domain(own, words):
+    with pytest.raises(ValueError) as error:
+        build_domain_streams({'a': own}, 'data', None)
+    assert str(error.value).startswith(words)
+    with pytest.raises(ValueError) as error:  # from a YAML, before anything is built
+        check_dataset('train_loader.dataset', 'dynamic_text', {**DATASET, 'domains': {'b': None, 'a': own}})
+    if isinstance(own, dict):
+        assert str(error.value).startswith(f'train_loader.dataset.{words}')
+
+
+def test_domains_that_are_well_described(tmp_path):
+    write_domains(tmp_path, {'a': 3, 'b': 3})
+    domains = {'a': None, 'c': {'local': str(tmp_path / 'b'), 'keep_zip': True, 'validate_hash': 'xxh64'}}
+    for given in (domains, ['a', 'b']):
+        check_dataset('train_loader.dataset', 'dynamic_text', {**DATASET, 'domains': given})
+    assert list(build_domain_streams(domains, str(tmp_path), None)) == ['a', 'c']
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    (b'a: 1', 'is not valid JSON (Expecting value'),
+    (b'\xff', 'is not valid JSON ('),
+    (b'[1]', 'holds no mapping "proportions"'),
+    (b'{"proportions": {"a": "much", "b": true, "c": 1}}', "must be numbers, but got {'a': 'much', 'b': True}"),
+])
+def test_a_file_of_proportions_that_is_something_else(tmp_path, content, words):
+    path = tmp_path / 'weights.json'
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_proportions(str(path))
+    assert str(path) in str(error.value) and words in str(error.value)
+    path.write_text('{"proportions": {"a": 1, "b": 0.5}}')
+    assert read_proportions(str(path)) == {'a': 1, 'b': 0.5}
+
+
+@pytest.mark.parametrize('content', ['{"tokenizer": "gpt2"}', '[1]', 'no JSON', '{}',
+                                     '{"tokenizer": {"vocab_size": "x"}}'])
+@pytest.mark.parametrize('place', ['', 'prune'])
+def test_a_manifest_of_another_program_is_passed_over(tmp_path, caplog, place, content):
+    """One in the data's own folder does not hide that of prepare above it."""
+    folder = tmp_path / 'prune'
+    folder.mkdir()
+    path = tmp_path / place / 'manifest.json'
+    path.write_text(content)
+    check_manifest(str(folder), 100)
+    assert f'{path} is not a manifest that `llmshearing prepare` wrote' in caplog.text
+    if place:
+        (tmp_path / 'manifest.json').write_text(json.dumps({'tokenizer': {'name': 'large', 'vocab_size': 101}}))
+        with pytest.raises(ValueError, match="tokenizer 'large' of 101 ids, but the tokenizer here has 100"):
+            check_manifest(str(folder), 100)

@@ -1,0 +1,298 @@
+"""Export from checkpoints: the same folder as the callback writes, for each stage and mask choice;
+nothing else is let through."""
+import json
+
+import pytest
+import torch
+from llmfoundry.models.hf import ComposerHFCausalLM
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from llmshearing.commands.main import main
+from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.verification import verify_tensors
+from llmshearing.models.shapes import shape_of
+from tests.export.checkpoints import pruning_checkpoint
+from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
+
+QUIET = ExportSettings(progress=False)
+
+
+@pytest.fixture(scope='module')
+def progressive(tmp_path_factory):
+    return pruning_checkpoint(tmp_path_factory.mktemp('progressive'))
+
+
+@pytest.fixture(scope='module')
+def lagrangian(tmp_path_factory):
+    return pruning_checkpoint(tmp_path_factory.mktemp('lagrangian'), 'lagrangian')
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('variant', ['llama-tied', 'qwen2', 'gemma2'])
+def test_same_folder_as_the_callback_writes(tmp_path, variant):
+    checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, 'lagrangian', variant)
+    report = export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False))
+    assert report['logit_difference'] <= 1e-5
+    ours, theirs = files_of(tmp_path / 'out'), files_of(pruned)
+    assert set(ours) == set(theirs) >= {
+        'README.md', 'LICENSE', 'config.json', 'tokenizer.json', 'generation_config.json', 'pruning.json',
+    }
+    assert {name for name in ours if ours[name] != theirs[name]} == {'README.md'}  # the folder's own name is in it
+
+
+def test_the_exported_model_computes_what_the_masked_one_does(progressive, tmp_path):
+    checkpoint, _, trainer, pruning = progressive
+    export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    ids = torch.arange(3, 40)[None]
+    model = trainer.state.model.eval()
+    model.cutter.set_masks(pruning.final_masks())
+    with torch.no_grad():
+        expected = model.model(ids, use_cache=False).logits
+        got = open_strictly(tmp_path / 'out')(ids).logits
+    assert (got - expected).abs().max() <= 1e-5
+    text = 'w3 w17 w80'
+    assert AutoTokenizer.from_pretrained(tmp_path / 'out')(text).input_ids == tiny_tokenizer()(text).input_ids
+
+
+def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
+    checkpoint, _, _, _ = progressive
+    metrics = tmp_path / 'metrics.jsonl'
+    lines = [(3, 4.5), (6, 4.25), (9, 1.0)]  # the last one is after the checkpoint
+    metrics.write_text(''.join(
+        json.dumps({'batch': b, 'metrics/eval/wiki/LanguageCrossEntropy': v}) + '\n' for b, v in lines
+    ))
+    export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(metrics=metrics, progress=False))
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert card.startswith('---\nlibrary_name: transformers\nlicense: llama2\nlanguage:\n- en\n')
+    assert 'base_model: source\n' in card and 'under its licence: llama2' in card
+    assert '| wiki | 4.2500 |' in card
+    assert '| hidden_size | 48 | 32 |' in card
+    assert '6 batches on 384 tokens' in card
+    assert (tmp_path / 'out' / 'LICENSE').read_text() == 'Do what is right.\n'
+    assert 'intermediate 64 to 40' in card and 'target' not in card
+
+
+def test_masks_that_have_not_converged_are_refused_with_counts(lagrangian, tmp_path, capsys):
+    checkpoint, pruned, _, _ = lagrangian
+    assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--quiet']) == 1
+    assert 'hidden: target 32 of 48, expected 47' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--quiet', '--allow-unconverged']) == 0
+    assert 'logits differ from the masked model by at most' in capsys.readouterr().out
+    for folder in (tmp_path / 'out', pruned):
+        card = (folder / 'README.md').read_text()
+        assert '**The masks had not converged to the target when they were fixed**' in card
+        assert 'Per row: hidden: target 32 of 48, expected 47' in card
+
+
+def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
+    content = torch.load(progressive[0], weights_only=False)
+    content['state'] = {key: content['state'][key] for key in ('model', 'integrations')}  # save_weights_only
+    torch.save(content, tmp_path / 'weights.pt')
+    export_checkpoint(tmp_path / 'weights.pt', tmp_path / 'out', ExportSettings(progress=False))
+    assert 'its masks are not in it' in caplog.text
+    assert main(['export', str(tmp_path / 'weights.pt'), '--out', 's3://bucket/out']) == 1
+
+
+def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
+    checkpoint, _, _, pruning = lagrangian
+    settings = ExportSettings(masks='current', progress=False)
+    content = torch.load(checkpoint, weights_only=False)
+    learned = dict(content['state']['algorithms'])['TargetedPruning']['learner']['log_alpha']
+    for row in learned['intermediate']:
+        row[:50], row[50:] = 4.0, -4.6  # 50 surely open, 14 almost surely not
+    torch.save(content, tmp_path / 'uniform.pt')
+    export_checkpoint(tmp_path / 'uniform.pt', tmp_path / 'uniform', settings)
+    shape = shape_of(open_strictly(tmp_path / 'uniform').config)
+    # nothing went in six batches
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_key_value_heads) == (4, 48, 2)
+    assert 50 <= shape.intermediate_size <= 52
+    card = (tmp_path / 'uniform' / 'README.md').read_text()
+    assert 'hidden 48 to 48 (target 32), layer 4 to 4 (target 3), ' in card
+    assert f'intermediate 64 to {shape.intermediate_size} (target 40), kv_group 2 to 2 (target 1)' in card
+    assert 'not to the target of the run**, which was num_hidden_layers=3, hidden_size=32' in card
+    record = json.loads((tmp_path / 'uniform' / 'pruning.json').read_text())
+    assert record['shape']['intermediate_size'] == shape.intermediate_size
+    assert record['target_shape']['intermediate_size'] == 40
+    # One layer expects fewer than the others: no stock model holds that.
+    learned['intermediate'][0, :32] = -4.6
+    torch.save(content, tmp_path / 'ragged.pt')
+    with pytest.raises(
+        ValueError, match='layers of different shapes.*layer 0: 2 KV heads, 6 heads, [12][0-9] intermediate',
+    ):
+        export_checkpoint(tmp_path / 'ragged.pt', tmp_path / 'out', settings)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
+    checkpoint, _, trainer, pruning = lagrangian
+    export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(masks='keep', dtype=torch.bfloat16, progress=False))
+    masks = load_file(tmp_path / 'out' / 'masks' / 'masks.safetensors')
+    assert {name.split('.')[0] for name in masks} == {'target', 'current', 'score'}
+    assert torch.equal(masks['score.intermediate'], pruning.learner.scores()['intermediate'])
+    assert (masks['target.hidden'] != 0).sum() == 32
+    model = open_strictly(tmp_path / 'out', torch.bfloat16)
+    for (name, got), expected in zip(model.named_parameters(), trainer.state.model.model.parameters()):
+        assert torch.equal(got, expected.bfloat16()), name
+    assert '**uncut**' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('variant', ['llama', 'llama-tied'])
+def test_continued_pretraining_leaves_as_it_is(tmp_path, variant):
+    source = tiny_source(tmp_path / 'source', variant)
+    model = ComposerHFCausalLM(
+        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(source), use_train_metrics=False,
+    )
+    trainer = tiny_trainer(
+        source, [], batches=2, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt',
+    )
+    trainer.fit()
+    trainer.close()
+    export_checkpoint(
+        tmp_path / 'saved' / 'last.pt', tmp_path / 'out', ExportSettings(max_shard_bytes=30_000, progress=False),
+    )
+    assert len(list((tmp_path / 'out').glob('model-*.safetensors'))) > 1
+    exported = open_strictly(tmp_path / 'out')
+    assert (exported.lm_head.weight is exported.model.embed_tokens.weight) == (variant == 'llama-tied')
+    for (name, got), expected in zip(exported.named_parameters(), model.model.parameters()):
+        assert torch.equal(got, expected), name
+    with pytest.raises(ValueError, match="masks='keep'.* not from the pruning stage"):
+        export_checkpoint(
+            tmp_path / 'saved' / 'last.pt', tmp_path / 'kept', ExportSettings(masks='keep', progress=False),
+        )
+    assert not (tmp_path / 'kept').exists()
+
+
+def test_continued_pretraining_carries_on_what_the_pruned_folder_says_of_its_source(tmp_path, caplog):
+    pruned = tiny_source(tmp_path / 'pruned')
+    (pruned / 'README.md').write_text(
+        '---\nlibrary_name: transformers\nlicense: llama2\ntags: [llmshearing]\nbase_model: org/big\n---\n',
+    )
+    (pruned / 'LICENSE').write_text('Do what is right.\n')
+    model = ComposerHFCausalLM(
+        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(pruned), use_train_metrics=False,
+    )
+    trainer = tiny_trainer(
+        pruned, [], batches=1, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt',
+    )
+    trainer.fit()
+    trainer.close()
+
+    def exported(name, source):
+        settings = ExportSettings(source=source and str(source), progress=False)
+        export_checkpoint(tmp_path / 'saved' / 'last.pt', tmp_path / name, settings)
+        return (tmp_path / name / 'README.md').read_text()
+
+    card = exported('of_ours', pruned)
+    assert 'license: llama2\n' in card and 'base_model: org/big\n' in card
+    assert 'Derived from org/big and under its licence: llama2.' in card
+    assert (tmp_path / 'of_ours' / 'LICENSE').read_text() == 'Do what is right.\n'
+    assert '--source' not in caplog.text
+    (pruned / 'README.md').write_text('---\nbase_model: org/other\n---\n')  # not ours: the model itself is the source
+    assert 'base_model: pruned\n' in exported('of_others', pruned)
+    card = exported('of_nobody', None)
+    assert 'base_model' not in card and 'Which one that was did not stand in the checkpoint' in card
+    assert '--source FOLDER names it' in caplog.text
+
+
+def test_missing_extra_and_misshaped_tensors_are_named(progressive, tmp_path):
+    checkpoint, _, _, _ = progressive
+    content = torch.load(checkpoint, weights_only=False)
+    model = content['state']['model']
+    del model['model.model.layers.2.mlp.up_proj.weight']
+    model['model.model.layers.9.mlp.up_proj.weight'] = torch.zeros(2)
+    model['model.model.norm.weight'] = torch.zeros(47)
+    torch.save(content, tmp_path / 'broken.pt')
+    with pytest.raises(ValueError) as error:
+        export_checkpoint(tmp_path / 'broken.pt', tmp_path / 'out', QUIET)
+    assert 'missing: model.layers.2.mlp.up_proj.weight' in str(error.value)
+    assert 'not expected: model.layers.9.mlp.up_proj.weight' in str(error.value)
+    assert 'model.norm.weight is [47], expected [48]' in str(error.value)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_masks_of_another_shape_or_version_are_refused(progressive, tmp_path):
+    checkpoint, _, _, _ = progressive
+
+    def with_masks(**changes):
+        content = torch.load(checkpoint, weights_only=False)
+        state = dict(content['state']['algorithms'])['TargetedPruning']
+        content['state']['algorithms'] = [('TargetedPruning', {**state, **changes})]
+        torch.save(content, tmp_path / 'changed.pt')
+        return content
+
+    with_masks(version=99)
+    with pytest.raises(ValueError, match='version 99'):
+        export_checkpoint(tmp_path / 'changed.pt', tmp_path / 'out', QUIET)
+    state = dict(torch.load(checkpoint, weights_only=False)['state']['algorithms'])['TargetedPruning']
+    with_masks(source={**state['source'], 'hidden_size': 64})
+    with pytest.raises(ValueError, match='hidden_size=64.*hidden_size=48'):
+        export_checkpoint(tmp_path / 'changed.pt', tmp_path / 'out', QUIET)
+    learner = {**state['learner'], 'importance': {**state['learner']['importance'], 'layer': torch.zeros(5)}}
+    with_masks(learner=learner)
+    with pytest.raises(ValueError, match=r"layer mask: got shape \(5,\), expected shape \(4,\)"):
+        export_checkpoint(tmp_path / 'changed.pt', tmp_path / 'out', QUIET)
+
+
+def test_what_was_written_is_read_back(progressive, tmp_path):
+    checkpoint, _, _, _ = progressive
+    export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    tensors = load_file(tmp_path / 'out' / 'model.safetensors')
+    assert verify_tensors(tmp_path / 'out', tensors.items(), lambda tensor: tensor) == len(tensors)
+    tensors['model.norm.weight'][0] += 1e-3
+    with pytest.raises(ValueError, match='model.norm.weight was read back with other values'):
+        verify_tensors(tmp_path / 'out', tensors.items(), lambda tensor: tensor)
+    del tensors['model.norm.weight']
+    with pytest.raises(ValueError, match='tensors were written'):
+        verify_tensors(tmp_path / 'out', tensors.items(), lambda tensor: tensor)
+
+
+def test_an_existing_folder_stays_unless_told(progressive, tmp_path):
+    checkpoint, _, _, _ = progressive
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'mine').write_text('precious')
+    with pytest.raises(ValueError, match='exists already'):
+        export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    assert (tmp_path / 'out' / 'mine').read_text() == 'precious'
+    export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(overwrite=True, progress=False))
+    open_strictly(tmp_path / 'out')
+
+
+def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    import huggingface_hub
+
+    from llmshearing.checkpoints import remote
+    checkpoint, _, _, _ = progressive
+    monkeypatch.setattr(remote, 'get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
+    calls = []
+
+    class Hub:
+
+        def whoami(self):
+            calls.append(('whoami', (tmp_path / 'out').exists()))
+
+        def create_repo(self, repo, repo_type, private, exist_ok):
+            calls.append(('create', repo, private, exist_ok))
+            return huggingface_hub.RepoUrl(f'https://huggingface.co/{repo}')
+
+        def upload_folder(self, folder_path, repo_id, repo_type, commit_message):
+            calls.append(('upload', folder_path, repo_id, 'model.safetensors' in files_of(tmp_path / 'out')))
+
+    monkeypatch.setattr(huggingface_hub, 'HfApi', Hub)
+    arguments = [
+        'export', 's3://bucket/run/ba6.pt', '--out', str(tmp_path / 'out'), '--quiet', '--push-to-hub', 'me/small',
+    ]
+    assert main(arguments) == 0
+    assert 'uploaded to https://huggingface.co/me/small' in capsys.readouterr().out
+    upload = ('upload', str(tmp_path / 'out'), 'me/small', True)
+    assert calls == [('whoami', False), ('create', 'me/small', True, True), upload]
+    calls.clear()
+    assert main([*arguments, '--public', '--overwrite']) == 0
+    assert calls[1:] == [('create', 'me/small', False, True), upload]

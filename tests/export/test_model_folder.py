@@ -1,0 +1,199 @@
+"""Masked and exported model are one computation, for every family; the folder opens without this package."""
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from llmshearing.export.model_folder import (
+    cut_tensors,
+    exported_config,
+    kept_indices,
+    open_strictly,
+    shape_after,
+    write_model_folder,
+)
+from llmshearing.export.probe import Probe, probe_input
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.verification import verify_folder
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.cutting import CutPlan
+from llmshearing.models.families import FAMILIES, family_of
+from llmshearing.models.shapes import shape_of
+from llmshearing.models.units import mask_shapes
+from tests.models.tiny import VARIANTS, tiny_model
+
+AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
+
+
+def uniform_soft_masks(config, axes, seed=0):
+    """Random soft masks that leave the same numbers in every layer, and layers of the kinds their new places expect."""
+    shape, generator = shape_of(config), torch.Generator().manual_seed(seed)
+    keep = {'hidden': 32, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
+    if shape.group_size == 1:
+        axes = [axis for axis in axes if axis != 'kv_group'] or ['head']
+    if not family_of(config).has_head_dim and {'hidden', 'head'} & set(axes):
+        axes = [*{'hidden', 'head', *axes}]  # hidden_size is heads x head_dim here
+    masks = {}
+    for axis in axes:
+        size = mask_shapes(shape)[axis]
+        units = shape.group_size if axis == 'head' and shape.group_size > 1 else size[-1]
+        rows = torch.rand(size, generator=generator).reshape(-1, units)
+        top = rows.argsort(dim=1, descending=True)[:, :keep[axis]]
+        mask = torch.zeros_like(rows).scatter_(1, top, 0.3 + 0.7 * torch.rand(top.shape, generator=generator))
+        masks[axis] = mask.reshape(size)
+    if 'layer' in masks:
+        masks['layer'] = torch.tensor([0.9, 0.0, 0.0, 0.7])  # kinds alternate in some families
+    return masks
+
+
+def export(model, masks, folder, dtype=torch.float32, **writer_settings):
+    """Writes the model under masks with the functions that the callback uses."""
+    family, shape = family_of(model.config), shape_of(model.config)
+    plan = CutPlan(family, shape, masks)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    target = shape_after(plan.units, shape, family.layer_types(model.config) if family.layer_types else None)
+    config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
+    with ModelFolderWriter(folder, **writer_settings) as writer:
+        tensors = cut_tensors(family, plan, masks, parameters.get, model.config.tie_word_embeddings)
+        write_model_folder(
+            writer, config, tensors, None, GenerationConfig(), dtype, {'kept.json': kept_indices(plan.units)},
+        )
+        writer.commit()
+    return target
+
+
+def masked_logits(model, masks, ids):
+    cutter = Cutter(model)
+    cutter.set_masks(masks)
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits
+
+
+IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize('axes', [*[(axis,) for axis in AXES], AXES], ids='+'.join)
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_masked_and_exported_logits_are_equal(variant, axes, tmp_path):
+    model = tiny_model(variant)
+    masks = uniform_soft_masks(model.config, axes)
+    target = export(model, masks, tmp_path / 'out')
+    exported = open_strictly(tmp_path / 'out')
+    assert shape_of(exported.config) == target
+    with torch.no_grad():
+        got = exported(IDS).logits
+    torch.testing.assert_close(got, masked_logits(model, masks, IDS), atol=1e-5, rtol=0)
+    # The mask does something: the source computes something else.
+    assert (tiny_model(variant)(IDS).logits - got).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('variant', [name for name in VARIANTS if name in FAMILIES])
+def test_in_bfloat16_and_with_a_cache(variant, tmp_path):
+    model = tiny_model(variant)
+    masks = uniform_soft_masks(model.config, AXES)
+    expected = masked_logits(model, masks, IDS)
+    export(tiny_model(variant), masks, tmp_path / 'half', dtype=torch.bfloat16)
+    half = open_strictly(tmp_path / 'half')
+    assert (half(IDS).logits - expected).abs().max() <= 2e-2 * max(1.0, expected.abs().max().item())
+    prompt = IDS[:1, :9]
+    settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
+    with_cache = half.generate(prompt, use_cache=True, **settings)
+    without = half.generate(prompt, use_cache=False, **settings)
+    assert torch.equal(with_cache, without)
+
+
+def test_a_plain_process_opens_the_folder(tmp_path):
+    model = tiny_model('llama-tied')
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out')
+    torch.save(masked_logits(model, masks, IDS), tmp_path / 'expected.pt')
+    script = f'''
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=False)
+expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+ids = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
+assert (model(ids).logits - expected).abs().max() <= 1e-5
+assert not any(name.startswith("llmshearing") for name in sys.modules)
+assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 2
+'''
+    subprocess.run([sys.executable, '-c', script], check=True, cwd=tmp_path)
+
+
+def test_layers_of_different_shapes_do_not_leave(tmp_path):
+    model = tiny_model()
+    masks = {'intermediate': torch.ones(4, 64)}
+    masks['intermediate'][1, :10] = 0
+    with pytest.raises(
+        ValueError, match='layer 0: 2 KV heads, 6 heads, 64 intermediate, layer 1: 2 KV heads, 6 heads, 54',
+    ):
+        export(model, masks, tmp_path / 'out')
+    masks = {'head': torch.ones(4, 6)}
+    masks['head'][:, 0] = 0
+    with pytest.raises(ValueError, match='unequal groups'):
+        export(model, masks, tmp_path / 'out')
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_whose_kind_would_change_do_not_leave(tmp_path):
+    model = tiny_model('gemma2')  # kinds alternate: layers 0 and 2 cannot stand next to each other
+    with pytest.raises(ValueError, match='layer 2 .* position 1'):
+        export(model, {'layer': torch.tensor([1., 0., 1., 0.])}, tmp_path / 'out')
+
+
+def test_shards_index_and_overwriting(tmp_path):
+    model = tiny_model()
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out', max_shard_bytes=20_000)
+    index = json.loads((tmp_path / 'out' / 'model.safetensors.index.json').read_text())
+    assert len(set(index['weight_map'].values())) > 1
+    open_strictly(tmp_path / 'out')
+    with pytest.raises(FileExistsError, match='exists already'):
+        export(model, masks, tmp_path / 'out')
+    export(model, masks, tmp_path / 'out', overwrite=True)
+    assert not (tmp_path / 'out' / 'model.safetensors.index.json').exists()
+
+
+def test_a_folder_that_computes_something_else_is_not_reported(tmp_path):
+    model = tiny_model()
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out')
+    expected = masked_logits(model, masks, probe_input(97))
+    folder = tmp_path / 'out'
+    assert verify_folder(folder, Probe(expected), torch.float32) <= 1e-5
+    with pytest.raises(ValueError, match='logits differ'):
+        verify_folder(folder, Probe(expected + 0.01), torch.float32)
+    other_sums = expected + 5e-5 * expected.abs().max() * torch.randn(expected.shape).clamp(-1, 1)
+    verify_folder(folder, Probe(other_sums, on_gpu=True), torch.float32)
+    with pytest.raises(ValueError, match='logits differ'):
+        verify_folder(folder, Probe(other_sums), torch.float32)
+
+
+def test_half_precision_logits_are_compared_as_a_whole(tmp_path):
+    model = tiny_model()
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out')
+    half = copy.deepcopy(model).bfloat16()
+    expected = masked_logits(half, masks, probe_input(97)).float()
+    one_far_off = expected.clone()
+    one_far_off[0, 5, 7] += expected.abs().max() / 4
+    for logits in (expected, one_far_off):
+        verify_folder(tmp_path / 'out', Probe(logits, torch.bfloat16), torch.float32)
+    with pytest.raises(ValueError, match='relative root mean square'):
+        verify_folder(tmp_path / 'out', Probe(expected.roll(1, dims=1), torch.bfloat16), torch.float32)
+
+
+def test_kept_indices_name_the_source_units(tmp_path):
+    model = tiny_model()
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out')
+    kept = json.loads((tmp_path / 'out' / 'kept.json').read_text())
+    assert kept['hidden'] == torch.nonzero(masks['hidden']).flatten().tolist()
+    assert list(kept['layers']) == ['0', '3']
+    full = dict(model.named_parameters())['model.layers.3.mlp.up_proj.weight']
+    new = open_strictly(tmp_path / 'out').model.layers[1].mlp.up_proj.weight
+    torch.testing.assert_close(new, full[kept['layers']['3']['intermediate']][:, kept['hidden']])

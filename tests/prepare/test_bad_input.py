@@ -1,0 +1,91 @@
+"""What prepare says about input it cannot use, and about results that it must not touch."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmshearing.prepare import prepare as prepare_module
+from llmshearing.prepare.prepare import prepare
+from tests.prepare.prepare_inputs import make_documents, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
+
+
+def test_bad_lines_are_counted_and_limited(spec, caplog):
+    path = Path(spec['domains']['code'])
+    lines = path.read_text().splitlines()
+    lines[4:4] = ['{"text": "never clo', '{"no": 1}']
+    path.write_text('\n'.join(lines) + '\n{"text": "  "}\n')
+    spec['max_bad_lines'] = 1
+    with pytest.raises(ValueError) as error:
+        prepare(spec, workers=2)
+    assert 'more unreadable records than max_bad_lines (1)' in str(error.value)
+    assert f'{path}, record 5: Unterminated string' in str(error.value)
+    assert f"{path}, record 6: no 'text'" in str(error.value)
+    spec['max_bad_lines'] = 2
+    entry = prepare(spec, workers=2)['domains']['code']
+    assert (entry['bad_lines'], entry['empty'], entry['documents']) == (2, 1, 51)
+    assert f'domains.code: skipped {path}, record 5: Unterminated string' in caplog.text
+
+
+@pytest.mark.parametrize('content', ['', '\n \n', '{"text": ""}\n{"text": " \\n"}\n'])
+def test_empty_domain(spec, tmp_path, content):
+    (tmp_path / 'none.jsonl').write_text(content)
+    spec['domains']['none'] = str(tmp_path / 'none.jsonl')
+    with pytest.raises(ValueError, match='domains.none has no document with text .*leave the domain out'):
+        prepare(spec, workers=1)
+
+
+def test_domain_of_duplicates_only(spec, tmp_path):
+    spec['domains']['copy'] = write_jsonl(tmp_path / 'copy.jsonl', make_documents(50, 2))
+    with pytest.raises(ValueError, match=r"domains.copy: split 'eval' gets 0 tokens of 0 distinct documents"):
+        prepare(spec, workers=1)
+
+
+def test_split_without_a_sample(spec, tmp_path):
+    spec['domains']['one'] = write_jsonl(tmp_path / 'one.jsonl', make_documents(1, 9))
+    with pytest.raises(ValueError, match=r"domains.one: split '\w+' gets 0 tokens .*tokens.\w+: 0 to leave it out"):
+        prepare(spec, workers=1)
+    spec['domains']['one'] = {'path': spec['domains']['one'], 'tokens': {'eval': 0, 'prune': 0}}
+    assert list(prepare(spec, workers=1)['domains']['one']['splits']) == ['continue']
+
+
+def test_workers_are_counted_from_one(spec):
+    with pytest.raises(ValueError, match='workers is 0; expected at least 1'):
+        prepare(spec, workers=0)
+
+
+def test_other_results_are_not_touched(spec, tmp_path):
+    prepare(spec, workers=1)
+    before = tree(Path(spec['out']))
+    other = {**spec, 'seed': 4}
+    with pytest.raises(ValueError, match='holds another data set .*--overwrite'):
+        prepare(other, workers=1)
+    assert tree(Path(spec['out'])) == before
+    prepare(other, workers=1, overwrite=True)
+    prepare({**other, 'out': str(tmp_path / 'fresh')}, workers=1)
+    assert tree(Path(spec['out'])) == tree(tmp_path / 'fresh') != before
+    stray = Path(spec['out']).parent / 'stray' / 'eval' / 'web'
+    stray.mkdir(parents=True)
+    with pytest.raises(ValueError, match='eval/web exists and is not of this run'):
+        prepare({**spec, 'out': str(stray.parents[1])}, workers=1)
+    assert list(stray.parents[1].iterdir()) == [stray.parent]
+
+
+def test_changed_input_is_another_data_set(spec):
+    prepare(spec, workers=1)
+    with open(spec['domains']['code'], 'a') as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(ValueError, match='holds another data set'):
+        prepare(spec, workers=1)
+
+
+def test_input_that_changes_during_the_run(spec, monkeypatch):
+    def mark(*args):
+        path = Path(spec['domains']['code'])
+        path.write_text(path.read_text().replace('alpha', 'ALPHA'))
+        return mark_duplicates(*args)
+
+    mark_duplicates = prepare_module.mark_duplicates
+    monkeypatch.setattr(prepare_module, 'mark_duplicates', mark)
+    with pytest.raises(ValueError, match='code.jsonl changed while it was being read'):
+        prepare(spec, workers=1)
