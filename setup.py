@@ -4,6 +4,7 @@ The version ranges resolve to the set in ``constraints.txt``, which is what the 
 put our parts into llm-foundry's registries, so that ``llmfoundry train`` finds them in any process once the
 package is installed.
 """
+
 from pathlib import Path
 
 from setuptools import find_packages, setup

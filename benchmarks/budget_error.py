@@ -7,6 +7,7 @@ curve, the second half.
 
 usage: python benchmarks/budget_error.py --work runs/budget [--quick] [--output FILE]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -84,16 +85,20 @@ def errors(fitted: list[Run], asked: list[Run]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work', type=Path, required=True,
-                        help='folder for text, sources and runs; that of quality.py will do')
+    parser.add_argument(
+        '--work', type=Path, required=True, help='folder for text, sources and runs; that of quality.py will do'
+    )
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write the runs (RUNS.json) and the errors')
     arguments = parser.parse_args()
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     base, sources = (QUICK, QUICK_SOURCES) if arguments.quick else (FULL, SOURCES)
-    base = dataclasses.replace(base, steps=2 * POINTS) if arguments.quick else dataclasses.replace(
-        base, steps=STEPS, source_steps=SOURCE_STEPS)
+    base = (
+        dataclasses.replace(base, steps=2 * POINTS)
+        if arguments.quick
+        else dataclasses.replace(base, steps=STEPS, source_steps=SOURCE_STEPS)
+    )
     entries = []
     for name, shape in sources.items():
         sizes = dataclasses.replace(base, source={**base.source, **shape})
@@ -105,8 +110,9 @@ def main() -> None:
     result = {'runs': entries}
     for name, values in (('larger model', larger), ('later tokens', later)):
         result[name] = {'median': statistics.median(values), 'largest': max(values)}
-        sys.stdout.write(f'{name}: median error {statistics.median(values):.2%}, largest {max(values):.2%}, '
-                         f'{len(values)} points\n')
+        sys.stdout.write(
+            f'{name}: median error {statistics.median(values):.2%}, largest {max(values):.2%}, {len(values)} points\n'
+        )
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 

@@ -9,6 +9,7 @@ scores the axis; then once more with the weights changed so that the units that 
 
 With ``--smollm`` it takes about twenty minutes of one core.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,7 +21,8 @@ import statistics
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source

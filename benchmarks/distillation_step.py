@@ -7,6 +7,7 @@ round. The divergence itself is the rest: step with distillation, less the stude
 
 usage: python benchmarks/distillation_step.py [--tokens N] [--rounds N] [--threads N] [--quick] [--output FILE]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def ask(teacher: nn.Module, ids: Tensor) -> Tensor:
         return teacher(input_ids=ids).logits
 
 
-def step(student: nn.Module, ids: Tensor, teacher: Optional[nn.Module] = None, top_k: Optional[int] = None) -> None:
+def step(student: nn.Module, ids: Tensor, teacher: nn.Module | None = None, top_k: int | None = None) -> None:
     """Forward, losses and backward of one micro-batch."""
     target = None if teacher is None else teacher_target(ask(teacher, ids), 1.0, top_k, student.config.vocab_size)
     outputs = student(input_ids=ids, labels=ids)

@@ -9,6 +9,7 @@ and deletes both. Linux only.
 `7b` needs 35 GB of free disk and some minutes; the result is in README.md beside this file. `small` takes seconds and
 runs in the tests.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,7 +34,10 @@ MODELS = {
     '7b': (
         dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
         dict(
-            hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16,
+            hidden_size=2048,
+            intermediate_size=5504,
+            num_hidden_layers=24,
+            num_attention_heads=16,
             num_key_value_heads=16,
         ),
         '2GB',
@@ -41,14 +45,13 @@ MODELS = {
     'small': (
         dict(vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=12, num_attention_heads=8),
         dict(
-            hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4
         ),
         '10MB',
     ),
 }
 BLOCK = 2**24  # random numbers that are drawn once and written again and again, each time from another place
-EXPORT = '''
+EXPORT = """
 import json, sys, time
 from pathlib import Path
 from llmshearing.export.job import ExportSettings, export_checkpoint
@@ -68,7 +71,7 @@ report = export_checkpoint(Path(checkpoint), Path(out), settings)
 json.dump({'after_imports_mb': before, 'imports_peak_mb': imports_peak, 'peak_mb': memory('VmHWM'),
            'seconds': round(time.perf_counter() - start, 1),
            'parameters': report['parameters'], 'tensors_compared': report['tensors_compared']}, sys.stderr)
-'''
+"""
 
 
 def write_checkpoint(path: Path, config: LlamaConfig, target: ModelShape) -> int:
@@ -104,8 +107,8 @@ def write_checkpoint(path: Path, config: LlamaConfig, target: ModelShape) -> int
     for number, tensor in enumerate(state['model'].values()):
         flat = tensor.view(-1)
         for start in range(0, len(flat), BLOCK):
-            part = flat[start:start + BLOCK]
-            part.copy_(block.roll(number * 7919 + start)[:len(part)])
+            part = flat[start : start + BLOCK]
+            part.copy_(block.roll(number * 7919 + start)[: len(part)])
     for axis, plan in plans.items():
         rows = torch.rand(plan.mask_shape, generator=generator).reshape(-1, plan.units)
         kept = rows.argsort(dim=1).argsort(dim=1) < plan.keep
@@ -122,7 +125,7 @@ def measure(model: str, folder: Path) -> dict:
     if shutil.disk_usage(folder).free < needed:
         raise OSError(
             f'{folder} has {shutil.disk_usage(folder).free / 1e9:.0f} GB free, '
-            f'{needed / 1e9:.0f} GB are needed; see --folder.',
+            f'{needed / 1e9:.0f} GB are needed; see --folder.'
         )
     with tempfile.TemporaryDirectory(dir=folder) as name:
         checkpoint, out = Path(name) / 'checkpoint.pt', Path(name) / 'out'
@@ -131,7 +134,7 @@ def measure(model: str, folder: Path) -> dict:
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f'the measured process failed:\n{done.stderr}')
-        result = json.loads(done.stderr[done.stderr.rindex('{'):])
+        result = json.loads(done.stderr[done.stderr.rindex('{') :])
         largest = max(2 * p.numel() for p in _meta_parameters(config))
         shards = [path.stat().st_size for path in out.glob('*.safetensors')]
     return {

@@ -9,6 +9,7 @@ float32. Linux only; CPU and gloo.
 
 Takes about 3 GB of memory per rank and two minutes; ``--quick`` takes a tenth and is what the tests run.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 SIZES = {
     'full': dict(
-        vocab_size=8000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=9, num_attention_heads=12,
+        vocab_size=8000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=9, num_attention_heads=12
     ),
     'quick': dict(vocab_size=4000, hidden_size=640, intermediate_size=1728, num_hidden_layers=6, num_attention_heads=5),
 }
@@ -36,6 +37,7 @@ def write_model(folder: Path, settings: dict[str, int]) -> float:
     import torch
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
     config = LlamaConfig(**settings, num_key_value_heads=settings['num_attention_heads'])
     model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size='200MB')
@@ -57,6 +59,7 @@ def build(folder: Path, init_device: str) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = memory('VmRSS')
@@ -81,6 +84,7 @@ def build(folder: Path, init_device: str) -> dict[str, Any]:
 def worker(folder: Path) -> None:
     """One rank: builds once for each mode; rank 0 writes what all ranks measured."""
     from composer.utils import dist
+
     dist.initialize_dist('cpu')
     results = {mode: dist.all_gather_object(build(folder, mode)) for mode in MODES}
     if dist.get_global_rank() == 0:

@@ -8,6 +8,7 @@ and are also stated alone: the time from the last batch of a round to the first 
 
 Two minutes on 2 cores, some seconds with --quick.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,8 +39,9 @@ def write_shards(folder: Path, samples: int, max_seq_len: int) -> None:
     """One MDS folder per domain, of equal sizes, with random tokens, in shards of 8 MB."""
     rng = np.random.default_rng(0)
     for name in DOMAINS:
-        with MDSWriter(out=str(folder / name), columns={'tokens': f'ndarray:uint16:{max_seq_len}'},
-                       size_limit=8 << 20) as writer:
+        with MDSWriter(
+            out=str(folder / name), columns={'tokens': f'ndarray:uint16:{max_seq_len}'}, size_limit=8 << 20
+        ) as writer:
             for _ in range(samples):
                 writer.write({'tokens': rng.integers(0, VOCABULARY, max_seq_len).astype(np.uint16)})
 
@@ -47,17 +49,31 @@ def write_shards(folder: Path, samples: int, max_seq_len: int) -> None:
 def build(kind: str, folder: Path, settings: argparse.Namespace) -> DataLoader:
     """A fresh loader of one of the two kinds."""
     vocabulary = {f't{i}': i for i in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token='t0')),
-                                        unk_token='t0', pad_token='t0', eos_token='t1')
-    common = {'tokenizer': tokenizer, 'device_batch_size': settings.batch_size, 'drop_last': True,
-              'num_workers': settings.workers, 'pin_memory': False}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token='t0')),
+        unk_token='t0',
+        pad_token='t0',
+        eos_token='t1',
+    )
+    common = {
+        'tokenizer': tokenizer,
+        'device_batch_size': settings.batch_size,
+        'drop_last': True,
+        'num_workers': settings.workers,
+        'pin_memory': False,
+    }
     shared = {'max_seq_len': settings.max_seq_len, 'shuffle': True, 'shuffle_seed': 17}
     if kind == 'plain':
         streams = {name: {'local': str(folder / name)} for name in DOMAINS}
         return build_text_dataloader(dataset=shared | {'streams': streams}, **common).dataloader
     return build_dynamic_text_dataloader(
-        dataset=shared | {'local': str(folder), 'domains': list(DOMAINS), 'proportions': DOMAINS,
-                          'round_batches': settings.round_batches},
+        dataset=shared
+        | {
+            'local': str(folder),
+            'domains': list(DOMAINS),
+            'proportions': DOMAINS,
+            'round_batches': settings.round_batches,
+        },
         **common,
     ).dataloader
 
@@ -87,8 +103,11 @@ def measure(kind: str, folder: Path, settings: argparse.Namespace) -> dict[str, 
     seconds = last - began
     loader._iterator._shutdown_workers()
     samples = settings.rounds * settings.round_batches * settings.batch_size
-    return {'samples_per_second': samples / seconds, 'batch_seconds': statistics.median(times),
-            'pauses': [first - statistics.median(times) for first in firsts]}
+    return {
+        'samples_per_second': samples / seconds,
+        'batch_seconds': statistics.median(times),
+        'pauses': [first - statistics.median(times) for first in firsts],
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,18 +132,24 @@ def main(argv: list[str] | None = None) -> int:
             for kind in ('plain', 'dynamic') if repeat % 2 == 0 else ('dynamic', 'plain'):
                 results[kind].append(measure(kind, Path(folder), settings))
     speed = {kind: statistics.median(run['samples_per_second'] for run in runs) for kind, runs in results.items()}
-    ratios = [dynamic['samples_per_second'] / plain['samples_per_second']
-              for plain, dynamic in zip(results['plain'], results['dynamic'], strict=True)]
+    ratios = [
+        dynamic['samples_per_second'] / plain['samples_per_second']
+        for plain, dynamic in zip(results['plain'], results['dynamic'], strict=True)
+    ]
     pauses = [pause for run in results['dynamic'] for pause in run['pauses']]
     summary = {
         'plain_samples_per_second': round(speed['plain']),
         'dynamic_samples_per_second': round(speed['dynamic']),
         'ratio': round(statistics.median(ratios), 3),
         'ratios': [round(ratio, 3) for ratio in sorted(ratios)],
-        'batch_ms': {kind: round(1e3 * statistics.median(run['batch_seconds'] for run in runs), 2)
-                     for kind, runs in results.items()},
-        'pause_at_change_of_round_ms': {'median': round(1e3 * statistics.median(pauses), 1),
-                                        'largest': round(1e3 * max(pauses), 1)},
+        'batch_ms': {
+            kind: round(1e3 * statistics.median(run['batch_seconds'] for run in runs), 2)
+            for kind, runs in results.items()
+        },
+        'pause_at_change_of_round_ms': {
+            'median': round(1e3 * statistics.median(pauses), 1),
+            'largest': round(1e3 * max(pauses), 1),
+        },
         'settings': {key: value for key, value in vars(settings).items() if key != 'out'},
     }
     text = json.dumps(summary, indent=2)

@@ -7,6 +7,7 @@ estimate for one GPU without sharding. glibc is told to return freed blocks: the
 
 usage: python benchmarks/memory_estimate.py [--quick] [--case NAME ...] [--output FILE]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,6 +46,7 @@ QUICK = ('small, pruning', 'small, plain')
 
 def config_of(model_type: str, sizes: dict[str, int], seq_len: int) -> Any:
     from transformers import CONFIG_MAPPING
+
     config = CONFIG_MAPPING[model_type](max_position_embeddings=seq_len, use_cache=False, **sizes)
     config._attn_implementation = 'sdpa'
     return config
@@ -55,6 +57,7 @@ def estimate(name: str) -> dict[str, int]:
     import dataclasses
 
     from llmshearing.planning.memory import TrainingSetup, estimate_memory
+
     model_type, sizes, micro_batch, seq_len, precision, checkpointing, axes, _ = CASES[name]
     setup = TrainingSetup(1, 'ddp', micro_batch, seq_len, checkpointing, precision)
     parts = estimate_memory(config_of(model_type, sizes, seq_len), setup, axes)
@@ -75,6 +78,7 @@ def masks_for(shape: Any, axes: tuple[str, ...]) -> Any:
 
     from llmshearing.masks.lagrangian import LagrangianMasks
     from llmshearing.masks.axes import plan_axes
+
     halved = {f.name: max(1, getattr(shape, f.name) // 2) for f in dataclasses.fields(shape) if f.name != 'head_dim'}
     plans = plan_axes(shape, dataclasses.replace(shape, **halved))
     plans = {axis: plan for axis, plan in plans.items() if axis in axes}
@@ -91,6 +95,7 @@ def run_loop(config: Any, micro_batch: int, seq_len: int, precision: str, checkp
     from transformers import AutoModelForCausalLM
 
     from llmshearing.models.cuttable import Cutter
+
     model = AutoModelForCausalLM.from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
     cutter = Cutter(model)
@@ -123,6 +128,7 @@ def run_trainer(config: Any, micro_batch: int, seq_len: int, precision: str, che
 
     from llmshearing.algorithms.targeted_pruning import TargetedPruning
     from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+
     if checkpointing or precision != 'fp32' or not axes:
         raise ValueError('the case with the Trainer prunes in float32 without checkpointing')
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +199,7 @@ def main() -> None:
         results.append(result)
         sys.stdout.write(
             f'{name:<30} estimated {estimated / 2**20:7.0f} MiB  measured {measured / 2**20:7.0f} MiB  '
-            f'error {result["error"]:+6.1%}  ({result["seconds"]:.0f} s)\n',
+            f'error {result["error"]:+6.1%}  ({result["seconds"]:.0f} s)\n'
         )
         sys.stdout.flush()
     if arguments.output:

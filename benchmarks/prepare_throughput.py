@@ -9,6 +9,7 @@ process and of the largest worker, for the input and for four times as much.
 
 About 4 minutes on 2 cores, 20 seconds with --quick. Result on 2 cores of an Intel Xeon: see data_prep/README.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +26,8 @@ from llmshearing.prepare.example import EOS, read_library, train_tokenizer
 MAX_SEQ_LEN = 2048
 
 # Each runs in a fresh interpreter with the arguments: input, output folder, tokenizer, workers.
-PREPARE = '''
+PREPARE = (
+    """
 import json, os, sys, time
 import streaming
 from transformers import AutoTokenizer
@@ -49,8 +51,10 @@ seconds, used = time.perf_counter() - start, os.times()
 json.dump({'seconds': seconds, 'cpu_seconds': sum(used[:4]) - sum(idle[:4]),
            'tokens': manifest['splits']['continue']['tokens'], 'main_mb': peak('self'), 'worker_mb': max(workers_mb)},
           sys.stderr)
-''' % MAX_SEQ_LEN
-FOUNDRY = '''
+"""
+    % MAX_SEQ_LEN
+)
+FOUNDRY = """
 import json, os, sys, time
 from pathlib import Path
 from llmfoundry.command_utils.data_prep.convert_dataset_json import convert_dataset_json
@@ -65,7 +69,7 @@ with open('/proc/self/status') as status:
     peak = next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024
 json.dump({'seconds': seconds, 'cpu_seconds': sum(used[:4]) - sum(idle[:4]), 'tokens': samples * %d, 'main_mb': peak},
           sys.stderr)
-''' % (MAX_SEQ_LEN, EOS, MAX_SEQ_LEN)
+""" % (MAX_SEQ_LEN, EOS, MAX_SEQ_LEN)
 
 
 def write_input(path: Path, texts: list[str], copies: int) -> str:
@@ -81,12 +85,17 @@ def run(script: str, path: str, folder: Path, tokenizer: str, workers: int, cach
     file = folder / 'run.py'
     file.write_text(script)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        done = subprocess.run([sys.executable, str(file), path, f'{out}/out', tokenizer, str(workers)],
-                              env={**os.environ, 'HF_DATASETS_CACHE': str(cache), 'HF_HUB_OFFLINE': '1'},
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(file), path, f'{out}/out', tokenizer, str(workers)],
+            env={**os.environ, 'HF_DATASETS_CACHE': str(cache), 'HF_HUB_OFFLINE': '1'},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise RuntimeError(f'the measured process failed:\n{done.stderr}')
-    result = json.loads(done.stderr[done.stderr.rindex('{'):])
+    result = json.loads(done.stderr[done.stderr.rindex('{') :])
     return {**result, 'tokens_per_second': result['tokens'] / result['seconds']}
 
 
@@ -95,7 +104,7 @@ def measure(quick: bool, workers: int, repeats: int) -> dict:
     texts = list(read_library(2_000_000 if quick else 40_000_000))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = train_tokenizer(texts[:40 if quick else 400], 600 if quick else 8192, folder / 'tokenizer')
+        tokenizer = train_tokenizer(texts[: 40 if quick else 400], 600 if quick else 8192, folder / 'tokenizer')
         path = write_input(folder / 'text.jsonl', texts, 1)
         ours, cold, warm = [], [], []
         for repeat in range(repeats):
@@ -104,21 +113,35 @@ def measure(quick: bool, workers: int, repeats: int) -> dict:
             cold.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
             if not quick:
                 warm.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
-        larger = {} if quick else {  # from some shards on, memory should not follow
-            factor: run(
-                PREPARE,
-                write_input(folder / 'larger.jsonl', texts, factor),
-                folder,
-                tokenizer,
-                workers,
-                folder / 'cache',
-            )
-            for factor in (4, 12)
+        larger = (
+            {}
+            if quick
+            else {  # from some shards on, memory should not follow
+                factor: run(
+                    PREPARE,
+                    write_input(folder / 'larger.jsonl', texts, factor),
+                    folder,
+                    tokenizer,
+                    workers,
+                    folder / 'cache',
+                )
+                for factor in (4, 12)
+            }
+        )
+        result = {
+            'cores': len(os.sched_getaffinity(0)),
+            'workers': workers,
+            'input_bytes': os.path.getsize(path),
+            'prepare': ours,
+            'foundry': cold,
+            'foundry_warm_cache': warm,
+            'prepare_times_the_input': larger,
         }
-        result = {'cores': len(os.sched_getaffinity(0)), 'workers': workers, 'input_bytes': os.path.getsize(path),
-                  'prepare': ours, 'foundry': cold, 'foundry_warm_cache': warm, 'prepare_times_the_input': larger}
-    speed = {key: statistics.median(r['tokens_per_second'] for r in result[key])
-             for key in ('prepare', 'foundry', 'foundry_warm_cache') if result[key]}
+    speed = {
+        key: statistics.median(r['tokens_per_second'] for r in result[key])
+        for key in ('prepare', 'foundry', 'foundry_warm_cache')
+        if result[key]
+    }
     result['tokens_per_second'] = {key: round(value) for key, value in speed.items()}
     result['ratio'] = {key: round(speed['prepare'] / value, 2) for key, value in speed.items() if key != 'prepare'}
     return result

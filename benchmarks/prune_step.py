@@ -13,6 +13,7 @@ costs whose warm-up is a fifth of it (as in the paper) beside the same run with 
 usage: python benchmarks/prune_step.py [--family llama|llama-gqa|gpt_neox|phi3] [--size small|medium|large]
            [--tokens N] [--rounds N] [--course] [--quick] [--output FILE]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,7 +25,7 @@ import time
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +42,22 @@ LENGTH = 512
 
 # LLaMA2-7B to 1.3B is hidden 4096 to 2048, layers 32 to 24, heads 32 to 16, intermediate 11008 to 5504.
 SIZES = {
-    'small': (dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8),
-              dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4)),
-    'medium': (dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=8, num_attention_heads=16),
-               dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8)),
-    'large': (dict(hidden_size=2048, intermediate_size=5504, num_hidden_layers=4, num_attention_heads=32),
-              dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=3, num_attention_heads=16)),
-    'toy': (dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4),
-            dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)),
+    'small': (
+        dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8),
+        dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4),
+    ),
+    'medium': (
+        dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=8, num_attention_heads=16),
+        dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8),
+    ),
+    'large': (
+        dict(hidden_size=2048, intermediate_size=5504, num_hidden_layers=4, num_attention_heads=32),
+        dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=3, num_attention_heads=16),
+    ),
+    'toy': (
+        dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4),
+        dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2),
+    ),
 }
 COURSE = (0.25, 0.5, 0.75)
 WARMUP_SHARE = 0.2
@@ -106,6 +115,7 @@ def mask_activations(model: nn.Module, masks: dict[str, Tensor]) -> None:
 
 def all_ones(shape) -> dict[str, Tensor]:
     from llmshearing.models.units import mask_shapes
+
     axes = ('hidden', 'layer', 'head', 'intermediate')
     return {axis: torch.ones(mask_shapes(shape)[axis]) for axis in axes}
 
@@ -138,7 +148,7 @@ def models_of(family: str, size: str) -> tuple:
         if size == 'toy':
             more_source['num_key_value_heads'] = 2
     config = CONFIG_MAPPING[model_type](
-        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **source_sizes, **more_source,
+        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **source_sizes, **more_source
     )
     shape = shape_of(config)
     target = resolve_target(shape, {**target_sizes, **more_target}, family_of(config).has_head_dim)
@@ -235,7 +245,7 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'activation masking / dense source': ratio('activation masking', 'dense source'),
         'evaluation, at target / target model': ratio('evaluation, at target', 'evaluation, target model'),
         f'{MICRO_BATCHES} micro-batches, at target / target model': ratio(
-            f'{MICRO_BATCHES} micro-batches, at target', f'{MICRO_BATCHES} micro-batches, target model',
+            f'{MICRO_BATCHES} micro-batches, at target', f'{MICRO_BATCHES} micro-batches, target model'
         ),
     }
     if course:
@@ -251,9 +261,10 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'target': str(target),
         'tokens': ids.numel(),
         'rounds': rounds,
-        'seconds': {name: {
-            'median': statistics.median(values), 'min': min(values), 'max': max(values),
-        } for name, values in times.items()},
+        'seconds': {
+            name: {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
+            for name, values in times.items()
+        },
         'ratios': ratios,
     }
 
@@ -262,8 +273,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--family', choices=[*FAMILIES, 'all'], default='llama')
     parser.add_argument('--size', choices=list(SIZES), default='medium')
-    parser.add_argument('--course', action='store_true',
-                        help='also steps during the warm-up, and the cost of a whole run')
+    parser.add_argument(
+        '--course', action='store_true', help='also steps during the warm-up, and the cost of a whole run'
+    )
     parser.add_argument('--tokens', type=int, default=4096)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
@@ -279,8 +291,10 @@ def main() -> None:
         'results': [measure(family, size, arguments.tokens, arguments.rounds, arguments.course) for family in families],
     }
     for result in results['results']:
-        sys.stdout.write(f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n'
-                         f'  {result["source"]}\n  -> {result["target"]}\n')
+        sys.stdout.write(
+            f'\n{result["family"]}, {result["size"]}: {result["tokens"]} tokens\n'
+            f'  {result["source"]}\n  -> {result["target"]}\n'
+        )
         for name, value in result['seconds'].items():
             sys.stdout.write(f'  {name:<31}{value["median"]:8.3f} s  ({value["min"]:.3f} to {value["max"]:.3f})\n')
         for name, value in result['ratios'].items():

@@ -11,6 +11,7 @@ pruning goes on into continued training: warm-up, constant, then a cosine over w
 Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute,
 with ``--smollm`` about ten.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,8 @@ import statistics
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any
+from collections.abc import Mapping
 
 import torch
 from composer.core import Callback, State
@@ -69,7 +71,7 @@ class LossesAlong(Callback):
             self.record[step] = losses(state.model.model, self.data, self.sequences)
 
 
-def losses(model: PreTrainedModel, data: Path, sequences: Optional[int] = None) -> dict[str, float]:
+def losses(model: PreTrainedModel, data: Path, sequences: int | None = None) -> dict[str, float]:
     """Loss per domain of a model as it is, masks included, on the first so many sequences or all."""
     was_training = model.training
     model.eval()
@@ -223,7 +225,7 @@ def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     ordered = sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1]))
     for (name, steps, rate), group in ordered:
         ends = [mean(r['final']) for r in group]
-        soft = f"{statistics.fmean(mean(r['soft']) for r in group):.3f}" if 'soft' in group[0] else ''
+        soft = f'{statistics.fmean(mean(r["soft"]) for r in group):.3f}' if 'soft' in group[0] else ''
         gaps = statistics.fmean(statistics.pstdev(r['final'][d] - source[d] for d in DOMAINS) for r in group)
         cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / 1e12
         finished = statistics.fmean(mean(r['finished']) for r in group)

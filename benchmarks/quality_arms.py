@@ -1,8 +1,10 @@
 """The arms of ``quality.py``: ways to spend the same steps on getting from one source to one shape."""
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Optional
+from typing import Any
+from collections.abc import Mapping
 
 __all__ = ['GROUPS', 'Arm']
 
@@ -37,18 +39,18 @@ class Arm:
     """
 
     name: str
-    pruning: Optional[Mapping[str, Any]]
+    pruning: Mapping[str, Any] | None
     prune_share: float = 0.2
     prune_rate: float = 1.0
     prune_decay: float = 1.0
     more_steps: float = 1.0
-    mixture: Optional[str] = None
+    mixture: str | None = None
     references: str = 'source'
     eta: float = 1.0
     start: str = 'equal'
     round_batches: int = 20
-    distillation: Optional[Mapping[str, Any]] = None
-    microbatch: Optional[int] = None
+    distillation: Mapping[str, Any] | None = None
+    microbatch: int | None = None
 
     def total_steps(self, budget: int) -> int:
         """Steps of the arm when the table's budget is ``budget``."""
@@ -63,7 +65,7 @@ def _one_run(
     name: str,
     share: float,
     mask_learning: str = 'progressive',
-    fade: Optional[float] = None,
+    fade: float | None = None,
     scores: Any = DEPTH,
     variant: str = 'as it is',
     compensate: bool = False,
@@ -110,8 +112,10 @@ GROUPS: dict[str, list[Arm]] = {
         Arm('progressive from depth + taylor', {**PROGRESSIVE, 'scores': DEPTH}),
     ],
     'share': [
-        *(Arm(f'lagrangian, {share:.0%} of the steps', {**LAGRANGIAN, 'scores': DEPTH}, share)
-          for share in (0.05, 0.1, 0.4)),
+        *(
+            Arm(f'lagrangian, {share:.0%} of the steps', {**LAGRANGIAN, 'scores': DEPTH}, share)
+            for share in (0.05, 0.1, 0.4)
+        ),
         *(Arm(f'progressive, {share:.0%} of the steps', PROGRESSIVE, share) for share in (0.05, 0.1, 0.4)),
     ],
     'one run': [
@@ -125,14 +129,24 @@ GROUPS: dict[str, list[Arm]] = {
         _one_run('progressive to 5%, one run, from activation', 0.05, scores=ACTIVATION),
         _one_run('lagrangian to 50%, one run, from activation', 0.5, 'lagrangian', scores=ACTIVATION),
         _one_run('progressive to 20%, one run, from activation, compensated', 0.2, scores=ACTIVATION, compensate=True),
-        Arm('one-shot activation, one run, compensated, 15% more steps', {**ONE_SHOT, 'compensate': True}, 1.0,
-            prune_decay=0.1, more_steps=1.15),
-        *(Arm(f'one-shot activation, {words} more steps', _one_shot(ACTIVATION), 0, more_steps=share)
-          for words, share in (('4%', 1.04), ('15%', 1.15), ('a quarter', 1.25))),
+        Arm(
+            'one-shot activation, one run, compensated, 15% more steps',
+            {**ONE_SHOT, 'compensate': True},
+            1.0,
+            prune_decay=0.1,
+            more_steps=1.15,
+        ),
+        *(
+            Arm(f'one-shot activation, {words} more steps', _one_shot(ACTIVATION), 0, more_steps=share)
+            for words, share in (('4%', 1.04), ('15%', 1.15), ('a quarter', 1.25))
+        ),
     ],
     'fade': [
-        *(_one_run(f'progressive to {share:.0%}, one run, fade {fade}', share, fade=fade)
-          for share in (0.05, 0.2, 0.5) for fade in (0.3, 0.6)),
+        *(
+            _one_run(f'progressive to {share:.0%}, one run, fade {fade}', share, fade=fade)
+            for share in (0.05, 0.2, 0.5)
+            for fade in (0.3, 0.6)
+        )
     ],
     'rate': [
         Arm(f'{name}, rate while pruning {rate} of the later one{words}', pruning, prune_rate=rate, prune_decay=decay)
@@ -141,19 +155,27 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'masks': [
         *(Arm(f'lagrangian, {name}', {**LAGRANGIAN, **options}) for name, options in MASK_OPTIONS.items()),
-        *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'})
-          for share in (0.2, 0.5)),
+        *(
+            Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'})
+            for share in (0.2, 0.5)
+        ),
     ],
     'variants': [
-        *(Arm(f'lagrangian, {name}', {**LAGRANGIAN, 'variant': name})
-          for name in ('half noise', 'fading noise', 'hard counts', 'cubic schedule', 'late schedule')),
+        *(
+            Arm(f'lagrangian, {name}', {**LAGRANGIAN, 'variant': name})
+            for name in ('half noise', 'fading noise', 'hard counts', 'cubic schedule', 'late schedule')
+        ),
         Arm('lagrangian, noise per micro-batch', {**LAGRANGIAN, 'variant': 'noise per micro-batch'}, microbatch=1),
-        *(Arm(f'progressive, {name}', {**PROGRESSIVE, 'variant': name})
-          for name in ('cubic schedule', 'late schedule')),
+        *(
+            Arm(f'progressive, {name}', {**PROGRESSIVE, 'variant': name})
+            for name in ('cubic schedule', 'late schedule')
+        ),
     ],
     'mixture': [
-        *(Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule)
-          for rule in ('constant', 'sheared', 'sheared_unclipped', 'ado')),
+        *(
+            Arm(f'mixture {rule}', DEPTH_TAYLOR, 0, mixture=rule)
+            for rule in ('constant', 'sheared', 'sheared_unclipped', 'ado')
+        ),
         *(Arm(f'mixture sheared, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta) for eta in (0.1, 0.3)),
         Arm('mixture sheared, no references', DEPTH_TAYLOR, 0, mixture='sheared', references='none'),
         Arm('mixture sheared, references by a law', DEPTH_TAYLOR, 0, mixture='sheared', references='law'),
@@ -161,10 +183,20 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'skewed mixture': [
         Arm('mixture constant, skewed start', DEPTH_TAYLOR, 0, mixture='constant', start='skewed'),
-        *(Arm(f'mixture sheared, skewed start, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta, start='skewed')
-          for eta in (0.1, 0.3, 1.0)),
-        Arm('mixture sheared, skewed start, references by a law', DEPTH_TAYLOR, 0, mixture='sheared', references='law',
-            start='skewed'),
+        *(
+            Arm(
+                f'mixture sheared, skewed start, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta, start='skewed'
+            )
+            for eta in (0.1, 0.3, 1.0)
+        ),
+        Arm(
+            'mixture sheared, skewed start, references by a law',
+            DEPTH_TAYLOR,
+            0,
+            mixture='sheared',
+            references='law',
+            start='skewed',
+        ),
         Arm('mixture ado, skewed start', DEPTH_TAYLOR, 0, mixture='ado', start='skewed'),
     ],
     'distillation': [
@@ -172,8 +204,15 @@ GROUPS: dict[str, list[Arm]] = {
         Arm('one-shot depth + taylor, distilled, 0.6 of the steps', DEPTH_TAYLOR, 0, more_steps=0.6, distillation={}),
         _one_run('progressive to 5%, one run, distilled', 0.05, distillation={}),
         _one_run('progressive to 20%, one run, distilled', 0.2, distillation={}),
-        *(_one_run(f'progressive to {share:.0%}, one run, distilled, 0.6 of the steps', share, more_steps=0.6,
-                   distillation={}) for share in (0.05, 0.2)),
+        *(
+            _one_run(
+                f'progressive to {share:.0%}, one run, distilled, 0.6 of the steps',
+                share,
+                more_steps=0.6,
+                distillation={},
+            )
+            for share in (0.05, 0.2)
+        ),
         _one_run('lagrangian to 50%, one run, distilled', 0.5, 'lagrangian', distillation={}),
     ],
 }

@@ -3,11 +3,12 @@
 Text is what every installation carries (as in the demo). The small source's tokenizer is a byte-level BPE trained on
 it, so that the embedding does not outweigh the layers. Everything is made once per work folder.
 """
+
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Iterator, Optional
+from collections.abc import Iterator
 
 from composer import Evaluator, Trainer
 from composer.core import Callback, State
@@ -51,7 +52,7 @@ class Sizes:
         learning_rate (float): Peak learning rate of the arms.
     """
 
-    source: Optional[dict]
+    source: dict | None
     target: dict
     max_seq_len: int = 128
     batch_size: int = 4
@@ -102,14 +103,16 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
     if not (work / 'tokenizer').exists():
         _make_tokenizer(work, sizes)
     if not (work / 'data' / 'manifest.json').exists():
-        prepare({
-            'tokenizer': str(work / 'tokenizer'),
-            'max_seq_len': sizes.max_seq_len,
-            'out': str(work / 'data'),
-            'seed': 17,
-            'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
-            'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
-        })
+        prepare(
+            {
+                'tokenizer': str(work / 'tokenizer'),
+                'max_seq_len': sizes.max_seq_len,
+                'out': str(work / 'data'),
+                'seed': 17,
+                'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
+                'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
+            }
+        )
     if not (work / name).exists():
         special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
         config = LlamaConfig(**sizes.source, **special, max_position_embeddings=sizes.max_seq_len)
@@ -117,9 +120,7 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
         LlamaForCausalLM(config).save_pretrained(work / f'{name}-untrained')
         tokenizer.save_pretrained(work / f'{name}-untrained')
         model = ComposerHFCausalLM(
-            tokenizer=tokenizer,
-            pretrained_model_name_or_path=str(work / f'{name}-untrained'),
-            use_train_metrics=False,
+            tokenizer=tokenizer, pretrained_model_name_or_path=str(work / f'{name}-untrained'), use_train_metrics=False
         )
         larger = dataclasses.replace(sizes, batch_size=2 * sizes.batch_size)
         make_trainer(work, model, larger, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
@@ -135,8 +136,9 @@ def _make_tokenizer(work: Path, sizes: Sizes) -> None:
     tokenizer = ByteLevelBPETokenizer()
     files = [str(work / 'text' / f'{name}.jsonl') for name in DOMAINS]
     tokenizer.train(files, vocab_size=sizes.source['vocab_size'], special_tokens=['</s>'], show_progress=False)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token='</s>', bos_token='</s>',
-                            pad_token='</s>').save_pretrained(work / 'tokenizer')
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, eos_token='</s>', bos_token='</s>', pad_token='</s>'
+    ).save_pretrained(work / 'tokenizer')
 
 
 def make_trainer(
@@ -151,8 +153,8 @@ def make_trainer(
     algorithms: tuple = (),
     callbacks: tuple[Callback, ...] = (),
     alpha_f: float = 0.1,
-    proportions: Optional[dict[str, float]] = None,
-    microbatch: Optional[int] = None,
+    proportions: dict[str, float] | None = None,
+    microbatch: int | None = None,
 ) -> Trainer:
     """A Trainer over a mixture of the domains, equal by default; its loader serves other samples for every seed."""
     tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')

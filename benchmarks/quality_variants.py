@@ -4,9 +4,11 @@ Each changes one decision of ``targeted_pruning`` and nothing else, so that the 
 masks do with less noise, with noise of its own for every micro-batch, with constraints on the gates that are open
 instead of the expected ones, with another shape of the schedule; and a cut that looks at no weight at all.
 """
+
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 import torch
 from composer.core import Event, State
@@ -15,12 +17,7 @@ from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.masks.constraints import AxisConstraint
-from llmshearing.masks.hard_concrete import (
-    STRETCH_HIGH,
-    STRETCH_LOW,
-    TEMPERATURE,
-    probability_kept,
-)
+from llmshearing.masks.hard_concrete import STRETCH_HIGH, STRETCH_LOW, TEMPERATURE, probability_kept
 from llmshearing.masks.lagrangian import LagrangianMasks
 
 __all__ = ['VARIANTS']
@@ -171,7 +168,7 @@ class CubicSchedule(_ShapedSchedule):
 
     @staticmethod
     def shape(progress: float) -> float:
-        return 1 - (1 - progress)**3
+        return 1 - (1 - progress) ** 3
 
 
 class LateSchedule(_ShapedSchedule):

@@ -7,6 +7,7 @@ weight, left out here).
 
 usage: python benchmarks/step_memory.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--quick] [--output FILE]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,6 +27,7 @@ def run_case(case: str, family: str, size: str, tokens: int) -> dict[str, int]:
     from prune_step import all_ones, build, mask_activations, models_of, step, target_masks, tokens_of
 
     from llmshearing.models.cuttable import Cutter
+
     config, shape, target = models_of(family, size)
     ids = tokens_of(size, tokens)
     before = resident('VmRSS')
@@ -60,7 +62,14 @@ def main() -> None:
     environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
     for case in CASES:
         command = [
-            sys.executable, __file__, '--case', case, '--family', arguments.family, '--tokens', str(arguments.tokens),
+            sys.executable,
+            __file__,
+            '--case',
+            case,
+            '--family',
+            arguments.family,
+            '--tokens',
+            str(arguments.tokens),
         ]
         command += ['--quick'] if arguments.quick else []
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -73,7 +82,7 @@ def main() -> None:
         result['ratio_beyond_weights'] = rest / (reference['peak'] - 2 * reference['weights'])
         sys.stdout.write(
             f'  {case:<22} peak {result["peak"] / 1e9:6.2f} GB ({result["ratio"]:.2f} of activation masking), '
-            f'beyond weights and gradients {rest / 1e9:6.2f} GB ({result["ratio_beyond_weights"]:.2f})\n',
+            f'beyond weights and gradients {rest / 1e9:6.2f} GB ({result["ratio_beyond_weights"]:.2f})\n'
         )
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')

@@ -5,6 +5,7 @@ each operator itself, without what it calls. ``prune_step.py`` compares the step
 
 usage: python benchmarks/step_profile.py [--family llama|llama-gqa|gpt_neox|phi3] [--tokens N] [--quick] [--output FILE]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,7 +28,13 @@ GROUPS = {
     'copies': ('aten::copy_', 'aten::cat'),
     'sums': ('aten::sum', 'aten::mean'),
     'products and sums by element': (
-        'aten::mul', 'aten::add', 'aten::sub', 'aten::div', 'aten::neg', 'aten::pow', 'aten::rsqrt',
+        'aten::mul',
+        'aten::add',
+        'aten::sub',
+        'aten::div',
+        'aten::neg',
+        'aten::pow',
+        'aten::rsqrt',
     ),
     'activations': ('aten::silu', 'aten::gelu', 'aten::sigmoid'),
     'memory': ('aten::empty', 'aten::resize', 'aten::new_empty'),

@@ -1,4 +1,5 @@
 """Writes a checkpoint as a Hugging Face folder: the command ``llmshearing export`` as a script. See README.md."""
+
 import sys
 
 from llmshearing.commands.main import main

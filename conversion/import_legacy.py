@@ -2,6 +2,7 @@
 
 See README.md.
 """
+
 import sys
 
 from llmshearing.commands.main import main

@@ -1,7 +1,8 @@
 """Writes the input of the worked example: text of this Python installation, and a tokenizer trained on it.
 
-    python data_prep/make_example.py example [CHARACTERS]
+python data_prep/make_example.py example [CHARACTERS]
 """
+
 import sys
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """The same as ``llmshearing prepare``, for those who keep their scripts in one place."""
+
 import sys
 
 from llmshearing.commands.main import main

@@ -4,6 +4,7 @@ llm-foundry's training with our parts and clear errors.
 The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only adds two defaults (FSDP2, no
 tokenizer threads before forks) and turns an error in the configuration into one message instead of a traceback.
 """
+
 from __future__ import annotations
 
 import os
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from llmfoundry.command_utils import train_from_yaml
     from llmfoundry.utils.exceptions import BaseContextualError
     from omegaconf.errors import OmegaConfBaseException
+
     try:
         _check_document(argv[0], argv[1:])
         train_from_yaml(argv[0], argv[1:])
@@ -42,6 +44,7 @@ def _check_document(path: str, overrides: list[str]) -> None:
     """llm-foundry takes for granted that the file holds keys and values, that keys are text, that those which it reads
     first are there, and that the command line puts nothing else in the place of a section."""
     from omegaconf import DictConfig, OmegaConf
+
     content = OmegaConf.load(path)
     if not isinstance(content, DictConfig) or not all(isinstance(key, str) for key in content):
         raise ValueError(f'{path}: expected keys and values at the top level, every key as text.')

@@ -8,6 +8,7 @@ rank, and a forked child would wait for its parent in it. Nor are the settings t
 rest of a run's process, nor the shared memory of Streaming that trainings leave which tests kill: with enough of it,
 Streaming finds no free number (it takes the largest of several "first free" ones, which another name may hold).
 """
+
 import os
 import re
 import resource
@@ -23,8 +24,16 @@ BEGAN = time.time()
 SHARED = Path('/dev/shm')
 SEGMENT = re.compile(r'\d{6}_[a-z_]+')
 SET_FOR_A_RUN = (
-    'CHECKPOINT_VALIDATION_FUNCTION', 'FSDP_VERSION', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD',
-    'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT',
+    'CHECKPOINT_VALIDATION_FUNCTION',
+    'FSDP_VERSION',
+    'TORCH_FORCE_WEIGHTS_ONLY_LOAD',
+    'RANK',
+    'WORLD_SIZE',
+    'LOCAL_RANK',
+    'LOCAL_WORLD_SIZE',
+    'NODE_RANK',
+    'MASTER_ADDR',
+    'MASTER_PORT',
 )
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -42,6 +51,7 @@ def nothing_left_behind():
         if value is not None:
             os.environ[name] = value
     from torch import distributed
+
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
     remove_unused_segments()

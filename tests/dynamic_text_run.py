@@ -1,4 +1,5 @@
 """Real training of a tiny LLaMA on the small world, in this process, over ranks, and in processes that get killed."""
+
 from __future__ import annotations
 
 import json
@@ -49,40 +50,63 @@ def evaluators(folder: Path, batch_size: int = 4, domains: Any = SIZES, **datase
     """Evaluators of the domains, built as llm-foundry builds them from ``eval_loader``."""
     built = []
     for name in domains:
-        config = {'label': name, 'name': 'text', 'drop_last': False, 'num_workers': 0, 'prefetch_factor': None,
-                  'persistent_workers': False, 'pin_memory': False,
-                  'dataset': {'local': str(folder / name), 'max_seq_len': SEQ_LEN, 'shuffle': False} | dataset}
+        config = {
+            'label': name,
+            'name': 'text',
+            'drop_last': False,
+            'num_workers': 0,
+            'prefetch_factor': None,
+            'persistent_workers': False,
+            'pin_memory': False,
+            'dataset': {'local': str(folder / name), 'max_seq_len': SEQ_LEN, 'shuffle': False} | dataset,
+        }
         built += build_eval_loaders([config], tiny_tokenizer(), batch_size)
         built[-1].metric_names = ['LanguageCrossEntropy']
     return built
 
 
-def tiny_trainer(folder: Path, duration: str = '9ba', workers: int = 0, batch_size: int = 4,
-                 update: DynamicBatchLoading | None = None, written: Path | None = None, lr: float = 0.3,
-                 domains: Sequence[str] = tuple(SIZES),
-                 **settings: Any) -> Trainer:
+def tiny_trainer(
+    folder: Path,
+    duration: str = '9ba',
+    workers: int = 0,
+    batch_size: int = 4,
+    update: DynamicBatchLoading | None = None,
+    written: Path | None = None,
+    lr: float = 0.3,
+    domains: Sequence[str] = tuple(SIZES),
+    **settings: Any,
+) -> Trainer:
     """A Trainer with rounds of three batches and everything seeded. ``settings`` go to the Trainer or the data."""
     dataset = {'round_batches': 3, 'proportions': {'a': 5, 'b': 3, 'c': 2}} | settings.pop('dataset', {})
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                         num_attention_heads=2)
-    model = HuggingFaceModel(LlamaForCausalLM(config), tokenizer=tiny_tokenizer(), metrics=[],
-                             eval_metrics=[LanguageCrossEntropy()], use_logits=True)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = HuggingFaceModel(
+        LlamaForCausalLM(config),
+        tokenizer=tiny_tokenizer(),
+        metrics=[],
+        eval_metrics=[LanguageCrossEntropy()],
+        use_logits=True,
+    )
     callbacks = [update or DynamicBatchLoading(REFERENCES), *settings.pop('callbacks', [])]
-    return Trainer(**{
-        'model': model,
-        'train_dataloader': dynamic_loader(folder, list(domains), workers, batch_size, **dataset),
-        'eval_dataloader': evaluators(folder, batch_size, domains),
-        'eval_interval': '3ba',
-        'max_duration': duration,
-        'callbacks': callbacks + ([WriteDown(written)] if written else []),
-        'optimizers': torch.optim.SGD(model.parameters(), lr=lr),
-        'loggers': [InMemoryLogger()],
-        'progress_bar': False,
-        'device': 'cpu',
-        'seed': 3,
-        'python_log_level': None,
-    } | settings)
+    return Trainer(
+        **{
+            'model': model,
+            'train_dataloader': dynamic_loader(folder, list(domains), workers, batch_size, **dataset),
+            'eval_dataloader': evaluators(folder, batch_size, domains),
+            'eval_interval': '3ba',
+            'max_duration': duration,
+            'callbacks': callbacks + ([WriteDown(written)] if written else []),
+            'optimizers': torch.optim.SGD(model.parameters(), lr=lr),
+            'loggers': [InMemoryLogger()],
+            'progress_bar': False,
+            'device': 'cpu',
+            'seed': 3,
+            'python_log_level': None,
+        }
+        | settings
+    )
 
 
 def metrics_of(trainer: Trainer) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 Sample number i of domain d is the sequence [d + 1, i % BASE, i // BASE, 0, 0, ...]: a batch can be read back into
 (domain, sample) pairs.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -31,8 +32,9 @@ FORK = get_context('fork')
 
 def tiny_tokenizer(vocab_size: int = BASE) -> PreTrainedTokenizerFast:
     vocab = {f't{i}': i for i in range(vocab_size)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token='t0')), pad_token='t0',
-                                   eos_token='t1', unk_token='t0')
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocab, unk_token='t0')), pad_token='t0', eos_token='t1', unk_token='t0'
+    )
 
 
 def tokens_of(domain: int, sample: int, seq_len: int = SEQ_LEN) -> np.ndarray:
@@ -49,8 +51,12 @@ def write_domains(
     """Writes one MDS folder per domain. Shards hold about ``shard_samples`` samples."""
     for domain, (name, size) in enumerate(sizes.items()):
         width = seq_len * (8 if encoding == 'bytes' else 2) + 16
-        with MDSWriter(out=str(folder / name), columns={'tokens': encoding}, hashes=['xxh64'],
-                       size_limit=160 + shard_samples * width) as writer:
+        with MDSWriter(
+            out=str(folder / name),
+            columns={'tokens': encoding},
+            hashes=['xxh64'],
+            size_limit=160 + shard_samples * width,
+        ) as writer:
             for sample in range(size):
                 tokens = tokens_of(domain, sample, seq_len)
                 stored = tokens.tobytes() if encoding == 'bytes' else tokens.astype(encoding.split(':')[1])
@@ -66,10 +72,17 @@ def read_back(batch: Any) -> list[tuple[int, int]]:
 
 def dynamic_loader(folder: Path, domains: Any, workers: int = 0, batch_size: int = 4, **dataset: Any) -> Any:
     """The loader of ``build_dynamic_text_dataloader`` over a folder of ``write_domains``."""
-    config = {'local': str(folder), 'domains': domains, 'round_batches': 5, 'max_seq_len': SEQ_LEN,
-              'shuffle_seed': 17, 'shuffle_block_size': 16} | dataset
-    loader = build_dynamic_text_dataloader(tiny_tokenizer(), batch_size, config, num_workers=workers,
-                                           pin_memory=False).dataloader
+    config = {
+        'local': str(folder),
+        'domains': domains,
+        'round_batches': 5,
+        'max_seq_len': SEQ_LEN,
+        'shuffle_seed': 17,
+        'shuffle_block_size': 16,
+    } | dataset
+    loader = build_dynamic_text_dataloader(
+        tiny_tokenizer(), batch_size, config, num_workers=workers, pin_memory=False
+    ).dataloader
     LOADERS.append(loader)
     return loader
 
@@ -120,8 +133,15 @@ def on_ranks(ranks: int, function: Any, *args: Any) -> None:
         port = opened.getsockname()[1]
 
     def run(rank: int) -> None:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                          NODE_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            LOCAL_WORLD_SIZE=str(ranks),
+            NODE_RANK='0',
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+        )
         function(rank, *args)
 
     processes = [FORK.Process(target=run, args=(rank,)) for rank in range(ranks)]

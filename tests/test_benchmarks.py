@@ -1,4 +1,5 @@
 """Each benchmark runs in its quick mode and writes the numbers it promises."""
+
 import json
 import subprocess
 import sys
@@ -17,16 +18,29 @@ def run_quick(script: str, *arguments) -> subprocess.CompletedProcess:
 def test_prune_step(tmp_path):
     out = tmp_path / 'results.json'
     run_quick(
-        'prune_step.py', '--family', 'all', '--tokens', '128', '--rounds', '1', '--course', '--threads', '1',
-        '--output', out,
+        'prune_step.py',
+        '--family',
+        'all',
+        '--tokens',
+        '128',
+        '--rounds',
+        '1',
+        '--course',
+        '--threads',
+        '1',
+        '--output',
+        out,
     )
     results = json.loads(out.read_text())['results']
     assert {result['family'] for result in results} == {'llama', 'llama-gqa', 'gpt_neox', 'phi3'}
     for result in results:
         assert result['seconds']['pruning, at target']['median'] > 0
         assert set(result['ratios']) >= {
-            'all kept / dense source', 'at target / target model', 'whole run / activation-masked run',
-            'evaluation, at target / target model', '4 micro-batches, at target / target model',
+            'all kept / dense source',
+            'at target / target model',
+            'whole run / activation-masked run',
+            'evaluation, at target / target model',
+            '4 micro-batches, at target / target model',
         }
 
 
@@ -77,8 +91,17 @@ def test_step_profile(tmp_path):
 
 def test_quality(tmp_path):
     out = tmp_path / 'results.json'
-    arms = ['random initialisation', 'one-shot taylor', 'progressive', 'progressive to 20%, one run', 'mixture sheared',
-            'truncation', 'lagrangian, fading noise', 'lagrangian, hard counts', 'lagrangian, noise per micro-batch']
+    arms = [
+        'random initialisation',
+        'one-shot taylor',
+        'progressive',
+        'progressive to 20%, one run',
+        'mixture sheared',
+        'truncation',
+        'lagrangian, fading noise',
+        'lagrangian, hard counts',
+        'lagrangian, noise per micro-batch',
+    ]
     done = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
     records = json.loads(out.read_text())['records']
     assert [record['arm'] for record in records] == arms

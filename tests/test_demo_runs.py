@@ -1,4 +1,5 @@
 """The demo's YAMLs through both launchers on a tiny source: prune, continue, the comparison from random weights."""
+
 import json
 import os
 import subprocess
@@ -42,8 +43,7 @@ def work(tmp_path_factory):
     tiny_source(work / 'source')
     tiny_data(work)
     process = launch(
-        [str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'prune.yaml'), f'variables.work={work}', *TINY_PRUNE],
-        work,
+        [str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'prune.yaml'), f'variables.work={work}', *TINY_PRUNE], work
     )
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     return work
@@ -51,9 +51,12 @@ def work(tmp_path_factory):
 
 def test_pruning_reaches_the_target_and_logs_what_the_report_needs(work):
     config = AutoConfig.from_pretrained(work / 'pruned')
-    assert (
-        config.num_hidden_layers, config.hidden_size, config.num_key_value_heads, config.intermediate_size,
-    ) == (3, 32, 1, 40)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_key_value_heads, config.intermediate_size) == (
+        3,
+        32,
+        1,
+        40,
+    )
     metrics = read_metrics(work / 'prune_metrics.jsonl')
     assert list(metrics['pruning/hidden/expected'])[-1] == 11
     assert list(metrics['pruning/hidden/expected'].values())[-1] == 32
@@ -65,8 +68,7 @@ def test_llmfoundry_train_runs_the_same_yaml(work, tmp_path):
     for name in ('source', 'data'):
         (tmp_path / name).symlink_to(work / name)
     process = launch(
-        ['-c', str(foundry), 'train', str(YAMLS / 'prune.yaml'), f'variables.work={tmp_path}', *TINY_PRUNE],
-        tmp_path,
+        ['-c', str(foundry), 'train', str(YAMLS / 'prune.yaml'), f'variables.work={tmp_path}', *TINY_PRUNE], tmp_path
     )
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     ours, theirs = (open_strictly(folder / 'pruned') for folder in (work, tmp_path))
@@ -78,7 +80,10 @@ def test_the_pruned_model_continues_with_a_mixture_that_moves(work):
     references = {name: 1.0 + index for index, name in enumerate(DOMAINS)}
     (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': references}))
     settings = [
-        f'variables.work={work}', *TINY, 'max_duration=12ba', 'eval_interval=4ba',
+        f'variables.work={work}',
+        *TINY,
+        'max_duration=12ba',
+        'eval_interval=4ba',
         'train_loader.dataset.round_batches=4',
     ]
     process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'continue.yaml'), *settings], work)

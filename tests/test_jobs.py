@@ -1,5 +1,6 @@
 """Job files: shell scripts that start what they should, run files the client reads, a Dockerfile that copies what
 exists."""
+
 import os
 import re
 import shlex
@@ -22,14 +23,17 @@ MCLI = sorted(path.name for path in JOBS.glob('mcli_*.yaml'))
 PRUNE, CONTINUE = 'yamls/prune/llama2_7b_to_1.3b.yaml', 'yamls/continue/llama2_1.3b.yaml'
 
 # Writes down how it was called: its name, arguments and the part of the environment that matters.
-RECORDER = '''#!/usr/bin/env bash
+RECORDER = """#!/usr/bin/env bash
 { printf '%s\\0' "${0##*/}" "FSDP_VERSION=${FSDP_VERSION:-}" "$@"; printf '\\036'; } >> "$CALLS"
-'''
+"""
 # Runs the command once for each node, as srun with one task per node does.
-SRUN = RECORDER + '''
+SRUN = (
+    RECORDER
+    + """
 while [[ $1 == --* ]]; do shift; done
 for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@"; done
-'''
+"""
+)
 SCONTROL = RECORDER + "[[ $* == 'show hostnames gpu[07-08]' ]] && printf 'gpu07\\ngpu08\\n'\n"
 
 
@@ -72,10 +76,15 @@ def test_one_node(slurm):
     job = {'SLURM_GPUS_ON_NODE': '4', 'SLURM_JOB_NUM_NODES': '1', 'SLURM_CPUS_PER_TASK': '32'}
     code, calls, error = slurm('slurm_train.sh', PRUNE, 'max_duration=10ba', 'run_name=a b', **job)
     assert code == 0, error
-    assert calls[0][2:7] == ['--nodes=1', '--ntasks=1', '--cpus-per-task=32', '--kill-on-bad-exit=1',
-                             'jobs/composer_step.sh']
+    assert calls[0][2:7] == [
+        '--nodes=1',
+        '--ntasks=1',
+        '--cpus-per-task=32',
+        '--kill-on-bad-exit=1',
+        'jobs/composer_step.sh',
+    ]
     assert calls[1:] == [
-        ['composer', 'FSDP_VERSION=2', '-n', '4', 'llmshearing/train.py', PRUNE, 'max_duration=10ba', 'run_name=a b'],
+        ['composer', 'FSDP_VERSION=2', '-n', '4', 'llmshearing/train.py', PRUNE, 'max_duration=10ba', 'run_name=a b']
     ]
 
 
@@ -90,14 +99,19 @@ def test_two_nodes(slurm):
     assert code == 0, error
     by_name = {name: [call[2:] for call in calls if call[0] == name] for name in ('scontrol', 'srun', 'composer')}
     assert by_name['scontrol'] == [['show', 'hostnames', 'gpu[07-08]']]
-    assert by_name['srun'][0][:5] == ['--nodes=2', '--ntasks-per-node=1', '--cpus-per-task=64', '--kill-on-bad-exit=1',
-                                      '--label']
+    assert by_name['srun'][0][:5] == [
+        '--nodes=2',
+        '--ntasks-per-node=1',
+        '--cpus-per-task=64',
+        '--kill-on-bad-exit=1',
+        '--label',
+    ]
     expected = '-n 8 --world_size 16 --node_rank {} --master_addr gpu07 --master_port 29856 llmshearing/train.py'
     assert by_name['composer'] == [[*expected.format(rank).split(), CONTINUE, 'run_name=a b'] for rank in (0, 1)]
     assert all(call[1] == 'FSDP_VERSION=2' for call in calls if call[0] != 'scontrol')
 
 
-RANK = '''
+RANK = """
 import os, pathlib, signal, sys, time
 rank = os.environ['RANK']
 def told(number, frame):
@@ -108,15 +122,15 @@ def told(number, frame):
 signal.signal(signal.SIGTERM, told)
 pathlib.Path('up' + rank).touch()
 time.sleep(60)
-'''
+"""
 
 
-LAUNCHER = f'''#!{sys.executable}
+LAUNCHER = f"""#!{sys.executable}
 import datetime, sys
 from composer.cli import launcher
 launcher.CLEANUP_TIMEOUT = datetime.timedelta(seconds=2)
 sys.exit(launcher.main())
-'''
+"""
 
 
 def test_a_signal_to_the_task_gives_the_ranks_more_time_than_the_launcher_would(tmp_path):
@@ -125,8 +139,13 @@ def test_a_signal_to_the_task_gives_the_ranks_more_time_than_the_launcher_would(
     (tmp_path / 'composer').write_text(LAUNCHER)
     (tmp_path / 'composer').chmod(0o755)
     path = f'{tmp_path}:{os.path.dirname(sys.executable)}:/usr/bin:/bin'
-    step = subprocess.Popen([str(JOBS / 'composer_step.sh'), '-n', '2', 'rank.py'], cwd=tmp_path,
-                            env={**os.environ, 'PATH': path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    step = subprocess.Popen(
+        [str(JOBS / 'composer_step.sh'), '-n', '2', 'rank.py'],
+        cwd=tmp_path,
+        env={**os.environ, 'PATH': path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 90
     while len(list(tmp_path.glob('up*'))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -151,7 +170,7 @@ def test_two_nodes_do_not_start_when_the_node_list_cannot_be_read(slurm):
 def test_preparation(slurm):
     code, calls, _ = slurm('slurm_prepare.sh', 'yamls/data/redpajama.yaml', '--out', 'x', SLURM_CPUS_PER_TASK='16')
     assert code == 0 and calls == [
-        ['llmshearing', 'FSDP_VERSION=', 'prepare', '--workers', '16', 'yamls/data/redpajama.yaml', '--out', 'x'],
+        ['llmshearing', 'FSDP_VERSION=', 'prepare', '--workers', '16', 'yamls/data/redpajama.yaml', '--out', 'x']
     ]
 
 
@@ -184,7 +203,7 @@ def test_run_files_are_read_by_the_client_and_name_what_exists(name):
 
 
 # `aws s3 sync FROM TO [--exclude PATTERN]` with folders in $BUCKETS for s3://; fails as the client does.
-AWS = f'''#!{sys.executable}
+AWS = f"""#!{sys.executable}
 import fnmatch, os, pathlib, shutil, sys
 command, source, target, rest = sys.argv[1:3], sys.argv[3], sys.argv[4], sys.argv[5:]
 assert command == ['s3', 'sync'] and (not rest or rest[0] == '--exclude' and len(rest) == 2)
@@ -196,13 +215,13 @@ for file in [path for path in source.rglob('*') if path.is_file()]:
     if not rest or not fnmatch.fnmatch(name, rest[1]):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target / name)
-'''
-TRAINER = '''#!/usr/bin/env bash
+"""
+TRAINER = """#!/usr/bin/env bash
 echo "of node ${NODE_RANK:-0}" >> work/metrics.jsonl
 mkdir -p work/report && touch work/report/report.html
 [[ ! -d work/pruned ]] || touch work/found_pruned
 exit "$CODE"
-'''
+"""
 
 
 @pytest.mark.parametrize('name', [name for name in MCLI if name != 'mcli_prepare.yaml'])
@@ -236,10 +255,9 @@ def test_the_log_of_a_run_outlives_its_node_and_a_retry_goes_on_with_it(name, tm
 def test_the_dockerfile_copies_what_exists_and_uses_the_matching_torch():
     lines = (JOBS / 'Dockerfile').read_text().replace('\\\n', ' ').splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line and not line.startswith('#')]
-    assert (
-        {name for name, _ in instructions} <= {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV'}
-        and instructions[0][0] == 'FROM'
-    )
+    assert {name for name, _ in instructions} <= {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV'} and instructions[0][
+        0
+    ] == 'FROM'
     pinned = dict(line.split('==') for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
     assert f'pytorch:{pinned["torch"]}_' in instructions[0][1]
     copied = [source for name, rest in instructions if name == 'COPY' for source in rest.split()[:-1]]

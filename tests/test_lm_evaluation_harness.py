@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our results: the paper's task list is one it knows, and a local task runs on a tiny
 model."""
+
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ FOLDER = Path(__file__).parents[1] / 'yamls' / 'eval' / 'lm_evaluation_harness'
 
 def test_the_group_is_the_papers_list_and_the_harness_knows_all_of_it():
     from lm_eval.tasks import TaskManager
+
     manager = TaskManager(include_path=str(FOLDER))
     assert 'sheared_llama' in manager.all_groups
     group = yaml.safe_load((FOLDER / 'sheared_llama.yaml').read_text())
@@ -33,19 +35,23 @@ def test_a_local_task_runs_on_an_exported_folder(tmp_path):
     rows = [{'text': f'w{i} w{i + 1}', 'choices': [f'w{i + 2}', f'w{i + 40}'], 'gold': 0} for i in range(1, 17)]
     (tmp_path / 'questions.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     (tmp_path / 'tasks').mkdir()
-    (tmp_path / 'tasks' / 'next_word.yaml').write_text(yaml.safe_dump({
-        'task': 'next_word',
-        'dataset_path': 'json',
-        'dataset_kwargs': {
-            'data_files': {'test': str(tmp_path / 'questions.jsonl')},
-            'cache_dir': str(tmp_path / 'cache'),
-        },
-        'output_type': 'multiple_choice',
-        'test_split': 'test',
-        'doc_to_text': '{{text}}',
-        'doc_to_choice': '{{choices}}',
-        'doc_to_target': '{{gold}}',
-    }))
+    (tmp_path / 'tasks' / 'next_word.yaml').write_text(
+        yaml.safe_dump(
+            {
+                'task': 'next_word',
+                'dataset_path': 'json',
+                'dataset_kwargs': {
+                    'data_files': {'test': str(tmp_path / 'questions.jsonl')},
+                    'cache_dir': str(tmp_path / 'cache'),
+                },
+                'output_type': 'multiple_choice',
+                'test_split': 'test',
+                'doc_to_text': '{{text}}',
+                'doc_to_choice': '{{choices}}',
+                'doc_to_target': '{{gold}}',
+            }
+        )
+    )
     results = lm_eval.simple_evaluate(
         model='hf',
         model_args={'pretrained': str(tmp_path / 'model'), 'dtype': 'float32'},

@@ -1,4 +1,5 @@
 """The installed package: a complete wheel, entry points that load, commands that explain themselves."""
+
 import importlib
 import subprocess
 import sys
@@ -15,36 +16,51 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_wheel_works_outside_the_checkout(tmp_path):
     build = [
-        sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation',
-        '--wheel-dir', str(tmp_path), str(ROOT),
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--quiet',
+        '--no-deps',
+        '--no-build-isolation',
+        '--wheel-dir',
+        str(tmp_path),
+        str(ROOT),
     ]
     subprocess.run(build, check=True, capture_output=True)
     wheel = next(tmp_path.glob('llmshearing-*.whl'))
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / 'llmshearing').rglob('*.py')}
     assert sources <= names
-    licence, = (name for name in names if '.dist-info/' in name and name.endswith('/LICENSE'))
+    (licence,) = (name for name in names if '.dist-info/' in name and name.endswith('/LICENSE'))
     assert zipfile.ZipFile(wheel).read(licence) == (ROOT / 'LICENSE').read_bytes()
     assert not [name for name in names if name.startswith(('tests/', 'yamls/', 'benchmarks/'))]
     zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
-    script = ('import sys; sys.path.insert(0, "installed"); '
-              'import llmshearing.commands.main, llmshearing.data.mixture; '
-              'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.commands.main.main(["--help"]))')
+    script = (
+        'import sys; sys.path.insert(0, "installed"); '
+        'import llmshearing.commands.main, llmshearing.data.mixture; '
+        'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.commands.main.main(["--help"]))'
+    )
     process = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert 'prepare' in process.stdout
 
 
 def test_every_entry_point_loads():
-    ours = [point for group in (
-        'llmfoundry_models',
-        'llmfoundry_algorithms',
-        'llmfoundry_callbacks',
-        'llmfoundry_dataloaders',
-        'llmfoundry_loggers',
-        'llmfoundry_config_transforms',
-        'console_scripts',
-    ) for point in entry_points(group=group) if point.value.startswith('llmshearing')]
+    ours = [
+        point
+        for group in (
+            'llmfoundry_models',
+            'llmfoundry_algorithms',
+            'llmfoundry_callbacks',
+            'llmfoundry_dataloaders',
+            'llmfoundry_loggers',
+            'llmfoundry_config_transforms',
+            'console_scripts',
+        )
+        for point in entry_points(group=group)
+        if point.value.startswith('llmshearing')
+    ]
     assert len(ours) >= 8
     for point in ours:
         assert callable(point.load()), point

@@ -1,5 +1,6 @@
 """Every shipped YAML:
 commented, with a header, a target that its source can be cut to, and two steps on shrunken shapes."""
+
 import dataclasses
 import json
 import multiprocessing
@@ -32,10 +33,10 @@ DOMAINS = ('cc', 'github', 'book', 'stackexchange', 'wiki', 'arxiv', 'c4')
 
 # Configs of the real sources, written out so that no network is needed; the number is the target's parameters.
 LLAMA2 = LlamaConfig(
-    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
 )
 GQA = dict(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
 )
 SOURCES = {
     'prune/llama2_7b_to_2.7b.yaml': (LLAMA2, 2_702_284_800),
@@ -45,14 +46,18 @@ SOURCES = {
     'prune/mistral_7b_to_3b.yaml': (MistralConfig(vocab_size=32768, head_dim=128, **GQA), 3_020_000_000),
     'prune/qwen2.5_7b_to_3b.yaml': (
         Qwen2Config(
-            vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+            vocab_size=152064,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
             num_key_value_heads=4,
         ),
         3_030_000_000,
     ),
     'prune/pythia_410m_to_160m.yaml': (
         GPTNeoXConfig(
-            vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+            vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
         ),
         162_322_944,
     ),
@@ -93,11 +98,12 @@ def load(name):
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in YAMLS if not name.startswith('data/')],  # tests/data looks after those
+    'name',
+    [name for name in YAMLS if not name.startswith('data/')],  # tests/data looks after those
 )
 def test_every_key_has_a_comment_and_the_header_says_how_to_run_it(name):
     text = (ROOT / 'yamls' / name).read_text()
-    header = text[:text.index('\n\n')]
+    header = text[: text.index('\n\n')]
     assert header.startswith('# ')
     assert f'yamls/{name}' in header, 'the header gives the exact command'
     assert '# Hardware:' in header
@@ -146,7 +152,8 @@ def test_the_papers_numbers():
             assert config.scheduler.name == 'cosine_with_warmup' and config.optimizer.betas == [0.9, 0.95]
             assert config.algorithms.gradient_clipping.clipping_threshold == 1.0
             assert (
-                [loader.label for loader in config.eval_loader] == list(DOMAINS)
+                [loader.label for loader in config.eval_loader]
+                == list(DOMAINS)
                 == list(config.train_loader.dataset.domains)
             )
             if size in references:
@@ -158,11 +165,19 @@ def test_the_papers_numbers():
         assert (pruning.learning_rate, pruning.multiplier_learning_rate) == (1.0, 1.0)
         assert prune.eval_interval == '50ba' and prune.train_loader.dataset.round_batches == 50
         assert [prune.train_loader.dataset.proportions[name] for name in DOMAINS] == [
-            0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15,
+            0.67,
+            0.045,
+            0.045,
+            0.02,
+            0.045,
+            0.025,
+            0.15,
         ]
-        assert (
-            proceed.max_duration, proceed.scheduler.t_warmup, proceed.global_train_batch_size,
-        ) == ('51200ba', '0.03dur', 256)
+        assert (proceed.max_duration, proceed.scheduler.t_warmup, proceed.global_train_batch_size) == (
+            '51200ba',
+            '0.03dur',
+            256,
+        )
         assert proceed.eval_interval == '400ba' and proceed.train_loader.dataset.round_batches == 400
 
 
@@ -295,7 +310,10 @@ def test_evaluation_on_local_task_files(name, world, tmp_path, monkeypatch):
     config = load(name)
     config.variables.model, config.variables.tasks = str(world / 'llama2'), str(tmp_path / 'tasks')
     config.max_seq_len, config.precision, config.device_eval_batch_size, config.icl_subset_num_batches = (
-        100, 'fp32', 4, 1
+        100,
+        'fp32',
+        4,
+        1,
     )
     write_tasks(tmp_path / 'tasks', config)
     trainers, _ = evaluate(config)

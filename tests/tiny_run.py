@@ -1,8 +1,9 @@
 """A pruning run small enough for tests: a tiny source folder, text with structure, a Composer Trainer."""
+
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer import Trainer
@@ -67,7 +68,7 @@ def tiny_trainer(
     batches: int = 10,
     batch_size: int = 4,
     learning_rate: float = 1e-3,
-    model: Optional[ShearedCausalLM] = None,
+    model: ShearedCausalLM | None = None,
     **trainer_settings,
 ) -> Trainer:
     """A Trainer over :class:`Sequences` on CPU."""

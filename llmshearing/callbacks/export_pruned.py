@@ -3,12 +3,13 @@
 Every rank takes part in gathering parameters and in one probe forward of the masked model; rank 0 cuts, writes to a
 hidden folder, opens it with transformers, compares logits, and only then gives the folder its name.
 """
+
 from __future__ import annotations
 
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from composer.callbacks import CheckpointSaver
 from composer.core import Callback, State
@@ -67,12 +68,12 @@ class ExportPruned(Callback):
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
         self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
-        self.source: Optional[str] = None
+        self.source: str | None = None
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
             raise ValueError(
-                'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.',
+                'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
             )
         self.source = _model(state).source
 
@@ -80,7 +81,7 @@ class ExportPruned(Callback):
         refuse_open_widths(find_pruning(state))
         if self.folder.exists() and not self.overwrite:
             raise ValueError(
-                f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.',
+                f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.'
             )
         if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
             _check_writable(self.folder)
@@ -89,12 +90,12 @@ class ExportPruned(Callback):
             raise ValueError(
                 f'export_pruned: lagrangian_warmup is {pruning.lagrangian_warmup.to_timestring()} and the run ends '
                 f'after {state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
-                'shorten the warm-up, train longer, or set allow_unconverged: true.',
+                'shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
         if not _saves_checkpoints(state):
             log.warning(
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
-                'exported, and without a checkpoint the trained weights are lost; set save_folder.',
+                'exported, and without a checkpoint the trained weights are lost; set save_folder.'
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class ExportPruned(Callback):
             for name, parameter in model.model.named_parameters(remove_duplicate=False)
         }
 
-        def full(name: str) -> Optional[Tensor]:
+        def full(name: str) -> Tensor | None:
             parameter = parameters.get(name)
             if parameter is None:
                 return None
@@ -126,7 +127,7 @@ class ExportPruned(Callback):
         if shape_left(config, plan) != pruning.target:
             raise RuntimeError(
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
-                'this is a bug in llmshearing.',
+                'this is a bug in llmshearing.'
             )
         origin = Origin(
             source=model.source,
@@ -145,12 +146,12 @@ class ExportPruned(Callback):
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
             generation_config = getattr(model.model, 'generation_config', None)
             shape = write_pruned_folder(
-                writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin,
+                writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin
             )
             difference = verify_folder(writer.path, expected, self.dtype)
             writer.commit()
         log.info(
-            'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference,
+            'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference
         )
         logger.log_metrics({'export/logit_difference': difference})
 

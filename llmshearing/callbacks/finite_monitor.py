@@ -5,9 +5,11 @@ Composer's ``nan_monitor`` looks for NaN in the loss of its own rank and leaves 
 learn of it in one reduction per batch and stop together, with the same message; a checkpoint of the damage is never
 written.
 """
+
 from __future__ import annotations
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
@@ -43,7 +45,8 @@ class FiniteMonitor(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         gradients = {
-            name: _local(parameter.grad) for name, parameter in state.model.named_parameters()
+            name: _local(parameter.grad)
+            for name, parameter in state.model.named_parameters()
             if parameter.grad is not None
         }
         broken = self._broken_loss
@@ -63,7 +66,9 @@ class FiniteMonitor(Callback):
             'gradients': [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()],
             'masks': [axis for axis, mask in masks.items() if not torch.isfinite(mask).all()],
             'saved': [
-                path for callback in state.callbacks if isinstance(callback, CheckpointSaver)
+                path
+                for callback in state.callbacks
+                if isinstance(callback, CheckpointSaver)
                 for path in callback.saved_checkpoints
             ],  # of whole checkpoints rank 0 alone knows
         }
@@ -81,8 +86,9 @@ class FiniteMonitor(Callback):
             parts.append(f'the gradient of {", ".join(names[:LISTED])}{more}')
         saved = ranks[0]['saved']
         last = (
-            f'the last checkpoint is {saved[-1]}. Resume from it' if saved else
-            'no checkpoint was saved since this start. Start again'
+            f'the last checkpoint is {saved[-1]}. Resume from it'
+            if saved
+            else 'no checkpoint was saved since this start. Start again'
         )
         return (
             f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; '

@@ -1,4 +1,5 @@
 """The losses that a model card tells: those of each evaluation set's last evaluation."""
+
 from __future__ import annotations
 
 from composer.core import State

@@ -4,23 +4,18 @@ writes, so that the result of continued pre-training can be shared as it is.
 ``hf_checkpointer`` has a hook for further files, called on rank 0 before anything is uploaded; this callback goes
 there. What the card needs of the source is read before the first step, while it is certainly there.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.callbacks.last_losses import last_losses
-from llmshearing.export.model_card import (
-    CardFacts,
-    copy_licence_files,
-    derived_from,
-    model_card,
-    source_licence,
-)
+from llmshearing.export.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
 from llmshearing.export.pruned_folder import local_folder, public_name
 from llmshearing.models.shapes import shape_of
 
@@ -40,10 +35,10 @@ class ModelCard(Callback):
             describe, or the source's own card cannot be read.
     """
 
-    def __init__(self, source: Optional[str] = None):
+    def __init__(self, source: str | None = None):
         self.source = source
-        self._folder: Optional[Path] = None
-        self._base_model: Optional[str] = None
+        self._folder: Path | None = None
+        self._base_model: str | None = None
         self._licence: dict[str, Any] = {}
         self._losses: dict[str, float] = {}
 

@@ -6,6 +6,7 @@ its own, the command ``llmshearing report``: training goes on meanwhile, and wha
 cannot fail from it. What that process complains of is a warning in the log. The page is made from files alone, so a
 resumed run goes on with it and nothing of it needs to be in a checkpoint.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Optional
+from typing import IO, Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -60,9 +61,9 @@ class RunReport(Callback):
 
     def __init__(
         self,
-        folder: Optional[str] = None,
-        pruned: Optional[str] = None,
-        law: Optional[str] = None,
+        folder: str | None = None,
+        pruned: str | None = None,
+        law: str | None = None,
         min_seconds: float = 60.0,
         max_seconds: float = 600.0,
     ):
@@ -75,13 +76,13 @@ class RunReport(Callback):
         self.pruned = None if pruned is None else Path(pruned)
         self.law = None if law is None else Path(law)
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
-        self._metrics: Optional[Path] = None
+        self._metrics: Path | None = None
         self._models: dict[str, Any] = {}
         self._evaluated = False
         self._last = 0.0
         self._read = -1  # bytes of the metrics file at the last refresh
-        self._drawing: Optional[subprocess.Popen] = None
-        self._complaints: Optional[IO[bytes]] = None
+        self._drawing: subprocess.Popen | None = None
+        self._complaints: IO[bytes] | None = None
 
     def init(self, state: State, logger: Logger) -> None:
         files = [destination for destination in logger.destinations if isinstance(destination, MetricsFile)]
@@ -175,12 +176,12 @@ def _model(state: State) -> Any:
     return state.model.module if hasattr(state.model, 'module') else state.model
 
 
-def _models(state: State, pruned: Optional[Path]) -> dict[str, Any]:
+def _models(state: State, pruned: Path | None) -> dict[str, Any]:
     """Sizes of the model before (``source``) and after pruning (``result``), each None where that does not apply."""
     model = _model(state)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
-        shape: Optional[ModelShape] = shape_of(model.model.config)
+        shape: ModelShape | None = shape_of(model.model.config)
     except (AttributeError, ValueError):  # not a Hugging Face decoder that we know the shape of
         shape = None
     own = {'parameters': parameters, 'shape': None if shape is None else dataclasses.asdict(shape)}

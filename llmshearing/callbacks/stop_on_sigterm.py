@@ -10,6 +10,7 @@ it, and the last regular checkpoint stands.
 A run whose last batch is done goes on to its end instead: it only has to evaluate and to export, and could not be
 resumed from a checkpoint after its last batch, because nothing is left to train.
 """
+
 from __future__ import annotations
 
 import logging

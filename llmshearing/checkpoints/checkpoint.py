@@ -4,13 +4,15 @@ Composer keeps the config and the tokenizer's files of a Hugging Face model in e
 keeps the shapes and the masks. Weights stay on disk until they are asked for. Every tensor that the config calls for
 must be there with its shape, and no other: nothing is ever filled in.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,18 +54,18 @@ class Checkpoint:
     config: PretrainedConfig
     tokenizer: Mapping[str, Mapping[str, Any]]
     weights: dict[str, StoredTensor]
-    pruning: Optional[PruningState]
+    pruning: PruningState | None
     batches: int
     tokens: int
-    source: Optional[str]
+    source: str | None
 
-    def get(self, name: str) -> Optional[Tensor]:
+    def get(self, name: str) -> Tensor | None:
         """Reads one parameter; None where there is none of that name."""
         stored = self.weights.get(name)
         return None if stored is None else stored.read()
 
 
-def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
+def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     """Opens a ``.pt`` file or the folder of a sharded checkpoint.
 
     Args:
@@ -82,16 +84,12 @@ def open_checkpoint(path: Path, source: Optional[Path] = None) -> Checkpoint:
         state = content.get('state') if isinstance(content, dict) else None
         if not isinstance(state, dict) or 'model' not in state:
             raise ValueError(
-                f'{path} is no Composer checkpoint (no state -> model in it). '
-                'Legacy state dicts: `llmshearing import`.',
+                f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.'
             )
     config, tokenizer = _hugging_face_parts(path, state, source)
     weights = {_hugging_face_name(name): stored for name, stored in state['model'].items()}
     check_tensors(
-        str(path),
-        {name: stored.shape for name, stored in weights.items()},
-        expected_shapes(config),
-        tied_names(config),
+        str(path), {name: stored.shape for name, stored in weights.items()}, expected_shapes(config), tied_names(config)
     )
     algorithms = dict(state.get('algorithms') or ())
     pruning = None
@@ -153,7 +151,8 @@ def check_tensors(
     extra = sorted(set(got) - set(expected))
     shaped = [
         f'{name} is {list(got[name])}, expected {list(expected[name])}'
-        for name in expected if name in got and got[name] != expected[name]
+        for name in expected
+        if name in got and got[name] != expected[name]
     ]
     for what, names in (('missing', missing), ('not expected', extra), ('of another shape', shaped)):
         if names:
@@ -172,7 +171,7 @@ def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) 
     """
     for name, file in files.items():
         kind, content = file['file_extension'], file['content']
-        path = folder / plain_name('the checkpoint\'s tokenizer', name)
+        path = folder / plain_name("the checkpoint's tokenizer", name)
         if kind == '.json':
             if name.startswith('tokenizer_config'):
                 content = {key: value for key, value in content.items() if key != 'auto_map'}  # leads to code
@@ -185,15 +184,13 @@ def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) 
             path.write_bytes(content)
         else:
             raise ValueError(
-                f'the checkpoint\'s tokenizer has a file {name!r}, which is not written (code, or unknown); '
-                'give --tokenizer FOLDER.',
+                f"the checkpoint's tokenizer has a file {name!r}, which is not written (code, or unknown); "
+                'give --tokenizer FOLDER.'
             )
 
 
 def _hugging_face_parts(
-    path: Path,
-    state: dict[str, Any],
-    source: Optional[Path],
+    path: Path, state: dict[str, Any], source: Path | None
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     parts = (state.get('integrations') or {}).get('huggingface')
     if parts is not None:
@@ -201,7 +198,7 @@ def _hugging_face_parts(
     if source is None:
         raise ValueError(
             f'{path} carries no Hugging Face config (state -> integrations -> huggingface); '
-            'name a folder that has it: --source.',
+            'name a folder that has it: --source.'
         )
     return AutoConfig.from_pretrained(source, trust_remote_code=False), {}
 
@@ -215,7 +212,7 @@ def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
     settings = {key: value for key, value in content.items() if key not in NO_SETTINGS}
     if settings.get('model_type') not in CONFIG_MAPPING:
         raise ValueError(
-            f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.',
+            f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.'
         )
     if isinstance(settings.get('id2label'), dict):  # JSON made strings of the numbers
         settings['id2label'] = {int(number): label for number, label in settings['id2label'].items()}

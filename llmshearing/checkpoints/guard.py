@@ -7,11 +7,11 @@ PyTorch's ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` overrules the call, and Composer's `
 every file first. A checkpoint that Composer and this package write passes both. Who trusts a checkpoint with other
 objects sets ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` in the environment.
 """
+
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Optional, Union
 
 import torch
 
@@ -32,7 +32,7 @@ def guard_checkpoint_loading() -> None:
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
-def refuse_code(path: Union[str, Path], specs: Optional[list[tuple[int, int]]] = None) -> bool:
+def refuse_code(path: str | Path, specs: list[tuple[int, int]] | None = None) -> bool:
     """True for a checkpoint file that holds only numbers and plain types;
     has the signature of Composer's validation hook.
 
@@ -54,6 +54,6 @@ def refuse_code(path: Union[str, Path], specs: Optional[list[tuple[int, int]]] =
     if foreign:
         raise ValueError(
             f'{path} is not loaded, because it could run code: it holds {", ".join(foreign)}, '
-            f'which a checkpoint of numbers does not need. If you trust where it comes from, set {FORCE}=0.',
+            f'which a checkpoint of numbers does not need. If you trust where it comes from, set {FORCE}=0.'
         )
     return True

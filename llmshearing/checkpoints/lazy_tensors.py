@@ -6,13 +6,15 @@ each storage begins in the file; :class:`StoredTensor` reads it from there into 
 as well, but its pages count as resident, so that exporting a large model would look, and on a machine with a memory
 limit would be, as large as the file.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy
 import torch
@@ -64,7 +66,7 @@ def load_stored(path: Path) -> Any:
         raise ValueError(
             f'{path} is not read, because loading it could run code: it holds '
             f'{", ".join(foreign_globals(path)) or "pickled objects"}, which a checkpoint of numbers does not need. '
-            'Leave out the callback or algorithm that saved them (Composer: save_ignore_keys) and save again.',
+            'Leave out the callback or algorithm that saved them (Composer: save_ignore_keys) and save again.'
         ) from error
     except RuntimeError as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
@@ -97,7 +99,7 @@ def _archive(path: Path) -> Path:
         if file.read(4) != b'PK\x03\x04':
             raise ValueError(
                 f'{path} is no PyTorch archive as torch.save writes it since version 1.6; '
-                'unpack it if it is compressed, or save it again with a newer PyTorch.',
+                'unpack it if it is compressed, or save it again with a newer PyTorch.'
             )
     return path
 
@@ -132,7 +134,7 @@ def _stored(path: Path, fake: FakeTensor) -> StoredTensor:
                 got = file.readinto(raw[done:])
                 if not got:
                     raise ValueError(
-                        f'{path} ends in the middle of a tensor; it was cut off while it was written or copied.',
+                        f'{path} ends in the middle of a tensor; it was cut off while it was written or copied.'
                     )
                 done += got
         return data.as_strided(shape, stride)

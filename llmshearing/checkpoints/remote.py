@@ -1,10 +1,11 @@
 """Checkpoints that are elsewhere, through the clients Composer brings along."""
+
 from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from composer.utils import get_file, maybe_create_object_store_from_uri, parse_uri
 
@@ -36,7 +37,7 @@ def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
         names = [] if store is None else store.list_objects(f'{prefix.rstrip("/")}/')
         if not names:
             raise FileNotFoundError(
-                f'{checkpoint} holds no files; give a .pt file or the folder of a sharded checkpoint.',
+                f'{checkpoint} holds no files; give a .pt file or the folder of a sharded checkpoint.'
             )
         for name in names:
             store.download_object(name, str(Path(folder) / Path(name).name))

@@ -5,12 +5,14 @@ its own: the metadata goes through an unpickler that knows only the classes PyTo
 ``weights_only``, and a tensor is put together from its pieces when it is asked for. Pieces are whole ``torch.save``
 archives inside the ``.distcp`` files.
 """
+
 from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +43,18 @@ METADATA_CLASSES = {
 }
 # What damage in a pickle can end in: what the classes above, or the unpickler itself, make of other bytes.
 DAMAGE = (
-    pickle.UnpicklingError, ValueError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError,
-    OverflowError, MemoryError, RuntimeError, SystemError,
+    pickle.UnpicklingError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SystemError,
 )
 
 
@@ -79,7 +91,7 @@ def load_stored_shards(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         for index, info in (metadata.storage_data or {}).items()
     }
 
-    def piece(name: str, offset: Optional[tuple[int, ...]]) -> Any:
+    def piece(name: str, offset: tuple[int, ...] | None) -> Any:
         info = places.get((name, offset))
         if info is None:
             raise ValueError(f'{folder}: a piece of {name} is missing from the checkpoint.')
@@ -109,7 +121,7 @@ def read_metadata(folder: Path) -> Metadata:
     if not path.is_file():
         raise FileNotFoundError(
             f'{folder} is no sharded checkpoint: it has no {METADATA_NAME}. '
-            'Give the folder of one batch, e.g. .../ep0-ba100.',
+            'Give the folder of one batch, e.g. .../ep0-ba100.'
         )
     try:
         metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
@@ -117,12 +129,12 @@ def read_metadata(folder: Path) -> Metadata:
         names = _file_names(metadata) if is_metadata else []
     except _ForeignClass as error:
         raise ValueError(
-            f'{path} is not read, because loading it could run code: {error}, which metadata does not need.',
+            f'{path} is not read, because loading it could run code: {error}, which metadata does not need.'
         ) from error
     except DAMAGE as error:
         raise ValueError(
             f'{path} cannot be read ({type(error).__name__}: {error}): it was cut off or changed while it was written '
-            'or copied; copy the checkpoint again, or take another one.',
+            'or copied; copy the checkpoint again, or take another one.'
         ) from error
     if not is_metadata:
         raise ValueError(f'{path} holds {type(metadata).__name__}, not the metadata of a sharded checkpoint.')
@@ -151,7 +163,7 @@ def _load_piece(folder: Path, name: str, info: Any) -> Any:
     if getattr(info, 'transform_descriptors', None):
         raise ValueError(
             f'{folder}: {name} is stored compressed ({info.transform_descriptors}), '
-            'which is not supported; save it without.',
+            'which is not supported; save it without.'
         )
     with (folder / info.relative_path).open('rb') as file:
         file.seek(info.offset)
@@ -166,9 +178,7 @@ def _load_piece(folder: Path, name: str, info: Any) -> Any:
 
 
 def _stored(
-    name: str,
-    stored: TensorStorageMetadata,
-    piece: Callable[[str, Optional[tuple[int, ...]]], Any],
+    name: str, stored: TensorStorageMetadata, piece: Callable[[str, tuple[int, ...] | None], Any]
 ) -> StoredTensor:
     dtype, shape = stored.properties.dtype, tuple(stored.size)
 
@@ -180,13 +190,13 @@ def _stored(
             part = piece(name, offsets)
             if tuple(part.shape) != sizes or part.dtype != dtype:
                 raise ValueError(
-                    f'{name}: a piece is {tuple(part.shape)} {part.dtype}, the metadata says {sizes} {dtype}.',
+                    f'{name}: a piece is {tuple(part.shape)} {part.dtype}, the metadata says {sizes} {dtype}.'
                 )
             whole[tuple(slice(start, start + size) for start, size in zip(offsets, sizes))] = part
             covered += part.numel()
         if covered != whole.numel():
             raise ValueError(
-                f'{name}: the pieces hold {covered} of {whole.numel()} values; the checkpoint is not complete.',
+                f'{name}: the pieces hold {covered} of {whole.numel()} values; the checkpoint is not complete.'
             )
         return whole
 

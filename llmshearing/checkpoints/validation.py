@@ -6,14 +6,16 @@ file first, one file at a time and, of sharded checkpoints, the pieces that a ra
 :func:`validate_checkpoint` goes there; the refusal of code (:mod:`llmshearing.checkpoints.guard`) follows when a
 file is whole. A file is read once more than without.
 """
+
 from __future__ import annotations
 
 import io
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Optional, Sequence
+from typing import BinaryIO
 
 from llmshearing.checkpoints.guard import refuse_code
 from llmshearing.checkpoints.shards import METADATA_NAME, read_metadata
@@ -21,7 +23,7 @@ from llmshearing.checkpoints.shards import METADATA_NAME, read_metadata
 __all__ = ['is_whole', 'validate_checkpoint']
 
 
-def validate_checkpoint(path: Path | str, pieces: Optional[Sequence[tuple[int, int]]] = None) -> bool:
+def validate_checkpoint(path: Path | str, pieces: Sequence[tuple[int, int]] | None = None) -> bool:
     """Composer's hook: raises for a file that must not be loaded, else returns True.
 
     Args:
@@ -37,7 +39,7 @@ def validate_checkpoint(path: Path | str, pieces: Optional[Sequence[tuple[int, i
     if path.is_dir():
         raise ValueError(
             f'{path} is a sharded checkpoint, but this run loads single files. Set fsdp_config: '
-            '{state_dict_type: sharded} (one process will do), or start from its weights alone: llmshearing export.',
+            '{state_dict_type: sharded} (one process will do), or start from its weights alone: llmshearing export.'
         )
     damage = _damage(path, pieces)
     if damage is not None:
@@ -46,7 +48,7 @@ def validate_checkpoint(path: Path | str, pieces: Optional[Sequence[tuple[int, i
     return refuse_code(path, pieces)
 
 
-def _damage(path: Path, pieces: Optional[Sequence[tuple[int, int]]]) -> Optional[str]:
+def _damage(path: Path, pieces: Sequence[tuple[int, int]] | None) -> str | None:
     """What is wrong with a file, None if it is whole."""
     if path.name == METADATA_NAME:
         try:
@@ -67,7 +69,7 @@ def _damage(path: Path, pieces: Optional[Sequence[tuple[int, int]]]) -> Optional
     return None
 
 
-def _archive_damage(file: BinaryIO) -> Optional[str]:
+def _archive_damage(file: BinaryIO) -> str | None:
     """``torch.save`` writes zip archives, whose members have checksums and whose end is a table of contents."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -80,7 +82,8 @@ def _archive_damage(file: BinaryIO) -> Optional[str]:
 def _offer(refused: Path) -> str:
     """A sentence about the newest other checkpoint of the same folder that is whole."""
     others = [
-        other for other in refused.parent.iterdir()
+        other
+        for other in refused.parent.iterdir()
         if not other.is_symlink() and other != refused and other.suffix == refused.suffix
     ]
     for other in sorted(others, key=lambda entry: entry.stat().st_mtime, reverse=True):

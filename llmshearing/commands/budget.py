@@ -3,6 +3,7 @@
 ``fit`` turns curves of post-training runs into a law, ``predict`` gives the loss for a budget, ``plan`` the tokens for
 a loss, the point where more tokens stop paying, and the split of a budget between pruning and continued pre-training.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,15 +38,21 @@ def leave_one_run_out(law: PostTrainingLaw, runs: Sequence[Run], huber: float | 
     """Constants of the law fitted without each run in turn; empty for fewer than three runs."""
     if len(runs) < 3:
         return []
-    return [fit_post_training([*runs[:i], *runs[i + 1:]], huber, near=law).constants for i in range(len(runs))]
+    return [fit_post_training([*runs[:i], *runs[i + 1 :]], huber, near=law).constants for i in range(len(runs))]
 
 
 def law_to_json(law: PostTrainingLaw, runs: Sequence[Run], huber: float | None, notes: list[str]) -> dict:
     """The content of LAW.json."""
-    return {'law': 'p2', 'version': VERSION, 'constants': law.constants,
-            'range': {name: list(getattr(law, name)) for name in _RANGES},
-            **{name: getattr(law, name) for name in _SINGLES},
-            'leave_one_out': leave_one_run_out(law, runs, huber), 'fit': fit_report(law, runs), 'notes': notes}
+    return {
+        'law': 'p2',
+        'version': VERSION,
+        'constants': law.constants,
+        'range': {name: list(getattr(law, name)) for name in _RANGES},
+        **{name: getattr(law, name) for name in _SINGLES},
+        'leave_one_out': leave_one_run_out(law, runs, huber),
+        'fit': fit_report(law, runs),
+        'notes': notes,
+    }
 
 
 def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
@@ -60,8 +67,10 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
             raise ValueError(f'{path}: expected law p2, version {VERSION}; got {content["law"]}, {content["version"]}')
         where = [tuple(map(float, content['range'][name])) for name in _RANGES]
         singles = [bool(content[name]) for name in _SINGLES]
-        laws = [PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
-                for constants in [content['constants'], *content['leave_one_out']]]
+        laws = [
+            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
+            for constants in [content['constants'], *content['leave_one_out']]
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(f'{path}: not a law written by `llmshearing budget fit` ({error!r})') from error
     return laws[0], laws[1:]
@@ -69,22 +78,35 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('law', metavar='LAW.json', help='what `budget fit` wrote')
-    parser.add_argument('--params-before', required=True, type=count_argument, metavar='N',
-                        help='parameters before pruning')
-    parser.add_argument('--pruning-rate', required=True, type=float, metavar='R',
-                        help='fraction of the parameters removed')
+    parser.add_argument(
+        '--params-before', required=True, type=count_argument, metavar='N', help='parameters before pruning'
+    )
+    parser.add_argument(
+        '--pruning-rate', required=True, type=float, metavar='R', help='fraction of the parameters removed'
+    )
     parser.add_argument('--source-loss', required=True, type=float, metavar='L', help='loss of the unpruned model')
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='llmshearing budget', description=__doc__.split('\n\n')[1],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='llmshearing budget',
+        description=__doc__.split('\n\n')[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     fit = commands.add_parser('fit', help='fit the law to curves of post-training runs')
-    fit.add_argument('runs', nargs='+', metavar='RUNS',
-                     help='RUNS.json, or runs of this suite, each a metrics file (.jsonl) or its folder')
-    fit.add_argument('--huber', type=float, metavar='ERROR',
-                     help='relative error beyond which a point counts linearly (default: least squares)')
+    fit.add_argument(
+        'runs',
+        nargs='+',
+        metavar='RUNS',
+        help='RUNS.json, or runs of this suite, each a metrics file (.jsonl) or its folder',
+    )
+    fit.add_argument(
+        '--huber',
+        type=float,
+        metavar='ERROR',
+        help='relative error beyond which a point counts linearly (default: least squares)',
+    )
     fit.add_argument('--output', required=True, metavar='LAW.json')
     predict = commands.add_parser('predict', help='loss after a number of post-training tokens')
     _add_case(predict)
@@ -92,20 +114,39 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser('plan', help='tokens for a loss, where more stop paying, split of a budget')
     _add_case(plan)
     plan.add_argument('--target-loss', type=float, metavar='X', help='how many tokens reach this loss')
-    plan.add_argument('--more-tokens', type=count_argument, metavar='x',
-                      help='with --least-gain: after how many tokens do another x ...')
+    plan.add_argument(
+        '--more-tokens',
+        type=count_argument,
+        metavar='x',
+        help='with --least-gain: after how many tokens do another x ...',
+    )
     plan.add_argument('--least-gain', type=float, metavar='y', help='... lower the loss by less than y nats')
-    plan.add_argument('--total-cost', type=count_argument, metavar='C',
-                      help='divide this cost between pruning and continued pre-training (a number of tokens at the '
-                           'default costs)')
-    plan.add_argument('--pruning-cost', default=1.0, metavar='P',
-                      help='cost of a token of pruning: a number in any unit, or the metrics file of a pruning '
-                           'run, for the time per token it measured (default: %(default)s)')
-    plan.add_argument('--continue-cost', default=1.0, metavar='C',
-                      help='cost of a token of continued pre-training, likewise (default: %(default)s)')
-    plan.add_argument('--pruning-gain', type=float, default=PRUNING_GAIN, metavar='NATS',
-                      help='fall of the final loss when the pruning tokens double (default: %(default).4f, from the '
-                           'paper)')
+    plan.add_argument(
+        '--total-cost',
+        type=count_argument,
+        metavar='C',
+        help='divide this cost between pruning and continued pre-training (a number of tokens at the default costs)',
+    )
+    plan.add_argument(
+        '--pruning-cost',
+        default=1.0,
+        metavar='P',
+        help='cost of a token of pruning: a number in any unit, or the metrics file of a pruning '
+        'run, for the time per token it measured (default: %(default)s)',
+    )
+    plan.add_argument(
+        '--continue-cost',
+        default=1.0,
+        metavar='C',
+        help='cost of a token of continued pre-training, likewise (default: %(default)s)',
+    )
+    plan.add_argument(
+        '--pruning-gain',
+        type=float,
+        default=PRUNING_GAIN,
+        metavar='NATS',
+        help='fall of the final loss when the pruning tokens double (default: %(default).4f, from the paper)',
+    )
     plan.add_argument('--output', metavar='PLAN.json', help='also write the plan as JSON')
     return parser
 
@@ -126,8 +167,10 @@ def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:
 def _slopes(row: dict) -> str:
     if row['average_slope'] is None:
         return ''
-    return (f', average slope difference {row["average_slope_difference"]:.3g} of {row["average_slope"]:.3g} nats per '
-            f'1e9 tokens')
+    return (
+        f', average slope difference {row["average_slope_difference"]:.3g} of {row["average_slope"]:.3g} nats per '
+        f'1e9 tokens'
+    )
 
 
 def read_all_runs(sources: Sequence[str]) -> list[Run]:
@@ -171,8 +214,9 @@ def predict(arguments: argparse.Namespace) -> int:
     reach = _reach(law, case, arguments.tokens)
     values = [float(one.predict(*_values(case), arguments.tokens)) for one in (law, *others)]
     if not (all(map(math.isfinite, values)) and values[0] > 0):
-        raise ValueError(f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to '
-                         f'this case')
+        raise ValueError(
+            f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to this case'
+        )
     interval = jackknife_interval(values[0], np.array(values[1:]), len(others) - 1)
     spread = 'no interval from fewer than three runs'
     if interval is not None:
@@ -187,8 +231,10 @@ def _values(case: Case) -> tuple[float, float, float]:
 
 def _split_line(split: Split) -> str:
     held = ', held at the end of the range that has been tried' if split.held else ''
-    return (f'split: {split.pruning_tokens:.4g} pruning tokens and {split.continued_tokens:.4g} continued tokens, '
-            f'total cost {split.total_cost:.4g} (pruning {100 * split.pruning_share:.1f} % of the tokens{held})')
+    return (
+        f'split: {split.pruning_tokens:.4g} pruning tokens and {split.continued_tokens:.4g} continued tokens, '
+        f'total cost {split.total_cost:.4g} (pruning {100 * split.pruning_share:.1f} % of the tokens{held})'
+    )
 
 
 def _costs(arguments: argparse.Namespace) -> tuple[float, float, bool]:
@@ -198,8 +244,10 @@ def _costs(arguments: argparse.Namespace) -> tuple[float, float, bool]:
     if len(logs) == 2:
         return *map(cost_per_token, given.values()), True
     if logs:
-        raise ValueError(f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
-                         f'give two files or two numbers')
+        raise ValueError(
+            f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
+            f'give two files or two numbers'
+        )
     values = []
     for option, value in given.items():
         try:
@@ -231,15 +279,20 @@ def plan(arguments: argparse.Namespace) -> int:
         answers[key] = {'tokens': tokens, 'predicted_loss': loss, 'split': None if split is None else asdict(split)}
 
     if measured:
-        lines.append(f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
-                     f'(x{pruning_cost / continue_cost:.3g}), measured, in hours unless speed_monitor has another '
-                     f'time_unit')
+        lines.append(
+            f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
+            f'(x{pruning_cost / continue_cost:.3g}), measured, in hours unless speed_monitor has another '
+            f'time_unit'
+        )
     lines.append(f'floor: {floor:.4f} is the loss this law never gets below')
     if arguments.target_loss is not None:
         tokens = tokens_for_loss(law, case, arguments.target_loss)
-        answer('target_loss', f'tokens needed: {tokens:.6g} for a loss of {arguments.target_loss:g} | '
-                              f'{_reach(law, case, tokens)}',
-               split_beside(law, case, tokens, *costs), tokens)
+        answer(
+            'target_loss',
+            f'tokens needed: {tokens:.6g} for a loss of {arguments.target_loss:g} | {_reach(law, case, tokens)}',
+            split_beside(law, case, tokens, *costs),
+            tokens,
+        )
     if arguments.more_tokens is not None:
         tokens = diminishing_point(law, case, arguments.more_tokens, arguments.least_gain)
         what = f'another {arguments.more_tokens:g} tokens buy less than {arguments.least_gain:g}'
@@ -247,16 +300,34 @@ def plan(arguments: argparse.Namespace) -> int:
             answer('diminishing', f'diminishing point: 0; already the first tokens: {what}', None, 0.0)
         else:
             loss = float(law.predict(*_values(case), tokens))
-            answer('diminishing', f'diminishing point: {tokens:.6g} tokens (loss {loss:.4f}), after it {what} | '
-                   f'{_reach(law, case, tokens)}', split_beside(law, case, tokens, *costs), tokens)
+            answer(
+                'diminishing',
+                f'diminishing point: {tokens:.6g} tokens (loss {loss:.4f}), after it {what} | '
+                f'{_reach(law, case, tokens)}',
+                split_beside(law, case, tokens, *costs),
+                tokens,
+            )
     if arguments.total_cost is not None:
         split = split_total(law, case, arguments.total_cost, *costs)
         loss = float(law.predict(*_values(case), split.continued_tokens))
-        answer('total_cost', f'predicted loss: {loss:.6f} for a total cost of {arguments.total_cost:g} | '
-               f'{_reach(law, case, split.continued_tokens)}', split, split.continued_tokens)
+        answer(
+            'total_cost',
+            f'predicted loss: {loss:.6f} for a total cost of {arguments.total_cost:g} | '
+            f'{_reach(law, case, split.continued_tokens)}',
+            split,
+            split.continued_tokens,
+        )
     if arguments.output:
-        write_json(arguments.output, {'params_before': case.params_before, 'pruning_rate': case.pruning_rate,
-                                      'source_loss': case.source_loss, 'floor': floor, 'answers': answers})
+        write_json(
+            arguments.output,
+            {
+                'params_before': case.params_before,
+                'pruning_rate': case.pruning_rate,
+                'source_loss': case.source_loss,
+                'floor': floor,
+                'answers': answers,
+            },
+        )
         lines.append(f'written: {arguments.output}')
     sys.stdout.write('\n'.join(lines) + '\n')
     return 0

@@ -5,6 +5,7 @@ next demo in the same folder. Training runs through the composer launcher and th
 other run; whatever else needs torch runs in a process of its own that ends with it, so that training has the
 machine's memory to itself.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,11 +15,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = ROOT / 'yamls' / 'demo'
@@ -59,7 +61,13 @@ def _call(function: str, arguments: tuple) -> Any:
 def train(yaml: Path, *overrides: str) -> None:
     """Runs one YAML through the composer launcher; its progress goes to the terminal."""
     command = [
-        sys.executable, '-m', 'composer.cli.launcher', '-n', '1', str(ROOT / 'llmshearing' / 'train.py'), str(yaml),
+        sys.executable,
+        '-m',
+        'composer.cli.launcher',
+        '-n',
+        '1',
+        str(ROOT / 'llmshearing' / 'train.py'),
+        str(yaml),
     ]
     environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore', 'TRANSFORMERS_VERBOSITY': 'error'}
     result = subprocess.run([*command, *overrides], env=environment)
@@ -71,21 +79,25 @@ def prepare_data(work: Path) -> dict[str, dict[str, int]]:
     """Harvests text and turns it into tokenized splits; returns what was harvested."""
     from llmshearing.demo.text import harvest_text
     from llmshearing.prepare.prepare import prepare
+
     harvested = harvest_text(work / 'text', domains=DOMAINS)
-    prepare({
-        'tokenizer': str(work / 'source'),
-        'max_seq_len': MAX_SEQ_LEN,
-        'out': str(work / 'data'),
-        'seed': 17,
-        'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
-        'splits': {'eval': {'fraction': 0.15, 'tokens': EVAL_TOKENS}, 'prune': {'fraction': 0.4}, 'continue': {}},
-    })
+    prepare(
+        {
+            'tokenizer': str(work / 'source'),
+            'max_seq_len': MAX_SEQ_LEN,
+            'out': str(work / 'data'),
+            'seed': 17,
+            'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
+            'splits': {'eval': {'fraction': 0.15, 'tokens': EVAL_TOKENS}, 'prune': {'fraction': 0.4}, 'continue': {}},
+        }
+    )
     return harvested
 
 
 def source_model(work: Path) -> tuple[Path, dict[str, Any]]:
     """Builds the source model's folder and looks at what it does."""
     from llmshearing.demo.source_model import build_source_model, check_source_model
+
     source = build_source_model(work / 'source', work / 'downloads')
     return source, check_source_model(source)
 
@@ -93,6 +105,7 @@ def source_model(work: Path) -> tuple[Path, dict[str, Any]]:
 def losses_of(folders: dict[str, Path], data: Path) -> dict[str, dict[str, float]]:
     """Loss per domain of several models."""
     from llmshearing.demo.measure import loss_per_domain
+
     losses = {}
     for name, folder in folders.items():
         losses[name] = loss_per_domain(folder, data, DOMAINS)
@@ -103,12 +116,14 @@ def losses_of(folders: dict[str, Path], data: Path) -> dict[str, dict[str, float
 def speed_and_samples(folders: dict[str, Path]) -> dict[str, tuple[dict[str, Any], list[dict[str, str]]]]:
     """Size, speed and generated text of several models."""
     from llmshearing.demo.measure import describe_model, generate_samples
+
     return {name: (describe_model(folder), generate_samples(folder, PROMPTS)) for name, folder in folders.items()}
 
 
 def mask_metrics(path: Path, record: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
     """Steps, and counts per axis over them, from a pruning run's metrics and its ``pruning.json``."""
     from llmshearing.metrics.logger import read_metrics
+
     metrics = read_metrics(path)
     axes = {}
     steps: list[int] = []
@@ -128,6 +143,7 @@ def mask_metrics(path: Path, record: dict[str, Any]) -> tuple[list[int], dict[st
 def mixture_metrics(path: Path) -> dict[str, Any]:
     """Domain weights of a run from its metrics: the first mixture (equal in the demo) and every update."""
     from llmshearing.metrics.logger import read_metrics
+
     metrics = read_metrics(path)
     updates = {name: metrics[f'mixture/weight/{name}'] for name in DOMAINS}
     return {
@@ -141,18 +157,20 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='llmshearing demo', description=__doc__.split('\n')[0])
     parser.add_argument('--work', type=Path, default=Path('runs/demo'), help='folder for everything the demo makes')
     parser.add_argument('--prune-steps', type=int, default=48, help='steps of pruning (default: %(default)s)')
-    parser.add_argument('--continue-steps', type=int, default=36,
-                        help='steps of continued pre-training (default: %(default)s)')
+    parser.add_argument(
+        '--continue-steps', type=int, default=36, help='steps of continued pre-training (default: %(default)s)'
+    )
     arguments = parser.parse_args(argv)
     if not YAMLS.is_dir():
         raise ValueError(f'the demo reads its YAMLs from a checkout of the repository; there is no {YAMLS}.')
     if (
-        arguments.prune_steps % 2 or arguments.continue_steps % 3
+        arguments.prune_steps % 2
+        or arguments.continue_steps % 3
         or min(arguments.prune_steps, arguments.continue_steps) < 6
     ):
         raise ValueError(
             '--prune-steps must be a multiple of 2 and --continue-steps of 3, both at least 6: '
-            'they are split into rounds.',
+            'they are split into rounds.'
         )
     run_demo(arguments.work.resolve(), arguments.prune_steps, arguments.continue_steps)
     return 0
@@ -176,19 +194,35 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
     variables = f'variables.work={work}'
     prune_round, continue_round = prune_steps // 2, continue_steps // 3
     with phase('pruning'):
-        train(YAMLS / 'prune.yaml', variables, f'max_duration={prune_steps}ba', f'eval_interval={prune_round}ba',
-              f'train_loader.dataset.round_batches={prune_round}')
+        train(
+            YAMLS / 'prune.yaml',
+            variables,
+            f'max_duration={prune_steps}ba',
+            f'eval_interval={prune_round}ba',
+            f'train_loader.dataset.round_batches={prune_round}',
+        )
     with phase('continued pre-training'):
-        train(YAMLS / 'continue.yaml', variables, f'max_duration={continue_steps}ba',
-              f'eval_interval={continue_round}ba', f'train_loader.dataset.round_batches={continue_round}')
+        train(
+            YAMLS / 'continue.yaml',
+            variables,
+            f'max_duration={continue_steps}ba',
+            f'eval_interval={continue_round}ba',
+            f'train_loader.dataset.round_batches={continue_round}',
+        )
     with phase('same shape from random weights'):
         steps = prune_steps + continue_steps
         shares = [
             f'train_loader.dataset.proportions.{name}_{split}={count}'
-            for name in DOMAINS for split, count in (('prune', prune_steps), ('continue', continue_steps))
+            for name in DOMAINS
+            for split, count in (('prune', prune_steps), ('continue', continue_steps))
         ]
-        train(YAMLS / 'scratch.yaml', variables, f'max_duration={steps}ba',
-              f'train_loader.dataset.round_batches={steps}', *shares)
+        train(
+            YAMLS / 'scratch.yaml',
+            variables,
+            f'max_duration={steps}ba',
+            f'train_loader.dataset.round_batches={steps}',
+            *shares,
+        )
     folders = {
         'pruned': work / 'pruned',
         'continued': work / 'continue' / 'huggingface' / 'final',
@@ -202,6 +236,7 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
     with phase('speed and samples'):
         seen = apart('cli:speed_and_samples', {'source': source, 'result': folders['continued']})
     from llmshearing.demo.measure import peak_memory_bytes
+
     record = json.loads((work / 'pruned' / 'pruning.json').read_text())
     pruning_steps, axes = mask_metrics(work / 'prune_metrics.jsonl', record)
     per_step = 4 * MAX_SEQ_LEN

@@ -1,4 +1,5 @@
 """``llmshearing export CHECKPOINT --out FOLDER``: see ``conversion/README.md`` for examples."""
+
 from __future__ import annotations
 
 import argparse
@@ -16,30 +17,46 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog='llmshearing export',
         description='Write a Composer checkpoint (one file or a sharded folder) as a stock Hugging Face folder, and '
-                    'check it.',
+        'check it.',
     )
     parser.add_argument('checkpoint', help='.pt file or sharded checkpoint folder, here (or a link to one) or remote')
     parser.add_argument('--out', required=True, help='folder to write')
-    parser.add_argument('--masks', default='target', choices=('target', 'current', 'keep'),
-                        help='cut to exactly the target (default), cut as the masks are now, or keep uncut weights and '
-                             'write the masks')
-    parser.add_argument('--dtype', default='same', choices=('same', 'float32', 'bfloat16', 'float16'),
-                        help='type of the written weights; default: as in the checkpoint')
-    parser.add_argument('--max-shard-size', default='2GB',
-                        help='largest safetensors file, held in memory while it grows, default 2GB')
-    parser.add_argument('--allow-unconverged', action='store_true',
-                        help='cut to the target although the masks are not there yet')
-    parser.add_argument('--tolerance', type=float, default=0.05,
-                        help='how far expected counts may be from the target, default 0.05')
-    parser.add_argument('--source',
-                        help='folder of the source model: licence, name and generation config for the result')
+    parser.add_argument(
+        '--masks',
+        default='target',
+        choices=('target', 'current', 'keep'),
+        help='cut to exactly the target (default), cut as the masks are now, or keep uncut weights and write the masks',
+    )
+    parser.add_argument(
+        '--dtype',
+        default='same',
+        choices=('same', 'float32', 'bfloat16', 'float16'),
+        help='type of the written weights; default: as in the checkpoint',
+    )
+    parser.add_argument(
+        '--max-shard-size', default='2GB', help='largest safetensors file, held in memory while it grows, default 2GB'
+    )
+    parser.add_argument(
+        '--allow-unconverged', action='store_true', help='cut to the target although the masks are not there yet'
+    )
+    parser.add_argument(
+        '--tolerance', type=float, default=0.05, help='how far expected counts may be from the target, default 0.05'
+    )
+    parser.add_argument(
+        '--source', help='folder of the source model: licence, name and generation config for the result'
+    )
     parser.add_argument('--tokenizer', help='folder to take the tokenizer from; default: the checkpoint')
-    parser.add_argument('--metrics', type=Path,
-                        help='metrics file of the run (metrics_file logger): last losses for the model card')
-    parser.add_argument('--push-to-hub', metavar='REPO',
-                        help='also upload the finished folder to this model repository, as this machine is logged in')
-    parser.add_argument('--public', action='store_true',
-                        help='with --push-to-hub: make a new repository public; default: private')
+    parser.add_argument(
+        '--metrics', type=Path, help='metrics file of the run (metrics_file logger): last losses for the model card'
+    )
+    parser.add_argument(
+        '--push-to-hub',
+        metavar='REPO',
+        help='also upload the finished folder to this model repository, as this machine is logged in',
+    )
+    parser.add_argument(
+        '--public', action='store_true', help='with --push-to-hub: make a new repository public; default: private'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     args = parser.parse_args(argv)
@@ -48,6 +65,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.export.hub import check_login, push_folder
     from llmshearing.export.job import ExportSettings, export_checkpoint
     from llmshearing.export.model_folder import DTYPES
+
     if args.push_to_hub:
         check_login(args.push_to_hub)
     settings = ExportSettings(

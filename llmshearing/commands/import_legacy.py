@@ -1,5 +1,6 @@
 """``llmshearing import FILE --out FOLDER`` and ``llmshearing import --to-legacy FOLDER --out FILE``:
 see ``conversion/README.md``."""
+
 from __future__ import annotations
 
 import argparse
@@ -18,21 +19,29 @@ def main(argv: list[str]) -> int:
         prog='llmshearing import',
         description='Turn a state dict of the first Sheared LLaMA code into a Hugging Face folder, or back.',
     )
-    parser.add_argument('file', type=Path,
-                        help='state dict, bare or under state -> model; with --to-legacy a Hugging Face folder')
+    parser.add_argument(
+        'file', type=Path, help='state dict, bare or under state -> model; with --to-legacy a Hugging Face folder'
+    )
     parser.add_argument('--out', required=True, type=Path, help='folder to write; with --to-legacy a file')
     parser.add_argument('--to-legacy', action='store_true', help='the other direction, for plain models')
-    parser.add_argument('--head-dim', type=int,
-                        help='width of one attention head (128 for LLaMA-2); default: from --source')
-    parser.add_argument('--source',
-                        help='folder of the LLaMA that was pruned: head dimension, rotary settings, tokenizer, licence')
-    parser.add_argument('--target', nargs='+', metavar='KEY=VALUE',
-                        help='shape to finish a pruning checkpoint at, e.g. num_hidden_layers=24 hidden_size=2048 '
-                             'num_attention_heads=16 intermediate_size=5504')
+    parser.add_argument(
+        '--head-dim', type=int, help='width of one attention head (128 for LLaMA-2); default: from --source'
+    )
+    parser.add_argument(
+        '--source', help='folder of the LLaMA that was pruned: head dimension, rotary settings, tokenizer, licence'
+    )
+    parser.add_argument(
+        '--target',
+        nargs='+',
+        metavar='KEY=VALUE',
+        help='shape to finish a pruning checkpoint at, e.g. num_hidden_layers=24 hidden_size=2048 '
+        'num_attention_heads=16 intermediate_size=5504',
+    )
     parser.add_argument('--rms-norm-eps', type=float, help="epsilon of the norms; default: the source's, or 1e-5")
     parser.add_argument('--tokenizer', help="folder to take the tokenizer from; default: the source's")
-    parser.add_argument('--dtype', default='same', choices=('same', 'float32', 'bfloat16', 'float16'),
-                        help='default: as in the file')
+    parser.add_argument(
+        '--dtype', default='same', choices=('same', 'float32', 'bfloat16', 'float16'), help='default: as in the file'
+    )
     parser.add_argument('--max-shard-size', default='2GB', help='largest safetensors file, default 2GB')
     parser.add_argument('--overwrite', action='store_true', help='replace what exists')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
@@ -40,6 +49,7 @@ def main(argv: list[str]) -> int:
     target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
     from llmshearing.export.legacy_import import ImportSettings, export_legacy, import_legacy
     from llmshearing.export.model_folder import DTYPES
+
     if args.to_legacy:
         sys.stdout.write(f'{args.out}: {export_legacy(args.file, args.out, args.overwrite)} tensors\n')
         return 0
@@ -57,6 +67,6 @@ def main(argv: list[str]) -> int:
     report = import_legacy(args.file, args.out, settings)
     sys.stdout.write(
         f'{args.out}: {report["parameters"]:,} parameters, {report["shape"]}\n'
-        f'checked: {report["tensors_compared"]} tensors read back bit for bit\n',
+        f'checked: {report["tensors_compared"]} tensors read back bit for bit\n'
     )
     return 0

@@ -8,6 +8,7 @@ cannot be reached. The clients of the stores have exceptions of their own, and a
 that raised is imported, so the loaded modules are asked for them. Everything else is a fault of ours and keeps its
 traceback.
 """
+
 from __future__ import annotations
 
 import importlib

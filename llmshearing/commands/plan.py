@@ -8,13 +8,14 @@
 
 SOURCE is a model folder or a config.json. No weights are read and nothing is downloaded.
 """
+
 from __future__ import annotations
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.scaling.inputs import read_json
@@ -36,14 +37,18 @@ DEFAULTS = {
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='llmshearing plan',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog='llmshearing plan', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('source', nargs='?', metavar='SOURCE', help='model folder or config.json')
     target = parser.add_argument_group('target (without one, the source alone is described)')
-    target.add_argument('--target', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
-                        help='any keys of `target:` in a run\'s YAML; beside a budget, sizes that are given')
+    target.add_argument(
+        '--target',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help="any keys of `target:` in a run's YAML; beside a budget, sizes that are given",
+    )
     target.add_argument('--params', metavar='N', help='largest number of parameters, such as 1.3e9 or 1.3B')
     target.add_argument('--size', metavar='BYTES', help='largest size on disk, such as 2.5GB')
     target.add_argument('--dtype', help='of --size (default: bfloat16)')
@@ -53,11 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     setup = parser.add_argument_group('training, for the memory estimate')
     setup.add_argument('--gpus', type=int, metavar='N', help=f'default: {DEFAULTS["gpus"]}')
     setup.add_argument('--sharding', help=f'ddp or fsdp2 (default: {DEFAULTS["sharding"]})')
-    setup.add_argument('--micro-batch', type=int, metavar='N',
-                       help=f'sequences per GPU (default: {DEFAULTS["micro_batch"]})')
+    setup.add_argument(
+        '--micro-batch', type=int, metavar='N', help=f'sequences per GPU (default: {DEFAULTS["micro_batch"]})'
+    )
     setup.add_argument('--seq-len', type=int, metavar='N', help=f'tokens per sequence (default: {DEFAULTS["seq_len"]})')
-    setup.add_argument('--activation-checkpointing', action=argparse.BooleanOptionalAction, default=None,
-                       help='recompute each layer in the backward pass (default: off)')
+    setup.add_argument(
+        '--activation-checkpointing',
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help='recompute each layer in the backward pass (default: off)',
+    )
     setup.add_argument('--precision', help=f'amp_bf16 or fp32 (default: {DEFAULTS["precision"]})')
     parser.add_argument('--json', metavar='FILE', help='also write the plan as JSON')
     return parser
@@ -74,7 +84,7 @@ def parse_target(items: list[str]) -> dict[str, Any]:
         key, equals, text = item.partition('=')
         if not equals or not key or not text:
             raise ValueError(
-                f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5',
+                f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5'
             )
         place = target
         if key.startswith('fraction.'):
@@ -103,12 +113,13 @@ def read_source(source: str) -> PretrainedConfig:
         ValueError: If there is none.
     """
     from transformers import AutoConfig
+
     path = Path(source).expanduser()
     path = path / 'config.json' if path.is_dir() else path
     if not path.is_file():
         raise ValueError(
             f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
-            'fetched here',
+            'fetched here'
         )
     content = read_json(path)
     if not isinstance(content.get('model_type'), str):
@@ -149,7 +160,7 @@ def _switch(section: dict[str, Any], key: str, path: str) -> bool:
     return bool(value)
 
 
-def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
+def read_run(path: str) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
     """Source, target and training settings of a pruning run's YAML; with the settings, ``freeze_weights``,
     ``compensate``, the name of the ``teacher`` and ``notes`` on settings that the estimate leaves out.
 
@@ -158,6 +169,7 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+
     if not Path(path).is_file():
         raise ValueError(f'--config: {path}: no such file')
     try:
@@ -193,17 +205,15 @@ def read_run(path: str) -> tuple[Optional[str], dict[str, Any], dict[str, Any]]:
 
 
 def _teacher(
-    name: Any,
-    source_of_run: Optional[str],
-    source: PretrainedConfig,
-    notes: list[str],
-) -> Optional[PretrainedConfig]:
+    name: Any, source_of_run: str | None, source: PretrainedConfig, notes: list[str]
+) -> PretrainedConfig | None:
     """The config of a run's teacher, which is the source mostly; adds a note where it cannot be counted."""
     if name is None:
         return None
     if name == source_of_run:
         return source
     from llmshearing.models.counting import layout_of
+
     try:
         teacher = read_source(str(name))
         layout_of(teacher)  # of a family that can be counted
@@ -246,6 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     from llmshearing.planning.memory import TrainingSetup
     from llmshearing.planning.plan import make_plan
     from llmshearing.planning.plan_table import plan_lines
+
     setup = TrainingSetup(**chosen)
     notes = settings.get('notes', [])
     teacher = _teacher(settings.get('teacher'), source_of_run, config, notes)

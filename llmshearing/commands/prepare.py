@@ -2,6 +2,7 @@
 
 ``llmshearing prepare --check FOLDER`` looks at what is there already: :func:`llmshearing.prepare.check.check`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,10 +36,28 @@ def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
             budget = entry['budget_tokens']
             missed = f'{entry["tokens"] / budget:.0%} of {budget:,}' if budget else ''
             met = '-' if budget is None else 'met' if entry['budget_met'] else missed
-            rows.append((split, name, f'{entry["documents"]:,}', f'{entry["tokens"]:,}', met, f'{entry["samples"]:,}',
-                         f'{entry["samples"] // batch_size:,}'))
-        rows.append((split, 'all', f'{total["documents"]:,}', f'{total["tokens"]:,}', '', f'{total["samples"]:,}',
-                     f'{total["samples"] // batch_size:,}'))
+            rows.append(
+                (
+                    split,
+                    name,
+                    f'{entry["documents"]:,}',
+                    f'{entry["tokens"]:,}',
+                    met,
+                    f'{entry["samples"]:,}',
+                    f'{entry["samples"] // batch_size:,}',
+                )
+            )
+        rows.append(
+            (
+                split,
+                'all',
+                f'{total["documents"]:,}',
+                f'{total["tokens"]:,}',
+                '',
+                f'{total["samples"]:,}',
+                f'{total["samples"] // batch_size:,}',
+            )
+        )
     return _aligned(rows, 'llrrrrr')
 
 
@@ -63,15 +82,20 @@ def check_table(found: dict[str, dict[str, Any]]) -> str:
         columns = ', '.join(f'{column} {encoding}' for column, encoding in facts['columns'].items())
         checked = ', '.join(['size', *facts['hashes']])
         largest = '-' if facts['largest_id'] is None else f'{facts["largest_id"]:,}'
-        rows.append((name, f'{facts["samples"]:,}', f'{facts["shards"]:,}', f'{facts["bytes"]:,}', columns, checked,
-                     largest))
+        rows.append(
+            (name, f'{facts["samples"]:,}', f'{facts["shards"]:,}', f'{facts["bytes"]:,}', columns, checked, largest)
+        )
     return _aligned(rows, 'lrrrllr')
 
 
 def _aligned(rows: list[tuple[str, ...]], sides: str) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) if side == 'l' else cell.rjust(width)
-                               for cell, width, side in zip(row, widths, sides)).rstrip() for row in rows)
+    return '\n'.join(
+        '  '.join(
+            cell.ljust(width) if side == 'l' else cell.rjust(width) for cell, width, side in zip(row, widths, sides)
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
@@ -83,6 +107,7 @@ def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
+
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{path} does not exist; expected a YAML file')
     if bad := [o for o in overrides if '=' not in o]:

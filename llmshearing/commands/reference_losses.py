@@ -3,6 +3,7 @@
 ``measure`` gives the loss of a model (usually the source) on the prepared evaluation splits, ``fit`` predicts the loss
 a model of the target size would have from several measured models of one family. Both write the same kind of file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,22 +28,35 @@ def _names(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='llmshearing reference-losses', description=__doc__.split('\n\n')[1],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='llmshearing reference-losses',
+        description=__doc__.split('\n\n')[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     fit = commands.add_parser('fit', help='predict the losses of a target size from measured models of one family')
-    fit.add_argument('points', nargs='+', metavar='POINTS',
-                     help='POINTS.json or .csv; models of several files are joined')
-    fit.add_argument('--params', required=True, type=count_argument, metavar='N',
-                     help='parameters of the target, e.g. 1.3e9 or 1.3B')
-    fit.add_argument('--tokens', type=count_argument, metavar='D',
-                     help='training tokens to predict at, where the models differ in theirs (default: the most of any)')
+    fit.add_argument(
+        'points', nargs='+', metavar='POINTS', help='POINTS.json or .csv; models of several files are joined'
+    )
+    fit.add_argument(
+        '--params', required=True, type=count_argument, metavar='N', help='parameters of the target, e.g. 1.3e9 or 1.3B'
+    )
+    fit.add_argument(
+        '--tokens',
+        type=count_argument,
+        metavar='D',
+        help='training tokens to predict at, where the models differ in theirs (default: the most of any)',
+    )
     fit.add_argument('--domains', type=_names, metavar='A,B', help='only these domains (default: all)')
-    fit.add_argument('--huber', type=float, metavar='ERROR',
-                     help='relative error beyond which a point counts linearly, against outliers (default: least '
-                          'squares)')
-    fit.add_argument('--interval', choices=INTERVALS, default=INTERVALS[0],
-                     help='how the interval is made (default: %(default)s)')
+    fit.add_argument(
+        '--huber',
+        type=float,
+        metavar='ERROR',
+        help='relative error beyond which a point counts linearly, against outliers (default: least squares)',
+    )
+    fit.add_argument(
+        '--interval', choices=INTERVALS, default=INTERVALS[0], help='how the interval is made (default: %(default)s)'
+    )
     fit.add_argument('--seed', type=int, default=17, help='of the bootstrap (default: %(default)s)')
     fit.add_argument('--output', required=True, metavar='REF.json', help='where to write the reference losses')
 
@@ -51,17 +65,29 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument('--data', required=True, metavar='DATA', help='folder that `llmshearing prepare` wrote')
     measure.add_argument('--split', default='eval', help='which split of it (default: %(default)s)')
     measure.add_argument('--domains', type=_names, metavar='A,B', help='only these domains (default: all)')
-    measure.add_argument('--tokens', nargs='+', type=count_argument, metavar='D',
-                         help='training tokens of each model, in the same order, to be kept with its point')
-    measure.add_argument('--batch-size', type=_whole, default=4,
-                         help='sequences in a forward pass (default: %(default)s)')
-    measure.add_argument('--max-sequences', type=_whole, metavar='K',
-                         help='only the first K sequences of a domain (default: all)')
-    measure.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
-                         help='of the forward pass (default: %(default)s)')
+    measure.add_argument(
+        '--tokens',
+        nargs='+',
+        type=count_argument,
+        metavar='D',
+        help='training tokens of each model, in the same order, to be kept with its point',
+    )
+    measure.add_argument(
+        '--batch-size', type=_whole, default=4, help='sequences in a forward pass (default: %(default)s)'
+    )
+    measure.add_argument(
+        '--max-sequences', type=_whole, metavar='K', help='only the first K sequences of a domain (default: all)'
+    )
+    measure.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        default='float32',
+        help='of the forward pass (default: %(default)s)',
+    )
     measure.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
-    measure.add_argument('--output', required=True, metavar='OUT.json',
-                         help='REF.json for one model, POINTS.json for several')
+    measure.add_argument(
+        '--output', required=True, metavar='OUT.json', help='REF.json for one model, POINTS.json for several'
+    )
     return parser
 
 
@@ -70,23 +96,29 @@ def fit(arguments: argparse.Namespace) -> int:
     if arguments.seed < 0:
         raise ValueError(f'--seed must be 0 or more, got {arguments.seed}')
     points = read_points(arguments.points, arguments.domains)
-    report = predict_reference_losses(points, arguments.params, arguments.tokens, arguments.huber, arguments.interval,
-                                      arguments.seed)
+    report = predict_reference_losses(
+        points, arguments.params, arguments.tokens, arguments.huber, arguments.interval, arguments.seed
+    )
     write_json(arguments.output, report)
     reach = report['extrapolation']
     where = 'inside' if reach['factor'] == 1 else f'{reach["octaves"]:.2f} octaves outside'
-    lines = [f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g} ({where} the '
-             f'measured range)']
+    lines = [
+        f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g} ({where} the '
+        f'measured range)'
+    ]
     width = max(map(len, report['domains']))
     for domain, result in report['domains'].items():
         low_high = result['interval']
         spread = 'no interval'
         if low_high is not None:
             spread = f'90 % {low_high[0]:.4f} to {low_high[1]:.4f}'
-        constants = ', '.join(f'{name} {"-" if value is None else format(value, ".4g")}'
-                              for name, value in result['constants'].items())
-        lines.append(f'{domain:<{width}}  predicted loss: {result["predicted_loss"]:.4f}  {spread}  worst residual '
-                     f'{100 * result["worst_residual"]:.2f} %  ({constants})')
+        constants = ', '.join(
+            f'{name} {"-" if value is None else format(value, ".4g")}' for name, value in result['constants'].items()
+        )
+        lines.append(
+            f'{domain:<{width}}  predicted loss: {result["predicted_loss"]:.4f}  {spread}  worst residual '
+            f'{100 * result["worst_residual"]:.2f} %  ({constants})'
+        )
     # What holds for every domain is said once.
     notes = list(report['notes'])
     for domain, result in report['domains'].items():
@@ -100,12 +132,21 @@ def measure(arguments: argparse.Namespace) -> int:
     """Runs ``measure``: writes REF.json (one model) or POINTS.json (several)."""
     # Imported here so that fit does not wait for torch.
     from llmshearing.scaling.measure import find_domains, measure_models
+
     if arguments.tokens is not None and len(arguments.tokens) != len(arguments.models):
-        raise ValueError(f'--tokens has {len(arguments.tokens)} numbers for {len(arguments.models)} models; give one '
-                         f'for each')
+        raise ValueError(
+            f'--tokens has {len(arguments.tokens)} numbers for {len(arguments.models)} models; give one for each'
+        )
     domains = find_domains(arguments.data, arguments.split, arguments.domains)
-    points = measure_models(arguments.models, domains, arguments.batch_size, arguments.max_sequences, arguments.dtype,
-                            arguments.device, lambda line: sys.stderr.write(line + '\n'))
+    points = measure_models(
+        arguments.models,
+        domains,
+        arguments.batch_size,
+        arguments.max_sequences,
+        arguments.dtype,
+        arguments.device,
+        lambda line: sys.stderr.write(line + '\n'),
+    )
     for entry, tokens in zip(points, arguments.tokens or ()):
         entry['tokens'] = tokens
     content: dict = {'models': points}
@@ -114,8 +155,11 @@ def measure(arguments: argparse.Namespace) -> int:
         content |= {'reference_losses': points[0]['losses'], 'source': 'measured', 'params': points[0]['params']}
     write_json(arguments.output, content)
     for entry in points:
-        sys.stdout.write(f'{entry["name"]}: {entry["params"]} parameters, '
-                         + ', '.join(f'{domain} {loss:.4f}' for domain, loss in entry['losses'].items()) + '\n')
+        sys.stdout.write(
+            f'{entry["name"]}: {entry["params"]} parameters, '
+            + ', '.join(f'{domain} {loss:.4f}' for domain, loss in entry['losses'].items())
+            + '\n'
+        )
     sys.stdout.write(f'written: {arguments.output}\n')
     return 0
 

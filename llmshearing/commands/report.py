@@ -3,6 +3,7 @@
 RUN is a metrics file (of the logger ``metrics_file``) or a folder with some; each becomes a chapter. ``--compare``
 draws a second run into the same panels, chapter by chapter. torch is not needed and not imported.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -3,10 +3,12 @@ keys, kinds of values, names in a registry, times, numbers.
 
 Every message begins with the place in the configuration, says what was expected, and what is there.
 """
+
 from __future__ import annotations
 
 import difflib
-from typing import Any, Callable, Iterable, Mapping, Optional
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from llmshearing.config.types import misfit, parameters_of, takes_any_key
 
@@ -26,11 +28,7 @@ MAY_BE_NULL = ('prefetch_factor',)
 
 
 def check_keys(
-    where: str,
-    settings: Any,
-    *constructors: Callable,
-    given: Iterable[str] = (),
-    more: Iterable[str] = (),
+    where: str, settings: Any, *constructors: Callable, given: Iterable[str] = (), more: Iterable[str] = ()
 ) -> None:
     """Refuses keys that no constructor takes, missing required ones, and values of another kind than the annotation.
 
@@ -77,6 +75,7 @@ def constructor_of(where: str, name: Any, *registry_names: str) -> Callable:
         ValueError: If nothing is registered under it, with the nearest names.
     """
     from llmfoundry import registry
+
     registries = [getattr(registry, registry_name) for registry_name in registry_names]
     for entries in registries:
         if isinstance(name, str) and name in entries:
@@ -102,6 +101,7 @@ def built(where: str, constructor: Callable, settings: Mapping[str, Any]) -> Any
 def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str, ...] = ()) -> None:
     """Refuses what is no time, is below zero, or has a unit that does not work there."""
     from composer.core import Time, TimeUnit
+
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError(f'{key}: expected a time such as 100ba, 1ep or 0.1dur, got {value!r}.')
     try:
@@ -114,7 +114,7 @@ def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str,
         raise ValueError(f'{key}: expected a time in {" or ".join(units)}, got {value!r}.')
 
 
-def check_whole(key: str, value: Any, least: int, most: Optional[int] = None) -> None:
+def check_whole(key: str, value: Any, least: int, most: int | None = None) -> None:
     """Refuses what is no whole number within the limits."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         limits = f'of at least {least}' if most is None else f'from {least} to {most}'

@@ -3,10 +3,12 @@
 llm-foundry picks from that mapping what its data sets take and passes over the rest, so a misspelt key there is not
 noticed until the data is wrong, or at all.
 """
+
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any
 
 from llmshearing.config.keys import built, check_keys, check_whole, refuse_unknown
 from llmshearing.config.types import parameters_of
@@ -43,6 +45,7 @@ def _check_dynamic_text(where: str, dataset: Mapping[str, Any]) -> None:
     from llmshearing.data.dynamic_dataset import DynamicTextDataset
     from llmshearing.data.dynamic_text import dataset_keys
     from llmshearing.data.streams import check_domain_settings
+
     refuse_unknown(where, dataset, [*dataset_keys(), 'shuffle'])
     check_keys(where, dataset, DynamicTextDataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
     check_domain_settings(f'{where}.domains', dataset['domains'])
@@ -51,6 +54,7 @@ def _check_dynamic_text(where: str, dataset: Mapping[str, Any]) -> None:
 def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
     """The index of a local split is there and stays in its folder; what is remote is only known once it is fetched."""
     from llmfoundry.data.text_data import StreamingTextDataset
+
     known = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
     refuse_unknown(where, dataset, [*known, *COLLATING])
     check_keys(where, _checked_streams(where, dataset), StreamingTextDataset, given=('tokenizer', 'batch_size'))
@@ -68,6 +72,7 @@ def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
 def _checked_streams(where: str, dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The other settings; llm-foundry takes ``streams`` by name, its class a list of what it makes of them."""
     from streaming import Stream
+
     streams = dataset.get('streams')
     if streams is not None:
         if not isinstance(streams, Mapping):
@@ -81,17 +86,17 @@ def _finetuning(
     max_seq_len: int,
     shuffle: bool,
     decoder_only_format: bool,
-    hf_name: Optional[str] = None,
-    split: Optional[str] = None,
-    hf_kwargs: Optional[dict[str, Any]] = None,
-    preprocessing_fn: Optional[Union[str, dict[str, Any]]] = None,
-    safe_load: Optional[bool] = None,
+    hf_name: str | None = None,
+    split: str | None = None,
+    hf_kwargs: dict[str, Any] | None = None,
+    preprocessing_fn: str | dict[str, Any] | None = None,
+    safe_load: bool | None = None,
     target_prompts: str = 'none',
     target_responses: str = 'last',
     allow_pad_trimming: bool = False,
-    packing_ratio: Optional[Union[float, str]] = None,
-    auto_packing_replication: Optional[int] = None,
-    max_leftover_bins_to_keep: Optional[int] = None,
+    packing_ratio: float | str | None = None,
+    auto_packing_replication: int | None = None,
+    max_leftover_bins_to_keep: int | None = None,
     pad_to_longest: bool = False,
 ) -> None:
     """The settings of llm-foundry's ``finetuning`` data sets, which it documents but has no signature for."""
@@ -100,6 +105,7 @@ def _finetuning(
 def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
     from llmfoundry.data.finetuning.tasks import dataset_constructor
     from llmfoundry.data.text_data import StreamingTextDataset
+
     streaming = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
     refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATING])
     settings = _checked_streams(where, dataset)

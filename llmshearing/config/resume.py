@@ -5,12 +5,14 @@ Composer finds the checkpoint to resume from by a link (``latest-rank0.pt``) tha
 save. A run that is killed between them has checkpoints and no link, and ``autoresume`` would begin at batch 0 without a
 word. The other checks are of combinations that end in an assertion or a hanging rank deep inside a library.
 """
+
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 
@@ -46,7 +48,7 @@ def _check_fsdp() -> None:
         return
     if version != '2':
         raise ValueError(
-            f'fsdp_config with FSDP_VERSION={version}: FSDP1 cannot start on CPU; unset FSDP_VERSION or set it to 2.',
+            f'fsdp_config with FSDP_VERSION={version}: FSDP1 cannot start on CPU; unset FSDP_VERSION or set it to 2.'
         )
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
         log.warning(
@@ -63,11 +65,11 @@ def _check_meta(model: Mapping[str, Any]) -> None:
     if model.get('pretrained', True):
         raise ValueError(
             'model.init_device: meta leaves the weights to be initialised, but this model is pretrained. Use mixed: '
-            'rank 0 reads the weights, the other ranks take their share from it.',
+            'rank 0 reads the weights, the other ranks take their share from it.'
         )
     if not torch.cuda.is_available():
         raise ValueError(
-            'model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use mixed or cpu.',
+            'model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use mixed or cpu.'
         )
 
 
@@ -86,7 +88,7 @@ def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
     if os.path.lexists(latest):
         raise ValueError(
             f'autoresume: {latest} points to {os.readlink(latest)}, which is not there. Point it to a checkpoint that '
-            'is (ln -sfn), or remove it to begin anew.',
+            'is (ln -sfn), or remove it to begin anew.'
         )
     found = [*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))]  # written last of its folder
     saved = sorted(found, key=lambda path: path.stat().st_mtime)
@@ -96,10 +98,10 @@ def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
         raise ValueError(
             f'autoresume: {folder} holds checkpoints ({whole.name} is the newest{cut_off}) but not the link '
             f'{latest.name} to the last one, so training would begin anew. To go on: ln -s {whole.name} {latest}; to '
-            'begin anew choose another save_folder or empty it.',
+            'begin anew choose another save_folder or empty it.'
         )
     if saved:
         raise ValueError(
             f'autoresume: {folder} holds no whole checkpoint: {saved[-1].name} was cut off while it was written, and '
-            'there is no other. Nothing can be resumed; empty the folder to begin anew.',
+            'there is no other. Nothing can be resumed; empty the folder to begin anew.'
         )

@@ -3,10 +3,12 @@
 Every service that a run may use reads its key from the environment or from a login file, so a key in a YAML is refused,
 and what it holds is not repeated in the message.
 """
+
 from __future__ import annotations
 
 import re
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 __all__ = ['check_no_secrets', 'find_secrets']
 
@@ -17,7 +19,7 @@ SECRET_KEY = re.compile(
 )
 # Names that end in "token" and are settings of text.
 TOKEN_SETTINGS = re.compile(
-    r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|stop|eod|eot|prefix|suffix|middle)_token$',
+    r'(^|_)(bos|eos|pad|unk|sep|cls|mask|special|additional|image|prompt|start|end|stop|eod|eot|prefix|suffix|middle)_token$'
 )
 # Keys of Weights & Biases, and of commits.
 FORTY_HEX = re.compile(r'^[0-9a-f]{40}$')
@@ -25,11 +27,9 @@ COMMIT_KEY = re.compile(r'(^|_)(revision|commit|rev|sha1?|hash)$', re.IGNORECASE
 # Keys of Hugging Face, Amazon, GitHub and OpenAI, and addresses with a password.
 SECRET_VALUE = re.compile(
     r'^(hf_[A-Za-z0-9]{30,}|(AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|'
-    r'[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@.*)$',
+    r'[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@.*)$'
 )
-REMEDY = {
-    'wandb': 'WANDB_API_KEY', 'mlflow': 'MLFLOW_TRACKING_TOKEN', 'model': 'HF_TOKEN', 'tokenizer': 'HF_TOKEN',
-}
+REMEDY = {'wandb': 'WANDB_API_KEY', 'mlflow': 'MLFLOW_TRACKING_TOKEN', 'model': 'HF_TOKEN', 'tokenizer': 'HF_TOKEN'}
 
 
 def check_no_secrets(config: Mapping[str, Any]) -> None:
@@ -44,8 +44,8 @@ def check_no_secrets(config: Mapping[str, Any]) -> None:
         hint = f' (here {" and ".join(variables)})' if variables else ''
         raise ValueError(
             f'{", ".join(found)}: this looks like a secret. A configuration is printed, logged and '
-            f'kept in checkpoints; remove it, and set the service\'s environment variable{hint} or log '
-            'in on this machine instead.',
+            f"kept in checkpoints; remove it, and set the service's environment variable{hint} or log "
+            'in on this machine instead.'
         )
 
 

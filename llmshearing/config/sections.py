@@ -6,12 +6,14 @@ the middle of building the trainer. Here each section is held against the signat
 registered, the keys exist, the required ones are there, the values are of the kind the annotation asks for. What is
 cheap and has no effect outside is built once for its own checks of ranges.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any
 
 from llmshearing.config.keys import (
     built,
@@ -111,7 +113,7 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
     )
     if registry_name == 'dataloaders':
         check_whole(
-            f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1),
+            f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1)
         )
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
@@ -130,6 +132,7 @@ def _constructors(constructor: Callable, name: str) -> tuple[Callable, ...]:
     """The constructor and, where it passes further keys on, what it passes them to."""
     if name == 'sheared_causal_lm':
         from llmfoundry.models.hf import ComposerHFCausalLM
+
         return constructor, ComposerHFCausalLM
     return (constructor,)
 
@@ -145,9 +148,11 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     from composer.core import Precision
     from llmfoundry.utils.config_utils import TrainConfig
     from omegaconf import MISSING
+
     check_keys('configuration', config, TrainConfig, given=NOT_FOR_USERS)
     needed = [
-        field.name for field in dataclasses.fields(TrainConfig)
+        field.name
+        for field in dataclasses.fields(TrainConfig)
         if field.default == MISSING and field.name not in NOT_FOR_USERS
     ]
     missing = [name for name in (*needed, 'global_train_batch_size') if config.get(name) is None]
@@ -176,31 +181,36 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
 
 def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
     import torch
+
     if size == 'auto':
         if not torch.cuda.is_available():
             raise ValueError(
-                'device_train_microbatch_size: auto finds what fits into a GPU\'s memory and does not work on CPU; '
-                'give a number, for example 1.',
+                "device_train_microbatch_size: auto finds what fits into a GPU's memory and does not work on CPU; "
+                'give a number, for example 1.'
             )
         if config.get('fsdp_config'):
             raise ValueError(
                 'device_train_microbatch_size: auto, which is also the default, does not work under FSDP2 (Composer); '
-                'give a number, for example 1.',
+                'give a number, for example 1.'
             )
         return
     check_whole('device_train_microbatch_size', size, least=1)
 
 
-def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
+def _check_fsdp(settings: Mapping[str, Any] | None) -> None:
     """Types of the keys that FSDP2 has; those of FSDP1 are let through,
     since Composer warns of them and ignores them."""
     from composer.utils.parallelism import FSDP2Config, FSDPConfig
+
     if not settings:
         return
     precision = settings.get('mixed_precision')
     by_part = isinstance(precision, Mapping)  # Composer takes that, too
     check_keys(
-        'fsdp_config', _without(settings, *(['mixed_precision'] if by_part else [])), FSDP2Config, FSDPConfig,
+        'fsdp_config',
+        _without(settings, *(['mixed_precision'] if by_part else [])),
+        FSDP2Config,
+        FSDPConfig,
         more=('load_planner', 'save_planner'),
     )
     if by_part:
@@ -210,12 +220,12 @@ def _check_fsdp(settings: Optional[Mapping[str, Any]]) -> None:
         check_one_of('fsdp_config.mixed_precision', precision, ('DEFAULT', 'PURE', 'FULL'))
 
 
-def _check_init_device(model: Mapping[str, Any], fsdp_config: Optional[Mapping[str, Any]]) -> None:
+def _check_init_device(model: Mapping[str, Any], fsdp_config: Mapping[str, Any] | None) -> None:
     device = model.get('init_device', 'cpu')
     check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
     if device == 'mixed' and (not fsdp_config or int(os.environ.get('WORLD_SIZE', 1)) == 1):
         raise ValueError(
-            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.',
+            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.'
         )
 
 
@@ -239,12 +249,14 @@ def _check_labels(config: Mapping[str, Any]) -> None:
 
 def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
     import torch
+
     if settings.get('param_groups') is None and settings.get('disable_grad') is None:
         built('optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]})
 
 
-def _check_profiler(settings: Optional[Mapping[str, Any]]) -> None:
+def _check_profiler(settings: Mapping[str, Any] | None) -> None:
     from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
+
     if not settings:
         return
     check_keys('profiler', settings, Profiler, given=('trace_handlers',), more=('json_trace_handler',))

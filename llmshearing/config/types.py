@@ -5,6 +5,7 @@ Composer, Streaming and llm-foundry say about their settings. So annotations are
 one that cannot fit is named with its key. What an annotation leaves open (classes such as ``Time``, which take strings)
 is left to the constructor.
 """
+
 from __future__ import annotations
 
 import collections.abc
@@ -12,8 +13,9 @@ import inspect
 import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 __all__ = ['described', 'misfit', 'parameters_of', 'takes_any_key']
 
@@ -43,7 +45,7 @@ def takes_any_key(constructor: Callable) -> bool:
     return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(constructor).parameters.values())
 
 
-def misfit(value: Any, annotation: Any) -> Optional[str]:
+def misfit(value: Any, annotation: Any) -> str | None:
     """What a value should be instead, in words; None if it can be used for the annotation.
 
     Args:
@@ -53,7 +55,7 @@ def misfit(value: Any, annotation: Any) -> Optional[str]:
     return None if _fits(value, annotation) in (True, None) else described(annotation)
 
 
-def _fits(value: Any, annotation: Any) -> Optional[bool]:
+def _fits(value: Any, annotation: Any) -> bool | None:
     """True or False; None where the annotation says nothing about values of a YAML."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -74,7 +76,8 @@ def _fits(value: Any, annotation: Any) -> Optional[bool]:
         return isinstance(value, str)
     if kind in MAPPINGS:
         return isinstance(value, collections.abc.Mapping) and all(
-            _fits(item, arguments[1]) is not False for item in (value.values() if len(arguments) == 2 else ()))
+            _fits(item, arguments[1]) is not False for item in (value.values() if len(arguments) == 2 else ())
+        )
     if kind in LISTS:
         return _fits_list(value, arguments, fixed=kind is tuple and Ellipsis not in arguments)
     return None

@@ -8,6 +8,7 @@ enters as one more of its batching methods.
 
 Composer's epochs count rounds, so durations are best given in batches (``ba``).
 """
+
 from __future__ import annotations
 
 import logging
@@ -143,8 +144,10 @@ class DynamicTextDataset(StreamingTextDataset):
         self._domain = 0
 
     def _shards_by_domain(self) -> list[list[Reader]]:
-        return [self.shards[begin:begin + count] for begin, count in
-                zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)]
+        return [
+            self.shards[begin : begin + count]
+            for begin, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
+        ]
 
     # In the process of each rank.
 
@@ -176,8 +179,12 @@ class DynamicTextDataset(StreamingTextDataset):
                 level = logging.INFO if before >= size else logging.WARNING  # the first time, text is seen again
                 log.log(level, 'Mixing round %d goes over to pass %d of domain %s.', now.round, after // size + 1, name)
             if most is not None and before <= most[name] < after:
-                log.warning('Mixing round %d goes through domain %s more than max_passes=%s times.', now.round, name,
-                            self.max_passes)
+                log.warning(
+                    'Mixing round %d goes through domain %s more than max_passes=%s times.',
+                    now.round,
+                    name,
+                    self.max_passes,
+                )
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """What is needed to continue after ``num_samples`` of the current round. Composer calls this on every rank.
@@ -193,8 +200,10 @@ class DynamicTextDataset(StreamingTextDataset):
         size = self.rounds.shape[1] * self._unique_rank_world.num_ranks // self._parallel_rank_world.num_ranks
         batch, rest = divmod(num_samples, size)
         if rest:
-            raise ValueError(f'A checkpoint must lie between global batches of {size} samples, but the round stands at '
-                             f'{num_samples}.')
+            raise ValueError(
+                f'A checkpoint must lie between global batches of {size} samples, but the round stands at '
+                f'{num_samples}.'
+            )
         return self.rounds.state_dict(batch if from_beginning else self.rounds.first_batch + batch)
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
@@ -206,9 +215,13 @@ class DynamicTextDataset(StreamingTextDataset):
         configured = self.rounds.initial_weights
         self.rounds.load_state_dict(obj)
         if self.rounds.initial_weights != configured and self._unique_rank_world.is_leader:
-            log.warning('The run began with proportions %s and goes on from where its mixture stands, %s; the '
-                        'proportions given now, %s, are for new runs.',
-                        self.rounds.initial_weights, self.rounds.weights, configured)
+            log.warning(
+                'The run began with proportions %s and goes on from where its mixture stands, %s; the '
+                'proportions given now, %s, are for new runs.',
+                self.rounds.initial_weights,
+                self.rounds.weights,
+                configured,
+            )
 
     # In the workers.
 
@@ -216,9 +229,9 @@ class DynamicTextDataset(StreamingTextDataset):
         """The state at the start of the round to serve, and the first of its batches to serve."""
         number, batch, *rest = self._order[:].tolist()
         k = len(self.streams)
-        if not any(rest[2 * k:]):
+        if not any(rest[2 * k :]):
             raise RuntimeError('No mixing round has been started: iterate the data set through a DynamicTextLoader.')
-        return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k:2 * k]), tuple(rest[2 * k:])), batch
+        return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k : 2 * k]), tuple(rest[2 * k :])), batch
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
         """Streaming asks here, in each worker, where to start: always where the rank's process says.
@@ -234,10 +247,18 @@ class DynamicTextDataset(StreamingTextDataset):
     def round_samples(self) -> np.ndarray:
         """Samples still to serve in the round, int64 [batches, global batch], in global order."""
         state, batch = self._read_order()
-        sizes = [self.samples_per_shard[begin:begin + count] for begin, count in
-                 zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)]
-        samples = mixture.round_samples(state, self.rounds.round_batches, self.rounds.global_batch_size, sizes,
-                                        self.shuffle_seed, self.shuffle_block_size)
+        sizes = [
+            self.samples_per_shard[begin : begin + count]
+            for begin, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
+        ]
+        samples = mixture.round_samples(
+            state,
+            self.rounds.round_batches,
+            self.rounds.global_batch_size,
+            sizes,
+            self.shuffle_seed,
+            self.shuffle_block_size,
+        )
         return samples[batch:]
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
@@ -281,7 +302,7 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
     workers = world.workers_per_rank
     batches = -(-len(samples) // workers)
     dealt = np.full((batches * workers, world.num_ranks, batch_size), -1, np.int64)
-    dealt[:len(samples)] = samples.reshape(-1, world.num_ranks, batch_size)
+    dealt[: len(samples)] = samples.reshape(-1, world.num_ranks, batch_size)
     dealt = dealt.reshape(batches, workers, world.num_ranks, batch_size).transpose(2, 1, 0, 3)
     return dealt.reshape(world.num_nodes, world.ranks_per_node, workers, batches, batch_size)
 

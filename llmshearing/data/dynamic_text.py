@@ -3,6 +3,7 @@
 The collator is llm-foundry's, but for one thing: what is learnt from is decided by the attention mask, not by which
 tokens equal the padding token.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -60,14 +61,19 @@ class UnpaddedLabels:
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         if any(isinstance(example, Mapping) for example in examples):
-            examples = [{key: example[key] for key in ('input_ids', 'attention_mask')}
-                        if isinstance(example, Mapping) else
-                        {'input_ids': example, 'attention_mask': torch.ones_like(example)} for example in examples]
+            examples = [
+                {key: example[key] for key in ('input_ids', 'attention_mask')}
+                if isinstance(example, Mapping)
+                else {'input_ids': example, 'attention_mask': torch.ones_like(example)}
+                for example in examples
+            ]
         batch = self.base_collator(examples)
         largest = int(batch['input_ids'].max())
         if largest >= self.vocab_size:
-            raise ValueError(f'The data holds token id {largest}, but the tokenizer has ids below {self.vocab_size}. '
-                             f'It was made with another tokenizer: prepare it again, or name that tokenizer.')
+            raise ValueError(
+                f'The data holds token id {largest}, but the tokenizer has ids below {self.vocab_size}. '
+                f'It was made with another tokenizer: prepare it again, or name that tokenizer.'
+            )
         batch['labels'].copy_(batch['input_ids'])
         if 'attention_mask' in batch:
             batch['labels'][batch['attention_mask'] == 0] = -100
@@ -88,10 +94,24 @@ def count_every_token(loader: DataLoader) -> None:
         loader.collate_fn = LossGeneratingTokensCollatorWrapper(unpadded, counting.token_counting_func)
 
 
-_COLLATOR_KEYS = ('eos_token_id', 'bos_token_id', 'override_eos_token_id_mismatch_error',
-                  'override_bos_token_id_mismatch_error', 'seq_parallel_replication')
-_STREAMING_KEYS = ('token_encoding_type', 'download_retry', 'download_timeout', 'validate_hash', 'keep_zip',
-                   'predownload', 'cache_limit', 'allow_unsafe_types', 'replication')
+_COLLATOR_KEYS = (
+    'eos_token_id',
+    'bos_token_id',
+    'override_eos_token_id_mismatch_error',
+    'override_bos_token_id_mismatch_error',
+    'seq_parallel_replication',
+)
+_STREAMING_KEYS = (
+    'token_encoding_type',
+    'download_retry',
+    'download_timeout',
+    'validate_hash',
+    'keep_zip',
+    'predownload',
+    'cache_limit',
+    'allow_unsafe_types',
+    'replication',
+)
 
 
 def dataset_keys() -> list[str]:

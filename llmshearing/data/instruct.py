@@ -3,9 +3,11 @@
 llm-foundry's finetuning loader takes the function below by name
 (``preprocessing_fn: llmshearing.data.instruct:first_round``), so conversations stay on disk as they were published.
 """
+
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ['PROMPT', 'first_round']
 
@@ -35,14 +37,14 @@ def first_round(example: Mapping[str, Any]) -> dict[str, str]:
     turns = example.get('conversations') or example.get('messages')
     if not turns:
         raise ValueError(
-            f'an example has keys {sorted(example)}; expected conversations, messages, or prompt and response.',
+            f'an example has keys {sorted(example)}; expected conversations, messages, or prompt and response.'
         )
     turns = [(turn.get('from', turn.get('role')), turn.get('value', turn.get('content'))) for turn in turns]
     for (speaker, request), (answering, response) in zip(turns, turns[1:]):
         if speaker in USER_NAMES and answering in ASSISTANT_NAMES:
             return _pair(request, response)
     raise ValueError(
-        f'a conversation of {[speaker for speaker, _ in turns]} has no request that is followed by an answer.',
+        f'a conversation of {[speaker for speaker, _ in turns]} has no request that is followed by an answer.'
     )
 
 

@@ -15,6 +15,7 @@ global batches of equal size. Decisions:
   alone, and a block is all that a cache must hold at a time. The shuffle sorts hashes of the sample number: it depends
   on no library's random generator.
 """
+
 from __future__ import annotations
 
 import math
@@ -37,6 +38,7 @@ class MixtureState:
         carry: ideal running total minus ``used`` for each domain, in 1/UNITS of a sample; sums to 0.
         weights: mixture weights of this round, in 1/UNITS; sum to UNITS.
     """
+
     round: int
     used: tuple[int, ...]
     carry: tuple[int, ...]
@@ -206,18 +208,13 @@ def _pass_samples(shard_sizes: np.ndarray, begin: int, end: int, key: int, block
         if begin < stop:
             samples = np.concatenate([np.arange(offsets[i], offsets[i] + shard_sizes[i]) for i in shards[first:last]])
             samples = samples[np.argsort(hash64(samples.astype(np.uint64), key, 1), kind='stable')]
-            parts.append(samples[max(begin - done, 0):end - done])
+            parts.append(samples[max(begin - done, 0) : end - done])
         first, done = last, stop
     return parts
 
 
 def round_samples(
-    state: MixtureState,
-    num_batches: int,
-    batch_size: int,
-    shard_sizes: Sequence[np.ndarray],
-    seed: int,
-    block: int,
+    state: MixtureState, num_batches: int, batch_size: int, shard_sizes: Sequence[np.ndarray], seed: int, block: int
 ) -> np.ndarray:
     """All samples of a mixing round in global order.
 
@@ -250,10 +247,7 @@ def passes(used: Sequence[int], sizes: Sequence[int]) -> list[float]:
 
 
 def check_samples(
-    weights: Mapping[str, float],
-    sizes: Mapping[str, int],
-    samples: int,
-    max_passes: float | None = None,
+    weights: Mapping[str, float], sizes: Mapping[str, int], samples: int, max_passes: float | None = None
 ) -> dict[str, float]:
     """Passes over each domain that a run of ``samples`` at fixed ``weights`` needs.
 
@@ -273,9 +267,11 @@ def check_samples(
     needed = {name: samples * weights[name] / total / sizes[name] for name in weights}
     over = {name: round(count, 2) for name, count in needed.items() if max_passes is not None and count > max_passes}
     if over:
-        raise ValueError(f'{samples} samples at these weights take {over} passes over domains of '
-                         f'{ {name: sizes[name] for name in over} } samples, but max_passes is {max_passes}. '
-                         f'Train for fewer steps, lower their weights, prepare more data, or raise max_passes.')
+        raise ValueError(
+            f'{samples} samples at these weights take {over} passes over domains of '
+            f'{ {name: sizes[name] for name in over} } samples, but max_passes is {max_passes}. '
+            f'Train for fewer steps, lower their weights, prepare more data, or raise max_passes.'
+        )
     return needed
 
 

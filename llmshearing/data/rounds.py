@@ -10,6 +10,7 @@ both lie between rounds: the old one keeps its shape until the trainer has close
 round that was left early is either started again (Composer skips what it has trained on) or, after a resumption,
 continued (it does not skip).
 """
+
 from __future__ import annotations
 
 import logging
@@ -172,19 +173,25 @@ class MixtureRounds:
                 a round of another shape (between rounds, length and batch size may change).
         """
         if not isinstance(obj, Mapping) or obj.get('version') != STATE_VERSION or 'carry' not in obj:
-            raise ValueError(f'The checkpoint holds no dynamic_text state of version {STATE_VERSION} but '
-                             f'{_shorten(obj)}. Resume with the loader and version that wrote it.')
+            raise ValueError(
+                f'The checkpoint holds no dynamic_text state of version {STATE_VERSION} but '
+                f'{_shorten(obj)}. Resume with the loader and version that wrote it.'
+            )
         now = self.state_dict(0) | {'round_batches': self.round_batches, 'global_batch_size': self.global_batch_size}
         shape = (obj['round_batches'], obj['global_batch_size'])
         for key in ('round_batches', 'global_batch_size') if 0 < obj['batch_in_round'] < shape[0] else ():
             if obj[key] != now[key]:
-                raise ValueError(f'The checkpoint was taken in the middle of a round, {obj["batch_in_round"]} batches '
-                                 f'in, with {key}={obj[key]}, but now it is {now[key]}. Set it back, or resume from a '
-                                 f'checkpoint between rounds.')
+                raise ValueError(
+                    f'The checkpoint was taken in the middle of a round, {obj["batch_in_round"]} batches '
+                    f'in, with {key}={obj[key]}, but now it is {now[key]}. Set it back, or resume from a '
+                    f'checkpoint between rounds.'
+                )
         news = self._news(obj, now)
         if news and not self.restart_on_new_data:
-            raise ValueError(f'{news} To continue exactly, set it back; to go on with the data as it is now, from its '
-                             f'first sample, set restart_on_new_data: true in train_loader.dataset.')
+            raise ValueError(
+                f'{news} To continue exactly, set it back; to go on with the data as it is now, from its '
+                f'first sample, set restart_on_new_data: true in train_loader.dataset.'
+            )
         self.first_batch = self.batch = obj['batch_in_round']
         self.shape = shape if self.batch else (self.round_batches, self.global_batch_size)
         self._started, self._resumed = False, True
@@ -205,10 +212,16 @@ class MixtureRounds:
         for key in ('domains', 'sizes', *self._order):
             if obj[key] != now[key]:
                 return f'The checkpoint was taken with {key}={_shorten(obj[key])}, but now it is {_shorten(now[key])}.'
-        others = [name for name, own, saved in zip(self.sizes, self.fingerprints, obj['fingerprints'], strict=True)
-                  if own != saved]
-        return (f'The checkpoint was trained on other shards of {", ".join(others)}: as many samples, but not the same.'
-                if others else '')
+        others = [
+            name
+            for name, own, saved in zip(self.sizes, self.fingerprints, obj['fingerprints'], strict=True)
+            if own != saved
+        ]
+        return (
+            f'The checkpoint was trained on other shards of {", ".join(others)}: as many samples, but not the same.'
+            if others
+            else ''
+        )
 
     def _named(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.sizes, values, strict=True))

@@ -10,6 +10,7 @@ named by such a marker are ever removed: nothing of a live run, of another user,
 A second lock, per user, is held while a run starts: two runs that start together neither take the same number nor
 mistake each other's half-made blocks for a dead run's.
 """
+
 from __future__ import annotations
 
 import fcntl

@@ -5,6 +5,7 @@ A domain is an MDS folder: below ``local`` (and ``remote``) under the domain's n
 up as a crash or, worse, as wrong tokens in the middle of a run: folders that are missing or empty, mixture weights for
 domains that do not exist, sequences of another length, token ids that the tokenizer does not have.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -62,10 +63,7 @@ def check_domain_settings(where: str, domains: Any) -> None:
 
 
 def build_domain_streams(
-    domains: DomainConfig,
-    local: str | None,
-    remote: str | None,
-    split: str | None = None,
+    domains: DomainConfig, local: str | None, remote: str | None, split: str | None = None
 ) -> dict[str, Stream]:
     """One ``Stream`` per domain, in the order given.
 
@@ -91,22 +89,26 @@ def build_domain_streams(
         own = dict(domains[name] or {}) if isinstance(domains, Mapping) else {}
         if 'local' not in own and (name in ('.', '..') or '/' in name or '\\' in name):
             raise ValueError(
-                f'Domain {name!r} would lie outside `local`; name a folder in it, or set `domains.NAME.local`.',
+                f'Domain {name!r} would lie outside `local`; name a folder in it, or set `domains.NAME.local`.'
             )
         own.setdefault('local', os.path.join(local, name) if local else None)
         own.setdefault('remote', f'{remote.rstrip("/")}/{name}' if remote else None)
         own.setdefault('split', split)
         if not own['local']:
-            raise ValueError(f'Domain {name!r} has no local folder: set `local` of the dataset (one folder per domain '
-                             f'below it) or `domains.{name}.local`.')
+            raise ValueError(
+                f'Domain {name!r} has no local folder: set `local` of the dataset (one folder per domain '
+                f'below it) or `domains.{name}.local`.'
+            )
         problem = None if own['remote'] else _index_problem(own['local'], own['split'])
         if problem:
             problems.append(f'{name}: {problem}')
         else:
             streams[name] = DomainStream(**own)
     if problems:
-        raise ValueError(f'Cannot read {len(problems)} of {len(names)} domains ({"; ".join(problems)}). '
-                         f'{_what_is_there(local)}Prepare the data, correct `domains` or `local`, or set `remote`.')
+        raise ValueError(
+            f'Cannot read {len(problems)} of {len(names)} domains ({"; ".join(problems)}). '
+            f'{_what_is_there(local)}Prepare the data, correct `domains` or `local`, or set `remote`.'
+        )
     return streams
 
 
@@ -124,8 +126,11 @@ def _index_problem(local: str, split: str | None) -> str | None:
         return f'{path} lists no samples'
     for shard in shards:
         wanted = [shard[kind] for kind in ('raw_data', 'zip_data') if shard.get(kind)]
-        there = [(info, os.path.join(folder, info['basename'])) for info in wanted
-                 if os.path.isfile(os.path.join(folder, info['basename']))]
+        there = [
+            (info, os.path.join(folder, info['basename']))
+            for info in wanted
+            if os.path.isfile(os.path.join(folder, info['basename']))
+        ]
         if not there:
             return f'shard {wanted[0]["basename"]} of {path} is missing'
         info, file = there[0]
@@ -151,8 +156,10 @@ def verify_shard(shard: Reader, algorithm: str) -> None:
     with open(path, 'rb') as file:
         found = get_hash(algorithm, file.read())
     if found != info.hashes[algorithm]:
-        raise ValueError(f'{path} is damaged: its {algorithm} is {found}, but its index says '
-                         f'{info.hashes[algorithm]}. Restore the file, or prepare the data again.')
+        raise ValueError(
+            f'{path} is damaged: its {algorithm} is {found}, but its index says '
+            f'{info.hashes[algorithm]}. Restore the file, or prepare the data again.'
+        )
 
 
 def fingerprint(shards: Sequence[Reader]) -> str:
@@ -189,12 +196,17 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
     try:
         content = json.loads(Path(source).read_text(encoding='utf-8'))
     except ValueError as error:  # bad JSON, or not UTF-8
-        raise ValueError(f'`proportions` names the file {source!r}, which is not valid JSON ({error}); expected '
-                         '{"proportions": {domain: weight}}, as `weights_file` writes.') from error
+        raise ValueError(
+            f'`proportions` names the file {source!r}, which is not valid JSON ({error}); expected '
+            '{"proportions": {domain: weight}}, as `weights_file` writes.'
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get('proportions'), dict):
         raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')
-    odd = {name: weight for name, weight in content['proportions'].items()
-           if isinstance(weight, bool) or not isinstance(weight, (int, float))}
+    odd = {
+        name: weight
+        for name, weight in content['proportions'].items()
+        if isinstance(weight, bool) or not isinstance(weight, (int, float))
+    }
     if odd:
         raise ValueError(f'The "proportions" in {source} must be numbers, but got {odd}.')
     return content['proportions']
@@ -214,8 +226,10 @@ def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[
         return [float(size) for size in sizes.values()]
     unknown, missing = sorted(set(proportions) - set(sizes)), sorted(set(sizes) - set(proportions))
     if unknown or missing:
-        raise ValueError(f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and '
-                         f'lacks {missing}. Give every domain a weight (0 keeps it out until an update raises it).')
+        raise ValueError(
+            f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and '
+            f'lacks {missing}. Give every domain a weight (0 keeps it out until an update raises it).'
+        )
     weights = {name: float(proportions[name]) for name in sizes}
     if any(not np.isfinite(weight) or weight < 0 for weight in weights.values()) or not any(weights.values()):
         raise ValueError(f'`proportions` must be finite, not negative and not all zero, but got {weights}.')
@@ -236,7 +250,7 @@ def check_stored(dataset: StreamingDataset, domains: Sequence[str], max_seq_len:
     """
     for number, domain in enumerate(domains):
         begin = int(dataset.shard_offset_per_stream[number])
-        shards = dataset.shards[begin:begin + int(dataset.shards_per_stream[number])]
+        shards = dataset.shards[begin : begin + int(dataset.shards_per_stream[number])]
         columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
         if not {'tokens', 'text'} & set(columns):
             raise ValueError(f'Domain {domain!r} has columns {sorted(columns)}, but `tokens` or `text` is needed.')
@@ -263,9 +277,11 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
     if len(tokens) != max_seq_len:
         _refuse_length(domain, len(tokens), max_seq_len)
     if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
-        raise ValueError(f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
-                         f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
-                         f'token_encoding_type is wrong: prepare it again, or name what it was made with.')
+        raise ValueError(
+            f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
+            f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
+            f'token_encoding_type is wrong: prepare it again, or name what it was made with.'
+        )
 
 
 def check_manifest(local: str | None, vocab_size: int) -> None:
@@ -282,9 +298,11 @@ def check_manifest(local: str | None, vocab_size: int) -> None:
         if made_with is None:
             continue
         if made_with['vocab_size'] > vocab_size:
-            raise ValueError(f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
-                             f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
-                             f'tokenizer, or prepare the data again.')
+            raise ValueError(
+                f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
+                f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
+                f'tokenizer, or prepare the data again.'
+            )
         return
 
 
@@ -297,8 +315,11 @@ def _tokenizer_of(path: Path) -> dict[str, Any] | None:
     made_with = manifest.get('tokenizer') if isinstance(manifest, dict) else None
     if isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
         return made_with
-    log.warning('%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
-                'data with the one here.', path)
+    log.warning(
+        '%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
+        'data with the one here.',
+        path,
+    )
     return None
 
 
@@ -308,8 +329,10 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
-    raise ValueError(f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
-                     f'max_seq_len to {found}, or prepare the data again.')
+    raise ValueError(
+        f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
+        f'max_seq_len to {found}, or prepare the data again.'
+    )
 
 
 def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ Run as a script, ``python check_result.py FOLDER [PROMPT ...]``, never imported 
 the result needs none of our code. The model is loaded strictly, generates a continuation of every prompt, and the last
 line of the output is the result as JSON. Exit code 0 when all is well; 1 with one line on stderr otherwise.
 """
+
 import json
 import sys
 
@@ -34,7 +35,8 @@ def check(folder, prompts=PROMPTS, max_new_tokens=32):
     """
     torch.set_num_threads(2)
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
@@ -47,7 +49,7 @@ def check(folder, prompts=PROMPTS, max_new_tokens=32):
             if not torch.isfinite(model(**inputs).logits).all():
                 raise ValueError(f'{folder}: the logits after {prompt!r} are not finite')
             output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        continuation = tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
+        continuation = tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)
         samples.append({'prompt': prompt, 'continuation': continuation})
     config = model.config
     return {

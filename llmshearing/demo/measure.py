@@ -3,6 +3,7 @@
 Every number is taken the same way for source and result: float32, a fixed number of threads, no gradient. A folder is
 opened strictly, so that a weight left at its random initial value is an error and not a bad score.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -42,8 +43,12 @@ def open_model(model_dir: Path) -> PreTrainedModel:
     remedy = f'{model_dir} does not hold the weights of its configuration; export it again'
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            model_dir, torch_dtype=torch.float32, attn_implementation='sdpa', local_files_only=True,
-            output_loading_info=True)
+            model_dir,
+            torch_dtype=torch.float32,
+            attn_implementation='sdpa',
+            local_files_only=True,
+            output_loading_info=True,
+        )
     except RuntimeError as error:  # what transformers raises for weights of another shape
         raise ValueError(f'{remedy}: {" ".join(str(error).split())}') from error
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
@@ -65,11 +70,12 @@ def window_loss(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 2
         Nats per predicted token; there are ``length - 1`` of them in a window.
     """
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
-        raise ValueError(f'windows must be [windows, length] with at least one window of two tokens, got shape '
-                         f'{windows.shape}')
+        raise ValueError(
+            f'windows must be [windows, length] with at least one window of two tokens, got shape {windows.shape}'
+        )
     total = 0.0
     for start in range(0, len(windows), batch_size):
-        ids = torch.from_numpy(windows[start:start + batch_size].astype(np.int64))
+        ids = torch.from_numpy(windows[start : start + batch_size].astype(np.int64))
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction='sum')
         total += loss.item()
@@ -91,13 +97,20 @@ def read_windows(folder: Path, max_samples: int | None = None) -> np.ndarray:
     samples = [np.asarray(dataset[i * size // count]['tokens']) for i in range(count)]
     lengths = sorted({len(sample) for sample in samples})
     if len(lengths) != 1:
-        raise ValueError(f'{folder}: need at least one sample and all of one length, got {size} samples of lengths '
-                         f'{lengths}; prepare the data again')
+        raise ValueError(
+            f'{folder}: need at least one sample and all of one length, got {size} samples of lengths '
+            f'{lengths}; prepare the data again'
+        )
     return np.stack(samples)
 
 
-def loss_per_domain(model_dir: Path, data_dir: Path, domains: Sequence[str] | None = None,
-                    max_samples: int | None = None, batch_size: int = 2) -> dict[str, float]:
+def loss_per_domain(
+    model_dir: Path,
+    data_dir: Path,
+    domains: Sequence[str] | None = None,
+    max_samples: int | None = None,
+    batch_size: int = 2,
+) -> dict[str, float]:
     """Loss of a model on the held-out split of every domain.
 
     Args:
@@ -126,8 +139,9 @@ def loss_per_domain(model_dir: Path, data_dir: Path, domains: Sequence[str] | No
 
 
 @torch.inference_mode()
-def measure_tokens_per_second(model_dir: Path, length: int = 512, new_tokens: int = 48,
-                              repeats: int = 3) -> dict[str, float]:
+def measure_tokens_per_second(
+    model_dir: Path, length: int = 512, new_tokens: int = 48, repeats: int = 3
+) -> dict[str, float]:
     """Speed of a model on this machine: float32, batch 1, two threads, medians.
 
     Returns:
@@ -144,8 +158,16 @@ def measure_tokens_per_second(model_dir: Path, length: int = 512, new_tokens: in
     with threads():
         reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
         generating = [
-            seconds(model.generate, ids[:, :8], attention_mask=torch.ones_like(ids[:, :8]), do_sample=False,
-                    min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=0) for _ in range(repeats + 1)
+            seconds(
+                model.generate,
+                ids[:, :8],
+                attention_mask=torch.ones_like(ids[:, :8]),
+                do_sample=False,
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                pad_token_id=0,
+            )
+            for _ in range(repeats + 1)
         ]
     # The first call of each kind allocates and is left out.
     return {
@@ -164,7 +186,7 @@ def generate_samples(model_dir: Path, prompts: Sequence[str], max_new_tokens: in
         for prompt in prompts:
             inputs = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False)
             output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-            continuation = tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
+            continuation = tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)
             samples.append({'prompt': prompt, 'continuation': continuation})
     return samples
 

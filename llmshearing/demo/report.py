@@ -4,6 +4,7 @@ The page is written from numbers that were measured elsewhere (``measure.py``, t
 a report can be written again from its saved data. It states what was reached and what was not in the same breath: the
 loss that pruning alone leaves, and the same shape trained from random initialisation, stand beside the result.
 """
+
 from __future__ import annotations
 
 import json
@@ -20,6 +21,7 @@ LOSSES_PNG, MASKS_PNG, MIXTURE_PNG = 'losses.png', 'masks.png', 'mixture.png'
 
 class ModelFacts(TypedDict):
     """Size and speed of a model folder; ``shape`` has Hugging Face's names. From ``measure.describe_model``."""
+
     parameters: int
     bytes_on_disk: int
     forward_tokens_per_second: float
@@ -29,6 +31,7 @@ class ModelFacts(TypedDict):
 
 class Sample(TypedDict):
     """A prompt and its greedy continuation."""
+
     prompt: str
     continuation: str
 
@@ -40,6 +43,7 @@ class Results(TypedDict):
     to nats per token. ``tokens`` maps a stage to the tokens it was trained on. ``samples`` maps a model to its samples,
     and ``seconds`` a phase to its time, in the order in which they ran.
     """
+
     source_name: str
     models: dict[str, ModelFacts]
     losses: dict[str, dict[str, float]]
@@ -55,6 +59,7 @@ class AxisCounts(TypedDict):
     ``schedule`` is the count the constraint asks for at that step, ``expected`` the mean over rows of the sum of
     P(z>0), ``hard`` the mean over rows of the number of gates above one half.
     """
+
     source: int
     target: int
     schedule: list[float]
@@ -64,12 +69,14 @@ class AxisCounts(TypedDict):
 
 class Mixture(TypedDict):
     """Domain weights of one stage: ``steps`` at which they begin to hold, and a series per domain."""
+
     steps: list[int]
     weights: dict[str, list[float]]
 
 
 class Metrics(TypedDict):
     """What happened on the way: mask counts per axis, and mixture weights per stage."""
+
     pruning_steps: list[int]
     axes: dict[str, AxisCounts]
     mixture: dict[str, Mixture]
@@ -95,8 +102,10 @@ def check_report_data(results: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     need(results['losses'], MODEL_COLOURS, "results['losses']")
     domains = list(results['losses']['source'])
     if not domains or not metrics['axes'] or not metrics['mixture']:
-        raise ValueError('report data: need at least one domain, one pruned axis and one stage with mixture weights, '
-                         f'got {domains}, {list(metrics["axes"])} and {list(metrics["mixture"])}')
+        raise ValueError(
+            'report data: need at least one domain, one pruned axis and one stage with mixture weights, '
+            f'got {domains}, {list(metrics["axes"])} and {list(metrics["mixture"])}'
+        )
     for name in MODEL_COLOURS:
         need(results['losses'][name], domains, f"results['losses'][{name!r}]")
     series = {}
@@ -135,8 +144,10 @@ def _size_table(source: ModelFacts, result: ModelFacts) -> str:
         ('reading, tokens/s', source['forward_tokens_per_second'], result['forward_tokens_per_second'], '{:,.0f}'),
         ('generating, tokens/s', source['generate_tokens_per_second'], result['generate_tokens_per_second'], '{:,.1f}'),
     ]
-    return _table(['', 'source', 'result', 'ratio'],
-                  [[name, form.format(a), form.format(b), f'{b / a:.2f}'] for name, a, b, form in rows])
+    return _table(
+        ['', 'source', 'result', 'ratio'],
+        [[name, form.format(a), form.format(b), f'{b / a:.2f}'] for name, a, b, form in rows],
+    )
 
 
 def _loss_section(results: Results) -> list[str]:
@@ -146,24 +157,43 @@ def _loss_section(results: Results) -> list[str]:
     mean = {model: sum(losses[model][domain] for domain in domains) / len(domains) for model in MODEL_COLOURS}
     rows.append(['**mean**', *(f'**{mean[model]:.3f}**' for model in MODEL_COLOURS)])
     better = [domain for domain in domains if losses['continued'][domain] < losses['scratch'][domain]]
-    verdict = (f'The result is better than the same shape from random initialisation in {len(better)} of '
-               f'{len(domains)} domains (mean {mean["continued"]:.3f} against {mean["scratch"]:.3f}), and '
-               f'{mean["continued"] - mean["source"]:+.3f} nats per token away from the source. Pruning alone leaves '
-               f'{mean["pruned"]:.3f}.')
+    verdict = (
+        f'The result is better than the same shape from random initialisation in {len(better)} of '
+        f'{len(domains)} domains (mean {mean["continued"]:.3f} against {mean["scratch"]:.3f}), and '
+        f'{mean["continued"] - mean["source"]:+.3f} nats per token away from the source. Pruning alone leaves '
+        f'{mean["pruned"]:.3f}.'
+    )
     tokens = '; '.join(f'{stage}: {count:,}' for stage, count in results['tokens'].items())
-    return ['## Loss on held-out text', verdict, f'Training tokens: {tokens}.', f'![losses]({LOSSES_PNG})',
-            _table(['nats per token', *(MODEL_LABELS[model] for model in MODEL_COLOURS)], rows)]
+    return [
+        '## Loss on held-out text',
+        verdict,
+        f'Training tokens: {tokens}.',
+        f'![losses]({LOSSES_PNG})',
+        _table(['nats per token', *(MODEL_LABELS[model] for model in MODEL_COLOURS)], rows),
+    ]
 
 
 def _mask_section(metrics: Metrics) -> list[str]:
-    rows = [[
-        name, f'{counts["source"]:,}', f'{counts["target"]:,}', f'{counts["expected"][-1]:,.1f}',
-        f'{counts["hard"][-1]:,.1f}'
-    ] for name, counts in metrics['axes'].items()]
-    note = ('Units kept per row (a row is the hidden vector, the layers, or one layer\'s groups, heads or intermediate '
-            'dimensions); the last two columns are from the last step of pruning, before exactly the target is cut.')
-    return ['## How the masks met their targets', f'![masks]({MASKS_PNG})', note,
-            _table(['axis', 'source', 'target', 'expected count', 'gates above one half'], rows)]
+    rows = [
+        [
+            name,
+            f'{counts["source"]:,}',
+            f'{counts["target"]:,}',
+            f'{counts["expected"][-1]:,.1f}',
+            f'{counts["hard"][-1]:,.1f}',
+        ]
+        for name, counts in metrics['axes'].items()
+    ]
+    note = (
+        "Units kept per row (a row is the hidden vector, the layers, or one layer's groups, heads or intermediate "
+        'dimensions); the last two columns are from the last step of pruning, before exactly the target is cut.'
+    )
+    return [
+        '## How the masks met their targets',
+        f'![masks]({MASKS_PNG})',
+        note,
+        _table(['axis', 'source', 'target', 'expected count', 'gates above one half'], rows),
+    ]
 
 
 def _mixture_section(metrics: Metrics) -> list[str]:
@@ -185,8 +215,11 @@ def _sample_section(samples: Mapping[str, list[Sample]]) -> list[str]:
 def _cost_section(results: Results) -> list[str]:
     rows = [[phase, _duration(seconds)] for phase, seconds in results['seconds'].items()]
     rows.append(['**total**', f'**{_duration(sum(results["seconds"].values()))}**'])
-    return ['## Time and memory', _table(['phase', 'time'], rows),
-            f'Peak memory of any one process: {results["peak_memory_bytes"] / 1e9:.2f} GB.']
+    return [
+        '## Time and memory',
+        _table(['phase', 'time'], rows),
+        f'Peak memory of any one process: {results["peak_memory_bytes"] / 1e9:.2f} GB.',
+    ]
 
 
 def write_report(out_dir: Path, results: Results, metrics: Metrics) -> Path:
@@ -215,7 +248,7 @@ def write_report(out_dir: Path, results: Results, metrics: Metrics) -> Path:
     share = result['parameters'] / source['parameters']
     parts = [
         f'# {results["source_name"]}, pruned to {result["parameters"]:,} parameters',
-        f'{share:.0%} of the source\'s {source["parameters"]:,} parameters. Speed: float32, two threads, batch 1, on '
+        f"{share:.0%} of the source's {source['parameters']:,} parameters. Speed: float32, two threads, batch 1, on "
         'the machine that made this report.',
         _size_table(source, result),
         *_loss_section(results),

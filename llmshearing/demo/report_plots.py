@@ -3,6 +3,7 @@
 Colours are the Okabe-Ito set, which colour-blind readers can tell apart; no picture needs colour alone, lines also
 differ in dash or marker and bars carry their values.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,15 @@ MODEL_LABELS = {
     'continued': 'pruned, then continued',
     'scratch': 'same shape from random initialisation',
 }
-LINE_STYLES = ((BLUE, '-', 'o'), (ORANGE, '--', 's'), (GREEN, '-.', '^'), (VERMILION, ':', 'D'), (PURPLE, '-', 'v'),
-               (SKY, '--', 'P'), (BLACK, '-.', 'X'))
+LINE_STYLES = (
+    (BLUE, '-', 'o'),
+    (ORANGE, '--', 's'),
+    (GREEN, '-.', '^'),
+    (VERMILION, ':', 'D'),
+    (PURPLE, '-', 'v'),
+    (SKY, '--', 'P'),
+    (BLACK, '-.', 'X'),
+)
 
 
 def plot_losses(path: Path, losses: Mapping[str, Mapping[str, float]]) -> None:
@@ -37,8 +45,13 @@ def plot_losses(path: Path, losses: Mapping[str, Mapping[str, float]]) -> None:
     width = 0.84 / len(models)
     for i, model in enumerate(models):
         positions = np.arange(len(domains)) + (i - (len(models) - 1) / 2) * width
-        bars = axis.bar(positions, [losses[model][domain] for domain in domains], 0.92 * width,
-                        color=MODEL_COLOURS[model], label=MODEL_LABELS[model])
+        bars = axis.bar(
+            positions,
+            [losses[model][domain] for domain in domains],
+            0.92 * width,
+            color=MODEL_COLOURS[model],
+            label=MODEL_LABELS[model],
+        )
         axis.bar_label(bars, fmt='%.2f', fontsize=7.5, padding=1.5)
     axis.set_xticks(range(len(domains)), domains)
     axis.tick_params(axis='x', length=0)
@@ -64,15 +77,23 @@ def plot_masks(path: Path, steps: Sequence[int], axes_counts: Mapping[str, Mappi
     for axis, (name, counts) in zip(axes.flat, axes_counts.items()):
         axis.plot(steps, counts['schedule'], color=BLACK, linestyle='--', linewidth=1.3, label='target at this step')
         axis.plot(steps, counts['expected'], color=BLUE, linewidth=2.0, label='expected count')
-        axis.plot(steps, counts['hard'], color=ORANGE, linewidth=1.2, marker='o', markersize=4,
-                  markevery=marker_every, label='hard count (gates above one half)')
+        axis.plot(
+            steps,
+            counts['hard'],
+            color=ORANGE,
+            linewidth=1.2,
+            marker='o',
+            markersize=4,
+            markevery=marker_every,
+            label='hard count (gates above one half)',
+        )
         axis.set_title(f'{name}: {counts["source"]:g} to {counts["target"]:g}', fontsize=10, loc='left')
         axis.set_ylabel('units kept', fontsize=9)
         axis.tick_params(labelsize=8)
         low = min(counts['target'], *counts['expected'], *counts['hard'])
         span = counts['source'] - low or 1
         axis.set_ylim(low - 0.08 * span, max(counts['source'], *counts['hard']) + 0.06 * span)
-    for axis in list(axes.flat)[len(axes_counts):]:
+    for axis in list(axes.flat)[len(axes_counts) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel('pruning step', fontsize=9)
@@ -95,8 +116,17 @@ def plot_mixture(path: Path, stages: Mapping[str, Mapping[str, object]]) -> None
         for i, (domain, series) in enumerate(stage['weights'].items()):
             colour, dash, marker = LINE_STYLES[i % len(LINE_STYLES)]
             # Weights are constant between two updates.
-            axis.step(stage['steps'], series, where='post', color=colour, linestyle=dash, marker=marker, markersize=4,
-                      linewidth=1.6, label=domain)
+            axis.step(
+                stage['steps'],
+                series,
+                where='post',
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=4,
+                linewidth=1.6,
+                label=domain,
+            )
         axis.set_title(name, fontsize=10, loc='left')
         axis.set_xlabel('step', fontsize=9)
         axis.set_ylim(0, 1.08 * highest)

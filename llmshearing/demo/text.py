@@ -12,6 +12,7 @@ which was seen before is dropped; in prose the repeated blocks (text between bla
 Every random choice comes from ``seed``, files are listed in sorted order, and sources are named relative to the
 installation, so the same environment gives the same bytes on any path.
 """
+
 from __future__ import annotations
 
 import ast
@@ -34,10 +35,24 @@ CUT_CHARS = 12_000  # of the others so much is used: many documents make a bette
 MIN_DOCUMENTS = 20  # fewer cannot be split into training and held-out text
 MIN_BLOCK_SHINGLES = 8  # shorter blocks ("Returns:", a heading) repeat by nature and say nothing about copying
 
-SKIPPED_FOLDERS = frozenset({
-    'test', 'tests', 'testing', 'idle_test', '_vendor', '_vendored', 'vendored', 'site-packages', 'dist-packages',
-    'encodings', 'pydoc_data', 'lib2to3', '_bundled', '__pycache__'
-})
+SKIPPED_FOLDERS = frozenset(
+    {
+        'test',
+        'tests',
+        'testing',
+        'idle_test',
+        '_vendor',
+        '_vendored',
+        'vendored',
+        'site-packages',
+        'dist-packages',
+        'encodings',
+        'pydoc_data',
+        'lib2to3',
+        '_bundled',
+        '__pycache__',
+    }
+)
 LICENCE_NAME = re.compile(r'(licen[sc]e|copying|notice|eula|copyright)', re.IGNORECASE)
 LICENCE_SUFFIXES = ('', '.txt', '.md', '.rst', '.apache', '.bsd', '.mit', '.apache2', '.external')
 RULER = re.compile(r'^[ \t]*[-=*#_~]{10,}[ \t]*$', re.MULTILINE)
@@ -46,12 +61,14 @@ UNUSABLE = re.compile(r'[\x00-\x08\x0b\x0e-\x1f\x7f\ufffd]|<\|[a-z_]+\|>')
 
 class Document(NamedTuple):
     """A piece of text and where it comes from, relative to the installation (``json/decoder.py``)."""
+
     source: str
     text: str
 
 
 class PackageFile(NamedTuple):
     """A file of an installed package: its name relative to the folder of packages, and where it is."""
+
     name: str
     path: Path
 
@@ -200,6 +217,7 @@ class Domain(NamedTuple):
         prose: whether repeated blocks are cut out of its documents. Code is not cut: it would make no sense.
         cut_chars: how much of a long document is used.
     """
+
     collect: Callable[[random.Random], Iterator[Document]]
     prose: bool
     cut_chars: int = CUT_CHARS
@@ -218,7 +236,7 @@ def shingles(block: str) -> list[str]:
     """Runs of six words in lower case: what blocks are compared by. Lines that claim a copyright do not count."""
     lines = (line for line in block.splitlines() if not re.search(r'copyright|\(c\)|©', line[:80], re.IGNORECASE))
     words = re.findall('[a-z]+', ' '.join(lines).lower())
-    return [' '.join(words[i:i + 6]) for i in range(len(words) - 5)]
+    return [' '.join(words[i : i + 6]) for i in range(len(words) - 5)]
 
 
 def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document]:
@@ -251,8 +269,11 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
         for block in blocks:
             seen.update(shingles(block))
         if prose:
-            kept = (block + gap for block, gap, (total, new) in zip(blocks, gaps, counts)
-                    if total < MIN_BLOCK_SHINGLES or 4 * new > total)
+            kept = (
+                block + gap
+                for block, gap, (total, new) in zip(blocks, gaps, counts)
+                if total < MIN_BLOCK_SHINGLES or 4 * new > total
+            )
             text = ''.join(kept).strip('\n') + '\n'
         if len(text) >= MIN_CHARS:
             yield Document(source, text)
@@ -267,8 +288,9 @@ def cut(text: str, max_chars: int) -> str:
     return head[:end].rstrip('\n') + '\n'
 
 
-def harvest_text(out: Path, seed: int = 17, max_chars: int = 2_000_000,
-                 domains: Iterable[str] | None = None) -> dict[str, dict[str, int]]:
+def harvest_text(
+    out: Path, seed: int = 17, max_chars: int = 2_000_000, domains: Iterable[str] | None = None
+) -> dict[str, dict[str, int]]:
     """Writes ``out/DOMAIN.jsonl`` for every domain, one ``{"text": ..., "source": ...}`` a line.
 
     Args:
@@ -301,8 +323,10 @@ def harvest_text(out: Path, seed: int = 17, max_chars: int = 2_000_000,
             if chars >= max_chars:
                 break
         if len(found[name]) < MIN_DOCUMENTS and chars < max_chars:
-            raise ValueError(f'domain {name!r}: found {len(found[name])} documents in this installation, need at least '
-                             f'{MIN_DOCUMENTS}; leave it out with domains={[n for n in names if n != name]}')
+            raise ValueError(
+                f'domain {name!r}: found {len(found[name])} documents in this installation, need at least '
+                f'{MIN_DOCUMENTS}; leave it out with domains={[n for n in names if n != name]}'
+            )
     out.mkdir(parents=True, exist_ok=True)
     for name, documents in found.items():
         # The order of collection may be by length; the order in the file should not be.

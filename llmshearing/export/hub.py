@@ -4,6 +4,7 @@ The login is looked at before the export, so that hours of work do not end in a 
 machine's login or the environment (``HF_TOKEN``), through ``huggingface_hub``; it is no option of ours, so it is in no
 shell history and no log. New repositories are private: a model is easily published later, and never unpublished.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,13 +23,14 @@ def check_login(repo: str) -> None:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
+
     validate_repo_id(repo)
     try:
         HfApi().whoami()
     except OSError as error:  # no token, a refused one, offline, unreachable: each is an OSError
         raise ValueError(
             f'--push-to-hub {repo}: the Hugging Face Hub does not know this machine ({type(error).__name__}); run '
-            '`huggingface-cli login` with a token that may write, or set HF_TOKEN. Nothing was exported yet.',
+            '`huggingface-cli login` with a token that may write, or set HF_TOKEN. Nothing was exported yet.'
         ) from error
 
 
@@ -47,16 +49,17 @@ def push_folder(folder: Path, repo: str, public: bool = False) -> str:
         ValueError: If the Hub refuses; the folder stays as it is.
     """
     from huggingface_hub import HfApi
+
     api = HfApi()
     try:
         url = api.create_repo(repo, repo_type='model', private=not public, exist_ok=True)
         api.upload_folder(
-            folder_path=str(folder), repo_id=url.repo_id, repo_type='model', commit_message='Upload model',
+            folder_path=str(folder), repo_id=url.repo_id, repo_type='model', commit_message='Upload model'
         )
     except OSError as error:
         again = f'huggingface-cli upload {repo} {folder}' + ('' if public else ' --private')
         raise ValueError(
             f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; '
-            f'push it again with `{again}`.',
+            f'push it again with `{again}`.'
         ) from error
     return str(url)

@@ -3,13 +3,15 @@
 One tensor at a time goes from the checkpoint through the cut into the output shard, so memory holds the largest tensor
 and one shard, whatever the size of the model. The folder is read back and compared before it gets its name.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -68,14 +70,14 @@ class ExportSettings:
     """
 
     masks: str = 'target'
-    dtype: Optional[torch.dtype] = None
+    dtype: torch.dtype | None = None
     max_shard_bytes: int = 2 * 10**9
     allow_unconverged: bool = False
     tolerance: float = 0.05
     overwrite: bool = False
-    source: Optional[str] = None
-    tokenizer: Optional[str] = None
-    metrics: Optional[Path] = None
+    source: str | None = None
+    tokenizer: str | None = None
+    metrics: Path | None = None
     progress: bool = True
     logits_up_to: int = 200_000_000
 
@@ -123,7 +125,7 @@ def _write_cut(
     writer: ModelFolderWriter,
     checkpoint: Checkpoint,
     pruning: PruningState,
-    tokenizer: Optional[PreTrainedTokenizerBase],
+    tokenizer: PreTrainedTokenizerBase | None,
     settings: ExportSettings,
 ) -> dict[str, Any]:
     refuse_open_widths(pruning)
@@ -142,8 +144,7 @@ def _write_cut(
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         cut = cut_tensors(family, plan, masks, checkpoint.get, config.tie_word_embeddings)
         count = sum(
-            1 for path, _ in plan.cuts(flatten_masks(masks))
-            if not (config.tie_word_embeddings and path == family.head)
+            1 for path, _ in plan.cuts(flatten_masks(masks)) if not (config.tie_word_embeddings and path == family.head)
         )
         return _shown(cut, what, count, settings.progress)
 
@@ -171,7 +172,7 @@ def _write_cut(
 def _write_uncut(
     writer: ModelFolderWriter,
     checkpoint: Checkpoint,
-    tokenizer: Optional[PreTrainedTokenizerBase],
+    tokenizer: PreTrainedTokenizerBase | None,
     settings: ExportSettings,
     stage: str,
 ) -> dict[str, Any]:
@@ -226,7 +227,7 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     save_file(tensors, folder / 'masks' / 'masks.safetensors', metadata={'format': 'pt'})
     units = CutPlan(family_of(checkpoint.config), pruning.source, pruning.final_masks()).units
     record = pruning_record(
-        pruning, units, checkpoint.batches, checkpoint.tokens, Path(checkpoint.source or 'unknown').name,
+        pruning, units, checkpoint.batches, checkpoint.tokens, Path(checkpoint.source or 'unknown').name
     )
     return {'pruning.json': record}
 
@@ -261,13 +262,12 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
     )
 
 
-def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Optional[PreTrainedTokenizerBase]:
+def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> PreTrainedTokenizerBase | None:
     if settings.tokenizer is not None:
         return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
     if not checkpoint.tokenizer:
         log.warning(
-            '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.',
-            checkpoint.path,
+            '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path
         )
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -298,10 +298,7 @@ def _lowest(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _shown(
-    tensors: Iterator[tuple[str, Tensor]],
-    what: str,
-    count: int,
-    progress: bool,
+    tensors: Iterator[tuple[str, Tensor]], what: str, count: int, progress: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Passes tensors on under a progress bar."""
     with tqdm(total=count, desc=what, unit='tensor', disable=not progress) as bar:

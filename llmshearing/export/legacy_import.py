@@ -6,12 +6,14 @@ deterministic value. What a mask then means is this package's one definition, wh
 points: the embedding is cut but not scaled, and the LM head is scaled by nothing (the old code scaled the first and
 scaled the second twice).
 """
+
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,12 +59,12 @@ class ImportSettings:
         progress (bool): Show a progress bar.
     """
 
-    head_dim: Optional[int] = None
-    source: Optional[str] = None
-    target: Optional[Mapping[str, int]] = None
-    rms_norm_eps: Optional[float] = None
-    tokenizer: Optional[str] = None
-    dtype: Optional[torch.dtype] = None
+    head_dim: int | None = None
+    source: str | None = None
+    target: Mapping[str, int] | None = None
+    rms_norm_eps: float | None = None
+    tokenizer: str | None = None
+    dtype: torch.dtype | None = None
     max_shard_bytes: int = 2 * 10**9
     overwrite: bool = False
     progress: bool = True
@@ -108,7 +110,7 @@ def read_legacy(path: Path) -> LegacyModel:
     if unknown_masks:
         raise ValueError(
             f'{path}: unknown mask(s) {", ".join(sorted(unknown_masks))}; '
-            f'only {", ".join(LEGACY_MASKS)} can be imported.',
+            f'only {", ".join(LEGACY_MASKS)} can be imported.'
         )
     if unknown:
         listed = ', '.join(unknown[:12]) + (f', and {len(unknown) - 12} more' if len(unknown) > 12 else '')
@@ -139,7 +141,7 @@ def finish_legacy_masks(scores: Mapping[str, Tensor], source: ModelShape, target
             if keep != count:
                 raise ValueError(
                     f'the target keeps {keep} of {count} units along {axis}, '
-                    f'but the file has no {axis} mask to choose them by.',
+                    f'but the file has no {axis} mask to choose them by.'
                 )
             continue
         if tuple(scores[axis].shape) != shapes[axis]:
@@ -171,24 +173,24 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     if bool(legacy.scores) != bool(settings.target):
         raise ValueError(
             f'{path} is a pruning checkpoint (masks {", ".join(legacy.scores)}): give the shape to finish at, --target.'
-            if legacy.scores else
-            f'{path} has no masks, so there is nothing to finish: leave out --target.',
+            if legacy.scores
+            else f'{path} has no masks, so there is nothing to finish: leave out --target.'
         )
     target = resolve_target(source, settings.target) if settings.target else source
     masks = finish_legacy_masks(legacy.scores, source, target)
     plan = CutPlan(LLAMA, source, masks)
     if shape_after(plan.units, source) != target:
         raise RuntimeError(
-            f'the masks leave {shape_after(plan.units, source)}, the target is {target}; this is a bug in llmshearing.',
+            f'the masks leave {shape_after(plan.units, source)}, the target is {target}; this is a bug in llmshearing.'
         )
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         cut = cut_tensors(
-            LLAMA, plan, masks, lambda name: legacy.weights[name].read() if name in legacy.weights else None, False,
+            LLAMA, plan, masks, lambda name: legacy.weights[name].read() if name in legacy.weights else None, False
         )
-        return iter(tqdm(
-            cut, desc=what, unit='tensor', total=3 + 9 * target.num_hidden_layers, disable=not settings.progress,
-        ))
+        return iter(
+            tqdm(cut, desc=what, unit='tensor', total=3 + 9 * target.num_hidden_layers, disable=not settings.progress)
+        )
 
     dtype = settings.dtype or legacy.weights['lm_head.weight'].dtype
     tokenizer = _tokenizer(settings, folder)
@@ -234,7 +236,7 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
         raise ValueError(
             f'{folder}: only LLaMA with as many KV heads as heads and an LM head of its own has such a state dict; '
             f'got model_type {config.model_type!r}, {shape.num_attention_heads} heads, {shape.num_key_value_heads} KV '
-            f'heads, tie_word_embeddings={config.tie_word_embeddings}.',
+            f'heads, tie_word_embeddings={config.tie_word_embeddings}.'
         )
     if out.is_dir():
         raise ValueError(f'{out} is a folder, but a state dict is one file; name such as {out / "model.pt"}.')
@@ -253,7 +255,7 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
     unnamed = [name for name in state if legacy_name(name) is None]
     if unnamed:
         raise ValueError(
-            f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).',
+            f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).'
         )
     partial = out.with_name(f'.{out.name}.partial')
     torch.save({legacy_name(name): tensor for name, tensor in state.items()}, partial)
@@ -261,7 +263,7 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
     return len(state)
 
 
-def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path]) -> PretrainedConfig:
+def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) -> PretrainedConfig:
     """A LLaMA config from the shapes of the tensors, other settings from the source or LLaMA-2's."""
     needed = (
         'model.embed_tokens.weight',
@@ -285,7 +287,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
         head_dim = shape_of(base).head_dim
     if head_dim is None:
         raise ValueError(
-            'the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.',
+            'the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.'
         )
     if head_dim < 1:
         raise ValueError(f'--head-dim must be 1 or more, got {head_dim}; 128 for LLaMA-2.')
@@ -293,7 +295,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
     width = legacy.weights['model.layers.0.self_attn.q_proj.weight'].shape[0]
     if width % head_dim:
         raise ValueError(
-            f'q projections have {width} rows, which are no whole heads of width {head_dim}; correct --head-dim.',
+            f'q projections have {width} rows, which are no whole heads of width {head_dim}; correct --head-dim.'
         )
     layers = [int(name.split('.')[2]) for name in legacy.weights if name.startswith('model.layers.')]
     shape = ModelShape(
@@ -310,7 +312,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Optional[Path
     return config
 
 
-def _tokenizer(settings: ImportSettings, folder: Optional[Path]):
+def _tokenizer(settings: ImportSettings, folder: Path | None):
     if settings.tokenizer is not None:
         return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
     if folder is not None and any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model')):

@@ -3,10 +3,10 @@
 The weights themselves are the same: rows of q and k are in the order that transformers' LLaMA uses, so
 nothing is permuted.
 """
+
 from __future__ import annotations
 
 import re
-from typing import Optional
 
 __all__ = ['LEGACY_MASKS', 'hugging_face_name', 'is_ignored', 'legacy_name', 'mask_axis']
 
@@ -35,7 +35,7 @@ _MASK = re.compile(r'model\.l0_module\.masks\.([^.]+)\.z_loga')
 _FROM_HUGGING_FACE = {**{new: old for old, new in OUTSIDE.items()}, **{new: old for old, new in INSIDE.items()}}
 
 
-def hugging_face_name(name: str) -> Optional[str]:
+def hugging_face_name(name: str) -> str | None:
     """Hugging Face name of a legacy weight; None where it is none."""
     block = _BLOCK.fullmatch(name)
     if block is not None:
@@ -43,7 +43,7 @@ def hugging_face_name(name: str) -> Optional[str]:
     return OUTSIDE.get(name.removeprefix(ROOT)) if name.startswith(ROOT) else None
 
 
-def legacy_name(name: str) -> Optional[str]:
+def legacy_name(name: str) -> str | None:
     """Legacy name of a Hugging Face weight; None where it has none."""
     layer = _LAYER.fullmatch(name)
     if layer is not None:
@@ -51,7 +51,7 @@ def legacy_name(name: str) -> Optional[str]:
     return f'{ROOT}{_FROM_HUGGING_FACE[name]}' if name in _FROM_HUGGING_FACE else None
 
 
-def mask_axis(name: str) -> Optional[str]:
+def mask_axis(name: str) -> str | None:
     """Name of the mask whose ``z_loga`` this is, known or not; None for anything else."""
     match = _MASK.fullmatch(name)
     return None if match is None else match[1]

@@ -3,12 +3,14 @@
 A pruned model is a derived work of its source, so the source's licence is carried over: the ``license`` entries of the
 source's own card and its licence files. Where the source is not at hand the card says so instead of guessing.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any
 
 import yaml
 
@@ -43,38 +45,34 @@ class CardFacts:
     """
 
     name: str
-    source: Optional[str]
+    source: str | None
     licence: Mapping[str, Any]
     stage: str
     shape: ModelShape
     parameters: int
-    source_shape: Optional[ModelShape] = None
-    source_parameters: Optional[int] = None
-    batches: Optional[int] = None
-    tokens: Optional[int] = None
+    source_shape: ModelShape | None = None
+    source_parameters: int | None = None
+    batches: int | None = None
+    tokens: int | None = None
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     losses_of: str = 'this model'
-    caution: Optional[str] = None
+    caution: str | None = None
 
 
 STAGES = {
     'pruned': 'Structured pruning of {source} to a smaller shape, learned jointly with the weights. It is meant to be '
-              'trained further before it is used: a model that was only pruned is much worse than its size.',
+    'trained further before it is used: a model that was only pruned is much worse than its size.',
     'continued': 'Language model in the standard Hugging Face format, saved from continued pre-training.',
     'kept': 'The weights of {source} in the course of pruning, **uncut**, with the masks learned so far beside them in '
-            '`masks/masks.safetensors`, for study. The model in this folder computes without the masks.',
+    '`masks/masks.safetensors`, for study. The model in this folder computes without the masks.',
     'imported': 'Converted from a state dict of the first Sheared LLaMA code; every tensor was accounted for by name.',
 }
 
 
 def model_card(facts: CardFacts) -> str:
     """The text of the folder's ``README.md``."""
-    head: dict[str, Any] = {
-        'library_name': 'transformers',
-        **facts.licence,
-        'tags': ['structured-pruning', TAG],
-    }
+    head: dict[str, Any] = {'library_name': 'transformers', **facts.licence, 'tags': ['structured-pruning', TAG]}
     if facts.source:
         head['base_model'] = facts.source
     parts = [
@@ -87,7 +85,7 @@ def model_card(facts: CardFacts) -> str:
     if facts.batches is not None:
         parts.append(
             f'Trained for {facts.batches:,} batches{f" on {facts.tokens:,} tokens" if facts.tokens else ""} '
-            'in this stage.',
+            'in this stage.'
         )
     if facts.recipe:
         parts.append('## Recipe\n\n' + '\n'.join(f'- {name}: {value}' for name, value in facts.recipe.items()))
@@ -95,13 +93,13 @@ def model_card(facts: CardFacts) -> str:
         rows = '\n'.join(f'| {name} | {value:.4f} |' for name, value in facts.losses.items())
         parts.append(
             f'## Loss\n\nLast evaluation of {facts.losses_of}, cross-entropy per token.\n\n'
-            f'| evaluation set | loss |\n|---|---|\n{rows}',
+            f'| evaluation set | loss |\n|---|---|\n{rows}'
         )
     parts.append(f'## Licence\n\n{_licence_text(facts)}')
     parts.append(
         '## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
         "model = AutoModelForCausalLM.from_pretrained('path/to/this/folder')\n"
-        "tokenizer = AutoTokenizer.from_pretrained('path/to/this/folder')\n```",
+        "tokenizer = AutoTokenizer.from_pretrained('path/to/this/folder')\n```"
     )
     return '\n\n'.join(parts) + '\n'
 
@@ -133,7 +131,7 @@ def _licence_text(facts: CardFacts) -> str:
     )
 
 
-def source_licence(folder: Optional[Path]) -> dict[str, Any]:
+def source_licence(folder: Path | None) -> dict[str, Any]:
     """Licence entries of the front matter of a source folder's ``README.md``; empty where there are none.
 
     Raises:
@@ -143,7 +141,7 @@ def source_licence(folder: Optional[Path]) -> dict[str, Any]:
     return {key: head[key] for key in LICENCE_KEYS if key in head}
 
 
-def derived_from(folder: Optional[Path]) -> Optional[str]:
+def derived_from(folder: Path | None) -> str | None:
     """The source that a card of ours names in a folder; None where there is no such card.
 
     Raises:
@@ -154,7 +152,7 @@ def derived_from(folder: Optional[Path]) -> Optional[str]:
     return source if isinstance(tags, list) and TAG in tags and isinstance(source, str) else None
 
 
-def _front_matter(folder: Optional[Path]) -> dict[str, Any]:
+def _front_matter(folder: Path | None) -> dict[str, Any]:
     readme = None if folder is None else Path(folder) / 'README.md'
     if readme is None or not readme.is_file():
         return {}
@@ -162,15 +160,15 @@ def _front_matter(folder: Optional[Path]) -> dict[str, Any]:
     if not text.startswith('---\n') or '\n---' not in text[4:]:
         return {}
     try:
-        head = yaml.safe_load(text[4:text.index('\n---', 4)])
+        head = yaml.safe_load(text[4 : text.index('\n---', 4)])
     except yaml.YAMLError as error:
         raise ValueError(
-            f'{readme}: the front matter between the first two lines of --- is not YAML: {error}',
+            f'{readme}: the front matter between the first two lines of --- is not YAML: {error}'
         ) from error
     return head if isinstance(head, dict) else {}
 
 
-def copy_licence_files(source: Optional[Path], destination: Path) -> list[str]:
+def copy_licence_files(source: Path | None, destination: Path) -> list[str]:
     """Copies the source's licence files; returns their names."""
     names = [name for name in LICENCE_FILES if source is not None and (Path(source) / name).is_file()]
     for name in names:

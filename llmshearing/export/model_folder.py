@@ -4,13 +4,15 @@ The tensors are those that the masked forward pass computes with (:class:`~llmsh
 the config is the source's with the target's shape. Only exact, uniform shapes leave: every remaining layer must
 keep the same numbers.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
-def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence[Any]] = None) -> ModelShape:
+def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | None = None) -> ModelShape:
     """The uniform shape that a set of kept units leaves.
 
     Args:
@@ -53,14 +55,15 @@ def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence
         if layer_types is not None and layer_types[layer] != layer_types[position]:
             raise ValueError(
                 f'layer {layer} would stand at position {position}, where this model type has a layer of another kind '
-                '(sliding or full attention); keep layers in an order that repeats the pattern.',
+                '(sliding or full attention); keep layers in an order that repeats the pattern.'
             )
     counts = {
         layer: (
             (source.num_key_value_heads if kept.kv_heads is None else len(kept.kv_heads)),
             (source.num_attention_heads if kept.heads is None else len(kept.heads)),
             (source.intermediate_size if kept.intermediate is None else len(kept.intermediate)),
-        ) for layer, kept in units.layers.items()
+        )
+        for layer, kept in units.layers.items()
     }
     padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
     if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))]) == 0:
@@ -70,7 +73,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence
         raise ValueError(
             'the masks leave layers of different shapes, which a stock model cannot hold: '
             f'{listed or "no layer at all"}{f"; unequal groups in layers {padded}" if padded else ""}. '
-            'Prune to a target shape, or evaluate this model as it is.',
+            'Prune to a target shape, or evaluate this model as it is.'
         )
     kv_heads, heads, intermediate = next(iter(counts.values()))
     return dataclasses.replace(
@@ -84,11 +87,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Optional[Sequence
 
 
 def cut_tensors(
-    family: Family,
-    plan: CutPlan,
-    masks: Mapping[str, Tensor],
-    get: Callable[[str], Optional[Tensor]],
-    tied: bool,
+    family: Family, plan: CutPlan, masks: Mapping[str, Tensor], get: Callable[[str], Tensor | None], tied: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (parameter name, tensor) of the exported model, layers renumbered.
 
@@ -108,7 +107,7 @@ def cut_tensors(
         full = {name: get(f'{path}.{name}') for name in ('weight', 'bias')}
         if full['weight'] is None:
             raise ValueError(
-                f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?',
+                f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?'
             )
         layer = layer_of[path]
         prefix = f'{family.decoder}.layers.'
@@ -118,11 +117,7 @@ def cut_tensors(
 
 
 def exported_config(
-    config: PretrainedConfig,
-    family: Family,
-    shape: ModelShape,
-    dtype: torch.dtype,
-    layers: Sequence[int],
+    config: PretrainedConfig, family: Family, shape: ModelShape, dtype: torch.dtype, layers: Sequence[int]
 ) -> PretrainedConfig:
     """The source's config with the target's shape, and settings of a finished model.
 
@@ -139,7 +134,8 @@ def exported_config(
 
 def kept_indices(units: Units) -> dict[str, Any]:
     """Kept units as plain lists, numbered as in the source; None stands for all."""
-    def as_list(index: Optional[Tensor]) -> Optional[list[int]]:
+
+    def as_list(index: Tensor | None) -> list[int] | None:
         return None if index is None else index.tolist()
 
     return {
@@ -149,7 +145,8 @@ def kept_indices(units: Units) -> dict[str, Any]:
                 'heads': as_list(kept.heads),
                 'kv_heads': as_list(kept.kv_heads),
                 'intermediate': as_list(kept.intermediate),
-            } for layer, kept in units.layers.items()
+            }
+            for layer, kept in units.layers.items()
         },
     }
 
@@ -158,9 +155,9 @@ def write_model_folder(
     writer: ModelFolderWriter,
     config: PretrainedConfig,
     tensors: Iterator[tuple[str, Tensor]],
-    tokenizer: Optional[PreTrainedTokenizerBase],
-    generation_config: Optional[GenerationConfig],
-    dtype: Optional[torch.dtype],
+    tokenizer: PreTrainedTokenizerBase | None,
+    generation_config: GenerationConfig | None,
+    dtype: torch.dtype | None,
     documents: Mapping[str, Any],
 ) -> None:
     """Writes all files of a model folder, still under the writer's hidden path.
@@ -193,8 +190,10 @@ def _save_generation_config(config: GenerationConfig, folder: Path) -> None:
         config.save_pretrained(folder)
     except ValueError as error:
         kept = {name: getattr(config, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-        log.warning('Of the source\'s generation_config only special tokens are kept, as transformers will not save '
-                    'it: %s', error)
+        log.warning(
+            "Of the source's generation_config only special tokens are kept, as transformers will not save it: %s",
+            error,
+        )
         GenerationConfig(**kept).save_pretrained(folder)
 
 
@@ -205,11 +204,7 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
         ValueError: Naming the tensors.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        torch_dtype=dtype,
-        output_loading_info=True,
-        trust_remote_code=False,
-        attn_implementation='sdpa',
+        folder, torch_dtype=dtype, output_loading_info=True, trust_remote_code=False, attn_implementation='sdpa'
     )
     problems = {key: value for key, value in info.items() if value}
     if problems:

@@ -4,11 +4,13 @@ The probe is computed as exactly as the model can: without TF32, and with PyTorc
 that takes no float32. Afterwards sharded parameters are sharded again: FSDP2 leaves those of the root module gathered
 after a forward pass without backward, in the precision it computed in.
 """
+
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn

@@ -1,10 +1,11 @@
 """From kept units to a finished folder, without the checks that need a model:
 shared by the callback and by ``llmshearing export``."""
+
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Origin:
         unconverged (Sequence[AxisReport]): Axes whose masks were too far from the target when they were fixed.
     """
 
-    source: Optional[str]
+    source: str | None
     parameters: int
     batches: int
     tokens: int
@@ -46,12 +47,12 @@ class Origin:
     unconverged: Sequence[AxisReport] = ()
 
 
-def local_folder(source: Optional[str]) -> Optional[Path]:
+def local_folder(source: str | None) -> Path | None:
     """The source's folder where it is on this machine."""
     return Path(source) if source and Path(source).is_dir() else None
 
 
-def public_name(source: Optional[str]) -> Optional[str]:
+def public_name(source: str | None) -> str | None:
     """The source's name without the folders it happens to be in; a hub name stays whole."""
     if source is None:
         return None
@@ -71,9 +72,9 @@ def write_pruned_folder(
     config: PretrainedConfig,
     plan: CutPlan,
     tensors: Iterator[tuple[str, Tensor]],
-    tokenizer: Optional[PreTrainedTokenizerBase],
-    generation_config: Optional[GenerationConfig],
-    dtype: Optional[torch.dtype],
+    tokenizer: PreTrainedTokenizerBase | None,
+    generation_config: GenerationConfig | None,
+    dtype: torch.dtype | None,
     origin: Origin,
 ) -> ModelShape:
     """Writes the cut model with ``pruning.json``, model card and the source's licence files,
@@ -103,9 +104,9 @@ def write_pruned_folder(
             'pruning.json': {
                 'shape': dataclasses.asdict(shape),
                 **pruning_record(
-                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name,
+                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name
                 ),
-            },
+            }
         },
     )
     folder = local_folder(origin.source)
@@ -141,7 +142,7 @@ def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
     )
 
 
-def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> Optional[str]:
+def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
     """What a reader must know of a model that training itself had not arrived at."""
     if shape != pruning.target:
         return (

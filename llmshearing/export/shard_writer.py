@@ -4,13 +4,13 @@ Tensors go into safetensors shards as they come, so memory holds one shard at mo
 folder beside the destination, which takes the destination's name at the very end: a crash or a full disk leaves no
 folder that looks like a model.
 """
+
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Optional, Type
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -60,10 +60,7 @@ class ModelFolderWriter:
         self.parameters += tensor.numel()
 
     def __exit__(
-        self,
-        error_type: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error_type is not None:
             shutil.rmtree(self.path, ignore_errors=True)

@@ -3,10 +3,11 @@
 A model that is small enough is opened by transformers, strictly, and its logits are compared with the masked model's.
 For any size, the written tensors are read back one at a time and compared bit for bit with the cut of the source's.
 """
+
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable, Iterable
 
 import torch
 from safetensors import safe_open
@@ -59,7 +60,7 @@ def verify_folder(folder: Path, expected: Probe, dtype: torch.dtype) -> float:
         difference = (_spread(logits - expected.logits) / _spread(expected.logits)).item()
     if not difference <= allowed:
         raise ValueError(
-            f'{folder}: logits differ from the masked model by {difference:.3g} ({what}), allowed is {allowed:.3g}.',
+            f'{folder}: logits differ from the masked model by {difference:.3g} ({what}), allowed is {allowed:.3g}.'
         )
     return largest
 

@@ -4,10 +4,10 @@ A *row* is a set of units among which a fixed number is kept: the hidden vector,
 groups, intermediate dimensions or heads; in grouped-query models the query heads of one KV head, since every KV head
 must end with the same number of them.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ class AxisPlan:
     axis: str
     mask_shape: tuple[int, ...]
     units: int
-    keep: Optional[int]
-    kinds: Optional[tuple] = None
+    keep: int | None
+    kinds: tuple | None = None
 
     @property
     def final_sparsity(self) -> float:
@@ -47,7 +47,7 @@ class AxisPlan:
         return values.reshape(-1, self.units)
 
 
-def plan_axes(source: ModelShape, target: ModelShape, layer_kinds: Optional[tuple] = None) -> dict[str, AxisPlan]:
+def plan_axes(source: ModelShape, target: ModelShape, layer_kinds: tuple | None = None) -> dict[str, AxisPlan]:
     """The axes on which the target differs from the source.
 
     Args:
@@ -73,7 +73,7 @@ def plan_axes(source: ModelShape, target: ModelShape, layer_kinds: Optional[tupl
     }
 
 
-def keep_largest(plan: AxisPlan, scores: Tensor, keep: Optional[Tensor | int] = None) -> Tensor:
+def keep_largest(plan: AxisPlan, scores: Tensor, keep: Tensor | int | None = None) -> Tensor:
     """Exactly the highest-scored units of each row; of equal scores the first ones.
 
     Args:
@@ -100,7 +100,7 @@ def _keep_matching_kinds(scores: Tensor, kinds: tuple, keep: int) -> Tensor:
     """The best increasing choice of ``keep`` units whose j-th has the kind of position j, by dynamic programming."""
     values = scores.tolist()
     # best[j]: (sum of scores, chosen units) of the best choice of j units among those seen so far.
-    best: list[Optional[tuple[float, tuple[int, ...]]]] = [(0.0, ()), *[None] * keep]
+    best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *[None] * keep]
     for unit, value in enumerate(values):
         for position in range(min(keep, unit + 1) - 1, -1, -1):
             if kinds[position] == kinds[unit] and best[position] is not None:

@@ -15,10 +15,12 @@ Nothing but weights changes: masks, cut and export are what they were, and nothi
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
 stays as it is, since what helps the one would harm the other; layers are not compensated: nothing reads them alone.
 """
+
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from composer.utils import dist

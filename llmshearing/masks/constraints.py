@@ -9,10 +9,11 @@ and phi maximise it. What is constrained is a value of its own: every row of an 
 uniform shape (:class:`AxisConstraint`), or the model's parameters as a whole, which leaves the shape
 to training (:class:`SparsityConstraint`).
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Optional, Union
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class SparsityConstraint:
         return sparsity
 
 
-Constraint = Union[AxisConstraint, SparsityConstraint]
+Constraint = AxisConstraint | SparsityConstraint
 
 
 def remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
@@ -132,7 +133,7 @@ def overall_sparsity(kept: Mapping[str, Tensor], shape: ModelShape) -> float:
     return 1.0 - float(remaining_share(kept, shape))
 
 
-def _head_shares(head: Optional[Tensor], group: Optional[Tensor], shape: ModelShape) -> tuple[Tensor, Tensor]:
+def _head_shares(head: Tensor | None, group: Tensor | None, shape: ModelShape) -> tuple[Tensor, Tensor]:
     """Expected share of query heads and of KV heads that stay in each layer, [layers] each."""
     groups = torch.ones(shape.num_hidden_layers, shape.num_key_value_heads) if group is None else group
     if head is None:

@@ -5,6 +5,7 @@
 with temperature beta = 2/3 and stretch l = -0.1, r = 1.1. Everything is float32: in bfloat16, values near one move in
 steps of 1/256 and a sparsity cannot be steered.
 """
+
 from __future__ import annotations
 
 import math

@@ -10,9 +10,11 @@ The multipliers of the paper keep rising while the masks, which have momentum, a
 overshoot the target and swing. Here lambda ascends on the gap plus ``damping`` times the gap's last change, so it gives
 way as soon as the gap closes. ``damping=0`` is the paper's rule.
 """
+
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +56,7 @@ class LagrangianMasks:
         damping: float,
         start_sparsity: float,
         seed: int,
-        constraints: Optional[Sequence[Constraint]] = None,
+        constraints: Sequence[Constraint] | None = None,
     ):
         self.constraints = (
             [AxisConstraint(plan) for plan in plans.values()] if constraints is None else list(constraints)
@@ -63,10 +65,14 @@ class LagrangianMasks:
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = {axis: _start(plan, generator) for axis, plan in self.plans.items()}
         self.multipliers = {constraint.name: torch.zeros(2, requires_grad=True) for constraint in self.constraints}
-        self.optimizer = torch.optim.AdamW([
-            {'params': list(self.log_alpha.values()), 'lr': learning_rate},
-            {'params': list(self.multipliers.values()), 'lr': multiplier_learning_rate, 'maximize': True},
-        ], betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {'params': list(self.log_alpha.values()), 'lr': learning_rate},
+                {'params': list(self.multipliers.values()), 'lr': multiplier_learning_rate, 'maximize': True},
+            ],
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+        )
         self.damping = damping
         self.gaps: dict[str, float] = {}
         self._base_rates = (learning_rate, multiplier_learning_rate)
@@ -82,7 +88,7 @@ class LagrangianMasks:
                 # Rows differ by less than a rank, so that no two gates are alike.
                 rank += torch.arange(len(rows))[:, None] / (len(rows) + 1)
                 self.log_alpha[axis].copy_(
-                    (START_LOW + (START_HIGH - START_LOW) * rank / plan.units).view(plan.mask_shape),
+                    (START_LOW + (START_HIGH - START_LOW) * rank / plan.units).view(plan.mask_shape)
                 )
 
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:

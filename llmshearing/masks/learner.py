@@ -1,8 +1,9 @@
 """The finish: from learned masks to exactly the target's units, and whether learning had got there by itself."""
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Optional, Sequence, Union
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from llmshearing.masks.progressive import ProgressiveMasks
 
 __all__ = ['AxisReport', 'MaskLearner', 'axis_reports', 'unconverged']
 
-MaskLearner = Union[LagrangianMasks, ProgressiveMasks]
+MaskLearner = LagrangianMasks | ProgressiveMasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +32,21 @@ class AxisReport:
 
     axis: str
     units: int
-    target: Optional[int]
+    target: int | None
     expected: float
     expected_min: float
     expected_max: float
     hard: float
 
     def describe(self) -> str:
-        return (f'{self.axis}: target {self.target} of {self.units}, expected {self.expected:.2f} '
-                f'(rows {self.expected_min:.2f} to {self.expected_max:.2f}), above one half {self.hard:.2f}')
+        return (
+            f'{self.axis}: target {self.target} of {self.units}, expected {self.expected:.2f} '
+            f'(rows {self.expected_min:.2f} to {self.expected_max:.2f}), above one half {self.hard:.2f}'
+        )
 
 
 def axis_reports(
-    plans: Mapping[str, AxisPlan],
-    kept: Mapping[str, Tensor],
-    hard: Mapping[str, Sequence[int]],
+    plans: Mapping[str, AxisPlan], kept: Mapping[str, Tensor], hard: Mapping[str, Sequence[int]]
 ) -> list[AxisReport]:
     """Counts of all axes.
 
@@ -66,7 +67,7 @@ def axis_reports(
                 expected_min=expected.min().item(),
                 expected_max=expected.max().item(),
                 hard=sum(hard[axis]) / len(hard[axis]),
-            ),
+            )
         )
     return reports
 

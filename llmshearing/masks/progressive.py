@@ -9,10 +9,12 @@ A unit that goes does so little by little: its mask falls from one to zero in a 
 warm-up, while the weights around it learn to do without it. It does not come back, unless the finished model needs a
 layer of its kind. The last units are told to go early enough for all masks to be zero or one when the warm-up ends.
 """
+
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +44,7 @@ class ProgressiveMasks:
     """
 
     def __init__(
-        self,
-        plans: Mapping[str, AxisPlan],
-        start_sparsity: float,
-        seed: int,
-        fade: float = 0.0,
-        decay: float = 0.9,
+        self, plans: Mapping[str, AxisPlan], start_sparsity: float, seed: int, fade: float = 0.0, decay: float = 0.9
     ):
         self.plans, self.start_sparsity, self.fade, self.decay = dict(plans), start_sparsity, fade, decay
         generator = torch.Generator().manual_seed(seed)

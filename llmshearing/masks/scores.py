@@ -12,12 +12,14 @@ the order masks start in, or the whole decision of a one-shot pruner.
 
 All but `magnitude` run the model on calibration batches and average over ranks.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from typing import Any, Callable, ContextManager, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any
 
 import torch
 from composer.core.data_spec import default_split_batch
@@ -52,10 +54,10 @@ class Calibration:
 
     model: ShearedCausalLM
     batches: Sequence[Any]
-    precision: Callable[[], ContextManager]
+    precision: Callable[[], AbstractContextManager]
     reduce: Callable[[Tensor], None]
     seed: int
-    microbatch_size: Optional[int] = None
+    microbatch_size: int | None = None
 
     def loss(self, batch: Any) -> Tensor:
         """Mean loss over the labels of a batch under the masks that are set."""
@@ -76,7 +78,7 @@ class Calibration:
             (self.loss(part) * share).backward()
 
 
-def method_by_axis(scores: Union[str, Mapping[str, str]], plans: Mapping[str, AxisPlan]) -> dict[str, str]:
+def method_by_axis(scores: str | Mapping[str, str], plans: Mapping[str, AxisPlan]) -> dict[str, str]:
     """Which method scores which pruned axis.
 
     Args:
@@ -97,7 +99,7 @@ def method_by_axis(scores: Union[str, Mapping[str, str]], plans: Mapping[str, Ax
         if axis not in METHODS[method][1]:
             if not isinstance(scores, str):
                 raise ValueError(
-                    f'scores: {method} does not apply to {axis}; it applies to {", ".join(METHODS[method][1])}.',
+                    f'scores: {method} does not apply to {axis}; it applies to {", ".join(METHODS[method][1])}.'
                 )
             method = 'taylor'
         if axis in plans:
@@ -165,7 +167,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
 
 
 @lru_cache(maxsize=64)
-def _positions(axis: str, dimension: Optional[str], shape: ModelShape) -> Optional[Tensor]:
+def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | None:
     """Positions along a dimension that go with each unit of an axis, int64 [units, positions]; None where none do."""
     if dimension not in DIMENSIONS:
         return None
@@ -182,7 +184,7 @@ def _positions(axis: str, dimension: Optional[str], shape: ModelShape) -> Option
         rows.append(index)
     # A query head takes no row of fused keys and values with it: those stay with their group.
     if axis == 'head' and dimension == 'query_key_value':
-        rows = [row[:shape.head_dim] for row in rows]
+        rows = [row[: shape.head_dim] for row in rows]
     return torch.stack(rows)
 
 
@@ -213,7 +215,7 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
         module: nn.Module = model.get_submodule(path)
         if isinstance(role, Norm) and role.reads and 'hidden' in axes:
             handles.append(
-                module.register_forward_hook(lambda m, args, out: add('hidden', ..., out, shape.hidden_size)),
+                module.register_forward_hook(lambda m, args, out: add('hidden', ..., out, shape.hidden_size))
             )
         for axis, dimension, units in (
             ('head', 'query', shape.num_attention_heads),
@@ -241,6 +243,7 @@ def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str,
             before = args[0] if args else kwargs['hidden_states']
             after = out[0] if isinstance(out, tuple) else out
             change[index] += (1 - torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)).mean()
+
         return compare
 
     handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
@@ -258,7 +261,7 @@ def perplexity(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     with torch.no_grad():
         for layer in range(len(losses)):
             mask = torch.ones(cutter.shape.num_hidden_layers)
-            mask[layer:layer + 1] = 0  # past the last layer: nothing removed
+            mask[layer : layer + 1] = 0  # past the last layer: nothing removed
             cutter.set_masks({'layer': mask})
             losses[layer] = sum(calibration.losses()) / len(calibration.batches)
     calibration.reduce(losses)

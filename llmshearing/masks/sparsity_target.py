@@ -3,10 +3,12 @@
 Every layer then ends with widths of its own. Such a model trains and evaluates under its masks, but no stock Hugging
 Face config describes it, so it does not export; it is here to measure what uniformity costs.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.models.shapes import ModelShape
@@ -33,10 +35,10 @@ class SparsityTarget:
     axes: tuple[str, ...]
 
     def describe(self) -> str:
-        return f'{self.sparsity:.1%} of the layers\' parameters removed'
+        return f"{self.sparsity:.1%} of the layers' parameters removed"
 
 
-def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Optional[SparsityTarget]:
+def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> SparsityTarget | None:
     """The sparsity target that ``target`` names, or None if it names a shape.
 
     Args:
@@ -52,7 +54,8 @@ def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Optio
     possible = tuple(axis for axis in AXES if axis != 'kv_group' or source.group_size > 1)
     problems = [
         f'{key!r} cannot stand beside sparsity, which leaves the shape to training; possible: axes.'
-        for key in target if key not in ('sparsity', 'axes')
+        for key in target
+        if key not in ('sparsity', 'axes')
     ]
     sparsity = target['sparsity']
     if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool) or not 0 < sparsity < 1:
@@ -62,7 +65,7 @@ def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Optio
         problems.append(f'axes={axes!r}: must be a list of one or more of {", ".join(possible)}.')
     if problems:
         raise ValueError(
-            '\n'.join([f'The target {dict(target)} is not possible:', *(f'  - {problem}' for problem in problems)]),
+            '\n'.join([f'The target {dict(target)} is not possible:', *(f'  - {problem}' for problem in problems)])
         )
     return SparsityTarget(float(sparsity), tuple(axis for axis in AXES if axis in axes))
 

@@ -3,10 +3,12 @@
 Export from a checkpoint and export at the end of a run share everything below; :class:`PruningState` stands in for the
 algorithm where only its saved state is left.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Optional, Protocol, Union
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -36,16 +38,14 @@ class LearnedMasks(Protocol):
     """What export needs to know of masks: :class:`TargetedPruning` and :class:`PruningState` both offer it."""
 
     source: ModelShape
-    target: Union[ModelShape, SparsityTarget]
+    target: ModelShape | SparsityTarget
     mask_learning: str
     learner: MaskLearner
-    frozen_masks: Optional[dict[str, Tensor]]
+    frozen_masks: dict[str, Tensor] | None
 
-    def reports(self) -> list[AxisReport]:
-        ...
+    def reports(self) -> list[AxisReport]: ...
 
-    def final_masks(self) -> dict[str, Tensor]:
-        ...
+    def final_masks(self) -> dict[str, Tensor]: ...
 
 
 @dataclasses.dataclass
@@ -62,11 +62,11 @@ class PruningState:
     """
 
     source: ModelShape
-    target: Union[ModelShape, SparsityTarget]
+    target: ModelShape | SparsityTarget
     mask_learning: str
     plans: dict[str, AxisPlan]
     learner: MaskLearner
-    frozen_masks: Optional[dict[str, Tensor]]
+    frozen_masks: dict[str, Tensor] | None
 
     def reports(self) -> list[AxisReport]:
         """Target, expected and hard counts of every pruned axis."""
@@ -97,14 +97,14 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
     version = state.get('version')
     if version != STATE_VERSION or 'learner' not in state:
         raise ValueError(
-            f'the checkpoint\'s masks are of version {version} with {", ".join(map(str, state)) or "nothing"}; '
-            f'this release reads version {STATE_VERSION} of a run that has started. Use the release that wrote it.',
+            f"the checkpoint's masks are of version {version} with {', '.join(map(str, state)) or 'nothing'}; "
+            f'this release reads version {STATE_VERSION} of a run that has started. Use the release that wrote it.'
         )
     source = ModelShape(**state['source'])
     target = SparsityTarget(**state['target']) if 'sparsity' in state['target'] else ModelShape(**state['target'])
     if source != shape_of(config):
         raise ValueError(
-            f'the masks belong to a source of shape {source}, the checkpoint\'s config has {shape_of(config)}.',
+            f"the masks belong to a source of shape {source}, the checkpoint's config has {shape_of(config)}."
         )
     family = family_of(config)
     if isinstance(target, SparsityTarget):
@@ -116,16 +116,11 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
     for axis, plan in plans.items():
         if axis not in scores or tuple(scores[axis].shape) != plan.mask_shape:
             got = f'shape {tuple(scores[axis].shape)}' if axis in scores else 'none'
-            raise ValueError(f'the checkpoint\'s {axis} mask: got {got}, expected shape {plan.mask_shape}.')
+            raise ValueError(f"the checkpoint's {axis} mask: got {got}, expected shape {plan.mask_shape}.")
     # Rates, noise and optimizer do not matter any more: nothing is drawn or stepped.
     if learned == 'lagrangian':
         learner: MaskLearner = LagrangianMasks(
-            plans,
-            learning_rate=0.0,
-            multiplier_learning_rate=0.0,
-            damping=0.0,
-            start_sparsity=0.0,
-            seed=0,
+            plans, learning_rate=0.0, multiplier_learning_rate=0.0, damping=0.0, start_sparsity=0.0, seed=0
         )
         learner.log_alpha = {axis: scores[axis] for axis in plans}
     else:
@@ -138,7 +133,7 @@ def refuse_open_widths(pruning: LearnedMasks) -> None:
     """Raises a ValueError if the target is a sparsity alone: no stock config describes what such masks leave."""
     if isinstance(pruning.target, SparsityTarget):
         raise ValueError(
-            f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.',
+            f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.'
         )
 
 
@@ -156,7 +151,7 @@ def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, rem
         listed = '\n'.join(f'  - {report.describe()}' for report in away)
         raise ValueError(
             f'The masks have not converged to the target within {tolerance:.0%}; '
-            f'nothing was exported:\n{listed}\n{remedy}',
+            f'nothing was exported:\n{listed}\n{remedy}'
         )
     return away
 

@@ -1,8 +1,9 @@
 """What masks leave of each layer: the numbers to look at where layers may differ."""
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def describe_widths(widths: Sequence[LayerWidths]) -> str:
     return '\n'.join(lines)
 
 
-def _widths(layer: int, units: Optional[LayerUnits], shape: ModelShape) -> LayerWidths:
+def _widths(layer: int, units: LayerUnits | None, shape: ModelShape) -> LayerWidths:
     if units is None:
         return LayerWidths(layer, 0, 0, 0)
     heads = shape.num_attention_heads if units.heads is None else len(units.heads)

@@ -7,6 +7,7 @@ back on. The decision here: that past is dropped, or a report would show it as t
 passed it. What was logged at the very batch of the new start is kept, since the evaluation before a checkpoint is not
 repeated after it; but before batch 0 there is nothing, so a start there drops everything.
 """
+
 from __future__ import annotations
 
 import json

@@ -4,13 +4,14 @@ One line for each time something is logged: ``{"batch": 12, "loss/train/total": 
 appends, resumed or anew: nothing is lost that somebody may still want to look up. Which lines count then is decided in
 one place, :mod:`llmshearing.metrics.lines`.
 """
+
 from __future__ import annotations
 
 import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer.core import State
@@ -50,7 +51,7 @@ class MetricsFile(LoggerDestination):
                     if file.read() != b'\n':
                         file.write(b'\n')
 
-    def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if dist.get_global_rank() != 0:
             return
         numbers = {

@@ -10,10 +10,12 @@ Pinned sizes are kept and take no part in the comparison. The lattice: every num
 The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
 directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Optional
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -54,12 +56,7 @@ class _Lattice:
 
 
 def search_budget(
-    config: PretrainedConfig,
-    budget: int,
-    named: str,
-    multiple_of: int,
-    pins: Mapping[str, int],
-    tolerance: float,
+    config: PretrainedConfig, budget: int, named: str, multiple_of: int, pins: Mapping[str, int], tolerance: float
 ) -> ModelShape:
     """The shape within the budget that is closest to the source's proportions.
 
@@ -79,7 +76,7 @@ def search_budget(
     if budget >= whole:
         raise ValueError(
             f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller '
-            'budget.',
+            'budget.'
         )
     lattice = _lattice(source, multiple_of, pins, family.has_head_dim)
     best = below = above = None
@@ -103,7 +100,7 @@ def _lattice(source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_
         intermediate = (pins['intermediate_size'], pins['intermediate_size'])
     if not widths or intermediate[1] == 0:
         raise ValueError(
-            f'no shape below the source ({source}) has multiples of multiple_of={multiple_of}; lower multiple_of.',
+            f'no shape below the source ({source}) has multiples of multiple_of={multiple_of}; lower multiple_of.'
         )
     pinned = set(pins)
     if pinned & {'num_attention_heads', 'num_key_value_heads'}:
@@ -132,7 +129,7 @@ class _Counts:
         self.slope = count_parameters(layout, dataclasses.replace(shape, intermediate_size=1)).total - self.base
         self.step, self.most = lattice.intermediate
 
-    def closest(self, budget: int, tolerance: float) -> Optional[tuple]:
+    def closest(self, budget: int, tolerance: float) -> tuple | None:
         """(spread, parameters, sizes) of the shape within the tolerance that has the closest ratios, or None."""
         least = np.maximum(np.ceil(((1 - tolerance) * budget - self.base) / self.slope / self.step), 1) * self.step
         most = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
@@ -148,7 +145,7 @@ class _Counts:
                 found = _better(found, (float(spread[index]), int(parameters[index]), sizes))
         return found
 
-    def largest_within(self, budget: int) -> Optional[tuple]:
+    def largest_within(self, budget: int) -> tuple | None:
         """(parameters, sizes) of the largest shape within the budget."""
         intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
         parameters = np.where(intermediate >= self.step, self.base + self.slope * intermediate, -1)
@@ -157,7 +154,7 @@ class _Counts:
             return None
         return int(parameters[index]), self._sizes(index, intermediate[index])
 
-    def smallest_above(self, budget: int) -> Optional[tuple]:
+    def smallest_above(self, budget: int) -> tuple | None:
         """(parameters, sizes) of the smallest shape above the budget."""
         intermediate = np.maximum((budget - self.base) // self.slope // self.step + 1, 1) * self.step
         parameters = np.where(intermediate <= self.most, self.base + self.slope * intermediate, np.iinfo(np.int64).max)
@@ -177,7 +174,7 @@ class _Counts:
             yield np.ceil(ideal).astype(np.int64) * self.step
         yield np.full(len(self.base), self.most)
 
-    def _ratios(self, intermediate: Optional[np.ndarray]) -> dict[str, np.ndarray]:
+    def _ratios(self, intermediate: np.ndarray | None) -> dict[str, np.ndarray]:
         """Logarithm of each free size's ratio to the source's."""
         hidden, heads, kv_heads = self.lattice.widths.T
         sizes = {
@@ -197,13 +194,13 @@ class _Counts:
             return np.zeros(len(self.base))
         weight = sum(WEIGHTS[key] for key in ratios)
         mean = sum(WEIGHTS[key] * ratio for key, ratio in ratios.items()) / weight
-        return sum(WEIGHTS[key] * (ratio - mean)**2 for key, ratio in ratios.items()) / weight
+        return sum(WEIGHTS[key] * (ratio - mean) ** 2 for key, ratio in ratios.items()) / weight
 
     def _sizes(self, index: int, intermediate: float) -> tuple[int, ...]:
         return (self.layers, *self.lattice.widths[index].tolist(), int(intermediate))
 
 
-def _better(first: Optional[tuple], second: Optional[tuple]) -> Optional[tuple]:
+def _better(first: tuple | None, second: tuple | None) -> tuple | None:
     """The closer of two finds; of equally close ones that with more parameters, then that with more layers."""
     if first is None or second is None:
         return second if first is None else first
@@ -224,8 +221,8 @@ def _unreachable(
     multiple_of: int,
     pins: Mapping[str, int],
     source: ModelShape,
-    below: Optional[tuple],
-    above: Optional[tuple],
+    below: tuple | None,
+    above: tuple | None,
 ) -> str:
     lines = []
     for word, found in (('below', below), ('above', above)):

@@ -6,10 +6,12 @@ the model itself: one layer of it, built on the meta device, which takes no memo
 ways, so a table that misses a parameter is refused here and not found out later. The counts are plain arithmetic and
 work on arrays of shapes as well, which is what the search for a budget uses.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Callable, Iterator, Union
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
@@ -58,8 +60,8 @@ class Weight:
         writes (bool): Whether its output is added to the residual stream.
     """
 
-    rows: Union[str, int]
-    columns: Union[str, int]
+    rows: str | int
+    columns: str | int
     bias: bool = False
     is_matrix: bool = False
     writes: bool = False
@@ -73,7 +75,7 @@ class Weight:
         return self.size(shape) + (_size(self.rows, shape) if self.bias else 0)
 
 
-def _size(dimension: Union[str, int], shape: ModelShape) -> int:
+def _size(dimension: str | int, shape: ModelShape) -> int:
     return dimension if isinstance(dimension, int) else DIMENSION_SIZES[dimension](shape)
 
 
@@ -146,7 +148,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if counted != actual:
         raise RuntimeError(
             f'the table of model_type {config.model_type!r} accounts for {counted} of the {actual} parameters of a '
-            'model with one layer; this is a bug in llmshearing.',
+            'model with one layer; this is a bug in llmshearing.'
         )
     return layout
 
@@ -161,7 +163,7 @@ def _on_meta(config: PretrainedConfig) -> torch.nn.Module:
         got = ', '.join(f'{key}={getattr(config, key)!r}' for key in OFTEN_WRONG if hasattr(config, key))
         raise ValueError(
             f'transformers builds no {config.model_type} model from the config of {config.name_or_path or "the source"}'
-            f' ({type(error).__name__}: {error}); correct what its config.json gives, most often one of {got}.',
+            f' ({type(error).__name__}: {error}); correct what its config.json gives, most often one of {got}.'
         ) from error
 
 
@@ -175,7 +177,7 @@ def _weights(family: Family, model: torch.nn.Module) -> Iterator[tuple[str, Weig
         module, part = model.get_submodule(path), names.get(path, 'layer')
         bias = getattr(module, 'bias', None) is not None
         if isinstance(role, Norm):
-            rows, = module.weight.shape
+            (rows,) = module.weight.shape
             yield part, Weight(role.axis or rows, 1, bias, writes=role.writes)
         else:
             rows, columns = module.weight.shape

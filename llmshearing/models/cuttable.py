@@ -9,10 +9,12 @@ communication; an attention or MLP without any kept unit returns zeros without r
 A set of masks is installed by :meth:`Cutter.set_masks` and stays until the next; every forward pass binds it anew, so
 several micro-batches may run, recompute and backpropagate under the same masks.
 """
+
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Mapping, Optional
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +127,7 @@ class _CutDecoder(_Cuttable):
             self._modules['layers'] = layers
 
 
-def _count(index: Optional[Tensor], everything: int) -> int:
+def _count(index: Tensor | None, everything: int) -> int:
     return everything if index is None else len(index)
 
 
@@ -159,9 +161,9 @@ class Cutter:
     def __init__(self, model: PreTrainedModel):
         self.family: Family = family_of(model.config)
         self.shape: ModelShape = shape_of(model.config)
-        self.masks: Optional[dict[str, Tensor]] = None
-        self.plan: Optional[CutPlan] = None
-        self._values: Optional[Tensor] = None
+        self.masks: dict[str, Tensor] | None = None
+        self.plan: CutPlan | None = None
+        self._values: Tensor | None = None
         decoder = model.get_submodule(self.family.decoder)
         self._embedding = _mix_in(decoder.get_submodule(self.family.embedding), _CutEmbedding)
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
@@ -176,7 +178,7 @@ class Cutter:
         self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in decoder.layers]
         self._decoder = _mix_in(decoder, _CutDecoder)
 
-    def set_masks(self, masks: Optional[Mapping[str, Tensor]], multiple_of: int = 1) -> None:
+    def set_masks(self, masks: Mapping[str, Tensor] | None, multiple_of: int = 1) -> None:
         """Installs masks for the coming forward passes; None restores the stock model.
 
         Gradients with respect to the masks are accumulated over backward passes until the next call; read them with
@@ -202,7 +204,7 @@ class Cutter:
         self._values = flatten_masks(self.masks).to(device).requires_grad_()
         self._decoder.cut = self
 
-    def mask_gradients(self, reduce: Optional[Callable[[Tensor], None]] = None) -> dict[str, Tensor]:
+    def mask_gradients(self, reduce: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
         """Gradient of all backward passes since :meth:`set_masks` by axis, float32 on CPU; zeros where none flowed.
 
         Args:

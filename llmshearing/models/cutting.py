@@ -9,10 +9,11 @@ scaled by the hidden and layer masks, projections that consume heads or intermed
 scaled by those masks, norms that read the stream have their gain scaled by the hidden mask. Embedding and LM head are
 cut and never scaled. Scaling is done in float32 and rounded once to the weight's dtype.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Iterator, Mapping, Optional
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -27,10 +28,10 @@ __all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight',
 
 def cut_weight(
     weight: Tensor,
-    rows: Optional[Tensor],
-    columns: Optional[Tensor],
-    row_scale: Optional[Tensor] = None,
-    column_scale: Optional[Tensor] = None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
 ) -> Tensor:
     """Kept rows and columns of a matrix, scaled; differentiable in the weight and both scales.
 
@@ -49,7 +50,7 @@ def cut_weight(
     return _CutWeight.apply(weight, rows, columns, row_scale, column_scale)
 
 
-def _select(weight: Tensor, rows: Optional[Tensor], columns: Optional[Tensor]) -> Tensor:
+def _select(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     if rows is not None:
         weight = weight.index_select(0, rows)
     return weight if columns is None else weight.index_select(1, columns)
@@ -90,7 +91,7 @@ class _CutWeight(torch.autograd.Function):
         return grad_weight, None, None, grad_row, grad_column
 
 
-def _scaled(matrix: Tensor, row_scale: Optional[Tensor], column_scale: Optional[Tensor]) -> Tensor:
+def _scaled(matrix: Tensor, row_scale: Tensor | None, column_scale: Tensor | None) -> Tensor:
     if row_scale is None and column_scale is None:
         return matrix
     dtype = matrix.dtype
@@ -116,13 +117,13 @@ class ModuleCut:
     """
 
     role: Role
-    rows: Optional[Tensor] = None
-    columns: Optional[Tensor] = None
-    row_scale: Optional[Tensor] = None
-    column_scale: Optional[Tensor] = None
-    real: Optional[Tensor] = None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    row_scale: Tensor | None = None
+    column_scale: Tensor | None = None
+    real: Tensor | None = None
 
-    def parameters(self, full: Mapping[str, Optional[Tensor]]) -> dict[str, Tensor]:
+    def parameters(self, full: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
         if isinstance(self.role, Linear):
             cut = {'weight': cut_weight(full['weight'], self.rows, self.columns, self.row_scale, self.column_scale)}
@@ -145,19 +146,19 @@ def _blocks(index: Tensor, size: int) -> Tensor:
     return (index[:, None] * size + torch.arange(size)).flatten()
 
 
-def _query(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+def _query(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return None if units.heads is None else _blocks(units.heads, shape.head_dim)
 
 
-def _key_value(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+def _key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return None if units.kv_heads is None else _blocks(units.kv_heads, shape.head_dim)
 
 
-def _intermediate(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+def _intermediate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return units.intermediate
 
 
-def _joined(*parts: tuple[Optional[Tensor], int]) -> Optional[Tensor]:
+def _joined(*parts: tuple[Tensor | None, int]) -> Tensor | None:
     """Positions along an axis that several parts of given sizes share, one after the other."""
     if all(index is None for index, _ in parts):
         return None
@@ -168,22 +169,22 @@ def _joined(*parts: tuple[Optional[Tensor], int]) -> Optional[Tensor]:
     return torch.cat(joined)
 
 
-def _query_key_value(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+def _query_key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     query, key_value = _query(units, shape), _key_value(units, shape)
     width = shape.num_key_value_heads * shape.head_dim
     return _joined((query, shape.num_attention_heads * shape.head_dim), (key_value, width), (key_value, width))
 
 
-def _gate_up(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+def _gate_up(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return _joined((units.intermediate, shape.intermediate_size), (units.intermediate, shape.intermediate_size))
 
 
-def _query_key_value_per_head(units: LayerUnits, shape: ModelShape) -> Optional[Tensor]:
+def _query_key_value_per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return None if units.heads is None else _blocks(units.heads, 3 * shape.head_dim)
 
 
 # Kept positions along a parameter's axis, by the name the family tables use for it; `hidden` is the same in all layers.
-DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Optional[Tensor]]] = {
+DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Tensor | None]] = {
     'query': _query,
     'key_value': _key_value,
     'intermediate': _intermediate,
@@ -240,8 +241,8 @@ class CutPlan:
         index = {key: value for key, value in self._index_pieces() if value is not None}
         on_device = _to_device([*gather.values(), *index.values()], device)
         self._gather_sizes = {key: len(value) for key, value in gather.items()}
-        self._gather = torch.cat(on_device[:len(gather)]) if gather else None
-        self._index: dict[tuple[str, Optional[int]], Tensor] = dict(zip(index, on_device[len(gather):]))
+        self._gather = torch.cat(on_device[: len(gather)]) if gather else None
+        self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[len(gather) :]))
 
     def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut]]:
         """Yields (module path, cut) for every module that is left.
@@ -255,14 +256,14 @@ class CutPlan:
             if layer is None or layer in kept:
                 yield path, self._module_cut(role, layer, scales)
 
-    def hidden_index(self) -> Optional[Tensor]:
+    def hidden_index(self) -> Tensor | None:
         """Kept hidden dimensions on the device, or None for all."""
         return self._index.get(('hidden', None))
 
     def hidden_count(self) -> int:
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
-    def _module_cut(self, role: Role, layer: Optional[int], scales: dict) -> ModuleCut:
+    def _module_cut(self, role: Role, layer: int | None, scales: dict) -> ModuleCut:
         row_scale = None
         if role.writes:
             row_scale = scales.get(('write', layer))
@@ -273,17 +274,13 @@ class CutPlan:
             return ModuleCut(role, self._position(role.axis, layer), row_scale=row_scale, real=real)
         column_scale = scales.get((role.columns, layer)) if role.columns != 'hidden' else None
         return ModuleCut(
-            role,
-            self._position(role.rows, layer),
-            self._position(role.columns, layer),
-            row_scale,
-            column_scale,
+            role, self._position(role.rows, layer), self._position(role.columns, layer), row_scale, column_scale
         )
 
-    def _position(self, dimension: Optional[str], layer: Optional[int]) -> Optional[Tensor]:
+    def _position(self, dimension: str | None, layer: int | None) -> Tensor | None:
         return self._index.get((dimension, None if dimension == 'hidden' else layer))
 
-    def _index_pieces(self) -> Iterator[tuple[tuple[str, Optional[int]], Optional[Tensor]]]:
+    def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
         yield ('hidden', None), self.units.hidden
         used = {side for role in self.family.layer.values() for side in _sides(role)} - {None, 'hidden'}
         for layer, units in self.units.layers.items():
@@ -292,7 +289,7 @@ class CutPlan:
             if units.padded is not None:
                 yield ('real', layer), _blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
 
-    def _gather_pieces(self) -> dict[tuple[str, Optional[int]], Tensor]:
+    def _gather_pieces(self) -> dict[tuple[str, int | None], Tensor]:
         """Where in the flat mask vector each scale is read; heads are repeated for every column of theirs."""
         shape, start = self.shape, self._starts
         pieces = {}
@@ -303,8 +300,10 @@ class CutPlan:
             if 'layer' in start:
                 pieces['layer', layer] = torch.tensor([start['layer'] + layer])
             heads = torch.arange(shape.num_attention_heads) if units.heads is None else units.heads
-            for axis, size, unit in (('head', shape.num_attention_heads, heads),
-                                     ('kv_group', shape.num_key_value_heads, heads // shape.group_size)):
+            for axis, size, unit in (
+                ('head', shape.num_attention_heads, heads),
+                ('kv_group', shape.num_key_value_heads, heads // shape.group_size),
+            ):
                 if axis in start:
                     pieces[axis, layer] = (start[axis] + layer * size + unit).repeat_interleave(shape.head_dim)
             if 'intermediate' in start:
@@ -312,7 +311,7 @@ class CutPlan:
                 pieces['intermediate', layer] = start['intermediate'] + layer * shape.intermediate_size + kept
         return pieces
 
-    def _scales(self, values: Tensor) -> dict[tuple[str, Optional[int]], Tensor]:
+    def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor]:
         if self._gather is None:
             return {}
         pieces = values.index_select(0, self._gather).split(list(self._gather_sizes.values()))
@@ -325,13 +324,13 @@ class CutPlan:
         return scales
 
 
-def _product(first: Optional[Tensor], second: Optional[Tensor]) -> Optional[Tensor]:
+def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first * second
 
 
-def _sides(role: Role) -> tuple[Optional[str], ...]:
+def _sides(role: Role) -> tuple[str | None, ...]:
     return (role.axis,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 

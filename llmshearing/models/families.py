@@ -8,11 +8,13 @@ To add a family: (1) copy the table of the nearest one below, (2) put in the mod
 them, (3) mark the norms that read the stream and the modules that add to it, (4) register it under its ``model_type``
 in :data:`FAMILIES` and add a tiny config of it to ``tests/models/tiny.py``; the tests then run on it by themselves.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Optional, Union
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -30,8 +32,8 @@ class Linear:
         writes (bool): Its output is added to the residual stream: rows and bias are scaled by hidden and layer masks.
     """
 
-    rows: Optional[str]
-    columns: Optional[str]
+    rows: str | None
+    columns: str | None
     writes: bool = False
 
 
@@ -46,13 +48,13 @@ class Norm:
         offset (float): The gain in use is ``offset + weight`` (1 in Gemma).
     """
 
-    axis: Optional[str] = 'hidden'
+    axis: str | None = 'hidden'
     reads: bool = False
     writes: bool = False
     offset: float = 0.0
 
 
-Role = Union[Linear, Norm]
+Role = Linear | Norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +87,9 @@ class Family:
     norm_offset: float = 0.0
     has_head_dim: bool = True
     scales_embedding: bool = False
-    layer_types: Optional[Callable[[PretrainedConfig], tuple]] = None
+    layer_types: Callable[[PretrainedConfig], tuple] | None = None
 
-    def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, Optional[int]]]:
+    def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:
         """Yields (module path, role, layer) of every module that owns parameters; layer is None outside the layers."""
         yield f'{self.decoder}.{self.embedding}', Linear(None, 'hidden'), None
         for layer in range(num_hidden_layers):
@@ -140,11 +142,7 @@ HEAD_NORMS = {'self_attn.q_norm': Norm(axis=None), 'self_attn.k_norm': Norm(axis
 
 QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
 
-GEMMA = Family(
-    layer={**_pre_norms(offset=1.0), **_attention(), **_gated_mlp()},
-    norm_offset=1.0,
-    scales_embedding=True,
-)
+GEMMA = Family(layer={**_pre_norms(offset=1.0), **_attention(), **_gated_mlp()}, norm_offset=1.0, scales_embedding=True)
 
 GEMMA2 = dataclasses.replace(
     GEMMA,
@@ -167,7 +165,7 @@ PHI3 = Family(
         'self_attn.o_proj': Linear('hidden', 'query', writes=True),
         'mlp.gate_up_proj': Linear('gate_up', 'hidden'),
         'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
-    },
+    }
 )
 
 GLM = Family(
@@ -176,7 +174,7 @@ GLM = Family(
         **_attention(),
         'mlp.gate_up_proj': Linear('gate_up', 'hidden'),
         'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
-    },
+    }
 )
 
 OLMO2 = Family(
@@ -187,7 +185,7 @@ OLMO2 = Family(
         **_gated_mlp(writes=False),
         'post_attention_layernorm': Norm(writes=True),
         'post_feedforward_layernorm': Norm(writes=True),
-    },
+    }
 )
 
 STARCODER2 = Family(
@@ -196,7 +194,7 @@ STARCODER2 = Family(
         **_attention(),
         'mlp.c_fc': Linear('intermediate', 'hidden'),
         'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
-    },
+    }
 )
 
 GPT_NEOX = Family(
@@ -250,5 +248,5 @@ def family_of(config: PretrainedConfig) -> Family:
         reason = ' (a mixture of experts)'
     raise ValueError(
         f'model_type {config.model_type!r}{reason} is not supported; '
-        f'{f"the nearest that is: {near[0]!r}; " if near else ""}supported: {", ".join(sorted(FAMILIES))}.',
+        f'{f"the nearest that is: {near[0]!r}; " if near else ""}supported: {", ".join(sorted(FAMILIES))}.'
     )

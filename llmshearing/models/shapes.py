@@ -4,11 +4,13 @@ A shape is read from any Hugging Face config and written back into a copy of it,
 with six values replaced. All checks on a target live here: every problem is collected and raised in one message, each
 with the nearest value that would be possible, before any weight is read.
 """
+
 from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -75,7 +77,7 @@ def check_heads(source: ModelShape) -> None:
     if heads % kv_heads:
         raise ValueError(
             f'the source has num_attention_heads={heads} and num_key_value_heads={kv_heads}: every KV head serves the '
-            f'same number of query heads, so {heads} must be a multiple of {kv_heads}; correct its config.json.',
+            f'same number of query heads, so {heads} must be a multiple of {kv_heads}; correct its config.json.'
         )
 
 
@@ -98,11 +100,7 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
     return config
 
 
-def resolve_target(
-    source: ModelShape,
-    target: Mapping[str, Any],
-    has_head_dim: bool = True,
-) -> ModelShape:
+def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: bool = True) -> ModelShape:
     """Completes a partly given target with the source's values and checks that the source can be cut to it.
 
     Query heads that are not given follow the key-value heads (whole groups are removed); key-value heads that are not
@@ -147,13 +145,13 @@ def _size_problems(source: ModelShape, shape: ModelShape) -> list[str]:
         if field.name == 'head_dim':
             if got != most:
                 problems.append(
-                    f'head_dim={got}: the head dimension is inherited from the source; leave it out or set {most}.',
+                    f'head_dim={got}: the head dimension is inherited from the source; leave it out or set {most}.'
                 )
         elif got < 1:
             problems.append(f'{field.name}={got}: must be between 1 and {most}.')
         elif got > most:
             problems.append(
-                f'{field.name}={got} is larger than the source\'s {most}: pruning only removes; set at most {most}.',
+                f"{field.name}={got} is larger than the source's {most}: pruning only removes; set at most {most}."
             )
     return problems
 
@@ -166,14 +164,14 @@ def _head_problems(source: ModelShape, shape: ModelShape, has_head_dim: bool) ->
         if heads not in possible:
             problems.append(
                 f'num_attention_heads={heads} with num_key_value_heads={kv_heads}: every KV head must keep the '
-                f'same number of query heads, at most the source\'s {source.group_size}; with {kv_heads} KV '
-                f'heads possible: {possible}.',
+                f"same number of query heads, at most the source's {source.group_size}; with {kv_heads} KV "
+                f'heads possible: {possible}.'
             )
     if not has_head_dim and shape.hidden_size != heads * source.head_dim:
         nearest = max(1, min(round(shape.hidden_size / source.head_dim), source.num_attention_heads))
         problems.append(
             f'hidden_size={shape.hidden_size} with num_attention_heads={heads}: this model type has no head_dim of '
             f'its own, so hidden_size must be heads x {source.head_dim}; nearest: '
-            f'hidden_size={nearest * source.head_dim}, num_attention_heads={nearest}.',
+            f'hidden_size={nearest * source.head_dim}, num_attention_heads={nearest}.'
         )
     return problems

@@ -4,9 +4,10 @@ Everything a run needs besides masks (loading, FSDP wrapping, tokenizer, metrics
 and Composer's. Defaults differ where they cost: no full-vocabulary metrics on training batches, cross-entropy and
 perplexity only in evaluation, ``sdpa`` attention, and no remote code.
 """
+
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from llmfoundry.models.hf import ComposerHFCausalLM
 from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ class ShearedCausalLM(ComposerHFCausalLM):
 
     def __init__(
         self,
-        tokenizer: Optional[PreTrainedTokenizerBase],
+        tokenizer: PreTrainedTokenizerBase | None,
         pretrained_model_name_or_path: str,
         trust_remote_code: bool = False,
         attn_implementation: str = 'sdpa',

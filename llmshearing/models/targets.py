@@ -8,11 +8,13 @@ Beside a fraction or a budget, keys of a shape are pins: they are taken as they 
 :mod:`llmshearing.models.budget_search`. Whatever is wrong with the settings is raised in one message, each
 problem with what would be possible; the finished shape passes the same checks as one that was written out.
 """
+
 from __future__ import annotations
 
 import difflib
 import math
-from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import DTYPE_BYTES, TARGET_KEYS, ModelShape, check_heads, resolve_target, shape_of
@@ -21,21 +23,11 @@ from llmshearing.utils.numbers import parse_count, parse_size
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = [
-    'FRACTION_KEYS',
-    'MULTIPLE_OF',
-    'OPTION_KEYS',
-    'TOLERANCE',
-    'target_shape',
-]
+__all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'target_shape']
 
 FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance')
-OPTION_USERS = {
-    'dtype': ('size',),
-    'tolerance': ('params', 'size'),
-    'multiple_of': ('fraction', 'params', 'size'),
-}
+OPTION_USERS = {'dtype': ('size',), 'tolerance': ('params', 'size'), 'multiple_of': ('fraction', 'params', 'size')}
 MULTIPLE_OF = 64
 TOLERANCE = 0.02
 LEAST_BYTES = 1000  # no decoder is smaller; below it a B that stands for bytes was meant as a billion
@@ -88,6 +80,7 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
         return resolve_target(source, sizes, family.has_head_dim)
     # Counting needs the model code, which a plain shape does not.
     from llmshearing.models.budget_search import search_budget
+
     budget, named = _budget(target)
     return search_budget(config, budget, named, multiple_of, pins, target.get('tolerance', TOLERANCE))
 
@@ -97,7 +90,7 @@ def _parse_budget_size(value: Any) -> int:
     if size < LEAST_BYTES:
         raise ValueError(
             f'{value!r} is {size} bytes, less than any model has; B alone stands for bytes: write such as 2.5GB, or '
-            'params: 1B for a billion parameters',
+            'params: 1B for a billion parameters'
         )
     return size
 
@@ -132,12 +125,13 @@ def _key_problems(target: Mapping[str, Any]) -> list[str]:
     if 'sparsity' in target:
         return [
             'sparsity names no shape: it is a target of the algorithm targeted_pruning alone, '
-            'without any of the other keys.',
+            'without any of the other keys.'
         ]
     possible = (*TARGET_KEYS, *OPTION_KEYS)
     return [
         f'unknown key {key!r}.{_near(key, possible)} Possible: {", ".join(possible)}.'
-        for key in target if key not in possible
+        for key in target
+        if key not in possible
     ]
 
 
@@ -211,7 +205,7 @@ def _pin_problems(source: ModelShape, pins: Mapping[str, int], has_head_dim: boo
     return []
 
 
-def nearest_multiple(value: float, step: int, most: int) -> Optional[int]:
+def nearest_multiple(value: float, step: int, most: int) -> int | None:
     """The multiple of ``step`` nearest to ``value``, from one ``step`` to ``most``; None where there is none."""
     if step > most:
         return None
@@ -227,11 +221,7 @@ def nearest_heads(source: ModelShape, heads: float) -> tuple[int, int]:
 
 
 def _sizes_of_fractions(
-    source: ModelShape,
-    fractions: Mapping[str, float],
-    multiple_of: int,
-    pins: Mapping[str, int],
-    has_head_dim: bool,
+    source: ModelShape, fractions: Mapping[str, float], multiple_of: int, pins: Mapping[str, int], has_head_dim: bool
 ) -> tuple[dict[str, int], list[str]]:
     """Sizes that the fractions and pins ask for, each rounded to the nearest possible one, and what is not possible."""
     sizes, problems = dict(pins), []
@@ -248,8 +238,8 @@ def _sizes_of_fractions(
             sizes[key] = most if fractions[key] == 1 else nearest_multiple(most * fractions[key], step, most)
             if sizes[key] is None:
                 problems.append(
-                    f'fraction.{key}: no multiple of {step} fits into the source\'s {most}; lower multiple_of, or give '
-                    f'{key} itself.',
+                    f"fraction.{key}: no multiple of {step} fits into the source's {most}; lower multiple_of, or give "
+                    f'{key} itself.'
                 )
     if problems:
         return {}, problems
@@ -267,7 +257,7 @@ def _couple(fractions: dict[str, float]) -> list[str]:
     if len(set(coupled.values())) > 1:
         return [
             f'fraction: {coupled} differ, but this model type has no head_dim of its own, so hidden_size is heads x '
-            'head_dim; give hidden_size alone.',
+            'head_dim; give hidden_size alone.'
         ]
     if coupled:
         fractions['hidden_size'] = next(iter(coupled.values()))

@@ -6,10 +6,11 @@ unequal numbers of query heads are padded to the largest (attention needs equal 
 rounded up to a multiple so that matrix products on GPUs stay aligned. Hidden dimensions are never rounded: a norm would
 average over the extra ones.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Optional
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -34,11 +35,11 @@ class LayerUnits:
             the MLP adds nothing.
     """
 
-    heads: Optional[Tensor]
-    kv_heads: Optional[Tensor]
+    heads: Tensor | None
+    kv_heads: Tensor | None
     group_size: int
-    padded: Optional[Tensor]
-    intermediate: Optional[Tensor]
+    padded: Tensor | None
+    intermediate: Tensor | None
 
     @property
     def has_attention(self) -> bool:
@@ -53,7 +54,7 @@ class LayerUnits:
 class Units:
     """What a set of masks keeps: hidden dimensions (None: all) and, in order, the kept layers with their units."""
 
-    hidden: Optional[Tensor]
+    hidden: Tensor | None
     layers: dict[int, LayerUnits]
 
 
@@ -99,7 +100,7 @@ def kept_units(masks: Mapping[str, Tensor], shape: ModelShape, multiple_of: int 
     return Units(hidden, {layer: _layer_units(masks, layer, shape, multiple_of) for layer in layers})
 
 
-def _kept(mask: Optional[Tensor], multiple_of: int = 1) -> Optional[Tensor]:
+def _kept(mask: Tensor | None, multiple_of: int = 1) -> Tensor | None:
     if mask is None:
         return None
     index = torch.nonzero(mask).flatten()
@@ -117,7 +118,7 @@ def _layer_units(masks: Mapping[str, Tensor], layer: int, shape: ModelShape, mul
     group_size = max(map(len, groups.values()), default=0)
     heads, padded = [], []
     for group, kept in groups.items():
-        others = [head for head in _heads_of(group, shape) if head not in kept][:group_size - len(kept)]
+        others = [head for head in _heads_of(group, shape) if head not in kept][: group_size - len(kept)]
         for head in sorted(kept + others):
             heads.append(head)
             padded.append(head in others)

@@ -10,10 +10,12 @@ Under ``amp_bf16`` with ddp, ordinary training holds a bfloat16 copy of each mat
 Assumed: float32 parameters as Composer keeps them, Adam with two float32 states that is applied parameter by parameter.
 Not included: the CUDA context and communication library (about 1 GB), fragmentation, kernel workspaces.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Collection, Optional
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -126,7 +128,7 @@ def estimate_memory(
     setup: TrainingSetup,
     masked_axes: Collection[str] = (),
     freeze_weights: bool = False,
-    teacher: Optional[PretrainedConfig] = None,
+    teacher: PretrainedConfig | None = None,
     compensate: bool = False,
 ) -> MemoryEstimate:
     """Estimates the peak on one GPU.
@@ -201,14 +203,18 @@ def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen
 
 def _compensation(layout: Layout, shape: ModelShape, masked_axes: Collection[str]) -> int:
     """Bytes of the sums of x x^T while nothing is gone yet. Attention and MLP read the hidden dimensions once each."""
-    readers = {'hidden': 2 * shape.num_hidden_layers + (not layout.tied), 'query': shape.num_hidden_layers,
-               'intermediate': shape.num_hidden_layers}
+    readers = {
+        'hidden': 2 * shape.num_hidden_layers + (not layout.tied),
+        'query': shape.num_hidden_layers,
+        'intermediate': shape.num_hidden_layers,
+    }
     watched = [name for name in readers if set(DIMENSION_AXES[name]) & set(masked_axes)]
-    return sum(MASTER * readers[name] * DIMENSION_SIZES[name](shape)**2 for name in watched)
+    return sum(MASTER * readers[name] * DIMENSION_SIZES[name](shape) ** 2 for name in watched)
 
 
 def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:
     """Elements of one layer's matrices, and of the LM head, of which a copy is computed with."""
+
     def elements(weight: Weight) -> int:
         return weight.size(shape) if weight.is_matrix and (everything or _is_cut(weight, masked_axes)) else 0
 

@@ -4,10 +4,11 @@ A plan is a plain dict, so that it can be written as JSON as it is; :mod:`llmshe
 Warnings are about targets that can be reached and will disappoint: sizes that GPUs are slow with, and shapes far from
 the source's. What cannot be reached at all is refused where the target is resolved.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.counting import (
     Layout,
@@ -42,10 +43,10 @@ PER_ROW = {
 
 def make_plan(
     config: PretrainedConfig,
-    target: Optional[ModelShape],
+    target: ModelShape | None,
     setup: TrainingSetup,
     freeze_weights: bool = False,
-    teacher: Optional[PretrainedConfig] = None,
+    teacher: PretrainedConfig | None = None,
     compensate: bool = False,
 ) -> dict[str, Any]:
     """The plan of pruning a source to a target and continuing its pre-training.
@@ -90,13 +91,13 @@ def make_plan(
     if freeze_weights:
         plan['notes'].append(
             'freeze_weights: pruning has no gradients and optimizer states of weights; activations are counted as if '
-            'the weights were trained.',
+            'the weights were trained.'
         )
     if teacher is not None:
         logits = setup.micro_batch * setup.seq_len * layout.embedding.rows * (2 if setup.precision == 'amp_bf16' else 4)
         plan['notes'].append(
             'distillation: the weights of the teacher are counted; its forward pass, its logits and the gradient of '
-            f'the divergence are not. Without top_k the latter two take up to {logits / 2**30:.2f} GiB each.',
+            f'the divergence are not. Without top_k the latter two take up to {logits / 2**30:.2f} GiB each.'
         )
     plan['warnings'] = [
         *shape_warnings(source, target or source, layout),
@@ -119,7 +120,7 @@ def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]
 
 def _neighbours(value: int, step: int, most: int) -> str:
     near = [n for n in (value // step * step, -(-value // step) * step) if 0 < n <= most]
-    return f'nearest: {" or ".join(map(str, near))}' if near else 'none fits below the source\'s size'
+    return f'nearest: {" or ".join(map(str, near))}' if near else "none fits below the source's size"
 
 
 def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> list[str]:
@@ -131,14 +132,14 @@ def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> li
         if value % TENSOR_CORE:
             warnings.append(
                 f'{key}={value} is no multiple of {TENSOR_CORE}: tensor cores in bfloat16 need that, so much slower on '
-                f'GPUs; {nearest}.',
+                f'GPUs; {nearest}.'
             )
         elif value % ALIGNED:
             warnings.append(f'{key}={value} is no multiple of {ALIGNED}: slower on GPUs; {nearest}.')
     if target.head_dim % TENSOR_CORE:
         warnings.append(
             f'head_dim={target.head_dim} is no multiple of {TENSOR_CORE}: fused attention pads it or does not support '
-            'it; it is inherited from the source.',
+            'it; it is inherited from the source.'
         )
     heads = {key: getattr(target, key) for key in ('num_attention_heads', 'num_key_value_heads')}
     odd = [f'{key}={value}' for key, value in heads.items() if value % 2 and value > 1]
@@ -154,16 +155,17 @@ def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> l
     keys = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size')
     ratios = {key: getattr(target, key) / getattr(source, key) for key in keys}
     warnings = [
-        f'{key}={getattr(target, key)} keeps {ratio:.0%} of the source\'s {getattr(source, key)}: with less than '
+        f"{key}={getattr(target, key)} keeps {ratio:.0%} of the source's {getattr(source, key)}: with less than "
         f'{LEAST_KEPT:.0%} of an axis little of what the source has learned survives; expect a long continued '
         'pre-training.'
-        for key, ratio in ratios.items() if ratio < LEAST_KEPT
+        for key, ratio in ratios.items()
+        if ratio < LEAST_KEPT
     ]
     low, high = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
     if ratios[high] > MOST_UNEVEN * ratios[low]:
         warnings.append(
-            f'{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source\'s proportions; '
-            f'params: {count_parameters(layout, target).total} proposes a shape of this size near them.',
+            f"{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source's proportions; "
+            f'params: {count_parameters(layout, target).total} proposes a shape of this size near them.'
         )
     return warnings
 
@@ -171,7 +173,7 @@ def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> l
 def _run_warnings(
     config: PretrainedConfig,
     source: ModelShape,
-    target: Optional[ModelShape],
+    target: ModelShape | None,
     setup: TrainingSetup,
     estimates: dict[str, MemoryEstimate],
 ) -> list[str]:
@@ -180,7 +182,7 @@ def _run_warnings(
         warnings.append('the target is the source: there is nothing to prune.')
     longest = getattr(config, 'max_position_embeddings', None)
     if longest is not None and setup.seq_len > longest:
-        warnings.append(f'seq_len={setup.seq_len} is more than the source\'s {longest} positions.')
+        warnings.append(f"seq_len={setup.seq_len} is more than the source's {longest} positions.")
     for stage, parts in estimates.items():
         if parts.total > GPU_BYTES:
             remedies = [] if setup.activation_checkpointing else ['activation checkpointing']

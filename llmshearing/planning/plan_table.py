@@ -1,7 +1,8 @@
 """A plan as lines of text: two columns of numbers, source and target, and one of ratios."""
+
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from llmshearing.models.shapes import TARGET_KEYS
 
@@ -50,15 +51,16 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
     seq_len = plan['setup']['seq_len']
     lines.append(
         f'FLOPs: 6 x matrix parameters (with LM head) + 12 x layers x heads x head_dim x {seq_len} positions. '
-        'KV cache: bfloat16.',
+        'KV cache: bfloat16.'
     )
     return lines
 
 
-def _compared(label: str, source: int, target: Optional[int], unit: str = '', scale: float = 1) -> str:
+def _compared(label: str, source: int, target: int | None, unit: str = '', scale: float = 1) -> str:
     def text(value: int) -> str:
         number = f'{value:,}' if scale == 1 else f'{value / scale:,.2f}'
         return f'{number} {unit}'.rstrip()
+
     if target is None:
         return _row(label, text(source))
     return _row(label, text(source), text(target), f'{target / source:.1%}')
@@ -74,12 +76,14 @@ def _cut_lines(plan: dict[str, Any]) -> list[str]:
 
 def _memory_lines(plan: dict[str, Any]) -> list[str]:
     setup, memory = plan['setup'], plan['memory']
-    described = ', '.join((
-        f'{setup["gpus"]} x {setup["sharding"]}',
-        setup['precision'],
-        f'micro-batch {setup["micro_batch"]} x {setup["seq_len"]} tokens',
-        f'activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}',
-    ))
+    described = ', '.join(
+        (
+            f'{setup["gpus"]} x {setup["sharding"]}',
+            setup['precision'],
+            f'micro-batch {setup["micro_batch"]} x {setup["seq_len"]} tokens',
+            f'activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}',
+        )
+    )
     lines = ['', f'memory per GPU: {described}', _row('  GiB', *memory)]
     for key, label in MEMORY_LABELS.items():
         if key in RARE and not any(parts[key] for parts in memory.values()):

@@ -9,13 +9,15 @@ of one and of two periods of the layer pattern, give it for any number; a trace 
 Fake tensors take the CPU's kernels, with fused attention. Those of a GPU are expected to save the same tensors for the
 backward pass (not measured here); workspaces of kernels and fragmentation are not in it.
 """
+
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, Collection, Iterator
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +87,8 @@ def trace_step(
             checkpointing,
             parameter_dtype,
             masked_axes,
-        ) for layers in (period, 2 * period)
+        )
+        for layers in (period, 2 * period)
     )
     per_layer = [(more - few) / period for few, more in zip(first, second)]
     saved, forward, backward = (few + more * (shape.num_hidden_layers - period) for few, more in zip(first, per_layer))

@@ -4,6 +4,7 @@ A loader finds a broken shard when it comes to it, hours into a run, and a token
 never, or as an error of the GPU. Looking beforehand costs one reading of the data. Folders written by others
 are checked as well.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -35,8 +36,14 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
     """
     folder = Path(folder)
     readers = _read_index(folder)
-    facts: dict[str, Any] = {'samples': 0, 'shards': len(readers), 'bytes': 0, 'columns': {}, 'hashes': set(),
-                             'largest_id': None}
+    facts: dict[str, Any] = {
+        'samples': 0,
+        'shards': len(readers),
+        'bytes': 0,
+        'columns': {},
+        'hashes': set(),
+        'largest_id': None,
+    }
     for reader in readers:
         stored = reader.zip_data or reader.raw_data
         path = folder / stored.basename
@@ -49,8 +56,10 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
             least, largest = _range_of_ids(path, reader, data)
             if least < 0 or largest >= vocab_size:
                 as_read = ' (bytes, read as int64)' if facts['columns']['tokens'] == 'bytes' else ''
-                raise ValueError(f'{path} has the token id {least if least < 0 else largest}, outside a vocabulary of '
-                                 f"{vocab_size}{as_read}; prepare it with the model's own tokenizer")
+                raise ValueError(
+                    f'{path} has the token id {least if least < 0 else largest}, outside a vocabulary of '
+                    f"{vocab_size}{as_read}; prepare it with the model's own tokenizer"
+                )
             facts['largest_id'] = max(largest, facts['largest_id'] or 0)
     facts['hashes'] = sorted(facts['hashes'])
     return facts
@@ -58,6 +67,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
 
 def _read_index(folder: Path) -> list[MDSReader]:
     from streaming.base.format import reader_from_json
+
     path = folder / 'index.json'
     if not path.exists():
         raise ValueError(f'{folder} has no index.json: it is not an MDS folder, or was never finished')
@@ -68,20 +78,24 @@ def _read_index(folder: Path) -> list[MDSReader]:
         return [reader_from_json(str(folder), None, shard) for shard in shards]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again',
+            f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again'
         ) from error
 
 
 def _read_whole(path: Path, stored: FileInfo) -> bytes:
     from streaming.base.hashing import get_hash
+
     data = path.read_bytes() if path.exists() else b''
     if len(data) != stored.bytes:
-        raise ValueError(f'{path} has {len(data)} bytes, its index says {stored.bytes}: it is missing or cut; '
-                         'fetch or prepare it again')
+        raise ValueError(
+            f'{path} has {len(data)} bytes, its index says {stored.bytes}: it is missing or cut; '
+            'fetch or prepare it again'
+        )
     for algorithm, expected in stored.hashes.items():
         if get_hash(algorithm, data) != expected:
-            raise ValueError(f'{path} has changed since it was written ({algorithm} differs); fetch or prepare it '
-                             'again')
+            raise ValueError(
+                f'{path} has changed since it was written ({algorithm} differs); fetch or prepare it again'
+            )
     return data
 
 
@@ -89,8 +103,10 @@ def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]
     """Least and largest id in a shard's column ``tokens``: integers, or bytes of int64 as llm-foundry writes them."""
     columns = dict(zip(reader.column_names, reader.column_encodings))
     if columns.get('tokens', '').split(':')[0] not in ('bytes', 'ndarray'):
-        raise ValueError(f'{path} has no token ids to compare with --vocab-size: its columns are {columns}, expected '
-                         'tokens as ndarray or bytes; tokenize the text first, or leave --vocab-size out')
+        raise ValueError(
+            f'{path} has no token ids to compare with --vocab-size: its columns are {columns}, expected '
+            'tokens as ndarray or bytes; tokenize the text first, or leave --vocab-size out'
+        )
     data = _decompressed(path, reader, data)
     try:
         reader.validate(allow_unsafe_types=False)
@@ -114,6 +130,7 @@ def _range(ids: np.ndarray) -> tuple[int, int]:
 
 def _decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
     from streaming.base.compression import decompress
+
     if not reader.zip_data:
         return data
     try:
@@ -121,8 +138,10 @@ def _decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
     except Exception as error:  # every compression's library has its own kinds
         raise ValueError(f'{path} cannot be decompressed ({error}); fetch or prepare it again') from error
     if len(data) != reader.raw_data.bytes:
-        raise ValueError(f'{path} has {len(data)} bytes when decompressed, its index says {reader.raw_data.bytes}; '
-                         'fetch or prepare it again')
+        raise ValueError(
+            f'{path} has {len(data)} bytes when decompressed, its index says {reader.raw_data.bytes}; '
+            'fetch or prepare it again'
+        )
     return data
 
 
@@ -143,8 +162,11 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
     manifest = out / MANIFEST
     if (out / 'index.json').exists() or not out.is_dir():
         return {'.': check_folder(out, vocab_size)}
-    folders = sorted(path.parent.relative_to(out).as_posix() for path in out.rglob('index.json')
-                     if not any(part.startswith('.') for part in path.relative_to(out).parts))
+    folders = sorted(
+        path.parent.relative_to(out).as_posix()
+        for path in out.rglob('index.json')
+        if not any(part.startswith('.') for part in path.relative_to(out).parts)
+    )
     if not folders:
         raise ValueError(f'{out} holds no finished MDS folder')
     result = {folder: check_folder(out / folder, vocab_size) for folder in folders}
@@ -156,8 +178,10 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
             for split, expected in entry['splits'].items():
                 found = result.get(f'{split}/{domain}', {}).get('samples')
                 if found != expected['samples']:
-                    raise ValueError(f'{out}/{split}/{domain} has {found or "no"} samples, the manifest says '
-                                     f'{expected["samples"]}; prepare it again')
+                    raise ValueError(
+                        f'{out}/{split}/{domain} has {found or "no"} samples, the manifest says '
+                        f'{expected["samples"]}; prepare it again'
+                    )
     elif (out / '.prepare').exists():
         raise ValueError(f'{out} is unfinished: prepare was interrupted; run it again to continue')
     return result

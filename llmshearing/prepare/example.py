@@ -3,6 +3,7 @@
 An installation of Python carries three kinds of text different enough to be domains: source code, documentation strings
 and descriptions of packages. Each is written in another of the formats that `prepare` reads.
 """
+
 from __future__ import annotations
 
 import ast
@@ -56,12 +57,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> str:
     """Trains and saves a byte-level BPE tokenizer with ``<s>`` and ``</s>``, and returns the folder's name."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=['<s>', EOS], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=['<s>', EOS],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token=EOS).save_pretrained(folder)
     return str(folder)
 

@@ -1,4 +1,5 @@
 """``manifest.json``: what of it others rely on, and telling it from another program's file of that name."""
+
 from __future__ import annotations
 
 import json
@@ -34,8 +35,9 @@ def parse_manifest(text: str, where: Any) -> dict[str, Any]:
                 if not isinstance(samples, int) and not found.get('unfinished'):
                     raise ValueError(f'{split} of {domain} has no number of samples')
     except ValueError as error:  # also what is not JSON
-        raise ValueError(f'{where} is not a manifest that prepare wrote ({error}); move it away, or name another '
-                         'folder') from error
+        raise ValueError(
+            f'{where} is not a manifest that prepare wrote ({error}); move it away, or name another folder'
+        ) from error
     return found
 
 

@@ -5,6 +5,7 @@ that an interrupted run continues at the last piece. Sample i of a split is then
 that file: packing is cutting. Shards are written to a working folder and renamed when complete, because a folder with
 an index is a folder that a loader believes.
 """
+
 from __future__ import annotations
 
 import json
@@ -101,8 +102,17 @@ class Journal:
             path.unlink()
 
 
-def write_samples(ids: Path, folder: Path, samples: int, max_seq_len: int, dtype: str, *, compression: str | None,
-                  hashes: Sequence[str], shard_size: int | str) -> None:
+def write_samples(
+    ids: Path,
+    folder: Path,
+    samples: int,
+    max_seq_len: int,
+    dtype: str,
+    *,
+    compression: str | None,
+    hashes: Sequence[str],
+    shard_size: int | str,
+) -> None:
     """Cuts a file of ids into samples and writes them as MDS shards.
 
     Args:
@@ -116,11 +126,13 @@ def write_samples(ids: Path, folder: Path, samples: int, max_seq_len: int, dtype
         shard_size (int | str): Largest shard.
     """
     from streaming import MDSWriter
+
     shutil.rmtree(folder, ignore_errors=True)
     columns = {'tokens': f'ndarray:{dtype}:{max_seq_len}'}
     # Not used as a context manager: leaving one on an error would write an index over the shards there are.
-    writer = MDSWriter(columns=columns, out=str(folder), compression=compression, hashes=list(hashes),
-                       size_limit=shard_size)
+    writer = MDSWriter(
+        columns=columns, out=str(folder), compression=compression, hashes=list(hashes), size_limit=shard_size
+    )
     try:
         rows = max(1, BLOCK // max_seq_len)
         with open(ids, 'rb') as file:
@@ -133,8 +145,9 @@ def write_samples(ids: Path, folder: Path, samples: int, max_seq_len: int, dtype
         writer.cancel_future_jobs()
 
 
-def check_writer_options(compression: str | None, hashes: Sequence[str], shard_size: int | str,
-                         sample_bytes: int) -> None:
+def check_writer_options(
+    compression: str | None, hashes: Sequence[str], shard_size: int | str, sample_bytes: int
+) -> None:
     """Tries the writer's options before hours of work.
 
     Raises:
@@ -143,6 +156,7 @@ def check_writer_options(compression: str | None, hashes: Sequence[str], shard_s
     from streaming.base.compression import get_compressions, is_compression
     from streaming.base.hashing import get_hashes, is_hash
     from streaming.base.util import bytes_to_int
+
     if compression and not is_compression(compression):
         raise ValueError(f'compression is {compression!r}; expected one of {", ".join(sorted(get_compressions()))}')
     for algorithm in hashes:
@@ -153,5 +167,6 @@ def check_writer_options(compression: str | None, hashes: Sequence[str], shard_s
     except (ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"shard_size is {shard_size!r}; expected bytes, such as 67108864 or '64mb'") from error
     if not sample_bytes + (1 << 10) <= limit < 1 << 32:
-        raise ValueError(f'shard_size is {shard_size!r}; expected less than 4 GB and room for a sample of '
-                         f'{sample_bytes} bytes')
+        raise ValueError(
+            f'shard_size is {shard_size!r}; expected less than 4 GB and room for a sample of {sample_bytes} bytes'
+        )

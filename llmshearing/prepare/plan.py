@@ -11,6 +11,7 @@ domains could otherwise fall into two splits, as each domain has intervals of it
 Memory does not grow with the input: hashes are on disk, duplicates are found bucket by bucket, and the intervals come
 from a histogram over u.
 """
+
 from __future__ import annotations
 
 import math
@@ -76,8 +77,9 @@ def place(low: np.ndarray, seed: int) -> np.ndarray:
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(46)).astype(np.int64)
 
 
-def intervals(demands: Sequence[Demand], size: np.ndarray, size_squared: np.ndarray, rate: TokenRate,
-              max_seq_len: int) -> np.ndarray:
+def intervals(
+    demands: Sequence[Demand], size: np.ndarray, size_squared: np.ndarray, rate: TokenRate, max_seq_len: int
+) -> np.ndarray:
     """Ends of the splits' intervals, in bins: split i owns the bins from ``ends[i - 1]`` (or 0) to ``ends[i]``.
 
     A budget without a fraction takes what surely holds it, but a split that is not the last takes at most half of what
@@ -108,7 +110,7 @@ def intervals(demands: Sequence[Demand], size: np.ndarray, size_squared: np.ndar
             end = start
         else:
             taken, squares = below[start:] - below[start], squares_below[start:] - squares_below[start]
-            spread = np.sqrt(squares * rate.deviation**2 + (taken * rate.error)**2)
+            spread = np.sqrt(squares * rate.deviation**2 + (taken * rate.error) ** 2)
             sure = np.minimum(rate.mean * taken - DEVIATIONS * spread, rate.mean * taken / MARGIN)
             enough = sure >= demand.tokens + max_seq_len
             end = start + int(enough.argmax()) if enough.any() else limit

@@ -5,6 +5,7 @@ torch and all, and fails in a script without a guard; and its workers outlive a 
 runs this module does neither: it imports what its tasks need, and leaves when its pipe closes, which the system does
 however the parent ends.
 """
+
 from __future__ import annotations
 
 import os
@@ -34,8 +35,9 @@ class WorkerPool:
             ours, theirs = Pipe()
             command = [sys.executable, '-m', 'llmshearing.prepare.pool', str(theirs.fileno())]
             environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-            self.processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                                                   env=environment))
+            self.processes.append(
+                subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+            )
             theirs.close()
             self._pipes.append(ours)
         self._setup = (initializer, arguments)
@@ -107,7 +109,7 @@ class WorkerPool:
     def _death(self, pipe: Connection) -> RuntimeError:
         code = self.processes[self._pipes.index(pipe)].wait()
         return RuntimeError(
-            f'a worker process of prepare died (exit code {code}); if the machine ran out of memory, use fewer workers',
+            f'a worker process of prepare died (exit code {code}); if the machine ran out of memory, use fewer workers'
         )
 
 

@@ -9,6 +9,7 @@ Every pass is journaled in the working folder under a name that is a hash of all
 is started again continues, and one that asks for something else starts afresh. Finished folders are renamed into place
 and ``manifest.json`` is written last.
 """
+
 from __future__ import annotations
 
 import errno
@@ -49,8 +50,14 @@ log = logging.getLogger(__name__)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def prepare(spec: Mapping[str, Any] | Spec, *, documents: Mapping[str, Iterable[str]] | None = None,
-            workers: int | None = None, overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
+def prepare(
+    spec: Mapping[str, Any] | Spec,
+    *,
+    documents: Mapping[str, Iterable[str]] | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Tokenizes and packs the documents of every domain into ``OUT/{split}/{domain}`` and writes ``OUT/manifest.json``.
 
     Args:
@@ -80,9 +87,12 @@ def prepare(spec: Mapping[str, Any] | Spec, *, documents: Mapping[str, Iterable[
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        raise OSError(error.errno, f'{os.strerror(error.errno)}; nothing unfinished was left in place. Make room (the '
-                      'output and as much again for the largest domain) and run again: finished work is kept',
-                      error.filename or spec.work) from error
+        raise OSError(
+            error.errno,
+            f'{os.strerror(error.errno)}; nothing unfinished was left in place. Make room (the '
+            'output and as much again for the largest domain) and run again: finished work is kept',
+            error.filename or spec.work,
+        ) from error
 
 
 def _with_documents(spec: Mapping[str, Any] | Spec, documents: Mapping[str, Iterable[str]]) -> dict[str, Any]:
@@ -115,8 +125,9 @@ def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[
     tokenizer = plan_tokenizer(spec.tokenizer, spec.bos, spec.eos)
     if tokenizer.bos is None and tokenizer.eos is None:
         log.warning('Neither bos nor eos is put between documents: they run into each other.')
-    check_writer_options(spec.compression, spec.hashes, spec.shard_size,
-                         spec.max_seq_len * np.dtype(tokenizer.dtype).itemsize)
+    check_writer_options(
+        spec.compression, spec.hashes, spec.shard_size, spec.max_seq_len * np.dtype(tokenizer.dtype).itemsize
+    )
     if spec.remote:
         check_remote(spec.remote)
     places = ('out', 'remote', 'work', 'tokenizer')
@@ -157,8 +168,13 @@ def _warn_of_small_disk(inputs: list[Input], context: Context) -> None:
     need = max(sizes) + (0 if spec.compression else sum(sizes) if spec.out else max(sizes))
     free = shutil.disk_usage(spec.work).free
     if need > free:
-        log.warning('%.1f GB will be needed in %s, where %.1f GB are free. Set work or out to a larger disk, or make '
-                    'room: should it run full, the same command continues.', need / 1e9, spec.work, free / 1e9)
+        log.warning(
+            '%.1f GB will be needed in %s, where %.1f GB are free. Set work or out to a larger disk, or make '
+            'room: should it run full, the same command continues.',
+            need / 1e9,
+            spec.work,
+            free / 1e9,
+        )
 
 
 def _finish(item: Input, context: Context, duplicate: np.ndarray) -> dict[str, Any]:
@@ -188,8 +204,16 @@ def _pack(item: Input, context: Context, duplicate: np.ndarray, shards: Path) ->
         samples = lengths[index] // spec.max_seq_len
         if not samples:
             raise too_small(item, split.name, lengths[index], spec)
-        write_samples(journal.paths[index], shards / split.name, samples, spec.max_seq_len, dtype,
-                      compression=spec.compression, hashes=spec.hashes, shard_size=spec.shard_size)
+        write_samples(
+            journal.paths[index],
+            shards / split.name,
+            samples,
+            spec.max_seq_len,
+            dtype,
+            compression=spec.compression,
+            hashes=spec.hashes,
+            shard_size=spec.shard_size,
+        )
         tokens = samples * spec.max_seq_len
         start = int(item.ends[index - 1]) if index else 0
         splits[split.name] = {
@@ -203,8 +227,9 @@ def _pack(item: Input, context: Context, duplicate: np.ndarray, shards: Path) ->
             'hash_interval': [start / BINS, int(item.ends[index]) / BINS],
         }
         if budget is not None and tokens < budget:
-            log.warning('domains.%s, split %s: budget missed, %s of %s tokens', item.domain.name, split.name, tokens,
-                        budget)
+            log.warning(
+                'domains.%s, split %s: budget missed, %s of %s tokens', item.domain.name, split.name, tokens, budget
+            )
     journal.remove()
     return splits
 
@@ -224,8 +249,13 @@ def _manifest(context: Context, inputs: list[Input], entries: dict[str, Any]) ->
             'documents_unassigned': counts['documents'] - item.duplicates - sum(item.chosen),
             'splits': splits,
         }
-    totals = {split.name: {what: sum(entry[split.name][what] for entry in entries.values() if split.name in entry)
-                           for what in ('samples', 'tokens', 'documents')} for split in spec.splits}
+    totals = {
+        split.name: {
+            what: sum(entry[split.name][what] for entry in entries.values() if split.name in entry)
+            for what in ('samples', 'tokens', 'documents')
+        }
+        for split in spec.splits
+    }
     return {
         'llmshearing': __version__,
         'key': context.key,

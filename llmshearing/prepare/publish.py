@@ -4,6 +4,7 @@ A folder of shards is renamed into place in one step, and what it replaces is re
 where nothing can be renamed, the indexes of an earlier data set are emptied before the first shard is uploaded, and
 each new one follows its shards: a loader believes the index.
 """
+
 from __future__ import annotations
 
 import errno
@@ -36,8 +37,9 @@ def locked(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f'another prepare is at work in {work}; wait for it, or set work to another '
-                             'folder') from error
+            raise ValueError(
+                f'another prepare is at work in {work}; wait for it, or set work to another folder'
+            ) from error
         try:
             yield
         finally:
@@ -116,8 +118,9 @@ def _find_local(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
         for split in spec.splits:
             folder = out / split.name / domain.name
             if folder.exists() and not ours and not overwrite:
-                raise ValueError(f'{folder} exists and is not of this run; choose another out, or replace it with '
-                                 '--overwrite')
+                raise ValueError(
+                    f'{folder} exists and is not of this run; choose another out, or replace it with --overwrite'
+                )
     return None
 
 
@@ -134,8 +137,10 @@ def _find_remote(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None
     elif not overwrite:
         for folder in _folders_wanted(spec):
             if has_index(spec.remote, folder):
-                raise ValueError(f'{spec.remote.rstrip("/")}/{folder} exists and is not of this run; choose another '
-                                 'out, or replace it with --overwrite')
+                raise ValueError(
+                    f'{spec.remote.rstrip("/")}/{folder} exists and is not of this run; choose another '
+                    'out, or replace it with --overwrite'
+                )
     return None
 
 
@@ -147,8 +152,9 @@ def _read_own(text: str, where: Any, key: str) -> tuple[dict[str, Any] | None, s
         return None, str(error)
     if found['key'] == key:
         return found, ''
-    return None, (f'the key in its {MANIFEST} is {found["key"]}, that of this request {key}: other input, spec or '
-                  'tokenizer')
+    return None, (
+        f'the key in its {MANIFEST} is {found["key"]}, that of this request {key}: other input, spec or tokenizer'
+    )
 
 
 def _another(place: str, why: str) -> ValueError:
@@ -156,8 +162,12 @@ def _another(place: str, why: str) -> ValueError:
 
 
 def _folders_wanted(spec: Spec) -> list[str]:
-    return [f'{split.name}/{domain.name}' for domain in spec.domains for split in spec.splits
-            if spec.budget(domain, split) != 0]
+    return [
+        f'{split.name}/{domain.name}'
+        for domain in spec.domains
+        for split in spec.splits
+        if spec.budget(domain, split) != 0
+    ]
 
 
 def claim_remote(spec: Spec, key: str) -> None:

@@ -4,6 +4,7 @@ Those can fetch a file and put one, in every store; hardly one can list, and non
 longer holds is written over rather than removed: an emptied index is a folder that no loader takes for data, and an
 unfinished manifest says whose shards are being uploaded. What is left over of older shards is never listed again.
 """
+
 from __future__ import annotations
 
 import tempfile
@@ -21,11 +22,14 @@ def check_remote(remote: str) -> None:
         ValueError: If Streaming cannot write to it.
     """
     from streaming.base.storage.upload import UPLOADERS, CloudUploader
+
     scheme = remote.split(':', 1)[0] if ':' in remote else ''
     possible = set(UPLOADERS) - {'hf'}  # whose uploader refuses a local folder beside the address
     if scheme not in possible:
-        raise ValueError(f'{remote} begins with {scheme!r}, which Streaming cannot write to; it can write to '
-                         f'{", ".join(sorted(filter(None, possible)))} and to local folders')
+        raise ValueError(
+            f'{remote} begins with {scheme!r}, which Streaming cannot write to; it can write to '
+            f'{", ".join(sorted(filter(None, possible)))} and to local folders'
+        )
     with tempfile.TemporaryDirectory() as empty:
         try:
             CloudUploader.get((empty, remote), keep_local=True)
@@ -36,6 +40,7 @@ def check_remote(remote: str) -> None:
 def upload(folder: Path, remote: str) -> None:
     """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
     from streaming.base.storage.upload import CloudUploader
+
     with tempfile.TemporaryDirectory() as empty:  # it insists on an empty folder when it is made
         uploader = CloudUploader.get((empty, remote), keep_local=True)
     uploader.local = str(folder)
@@ -60,6 +65,7 @@ def read_remote(remote: str, name: str) -> str | None:
         ValueError: If the store does not say whether there is one.
     """
     from streaming.base.storage.download import CloudDownloader
+
     address, trouble = f'{remote.rstrip("/")}/{name}', None
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / 'copy'
@@ -71,16 +77,21 @@ def read_remote(remote: str, name: str) -> str | None:
             trouble = error
         if copy.exists() and trouble is None:
             return copy.read_text(encoding='utf-8', errors='replace')
-    raise ValueError(f'cannot tell whether there is a {address} ({trouble or "nothing was downloaded"}), and nothing '
-                     'is overwritten unseen; correct out, or allow its credentials to read and list') from trouble
+    raise ValueError(
+        f'cannot tell whether there is a {address} ({trouble or "nothing was downloaded"}), and nothing '
+        'is overwritten unseen; correct out, or allow its credentials to read and list'
+    ) from trouble
 
 
 def _says_missing(error: Exception) -> bool:
     """Whether an error of a store's library says that there is no such object, which "forbidden" does not."""
     error = error.__cause__ or error  # Streaming makes some, "forbidden" among them, a FileNotFoundError
     response = getattr(error, 'response', None)  # S3: a mapping; Hugging Face: an answer with a status
-    code = response.get('Error', {}).get('Code') if isinstance(response, Mapping) else getattr(
-        response, 'status_code', None)
+    code = (
+        response.get('Error', {}).get('Code')
+        if isinstance(response, Mapping)
+        else getattr(response, 'status_code', None)
+    )
     codes = [code, *(getattr(error, name, None) for name in ('code', 'status', 'status_code'))]  # Google, OCI, Azure
     codes = [code for code in codes if isinstance(code, (int, str))]
     if codes:

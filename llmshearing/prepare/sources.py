@@ -5,6 +5,7 @@ another process. Reading is a thousand times cheaper than tokenizing, so one rea
 columnar files need no seeking, and the order of pieces does not depend on who works on them. A piece ends where a
 document ends, and where pieces end has no influence on the result.
 """
+
 from __future__ import annotations
 
 import glob as globbing
@@ -91,8 +92,10 @@ def _find_in_folder(folder: Path, domain: Domain, where: str) -> list[Source]:
     is_saved_dataset = any((folder / marker).exists() for marker in _HF_MARKERS)
     if domain.format == 'hf' or (domain.format == 'auto' and is_saved_dataset):
         if not is_saved_dataset:
-            raise ValueError(f'{where} is not a data set on disk (no {" or ".join(_HF_MARKERS)}); write one with '
-                             'datasets.Dataset.save_to_disk, or name another format')
+            raise ValueError(
+                f'{where} is not a data set on disk (no {" or ".join(_HF_MARKERS)}); write one with '
+                'datasets.Dataset.save_to_disk, or name another format'
+            )
         return [Source(str(folder), 'hf')]
     found = (p for p in folder.glob(domain.glob or '**/*') if p.is_file())
     files = sorted(str(p) for p in found if not any(part.startswith('.') for part in p.relative_to(folder).parts))
@@ -104,8 +107,10 @@ def _find_in_folder(folder: Path, domain: Domain, where: str) -> list[Source]:
             return [Source(f, 'txt' if _ending(f) == 'txt' else 'file') for f in files]
         if len(records) < len(files):
             other = next(f for f in files if f not in set(records))
-            raise ValueError(f'{where} holds both record files ({records[0]}) and others ({other}); choose with glob, '
-                             "e.g. '**/*.jsonl', or set format: folder to take each file as one document")
+            raise ValueError(
+                f'{where} holds both record files ({records[0]}) and others ({other}); choose with glob, '
+                "e.g. '**/*.jsonl', or set format: folder to take each file as one document"
+            )
     return [Source(f, _kind(f, domain, where)) for f in files]
 
 
@@ -123,8 +128,10 @@ def _kind(path: str, domain: Domain, where: str) -> str:
         raise ValueError(f'{where} is a file; format hf reads a folder written by datasets.Dataset.save_to_disk')
     kind = domain.format if domain.format != 'auto' else _ending(path)
     if kind is None:
-        raise ValueError(f'{where}: the format of {path} cannot be told from its name; set format to one of jsonl, '
-                         'txt, parquet, or folder (a file is a document)')
+        raise ValueError(
+            f'{where}: the format of {path} cannot be told from its name; set format to one of jsonl, '
+            'txt, parquet, or folder (a file is a document)'
+        )
     return kind
 
 
@@ -134,6 +141,7 @@ def open_binary(path: str) -> BinaryIO:
         return gzip.open(path, 'rb')
     if path.lower().endswith('.zst'):
         import pyarrow
+
         return io.BufferedReader(pyarrow.input_stream(path, compression='zstd'))
     return open(path, 'rb')
 
@@ -184,8 +192,9 @@ def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Pi
     except (EOFError, zlib.error, OSError) as error:
         if getattr(error, 'errno', None) is not None:  # the system's own errors say enough
             raise
-        raise ValueError(f'domains.{domain.name}: {source.path} is broken or truncated ({error}); fetch it '
-                         'again') from error
+        raise ValueError(
+            f'domains.{domain.name}: {source.path} is broken or truncated ({error}); fetch it again'
+        ) from error
     if rest:
         if kind == 'json' and not checked:
             _check_text_key(bytes(rest), source, domain)
@@ -221,12 +230,15 @@ def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
 
 
 def _no_text(domain: Domain, source: Source, names: Any) -> ValueError:
-    return ValueError(f'domains.{domain.name}: {source.path} has no {domain.text_key!r}, only {", ".join(names)}; set '
-                      'text_key to the one that holds the text')
+    return ValueError(
+        f'domains.{domain.name}: {source.path} has no {domain.text_key!r}, only {", ".join(names)}; set '
+        'text_key to the one that holds the text'
+    )
 
 
 def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
     import pyarrow
+
     first, texts, size = 1, [], 0
     batches = _parquet_batches(source, domain) if source.kind == 'parquet' else _hf_batches(source, domain)
     try:
@@ -245,6 +257,7 @@ def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[
 
 def _parquet_batches(source: Source, domain: Domain) -> Iterator[list]:
     from pyarrow import parquet
+
     with parquet.ParquetFile(source.path, buffer_size=1 << 20) as file:
         if domain.text_key not in file.schema_arrow.names:
             raise _no_text(domain, source, file.schema_arrow.names)
@@ -254,14 +267,16 @@ def _parquet_batches(source: Source, domain: Domain) -> Iterator[list]:
 
 def _hf_batches(source: Source, domain: Domain) -> Iterator[list]:
     import datasets
+
     dataset = datasets.load_from_disk(source.path)
     if isinstance(dataset, datasets.DatasetDict):
         names = list(dataset)
         if domain.hf_split is None and len(names) > 1:
             raise ValueError(f'domains.{domain.name}: {source.path} has the splits {", ".join(names)}; set hf_split')
         if domain.hf_split is not None and domain.hf_split not in names:
-            raise ValueError(f'domains.{domain.name}.hf_split is {domain.hf_split!r}; {source.path} has '
-                             f'{", ".join(names)}')
+            raise ValueError(
+                f'domains.{domain.name}.hf_split is {domain.hf_split!r}; {source.path} has {", ".join(names)}'
+            )
         dataset = dataset[domain.hf_split or names[0]]
     if domain.text_key not in dataset.column_names:
         raise _no_text(domain, source, dataset.column_names)

@@ -3,6 +3,7 @@
 Every key has one meaning and one default, written beside it in the dataclasses below; a key that is not known is an
 error which names the nearest one that is, because a misspelt budget that is ignored costs a day of tokenization.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -149,8 +150,10 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
         open_ended = split.fraction is None and split.tokens is None
         greedy = [domain.name for domain in domains if open_ended and split.name not in domain.tokens]
         if greedy:
-            raise ValueError(f'splits.{split.name} has neither fraction nor tokens, so it would take every document of '
-                             f'{greedy[0]} and leave none to {splits[-1].name}; give it one, or list it last')
+            raise ValueError(
+                f'splits.{split.name} has neither fraction nor tokens, so it would take every document of '
+                f'{greedy[0]} and leave none to {splits[-1].name}; give it one, or list it last'
+            )
     return Spec(
         tokenizer=str(raw['tokenizer']),
         max_seq_len=_whole(raw['max_seq_len'], 'max_seq_len', least=2),

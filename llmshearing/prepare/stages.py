@@ -1,4 +1,5 @@
 """The three passes of `prepare` over one domain: scan, plan, tokenize. Each continues where its journal ends."""
+
 from __future__ import annotations
 
 import hashlib
@@ -94,8 +95,10 @@ class Input:
             ValueError: If the tokenizer makes nothing of the text.
         """
         if not self.sample[0]:
-            raise ValueError(f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another '
-                             'tokenizer, or leave the domain out')
+            raise ValueError(
+                f'the tokenizer makes no tokens of the text of domains.{self.domain.name}; use another '
+                'tokenizer, or leave the domain out'
+            )
         return TokenRate.measured(*self.sample)
 
 
@@ -132,11 +135,13 @@ def scan(item: Input, context: Context) -> None:
         for name in counts:
             counts[name] += facts[name]
         sample[:] = map(sum, zip(sample, facts['sample']))
-        examples.extend(facts['examples'][:EXAMPLES - len(examples)])
+        examples.extend(facts['examples'][: EXAMPLES - len(examples)])
         if counts['bad'] > limit:
             shown = '; '.join(f'{path}, record {number}: {reason}' for path, number, reason in examples)
-            raise ValueError(f'domains.{domain.name} has more unreadable records than max_bad_lines ({limit}); repair '
-                             f'them or raise max_bad_lines. The first: {shown}')
+            raise ValueError(
+                f'domains.{domain.name} has more unreadable records than max_bad_lines ({limit}); repair '
+                f'them or raise max_bad_lines. The first: {shown}'
+            )
 
     journal = Journal(Path(context.spec.work), item.scan_name(context.tokenizer), ['documents'])
     total = None if any(source.is_packed() for source in item.sources) else item.size
@@ -161,8 +166,10 @@ def scan(item: Input, context: Context) -> None:
         bar.close()
         journal.close()
     if not counts['documents']:
-        raise ValueError(f'domains.{domain.name} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
-                         'unreadable); check path and text_key, or leave the domain out')
+        raise ValueError(
+            f'domains.{domain.name} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
+            'unreadable); check path and text_key, or leave the domain out'
+        )
     for path, number, reason in examples:
         log.warning('domains.%s: skipped %s, record %s: %s', domain.name, path, number, reason)
     item.counts, item.sample = counts, sample
@@ -183,18 +190,18 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
     spec, start = context.spec, 0
     size, size_squared, count = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS, np.int64)
     for block in read_blocks(item.scan_path(spec, context.tokenizer)):
-        fresh = block[duplicate[start:start + len(block)] == 0]
+        fresh = block[duplicate[start : start + len(block)] == 0]
         start += len(block)
         bins = place(fresh['low'], spec.seed)
         size += np.bincount(bins, fresh['size'], BINS)
-        size_squared += np.bincount(bins, fresh['size'].astype(float)**2, BINS)
+        size_squared += np.bincount(bins, fresh['size'].astype(float) ** 2, BINS)
         count += np.bincount(bins, minlength=BINS)
     item.duplicates = item.counts['documents'] - int(count.sum())
     budgets = [spec.budget(item.domain, split) for split in spec.splits]
     demands = [Demand(None if budget == 0 else split.fraction, budget) for split, budget in zip(spec.splits, budgets)]
     item.ends = intervals(demands, size, size_squared, item.rate(), spec.max_seq_len)
     item.chosen = np.diff(np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], item.ends])]).tolist()
-    item.chosen_bytes = int(size[:item.ends[-1]].sum())
+    item.chosen_bytes = int(size[: item.ends[-1]].sum())
     for split, budget, chosen in zip(spec.splits, budgets, item.chosen):
         if budget != 0 and not chosen:
             raise too_small(item, split.name, 0, spec)
@@ -203,10 +210,12 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
 def too_small(item: Input, split: str, tokens: int, spec: Spec) -> ValueError:
     """The error for a split of which not one sample can be made."""
     documents = item.counts['documents'] - item.duplicates
-    return ValueError(f'domains.{item.domain.name}: split {split!r} gets {tokens} tokens of {documents} distinct '
-                      f'documents in all, less than one sample of max_seq_len={spec.max_seq_len}; a document goes to '
-                      'one split only. Give the domain more or shorter documents, the split a larger share, or set '
-                      f'domains.{item.domain.name}.tokens.{split}: 0 to leave it out')
+    return ValueError(
+        f'domains.{item.domain.name}: split {split!r} gets {tokens} tokens of {documents} distinct '
+        f'documents in all, less than one sample of max_seq_len={spec.max_seq_len}; a document goes to '
+        'one split only. Give the domain more or shorter documents, the split a larger share, or set '
+        f'domains.{item.domain.name}.tokens.{split}: 0 to leave it out'
+    )
 
 
 def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Journal, list[int]]:
@@ -222,8 +231,10 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
         each split has (a document that is cut counts).
     """
     spec, domain, dtype = context.spec, item.domain, np.dtype(context.tokenizer.dtype)
-    limits = [None if b is None else -(-b // spec.max_seq_len) * spec.max_seq_len
-              for b in (spec.budget(domain, split) for split in spec.splits)]
+    limits = [
+        None if b is None else -(-b // spec.max_seq_len) * spec.max_seq_len
+        for b in (spec.budget(domain, split) for split in spec.splits)
+    ]
     journal = Journal(Path(spec.work), f'{domain.name}-{context.key}', [split.name for split in spec.splits])
     last = {'piece': -1, 'used': [0] * len(limits)}
     for last in read_journal(Path(spec.work), f'{domain.name}-{context.key}'):
@@ -243,13 +254,17 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
                 if full():
                     break
                 documents = np.fromfile(file, DOCUMENT, facts['documents'])
-                choice = choose(documents, duplicate[start:start + len(documents)] != 0, item.ends, spec.seed)
+                choice = choose(documents, duplicate[start : start + len(documents)] != 0, item.ends, spec.seed)
                 start += len(documents)
                 if number > done and (choice >= 0).any():
                     yield number, (piece, domain.text_key, domain.separator, documents, choice, len(limits))
 
-    bar = context.bar(total=round(item.chosen_bytes * item.rate().mean), unit='tok', desc=f'tokenize {domain.name}',
-                      initial=sum(journal.lengths) // dtype.itemsize)
+    bar = context.bar(
+        total=round(item.chosen_bytes * item.rate().mean),
+        unit='tok',
+        desc=f'tokenize {domain.name}',
+        initial=sum(journal.lengths) // dtype.itemsize,
+    )
     try:
         for number, result in context.pool.map(tokenize_piece, tasks()):
             arrays = []

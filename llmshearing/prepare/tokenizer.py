@@ -7,6 +7,7 @@ otherwise, and for slow tokenizers, workers load the Hugging Face tokenizer itse
 A fast tokenizer needs about 115 bytes of memory per byte of a text. A book-sized document is therefore tokenized in
 overlapping windows, joined where two windows agree, so that memory does not follow the largest document.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -77,8 +78,10 @@ def separators(tokenizer: Any, bos: bool | None, eos: bool | None) -> tuple[int 
     eos = (adds_eos or not bos) if eos is None else eos
     for name, wanted, token_id in (('bos', bos, tokenizer.bos_token_id), ('eos', eos, tokenizer.eos_token_id)):
         if wanted and token_id is None:
-            raise ValueError(f'{name} is wanted between documents but the tokenizer has no {name} token; set '
-                             f'{name}: false, or give the tokenizer one')
+            raise ValueError(
+                f'{name} is wanted between documents but the tokenizer has no {name} token; set '
+                f'{name}: false, or give the tokenizer one'
+            )
     return (tokenizer.bos_token_id if bos else None), (tokenizer.eos_token_id if eos else None)
 
 
@@ -89,11 +92,14 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
         ValueError: If it cannot be loaded, lacks a wanted token, or has an empty vocabulary.
     """
     from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
-                         'a Hugging Face tokenizer, or a name that is in the cache or can be downloaded') from error
+        raise ValueError(
+            f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
+            'a Hugging Face tokenizer, or a name that is in the cache or can be downloaded'
+        ) from error
     vocab = tokenizer.get_vocab()
     size = max(vocab.values(), default=-1) + 1
     bos_id, eos_id = separators(tokenizer, bos, eos)
@@ -146,9 +152,11 @@ class Encoder:
         self._fast = self._slow = None
         if backend is not None:
             from tokenizers import Tokenizer
+
             self._fast = Tokenizer.from_str(backend)
         else:
             from transformers import AutoTokenizer
+
             self._slow = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -173,8 +181,9 @@ class Encoder:
         return np.array(encoding.ids, np.int64), np.array([start for start, _ in encoding.offsets], np.int64)
 
 
-def encode_in_windows(encode: Callable[[str], tuple[np.ndarray, np.ndarray]], text: str, window: int,
-                      overlap: int) -> np.ndarray | None:
+def encode_in_windows(
+    encode: Callable[[str], tuple[np.ndarray, np.ndarray]], text: str, window: int, overlap: int
+) -> np.ndarray | None:
     """Tokenizes a text window by window and joins the results.
 
     Two neighbouring windows share ``overlap`` characters. They are joined at a place where both begin a token and have
@@ -195,24 +204,25 @@ def encode_in_windows(encode: Callable[[str], tuple[np.ndarray, np.ndarray]], te
     begin = 0
     while begin + window < len(text):
         begin += window - overlap
-        next_ids, next_starts = encode(text[begin:begin + window])
+        next_ids, next_starts = encode(text[begin : begin + window])
         next_starts = next_starts + begin
         joint = _find_joint(ids, starts, next_ids, next_starts, begin + overlap // 2)
         if joint is None:
             return None
-        parts.append(ids[:joint[0]])
-        ids, starts = next_ids[joint[1]:], next_starts[joint[1]:]
+        parts.append(ids[: joint[0]])
+        ids, starts = next_ids[joint[1] :], next_starts[joint[1] :]
     return np.concatenate([*parts, ids])
 
 
-def _find_joint(ids: np.ndarray, starts: np.ndarray, next_ids: np.ndarray, next_starts: np.ndarray,
-                middle: int) -> tuple[int, int] | None:
+def _find_joint(
+    ids: np.ndarray, starts: np.ndarray, next_ids: np.ndarray, next_starts: np.ndarray, middle: int
+) -> tuple[int, int] | None:
     """Indices in two windows of the token nearest to ``middle`` around which both agree."""
     _, left, right = np.intersect1d(starts, next_starts, return_indices=True)  # of equal starts, the first token
     for i in np.argsort(np.abs(starts[left] - middle), kind='stable'):
         a, b = left[i], right[i]
         if min(a, b) < _AGREE or a + _AGREE > len(ids) or b + _AGREE > len(next_ids):
             continue
-        if np.array_equal(ids[a - _AGREE:a + _AGREE], next_ids[b - _AGREE:b + _AGREE]):
+        if np.array_equal(ids[a - _AGREE : a + _AGREE], next_ids[b - _AGREE : b + _AGREE]):
             return int(a), int(b)
     return None

@@ -2,6 +2,7 @@
 
 Both are functions of the piece alone, so it does not matter which worker runs them, or how often.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -135,7 +136,7 @@ def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes:
         high, low = hash_text(encoded)
         rows.append((high, low, len(encoded)))
         start = low % (len(text) - _SLICE + 1) if len(text) > _SLICE else 0
-        samples.append((low, text[start:start + _SLICE]))
+        samples.append((low, text[start : start + _SLICE]))
     documents = np.array(rows, DOCUMENT)
     chosen, sizes = [], []
     for _, text in sorted(samples):
@@ -150,8 +151,9 @@ def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes:
     return Scan(documents, empty, bad, examples, [sum(tokens), sum(sizes), *products])
 
 
-def tokenize_piece(piece: Piece, text_key: str, separator: str | None, documents: np.ndarray, choice: np.ndarray,
-                   splits: int) -> Tokens:
+def tokenize_piece(
+    piece: Piece, text_key: str, separator: str | None, documents: np.ndarray, choice: np.ndarray, splits: int
+) -> Tokens:
     """Tokenizes the chosen documents of a piece.
 
     Args:
@@ -182,8 +184,10 @@ def tokenize_piece(piece: Piece, text_key: str, separator: str | None, documents
     for split, document_ids in zip(wanted, ids, strict=True):
         lists[split].append(_wrap(document_ids, _plan))
     empty = np.empty(0, _plan.dtype)
-    return Tokens([np.concatenate([empty, *arrays]) for arrays in lists],
-                  [np.array([len(array) for array in arrays], np.int64) for arrays in lists])
+    return Tokens(
+        [np.concatenate([empty, *arrays]) for arrays in lists],
+        [np.array([len(array) for array in arrays], np.int64) for arrays in lists],
+    )
 
 
 def _changed(piece: Piece) -> ValueError:

@@ -3,6 +3,7 @@
 Sections are built from one or two runs that stand side by side (the second is the one compared with), so every builder
 takes a list of runs; a value that a run does not have is shown as a dash.
 """
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,7 @@ Every picture is one small panel, so that a page can set three side by side on a
 with the text still readable. Colours are the Okabe-Ito set, which colour-blind readers can tell apart; no picture needs
 colour alone, lines also differ in dash or marker.
 """
+
 from __future__ import annotations
 
 import io

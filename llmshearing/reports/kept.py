@@ -4,6 +4,7 @@ The record is what ``export_pruned`` writes as ``pruning.json``; during a run th
 same, plus ``keep_probability`` by axis. With probabilities a map shows how decided every mask is; without them, what
 was kept.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

@@ -4,6 +4,7 @@ PNG files.
 Pictures flow side by side as the window allows; only a wide table scrolls sideways, inside its own box, so the page
 itself never does, on a desk or on a phone.
 """
+
 from __future__ import annotations
 
 import base64
@@ -17,7 +18,7 @@ from llmshearing.reports.blocks import Picture, Section, Table
 from llmshearing.reports.run_files import write_atomically
 
 PAGE = 'report.html'
-STYLE = '''
+STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --rule: #dfe3e8; --link: #0072B2; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1400px; padding: 1rem clamp(0.75rem, 2vw, 2rem) 3rem;
@@ -46,7 +47,7 @@ th:first-child, td:first-child { text-align: left; }
 table.list td { text-align: left; overflow-wrap: anywhere; }
 details { margin: 0.75rem 0; }
 summary { cursor: pointer; color: var(--link); }
-'''
+"""
 
 
 @dataclass(frozen=True)

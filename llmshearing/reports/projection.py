@@ -4,6 +4,7 @@ The law is fitted by ``llmshearing budget fit`` on earlier, smaller runs. It is 
 so far, and shifted to pass through the last measurement as a second value: a law that is right about the slope is
 often wrong about the level (arXiv 2411.10272 judges its fits by the slope for that reason).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

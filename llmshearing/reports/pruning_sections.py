@@ -1,4 +1,5 @@
 """Sections of a pruning run: counts against their targets, what the constraints cost, which units stay."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def counts_section(runs: Sequence[Run]) -> Section | None:
         )
     pictures += curve(
         'sparsity',
-        'share of the layers\' weights removed',
+        "share of the layers' weights removed",
         'Expected overall sparsity by batch, from the product of all scores.',
         series_lines(runs, {f'{PREFIX}expected_sparsity': 'expected', f'{PREFIX}sparsity/target': 'target'}),
         'share',
@@ -67,7 +68,7 @@ def counts_section(runs: Sequence[Run]) -> Section | None:
                 ]
             )
     text = (
-        'A row is the hidden vector, the layers, or one layer\'s KV groups, heads or intermediate dimensions. Expected:'
+        "A row is the hidden vector, the layers, or one layer's KV groups, heads or intermediate dimensions. Expected:"
         ' sum of P(z > 0), mean over rows. Hard: gates above one half. Training is done when both meet the target.'
     )
     return Section('Target, expected and hard counts', [text, *pictures, Table(rows)])

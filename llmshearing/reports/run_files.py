@@ -6,6 +6,7 @@ adds to the page; what is not found is named on the page together with what woul
 may leave half a line in its metrics, so lines that cannot be read are counted, not fatal; and notes from before a
 resume or a fresh start are not taken for the state of the run that goes on.
 """
+
 from __future__ import annotations
 
 import json
@@ -135,8 +136,10 @@ def read_log(path: Path) -> tuple[dict[str, Series], int]:
         ValueError: As :func:`~llmshearing.metrics.lines.read_points`.
     """
     values, broken = read_points(path)
-    return {name: (np.array([*points], dtype=np.float64), np.array([*points.values()], dtype=np.float64))
-            for name, points in values.items()}, broken
+    return {
+        name: (np.array([*points], dtype=np.float64), np.array([*points.values()], dtype=np.float64))
+        for name, points in values.items()
+    }, broken
 
 
 def find_logs(where: str | Path) -> list[Path]:
@@ -259,7 +262,7 @@ def _exported_record(run: Run, notes: list[str]) -> dict[str, Any]:
     found = sorted({*folder.glob('pruning.json'), *folder.glob('*/pruning.json')})
     if len(found) > 1:
         notes.append(
-            f'{len(found)} folders with a pruning.json are beside the metrics, so none was taken for this run\'s'
+            f"{len(found)} folders with a pruning.json are beside the metrics, so none was taken for this run's"
         )
     record = _optional_object(found[0], notes) if len(found) == 1 else {}
     if _ahead(record.get('batches'), run):

@@ -1,4 +1,5 @@
 """The first sections of a page: where the run stands, how it will end, and the source beside the result."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -72,8 +73,10 @@ def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
             remarks.append(f'No projection of {run.name}: {error}.')
             continue
         if planned_tokens(run) is None:
-            remarks.append(f'Nothing tells when {run.name} is to end, so the law is shown at its last evaluation; the '
-                           'callback run_report notes the plan.')
+            remarks.append(
+                f'Nothing tells when {run.name} is to end, so the law is shown at its last evaluation; the '
+                'callback run_report notes the plan.'
+            )
         colour = COLOURS[i % len(COLOURS)]
         lines.append(Line(label(run, runs, 'measured'), found.curve.tokens, found.curve.losses, colour))
         lines.append(Line(label(run, runs, 'law'), found.tokens, found.law, GREY if len(runs) == 1 else colour, '--'))
@@ -107,7 +110,7 @@ def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
     )
     text = (
         'The P2 law at the planned number of tokens; and the last measurement plus the fall that the law still'
-        ' promises. The extrapolation factor says how far outside the law\'s own runs this is.'
+        " promises. The extrapolation factor says how far outside the law's own runs this is."
     )
     return Section('Projected end', [text, *pictures, Table([header, *rows]), *remarks] if rows else remarks)
 

@@ -1,5 +1,6 @@
 """Sections that every run has: loss, learning rates, throughput, evaluation's share of the time, and the data
 mixture."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

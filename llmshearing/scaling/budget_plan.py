@@ -12,6 +12,7 @@ and h = beta * (recoverable loss) nats per e-fold of later tokens, that is
 which is held within the range the table covers. The default gain includes the loss of the tokens that pruning took
 away, so it understates pruning slightly.
 """
+
 from __future__ import annotations
 
 import math
@@ -30,6 +31,7 @@ _LOG_MANY_TOKENS = math.log(1e30)
 @dataclass(frozen=True)
 class Case:
     """What is pruned: size before (N0), fraction removed (rho) and loss of the source (L0)."""
+
     params_before: float
     pruning_rate: float
     source_loss: float
@@ -46,6 +48,7 @@ class Split:
         pruning_share: Pruning tokens as a fraction of all tokens.
         held: Whether the share was held at an end of the range that has been tried.
     """
+
     pruning_tokens: float
     continued_tokens: float
     total_cost: float
@@ -61,15 +64,19 @@ def tokens_for_loss(law: PostTrainingLaw, case: Case, loss: float) -> float:
     """
     floor = law.floor(case.params_before, case.pruning_rate, case.source_loss)
     if loss <= floor:
-        raise ValueError(f'a loss of {loss:g} cannot be reached: the law never gets below {floor:.4f} for this size '
-                         f'and rate; prune less, or start from a better source')
+        raise ValueError(
+            f'a loss of {loss:g} cannot be reached: the law never gets below {floor:.4f} for this size '
+            f'and rate; prune less, or start from a better source'
+        )
     at_one = law.recoverable(case.params_before, case.pruning_rate, 1.0)
     if at_one <= 0:
         raise ValueError('the fitted law does not depend on tokens (D_C = 0); fit it to longer curves')
     log_tokens = math.log(at_one / (loss - floor)) / law.constants['beta']
     if log_tokens > _LOG_MANY_TOKENS:
-        raise ValueError(f'a loss of {loss:g} is so near the floor of {floor:.4f} that more than 1e30 tokens would be '
-                         f'needed; ask for a higher loss')
+        raise ValueError(
+            f'a loss of {loss:g} is so near the floor of {floor:.4f} that more than 1e30 tokens would be '
+            f'needed; ask for a higher loss'
+        )
     return math.exp(log_tokens)
 
 
@@ -90,13 +97,21 @@ def diminishing_point(law: PostTrainingLaw, case: Case, more_tokens: float, leas
     if gain(low) <= 0:
         return 0.0
     if gain(high) > 0:
-        raise ValueError(f'{least_gain:g} nats for {more_tokens:g} tokens is so little that the law still promises it '
-                         f'after any sensible number of tokens; ask for a larger gain')
+        raise ValueError(
+            f'{least_gain:g} nats for {more_tokens:g} tokens is so little that the law still promises it '
+            f'after any sensible number of tokens; ask for a larger gain'
+        )
     return more_tokens * math.exp(brentq(gain, low, high, xtol=1e-12))
 
 
-def split_beside(law: PostTrainingLaw, case: Case, continued_tokens: float, pruning_cost: float = 1.0,
-                 continue_cost: float = 1.0, pruning_gain: float = PRUNING_GAIN) -> Split:
+def split_beside(
+    law: PostTrainingLaw,
+    case: Case,
+    continued_tokens: float,
+    pruning_cost: float = 1.0,
+    continue_cost: float = 1.0,
+    pruning_gain: float = PRUNING_GAIN,
+) -> Split:
     """Pruning tokens that fit a given number of continued tokens.
 
     Args:
@@ -113,12 +128,23 @@ def split_beside(law: PostTrainingLaw, case: Case, continued_tokens: float, prun
     wanted = math.inf if gain <= 0 else pruning_gain / math.log(2) / gain * continue_cost / pruning_cost
     ratio = float(np.clip(wanted, low, high))
     pruning_tokens = ratio * continued_tokens
-    return Split(pruning_tokens, continued_tokens, pruning_cost * pruning_tokens + continue_cost * continued_tokens,
-                 ratio / (1 + ratio), ratio != wanted)
+    return Split(
+        pruning_tokens,
+        continued_tokens,
+        pruning_cost * pruning_tokens + continue_cost * continued_tokens,
+        ratio / (1 + ratio),
+        ratio != wanted,
+    )
 
 
-def split_total(law: PostTrainingLaw, case: Case, total_cost: float, pruning_cost: float = 1.0,
-                continue_cost: float = 1.0, pruning_gain: float = PRUNING_GAIN) -> Split:
+def split_total(
+    law: PostTrainingLaw,
+    case: Case,
+    total_cost: float,
+    pruning_cost: float = 1.0,
+    continue_cost: float = 1.0,
+    pruning_gain: float = PRUNING_GAIN,
+) -> Split:
     """Divides a total cost between the stages. Arguments as :func:`split_beside`; the total is in the same unit."""
 
     def excess(log_tokens: float) -> float:

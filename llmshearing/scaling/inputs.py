@@ -11,6 +11,7 @@ other column a domain. RUNS.json: ``{"runs": [{"params_before": N0, "pruning_rat
 metrics file of one of this suite's runs (``run_logs.py``), and what is left out is read from it. Other fields are
 ignored only where they are listed as free text (``name``, ``comment``); anything else unknown is an error.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,6 +42,7 @@ class Points:
         losses: Domain name to [models] mean next-token cross-entropy in nats.
         names: [models] what to call each model in messages.
     """
+
     params: np.ndarray
     tokens: np.ndarray | None
     losses: dict[str, np.ndarray]
@@ -48,8 +50,12 @@ class Points:
 
     def subset(self, kept: Sequence[int]) -> Points:
         """The same points with only the models at the given indices."""
-        return Points(self.params[kept], None if self.tokens is None else self.tokens[kept],
-                      {domain: values[kept] for domain, values in self.losses.items()}, [self.names[i] for i in kept])
+        return Points(
+            self.params[kept],
+            None if self.tokens is None else self.tokens[kept],
+            {domain: values[kept] for domain, values in self.losses.items()},
+            [self.names[i] for i in kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Run:
         name: What to call the run in messages.
         origin: The file that the curve is from, or where in a file it is written out; empty if it is from none.
     """
+
     params_before: float
     pruning_rate: float
     source_loss: float
@@ -132,8 +139,10 @@ def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) 
     for key, label in zip(keys, labels):
         if key in seen:
             both = f'{label} is given twice' if seen[key] == label else f'{seen[key]} and {label} are the same {what}'
-            raise ValueError(f'{both}, which would count as two independent measurements and make the intervals too '
-                             f'narrow; give each {what} once')
+            raise ValueError(
+                f'{both}, which would count as two independent measurements and make the intervals too '
+                f'narrow; give each {what} once'
+            )
         seen[key] = label
 
 
@@ -167,8 +176,9 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
         _check_fields(model, MODEL_FIELDS, ('params', 'losses'), f'{where}: model {number}')
         names.append(str(model.get('name', f'model {number}')))
         if not isinstance(model['losses'], dict) or not model['losses']:
-            raise ValueError(f'{where}: {names[-1]}: "losses" must map at least one domain to its loss, '
-                             f'got {model["losses"]!r}')
+            raise ValueError(
+                f'{where}: {names[-1]}: "losses" must map at least one domain to its loss, got {model["losses"]!r}'
+            )
     known = sorted({domain for model in models for domain in model['losses']})
     wanted = list(models[0]['losses']) if domains is None else list(domains)
     for domain in wanted:
@@ -177,20 +187,26 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
     for name, model in zip(names, models):
         missing = [domain for domain in (known if domains is None else wanted) if domain not in model['losses']]
         if missing:
-            raise ValueError(f'{where}: {name} has no loss for domain {missing[0]!r}; every model needs one for each '
-                             f'of {known if domains is None else wanted}: measure it, or choose the domains they share')
+            raise ValueError(
+                f'{where}: {name} has no loss for domain {missing[0]!r}; every model needs one for each '
+                f'of {known if domains is None else wanted}: measure it, or choose the domains they share'
+            )
     with_tokens = [name for name, model in zip(names, models) if model.get('tokens') is not None]
     if with_tokens and len(with_tokens) < len(models):
         without = next(name for name in names if name not in with_tokens)
-        raise ValueError(f'{where}: {without} has no "tokens" but {with_tokens[0]} has; give them for every model, or '
-                         f'for none where all were trained on the same number')
+        raise ValueError(
+            f'{where}: {without} has no "tokens" but {with_tokens[0]} has; give them for every model, or '
+            f'for none where all were trained on the same number'
+        )
     params = np.array([positive_number(m['params'], f'{where}: {n}: params') for n, m in zip(names, models)])
     tokens = None
     if with_tokens:
         tokens = np.array([positive_number(m['tokens'], f'{where}: {n}: tokens') for n, m in zip(names, models)])
     losses = {
-        domain: np.array([positive_number(m['losses'][domain], f'{where}: {n}: loss of {domain!r}')
-                          for n, m in zip(names, models)]) for domain in wanted
+        domain: np.array(
+            [positive_number(m['losses'][domain], f'{where}: {n}: loss of {domain!r}') for n, m in zip(names, models)]
+        )
+        for domain in wanted
     }
     return Points(params, tokens, losses, names)
 
@@ -219,8 +235,10 @@ def _models_from_csv(path: Path) -> list[dict]:
         rows = csv.DictReader(file, skipinitialspace=True)
         columns = [(column or '').strip() for column in rows.fieldnames or []]
         if 'params' not in columns or len(set(columns)) < len(columns):
-            raise ValueError(f'{path}: the first line must name distinct columns: params, optional tokens and name, '
-                             f'and one per domain; got {columns}')
+            raise ValueError(
+                f'{path}: the first line must name distinct columns: params, optional tokens and name, '
+                f'and one per domain; got {columns}'
+            )
         rows.fieldnames = columns
         models = []
         for number, row in enumerate(rows, 2):
@@ -230,8 +248,11 @@ def _models_from_csv(path: Path) -> list[dict]:
             model = {'params': _number(row['params'], f'{where}: params'), 'name': row.get('name') or f'line {number}'}
             if 'tokens' in columns and row['tokens'].strip():
                 model['tokens'] = _number(row['tokens'], f'{where}: tokens')
-            model['losses'] = {column: _number(row[column], f'{where}: loss of {column!r}') for column in columns
-                               if column not in ('params', 'tokens', 'name', 'comment')}
+            model['losses'] = {
+                column: _number(row[column], f'{where}: loss of {column!r}')
+                for column in columns
+                if column not in ('params', 'tokens', 'name', 'comment')
+            }
             models.append(model)
     return models
 
@@ -252,8 +273,10 @@ def read_points(paths: Sequence[str | Path], domains: Sequence[str] | None = Non
         else:
             content = read_json(path)
             if not isinstance(content.get('models'), list):
-                raise ValueError(f'{path}: expected {{"models": [{{"params": ..., "losses": {{...}}}}, ...]}}, '
-                                 f'got the fields {sorted(content)}')
+                raise ValueError(
+                    f'{path}: expected {{"models": [{{"params": ..., "losses": {{...}}}}, ...]}}, '
+                    f'got the fields {sorted(content)}'
+                )
             models += content['models']
         files += [path] * (len(models) - len(files))
     points = points_from_models(models, ', '.join(map(str, paths)), domains)
@@ -276,9 +299,14 @@ def read_curve_csv(path: str | Path) -> list[list[float]]:
         rows.fieldnames = [(column or '').strip() for column in rows.fieldnames or []]
         if not {'tokens', 'loss'} <= set(rows.fieldnames):
             raise ValueError(f'{path}: expected columns named tokens and loss, got {rows.fieldnames}')
-        return [[_number(row['tokens'] or '', f'{path}, line {number}: tokens'),
-                 _number(row['loss'], f'{path}, line {number}: loss')]
-                for number, row in enumerate(rows, 2) if (row['loss'] or '').strip()]
+        return [
+            [
+                _number(row['tokens'] or '', f'{path}, line {number}: tokens'),
+                _number(row['loss'], f'{path}, line {number}: loss'),
+            ]
+            for number, row in enumerate(rows, 2)
+            if (row['loss'] or '').strip()
+        ]
 
 
 def check_run(row: object, where: str, folder: Path = Path()) -> Run:
@@ -293,29 +321,44 @@ def check_run(row: object, where: str, folder: Path = Path()) -> Run:
     origin = where
     if isinstance(row, dict) and 'log' in row:
         from llmshearing.scaling.run_logs import row_of_log  # which builds on this file
+
         log, row = row['log'], row_of_log(row, where, folder)
         origin = str((folder / log).resolve())
     _check_fields(row, RUN_FIELDS, ('params_before', 'pruning_rate', 'source_loss', 'curve'), where)
     name = str(row.get('name', where.rsplit(': ', 1)[-1]))
     rate = positive_number(row['pruning_rate'], f'{where}: pruning_rate')
     if rate >= 1:
-        raise ValueError(f'{where}: pruning_rate is the fraction of the parameters removed, between 0 and 1; got {rate}'
-                         + (f', did you mean {rate / 100:g}?' if 1 < rate < 100 else ''))
+        raise ValueError(
+            f'{where}: pruning_rate is the fraction of the parameters removed, between 0 and 1; got {rate}'
+            + (f', did you mean {rate / 100:g}?' if 1 < rate < 100 else '')
+        )
     curve = row['curve']
     if isinstance(curve, str):
         origin, curve = str((folder / curve).resolve()), read_curve_csv(folder / curve)
     if not isinstance(curve, list) or not curve or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in curve):
-        raise ValueError(f'{where}: curve must be a non-empty list of [tokens, loss] pairs or the path of a CSV with '
-                         f'these columns')
-    tokens = np.array([positive_number(point[0], f'{where}: tokens of curve point {i}')
-                       for i, point in enumerate(curve, 1)])
-    losses = np.array([positive_number(point[1], f'{where}: loss of curve point {i}')
-                       for i, point in enumerate(curve, 1)])
+        raise ValueError(
+            f'{where}: curve must be a non-empty list of [tokens, loss] pairs or the path of a CSV with these columns'
+        )
+    tokens = np.array(
+        [positive_number(point[0], f'{where}: tokens of curve point {i}') for i, point in enumerate(curve, 1)]
+    )
+    losses = np.array(
+        [positive_number(point[1], f'{where}: loss of curve point {i}') for i, point in enumerate(curve, 1)]
+    )
     for i in np.flatnonzero(np.diff(tokens) <= 0):
-        raise ValueError(f'{where}: tokens must increase along the curve, but point {i + 2} has {tokens[i + 1]:g} '
-                         f'after {tokens[i]:g}: sort the points, and give one curve per run')
-    return Run(positive_number(row['params_before'], f'{where}: params_before'), rate,
-               positive_number(row['source_loss'], f'{where}: source_loss'), tokens, losses, name, origin)
+        raise ValueError(
+            f'{where}: tokens must increase along the curve, but point {i + 2} has {tokens[i + 1]:g} '
+            f'after {tokens[i]:g}: sort the points, and give one curve per run'
+        )
+    return Run(
+        positive_number(row['params_before'], f'{where}: params_before'),
+        rate,
+        positive_number(row['source_loss'], f'{where}: source_loss'),
+        tokens,
+        losses,
+        name,
+        origin,
+    )
 
 
 def read_runs(path: str | Path) -> list[Run]:
@@ -324,6 +367,8 @@ def read_runs(path: str | Path) -> list[Run]:
     content = read_json(path)
     runs = content.get('runs')
     if not isinstance(runs, list) or not runs:
-        raise ValueError(f'{path}: expected {{"runs": [...]}} with one object per run, which has the fields '
-                         f'params_before, pruning_rate, source_loss and curve; got the fields {sorted(content)}')
+        raise ValueError(
+            f'{path}: expected {{"runs": [...]}} with one object per run, which has the fields '
+            f'params_before, pruning_rate, source_loss and curve; got the fields {sorted(content)}'
+        )
     return [check_run(row, f'{path}: run {number}', path.parent) for number, row in enumerate(runs, 1)]

@@ -4,6 +4,7 @@ The interval is the jackknife over whole measurements (models, or runs): fit aga
 spread of these predictions for the standard error. The decision against simply giving their range: in simulations with
 known truth the range held the truth in 44 to 60 % of the cases, the jackknife interval at a nominal 90 % in 87 to 98 %.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -32,6 +33,6 @@ def jackknife_interval(prediction: float, left_out: np.ndarray, freedom: int) ->
     count = len(left_out)
     if count < 2 or freedom < 1:
         return None
-    error = np.sqrt((count - 1) / count * np.sum((left_out - np.mean(left_out))**2))
+    error = np.sqrt((count - 1) / count * np.sum((left_out - np.mean(left_out)) ** 2))
     half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2) * error)
     return max(prediction - half, 0.0), prediction + half

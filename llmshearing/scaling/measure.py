@@ -6,6 +6,7 @@ sequences, so a measured number can stand beside the one a run logs. The decisio
 order, without a dataset's shared memory or workers; evaluation reads each sample once, and a command must leave nothing
 behind.
 """
+
 from __future__ import annotations
 
 import math
@@ -34,8 +35,9 @@ def find_domains(data: str | Path, split: str = 'eval', domains: Sequence[str] |
     """
     root = Path(data) / split
     if not root.is_dir():
-        raise ValueError(f'{root}: no such folder; expected one MDS folder per domain below it, as `llmshearing '
-                         f'prepare` writes')
+        raise ValueError(
+            f'{root}: no such folder; expected one MDS folder per domain below it, as `llmshearing prepare` writes'
+        )
     found = {path.parent.name: path.parent for path in sorted(root.glob('*/index.json'))}
     if not found:
         raise ValueError(f'{root}: no domain found; expected folders with an index.json below it')
@@ -58,19 +60,24 @@ def _shards(folder: Path) -> list[dict]:
     for shard in shards:
         columns = shard.get('column_names')
         if shard.get('format') != 'mds' or not isinstance(columns, list) or 'tokens' not in columns:
-            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got format '
-                             f'{shard.get("format")} with {columns}')
+            raise ValueError(
+                f'{folder}: expected MDS shards with a column named tokens, got format '
+                f'{shard.get("format")} with {columns}'
+            )
         try:
             encoding = dict(zip(columns, shard['column_encodings']))['tokens']
             reader_from_json(str(folder), None, shard)
             if not shard['raw_data']:
                 raise ValueError('it has no raw_data')
         except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{folder / "index.json"} is not an index of MDS shards ({type(error).__name__}: {error});'
-                             f' prepare or copy the folder again') from error
+            raise ValueError(
+                f'{folder / "index.json"} is not an index of MDS shards ({type(error).__name__}: {error});'
+                f' prepare or copy the folder again'
+            ) from error
         if encoding != 'bytes' and not encoding.startswith('ndarray'):
-            raise ValueError(f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the '
-                             f'text first')
+            raise ValueError(
+                f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the text first'
+            )
     return shards
 
 
@@ -104,8 +111,9 @@ def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:
                         tokens = np.frombuffer(tokens, np.int64)
                     yield tokens.reshape(-1).astype(np.int64)
             except (IndexError, TypeError, ValueError) as error:
-                raise ValueError(f'{folder}: shard {raw["basename"]} is damaged ({error}); prepare or copy it again'
-                                 ) from error
+                raise ValueError(
+                    f'{folder}: shard {raw["basename"]} is damaged ({error}); prepare or copy it again'
+                ) from error
 
 
 def _unpacked(path: Path, compression: str) -> bytes:
@@ -117,8 +125,10 @@ def _unpacked(path: Path, compression: str) -> bytes:
 
 def _check_size(path: Path, size: int) -> None:
     if path.stat().st_size != size:
-        raise ValueError(f'{path} has {path.stat().st_size} bytes, its index says {size}: it was cut or changed; '
-                         f'prepare or copy it again')
+        raise ValueError(
+            f'{path} has {path.stat().st_size} bytes, its index says {size}: it was cut or changed; '
+            f'prepare or copy it again'
+        )
 
 
 def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
@@ -157,14 +167,19 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
     counts: list[int] = []
     for batch in batches(sequences, batch_size):
         if batch.shape[1] < 2:
-            raise ValueError(f'{where}: a sequence of {batch.shape[1]} token has no next token to predict; prepare '
-                             f'longer ones')
+            raise ValueError(
+                f'{where}: a sequence of {batch.shape[1]} token has no next token to predict; prepare longer ones'
+            )
         if batch.min() < 0 or batch.max() >= vocabulary:
-            raise ValueError(f'{where}: token {batch.max() if batch.min() >= 0 else batch.min()} is outside the '
-                             f'vocabulary of {vocabulary}; the data were prepared with another tokenizer')
+            raise ValueError(
+                f'{where}: token {batch.max() if batch.min() >= 0 else batch.min()} is outside the '
+                f'vocabulary of {vocabulary}; the data were prepared with another tokenizer'
+            )
         if positions is not None and batch.shape[1] > positions:
-            raise ValueError(f'{where}: sequences of {batch.shape[1]} tokens, but the model has {positions} positions; '
-                             f'prepare the data with a smaller max_seq_len')
+            raise ValueError(
+                f'{where}: sequences of {batch.shape[1]} tokens, but the model has {positions} positions; '
+                f'prepare the data with a smaller max_seq_len'
+            )
         tokens = torch.from_numpy(batch).to(model.device)
         logits = model(input_ids=tokens, use_cache=False).logits
         for row, sequence in zip(logits, tokens):
@@ -197,18 +212,17 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            name,
-            torch_dtype=DTYPES[dtype],
-            output_loading_info=True,
-            trust_remote_code=False,
+            name, torch_dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error
     if loading['missing_keys'] or loading['mismatched_keys']:
         wrong = sorted(map(str, [*loading['missing_keys'], *loading['mismatched_keys']]))
-        raise ValueError(f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not '
-                         f'hold the whole model')
+        raise ValueError(
+            f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not '
+            f'hold the whole model'
+        )
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

@@ -10,6 +10,7 @@ size (rate) only, and a prediction elsewhere is an error. And E may be negative 
 its source's loss, because then post-training data evidently teach something new; otherwise the floor of the law is the
 source.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -31,8 +32,12 @@ _FLAT = 0.02
 # Sizes or rates that differ by less than this count as one.
 _SAME = 0.02
 _GAMMA_BOUNDS, _DELTA_BOUNDS, _POWER_BOUNDS = (-6.0, 6.0), (-2.0, 2.0), (0.01, 3.0)
-_GAMMA_STARTS, _DELTA_STARTS, _ALPHA_STARTS, _BETA_STARTS = (-2.0, -1.0, 0.0, 1.0), (-0.3, 0.0, 0.3), (0.1, 0.4), (
-    0.1, 0.25, 0.5, 0.9)
+_GAMMA_STARTS, _DELTA_STARTS, _ALPHA_STARTS, _BETA_STARTS = (
+    (-2.0, -1.0, 0.0, 1.0),
+    (-0.3, 0.0, 0.3),
+    (0.1, 0.4),
+    (0.1, 0.25, 0.5, 0.9),
+)
 # Directions the runs say nothing about stay at the centre: (centre, weight).
 _GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR = (-1.0, 1e-4), (0.0, 1e-3), (0.3, 1e-3), (0.4, 1e-4)
 
@@ -49,6 +54,7 @@ class PostTrainingLaw:
         single_size: Whether the runs have one size only, so that the law says nothing about another.
         single_rate: Whether the runs have one pruning rate only.
     """
+
     constants: dict[str, float]
     params_before: tuple[float, float]
     pruning_rate: tuple[float, float]
@@ -57,22 +63,23 @@ class PostTrainingLaw:
     single_rate: bool
 
     def _scale(self, params_before: float, pruning_rate: float) -> float:
-        return pruning_rate**-self.constants['gamma'] * params_before**-self.constants['delta']
+        return pruning_rate ** -self.constants['gamma'] * params_before ** -self.constants['delta']
 
-    def predict(self, params_before: float, pruning_rate: float, source_loss: float,
-                tokens: float | np.ndarray) -> np.ndarray:
+    def predict(
+        self, params_before: float, pruning_rate: float, source_loss: float, tokens: float | np.ndarray
+    ) -> np.ndarray:
         """Loss in nats after ``tokens`` (a number or an array) of post-training."""
-        excess = self.constants['D_C'] * np.asarray(tokens, dtype=np.float64)**-self.constants['beta']
+        excess = self.constants['D_C'] * np.asarray(tokens, dtype=np.float64) ** -self.constants['beta']
         return self.floor(params_before, pruning_rate, source_loss) + self._scale(params_before, pruning_rate) * excess
 
     def floor(self, params_before: float, pruning_rate: float, source_loss: float) -> float:
         """The loss that no number of tokens gets below."""
-        constant = self.constants['N_C'] * params_before**-self.constants['alpha'] + self.constants['E']
+        constant = self.constants['N_C'] * params_before ** -self.constants['alpha'] + self.constants['E']
         return source_loss + self._scale(params_before, pruning_rate) * constant
 
     def recoverable(self, params_before: float, pruning_rate: float, tokens: float) -> float:
         """The part of the loss, in nats, that tokens beyond ``tokens`` would still remove in the limit."""
-        return self._scale(params_before, pruning_rate) * self.constants['D_C'] * tokens**-self.constants['beta']
+        return self._scale(params_before, pruning_rate) * self.constants['D_C'] * tokens ** -self.constants['beta']
 
     def extrapolation(self, params_before: float, pruning_rate: float, tokens: float) -> dict[str, float]:
         """How many times each quantity lies outside the runs' range (1 inside), and the largest as ``factor``.
@@ -80,14 +87,23 @@ class PostTrainingLaw:
         Raises:
             ValueError: Another size (rate) is asked for, and all runs had the same.
         """
-        for single, name, value, (low, high) in ((self.single_size, 'params_before', params_before, self.params_before),
-                                                 (self.single_rate, 'pruning_rate', pruning_rate, self.pruning_rate)):
+        for single, name, value, (low, high) in (
+            (self.single_size, 'params_before', params_before, self.params_before),
+            (self.single_rate, 'pruning_rate', pruning_rate, self.pruning_rate),
+        ):
             if single and not low / (1 + _SAME) <= value <= high * (1 + _SAME):
-                raise ValueError(f'{name} {value:g}: all runs had {low:g}, so the law says nothing about another; fit '
-                                 f'it to runs with different values')
-        factors = {name: extrapolation_factor(value, np.array(measured)) for name, value, measured in (
-            ('params_before', params_before, self.params_before), ('pruning_rate', pruning_rate, self.pruning_rate),
-            ('tokens', tokens, self.tokens))}
+                raise ValueError(
+                    f'{name} {value:g}: all runs had {low:g}, so the law says nothing about another; fit '
+                    f'it to runs with different values'
+                )
+        factors = {
+            name: extrapolation_factor(value, np.array(measured))
+            for name, value, measured in (
+                ('params_before', params_before, self.params_before),
+                ('pruning_rate', pruning_rate, self.pruning_rate),
+                ('tokens', tokens, self.tokens),
+            )
+        }
         return {**factors, 'factor': max(factors.values())}
 
 
@@ -112,28 +128,41 @@ def check_runs(runs: Sequence[Run]) -> list[str]:
         # The largest of n noisy values lies the further from the rest the more there are.
         if len(rise) and rise.max() > NOISE_TOLERANCE * math.sqrt(max(1.0, math.log(len(run.tokens)))):
             i = int(rise.argmax()) + 1
-            raise ValueError(f'{run.name}: the loss rises to {run.losses[i]:g} at {run.tokens[i]:g} tokens after '
-                             f'{lowest[i - 1]:g} before: not monotone; use evaluation losses, and one curve per run')
+            raise ValueError(
+                f'{run.name}: the loss rises to {run.losses[i]:g} at {run.tokens[i]:g} tokens after '
+                f'{lowest[i - 1]:g} before: not monotone; use evaluation losses, and one curve per run'
+            )
         log_tokens = np.log(run.tokens)
         trend = np.polyfit(log_tokens, run.losses, 1)[0] * np.ptp(log_tokens) / run.losses.mean() if len(rise) else -1.0
         if trend > _FLAT or (len(rise) > 1 and np.all(np.diff(run.losses) >= 0)):
-            raise ValueError(f'{run.name}: the loss rises with the tokens (first {run.losses[0]:g}, last '
-                             f'{run.losses[-1]:g}): not monotone; a curve of post-training must fall')
+            raise ValueError(
+                f'{run.name}: the loss rises with the tokens (first {run.losses[0]:g}, last '
+                f'{run.losses[-1]:g}): not monotone; a curve of post-training must fall'
+            )
         if trend > 0:
             notes.append(f'{run.name}: the loss does not fall with the tokens; taken for noise around a flat curve')
         if len(rise) and rise.max() > 0:
-            notes.append(f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for '
-                         f'noise')
+            notes.append(
+                f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for noise'
+            )
     sizes, rates = _distinct([run.params_before for run in runs]), _distinct([run.pruning_rate for run in runs])
     tokens = np.unique(np.concatenate([run.tokens for run in runs]))
     points, needed = sum(len(run.tokens) for run in runs), 3 + 2 * (sizes > 1) + (sizes > 2) + (rates > 1)
     if points < needed or len(tokens) < 3:
-        raise ValueError(f'too few points: got {points} with {len(tokens)} different token counts, need at least '
-                         f'{needed} with three for {sizes} sizes and {rates} rates; add curves, or points to them')
+        raise ValueError(
+            f'too few points: got {points} with {len(tokens)} different token counts, need at least '
+            f'{needed} with three for {sizes} sizes and {rates} rates; add curves, or points to them'
+        )
     if sizes < 3:
-        notes.append(f'{sizes} size{"s" * (sizes > 1)} before pruning: ' + (
-            'the law holds for this size only' if sizes == 1 else 'two cannot tell the two size exponents apart, so '
-            'predictions for other sizes rest on a prior; three sizes would settle it'))
+        notes.append(
+            f'{sizes} size{"s" * (sizes > 1)} before pruning: '
+            + (
+                'the law holds for this size only'
+                if sizes == 1
+                else 'two cannot tell the two size exponents apart, so '
+                'predictions for other sizes rest on a prior; three sizes would settle it'
+            )
+        )
     if rates == 1:
         notes.append('one pruning rate: the law holds for this rate only')
     return notes
@@ -144,8 +173,9 @@ def _distinct(values: Sequence[float]) -> int:
     return 1 + int(np.sum(ordered[1:] > ordered[:-1] * (1 + _SAME)))
 
 
-def fit_post_training(runs: Sequence[Run], huber: float | None = None,
-                      near: PostTrainingLaw | None = None) -> PostTrainingLaw:
+def fit_post_training(
+    runs: Sequence[Run], huber: float | None = None, near: PostTrainingLaw | None = None
+) -> PostTrainingLaw:
     """Fits the P2 law to all points of all runs, in log space, from a grid of starts.
 
     Args:
@@ -154,8 +184,10 @@ def fit_post_training(runs: Sequence[Run], huber: float | None = None,
         near: Start from this law only, for quick refits to subsets of its runs.
     """
     counts = [len(run.tokens) for run in runs]
-    size, rate, source = (np.repeat([getattr(run, field) for run in runs], counts)
-                          for field in ('params_before', 'pruning_rate', 'source_loss'))
+    size, rate, source = (
+        np.repeat([getattr(run, field) for run in runs], counts)
+        for field in ('params_before', 'pruning_rate', 'source_loss')
+    )
     tokens, losses = (np.concatenate([getattr(run, field) for run in runs]) for field in ('tokens', 'losses'))
     n, d = (float(np.exp(np.mean(np.log(values)))) for values in (size, tokens))
     x, y, log_rate = np.log(size / n), np.log(tokens / d), np.log(rate)
@@ -174,16 +206,36 @@ def fit_post_training(runs: Sequence[Run], huber: float | None = None,
     starts = list(itertools.product(gammas, deltas, alphas, _BETA_STARTS))
     if near is not None:
         starts = [tuple(near.constants[name] for name in ('gamma', 'delta', 'alpha', 'beta'))]
-    fit = fit_separable(basis, losses, starts, [gamma_bounds, delta_bounds, _POWER_BOUNDS, _POWER_BOUNDS],
-                        [False, below_source] + ([] if single_size else [False]), offset=source, huber=huber,
-                        priors=[_GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR])
+    fit = fit_separable(
+        basis,
+        losses,
+        starts,
+        [gamma_bounds, delta_bounds, _POWER_BOUNDS, _POWER_BOUNDS],
+        [False, below_source] + ([] if single_size else [False]),
+        offset=source,
+        huber=huber,
+        priors=[_GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR],
+    )
     gamma, delta, alpha, beta = map(float, fit.exponents)
     data, constant, *rest = map(float, fit.coefficients)
     per_size = n**delta
-    constants = {'N_C': rest[0] * per_size * n**alpha if rest else 0.0, 'D_C': data * per_size * d**beta,
-                 'E': constant * per_size, 'alpha': alpha, 'beta': beta, 'gamma': gamma, 'delta': delta}
-    return PostTrainingLaw(constants, (float(size.min()), float(size.max())), (float(rate.min()), float(rate.max())),
-                           (float(tokens.min()), float(tokens.max())), single_size, single_rate)
+    constants = {
+        'N_C': rest[0] * per_size * n**alpha if rest else 0.0,
+        'D_C': data * per_size * d**beta,
+        'E': constant * per_size,
+        'alpha': alpha,
+        'beta': beta,
+        'gamma': gamma,
+        'delta': delta,
+    }
+    return PostTrainingLaw(
+        constants,
+        (float(size.min()), float(size.max())),
+        (float(rate.min()), float(rate.max())),
+        (float(tokens.min()), float(tokens.max())),
+        single_size,
+        single_rate,
+    )
 
 
 def predict_run(law: PostTrainingLaw, run: Run) -> np.ndarray:
@@ -223,8 +275,13 @@ def fit_report(law: PostTrainingLaw, runs: Sequence[Run]) -> dict:
         predicted = predict_run(law, run)
         residual = predicted / run.losses - 1
         residuals.append(residual)
-        row = {'name': run.name, 'points': len(run.tokens), 'worst_residual': float(np.abs(residual).max()),
-               'average_slope_difference': None, 'average_slope': None}
+        row = {
+            'name': run.name,
+            'points': len(run.tokens),
+            'worst_residual': float(np.abs(residual).max()),
+            'average_slope_difference': None,
+            'average_slope': None,
+        }
         if len(run.tokens) > 1:
             row['average_slope_difference'] = average_slope_difference(run.tokens, run.losses, predicted)
             row['average_slope'] = average_slope_difference(run.tokens, run.losses, np.zeros_like(predicted))

@@ -10,6 +10,7 @@ bounded fit (E, A, B >= 0, exponents in :data:`EXPONENT_BOUNDS`) in log space. (
 reference size instead of E and A: E and A grow without limit as alpha goes to 0, where the law becomes a straight line
 in log N, while level and slope stay of order one.
 """
+
 from __future__ import annotations
 
 import math
@@ -43,6 +44,7 @@ class LossLaw:
         tokens_term: B / d^beta, nats.
         beta: Exponent of the tokens.
     """
+
     reference_params: float
     level: float
     slope: float
@@ -58,7 +60,7 @@ class LossLaw:
             fall = x if self.alpha == 0 else -np.expm1(-self.alpha * x) / self.alpha
             loss = self.level - self.slope * fall
             if self.reference_tokens is not None:
-                loss = loss + self.tokens_term * (np.asarray(tokens) / self.reference_tokens)**-self.beta
+                loss = loss + self.tokens_term * (np.asarray(tokens) / self.reference_tokens) ** -self.beta
         return np.asarray(loss)
 
     def constants(self) -> dict[str, float | None]:
@@ -67,8 +69,11 @@ class LossLaw:
             constants: dict[str, float | None] = {'E': None, 'A': None, 'alpha': self.alpha}
         else:
             at_reference = self.slope / self.alpha
-            constants = {'E': self.level - at_reference, 'alpha': self.alpha,
-                         'A': _scaled(at_reference, self.alpha, self.reference_params)}
+            constants = {
+                'E': self.level - at_reference,
+                'alpha': self.alpha,
+                'A': _scaled(at_reference, self.alpha, self.reference_params),
+            }
         if self.reference_tokens is not None:
             constants |= {'B': _scaled(self.tokens_term, self.beta, self.reference_tokens), 'beta': self.beta}
         return constants
@@ -107,8 +112,9 @@ def check_points(points: Points) -> list[str]:
     needed, got = constants_needed(points), len(points.params)
     if got < needed:
         why = ('the law has three' if needed == 3 else 'their token counts differ, so the law has five') + ' constants'
-        raise ValueError(f'too few models: got {got}, need at least {needed} because {why}; measure more models of the '
-                         f'family')
+        raise ValueError(
+            f'too few models: got {got}, need at least {needed} because {why}; measure more models of the family'
+        )
     sizes = len(np.unique(points.params))
     if sizes < 3:
         raise ValueError(f'too few sizes: {got} models have only {sizes} distinct parameter counts; the law needs 3')
@@ -117,16 +123,20 @@ def check_points(points: Points) -> list[str]:
     exact = got == needed == 3
     notes = []
     for domain, losses in points.losses.items():
-        for small, large in ((i, j) for a, i in enumerate(order) for j in order[a + 1:]):
+        for small, large in ((i, j) for a, i in enumerate(order) for j in order[a + 1 :]):
             if points.params[large] == points.params[small] or tokens[large] < tokens[small]:
                 continue
             rise = losses[large] / losses[small] - 1
-            what = (f'domain {domain!r}: loss {losses[large]:g} of {points.names[large]} ({points.params[large]:g} '
-                    f'parameters) is not below {losses[small]:g} of {points.names[small]} ({points.params[small]:g})')
+            what = (
+                f'domain {domain!r}: loss {losses[large]:g} of {points.names[large]} ({points.params[large]:g} '
+                f'parameters) is not below {losses[small]:g} of {points.names[small]} ({points.params[small]:g})'
+            )
             if (exact and rise >= 0) or rise > NOISE_TOLERANCE:
                 remedy = ', and add another: three points must fall strictly' if exact else ''
-                raise ValueError(f'{what}: not monotone, no law of this form describes it; check the measurement, or '
-                                 f'leave that model out{remedy}')
+                raise ValueError(
+                    f'{what}: not monotone, no law of this form describes it; check the measurement, or '
+                    f'leave that model out{remedy}'
+                )
             if rise >= 0:
                 notes.append(f'{what}; taken for noise')
         trend = np.polyfit(np.log(points.params), np.log(losses), 1)[0]
@@ -151,8 +161,9 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     order = np.argsort(params)
     (n1, n2, n3), (l1, l2, l3) = params[order], losses[order]
     if not (n1 < n2 < n3 and l1 > l2 > l3):
-        raise ValueError(f'three distinct sizes with strictly falling losses are needed, got {params[order]} '
-                         f'{losses[order]}')
+        raise ValueError(
+            f'three distinct sizes with strictly falling losses are needed, got {params[order]} {losses[order]}'
+        )
     left, right = math.log(n2 / n1), math.log(n3 / n2)
 
     def log_expm1(x: float) -> float:
@@ -181,8 +192,9 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     return LossLaw(float(n2), float(l2), float(slope), float(alpha))
 
 
-def fit_equal_tokens(params: np.ndarray, losses: np.ndarray, huber: float | None = None,
-                     near: LossLaw | None = None) -> LossLaw:
+def fit_equal_tokens(
+    params: np.ndarray, losses: np.ndarray, huber: float | None = None, near: LossLaw | None = None
+) -> LossLaw:
     """Bounded fit of E + A / N^alpha in log space, from several starts.
 
     Args:
@@ -203,8 +215,9 @@ def fit_equal_tokens(params: np.ndarray, losses: np.ndarray, huber: float | None
     return LossLaw(reference, float(constant + term), float(term * alpha), alpha)
 
 
-def fit_unequal_tokens(params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, huber: float | None = None,
-                       near: LossLaw | None = None) -> LossLaw:
+def fit_unequal_tokens(
+    params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, huber: float | None = None, near: LossLaw | None = None
+) -> LossLaw:
     """Bounded fit of E + A / N^alpha + B / D^beta in log space, from several starts.
 
     Args:
@@ -246,13 +259,17 @@ def law_notes(law: LossLaw) -> list[str]:
     if abs(law.alpha) < _LOG_LINEAR:
         notes.append('alpha is 0: the law is a straight line in log N, E and A have no finite value')
     elif law.alpha < 0:
-        notes.append(f'alpha = {law.alpha:.4g} is negative (so is A): the measured losses fall faster and faster with '
-                     f'size; the law passes through the points but is not sensible beyond them')
+        notes.append(
+            f'alpha = {law.alpha:.4g} is negative (so is A): the measured losses fall faster and faster with '
+            f'size; the law passes through the points but is not sensible beyond them'
+        )
     if constants['E'] is not None and law.alpha > 0 and constants['E'] < 0:
         notes.append(f'E = {constants["E"]:.4g} is negative: the law is not sensible for very large models')
     if law.alpha > EXPONENT_BOUNDS[1]:
-        notes.append(f'alpha = {law.alpha:.4g} is far above what is known of language models: the largest model hardly '
-                     f'improves on the middle one')
+        notes.append(
+            f'alpha = {law.alpha:.4g} is far above what is known of language models: the largest model hardly '
+            f'improves on the middle one'
+        )
     if law.slope <= 0:
         notes.append('the fitted loss does not depend on the number of parameters (A = 0)')
     for name, value in (('alpha', law.alpha), ('beta', law.beta if law.reference_tokens is not None else None)):

@@ -9,6 +9,7 @@ factor by which the law enlarges measurement noise instead.
 A reference far above what the model will reach makes its domain look finished, and the mixture starves it. So a
 prediction that no language model's loss can be is refused: see :func:`highest_plausible`.
 """
+
 from __future__ import annotations
 
 import math
@@ -50,8 +51,9 @@ def _refit(points: Points, domain: str, huber: float | None, near: LossLaw) -> L
     return fit_equal_tokens(points.params, losses, huber, near)
 
 
-def leave_one_out(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None,
-                  huber: float | None) -> np.ndarray:
+def leave_one_out(
+    points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None
+) -> np.ndarray:
     """[models] predictions from all models but one. A model is kept where fewer than three sizes would remain."""
     predictions = []
     for left_out in range(len(points.params)):
@@ -61,8 +63,9 @@ def leave_one_out(points: Points, domain: str, law: LossLaw, params: float, toke
     return np.array(predictions)
 
 
-def bootstrap(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None,
-              seed: int) -> np.ndarray:
+def bootstrap(
+    points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None, seed: int
+) -> np.ndarray:
     """[resamples] predictions refitted to the law's own curve plus resampled residuals, widened for lost freedom."""
     fitted = law.predict(points.params, points.tokens)
     residuals = np.log(points.losses[domain] / fitted)
@@ -77,8 +80,9 @@ def bootstrap(points: Points, domain: str, law: LossLaw, params: float, tokens: 
     return np.array(predictions)
 
 
-def noise_amplification(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None,
-                        huber: float | None) -> float:
+def noise_amplification(
+    points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None
+) -> float:
     """Relative error of the prediction per relative error of the measured losses (independent, same size).
 
     The root of the sum of squares of d ln(prediction) / d ln(loss of model i), by finite differences. Where the law
@@ -94,7 +98,7 @@ def noise_amplification(points: Points, domain: str, law: LossLaw, params: float
         losses = points.losses[domain].copy()
         losses[i] *= 1 - step
         moved = fit_law(Points(points.params, points.tokens, {domain: losses}, points.names), domain, huber)
-        total += ((float(moved.predict(params, tokens)) - base) / (base * step))**2
+        total += ((float(moved.predict(params, tokens)) - base) / (base * step)) ** 2
     return math.sqrt(total)
 
 
@@ -109,21 +113,26 @@ def highest_plausible(points: Points, domain: str, params: float, tokens: float 
     return min(slack * float(points.losses[domain].max()) * below**_STEEPEST, _UNIFORM)
 
 
-def _fit_domain(points: Points, domain: str, params: float, tokens: float | None, huber: float | None, interval: str,
-                seed: int) -> dict:
+def _fit_domain(
+    points: Points, domain: str, params: float, tokens: float | None, huber: float | None, interval: str, seed: int
+) -> dict:
     law = fit_law(points, domain, huber)
     predicted = float(law.predict(params, tokens))
     if not (math.isfinite(predicted) and predicted > 0):
-        raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} for '
-                         f'{params:g} parameters, which no loss can be '
-                         f'({"; ".join(law_notes(law)) or "too far outside"}); measure models nearer to the target')
+        raise ValueError(
+            f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} for '
+            f'{params:g} parameters, which no loss can be '
+            f'({"; ".join(law_notes(law)) or "too far outside"}); measure models nearer to the target'
+        )
     most = highest_plausible(points, domain, params, tokens)
     if predicted > most:
-        raise ValueError(f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} nats for '
-                         f'{params:g} parameters, implausibly far above the measured {points.losses[domain].max():.4g} '
-                         f'(at most {most:.4g} is taken; alpha = {law.alpha:.4g}): this reference would leave the '
-                         f'domain without data; measure models nearer to the target, on more tokens, or leave the '
-                         f'domain out')
+        raise ValueError(
+            f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} nats for '
+            f'{params:g} parameters, implausibly far above the measured {points.losses[domain].max():.4g} '
+            f'(at most {most:.4g} is taken; alpha = {law.alpha:.4g}): this reference would leave the '
+            f'domain without data; measure models nearer to the target, on more tokens, or leave the '
+            f'domain out'
+        )
     residuals = law.predict(points.params, points.tokens) / points.losses[domain] - 1
     freedom = len(points.params) - constants_needed(points)
     notes = law_notes(law)
@@ -140,15 +149,22 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
             notes.append('no interval: leaving out one model leaves too few sizes')
     else:
         amplification = noise_amplification(points, domain, law, params, tokens, huber)
-        notes.append(f'{len(points.params)} models leave no freedom to judge the fit: the law has as many constants, '
-                     f'so the residuals say nothing and there is no interval; an error of 1 % in each measured loss '
-                     f'would move the prediction by about {amplification:.2g} %')
+        notes.append(
+            f'{len(points.params)} models leave no freedom to judge the fit: the law has as many constants, '
+            f'so the residuals say nothing and there is no interval; an error of 1 % in each measured loss '
+            f'would move the prediction by about {amplification:.2g} %'
+        )
     return {
         'predicted_loss': predicted,
         'law': law.describe(),
         'constants': law.constants(),
-        'at_reference': {'params': law.reference_params, 'tokens': law.reference_tokens, 'level': law.level,
-                         'slope': law.slope, 'tokens_term': law.tokens_term},
+        'at_reference': {
+            'params': law.reference_params,
+            'tokens': law.reference_tokens,
+            'level': law.level,
+            'slope': law.slope,
+            'tokens_term': law.tokens_term,
+        },
         'residuals': [float(r) for r in residuals],
         'worst_residual': float(np.max(np.abs(residuals))),
         'interval': None if low_high is None else list(low_high),
@@ -157,8 +173,14 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
     }
 
 
-def predict_reference_losses(points: Points, params: float, tokens: float | None = None, huber: float | None = None,
-                             interval: str = 'leave-one-out', seed: int = 17) -> dict:
+def predict_reference_losses(
+    points: Points,
+    params: float,
+    tokens: float | None = None,
+    huber: float | None = None,
+    interval: str = 'leave-one-out',
+    seed: int = 17,
+) -> dict:
     """Fits every domain and predicts the loss of a model of ``params`` parameters.
 
     Args:
@@ -189,21 +211,27 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
             notes.append(f'predicted for {tokens:g} training tokens, the most of any measured model')
         log_size, log_tokens = np.log(points.params), np.log(points.tokens)
         if abs(np.corrcoef(log_size, log_tokens)[0, 1]) > 0.98:
-            notes.append('tokens rise together with parameters in these models: the law cannot tell the two terms '
-                         'apart, and holds only where the target keeps that ratio')
+            notes.append(
+                'tokens rise together with parameters in these models: the law cannot tell the two terms '
+                'apart, and holds only where the target keeps that ratio'
+            )
     elif tokens is not None:
         have = 'the models do not say theirs' if points.tokens is None else f'all models have {points.tokens[0]:g}'
         if points.tokens is None or abs(tokens / points.tokens[0] - 1) > 1e-3:
-            raise ValueError(f'tokens {tokens:g} was asked for, but {have}: the effect of tokens needs at least five '
-                             f'models with different token counts; leave the option out to predict at equal tokens')
+            raise ValueError(
+                f'tokens {tokens:g} was asked for, but {have}: the effect of tokens needs at least five '
+                f'models with different token counts; leave the option out to predict at equal tokens'
+            )
         tokens = None
     factors = {'params': extrapolation_factor(params, points.params)}
     if tokens is not None:
         factors['tokens'] = extrapolation_factor(tokens, points.tokens)
     factor = max(factors.values())
     if factor > _FAR:
-        notes.append(f'the target lies {factor:.3g} times outside the measured range: intervals and residuals do not '
-                     f'say whether the law still holds there; measure models within {_FAR:g} times of it')
+        notes.append(
+            f'the target lies {factor:.3g} times outside the measured range: intervals and residuals do not '
+            f'say whether the law still holds there; measure models within {_FAR:g} times of it'
+        )
     domains = {domain: _fit_domain(points, domain, params, tokens, huber, interval, seed) for domain in points.losses}
     return {
         'reference_losses': {domain: fit['predicted_loss'] for domain, fit in domains.items()},

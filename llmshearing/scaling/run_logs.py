@@ -6,6 +6,7 @@ the log, or else from the pruned folder's ``pruning.json`` and ``config.json``; 
 evaluation sets from the file of ``llmshearing reference-losses measure``. What cannot be found is asked for by name;
 nothing is guessed.
 """
+
 from __future__ import annotations
 
 import functools
@@ -192,7 +193,7 @@ def cost_per_token(path: str | Path) -> float:
     tokens = None if total is None else log.tokens_at(total[0][-1:])
     if total is None or tokens is None or not (total[1][-1] > 0 and tokens[0] > 0):
         raise ValueError(
-            f'{path}: the time per token is not in the log of {run_name(Path(path))}; add Composer\'s callback '
+            f"{path}: the time per token is not in the log of {run_name(Path(path))}; add Composer's callback "
             'speed_monitor to the run (it logs time/total), or give the costs as numbers'
         )
     return float(total[1][-1] / tokens[0])

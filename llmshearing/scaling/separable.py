@@ -7,6 +7,7 @@ given exponents the coefficients are solved exactly (non-negative least squares)
 starting points; a grid of starts is tried, and the best few are refined jointly in log space. Residuals are logarithms
 of predicted over measured loss, i.e. relative errors, with the squared or the Huber loss.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ class SeparableFit:
         residuals: [points] log(predicted / measured).
         cost: The minimised objective (half the sum of squares, or its Huber form, priors included).
     """
+
     exponents: np.ndarray
     coefficients: np.ndarray
     residuals: np.ndarray
@@ -64,8 +66,8 @@ def _solve_linear(columns: np.ndarray, wanted: np.ndarray, free_sign: np.ndarray
     for _ in range(_REWEIGHTINGS if huber is not None else 0):
         error = np.abs(signed @ split - wanted)
         split = solve(np.sqrt(np.minimum(1.0, huber / np.maximum(error, 1e-12))))
-    coefficients = split[:columns.shape[1]].copy()
-    coefficients[free_sign] -= split[columns.shape[1]:]
+    coefficients = split[: columns.shape[1]].copy()
+    coefficients[free_sign] -= split[columns.shape[1] :]
     return coefficients
 
 
@@ -110,7 +112,7 @@ def fit_separable(
 
     def solved(exponents: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         coefficients = _solve_linear(basis(exponents) / measured[:, None], wanted, free, huber)
-        return 0.5 * float(np.sum(stacked(exponents, coefficients)**2)), exponents, coefficients
+        return 0.5 * float(np.sum(stacked(exponents, coefficients) ** 2)), exponents, coefficients
 
     trials = [solved(np.clip(np.asarray(start, dtype=np.float64), lower, upper)) for start in starts]
     trials.sort(key=lambda trial: trial[0])
@@ -119,9 +121,16 @@ def fit_separable(
     highest = np.concatenate([upper, np.full(len(free), np.inf)])
     found = trials[:1]
     for _, exponents, coefficients in trials[:refine]:
-        solution = least_squares(lambda unknowns: stacked(unknowns[:n], unknowns[n:]),
-                                 np.concatenate([exponents, coefficients]), bounds=(lowest, highest), x_scale='jac',
-                                 xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=400)
+        solution = least_squares(
+            lambda unknowns: stacked(unknowns[:n], unknowns[n:]),
+            np.concatenate([exponents, coefficients]),
+            bounds=(lowest, highest),
+            x_scale='jac',
+            xtol=1e-12,
+            ftol=1e-12,
+            gtol=1e-12,
+            max_nfev=400,
+        )
         # The search stays strictly inside its bounds; solving the coefficients again lets one of them be exactly 0.
         found += [(float(solution.cost), solution.x[:n], solution.x[n:]), solved(solution.x[:n])]
     cost, exponents, coefficients = min(found, key=lambda trial: trial[0])

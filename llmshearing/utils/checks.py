@@ -1,4 +1,5 @@
 """Checks of single settings, each with one error that says what is possible."""
+
 from __future__ import annotations
 
 __all__ = ['one_of', 'within']

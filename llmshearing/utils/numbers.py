@@ -1,5 +1,6 @@
 """Numbers as people write them: counts such as ``1.3B`` and sizes such as ``2.5GB``. Every part of the package may
 import this, and it imports none."""
+
 from __future__ import annotations
 
 import math
@@ -35,9 +36,9 @@ def parse_size(value: Any) -> int:
     size = 0.0
     if match is not None:
         number, unit, binary = match.groups()
-        size = float(number) * (1024.0 if binary else 1000.0)**(' kmgt'.index(unit.lower()) if unit else 0)
+        size = float(number) * (1024.0 if binary else 1000.0) ** (' kmgt'.index(unit.lower()) if unit else 0)
     if not (size > 0 and math.isfinite(size)):
         raise ValueError(
-            f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB',
+            f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB'
         )
     return int(size)

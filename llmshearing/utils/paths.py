@@ -5,6 +5,7 @@ An index is data, often somebody else's. A name in it such as ``../../.ssh/confi
 from there, or written there where shards are downloaded first. No format that is read here puts shards into other
 folders, so the rule is simple: a plain file name, or nothing.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,7 +28,7 @@ def plain_name(index: str, name: Any) -> str:
     if not isinstance(name, str) or name in ('', '.', '..') or any(mark in name for mark in ('/', '\\', '\0')):
         raise ValueError(
             f'{index} names the file {name!r}, outside the folder that it stands in; '
-            'it was tampered with or is damaged.',
+            'it was tampered with or is damaged.'
         )
     return name
 
@@ -46,7 +47,7 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
     if '://' in str(path):
         upload = ', or upload it with `llmshearing export --push-to-hub`' if what == 'folder' else ''
         raise ValueError(
-            f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.',
+            f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.'
         )
     return Path(path)
 

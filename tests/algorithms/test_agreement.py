@@ -1,4 +1,5 @@
 """Ranks whose numbers differ in the last bits still use one set of masks: rank 0's."""
+
 import pytest
 import torch
 from composer.core import Callback
@@ -33,8 +34,13 @@ def prune(rank, source, folder, settings):
     dist.initialize_dist('cpu')
     record, pruning = Record(), TargetedPruning(TARGET, **settings)
     trainer = tiny_trainer(
-        source, [pruning], batches=4, callbacks=[record], eval_dataloader=sequences_spec(8, 4, seed=1),
-        eval_interval='2ba', dist_timeout=60,
+        source,
+        [pruning],
+        batches=4,
+        callbacks=[record],
+        eval_dataloader=sequences_spec(8, 4, seed=1),
+        eval_interval='2ba',
+        dist_timeout=60,
     )
     if rank == 1:
         update, start_from = pruning.learner.update, pruning.learner.start_from
@@ -48,12 +54,11 @@ def prune(rank, source, folder, settings):
     torch.save(record.masks, folder / f'{rank}.pt')
 
 
-@pytest.mark.parametrize('settings', [
-    {},
-    PROGRESSIVE,
-    {**PROGRESSIVE, 'freeze_masks_after': '2ba'},
-    {'mask_learning': 'one_shot', 'scores': 'random'},
-], ids=['lagrangian', 'progressive', 'frozen', 'one_shot'])
+@pytest.mark.parametrize(
+    'settings',
+    [{}, PROGRESSIVE, {**PROGRESSIVE, 'freeze_masks_after': '2ba'}, {'mask_learning': 'one_shot', 'scores': 'random'}],
+    ids=['lagrangian', 'progressive', 'frozen', 'one_shot'],
+)
 def test_every_rank_uses_the_masks_of_rank_0(tmp_path, settings):
     source = tiny_source(tmp_path / 'source')
     on_ranks(2, prune, source, tmp_path, settings)

@@ -1,4 +1,5 @@
 """Distillation: the divergence against closed forms and autograd, and what it does in real runs."""
+
 import pytest
 import torch
 from composer.core import DataSpec, Evaluator
@@ -46,7 +47,7 @@ def test_two_tokens_by_hand():
     teacher, student = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
     loss, gradient = loss_and_gradient(student, teacher, vocabulary=2)
     assert loss.item() == pytest.approx(
-        0.75 * torch.tensor(1.5).log().item() + 0.25 * torch.tensor(0.5).log().item(), rel=1e-6,
+        0.75 * torch.tensor(1.5).log().item() + 0.25 * torch.tensor(0.5).log().item(), rel=1e-6
     )
     torch.testing.assert_close(gradient, torch.tensor([[0.5 - 0.75, 0.5 - 0.25]]))
 
@@ -95,7 +96,8 @@ def test_padding_and_columns_beyond_the_shared_vocabulary_count_nothing():
         expected = reference(student[positions, :VOCABULARY], teacher[positions, :VOCABULARY], 2.0, top_k)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert (
-            gradient[[1, 3, 4, 6]].eq(0).all() and gradient[:, VOCABULARY:].eq(0).all()
+            gradient[[1, 3, 4, 6]].eq(0).all()
+            and gradient[:, VOCABULARY:].eq(0).all()
             and gradient[positions].ne(0).any()
         )
     assert loss_and_gradient(student, teacher, positions=torch.empty(0, dtype=torch.long))[0].item() == 0.0
@@ -115,15 +117,21 @@ def folders(tmp_path_factory):
 
 
 def stock(folder):
-    return ComposerHFCausalLM(tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(folder), pretrained=True,
-                              use_train_metrics=False, trust_remote_code=False, attn_implementation='sdpa')
+    return ComposerHFCausalLM(
+        tokenizer=tiny_tokenizer(),
+        pretrained_model_name_or_path=str(folder),
+        pretrained=True,
+        use_train_metrics=False,
+        trust_remote_code=False,
+        attn_implementation='sdpa',
+    )
 
 
 def run(folders, algorithms, model=None, **settings):
     """Trains the student of this test's folders; returns the trainer and its losses by name."""
     log = InMemoryLogger()
     trainer = tiny_trainer(
-        folders / 'student', algorithms, model=model or stock(folders / 'student'), loggers=[log], **settings,
+        folders / 'student', algorithms, model=model or stock(folders / 'student'), loggers=[log], **settings
     )
     trainer.fit()
     trainer.close()
@@ -143,7 +151,7 @@ def test_a_model_is_no_different_from_itself_and_differs_from_another(folders):
 
 def test_a_student_approaches_its_teacher(folders):
     _, losses = run(
-        folders, [Distillation(str(folders / 'teacher'), weight=20.0, top_k=30)], batches=60, learning_rate=5e-3,
+        folders, [Distillation(str(folders / 'teacher'), weight=20.0, top_k=30)], batches=60, learning_rate=5e-3
     )
     assert sum(losses['distillation'][-5:]) < 0.5 * sum(losses['distillation'][:5])
 
@@ -156,7 +164,7 @@ class Padded(Sequences):
         length = 4 + 5 * index % 12
         sample['input_ids'][length:], sample['attention_mask'][length:] = 0, 0
         sample['labels'][length:] = -100
-        sample['labels'][:index % 3] = -100
+        sample['labels'][: index % 3] = -100
         return sample
 
 
@@ -191,7 +199,7 @@ def test_the_teacher_is_left_alone_and_in_no_checkpoint(folders, tmp_path):
     before = {name: tensor.clone() for name, tensor in stock(folders / 'teacher').model.state_dict().items()}
     distillation = Distillation(str(folders / 'teacher'))
     trainer, _ = run(
-        folders, [distillation], batches=2, save_folder=str(tmp_path), save_filename='last.pt', run_name='x',
+        folders, [distillation], batches=2, save_folder=str(tmp_path), save_filename='last.pt', run_name='x'
     )
     for name, tensor in distillation.teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -216,8 +224,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(folders, tmp_path, pruning):
             algorithms.append(TargetedPruning(TARGET, lagrangian_warmup='3ba', mask_learning='lagrangian'))
             model = ShearedCausalLM(tiny_tokenizer(), str(folders / 'student'))
         trainer, losses = run(
-            folders, algorithms, model, batches=6, save_folder=str(tmp_path / folder), save_filename='ba{batch}.pt',
-            save_interval='1ba', load_path=load, run_name='x',
+            folders,
+            algorithms,
+            model,
+            batches=6,
+            save_folder=str(tmp_path / folder),
+            save_filename='ba{batch}.pt',
+            save_interval='1ba',
+            load_path=load,
+            run_name='x',
         )
         return trainer, losses['distillation']
 
@@ -240,14 +255,17 @@ def test_evaluation_asks_no_teacher(folders):
     trainer.close()
 
 
-@pytest.mark.parametrize('settings, message', [
-    ({'weight': 0}, 'weight=0 is out of range'),
-    ({'temperature': -1.0}, 'temperature=-1.0 is out of range'),
-    ({'temperature': float('nan')}, 'temperature=nan is out of range'),
-    ({'top_k': 0}, 'top_k=0 is not possible'),
-    ({'top_k': 2.5}, 'top_k=2.5 is not possible'),
-    ({'teacher': '/no/such/folder'}, '/no/such/folder is no Hugging Face model folder'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'weight': 0}, 'weight=0 is out of range'),
+        ({'temperature': -1.0}, 'temperature=-1.0 is out of range'),
+        ({'temperature': float('nan')}, 'temperature=nan is out of range'),
+        ({'top_k': 0}, 'top_k=0 is not possible'),
+        ({'top_k': 2.5}, 'top_k=2.5 is not possible'),
+        ({'teacher': '/no/such/folder'}, '/no/such/folder is no Hugging Face model folder'),
+    ],
+)
 def test_settings_that_cannot_be(folders, settings, message):
     with pytest.raises(ValueError, match=message):
         Distillation(**{'teacher': str(folders / 'teacher'), **settings})
@@ -267,10 +285,10 @@ def test_teachers_that_do_not_fit_are_refused_before_training(folders, tmp_path)
     with pytest.raises(ValueError, match='top_k=98 is more than the 97 tokens'):
         start(folders / 'teacher', top_k=98)
     tiny_source(tmp_path / 'other')
-    tokenizer = (tmp_path / 'other' / 'tokenizer.json')
+    tokenizer = tmp_path / 'other' / 'tokenizer.json'
     tokenizer.write_text(tokenizer.read_text().replace('"w7"', '"other"'))
     with pytest.raises(
-        ValueError, match="1 of the first 97 token ids.*the first is 10: 'other' to the teacher, 'w7' to the student",
+        ValueError, match="1 of the first 97 token ids.*the first is 10: 'other' to the teacher, 'w7' to the student"
     ):
         start(tmp_path / 'other')
     for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):

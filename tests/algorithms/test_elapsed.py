@@ -1,4 +1,5 @@
 """The pruning schedule moves with every batch, in whatever unit times and the run's length are given."""
+
 import pytest
 from composer.core import DataSpec, Time
 from composer.loggers import InMemoryLogger
@@ -28,19 +29,17 @@ def run(source, max_duration, **times):
 
     pruning.training_masks = recording
     trainer = tiny_trainer(
-        source, [pruning], loggers=[log], max_duration=max_duration, train_dataloader=sequences_spec(20, 4),
+        source, [pruning], loggers=[log], max_duration=max_duration, train_dataloader=sequences_spec(20, 4)
     )
     trainer.fit()
     assert trainer.state.timestamp.batch.value == 10
     return frozen_from[:1], [float(value) for _, value in log.data['pruning/hidden/target']]
 
 
-@pytest.mark.parametrize('max_duration, warmup, freeze', [
-    ('2ep', '0.4dur', '0.7dur'),
-    ('10ba', '4ba', '7ba'),
-    ('40sp', '0.4dur', '28sp'),
-    ('640tok', '256tok', '0.7dur'),
-])
+@pytest.mark.parametrize(
+    'max_duration, warmup, freeze',
+    [('2ep', '0.4dur', '0.7dur'), ('10ba', '4ba', '7ba'), ('40sp', '0.4dur', '28sp'), ('640tok', '256tok', '0.7dur')],
+)
 def test_the_same_time_in_any_unit_is_the_same_schedule(source, max_duration, warmup, freeze):
     frozen_from, targets = run(source, max_duration, lagrangian_warmup=warmup, freeze_masks_after=freeze)
     assert frozen_from == [7]
@@ -65,20 +64,22 @@ def test_shares_are_exact(source):
 
 
 class Endless(IterableDataset):
-
     def __iter__(self):
         while True:
             yield from Sequences(4)
 
 
-@pytest.mark.parametrize('times', [
-    {'lagrangian_warmup': '1ep'}, {'lagrangian_warmup': '1ba', 'freeze_masks_after': '1ep'},
-])
+@pytest.mark.parametrize(
+    'times', [{'lagrangian_warmup': '1ep'}, {'lagrangian_warmup': '1ba', 'freeze_masks_after': '1ep'}]
+)
 def test_epochs_of_unknown_length_are_refused_before_the_first_step(source, times):
     """Composer itself refuses a max_duration in such epochs."""
     trainer = tiny_trainer(
-        source, [TargetedPruning(TARGET, **times)], train_dataloader=DataSpec(DataLoader(Endless(), 4)),
-        max_duration='3ba', schedulers=None,
+        source,
+        [TargetedPruning(TARGET, **times)],
+        train_dataloader=DataSpec(DataLoader(Endless(), 4)),
+        max_duration='3ba',
+        schedulers=None,
     )
     with pytest.raises(ValueError, match='1ep with max_duration 3ba needs the number of batches.*give.*batches'):
         trainer.fit()

@@ -1,4 +1,5 @@
 """For every family: a pruning run of a tiny random model through the Trainer ends at exactly its target, by itself."""
+
 import pytest
 import torch
 from composer.loggers import InMemoryLogger

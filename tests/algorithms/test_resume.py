@@ -1,4 +1,5 @@
 """A pruning run that is stopped anywhere goes on as if nothing had happened: bit for bit on one CPU rank."""
+
 import pytest
 import torch
 from composer.loggers import InMemoryLogger
@@ -39,9 +40,10 @@ def run(source, folder, mask_learning, stop=None, load=None, target=TARGET, **pr
     return trainer, pruning, {batch.batch.value: value for batch, value in log.data['loss/train/total']}
 
 
-@pytest.mark.parametrize('mask_learning, compensate', [
-    ('lagrangian', False), ('progressive', False), ('progressive', True), ('one_shot', True),
-])
+@pytest.mark.parametrize(
+    'mask_learning, compensate',
+    [('lagrangian', False), ('progressive', False), ('progressive', True), ('one_shot', True)],
+)
 @pytest.mark.parametrize('stop', [1, 5, 11])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(source, tmp_path, mask_learning, compensate, stop):
     settings = {'freeze_masks_after': '10ba', 'compensate': compensate}

@@ -1,4 +1,5 @@
 """A batch that Composer tries again after running out of memory steps the masks once."""
+
 import pytest
 import torch
 from composer.core import Callback
@@ -51,10 +52,17 @@ def run(source, mask_learning, place=None, **settings):
     """Trains some batches; returns learner, logged expected counts, the masks of every attempt, and the model."""
     model, log = ShearedCausalLM(tiny_tokenizer(), str(source)), InMemoryLogger()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='3ba', follow_schedule=False,
-                              **settings)
+    pruning = TargetedPruning(
+        TARGET, mask_learning=mask_learning, lagrangian_warmup='3ba', follow_schedule=False, **settings
+    )
     trainer = tiny_trainer(
-        source, [pruning], batches=BATCHES, model=model, optimizers=optimizer, schedulers=None, loggers=[log],
+        source,
+        [pruning],
+        batches=BATCHES,
+        model=model,
+        optimizers=optimizer,
+        schedulers=None,
+        loggers=[log],
         callbacks=[ShortOfMemory(place, optimizer)],
     )
     attempts, training_masks = [], pruning.training_masks

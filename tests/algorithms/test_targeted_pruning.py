@@ -1,4 +1,5 @@
 """Whole pruning runs of a tiny model through Composer's Trainer."""
+
 import re
 from pathlib import Path
 
@@ -36,13 +37,18 @@ def test_every_axis_reaches_its_target_and_the_export_is_exact(source, tmp_path,
     for report in pruning.reports():
         assert report.expected == pytest.approx(report.target, rel=0.02), report.describe()
     config = AutoConfig.from_pretrained(tmp_path / 'out')
-    got = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
-           config.intermediate_size, config.head_dim)
+    got = (
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.intermediate_size,
+        config.head_dim,
+    )
     assert got == (3, 32, 3, 1, 40, 8)
     assert log.data['export/logit_difference'][-1][1] <= 1e-5
     model = open_strictly(tmp_path / 'out')
-    assert sum(p.numel() for p in model.parameters()) == sum(
-        p.numel() for p in type(model)(config).parameters())
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in type(model)(config).parameters())
     assert not list(tmp_path.glob('.out*'))
     losses = [value for _, value in log.data['loss/train/total']]
     assert sum(losses[-5:]) < sum(losses[:5])  # it trained while it pruned
@@ -127,7 +133,10 @@ def test_evaluation_uses_masks_without_noise(source):
     trainer.fit()
     masks = pruning.evaluation_masks()
     assert {axis: set((plans[axis].rows(mask) != 0).sum(1).tolist()) for axis, mask in masks.items()} == {
-        'hidden': {32}, 'layer': {3}, 'kv_group': {1}, 'intermediate': {40},
+        'hidden': {32},
+        'layer': {3},
+        'kv_group': {1},
+        'intermediate': {40},
     }
 
 
@@ -150,21 +159,24 @@ def test_log_alpha_is_clamped_and_stays_clamped():
             assert value.min() >= -4.6052 and value.max() <= 4.6052
 
 
-@pytest.mark.parametrize('settings, message', [
-    ({'target': {'hidden_size': 64}}, 'larger than the source'),
-    ({'target': {}}, 'nothing to prune'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [({'target': {'hidden_size': 64}}, 'larger than the source'), ({'target': {}}, 'nothing to prune')],
+)
 def test_targets_are_checked_before_the_first_step(source, settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_trainer(source, [TargetedPruning(**settings)])
 
 
-@pytest.mark.parametrize('settings, message', [
-    ({'mask_learning': 'magic'}, "mask_learning='magic' is not possible; choose one of lagrangian, progressive"),
-    ({'eval_masks': 'soft'}, "eval_masks='soft'"),
-    ({'start_sparsity': 1.5}, 'start_sparsity=1.5 is out of range'),
-    ({'learning_rate': '1'}, "learning_rate='1' is out of range"),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'mask_learning': 'magic'}, "mask_learning='magic' is not possible; choose one of lagrangian, progressive"),
+        ({'eval_masks': 'soft'}, "eval_masks='soft'"),
+        ({'start_sparsity': 1.5}, 'start_sparsity=1.5 is out of range'),
+        ({'learning_rate': '1'}, "learning_rate='1' is out of range"),
+    ],
+)
 def test_settings_are_checked_in_the_constructor(settings, message):
     with pytest.raises(ValueError, match=message):
         TargetedPruning(TARGET, **settings)
@@ -189,7 +201,8 @@ def test_damping_keeps_the_counts_from_overshooting(source):
             abs(float(expected) - float(target)) / report.target
             for report in pruning.reports()
             for (_, expected), (_, target) in zip(
-                log.data[f'pruning/{report.axis}/expected'][40:], log.data[f'pruning/{report.axis}/target'][40:])
+                log.data[f'pruning/{report.axis}/expected'][40:], log.data[f'pruning/{report.axis}/target'][40:]
+            )
         ]
         deviation[damping] = sum(gaps) / len(gaps)
     assert deviation[20.0] < 0.8 * deviation[0.0], deviation

@@ -1,4 +1,5 @@
 """Runs whose masks leave out layers from the first batch on can be resumed, with FSDP2 too, bit for bit."""
+
 import pytest
 import torch
 from composer.utils import dist
@@ -47,8 +48,9 @@ def run(source, pruning, fsdp, **settings):
 
 
 @pytest.mark.parametrize('pruning', [ONE_SHOT, LATER], ids=['one_shot', 'start_sparsity'])
-@pytest.mark.parametrize('fsdp', [None, {'state_dict_type': 'full'}, {'state_dict_type': 'sharded'}],
-                         ids=['none', 'full', 'sharded'])
+@pytest.mark.parametrize(
+    'fsdp', [None, {'state_dict_type': 'full'}, {'state_dict_type': 'sharded'}], ids=['none', 'full', 'sharded']
+)
 def test_a_run_that_never_runs_a_layer_resumes_bit_for_bit(source, tmp_path, one_rank, pruning, fsdp):
     whole = run(source, pruning, fsdp, save_folder=str(tmp_path))
     sharded = fsdp is not None and fsdp['state_dict_type'] == 'sharded'

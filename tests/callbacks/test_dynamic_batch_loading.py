@@ -1,4 +1,5 @@
 """The callback in real training: what it logs and sets, resuming anywhere, two ranks, mistakes told at the start."""
+
 from __future__ import annotations
 
 import json
@@ -13,15 +14,7 @@ from streaming.base.partition import get_partitions
 
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, checks, eval_clock, updates
 from llmshearing.data import mixture
-from tests.dynamic_text_run import (
-    REFERENCES,
-    SIZES,
-    evaluators,
-    metrics_of,
-    read_down,
-    tiny_trainer,
-    weights_of,
-)
+from tests.dynamic_text_run import REFERENCES, SIZES, evaluators, metrics_of, read_down, tiny_trainer, weights_of
 from tests.dynamic_text_world import SEQ_LEN, close_loaders, on_ranks, tiny_tokenizer, write_domains
 
 STEPS = 9
@@ -42,11 +35,21 @@ def folder(tmp_path_factory):
 def whole(folder, tmp_path_factory):
     """An uninterrupted run with a checkpoint after every batch and every round."""
     place = tmp_path_factory.mktemp('whole')
-    trainer = tiny_trainer(folder, written=place / 'batches', save_folder=str(place / 'batch'), save_interval='1ba',
-                           save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    trainer = tiny_trainer(
+        folder,
+        written=place / 'batches',
+        save_folder=str(place / 'batch'),
+        save_interval='1ba',
+        save_filename='ba{batch}.pt',
+        save_num_checkpoints_to_keep=-1,
+    )
     trainer.fit()
-    return {'batches': read_down(place / 'batches'), 'metrics': metrics_of(trainer), 'weights': weights_of(trainer),
-            'checkpoints': place / 'batch'}
+    return {
+        'batches': read_down(place / 'batches'),
+        'metrics': metrics_of(trainer),
+        'weights': weights_of(trainer),
+        'checkpoints': place / 'batch',
+    }
 
 
 def column(metrics, what):
@@ -88,37 +91,57 @@ def check_resumed(whole, trainer, written, stop):
     assert all(torch.equal(a, b) for a, b in zip(weights_of(trainer), whole['weights'], strict=True))
     for name, values in metrics_of(trainer).items():
         if name != 'mixture/eval_share' and values:
-            assert values == whole['metrics'][name][-len(values):]
+            assert values == whole['metrics'][name][-len(values) :]
 
 
 @pytest.mark.parametrize('stop', range(1, STEPS))
 def test_resuming_after_any_batch_is_as_if_never_stopped(folder, whole, tmp_path, stop):
     """3 and 6 lie right after an update."""
-    trainer = tiny_trainer(folder, workers=stop % 3, written=tmp_path / 'batches',
-                           load_path=str(whole['checkpoints'] / f'ba{stop}.pt'))
+    trainer = tiny_trainer(
+        folder, workers=stop % 3, written=tmp_path / 'batches', load_path=str(whole['checkpoints'] / f'ba{stop}.pt')
+    )
     check_resumed(whole, trainer, tmp_path / 'batches', stop)
 
 
 @pytest.mark.parametrize('interval', ['3ba', '1ep'])
 def test_resuming_after_the_close_of_a_round(folder, whole, tmp_path, interval):
     """Composer writes a second checkpoint at the end of a round; evaluation may come before or after the first."""
-    first = tiny_trainer(folder, '7ba', eval_interval=interval, save_folder=str(tmp_path / 'save'), save_interval='1ep',
-                         save_filename='ep{epoch}-ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    first = tiny_trainer(
+        folder,
+        '7ba',
+        eval_interval=interval,
+        save_folder=str(tmp_path / 'save'),
+        save_interval='1ep',
+        save_filename='ep{epoch}-ba{batch}.pt',
+        save_num_checkpoints_to_keep=-1,
+    )
     first.fit()
     for rounds in (1, 2):
         written = tmp_path / f'batches{rounds}'
-        trainer = tiny_trainer(folder, written=written, eval_interval=interval,
-                               load_path=str(tmp_path / 'save' / f'ep{rounds}-ba{3 * rounds}.pt'))
+        trainer = tiny_trainer(
+            folder,
+            written=written,
+            eval_interval=interval,
+            load_path=str(tmp_path / 'save' / f'ep{rounds}-ba{3 * rounds}.pt'),
+        )
         check_resumed(whole, trainer, written, 3 * rounds)
 
 
 def test_an_update_that_comes_after_the_checkpoint_is_made_again(folder, whole, tmp_path):
     """With an interval in epochs the last batch of a round is saved before the update."""
-    first = tiny_trainer(folder, '4ba', eval_interval='1ep', save_folder=str(tmp_path / 'save'), save_interval='1ba',
-                         save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    first = tiny_trainer(
+        folder,
+        '4ba',
+        eval_interval='1ep',
+        save_folder=str(tmp_path / 'save'),
+        save_interval='1ba',
+        save_filename='ba{batch}.pt',
+        save_num_checkpoints_to_keep=-1,
+    )
     first.fit()
-    trainer = tiny_trainer(folder, written=tmp_path / 'batches', eval_interval='1ep',
-                           load_path=str(tmp_path / 'save' / 'ba3.pt'))
+    trainer = tiny_trainer(
+        folder, written=tmp_path / 'batches', eval_interval='1ep', load_path=str(tmp_path / 'save' / 'ba3.pt')
+    )
     check_resumed(whole, trainer, tmp_path / 'batches', 3)
 
 
@@ -129,10 +152,24 @@ def test_rounds_of_another_shape_from_the_end_of_one(folder, whole, tmp_path, ch
     save = str(tmp_path / 'save')
     for filename, every in (('ba{batch}.pt', '1ba'), ('ep{epoch}-ba{batch}.pt', '1ep')):
         if filename.startswith(checkpoint[:2]):
-            tiny_trainer(folder, '4ba', eval_interval=interval, save_folder=save, save_interval=every,
-                         save_filename=filename, save_num_checkpoints_to_keep=-1).fit()
-    trainer = tiny_trainer(folder, '8ba', batch_size=8, written=tmp_path / 'batches', eval_interval='1ep',
-                           load_path=f'{save}/{checkpoint}', dataset={'round_batches': 2})
+            tiny_trainer(
+                folder,
+                '4ba',
+                eval_interval=interval,
+                save_folder=save,
+                save_interval=every,
+                save_filename=filename,
+                save_num_checkpoints_to_keep=-1,
+            ).fit()
+    trainer = tiny_trainer(
+        folder,
+        '8ba',
+        batch_size=8,
+        written=tmp_path / 'batches',
+        eval_interval='1ep',
+        load_path=f'{save}/{checkpoint}',
+        dataset={'round_batches': 2},
+    )
     trainer.fit()
     weights = mixture.quantize(column(whole['metrics'], 'weight')[0])
     state = mixture.with_weights(mixture.round_counts(mixture.initial_state([0.5, 0.3, 0.2]), 3, 4)[1], weights)
@@ -146,8 +183,9 @@ def test_rounds_of_another_shape_from_the_end_of_one(folder, whole, tmp_path, ch
 
 def test_rounds_that_end_between_evaluations_are_told_before_training(folder, whole, tmp_path):
     resumed = {'eval_interval': '2ba', 'dataset': {'round_batches': 2}}
-    trainer = tiny_trainer(folder, written=tmp_path / 'batches', load_path=str(whole['checkpoints'] / 'ba3.pt'),
-                           **resumed)
+    trainer = tiny_trainer(
+        folder, written=tmp_path / 'batches', load_path=str(whole['checkpoints'] / 'ba3.pt'), **resumed
+    )
     with pytest.raises(ValueError, match='end at batches 5, 7, .* evaluation every 2ba .* Set eval_interval to 1ep'):
         trainer.fit()
     assert not (tmp_path / 'batches').exists()
@@ -157,8 +195,15 @@ def test_rounds_that_end_between_evaluations_are_told_before_training(folder, wh
 
 
 def test_an_update_that_would_not_be_made_again_is_told_before_training(folder, tmp_path):
-    first = tiny_trainer(folder, '4ba', eval_interval='1ep', save_folder=str(tmp_path), save_interval='1ba',
-                         save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    first = tiny_trainer(
+        folder,
+        '4ba',
+        eval_interval='1ep',
+        save_folder=str(tmp_path),
+        save_interval='1ba',
+        save_filename='ba{batch}.pt',
+        save_num_checkpoints_to_keep=-1,
+    )
     first.fit()
     with pytest.raises(ValueError, match='end of mixing round 0 before the evaluation .* Set eval_interval to 1ep'):
         tiny_trainer(folder, load_path=str(tmp_path / 'ba3.pt')).fit()
@@ -177,10 +222,20 @@ def test_training_on_in_the_same_process(folder, whole, tmp_path):
 
 def train_rank(rank, folder, place, workers, load):
     from composer.utils import dist
+
     dist.initialize_dist('cpu')
-    trainer = tiny_trainer(folder, workers=workers, batch_size=2, written=place / f'batches{rank}', dist_timeout=60,
-                           load_path=str(load) if load else None, save_folder=str(place / 'save'), save_interval='1ba',
-                           save_filename='ba{batch}.pt', save_num_checkpoints_to_keep=-1)
+    trainer = tiny_trainer(
+        folder,
+        workers=workers,
+        batch_size=2,
+        written=place / f'batches{rank}',
+        dist_timeout=60,
+        load_path=str(load) if load else None,
+        save_folder=str(place / 'save'),
+        save_interval='1ba',
+        save_filename='ba{batch}.pt',
+        save_num_checkpoints_to_keep=-1,
+    )
     trainer.fit()
     (place / f'metrics{rank}').write_text(json.dumps(metrics_of(trainer)))
 
@@ -219,12 +274,16 @@ def test_rules_with_a_memory_resume_exactly(folder, tmp_path, update):
         trainer.fit()
         return column(metrics_of(trainer), 'weight').tolist()
 
-    saving = {'save_folder': str(tmp_path / 'save'), 'save_interval': '1ba', 'save_filename': 'ba{batch}.pt',
-              'save_num_checkpoints_to_keep': -1}
+    saving = {
+        'save_folder': str(tmp_path / 'save'),
+        'save_interval': '1ba',
+        'save_filename': 'ba{batch}.pt',
+        'save_num_checkpoints_to_keep': -1,
+    }
     weights = run('whole', '18ba', **saving)
     assert len({tuple(w) for w in weights}) > 1
     for stop in (13, 15):
-        assert run(f'from{stop}', '18ba', load_path=str(tmp_path / 'save' / f'ba{stop}.pt')) == weights[stop // 3:]
+        assert run(f'from{stop}', '18ba', load_path=str(tmp_path / 'save' / f'ba{stop}.pt')) == weights[stop // 3 :]
 
 
 def test_the_mean_of_the_weights_can_be_served(folder):
@@ -265,16 +324,24 @@ def test_a_ceiling_gives_way_to_a_limit_on_passes(folder, ceiling):
 
 def test_a_first_round_beyond_the_limit_is_refused(folder):
     with pytest.raises(ValueError, match=r"44 samples .* \{'c': 2.2\} passes .* max_passes is 2"):
-        tiny_trainer(folder, '24ba', eval_interval='11ba',
-                     dataset={'max_passes': 2, 'round_batches': 11, 'proportions': {'a': 0, 'b': 0, 'c': 1}}).fit()
+        tiny_trainer(
+            folder,
+            '24ba',
+            eval_interval='11ba',
+            dataset={'max_passes': 2, 'round_batches': 11, 'proportions': {'a': 0, 'b': 0, 'c': 1}},
+        ).fit()
 
 
 def test_a_plan_that_cannot_keep_the_limit_is_refused(folder):
     with pytest.raises(ValueError, match='240 samples .* max_passes is 2'):
         tiny_trainer(folder, '60ba', dataset={'max_passes': 2}).fit()
     with pytest.raises(ValueError, match=r"'c': .* passes .* max_passes is 1"):
-        tiny_trainer(folder, '24ba', update=DynamicBatchLoading(update='constant'),
-                     dataset={'max_passes': 1, 'proportions': {'a': 0, 'b': 1, 'c': 4}}).fit()
+        tiny_trainer(
+            folder,
+            '24ba',
+            update=DynamicBatchLoading(update='constant'),
+            dataset={'max_passes': 1, 'proportions': {'a': 0, 'b': 1, 'c': 4}},
+        ).fit()
 
 
 def test_many_passes_are_told(folder, caplog):
@@ -319,29 +386,35 @@ def test_references_come_from_a_file(tmp_path):
         DynamicBatchLoading({'a': float('nan')})
 
 
-@pytest.mark.parametrize(('options', 'match'), [
-    ({'update': 'shear'}, "`update` must be one of .*'sheared'.* but got 'shear'"),
-    ({'smoothing': 1.5}, '`smoothing` must be between 0 and 1'),
-    ({'floor': -0.1}, '`floor` must be'),
-    ({'eta': -1}, '`eta` must not be negative'),
-    ({'eta': float('nan')}, '`eta` must not be negative'),
-    ({'max_eval_sequences': 0}, '`max_eval_sequences` must be positive'),
-])
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'update': 'shear'}, "`update` must be one of .*'sheared'.* but got 'shear'"),
+        ({'smoothing': 1.5}, '`smoothing` must be between 0 and 1'),
+        ({'floor': -0.1}, '`floor` must be'),
+        ({'eta': -1}, '`eta` must not be negative'),
+        ({'eta': float('nan')}, '`eta` must not be negative'),
+        ({'max_eval_sequences': 0}, '`max_eval_sequences` must be positive'),
+    ],
+)
 def test_options_out_of_range_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         DynamicBatchLoading(REFERENCES, **options)
 
 
-@pytest.mark.parametrize(('settings', 'match'), [
-    ({'eval_interval': '2ba'}, 'runs every 2ba, but a mixing round has 3 batches.*3ba'),
-    ({'eval_interval': '6ba'}, 'runs every 6ba'),
-    ({'eval_interval': '2ep'}, 'runs every 2ep'),
-    ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
-    ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
-    ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
-    ({'train_subset_num_batches': 2}, 'A mixing round has 3 batches, but an epoch is to have 2'),
-    ({'eval_interval': lambda state, event: False}, 'round 0 ended without an evaluation.*3ba'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        ({'eval_interval': '2ba'}, 'runs every 2ba, but a mixing round has 3 batches.*3ba'),
+        ({'eval_interval': '6ba'}, 'runs every 6ba'),
+        ({'eval_interval': '2ep'}, 'runs every 2ep'),
+        ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
+        ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
+        ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
+        ({'train_subset_num_batches': 2}, 'A mixing round has 3 batches, but an epoch is to have 2'),
+        ({'eval_interval': lambda state, event: False}, 'round 0 ended without an evaluation.*3ba'),
+    ],
+)
 def test_what_does_not_fit_together_is_told(folder, settings, match):
     with pytest.raises(ValueError, match=match):
         tiny_trainer(folder, **settings).fit()
@@ -416,9 +489,12 @@ def test_a_run_goes_on_with_other_domains(folder, whole, tmp_path, caplog, stop)
 
     def resumed(**dataset):
         return tiny_trainer(
-            tmp_path / 'two', domains=['c', 'a'], update=DynamicBatchLoading(REFERENCES, average=True),
+            tmp_path / 'two',
+            domains=['c', 'a'],
+            update=DynamicBatchLoading(REFERENCES, average=True),
             load_path=str(tmp_path / 'save' / f'ba{stop}.pt'),
-            dataset={'proportions': {'a': 1, 'c': 1}, **dataset}, written=tmp_path / 'batches',
+            dataset={'proportions': {'a': 1, 'c': 1}, **dataset},
+            written=tmp_path / 'batches',
         )
 
     with pytest.raises(ValueError, match='restart_on_new_data: true'):
@@ -428,7 +504,7 @@ def test_a_run_goes_on_with_other_domains(folder, whole, tmp_path, caplog, stop)
     assert 'domains' in caplog.text and 'starts afresh' in caplog.text
     assert list(read_down(tmp_path / 'batches')) == list(range(stop, STEPS))
     metrics = metrics_of(trainer)
-    assert metrics['mixture/round'] == [1, 2][stop // 6:] and 'mixture/weight/b' not in metrics
+    assert metrics['mixture/round'] == [1, 2][stop // 6 :] and 'mixture/weight/b' not in metrics
     gaps = {name: metrics[f'mixture/loss/{name}'][0] - REFERENCES[name] for name in ('a', 'c')}
     wanted = {name: np.exp(max(gap, 0)) for name, gap in gaps.items()}  # one update from equal weights
     assert metrics['mixture/weight/a'][0] == pytest.approx(wanted['a'] / sum(wanted.values()), abs=1e-3)
@@ -447,7 +523,7 @@ def test_the_capped_evaluation_is_of_the_first_sequences(folder, monkeypatch, no
     dealt = get_partitions('relaxed', 300, canonical[0], nodes, ranks, workers, 2)
     batches = dealt.transpose(3, 2, 0, 1, 4).reshape(-1, nodes * ranks * 2)  # in the order they are served
     served = -(-50 // (nodes * ranks * 2)) * nodes * ranks * 2
-    assert sorted(batches[:limits[0]].ravel().tolist()) == list(range(served))
+    assert sorted(batches[: limits[0]].ravel().tolist()) == list(range(served))
 
 
 def test_the_time_in_evaluation_is_measured_and_warned_of_once(monkeypatch, caplog):

@@ -1,4 +1,5 @@
 """The limit on passes, over runs of drawn weights: kept to the sample, whatever the ceiling, and never in the way."""
+
 from __future__ import annotations
 
 import math
@@ -15,9 +16,10 @@ from llmshearing.data.rounds import MixtureRounds
 
 
 def domains(sizes, weights, max_passes, round_batches=3, batch_size=4):
-    names = 'abcdefgh'[:len(sizes)]
-    rounds = MixtureRounds(dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), round_batches,
-                           batch_size, 17, 16)
+    names = 'abcdefgh'[: len(sizes)]
+    rounds = MixtureRounds(
+        dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), round_batches, batch_size, 17, 16
+    )
     dataset = SimpleNamespace(rounds=rounds, max_passes=max_passes)
     dataset.most_samples = lambda: DynamicTextDataset.most_samples(dataset)
     return dataset
@@ -44,8 +46,9 @@ def check_ideal(dataset):
     """In the integers that samples are counted with, no domain's due goes beyond its limit, with rounding."""
     rounds = dataset.rounds
     end, samples = rounds.end(), rounds.round_batches * rounds.global_batch_size
-    for most, used, carry, part in zip(dataset.most_samples().values(), end.used, end.carry, rounds._after().weights,
-                                       strict=True):
+    for most, used, carry, part in zip(
+        dataset.most_samples().values(), end.used, end.carry, rounds._after().weights, strict=True
+    ):
         assert part == 0 or used * UNITS + carry + part * samples <= most * UNITS
 
 

@@ -1,4 +1,5 @@
 """The export at the end of a run, as it would be on a GPU and with mistaken settings."""
+
 import json
 import shutil
 import warnings
@@ -44,13 +45,18 @@ def test_a_warm_up_that_does_not_end_is_refused_before_the_first_step(source, tm
     assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
 
 
-@pytest.mark.parametrize('settings', [
-    {'mask_learning': 'one_shot', 'scores': 'magnitude'}, {'freeze_masks_after': '2ba'},
-])
+@pytest.mark.parametrize(
+    'settings', [{'mask_learning': 'one_shot', 'scores': 'magnitude'}, {'freeze_masks_after': '2ba'}]
+)
 def test_masks_that_are_frozen_in_time_need_no_warm_up_to_end(source, tmp_path, settings):
     pruning = TargetedPruning(TARGET, lagrangian_warmup='40ba', **settings)
-    tiny_trainer(source, [pruning], batches=3, callbacks=[ExportPruned(str(tmp_path / 'out'))],
-                 eval_dataloader=sequences_spec(8, 4)).fit()
+    tiny_trainer(
+        source,
+        [pruning],
+        batches=3,
+        callbacks=[ExportPruned(str(tmp_path / 'out'))],
+        eval_dataloader=sequences_spec(8, 4),
+    ).fit()
     assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
 
 

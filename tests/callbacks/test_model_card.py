@@ -1,4 +1,5 @@
 """The folders of llm-foundry's hf_checkpointer get a card and the licence of what training began with."""
+
 import pytest
 import yaml
 from composer.core import Evaluator
@@ -21,12 +22,18 @@ def source(tmp_path):
 
 def continued(source, work, card):
     evaluator = Evaluator(
-        label='eval/held_out', dataloader=sequences_spec(8, 4, seed=1), metric_names=['LanguageCrossEntropy'],
+        label='eval/held_out', dataloader=sequences_spec(8, 4, seed=1), metric_names=['LanguageCrossEntropy']
     )
     saver = HuggingFaceCheckpointer(str(work), '1dur', huggingface_folder_name='final')
     trainer = tiny_trainer(
-        source, [], batches=3, callbacks=[saver, card], eval_dataloader=evaluator,
-        eval_interval='3ba', save_folder=str(work / 'save'), save_filename='ba{batch}.pt',
+        source,
+        [],
+        batches=3,
+        callbacks=[saver, card],
+        eval_dataloader=evaluator,
+        eval_interval='3ba',
+        save_folder=str(work / 'save'),
+        save_filename='ba{batch}.pt',
     )
     trainer.fit()
     loss = float(trainer.state.eval_metrics['eval/held_out']['LanguageCrossEntropy'].compute())
@@ -41,8 +48,11 @@ def test_the_card_names_the_source_and_its_licence(source, tmp_path, tags, base_
     folder, loss = continued(source, tmp_path, ModelCard())
     _, front, text = (folder / 'README.md').read_text().split('---\n', 2)
     assert yaml.safe_load(front) == {
-        'library_name': 'transformers', 'license': 'other', 'license_name': 'free',
-        'tags': ['structured-pruning', 'llmshearing'], 'base_model': base_model,
+        'library_name': 'transformers',
+        'license': 'other',
+        'license_name': 'free',
+        'tags': ['structured-pruning', 'llmshearing'],
+        'base_model': base_model,
     }
     parameters = sum(parameter.numel() for parameter in open_strictly(folder).parameters())
     assert f'# {base_model.split("/")[-1]} with {parameters:,} parameters' in text

@@ -1,5 +1,6 @@
 """run_report in real (tiny) runs: the page is there, says what the masks say, and nothing that is wrong with it stops
 a run."""
+
 from __future__ import annotations
 
 import json

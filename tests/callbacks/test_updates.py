@@ -1,4 +1,5 @@
 """The rules, against numbers worked out by hand and against what they claim."""
+
 from __future__ import annotations
 
 import json
@@ -122,7 +123,7 @@ def test_ado_waits_then_follows_the_slopes():
     prior = np.array([0.5, 0.5])
     laws = [(2.0, 1.0, ALPHAS[9]), (1.0, 0.2, ALPHAS[9])]
     history, _ = follow(laws, 300, prior)
-    for weights in history[:WARMUP - 1]:
+    for weights in history[: WARMUP - 1]:
         assert weights == pytest.approx(prior)
     # Same exponent: the slopes are as 1 to 0.2, whatever the round, and the first preference follows from them alone.
     preference = np.array([1, 0.2]) / 1.2
@@ -134,12 +135,12 @@ def test_ado_waits_then_follows_the_slopes():
 
 def test_ado_finds_the_slope_of_an_exact_law():
     n = np.arange(1.0, 9.0)
-    x = n[:, None]**-ALPHAS
+    x = n[:, None] ** -ALPHAS
     for eps, beta, index in ((2.0, 1.5, 3), (0.0, 3.0, 10), (1.0, 0.05, 15)):
-        losses = eps + beta * n**-ALPHAS[index]
+        losses = eps + beta * n ** -ALPHAS[index]
         sums = np.stack([x.sum(0), (x * x).sum(0)])
         own = np.concatenate([[losses.sum(), (losses**2).sum()], (losses[:, None] * x).sum(0)])
-        slope = ALPHAS[index] * beta * n[-1]**(-ALPHAS[index] - 1)
+        slope = ALPHAS[index] * beta * n[-1] ** (-ALPHAS[index] - 1)
         assert _speed(n[-1], len(n), sums, own) == pytest.approx(slope, rel=1e-4)
 
 

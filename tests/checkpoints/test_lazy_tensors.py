@@ -1,4 +1,5 @@
 """Files are read without running what is in them, tensor by tensor, and damage is noticed."""
+
 import os
 import pickle
 
@@ -40,7 +41,8 @@ def test_nothing_is_read_until_asked_and_then_exactly(tmp_path):
     torch.save(expected, tmp_path / 'file.pt')
     stored = load_stored(tmp_path / 'file.pt')
     assert (
-        isinstance(stored['view'], StoredTensor) and stored['view'].shape == (4, 2)
+        isinstance(stored['view'], StoredTensor)
+        and stored['view'].shape == (4, 2)
         and stored['half'].dtype == torch.bfloat16
     )
     got = read_all(stored)
@@ -92,7 +94,7 @@ def test_shards_give_back_the_nested_state(tmp_path):
 
 def test_code_in_shards_is_not_run(tmp_path):
     folder = save_shards(
-        {'model': {'weight': torch.ones(3)}, 'algorithms': Malicious(tmp_path / 'made')}, tmp_path / 'object',
+        {'model': {'weight': torch.ones(3)}, 'algorithms': Malicious(tmp_path / 'made')}, tmp_path / 'object'
     )
     assert not (tmp_path / 'made').exists()
     with pytest.raises(ValueError, match='state.algorithms is not read, because loading it could run code'):
@@ -133,13 +135,16 @@ def test_shards_that_point_elsewhere_or_lack_pieces_are_refused(tmp_path):
         load_stored_shards(tmp_path, ('model',))
 
 
-@pytest.mark.parametrize('damage', [
-    lambda content: b'',
-    lambda content: content[:len(content) // 2],
-    lambda content: b'\x80\x04garbage\x00\xff',
-    lambda content: b'hello\n',
-    lambda content: content[:-40] + bytes(40),
-])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content: b'',
+        lambda content: content[: len(content) // 2],
+        lambda content: b'\x80\x04garbage\x00\xff',
+        lambda content: b'hello\n',
+        lambda content: content[:-40] + bytes(40),
+    ],
+)
 def test_damaged_metadata_is_not_taken_for_code(tmp_path, damage):
     folder = save_shards({'model': {'weight': torch.ones(3)}}, tmp_path / 'sharded')
     (folder / '.metadata').write_bytes(damage((folder / '.metadata').read_bytes()))

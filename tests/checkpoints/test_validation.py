@@ -1,4 +1,5 @@
 """Damaged checkpoints of both kinds are refused: every byte of the tensors counts, and so does the end."""
+
 import os
 
 import pytest
@@ -12,7 +13,7 @@ STATE = {
     'state': {
         'model': {'weight': torch.arange(400.0).view(20, 20), 'bias': torch.ones(7)},
         'numbers': [1, 2, {'three': 3.0}],
-    },
+    }
 }
 
 
@@ -58,7 +59,7 @@ def test_any_flipped_bit_of_the_tensors_is_seen(files):
     for position in (start, start + 799, start + 1599):
         flip(path, position)
         with pytest.raises(
-            ValueError, match=r'ba2.pt is damaged: the checksum of .*ba1.pt is whole: resume with load_path=.*ba1.pt',
+            ValueError, match=r'ba2.pt is damaged: the checksum of .*ba1.pt is whole: resume with load_path=.*ba1.pt'
         ):
             validate_checkpoint(files / 'latest-rank0.pt')
         flip(path, position)
@@ -78,7 +79,7 @@ def test_a_damaged_shard_is_refused_and_the_whole_folder_offered(shards):
     (shard,) = (shards / 'ep0-ba2').glob('*.distcp')
     flip(shard, shard.read_bytes().index(STATE['state']['model']['weight'].numpy().tobytes()) + 5)
     with pytest.raises(
-        ValueError, match=r'distcp is damaged: the checksum .*ep0-ba1 is whole: resume with load_path=.*ep0-ba1 ',
+        ValueError, match=r'distcp is damaged: the checksum .*ep0-ba1 is whole: resume with load_path=.*ep0-ba1 '
     ):
         validate_shards(shards / 'ep0-ba2')
     os.truncate(shard, shard.stat().st_size // 2)

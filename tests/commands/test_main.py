@@ -1,4 +1,5 @@
 """The one entry point: what a user can mend is one line and exit code 1, everything else keeps its traceback."""
+
 from __future__ import annotations
 
 import json
@@ -12,6 +13,7 @@ from llmshearing.commands import main as cli
 
 def raising(monkeypatch, error):
     """A command that fails so."""
+
     def main(argv):
         raise error
 
@@ -21,12 +23,15 @@ def raising(monkeypatch, error):
     monkeypatch.setitem(cli.COMMANDS, 'fail', ('failing_command', ''))
 
 
-@pytest.mark.parametrize('error, line', [
-    (ValueError('got 3'), 'got 3'),
-    (PermissionError(13, 'Permission denied', 'out.json'), "[Errno 13] Permission denied: 'out.json'"),
-    (OSError(28, 'No space left on device', 'x.pt'), "[Errno 28] No space left on device: 'x.pt'"),
-    (OSError(), 'OSError'),
-])
+@pytest.mark.parametrize(
+    'error, line',
+    [
+        (ValueError('got 3'), 'got 3'),
+        (PermissionError(13, 'Permission denied', 'out.json'), "[Errno 13] Permission denied: 'out.json'"),
+        (OSError(28, 'No space left on device', 'x.pt'), "[Errno 28] No space left on device: 'x.pt'"),
+        (OSError(), 'OSError'),
+    ],
+)
 def test_errors_of_files_are_one_line(monkeypatch, capsys, error, line):
     raising(monkeypatch, error)
     assert cli.main(['fail']) == 1

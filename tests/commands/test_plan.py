@@ -1,4 +1,5 @@
 """``llmshearing plan``: its lines, its JSON, its warnings, and what it refuses. Everything from a config.json alone."""
+
 import json
 import re
 
@@ -37,7 +38,7 @@ def printed(capsys, *argv):
 
 
 def cells(lines, label):
-    line, = (line for line in lines if line.strip().startswith(label))
+    (line,) = (line for line in lines if line.strip().startswith(label))
     return line.strip().removeprefix(label).split()
 
 
@@ -59,8 +60,12 @@ def test_source_and_target_side_by_side(source, capsys, tmp_path):
 
     plan = json.loads(out.read_text())
     assert plan['target']['shape'] == {
-        'num_hidden_layers': 24, 'hidden_size': 2048, 'num_attention_heads': 16, 'num_key_value_heads': 16,
-        'intermediate_size': 5504, 'head_dim': 128,
+        'num_hidden_layers': 24,
+        'hidden_size': 2048,
+        'num_attention_heads': 16,
+        'num_key_value_heads': 16,
+        'intermediate_size': 5504,
+        'head_dim': 128,
     }
     for stage, label in (('pruning', 0), ('continued pre-training', 1)):
         parts = plan['memory'][stage]
@@ -73,7 +78,7 @@ def test_source_and_target_side_by_side(source, capsys, tmp_path):
 
 def test_columns_line_up(source, capsys):
     lines = printed(capsys, source / 'config.json', '--size', '2.5GB', '--seq-len', '64', '--micro-batch', '1')
-    table = lines[:lines.index('')]
+    table = lines[: lines.index('')]
     assert len({len(line) for line in table[:-1]}) == 1
     memory = [line for line in lines if line.startswith('  GiB') or line.split()[-1:] and line.startswith('  total')]
     assert len({len(line) for line in memory}) == 1
@@ -164,22 +169,41 @@ def test_a_runs_teacher_and_frozen_weights_are_in_its_memory(source, capsys, tmp
     assert ddp['pruning']['communication'] == 0 < ddp['continued pre-training']['communication']
 
 
-@pytest.mark.parametrize('content, message', [
-    ('algorithms: {targeted_pruning: {target: 3}}', r'algorithms.targeted_pruning.target must be a mapping .*, got 3'),
-    ('algorithms: [targeted_pruning]', r"algorithms must be a mapping of keys to values, got \['targeted_pruning'\]"),
-    ('algorithms: {targeted_pruning: on}', 'algorithms.targeted_pruning must be a mapping .*, got True'),
-    ('algorithms: {targeted_pruning: {target: {}}}', 'has no algorithms.targeted_pruning.target'),
-    ('[1, 2]', 'must be a mapping of keys to values, got list'),
-    ('3', ': Invalid loaded object type: int'),
-    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: a', "model must be a mapping .*, got 'a'"),
-    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: full', 'fsdp_config must be a mapping'),
-    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: {pretrained_model_name_or_path: 7}',
-     'model.pretrained_model_name_or_path must be a path, got 7'),
-    ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: {activation_checkpointing: "no"}',
-     "fsdp_config.activation_checkpointing must be true or false, without quotes, got 'no'"),
-    ('algorithms: {targeted_pruning: {freeze_weights: 1, target: {params: 1e9}}}', 'freeze_weights must be .*, got 1'),
-    ('algorithms: {distillation: yes, targeted_pruning: {target: {params: 1e9}}}', 'algorithms.distillation must be a'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (
+            'algorithms: {targeted_pruning: {target: 3}}',
+            r'algorithms.targeted_pruning.target must be a mapping .*, got 3',
+        ),
+        (
+            'algorithms: [targeted_pruning]',
+            r"algorithms must be a mapping of keys to values, got \['targeted_pruning'\]",
+        ),
+        ('algorithms: {targeted_pruning: on}', 'algorithms.targeted_pruning must be a mapping .*, got True'),
+        ('algorithms: {targeted_pruning: {target: {}}}', 'has no algorithms.targeted_pruning.target'),
+        ('[1, 2]', 'must be a mapping of keys to values, got list'),
+        ('3', ': Invalid loaded object type: int'),
+        ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: a', "model must be a mapping .*, got 'a'"),
+        ('algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: full', 'fsdp_config must be a mapping'),
+        (
+            'algorithms: {targeted_pruning: {target: {params: 1e9}}}\nmodel: {pretrained_model_name_or_path: 7}',
+            'model.pretrained_model_name_or_path must be a path, got 7',
+        ),
+        (
+            'algorithms: {targeted_pruning: {target: {params: 1e9}}}\nfsdp_config: {activation_checkpointing: "no"}',
+            "fsdp_config.activation_checkpointing must be true or false, without quotes, got 'no'",
+        ),
+        (
+            'algorithms: {targeted_pruning: {freeze_weights: 1, target: {params: 1e9}}}',
+            'freeze_weights must be .*, got 1',
+        ),
+        (
+            'algorithms: {distillation: yes, targeted_pruning: {target: {params: 1e9}}}',
+            'algorithms.distillation must be a',
+        ),
+    ],
+)
 def test_runs_that_are_none(tmp_path, content, message):
     (tmp_path / 'run.yaml').write_text(content)
     with pytest.raises(ValueError, match=f'--config: .*run.yaml.*{message}'):
@@ -190,22 +214,31 @@ def test_keys_and_values_become_a_target():
     fractions = ['fraction.num_hidden_layers=0.5', 'fraction.hidden_size=1']
     items = ['hidden_size=2048', 'params=1.3e9', 'size=2.5GB', *fractions]
     assert parse_target(items) == {
-        'hidden_size': 2048, 'params': 1.3e9, 'size': '2.5GB', 'fraction': {'num_hidden_layers': 0.5, 'hidden_size': 1},
+        'hidden_size': 2048,
+        'params': 1.3e9,
+        'size': '2.5GB',
+        'fraction': {'num_hidden_layers': 0.5, 'hidden_size': 1},
     }
 
 
-@pytest.mark.parametrize('argv, message', [
-    (['--target', 'hidden_size'], "not KEY=VALUE: 'hidden_size'"),
-    (['--target', 'hidden_size=1', 'hidden_size=2'], 'hidden_size is given twice'),
-    (['--target', 'fraction=1', 'fraction.hidden_size=0.5'], 'fraction=1 names no size; keep only .*hidden_size=0.5'),
-    (['--target', 'fraction.hidden_size=0.5', 'fraction=1'], 'fraction is given twice'),
-    (['--target', 'params=1e9', '--params', '2e9'], 'params is given twice'),
-    (['--config', 'run.yaml', '--params', '1e9'], 'leave out the other options of the target'),
-    (['--config', 'no_such.yaml'], 'no_such.yaml: no such file'),
-    (['--gpus', '0', '--precision', 'fp8'], "gpus=0: must be .*\n.*precision='fp8'"),
-    (['--target', 'hidden_size=5000'], "hidden_size=5000 is larger than the source's 4096"),
-    (['--params', '1.3e9', '--multiple-of', '0'], 'multiple_of=0'),
-])
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['--target', 'hidden_size'], "not KEY=VALUE: 'hidden_size'"),
+        (['--target', 'hidden_size=1', 'hidden_size=2'], 'hidden_size is given twice'),
+        (
+            ['--target', 'fraction=1', 'fraction.hidden_size=0.5'],
+            'fraction=1 names no size; keep only .*hidden_size=0.5',
+        ),
+        (['--target', 'fraction.hidden_size=0.5', 'fraction=1'], 'fraction is given twice'),
+        (['--target', 'params=1e9', '--params', '2e9'], 'params is given twice'),
+        (['--config', 'run.yaml', '--params', '1e9'], 'leave out the other options of the target'),
+        (['--config', 'no_such.yaml'], 'no_such.yaml: no such file'),
+        (['--gpus', '0', '--precision', 'fp8'], "gpus=0: must be .*\n.*precision='fp8'"),
+        (['--target', 'hidden_size=5000'], "hidden_size=5000 is larger than the source's 4096"),
+        (['--params', '1.3e9', '--multiple-of', '0'], 'multiple_of=0'),
+    ],
+)
 def test_wrong_usage_is_refused(source, argv, message):
     with pytest.raises(ValueError, match=message):
         main([str(source), *argv])
@@ -237,20 +270,33 @@ def warnings_of(source, **sizes):
     config = read_source(str(source))
     layout = layout_of(config)
     whole = ModelShape(32, 4096, 32, 32, 11008, 128)
-    target = {'num_hidden_layers': 24, 'hidden_size': 2048, 'num_attention_heads': 16, 'num_key_value_heads': 16,
-              'intermediate_size': 5504, 'head_dim': 128, **sizes}
+    target = {
+        'num_hidden_layers': 24,
+        'hidden_size': 2048,
+        'num_attention_heads': 16,
+        'num_key_value_heads': 16,
+        'intermediate_size': 5504,
+        'head_dim': 128,
+        **sizes,
+    }
     return '\n'.join(shape_warnings(whole, ModelShape(**target), layout))
 
 
-@pytest.mark.parametrize('sizes, message', [
-    ({'hidden_size': 2001}, 'hidden_size=2001 is no multiple of 8: tensor cores .*; nearest: 1984 or 2048'),
-    ({'intermediate_size': 5512}, 'intermediate_size=5512 is no multiple of 64: slower on GPUs; nearest: 5504 or 5568'),
-    ({'head_dim': 100}, 'head_dim=100 is no multiple of 8'),
-    ({'num_attention_heads': 15, 'num_key_value_heads': 15}, 'num_attention_heads=15, num_key_value_heads=15: odd'),
-    ({'num_attention_heads': 30, 'num_key_value_heads': 15}, '^num_key_value_heads=15: odd numbers of heads'),
-    ({'num_hidden_layers': 4}, "num_hidden_layers=4 keeps 12% of the source's 32"),
-    ({'intermediate_size': 2752, 'num_hidden_layers': 31}, 'intermediate_size keeps 25% and num_hidden_layers 97%'),
-])
+@pytest.mark.parametrize(
+    'sizes, message',
+    [
+        ({'hidden_size': 2001}, 'hidden_size=2001 is no multiple of 8: tensor cores .*; nearest: 1984 or 2048'),
+        (
+            {'intermediate_size': 5512},
+            'intermediate_size=5512 is no multiple of 64: slower on GPUs; nearest: 5504 or 5568',
+        ),
+        ({'head_dim': 100}, 'head_dim=100 is no multiple of 8'),
+        ({'num_attention_heads': 15, 'num_key_value_heads': 15}, 'num_attention_heads=15, num_key_value_heads=15: odd'),
+        ({'num_attention_heads': 30, 'num_key_value_heads': 15}, '^num_key_value_heads=15: odd numbers of heads'),
+        ({'num_hidden_layers': 4}, "num_hidden_layers=4 keeps 12% of the source's 32"),
+        ({'intermediate_size': 2752, 'num_hidden_layers': 31}, 'intermediate_size keeps 25% and num_hidden_layers 97%'),
+    ],
+)
 def test_warnings(source, sizes, message):
     assert re.search(message, warnings_of(source, **sizes))
 

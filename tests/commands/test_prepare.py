@@ -1,4 +1,5 @@
 """The command line, the tables it shows, the check of finished folders, and the worked example of the README."""
+
 from __future__ import annotations
 
 import json
@@ -45,9 +46,13 @@ def test_table():
     entry = {'documents': 5, 'tokens': 1024, 'samples': 16, 'budget_tokens': 1000, 'budget_met': True}
     short = {'documents': 3000, 'tokens': 64, 'samples': 1, 'budget_tokens': 6400, 'budget_met': False}
     free = {'documents': 7, 'tokens': 320, 'samples': 5, 'budget_tokens': None, 'budget_met': True}
-    manifest = {'splits': {'eval': {'documents': 3005, 'tokens': 1088, 'samples': 17},
-                           'continue': {'documents': 7, 'tokens': 320, 'samples': 5}},
-                'domains': {'a': {'splits': {'eval': entry}}, 'b': {'splits': {'eval': short, 'continue': free}}}}
+    manifest = {
+        'splits': {
+            'eval': {'documents': 3005, 'tokens': 1088, 'samples': 17},
+            'continue': {'documents': 7, 'tokens': 320, 'samples': 5},
+        },
+        'domains': {'a': {'splits': {'eval': entry}}, 'b': {'splits': {'eval': short, 'continue': free}}},
+    }
     assert feeding_table(manifest, 4).splitlines() == [
         'split     domain  documents  tokens       budget  sequences  steps of 4',
         'eval      a               5   1,024          met         16           4',
@@ -58,32 +63,45 @@ def test_table():
     ]
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['none.yaml'], 'none.yaml does not exist; expected a YAML file'),
-    ([], 'expected the name of a YAML file, or --check FOLDER'),
-    (['{yaml}', 'max_seqlen=3'], "unknown key 'max_seqlen' in the spec; did you mean 'max_seq_len'?"),
-    (['{yaml}', '64'], "'64' is not of the form key=value"),
-    (['{yaml}', '--batch-size', '0'], '--batch-size is 0; expected at least 1'),
-    (['{yaml}', 'domains.web=none.jsonl'], "domains.web: 'none.jsonl' does not exist"),
-    (['--check', 'nowhere'], 'nowhere has no index.json'),
-    (['list.yaml'], "list.yaml: it holds ['a'], expected a mapping from keys to values"),
-    (['broken.yaml'], 'broken.yaml: while parsing a flow sequence'),
-    (['binary.yaml'], "binary.yaml: 'utf-8' codec can't decode"),
-    (['refers.yaml'], "refers.yaml: Interpolation key 'no.such' not found"),
-    (['{yaml}', 'domains=[1'], 'spec.yaml, with domains=[1: while parsing'),
-    (['{yaml}', 'max_seq_len=.inf'], 'max_seq_len is inf; expected a whole number of at least 2'),
-    (['{yaml}', 'shard_size=.inf'], 'shard_size is inf; expected bytes'),
-    (['{yaml}', '--out', 'list.yaml'], 'list.yaml is, or lies below, a file; expected a folder: change out or work'),
-    (['{yaml}', '--out', 'list.yaml/below'], 'list.yaml/below is, or lies below, a file'),
-    (['{yaml}', 'out=[o,list.yaml]'], 'list.yaml cannot be written to'),
-    (['{yaml}', '--out', 'hf://datasets/a/b/c'], "begins with 'hf', which Streaming cannot write to"),
-    (['{yaml}', '--out', 'other'], 'other holds another data set (other/manifest.json is not a manifest that prepare'),
-    (['--check', 'other'], 'other/manifest.json is not a manifest that prepare wrote (it has no key)'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['none.yaml'], 'none.yaml does not exist; expected a YAML file'),
+        ([], 'expected the name of a YAML file, or --check FOLDER'),
+        (['{yaml}', 'max_seqlen=3'], "unknown key 'max_seqlen' in the spec; did you mean 'max_seq_len'?"),
+        (['{yaml}', '64'], "'64' is not of the form key=value"),
+        (['{yaml}', '--batch-size', '0'], '--batch-size is 0; expected at least 1'),
+        (['{yaml}', 'domains.web=none.jsonl'], "domains.web: 'none.jsonl' does not exist"),
+        (['--check', 'nowhere'], 'nowhere has no index.json'),
+        (['list.yaml'], "list.yaml: it holds ['a'], expected a mapping from keys to values"),
+        (['broken.yaml'], 'broken.yaml: while parsing a flow sequence'),
+        (['binary.yaml'], "binary.yaml: 'utf-8' codec can't decode"),
+        (['refers.yaml'], "refers.yaml: Interpolation key 'no.such' not found"),
+        (['{yaml}', 'domains=[1'], 'spec.yaml, with domains=[1: while parsing'),
+        (['{yaml}', 'max_seq_len=.inf'], 'max_seq_len is inf; expected a whole number of at least 2'),
+        (['{yaml}', 'shard_size=.inf'], 'shard_size is inf; expected bytes'),
+        (
+            ['{yaml}', '--out', 'list.yaml'],
+            'list.yaml is, or lies below, a file; expected a folder: change out or work',
+        ),
+        (['{yaml}', '--out', 'list.yaml/below'], 'list.yaml/below is, or lies below, a file'),
+        (['{yaml}', 'out=[o,list.yaml]'], 'list.yaml cannot be written to'),
+        (['{yaml}', '--out', 'hf://datasets/a/b/c'], "begins with 'hf', which Streaming cannot write to"),
+        (
+            ['{yaml}', '--out', 'other'],
+            'other holds another data set (other/manifest.json is not a manifest that prepare',
+        ),
+        (['--check', 'other'], 'other/manifest.json is not a manifest that prepare wrote (it has no key)'),
+    ],
+)
 def test_wrong_usage_is_one_line(yaml, capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    for name, content in (('list.yaml', b'[a]'), ('broken.yaml', b'a: [1'), ('binary.yaml', b'\xff\xfe\0'),
-                          ('refers.yaml', b'tokenizer: ${no.such}')):
+    for name, content in (
+        ('list.yaml', b'[a]'),
+        ('broken.yaml', b'a: [1'),
+        ('binary.yaml', b'\xff\xfe\0'),
+        ('refers.yaml', b'tokenizer: ${no.such}'),
+    ):
         Path(name).write_bytes(content)
     _mds(Path('other/eval/text'), [{'text': 'x'}], {'text': 'str'})
     Path('other/manifest.json').write_text('{"tokenizer": "gpt2"}')
@@ -93,8 +111,11 @@ def test_wrong_usage_is_one_line(yaml, capsys, tmp_path, monkeypatch, arguments,
 
 
 def test_full_disk_and_interruption_are_one_line(yaml, capsys, monkeypatch):
-    for error, code, words in ((OSError(28, 'No space left on device'), 1, 'No space left'),
-                               (KeyboardInterrupt(), 130, 'the same command continues where it stopped')):
+    for error, code, words in (
+        (OSError(28, 'No space left on device'), 1, 'No space left'),
+        (KeyboardInterrupt(), 130, 'the same command continues where it stopped'),
+    ):
+
         def fail(*_, error=error, **__):
             raise error
 
@@ -105,17 +126,21 @@ def test_full_disk_and_interruption_are_one_line(yaml, capsys, monkeypatch):
     monkeypatch.setattr('llmshearing.commands.prepare.prepare', lambda *_, **__: open('/proc/none/at/all'))
     with pytest.raises(OSError):  # other troubles keep their traceback; this one the outer command shortens
         from llmshearing.commands.prepare import main as inner
+
         inner([yaml])
 
 
 # ---------------------------------------------------------------------------------------------- the check
 
+
 def test_check_of_a_result(spec, capsys):  # noqa: F811
     manifest = prepare(spec, workers=1)
     found = check(Path(spec['out']), vocab_size=400)
     assert {name: facts['samples'] for name, facts in found.items()} == {
-        f'{split}/{domain}': entry['samples'] for domain, e in manifest['domains'].items()
-        for split, entry in e['splits'].items()}
+        f'{split}/{domain}': entry['samples']
+        for domain, e in manifest['domains'].items()
+        for split, entry in e['splits'].items()
+    }
     largest = max(facts['largest_id'] for facts in found.values())
     assert main(['prepare', '--check', spec['out'], '--vocab-size', str(largest + 1)]) == 0
     assert f'tokens {manifest["encoding"]}  size, sha1' in capsys.readouterr().out
@@ -186,13 +211,16 @@ def _mds(folder: Path, samples: list[dict], columns: dict[str, str]) -> str:
 IDS = np.array([[3, 1, 41], [7, 0, 5]])
 
 
-@pytest.mark.parametrize(('columns', 'cast'), [
-    ({'tokens': 'bytes'}, lambda ids: ids.astype(np.int64).tobytes()),  # as llm-foundry's converters wrote them
-    ({'tokens': 'ndarray:int32'}, lambda ids: ids.astype(np.int32)),
-    ({'tokens': 'ndarray:int32:3'}, lambda ids: ids.astype(np.int32)),
-    ({'tokens': 'ndarray'}, lambda ids: ids.astype(np.uint16)),
-    ({'meta': 'str', 'tokens': 'ndarray:uint16:3'}, lambda ids: ids.astype(np.uint16)),
-])
+@pytest.mark.parametrize(
+    ('columns', 'cast'),
+    [
+        ({'tokens': 'bytes'}, lambda ids: ids.astype(np.int64).tobytes()),  # as llm-foundry's converters wrote them
+        ({'tokens': 'ndarray:int32'}, lambda ids: ids.astype(np.int32)),
+        ({'tokens': 'ndarray:int32:3'}, lambda ids: ids.astype(np.int32)),
+        ({'tokens': 'ndarray'}, lambda ids: ids.astype(np.uint16)),
+        ({'meta': 'str', 'tokens': 'ndarray:uint16:3'}, lambda ids: ids.astype(np.uint16)),
+    ],
+)
 def test_check_reads_ids_of_other_converters(tmp_path, capsys, columns, cast):
     def made(name, ids):
         rows = [{'meta': 'about', 'tokens': cast(row)} for row in ids]
@@ -208,15 +236,25 @@ def test_check_reads_ids_of_other_converters(tmp_path, capsys, columns, cast):
             check(Path(made('negative', IDS - 1)), vocab_size=42)
 
 
-@pytest.mark.parametrize(('columns', 'sample', 'words'), [
-    ({'text': 'str'}, {'text': 'a text'}, "no token ids to compare with --vocab-size: its columns are {'text': 'str'}"),
-    ({'tokens': 'str'}, {'tokens': '1 2'}, 'no token ids to compare'),
-    ({'tokens': 'bytes'}, {'tokens': b'123'}, 'its token ids cannot be read'),
-    ({'tokens': 'bytes'}, {'tokens': np.arange(4, dtype=np.int32).tobytes()},
-     r'has the token id \d{10,}, outside a vocabulary of 100 .bytes, read as int64.'),
-    ({'tokens': 'ndarray:float32:2'}, {'tokens': np.ones(2, np.float32)}, 'tokens are float32, expected whole'),
-    ({'tokens': 'bytes', 'more': 'pkl'}, {'tokens': bytes(8), 'more': 1}, 'cannot be read .*unsafe type'),
-])
+@pytest.mark.parametrize(
+    ('columns', 'sample', 'words'),
+    [
+        (
+            {'text': 'str'},
+            {'text': 'a text'},
+            "no token ids to compare with --vocab-size: its columns are {'text': 'str'}",
+        ),
+        ({'tokens': 'str'}, {'tokens': '1 2'}, 'no token ids to compare'),
+        ({'tokens': 'bytes'}, {'tokens': b'123'}, 'its token ids cannot be read'),
+        (
+            {'tokens': 'bytes'},
+            {'tokens': np.arange(4, dtype=np.int32).tobytes()},
+            r'has the token id \d{10,}, outside a vocabulary of 100 .bytes, read as int64.',
+        ),
+        ({'tokens': 'ndarray:float32:2'}, {'tokens': np.ones(2, np.float32)}, 'tokens are float32, expected whole'),
+        ({'tokens': 'bytes', 'more': 'pkl'}, {'tokens': bytes(8), 'more': 1}, 'cannot be read .*unsafe type'),
+    ],
+)
 def test_ids_that_cannot_be_read_are_an_error(tmp_path, capsys, columns, sample, words):
     folder = _mds(tmp_path / 'made', [sample] * 2, columns)
     assert main(['prepare', '--check', folder]) == 0
@@ -225,8 +263,17 @@ def test_ids_that_cannot_be_read_are_an_error(tmp_path, capsys, columns, sample,
     assert error.count('\n') == 1 and re.search(words, error)
 
 
-@pytest.mark.parametrize('content', ['[]', '{}', '{"shards": [{}]}', '{"shards": [{"format": "jsonl"}]}',
-                                     '{"shards": [{"format": "mds", "version": 2}]}', '{"shards": 3}'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        '[]',
+        '{}',
+        '{"shards": [{}]}',
+        '{"shards": [{"format": "jsonl"}]}',
+        '{"shards": [{"format": "mds", "version": 2}]}',
+        '{"shards": 3}',
+    ],
+)
 def test_check_of_an_index_of_something_else(tmp_path, content):
     (tmp_path / 'index.json').write_text(content)
     with pytest.raises(ValueError, match='index.json is not an index of MDS shards'):
@@ -235,10 +282,11 @@ def test_check_of_an_index_of_something_else(tmp_path, content):
 
 # ---------------------------------------------------------------------------------------------- the README
 
+
 def test_worked_example_of_the_readme(tmp_path, monkeypatch, capsys):
     """Runs its commands as they stand, but for less text, and compares the shape of the table."""
     text = (ROOT / 'data_prep' / 'README.md').read_text(encoding='utf-8')
-    example = text[text.index('## Worked example'):]
+    example = text[text.index('## Worked example') :]
     commands = re.search(r'```bash\n(.*?)```', example, re.DOTALL)[1].splitlines()
     table = re.search(r'```text\n(.*?)```', example, re.DOTALL)[1].splitlines()
     monkeypatch.chdir(tmp_path)
@@ -254,15 +302,20 @@ def test_worked_example_of_the_readme(tmp_path, monkeypatch, capsys):
             assert main([*arguments, *(['--workers', '1'] if '--batch-size' in arguments else [])]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == table[0].split()
-    assert [line.split()[:2] for line in shown[1:len(table)]] == [line.split()[:2] for line in table[1:]]
+    assert [line.split()[:2] for line in shown[1 : len(table)]] == [line.split()[:2] for line in table[1:]]
     assert sorted(path.name for path in (tmp_path / 'example' / 'mds').iterdir()) == [
-        'continue', 'eval', 'manifest.json', 'prune']
+        'continue',
+        'eval',
+        'manifest.json',
+        'prune',
+    ]
 
 
 def test_every_key_is_in_the_readme_and_the_example():
     from dataclasses import fields
 
     from llmshearing.prepare.spec import Domain, Spec, Split
+
     for path in (ROOT / 'data_prep' / 'README.md', ROOT / 'yamls' / 'data' / 'example.yaml'):
         text = path.read_text(encoding='utf-8')
         for kind in (Spec, Domain, Split):

@@ -1,4 +1,5 @@
 """The two commands as users meet them: contracts of files and output lines, exit codes, one-line errors."""
+
 from __future__ import annotations
 
 import json
@@ -18,11 +19,11 @@ SIZES = (70e6, 410e6, 1.4e9, 6.9e9)
 
 
 def reference_loss(params):
-    return 1.7 + 0.6 * (params / 1e9)**-0.3
+    return 1.7 + 0.6 * (params / 1e9) ** -0.3
 
 
 def p2_loss(size, rate, source, tokens):
-    return source + rate**1.1 * (0.12 * (size / 1e9)**-0.3 + 0.5 * (tokens / 1e9)**-0.35 + 0.06)
+    return source + rate**1.1 * (0.12 * (size / 1e9) ** -0.3 + 0.5 * (tokens / 1e9) ** -0.35 + 0.06)
 
 
 CASE = ['--params-before', '1.4e9', '--pruning-rate', '0.4', '--source-loss', '2.3']
@@ -31,12 +32,20 @@ CASE = ['--params-before', '1.4e9', '--pruning-rate', '0.4', '--source-loss', '2
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models = [{'params': size, 'losses': {'cc': reference_loss(size), 'wiki': reference_loss(size) - 0.4}}
-              for size in SIZES]
+    models = [
+        {'params': size, 'losses': {'cc': reference_loss(size), 'wiki': reference_loss(size) - 0.4}} for size in SIZES
+    ]
     (tmp_path / 'points.json').write_text(json.dumps({'models': models}))
-    runs = [{'params_before': size, 'pruning_rate': rate, 'source_loss': source,
-             'curve': [[tokens, p2_loss(size, rate, source, tokens)] for tokens in np.geomspace(1e8, 2e9, 8)]}
-            for size, source in ((70e6, 3.3), (160e6, 2.95), (410e6, 2.6)) for rate in (0.3, 0.5)]
+    runs = [
+        {
+            'params_before': size,
+            'pruning_rate': rate,
+            'source_loss': source,
+            'curve': [[tokens, p2_loss(size, rate, source, tokens)] for tokens in np.geomspace(1e8, 2e9, 8)],
+        }
+        for size, source in ((70e6, 3.3), (160e6, 2.95), (410e6, 2.6))
+        for rate in (0.3, 0.5)
+    ]
     (tmp_path / 'runs.json').write_text(json.dumps({'runs': runs}))
     return tmp_path
 
@@ -54,13 +63,34 @@ def test_fit_contract(workspace, capsys):
     assert references == pytest.approx({'cc': reference_loss(2.7e9), 'wiki': reference_loss(2.7e9) - 0.4}, rel=1e-6)
     output = capsys.readouterr().out
     assert float(re.search(r'^cc +predicted loss: ([0-9.]+)', output, re.MULTILINE).group(1)) == pytest.approx(
-        references['cc'], abs=1e-4)
+        references['cc'], abs=1e-4
+    )
     assert 'extrapolation factor 1 (inside the measured range)' in output
 
 
 def test_fit_options(workspace, capsys):
-    assert main(['reference-losses', 'fit', 'points.json', '--params', '13.8B', '--domains', 'wiki', '--huber', '0.01',
-                 '--interval', 'bootstrap', '--seed', '3', '--output', 'ref.json']) == 0
+    assert (
+        main(
+            [
+                'reference-losses',
+                'fit',
+                'points.json',
+                '--params',
+                '13.8B',
+                '--domains',
+                'wiki',
+                '--huber',
+                '0.01',
+                '--interval',
+                'bootstrap',
+                '--seed',
+                '3',
+                '--output',
+                'ref.json',
+            ]
+        )
+        == 0
+    )
     report = json.loads((workspace / 'ref.json').read_text())
     assert list(report['reference_losses']) == ['wiki'] and report['interval_kind'] == 'bootstrap'
     assert 'extrapolation factor 2 (1.00 octaves outside the measured range)' in capsys.readouterr().out
@@ -74,12 +104,46 @@ def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
                 writer.write({'tokens': generator.integers(0, 64, 32).astype(np.uint16)})
     for layers in (1, 2, 3):
         tiny_llama(num_hidden_layers=layers).save_pretrained(f'm{layers}')
-    assert main(['reference-losses', 'measure', 'm1', 'm2', '--data', 'data', '--tokens', '1e9', '2e9', '--output',
-                 'points2.json']) == 0
+    assert (
+        main(
+            [
+                'reference-losses',
+                'measure',
+                'm1',
+                'm2',
+                '--data',
+                'data',
+                '--tokens',
+                '1e9',
+                '2e9',
+                '--output',
+                'points2.json',
+            ]
+        )
+        == 0
+    )
     points = json.loads((workspace / 'points2.json').read_text())
     assert points.keys() == {'models'} and [m['tokens'] for m in points['models']] == [1e9, 2e9]
-    assert main(['reference-losses', 'measure', 'm3', '--data', 'data', '--domains', 'web', '--max-sequences', '2',
-                 '--batch-size', '1', '--output', 'ref3.json']) == 0
+    assert (
+        main(
+            [
+                'reference-losses',
+                'measure',
+                'm3',
+                '--data',
+                'data',
+                '--domains',
+                'web',
+                '--max-sequences',
+                '2',
+                '--batch-size',
+                '1',
+                '--output',
+                'ref3.json',
+            ]
+        )
+        == 0
+    )
     reference = json.loads((workspace / 'ref3.json').read_text())
     assert reference['reference_losses'] == reference['models'][0]['losses']
     assert reference['models'][0]['evaluation']['web']['sequences'] == 2
@@ -120,16 +184,53 @@ def test_two_runs_have_no_interval(workspace, capsys):
     (workspace / 'runs.json').write_text(json.dumps({'runs': content['runs'][:2]}))
     assert main(['budget', 'fit', 'runs.json', '--output', 'law.json']) == 0
     assert 'note: 1 size before pruning: the law holds for this size only' in capsys.readouterr().out
-    assert main(['budget', 'predict', 'law.json', '--params-before', '70e6', '--pruning-rate', '0.4', '--source-loss',
-                 '3.3', '--tokens', '1e9']) == 0
+    assert (
+        main(
+            [
+                'budget',
+                'predict',
+                'law.json',
+                '--params-before',
+                '70e6',
+                '--pruning-rate',
+                '0.4',
+                '--source-loss',
+                '3.3',
+                '--tokens',
+                '1e9',
+            ]
+        )
+        == 0
+    )
     assert 'no interval from fewer than three runs' in capsys.readouterr().out
     assert main(['budget', 'predict', 'law.json', *CASE, '--tokens', '1e9']) == 1
     assert 'all runs had 7e+07' in capsys.readouterr().err
 
 
 def test_plan(law, workspace, capsys):
-    assert main(['budget', 'plan', law, *CASE, '--target-loss', '2.5', '--more-tokens', '1B', '--least-gain', '0.005',
-                 '--total-cost', '1B', '--pruning-cost', '4', '--output', 'plan.json']) == 0
+    assert (
+        main(
+            [
+                'budget',
+                'plan',
+                law,
+                *CASE,
+                '--target-loss',
+                '2.5',
+                '--more-tokens',
+                '1B',
+                '--least-gain',
+                '0.005',
+                '--total-cost',
+                '1B',
+                '--pruning-cost',
+                '4',
+                '--output',
+                'plan.json',
+            ]
+        )
+        == 0
+    )
     output = capsys.readouterr().out
     plan = json.loads((workspace / 'plan.json').read_text())
     tokens = plan['answers']['target_loss']['tokens']
@@ -148,29 +249,48 @@ def test_plan_when_nothing_is_worth_it(law, capsys):
     assert 'diminishing point: ' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['reference-losses', 'fit', 'none.json', '--params', '1e9', '--output', 'r.json'], 'none.json: no such file'),
-    (['reference-losses', 'fit', 'points.json', '--params', '1e9', '--domains', 'arxiv', '--output', 'r.json'],
-     "unknown domain 'arxiv'"),
-    (['reference-losses', 'fit', 'points.json', '--params', '1e9', '--tokens', '1e12', '--output', 'r.json'],
-     'needs at least five models'),
-    (['reference-losses', 'fit', 'bytes.csv', '--params', '1e9', '--output', 'r.json'], "bytes.csv: not a CSV ('utf-8"),
-    (['reference-losses', 'fit', 'points.json', '--params', '1e9', '--seed', '-1', '--output', 'r.json'],
-     '--seed must be 0 or more, got -1'),
-    (['reference-losses', 'measure', 'none', '--data', 'none', '--output', 'r.json'], 'no such folder'),
-    (['reference-losses', 'measure', 'a', 'b', '--data', 'd', '--tokens', '1', '--output', 'r.json'],
-     '--tokens has 1 numbers for 2 models'),
-    (['budget', 'fit', 'points.json', '--output', 'l.json'], 'expected {"runs": [...]}'),
-    (['budget', 'fit', 'runs.json', '--huber', '-1', '--output', 'l.json'], '--huber must be finite and positive'),
-    (['budget', 'predict', 'runs.json', *CASE, '--tokens', '1e9'], 'not a law written by'),
-    (['budget', 'predict', 'law.json', *CASE[:2], '--pruning-rate', '40', *CASE[4:], '--tokens', '1e9'],
-     '--pruning-rate is the fraction of the parameters removed'),
-    (['budget', 'predict', 'law.json', *CASE[:4], '--source-loss', '-2', '--tokens', '1e9'], '--source-loss must be'),
-    (['budget', 'plan', 'law.json', *CASE], 'nothing to plan'),
-    (['budget', 'plan', 'law.json', *CASE, '--more-tokens', '1e9'], 'belong together'),
-    (['budget', 'plan', 'law.json', *CASE, '--target-loss', '1.0'], 'cannot be reached'),
-    (['budget', 'plan', 'law.json', *CASE, '--total-cost', '1e9', '--pruning-cost', '0'], '--pruning-cost must be'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['reference-losses', 'fit', 'none.json', '--params', '1e9', '--output', 'r.json'], 'none.json: no such file'),
+        (
+            ['reference-losses', 'fit', 'points.json', '--params', '1e9', '--domains', 'arxiv', '--output', 'r.json'],
+            "unknown domain 'arxiv'",
+        ),
+        (
+            ['reference-losses', 'fit', 'points.json', '--params', '1e9', '--tokens', '1e12', '--output', 'r.json'],
+            'needs at least five models',
+        ),
+        (
+            ['reference-losses', 'fit', 'bytes.csv', '--params', '1e9', '--output', 'r.json'],
+            "bytes.csv: not a CSV ('utf-8",
+        ),
+        (
+            ['reference-losses', 'fit', 'points.json', '--params', '1e9', '--seed', '-1', '--output', 'r.json'],
+            '--seed must be 0 or more, got -1',
+        ),
+        (['reference-losses', 'measure', 'none', '--data', 'none', '--output', 'r.json'], 'no such folder'),
+        (
+            ['reference-losses', 'measure', 'a', 'b', '--data', 'd', '--tokens', '1', '--output', 'r.json'],
+            '--tokens has 1 numbers for 2 models',
+        ),
+        (['budget', 'fit', 'points.json', '--output', 'l.json'], 'expected {"runs": [...]}'),
+        (['budget', 'fit', 'runs.json', '--huber', '-1', '--output', 'l.json'], '--huber must be finite and positive'),
+        (['budget', 'predict', 'runs.json', *CASE, '--tokens', '1e9'], 'not a law written by'),
+        (
+            ['budget', 'predict', 'law.json', *CASE[:2], '--pruning-rate', '40', *CASE[4:], '--tokens', '1e9'],
+            '--pruning-rate is the fraction of the parameters removed',
+        ),
+        (
+            ['budget', 'predict', 'law.json', *CASE[:4], '--source-loss', '-2', '--tokens', '1e9'],
+            '--source-loss must be',
+        ),
+        (['budget', 'plan', 'law.json', *CASE], 'nothing to plan'),
+        (['budget', 'plan', 'law.json', *CASE, '--more-tokens', '1e9'], 'belong together'),
+        (['budget', 'plan', 'law.json', *CASE, '--target-loss', '1.0'], 'cannot be reached'),
+        (['budget', 'plan', 'law.json', *CASE, '--total-cost', '1e9', '--pruning-cost', '0'], '--pruning-cost must be'),
+    ],
+)
 def test_errors_are_one_line_and_exit_code_one(law, workspace, capsys, arguments, message):
     (workspace / 'bytes.csv').write_bytes(b'\xff\xfe params')
     assert main(arguments) == 1
@@ -178,14 +298,19 @@ def test_errors_are_one_line_and_exit_code_one(law, workspace, capsys, arguments
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['reference-losses', 'fit', 'points.json', '--params', '7X', '--output', 'r.json'], "not a count: '7X'"),
-    (['reference-losses', 'measure', 'a', '--data', 'd', '--batch-size', '1.5', '--output', 'r'], 'a whole number'),
-    (['reference-losses', 'fit', 'points.json', '--params', '7B', '--domains', ',', '--output', 'r.json'],
-     "argument --domains: expected names of domains such as web,code, got ','"),
-    (['budget', 'predict', 'law.json', *CASE[2:], '--tokens', '1e9'], 'required: --params-before'),
-    (['budget'], 'required: command'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['reference-losses', 'fit', 'points.json', '--params', '7X', '--output', 'r.json'], "not a count: '7X'"),
+        (['reference-losses', 'measure', 'a', '--data', 'd', '--batch-size', '1.5', '--output', 'r'], 'a whole number'),
+        (
+            ['reference-losses', 'fit', 'points.json', '--params', '7B', '--domains', ',', '--output', 'r.json'],
+            "argument --domains: expected names of domains such as web,code, got ','",
+        ),
+        (['budget', 'predict', 'law.json', *CASE[2:], '--tokens', '1e9'], 'required: --params-before'),
+        (['budget'], 'required: command'),
+    ],
+)
 def test_wrong_usage(workspace, capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -193,7 +318,9 @@ def test_wrong_usage(workspace, capsys, arguments, message):
 
 
 def test_fit_does_not_import_torch(workspace):
-    code = ('import sys; from llmshearing.commands.main import main; '
-            "main(['reference-losses', 'fit', 'points.json', '--params', '1e9', '--output', 'r.json']); "
-            "main(['budget', 'fit', 'runs.json', '--output', 'l.json']); sys.exit('torch' in sys.modules)")
+    code = (
+        'import sys; from llmshearing.commands.main import main; '
+        "main(['reference-losses', 'fit', 'points.json', '--params', '1e9', '--output', 'r.json']); "
+        "main(['budget', 'fit', 'runs.json', '--output', 'l.json']); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0

@@ -1,5 +1,6 @@
 """One pruning run from a YAML with every logger and feature that llm-foundry can turn on,
 and no secret in anything it leaves."""
+
 import glob
 import io
 import logging
@@ -30,7 +31,10 @@ def configuration(work):
     config = OmegaConf.load(ROOT / 'yamls' / 'demo' / 'prune.yaml')
     config.variables.work = str(work)
     config.algorithms.targeted_pruning.target = {
-        'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40,
+        'num_hidden_layers': 3,
+        'hidden_size': 32,
+        'num_key_value_heads': 1,
+        'intermediate_size': 40,
     }
     more = {
         'max_seq_len': 16,
@@ -108,6 +112,7 @@ def test_the_run_ends_with_an_exact_export(finished):
 def test_every_logger_has_the_pruning_metrics(finished):
     work, _, _ = finished
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = next(iter(glob.glob(str(work / 'tensorboard' / '**' / 'events*'), recursive=True)))
     accumulator = EventAccumulator(str(Path(events).parent))
     accumulator.Reload()

@@ -1,5 +1,6 @@
 """A remote save folder through Composer's S3 object store, against moto's server on this machine:
 save, resume, export, refuse."""
+
 import os
 import signal
 
@@ -68,8 +69,14 @@ def test_a_run_that_is_told_to_stop_leaves_the_link_to_its_checkpoint(bucket, tm
     """Autoresume of sharded checkpoints looks for nothing else."""
     source = tiny_source(tmp_path / 'source')
     trainer = tiny_trainer(
-        source, [], batches=6, callbacks=[Signal(), StopOnSigterm()], run_name='r', save_folder=f's3://{BUCKET}/stopped',
-        save_interval='100ba', save_filename='ba{batch}.pt',
+        source,
+        [],
+        batches=6,
+        callbacks=[Signal(), StopOnSigterm()],
+        run_name='r',
+        save_folder=f's3://{BUCKET}/stopped',
+        save_interval='100ba',
+        save_filename='ba{batch}.pt',
     )
     try:
         with pytest.raises(SystemExit) as left:
@@ -96,7 +103,7 @@ def test_a_remote_save_folder_saves_resumes_and_exports(bucket, tmp_path, monkey
     assert all(torch.equal(value, resumed.learner.log_alpha[axis]) for axis, value in first.learner.log_alpha.items())
     with local_copy(f's3://{BUCKET}/first/ba3.pt', progress=False) as path:
         report = export_checkpoint(
-            path, tmp_path / 'out', ExportSettings(source=str(source), allow_unconverged=True, progress=False),
+            path, tmp_path / 'out', ExportSettings(source=str(source), allow_unconverged=True, progress=False)
         )
     assert report['shape'].hidden_size == 32
     with disarmed(tmp_path / 'marker') as marker:

@@ -1,5 +1,6 @@
 """Features of Composer's Trainer beside pruning:
 what they must not change is compared bit for bit, what they write is looked at."""
+
 import pytest
 import torch
 from composer.algorithms import EMA, GradientClipping
@@ -74,7 +75,12 @@ def test_ema_beside_pruning_changes_no_step_and_its_weights_are_exported(source,
     export = ExportPruned(str(tmp_path / 'out'), allow_unconverged=True)
     _, plain_pruning, losses = plain
     trainer, pruning, losses_with_ema = run(
-        source, ema, callbacks=[export], eval_interval='2ba', save_folder=str(tmp_path / 'save'), save_interval='2ba',
+        source,
+        ema,
+        callbacks=[export],
+        eval_interval='2ba',
+        save_folder=str(tmp_path / 'save'),
+        save_interval='2ba',
         save_overwrite=True,
     )
     assert losses_with_ema == losses
@@ -120,5 +126,3 @@ def test_bf16_autocast_gives_masks_float32_gradients_near_the_exact_ones(source)
 def test_automatic_microbatches_are_refused_on_cpu(source):
     with pytest.raises(ValueError, match='adaptive device_train_microbatch_size on GPU'):
         tiny_trainer(source, [TargetedPruning(TARGET, mask_learning='lagrangian')], device_train_microbatch_size='auto')
-
-

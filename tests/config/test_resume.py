@@ -1,5 +1,6 @@
 """Resumption that would begin anew, sharding and initialisation that cannot work: one message before anything is
 built."""
+
 import logging
 import os
 
@@ -40,7 +41,7 @@ def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded
     newest = 'ep0-ba20' if sharded else 'ep0-ba20-rank0.pt'
     for refused in (config, {**config, 'save_folder': str(tmp_path / '{run_name}'), 'run_name': 'save'}):
         with pytest.raises(
-            ValueError, match=f'{newest} is the newest.*begin anew. To go on: ln -s {newest} .*/{link};',
+            ValueError, match=f'{newest} is the newest.*begin anew. To go on: ln -s {newest} .*/{link};'
         ):
             check_resume(refused)
     for changes in ({'autoresume': False}, {'save_folder': 's3://bucket/save'}, {'save_folder': str(tmp_path / 'new')}):
@@ -69,10 +70,13 @@ def test_a_checkpoint_that_was_cut_off_is_not_offered(config, tmp_path):
         check_resume(config)
 
 
-@pytest.mark.parametrize('model, message', [
-    ({'init_device': 'meta'}, 'this model is pretrained. Use mixed'),
-    ({'init_device': 'meta', 'pretrained': False}, 'initialises weights on GPUs'),
-])
+@pytest.mark.parametrize(
+    'model, message',
+    [
+        ({'init_device': 'meta'}, 'this model is pretrained. Use mixed'),
+        ({'init_device': 'meta', 'pretrained': False}, 'initialises weights on GPUs'),
+    ],
+)
 def test_initialisation_that_cannot_work(config, model, message):
     with pytest.raises(ValueError, match=message):
         check_resume({**config, 'model': model, 'fsdp_config': {'state_dict_type': 'full'}})

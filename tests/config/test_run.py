@@ -1,5 +1,6 @@
 """A configuration that cannot run is refused before anything is built,
 with what was got, what is possible, what to change."""
+
 import copy
 import logging
 from pathlib import Path
@@ -63,58 +64,72 @@ def test_runs_without_our_parts_are_left_alone():
     assert check_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
 
 
-@pytest.mark.parametrize('path, value, message', [
-    ('algorithms.targeted_pruning.target.hidden_size', 64, "hidden_size=64 is larger than the source's 48"),
-    ('algorithms.targeted_pruning.target.num_attention_heads', 5, 'every KV head must keep the same number'),
-    ('algorithms.targeted_pruning.target.head_dim', 4, 'head dimension is inherited'),
-    ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
-    (
-        'algorithms.targeted_pruning.lagrangian_warm_up',
-        '2ba',
-        "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'",
-    ),
-    ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
-    ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
-    ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
-    ('algorithms.targeted_pruning.lagrangian_warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
-    ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
-    ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
-    ('callbacks.dynamic_batch_loading.weights_file', 's3://bucket/x', 'weights_file: expected a file on this machine'),
-    ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
-    ('algorithms.gradient_clipping', {'clipping_type': 'nrom', 'clipping_threshold': 1.0}, 'expected one of norm'),
-    ('loggers.metrics_file.path', '/tmp', 'metrics_file.path: expected a file, and /tmp is a folder'),
-    ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
-    ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
-    ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
-    ('callbacks.export_pruned.folder', 's3://bucket/x', 'callbacks.export_pruned: folder: expected a folder on this'),
-    ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
-    ('model.name', 'hf_causal_lm', 'needs model.name: sheared_causal_lm'),
-    ('model.pretrained_name', 'x', "unknown key 'pretrained_name'"),
-    ('model.pretrained_model_name_or_path', '/no/such/folder', '/no/such/folder is no Hugging Face model folder'),
-    ('tokenizer.name', '/no/such/folder', 'tokenizer.name: /no/such/folder is no Hugging Face model folder'),
-    ('precision', 'amp_bf16', 'precision: Composer trains in fp32 only on CPU'),
-    ('device_train_microbatch_size', 'auto', 'device_train_microbatch_size: auto .* does not work on CPU'),
-    ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
-    ('max_duration', '-3ba', 'max_duration: expected a time above 0'),
-    ('optimizer.lr', '1e-4', r"optimizer.lr: expected a number, got '1e-4'"),
-    ('optimizer.lr', -1.0, 'optimizer: Invalid learning rate'),
-    ('precision', 'amp_fp16', 'use amp_bf16 or fp32'),
-    ('algorithms', None, 'export_pruned exports what algorithms.targeted_pruning learned'),
-    ('callbacks.export_pruned.dtype_', 'x', "Did you mean 'dtype'"),
-    ('callbacks.export_pruned.folder', KeyError, 'missing folder'),
-    ('callbacks.dynamic_batch_loading.etaa', 1, "unknown key 'etaa'. Did you mean 'eta'"),
-    ('train_loader.name', 'text', 'needs train_loader.name: dynamic_text'),
-])
+@pytest.mark.parametrize(
+    'path, value, message',
+    [
+        ('algorithms.targeted_pruning.target.hidden_size', 64, "hidden_size=64 is larger than the source's 48"),
+        ('algorithms.targeted_pruning.target.num_attention_heads', 5, 'every KV head must keep the same number'),
+        ('algorithms.targeted_pruning.target.head_dim', 4, 'head dimension is inherited'),
+        ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
+        (
+            'algorithms.targeted_pruning.lagrangian_warm_up',
+            '2ba',
+            "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'",
+        ),
+        ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
+        ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
+        ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
+        ('algorithms.targeted_pruning.lagrangian_warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
+        ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
+        ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
+        (
+            'callbacks.dynamic_batch_loading.weights_file',
+            's3://bucket/x',
+            'weights_file: expected a file on this machine',
+        ),
+        ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
+        ('algorithms.gradient_clipping', {'clipping_type': 'nrom', 'clipping_threshold': 1.0}, 'expected one of norm'),
+        ('loggers.metrics_file.path', '/tmp', 'metrics_file.path: expected a file, and /tmp is a folder'),
+        ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
+        ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
+        ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
+        (
+            'callbacks.export_pruned.folder',
+            's3://bucket/x',
+            'callbacks.export_pruned: folder: expected a folder on this',
+        ),
+        ('algorithms.targeted_pruning', 3, 'expected keys and values, got 3'),
+        ('model.name', 'hf_causal_lm', 'needs model.name: sheared_causal_lm'),
+        ('model.pretrained_name', 'x', "unknown key 'pretrained_name'"),
+        ('model.pretrained_model_name_or_path', '/no/such/folder', '/no/such/folder is no Hugging Face model folder'),
+        ('tokenizer.name', '/no/such/folder', 'tokenizer.name: /no/such/folder is no Hugging Face model folder'),
+        ('precision', 'amp_bf16', 'precision: Composer trains in fp32 only on CPU'),
+        ('device_train_microbatch_size', 'auto', 'device_train_microbatch_size: auto .* does not work on CPU'),
+        ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
+        ('max_duration', '-3ba', 'max_duration: expected a time above 0'),
+        ('optimizer.lr', '1e-4', r"optimizer.lr: expected a number, got '1e-4'"),
+        ('optimizer.lr', -1.0, 'optimizer: Invalid learning rate'),
+        ('precision', 'amp_fp16', 'use amp_bf16 or fp32'),
+        ('algorithms', None, 'export_pruned exports what algorithms.targeted_pruning learned'),
+        ('callbacks.export_pruned.dtype_', 'x', "Did you mean 'dtype'"),
+        ('callbacks.export_pruned.folder', KeyError, 'missing folder'),
+        ('callbacks.dynamic_batch_loading.etaa', 1, "unknown key 'etaa'. Did you mean 'eta'"),
+        ('train_loader.name', 'text', 'needs train_loader.name: dynamic_text'),
+    ],
+)
 def test_what_cannot_run_is_refused(config, path, value, message):
     with pytest.raises(ValueError, match=message):
         check_run(changed(config, path, value))
 
 
-@pytest.mark.parametrize('path, value', [
-    ('fsdp_config', {'mixed_precision': {'param_dtype': 'bf16', 'reduce_dtype': 'fp32'}}),
-    ('tokenizer.kwargs', {'revision': '0123456789' * 4, 'stop_token': '</s>'}),
-    ('metadata', {'commit': '0123456789' * 4}),
-])
+@pytest.mark.parametrize(
+    'path, value',
+    [
+        ('fsdp_config', {'mixed_precision': {'param_dtype': 'bf16', 'reduce_dtype': 'fp32'}}),
+        ('tokenizer.kwargs', {'revision': '0123456789' * 4, 'stop_token': '</s>'}),
+        ('metadata', {'commit': '0123456789' * 4}),
+    ],
+)
 def test_unusual_settings_that_can_run_pass(config, path, value):
     check_run(changed(config, path, value))
 
@@ -149,6 +164,7 @@ def test_an_existing_export_is_refused_before_training(config):
 
 def test_unsupported_architectures_are_named(config, tmp_path):
     from transformers import MixtralConfig, T5Config
+
     for wrong, message in (
         (MixtralConfig(), "'mixtral' \\(a mixture of experts\\).*supported: "),
         (T5Config(), "'t5' \\(an encoder-decoder"),
@@ -158,10 +174,13 @@ def test_unsupported_architectures_are_named(config, tmp_path):
             check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
 
 
-@pytest.mark.parametrize('path, value, message', [
-    ('device_train_microbatch_size', 'auto', 'auto, which is also the default, does not work under FSDP2'),
-    ('algorithms.targeted_pruning.freeze_weights', True, 'set fsdp_config.state_dict_type: sharded'),
-])
+@pytest.mark.parametrize(
+    'path, value, message',
+    [
+        ('device_train_microbatch_size', 'auto', 'auto, which is also the default, does not work under FSDP2'),
+        ('algorithms.targeted_pruning.freeze_weights', True, 'set fsdp_config.state_dict_type: sharded'),
+    ],
+)
 def test_what_works_without_fsdp_only(config, monkeypatch, path, value, message):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setenv('FSDP_VERSION', '2')
@@ -178,4 +197,5 @@ def test_fsdp1_is_refused_and_fsdp2_chosen(config, monkeypatch):
     monkeypatch.delenv('FSDP_VERSION')
     check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
     import os
+
     assert os.environ['FSDP_VERSION'] == '2'

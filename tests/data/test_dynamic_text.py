@@ -1,4 +1,5 @@
 """The loader: one sequence for any ranks and workers, from any kind of data, and mistakes told before training."""
+
 from __future__ import annotations
 
 import json
@@ -74,8 +75,9 @@ def serve_rank(rank, folder, place, batch_size, workers, dataset):
 
 
 @pytest.mark.parametrize(('ranks', 'batch_size', 'workers', 'replication'), [(2, 2, 0, 1), (4, 1, 1, 1), (4, 2, 3, 2)])
-def test_any_number_of_ranks_serves_the_same_sequence(folder, sequence, tmp_path, ranks, batch_size, workers,
-                                                      replication):
+def test_any_number_of_ranks_serves_the_same_sequence(
+    folder, sequence, tmp_path, ranks, batch_size, workers, replication
+):
     """With replication, as for tensor parallelism, so many neighbouring ranks get the same samples."""
     dataset = {'replication': replication} if replication > 1 else {}
     on_ranks(ranks, serve_rank, folder, tmp_path, batch_size, workers, dataset)
@@ -93,7 +95,7 @@ def test_the_sequence_is_the_planned_one(folder, sequence):
     state = mixture.initial_state(sizes)
     for number in range(ROUNDS):
         counts, state = mixture.round_counts(state, 5, 4)
-        for row, batch in zip(counts, sequence[5 * number:], strict=False):
+        for row, batch in zip(counts, sequence[5 * number :], strict=False):
             assert np.bincount([domain for domain, _ in batch], minlength=3).tolist() == row.tolist()
         state = mixture.with_weights(state, mixture.quantize(list(next_mixture(number).values())))
     for domain, size in enumerate(sizes):
@@ -195,8 +197,9 @@ def write(folder, columns, rows):
             writer.write(row)
 
 
-@pytest.mark.parametrize('encoding', ['ndarray:uint16', f'ndarray:uint16:{SEQ_LEN}', 'ndarray:uint32', 'ndarray:int64',
-                                      'bytes'])
+@pytest.mark.parametrize(
+    'encoding', ['ndarray:uint16', f'ndarray:uint16:{SEQ_LEN}', 'ndarray:uint32', 'ndarray:int64', 'bytes']
+)
 def test_every_way_tokens_are_stored_reads_the_same(tmp_path, encoding):
     write_domains(tmp_path, {'a': 9, 'b': 5}, encoding=encoding)
     for batch in dynamic_loader(tmp_path, ['a', 'b']):
@@ -236,8 +239,16 @@ def test_remote_shards_with_a_small_cache(tmp_path):
     shards = [file.stat().st_size for file in remote.rglob('*.mds')]
     limit = sum(file.stat().st_size for file in remote.rglob('index.json')) + 8 * max(shards)
     cache = tmp_path / 'cache'
-    loader = dynamic_loader(cache, list(SIZES), workers=2, round_batches=40, remote=str(remote), cache_limit=limit,
-                            validate_hash='xxh64', predownload=4)
+    loader = dynamic_loader(
+        cache,
+        list(SIZES),
+        workers=2,
+        round_batches=40,
+        remote=str(remote),
+        cache_limit=limit,
+        validate_hash='xxh64',
+        predownload=4,
+    )
     assert serve_rounds(loader, 3) == expected
     kept = [file.stat().st_size for file in cache.rglob('*.mds')]
     assert len(kept) < len(shards) / 2
@@ -342,11 +353,14 @@ def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):
     bad(tmp_path / 'local', 'sequences of 8 tokens', domains=['a'], remote=str(tmp_path / 'remote'), max_seq_len=16)
 
 
-@pytest.mark.parametrize(('wrong', 'match'), [
-    (np.full(8, BASE, np.uint16), f'token ids? .*{BASE}.* the tokenizer has ids below {BASE}'),
-    (np.ones(7, np.uint16), "'a' holds sequences of 7 tokens"),
-    (np.ones(9, np.uint16), "'a' holds sequences of 9 tokens"),
-])
+@pytest.mark.parametrize(
+    ('wrong', 'match'),
+    [
+        (np.full(8, BASE, np.uint16), f'token ids? .*{BASE}.* the tokenizer has ids below {BASE}'),
+        (np.ones(7, np.uint16), "'a' holds sequences of 7 tokens"),
+        (np.ones(9, np.uint16), "'a' holds sequences of 9 tokens"),
+    ],
+)
 def test_a_wrong_sample_further_on_is_an_error(tmp_path, wrong, match):
     rows = [{'tokens': tokens_of(0, i).astype(np.uint16)} for i in range(8)]
     rows[5]['tokens'] = wrong

@@ -1,4 +1,5 @@
 """What the READMEs say works: their Python is run, their YAML is read with the real names."""
+
 from __future__ import annotations
 
 import inspect
@@ -20,8 +21,11 @@ READMES = [PACKAGE / 'data' / 'README.md', PACKAGE / 'callbacks' / 'dynamic_batc
 
 
 def blocks(language):
-    return [pytest.param(block, id=f'{path.parent.name}-{number}') for path in READMES
-            for number, block in enumerate(re.findall(rf'```{language}\n(.*?)```', path.read_text(), re.S))]
+    return [
+        pytest.param(block, id=f'{path.parent.name}-{number}')
+        for path in READMES
+        for number, block in enumerate(re.findall(rf'```{language}\n(.*?)```', path.read_text(), re.S))
+    ]
 
 
 @pytest.mark.parametrize('code', blocks('python'))
@@ -41,7 +45,8 @@ def test_yaml_names_every_option_with_its_default():
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert set(options) == set(defaults)
     assert {name: options[name] for name in defaults if name != 'reference_losses'} == {
-        name: default for name, default in defaults.items() if name != 'reference_losses'}
+        name: default for name, default in defaults.items() if name != 'reference_losses'
+    }
     DynamicBatchLoading(**options)
     loader = config['train_loader']
     assert set(loader) - {'name'} <= set(inspect.signature(build_dynamic_text_dataloader).parameters)

@@ -1,4 +1,5 @@
 """Training that is killed again and again, and goes on each time: nothing is lost, nothing is repeated."""
+
 from __future__ import annotations
 
 import os
@@ -32,9 +33,18 @@ def folder(tmp_path_factory):
 def train(folder, place, workers):
     """Trains to the end, from the latest checkpoint if there is one; then writes down the result."""
     os.setsid()
-    trainer = tiny_trainer(folder, f'{STEPS}ba', workers=workers, written=place / 'batches', run_name='run',
-                           autoresume=True, save_folder=str(place / 'save'), save_interval='1ba',
-                           save_num_checkpoints_to_keep=2, save_overwrite=True)
+    trainer = tiny_trainer(
+        folder,
+        f'{STEPS}ba',
+        workers=workers,
+        written=place / 'batches',
+        run_name='run',
+        autoresume=True,
+        save_folder=str(place / 'save'),
+        save_interval='1ba',
+        save_num_checkpoints_to_keep=2,
+        save_overwrite=True,
+    )
     trainer.fit()
     torch.save([weights_of(trainer), metrics_of(trainer)['mixture/weight/a'][-1]], place / 'result')
 

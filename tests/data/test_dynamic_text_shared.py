@@ -1,4 +1,5 @@
 """Shared memory: a dead run's is removed, a living one's and a stranger's never is."""
+
 from __future__ import annotations
 
 import fcntl
@@ -103,7 +104,7 @@ def marker_of_a_dead_run(folders, number):
 def register(number, folders):
     text = '\0'.join([*folders, str(number)]).encode()
     memory = SharedMemory(f'{number:06}_locals', True, 4 + len(text))
-    memory.buf[:4 + len(text)] = (4 + len(text)).to_bytes(4, 'little') + text
+    memory.buf[: 4 + len(text)] = (4 + len(text)).to_bytes(4, 'little') + text
     return memory
 
 

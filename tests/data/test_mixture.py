@@ -1,4 +1,5 @@
 """The order of samples: exact shares, each sample once per pass, and nothing else it could depend on."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -23,7 +24,8 @@ from llmshearing.data.mixture import (
 )
 
 weights_of = st.integers(1, 12).flatmap(
-    lambda k: st.lists(st.one_of(st.just(0.0), st.floats(1e-9, 1.0)), min_size=k, max_size=k).filter(any))
+    lambda k: st.lists(st.one_of(st.just(0.0), st.floats(1e-9, 1.0)), min_size=k, max_size=k).filter(any)
+)
 
 
 @st.composite
@@ -139,7 +141,7 @@ def test_each_sample_once_per_pass_and_nothing_that_is_no_sample(history):
         own = everything[(everything >= offsets[domain]) & (everything < offsets[domain + 1])] - offsets[domain]
         assert len(own) == end.used[domain]
         for start in range(0, len(own), size):
-            part = own[start:start + size]
+            part = own[start : start + size]
             assert len(set(part.tolist())) == len(part)
 
 
@@ -150,8 +152,9 @@ def test_continuing_from_a_state_anywhere_gives_the_same_order(history, data):
     served, _ = serve(rounds, shards, num_batches, batch_size, block)
     number = data.draw(st.integers(0, len(rounds) - 1))
     state, counts, samples = served[number]
-    copy = type(state)(**{key: tuple(value) if isinstance(value, tuple) else value
-                          for key, value in vars(state).items()})
+    copy = type(state)(
+        **{key: tuple(value) if isinstance(value, tuple) else value for key, value in vars(state).items()}
+    )
     assert np.array_equal(round_samples(copy, num_batches, batch_size, shards, 17, block), samples)
     # A longer round begins with the same batches.
     longer, _ = round_counts(state, num_batches + 3, batch_size)
@@ -170,8 +173,12 @@ def test_any_stretch_of_a_domain_is_part_of_the_whole(sizes, start, length, bloc
 
 def test_passes_and_seeds_and_domains_are_shuffled_differently():
     sizes = np.full(8, 16)
-    orders = [domain_samples(sizes, 128 * turn, 128 * turn + 128, seed, domain, 64)
-              for seed in (1, 2) for domain in (0, 1) for turn in (0, 1)]
+    orders = [
+        domain_samples(sizes, 128 * turn, 128 * turn + 128, seed, domain, 64)
+        for seed in (1, 2)
+        for domain in (0, 1)
+        for turn in (0, 1)
+    ]
     for order in orders:
         assert sorted(order.tolist()) == list(range(128))
     assert len({tuple(order.tolist()) for order in orders}) == 8
@@ -184,7 +191,7 @@ def test_a_block_needs_only_its_own_shards():
     order = domain_samples(sizes, 0, 160, 3, 0, 32)
     shards = order // 16
     for block in range(5):
-        assert len(set(shards[32 * block:32 * block + 32].tolist())) == 2
+        assert len(set(shards[32 * block : 32 * block + 32].tolist())) == 2
     assert len(set(shards[:16].tolist())) == 2  # and mixes them
 
 
@@ -218,7 +225,8 @@ def test_ten_thousand_rounds_leave_a_state_of_the_same_size():
         ideal = ideal + np.array(state.weights, object) * 2 * 64
         _, state = round_counts(state, 2, 64)
     assert {key: np.size(value) for key, value in vars(state).items()} == {
-        key: np.size(value) for key, value in first.items()}
+        key: np.size(value) for key, value in first.items()
+    }
     assert sum(state.used) == 10_000 * 2 * 64
     # The carry is still exact.
     assert (ideal - np.array(state.used, object) * UNITS).tolist() == list(state.carry)

@@ -1,4 +1,5 @@
 """Where training stands: rounds that end, are left early, resumed and refused."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +12,14 @@ SIZES = {'a': 40, 'b': 30, 'c': 20}
 
 
 def make(**changes):
-    settings = {'sizes': SIZES, 'proportions': {'a': 2, 'b': 1, 'c': 1}, 'round_batches': 3, 'global_batch_size': 8,
-                'shuffle_seed': 17, 'shuffle_block_size': 16} | changes
+    settings = {
+        'sizes': SIZES,
+        'proportions': {'a': 2, 'b': 1, 'c': 1},
+        'round_batches': 3,
+        'global_batch_size': 8,
+        'shuffle_seed': 17,
+        'shuffle_block_size': 16,
+    } | changes
     return MixtureRounds(**settings)
 
 
@@ -102,15 +109,18 @@ def test_the_weights_a_run_began_with_survive_another_configuration():
     assert resumed.weights == {'a': 0, 'b': 0.5, 'c': 0.5}
 
 
-@pytest.mark.parametrize(('change', 'match'), [
-    ({'sizes': {'a': 41, 'b': 30, 'c': 20}}, 'sizes='),
-    ({'sizes': {'b': 30, 'a': 40, 'c': 20}}, 'domains='),
-    ({'fingerprints': {'a': '1', 'b': '7', 'c': '3'}}, 'other shards of b: as many samples'),
-    ({'shuffle_seed': 18}, 'shuffle_seed=17, but now it is 18'),
-    ({'shuffle_block_size': 8}, 'shuffle_block_size='),
-    ({'round_batches': 4}, 'in the middle of a round, 1 batches in, with round_batches=3'),
-    ({'global_batch_size': 4}, 'global_batch_size=8'),
-])
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        ({'sizes': {'a': 41, 'b': 30, 'c': 20}}, 'sizes='),
+        ({'sizes': {'b': 30, 'a': 40, 'c': 20}}, 'domains='),
+        ({'fingerprints': {'a': '1', 'b': '7', 'c': '3'}}, 'other shards of b: as many samples'),
+        ({'shuffle_seed': 18}, 'shuffle_seed=17, but now it is 18'),
+        ({'shuffle_block_size': 8}, 'shuffle_block_size='),
+        ({'round_batches': 4}, 'in the middle of a round, 1 batches in, with round_batches=3'),
+        ({'global_batch_size': 4}, 'global_batch_size=8'),
+    ],
+)
 def test_a_state_that_does_not_fit_is_refused(change, match):
     fingerprints = {'fingerprints': {'a': '1', 'b': '2', 'c': '3'}}
     state = run(make(**fingerprints), 1).state_dict(1)
@@ -118,12 +128,15 @@ def test_a_state_that_does_not_fit_is_refused(change, match):
         make(**fingerprints | change).load_state_dict(state)
 
 
-@pytest.mark.parametrize(('stop', 'change'), [
-    (1, {'fingerprints': {'a': '4', 'b': '5', 'c': '6'}}),
-    (3, {'fingerprints': {'a': '4', 'b': '5', 'c': '6'}}),
-    (1, {'sizes': {'c': 20, 'a': 41}, 'proportions': {'a': 1, 'c': 3}}),
-    (3, {'sizes': {'c': 20, 'a': 41}, 'proportions': {'a': 1, 'c': 3}}),
-])
+@pytest.mark.parametrize(
+    ('stop', 'change'),
+    [
+        (1, {'fingerprints': {'a': '4', 'b': '5', 'c': '6'}}),
+        (3, {'fingerprints': {'a': '4', 'b': '5', 'c': '6'}}),
+        (1, {'sizes': {'c': 20, 'a': 41}, 'proportions': {'a': 1, 'c': 3}}),
+        (3, {'sizes': {'c': 20, 'a': 41}, 'proportions': {'a': 1, 'c': 3}}),
+    ],
+)
 def test_new_data_starts_afresh_where_that_is_wanted_and_rounds_end_where_they_did(stop, change):
     rounds = run(make(), stop)
     rounds.set_next_weights({'a': 0, 'b': 1, 'c': 1})
@@ -173,13 +186,16 @@ def test_a_state_of_something_else_is_refused(state):
         make().load_state_dict(state)
 
 
-@pytest.mark.parametrize(('proportions', 'match'), [
-    ({'a': 1, 'b': 1}, r"lacks \['c'\]"),
-    ({'a': 1, 'b': 1, 'c': 1, 'd': 1}, r"unknown names \['d'\]"),
-    ({'a': 0, 'b': 0, 'c': 0}, 'not all zero'),
-    ({'a': -1, 'b': 1, 'c': 1}, 'not negative'),
-    ({'a': float('nan'), 'b': 1, 'c': 1}, 'finite'),
-])
+@pytest.mark.parametrize(
+    ('proportions', 'match'),
+    [
+        ({'a': 1, 'b': 1}, r"lacks \['c'\]"),
+        ({'a': 1, 'b': 1, 'c': 1, 'd': 1}, r"unknown names \['d'\]"),
+        ({'a': 0, 'b': 0, 'c': 0}, 'not all zero'),
+        ({'a': -1, 'b': 1, 'c': 1}, 'not negative'),
+        ({'a': float('nan'), 'b': 1, 'c': 1}, 'finite'),
+    ],
+)
 def test_proportions_that_do_not_fit_are_refused(proportions, match):
     with pytest.raises(ValueError, match=match):
         make(proportions=proportions)

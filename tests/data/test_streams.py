@@ -1,4 +1,5 @@
 """What is said of domains, weights and manifests that cannot be used, before anything is read."""
+
 from __future__ import annotations
 
 import json
@@ -12,12 +13,15 @@ from tests.dynamic_text_world import write_domains
 DATASET = {'max_seq_len': 8, 'round_batches': 2, 'local': 'data'}
 
 
-@pytest.mark.parametrize(('own', 'words'), [
-    ({'locall': 'x'}, "domains.a: unknown key 'locall'. Did you mean 'local'? Possible: remote, local, split,"),
-    ({'proportion': 0.5}, "domains.a: unknown key 'proportion'."),
-    ({'download_retry': 'twice'}, "domains.a.download_retry: expected a whole number or null, got 'twice'"),
-    ('data/a', "domains.a: expected keys and values, got 'data/a'"),
-])
+@pytest.mark.parametrize(
+    ('own', 'words'),
+    [
+        ({'locall': 'x'}, "domains.a: unknown key 'locall'. Did you mean 'local'? Possible: remote, local, split,"),
+        ({'proportion': 0.5}, "domains.a: unknown key 'proportion'."),
+        ({'download_retry': 'twice'}, "domains.a.download_retry: expected a whole number or null, got 'twice'"),
+        ('data/a', "domains.a: expected keys and values, got 'data/a'"),
+    ],
+)
 def test_settings_of_a_domain(own, words):
     with pytest.raises(ValueError) as error:
         build_domain_streams({'a': own}, 'data', None)
@@ -36,12 +40,15 @@ def test_domains_that_are_well_described(tmp_path):
     assert list(build_domain_streams(domains, str(tmp_path), None)) == ['a', 'c']
 
 
-@pytest.mark.parametrize(('content', 'words'), [
-    (b'a: 1', 'is not valid JSON (Expecting value'),
-    (b'\xff', 'is not valid JSON ('),
-    (b'[1]', 'holds no mapping "proportions"'),
-    (b'{"proportions": {"a": "much", "b": true, "c": 1}}', "must be numbers, but got {'a': 'much', 'b': True}"),
-])
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'a: 1', 'is not valid JSON (Expecting value'),
+        (b'\xff', 'is not valid JSON ('),
+        (b'[1]', 'holds no mapping "proportions"'),
+        (b'{"proportions": {"a": "much", "b": true, "c": 1}}', "must be numbers, but got {'a': 'much', 'b': True}"),
+    ],
+)
 def test_a_file_of_proportions_that_is_something_else(tmp_path, content, words):
     path = tmp_path / 'weights.json'
     path.write_bytes(content)
@@ -52,8 +59,9 @@ def test_a_file_of_proportions_that_is_something_else(tmp_path, content, words):
     assert read_proportions(str(path)) == {'a': 1, 'b': 0.5}
 
 
-@pytest.mark.parametrize('content', ['{"tokenizer": "gpt2"}', '[1]', 'no JSON', '{}',
-                                     '{"tokenizer": {"vocab_size": "x"}}'])
+@pytest.mark.parametrize(
+    'content', ['{"tokenizer": "gpt2"}', '[1]', 'no JSON', '{}', '{"tokenizer": {"vocab_size": "x"}}']
+)
 @pytest.mark.parametrize('place', ['', 'prune'])
 def test_a_manifest_of_another_program_is_passed_over(tmp_path, caplog, place, content):
     """One in the data's own folder does not hide that of prepare above it."""

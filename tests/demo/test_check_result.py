@@ -1,4 +1,5 @@
 """The last check of the demo runs as a user's process: transformers, and nothing of this package."""
+
 import json
 import subprocess
 import sys

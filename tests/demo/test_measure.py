@@ -1,4 +1,5 @@
 """Measurements of a folder against transformers' own loss and sums done by hand."""
+
 import numpy as np
 import pytest
 import torch
@@ -68,11 +69,14 @@ def test_samples_of_differing_lengths_are_refused(tmp_path, windows):
         read_windows(tmp_path / 'x')
 
 
-@pytest.mark.parametrize('damage, named', [
-    ('missing', "'missing_keys': .'model.layers.1.mlp.up_proj.weight'"),
-    ('left over', "'unexpected_keys': .'extra.model.layers.1.mlp.up_proj.weight'"),
-    ('shape', r'does not hold the weights of its configuration.*torch.Size\(\[47, 32\]\)'),
-])
+@pytest.mark.parametrize(
+    'damage, named',
+    [
+        ('missing', "'missing_keys': .'model.layers.1.mlp.up_proj.weight'"),
+        ('left over', "'unexpected_keys': .'extra.model.layers.1.mlp.up_proj.weight'"),
+        ('shape', r'does not hold the weights of its configuration.*torch.Size\(\[47, 32\]\)'),
+    ],
+)
 def test_a_folder_with_other_weights_is_refused(tmp_path, damage, named):
     save_tiny(tmp_path)
     weights = load_file(tmp_path / 'model.safetensors')
@@ -92,8 +96,13 @@ def test_description_counts_tied_embeddings_once(folder):
     facts = describe_model(folder)
     assert facts['parameters'] == parameter_count(folder) == embedding + 2 * layer + 32
     assert facts['bytes_on_disk'] == bytes_on_disk(folder) > 4 * facts['parameters']
-    assert facts['shape'] == {'num_hidden_layers': 2, 'hidden_size': 32, 'num_attention_heads': 4,
-                              'num_key_value_heads': 2, 'intermediate_size': 48}
+    assert facts['shape'] == {
+        'num_hidden_layers': 2,
+        'hidden_size': 32,
+        'num_attention_heads': 4,
+        'num_key_value_heads': 2,
+        'intermediate_size': 48,
+    }
     assert facts['forward_tokens_per_second'] > facts['generate_tokens_per_second'] > 0
 
 

@@ -1,4 +1,5 @@
 """The source model: what comes out of the GGUF file, how it is kept, and what is refused."""
+
 import json
 import shutil
 
@@ -71,8 +72,9 @@ def test_tokenizer_merges_words_splits_digits_and_adds_nothing():
 
 def test_unknown_bytes_become_the_unknown_token():
     tokens = [token for token in TOKENS if token != 'A']
-    tokenizer = source_model.build_tokenizer(tokens, [3] * 3 + [1] * (len(tokens) - 3), [], {
-        'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}, None, 64)
+    tokenizer = source_model.build_tokenizer(
+        tokens, [3] * 3 + [1] * (len(tokens) - 3), [], {'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}, None, 64
+    )
     assert tokenizer.decode(tokenizer('bAc')['input_ids']) == 'b<|endoftext|>c'
 
 
@@ -80,8 +82,14 @@ def test_build_writes_a_clean_folder_once(tmp_path, cache):
     out = tmp_path / 'source'
     assert build_source_model(out, cache) == out
     names = {path.name for path in out.iterdir()}
-    assert names >= {'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'README.md',
-                     'LICENSE'}
+    assert names >= {
+        'config.json',
+        'generation_config.json',
+        'model.safetensors',
+        'tokenizer.json',
+        'README.md',
+        'LICENSE',
+    }
     assert not [name for name in names if name.endswith('.gguf')]
     assert no_leftovers(tmp_path)
     model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)

@@ -1,4 +1,5 @@
 """The harvest: pages from docstrings, duplicates found in spite of cosmetics, the same bytes every time."""
+
 import json
 import random
 import sys
@@ -25,13 +26,16 @@ def kept(documents, prose=True):
 
 
 def test_docstring_page():
-    source = ('"""The module.\n\n    Indented.\n"""\nimport nothing\n\n\nclass Shape:\n    """A shape."""\n\n'
-              '    def area(self, unit: str = "m", *, exact=False) -> float:\n        """Its area.\n\n'
-              '        In units.\n        """\n        return 1.0\n\n    def bare(self):\n        pass\n\n\n'
-              'async def go(x):\n    """Goes."""\n')
+    source = (
+        '"""The module.\n\n    Indented.\n"""\nimport nothing\n\n\nclass Shape:\n    """A shape."""\n\n'
+        '    def area(self, unit: str = "m", *, exact=False) -> float:\n        """Its area.\n\n'
+        '        In units.\n        """\n        return 1.0\n\n    def bare(self):\n        pass\n\n\n'
+        'async def go(x):\n    """Goes."""\n'
+    )
     assert docstring_page(source, 'pack.shape') == (
         'pack.shape\n\n\nThe module.\n\nIndented.\n\n\nclass Shape\n\nA shape.\n\n\n'
-        "Shape.area(self, unit: str='m', *, exact=False)\n\nIts area.\n\nIn units.\n\n\ngo(x)\n\nGoes.")
+        "Shape.area(self, unit: str='m', *, exact=False)\n\nIts area.\n\nIn units.\n\n\ngo(x)\n\nGoes."
+    )
     assert docstring_page('x = 1\n', 'pack') == ''
     assert docstring_page('def (:\n', 'pack') == ''
 
@@ -46,7 +50,9 @@ def test_licences_that_differ_in_cosmetics_are_one():
 
 def test_shingles_are_runs_of_six_words_without_copyright_lines():
     assert shingles('Copyright 1999 by a great many people indeed\nOne, 2 two three:\n  four FIVE six seven') == [
-        'one two three four five six', 'two three four five six seven']
+        'one two three four five six',
+        'two three four five six seven',
+    ]
     assert shingles('only five words are here') == []
 
 
@@ -80,9 +86,11 @@ def test_unusable_documents_are_left_out(text):
 def test_licence_bundles_are_split_after_whole_files(tmp_path, monkeypatch):
     (tmp_path / 'a').write_text(f'{OTHER}\n{"=" * 40}\n{"filler " * 4000}\n')
     (tmp_path / 'b').write_text(OTHER * 2)
-    files = (harvest.PackageFile('big/LICENSES.txt', tmp_path / 'a'),
-             harvest.PackageFile('small/COPYING', tmp_path / 'b'),
-             harvest.PackageFile('small/license.py', tmp_path / 'b'))
+    files = (
+        harvest.PackageFile('big/LICENSES.txt', tmp_path / 'a'),
+        harvest.PackageFile('small/COPYING', tmp_path / 'b'),
+        harvest.PackageFile('small/license.py', tmp_path / 'b'),
+    )
     monkeypatch.setattr(harvest, 'installed_files', lambda: files)
     found = list(harvest.licences(random.Random(0)))
     assert [document.source for document in found] == ['small/COPYING', 'big/LICENSES.txt#0', 'big/LICENSES.txt#1']
@@ -114,8 +122,9 @@ def test_harvest_of_this_installation(tmp_path):
         assert counts['chars'] >= 100_000, f'{name} is too small to train on'
         assert all(document.keys() == {'text', 'source'} for document in documents)
         assert len({document['source'] for document in documents}) == len(documents)
-        assert not any(document['source'].startswith(('/', '..')) or sys.prefix in document['text']
-                       for document in documents)
+        assert not any(
+            document['source'].startswith(('/', '..')) or sys.prefix in document['text'] for document in documents
+        )
         texts |= {document['text'] for document in documents}
     assert len(texts) == sum(counts['documents'] for counts in summary.values())  # no document in two domains
     assert {path.name for path in (tmp_path / 'one').iterdir()} == {f'{name}.jsonl' for name in DOMAINS}

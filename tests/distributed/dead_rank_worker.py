@@ -1,5 +1,6 @@
 """A run of which one rank is killed in a batch, as by the kernel when memory runs out: ``dead_rank_worker.py WORK PLACE
 BATCH``."""
+
 from __future__ import annotations
 
 import os

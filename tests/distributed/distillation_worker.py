@@ -3,6 +3,7 @@
 usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp``, ``fsdp2`` and ``fsdp2+pruning``; FOLDER
 holds teacher and student.
 """
+
 from __future__ import annotations
 
 import os
@@ -30,18 +31,22 @@ def run(folder: Path, mode: str) -> dict:
     distillation = Distillation(str(folder / 'teacher'), weight=2.0, temperature=2.0, top_k=20)
     log = InMemoryLogger()
     sharded, pruning = 'fsdp2' in mode, 'pruning' in mode
-    settings = dict(pretrained_model_name_or_path=str(folder / 'student'), attn_implementation='sdpa',
-                    init_device='mixed' if sharded else 'cpu')
+    settings = dict(
+        pretrained_model_name_or_path=str(folder / 'student'),
+        attn_implementation='sdpa',
+        init_device='mixed' if sharded else 'cpu',
+    )
     if pruning:
         model = ShearedCausalLM(tiny_tokenizer(), **settings)
     else:
         model = ComposerHFCausalLM(
-            tiny_tokenizer(), pretrained=True, use_train_metrics=False, trust_remote_code=False, **settings,
+            tiny_tokenizer(), pretrained=True, use_train_metrics=False, trust_remote_code=False, **settings
         )
     trainer = tiny_trainer(
         folder / 'student',
         [distillation, TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='2ba')]
-        if pruning else [distillation],
+        if pruning
+        else [distillation],
         model=model,
         batches=2,
         learning_rate=1e-4,
@@ -52,9 +57,8 @@ def run(folder: Path, mode: str) -> dict:
     trainer.fit()
     trainer.close()
     teacher = list(distillation.teacher.parameters())
-    held = (
-        sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in teacher)
-        / sum(p.numel() for p in teacher)
+    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in teacher) / sum(
+        p.numel() for p in teacher
     )
     losses = {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in ('total', 'distillation')}
     return {'losses': losses, 'held': held}

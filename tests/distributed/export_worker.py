@@ -2,6 +2,7 @@
 
 With bfloat16, FSDP2 computes as under ``amp_bf16``, which Composer itself allows on GPUs only.
 """
+
 from __future__ import annotations
 
 import os

@@ -1,5 +1,6 @@
 """A rank that dies: the launcher ends the others within a minute, and the run goes on from its last checkpoint on one
 rank."""
+
 import os
 import time
 from pathlib import Path

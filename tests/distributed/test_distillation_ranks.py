@@ -1,4 +1,5 @@
 """Distillation on two gloo ranks equals that on one; with FSDP2 each rank holds its share of the teacher only."""
+
 import torch
 
 from tests.distributed.distillation_worker import run
@@ -9,7 +10,11 @@ from tests.tiny_run import tiny_source
 def test_two_ranks_equal_one(tmp_path):
     # Tied embeddings, and positions whose frequencies the model keeps outside its buffers as well (LongRoPE).
     tiny_source(
-        tmp_path / 'teacher', 'phi3', num_hidden_layers=5, seed=1, tie_word_embeddings=True,
+        tmp_path / 'teacher',
+        'phi3',
+        num_hidden_layers=5,
+        seed=1,
+        tie_word_embeddings=True,
         original_max_position_embeddings=64,
         rope_scaling={'type': 'longrope', 'short_factor': [1.5] * 4, 'long_factor': [4.0] * 4},
     )
@@ -22,7 +27,7 @@ def test_two_ranks_equal_one(tmp_path):
     for mode, expected in (('ddp', one), ('fsdp2', one), ('fsdp2+pruning', pruning)):
         for name, losses in expected['losses'].items():
             torch.testing.assert_close(
-                torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6,
+                torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6
             )
     assert one['losses'] != pruning['losses']
     assert one['held'] == two['ddp']['held'] == 1.0

@@ -1,4 +1,5 @@
 """A sharded checkpoint of two ranks is exported to the folder that the run itself wrote."""
+
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_sharded_checkpoint_of_two_ranks(tmp_path, precision):
     metadata = next((tmp_path / 'checkpoints').rglob('.metadata'))
     assert len(list(metadata.parent.glob('*.distcp'))) == 2
     report = export_checkpoint(
-        metadata.parent, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False),
+        metadata.parent, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False)
     )
     assert report['logit_difference'] <= 1e-5
     names = {path.name for path in (tmp_path / 'pruned').iterdir()}

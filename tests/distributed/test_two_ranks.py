@@ -1,4 +1,5 @@
 """Two gloo ranks against one on the same global batches: DDP, FSDP2, FSDP2 with activation checkpointing."""
+
 import os
 import subprocess
 import sys

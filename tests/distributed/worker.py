@@ -2,6 +2,7 @@
 
 usage: worker.py SOURCE OUT MODE [MODE ...] with modes like ``ddp``, ``fsdp2`` and ``fsdp2+checkpointing``.
 """
+
 from __future__ import annotations
 
 import os
@@ -34,7 +35,7 @@ def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
     """One of ``RUNS``; returns its losses per batch and the mask gradients the learner was given."""
     mask_learning, _, compensation = learning.partition('+')
     pruning = TargetedPruning(
-        TARGET, mask_learning=mask_learning, lagrangian_warmup='4ba', compensate=bool(compensation),
+        TARGET, mask_learning=mask_learning, lagrangian_warmup='4ba', compensate=bool(compensation)
     )
     parallelism = {'fsdp': {'activation_checkpointing': 'checkpointing' in mode}} if 'fsdp2' in mode else None
     log = InMemoryLogger()
@@ -68,8 +69,12 @@ def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, t
     """Scores by axis of a run that starts from them."""
     pruning, seen = TargetedPruning(TARGET, scores=scores, lagrangian_warmup='1ba'), {}
     trainer = tiny_trainer(
-        source, [pruning], batches=1, parallelism_config={'fsdp': {}} if 'fsdp2' in mode else None,
-        eval_dataloader=sequences_spec(16, 4, seed=5), device_train_microbatch_size=1,
+        source,
+        [pruning],
+        batches=1,
+        parallelism_config={'fsdp': {}} if 'fsdp2' in mode else None,
+        eval_dataloader=sequences_spec(16, 4, seed=5),
+        device_train_microbatch_size=1,
     )
     start = pruning.learner.start_from
     pruning.learner.start_from = lambda values: (seen.update(values), start(values))
@@ -81,10 +86,7 @@ def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, t
 def main() -> None:
     source, out, modes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     dist.initialize_dist('cpu')
-    results = {
-        (mode, learning): run(source, mode, learning, out.parent)
-        for mode in modes for learning in RUNS
-    }
+    results = {(mode, learning): run(source, mode, learning, out.parent) for mode in modes for learning in RUNS}
     results |= {(mode, name): scored(source, mode, SCORES[name]) for mode in ('ddp', 'fsdp2') for name in SCORES}
     if dist.get_global_rank() == 0:
         torch.save(results, out)

@@ -1,4 +1,5 @@
 """Tiny checkpoints of both stages for the tests of export."""
+
 from __future__ import annotations
 
 from pathlib import Path

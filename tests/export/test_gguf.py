@@ -3,6 +3,7 @@
 The names come from ``gguf``'s own table of llama.cpp's tensors; llama.cpp's order of rotary pairs (two halves become
 neighbours) is written out here. What opens it is transformers' GGUF reader, not llama.cpp itself.
 """
+
 import json
 
 import gguf
@@ -62,13 +63,12 @@ def test_the_exported_folder_is_the_same_model_as_gguf(tmp_path, variant):
     (tmp_path / 'gguf').mkdir()
     written = write_gguf(pruned, tmp_path / 'gguf' / 'tiny.gguf')
     assert {'token_embd.weight', 'output_norm.weight', 'blk.0.attn_q.weight', 'blk.2.ffn_down.weight'} <= set(written)
-    assert (
-        ('output.weight' in written) == (variant == 'llama')
-        and len(written) == 9 * TARGET['num_hidden_layers'] + 2 + (variant == 'llama')
-    )
+    assert ('output.weight' in written) == (variant == 'llama') and len(written) == 9 * TARGET[
+        'num_hidden_layers'
+    ] + 2 + (variant == 'llama')
     assert sorted(written) == sorted(tensor.name for tensor in gguf.GGUFReader(tmp_path / 'gguf' / 'tiny.gguf').tensors)
     opened = AutoModelForCausalLM.from_pretrained(
-        tmp_path / 'gguf', gguf_file='tiny.gguf', torch_dtype=torch.float32,
+        tmp_path / 'gguf', gguf_file='tiny.gguf', torch_dtype=torch.float32
     ).eval()
     stock = open_strictly(pruned)
     assert (opened.config.head_dim, opened.config.hidden_size) == (stock.config.head_dim, 32)

@@ -1,5 +1,6 @@
 """Export from checkpoints: the same folder as the callback writes, for each stage and mask choice;
 nothing else is let through."""
+
 import json
 
 import pytest
@@ -39,9 +40,11 @@ def test_same_folder_as_the_callback_writes(tmp_path, variant):
     report = export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False))
     assert report['logit_difference'] <= 1e-5
     ours, theirs = files_of(tmp_path / 'out'), files_of(pruned)
-    assert set(ours) == set(theirs) >= {
-        'README.md', 'LICENSE', 'config.json', 'tokenizer.json', 'generation_config.json', 'pruning.json',
-    }
+    assert (
+        set(ours)
+        == set(theirs)
+        >= {'README.md', 'LICENSE', 'config.json', 'tokenizer.json', 'generation_config.json', 'pruning.json'}
+    )
     assert {name for name in ours if ours[name] != theirs[name]} == {'README.md'}  # the folder's own name is in it
 
 
@@ -63,9 +66,9 @@ def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
     checkpoint, _, _, _ = progressive
     metrics = tmp_path / 'metrics.jsonl'
     lines = [(3, 4.5), (6, 4.25), (9, 1.0)]  # the last one is after the checkpoint
-    metrics.write_text(''.join(
-        json.dumps({'batch': b, 'metrics/eval/wiki/LanguageCrossEntropy': v}) + '\n' for b, v in lines
-    ))
+    metrics.write_text(
+        ''.join(json.dumps({'batch': b, 'metrics/eval/wiki/LanguageCrossEntropy': v}) + '\n' for b, v in lines)
+    )
     export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(metrics=metrics, progress=False))
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert card.startswith('---\nlibrary_name: transformers\nlicense: llama2\nlanguage:\n- en\n')
@@ -123,7 +126,7 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     learned['intermediate'][0, :32] = -4.6
     torch.save(content, tmp_path / 'ragged.pt')
     with pytest.raises(
-        ValueError, match='layers of different shapes.*layer 0: 2 KV heads, 6 heads, [12][0-9] intermediate',
+        ValueError, match='layers of different shapes.*layer 0: 2 KV heads, 6 heads, [12][0-9] intermediate'
     ):
         export_checkpoint(tmp_path / 'ragged.pt', tmp_path / 'out', settings)
     assert not (tmp_path / 'out').exists()
@@ -146,15 +149,15 @@ def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
 def test_continued_pretraining_leaves_as_it_is(tmp_path, variant):
     source = tiny_source(tmp_path / 'source', variant)
     model = ComposerHFCausalLM(
-        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(source), use_train_metrics=False,
+        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(source), use_train_metrics=False
     )
     trainer = tiny_trainer(
-        source, [], batches=2, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt',
+        source, [], batches=2, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt'
     )
     trainer.fit()
     trainer.close()
     export_checkpoint(
-        tmp_path / 'saved' / 'last.pt', tmp_path / 'out', ExportSettings(max_shard_bytes=30_000, progress=False),
+        tmp_path / 'saved' / 'last.pt', tmp_path / 'out', ExportSettings(max_shard_bytes=30_000, progress=False)
     )
     assert len(list((tmp_path / 'out').glob('model-*.safetensors'))) > 1
     exported = open_strictly(tmp_path / 'out')
@@ -163,7 +166,7 @@ def test_continued_pretraining_leaves_as_it_is(tmp_path, variant):
         assert torch.equal(got, expected), name
     with pytest.raises(ValueError, match="masks='keep'.* not from the pruning stage"):
         export_checkpoint(
-            tmp_path / 'saved' / 'last.pt', tmp_path / 'kept', ExportSettings(masks='keep', progress=False),
+            tmp_path / 'saved' / 'last.pt', tmp_path / 'kept', ExportSettings(masks='keep', progress=False)
         )
     assert not (tmp_path / 'kept').exists()
 
@@ -171,14 +174,14 @@ def test_continued_pretraining_leaves_as_it_is(tmp_path, variant):
 def test_continued_pretraining_carries_on_what_the_pruned_folder_says_of_its_source(tmp_path, caplog):
     pruned = tiny_source(tmp_path / 'pruned')
     (pruned / 'README.md').write_text(
-        '---\nlibrary_name: transformers\nlicense: llama2\ntags: [llmshearing]\nbase_model: org/big\n---\n',
+        '---\nlibrary_name: transformers\nlicense: llama2\ntags: [llmshearing]\nbase_model: org/big\n---\n'
     )
     (pruned / 'LICENSE').write_text('Do what is right.\n')
     model = ComposerHFCausalLM(
-        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(pruned), use_train_metrics=False,
+        tokenizer=tiny_tokenizer(), pretrained_model_name_or_path=str(pruned), use_train_metrics=False
     )
     trainer = tiny_trainer(
-        pruned, [], batches=1, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt',
+        pruned, [], batches=1, model=model, save_folder=str(tmp_path / 'saved'), save_filename='last.pt'
     )
     trainer.fit()
     trainer.close()
@@ -235,7 +238,7 @@ def test_masks_of_another_shape_or_version_are_refused(progressive, tmp_path):
         export_checkpoint(tmp_path / 'changed.pt', tmp_path / 'out', QUIET)
     learner = {**state['learner'], 'importance': {**state['learner']['importance'], 'layer': torch.zeros(5)}}
     with_masks(learner=learner)
-    with pytest.raises(ValueError, match=r"layer mask: got shape \(5,\), expected shape \(4,\)"):
+    with pytest.raises(ValueError, match=r'layer mask: got shape \(5,\), expected shape \(4,\)'):
         export_checkpoint(tmp_path / 'changed.pt', tmp_path / 'out', QUIET)
 
 
@@ -269,12 +272,12 @@ def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, caps
     import huggingface_hub
 
     from llmshearing.checkpoints import remote
+
     checkpoint, _, _, _ = progressive
     monkeypatch.setattr(remote, 'get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
     calls = []
 
     class Hub:
-
         def whoami(self):
             calls.append(('whoami', (tmp_path / 'out').exists()))
 
@@ -287,7 +290,13 @@ def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(huggingface_hub, 'HfApi', Hub)
     arguments = [
-        'export', 's3://bucket/run/ba6.pt', '--out', str(tmp_path / 'out'), '--quiet', '--push-to-hub', 'me/small',
+        'export',
+        's3://bucket/run/ba6.pt',
+        '--out',
+        str(tmp_path / 'out'),
+        '--quiet',
+        '--push-to-hub',
+        'me/small',
     ]
     assert main(arguments) == 0
     assert 'uploaded to https://huggingface.co/me/small' in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Legacy state dicts:
 round trips bit for bit, pruning checkpoints against the masked computation by hand, refusals by name."""
+
 import math
 import os
 
@@ -100,7 +101,12 @@ def test_hugging_face_legacy_hugging_face_is_bit_exact(model, tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / 'first')
     assert main(['import', str(tmp_path / 'first'), '--to-legacy', '--out', str(tmp_path / 'old.pt')]) == 0
     arguments = [
-        'import', str(tmp_path / 'old.pt'), '--source', str(tmp_path / 'first'), '--out', str(tmp_path / 'second'),
+        'import',
+        str(tmp_path / 'old.pt'),
+        '--source',
+        str(tmp_path / 'first'),
+        '--out',
+        str(tmp_path / 'second'),
         '--quiet',
     ]
     assert main(arguments) == 0
@@ -115,16 +121,25 @@ def test_pruning_checkpoint_computes_what_its_masks_mean(model, tmp_path, capsys
     state = with_masks(legacy_state(model))
     torch.save({'state': {'model': state}}, tmp_path / 'pruning.pt')
     arguments = [
-        'import', str(tmp_path / 'pruning.pt'), '--out', str(tmp_path / 'folder'), '--head-dim', '8', '--quiet',
+        'import',
+        str(tmp_path / 'pruning.pt'),
+        '--out',
+        str(tmp_path / 'folder'),
+        '--head-dim',
+        '8',
+        '--quiet',
     ]
     arguments += ['--target', *(f'{name}={number}' for name, number in TARGET.items())]
     assert main(arguments) == 0
     assert 'hidden_size=32, num_attention_heads=4' in capsys.readouterr().out
     opened = open_strictly(tmp_path / 'folder')
     shape = shape_of(opened.config)
-    assert (
-        shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads, shape.intermediate_size,
-    ) == (2, 32, 4, 40)
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads, shape.intermediate_size) == (
+        2,
+        32,
+        4,
+        40,
+    )
     assert opened.config.rms_norm_eps == 1e-5
     ids = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
@@ -164,30 +179,70 @@ def test_what_does_not_fit_is_refused_by_name(model, tmp_path):
     target = ImportSettings(head_dim=8, target=TARGET, progress=False)
     block = 'model.transformer.blocks.2.'
     hidden = 'model.l0_module.masks.hidden.z_loga'
-    refused(changed(lambda s: s.pop(f'{block}mlp.up_proj.weight')), tmp_path,
-            'missing: model.layers.2.mlp.up_proj.weight', target)
-    refused(changed(lambda s: s.pop('model.transformer.wte.weight')), tmp_path,
-            'missing from the file: model.transformer.wte.weight', target)
-    refused(changed(lambda s: s.update({f'{block}attn.q_norm.weight': torch.ones(8)})), tmp_path,
-            r'blocks\.2\.attn\.q_norm\.weight', target)
-    refused(changed(lambda s: s.update({f'{block}attn.wk.weight': torch.ones(16, 48)})), tmp_path,
-            r'model.layers.2.self_attn.k_proj.weight is \[16, 48\], expected \[48, 48\]', target)
-    refused(changed(lambda s: s.update({'model.transformer.blocks.7.ln_1.weight': torch.ones(48)})), tmp_path,
-            'missing: model.layers.4.input_layernorm.weight', target)
-    refused(changed(lambda s: s.update({'model.l0_module.masks.qk_head_dim.z_loga': torch.ones(4)})), tmp_path,
-            r'unknown mask\(s\) qk_head_dim; only hidden, layer, head, intermediate', target)
-    refused(changed(lambda s: s.update({hidden: torch.ones(40)})), tmp_path,
-            r'mask hidden has shape \(40,\), the weights imply \(48,\)', target)
-    refused(changed(lambda s: s.pop(hidden)), tmp_path,
-            'keeps 32 of 48 units along hidden, but the file has no hidden mask', target)
+    refused(
+        changed(lambda s: s.pop(f'{block}mlp.up_proj.weight')),
+        tmp_path,
+        'missing: model.layers.2.mlp.up_proj.weight',
+        target,
+    )
+    refused(
+        changed(lambda s: s.pop('model.transformer.wte.weight')),
+        tmp_path,
+        'missing from the file: model.transformer.wte.weight',
+        target,
+    )
+    refused(
+        changed(lambda s: s.update({f'{block}attn.q_norm.weight': torch.ones(8)})),
+        tmp_path,
+        r'blocks\.2\.attn\.q_norm\.weight',
+        target,
+    )
+    refused(
+        changed(lambda s: s.update({f'{block}attn.wk.weight': torch.ones(16, 48)})),
+        tmp_path,
+        r'model.layers.2.self_attn.k_proj.weight is \[16, 48\], expected \[48, 48\]',
+        target,
+    )
+    refused(
+        changed(lambda s: s.update({'model.transformer.blocks.7.ln_1.weight': torch.ones(48)})),
+        tmp_path,
+        'missing: model.layers.4.input_layernorm.weight',
+        target,
+    )
+    refused(
+        changed(lambda s: s.update({'model.l0_module.masks.qk_head_dim.z_loga': torch.ones(4)})),
+        tmp_path,
+        r'unknown mask\(s\) qk_head_dim; only hidden, layer, head, intermediate',
+        target,
+    )
+    refused(
+        changed(lambda s: s.update({hidden: torch.ones(40)})),
+        tmp_path,
+        r'mask hidden has shape \(40,\), the weights imply \(48,\)',
+        target,
+    )
+    refused(
+        changed(lambda s: s.pop(hidden)),
+        tmp_path,
+        'keeps 32 of 48 units along hidden, but the file has no hidden mask',
+        target,
+    )
     refused(with_masks(legacy_state(model)), tmp_path, 'give the shape to finish at, --target', QUIET)
     refused(legacy_state(model), tmp_path, 'has no masks, so there is nothing to finish', target)
     refused(legacy_state(model), tmp_path, 'give --head-dim', ImportSettings(progress=False))
-    refused(legacy_state(model), tmp_path, '48 rows, which are no whole heads of width 7',
-            ImportSettings(head_dim=7, progress=False))
+    refused(
+        legacy_state(model),
+        tmp_path,
+        '48 rows, which are no whole heads of width 7',
+        ImportSettings(head_dim=7, progress=False),
+    )
     for width in (-8, 0):
-        refused(legacy_state(model), tmp_path, f'--head-dim must be 1 or more, got {width}; 128 for LLaMA-2',
-                ImportSettings(head_dim=width, progress=False))
+        refused(
+            legacy_state(model),
+            tmp_path,
+            f'--head-dim must be 1 or more, got {width}; 128 for LLaMA-2',
+            ImportSettings(head_dim=width, progress=False),
+        )
     refused({'state': {'model': 'nothing'}}, tmp_path, 'is no state dict')
     too_large = ImportSettings(head_dim=8, target={**TARGET, 'hidden_size': 64}, progress=False)
     refused(with_masks(legacy_state(model)), tmp_path, "hidden_size=64 is larger than the source's 48", too_large)
@@ -218,7 +273,6 @@ def test_folders_that_cannot_become_a_state_dict(model, tmp_path):
 
 def test_code_in_a_legacy_file_is_not_run(model, tmp_path):
     class Malicious:
-
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / 'made'),)
 

@@ -1,4 +1,5 @@
 """Masked and exported model are one computation, for every family; the folder opens without this package."""
+
 import copy
 import json
 import subprocess
@@ -42,7 +43,7 @@ def uniform_soft_masks(config, axes, seed=0):
         size = mask_shapes(shape)[axis]
         units = shape.group_size if axis == 'head' and shape.group_size > 1 else size[-1]
         rows = torch.rand(size, generator=generator).reshape(-1, units)
-        top = rows.argsort(dim=1, descending=True)[:, :keep[axis]]
+        top = rows.argsort(dim=1, descending=True)[:, : keep[axis]]
         mask = torch.zeros_like(rows).scatter_(1, top, 0.3 + 0.7 * torch.rand(top.shape, generator=generator))
         masks[axis] = mask.reshape(size)
     if 'layer' in masks:
@@ -60,7 +61,7 @@ def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     with ModelFolderWriter(folder, **writer_settings) as writer:
         tensors = cut_tensors(family, plan, masks, parameters.get, model.config.tie_word_embeddings)
         write_model_folder(
-            writer, config, tensors, None, GenerationConfig(), dtype, {'kept.json': kept_indices(plan.units)},
+            writer, config, tensors, None, GenerationConfig(), dtype, {'kept.json': kept_indices(plan.units)}
         )
         writer.commit()
     return target
@@ -111,16 +112,16 @@ def test_a_plain_process_opens_the_folder(tmp_path):
     masks = uniform_soft_masks(model.config, AXES)
     export(model, masks, tmp_path / 'out')
     torch.save(masked_logits(model, masks, IDS), tmp_path / 'expected.pt')
-    script = f'''
+    script = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=False)
-expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=False)
+expected = torch.load({str(tmp_path / 'expected.pt')!r}, weights_only=True)
 ids = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
 assert (model(ids).logits - expected).abs().max() <= 1e-5
 assert not any(name.startswith("llmshearing") for name in sys.modules)
 assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 2
-'''
+"""
     subprocess.run([sys.executable, '-c', script], check=True, cwd=tmp_path)
 
 
@@ -129,7 +130,7 @@ def test_layers_of_different_shapes_do_not_leave(tmp_path):
     masks = {'intermediate': torch.ones(4, 64)}
     masks['intermediate'][1, :10] = 0
     with pytest.raises(
-        ValueError, match='layer 0: 2 KV heads, 6 heads, 64 intermediate, layer 1: 2 KV heads, 6 heads, 54',
+        ValueError, match='layer 0: 2 KV heads, 6 heads, 64 intermediate, layer 1: 2 KV heads, 6 heads, 54'
     ):
         export(model, masks, tmp_path / 'out')
     masks = {'head': torch.ones(4, 6)}
@@ -142,7 +143,7 @@ def test_layers_of_different_shapes_do_not_leave(tmp_path):
 def test_layers_whose_kind_would_change_do_not_leave(tmp_path):
     model = tiny_model('gemma2')  # kinds alternate: layers 0 and 2 cannot stand next to each other
     with pytest.raises(ValueError, match='layer 2 .* position 1'):
-        export(model, {'layer': torch.tensor([1., 0., 1., 0.])}, tmp_path / 'out')
+        export(model, {'layer': torch.tensor([1.0, 0.0, 1.0, 0.0])}, tmp_path / 'out')
 
 
 def test_shards_index_and_overwriting(tmp_path):

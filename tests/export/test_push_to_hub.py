@@ -1,4 +1,5 @@
 """Pushing to the Hub, against a local server that speaks as much of its interface as an upload needs."""
+
 import base64
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOKEN = 'hf_' + 'secret' * 5
-SCRIPT = '''
+SCRIPT = """
 import sys
 from pathlib import Path
 from llmshearing.export.hub import check_login, push_folder
@@ -21,7 +22,7 @@ try:
     print(push_folder(Path(sys.argv[1]), sys.argv[2], public=sys.argv[3] == 'public'))
 except ValueError as error:
     sys.exit(f'refused: {error}')
-'''
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -44,9 +45,9 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({'url': f'{self.server.url}/me/small'})
         elif '/preupload/' in self.path:
             files = json.loads(body)['files']
-            self.answer({'files': [
-                {'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in files
-            ]})
+            self.answer(
+                {'files': [{'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in files]}
+            )
         elif '/commit/' in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line['key'] == 'file':
@@ -74,7 +75,10 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.url, server.created, server.files, server.refuses = (
-        f'http://127.0.0.1:{server.server_port}', [], {}, '/nothing'
+        f'http://127.0.0.1:{server.server_port}',
+        [],
+        {},
+        '/nothing',
     )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -85,8 +89,7 @@ def hub():
 
 def push(hub, folder, token, home, repo='me/small', visibility='private'):
     environment = {
-        name: value for name, value in os.environ.items()
-        if not name.startswith('HF_') and 'proxy' not in name.lower()
+        name: value for name, value in os.environ.items() if not name.startswith('HF_') and 'proxy' not in name.lower()
     }
     environment |= {
         'HF_ENDPOINT': hub.url,
@@ -117,9 +120,9 @@ def test_a_private_repository_with_every_file_and_the_token_nowhere(hub, folder,
     process = push(hub, folder, TOKEN, tmp_path / 'home')
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == f'{hub.url}/me/small'
-    assert (
-        hub.created[0]['private'] is True
-        and (hub.created[0]['organization'], hub.created[0]['name']) == ('me', 'small')
+    assert hub.created[0]['private'] is True and (hub.created[0]['organization'], hub.created[0]['name']) == (
+        'me',
+        'small',
     )
     assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert TOKEN not in process.stdout + process.stderr

@@ -1,4 +1,5 @@
 """Rows of each axis, and choosing exactly so many units of each."""
+
 import itertools
 
 import pytest
@@ -24,7 +25,7 @@ def test_axes_are_those_on_which_the_target_differs():
 def test_query_heads_of_grouped_attention_are_chosen_inside_each_group():
     plan = plan_axes(GQA, resolve_target(GQA, {'num_attention_heads': 4, 'num_key_value_heads': 2}))['head']
     assert (plan.units, plan.keep) == (3, 2)
-    scores = torch.tensor([[5., 6, 7, 1, 2, 3]] * 4)  # the first group's heads all score higher
+    scores = torch.tensor([[5.0, 6, 7, 1, 2, 3]] * 4)  # the first group's heads all score higher
     assert keep_largest(plan, scores).tolist() == [[False, True, True, False, True, True]] * 4
 
 
@@ -46,15 +47,18 @@ def test_exactly_so_many_of_the_largest_are_kept_in_every_row(rows, units, data)
         assert not len(chosen) or not len(others) or chosen.min() >= others.max()
 
 
-@pytest.mark.parametrize('target, message', [
-    ({'hidden_size': 64}, "hidden_size=64 is larger than the source's 48"),
-    ({'num_hidden_layers': 0}, 'num_hidden_layers=0: must be between 1 and 4'),
-    ({'num_attention_heads': 5}, 'num_attention_heads=5 with num_key_value_heads=2.*possible: \\[2, 4, 6\\]'),
-    ({'num_attention_heads': 6, 'num_key_value_heads': 1}, 'possible: \\[1, 2, 3\\]'),
-    ({'head_dim': 4}, 'head_dim=4: the head dimension is inherited'),
-    ({'hidden': 32}, 'unknown key.*hidden; possible: num_hidden_layers'),
-    ({'hidden_size': 31.5}, 'whole numbers'),
-])
+@pytest.mark.parametrize(
+    'target, message',
+    [
+        ({'hidden_size': 64}, "hidden_size=64 is larger than the source's 48"),
+        ({'num_hidden_layers': 0}, 'num_hidden_layers=0: must be between 1 and 4'),
+        ({'num_attention_heads': 5}, 'num_attention_heads=5 with num_key_value_heads=2.*possible: \\[2, 4, 6\\]'),
+        ({'num_attention_heads': 6, 'num_key_value_heads': 1}, 'possible: \\[1, 2, 3\\]'),
+        ({'head_dim': 4}, 'head_dim=4: the head dimension is inherited'),
+        ({'hidden': 32}, 'unknown key.*hidden; possible: num_hidden_layers'),
+        ({'hidden_size': 31.5}, 'whole numbers'),
+    ],
+)
 def test_impossible_targets_are_refused_with_what_is_possible(target, message):
     with pytest.raises(ValueError, match=message):
         resolve_target(GQA, target)
@@ -68,7 +72,7 @@ def test_every_problem_of_a_target_is_named_at_once():
 
 def test_without_a_head_dim_of_its_own_hidden_size_follows_the_heads():
     with pytest.raises(
-        ValueError, match='hidden_size must be heads x 8; nearest: hidden_size=32, num_attention_heads=4',
+        ValueError, match='hidden_size must be heads x 8; nearest: hidden_size=32, num_attention_heads=4'
     ):
         resolve_target(MHA, {'hidden_size': 30, 'num_attention_heads': 4}, has_head_dim=False)
     assert resolve_target(MHA, {'hidden_size': 32, 'num_attention_heads': 4}, has_head_dim=False).hidden_size == 32

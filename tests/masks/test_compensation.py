@@ -1,4 +1,5 @@
 """Compensation: closed forms, every family's projections, and runs that use it."""
+
 import pytest
 import torch
 from composer.loggers import InMemoryLogger
@@ -133,7 +134,8 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
     inputs = {}
     handles = [
         model.model.get_submodule(path).register_forward_pre_hook(
-            lambda module, args, path=path: inputs.update({path: args[0].detach().flatten(0, -2)}))
+            lambda module, args, path=path: inputs.update({path: args[0].detach().flatten(0, -2)})
+        )
         for path in cuts
     ]
     with torch.no_grad():
@@ -215,18 +217,22 @@ def run(source, batches=10, **settings):
     pruning = TargetedPruning(**{'target': TARGET, 'compensate': True, 'lagrangian_warmup': '0.5dur', **settings})
     log = InMemoryLogger()
     trainer = tiny_trainer(
-        source, [pruning], batches=batches, loggers=[log], eval_dataloader=sequences_spec(8, 4), **trainer_settings,
+        source, [pruning], batches=batches, loggers=[log], eval_dataloader=sequences_spec(8, 4), **trainer_settings
     )
     trainer.fit()
     return trainer, pruning, [value for _, value in log.data['loss/train/total']]
 
 
-@pytest.mark.parametrize('settings', [
-    {},
-    {'multiple_of': 16},
-    {'mask_learning': 'one_shot', 'scores': 'activation'},
-    {'mask_learning': 'one_shot', 'scores': 'activation', 'freeze_weights': True},
-], ids=str)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {'multiple_of': 16},
+        {'mask_learning': 'one_shot', 'scores': 'activation'},
+        {'mask_learning': 'one_shot', 'scores': 'activation', 'freeze_weights': True},
+    ],
+    ids=str,
+)
 def test_a_run_ends_at_the_target_exports_exactly_and_leaves_no_hooks(source, tmp_path, settings):
     trainer, pruning, _ = run(source, callbacks=[ExportPruned(str(tmp_path / 'out'))], **settings)
     model = trainer.state.model
@@ -264,9 +270,7 @@ def test_the_model_is_left_under_the_masks_that_its_weights_are_meant_for(source
         assert torch.equal(mask, installed[axis])
 
 
-@pytest.mark.parametrize('settings', [
-    {'mask_learning': 'lagrangian'}, {'fade': 0.3}, {'start_sparsity': 0.1},
-], ids=str)
+@pytest.mark.parametrize('settings', [{'mask_learning': 'lagrangian'}, {'fade': 0.3}, {'start_sparsity': 0.1}], ids=str)
 def test_what_cannot_be_compensated_is_refused(settings):
     with pytest.raises(ValueError, match='compensate: true with .*use progressive or one_shot, fade: 0'):
         TargetedPruning(TARGET, compensate=True, **settings)

@@ -1,15 +1,12 @@
 """Closed forms of the gate, the warm-up, the penalty and the overall sparsity."""
+
 import math
 
 import pytest
 import torch
 
 from llmshearing.masks.constraints import overall_sparsity, penalty, target_sparsity
-from llmshearing.masks.hard_concrete import (
-    deterministic_gate,
-    probability_kept,
-    sample_gate,
-)
+from llmshearing.masks.hard_concrete import deterministic_gate, probability_kept, sample_gate
 from llmshearing.models.shapes import ModelShape
 
 
@@ -19,7 +16,7 @@ def test_probability_kept_is_the_frequency_of_open_gates(log_alpha):
     assert probability_kept(torch.tensor(log_alpha)).item() == pytest.approx(expected, rel=1e-6)
     gates = sample_gate(torch.full((200_000,), log_alpha), torch.Generator().manual_seed(0))
     assert (gates > 0).float().mean().item() == pytest.approx(
-        expected, abs=4 * math.sqrt(expected * (1 - expected) / 2e5),
+        expected, abs=4 * math.sqrt(expected * (1 - expected) / 2e5)
     )
     assert gates.min() >= 0 and gates.max() <= 1
 
@@ -59,20 +56,24 @@ def test_penalty_and_its_derivatives():
     assert value.item() == pytest.approx((3 * -0.3 + 5 * 0.09 + 3 * 0.1 + 5 * 0.01) / 2)
     value.backward()
     torch.testing.assert_close(
-        sparsity.grad, torch.tensor([(3 + 10 * -0.3) / 2, (3 + 10 * 0.1) / 2]), atol=1e-6, rtol=1e-6,
+        sparsity.grad, torch.tensor([(3 + 10 * -0.3) / 2, (3 + 10 * 0.1) / 2]), atol=1e-6, rtol=1e-6
     )
     torch.testing.assert_close(multipliers.grad, torch.tensor([-0.1, 0.05]), atol=1e-6, rtol=1e-6)
 
 
 def test_overall_sparsity_of_binary_masks_is_the_fraction_of_weights_removed():
     shape = ModelShape(
-        num_hidden_layers=3, hidden_size=8, num_attention_heads=4, num_key_value_heads=2, intermediate_size=10,
+        num_hidden_layers=3,
+        hidden_size=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=10,
         head_dim=4,
     )
     kept = {
-        'hidden': torch.tensor([1., 1, 1, 0, 0, 1, 1, 1]),
-        'layer': torch.tensor([1., 0, 1]),
-        'head': torch.tensor([[1., 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]),
+        'hidden': torch.tensor([1.0, 1, 1, 0, 0, 1, 1, 1]),
+        'layer': torch.tensor([1.0, 0, 1]),
+        'head': torch.tensor([[1.0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]),
         'intermediate': torch.ones(3, 10),
     }
     kept['intermediate'][0, :4] = 0

@@ -1,4 +1,5 @@
 """Progressive shearing: which units go, when, and how their masks fall."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """Scores against plain computations, starts in their order, and one-shot pruning for every family's table."""
+
 import dataclasses
 from contextlib import nullcontext
 
@@ -56,7 +57,7 @@ def test_taylor_is_the_mean_absolute_derivative_of_multiplied_activations(calibr
 def test_taylor_does_not_depend_on_the_size_of_micro_batches(calibration):
     batches = [{**batch, 'labels': batch['labels'].clone()} for batch in calibration.batches]
     for number, batch in enumerate(batches):
-        batch['labels'][0, :3 + number] = -100  # micro-batches count by their labels, not by their sequences
+        batch['labels'][0, : 3 + number] = -100  # micro-batches count by their labels, not by their sequences
     whole, parts = (
         importance(dict.fromkeys(AXES, 'taylor'), dataclasses.replace(calibration, batches=batches, microbatch_size=s))
         for s in (None, 1)
@@ -202,14 +203,12 @@ def test_scores_are_computed_from_evaluators_of_language_modelling_only(source):
     def evaluators(*wanted):
         made = {
             'task': Evaluator(
-                label='task', dataloader=DataLoader(Questions(8), 4), metric_names=['InContextLearningLMAccuracy'],
+                label='task', dataloader=DataLoader(Questions(8), 4), metric_names=['InContextLearningLMAccuracy']
             ),
             'unlabelled': Evaluator(
-                label='unlabelled', dataloader=DataLoader(Questions(8), 4), metric_names=['LanguageCrossEntropy'],
+                label='unlabelled', dataloader=DataLoader(Questions(8), 4), metric_names=['LanguageCrossEntropy']
             ),
-            'a': Evaluator(
-                label='a', dataloader=sequences_spec(8, 4, seed=1), metric_names=['LanguageCrossEntropy'],
-            ),
+            'a': Evaluator(label='a', dataloader=sequences_spec(8, 4, seed=1), metric_names=['LanguageCrossEntropy']),
             'b': Evaluator(label='b', dataloader=sequences_spec(4, 4, seed=2), metric_names=['LanguagePerplexity']),
         }
         return [made[name] for name in wanted]

@@ -1,5 +1,6 @@
 """A target that is a sparsity alone:
 the constraint counts real parameters, widths differ, nothing pretends to export."""
+
 import pytest
 import torch
 from composer.loggers import InMemoryLogger
@@ -40,7 +41,7 @@ def test_the_expected_sparsity_of_binary_masks_is_the_share_that_is_cut(variant)
     if shape.group_size == 1:
         del masks['kv_group']
     else:  # all groups of a layer keep equally many heads, so that the cut pads none
-        masks['head'] = torch.tensor([[1., 1., 0.] * shape.num_key_value_heads] * shape.num_hidden_layers)
+        masks['head'] = torch.tensor([[1.0, 1.0, 0.0] * shape.num_key_value_heads] * shape.num_hidden_layers)
     everything = _projection_weights(model, {})
     share = 1 - _projection_weights(model, masks) / everything
     assert overall_sparsity(masks, shape) == pytest.approx(share, abs=1e-6)
@@ -49,13 +50,16 @@ def test_the_expected_sparsity_of_binary_masks_is_the_share_that_is_cut(variant)
 
 def test_widths_count_kept_units_and_no_padding():
     masks = {
-        'layer': torch.tensor([1., 0., 1., 1.]),
-        'head': torch.tensor([[1., 1, 1, 1, 0, 0]] * 3 + [[0.] * 6]),  # groups of three and one: two are padding
+        'layer': torch.tensor([1.0, 0.0, 1.0, 1.0]),
+        'head': torch.tensor([[1.0, 1, 1, 1, 0, 0]] * 3 + [[0.0] * 6]),  # groups of three and one: two are padding
         'intermediate': torch.cat([torch.ones(4, 10), torch.zeros(4, 54)], 1),
     }
     widths = layer_widths(masks, GQA)
     assert widths == [
-        LayerWidths(0, 4, 2, 10), LayerWidths(1, 0, 0, 0), LayerWidths(2, 4, 2, 10), LayerWidths(3, 0, 0, 10),
+        LayerWidths(0, 4, 2, 10),
+        LayerWidths(1, 0, 0, 0),
+        LayerWidths(2, 4, 2, 10),
+        LayerWidths(3, 0, 0, 10),
     ]
     assert describe_widths(widths).splitlines()[1].split() == ['0', '4', '2', '10']
 
@@ -63,9 +67,17 @@ def test_widths_count_kept_units_and_no_padding():
 def test_a_run_reaches_its_sparsity_with_widths_of_its_own_and_leaves_only_its_masks(tmp_path):
     source = tiny_source(tmp_path / 'source')
     pruning, log = TargetedPruning({'sparsity': 0.6}, mask_learning='lagrangian'), InMemoryLogger()
-    trainer = tiny_trainer(source, [pruning], batches=300, loggers=[log], eval_dataloader=sequences_spec(8, 4, seed=1),
-                           eval_interval='300ba', save_folder=str(tmp_path / 'checkpoints'), save_filename='last.pt',
-                           save_interval='300ba')
+    trainer = tiny_trainer(
+        source,
+        [pruning],
+        batches=300,
+        loggers=[log],
+        eval_dataloader=sequences_spec(8, 4, seed=1),
+        eval_interval='300ba',
+        save_folder=str(tmp_path / 'checkpoints'),
+        save_filename='last.pt',
+        save_interval='300ba',
+    )
     trainer.fit()
     assert log.data['pruning/expected_sparsity'][-1][1] == pytest.approx(0.6, abs=0.02)
     assert log.data['pruning/sparsity/target'][-1][1] == pytest.approx(0.6)
@@ -81,7 +93,7 @@ def test_a_run_reaches_its_sparsity_with_widths_of_its_own_and_leaves_only_its_m
     checkpoint = tmp_path / 'checkpoints' / 'last.pt'
     for masks in ('target', 'current'):
         with pytest.raises(
-            ValueError, match='60.0% of the layers\' parameters removed: a run whose target is a sparsity',
+            ValueError, match="60.0% of the layers' parameters removed: a run whose target is a sparsity"
         ):
             export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(masks=masks, progress=False))
     assert not (tmp_path / 'out').exists()
@@ -98,16 +110,19 @@ def test_axes_can_be_chosen():
     assert read_sparsity_target({'hidden_size': 32}, MHA) is None
 
 
-@pytest.mark.parametrize('target, message', [
-    ({'sparsity': 1.0}, 'sparsity=1.0: must be a number above 0 and below 1'),
-    ({'sparsity': '60%'}, "sparsity='60%': must be"),
-    ({'sparsity': 0.5, 'hidden_size': 32}, "'hidden_size' cannot stand beside sparsity"),
-    (
-        {'sparsity': 0.5, 'axes': ['kv_group']},
-        r"axes=\['kv_group'\]: must be a list of one or more of hidden, layer, head",
-    ),
-    ({'sparsity': 0.5, 'axes': 'head'}, "axes='head': must be a list"),
-])
+@pytest.mark.parametrize(
+    'target, message',
+    [
+        ({'sparsity': 1.0}, 'sparsity=1.0: must be a number above 0 and below 1'),
+        ({'sparsity': '60%'}, "sparsity='60%': must be"),
+        ({'sparsity': 0.5, 'hidden_size': 32}, "'hidden_size' cannot stand beside sparsity"),
+        (
+            {'sparsity': 0.5, 'axes': ['kv_group']},
+            r"axes=\['kv_group'\]: must be a list of one or more of hidden, layer, head",
+        ),
+        ({'sparsity': 0.5, 'axes': 'head'}, "axes='head': must be a list"),
+    ],
+)
 def test_impossible_sparsities(target, message):
     with pytest.raises(ValueError, match=message):
         read_sparsity_target(target, MHA)

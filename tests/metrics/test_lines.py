@@ -1,4 +1,5 @@
 """Which lines of a metrics file count: of a run that was resumed, begun anew, or killed in the middle of a line."""
+
 from __future__ import annotations
 
 import json

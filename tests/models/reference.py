@@ -3,6 +3,7 @@
 It shares no code with the package. Hidden dimensions with a zero mask never enter the residual stream; norms average
 over the kept ones; the stream's writers and its readers' gains are scaled.
 """
+
 from __future__ import annotations
 
 import torch

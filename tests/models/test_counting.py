@@ -1,4 +1,5 @@
 """Counts against transformers' own, built on the meta device: the paper's shapes, current models, every family."""
+
 import dataclasses
 
 import pytest
@@ -70,7 +71,8 @@ def test_every_family_at_its_own_and_another_shape(variant):
         model = on_meta(with_shape(config, shape, has_head_dim))
         assert counting.count_parameters(layout, shape).total == model.num_parameters()
         matrices = sum(
-            parameter.numel() for name, parameter in model.named_parameters()
+            parameter.numel()
+            for name, parameter in model.named_parameters()
             if parameter.dim() == 2 and model.get_submodule(name.rsplit('.', 1)[0]) is not model.get_input_embeddings()
         )
         tied = model.get_input_embeddings().weight.numel() if config.tie_word_embeddings else 0
@@ -79,6 +81,7 @@ def test_every_family_at_its_own_and_another_shape(variant):
 
 def test_arrays_of_shapes_are_counted_at_once():
     import numpy as np
+
     config = tiny_model('qwen2').config
     layout, source = counting.layout_of(config), shape_of(config)
     hidden = np.array([8, 16, 48])

@@ -1,4 +1,5 @@
 """The masked forward pass against a LLaMA with multiplied activations: logits, gradients, corner cases."""
+
 import itertools
 
 import pytest
@@ -43,7 +44,7 @@ def test_logits_and_gradients_equal_the_activation_masked_reference(variant, axe
         got = torch.zeros_like(want) if got.grad is None else got.grad
         want = torch.zeros_like(want) if want.grad is None else want.grad
         torch.testing.assert_close(
-            got, want, atol=1e-5 * want.abs().max().item() + 1e-8, rtol=1e-5, msg=lambda m: f'{name}: {m}',
+            got, want, atol=1e-5 * want.abs().max().item() + 1e-8, rtol=1e-5, msg=lambda m: f'{name}: {m}'
         )
     gradients = cutter.mask_gradients()
     for axis, leaf in leaves.items():
@@ -93,7 +94,7 @@ def test_uneven_heads_per_group_are_padded_without_effect():
     cutter.set_masks({'head': head})
     ids = input_ids()
     torch.testing.assert_close(
-        model(ids).logits, masked_llama_logits(reference, ids, {'head': head}), atol=1e-5, rtol=0,
+        model(ids).logits, masked_llama_logits(reference, ids, {'head': head}), atol=1e-5, rtol=0
     )
 
 

@@ -1,4 +1,5 @@
 """Targets by shape, fraction and budget: exact results, the search against all shapes, all problems at once."""
+
 import dataclasses
 import itertools
 import math
@@ -15,11 +16,7 @@ from tests.models.tiny import VARIANTS, tiny_model
 from tests.tiny_run import tiny_source, tiny_trainer
 
 LLAMA2_7B = LlamaConfig(
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
 )
 LLAMA31_8B = LlamaConfig(
     vocab_size=128256,
@@ -31,7 +28,7 @@ LLAMA31_8B = LlamaConfig(
 )
 HALVES = {'hidden_size': 0.5, 'num_attention_heads': 0.5, 'intermediate_size': 0.5}
 PYTHIA_410M = CONFIG_MAPPING['gpt_neox'](
-    vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+    vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
 )
 
 
@@ -44,33 +41,52 @@ def test_a_shape_is_taken_as_it_is():
     assert target_shape(LLAMA31_8B, target) == resolve_target(shape_of(LLAMA31_8B), target)
 
 
-@pytest.mark.parametrize('config, target, expected', [
-    (LLAMA2_7B, {'fraction': {**HALVES, 'num_hidden_layers': 0.75}}, ModelShape(24, 2048, 16, 16, 5504, 128)),
-    (LLAMA2_7B, {'fraction': {'hidden_size': 0.61, 'num_hidden_layers': 0.01}},
-     ModelShape(1, 2496, 32, 32, 11008, 128)),
-    (LLAMA2_7B, {'fraction': {'hidden_size': 0.61}, 'multiple_of': 128}, ModelShape(32, 2560, 32, 32, 11008, 128)),
-    (LLAMA2_7B, {'fraction': {'hidden_size': 0.5}, 'intermediate_size': 5505}, ModelShape(32, 2048, 32, 32, 5505, 128)),
-    # grouped queries: the nearest of whole groups fewer (4, 8, ... 28) and fewer in every group (8, 16, 24)
-    (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.6}}, ModelShape(32, 4096, 20, 5, 14336, 128)),
-    (LLAMA31_8B, {'fraction': {'num_key_value_heads': 0.5}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
-    (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.7}, 'num_key_value_heads': 8},
-     ModelShape(32, 4096, 24, 8, 14336, 128)),
-    (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}},
-     ModelShape(32, 4096, 10, 5, 14336, 128)),
-    # without head_dim, hidden size and heads follow one another
-    (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}}, ModelShape(24, 768, 12, 12, 4096, 64)),
-    (PYTHIA_410M, {'fraction': {'num_attention_heads': 0.3}}, ModelShape(24, 320, 5, 5, 4096, 64)),
-    (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}, 'multiple_of': 256}, ModelShape(24, 768, 12, 12, 4096, 64)),
-    (PYTHIA_410M, {'fraction': {'intermediate_size': 0.5}, 'num_attention_heads': 8},
-     ModelShape(24, 512, 8, 8, 2048, 64)),
-])
+@pytest.mark.parametrize(
+    'config, target, expected',
+    [
+        (LLAMA2_7B, {'fraction': {**HALVES, 'num_hidden_layers': 0.75}}, ModelShape(24, 2048, 16, 16, 5504, 128)),
+        (
+            LLAMA2_7B,
+            {'fraction': {'hidden_size': 0.61, 'num_hidden_layers': 0.01}},
+            ModelShape(1, 2496, 32, 32, 11008, 128),
+        ),
+        (LLAMA2_7B, {'fraction': {'hidden_size': 0.61}, 'multiple_of': 128}, ModelShape(32, 2560, 32, 32, 11008, 128)),
+        (
+            LLAMA2_7B,
+            {'fraction': {'hidden_size': 0.5}, 'intermediate_size': 5505},
+            ModelShape(32, 2048, 32, 32, 5505, 128),
+        ),
+        # grouped queries: the nearest of whole groups fewer (4, 8, ... 28) and fewer in every group (8, 16, 24)
+        (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.6}}, ModelShape(32, 4096, 20, 5, 14336, 128)),
+        (LLAMA31_8B, {'fraction': {'num_key_value_heads': 0.5}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
+        (
+            LLAMA31_8B,
+            {'fraction': {'num_attention_heads': 0.7}, 'num_key_value_heads': 8},
+            ModelShape(32, 4096, 24, 8, 14336, 128),
+        ),
+        (
+            LLAMA31_8B,
+            {'fraction': {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}},
+            ModelShape(32, 4096, 10, 5, 14336, 128),
+        ),
+        # without head_dim, hidden size and heads follow one another
+        (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}}, ModelShape(24, 768, 12, 12, 4096, 64)),
+        (PYTHIA_410M, {'fraction': {'num_attention_heads': 0.3}}, ModelShape(24, 320, 5, 5, 4096, 64)),
+        (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}, 'multiple_of': 256}, ModelShape(24, 768, 12, 12, 4096, 64)),
+        (
+            PYTHIA_410M,
+            {'fraction': {'intermediate_size': 0.5}, 'num_attention_heads': 8},
+            ModelShape(24, 512, 8, 8, 2048, 64),
+        ),
+    ],
+)
 def test_fractions_are_rounded_to_what_is_possible(config, target, expected):
     assert target_shape(config, target) == expected
 
 
 def test_a_whole_fraction_keeps_an_unaligned_size():
     config = LlamaConfig(
-        hidden_size=100, intermediate_size=300, num_attention_heads=4, num_hidden_layers=4, head_dim=16,
+        hidden_size=100, intermediate_size=300, num_attention_heads=4, num_hidden_layers=4, head_dim=16
     )
     shape = target_shape(config, {'fraction': {'hidden_size': 1.0, 'intermediate_size': 0.99}})
     assert (shape.hidden_size, shape.intermediate_size) == (100, 256)
@@ -108,7 +124,7 @@ def spread_by_hand(source, shape, pinned=()):
     weights |= {'num_attention_heads': 0.5, 'num_key_value_heads': 0.5}
     pairs = [(w, math.log(getattr(shape, k) / getattr(source, k))) for k, w in weights.items() if k not in pinned]
     mean = sum(w * r for w, r in pairs) / sum(w for w, _ in pairs)
-    return sum(w * (r - mean)**2 for w, r in pairs) / sum(w for w, _ in pairs)
+    return sum(w * (r - mean) ** 2 for w, r in pairs) / sum(w for w, _ in pairs)
 
 
 @pytest.mark.parametrize('share, tolerance', [(0.2, 0.04), (0.45, 0.04), (0.7, 0.3)])
@@ -134,12 +150,15 @@ def test_the_search_finds_the_best_of_all_shapes(variant, share, tolerance):
     assert model.num_parameters() == counted[shape]
 
 
-@pytest.mark.parametrize('pins, budget, tolerance', [
-    ({'num_hidden_layers': 4, 'num_attention_heads': 3, 'num_key_value_heads': 1}, 80000, 0.03),
-    ({'num_hidden_layers': 4, 'hidden_size': 96}, 100000, 0.5),  # the best intermediate size is below the ideal one
-    ({'intermediate_size': 77}, 60000, 0.1),
-    ({'hidden_size': 50, 'intermediate_size': 33}, 50000, 0.1),
-])
+@pytest.mark.parametrize(
+    'pins, budget, tolerance',
+    [
+        ({'num_hidden_layers': 4, 'num_attention_heads': 3, 'num_key_value_heads': 1}, 80000, 0.03),
+        ({'num_hidden_layers': 4, 'hidden_size': 96}, 100000, 0.5),  # the best intermediate size is below the ideal one
+        ({'intermediate_size': 77}, 60000, 0.1),
+        ({'hidden_size': 50, 'intermediate_size': 33}, 50000, 0.1),
+    ],
+)
 def test_pins_are_kept_and_take_no_part_in_the_proportions(pins, budget, tolerance):
     config = tiny_model('llama', hidden_size=96, intermediate_size=128).config
     source, layout = shape_of(config), layout_of(config)
@@ -159,49 +178,74 @@ def test_with_one_free_size_the_budget_is_filled():
     assert count(LLAMA2_7B, shape) <= 1.34e9 < count(LLAMA2_7B, more)
 
 
-@pytest.mark.parametrize('size, dtype, parameters', [
-    ('2.5GB', 'bfloat16', 1.25e9),
-    ('2.5 GiB', 'float16', 1.25 * 2**30),
-    ('5GB', 'float32', 1.25e9),
-    (2500000000, 'bfloat16', 1.25e9),
-])
+@pytest.mark.parametrize(
+    'size, dtype, parameters',
+    [
+        ('2.5GB', 'bfloat16', 1.25e9),
+        ('2.5 GiB', 'float16', 1.25 * 2**30),
+        ('5GB', 'float32', 1.25e9),
+        (2500000000, 'bfloat16', 1.25e9),
+    ],
+)
 def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
     shape = target_shape(LLAMA2_7B, {'size': size, 'dtype': dtype})
     assert shape == target_shape(LLAMA2_7B, {'params': int(parameters)})
     assert 0.98 * parameters <= count(LLAMA2_7B, shape) <= parameters
 
 
-@pytest.mark.parametrize('target, messages', [
-    ({'params': 1.3e9, 'hiden_size': 3}, ["unknown key 'hiden_size'. Did you mean 'hidden_size'?"]),
-    ({'params': 1.3e9, 'size': '2GB'}, ['params and size both name the target']),
-    ({'params': 'many'}, ["params: not a count: 'many'"]),
-    ({'params': -5}, ["params: not a count: '-5'"]),
-    ({'params': True}, ['params: not a count: True']),
-    ({'size': '2.5 furlongs'}, ["size: not a size: '2.5 furlongs'"]),
-    ({'size': '2GB', 'dtype': 'int4'}, ["dtype='int4': must be one of bfloat16, float16, float32"]),
-    ({'params': 1e9, 'dtype': 'bfloat16'}, ['dtype belongs to size']),
-    ({'hidden_size': 2048, 'multiple_of': 64}, ['multiple_of belongs to fraction or params or size']),
-    ({'fraction': {'hidden_size': 0.5}, 'tolerance': 0.1}, ['tolerance belongs to params or size']),
-    ({'params': 1e9, 'tolerance': 2}, ['tolerance=2: must be between 0 and 1']),
-    ({'params': 1e9, 'multiple_of': 6.5}, ['multiple_of=6.5: must be a whole number']),
-    ({'fraction': 0.5}, ['fraction=0.5: must map some of num_hidden_layers']),
-    ({'fraction': {'hidden_size': 1.5}}, ['fraction.hidden_size=1.5: must be above 0 and at most 1; nearest: 1.0']),
-    ({'fraction': {'num_hidden_layers': 0}}, ['nearest: 0.031, which keeps one']),
-    ({'fraction': {'hidden_size': 'half'}}, ["fraction.hidden_size='half': must be a number"]),
-    ({'fraction': {'head_dim': 0.5}}, ["fraction: unknown key 'head_dim'"]),
-    ({'fraction': {'hidden_size': 0.5}, 'hidden_size': 64}, ['hidden_size is given as a size and as a fraction']),
-    ({'fraction': {'hidden_size': 0.5}, 'multiple_of': 5000}, ["no multiple of 5000 fits into the source's 4096"]),
-    ({'params': 1e9, 'multiple_of': 5000}, ['multiples of multiple_of=5000; lower multiple_of']),
-    ({'params': 8e9}, ['8,000,000,000 parameters, but the source has 6,738,415,616', 'name a smaller budget']),
-    ({'params': 1e6}, ['nearest above: 4,141,248 parameters', 'lower multiple_of']),
-    # everything at once
-    ({'params': 'x', 'sise': 3, 'dtype': 'int4', 'hidden_size': 5000, 'intermediate_size': 2.5,
-      'num_key_value_heads': 33, 'multiple_of': 0, 'fraction': {'hiden': .5, 'num_hidden_layers': 2}},
-     ["unknown key 'sise'", 'fraction and params both', 'dtype belongs to size', "not a count: 'x'", "dtype='int4'",
-      'multiple_of=0', "unknown key 'hiden'", 'fraction.num_hidden_layers=2',
-      'intermediate_size=2.5: must be a whole number',
-      "hidden_size=5000 is larger than the source's 4096", "num_key_value_heads=33 is larger than the source's 32"]),
-])
+@pytest.mark.parametrize(
+    'target, messages',
+    [
+        ({'params': 1.3e9, 'hiden_size': 3}, ["unknown key 'hiden_size'. Did you mean 'hidden_size'?"]),
+        ({'params': 1.3e9, 'size': '2GB'}, ['params and size both name the target']),
+        ({'params': 'many'}, ["params: not a count: 'many'"]),
+        ({'params': -5}, ["params: not a count: '-5'"]),
+        ({'params': True}, ['params: not a count: True']),
+        ({'size': '2.5 furlongs'}, ["size: not a size: '2.5 furlongs'"]),
+        ({'size': '2GB', 'dtype': 'int4'}, ["dtype='int4': must be one of bfloat16, float16, float32"]),
+        ({'params': 1e9, 'dtype': 'bfloat16'}, ['dtype belongs to size']),
+        ({'hidden_size': 2048, 'multiple_of': 64}, ['multiple_of belongs to fraction or params or size']),
+        ({'fraction': {'hidden_size': 0.5}, 'tolerance': 0.1}, ['tolerance belongs to params or size']),
+        ({'params': 1e9, 'tolerance': 2}, ['tolerance=2: must be between 0 and 1']),
+        ({'params': 1e9, 'multiple_of': 6.5}, ['multiple_of=6.5: must be a whole number']),
+        ({'fraction': 0.5}, ['fraction=0.5: must map some of num_hidden_layers']),
+        ({'fraction': {'hidden_size': 1.5}}, ['fraction.hidden_size=1.5: must be above 0 and at most 1; nearest: 1.0']),
+        ({'fraction': {'num_hidden_layers': 0}}, ['nearest: 0.031, which keeps one']),
+        ({'fraction': {'hidden_size': 'half'}}, ["fraction.hidden_size='half': must be a number"]),
+        ({'fraction': {'head_dim': 0.5}}, ["fraction: unknown key 'head_dim'"]),
+        ({'fraction': {'hidden_size': 0.5}, 'hidden_size': 64}, ['hidden_size is given as a size and as a fraction']),
+        ({'fraction': {'hidden_size': 0.5}, 'multiple_of': 5000}, ["no multiple of 5000 fits into the source's 4096"]),
+        ({'params': 1e9, 'multiple_of': 5000}, ['multiples of multiple_of=5000; lower multiple_of']),
+        ({'params': 8e9}, ['8,000,000,000 parameters, but the source has 6,738,415,616', 'name a smaller budget']),
+        ({'params': 1e6}, ['nearest above: 4,141,248 parameters', 'lower multiple_of']),
+        # everything at once
+        (
+            {
+                'params': 'x',
+                'sise': 3,
+                'dtype': 'int4',
+                'hidden_size': 5000,
+                'intermediate_size': 2.5,
+                'num_key_value_heads': 33,
+                'multiple_of': 0,
+                'fraction': {'hiden': 0.5, 'num_hidden_layers': 2},
+            },
+            [
+                "unknown key 'sise'",
+                'fraction and params both',
+                'dtype belongs to size',
+                "not a count: 'x'",
+                "dtype='int4'",
+                'multiple_of=0',
+                "unknown key 'hiden'",
+                'fraction.num_hidden_layers=2',
+                'intermediate_size=2.5: must be a whole number',
+                "hidden_size=5000 is larger than the source's 4096",
+                "num_key_value_heads=33 is larger than the source's 32",
+            ],
+        ),
+    ],
+)
 def test_what_is_not_possible_is_refused_with_what_is(target, messages):
     with pytest.raises(ValueError) as raised:
         target_shape(LLAMA2_7B, target)
@@ -228,10 +272,13 @@ def test_an_unreachable_budget_names_a_tolerance_that_reaches_it():
     assert target_shape(LLAMA2_7B, {**target, 'tolerance': 0.039}) == ModelShape(24, 2048, 16, 16, 5504, 128)
 
 
-@pytest.mark.parametrize('target', [
-    {'fraction': {'hidden_size': 0.5, 'num_hidden_layers': 0.5}, 'multiple_of': 8},
-    {'params': 30000, 'multiple_of': 8, 'tolerance': 0.05},
-])
+@pytest.mark.parametrize(
+    'target',
+    [
+        {'fraction': {'hidden_size': 0.5, 'num_hidden_layers': 0.5}, 'multiple_of': 8},
+        {'params': 30000, 'multiple_of': 8, 'tolerance': 0.05},
+    ],
+)
 def test_a_pruning_run_takes_every_way(tmp_path, target):
     source = tiny_source(tmp_path / 'source')
     pruning = TargetedPruning(target=target)

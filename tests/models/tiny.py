@@ -1,4 +1,5 @@
 """Tiny random models of every supported family, and random masks for them."""
+
 from __future__ import annotations
 
 import torch
@@ -27,13 +28,15 @@ VARIANTS: dict[str, dict] = {
     'llama-mha': {'num_key_value_heads': 6},
     'llama-tied': {'tie_word_embeddings': True},
     'llama-biases': {'attention_bias': True, 'mlp_bias': True},
-    'llama-rope3': {'rope_scaling': {
-        'rope_type': 'llama3',
-        'factor': 8.0,
-        'low_freq_factor': 1.0,
-        'high_freq_factor': 4.0,
-        'original_max_position_embeddings': 64,
-    }},
+    'llama-rope3': {
+        'rope_scaling': {
+            'rope_type': 'llama3',
+            'factor': 8.0,
+            'low_freq_factor': 1.0,
+            'high_freq_factor': 4.0,
+            'original_max_position_embeddings': 64,
+        }
+    },
     'mistral': {'sliding_window': 8, 'head_dim': 8},
     'qwen2': {'use_sliding_window': True, 'sliding_window': 8, 'max_window_layers': 2},
     'qwen3': {'head_dim': 16, 'attention_bias': True},
@@ -70,11 +73,7 @@ def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
 
 
 def random_masks(
-    shape: ModelShape,
-    axes: tuple[str, ...],
-    seed: int = 0,
-    keep: float = 0.6,
-    dtype: torch.dtype = torch.float32,
+    shape: ModelShape, axes: tuple[str, ...], seed: int = 0, keep: float = 0.6, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """Soft masks in [0, 1] with about ``1 - keep`` zeros and some exact ones on each of the axes."""
     generator = torch.Generator().manual_seed(seed)

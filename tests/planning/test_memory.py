@@ -1,4 +1,5 @@
 """The memory estimate: the trace against what autograd keeps, cut weights against closed forms, a real peak."""
+
 import dataclasses
 import importlib.util
 from pathlib import Path
@@ -19,11 +20,7 @@ from tests.models.tiny import VARIANTS, tiny_model
 
 AXES = ('hidden', 'layer', 'head', 'intermediate')
 LLAMA2_7B = LlamaConfig(
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
 )
 WIDE = LlamaConfig(vocab_size=64, hidden_size=512, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
 
@@ -58,21 +55,24 @@ def test_memory_is_linear_in_layers(variant, masked):
     config = tiny_model(variant, num_hidden_layers=6).config
     family, shape = family_of(config), shape_of(config)
     whole = step_trace._trace(
-        step_trace._traceable(config, shape, family.has_head_dim), 2, 32, False, False, torch.float32, masked,
+        step_trace._traceable(config, shape, family.has_head_dim), 2, 32, False, False, torch.float32, masked
     )
     step = trace_step(config, 2, 32, masked_axes=masked)
     # Scales of all layers are gathered at once, which adds a few vectors that are not quite linear.
     assert (step.saved, step.forward_peak, step.backward_peak) == pytest.approx(whole, rel=0.01 if masked else 1e-6)
 
 
-@pytest.mark.parametrize('axes, matrices', [
-    # one layer's q, k, v, o: 512 x 512 each; gate, up, down: 512 x 1024 each
-    (('hidden',), 4 * 512 * 512 + 3 * 512 * 1024),
-    (('layer',), 512 * 512 + 512 * 1024),
-    (('head',), 2 * 512 * 512),
-    (('intermediate',), 3 * 512 * 1024),
-    (AXES, 4 * 512 * 512 + 3 * 512 * 1024),
-])
+@pytest.mark.parametrize(
+    'axes, matrices',
+    [
+        # one layer's q, k, v, o: 512 x 512 each; gate, up, down: 512 x 1024 each
+        (('hidden',), 4 * 512 * 512 + 3 * 512 * 1024),
+        (('layer',), 512 * 512 + 512 * 1024),
+        (('head',), 2 * 512 * 512),
+        (('intermediate',), 3 * 512 * 1024),
+        (AXES, 4 * 512 * 512 + 3 * 512 * 1024),
+    ],
+)
 def test_cut_weights_live_like_activations(axes, matrices):
     head = 64 * 512 if 'hidden' in axes else 0
     assert memory._copied(layout_of(WIDE), shape_of(WIDE), axes, everything=False)[1] == head

@@ -2,6 +2,7 @@
 
 The fixtures at the end are imported by the test modules that use them.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -17,8 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from llmshearing.prepare import prepare as prepare_module
 from llmshearing.prepare import stages as prepare_stages
 
-WORDS = ('alpha beta gamma delta epsilon the of and to in is that for it as was with be by on not he his but at are '
-         'this have from which model layer token weight d\u00e9j\u00e0 \u4f60\u597d \U0001f600 42 2024').split()
+WORDS = (
+    'alpha beta gamma delta epsilon the of and to in is that for it as was with be by on not he his but at are '
+    'this have from which model layer token weight d\u00e9j\u00e0 \u4f60\u597d \U0001f600 42 2024'
+).split()
 
 
 def make_documents(count: int, seed: int, words: tuple[int, int] = (20, 200)) -> list[str]:
@@ -32,9 +35,15 @@ def make_tokenizer(folder: Path, vocab_size: int = 400, **options: str) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(make_documents(50, 0), trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=['<s>', '</s>'], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        make_documents(50, 0),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=['<s>', '</s>'],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     options = options or {'bos_token': '<s>', 'eos_token': '</s>'}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
     return str(folder)
@@ -63,8 +72,11 @@ def read_tokens(folder: Path) -> np.ndarray:
 
 def tree(folder: Path) -> dict[str, str]:
     """Every file below a folder, by content."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def make_spec(folder: Path, tokenizer: str) -> dict:
@@ -74,7 +86,10 @@ def make_spec(folder: Path, tokenizer: str) -> dict:
     write_jsonl(folder / 'in' / 'web' / '1.jsonl', [*web[30:], web[50]])
     write_jsonl(folder / 'in' / 'code.jsonl', [code[9], *code])
     return {
-        'tokenizer': tokenizer, 'max_seq_len': 32, 'out': str(folder / 'out'), 'seed': 3,
+        'tokenizer': tokenizer,
+        'max_seq_len': 32,
+        'out': str(folder / 'out'),
+        'seed': 3,
         'domains': {'web': str(folder / 'in' / 'web'), 'code': str(folder / 'in' / 'code.jsonl')},
         'splits': {'eval': {'fraction': 0.2}, 'prune': {'fraction': 0.3, 'tokens': 900}, 'continue': {}},
     }

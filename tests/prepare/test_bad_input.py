@@ -1,4 +1,5 @@
 """What prepare says about input it cannot use, and about results that it must not touch."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The benchmark runs, and measures the same tokens on both sides."""
+
 from __future__ import annotations
 
 import importlib.util

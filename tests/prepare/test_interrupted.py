@@ -1,4 +1,5 @@
 """prepare when it is stopped: it continues to the same result, and nothing looks finished too early."""
+
 from __future__ import annotations
 
 import errno
@@ -55,12 +56,24 @@ def _stop_after(monkeypatch, owner, name, calls):
     monkeypatch.setattr(owner, name, stopping)
 
 
-@pytest.mark.parametrize(('owner', 'name', 'calls'), [
-    (Journal, 'append', 0), (Journal, 'append', 2), (Journal, 'append', 7), (Journal, 'append', 11),
-    (prepare_module, 'mark_duplicates', 0), (prepare_module, 'write_samples', 1), (prepare_module, 'write_samples', 4),
-    (prepare_module, 'write_state', 0), (prepare_module, 'publish', 1), (prepare_module, 'publish', 3),
-    (prepare_publish, 'move_whole', 2), (prepare_module, 'publish_manifest', 0), (MDSWriter, 'finish', 2),
-])
+@pytest.mark.parametrize(
+    ('owner', 'name', 'calls'),
+    [
+        (Journal, 'append', 0),
+        (Journal, 'append', 2),
+        (Journal, 'append', 7),
+        (Journal, 'append', 11),
+        (prepare_module, 'mark_duplicates', 0),
+        (prepare_module, 'write_samples', 1),
+        (prepare_module, 'write_samples', 4),
+        (prepare_module, 'write_state', 0),
+        (prepare_module, 'publish', 1),
+        (prepare_module, 'publish', 3),
+        (prepare_publish, 'move_whole', 2),
+        (prepare_module, 'publish_manifest', 0),
+        (MDSWriter, 'finish', 2),
+    ],
+)
 def test_interrupted_work_continues(spec, whole, monkeypatch, owner, name, calls):
     with monkeypatch.context() as patch:
         _stop_after(patch, owner, name, calls)
@@ -107,7 +120,8 @@ def test_killed_for_good_at_random_points(spec, whole, tmp_path):
         # What is slow to import is not what is tested.
         f'module.plan_tokenizer = lambda *_: pickle.load(open({str(plan)!r}, "rb"))\n'
         'module.check_writer_options = lambda *_: None\n'
-        'module.prepare(json.loads(sys.argv[1]), workers=2)\n')
+        'module.prepare(json.loads(sys.argv[1]), workers=2)\n'
+    )
     rng, steps = np.random.default_rng(int(time.time())), 0
     for _ in range(2):
         run = subprocess.Popen([sys.executable, str(script), json.dumps(spec)], stdout=subprocess.PIPE)
@@ -149,7 +163,7 @@ def test_a_killed_worker_is_reported(spec, monkeypatch):
     scan = prepare_module.scan
     monkeypatch.setattr(prepare_module, 'scan', lambda item, context: (scan(item, context), kill(item, context)))
     with pytest.raises(
-        RuntimeError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory',
+        RuntimeError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory'
     ):
         prepare(spec, workers=1)
 

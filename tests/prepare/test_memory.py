@@ -1,4 +1,5 @@
 """Memory of prepare does not follow the size of the input, neither here nor in the workers."""
+
 from __future__ import annotations
 
 import random

@@ -1,4 +1,5 @@
 """The journal survives any interruption; samples are cut and written exactly; bad writer options are refused."""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,7 @@ def test_journal_cut_anywhere_continues(tmp_path, file):
         folder.mkdir()
         for path in (tmp_path / 'whole').iterdir():
             data = path.read_bytes()
-            (folder / path.name).write_bytes(data[:length] if path.name == file else data + b'beyond'[:len(data) % 7])
+            (folder / path.name).write_bytes(data[:length] if path.name == file else data + b'beyond'[: len(data) % 7])
         if file != 'j.journal':
             (folder / 'j.journal').write_bytes((tmp_path / 'whole' / 'j.journal').read_bytes())
         journal = Journal(folder, 'j', 'ab')
@@ -71,20 +72,33 @@ def test_journal_removes_its_files(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(('dtype', 'length', 'samples', 'block'), [('uint16', 16, 7, 1 << 22), ('uint32', 5, 101, 50),
-                                                                   ('uint16', 64, 1, 1)])
+@pytest.mark.parametrize(
+    ('dtype', 'length', 'samples', 'block'), [('uint16', 16, 7, 1 << 22), ('uint32', 5, 101, 50), ('uint16', 64, 1, 1)]
+)
 def test_samples(tmp_path, monkeypatch, dtype, length, samples, block):
     monkeypatch.setattr(prepare_pack, 'BLOCK', block)
     ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, samples * length + 3, dtype, endpoint=True)
     (tmp_path / 'ids').write_bytes(ids.tobytes())
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'left behind').touch()
-    write_samples(tmp_path / 'ids', tmp_path / 'out', samples, length, dtype, compression=None,
-                  hashes=['sha1', 'xxh64'], shard_size=2000)
+    write_samples(
+        tmp_path / 'ids',
+        tmp_path / 'out',
+        samples,
+        length,
+        dtype,
+        compression=None,
+        hashes=['sha1', 'xxh64'],
+        shard_size=2000,
+    )
     assert np.array_equal(read_tokens(tmp_path / 'out'), ids[:-3].reshape(samples, length))
     shards = json.loads((tmp_path / 'out' / 'index.json').read_text())['shards']
-    assert all(s['column_encodings'] == [f'ndarray:{dtype}:{length}'] and s['column_names'] == ['tokens'] and
-               set(s['raw_data']['hashes']) == {'sha1', 'xxh64'} for s in shards)
+    assert all(
+        s['column_encodings'] == [f'ndarray:{dtype}:{length}']
+        and s['column_names'] == ['tokens']
+        and set(s['raw_data']['hashes']) == {'sha1', 'xxh64'}
+        for s in shards
+    )
     assert len(list((tmp_path / 'out').iterdir())) == len(shards) + 1
 
 
@@ -100,18 +114,22 @@ def test_a_failing_writer_leaves_no_index(tmp_path, monkeypatch):
     monkeypatch.setattr(MDSWriter, 'flush_shard', fail)
     (tmp_path / 'ids').write_bytes(bytes(2 * 16 * 100))
     with pytest.raises(OSError, match='No space left'):
-        write_samples(tmp_path / 'ids', tmp_path / 'out', 100, 16, 'uint16', compression=None, hashes=[],
-                      shard_size=1500)
+        write_samples(
+            tmp_path / 'ids', tmp_path / 'out', 100, 16, 'uint16', compression=None, hashes=[], shard_size=1500
+        )
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['shard.00000.mds']
 
 
-@pytest.mark.parametrize(('options', 'words'), [
-    (('lzma', [], '64mb'), "compression is 'lzma'; expected one of br"),
-    ((None, ['sha1', 'crc'], '64mb'), "hashes has 'crc'; expected some of blake2b"),
-    ((None, [], 'big'), "shard_size is 'big'; expected bytes"),
-    ((None, [], 4096), 'room for a sample of 4096 bytes'),
-    ((None, [], '4gb'), 'expected less than 4 GB'),
-])
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (('lzma', [], '64mb'), "compression is 'lzma'; expected one of br"),
+        ((None, ['sha1', 'crc'], '64mb'), "hashes has 'crc'; expected some of blake2b"),
+        ((None, [], 'big'), "shard_size is 'big'; expected bytes"),
+        ((None, [], 4096), 'room for a sample of 4096 bytes'),
+        ((None, [], '4gb'), 'expected less than 4 GB'),
+    ],
+)
 def test_options_refused(options, words):
     with pytest.raises(ValueError) as error:
         check_writer_options(*options, 4096)

@@ -1,4 +1,5 @@
 """Duplicates, intervals and places, against direct computations."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +21,7 @@ def _documents(rng, count, distinct):
 
 def test_places_are_uniform_and_depend_on_the_seed():
     low = np.random.default_rng(0).integers(0, 2**64, 1 << 16, np.uint64)
-    low[:1 << 15] = np.arange(1 << 15, dtype=np.uint64)  # also for hashes that are close together
+    low[: 1 << 15] = np.arange(1 << 15, dtype=np.uint64)  # also for hashes that are close together
     one, two = place(low, 1), place(low, 2)
     assert one.min() >= 0 and one.max() < BINS
     counts = np.bincount(one * 16 // BINS, minlength=16)
@@ -62,7 +63,7 @@ def test_budgets_get_their_bytes_and_a_margin():
 def test_margin_of_three_deviations():
     size, rate = np.full(BINS, 100.0), TokenRate(0.25, deviation=0.1, error=0.002)
     bins = int(_intervals([Demand(None, 10_000)], size, rate, 8)[0])
-    sure = [0.25 * 100 * n - 3 * np.sqrt(0.1**2 * 100**2 * n + (0.002 * 100 * n)**2) for n in (bins - 1, bins)]
+    sure = [0.25 * 100 * n - 3 * np.sqrt(0.1**2 * 100**2 * n + (0.002 * 100 * n) ** 2) for n in (bins - 1, bins)]
     assert sure[0] < 10_008 <= sure[1]
 
 
@@ -74,7 +75,7 @@ def test_rate_of_a_sample():
     sums = [x.sum() for x in (tokens, size, tokens**2, tokens * size, size**2)]
     rate = TokenRate.measured(*map(int, sums))
     assert rate.mean == pytest.approx(tokens.sum() / size.sum())
-    assert rate.deviation == pytest.approx(np.sqrt(((tokens - rate.mean * size)**2).sum() / (size**2).sum()))
+    assert rate.deviation == pytest.approx(np.sqrt(((tokens - rate.mean * size) ** 2).sum() / (size**2).sum()))
     assert rate.deviation == pytest.approx(0.05, rel=0.1)
     met = 0
     for trial in range(200):
@@ -88,7 +89,7 @@ def test_rate_of_a_sample():
 
 def test_small_domains_leave_half_to_the_next_split():
     size = np.zeros(BINS)
-    size[::BINS // 8] = 10  # eight documents
+    size[:: BINS // 8] = 10  # eight documents
     ends = _intervals([Demand(None, 10**9), Demand(None, 10**9), Demand(None, None)], size)
     assert [size[a:b].sum() for a, b in zip([0, *ends], ends)] == [40, 20, 20]
     size[0] = 10**6  # more than half in one document: it goes to the first split, alone

@@ -1,4 +1,5 @@
 """prepare from end to end: against a plain computation, for any layout and number of workers, to any place."""
+
 from __future__ import annotations
 
 import hashlib
@@ -53,7 +54,7 @@ def _plainly(domains: dict[str, list[str]], tokenizer: str, seed: int, length: i
                 samples = min(samples, -(-900 // length))
                 starts = np.cumsum([0] + [len(encode(text)['input_ids']) + 1 for text in kept[split]])[:-1]
                 used = np.count_nonzero(starts < samples * length)
-            rows = np.array(ids[split][:samples * length]).reshape(samples, length)
+            rows = np.array(ids[split][: samples * length]).reshape(samples, length)
             result[split, name] = rows, used, len(kept[split])
     return result
 
@@ -102,9 +103,14 @@ def test_same_bytes_for_any_number_of_workers_and_pieces(spec, tmp_path, monkeyp
 def test_file_layout_does_not_matter(spec, tmp_path):
     prepare(spec, workers=2)
     texts = _texts(spec)
-    moved = {**spec, 'out': str(tmp_path / 'out2'), 'domains': {
-        'web': [write_jsonl(tmp_path / 'in2' / f'{i:03}.jsonl', texts['web'][i:i + 5]) for i in range(0, 66, 5)],
-        'code': write_jsonl(tmp_path / 'in2' / 'code.jsonl', texts['code'])}}
+    moved = {
+        **spec,
+        'out': str(tmp_path / 'out2'),
+        'domains': {
+            'web': [write_jsonl(tmp_path / 'in2' / f'{i:03}.jsonl', texts['web'][i : i + 5]) for i in range(0, 66, 5)],
+            'code': write_jsonl(tmp_path / 'in2' / 'code.jsonl', texts['code']),
+        },
+    }
     prepare(moved, workers=2)
     one, two = (tree(Path(s['out'])) for s in (spec, moved))
     one.pop('manifest.json'), two.pop('manifest.json')
@@ -114,15 +120,19 @@ def test_file_layout_does_not_matter(spec, tmp_path):
 def _documents_in(folder: Path, tokenizer) -> set[str]:
     ids = np.concatenate(read_tokens(folder)).tolist()
     ends = [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id]
-    return {tokenizer.decode(ids[a + 1:b]) for a, b in zip([-1, *ends], ends)}
+    return {tokenizer.decode(ids[a + 1 : b]) for a, b in zip([-1, *ends], ends)}
 
 
 def test_no_document_is_in_two_splits_or_domains(spec, tmp_path, tokenizer):
     """Also where a text's two domains have different budgets, so that its hash alone would put it in two splits."""
     shared = make_documents(200, 5)
-    spec['domains'] = {name: {'path': write_jsonl(tmp_path / f'{name}.jsonl', own + shared), 'tokens': tokens}
-                       for name, own, tokens in (('a', make_documents(50, 6), {'eval': 9000}),
-                                                 ('b', make_documents(50, 7), {'eval': 1000, 'prune': 5000}))}
+    spec['domains'] = {
+        name: {'path': write_jsonl(tmp_path / f'{name}.jsonl', own + shared), 'tokens': tokens}
+        for name, own, tokens in (
+            ('a', make_documents(50, 6), {'eval': 9000}),
+            ('b', make_documents(50, 7), {'eval': 1000, 'prune': 5000}),
+        )
+    }
     spec['splits'] = {'eval': {'tokens': 3000}, 'prune': {'tokens': 3000}, 'continue': {}}
     prepare(spec, workers=2)
     decode = AutoTokenizer.from_pretrained(tokenizer)
@@ -167,23 +177,27 @@ def test_one_large_document_is_cut_at_the_budget(spec, tmp_path):
     assert {name: entry['tokens'] for name, entry in splits.items()} == dict.fromkeys(SPLITS, 640)
 
 
-@pytest.mark.parametrize(('bos', 'eos', 'first', 'last'), [(True, False, [0], []), (True, True, [0], [1]),
-                                                           ('auto', 'auto', [], [1])])
+@pytest.mark.parametrize(
+    ('bos', 'eos', 'first', 'last'), [(True, False, [0], []), (True, True, [0], [1]), ('auto', 'auto', [], [1])]
+)
 def test_tokens_around_documents(spec, tmp_path, tokenizer, bos, eos, first, last):
     texts = make_documents(30, 8)
     spec.update(domains={'d': write_jsonl(tmp_path / 'd.jsonl', texts)}, splits={'continue': {}}, bos=bos, eos=eos)
     prepare(spec, workers=1)
     encode = AutoTokenizer.from_pretrained(tokenizer)
     ids = np.concatenate([first + encode(text)['input_ids'] + last for text in texts])
-    assert np.array_equal(np.concatenate(read_tokens(Path(spec['out']) / 'continue' / 'd')), ids[:len(ids) // 32 * 32])
+    assert np.array_equal(np.concatenate(read_tokens(Path(spec['out']) / 'continue' / 'd')), ids[: len(ids) // 32 * 32])
 
 
 def test_large_vocabulary_is_stored_in_four_bytes(spec, tmp_path):
     large = Tokenizer(models.WordLevel({f'w{i}': i for i in range(70_000)}, unk_token='w0'))
     large.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=large, eos_token='w1').save_pretrained(tmp_path / 'large')
-    spec.update(tokenizer=str(tmp_path / 'large'), splits={'continue': {}},
-                domains={'d': write_jsonl(tmp_path / 'd.jsonl', ['w69999 w65536 ' * 40])})
+    spec.update(
+        tokenizer=str(tmp_path / 'large'),
+        splits={'continue': {}},
+        domains={'d': write_jsonl(tmp_path / 'd.jsonl', ['w69999 w65536 ' * 40])},
+    )
     assert prepare(spec, workers=1)['encoding'] == 'ndarray:uint32:32'
     assert read_tokens(Path(spec['out']) / 'continue' / 'd').tolist() == [[69999, 65536] * 16] * 2
 
@@ -193,8 +207,14 @@ def test_streaming_text_dataset_reads_it(spec, tokenizer):
     prepare(spec, workers=2)
     clean_stale_shared_memory()
     folder = Path(spec['out']) / 'continue' / 'code'
-    dataset = StreamingTextDataset(tokenizer=AutoTokenizer.from_pretrained(tokenizer), max_seq_len=32, batch_size=1,
-                                   remote=str(folder), local=str(folder) + '-cache', validate_hash='sha1')
+    dataset = StreamingTextDataset(
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        max_seq_len=32,
+        batch_size=1,
+        remote=str(folder),
+        local=str(folder) + '-cache',
+        validate_hash='sha1',
+    )
     rows, *_ = _plainly(_texts(spec), tokenizer, 3, 32)['continue', 'code']
     assert len(json.loads((folder / 'index.json').read_text())['shards']) > 1
     assert np.array_equal(np.stack([dataset[i].numpy() for i in range(len(dataset))]), rows)
@@ -216,6 +236,7 @@ def test_documents_made_in_python(spec, tmp_path):
 def test_remote_output(spec, tmp_path, monkeypatch, keep):
     """Streaming's uploader for folders stands for the others; the index goes last."""
     from streaming.base.storage.upload import LocalUploader
+
     prepare({**spec, 'out': str(tmp_path / 'whole')}, workers=1)
     names, copy = [], LocalUploader.upload_file
 

@@ -2,6 +2,7 @@
 
 A folder stands for the stores, and one store that can only fetch and put, as most of Streaming's can.
 """
+
 from __future__ import annotations
 
 import json
@@ -71,8 +72,15 @@ def test_shards_without_a_manifest_are_not_touched(pair, remote):
     assert check(remote)['prune/web']['samples'] > 0
 
 
-@pytest.mark.parametrize('content', ['{"tokenizer": "gpt2"}', '[]', 'no JSON',
-                                     '{"key": "k", "domains": {"../../up": {"splits": {"eval": {"samples": 1}}}}}'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        '{"tokenizer": "gpt2"}',
+        '[]',
+        'no JSON',
+        '{"key": "k", "domains": {"../../up": {"splits": {"eval": {"samples": 1}}}}}',
+    ],
+)
 def test_a_manifest_of_something_else(pair, remote, content):
     remote.mkdir()
     (remote / 'manifest.json').write_text(content)
@@ -222,12 +230,22 @@ def test_how_stores_say_that_a_file_is_not_there(monkeypatch):
         def fail(*_):
             error = type('StoreError', (FileNotFoundError if cause else Exception,), facts)('as the store says')
             raise error from cause
+
         return fail
 
     client = [ClientError({'Error': {'Code': code}}, 'HeadObject') for code in ('403', '404')]
-    cases = [({'code': 404}, True), ({'code': 403}, False), ({'status': 404}, True), ({'status_code': 404}, True),
-             ({'response': Answer(404)}, True), ({'response': Answer(401)}, False), ({}, False),
-             ({'error_code': 'NOT_FOUND'}, True), ({'cause': client[0]}, False), ({'cause': client[1]}, True)]
+    cases = [
+        ({'code': 404}, True),
+        ({'code': 403}, False),
+        ({'status': 404}, True),
+        ({'status_code': 404}, True),
+        ({'response': Answer(404)}, True),
+        ({'response': Answer(401)}, False),
+        ({}, False),
+        ({'error_code': 'NOT_FOUND'}, True),
+        ({'cause': client[0]}, False),
+        ({'cause': client[1]}, True),
+    ]
     for facts, missing in cases:
         monkeypatch.setattr(CloudDownloader, 'direct_download', failing(**facts))
         if missing:

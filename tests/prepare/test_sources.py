@@ -1,4 +1,5 @@
 """Every format gives the same documents, in pieces of any size; broken files are named."""
+
 from __future__ import annotations
 
 import gzip
@@ -83,13 +84,14 @@ def _saved_splits(folder):
 
 
 def _several(folder):
-    paths = [write_jsonl(folder / f'{i}.jsonl', TEXTS[i * 11:(i + 1) * 11]) for i in range(4)]
+    paths = [write_jsonl(folder / f'{i}.jsonl', TEXTS[i * 11 : (i + 1) * 11]) for i in range(4)]
     return Domain('d', (paths[0], str(folder / '[12].jsonl'), paths[3]))
 
 
 @pytest.mark.parametrize('piece_bytes', [64, 1000, 1 << 20])
-@pytest.mark.parametrize('make', [_jsonl, _gz, _zst, _parquet, _tree, _txt, _separated, _saved, _saved_splits,
-                                  _several])
+@pytest.mark.parametrize(
+    'make', [_jsonl, _gz, _zst, _parquet, _tree, _txt, _separated, _saved, _saved_splits, _several]
+)
 def test_documents_of_every_format(tmp_path, make, piece_bytes):
     assert _read(make(tmp_path), piece_bytes) == TEXTS
 
@@ -107,15 +109,26 @@ def test_a_folder_of_record_files(tmp_path):
     write_jsonl(tmp_path / 'x' / '2.jsonl', TEXTS[5:])
     assert _read(Domain('d', (str(tmp_path),))) == TEXTS
     (tmp_path / 'README').write_text('about')
-    with pytest.raises(ValueError, match="both record files .* and others .*README.*; choose with glob"):
+    with pytest.raises(ValueError, match='both record files .* and others .*README.*; choose with glob'):
         find_sources(Domain('d', (str(tmp_path),)))
     assert len(find_sources(Domain('d', (str(tmp_path),), glob='**/*.jsonl'))) == 2
     assert _read(Domain('d', (str(tmp_path),), format='folder'))[0] == 'about'
 
 
 def test_bad_records_have_a_file_and_a_number(tmp_path):
-    lines = [b'{"text": "one"}', b'{"text": "broken', b'', b'{"txt": "two"}', b'[1]', b'{"text": null}',
-             b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'   ', b'{"text": "three"}', b'7']
+    lines = [
+        b'{"text": "one"}',
+        b'{"text": "broken',
+        b'',
+        b'{"txt": "two"}',
+        b'[1]',
+        b'{"text": null}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+        b'   ',
+        b'{"text": "three"}',
+        b'7',
+    ]
     path = tmp_path / 'a.jsonl'
     path.write_bytes(b'\n'.join(lines))
     for piece_bytes in (1, 30, 1000):
@@ -159,18 +172,21 @@ def test_wrong_text_key(tmp_path, make):
         _read(Domain('d', domain.path, text_key='txt'))
 
 
-@pytest.mark.parametrize(('domain', 'words'), [
-    (Domain('d', ('none.jsonl',)), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
-    (Domain('d', ('no*.jsonl',)), "'no*.jsonl' matches no file"),
-    (Domain('d', ('file.dat',)), 'cannot be told from its name; set format'),
-    (Domain('d', ('file.dat',), format='hf'), 'is a file; format hf reads a folder'),
-    (Domain('d', ('empty',)), "'empty' holds no file"),
-    (Domain('d', ('full',), glob='*.c'), "'full' holds no file that matches glob '*.c'"),
-    (Domain('d', ('full',), format='hf'), 'is not a data set on disk'),
-    (Domain('d', ('array.json',)), 'array.json holds a JSON array; expected one object a line'),
-    (Domain('d', ('ds',)), 'has the splits train, test; set hf_split'),
-    (Domain('d', ('ds',), hf_split='dev'), "hf_split is 'dev'; ds has train, test"),
-])
+@pytest.mark.parametrize(
+    ('domain', 'words'),
+    [
+        (Domain('d', ('none.jsonl',)), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
+        (Domain('d', ('no*.jsonl',)), "'no*.jsonl' matches no file"),
+        (Domain('d', ('file.dat',)), 'cannot be told from its name; set format'),
+        (Domain('d', ('file.dat',), format='hf'), 'is a file; format hf reads a folder'),
+        (Domain('d', ('empty',)), "'empty' holds no file"),
+        (Domain('d', ('full',), glob='*.c'), "'full' holds no file that matches glob '*.c'"),
+        (Domain('d', ('full',), format='hf'), 'is not a data set on disk'),
+        (Domain('d', ('array.json',)), 'array.json holds a JSON array; expected one object a line'),
+        (Domain('d', ('ds',)), 'has the splits train, test; set hf_split'),
+        (Domain('d', ('ds',), hf_split='dev'), "hf_split is 'dev'; ds has train, test"),
+    ],
+)
 def test_unusable_paths(tmp_path, monkeypatch, domain, words):
     monkeypatch.chdir(tmp_path)
     Path('empty').mkdir()

@@ -1,4 +1,5 @@
 """The keys of a spec: what is accepted, what is refused and with which words."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,10 +13,21 @@ LEAST = {'tokenizer': 't', 'max_seq_len': 8, 'out': 'o', 'domains': {'web': 'web
 YAMLS = Path(__file__).parents[2] / 'yamls' / 'data'
 
 
-@pytest.mark.parametrize(('text', 'number'), [
-    (0, 0), (7, 7), (1e6, 10**6), ('2_000_000', 2 * 10**6), ('400M', 4 * 10**8), ('0.4B', 4 * 10**8), ('1.5k', 1500),
-    ('2T', 2 * 10**12), (' 33.5 B', 335 * 10**8), ('1e3', 1000),
-])
+@pytest.mark.parametrize(
+    ('text', 'number'),
+    [
+        (0, 0),
+        (7, 7),
+        (1e6, 10**6),
+        ('2_000_000', 2 * 10**6),
+        ('400M', 4 * 10**8),
+        ('0.4B', 4 * 10**8),
+        ('1.5k', 1500),
+        ('2T', 2 * 10**12),
+        (' 33.5 B', 335 * 10**8),
+        ('1e3', 1000),
+    ],
+)
 def test_counts(text, number):
     assert parse_count(text, 'x') == number
 
@@ -30,56 +42,72 @@ def test_defaults():
     spec = parse_spec(LEAST)
     assert (spec.out, spec.remote, spec.work, spec.bos, spec.eos) == ('o', None, 'o/.prepare', None, None)
     assert [(s.name, s.fraction, s.tokens) for s in spec.splits] == [
-        ('eval', 0.02, None), ('prune', 0.1, None), ('continue', None, None)]
+        ('eval', 0.02, None),
+        ('prune', 0.1, None),
+        ('continue', None, None),
+    ]
     assert spec.domains[0].path == ('web.jsonl',)
 
 
 def test_budgets_of_a_domain_override_the_split():
-    spec = parse_spec({**LEAST, 'splits': {'eval': {'tokens': '2M'}, 'continue': None},
-                       'domains': {'a': 'x', 'b': {'path': 'y', 'tokens': {'eval': '3k', 'continue': 0}}}})
+    spec = parse_spec(
+        {
+            **LEAST,
+            'splits': {'eval': {'tokens': '2M'}, 'continue': None},
+            'domains': {'a': 'x', 'b': {'path': 'y', 'tokens': {'eval': '3k', 'continue': 0}}},
+        }
+    )
     assert [[spec.budget(d, s) for s in spec.splits] for d in spec.domains] == [[2 * 10**6, None], [3000, 0]]
 
 
-@pytest.mark.parametrize(('out', 'expected'), [
-    ('dir', ('dir', None)), ('s3://b/x', (None, 's3://b/x')), ('dbfs:/Volumes/x', (None, 'dbfs:/Volumes/x')),
-    (['l', 'gs://b'], ('l', 'gs://b')),
-])
+@pytest.mark.parametrize(
+    ('out', 'expected'),
+    [
+        ('dir', ('dir', None)),
+        ('s3://b/x', (None, 's3://b/x')),
+        ('dbfs:/Volumes/x', (None, 'dbfs:/Volumes/x')),
+        (['l', 'gs://b'], ('l', 'gs://b')),
+    ],
+)
 def test_places(out, expected):
     spec = parse_spec({**LEAST, 'out': out})
     assert (spec.out, spec.remote) == expected
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    ({'max_seqlen': 4}, "unknown key 'max_seqlen' in the spec; did you mean 'max_seq_len'"),
-    ({'domains': {'a': {'paths': 'x'}}}, "unknown key 'paths' in domains.a; did you mean 'path'"),
-    ({'domains': {'a': {'path': 'x', 'tokens': {'evel': 1}}}}, "domains.a.tokens; did you mean 'eval'"),
-    ({'splits': {'eval': {'token': 1}}}, "unknown key 'token' in splits.eval; did you mean 'tokens'"),
-    ({'zzz': 1}, 'known keys: tokenizer, max_seq_len'),
-    ({'tokenizer': None}, "lacks the key 'tokenizer'"),
-    ({'max_seq_len': 1}, 'max_seq_len is 1; expected a whole number of at least 2'),
-    ({'max_seq_len': 2.5}, 'max_seq_len is 2.5'),
-    ({'max_seq_len': float('inf')}, 'max_seq_len is inf; expected a whole number'),
-    ({'seed': float('nan')}, 'seed is nan; expected a whole number'),
-    ({'hashes': 5}, 'hashes is 5; expected a list of names such as [sha1]'),
-    ({'hashes': [5]}, 'hashes is [5]; expected a list of names'),
-    ({'compression': ['zstd']}, "compression is ['zstd']; expected text, or null"),
-    ({'work': 3}, 'work is 3; expected text, or null'),
-    ({'domains': {'a': {'path': 'x', 'glob': 5}}}, 'domains.a.glob is 5; expected text, or null'),
-    ({'domains': {'a': {'path': 'x', 'separator': 5}}}, 'domains.a.separator is 5; expected text, or null'),
-    ({'domains': {}}, 'domains is {}; expected a mapping'),
-    ({'domains': {'a': {'format': 'jsonl'}}}, "domains.a lacks the key 'path'"),
-    ({'domains': {'a': {'path': []}}}, 'domains.a.path is'),
-    ({'domains': {'a/b': 'x'}}, "domain name 'a/b' becomes a folder name"),
-    ({'domains': {'a': {'path': 'x', 'format': 'csv'}}}, "format is 'csv'; expected one of auto, jsonl"),
-    ({'domains': {'a': {'path': 'x', 'separator': ''}}}, 'separator is empty'),
-    ({'splits': {'a': {'fraction': 0}}}, 'splits.a.fraction is 0; expected a number above 0'),
-    ({'splits': {'a': {'fraction': 0.6}, 'b': {'fraction': 0.5}}}, 'add up to 1.1'),
-    ({'splits': {'a': {}, 'b': {}}}, 'splits.a has neither fraction nor tokens'),
-    ({'splits': {'a': {'tokens': 'few'}}}, 'splits.a.tokens is'),
-    ({'bos': 'maybe'}, "bos is 'maybe'; expected auto, true or false"),
-    ({'out': 3}, 'out is 3; expected a folder'),
-    ({'seed': -1}, 'seed is -1'),
-])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'max_seqlen': 4}, "unknown key 'max_seqlen' in the spec; did you mean 'max_seq_len'"),
+        ({'domains': {'a': {'paths': 'x'}}}, "unknown key 'paths' in domains.a; did you mean 'path'"),
+        ({'domains': {'a': {'path': 'x', 'tokens': {'evel': 1}}}}, "domains.a.tokens; did you mean 'eval'"),
+        ({'splits': {'eval': {'token': 1}}}, "unknown key 'token' in splits.eval; did you mean 'tokens'"),
+        ({'zzz': 1}, 'known keys: tokenizer, max_seq_len'),
+        ({'tokenizer': None}, "lacks the key 'tokenizer'"),
+        ({'max_seq_len': 1}, 'max_seq_len is 1; expected a whole number of at least 2'),
+        ({'max_seq_len': 2.5}, 'max_seq_len is 2.5'),
+        ({'max_seq_len': float('inf')}, 'max_seq_len is inf; expected a whole number'),
+        ({'seed': float('nan')}, 'seed is nan; expected a whole number'),
+        ({'hashes': 5}, 'hashes is 5; expected a list of names such as [sha1]'),
+        ({'hashes': [5]}, 'hashes is [5]; expected a list of names'),
+        ({'compression': ['zstd']}, "compression is ['zstd']; expected text, or null"),
+        ({'work': 3}, 'work is 3; expected text, or null'),
+        ({'domains': {'a': {'path': 'x', 'glob': 5}}}, 'domains.a.glob is 5; expected text, or null'),
+        ({'domains': {'a': {'path': 'x', 'separator': 5}}}, 'domains.a.separator is 5; expected text, or null'),
+        ({'domains': {}}, 'domains is {}; expected a mapping'),
+        ({'domains': {'a': {'format': 'jsonl'}}}, "domains.a lacks the key 'path'"),
+        ({'domains': {'a': {'path': []}}}, 'domains.a.path is'),
+        ({'domains': {'a/b': 'x'}}, "domain name 'a/b' becomes a folder name"),
+        ({'domains': {'a': {'path': 'x', 'format': 'csv'}}}, "format is 'csv'; expected one of auto, jsonl"),
+        ({'domains': {'a': {'path': 'x', 'separator': ''}}}, 'separator is empty'),
+        ({'splits': {'a': {'fraction': 0}}}, 'splits.a.fraction is 0; expected a number above 0'),
+        ({'splits': {'a': {'fraction': 0.6}, 'b': {'fraction': 0.5}}}, 'add up to 1.1'),
+        ({'splits': {'a': {}, 'b': {}}}, 'splits.a has neither fraction nor tokens'),
+        ({'splits': {'a': {'tokens': 'few'}}}, 'splits.a.tokens is'),
+        ({'bos': 'maybe'}, "bos is 'maybe'; expected auto, true or false"),
+        ({'out': 3}, 'out is 3; expected a folder'),
+        ({'seed': -1}, 'seed is -1'),
+    ],
+)
 def test_refused(change, words):
     with pytest.raises(ValueError) as error:
         parse_spec({**LEAST, **change})

@@ -1,4 +1,5 @@
 """What stands between documents, which type holds the ids, and ids equal to the Hugging Face tokenizer's."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,9 @@ from llmshearing.prepare.tokenizer import Encoder, encode_in_windows, plan_token
 from tests.prepare.prepare_inputs import make_documents, make_tokenizer
 
 
-@pytest.mark.parametrize(('size', 'dtype'), [(1, 'uint16'), (65535, 'uint16'), (65536, 'uint16'), (65537, 'uint32'),
-                                             (1 << 32, 'uint32')])
+@pytest.mark.parametrize(
+    ('size', 'dtype'), [(1, 'uint16'), (65535, 'uint16'), (65536, 'uint16'), (65537, 'uint32'), (1 << 32, 'uint32')]
+)
 def test_smallest_type(size, dtype):
     assert smallest_dtype(size) == dtype
     assert np.array([size - 1], dtype)[0] == size - 1
@@ -35,16 +37,19 @@ class _Tokenizer:
         return {'input_ids': [*self._around[0], 9, *self._around[1]]}
 
 
-@pytest.mark.parametrize(('around', 'bos', 'eos', 'expected'), [
-    (([1], []), None, None, (1, None)),  # as Llama
-    (([], []), None, None, (None, 2)),  # as GPT-2: something has to stand between
-    (([1], [2]), None, None, (1, 2)),
-    (([], [2]), None, None, (None, 2)),
-    (([1], []), False, None, (None, 2)),
-    (([1], []), None, True, (1, 2)),
-    (([], []), True, None, (1, None)),
-    (([], []), False, False, (None, None)),
-])
+@pytest.mark.parametrize(
+    ('around', 'bos', 'eos', 'expected'),
+    [
+        (([1], []), None, None, (1, None)),  # as Llama
+        (([], []), None, None, (None, 2)),  # as GPT-2: something has to stand between
+        (([1], [2]), None, None, (1, 2)),
+        (([], [2]), None, None, (None, 2)),
+        (([1], []), False, None, (None, 2)),
+        (([1], []), None, True, (1, 2)),
+        (([], []), True, None, (1, None)),
+        (([], []), False, False, (None, None)),
+    ],
+)
 def test_separators(around, bos, eos, expected):
     assert separators(_Tokenizer(*around), bos, eos) == expected
 
@@ -105,8 +110,10 @@ def test_fingerprint_follows_what_decides_the_ids(tmp_path):
     name = make_tokenizer(tmp_path / 'a')
     same = make_tokenizer(tmp_path / 'b')
     other = make_tokenizer(tmp_path / 'c', vocab_size=380)
-    prints = [plan_tokenizer(*a).fingerprint for a in
-              [(name, None, None), (same, None, None), (other, None, None), (name, True, None), (name, True, True)]]
+    prints = [
+        plan_tokenizer(*a).fingerprint
+        for a in [(name, None, None), (same, None, None), (other, None, None), (name, True, None), (name, True, True)]
+    ]
     assert prints[0] == prints[1] and len(set(prints)) == 4
 
 
@@ -118,20 +125,27 @@ def test_tokenizer_that_is_not_there(tmp_path):
 def _llama_like(words):
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('\u2581'), normalizers.Replace(' ', '\u2581')])
-    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, max_token_length=8,
-                                  special_tokens=[f'<0x{i:02X}>' for i in range(256)] + ['</s>'])
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        show_progress=False,
+        max_token_length=8,
+        special_tokens=[f'<0x{i:02X}>' for i in range(256)] + ['</s>'],
+    )
     tokenizer.train_from_iterator(words, trainer)
     return tokenizer
 
 
 def _byte_level(words):
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(words, trainers.BpeTrainer(
-        vocab_size=400, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        words,
+        trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
     return tokenizer
 
 
@@ -139,8 +153,9 @@ def _word_piece(words):
     tokenizer = Tokenizer(models.WordPiece(unk_token='[UNK]'))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(words, trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=['[UNK]'], show_progress=False))
+    tokenizer.train_from_iterator(
+        words, trainers.WordPieceTrainer(vocab_size=300, special_tokens=['[UNK]'], show_progress=False)
+    )
     return tokenizer
 
 
@@ -148,8 +163,9 @@ def _unigram(words):
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.train_from_iterator(words, trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=['<unk>'], unk_token='<unk>', show_progress=False))
+    tokenizer.train_from_iterator(
+        words, trainers.UnigramTrainer(vocab_size=200, special_tokens=['<unk>'], unk_token='<unk>', show_progress=False)
+    )
     return tokenizer
 
 
@@ -158,8 +174,11 @@ def test_windows_give_the_ids_of_the_whole_text(make):
     encoder = Encoder(make(make_documents(40, 0)).to_str(), '')
     rng = random.Random(5)
     for window, overlap in ((400, 150), (1000, 300), (977, 301)):
-        text = ''.join(rng.choice(['\n', '  ', ' ', '\t', ', ']).join(make_documents(1, rng.random(), (3, 30)))
-                       + rng.choice(['\n\n', ' ', '...', '\r\n']) for _ in range(120))
+        text = ''.join(
+            rng.choice(['\n', '  ', ' ', '\t', ', ']).join(make_documents(1, rng.random(), (3, 30)))
+            + rng.choice(['\n\n', ' ', '...', '\r\n'])
+            for _ in range(120)
+        )
         joined = encode_in_windows(encoder._encode_window, text, window, overlap)
         assert len(text) > 5 * window
         assert joined.tolist() == encoder.encode([text])[0].tolist()

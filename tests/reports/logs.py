@@ -1,4 +1,5 @@
 """Logs of made-up runs, as the metrics_file logger writes them, with every kind of metric a report shows."""
+
 from __future__ import annotations
 
 import json
@@ -31,9 +32,7 @@ def eval_loss(batch: int, domain: int, offset: float = 0.0) -> float:
     return 2.0 + domain + offset + 3.0 * (batch + 1) ** -0.5
 
 
-def entries(
-    pruning: bool, batches: int = 40, every: int = 10, offset: float = 0.0, ended: bool = True
-) -> list[dict]:
+def entries(pruning: bool, batches: int = 40, every: int = 10, offset: float = 0.0, ended: bool = True) -> list[dict]:
     """The lines of a log, in the order in which a run writes them.
 
     Composer counts a batch before its BATCH_END, so what callbacks measure there (``lr_monitor``, ``speed_monitor``) is

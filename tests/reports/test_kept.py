@@ -1,4 +1,5 @@
 """From a pruning record to what a person sees of it."""
+
 from __future__ import annotations
 
 import numpy as np

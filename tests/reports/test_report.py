@@ -1,4 +1,5 @@
 """``llmshearing report``: the page holds what it must, is well formed, needs nothing else, and says what is missing."""
+
 from __future__ import annotations
 
 import base64
@@ -244,7 +245,8 @@ def test_what_only_one_of_two_runs_has_is_shown_too(tmp_path):
     assert chapters[2:] == ['distilled (two)'] and 'distilled_loss' in page.pictures
     alone = page.words.split('chapters of their own: ')[1].split('.\n')[0]
     assert set(alone.split(', ')) == {
-        str(tmp_path / 'one' / 'prune_metrics.jsonl'), str(tmp_path / 'two' / 'distilled_metrics.jsonl')
+        str(tmp_path / 'one' / 'prune_metrics.jsonl'),
+        str(tmp_path / 'two' / 'distilled_metrics.jsonl'),
     }
 
 
@@ -336,7 +338,7 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 def test_rendered_in_chromium(folder, tmp_path, width):
     """The page as a browser lays it out: pictures drawn, readable, and nothing wider than the window but inside a
     table's box."""
-    measure = '''<script>addEventListener('load', () => {
+    measure = """<script>addEventListener('load', () => {
       const images = [...document.images], box = e => e.getBoundingClientRect();
       const inside = e => e.closest('.table') !== null;
       document.title = JSON.stringify({
@@ -351,7 +353,7 @@ def test_rendered_in_chromium(folder, tmp_path, width):
         font: parseFloat(getComputedStyle(document.querySelector('td')).fontSize),
         headings: [...document.querySelectorAll('h3')].filter(e => box(e).height > 0).map(e => e.textContent),
       });
-    });</script>'''
+    });</script>"""
     copy = tmp_path / 'page.html'
     copy.write_text((folder / 'run_report' / 'report.html').read_text().replace('</body>', measure + '</body>'))
     # A frame has exactly the width asked for; the window itself may have a least width.

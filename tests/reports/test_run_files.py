@@ -1,4 +1,5 @@
 """Reading what runs leave behind, whole, resumed, killed or absent."""
+
 from __future__ import annotations
 
 import json

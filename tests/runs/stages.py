@@ -4,13 +4,14 @@ A run is a real Trainer over prepared data of four domains, with rounds, evaluat
 Everything that a resumed run must repeat is written to one metrics file: losses, counts, weights, and digests of
 batches, masks and multipliers.
 """
+
 from __future__ import annotations
 
 import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer import Trainer
@@ -79,8 +80,13 @@ def _evaluators(work: Path, tokenizer: Any, batch_size: int) -> list[Any]:
     built = []
     for name in DOMAINS:
         config = {
-            'label': name, 'name': 'text', 'drop_last': False, 'num_workers': 0, 'prefetch_factor': None,
-            'persistent_workers': False, 'pin_memory': False,
+            'label': name,
+            'name': 'text',
+            'drop_last': False,
+            'num_workers': 0,
+            'prefetch_factor': None,
+            'persistent_workers': False,
+            'pin_memory': False,
             'dataset': {'local': str(work / 'data' / 'eval' / name), 'max_seq_len': LENGTH, 'shuffle': False},
         }
         built += build_eval_loaders([config], tokenizer, batch_size)
@@ -95,8 +101,8 @@ def build(
     place: Path,
     batches: int = BATCHES,
     workers: int = 0,
-    fsdp: Optional[dict[str, Any]] = None,
-    pruning: Optional[dict[str, Any]] = None,
+    fsdp: dict[str, Any] | None = None,
+    pruning: dict[str, Any] | None = None,
     init_device: str = 'cpu',
     learning_rate: float = 1e-3,
     callbacks: Any = (),
@@ -115,7 +121,7 @@ def build(
         own.append(ExportPruned(str(place / 'exported'), allow_unconverged=True, overwrite=True))
     else:
         model = ComposerHFCausalLM(
-            tokenizer, str(folder), trust_remote_code=False, use_train_metrics=False, init_device=init_device,
+            tokenizer, str(folder), trust_remote_code=False, use_train_metrics=False, init_device=init_device
         )
     split = 'prune' if stage == 'prune' else 'continue'
     loader = build_dynamic_text_dataloader(
@@ -125,31 +131,34 @@ def build(
         num_workers=workers,
         pin_memory=False,
     )
-    trainer = Trainer(**{
-        'model': model,
-        'train_dataloader': loader,
-        'eval_dataloader': _evaluators(work, tokenizer, 4),
-        'eval_interval': f'{ROUND}ba',
-        'max_duration': f'{batches}ba',
-        'optimizers': torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0),
-        'schedulers': CosineAnnealingWithWarmupScheduler(t_warmup='0.1dur', alpha_f=0.1),
-        'algorithms': algorithms,
-        'callbacks': own,
-        'loggers': [MetricsFile(str(place / 'metrics.jsonl'))],
-        'device_train_microbatch_size': max(1, device_batch // 2),
-        'parallelism_config': None if fsdp is None else {'fsdp': fsdp},
-        'save_folder': str(place / 'save'),
-        'save_filename': 'ba{batch}.pt',
-        'save_interval': '1ba',
-        'save_overwrite': True,
-        'run_name': 'run',
-        'progress_bar': False,
-        'auto_log_hparams': False,
-        'python_log_level': None,
-        'device': 'cpu',
-        'seed': 3,
-        'dist_timeout': 60,
-    } | settings)
+    trainer = Trainer(
+        **{
+            'model': model,
+            'train_dataloader': loader,
+            'eval_dataloader': _evaluators(work, tokenizer, 4),
+            'eval_interval': f'{ROUND}ba',
+            'max_duration': f'{batches}ba',
+            'optimizers': torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0),
+            'schedulers': CosineAnnealingWithWarmupScheduler(t_warmup='0.1dur', alpha_f=0.1),
+            'algorithms': algorithms,
+            'callbacks': own,
+            'loggers': [MetricsFile(str(place / 'metrics.jsonl'))],
+            'device_train_microbatch_size': max(1, device_batch // 2),
+            'parallelism_config': None if fsdp is None else {'fsdp': fsdp},
+            'save_folder': str(place / 'save'),
+            'save_filename': 'ba{batch}.pt',
+            'save_interval': '1ba',
+            'save_overwrite': True,
+            'run_name': 'run',
+            'progress_bar': False,
+            'auto_log_hparams': False,
+            'python_log_level': None,
+            'device': 'cpu',
+            'seed': 3,
+            'dist_timeout': 60,
+        }
+        | settings
+    )
     average_on_gloo(trainer.state.model)
     return trainer
 

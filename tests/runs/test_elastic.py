@@ -3,6 +3,7 @@
 The same global batches, the same masks drawn, losses and masks to rounding. Every chain starts from a checkpoint of
 another kind and ends on one rank or two, so that each kind is written and read.
 """
+
 from __future__ import annotations
 
 import pytest
@@ -61,7 +62,7 @@ def check_same(got, want, first=0):
         assert result[part].keys() == whole_result[part].keys()
         for name, value in whole_result[part].items():
             torch.testing.assert_close(
-                result[part][name], value, rtol=1e-4, atol=1e-5, msg=lambda message: f'{name}: {message}',
+                result[part][name], value, rtol=1e-4, atol=1e-5, msg=lambda message: f'{name}: {message}'
             )
 
 
@@ -92,7 +93,7 @@ def test_sharded_checkpoints_over_two_ranks_and_one(work, stage, whole, tmp_path
     one = go_on(stage, work, tmp_path / 'one', 1, fsdp=SHARDED, load_path=saved(tmp_path / 'two', 5, True))
     check_same(one, whole, 5)
     again = go_on(
-        stage, work, tmp_path / 'again', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'one', 8, True), workers=1,
+        stage, work, tmp_path / 'again', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'one', 8, True), workers=1
     )
     check_same(again, whole, 8)
 
@@ -103,7 +104,7 @@ def test_two_sharded_ranks_resume_exactly(work, stage, tmp_path):
     first = go_on(stage, work, tmp_path / 'first', 2, fsdp=SHARDED)
     for stop in (3, 5, 9):
         metrics, result = go_on(
-            stage, work, tmp_path / f'from{stop}', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'first', stop, True),
+            stage, work, tmp_path / f'from{stop}', 2, fsdp=SHARDED, load_path=saved(tmp_path / 'first', stop, True)
         )
         assert all(
             first[0][batch][name] == value for batch, values in metrics.items() for name, value in values.items()

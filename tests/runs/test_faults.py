@@ -1,5 +1,6 @@
 """Runs that go wrong: what is not finite, told to stop, a full disk, a damaged checkpoint. Each ends with one message,
 and goes on."""
+
 import json
 import os
 import resource
@@ -82,10 +83,13 @@ class Poison(Callback):
             model.cutter.masks['kv_group'][0, 1] = float('nan')
 
 
-@pytest.mark.parametrize('what, message', [
-    ('gradient', 'the gradient of model.model.layers.1.mlp.up_proj.weight. The weights were not updated'),
-    ('mask', 'the kv_group mask'),
-])
+@pytest.mark.parametrize(
+    'what, message',
+    [
+        ('gradient', 'the gradient of model.model.layers.1.mlp.up_proj.weight. The weights were not updated'),
+        ('mask', 'the kv_group mask'),
+    ],
+)
 def test_what_is_not_finite_ends_the_run_on_its_batch(work, tmp_path, what, message):
     found = attempt_once('prune', work, tmp_path, callbacks=[Poison(what, 4), FiniteMonitor()])
     assert found.startswith('batch 4: not finite: ') and message in found

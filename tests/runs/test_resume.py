@@ -1,5 +1,6 @@
 """Whole runs of both stages, stopped anywhere and resumed: bit for bit what the uninterrupted run computes, on one
 rank."""
+
 import os
 import random
 import signal
@@ -53,29 +54,34 @@ def test_the_runs_have_what_a_resumption_could_lose(whole):
     metrics, result = whole['prune']
     assert len({metrics[batch]['digest/mask/hidden'] for batch in range(8)}) == 8  # new masks with every batch
     assert metrics[8]['digest/mask/hidden'] == metrics[9]['digest/mask/hidden']  # frozen
-    assert (
-        metrics[7]['multipliers/hidden/lambda'] != 0
-        and set(result['masks']) == {'hidden', 'layer', 'kv_group', 'intermediate'}
-    )
+    assert metrics[7]['multipliers/hidden/lambda'] != 0 and set(result['masks']) == {
+        'hidden',
+        'layer',
+        'kv_group',
+        'intermediate',
+    }
     for stage in STAGES:
         weights = [
             [whole[stage][0][batch][f'mixture/weight/{name}'] for name in ('python', 'licences')] for batch in (3, 6, 9)
         ]
         assert len(set(map(tuple, weights))) == 3
-        assert len({
-            metrics['digest/batch'] for batch, metrics in whole[stage][0].items() if batch < BATCHES
-        }) == BATCHES
+        assert (
+            len({metrics['digest/batch'] for batch, metrics in whole[stage][0].items() if batch < BATCHES}) == BATCHES
+        )
 
 
 SLOW_STOPS = [(stage, stop, stop % 2) for stage in STAGES for stop in range(1, BATCHES)]
 
 
-@pytest.mark.parametrize('stage, stop, workers', [
-    ('prune', 6, 0),  # right after an evaluation and the update of the weights of the mixture
-    ('prune', 9, 1),  # the last batch before the finish, masks frozen; with another number of workers
-    ('continue', 4, 0),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_STOPS),
-])
+@pytest.mark.parametrize(
+    'stage, stop, workers',
+    [
+        ('prune', 6, 0),  # right after an evaluation and the update of the weights of the mixture
+        ('prune', 9, 1),  # the last batch before the finish, masks frozen; with another number of workers
+        ('continue', 4, 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_STOPS),
+    ],
+)
 def test_resuming_by_load_path(work, whole, tmp_path, stage, stop, workers):
     finish(stage, work, tmp_path, load_path=str(work / f'whole-{stage}' / 'save' / f'ba{stop}.pt'), workers=workers)
     check_equal(work, tmp_path, stage, whole, stop)
@@ -122,10 +128,10 @@ def kill_at_random(work, place, stage, strikes, seed):
     raise AssertionError('the run was never finished')
 
 
-@pytest.mark.parametrize('stage, seed, strikes', [
-    ('prune', 2, 2),
-    *(pytest.param(stage, seed, 8, marks=pytest.mark.slow) for stage in STAGES for seed in range(4)),
-])
+@pytest.mark.parametrize(
+    'stage, seed, strikes',
+    [('prune', 2, 2), *(pytest.param(stage, seed, 8, marks=pytest.mark.slow) for stage in STAGES for seed in range(4))],
+)
 def test_killed_at_random_and_resumed_automatically(work, whole, tmp_path, stage, seed, strikes):
     assert kill_at_random(work, tmp_path, stage, strikes, seed) >= strikes // 2
     check_equal(work, tmp_path, stage, whole)
@@ -141,7 +147,7 @@ LOST = {
     'schedule': lambda saved: saved['state'].pop('schedulers'),
     'place in the data': lambda saved: saved['state'].pop('dataset_state'),
     'multipliers': lambda saved: _zero(
-        dict(saved['state']['algorithms'])['TargetedPruning']['learner']['multipliers'].values(),
+        dict(saved['state']['algorithms'])['TargetedPruning']['learner']['multipliers'].values()
     ),
     'moments of the masks': lambda saved: _zero(
         state['exp_avg']
@@ -155,7 +161,7 @@ LOST = {
 def test_the_comparison_sees_what_is_lost(work, whole, tmp_path, lost):
     """Without it the tests above could not fail."""
     finish(
-        'prune', work, tmp_path, load_path=str(work / 'whole-prune' / 'save' / 'ba5.pt'), load_ignore_keys=LOST[lost],
+        'prune', work, tmp_path, load_path=str(work / 'whole-prune' / 'save' / 'ba5.pt'), load_ignore_keys=LOST[lost]
     )
     with pytest.raises(AssertionError):
         check_equal(work, tmp_path, 'prune', whole, 5)

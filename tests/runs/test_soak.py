@@ -1,4 +1,5 @@
 """Thousands of tiny steps with updates of the mixture, evaluations and checkpoints: nothing grows."""
+
 from __future__ import annotations
 
 import gc
@@ -30,23 +31,32 @@ class Health(Callback):
         status = dict(line.split(':\t', 1) for line in Path('/proc/self/status').read_text().splitlines())
         links = sorted((self.path.parent / 'save').glob('ba*.pt'), key=os.path.getmtime)
         with self.path.open('a') as file:
-            file.write(json.dumps({
-                'batch': state.timestamp.batch.value,
-                'rss_mb': int(status['VmRSS'].split()[0]) / 1024,
-                'files': len(os.listdir('/proc/self/fd')),
-                'threads': threading.active_count(),
-                'native_threads': int(status['Threads']),
-                'shared': len({
-                    line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines() if '/dev/shm/' in line
-                }),
-                'checkpoint': links[-1].stat().st_size if links else 0,
-                'checkpoints': len(links),
-            }) + '\n')
+            file.write(
+                json.dumps(
+                    {
+                        'batch': state.timestamp.batch.value,
+                        'rss_mb': int(status['VmRSS'].split()[0]) / 1024,
+                        'files': len(os.listdir('/proc/self/fd')),
+                        'threads': threading.active_count(),
+                        'native_threads': int(status['Threads']),
+                        'shared': len(
+                            {
+                                line.split()[-1]
+                                for line in Path('/proc/self/maps').read_text().splitlines()
+                                if '/dev/shm/' in line
+                            }
+                        ),
+                        'checkpoint': links[-1].stat().st_size if links else 0,
+                        'checkpoints': len(links),
+                    }
+                )
+                + '\n'
+            )
 
 
 def growth_per_thousand(health: list[dict], field: str) -> float:
     """Median over the second half of the run, so that a table that doubles once does not count as growth."""
-    values = [entry[field] for entry in health[len(health) // 2:]]
+    values = [entry[field] for entry in health[len(health) // 2 :]]
     return 1000 / EVERY * statistics.median(after - before for before, after in zip(values, values[1:]))
 
 
@@ -74,7 +84,7 @@ def test_nothing_grows(tmp_path, stage, workers):
     assert health[-1]['batch'] == STEPS
     metrics = read_metrics(place / 'metrics.jsonl')
     assert sum('mixture/weight/python' in values for values in metrics.values()) == STEPS // ROUND
-    later = health[len(health) // 4:]
+    later = health[len(health) // 4 :]
     for field in ('files', 'threads', 'native_threads', 'shared', 'checkpoints'):
         assert max(entry[field] for entry in later) <= min(entry[field] for entry in later) + 1, (field, later)
     # The timestamps of all checkpoints, which Composer keeps in each, are the only thing in them that grows.
@@ -82,12 +92,17 @@ def test_nothing_grows(tmp_path, stage, workers):
     assert health[-1]['checkpoint'] - later[0]['checkpoint'] < 400 * saves
     assert growth_per_thousand(health, 'rss_mb') < 4, [entry['rss_mb'] for entry in health]
     assert health[-1]['rss_mb'] - later[0]['rss_mb'] < 30, [entry['rss_mb'] for entry in health]
-    (tmp_path / 'summary.json').write_text(json.dumps({
-        'rss_mb': [health[len(health) // 4]['rss_mb'], health[-1]['rss_mb']],
-        'rss_growth_mb_per_1000': growth_per_thousand(health, 'rss_mb'),
-        **{
-            field: [later[0][field], health[-1][field]]
-            for field in ('files', 'threads', 'native_threads', 'shared', 'checkpoint')
-        },
-    }, indent=2))
+    (tmp_path / 'summary.json').write_text(
+        json.dumps(
+            {
+                'rss_mb': [health[len(health) // 4]['rss_mb'], health[-1]['rss_mb']],
+                'rss_growth_mb_per_1000': growth_per_thousand(health, 'rss_mb'),
+                **{
+                    field: [later[0][field], health[-1][field]]
+                    for field in ('files', 'threads', 'native_threads', 'shared', 'checkpoint')
+                },
+            },
+            indent=2,
+        )
+    )
     shared_order.remove_dead_runs()

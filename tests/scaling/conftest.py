@@ -1,4 +1,5 @@
 """Tiny models for the tests of the scaling laws."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,8 +13,16 @@ def tiny_llama():
 
     def build(seed: int = 0, **overrides) -> LlamaForCausalLM:
         torch.manual_seed(seed)
-        shape = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                     num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)
+        shape = dict(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+        )
         return LlamaForCausalLM(LlamaConfig(**(shape | overrides))).eval()
 
     return build

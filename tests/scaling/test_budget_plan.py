@@ -1,4 +1,5 @@
 """Plans against the law itself: every answer is put back into the law, every optimum beside its neighbours."""
+
 from __future__ import annotations
 
 import math
@@ -16,8 +17,14 @@ from llmshearing.scaling.budget_plan import (
 )
 from llmshearing.scaling.post_training import PostTrainingLaw
 
-LAW = PostTrainingLaw({'N_C': 60.0, 'D_C': 800.0, 'E': 0.05, 'alpha': 0.3, 'beta': 0.35, 'gamma': -1.1, 'delta': 0.03},
-                      (1e8, 1e9), (0.2, 0.5), (1e8, 1e10), False, False)
+LAW = PostTrainingLaw(
+    {'N_C': 60.0, 'D_C': 800.0, 'E': 0.05, 'alpha': 0.3, 'beta': 0.35, 'gamma': -1.1, 'delta': 0.03},
+    (1e8, 1e9),
+    (0.2, 0.5),
+    (1e8, 1e10),
+    False,
+    False,
+)
 CASE = Case(7e9, 0.4, 2.0)
 
 

@@ -1,4 +1,5 @@
 """Extrapolation factor and jackknife interval against closed forms."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The P2 law: held-out sizes, rates and budgets from noisy synthetic runs; what the runs cannot say is not invented."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,12 +23,12 @@ SIZES, RATES = (70e6, 500e6, 1.2e9, 3e9), (0.25, 0.4)
 def formula(constants, size, rate, source, tokens):
     """The paper's formula, written out independently."""
     c = constants
-    bracket = c['N_C'] / size**c['alpha'] + c['D_C'] / tokens**c['beta'] + c['E']
-    return source + (1 / rate)**c['gamma'] * (1 / size)**c['delta'] * bracket
+    bracket = c['N_C'] / size ** c['alpha'] + c['D_C'] / tokens ** c['beta'] + c['E']
+    return source + (1 / rate) ** c['gamma'] * (1 / size) ** c['delta'] * bracket
 
 
 def source_loss(size):
-    return 1.7 + 0.8 * (1e9 / size)**0.3
+    return 1.7 + 0.8 * (1e9 / size) ** 0.3
 
 
 def random_constants(seed, lowest_e=0.0):
@@ -35,10 +36,15 @@ def random_constants(seed, lowest_e=0.0):
     alpha, beta = generator.uniform(0.2, 0.5), generator.uniform(0.2, 0.6)
     gamma, delta = generator.uniform(-2.0, -0.5), generator.uniform(-0.1, 0.15)
     scale = 1e9**delta
-    return {'alpha': alpha, 'beta': beta, 'gamma': gamma, 'delta': delta,
-            'N_C': generator.uniform(0.05, 0.5) * 1e9**alpha * scale,
-            'D_C': generator.uniform(0.3, 1.5) * 1e9**beta * scale,
-            'E': generator.uniform(lowest_e, 0.3) * scale}, generator
+    return {
+        'alpha': alpha,
+        'beta': beta,
+        'gamma': gamma,
+        'delta': delta,
+        'N_C': generator.uniform(0.05, 0.5) * 1e9**alpha * scale,
+        'D_C': generator.uniform(0.3, 1.5) * 1e9**beta * scale,
+        'E': generator.uniform(lowest_e, 0.3) * scale,
+    }, generator
 
 
 def make_run(constants, size, rate, tokens, noise=0.0, generator=None):
@@ -54,8 +60,11 @@ def make_runs(constants, sizes=SIZES, rates=RATES, points=12, noise=0.0, generat
 
 
 def error(law, constants, size, rate, tokens):
-    return abs(float(law.predict(size, rate, source_loss(size), tokens)) /
-               formula(constants, size, rate, source_loss(size), tokens) - 1)
+    return abs(
+        float(law.predict(size, rate, source_loss(size), tokens))
+        / formula(constants, size, rate, source_loss(size), tokens)
+        - 1
+    )
 
 
 @pytest.mark.parametrize('seed', SEEDS)
@@ -101,7 +110,7 @@ def test_law_predicts_the_papers_formula():
 
 def test_a_loss_below_the_source_allows_a_negative_e():
     constants, _ = random_constants(2)
-    constants['E'] = -1.2 * 1e9**constants['delta']
+    constants['E'] = -1.2 * 1e9 ** constants['delta']
     runs = make_runs(constants)
     assert any(np.any(run.losses < run.source_loss) for run in runs)
     assert error(fit_post_training(runs), constants, 3e9, 0.4, 4e9) < 1e-3
@@ -167,7 +176,7 @@ def test_report_of_residuals_and_slopes():
     residuals = [predict_run(law, run) / run.losses - 1 for run in runs]
     assert report['runs'][2]['worst_residual'] == pytest.approx(np.abs(residuals[2]).max())
     assert report['worst_residual'] == pytest.approx(max(np.abs(r).max() for r in residuals))
-    assert report['rms_residual'] == pytest.approx(np.sqrt(np.mean(np.concatenate(residuals)**2)))
+    assert report['rms_residual'] == pytest.approx(np.sqrt(np.mean(np.concatenate(residuals) ** 2)))
     assert report['runs'][-1]['average_slope'] is None
     slopes = [np.mean(np.abs(np.diff(run.losses) / np.diff(run.tokens))) * 1e9 for run in runs[:-1]]
     assert report['average_slope'] == pytest.approx(np.mean(slopes))
@@ -179,14 +188,20 @@ def curve(*losses, tokens=None):
     return Run(1e9, 0.5, 2.0, tokens, np.array(losses), 'run 7')
 
 
-@pytest.mark.parametrize('runs, message', [
-    ([curve(2.6, 2.4, 2.55, 2.3)], 'run 7: the loss rises to 2.55 at .* after 2.4 before: not monotone'),
-    ([curve(2.4, 2.41, 2.42, 2.43)], 'run 7: the loss rises with the tokens'),
-    ([curve(2.4, 2.46)], 'run 7: the loss rises with the tokens'),
-    ([curve(2.6, 2.5)], 'too few points: got 2 with 2 different token counts, need at least 3'),
-    ([curve(2.6, 2.5, tokens=[1e8, 2e8]), curve(2.6, 2.49, tokens=[1e8, 2e8])], 'got 4 with 2 different token counts'),
-    ([curve(2.6, 2.4, 2.3), curve(2.6, 2.4, 2.3)], 'run 7 is given twice, which would count as two independent'),
-])
+@pytest.mark.parametrize(
+    'runs, message',
+    [
+        ([curve(2.6, 2.4, 2.55, 2.3)], 'run 7: the loss rises to 2.55 at .* after 2.4 before: not monotone'),
+        ([curve(2.4, 2.41, 2.42, 2.43)], 'run 7: the loss rises with the tokens'),
+        ([curve(2.4, 2.46)], 'run 7: the loss rises with the tokens'),
+        ([curve(2.6, 2.5)], 'too few points: got 2 with 2 different token counts, need at least 3'),
+        (
+            [curve(2.6, 2.5, tokens=[1e8, 2e8]), curve(2.6, 2.49, tokens=[1e8, 2e8])],
+            'got 4 with 2 different token counts',
+        ),
+        ([curve(2.6, 2.4, 2.3), curve(2.6, 2.4, 2.3)], 'run 7 is given twice, which would count as two independent'),
+    ],
+)
 def test_runs_that_cannot_be_fitted(runs, message):
     with pytest.raises(ValueError, match=message):
         check_runs(runs)
@@ -196,7 +211,7 @@ def test_noise_is_noted_not_refused():
     notes = check_runs([curve(2.6, 2.4, 2.41, 2.3)])
     assert any('rises by up to 0.42 % between points; taken for noise' in note for note in notes)
     generator = np.random.default_rng(0)
-    dense = 2.4 + 0.3 * np.geomspace(1, 10, 200)**-0.5
+    dense = 2.4 + 0.3 * np.geomspace(1, 10, 200) ** -0.5
     assert check_runs([curve(*(dense * np.exp(0.01 * generator.standard_normal(200))))])
 
 

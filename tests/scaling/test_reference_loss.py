@@ -1,4 +1,5 @@
 """The reference-loss law: closed forms, recovery of known constants' predictions, the paper's three-point case."""
+
 from __future__ import annotations
 
 import re
@@ -28,7 +29,7 @@ def family(seed):
     at_1b, at_20b = generator.uniform(0.3, 1.0), generator.uniform(0.2, 0.8)
 
     def loss(params, tokens=np.inf):
-        return constant + at_1b * (np.asarray(params) / 1e9)**-alpha + at_20b * (np.asarray(tokens) / 2e10)**-beta
+        return constant + at_1b * (np.asarray(params) / 1e9) ** -alpha + at_20b * (np.asarray(tokens) / 2e10) ** -beta
 
     return loss, generator
 
@@ -82,21 +83,24 @@ def test_constants_come_back_from_noise_free_losses(seed):
     for law in (fit_equal_tokens(SIZES, loss(SIZES)), interpolate_three(SIZES[[1, 4, 7]], loss(SIZES[[1, 4, 7]]))):
         constants = law.constants()
         assert constants['E'] == pytest.approx(loss(1e60), rel=1e-5)
-        assert constants['A'] * 1e9**-constants['alpha'] == pytest.approx(loss(1e9) - loss(1e60), rel=1e-4)
+        assert constants['A'] * 1e9 ** -constants['alpha'] == pytest.approx(loss(1e9) - loss(1e60), rel=1e-4)
     tokens = np.geomspace(2e10, 2e12, 10)[[3, 7, 0, 5, 9, 1, 8, 2, 6, 4]]
     both = fit_unequal_tokens(SIZES, tokens, loss(SIZES, tokens)).constants()
     assert both['E'] == pytest.approx(loss(1e60), rel=1e-3)
-    assert both['B'] * 2e10**-both['beta'] == pytest.approx(loss(1e60, 2e10) - loss(1e60), rel=1e-2)
+    assert both['B'] * 2e10 ** -both['beta'] == pytest.approx(loss(1e60, 2e10) - loss(1e60), rel=1e-2)
 
 
-@pytest.mark.parametrize('losses, what', [
-    ((3.0, 2.4, 2.1), 'sensible'),
-    ((3.0, 2.4, 0.5), 'alpha = .* is negative'),
-    ((2.001, 2.0005, 1.0), 'alpha = .* is negative'),
-    ((3.0, 2.0, 1.1), 'E = .* is negative'),
-    ((3.0, 2.0, 1.999999), 'alpha = .* is far above'),
-    ((3.0, 2.5, 2.0), 'straight line in log N'),
-])
+@pytest.mark.parametrize(
+    'losses, what',
+    [
+        ((3.0, 2.4, 2.1), 'sensible'),
+        ((3.0, 2.4, 0.5), 'alpha = .* is negative'),
+        ((2.001, 2.0005, 1.0), 'alpha = .* is negative'),
+        ((3.0, 2.0, 1.1), 'E = .* is negative'),
+        ((3.0, 2.0, 1.999999), 'alpha = .* is far above'),
+        ((3.0, 2.5, 2.0), 'straight line in log N'),
+    ],
+)
 def test_three_points_are_met_exactly_whatever_the_constants(losses, what):
     sizes = np.array([1e8, 1e9, 1e10])
     for order in ([0, 1, 2], [2, 0, 1]):
@@ -120,7 +124,7 @@ def test_straight_line_in_log_n_is_the_limit_of_the_law():
 def test_predict_is_the_formula():
     law = LossLaw(2e9, 2.0, 0.12, 0.3, 1e11, 0.2, 0.4)
     constants = law.constants()
-    expected = (constants['E'] + constants['A'] / 5e8**constants['alpha'] + constants['B'] / 3e10**constants['beta'])
+    expected = constants['E'] + constants['A'] / 5e8 ** constants['alpha'] + constants['B'] / 3e10 ** constants['beta']
     assert law.predict(5e8, 3e10) == pytest.approx(expected)
     assert law.describe() == 'E + A / N^alpha + B / D^beta'
 
@@ -142,15 +146,23 @@ def test_huber_resists_an_outlier():
     assert relative(fit_equal_tokens(SIZES, losses), loss, 140e9) > 0.004
 
 
-@pytest.mark.parametrize('params, losses, tokens, message', [
-    ([1e8, 1e9], [3.0, 2.5], None, 'too few models: got 2, need at least 3'),
-    ([1e8, 1e9, 1e10, 2e10], [3.0, 2.5, 2.2, 2.1], [1e10, 1e11, 1e10, 1e11], 'got 4, need at least 5 .* five'),
-    ([1e8, 1e8, 1e9, 1e9], [3.0, 3.0, 2.5, 2.5], None, 'only 2 distinct parameter counts'),
-    ([1e8, 1e9, 1e10], [3.0, 2.5, 2.5], None, 'm2 .* is not below 2.5 of m1 .* not monotone.* three points must fall'),
-    ([1e8, 1e9, 1e10, 2e10], [3.0, 2.3, 2.5, 2.1], None, "domain 'cc': loss 2.5 of m2 .* not monotone"),
-    ([1e8, 1e9, 2e9, 3e9, 4e9], [3.0, 2.5, 2.2, 2.5, 2.1], [1e10, 2e10, 3e10, 4e10, 1e11], 'not monotone'),
-    ([1e8, 1e9, 2e9, 3e9], [2.0, 2.01, 2.02, 2.03], None, 'does not fall with model size'),
-])
+@pytest.mark.parametrize(
+    'params, losses, tokens, message',
+    [
+        ([1e8, 1e9], [3.0, 2.5], None, 'too few models: got 2, need at least 3'),
+        ([1e8, 1e9, 1e10, 2e10], [3.0, 2.5, 2.2, 2.1], [1e10, 1e11, 1e10, 1e11], 'got 4, need at least 5 .* five'),
+        ([1e8, 1e8, 1e9, 1e9], [3.0, 3.0, 2.5, 2.5], None, 'only 2 distinct parameter counts'),
+        (
+            [1e8, 1e9, 1e10],
+            [3.0, 2.5, 2.5],
+            None,
+            'm2 .* is not below 2.5 of m1 .* not monotone.* three points must fall',
+        ),
+        ([1e8, 1e9, 1e10, 2e10], [3.0, 2.3, 2.5, 2.1], None, "domain 'cc': loss 2.5 of m2 .* not monotone"),
+        ([1e8, 1e9, 2e9, 3e9, 4e9], [3.0, 2.5, 2.2, 2.5, 2.1], [1e10, 2e10, 3e10, 4e10, 1e11], 'not monotone'),
+        ([1e8, 1e9, 2e9, 3e9], [2.0, 2.01, 2.02, 2.03], None, 'does not fall with model size'),
+    ],
+)
 def test_points_that_cannot_be_fitted(params, losses, tokens, message):
     with pytest.raises(ValueError, match=message):
         check_points(points(params, losses, None if tokens is None else np.array(tokens)))
@@ -160,5 +172,9 @@ def test_small_rises_are_noted_as_noise():
     notes = check_points(points([1e8, 1e9, 1e10, 2e10], [3.0, 2.3, 2.31, 2.1]))
     assert len(notes) == 1 and 'loss 2.31 of m2' in notes[0] and 'taken for noise' in notes[0]
     # A larger model on fewer tokens may well be worse.
-    assert check_points(points([1e8, 1e9, 2e9, 3e9, 4e9], [3.0, 2.5, 2.2, 2.5, 2.1],
-                               np.array([1e10, 2e10, 3e10, 1e10, 1e11]))) == []
+    assert (
+        check_points(
+            points([1e8, 1e9, 2e9, 3e9, 4e9], [3.0, 2.5, 2.2, 2.5, 2.1], np.array([1e10, 2e10, 3e10, 1e10, 1e11]))
+        )
+        == []
+    )

@@ -1,4 +1,5 @@
 """What `reference-losses fit` reports: extrapolation always, intervals where there is freedom, else a plain word."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +15,7 @@ SIZES = np.array([70e6, 410e6, 1.4e9, 6.9e9, 13e9, 70e9])
 
 
 def truth(params, tokens=np.inf):
-    return 1.7 + 0.6 * (np.asarray(params) / 1e9)**-0.3 + 0.3 * (np.asarray(tokens) / 2e10)**-0.4
+    return 1.7 + 0.6 * (np.asarray(params) / 1e9) ** -0.3 + 0.3 * (np.asarray(tokens) / 2e10) ** -0.4
 
 
 def points(count=6, noise=0.0, tokens=None, seed=0):
@@ -41,7 +42,7 @@ def test_residuals_are_predicted_over_measured():
     data = points(noise=0.003)
     domain = predict_reference_losses(data, 2e9)['domains']['cc']
     constants = domain['constants']
-    again = constants['E'] + constants['A'] / SIZES**constants['alpha']
+    again = constants['E'] + constants['A'] / SIZES ** constants['alpha']
     np.testing.assert_allclose(domain['residuals'], again / data.losses['cc'] - 1, atol=1e-9)
     assert domain['worst_residual'] == np.abs(domain['residuals']).max() > 0
 
@@ -65,8 +66,9 @@ def test_bootstrap_spread_is_the_residuals_widened_by_the_lost_freedom():
 
 
 def test_bootstrap_depends_on_its_seed_only():
-    one, two, other = (predict_reference_losses(points(noise=0.003), 2e9, interval='bootstrap', seed=seed)
-                       for seed in (1, 1, 2))
+    one, two, other = (
+        predict_reference_losses(points(noise=0.003), 2e9, interval='bootstrap', seed=seed) for seed in (1, 1, 2)
+    )
     assert one == two and one['domains']['cc']['interval'] != other['domains']['cc']['interval']
 
 
@@ -121,11 +123,14 @@ def test_tokens_that_rise_with_parameters_are_noted():
     assert any('cannot tell the two terms apart' in note for note in report['notes'])
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'tokens': 1e12}, 'the effect of tokens needs at least five models'),
-    ({'interval': 'guess'}, "unknown interval 'guess'"),
-    ({'huber': 0.0}, 'huber must be a positive'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'tokens': 1e12}, 'the effect of tokens needs at least five models'),
+        ({'interval': 'guess'}, "unknown interval 'guess'"),
+        ({'huber': 0.0}, 'huber must be a positive'),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         predict_reference_losses(points(), 2e9, **options)
@@ -137,15 +142,18 @@ def test_a_prediction_that_no_loss_can_be_is_refused():
         predict_reference_losses(falling, 1e12)
 
 
-LLAMA2 = np.array([6738415616., 13015864320., 68976648192.])
+LLAMA2 = np.array([6738415616.0, 13015864320.0, 68976648192.0])
 
 
-@pytest.mark.parametrize('sizes, losses, params', [
-    (LLAMA2, [1.05, 0.99, 0.985], 1.3e9),  # the exact law: 40 nats, above guessing among 32,000 tokens
-    (LLAMA2, [1.05, 0.99, 0.97], 1.3e9),  # below guessing, but no model is that much worse
-    (SIZES, 1.7 + 0.6 * (SIZES / 1e9)**-0.3, 1),  # a plain law, but no size
-    (SIZES, 1.7 + 6000 * (SIZES / 1e7)**-3., 1e7),  # the bounded fit on its bound
-])
+@pytest.mark.parametrize(
+    'sizes, losses, params',
+    [
+        (LLAMA2, [1.05, 0.99, 0.985], 1.3e9),  # the exact law: 40 nats, above guessing among 32,000 tokens
+        (LLAMA2, [1.05, 0.99, 0.97], 1.3e9),  # below guessing, but no model is that much worse
+        (SIZES, 1.7 + 0.6 * (SIZES / 1e9) ** -0.3, 1),  # a plain law, but no size
+        (SIZES, 1.7 + 6000 * (SIZES / 1e7) ** -3.0, 1e7),  # the bounded fit on its bound
+    ],
+)
 def test_references_that_would_starve_their_domain_are_refused(sizes, losses, params):
     data = Points(sizes, None, {'cc': np.array(losses)}, [f'm{i}' for i in range(len(losses))])
     with pytest.raises(ValueError, match="domain 'cc': the law .* implausibly far above the measured .*; measure"):
@@ -155,11 +163,11 @@ def test_references_that_would_starve_their_domain_are_refused(sizes, losses, pa
 def test_what_known_laws_say_is_never_refused():
     """Exponents up to 0.5, a thousand times outside; and both terms at their largest, which no model had."""
     for alpha, floor in ((0.076, 0.0), (0.34, 1.69), (0.5, 0.0)):
-        data = Points(SIZES, None, {'cc': floor + 0.05 * (SIZES / 1e9)**-alpha}, list('abcdef'))
-        expected = floor + 0.05 * (70e3 / 1e9)**-alpha
+        data = Points(SIZES, None, {'cc': floor + 0.05 * (SIZES / 1e9) ** -alpha}, list('abcdef'))
+        expected = floor + 0.05 * (70e3 / 1e9) ** -alpha
         assert predict_reference_losses(data, 70e3)['reference_losses']['cc'] == pytest.approx(expected, rel=1e-3)
     tokens = np.array([1e12, 3e11, 1e11, 1e11, 5e10, 2e10])
-    sizes_terms, tokens_terms = (SIZES / 1e9)**-0.34, (tokens / 1e11)**-0.5
+    sizes_terms, tokens_terms = (SIZES / 1e9) ** -0.34, (tokens / 1e11) ** -0.5
     data = Points(SIZES, tokens, {'cc': sizes_terms + tokens_terms}, list('abcdef'))
     corner = predict_reference_losses(data, 70e6, tokens=2e10)['reference_losses']['cc']
     assert corner == pytest.approx(sizes_terms.max() + tokens_terms.max(), rel=1e-3)
@@ -177,14 +185,15 @@ def test_never_a_crash_and_never_a_value_without_its_distance(seed):
     """Random sizes, tokens and losses: a finite report or one clear ValueError."""
     generator = np.random.default_rng(seed)
     count = int(generator.integers(1, 8))
-    params = 10**generator.uniform(7, 11, count)
-    tokens = 10**generator.uniform(9, 13, count) if seed % 2 else None
+    params = 10 ** generator.uniform(7, 11, count)
+    tokens = 10 ** generator.uniform(9, 13, count) if seed % 2 else None
     losses = generator.uniform(0.5, 6, count)
     if seed % 3:
         losses = np.sort(losses)[::-1][np.argsort(np.argsort(params))]
     try:
-        report = predict_reference_losses(Points(params, tokens, {'a': losses}, [f'm{i}' for i in range(count)]),
-                                          10**generator.uniform(7, 12))
+        report = predict_reference_losses(
+            Points(params, tokens, {'a': losses}, [f'm{i}' for i in range(count)]), 10 ** generator.uniform(7, 12)
+        )
     except ValueError as error:
         assert len(str(error)) > 30
         return

@@ -1,4 +1,5 @@
 """Runs of this suite as points for the law: from the metrics file and what lies beside it, to a prediction."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,7 @@ from tests.reports.logs import DOMAINS, TOKENS_PER_BATCH, eval_loss, write_log, 
 
 
 def p2(size, rate, source, tokens):
-    return source + rate**1.1 * (0.12 * (size / 1e6)**-0.3 + 30 * tokens**-0.35)
+    return source + rate**1.1 * (0.12 * (size / 1e6) ** -0.3 + 30 * tokens**-0.35)
 
 
 def write_lawful_run(folder, size, rate, source):
@@ -29,10 +30,14 @@ def write_lawful_run(folder, size, rate, source):
                 for name, offset in (('code', -0.5), ('web', 0.5)):
                     loss = p2(size, rate, source, 4096 * batch) + offset
                     file.write(json.dumps({'batch': batch, f'metrics/eval/{name}/LanguageCrossEntropy': loss}) + '\n')
-    (folder / 'continue_run.json').write_text(json.dumps({
-        'version': 1, 'source': {'parameters': size}, 'result': {'parameters': size * (1 - rate)}}))
-    (folder / 'reference_losses.json').write_text(json.dumps(
-        {'reference_losses': {'code': source - 0.5, 'web': source + 0.5}, 'source': 'measured', 'params': size}))
+    (folder / 'continue_run.json').write_text(
+        json.dumps({'version': 1, 'source': {'parameters': size}, 'result': {'parameters': size * (1 - rate)}})
+    )
+    (folder / 'reference_losses.json').write_text(
+        json.dumps(
+            {'reference_losses': {'code': source - 0.5, 'web': source + 0.5}, 'source': 'measured', 'params': size}
+        )
+    )
 
 
 @pytest.fixture
@@ -51,21 +56,23 @@ def test_small_runs_predict_a_large_one(tmp_path, folders, capsys):
     assert predicted == pytest.approx(p2(16e6, 0.5, 2.5, 2e6), rel=0.002)
     # The same runs by their metrics files, or named in RUNS.json, are the same points.
     (tmp_path / 'runs.json').write_text(
-        json.dumps({'runs': [{'log': f'run{i}/continue_metrics.jsonl'} for i in range(6)]}),
+        json.dumps({'runs': [{'log': f'run{i}/continue_metrics.jsonl'} for i in range(6)]})
     )
     by_folder, by_list = read_all_runs(folders), read_all_runs([str(tmp_path / 'runs.json')])
     by_file = read_all_runs([f'{folder}/continue_metrics.jsonl' for folder in folders])
     for one, two, three in zip(by_folder, by_list, by_file):
         assert one.losses.tolist() == two.losses.tolist() == three.losses.tolist()
         assert one.name == two.name == three.name
-        assert (
-            (one.params_before, one.pruning_rate, one.source_loss)
-            == (two.params_before, two.pruning_rate, two.source_loss)
+        assert (one.params_before, one.pruning_rate, one.source_loss) == (
+            two.params_before,
+            two.pruning_rate,
+            two.source_loss,
         )
 
 
 def test_a_run_counts_once(tmp_path, folders, capsys):
     """By its folder and by its log, as a copy, and in a list that names the log twice with other numbers."""
+
     def error_of(*sources):
         assert main(['budget', 'fit', *sources, '--output', str(tmp_path / 'law.json')]) == 1
         return capsys.readouterr().err
@@ -108,18 +115,31 @@ def test_parameters_from_the_pruned_folder(tmp_path):
     """Without run_report's note the counts come from the exported folder, and are those of the models themselves."""
     log = write_log(tmp_path / 'continue_metrics.jsonl', pruning=False)
     source, target = (tiny_model('llama', **shape) for shape in ({}, {'num_hidden_layers': 2, 'intermediate_size': 24}))
-    shapes = [{key: getattr(model.config, key) for key in ('num_hidden_layers', 'hidden_size', 'num_attention_heads',
-                                                           'num_key_value_heads', 'intermediate_size', 'head_dim')}
-              for model in (source, target)]
+    shapes = [
+        {
+            key: getattr(model.config, key)
+            for key in (
+                'num_hidden_layers',
+                'hidden_size',
+                'num_attention_heads',
+                'num_key_value_heads',
+                'intermediate_size',
+                'head_dim',
+            )
+        }
+        for model in (source, target)
+    ]
     target.config.save_pretrained(tmp_path / 'pruned')
     (tmp_path / 'pruned' / 'pruning.json').write_text(
-        json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]}),
+        json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]})
     )
     counts = [sum(p.numel() for p in model.parameters()) for model in (source, target)]
     row = {'log': log.name, 'pruned': 'pruned', 'source_losses': dict.fromkeys(DOMAINS, 2.0)}
     run = check_run(row, 'here', tmp_path)
     assert (run.params_before, run.pruning_rate, run.source_loss) == (
-        counts[0], pytest.approx(1 - counts[1] / counts[0]), 2.0,
+        counts[0],
+        pytest.approx(1 - counts[1] / counts[0]),
+        2.0,
     )
     # What is given goes before what is found.
     run = check_run({**row, 'params_before': 7.0, 'pruning_rate': 0.25, 'source_loss': 1.5}, 'here', tmp_path)
@@ -135,18 +155,21 @@ def test_which_log_of_a_folder(tmp_path):
         post_training_log(tmp_path)
 
 
-@pytest.mark.parametrize('change, words', [
-    ({'log': 'prune_metrics.jsonl'}, 'is a log of pruning'),
-    ({'log': 'none.jsonl'}, 'no such file'),
-    ({'log': 3}, '"log" must be the path'),
-    ({'curve': []}, "unknown field 'curve' beside \"log\""),
-    ({'source_losses': 'none.json'}, 'the loss of the source is missing'),
-    ({'source_losses': {'law': 2.0}}, "has no loss of the source for 'code'"),
-    ({'source_losses': 'predicted.json'}, 'predicted for a target'),
-    ({'log': 'bare.jsonl', 'pruned': 'nowhere'}, 'pruning.json: no such file'),
-    ({'log': 'two/bare.jsonl', 'source_loss': 2}, 'how many parameters were there'),
-    ({'log': 'noeval.jsonl'}, 'LanguageCrossEntropy of all its evaluators'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'log': 'prune_metrics.jsonl'}, 'is a log of pruning'),
+        ({'log': 'none.jsonl'}, 'no such file'),
+        ({'log': 3}, '"log" must be the path'),
+        ({'curve': []}, 'unknown field \'curve\' beside "log"'),
+        ({'source_losses': 'none.json'}, 'the loss of the source is missing'),
+        ({'source_losses': {'law': 2.0}}, "has no loss of the source for 'code'"),
+        ({'source_losses': 'predicted.json'}, 'predicted for a target'),
+        ({'log': 'bare.jsonl', 'pruned': 'nowhere'}, 'pruning.json: no such file'),
+        ({'log': 'two/bare.jsonl', 'source_loss': 2}, 'how many parameters were there'),
+        ({'log': 'noeval.jsonl'}, 'LanguageCrossEntropy of all its evaluators'),
+    ],
+)
 def test_what_is_missing_is_asked_for(tmp_path, change, words):
     write_run(tmp_path)
     (tmp_path / 'predicted.json').write_text('{"reference_losses": {}, "extrapolation": {}}')
@@ -170,8 +193,17 @@ def test_costs_measured_in_runs(tmp_path, folders, capsys):
     law = str(tmp_path / 'law.json')
     assert main(['budget', 'fit', *folders, '--output', law]) == 0
     case = [
-        'budget', 'plan', law, '--params-before', '2e6', '--pruning-rate', '0.5', '--source-loss', '3',
-        '--total-cost', '1e6',
+        'budget',
+        'plan',
+        law,
+        '--params-before',
+        '2e6',
+        '--pruning-rate',
+        '0.5',
+        '--source-loss',
+        '3',
+        '--total-cost',
+        '1e6',
     ]
     capsys.readouterr()
     assert main([*case, '--pruning-cost', prune, '--continue-cost', after]) == 0
@@ -182,7 +214,7 @@ def test_costs_measured_in_runs(tmp_path, folders, capsys):
     assert 'different units' in capsys.readouterr().err
     assert main([*case, '--pruning-cost', 'much']) == 1
     assert "must be a positive number or a metrics file (.jsonl), got 'much'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match='add Composer\'s callback speed_monitor'):
+    with pytest.raises(ValueError, match="add Composer's callback speed_monitor"):
         cost_per_token(f'{folders[0]}/continue_metrics.jsonl')
 
 
@@ -195,7 +227,10 @@ def test_the_cost_is_that_of_a_real_run(tmp_path):
 
     path = tmp_path / 'continue_metrics.jsonl'
     trainer = tiny_trainer(
-        tiny_source(tmp_path / 'source'), None, batches=2, loggers=[MetricsFile(str(path))],
+        tiny_source(tmp_path / 'source'),
+        None,
+        batches=2,
+        loggers=[MetricsFile(str(path))],
         callbacks=[SpeedMonitor(time_unit='seconds')],
     )
     trainer.fit()

@@ -1,4 +1,5 @@
 """Reading POINTS and RUNS: every field, and one clear message for everything that is refused."""
+
 from __future__ import annotations
 
 import json
@@ -8,8 +9,11 @@ import pytest
 
 from llmshearing.scaling.inputs import check_run, points_from_models, read_curve_csv, read_points, read_runs
 
-MODELS = [{'params': 7e7, 'losses': {'cc': 3.0, 'wiki': 2.8}}, {'params': 4e8, 'losses': {'cc': 2.5, 'wiki': 2.2}},
-          {'params': 1e9, 'losses': {'wiki': 2.0, 'cc': 2.3}}]
+MODELS = [
+    {'params': 7e7, 'losses': {'cc': 3.0, 'wiki': 2.8}},
+    {'params': 4e8, 'losses': {'cc': 2.5, 'wiki': 2.2}},
+    {'params': 1e9, 'losses': {'wiki': 2.0, 'cc': 2.3}},
+]
 RUN = {'params_before': 1e9, 'pruning_rate': 0.5, 'source_loss': 2.0, 'curve': [[1e8, 2.6], [2e8, 2.5]]}
 
 
@@ -23,8 +27,9 @@ def test_json_points_keep_the_order_of_models_and_domains(tmp_path):
 
 
 def test_csv_and_json_give_the_same_points_and_files_are_joined(tmp_path):
-    (tmp_path / 'a.csv').write_text('name, params, tokens, cc, wiki\nsmall, 70000000, 1e10, 3.0, 2.8\n'
-                                    'mid, 400000000, 2e10, 2.5, 2.2\n')
+    (tmp_path / 'a.csv').write_text(
+        'name, params, tokens, cc, wiki\nsmall, 70000000, 1e10, 3.0, 2.8\nmid, 400000000, 2e10, 2.5, 2.2\n'
+    )
     (tmp_path / 'b.json').write_text(json.dumps({'models': [{**MODELS[2], 'tokens': 3e10, 'name': 'big'}]}))
     points = read_points([tmp_path / 'a.csv', tmp_path / 'b.json'])
     assert points.names == ['small', 'mid', 'big']
@@ -63,21 +68,24 @@ def changed(index, **fields):
     return models
 
 
-@pytest.mark.parametrize('models, message', [
-    ([], 'non-empty list'),
-    ('text', 'non-empty list'),
-    ([3], 'model 1: expected an object'),
-    ([{'losses': {'cc': 1.0}}], "'params' is missing"),
-    (changed(1, losses={'cc': 2.5}), "model 2 has no loss for domain 'wiki'"),
-    (changed(1, losses={}), 'at least one domain'),
-    (changed(1, token=3), "unknown field 'token'"),
-    (changed(1, tokens=3e9), 'model 1 has no "tokens" but model 2 has'),
-    (changed(1, params=-1), 'model 2: params must be finite and positive, got -1'),
-    (changed(1, params='7B'), "model 2: params must be a positive number, got '7B'"),
-    (changed(1, losses={'cc': -2.5, 'wiki': 1.0}), "model 2: loss of 'cc' must be finite and positive, got -2.5"),
-    (changed(1, losses={'cc': float('nan'), 'wiki': 1.0}), "loss of 'cc' must be finite"),
-    (changed(1, losses={'cc': True, 'wiki': 1.0}), "loss of 'cc' must be a positive number"),
-])
+@pytest.mark.parametrize(
+    'models, message',
+    [
+        ([], 'non-empty list'),
+        ('text', 'non-empty list'),
+        ([3], 'model 1: expected an object'),
+        ([{'losses': {'cc': 1.0}}], "'params' is missing"),
+        (changed(1, losses={'cc': 2.5}), "model 2 has no loss for domain 'wiki'"),
+        (changed(1, losses={}), 'at least one domain'),
+        (changed(1, token=3), "unknown field 'token'"),
+        (changed(1, tokens=3e9), 'model 1 has no "tokens" but model 2 has'),
+        (changed(1, params=-1), 'model 2: params must be finite and positive, got -1'),
+        (changed(1, params='7B'), "model 2: params must be a positive number, got '7B'"),
+        (changed(1, losses={'cc': -2.5, 'wiki': 1.0}), "model 2: loss of 'cc' must be finite and positive, got -2.5"),
+        (changed(1, losses={'cc': float('nan'), 'wiki': 1.0}), "loss of 'cc' must be finite"),
+        (changed(1, losses={'cc': True, 'wiki': 1.0}), "loss of 'cc' must be a positive number"),
+    ],
+)
 def test_bad_points(models, message):
     with pytest.raises(ValueError, match=message):
         points_from_models(models, 'points')
@@ -88,17 +96,20 @@ def test_unknown_domain_names_the_known_ones():
         points_from_models(MODELS, 'points', ['arxiv'])
 
 
-@pytest.mark.parametrize('name, content, message', [
-    ('p.json', '{"models": ', 'not JSON'),
-    ('p.json', '[1]', 'expected a JSON object'),
-    ('p.json', '{"runs": []}', 'got the fields'),
-    ('p.csv', 'size,cc\n1,2\n', 'must name distinct columns'),
-    ('p.csv', 'params,cc,cc\n1,2,3\n', 'must name distinct columns'),
-    ('p.csv', 'params,cc\n1e9\n', 'line 2: expected 2 values'),
-    ('p.csv', 'params,cc\n1e9,\n', "line 2: loss of 'cc' must be a positive number, got ''"),
-    ('p.csv', 'params,cc\n1e9,2.0\n2e9,-1\n', "line 3: loss of 'cc'"),
-    ('p.csv', '', 'must name distinct columns'),
-])
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('p.json', '{"models": ', 'not JSON'),
+        ('p.json', '[1]', 'expected a JSON object'),
+        ('p.json', '{"runs": []}', 'got the fields'),
+        ('p.csv', 'size,cc\n1,2\n', 'must name distinct columns'),
+        ('p.csv', 'params,cc,cc\n1,2,3\n', 'must name distinct columns'),
+        ('p.csv', 'params,cc\n1e9\n', 'line 2: expected 2 values'),
+        ('p.csv', 'params,cc\n1e9,\n', "line 2: loss of 'cc' must be a positive number, got ''"),
+        ('p.csv', 'params,cc\n1e9,2.0\n2e9,-1\n', "line 3: loss of 'cc'"),
+        ('p.csv', '', 'must name distinct columns'),
+    ],
+)
 def test_bad_files(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -122,19 +133,22 @@ def test_runs_with_inline_and_csv_curves(tmp_path):
     assert read_curve_csv(tmp_path / 'curve.csv') == [[1e8, 2.6], [2e8, 2.5]]
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'pruning_rate': 50}, r'between 0 and 1; got 50.0, did you mean 0.5\?'),
-    ({'pruning_rate': 1}, 'between 0 and 1'),
-    ({'pruning_rate': -0.5}, 'pruning_rate must be finite and positive'),
-    ({'source_loss': 0}, 'source_loss must be finite and positive'),
-    ({'curve': []}, 'non-empty list'),
-    ({'curve': [[1e8]]}, 'pairs'),
-    ({'curve': [[0, 2.6], [1e8, 2.5]]}, 'tokens of curve point 1 must be finite and positive'),
-    ({'curve': [[1e8, 2.6], [1e8, 2.5]]}, 'tokens must increase along the curve, but point 2'),
-    ({'curve': [[1e8, 2.6], [2e8, -2.5]]}, 'loss of curve point 2 must be finite and positive, got -2.5'),
-    ({'curve': 'missing.csv'}, 'no such file'),
-    ({'params': 1e9}, "unknown field 'params'"),
-])
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'pruning_rate': 50}, r'between 0 and 1; got 50.0, did you mean 0.5\?'),
+        ({'pruning_rate': 1}, 'between 0 and 1'),
+        ({'pruning_rate': -0.5}, 'pruning_rate must be finite and positive'),
+        ({'source_loss': 0}, 'source_loss must be finite and positive'),
+        ({'curve': []}, 'non-empty list'),
+        ({'curve': [[1e8]]}, 'pairs'),
+        ({'curve': [[0, 2.6], [1e8, 2.5]]}, 'tokens of curve point 1 must be finite and positive'),
+        ({'curve': [[1e8, 2.6], [1e8, 2.5]]}, 'tokens must increase along the curve, but point 2'),
+        ({'curve': [[1e8, 2.6], [2e8, -2.5]]}, 'loss of curve point 2 must be finite and positive, got -2.5'),
+        ({'curve': 'missing.csv'}, 'no such file'),
+        ({'params': 1e9}, "unknown field 'params'"),
+    ],
+)
 def test_bad_runs(fields, message):
     with pytest.raises(ValueError, match=message):
         check_run(RUN | fields, 'runs.json: run 1')
@@ -152,12 +166,18 @@ def test_curve_csv_needs_its_columns(tmp_path):
         read_curve_csv(tmp_path / 'curve.csv')
 
 
-@pytest.mark.parametrize('content, message', [
-    ('{"models": [{"params": ' + '9' * 400 + ', "losses": {"x": 2}}]}', 'model 1: params must be finite and positive'),
-    ('{"models": [{"params": ' + '9' * 5000 + ', "losses": {"x": 2}}]}', 'not JSON .*digits'),
-    ('[' * 100000, 'not JSON .*recursion'),
-    ('{"a":' * 100000, 'not JSON .*recursion'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (
+            '{"models": [{"params": ' + '9' * 400 + ', "losses": {"x": 2}}]}',
+            'model 1: params must be finite and positive',
+        ),
+        ('{"models": [{"params": ' + '9' * 5000 + ', "losses": {"x": 2}}]}', 'not JSON .*digits'),
+        ('[' * 100000, 'not JSON .*recursion'),
+        ('{"a":' * 100000, 'not JSON .*recursion'),
+    ],
+)
 def test_numbers_and_nesting_without_end(tmp_path, content, message):
     (tmp_path / 'points.json').write_text(content)
     with pytest.raises(ValueError, match=f'points.json: {message}'):

@@ -1,4 +1,5 @@
 """Measured loss is llm-foundry's number, whatever the encoding of the shards; everything else is one clear message."""
+
 from __future__ import annotations
 
 import json
@@ -45,14 +46,17 @@ def source(tmp_path, tiny_llama):
     return str(tmp_path / 'source')
 
 
-@pytest.mark.parametrize('encoding, options', [
-    ('ndarray:uint16:32', {}),
-    ('ndarray:uint32:32', {}),
-    ('ndarray:uint32', {}),
-    ('bytes', {}),
-    ('ndarray:uint16:32', {'compression': 'zstd', 'hashes': ['sha1']}),
-    ('ndarray:uint16:32', {'size_limit': 300}),
-])
+@pytest.mark.parametrize(
+    'encoding, options',
+    [
+        ('ndarray:uint16:32', {}),
+        ('ndarray:uint32:32', {}),
+        ('ndarray:uint32', {}),
+        ('bytes', {}),
+        ('ndarray:uint16:32', {'compression': 'zstd', 'hashes': ['sha1']}),
+        ('ndarray:uint16:32', {'size_limit': 300}),
+    ],
+)
 def test_tokens_come_back_in_order(tmp_path, encoding, options):
     write_domain(tmp_path / 'code', encoding, **options)
     read = list(read_tokens(tmp_path / 'code'))
@@ -123,11 +127,14 @@ def test_domains_that_are_not_there(tmp_path, data):
         find_domains(data, domains=['code', 'arxiv'])
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda shard: shard.update(column_names=['text']), 'a column named tokens'),
-    (lambda shard: shard.update(column_encodings=['str']), 'column tokens is str, expected ndarray or bytes'),
-    (lambda shard: shard['raw_data'].update(basename='gone.mds'), 'shard gone.mds is missing'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda shard: shard.update(column_names=['text']), 'a column named tokens'),
+        (lambda shard: shard.update(column_encodings=['str']), 'column tokens is str, expected ndarray or bytes'),
+        (lambda shard: shard['raw_data'].update(basename='gone.mds'), 'shard gone.mds is missing'),
+    ],
+)
 def test_shards_that_cannot_be_read(data, change, message):
     index = json.loads((data / 'eval/code/index.json').read_text())
     change(index['shards'][0])
@@ -136,13 +143,19 @@ def test_shards_that_cannot_be_read(data, change, message):
         list(read_tokens(data / 'eval/code'))
 
 
-@pytest.mark.parametrize('content, message', [
-    ('{}', 'index.json holds no list "shards"'),
-    ('nojson', 'index.json is not valid JSON'),
-    ('{"shards": [{}]}', 'expected MDS shards with a column named tokens, got format None'),
-    ('{"shards": [{"format": "mds", "column_names": ["tokens"]}]}', 'is not an index of MDS shards .*column_encodings'),
-    ('{"shards": [{"raw_data": {"basename": "../x"}}]}', "names the file '../x', outside the folder"),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ('{}', 'index.json holds no list "shards"'),
+        ('nojson', 'index.json is not valid JSON'),
+        ('{"shards": [{}]}', 'expected MDS shards with a column named tokens, got format None'),
+        (
+            '{"shards": [{"format": "mds", "column_names": ["tokens"]}]}',
+            'is not an index of MDS shards .*column_encodings',
+        ),
+        ('{"shards": [{"raw_data": {"basename": "../x"}}]}', "names the file '../x', outside the folder"),
+    ],
+)
 def test_an_index_that_is_none_is_refused_before_any_model_is_loaded(data, content, message):
     (data / 'eval/web/index.json').write_text(content)
     with pytest.raises(ValueError, match=f'eval/web.*{message}'):
@@ -151,11 +164,14 @@ def test_an_index_that_is_none_is_refused_before_any_model_is_loaded(data, conte
 
 
 @pytest.mark.parametrize('options', [{}, {'compression': 'zstd'}])
-@pytest.mark.parametrize('damage, message', [
-    (lambda content: content[:len(content) // 2], 'bytes, its index says .*: it was cut or changed'),
-    (lambda content: bytes(len(content)), 'is damaged|cannot be decompressed'),
-    (lambda content: content[:8] + bytes(len(content) - 8), 'is damaged|cannot be decompressed'),
-])
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (lambda content: content[: len(content) // 2], 'bytes, its index says .*: it was cut or changed'),
+        (lambda content: bytes(len(content)), 'is damaged|cannot be decompressed'),
+        (lambda content: content[:8] + bytes(len(content) - 8), 'is damaged|cannot be decompressed'),
+    ],
+)
 def test_a_damaged_shard_is_named(tmp_path, options, damage, message):
     write_domain(tmp_path / 'code', **options)
     shard = next((tmp_path / 'code').glob('shard*'))
@@ -164,13 +180,16 @@ def test_a_damaged_shard_is_named(tmp_path, options, damage, message):
         list(read_tokens(tmp_path / 'code'))
 
 
-@pytest.mark.parametrize('sequences, message', [
-    ([], 'no sequences to measure'),
-    ([np.array([3])], 'no next token to predict'),
-    ([np.array([3, 64])], 'token 64 is outside the vocabulary of 64'),
-    ([np.array([3, -1])], 'token -1 is outside the vocabulary of 64'),
-    ([np.zeros(65, dtype=np.int64)], 'sequences of 65 tokens, but the model has 64 positions'),
-])
+@pytest.mark.parametrize(
+    'sequences, message',
+    [
+        ([], 'no sequences to measure'),
+        ([np.array([3])], 'no next token to predict'),
+        ([np.array([3, 64])], 'token 64 is outside the vocabulary of 64'),
+        ([np.array([3, -1])], 'token -1 is outside the vocabulary of 64'),
+        ([np.zeros(65, dtype=np.int64)], 'sequences of 65 tokens, but the model has 64 positions'),
+    ],
+)
 def test_sequences_that_cannot_be_measured(tiny_llama, sequences, message):
     with pytest.raises(ValueError, match=f"domain 'code': .*{message}"):
         domain_loss(tiny_llama(), sequences, 2, "domain 'code'")

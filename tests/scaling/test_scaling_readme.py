@@ -1,4 +1,5 @@
 """The worked examples of the README are true: its files are written, its commands run, its outputs compared."""
+
 from __future__ import annotations
 
 import doctest
@@ -15,9 +16,11 @@ from llmshearing.commands.main import main
 
 README = Path(llmshearing.scaling.__file__).with_name('README.md').read_text(encoding='utf-8')
 FILES = re.findall(r'```(?:json|csv) (\S+)\n(.*?)```', README, re.DOTALL)
-EXAMPLES = [(example.splitlines()[0], '\n'.join(example.splitlines()[1:]) + '\n')
-            for block in re.findall(r'```console\n(.*?)```', README, re.DOTALL)
-            for example in block.split('$ llmshearing ')[1:]]
+EXAMPLES = [
+    (example.splitlines()[0], '\n'.join(example.splitlines()[1:]) + '\n')
+    for block in re.findall(r'```console\n(.*?)```', README, re.DOTALL)
+    for example in block.split('$ llmshearing ')[1:]
+]
 
 
 @pytest.fixture

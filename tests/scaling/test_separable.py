@@ -1,4 +1,5 @@
 """The solver: exact on noise-free data, no worse than brute force on noisy data, unmoved by an outlier with Huber."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -27,10 +28,11 @@ def test_recovers_exact_constants():
 def test_no_grid_point_is_better_than_the_fit_of_noisy_data():
     measured = (1.5 + 0.6 * np.exp(-0.37 * X)) * np.exp(0.01 * np.random.default_rng(0).standard_normal(len(X)))
     result = fit(measured)
-    alpha, constant, term = np.meshgrid(np.linspace(0.05, 1, 60), np.linspace(0.5, 2, 60), np.linspace(0.1, 1.5, 60),
-                                        indexing='ij')
+    alpha, constant, term = np.meshgrid(
+        np.linspace(0.05, 1, 60), np.linspace(0.5, 2, 60), np.linspace(0.1, 1.5, 60), indexing='ij'
+    )
     predicted = constant[..., None] + term[..., None] * np.exp(-alpha[..., None] * X)
-    costs = 0.5 * (np.log(predicted / measured)**2).sum(-1)
+    costs = 0.5 * (np.log(predicted / measured) ** 2).sum(-1)
     # The finest grid that is quick comes within a factor, which catches a cost that is not what it says.
     assert result.cost <= costs.min()
     assert result.cost > 0.5 * costs.min()

@@ -1,12 +1,14 @@
 """Files that do something when they are opened carelessly: they make a marker file, and tests look for it."""
+
 from __future__ import annotations
 
 import contextlib
 import io
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 
@@ -50,14 +52,15 @@ def remote_code_model(folder: Path, marker: Path, model_type: str = 'not_a_type'
     """A Hugging Face folder whose config and tokenizer bring code that makes the marker when it is imported."""
     folder.mkdir(parents=True, exist_ok=True)
     code = (
-        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
-        "from transformers import LlamaConfig, PreTrainedTokenizerFast\n\n\n"
-        f"class Evil(LlamaConfig):\n    model_type = {model_type!r}\n\n\n"
-        "class EvilTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+        f'import pathlib\npathlib.Path({str(marker)!r}).touch()\n'
+        'from transformers import LlamaConfig, PreTrainedTokenizerFast\n\n\n'
+        f'class Evil(LlamaConfig):\n    model_type = {model_type!r}\n\n\n'
+        'class EvilTokenizer(PreTrainedTokenizerFast):\n    pass\n'
     )
     (folder / 'evil.py').write_text(code)
     (folder / 'config.json').write_text(f'{{"model_type": "{model_type}", "auto_map": {{"AutoConfig": "evil.Evil"}}}}')
     (folder / 'tokenizer_config.json').write_text(
-        '{"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": [null, "evil.EvilTokenizer"]}}')
+        '{"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": [null, "evil.EvilTokenizer"]}}'
+    )
     (folder / 'tokenizer.json').write_text('{}')
     return folder

@@ -1,5 +1,6 @@
 """Checkpoints from elsewhere:
 what Composer loads and what export reads can hold numbers and plain types, nothing that runs."""
+
 import os
 import pickle
 
@@ -52,7 +53,7 @@ def test_composer_refuses_an_armed_checkpoint_and_names_what_is_in_it(guarded, t
     with disarmed(tmp_path / 'marker') as marker:
         path = armed(tmp_path / 'evil.pt', marker)
         with pytest.raises(
-            ValueError, match=r'evil.pt is not loaded, because it could run code: it holds posix.system',
+            ValueError, match=r'evil.pt is not loaded, because it could run code: it holds posix.system'
         ):
             safe_torch_load(path)
 
@@ -69,7 +70,7 @@ def test_a_run_with_an_armed_load_path_ends_before_its_first_step(guarded, tmp_p
     with disarmed(tmp_path / 'marker') as marker:
         with pytest.raises(ValueError, match='could run code'):
             tiny_trainer(
-                source, [TargetedPruning(TARGET)], batches=2, load_path=str(armed(tmp_path / 'evil.pt', marker)),
+                source, [TargetedPruning(TARGET)], batches=2, load_path=str(armed(tmp_path / 'evil.pt', marker))
             )
 
 
@@ -181,6 +182,6 @@ def test_tokenizer_code_is_not_written(tmp_path):
     with pytest.raises(ValueError, match='code, or unknown'):
         write_tokenizer_files({'evil.py': {'file_extension': '.py', 'content': 'x'}}, tmp_path)
     write_tokenizer_files(
-        {'tokenizer_config.json': {'file_extension': '.json', 'content': {'auto_map': {}, 'a': 1}}}, tmp_path,
+        {'tokenizer_config.json': {'file_extension': '.json', 'content': {'auto_map': {}, 'a': 1}}}, tmp_path
     )
     assert 'auto_map' not in (tmp_path / 'tokenizer_config.json').read_text()

@@ -1,4 +1,5 @@
 """Models, data and YAML from elsewhere: no code unless asked for, and no file outside the folders that were named."""
+
 import json
 import shutil
 from pathlib import Path
@@ -135,14 +136,17 @@ def test_what_is_no_run_at_all_ends_in_one_message(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('place, value', [
-    ('loggers.wandb.init_kwargs.api_key', 'anything'),
-    ('tokenizer.kwargs.token', 'anything'),
-    ('model.config_overrides.note', 'hf_' + 'a1' * 17),
-    ('metadata.key', 'AKIA' + 'A1' * 8),
-    ('callbacks.mine.password', 'anything'),
-    ('load_path', 'https://user:word@example.org/a.pt'),
-])
+@pytest.mark.parametrize(
+    'place, value',
+    [
+        ('loggers.wandb.init_kwargs.api_key', 'anything'),
+        ('tokenizer.kwargs.token', 'anything'),
+        ('model.config_overrides.note', 'hf_' + 'a1' * 17),
+        ('metadata.key', 'AKIA' + 'A1' * 8),
+        ('callbacks.mine.password', 'anything'),
+        ('load_path', 'https://user:word@example.org/a.pt'),
+    ],
+)
 def test_secrets_in_a_configuration_are_refused_and_not_repeated(config, place, value):
     section = config
     *parents, last = place.split('.')
@@ -157,10 +161,12 @@ def test_secrets_in_a_configuration_are_refused_and_not_repeated(config, place, 
 def test_ordinary_settings_are_no_secrets():
     for path in (ROOT / 'yamls').rglob('*.yaml'):
         assert not list(find_secrets(OmegaConf.to_container(OmegaConf.load(path)))), path
-    check_no_secrets({
-        'tokenizer': {'kwargs': {'eos_token': '</s>', 'use_auth_token': True}},
-        'dataset': {'token_encoding_type': 'int64'},
-        'max_tokens': '5',
-        'load_path': 's3://bucket/a@b/c.pt',
-        'commit': 'main',
-    })
+    check_no_secrets(
+        {
+            'tokenizer': {'kwargs': {'eos_token': '</s>', 'use_auth_token': True}},
+            'dataset': {'token_encoding_type': 'int64'},
+            'max_tokens': '5',
+            'load_path': 's3://bucket/a@b/c.pt',
+            'commit': 'main',
+        }
+    )

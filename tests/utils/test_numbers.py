@@ -1,11 +1,14 @@
 """Counts and sizes as people write them."""
+
 import pytest
 
 from llmshearing.utils.numbers import parse_count, parse_size
 
 
-@pytest.mark.parametrize('text, value', [('6738415616', 6738415616), ('1.3e9', 1.3e9), ('1.3B', 1.3e9), ('70m', 7e7),
-                                         (' 2 T', 2e12), ('5k', 5e3)])
+@pytest.mark.parametrize(
+    'text, value',
+    [('6738415616', 6738415616), ('1.3e9', 1.3e9), ('1.3B', 1.3e9), ('70m', 7e7), (' 2 T', 2e12), ('5k', 5e3)],
+)
 def test_counts(text, value):
     assert parse_count(text) == value
 
@@ -16,16 +19,19 @@ def test_what_is_not_a_count(text):
         parse_count(text)
 
 
-@pytest.mark.parametrize('value, expected', [
-    ('2.5GB', 2500000000),
-    ('1KiB', 1024),
-    ('1.5 KiB', 1536),
-    ('3mb', 3000000),
-    ('1e9', 10**9),
-    (7, 7),
-    ('1B', 1),
-    ('2TB', 2 * 10**12),
-])
+@pytest.mark.parametrize(
+    'value, expected',
+    [
+        ('2.5GB', 2500000000),
+        ('1KiB', 1024),
+        ('1.5 KiB', 1536),
+        ('3mb', 3000000),
+        ('1e9', 10**9),
+        (7, 7),
+        ('1B', 1),
+        ('2TB', 2 * 10**12),
+    ],
+)
 def test_sizes(value, expected):
     assert parse_size(value) == expected
 

@@ -5,11 +5,12 @@ made; after the loss, the divergence is added. Composer logs the parts as ``loss
 ``loss/train/distillation`` beside the total. The teacher is held by the algorithm, which is in no module tree: no
 optimizer, gradient clipping or checkpoint sees it.
 """
+
 from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, Precision, State, get_precision_context
@@ -70,15 +71,15 @@ class Distillation(Algorithm):
         teacher: str,
         weight: float = 1.0,
         temperature: float = 1.0,
-        top_k: Optional[int] = None,
-        shared_vocab_size: Optional[int] = None,
+        top_k: int | None = None,
+        shared_vocab_size: int | None = None,
     ):
         self.weight = _above_zero('weight', weight)
         self.temperature = _above_zero('temperature', temperature)
         if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
             raise ValueError(
                 f'distillation: top_k={top_k!r} is not possible; '
-                'it must be a whole number above 0, or null for all tokens.',
+                'it must be a whole number above 0, or null for all tokens.'
             )
         self.top_k = top_k
         self.shared_vocab_size = shared_vocab_size
@@ -86,10 +87,10 @@ class Distillation(Algorithm):
         if missing_folder(self.teacher_name):
             raise ValueError(f'distillation: teacher {teacher} is no Hugging Face model folder (no config.json there).')
         # Known once the run has a model.
-        self.teacher: Optional[nn.Module] = None
+        self.teacher: nn.Module | None = None
         self.vocab_size = 0
         self._inputs: frozenset[str] = frozenset()
-        self._target: Optional[TeacherTarget] = None
+        self._target: TeacherTarget | None = None
 
     def match(self, event: Event, state: State) -> bool:
         return event in (Event.INIT, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
@@ -107,17 +108,17 @@ class Distillation(Algorithm):
         if not hasattr(state.model, 'tokenizer') or not hasattr(state.model, 'config'):
             got = type(state.model).__name__
             raise ValueError(
-                f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.',
+                f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.'
             )
         if state.precision == Precision.AMP_FP16:
             raise ValueError(
                 'distillation does not work with precision amp_fp16 (its gradients vanish before they are scaled); use '
-                'amp_bf16 or fp32.',
+                'amp_bf16 or fp32.'
             )
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(
-                f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.',
+                f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.'
             )
         self._inputs = frozenset(inspect.signature(self.teacher.forward).parameters) - {'labels'}
         log.info('Distilling from %s over %d tokens.', self.teacher_name, self.vocab_size)

@@ -15,10 +15,11 @@ student's dtype:
 
     d loss / d student_logit_v = T * (q_v - p_v)          with top-k: p_v = q_v * p_rest / q_rest for v in the bucket
 """
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +42,13 @@ class TeacherTarget:
         log_rest (Tensor | None): [P], float32, log of the probability of all others together; -inf where there are
             none.
     """
+
     temperature: float
     vocab_size: int
-    logits: Optional[Tensor] = None
-    log_probs: Optional[Tensor] = None
-    indices: Optional[Tensor] = None
-    log_rest: Optional[Tensor] = None
+    logits: Tensor | None = None
+    log_probs: Tensor | None = None
+    indices: Tensor | None = None
+    log_rest: Tensor | None = None
 
 
 def _chunks(positions: int, vocab_size: int) -> list[slice]:
@@ -64,7 +66,7 @@ def _log_rest(log_probs: Tensor, indices: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_target(logits: Tensor, temperature: float, top_k: Optional[int], vocab_size: int) -> TeacherTarget:
+def teacher_target(logits: Tensor, temperature: float, top_k: int | None, vocab_size: int) -> TeacherTarget:
     """Keeps of a teacher's logits what the loss needs.
 
     Args:
@@ -102,7 +104,6 @@ def distillation_loss(student_logits: Tensor, target: TeacherTarget, positions: 
 
 
 class _DistillationLoss(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, target: TeacherTarget, positions: Tensor) -> Tensor:
         count, temperature = max(len(positions), 1), target.temperature
@@ -115,7 +116,7 @@ class _DistillationLoss(torch.autograd.Function):
             total += divergence * (temperature**2 / count)
             if gradient is not None:
                 difference = log_q.exp_().sub_(wanted).mul_(temperature / count)
-                gradient[rows, :target.vocab_size] = difference.to(gradient.dtype)
+                gradient[rows, : target.vocab_size] = difference.to(gradient.dtype)
         ctx.gradient = gradient
         return total
 

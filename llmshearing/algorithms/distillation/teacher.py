@@ -4,11 +4,12 @@ Sharding is FSDP2's own ``fully_shard`` through Composer's functions, with the s
 weights, the others receive their shards, so that a node needs the teacher once in host memory however many ranks it
 runs. Without FSDP every rank holds a whole copy.
 """
+
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer.core import Precision, State
@@ -35,8 +36,8 @@ def check_vocabulary(
     teacher: PretrainedConfig,
     student: PretrainedConfig,
     teacher_tokenizer: PreTrainedTokenizerBase,
-    student_tokenizer: Optional[PreTrainedTokenizerBase],
-    shared_vocab_size: Optional[int],
+    student_tokenizer: PreTrainedTokenizerBase | None,
+    shared_vocab_size: int | None,
 ) -> int:
     """How many tokens, from id 0 on, take part in the loss.
 
@@ -57,13 +58,13 @@ def check_vocabulary(
     if shared_vocab_size is None and teacher.vocab_size != student.vocab_size:
         raise ValueError(
             f'distillation: the teacher predicts {teacher.vocab_size} tokens, the student {student.vocab_size}; '
-            'logits of different vocabularies cannot be compared. Choose a teacher with the student\'s vocabulary; '
+            "logits of different vocabularies cannot be compared. Choose a teacher with the student's vocabulary; "
             'where they only differ in padding at the end, set shared_vocab_size to the tokens that both really use '
-            f'(its tokenizer has {len(teacher_tokenizer)}).',
+            f'(its tokenizer has {len(teacher_tokenizer)}).'
         )
     if shared_vocab_size is not None and not 1 < shared_vocab_size <= smaller:
         raise ValueError(
-            f'distillation: shared_vocab_size={shared_vocab_size} is not possible; it must be from 2 to {smaller}.',
+            f'distillation: shared_vocab_size={shared_vocab_size} is not possible; it must be from 2 to {smaller}.'
         )
     shared = shared_vocab_size or smaller
     if student_tokenizer is not None:
@@ -74,7 +75,7 @@ def check_vocabulary(
             raise ValueError(
                 f'distillation: {len(different)} of the first {shared} token ids stand for different tokens, the '
                 f'first is {first}: {theirs.get(first)!r} to the teacher, {ours.get(first)!r} to the student. Choose '
-                'a teacher with the same tokenizer.',
+                'a teacher with the same tokenizer.'
             )
     return shared
 
@@ -97,11 +98,11 @@ def check_room(needed: int, free: int) -> None:
         raise ValueError(
             f'distillation: without FSDP every rank holds the whole teacher, {needed / 1e9:.1f} GB, and this device '
             f'has {free / 1e9:.1f} GB free. Set fsdp_config, which shards the teacher with the student, or choose a '
-            'smaller teacher.',
+            'smaller teacher.'
         )
 
 
-def build_teacher(name: str, state: State, shared_vocab_size: Optional[int]) -> tuple[nn.Module, int]:
+def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tuple[nn.Module, int]:
     """Reads and places the teacher of a run, after checking that it fits the student.
 
     Args:
@@ -136,14 +137,14 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
-            f'distillation: {name} has no tokenizer, so whether its token ids mean the same as the student\'s cannot '
-            'be checked; save its tokenizer there.',
+            f"distillation: {name} has no tokenizer, so whether its token ids mean the same as the student's cannot "
+            'be checked; save its tokenizer there.'
         ) from error
 
 
 def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> nn.Module:
     teacher, info = AutoModelForCausalLM.from_pretrained(
-        name, config=config, output_loading_info=True, trust_remote_code=False, **settings,
+        name, config=config, output_loading_info=True, trust_remote_code=False, **settings
     )
     problems = {key: value for key, value in info.items() if value}
     if problems:

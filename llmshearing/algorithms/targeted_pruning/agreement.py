@@ -4,9 +4,10 @@ Every rank computes the same masks from the same numbers. But nodes with differe
 differently, and one unit in the last place decides whether a gate is zero: a layer that one rank runs and another does
 not would leave FSDP2's collectives waiting for ever. So rank 0 decides, with one small collective per set of masks.
 """
+
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import torch
 from composer.devices import Device

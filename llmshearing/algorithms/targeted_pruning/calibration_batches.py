@@ -1,4 +1,5 @@
 """Which batches scores are computed from: those of the run's language-modelling evaluators."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -28,12 +29,12 @@ def calibration_batches(state: State, count: int) -> list[Any]:
         raise ValueError(
             'scores are computed from evaluation batches of language modelling: the run needs an eval_loader whose '
             f'metrics include {" or ".join(METRICS)}; its evaluators are '
-            f'{[evaluator.label for evaluator in state.evaluators]}.',
+            f'{[evaluator.label for evaluator in state.evaluators]}.'
         )
     streams = [(evaluator, iter(evaluator.dataloader.dataloader)) for evaluator in evaluators]
     batches: list[Any] = []
     while streams and len(batches) < count:
-        for stream in list(streams[:count - len(batches)]):
+        for stream in list(streams[: count - len(batches)]):
             evaluator, remaining = stream
             batch = next(remaining, None)
             if batch is None:
@@ -54,5 +55,5 @@ def _check(batch: Any, label: str) -> None:
         raise ValueError(
             f'scores are computed from input_ids and labels, and batches of the evaluator {label!r} have no '
             f'{" and no ".join(missing)}; leave it out of eval_loader, or take its '
-            f'{" and ".join(METRICS)} away.',
+            f'{" and ".join(METRICS)} away.'
         )

@@ -4,9 +4,10 @@ A run whose ``max_duration`` is in epochs, and a time given in epochs, move with
 learning-rate schedulers. Composer's own elapsed duration stands still until an epoch ends, so that a warm-up over a
 fifth of a one-epoch run would never begin.
 """
+
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from composer.core import State, Time, TimeUnit
 
@@ -32,7 +33,7 @@ def read_time(name: str, value: Any) -> Time:
     if time is None or time.value < 0 or time.unit not in UNITS:
         raise ValueError(
             f'{name}={value!r} is not possible; give a time of at least 0 in one of '
-            f'{", ".join(unit.value for unit in UNITS)}, such as 640ba or 0.2dur.',
+            f'{", ".join(unit.value for unit in UNITS)}, such as 640ba or 0.2dur.'
         )
     return time
 
@@ -56,7 +57,7 @@ def elapsed_share(state: State, duration: Time) -> float:
     if whole is None or whole.unit == TimeUnit.ITERATION:
         raise ValueError(
             f'a time of {duration.to_timestring()} needs a max_duration in ba, sp, tok, ep or sec, and it is '
-            f'{_told(whole)}; set one, or give the time in batches (ba).',
+            f'{_told(whole)}; set one, or give the time in batches (ba).'
         )
     return _share(state, whole, duration) / duration.value
 
@@ -83,11 +84,11 @@ def _share(state: State, whole: Time, duration: Time) -> float:
         raise ValueError(
             f'a time of {duration.to_timestring()} with max_duration {_told(state.max_duration)} needs the number of '
             'batches in an epoch, and the training data does not tell it; give the time in batches (ba), samples (sp) '
-            'or tokens (tok), or set train_subset_num_batches.',
+            'or tokens (tok), or set train_subset_num_batches.'
         )
     length = int(state.dataloader_len)
     return (passed * length + state.timestamp.batch_in_epoch.value) / (length * whole.value)
 
 
-def _told(time: Optional[Time]) -> Optional[str]:
+def _told(time: Time | None) -> str | None:
     return None if time is None else time.to_timestring()

@@ -4,12 +4,14 @@ The algorithm owns the masks: it draws them before each batch, hands them to the
 the backward passes, averages those over ranks, and steps its own optimizer. The model knows nothing of constraints, and
 the masks are in no module tree, so neither sharding nor gradient clipping nor mixed precision touches them.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from typing import Any, Mapping, Optional, Union
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
@@ -45,7 +47,7 @@ MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
 
 
-def find_pruning(state: State) -> Optional[TargetedPruning]:
+def find_pruning(state: State) -> TargetedPruning | None:
     """The run's pruning algorithm, or None."""
     return next((algorithm for algorithm in state.algorithms if isinstance(algorithm, TargetedPruning)), None)
 
@@ -99,9 +101,9 @@ class TargetedPruning(Algorithm):
         self,
         target: Mapping[str, Any],
         mask_learning: str = 'progressive',
-        scores: Optional[Union[str, Mapping[str, str]]] = None,
+        scores: str | Mapping[str, str] | None = None,
         calibration_batches: int = 8,
-        lagrangian_warmup: Union[str, Time] = '0.2dur',
+        lagrangian_warmup: str | Time = '0.2dur',
         start_sparsity: float = 0.0,
         fade: float = 0.0,
         compensate: bool = False,
@@ -109,7 +111,7 @@ class TargetedPruning(Algorithm):
         multiplier_learning_rate: float = 1.0,
         multiplier_damping: float = 20.0,
         follow_schedule: bool = True,
-        freeze_masks_after: Optional[Union[str, Time]] = None,
+        freeze_masks_after: str | Time | None = None,
         freeze_weights: bool = False,
         eval_masks: str = 'expected',
         multiple_of: int = 1,
@@ -131,7 +133,7 @@ class TargetedPruning(Algorithm):
             raise ValueError(
                 f'compensate: true with mask_learning: {mask_learning}, fade: {fade} and start_sparsity: '
                 f'{start_sparsity} is not possible: it needs units that are there until they go for good; use '
-                'progressive or one_shot, fade: 0 and start_sparsity: 0.',
+                'progressive or one_shot, fade: 0 and start_sparsity: 0.'
             )
         self.learning_rate = within('learning_rate', learning_rate, 0.0, 100.0)
         self.multiplier_learning_rate = within('multiplier_learning_rate', multiplier_learning_rate, 0.0, 100.0)
@@ -149,18 +151,18 @@ class TargetedPruning(Algorithm):
             raise ValueError(
                 f'target: {{sparsity: ...}} with mask_learning: {mask_learning} and eval_masks: {eval_masks} is not '
                 'possible: only learned masks find widths of their own, and there is no shape to cut to; use '
-                'lagrangian and expected.',
+                'lagrangian and expected.'
             )
         # Known once the run has a model.
-        self.source: Optional[ModelShape] = None
-        self.target: Optional[Union[ModelShape, SparsityTarget]] = None
+        self.source: ModelShape | None = None
+        self.target: ModelShape | SparsityTarget | None = None
         self.plans: dict[str, AxisPlan] = {}
-        self.learner: Optional[MaskLearner] = None
-        self.frozen_masks: Optional[dict[str, Tensor]] = None
+        self.learner: MaskLearner | None = None
+        self.frozen_masks: dict[str, Tensor] | None = None
         # Of the batch in progress, which Composer may run several times (automatic micro-batch size, out of memory).
-        self._drawn: tuple[Optional[int], dict[str, Tensor]] = (None, {})
-        self._updated: Optional[int] = None
-        self._watching: Optional[Compensation] = None
+        self._drawn: tuple[int | None, dict[str, Tensor]] = (None, {})
+        self._updated: int | None = None
+        self._watching: Compensation | None = None
 
     @property
     def find_unused_parameters(self) -> bool:
@@ -270,7 +272,7 @@ class TargetedPruning(Algorithm):
         if differing:
             listed = '\n'.join(f'  - {key}: checkpoint {state.get(key)}, this run {own.get(key)}' for key in differing)
             raise ValueError(
-                f'The checkpoint belongs to another pruning run; start anew or use its settings:\n{listed}',
+                f'The checkpoint belongs to another pruning run; start anew or use its settings:\n{listed}'
             )
         self.learner.load_state_dict(state['learner'])
         self.frozen_masks = state['frozen_masks']
@@ -279,7 +281,7 @@ class TargetedPruning(Algorithm):
         model = _model(state)
         if state.precision == Precision.AMP_FP16:
             raise ValueError(
-                'targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.',
+                'targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.'
             )
         self.source = model.cutter.shape
         self.target, constraints = read_sparsity_target(self.target_settings, self.source), None
@@ -292,7 +294,7 @@ class TargetedPruning(Algorithm):
             self.plans = plan_axes(self.source, self.target, layer_types(model.config) if layer_types else None)
         if not self.plans:
             raise ValueError(
-                f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.',
+                f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.'
             )
         if self.mask_learning == 'lagrangian':
             self.learner = LagrangianMasks(
@@ -377,7 +379,7 @@ def _model(state: State) -> ShearedCausalLM:
     if not isinstance(model, ShearedCausalLM):
         raise ValueError(
             f'targeted_pruning needs the model sheared_causal_lm, got {type(model).__name__}; '
-            'set `model.name: sheared_causal_lm`.',
+            'set `model.name: sheared_causal_lm`.'
         )
     return model
 
@@ -401,5 +403,5 @@ def _check_finite(gradients: Mapping[str, Tensor], state: State) -> None:
         raise RuntimeError(
             f'batch {state.timestamp.batch.value}: the gradient of the {", ".join(broken)} mask is not finite '
             'on some rank. The checkpoints saved so far are intact; resume from the last one with a lower '
-            'learning rate or other data.',
+            'learning rate or other data.'
         )

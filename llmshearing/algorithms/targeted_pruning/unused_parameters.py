@@ -4,9 +4,10 @@ A layer that masks leave out from the first batch on (``one_shot``, a ``start_sp
 so the optimizer makes no state for its parameters. Checkpoints hold what there is, and PyTorch refuses to load one that
 lacks the state of a trainable parameter: such a run could not be resumed.
 """
+
 from __future__ import annotations
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 from torch.optim import Optimizer

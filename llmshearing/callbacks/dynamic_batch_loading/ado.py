@@ -15,6 +15,7 @@ log space; here the memory must not grow, so eps and beta are solved by least sq
 grid, which needs sums only, and the best alpha is taken. Weights stay at the prior until ``WARMUP`` rounds have been
 measured, and return to it if no domain's loss falls.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -27,10 +28,7 @@ WARMUP = 4
 
 
 def ado_weights(
-    losses: np.ndarray,
-    samples: int,
-    prior: np.ndarray,
-    memory: list[float],
+    losses: np.ndarray, samples: int, prior: np.ndarray, memory: list[float]
 ) -> tuple[np.ndarray, list[float]]:
     """One update.
 
@@ -48,8 +46,8 @@ def ado_weights(
         memory = [0.0, float(samples), 0.0, *[0.0] * (2 * a), *[0.0] * (k * (2 + a)), *prior, *prior]
     values = np.array(memory)
     count, first, weight_count = values[:3]
-    sums, rest = values[3:3 + 2 * a].reshape(2, a), values[3 + 2 * a:]
-    domain_sums, (history, mean) = rest[:k * (2 + a)].reshape(k, 2 + a), rest[k * (2 + a):].reshape(2, k)
+    sums, rest = values[3 : 3 + 2 * a].reshape(2, a), values[3 + 2 * a :]
+    domain_sums, (history, mean) = rest[: k * (2 + a)].reshape(k, 2 + a), rest[k * (2 + a) :].reshape(2, k)
 
     # Sums for the fit: x = (n / first)^-alpha for each alpha, y = loss.
     n = samples / first
@@ -87,7 +85,6 @@ def _speed(n: float, count: float, sums: np.ndarray, domain_sums: np.ndarray) ->
     eps = (sum_y - beta * sum_x) / count
     beta, eps = np.where(eps < 0, sum_xy / sum_xx, beta), np.maximum(eps, 0)
     beta, eps = np.maximum(beta, 0), np.where(beta < 0, sum_y / count, eps)
-    error = (sum_yy - 2 * eps * sum_y - 2 * beta * sum_xy + eps**2 * count + 2 * eps * beta * sum_x
-             + beta**2 * sum_xx)
+    error = sum_yy - 2 * eps * sum_y - 2 * beta * sum_xy + eps**2 * count + 2 * eps * beta * sum_x + beta**2 * sum_xx
     best = int(np.argmin(error))
-    return float(ALPHAS[best] * beta[best] * n**-ALPHAS[best] / n)
+    return float(ALPHAS[best] * beta[best] * n ** -ALPHAS[best] / n)

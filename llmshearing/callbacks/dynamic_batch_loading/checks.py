@@ -1,4 +1,5 @@
 """What must fit together before the first step: data set, evaluators, their interval, metric and reference losses."""
+
 from __future__ import annotations
 
 import inspect
@@ -30,13 +31,18 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
         try:
             content = json.loads(Path(source).read_text(encoding='utf-8'))
         except ValueError as error:  # also what is no text
-            raise ValueError(f'reference_losses: {source} is not JSON ({error}). Give a file that llmshearing '
-                             f'reference-losses wrote, or a loss for each domain.') from None
+            raise ValueError(
+                f'reference_losses: {source} is not JSON ({error}). Give a file that llmshearing '
+                f'reference-losses wrote, or a loss for each domain.'
+            ) from None
         source = content.get('reference_losses') if isinstance(content, dict) else None
         if not isinstance(source, dict):
             raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
-    bad = {name: loss for name, loss in (source or {}).items()
-           if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)}
+    bad = {
+        name: loss
+        for name, loss in (source or {}).items()
+        if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)
+    }
     if bad:
         raise ValueError(f'Reference losses must be finite numbers, but {place} gives {bad}.')
     return {name: float(loss) for name, loss in (source or {}).items()}
@@ -50,8 +56,10 @@ def check_references(domains: Sequence[str], references: Mapping[str, float]) ->
     """
     missing = [name for name in domains if name not in references]
     if missing:
-        raise ValueError(f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them '
-                         f'to `reference_losses`, or choose update: constant.')
+        raise ValueError(
+            f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them '
+            f'to `reference_losses`, or choose update: constant.'
+        )
 
 
 def dynamic_dataset(state: State) -> DynamicTextDataset:
@@ -62,8 +70,10 @@ def dynamic_dataset(state: State) -> DynamicTextDataset:
     """
     dataset = getattr(state.train_dataloader, 'dataset', None)
     if not isinstance(dataset, DynamicTextDataset):
-        raise ValueError(f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data '
-                         f'is {type(dataset).__name__}.')
+        raise ValueError(
+            f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data '
+            f'is {type(dataset).__name__}.'
+        )
     return dataset
 
 
@@ -75,8 +85,10 @@ def check_round_length(dataset: DynamicTextDataset, state: State) -> None:
     """
     length = dataset.rounds.round_batches
     if state.dataloader_len is not None and int(state.dataloader_len) != length:
-        raise ValueError(f'A mixing round has {length} batches, but an epoch is to have {int(state.dataloader_len)}. '
-                         f'Set round_batches to that, and leave train_subset_num_batches alone.')
+        raise ValueError(
+            f'A mixing round has {length} batches, but an epoch is to have {int(state.dataloader_len)}. '
+            f'Set round_batches to that, and leave train_subset_num_batches alone.'
+        )
 
 
 def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> dict[str, str]:
@@ -90,19 +102,27 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
     for name in dataset.rounds.domains:
         found = [label for label in (name, f'eval/{name}') if label in by_label]
         if not found:
-            raise ValueError(f'Domain {name!r} has no evaluator; there are {sorted(by_label)}. Add one with label: '
-                             f'{name} to eval_loader.')
+            raise ValueError(
+                f'Domain {name!r} has no evaluator; there are {sorted(by_label)}. Add one with label: '
+                f'{name} to eval_loader.'
+            )
         labels[name] = label = found[0]
         if metric not in state.eval_metrics.get(label, {}):
-            raise ValueError(f'The evaluator of domain {name!r} has no metric {metric!r}, only '
-                             f'{sorted(state.eval_metrics.get(label, {}))}. Set `metric` of dynamic_batch_loading.')
+            raise ValueError(
+                f'The evaluator of domain {name!r} has no metric {metric!r}, only '
+                f'{sorted(state.eval_metrics.get(label, {}))}. Set `metric` of dynamic_batch_loading.'
+            )
         # Composer keeps the interval in its scheduler function. Anything else is the user's own function: if it does
         # not run at the end of a round, that is told there.
         interval = inspect.getclosurevars(by_label[label].eval_interval).nonlocals.get('time_interval')
-        if interval is not None and (interval.unit, interval.value) not in ((TimeUnit.BATCH, length),
-                                                                            (TimeUnit.EPOCH, 1)):
-            raise ValueError(f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing '
-                             f'round has {length} batches. Set eval_interval to {length}ba, or round_batches to suit.')
+        if interval is not None and (interval.unit, interval.value) not in (
+            (TimeUnit.BATCH, length),
+            (TimeUnit.EPOCH, 1),
+        ):
+            raise ValueError(
+                f'The evaluator of domain {name!r} runs every {interval.to_timestring()}, but a mixing '
+                f'round has {length} batches. Set eval_interval to {length}ba, or round_batches to suit.'
+            )
         if interval is not None and interval.unit == TimeUnit.BATCH:
             _check_clock(dataset.rounds, state, length)
     return labels
@@ -118,13 +138,17 @@ def _check_clock(rounds: MixtureRounds, state: State, interval: int) -> None:
     batch, done = int(state.timestamp.batch), int(state.timestamp.batch_in_epoch)
     closing = done == rounds.shape[0]
     if closing and rounds.next_weights is None:
-        raise ValueError(f'The checkpoint was saved at the end of mixing round {rounds.state.round} before the '
-                         f'evaluation that updates the mixture; at {interval}ba it would not be made again. {remedy}')
+        raise ValueError(
+            f'The checkpoint was saved at the end of mixing round {rounds.state.round} before the '
+            f'evaluation that updates the mixture; at {interval}ba it would not be made again. {remedy}'
+        )
     begin = batch if closing else batch - done
     if begin % interval:
-        raise ValueError(f'Mixing rounds end at batches {begin + interval}, {begin + 2 * interval}, ... of this run, '
-                         f'as their length was changed, but evaluation every {interval}ba comes at multiples of '
-                         f'{interval}. {remedy}')
+        raise ValueError(
+            f'Mixing rounds end at batches {begin + interval}, {begin + 2 * interval}, ... of this run, '
+            f'as their length was changed, but evaluation every {interval}ba comes at multiples of '
+            f'{interval}. {remedy}'
+        )
 
 
 def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int | None) -> None:

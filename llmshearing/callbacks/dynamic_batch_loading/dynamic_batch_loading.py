@@ -4,6 +4,7 @@ Evaluators labelled with the domain names give the losses, at the interval of th
 forward pass. The weights themselves live in the data set's state (``MixtureRounds``), where the positions are; here is
 only what a rule needs besides. Both are saved in the same checkpoint, so they always fit together.
 """
+
 from __future__ import annotations
 
 import logging
@@ -110,8 +111,11 @@ class DynamicBatchLoading(Callback):
         dataset = dynamic_dataset(state)
         domains = dataset.rounds.domains
         if self._domains and self._domains != domains:
-            log.warning('The checkpoint was taken with domains %s, now they are %s; going on from the weights of the '
-                        'data.', self._domains, domains)
+            log.warning(
+                'The checkpoint was taken with domains %s, now they are %s; going on from the weights of the data.',
+                self._domains,
+                domains,
+            )
             self._memory, self._rule_weights, self._mean = [], [], (0, [])
         self._domains = domains
         updates.bound(np.ones(len(domains)), self.floor, self.ceiling)
@@ -127,9 +131,11 @@ class DynamicBatchLoading(Callback):
         del logger
         rounds = dynamic_dataset(state).rounds
         if rounds.finished and rounds.next_weights is None:
-            raise ValueError(f'Mixing round {rounds.state.round} ended without an evaluation of its domains. Set '
-                             f'eval_interval to 1ep (an epoch is a round), or to {rounds.round_batches}ba if rounds '
-                             f'end at multiples of that.')
+            raise ValueError(
+                f'Mixing round {rounds.state.round} ended without an evaluation of its domains. Set '
+                f'eval_interval to 1ep (an epoch is a round), or to {rounds.round_batches}ba if rounds '
+                f'end at multiples of that.'
+            )
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         del state, logger
@@ -147,11 +153,14 @@ class DynamicBatchLoading(Callback):
         if not rounds.finished or rounds.next_weights is not None or not self._evaluated & wanted:
             return
         if wanted - self._evaluated:
-            raise ValueError(f'Evaluators {sorted(wanted - self._evaluated)} did not run at the end of mixing round '
-                             f'{rounds.state.round}. Give the evaluators of all domains the interval '
-                             f'{rounds.round_batches}ba.')
-        losses = np.array([float(state.eval_metrics[self._labels[name]][self.metric].compute())
-                           for name in rounds.domains])
+            raise ValueError(
+                f'Evaluators {sorted(wanted - self._evaluated)} did not run at the end of mixing round '
+                f'{rounds.state.round}. Give the evaluators of all domains the interval '
+                f'{rounds.round_batches}ba.'
+            )
+        losses = np.array(
+            [float(state.eval_metrics[self._labels[name]][self.metric].compute()) for name in rounds.domains]
+        )
         updates.check_losses(rounds.domains, losses)
         rounds.set_next_weights(self._next_weights(dataset, losses))
         metrics = self._metrics(dataset, losses)
@@ -223,11 +232,19 @@ class DynamicBatchLoading(Callback):
                 afresh from the weights in use.
         """
         if state.get('version') != STATE_VERSION:
-            raise ValueError(f'The checkpoint holds a dynamic_batch_loading state of version {state.get("version")}, '
-                             f'but this is version {STATE_VERSION}. Resume with the version that wrote it.')
+            raise ValueError(
+                f'The checkpoint holds a dynamic_batch_loading state of version {state.get("version")}, '
+                f'but this is version {STATE_VERSION}. Resume with the version that wrote it.'
+            )
         if (state['update'], state['average']) != (self.update, self.average):
-            log.warning('The checkpoint was taken with update=%s, average=%s; going on with update=%s, average=%s from '
-                        'its weights.', state['update'], state['average'], self.update, self.average)
+            log.warning(
+                'The checkpoint was taken with update=%s, average=%s; going on with update=%s, average=%s from '
+                'its weights.',
+                state['update'],
+                state['average'],
+                self.update,
+                self.average,
+            )
             return
         self._domains = list(state['domains'])
         self._memory = list(state['memory'])

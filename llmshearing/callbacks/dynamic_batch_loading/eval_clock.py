@@ -4,6 +4,7 @@ Evaluating seven domains of 500 sequences after every 50 steps of 32 sequences, 
 more than half as many forward passes as training has samples. The default limit of a quarter is where longer rounds or
 fewer sequences buy more than the fresher weights do.
 """
+
 from __future__ import annotations
 
 import logging
@@ -42,9 +43,12 @@ class EvalClock:
         """Ends the round now and begins the next. Returns the share of its time that went to evaluation."""
         share = self._evaluation / max(time.monotonic() - self._round_began, 1e-9)
         if share > self.max_share and not self._warned:
-            log.warning('Evaluation took %.0f %% of the time of a mixing round; max_eval_share is %.0f %%. Evaluate '
-                        'fewer sequences per domain (max_eval_sequences) or make rounds longer (round_batches).',
-                        100 * share, 100 * self.max_share)
+            log.warning(
+                'Evaluation took %.0f %% of the time of a mixing round; max_eval_share is %.0f %%. Evaluate '
+                'fewer sequences per domain (max_eval_sequences) or make rounds longer (round_batches).',
+                100 * share,
+                100 * self.max_share,
+            )
             self._warned = True
         self.start_round()
         return share

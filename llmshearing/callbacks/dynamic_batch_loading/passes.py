@@ -4,6 +4,7 @@ Text that is repeated a few times is nearly as good as new; much more often it i
 four times). So without a limit of the user's, a plan that takes more than ``USUAL_PASSES`` is told, and with
 ``max_passes`` it is kept: a domain that nears its limit gets no more than what is left of it.
 """
+
 from __future__ import annotations
 
 import logging
@@ -79,14 +80,22 @@ def weight_ceiling(dataset: DynamicTextDataset, ceiling: float) -> np.ndarray:
     # Weights are rounded to parts of UNITS, and one part too many would be one sample too many.
     limit = np.maximum(left / samples - 2 / UNITS, 0)
     if limit.sum() < 1:
-        log.warning('max_passes=%s leaves %d samples of all domains, and a round has %d.', dataset.max_passes,
-                    left.sum(), samples)
+        log.warning(
+            'max_passes=%s leaves %d samples of all domains, and a round has %d.',
+            dataset.max_passes,
+            left.sum(),
+            samples,
+        )
         return (left + 1e-9) / (left + 1e-9).sum()
     limit = np.minimum(limit, 1.0)
     if np.minimum(ceiling, limit).sum() >= 1:
         return np.minimum(ceiling, limit)
     # Equal weights up to the limits: no weights have a smaller maximum.
     weights = bound(np.ones(len(limit)), 0.0, limit)
-    log.warning('A ceiling of %s leaves no mixture within max_passes=%s: in the next round weights go up to %.4f.',
-                ceiling, dataset.max_passes, weights.max())
+    log.warning(
+        'A ceiling of %s leaves no mixture within max_passes=%s: in the next round weights go up to %.4f.',
+        ceiling,
+        dataset.max_passes,
+        weights.max(),
+    )
     return weights

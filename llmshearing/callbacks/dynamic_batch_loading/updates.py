@@ -9,6 +9,7 @@ not beat fixed weights consistently (arXiv 2411.05735).
 A rule is called once per round with what was measured and with its own memory: a list of numbers whose length does not
 grow, saved in checkpoints. Only ``ado`` uses it.
 """
+
 from __future__ import annotations
 
 import math
@@ -31,6 +32,7 @@ class Round:
         references: reference loss of each domain, NaN where there is none.
         samples: samples trained on since the start, over all domains.
     """
+
     weights: np.ndarray
     prior: np.ndarray
     losses: np.ndarray
@@ -96,8 +98,10 @@ def bound(weights: np.ndarray, floor: np.ndarray | float, ceiling: np.ndarray | 
     """
     low, high = np.broadcast_to(floor, weights.shape), np.broadcast_to(ceiling, weights.shape)
     if low.sum() > 1 + 1e-9 or high.sum() < 1 - 1e-9 or (low > high).any():
-        raise ValueError(f'No weights of {len(weights)} domains sum to 1 between floor {floor} and ceiling {ceiling}. '
-                         f'Lower the floor or raise the ceiling.')
+        raise ValueError(
+            f'No weights of {len(weights)} domains sum to 1 between floor {floor} and ceiling {ceiling}. '
+            f'Lower the floor or raise the ceiling.'
+        )
     scaled = weights / weights.sum()
     if (scaled >= low).all() and (scaled <= high).all():
         return scaled
@@ -120,5 +124,7 @@ def check_losses(domains: Sequence[str], losses: np.ndarray) -> None:
     """
     bad = {name: float(loss) for name, loss in zip(domains, losses, strict=True) if not math.isfinite(loss)}
     if bad:
-        raise ValueError(f'The evaluation loss of {bad} is not a finite number: the model has diverged, or the '
-                         f'evaluators of these domains saw no token. Check the loss curve and the evaluation data.')
+        raise ValueError(
+            f'The evaluation loss of {bad} is not a finite number: the model has diverged, or the '
+            f'evaluators of these domains saw no token. Check the loss curve and the evaluation data.'
+        )
