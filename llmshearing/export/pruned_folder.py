@@ -16,7 +16,8 @@ from llmshearing.export.model_folder import exported_config, shape_after, write_
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.learner import AxisReport
-from llmshearing.masks.state import LearnedMasks, pruning_record
+from llmshearing.masks.record import record_of, write_record
+from llmshearing.masks.state import LearnedMasks
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
@@ -100,15 +101,9 @@ def write_pruned_folder(
         tokenizer,
         generation_config,
         dtype,
-        {
-            'pruning.json': {
-                'shape': dataclasses.asdict(shape),
-                **pruning_record(
-                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name
-                ),
-            }
-        },
     )
+    name = Path(origin.source or 'unknown').name
+    write_record(writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape))
     folder = local_folder(origin.source)
     recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
     facts = CardFacts(

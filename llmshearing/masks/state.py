@@ -13,8 +13,6 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
-from llmshearing.export.model_folder import kept_indices
 from llmshearing.masks.axes import AxisPlan, plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.masks.learner import AxisReport, MaskLearner, axis_reports, unconverged
@@ -22,16 +20,21 @@ from llmshearing.masks.progressive import ProgressiveMasks
 from llmshearing.masks.sparsity_target import NOT_EXPORTABLE, SparsityTarget, plan_open_axes
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of
-from llmshearing.models.units import Units
 
 __all__ = [
+    'KIND',
+    'STATE_VERSION',
     'LearnedMasks',
     'PruningState',
-    'pruning_record',
+    'find_pruning_state',
     'read_pruning_state',
     'refuse_open_widths',
     'refuse_unconverged',
 ]
+
+KIND = 'llmshearing.pruning'  # what a state is, whatever the class that saved it is called
+STATE_VERSION = 2  # 2: progressive masks note when each unit was told to go
+STATE_KEYS = {'version', 'source', 'target', 'learner'}  # of the states that were saved before they had a kind
 
 
 class LearnedMasks(Protocol):
@@ -81,6 +84,29 @@ class PruningState:
     def current_masks(self) -> dict[str, Tensor]:
         """Masks as they are now: each row keeps its expected number of units."""
         return self.learner.deterministic('expected') if self.frozen_masks is None else self.frozen_masks
+
+
+def find_pruning_state(algorithms: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The state of pruning among the saved states of a run's algorithms, None where there is none.
+
+    It is known by what it says it is, never by the name of the class that saved it, which a user may have subclassed.
+
+    Args:
+        algorithms (Mapping[str, Any]): Saved states by class name.
+
+    Raises:
+        ValueError: If there is more than one.
+    """
+    found = {
+        name: state
+        for name, state in algorithms.items()
+        if isinstance(state, Mapping) and (state.get('kind') == KIND or set(state) >= STATE_KEYS)
+    }
+    if len(found) > 1:
+        raise ValueError(
+            f'the checkpoint holds the masks of {len(found)} algorithms ({", ".join(found)}); expected one.'
+        )
+    return next(iter(found.values()), None)
 
 
 def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> PruningState:
@@ -154,25 +180,3 @@ def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, rem
             f'nothing was exported:\n{listed}\n{remedy}'
         )
     return away
-
-
-def pruning_record(pruning: LearnedMasks, units: Units, batches: int, tokens: int, source_name: str) -> dict[str, Any]:
-    """What was kept and how sure the masks were, for the folder's ``pruning.json``.
-
-    Args:
-        units (Units): The kept units.
-        batches (int): Batches trained.
-        tokens (int): Tokens trained on.
-        source_name (str): Name of the source, without its folder.
-    """
-    return {
-        'source_shape': dataclasses.asdict(pruning.source),
-        'target_shape': dataclasses.asdict(pruning.target),
-        'mask_learning': pruning.mask_learning,
-        'batches': batches,
-        'tokens': tokens,
-        'source_name': source_name,
-        'axes': [dataclasses.asdict(report) for report in pruning.reports()],
-        'kept': kept_indices(units),
-        'scores': {axis: value.tolist() for axis, value in pruning.learner.scores().items() if axis != 'intermediate'},
-    }

@@ -31,6 +31,7 @@ from llmshearing.masks.learner import AxisReport, MaskLearner, axis_reports
 from llmshearing.masks.progressive import ProgressiveMasks
 from llmshearing.masks.scores import METHODS, Calibration, importance, method_by_axis
 from llmshearing.masks.sparsity_target import SparsityTarget, plan_open_axes, read_sparsity_target
+from llmshearing.masks.state import KIND, STATE_VERSION
 from llmshearing.masks.widths import describe_widths, layer_widths
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
@@ -42,7 +43,6 @@ __all__ = ['TargetedPruning', 'find_pruning']
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION = 2  # 2: progressive masks note when each unit was told to go
 MASK_LEARNING = ('lagrangian', 'progressive', 'one_shot')
 EVAL_MASKS = ('expected', 'target')
 
@@ -251,8 +251,9 @@ class TargetedPruning(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         if self.learner is None:
-            return {'version': STATE_VERSION}
+            return {'kind': KIND, 'version': STATE_VERSION}
         return {
+            'kind': KIND,
             'version': STATE_VERSION,
             'source': dataclasses.asdict(self.source),
             'target': dataclasses.asdict(self.target),
