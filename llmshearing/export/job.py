@@ -32,7 +32,7 @@ from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
-from llmshearing.masks.learner import AxisReport
+from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.logger import read_metrics

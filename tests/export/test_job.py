@@ -153,7 +153,7 @@ class RenamedByItsUser(TargetedPruning):
 
 
 def test_masks_are_found_whatever_the_class_is_called(tmp_path):
-    pruning = RenamedByItsUser(TARGET, lagrangian_warmup='0.5dur')
+    pruning = RenamedByItsUser(TARGET, warmup='0.5dur')
     checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, pruning=pruning)
     content = torch.load(checkpoint, weights_only=False)
     ((name, state),) = content['state']['algorithms']
