@@ -121,7 +121,7 @@ class ExportPruned(Callback):
             return parameter.full_tensor().cpu() if isinstance(parameter, DTensor) else parameter.detach().cpu()
 
         cutter, config = model.cutter, model.model.config
-        plan = CutPlan(cutter.family, cutter.shape, masks)
+        plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
         if shape_left(config, plan) != pruning.target:
             raise RuntimeError(
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '

@@ -138,7 +138,7 @@ def _write_cut(
     else:
         masks = pruning.current_masks()
     config, family = checkpoint.config, family_of(checkpoint.config)
-    plan = CutPlan(family, pruning.source, masks)
+    plan = CutPlan(family, pruning.source, masks, energies=pruning.norm_energies)
     shape = shape_left(config, plan)
     if settings.masks == 'target' and shape != pruning.target:
         raise RuntimeError(f'the masks leave {shape}, the target is {pruning.target}; this is a bug in llmshearing.')
@@ -244,6 +244,7 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)
     model.tie_weights()
     cutter = Cutter(model.eval())
+    cutter.norm_energies = checkpoint.pruning.norm_energies
     cutter.set_masks(masks)
     with torch.no_grad():
         return Probe(model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits)
