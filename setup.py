@@ -1,9 +1,8 @@
 """Packaging of llmshearing: a plug-in suite for Composer, Streaming and llm-foundry.
 
-The ranges admit both stacks that are tested: ``constraints/stock.txt``, which the pins of the three bases resolve to, and
-``constraints/current.txt``, for which the bases are installed with ``--no-deps``. The entry points
-put our parts into llm-foundry's registries, so that ``llmfoundry train`` finds them in any process once the
-package is installed.
+The ranges admit both stacks that are tested: ``constraints/stock.txt``, which the pins of the three bases resolve to,
+and ``constraints/current.txt``, for which the bases are installed with ``--no-deps``. The entry points put our parts
+into llm-foundry's registries, so that ``llmfoundry train`` finds them in any process once the package is installed.
 """
 
 from pathlib import Path
