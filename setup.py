@@ -52,6 +52,7 @@ setup(
         'safetensors>=0.4',
         'tokenizers>=0.21',
         'numpy>=1.26',
+        'catalogue>=2.0.10,<3',  # registries of learners and scoring methods, as in llm-foundry
         'scipy>=1.11',
         'matplotlib>=3.7',
         'setuptools<81',  # llm-foundry imports pkg_resources at run time
