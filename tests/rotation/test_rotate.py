@@ -2,39 +2,24 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of, with_shape
 from llmshearing.rotation.exact import exact_logits
-from llmshearing.rotation.folding import column_squares, common_gain, odd_axes
+from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.moments import stream_mean_squares, stream_moments
 from llmshearing.rotation.basis import fixed_positions, principal_basis
 from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.stream import check_rotatable, stream_parts
-from tests.models.tiny import VARIANTS, random_masks, tiny_model
-from transformers import AutoModelForCausalLM
-
-REFUSED = ('gemma2', 'gemma3_text', 'olmo2', 'starcoder2', 'gpt_neox')
-ROTATABLE = [name for name in VARIANTS if name.partition('-')[0] not in REFUSED]
-IDS = torch.arange(2 * 24).reshape(2, 24) * 7 % 97
-
-
-def source(variant: str, dtype: torch.dtype = torch.float64, **overrides):
-    """A tiny model whose gains differ enough that forgetting one is seen."""
-    model = tiny_model(variant, **overrides).to(dtype)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for norm in stream_parts(model.config).norms:
-            weight = model.get_submodule(norm.path).weight
-            gain = torch.rand(weight.shape, generator=generator, dtype=torch.float64) * 1.5 + 0.1
-            weight.copy_(gain - norm.offset)
-    return model
-
+from tests.models.tiny import random_masks, tiny_model
+from tests.rotation.models import IDS, REFUSED, ROTATABLE, source_model
 
 def logits(model) -> torch.Tensor:
     """As transformers computes them; in float64 without its norms' rounding to float32."""
@@ -54,8 +39,7 @@ def rotation_of(model, fixed_axes: int = 6) -> tuple[Rotation, torch.Tensor]:
         return Rotation(principal_basis(moments.covariance)), gain
     squares = moments.mean_squares()[-1]
     fixed = odd_axes(gain, squares, fixed_axes)
-    head = column_squares(model.get_submodule(parts.head).weight.detach())
-    common = common_gain(gain, squares, head, fixed)
+    common = common_gain(gain, fixed)
     return Rotation(principal_basis(moments.covariance, fixed), common), common
 
 
@@ -71,7 +55,7 @@ def with_final_gain(model, gain: torch.Tensor):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=['float64', 'float32'])
 @pytest.mark.parametrize('variant', ROTATABLE)
 def test_rotated_model_computes_what_its_source_does(variant, dtype):
-    model = source(variant, dtype)
+    model = source_model(variant, dtype)
     rotation, gain = rotation_of(model)
     expected = logits(with_final_gain(model, gain))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -86,7 +70,7 @@ def test_rotated_model_computes_what_its_source_does(variant, dtype):
 
 @pytest.mark.parametrize('variant', ['llama-tied', 'gemma'])
 def test_untied_on_request_is_exact(variant):
-    model = source(variant)
+    model = source_model(variant)
     assert model.config.tie_word_embeddings
     rotated = rotate_model(copy.deepcopy(model), Rotation(principal_basis(stream_moments(model, [IDS]).covariance)))
     torch.testing.assert_close(logits(rotated), logits(model), rtol=0, atol=1e-9)
@@ -95,7 +79,7 @@ def test_untied_on_request_is_exact(variant):
 
 
 def test_readers_keep_their_size_and_norms_hold_one_number():
-    model = source('llama')
+    model = source_model('llama')
     rotated = rotate_model(copy.deepcopy(model), rotation_of(model)[0])
     for norm in stream_parts(model.config).norms:
         before = sum(model.get_submodule(path).weight.square().sum() for path in norm.readers)
@@ -105,7 +89,7 @@ def test_readers_keep_their_size_and_norms_hold_one_number():
 
 
 def test_a_tied_model_with_every_axis_fixed_is_exact_and_its_axes_are_only_reordered():
-    model = source('llama-tied')
+    model = source_model('llama-tied')
     rotation, _ = rotation_of(model, fixed_axes=48)
     assert torch.equal(rotation.basis.abs().sum(0), torch.ones(48, dtype=torch.float64))
     rotated = rotate_model(copy.deepcopy(model), rotation)
@@ -113,7 +97,7 @@ def test_a_tied_model_with_every_axis_fixed_is_exact_and_its_axes_are_only_reord
 
 
 def test_fixed_axes_keep_their_gains():
-    model = source('llama-tied')
+    model = source_model('llama-tied')
     rotation, gain = rotation_of(model, fixed_axes=6)
     fixed = (gain == model.model.norm.weight.double()).nonzero().flatten()
     positions = fixed_positions(rotation.basis, fixed)
@@ -131,7 +115,7 @@ def test_other_families_are_refused_with_the_reason_and_what_to_do(variant):
 
 
 def test_nan_in_the_source_is_refused_by_name():
-    model = source('llama')
+    model = source_model('llama')
     rotation, _ = rotation_of(model)
     model.model.layers[2].mlp.up_proj.weight.data[3, 4] = float('nan')
     with pytest.raises(ValueError, match=r'model\.layers\.2\.mlp\.up_proj\.weight .*NaN'):
@@ -139,7 +123,7 @@ def test_nan_in_the_source_is_refused_by_name():
 
 
 def test_products_are_not_made_in_half_precision():
-    exact = source('llama', torch.float32)
+    exact = source_model('llama', torch.float32)
     half = copy.deepcopy(exact).to(torch.bfloat16)
     exact.load_state_dict({name: tensor.float() for name, tensor in half.state_dict().items()})
     rotation, _ = rotation_of(exact)
@@ -152,7 +136,7 @@ def test_products_are_not_made_in_half_precision():
 
 @pytest.mark.parametrize('variant', ['llama', 'gemma', 'qwen2'])
 def test_masked_equals_exported_on_a_rotated_model(variant):
-    model = source(variant, torch.float32)
+    model = source_model(variant, torch.float32)
     rotate_model(model, rotation_of(model)[0])
     shape = shape_of(model.config)
     masks = random_masks(shape, ('hidden',))
@@ -162,7 +146,7 @@ def test_masked_equals_exported_on_a_rotated_model(variant):
         for name, tensor in cut.parameters(dict(model.get_submodule(path).named_parameters(recurse=False))).items()
     }
     kept = int((masks['hidden'] > 0).sum())
-    small = with_shape(model.config, shape_of(model.config).__class__(**{**vars(shape), 'hidden_size': kept}))
+    small = with_shape(model.config, dataclasses.replace(shape, hidden_size=kept))
     exported = AutoModelForCausalLM.from_config(small).eval()
     with torch.no_grad():
         for name, parameter in exported.named_parameters():
@@ -172,7 +156,7 @@ def test_masked_equals_exported_on_a_rotated_model(variant):
 
 
 def test_energy_of_the_rotated_stream_falls():
-    model = source('llama')
+    model = source_model('llama')
     rotation, _ = rotation_of(model)
     along = stream_mean_squares(model, [IDS], rotation.basis)
     rotated = stream_mean_squares(rotate_model(copy.deepcopy(model), rotation), [IDS])
