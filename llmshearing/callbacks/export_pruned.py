@@ -21,13 +21,15 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.callbacks.last_losses import last_losses
-from llmshearing.export.model_folder import DTYPES, cut_tensors
+from llmshearing.export.model_folder import cut_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.models.cutting import CutPlan
+from llmshearing.models.source_files import read_source_files
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['ExportPruned']
@@ -69,13 +71,16 @@ class ExportPruned(Callback):
         self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
         self.source: str | None = None
+        self.files: dict[str, str] = {}
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
             raise ValueError(
                 'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
             )
-        self.source = _model(state).source
+        model = _model(state)
+        self.source = model.source
+        self.files = read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
 
     def fit_start(self, state: State, logger: Logger) -> None:
         refuse_open_widths(find_pruning(state))
@@ -99,7 +104,7 @@ class ExportPruned(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {'source': self.source}
+        return {'source': (self.source, self.files)}  # one entry: a sharded checkpoint of before has no others
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
@@ -137,6 +142,8 @@ class ExportPruned(Callback):
             losses=last_losses(state),
             losses_of=f'the masked model (eval_masks: {pruning.eval_masks})',
             unconverged=away,
+            files=self.files,
+            tokenizer=model.get_metadata()['tokenizer'] or None,
         )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
@@ -144,10 +151,7 @@ class ExportPruned(Callback):
                 pass
             return
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
-            generation_config = getattr(model.model, 'generation_config', None)
-            shape = write_pruned_folder(
-                writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin
-            )
+            shape = write_pruned_folder(writer, pruning, config, plan, tensors, self.dtype, origin)
             difference = verify_folder(writer.path, expected, self.dtype)
             writer.commit()
         log.info(

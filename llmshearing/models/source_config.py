@@ -15,7 +15,10 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-__all__ = ['config_from', 'layer_windows', 'normalised', 'read_config']
+from llmshearing.compat.transformers import attention_implementation
+from llmshearing.compat.versions import TRANSFORMERS_5
+
+__all__ = ['check_attention', 'config_from', 'layer_windows', 'normalised', 'read_config']
 
 NEEDS_NEWER = 'which this version of transformers does not compute; use transformers 5 (constraints/current.txt)'
 # Settings of a kind of rotary embedding that transformers 4.51 computes with.
@@ -85,7 +88,7 @@ def normalised(content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalised(content['text_config'])
     _refuse_contradictions(content)
-    if hasattr(PretrainedConfig, 'convert_rope_params_to_dict'):  # transformers 5
+    if TRANSFORMERS_5:
         return content
     if content.get('dtype') is not None:
         content['torch_dtype'] = content.pop('dtype')
@@ -113,6 +116,33 @@ def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:
     else:
         sliding = [True] * layers
     return (window, sliding) if any(sliding) else None
+
+
+def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_len: int) -> None:
+    """Raises a ValueError where this attention would leave out what the config asks for.
+
+    Args:
+        config (PretrainedConfig): As :func:`read_config` gives it.
+        attn_implementation (str): ``'sdpa'``, ``'eager'`` or ``'flash_attention_2'``.
+        max_seq_len (int): Tokens in the longest sequence of the run.
+    """
+    capping = getattr(config, 'attn_logit_softcapping', None)
+    if capping and attn_implementation != attention_implementation(config, attn_implementation):
+        raise ValueError(
+            f'attn_implementation: {attn_implementation} leaves out the soft-capping of attention scores that the '
+            f'config asks for (attn_logit_softcapping: {capping}); set eager or flash_attention_2.'
+        )
+    windows = layer_windows(config)
+    if windows is None or TRANSFORMERS_5 or attn_implementation == 'flash_attention_2':
+        return
+    window, sliding = windows
+    if config.model_type in WINDOW_FROM_LAYER and not all(sliding) and max_seq_len > window:
+        raise ValueError(
+            f'the config has a sliding window of {window} tokens from layer {sliding.index(True)} on; with '
+            f'attn_implementation: {attn_implementation} transformers 4 applies it to every layer, which sequences of '
+            f'{max_seq_len} tokens would notice. Set max_seq_len to at most {window}, use flash_attention_2, or '
+            'transformers 5 (constraints/current.txt).'
+        )
 
 
 def _refusal(key: str, value: Any) -> str:
@@ -224,7 +254,8 @@ def _convert_layer_types(content: dict[str, Any]) -> None:
         return
     if len(kinds) != content.get('num_hidden_layers', len(kinds)):
         raise ValueError(
-            f'the config has {len(kinds)} layer_types for {content["num_hidden_layers"]} layers; correct its config.json.'
+            f'the config has {len(kinds)} layer_types for {content["num_hidden_layers"]} layers; correct its '
+            'config.json.'
         )
     sliding, refusal = [kind == SLIDING for kind in kinds], _refusal('layer_types', kinds)
     if not set(kinds) <= {SLIDING, FULL}:

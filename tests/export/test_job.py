@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.commands.main import main
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.settings import ExportSettings
 from llmshearing.export.verification import verify_tensors
 from llmshearing.masks.record import read_record
 from llmshearing.models.shapes import shape_of
@@ -161,7 +162,7 @@ def test_masks_are_found_whatever_the_class_is_called(tmp_path):
     torch.save(content, tmp_path / 'older.pt')  # as it was saved before states had a kind
     for number, path in enumerate((checkpoint, tmp_path / 'older.pt')):
         report = export_checkpoint(path, tmp_path / f'out{number}', QUIET)
-        assert (report['shape'].num_hidden_layers, report['shape'].hidden_size) == (3, 32)
+        assert (report['shape'].num_hidden_layers, report['shape'].hidden_size) == (3, 36)
         written = (tmp_path / f'out{number}' / 'model.safetensors').read_bytes()
         assert written == (pruned / 'model.safetensors').read_bytes()
     content['state']['algorithms'].append(('Another', state))
