@@ -222,7 +222,7 @@ def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
     record = dataclasses.asdict(record_of(pruning, units, state.timestamp.batch.value, state.timestamp.token.value))
     del record['scores'], record['source_name'], record['shape']
     probability = {}
-    for axis, kept in pruning.learner.kept().items():
+    for axis, kept in pruning.learner.expected_kept().items():
         values = kept.double().numpy()
         if axis == 'intermediate':
             values = binned(values)

@@ -27,7 +27,7 @@ from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_fo
 from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
-from llmshearing.masks.learner import AxisReport
+from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.logger import read_metrics

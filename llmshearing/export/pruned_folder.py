@@ -16,9 +16,9 @@ from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, exported_config, shape_after, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
-from llmshearing.masks.learner import AxisReport
+from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
-from llmshearing.masks.state import LearnedMasks
+from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
@@ -63,7 +63,7 @@ def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
 
 def write_pruned_folder(
     writer: ModelFolderWriter,
-    pruning: LearnedMasks,
+    pruning: PruningState,
     config: PretrainedConfig,
     plan: CutPlan,
     tensors: Iterator[tuple[str, Tensor]],
@@ -75,7 +75,7 @@ def write_pruned_folder(
 
     Args:
         writer (ModelFolderWriter): Takes the files; not committed here.
-        pruning (LearnedMasks): The masks and how they were learned.
+        pruning (PruningState): The masks and how they were learned.
         config (PretrainedConfig): The source's config.
         plan (CutPlan): Cuts of the masks to export.
         tensors (Iterator[tuple[str, Tensor]]): Tensors of the cut model by name.
@@ -117,7 +117,7 @@ def write_pruned_folder(
     return shape
 
 
-def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
+def _units_per_row(pruning: PruningState, shape: ModelShape) -> str:
     """Units of each pruned axis in the source and in the written model, with the target where that is another."""
     left = {axis: plan.keep for axis, plan in plan_axes(pruning.source, shape).items()}  # none of what is whole
     return ', '.join(
@@ -127,7 +127,7 @@ def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
     )
 
 
-def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
+def _caution(pruning: PruningState, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
     """What a reader must know of a model that training itself had not arrived at."""
     if shape != pruning.target:
         return (

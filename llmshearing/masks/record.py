@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmshearing.masks.state import LearnedMasks
+from llmshearing.masks.state import PruningState
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import Units
 from llmshearing.utils.files import write_atomically
@@ -36,7 +36,7 @@ class PruningRecord:
         batches (int): Batches trained.
         tokens (int): Tokens trained on.
         source_name (str): Name of the source, without its folder.
-        axes (list[dict[str, Any]]): An :class:`~llmshearing.masks.learner.AxisReport` for each pruned axis.
+        axes (list[dict[str, Any]]): An :class:`~llmshearing.masks.axis_reports.AxisReport` for each pruned axis.
         kept (dict[str, Any]): Kept units (:func:`kept_indices`).
         scores (dict[str, Any]): Score of every unit by axis, intermediate dimensions left out.
         version (int): Of this form.
@@ -56,7 +56,7 @@ class PruningRecord:
 
 
 def record_of(
-    pruning: LearnedMasks,
+    pruning: PruningState,
     units: Units,
     batches: int,
     tokens: int,
@@ -66,7 +66,7 @@ def record_of(
     """The record of a pruning run.
 
     Args:
-        pruning (LearnedMasks): The masks and how they were learned.
+        pruning (PruningState): The masks and how they were learned.
         units (Units): The kept units.
         batches (int): Batches trained.
         tokens (int): Tokens trained on.

@@ -22,7 +22,7 @@ def pruning_checkpoint(
     source = tiny_source(work / 'source', variant)
     (source / 'README.md').write_text(CARD)
     (source / 'LICENSE').write_text('Do what is right.\n')
-    pruning = pruning or TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='0.5dur')
+    pruning = pruning or TargetedPruning(TARGET, mask_learning=mask_learning, warmup='0.5dur')
     trainer = tiny_trainer(
         source,
         [pruning],

@@ -26,11 +26,12 @@ AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 def uniform_soft_masks(config, axes, seed=0):
     """Random soft masks that leave the same numbers in every layer, and layers of the kinds their new places expect."""
     shape, generator = shape_of(config), torch.Generator().manual_seed(seed)
-    keep = {'hidden': 32, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
+    keep = {'hidden': 36, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
     if shape.group_size == 1:
         axes = [axis for axis in axes if axis != 'kv_group'] or ['head']
     if not family_of(config).has_head_dim and {'hidden', 'head'} & set(axes):
         axes = [*{'hidden', 'head', *axes}]  # hidden_size is heads x head_dim here
+        keep['hidden'] = 32
     masks = {}
     for axis in axes:
         size = mask_shapes(shape)[axis]
