@@ -29,7 +29,6 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.models.cutting import CutPlan
-from llmshearing.models.source_files import read_source_files
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['ExportPruned']
@@ -68,17 +67,12 @@ class ExportPruned(Callback):
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
         self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
-        self.source: str | None = None
-        self.files: dict[str, str] = {}
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
             raise ValueError(
                 'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
             )
-        model = _model(state)
-        self.source = model.source
-        self.files = read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
 
     def fit_start(self, state: State, logger: Logger) -> None:
         refuse_open_widths(find_pruning(state))
@@ -100,12 +94,6 @@ class ExportPruned(Callback):
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
                 'exported, and without a checkpoint the trained weights are lost; set save_folder.'
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {'source': (self.source, self.files)}  # one entry: a sharded checkpoint of before has no others
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
 
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
@@ -132,15 +120,16 @@ class ExportPruned(Callback):
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
                 'this is a bug in llmshearing.'
             )
+        source, files = pruning.origin
         origin = Origin(
-            source=model.source,
+            source=source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
             losses=last_losses(state),
             losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
             unconverged=away,
-            files=self.files,
+            files=files,
             tokenizer=model.get_metadata()['tokenizer'] or None,
         )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)

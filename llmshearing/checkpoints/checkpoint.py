@@ -108,7 +108,7 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
             path,
         )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
-    noted, files = _noted(saved or {}, state.get('callbacks') or {})
+    noted, files = _noted(pruning, state.get('callbacks') or {})
     if source is not None:
         noted, files = str(source), read_source_files(str(source))
     elif local_folder(noted) is not None:
@@ -127,9 +127,9 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     )
 
 
-def _noted(pruning: Mapping[str, Any], callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+def _noted(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
     """Name and small files of the source, as the run noted them; older releases noted its name alone."""
-    notes = [pruning.get('origin'), *((callbacks.get(name) or {}).get('source') for name in NOTE_SOURCE)]
+    notes = [pruning and pruning.origin, *((callbacks.get(name) or {}).get('source') for name in NOTE_SOURCE)]
     for note in notes:
         if note is not None:
             return (note, {}) if isinstance(note, str) else (note[0], dict(note[1]))

@@ -49,6 +49,8 @@ class PruningState:
         plans (dict[str, AxisPlan]): The pruned axes.
         learner (MaskLearner | None): Masks as learned so far.
         frozen_masks (dict[str, Tensor] | None): The final masks, once they are fixed.
+        origin (tuple[str, dict[str, str]] | None): Name of the source and its small files
+            (:func:`~llmshearing.models.source_files.read_source_files`), for exports where the source is not.
     """
 
     mask_learning: str
@@ -57,6 +59,7 @@ class PruningState:
     plans: dict[str, AxisPlan] = dataclasses.field(default_factory=dict)
     learner: MaskLearner | None = None
     frozen_masks: dict[str, Tensor] | None = None
+    origin: tuple[str, dict[str, str]] | None = None
 
     @property
     def has_open_widths(self) -> bool:
@@ -85,6 +88,7 @@ class PruningState:
                 'mask_learning': self.mask_learning,
                 'learner': self.learner.state_dict(),
                 'frozen_masks': self.frozen_masks,
+                'origin': self.origin,
             }
         return state
 
@@ -169,7 +173,7 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         )
     plans, learned = plan_masks(config, target), state['mask_learning']
     learner = learner_class(learned).restore(plans, state['learner'])
-    return PruningState(learned, source, target, plans, learner, state['frozen_masks'])
+    return PruningState(learned, source, target, plans, learner, state['frozen_masks'], state.get('origin'))
 
 
 def refuse_open_widths(pruning: PruningState) -> None:
