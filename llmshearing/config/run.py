@@ -1,96 +1,69 @@
-"""Checks a run's configuration before anything is built:
-before weights are read, before the first batch, on every rank.
+"""The config transform of llm-foundry that prepares and checks a run before anything is built: before weights are read,
+before the first batch, on every rank.
 
-Registered as a config transform of llm-foundry, so it runs first under ``llmshearing/train.py`` and
-``llmfoundry train`` alike. Runs without any part of this package are left alone. What holds for every section is in
-the other modules of this package; here is what our own parts need of each other, and the two settings that are safer
-than llm-foundry's: no remote code unless it is asked for, and no checkpoint that could run code.
+It runs first under ``llmshearing train`` and ``llmfoundry train`` alike. Runs without any part of this package are left
+alone. What holds for every section is in the other modules of this package; here is what our own parts need of each
+other.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmshearing.config.keys import check_time
+from llmshearing.config.parts import our_parts, section_names
+from llmshearing.config.process import prepare_process
+from llmshearing.config.resume import check_resume
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config, check_local_folder
+from llmshearing.config.times import check_time
 
-__all__ = ['check_run']
+__all__ = ['check_run', 'prepare_run']
 
 # A folder with a tokenizer has one of these.
 TOKENIZER_FILES = ('tokenizer_config.json', 'tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
-def check_run(config: dict[str, Any]) -> dict[str, Any]:
-    """Raises a ValueError that names what was got, what is possible and what to change; returns ``config``.
+def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
+    """The config transform: prepares the process, fills defaults in and checks the result.
 
     Args:
-        config (dict[str, Any]): A whole llm-foundry training configuration. Where ``trust_remote_code`` is not set,
-            it is set to false.
-    """
-    if not any(_our_parts(config)):
-        return config
-    from llmshearing.checkpoints.guard import guard_checkpoint_loading
-    from llmshearing.config.resume import check_resume
+        config (dict[str, Any]): A whole llm-foundry training configuration.
 
-    check_no_secrets(config)
-    if 'dynamic_batch_loading' in _names(config.get('callbacks')) and _names(config.get('train_loader'), 'name') != [
-        'dynamic_text'
-    ]:
-        raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
-    check_config(config)
-    if config.get('python_log_level', 'debug'):  # llm-foundry's default; it sets the level of its own loggers only
-        logging.getLogger('llmshearing').setLevel(config.get('python_log_level', 'debug').upper())
-    _check_rounds(config)
-    check_resume(config)
-    guard_checkpoint_loading()
-    _trust_no_remote_code(config)
-    algorithms, callbacks, model = config.get('algorithms') or {}, config.get('callbacks') or {}, config['model']
-    _check_model(model)
-    check_local_folder('tokenizer.name', config['tokenizer']['name'], *TOKENIZER_FILES)
-    if 'targeted_pruning' in algorithms:
-        _check_pruning(algorithms['targeted_pruning'], model, config)
-    if 'export_pruned' in callbacks:
-        _check_export(callbacks['export_pruned'], algorithms)
-    _check_precision(config)
+    Raises:
+        ValueError: As :func:`check_run`.
+    """
+    if any(our_parts(config)):
+        prepare_process(config)
+        check_run(config)
     return config
 
 
-def _our_parts(config: Mapping[str, Any]) -> Iterator[str]:
-    """Names in a configuration that this package has registered; whatever else is wrong with it."""
-    from llmfoundry import registry
+def check_run(config: dict[str, Any]) -> dict[str, Any]:
+    """Checks a configuration and changes nothing; returns it.
 
-    places = (
-        (registry.models, _names(config.get('model'), 'name')),
-        (registry.dataloaders, _names(config.get('train_loader'), 'name')),
-        (registry.algorithms, _names(config.get('algorithms'))),
-        (registry.callbacks, _names(config.get('callbacks'))),
-        (registry.loggers, _names(config.get('loggers'))),
-    )
-    for entries, names in places:
-        for name in names:
-            if name in entries and entries.get(name).__module__.split('.')[0] == 'llmshearing':
-                yield name
+    Args:
+        config (dict[str, Any]): A whole llm-foundry training configuration with one of our parts.
 
-
-def _names(section: Any, key: str = '') -> list[str]:
-    if not isinstance(section, Mapping):
-        return []
-    return [name for name in ([section.get(key)] if key else section) if isinstance(name, str)]
-
-
-def _trust_no_remote_code(config: dict[str, Any]) -> None:
-    """llm-foundry runs code that comes with a model unless told otherwise, and transformers asks on the terminal."""
-    from llmfoundry import registry
-
-    if config['model']['name'] in ('sheared_causal_lm', 'hf_causal_lm', 'hf_t5'):
-        config['model'].setdefault('trust_remote_code', False)
-    if config['tokenizer']['name'] not in registry.tokenizers:
-        config['tokenizer']['kwargs'] = {'trust_remote_code': False, **(config['tokenizer'].get('kwargs') or {})}
+    Raises:
+        ValueError: Naming what was got, what is possible and what to change.
+    """
+    check_no_secrets(config)
+    algorithms, callbacks = section_names(config.get('algorithms')), section_names(config.get('callbacks'))
+    if 'dynamic_batch_loading' in callbacks and section_names(config.get('train_loader'), 'name') != ['dynamic_text']:
+        raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
+    check_config(config)
+    _check_rounds(config)
+    check_resume(config)
+    _check_model(config['model'])
+    check_local_folder('tokenizer.name', config['tokenizer']['name'], *TOKENIZER_FILES)
+    if 'targeted_pruning' in algorithms:
+        _check_pruning(config['algorithms']['targeted_pruning'], config['model'], config)
+    if 'export_pruned' in callbacks:
+        _check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})
+    _check_precision(config)
+    return config
 
 
 def _check_rounds(config: Mapping[str, Any]) -> None:
@@ -127,12 +100,6 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
 
     if model.get('name') != 'sheared_causal_lm':
         raise ValueError(f'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got {model.get("name")!r}.')
-    if config.get('fsdp_config'):
-        if os.environ.setdefault('FSDP_VERSION', '2') != '2':
-            raise ValueError(
-                f'fsdp_config with FSDP_VERSION={os.environ["FSDP_VERSION"]}: pruning is built for FSDP2 (FSDP1 '
-                'flattens the parameters that masks cut); unset FSDP_VERSION or set it to 2.'
-            )
     for key in ('lagrangian_warmup', 'freeze_masks_after'):
         if settings.get(key) is not None:
             check_time(f'algorithms.targeted_pruning.{key}', settings[key])
@@ -164,7 +131,7 @@ def _source_config(model: Mapping[str, Any]) -> Any:
 
     name = model['pretrained_model_name_or_path']
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=model['trust_remote_code'])
+        return AutoConfig.from_pretrained(name, trust_remote_code=model.get('trust_remote_code', False))
     except OSError as error:
         raise ValueError(
             f'model.pretrained_model_name_or_path: the config of {name} cannot be read ({error}).'

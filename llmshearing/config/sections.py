@@ -15,17 +15,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmshearing.config.keys import (
-    built,
-    check_keys,
-    check_name,
-    check_one_of,
-    check_time,
-    check_whole,
-    constructor_of,
-    refuse_unknown,
-)
 from llmshearing.config.loaders import check_dataset
+from llmshearing.config.parts import build_for_checks, constructor_of
+from llmshearing.config.sharding import check_sharding
+from llmshearing.config.times import check_time
+from llmshearing.utils.checks import check_name, check_number, check_one_of, check_whole
+from llmshearing.utils.settings import check_keys
+from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['check_config', 'check_local_folder', 'check_section']
 
@@ -40,7 +36,6 @@ GIVEN_BY_LLMFOUNDRY = {
     'callbacks_with_config': ('train_config',),
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
-MIXED_PRECISION = ('param_dtype', 'reduce_dtype', 'buffer_dtype')
 MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
 BUILT_CALLBACKS = (
     'dynamic_batch_loading',
@@ -67,11 +62,11 @@ def check_config(config: Mapping[str, Any]) -> None:
         check_name(f'{key}.name', config[key].get('name'))
     _check_tokenizer(config['tokenizer'])
     check_section('model', config['model'], 'models')
-    _check_init_device(config['model'], config.get('fsdp_config'))
+    check_sharding(config)
     optimizer = check_section('optimizer', config['optimizer'], 'optimizers')
     _build_optimizer(optimizer, config['optimizer'])
     scheduler = check_section('scheduler', config['scheduler'], 'schedulers')
-    built('scheduler', scheduler, _without(config['scheduler'], 'name'))
+    build_for_checks('scheduler', scheduler, _without(config['scheduler'], 'name'))
     check_section('train_loader', config['train_loader'], 'dataloaders')
     for number, loader in enumerate(_eval_loaders(config)):
         where = f'eval_loader[{number}]' if config.get('eval_loaders') else 'eval_loader'
@@ -80,13 +75,13 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_labels(config)
     for name, settings in (config.get('algorithms') or {}).items():
         algorithm = _check_entry('algorithms', name, settings, 'algorithms')
-        built(f'algorithms.{name}', algorithm, settings or {})
+        build_for_checks(f'algorithms.{name}', algorithm, settings or {})
         if name == 'gradient_clipping':
             check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
     for name, settings in (config.get('callbacks') or {}).items():
         callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
         if name in BUILT_CALLBACKS:
-            built(f'callbacks.{name}', callback, settings or {})
+            build_for_checks(f'callbacks.{name}', callback, settings or {})
         if name == 'hf_checkpointer':
             check_one_of(
                 f'callbacks.{name}.precision',
@@ -97,7 +92,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, settings in (config.get('loggers') or {}).items():
         logger = _check_entry('loggers', name, settings, 'loggers')
         if name == 'metrics_file':
-            built(f'loggers.{name}', logger, settings)
+            build_for_checks(f'loggers.{name}', logger, settings)
     _check_profiler(config.get('profiler'))
 
 
@@ -165,8 +160,7 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
             check_whole(key, config[key], least=1)
     check_whole('seed', config.get('seed', 17), least=0, most=2**32 - 1)
     check_whole('save_num_checkpoints_to_keep', config.get('save_num_checkpoints_to_keep', -1), least=-1)
-    if not config.get('dist_timeout', 600) > 0:
-        raise ValueError(f'dist_timeout: expected a number of seconds above 0, got {config["dist_timeout"]!r}.')
+    check_number('dist_timeout', config.get('dist_timeout', 600), least=0, above=True)
     check_one_of('precision', config.get('precision', 'amp_bf16'), [precision.value for precision in Precision])
     level = config.get('python_log_level')
     if level is not None:
@@ -176,7 +170,6 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     for key in ('eval_interval', 'save_interval'):
         check_time(key, config.get(key, 1))
     check_time('console_log_interval', config.get('console_log_interval', '1ba'), above_zero=True, units=('ep', 'ba'))
-    _check_fsdp(config.get('fsdp_config'))
 
 
 def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
@@ -195,38 +188,6 @@ def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
             )
         return
     check_whole('device_train_microbatch_size', size, least=1)
-
-
-def _check_fsdp(settings: Mapping[str, Any] | None) -> None:
-    """Types of the keys that FSDP2 has; those of FSDP1 are let through,
-    since Composer warns of them and ignores them."""
-    from composer.utils.parallelism import FSDP2Config, FSDPConfig
-
-    if not settings:
-        return
-    precision = settings.get('mixed_precision')
-    by_part = isinstance(precision, Mapping)  # Composer takes that, too
-    check_keys(
-        'fsdp_config',
-        _without(settings, *(['mixed_precision'] if by_part else [])),
-        FSDP2Config,
-        FSDPConfig,
-        more=('load_planner', 'save_planner'),
-    )
-    if by_part:
-        refuse_unknown('fsdp_config.mixed_precision', precision, MIXED_PRECISION)
-    check_one_of('fsdp_config.state_dict_type', settings.get('state_dict_type', 'full'), ('full', 'sharded'))
-    if isinstance(precision, str):
-        check_one_of('fsdp_config.mixed_precision', precision, ('DEFAULT', 'PURE', 'FULL'))
-
-
-def _check_init_device(model: Mapping[str, Any], fsdp_config: Mapping[str, Any] | None) -> None:
-    device = model.get('init_device', 'cpu')
-    check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
-    if device == 'mixed' and (not fsdp_config or int(os.environ.get('WORLD_SIZE', 1)) == 1):
-        raise ValueError(
-            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.'
-        )
 
 
 def _check_tokenizer(settings: Mapping[str, Any]) -> None:
@@ -251,7 +212,9 @@ def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
     import torch
 
     if settings.get('param_groups') is None and settings.get('disable_grad') is None:
-        built('optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]})
+        build_for_checks(
+            'optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]}
+        )
 
 
 def _check_profiler(settings: Mapping[str, Any] | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llmshearing.config.run import check_run
+from llmshearing.config.run import check_run, prepare_run
 from tests.tiny_run import tiny_source
 
 YAML = Path(__file__).parents[2] / 'yamls' / 'demo' / 'prune.yaml'
@@ -49,19 +49,19 @@ def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
     expected = copy.deepcopy(config)
     expected['model']['trust_remote_code'] = False
     expected['tokenizer']['kwargs'] = {'trust_remote_code': False}
-    assert check_run(copy.deepcopy(config)) == expected
+    assert prepare_run(copy.deepcopy(config)) == expected
 
 
 def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):
     settings = {'target': {'sparsity': 0.5}, 'mask_learning': 'lagrangian'}
     config = changed(config, 'algorithms.targeted_pruning', settings)
     with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
-        check_run(copy.deepcopy(config))
-    check_run(changed(config, 'callbacks.export_pruned', KeyError))
+        prepare_run(copy.deepcopy(config))
+    prepare_run(changed(config, 'callbacks.export_pruned', KeyError))
 
 
 def test_runs_without_our_parts_are_left_alone():
-    assert check_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
+    assert prepare_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_runs_without_our_parts_are_left_alone():
 )
 def test_what_cannot_run_is_refused(config, path, value, message):
     with pytest.raises(ValueError, match=message):
-        check_run(changed(config, path, value))
+        prepare_run(changed(config, path, value))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_cannot_run_is_refused(config, path, value, message):
     ],
 )
 def test_unusual_settings_that_can_run_pass(config, path, value):
-    check_run(changed(config, path, value))
+    prepare_run(changed(config, path, value))
 
 
 def test_an_evaluator_of_several_streams_passes(config):
@@ -139,19 +139,19 @@ def test_an_evaluator_of_several_streams_passes(config):
     dataset = config['eval_loaders'][0]['dataset']
     folder = dataset.pop('local')
     dataset['streams'] = {'one': {'local': folder}, 'two': {'local': folder, 'proportion': 0.5}}
-    check_run(config)
+    prepare_run(config)
     dataset['streams']['two']['proportoin'] = 1.0
     with pytest.raises(ValueError, match="streams.two: unknown key 'proportoin'"):
-        check_run(config)
+        prepare_run(config)
     dataset['streams'] = [{'local': folder}]
     with pytest.raises(ValueError, match='streams: expected keys and values'):
-        check_run(config)
+        prepare_run(config)
 
 
 def test_what_this_package_logs_has_the_level_of_the_run(config):
     logger = logging.getLogger('llmshearing')
     for level in ('info', 'warning'):
-        check_run({**config, 'python_log_level': level})
+        prepare_run({**config, 'python_log_level': level})
         assert logger.getEffectiveLevel() == getattr(logging, level.upper())
 
 
@@ -159,7 +159,7 @@ def test_an_existing_export_is_refused_before_training(config):
     config = changed(config, 'callbacks.export_pruned.folder', str(Path(config['variables']['work']) / 'source'))
     config['callbacks']['export_pruned']['overwrite'] = False
     with pytest.raises(ValueError, match='exists already; choose another folder or set overwrite: true'):
-        check_run(config)
+        prepare_run(config)
 
 
 def test_unsupported_architectures_are_named(config, tmp_path):
@@ -171,7 +171,7 @@ def test_unsupported_architectures_are_named(config, tmp_path):
     ):
         wrong.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=message):
-            check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
+            prepare_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -185,17 +185,29 @@ def test_what_works_without_fsdp_only(config, monkeypatch, path, value, message)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setenv('FSDP_VERSION', '2')
     config = changed(config, path, value)
-    check_run(copy.deepcopy(config))
+    prepare_run(copy.deepcopy(config))
     with pytest.raises(ValueError, match=message):
-        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+        prepare_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
 
 
 def test_fsdp1_is_refused_and_fsdp2_chosen(config, monkeypatch):
     monkeypatch.setenv('FSDP_VERSION', '1')
     with pytest.raises(ValueError, match='FSDP1 cannot start on CPU|pruning is built for FSDP2'):
-        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+        prepare_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
     monkeypatch.delenv('FSDP_VERSION')
-    check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+    prepare_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
     import os
 
     assert os.environ['FSDP_VERSION'] == '2'
+
+
+def test_checks_change_nothing(config, monkeypatch):
+    """What a run's process needs is set by one function, and by no check."""
+    import os
+
+    monkeypatch.delenv('FSDP_VERSION', raising=False)
+    before, environment = copy.deepcopy(config), dict(os.environ)
+    level = logging.getLogger('llmshearing').level
+    check_run(config)
+    assert config == before and dict(os.environ) == environment
+    assert logging.getLogger('llmshearing').level == level
