@@ -36,7 +36,10 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
     if config is None:
         return
     from llmshearing.checkpoints.guard import guard_checkpoint_loading
+    from llmshearing.compat import composer, llmfoundry
 
+    composer.install()
+    llmfoundry.install()
     guard_checkpoint_loading()
     level = config.get('python_log_level', 'debug')  # llm-foundry's default; it sets the level of its own loggers only
     if level:
