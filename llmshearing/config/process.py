@@ -12,6 +12,9 @@ import os
 import warnings
 from typing import Any
 
+from llmshearing.config.files import expand_paths
+from llmshearing.config.parts import section_names
+
 __all__ = ['prepare_process']
 
 ENVIRONMENT = {
@@ -42,9 +45,10 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
     llmfoundry.install()
     guard_checkpoint_loading()
     level = config.get('python_log_level', 'debug')  # llm-foundry's default; it sets the level of its own loggers only
-    if level:
+    if isinstance(level, str) and level.upper() in logging.getLevelNamesMapping():
         logging.getLogger('llmshearing').setLevel(level.upper())
     _trust_no_remote_code(config)
+    expand_paths(config)
 
 
 def _silence_deprecations() -> None:
@@ -57,7 +61,9 @@ def _trust_no_remote_code(config: dict[str, Any]) -> None:
     """llm-foundry runs code that comes with a model unless told otherwise, and transformers asks on the terminal."""
     from llmfoundry import registry
 
-    if config['model']['name'] in ('sheared_causal_lm', 'hf_causal_lm', 'hf_t5'):
-        config['model'].setdefault('trust_remote_code', False)
-    if config['tokenizer']['name'] not in registry.tokenizers:
-        config['tokenizer']['kwargs'] = {'trust_remote_code': False, **(config['tokenizer'].get('kwargs') or {})}
+    model, tokenizer = config.get('model'), config.get('tokenizer')
+    if section_names(model, 'name') and model['name'] in ('sheared_causal_lm', 'hf_causal_lm', 'hf_t5'):
+        model.setdefault('trust_remote_code', False)
+    if section_names(tokenizer, 'name') and tokenizer['name'] not in registry.tokenizers:
+        if isinstance(tokenizer.get('kwargs') or {}, dict):
+            tokenizer['kwargs'] = {'trust_remote_code': False, **(tokenizer.get('kwargs') or {})}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from llmshearing.utils.checks import check_number
+from llmshearing.utils.checks import check_number, check_whole
 
 __all__ = ['RANGES', 'Range', 'check_ranges', 'range_of']
 
@@ -28,22 +28,25 @@ class Range:
         most (float): Largest one. Default: none.
         above (bool): ``least`` itself is not possible. Default: ``False``.
         zero (bool): 0 is possible. Default: ``True``.
+        whole (bool): Fractions are not possible, where the annotation would let them pass. Default: ``False``.
     """
 
     least: float = 0.0
     most: float = math.inf
     above: bool = False
     zero: bool = True
+    whole: bool = False
 
 
 ANY = Range(-math.inf)
 SHARE = Range(0, 1)
 POSITIVE = Range(0, above=True)
 COUNT = Range(1)
+WHOLE_COUNT = Range(1, whole=True)
 ALL_OR_COUNT = Range(-1, zero=False)  # -1 stands for all
 SEED = Range(0, 2**32 - 1)
 # Per rank, or one per core; a slip of a digit would start processes until the machine is full.
-WORKERS = Range(0, max(64, os.cpu_count() or 1))
+WORKERS = Range(0, max(64, os.cpu_count() or 1), whole=True)
 
 # Dotted places, list entries under the name of their list; the first row that matches decides.
 RANGES: tuple[tuple[str, Range], ...] = (
@@ -66,8 +69,8 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('max_seq_len', COUNT),
     ('icl_seq_len', COUNT),
     ('global_train_batch_size', COUNT),
-    ('device_eval_batch_size', COUNT),
-    ('device_train_microbatch_size', COUNT),
+    ('device_eval_batch_size', WHOLE_COUNT),
+    ('device_train_microbatch_size', WHOLE_COUNT),
     ('*_subset_num_batches', ALL_OR_COUNT),
     ('save_num_checkpoints_to_keep', Range(-1)),
     ('dist_timeout', POSITIVE),
@@ -79,7 +82,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     # Loaders.
     ('*loader*.num_workers', WORKERS),
     ('*loader*.prefetch_factor', COUNT),
-    ('*loader*.max_seq_len', COUNT),
+    ('*loader*.max_seq_len', WHOLE_COUNT),
     ('*loader*.round_batches', COUNT),
     ('*loader*.shuffle_block_size', COUNT),
     ('*loader*.shuffle_seed', SEED),
@@ -131,12 +134,16 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         ValueError: Naming the place, the range and the number.
     """
     for place, shown, value in _numbers(config):
+        shown = shown.replace('eval_loaders[', 'eval_loader[')  # what llm-foundry makes of a list under eval_loader
         allowed = range_of(place)
         if allowed is ANY:
             continue
         if value == 0 and not allowed.zero:
             raise ValueError(f'{shown}: expected a number above 0, or -1 for all, got {value!r}.')
-        check_number(shown, value, allowed.least, allowed.most, allowed.above)
+        if allowed.whole:
+            check_whole(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
+        else:
+            check_number(shown, value, allowed.least, allowed.most, allowed.above)
 
 
 def _numbers(tree: Any, place: str = '', shown: str = '') -> Iterator[tuple[str, str, float]]:

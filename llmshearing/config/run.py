@@ -2,27 +2,29 @@
 before the first batch, on every rank.
 
 It runs first under ``llmshearing train`` and ``llmfoundry train`` alike. Runs without any part of this package are left
-alone. What holds for every section is in the other modules of this package; here is what our own parts need of each
-other.
+alone. The order is from keys to what they stand for: sections by themselves, then against each other, then against the
+folders and checkpoints that they name.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from llmshearing.config.files import check_names
 from llmshearing.config.parts import our_parts, section_names
 from llmshearing.config.process import prepare_process
+from llmshearing.config.pruning import check_export, check_pruning
 from llmshearing.config.resume import check_resume
 from llmshearing.config.secrets import check_no_secrets
-from llmshearing.config.sections import check_config, check_local_folder
-from llmshearing.config.times import check_time
+from llmshearing.config.sections import check_config
+from llmshearing.config.source import check_source
+from llmshearing.config.times import describe_epochs
 
 __all__ = ['check_run', 'prepare_run']
 
-# A folder with a tokenizer has one of these.
-TOKENIZER_FILES = ('tokenizer_config.json', 'tokenizer.json', 'tokenizer.model', 'vocab.json')
+log = logging.getLogger(__name__)
 
 
 def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
@@ -53,117 +55,39 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     algorithms, callbacks = section_names(config.get('algorithms')), section_names(config.get('callbacks'))
     if 'dynamic_batch_loading' in callbacks and section_names(config.get('train_loader'), 'name') != ['dynamic_text']:
         raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
+    if 'targeted_pruning' in algorithms and section_names(config.get('model'), 'name') != ['sheared_causal_lm']:
+        raise ValueError(
+            'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got '
+            f'{section_names(config.get("model"), "name")}.'
+        )
     check_config(config)
-    _check_rounds(config)
+    check_names(config)
+    if config['train_loader']['name'] == 'dynamic_text':
+        _check_rounds(config)
     check_resume(config)
-    _check_model(config['model'])
-    check_local_folder('tokenizer.name', config['tokenizer']['name'], *TOKENIZER_FILES)
+    source = check_source(config)
     if 'targeted_pruning' in algorithms:
-        _check_pruning(config['algorithms']['targeted_pruning'], config['model'], config)
+        check_pruning(config, source)
     if 'export_pruned' in callbacks:
-        _check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})
-    _check_precision(config)
+        check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})
     return config
 
 
 def _check_rounds(config: Mapping[str, Any]) -> None:
-    loader, batches = config['train_loader'], config.get('train_subset_num_batches')
-    if loader['name'] != 'dynamic_text' or batches in (None, -1, loader['dataset'].get('round_batches')):
-        return
-    raise ValueError(
-        f'train_subset_num_batches: {batches} would serve the beginning of every mixing round and nothing else; remove '
-        'it and say with max_duration how long to train.'
-    )
-
-
-def _check_model(model: Mapping[str, Any]) -> None:
-    from llmshearing.utils.paths import check_safetensors_index
-
-    where = 'model.pretrained_model_name_or_path'
-    source = model.get('pretrained_model_name_or_path')
-    if source is None:  # a model of llm-foundry's own kind
-        return
-    if not source:
-        raise ValueError(f'{where}: expected a Hugging Face folder or name, got {source!r}.')
-    check_local_folder(where, source, 'config.json')
-    index = Path(source) / 'model.safetensors.index.json'
-    if index.is_file():
-        check_safetensors_index(index)
-
-
-def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    from llmshearing.algorithms.targeted_pruning import TargetedPruning
-    from llmshearing.masks.sparsity_target import read_sparsity_target
-    from llmshearing.models.families import family_of
-    from llmshearing.models.shapes import shape_of
-    from llmshearing.models.targets import target_shape
-
-    if model.get('name') != 'sheared_causal_lm':
-        raise ValueError(f'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got {model.get("name")!r}.')
-    for key in ('lagrangian_warmup', 'freeze_masks_after'):
-        if settings.get(key) is not None:
-            check_time(f'algorithms.targeted_pruning.{key}', settings[key])
-    _check_checkpoints(settings, config)
-    pruning = TargetedPruning(**settings)
-    source_config = _source_config(model)
-    family_of(source_config)  # refuses other model types, whose configs may have no such shape
-    if read_sparsity_target(pruning.target_settings, shape_of(source_config)) is None:
-        target_shape(source_config, pruning.target_settings)
-
-
-def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuses checkpoints that a pruning run could not go on from, or be exported from."""
-    if config.get('save_weights_only'):
+    """Refuses or tells what is not meant where an epoch is a mixing round."""
+    dataset, batches = config['train_loader']['dataset'], config.get('train_subset_num_batches')
+    if batches not in (None, -1, dataset.get('round_batches')):
         raise ValueError(
-            'save_weights_only: true leaves the masks out of the checkpoints, so they can be neither resumed nor '
-            'exported; set it to false for pruning.'
+            f'train_subset_num_batches: {batches} would serve the beginning of every mixing round and nothing else; '
+            'remove it and say with max_duration how long to train.'
         )
-    sharding = config.get('fsdp_config')
-    if sharding and settings.get('freeze_weights') and sharding.get('state_dict_type', 'full') == 'full':
-        raise ValueError(
-            'algorithms.targeted_pruning.freeze_weights: true leaves the optimizer without tensors, and PyTorch cannot '
-            'load such a full checkpoint under FSDP2; set fsdp_config.state_dict_type: sharded.'
-        )
-
-
-def _source_config(model: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    name = model['pretrained_model_name_or_path']
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=model.get('trust_remote_code', False))
-    except OSError as error:
-        raise ValueError(
-            f'model.pretrained_model_name_or_path: the config of {name} cannot be read ({error}).'
-        ) from error
-
-
-def _check_precision(config: Mapping[str, Any]) -> None:
-    import torch
-
-    precision = config.get('precision', 'amp_bf16')
-    if precision == 'amp_fp16':
-        raise ValueError(
-            'precision: amp_fp16 scales losses, which gradients of masks, distillation and finite_monitor do not take '
-            'into account; use amp_bf16 or fp32.'
-        )
-    if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise ValueError(
-            f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).'
-        )
-
-
-def _check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:
-    from llmshearing.masks.sparsity_target import NOT_EXPORTABLE
-
-    if 'targeted_pruning' not in algorithms:
-        raise ValueError(
-            'callbacks.export_pruned exports what algorithms.targeted_pruning learned; add that algorithm.'
-        )
-    if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):
-        raise ValueError(f'callbacks.export_pruned: {NOT_EXPORTABLE}')
-    if Path(settings['folder']).exists() and not settings.get('overwrite', False):
-        raise ValueError(
-            f'callbacks.export_pruned: {settings["folder"]} exists already; '
-            'choose another folder or set overwrite: true.'
-        )
+    epochs = describe_epochs(config)
+    if epochs is not None:
+        log.warning(epochs)
+    for number, loader in enumerate(config.get('eval_loaders') or []):
+        length = loader['dataset'].get('max_seq_len')
+        if loader['name'] == 'text' and length != dataset['max_seq_len']:
+            raise ValueError(
+                f'eval_loader[{number}].dataset.max_seq_len: {length} is not the {dataset["max_seq_len"]} of '
+                'train_loader: losses of shorter or longer sequences are no measure of the mixture; use the same.'
+            )

@@ -10,25 +10,23 @@ cheap and has no effect outside is built once for its own checks of ranges.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from llmshearing.config.loaders import check_dataset
 from llmshearing.config.parts import build_for_checks, constructor_of
+from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
-from llmshearing.config.times import check_time
-from llmshearing.utils.checks import check_name, check_number, check_one_of, check_whole
+from llmshearing.config.tasks import check_tasks
+from llmshearing.config.times import check_time, check_within_run
+from llmshearing.utils.checks import check_name, check_one_of, check_whole
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['check_config', 'check_local_folder', 'check_section']
+__all__ = ['check_config', 'check_section']
 
 # Made by llm-foundry itself.
 NOT_FOR_USERS = ('device_train_batch_size', 'device_train_grad_accum', 'n_gpus')
-WHOLE_FROM_ONE = ('max_seq_len', 'global_train_batch_size', 'device_eval_batch_size')
-ALL_OR_COUNT = ('train_subset_num_batches', 'eval_subset_num_batches', 'icl_subset_num_batches')
 GIVEN_BY_LLMFOUNDRY = {
     'models': ('tokenizer',),
     'optimizers': ('params',),
@@ -36,7 +34,6 @@ GIVEN_BY_LLMFOUNDRY = {
     'callbacks_with_config': ('train_config',),
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
-MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
 BUILT_CALLBACKS = (
     'dynamic_batch_loading',
     'export_pruned',
@@ -58,6 +55,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         ValueError: Naming the key, what it is, and what it could be.
     """
     _check_top_level(config)
+    check_ranges(config)
     for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
         check_name(f'{key}.name', config[key].get('name'))
     _check_tokenizer(config['tokenizer'])
@@ -88,12 +86,14 @@ def check_config(config: Mapping[str, Any]) -> None:
                 (settings or {}).get('precision', 'float32'),
                 ('float32', 'float16', 'bfloat16'),
             )
-            check_time(f'callbacks.{name}.save_interval', settings['save_interval'])
+            check_time(f'callbacks.{name}.save_interval', settings['save_interval'], above_zero=True)
     for name, settings in (config.get('loggers') or {}).items():
         logger = _check_entry('loggers', name, settings, 'loggers')
         if name == 'metrics_file':
             build_for_checks(f'loggers.{name}', logger, settings)
     _check_profiler(config.get('profiler'))
+    check_tasks(config)
+    _check_compilation(config.get('compile_config'), config.get('algorithms') or {})
 
 
 def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
@@ -107,20 +107,8 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
         more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
     )
     if registry_name == 'dataloaders':
-        check_whole(
-            f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1)
-        )
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
-
-
-def check_local_folder(where: str, name: str, *files: str) -> None:
-    """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
-    looks_local = name.startswith(('/', '.', '~')) or name.count('/') != 1 or Path(name).is_dir()
-    if looks_local and '/' not in name and not Path(name).is_dir():
-        looks_local = False  # a hub name without an organisation
-    if looks_local and not any((Path(name) / file).is_file() for file in files):
-        raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 
 def _constructors(constructor: Callable, name: str) -> tuple[Callable, ...]:
@@ -140,7 +128,6 @@ def _check_entry(section: str, name: Any, settings: Any, *registry_names: str) -
 
 
 def _check_top_level(config: Mapping[str, Any]) -> None:
-    from composer.core import Precision
     from llmfoundry.utils.config_utils import TrainConfig
     from omegaconf import MISSING
 
@@ -153,15 +140,7 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     missing = [name for name in (*needed, 'global_train_batch_size') if config.get(name) is None]
     if missing:
         raise ValueError(f'configuration: missing {", ".join(missing)}.')
-    for key in WHOLE_FROM_ONE:
-        check_whole(key, config[key], least=1)
-    for key in ALL_OR_COUNT:
-        if config.get(key) is not None and config[key] != -1:
-            check_whole(key, config[key], least=1)
-    check_whole('seed', config.get('seed', 17), least=0, most=2**32 - 1)
-    check_whole('save_num_checkpoints_to_keep', config.get('save_num_checkpoints_to_keep', -1), least=-1)
-    check_number('dist_timeout', config.get('dist_timeout', 600), least=0, above=True)
-    check_one_of('precision', config.get('precision', 'amp_bf16'), [precision.value for precision in Precision])
+    _check_precision(config.get('precision', 'amp_bf16'))
     level = config.get('python_log_level')
     if level is not None:
         check_one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
@@ -169,6 +148,9 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok', 'sec'))
     for key in ('eval_interval', 'save_interval'):
         check_time(key, config.get(key, 1))
+    for key in ('t_warmup', 't_max'):
+        if config['scheduler'].get(key) is not None:
+            check_within_run(f'scheduler.{key}', config['scheduler'][key], config['max_duration'])
     check_time('console_log_interval', config.get('console_log_interval', '1ba'), above_zero=True, units=('ep', 'ba'))
 
 
@@ -215,6 +197,36 @@ def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
         build_for_checks(
             'optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]}
         )
+
+
+def _check_precision(precision: Any) -> None:
+    import torch
+    from composer.core import Precision
+
+    check_one_of('precision', precision, [precision.value for precision in Precision])
+    if precision == 'amp_fp16':
+        raise ValueError(
+            'precision: amp_fp16 scales losses, which gradients of masks, distillation and finite_monitor do not take '
+            'into account; use amp_bf16 or fp32.'
+        )
+    if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).'
+        )
+
+
+def _check_compilation(settings: Mapping[str, Any] | None, algorithms: Mapping[str, Any]) -> None:
+    import torch
+
+    if settings is None:
+        return
+    if 'targeted_pruning' in algorithms:
+        raise ValueError(
+            'compile_config: a model that is being pruned is not compiled, since its tensors change their shape from '
+            'batch to batch; remove it for this stage.'
+        )
+    check_keys('compile_config', settings, torch.compile, given=('model',))
+    build_for_checks('compile_config', torch.compile, {'model': torch.nn.Identity(), **settings})
 
 
 def _check_profiler(settings: Mapping[str, Any] | None) -> None:

@@ -6,6 +6,7 @@ rounds and not ten batches or ten passes over the data: said by :func:`describe_
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from composer.core import Time
 
 __all__ = ['check_time', 'check_within_run', 'describe_epochs', 'read_time']
+
+log = logging.getLogger(__name__)
 
 EXPECTED = 'expected a time such as 100ba, 1ep or 0.1dur'
 
@@ -43,26 +46,23 @@ def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str,
 
 
 def check_within_run(key: str, value: Any, max_duration: Any) -> None:
-    """Refuses a time that the run never comes to, so that what it stands for would never happen.
+    """Refuses a part of the run that is more than the whole, and tells of a time that the run does not come to.
+
+    The second is not refused: a short trial of a long run, with ``max_duration`` on the command line, is like that.
 
     Args:
         key (str): Place in the configuration, for the message.
-        value (Any): A valid time: a part of the run (``dur``), or in any unit.
+        value (Any): A valid time.
         max_duration (Any): Length of the run; times in another unit than its own cannot be compared and pass.
 
     Raises:
-        ValueError: If it lies beyond the end.
+        ValueError: If it is more than ``1dur``.
     """
     time, end = read_time(key, value), read_time('max_duration', max_duration)
-    if time.unit.value == 'dur':
-        beyond = time.value > 1
-    else:
-        beyond = time.unit == end.unit and time.value > end.value
-    if beyond:
-        raise ValueError(
-            f'{key}: {value} lies beyond the end of the run (max_duration: {max_duration}), so it would never come; '
-            'shorten it or train longer.'
-        )
+    if time.unit.value == 'dur' and time.value > 1:
+        raise ValueError(f'{key}: {value} is longer than the run, so it would never come; the most is 1dur.')
+    if time.unit == end.unit and time.value > end.value:
+        log.warning('%s: %s does not come, because the run ends after %s.', key, value, max_duration)
 
 
 def describe_epochs(config: Mapping[str, Any]) -> str | None:

@@ -34,10 +34,10 @@ def config(tmp_path_factory):
 
 def changed(config, path, value):
     config = copy.deepcopy(config)
-    *parents, last = path.split('.')
+    *parents, last = path.split('.') if isinstance(path, str) else [path]
     place = config
     for name in parents:
-        place = place[name]
+        place = place[int(name) if isinstance(place, list) else name]
     if value is KeyError:
         del place[last]
     else:
@@ -108,13 +108,47 @@ def test_runs_without_our_parts_are_left_alone():
         ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
         ('max_duration', '-3ba', 'max_duration: expected a time above 0'),
         ('optimizer.lr', '1e-4', r"optimizer.lr: expected a number, got '1e-4'"),
-        ('optimizer.lr', -1.0, 'optimizer: Invalid learning rate'),
+        ('optimizer.lr', -1.0, 'optimizer.lr: expected a number of at least 0, got -1.0'),
         ('precision', 'amp_fp16', 'use amp_bf16 or fp32'),
         ('algorithms', None, 'export_pruned exports what algorithms.targeted_pruning learned'),
         ('callbacks.export_pruned.dtype_', 'x', "Did you mean 'dtype'"),
         ('callbacks.export_pruned.folder', KeyError, 'missing folder'),
         ('callbacks.dynamic_batch_loading.etaa', 1, "unknown key 'etaa'. Did you mean 'eta'"),
         ('train_loader.name', 'text', 'needs train_loader.name: dynamic_text'),
+        (
+            'callbacks.hf_checkpointer',
+            {'save_folder': 'x', 'save_interval': '1dur'},
+            'writes the uncut model, .* add callbacks.export_pruned',
+        ),
+        ('model.pretrained', False, 'leaves random weights'),
+        ('compile_config', {}, 'a model that is being pruned is not compiled'),
+        ('algorithms.targeted_pruning.lagrangian_warmup', '2dur', 'longer than the run.* the most is 1dur'),
+        ('scheduler.t_warmup', '1.5dur', 'scheduler.t_warmup: 1.5dur is longer than the run'),
+        (
+            'eval_loaders.1.dataset.max_seq_len',
+            8,
+            r'eval_loader\[1\].dataset.max_seq_len: 8 is not the 256 of train_loader',
+        ),
+        ('save_filename', '../x', 'save_filename: .* leads out of save_folder'),
+        ('callbacks.speed_monitor', {'window_size': 0}, 'callbacks.speed_monitor.window_size: expected a number of'),
+        ('icl_tasks', [{'label': 'x'}], r'icl_tasks\[0\]: missing dataset_uri, icl_task_type, num_fewshot'),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': 'x', 'icl_task_type': 'multiple_choise', 'num_fewshot': [0]}],
+            "Did you mean 'multiple_choice'",
+        ),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': '/no/x', 'icl_task_type': 'schema', 'num_fewshot': [0]}],
+            'there is no file /no/x',
+        ),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': '/no/x', 'icl_task_type': 'schema', 'num_fewshot': 0}],
+            r'icl_tasks\[0\].num_fewshot: expected a list',
+        ),
+        ('icl_tasks_str', '/no/such.yaml', 'icl_tasks: /no/such.yaml cannot be read'),
+        (False, 1, 'the key False is read by YAML as bool, not as text; put it in quotes'),
     ],
 )
 def test_what_cannot_run_is_refused(config, path, value, message):
@@ -160,6 +194,25 @@ def test_an_existing_export_is_refused_before_training(config):
     config['callbacks']['export_pruned']['overwrite'] = False
     with pytest.raises(ValueError, match='exists already; choose another folder or set overwrite: true'):
         prepare_run(config)
+
+
+def test_epochs_are_told_in_batches(config, caplog):
+    batches = config['train_loader']['dataset']['round_batches']
+    with caplog.at_level(logging.WARNING):
+        prepare_run(changed(config, 'max_duration', 10))
+    assert f'max_duration: 10 ends after {10 * batches} batches' in caplog.text
+
+
+def test_compilation_of_the_next_stage_is_checked(config):
+    config = changed(config, 'algorithms', None)
+    del config['callbacks']['export_pruned']
+    prepare_run(changed(config, 'compile_config', {}))
+    with pytest.raises(ValueError, match="compile_config: unknown key 'modes'. Did you mean 'mode'"):
+        prepare_run(changed(config, 'compile_config', {'modes': 'default'}))
+    with pytest.raises(ValueError, match='compile_config: .*zzz'):
+        prepare_run(changed(config, 'compile_config', {'backend': 'zzz'}))
+    with pytest.raises(ValueError, match='compile_config: .*zzz'):
+        prepare_run(changed(config, 'compile_config', {'mode': 'zzz'}))
 
 
 def test_unsupported_architectures_are_named(config, tmp_path):
