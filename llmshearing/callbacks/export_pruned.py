@@ -29,7 +29,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.models.cutting import CutPlan
-from llmshearing.utils.paths import local_destination
+from llmshearing.utils.paths import local_destination, refuse_existing
 
 __all__ = ['ExportPruned']
 
@@ -76,10 +76,7 @@ class ExportPruned(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         refuse_open_widths(find_pruning(state))
-        if self.folder.exists() and not self.overwrite:
-            raise ValueError(
-                f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.'
-            )
+        refuse_existing('export_pruned', self.folder, self.overwrite)
         if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
             _check_writable(self.folder)
         pruning = find_pruning(state)

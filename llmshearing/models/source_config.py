@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from llmshearing.compat.transformers import attention_implementation
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['check_attention', 'config_from', 'layer_windows', 'normalised', 'read_config']
+__all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'normalised', 'read_config']
 
 NEEDS_NEWER = 'which this version of transformers does not compute; use transformers 5 (constraints/current.txt)'
 # Settings of a kind of rotary embedding that transformers 4.51 computes with.
@@ -41,6 +41,15 @@ ROTARY_KEYS = {
 # Name of the base and of the rotated share of a head in transformers 4, by model type.
 BASE_KEYS = {'gpt_neox': 'rotary_emb_base'}
 SHARE_KEYS = {'gpt_neox': 'rotary_pct', 'phi3': 'partial_rotary_factor', 'glm': 'partial_rotary_factor'}
+READ_OTHERWISE = (
+    'rope_theta',
+    'rope_scaling',
+    'rope_local_base_freq',
+    'partial_rotary_factor',
+    'rotary_pct',
+    'sliding_window_pattern',
+    'max_window_layers',
+)
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
 
@@ -143,6 +152,26 @@ def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_
             f'{max_seq_len} tokens would notice. Set max_seq_len to at most {window}, use flash_attention_2, or '
             'transformers 5 (constraints/current.txt).'
         )
+
+
+def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
+    """Raises a ValueError where transformers' own reading of a config leaves out what :func:`read_config` takes from it.
+
+    Args:
+        name (str | Path): Folder, or name on the hub.
+        config (PretrainedConfig): As :func:`read_config` gives it.
+    """
+    try:
+        stock = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError):
+        return  # a model with code of its own; whoever builds it says so
+    for key in READ_OTHERWISE:
+        if hasattr(config, key) and getattr(config, key) != getattr(stock, key, None):
+            raise ValueError(
+                f'the config of {name} was written by transformers 5; transformers 4 would compute with {key}: '
+                f'{getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set model.name: sheared_causal_lm, '
+                'which reads it, or use transformers 5 (constraints/current.txt).'
+            )
 
 
 def _refusal(key: str, value: Any) -> str:
