@@ -155,7 +155,7 @@ def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_
 
 
 def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
-    """Raises a ValueError where transformers' own reading of a config leaves out what :func:`read_config` takes from it.
+    """Raises a ValueError where transformers' own reading of a config leaves out what :func:`read_config` takes.
 
     Args:
         name (str | Path): Folder, or name on the hub.
@@ -169,8 +169,8 @@ def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
         if hasattr(config, key) and getattr(config, key) != getattr(stock, key, None):
             raise ValueError(
                 f'the config of {name} was written by transformers 5; transformers 4 would compute with {key}: '
-                f'{getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set model.name: sheared_causal_lm, '
-                'which reads it, or use transformers 5 (constraints/current.txt).'
+                f'{getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set model.name: '
+                'sheared_causal_lm, which reads it, or use transformers 5 (constraints/current.txt).'
             )
 
 
