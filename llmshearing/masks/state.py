@@ -54,6 +54,8 @@ class PruningState:
             masks passes them to :class:`~llmshearing.models.cutting.CutPlan`, or sets them on the
             :class:`~llmshearing.models.cuttable.Cutter`: gains of norms follow hidden dimensions that go. None in
             runs and checkpoints without; gains then stay as they are.
+        origin (tuple[str, dict[str, str]] | None): Name of the source and its small files
+            (:func:`~llmshearing.models.source_files.read_source_files`), for exports where the source is not.
     """
 
     mask_learning: str
@@ -63,6 +65,7 @@ class PruningState:
     learner: MaskLearner | None = None
     frozen_masks: dict[str, Tensor] | None = None
     norm_energies: Tensor | None = None
+    origin: tuple[str, dict[str, str]] | None = None
 
     @property
     def has_open_widths(self) -> bool:
@@ -92,6 +95,7 @@ class PruningState:
                 'learner': self.learner.state_dict(),
                 'frozen_masks': self.frozen_masks,
                 'norm_energies': self.norm_energies,
+                'origin': self.origin,
             }
         return state
 
@@ -178,7 +182,7 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
     plans, learned = plan_masks(config, target), state['mask_learning']
     learner = learner_class(learned).restore(plans, state['learner'])
     energies = _read_energies(state.get('norm_energies'), config)
-    return PruningState(learned, source, target, plans, learner, state['frozen_masks'], energies)
+    return PruningState(learned, source, target, plans, learner, state['frozen_masks'], energies, state.get('origin'))
 
 
 def _read_energies(energies: Tensor | None, config: PretrainedConfig) -> Tensor | None:

@@ -30,6 +30,7 @@ from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.masks.widths import describe_widths, layer_widths
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.models.source_files import read_source_files
 from llmshearing.models.targets import target_shape
 
 __all__ = ['TargetedPruning', 'find_pruning']
@@ -150,6 +151,7 @@ class TargetedPruning(PruningState, Algorithm):
                 'targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.'
             )
         self.source = model.cutter.shape
+        self.origin = model.source, read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
         self.target = read_sparsity_target(self.settings.target, self.source)
         if self.has_open_widths:
             constraints = [SparsityConstraint(self.source, self.target.sparsity)]
