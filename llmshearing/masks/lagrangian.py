@@ -69,7 +69,7 @@ class LagrangianMasks:
         )
         self.plans, self.start_sparsity, self.seed = dict(plans), start_sparsity, seed
         generator = torch.Generator().manual_seed(seed)
-        self.log_alpha = {axis: _start(plan, generator) for axis, plan in self.plans.items()}
+        self.log_alpha = {axis: _start_distinct(plan, generator) for axis, plan in self.plans.items()}
         self.multipliers = {constraint.name: torch.zeros(2, requires_grad=True) for constraint in self.constraints}
         self.optimizer = torch.optim.AdamW(
             [
@@ -120,7 +120,7 @@ class LagrangianMasks:
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
         """The gates of one batch, from noise that depends on the seed and the batch's number alone."""
         del progress
-        generator = torch.Generator().manual_seed(_mix(self.seed, batch))
+        generator = torch.Generator().manual_seed(_mix_seed(self.seed, batch))
         self._gates = {axis: sample_gate(log_alpha, generator) for axis, log_alpha in self.log_alpha.items()}
         return {axis: gate.detach() for axis, gate in self._gates.items()}
 
@@ -197,14 +197,14 @@ class LagrangianMasks:
         self.gaps = dict(state['gaps'])
 
 
-def _start(plan: AxisPlan, generator: torch.Generator) -> Tensor:
+def _start_distinct(plan: AxisPlan, generator: torch.Generator) -> Tensor:
     """Distinct values in random order: with ties, chance at the bound would decide what is pruned."""
     size = torch.Size(plan.mask_shape).numel()
     values = torch.linspace(START_LOW, START_HIGH, size)[torch.randperm(size, generator=generator)]
     return values.view(plan.mask_shape).requires_grad_()
 
 
-def _mix(seed: int, batch: int) -> int:
+def _mix_seed(seed: int, batch: int) -> int:
     """One generator seed per (seed, batch), in 63 bits (the splitmix64 finaliser)."""
     value = (seed * 0x9E3779B97F4A7C15 + batch) & (2**64 - 1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

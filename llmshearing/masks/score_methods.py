@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llmshearing.masks.scores import Calibration, ScoringMethod, labels_of, scoring_methods
+from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
 from llmshearing.models.cutting import DIMENSIONS
 from llmshearing.models.families import Linear, Norm
 from llmshearing.models.shapes import ModelShape
@@ -35,7 +35,7 @@ __all__ = ['activation', 'block_importance', 'magnitude', 'perplexity', 'random'
 WIDTH_AXES = tuple(axis for axis in AXES if axis != 'layer')
 
 
-def _ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+def _masks_of_ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     shapes = mask_shapes(calibration.cutter.shape)
     return {axis: torch.ones(shapes[axis]) for axis in axes}
 
@@ -44,7 +44,7 @@ def taylor(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     """Mean absolute derivative of a batch's loss by the masks."""
     cutter, total = calibration.cutter, None
     for batch in calibration.batches:
-        cutter.set_masks(_ones(calibration, axes))
+        cutter.set_masks(_masks_of_ones(calibration, axes))
         calibration.backward(batch)
         gradients = cutter.mask_gradients(reduce=calibration.reduce)
         cutter.model.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | 
 
 
 @contextmanager
-def _removed_after(handles: list) -> Iterator[None]:
+def _remove_after(handles: list) -> Iterator[None]:
     try:
         yield
     finally:
@@ -140,7 +140,7 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
             if axis in axes and isinstance(role, Linear) and role.columns == dimension:
                 handles.append(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
     cutter.set_masks(None)
-    with _removed_after(handles), torch.no_grad():
+    with _remove_after(handles), torch.no_grad():
         for part, share in calibration.passes():
             calibration.loss_of(part)
     return {axis: calibration.average(value).sqrt() for axis, value in squares.items()}
@@ -163,7 +163,7 @@ def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str,
 
     handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
     cutter.set_masks(None)
-    with _removed_after(handles), torch.no_grad():
+    with _remove_after(handles), torch.no_grad():
         for part, share in calibration.passes():
             calibration.loss_of(part)
     return {'layer': calibration.average(change)}
@@ -179,7 +179,7 @@ def perplexity(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
             mask[layer : layer + 1] = 0  # past the last layer: nothing removed
             cutter.set_masks({'layer': mask})
             for part, _ in calibration.passes():
-                labels = labels_of(part)
+                labels = count_labels(part)
                 sums[layer] += torch.stack([calibration.loss_of(part).float() * labels, labels])
     losses, labels = calibration.average(sums).unbind(1)
     return {'layer': losses[:-1] / labels[:-1] - losses[-1] / labels[-1]}

@@ -20,7 +20,7 @@ from llmshearing.masks.axes import AxisPlan
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.units import AXES
 
-__all__ = ['Calibration', 'ScoringMethod', 'method_by_axis', 'score_units', 'scoring_methods']
+__all__ = ['Calibration', 'ScoringMethod', 'count_labels', 'method_by_axis', 'score_units', 'scoring_methods']
 
 IGNORED_LABEL = -100  # of PyTorch's cross-entropy
 
@@ -41,7 +41,7 @@ class ScoringMethod:
     axes: tuple[str, ...] = AXES
 
 
-def _alone(tensor: Tensor) -> None:
+def _keep(tensor: Tensor) -> None:
     """The average over one rank."""
 
 
@@ -62,7 +62,7 @@ class Calibration:
     cutter: Cutter
     batches: Sequence[Any]
     loss: Callable[[Any], Tensor] | None = None
-    reduce: Callable[[Tensor], None] = _alone
+    reduce: Callable[[Tensor], None] = _keep
     seed: int = 17
     microbatch_size: int | None = None
 
@@ -95,7 +95,7 @@ class Calibration:
     def backward(self, batch: Any) -> None:
         """Backward passes of a batch; averaged over ranks, the gradients are those of its mean loss over all labels."""
         parts = self.parts(batch)
-        labels = torch.stack([labels_of(part) for part in parts])
+        labels = torch.stack([count_labels(part) for part in parts])
         everywhere = labels.sum().float()
         self.reduce(everywhere)
         for part, share in zip(parts, labels / everywhere):
@@ -108,7 +108,7 @@ class Calibration:
         return value.cpu()
 
 
-def labels_of(batch: Any) -> Tensor:
+def count_labels(batch: Any) -> Tensor:
     """How many labels of a batch have a loss; the first of a sequence has no prediction."""
     return (batch['labels'][:, 1:] != IGNORED_LABEL).sum()
 

@@ -39,7 +39,6 @@ STATE_KEYS = {'version', 'source', 'target', 'learner'}  # of the states that we
 IDENTITY = ('version', 'source', 'target', 'mask_learning')  # a run takes no state that differs in these
 
 
-@dataclasses.dataclass(eq=False, repr=False)
 class PruningState:
     """The masks of a run. All but ``mask_learning`` is known once the run has a model.
 
@@ -58,14 +57,15 @@ class PruningState:
             (:func:`~llmshearing.models.source_files.read_source_files`), for exports where the source is not.
     """
 
-    mask_learning: str
-    source: ModelShape | None = None
-    target: ModelShape | SparsityTarget | None = None
-    plans: dict[str, AxisPlan] = dataclasses.field(default_factory=dict)
-    learner: MaskLearner | None = None
-    frozen_masks: dict[str, Tensor] | None = None
-    norm_energies: Tensor | None = None
-    origin: tuple[str, dict[str, str]] | None = None
+    def __init__(self, mask_learning: str):
+        self.mask_learning = mask_learning
+        self.source: ModelShape | None = None
+        self.target: ModelShape | SparsityTarget | None = None
+        self.plans: dict[str, AxisPlan] = {}
+        self.learner: MaskLearner | None = None
+        self.frozen_masks: dict[str, Tensor] | None = None
+        self.norm_energies: Tensor | None = None
+        self.origin: tuple[str, dict[str, str]] | None = None
 
     @property
     def has_open_widths(self) -> bool:
@@ -78,11 +78,11 @@ class PruningState:
 
     def final_masks(self) -> dict[str, Tensor]:
         """Masks that keep exactly the target's units; where widths are open, the expected number of each row."""
-        return self._fixed('expected' if self.has_open_widths else 'target')
+        return self._masks('expected' if self.has_open_widths else 'target')
 
     def current_masks(self) -> dict[str, Tensor]:
         """Masks as they are now: each row keeps its expected number of units."""
-        return self._fixed('expected')
+        return self._masks('expected')
 
     def state_dict(self) -> dict[str, Any]:
         """Small, of plain types and tensors; ``kind`` says what it is."""
@@ -116,7 +116,7 @@ class PruningState:
         self.frozen_masks = state['frozen_masks']
         self.norm_energies = state.get('norm_energies')
 
-    def _fixed(self, counts: str) -> dict[str, Tensor]:
+    def _masks(self, counts: str) -> dict[str, Tensor]:
         return self.learner.deterministic(counts) if self.frozen_masks is None else self.frozen_masks
 
 
@@ -179,10 +179,12 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         raise ValueError(
             f"the masks belong to a source of shape {source}, the checkpoint's config has {shape_of(config)}."
         )
-    plans, learned = plan_masks(config, target), state['mask_learning']
-    learner = learner_class(learned).restore(plans, state['learner'])
-    energies = _read_energies(state.get('norm_energies'), config)
-    return PruningState(learned, source, target, plans, learner, state['frozen_masks'], energies, state.get('origin'))
+    pruning = PruningState(state['mask_learning'])
+    pruning.source, pruning.target, pruning.plans = source, target, plan_masks(config, target)
+    pruning.learner = learner_class(pruning.mask_learning).restore(pruning.plans, state['learner'])
+    pruning.frozen_masks, pruning.origin = state['frozen_masks'], state.get('origin')
+    pruning.norm_energies = _read_energies(state.get('norm_energies'), config)
+    return pruning
 
 
 def _read_energies(energies: Tensor | None, config: PretrainedConfig) -> Tensor | None:

@@ -8,6 +8,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.export.job import ExportSettings, export_checkpoint
 from llmshearing.export.model_folder import cut_tensors, exported_config, shape_after
+from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.energies import norm_energies, relative_squares
 from llmshearing.masks.scores import Calibration
 from llmshearing.masks.state import read_pruning_state
@@ -16,6 +17,7 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.gains import gain_factors, stream_norms
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.units import mask_shapes
 from tests.export.test_model_folder import AXES, IDS, uniform_soft_masks
 from tests.models.tiny import VARIANTS, tiny_model
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
@@ -144,6 +146,31 @@ def test_masked_and_exported_logits_are_equal(variant):
         exported.tie_weights()
         assert not unexpected and set(missing) <= set(exported._tied_weights_keys or ())
         torch.testing.assert_close(exported(IDS, use_cache=False).logits, masked, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('variant', ['llama', 'gemma2', 'olmo2', 'gpt_neox'])
+def test_compensation_changes_only_norms_that_do_not_follow_by_themselves(variant):
+    """Those over heads; otherwise the gain would be made up for twice."""
+    model = tiny_model(variant)
+    cutter = Cutter(model)
+    cutter.norm_energies = norm_energies(Calibration(cutter, batches_of(IDS)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    axes = ('hidden', 'head' if cutter.shape.group_size == 1 else 'kv_group')
+    masks = {axis: torch.ones(mask_shapes(cutter.shape)[axis]) for axis in axes}
+    cutter.set_masks(masks)
+    watching = Compensation(cutter, axes)
+    with torch.no_grad():
+        model(IDS, use_cache=False)
+    watching.stop()
+    masks['hidden'] = KEPT
+    masks[axes[1]][:, 0] = 0
+    watching.apply(masks)
+    changed = {
+        name.removesuffix('.weight') for name, value in model.state_dict().items() if (value != before[name]).any()
+    }
+    norms = stream_norms(cutter.family, cutter.shape.num_hidden_layers)
+    assert not changed & set(norms) and any('layers.0' in path for path in changed)
+    assert any(path.endswith('_norm') for path in changed) == (variant == 'olmo2')
 
 
 def run(source, folder, stop=None, load=None, callbacks=(), **settings):

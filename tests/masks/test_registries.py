@@ -37,6 +37,7 @@ def rising(calibration, axes):
 RISING = ScoringMethod(rising, ('hidden',))
 """
 USE = """
+import sys
 from llmshearing.masks.learner import learner_class, mask_learners
 from llmshearing.masks.scores import method_by_axis
 assert list(mask_learners.get_all()) == ['first', 'lagrangian', 'progressive', 'one_shot']
@@ -46,6 +47,7 @@ try:
     method_by_axis({'layer': 'rising'}, {'layer': None})
 except ValueError as error:
     print(error)
+assert not {'composer', 'llmfoundry', 'streaming'} & set(sys.modules)
 """
 
 

@@ -71,7 +71,7 @@ def check_vocabulary(
         )
     shared = shared_vocab_size or smaller
     if student_tokenizer is not None:
-        ours, theirs = (_by_id(tokenizer, shared) for tokenizer in (student_tokenizer, teacher_tokenizer))
+        ours, theirs = (_tokens_by_id(tokenizer, shared) for tokenizer in (student_tokenizer, teacher_tokenizer))
         different = [index for index in sorted({*ours, *theirs}) if ours.get(index) != theirs.get(index)]
         if different:
             first = different[0]
@@ -83,7 +83,7 @@ def check_vocabulary(
     return shared
 
 
-def _by_id(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
+def _tokens_by_id(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
     return {index: token for token, index in tokenizer.get_vocab().items() if index < size}
 
 
@@ -128,8 +128,8 @@ def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tup
         attn_implementation=getattr(state.model.config, '_attn_implementation', None),
     )
     if state.fsdp_config is not None:
-        return _sharded(name, config, state, settings), shared
-    teacher = _frozen(_read(name, config, settings))
+        return _read_sharded(name, config, state, settings), shared
+    teacher = _freeze(_read(name, config, settings))
     if state.device.name == 'gpu':
         check_room(sum(p.numel() * p.element_size() for p in teacher.parameters()), torch.cuda.mem_get_info()[0])
     return state.device.module_to_device(teacher), shared
@@ -155,15 +155,15 @@ def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> nn.M
     return teacher
 
 
-def _sharded(name: str, config: PretrainedConfig, state: State, settings: dict[str, Any]) -> nn.Module:
+def _read_sharded(name: str, config: PretrainedConfig, state: State, settings: dict[str, Any]) -> nn.Module:
     weights = {}
     if dist.get_global_rank() == 0:
-        teacher = _frozen(_read(name, config, settings))
+        teacher = _freeze(_read(name, config, settings))
         weights = teacher.state_dict()
     else:
         # Buffers stay real: RoPE keeps a second reference to its frequencies, which nothing would bring back from meta.
         with init_empty_weights(include_buffers=False):
-            teacher = _frozen(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings))
+            teacher = _freeze(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings))
         teacher.tie_weights()  # registering a parameter as empty makes a new one
     block = type(hf_get_hidden_layers(hf_get_causal_base_model(teacher))[0])
     policy = CustomPolicy(lambda module: module is teacher or isinstance(module, block))
@@ -172,6 +172,6 @@ def _sharded(name: str, config: PretrainedConfig, state: State, settings: dict[s
     return teacher
 
 
-def _frozen(model: nn.Module) -> nn.Module:
+def _freeze(model: nn.Module) -> nn.Module:
     model.config.use_cache = False
     return model.requires_grad_(False).eval()

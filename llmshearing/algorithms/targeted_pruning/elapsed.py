@@ -57,7 +57,7 @@ def elapsed_share(state: State, duration: Time) -> float:
     if whole is None or whole.unit == TimeUnit.ITERATION:
         raise ValueError(
             f'a time of {duration.to_timestring()} needs a max_duration in ba, sp, tok, ep or sec, and it is '
-            f'{_told(whole)}; set one, or give the time in batches (ba).'
+            f'{_describe(whole)}; set one, or give the time in batches (ba).'
         )
     return _share(state, whole, duration) / duration.value
 
@@ -82,13 +82,13 @@ def _share(state: State, whole: Time, duration: Time) -> float:
         return passed / whole.value
     if state.dataloader_len is None:
         raise ValueError(
-            f'a time of {duration.to_timestring()} with max_duration {_told(state.max_duration)} needs the number of '
-            'batches in an epoch, and the training data does not tell it; give the time in batches (ba), samples (sp) '
-            'or tokens (tok), or set train_subset_num_batches.'
+            f'a time of {duration.to_timestring()} with max_duration {_describe(state.max_duration)} needs the number '
+            'of batches in an epoch, and the training data does not tell it; give the time in batches (ba), samples '
+            '(sp) or tokens (tok), or set train_subset_num_batches.'
         )
     length = int(state.dataloader_len)
     return (passed * length + state.timestamp.batch_in_epoch.value) / (length * whole.value)
 
 
-def _told(time: Time | None) -> str | None:
+def _describe(time: Time | None) -> str | None:
     return None if time is None else time.to_timestring()
