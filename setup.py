@@ -28,7 +28,7 @@ ENTRY_POINTS = {
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
     'llmfoundry_loggers': ['metrics_file = llmshearing.metrics.logger:MetricsFile'],
-    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:check_run'],
+    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:prepare_run'],
 }
 
 setup(

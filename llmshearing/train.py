@@ -1,8 +1,8 @@
 """``composer [-n N] llmshearing/train.py RUN.yaml [key=value ...]``:
 llm-foundry's training with our parts and clear errors.
 
-The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only adds two defaults (FSDP2, no
-tokenizer threads before forks) and turns an error in the configuration into one message instead of a traceback.
+The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only prepares the process before Composer
+is imported and turns an error in the configuration into one message instead of a traceback.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-# Composer reads this when it builds the trainer. FSDP1 cannot shard on CPU and is not what the tests run.
-os.environ.setdefault('FSDP_VERSION', '2')
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+from llmshearing.config.process import prepare_process
 
 REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
@@ -24,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ('-h', '--help'):
         sys.stderr.write(USAGE + '\n')
         return 0 if argv else 2
+    prepare_process()
     import yaml
     from llmfoundry.command_utils import train_from_yaml
     from llmfoundry.utils.exceptions import BaseContextualError

@@ -25,8 +25,8 @@ from streaming.base.hashing import get_hash
 from streaming.base.world import World
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.config.keys import check_keys
 from llmshearing.utils.paths import check_mds_index, plain_name
+from llmshearing.utils.settings import check_keys
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from llmshearing.compat.transformers import read_tokenizer
+
 WINDOW = 1 << 18  # characters of a long document tokenized at once
 OVERLAP = 1 << 12  # characters that two windows share
 _AGREE = 16  # tokens that must be equal on both sides of a joint
@@ -91,10 +93,8 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
     Raises:
         ValueError: If it cannot be loaded, lacks a wanted token, or has an empty vocabulary.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
@@ -155,9 +155,7 @@ class Encoder:
 
             self._fast = Tokenizer.from_str(backend)
         else:
-            from transformers import AutoTokenizer
-
-            self._slow = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._slow = read_tokenizer(name)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns one int64 array of ids per text."""
