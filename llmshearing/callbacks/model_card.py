@@ -14,9 +14,9 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
-from llmshearing.callbacks.last_losses import last_losses
 from llmshearing.export.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
 from llmshearing.export.pruned_folder import local_folder, public_name
+from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.shapes import shape_of
 
 __all__ = ['ModelCard']

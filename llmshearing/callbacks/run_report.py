@@ -25,14 +25,14 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
-from llmshearing.commands.report import default_folder
 from llmshearing.masks.state import pruning_record
 from llmshearing.metrics.logger import MetricsFile
+from llmshearing.metrics.run_log import STATE_VERSION, report_folder, state_path
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
-from llmshearing.reports.run_files import STATE_VERSION, state_path, write_atomically
+from llmshearing.utils.files import write_atomically
 
 __all__ = ['RunReport']
 
@@ -98,7 +98,7 @@ class RunReport(Callback):
         if self.law is not None and not self.law.is_file():
             raise ValueError(f'run_report: there is no file law={str(self.law)!r}; `llmshearing budget fit` writes it.')
         self._metrics = files[0].path.resolve()
-        self.folder = self.folder or default_folder(self._metrics)
+        self.folder = self.folder or report_folder(self._metrics)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
@@ -138,7 +138,7 @@ class RunReport(Callback):
         try:
             self._read = self._metrics.stat().st_size
             note = json.dumps(_note(state, self._models), separators=(',', ':'))
-            write_atomically(state_path(self._metrics), note.encode('utf-8'))
+            write_atomically(state_path(self._metrics), note)
             self._complaints = tempfile.TemporaryFile()
             self._drawing = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=self._complaints, env=environment

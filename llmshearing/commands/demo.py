@@ -122,7 +122,7 @@ def speed_and_samples(folders: dict[str, Path]) -> dict[str, tuple[dict[str, Any
 
 def mask_metrics(path: Path, record: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
     """Steps, and counts per axis over them, from a pruning run's metrics and its ``pruning.json``."""
-    from llmshearing.metrics.logger import read_metrics
+    from llmshearing.metrics.lines import read_metrics
 
     metrics = read_metrics(path)
     axes = {}
@@ -142,7 +142,7 @@ def mask_metrics(path: Path, record: dict[str, Any]) -> tuple[list[int], dict[st
 
 def mixture_metrics(path: Path) -> dict[str, Any]:
     """Domain weights of a run from its metrics: the first mixture (equal in the demo) and every update."""
-    from llmshearing.metrics.logger import read_metrics
+    from llmshearing.metrics.lines import read_metrics
 
     metrics = read_metrics(path)
     updates = {name: metrics[f'mixture/weight/{name}'] for name in DOMAINS}

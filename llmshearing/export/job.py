@@ -34,7 +34,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.learner import AxisReport
 from llmshearing.masks.state import PruningState, pruning_record, refuse_open_widths, refuse_unconverged
-from llmshearing.metrics.logger import read_metrics
+from llmshearing.metrics.lines import read_metrics
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.masks.axes import plan_axes
 from llmshearing.models.counting import (
     Layout,
     count_parameters,
@@ -19,7 +20,7 @@ from llmshearing.models.counting import (
 )
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, pruned_axes
+from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -77,11 +78,11 @@ def make_plan(
     if target is None:
         estimates = {'training': estimate_memory(config, setup)}
     else:
-        axes = pruned_axes(source, target)
-        for axis, (units, keep) in axes.items():
+        axes = plan_axes(source, target)
+        for axis, rows in axes.items():
             grouped = axis == 'head' and source.group_size > 1
             where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
-            plan['cut'][axis] = {'units': units, 'keep': keep, 'removed': 1 - keep / units, 'where': where}
+            plan['cut'][axis] = {'units': rows.units, 'keep': rows.keep, 'removed': rows.final_sparsity, 'where': where}
         estimates = {
             'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher, compensate),
             'continued pre-training': estimate_memory(with_shape(config, target, family.has_head_dim), setup),

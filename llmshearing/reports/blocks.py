@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.drawing import COLOURS, DASHES, MARKERS, Line, line_panel, smoothed
-from llmshearing.reports.run_files import Run
 
 SMOOTH_FROM = 200  # points from which a noisy series is drawn with its running mean
 
@@ -62,18 +62,20 @@ def percent(value: float | None) -> str:
     return '-' if value is None else f'{100 * value:.1f} %'
 
 
-def columns(runs: Sequence[Run], rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
+def columns(runs: Sequence[RunLog], rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
     """Rows of a table with one column per run; rows that are dashes throughout are left out."""
     kept = [[name, *values] for name, values in rows if any(value != '-' for value in values)]
     return [['', *(run.name for run in runs)], *kept]
 
 
-def label(run: Run, runs: Sequence[Run], text: str) -> str:
+def label(run: RunLog, runs: Sequence[RunLog], text: str) -> str:
     """Legend of a line: with the run's name where there are several."""
     return f'{run.name}: {text}' if len(runs) > 1 else text
 
 
-def series_lines(runs: Sequence[Run], metrics: dict[str, str], smooth: bool = False, steps: bool = False) -> list[Line]:
+def series_lines(
+    runs: Sequence[RunLog], metrics: dict[str, str], smooth: bool = False, steps: bool = False
+) -> list[Line]:
     """Lines of several metrics for every run: a colour and a marker per metric, a dash per run.
 
     Args:

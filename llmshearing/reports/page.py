@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmshearing.reports.blocks import Picture, Section, Table
-from llmshearing.reports.run_files import write_atomically
+from llmshearing.utils.files import write_atomically
 
 PAGE = 'report.html'
 STYLE = """

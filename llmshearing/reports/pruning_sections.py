@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports import kept
 from llmshearing.reports.blocks import Picture, Section, Table, columns, curve, label, number, percent, series_lines
 from llmshearing.reports.drawing import BLACK, BLUE, DASHES, ORANGE, Line, heat_panel
-from llmshearing.reports.run_files import Run
 
 PREFIX = 'pruning/'
 # In the order of drawing: what is asked for stays visible on top of what is reached.
@@ -17,13 +17,13 @@ COUNT_STYLES = {'expected': (BLUE, 2.6), 'hard': (ORANGE, 1.3), 'target': (BLACK
 COUNT_LABELS = {'target': 'target by now', 'expected': 'expected', 'hard': 'hard (above 1/2)'}
 
 
-def axes_of(runs: Sequence[Run]) -> list[str]:
+def axes_of(runs: Sequence[RunLog]) -> list[str]:
     """Axes with counts in any of the logs."""
     found = [name.split('/')[0] for run in runs for name in run.names(PREFIX, '/expected')]
     return list(dict.fromkeys(found))
 
 
-def counts_section(runs: Sequence[Run]) -> Section | None:
+def counts_section(runs: Sequence[RunLog]) -> Section | None:
     """Target, expected and hard count of every axis over the batches, and where they are now."""
     axes = axes_of(runs)
     if not axes:
@@ -74,7 +74,7 @@ def counts_section(runs: Sequence[Run]) -> Section | None:
     return Section('Target, expected and hard counts', [text, *pictures, Table(rows)])
 
 
-def constraints_section(runs: Sequence[Run]) -> Section | None:
+def constraints_section(runs: Sequence[RunLog]) -> Section | None:
     """Penalty and multipliers of the Lagrangian constraints."""
     names = list(dict.fromkeys(name for run in runs for name in run.names(PREFIX, '/lambda')))
     if not names:
@@ -114,7 +114,7 @@ def constraints_section(runs: Sequence[Run]) -> Section | None:
     return Section('Penalty and multipliers', blocks)
 
 
-def masks_section(runs: Sequence[Run]) -> Section | None:
+def masks_section(runs: Sequence[RunLog]) -> Section | None:
     """Masks per layer as heat maps, and lists of the kept layers, heads and dimensions."""
     with_masks = [run for run in runs if run.pruning.get('kept')]
     if not with_masks:
@@ -168,7 +168,7 @@ def masks_section(runs: Sequence[Run]) -> Section | None:
     return Section('Masks, and what is kept', blocks)
 
 
-def _lists(run: Run, end: str) -> list:
+def _lists(run: RunLog, end: str) -> list:
     record = run.pruning
     layers, total = kept.kept_layers(record), record['source_shape']['num_hidden_layers']
     gone = sorted(set(range(total)) - set(layers))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.reports.blocks import Picture, Section, Table, columns, curve, label, number, percent
 from llmshearing.reports.drawing import COLOURS, GREY, Line, bar_panel
 from llmshearing.reports.projection import LAW_NAMES, find_law, last_mean_loss, planned_tokens, project
-from llmshearing.reports.run_files import Run
 from llmshearing.reports.training_sections import TOKENS_PER_SECOND, TRAIN_LOSS, eval_share, last_losses, learning_rates
 
 MODEL_NAMES = {
@@ -22,13 +22,13 @@ MODEL_NAMES = {
 }
 
 
-def status_section(runs: Sequence[Run]) -> Section:
+def status_section(runs: Sequence[RunLog]) -> Section:
     """How far the run is, and its latest numbers."""
 
     def over_runs(value) -> list[str]:
         return [value(run) for run in runs]
 
-    def tokens(run: Run) -> float | None:
+    def tokens(run: RunLog) -> float | None:
         found = run.tokens_at(np.array([run.batches]))
         return None if found is None else float(found[0])
 
@@ -51,7 +51,7 @@ def status_section(runs: Sequence[Run]) -> Section:
     return Section('Where it stands', [Table(columns(runs, rows)), *notes])
 
 
-def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
+def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | None:
     """Loss at the planned end by the budget law, for runs after pruning."""
     runs = [run for run in runs if not run.is_pruning]
     if not runs:
@@ -115,7 +115,7 @@ def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
     return Section('Projected end', [text, *pictures, Table([header, *rows]), *remarks] if rows else remarks)
 
 
-def source_and_result_section(runs: Sequence[Run]) -> Section | None:
+def source_and_result_section(runs: Sequence[RunLog]) -> Section | None:
     """Shape, parameters, losses and speed of source and result next to each other."""
     blocks: list = []
     for run in runs:
@@ -126,7 +126,7 @@ def source_and_result_section(runs: Sequence[Run]) -> Section | None:
     return Section('Source beside result', blocks) if blocks else None
 
 
-def _shape_table(run: Run, runs: Sequence[Run]) -> list[Table]:
+def _shape_table(run: RunLog, runs: Sequence[RunLog]) -> list[Table]:
     source, result = ((run.state.get(key) or {}) for key in ('source', 'result'))
     shapes = [
         run.pruning.get(f'{key}_shape') or model.get('shape') or {}

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.blocks import Section, Table, curve, number, percent, series_lines
 from llmshearing.reports.drawing import COLOURS, DASHES, GREY, Line
-from llmshearing.reports.run_files import Run
 
 TRAIN_LOSS = 'loss/train/total'
 TOKENS_PER_SECOND = 'throughput/tokens_per_sec'
 EVAL_SHARE = 'mixture/eval_share'
 
 
-def eval_share(run: Run) -> float | None:
+def eval_share(run: RunLog) -> float | None:
     """Share of the time spent in evaluation: of the whole run where its times were logged, else the mean over
     rounds."""
     total, evaluation = run.last('time/total'), run.last('time/val')
@@ -24,13 +24,13 @@ def eval_share(run: Run) -> float | None:
     return None if rounds is None else float(rounds[1].mean())
 
 
-def learning_rates(runs: Sequence[Run]) -> dict[str, str]:
+def learning_rates(runs: Sequence[RunLog]) -> dict[str, str]:
     """Metrics that hold learning rates, with labels."""
     names = list(dict.fromkeys(name for run in runs for name in run.names('lr-')))
     return {f'lr-{name}': name for name in names}
 
 
-def training_section(runs: Sequence[Run]) -> Section:
+def training_section(runs: Sequence[RunLog]) -> Section:
     """Training and evaluation loss, learning rates, throughput, time in evaluation."""
     blocks: list = []
     blocks += curve(
@@ -77,11 +77,11 @@ def training_section(runs: Sequence[Run]) -> Section:
     return Section('Training', blocks)
 
 
-def _domains(runs: Sequence[Run]) -> list[str]:
+def _domains(runs: Sequence[RunLog]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.names('mixture/weight/')))
 
 
-def mixture_section(runs: Sequence[Run]) -> Section | None:
+def mixture_section(runs: Sequence[RunLog]) -> Section | None:
     """Mixture weights, domain losses against their references, gaps, data used and passes."""
     domains = _domains(runs)
     if not domains:
@@ -156,7 +156,7 @@ def mixture_section(runs: Sequence[Run]) -> Section | None:
     return Section('Data mixture', blocks)
 
 
-def _reference_lines(runs: Sequence[Run], domains: Sequence[str]) -> list[Line]:
+def _reference_lines(runs: Sequence[RunLog], domains: Sequence[str]) -> list[Line]:
     """The reference of every domain as a dotted line over the first run that has both it and a loss."""
     lines = []
     for i, name in enumerate(domains):
@@ -172,7 +172,7 @@ def _zero_line(lines: Sequence[Line]) -> list[Line]:
     return [Line('', lines[0].x, 0 * lines[0].x, GREY, DASHES[-1])] if lines else []
 
 
-def last_losses(runs: Sequence[Run]) -> list[list[str]]:
+def last_losses(runs: Sequence[RunLog]) -> list[list[str]]:
     """Table of first and last evaluation loss per evaluator beside the reference; only the header without
     evaluations."""
     names = list(dict.fromkeys(name for run in runs for name in run.domain_losses()))

@@ -16,8 +16,8 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.run_report import RunReport
 from llmshearing.metrics.logger import MetricsFile
+from llmshearing.metrics.run_log import read_run
 from llmshearing.reports.kept import kept_matrix
-from llmshearing.reports.run_files import read_run
 from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'intermediate_size': 24}

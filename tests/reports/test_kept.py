@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmshearing.reports.kept import binned, hidden_map, kept_matrix, layer_map, part_map, pruned_parts, ranges
-from tests.reports.logs import pruning_record
+from tests.metrics.logs import pruning_record
 
 
 @pytest.mark.parametrize(

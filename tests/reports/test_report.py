@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from llmshearing.commands.main import main
+from llmshearing.metrics.run_log import read_run
 from llmshearing.reports.drawing import bar_panel, smoothed, thinned
-from llmshearing.reports.run_files import read_run
 from llmshearing.reports.status_sections import projection_section
-from tests.reports.logs import pruning_record, write_log, write_run
+from tests.metrics.logs import pruning_record, write_log, write_run
 
 SECTIONS = {
     'prune': [
