@@ -44,6 +44,7 @@ STORE_ERRORS = (
     ('paramiko.ssh_exception', 'SSHException'),
     ('composer.utils.object_store.object_store', 'ObjectStoreTransientError'),
     ('composer.utils.import_helpers', 'MissingConditionalImportError'),
+    ('huggingface_hub.errors', 'StrictDataclassError'),  # a config that transformers 5 will not take
 )
 
 

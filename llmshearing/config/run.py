@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmshearing.compat import composer, llmfoundry
 from llmshearing.config.keys import check_time
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config, check_local_folder
@@ -34,6 +35,8 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     """
     if not any(_our_parts(config)):
         return config
+    composer.install()
+    llmfoundry.install()
     from llmshearing.checkpoints.guard import guard_checkpoint_loading
     from llmshearing.config.resume import check_resume
 

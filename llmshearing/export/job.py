@@ -26,6 +26,7 @@ from llmshearing.checkpoints.checkpoint import (
     tied_names,
     write_tokenizer_files,
 )
+from llmshearing.compat.transformers import attention_implementation, set_dtype
 from llmshearing.export.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
 from llmshearing.export.model_folder import cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
@@ -194,7 +195,7 @@ def _write_uncut(
                 origin.source or 'not noted in it',
             )
     config.use_cache = True
-    config.torch_dtype = settings.dtype or checkpoint.weights[names[0]].dtype
+    set_dtype(config, settings.dtype or checkpoint.weights[names[0]].dtype)
     generation_config = _generation_config(checkpoint, settings)
     documents = {} if stage == 'continued' else _write_masks(writer.path, checkpoint)
     write_model_folder(writer, config, tensors('writing'), tokenizer, generation_config, settings.dtype, documents)
@@ -234,7 +235,10 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     """Logits of the masked model, computed in float32."""
-    model = AutoModelForCausalLM.from_config(checkpoint.config, torch_dtype=torch.float32, attn_implementation='sdpa')
+    attention = attention_implementation(checkpoint.config)
+    model = AutoModelForCausalLM.from_config(
+        checkpoint.config, torch_dtype=torch.float32, attn_implementation=attention
+    )
     # Not strict, since a tied head is stored once; every other name and shape was checked when the
     # checkpoint was opened.
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)

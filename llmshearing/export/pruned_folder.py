@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from llmshearing.compat.transformers import dtype_of
 from llmshearing.export.model_card import CardFacts, copy_licence_files, model_card, source_licence
 from llmshearing.export.model_folder import exported_config, shape_after, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -95,7 +96,7 @@ def write_pruned_folder(
     family, shape = family_of(config), shape_left(config, plan)
     write_model_folder(
         writer,
-        exported_config(config, family, shape, dtype or config.torch_dtype or torch.float32, list(plan.units.layers)),
+        exported_config(config, family, shape, dtype or dtype_of(config) or torch.float32, list(plan.units.layers)),
         tensors,
         tokenizer,
         generation_config,

@@ -16,10 +16,12 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, layer_kinds
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['FAMILIES', 'Family', 'Linear', 'Norm', 'family_of']
+__all__ = ['FAMILIES', 'Family', 'Linear', 'Norm', 'family_of', 'stored_name']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Family:
         embedding (str): Path of the embedding inside the decoder.
         final_norm (str): Path of the last norm inside the decoder.
         head (str): Path of the LM head.
+        stored_head (str | None): Its path in a model folder, where that is another one.
         attention (str): Path of the attention module inside a layer.
         mlp (str): Path of the MLP inside a layer.
         norm_offset (float): Gain offset of the final norm.
@@ -82,12 +85,19 @@ class Family:
     embedding: str = 'embed_tokens'
     final_norm: str = 'norm'
     head: str = 'lm_head'
+    stored_head: str | None = None
     attention: str = 'self_attn'
     mlp: str = 'mlp'
     norm_offset: float = 0.0
     has_head_dim: bool = True
     scales_embedding: bool = False
     layer_types: Callable[[PretrainedConfig], tuple] | None = None
+
+    def stored_name(self, name: str) -> str:
+        """Name in a model folder of a parameter of the model."""
+        if self.stored_head is not None and name.startswith(f'{self.head}.'):
+            return f'{self.stored_head}{name.removeprefix(self.head)}'
+        return name
 
     def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:
         """Yields (module path, role, layer) of every module that owns parameters; layer is None outside the layers."""
@@ -147,14 +157,17 @@ GEMMA = Family(layer={**_pre_norms(offset=1.0), **_attention(), **_gated_mlp()},
 GEMMA2 = dataclasses.replace(
     GEMMA,
     layer={**_sandwich_norms(offset=1.0), **_attention(writes=False), **_gated_mlp(writes=False)},
-    layer_types=lambda config: tuple(layer % 2 == 0 for layer in range(config.num_hidden_layers)),
+    layer_types=lambda config: tuple(
+        layer_kinds(config) or (layer % 2 == 0 for layer in range(config.num_hidden_layers))
+    ),
 )
 
 GEMMA3 = dataclasses.replace(
     GEMMA2,
     layer={**GEMMA2.layer, **HEAD_NORMS},
     layer_types=lambda config: tuple(
-        (layer + 1) % config.sliding_window_pattern != 0 for layer in range(config.num_hidden_layers)
+        layer_kinds(config)
+        or ((layer + 1) % config.sliding_window_pattern != 0 for layer in range(config.num_hidden_layers))
     ),
 )
 
@@ -208,7 +221,8 @@ GPT_NEOX = Family(
     decoder='gpt_neox',
     embedding='embed_in',
     final_norm='final_layer_norm',
-    head='embed_out',
+    head=HEAD_OF_GPT_NEOX,
+    stored_head='embed_out',
     attention='attention',
     has_head_dim=False,
 )
@@ -229,6 +243,12 @@ FAMILIES: dict[str, Family] = {
     'gpt_neox': GPT_NEOX,
     'glm': GLM,
 }
+
+
+def stored_name(config: PretrainedConfig, name: str) -> str:
+    """Name in a model folder of a parameter of the model in memory; the same for types without a table."""
+    family = FAMILIES.get(config.model_type)
+    return name if family is None else family.stored_name(name)
 
 
 def family_of(config: PretrainedConfig) -> Family:

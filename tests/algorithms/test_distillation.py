@@ -18,7 +18,7 @@ from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import Sequences, tiny_source, tiny_tokenizer, tiny_trainer
 
 VOCABULARY = 23
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 def random_logits(seed, rows=7, vocabulary=VOCABULARY):

@@ -9,7 +9,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share
 from tests.tiny_run import Sequences, sequences_spec, tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36}
 
 
 @pytest.fixture(scope='module')

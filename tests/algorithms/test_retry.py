@@ -9,7 +9,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
 
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36}
 BATCHES = 3
 
 

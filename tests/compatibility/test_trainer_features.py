@@ -12,7 +12,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.export.model_folder import open_strictly
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 BATCHES = 4
 
 

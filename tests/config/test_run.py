@@ -13,7 +13,7 @@ from llmshearing.config.run import check_run
 from tests.tiny_run import tiny_source
 
 YAML = Path(__file__).parents[2] / 'yamls' / 'demo' / 'prune.yaml'
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_tokenizer, tiny_trainer
 
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 def run(folder: Path, mode: str) -> dict:

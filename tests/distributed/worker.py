@@ -25,7 +25,7 @@ SCORES = {
     'activation': {'layer': 'block_importance', **dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'activation')},
     'perplexity': {'layer': 'perplexity', **dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'magnitude')},
 }
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 RUNS = ('lagrangian', 'progressive', 'progressive+compensation')

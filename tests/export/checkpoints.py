@@ -11,7 +11,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 CARD = '---\nlicense: llama2\nlanguage:\n- en\n---\n# A source\n'
 
 

@@ -118,7 +118,7 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     card = (tmp_path / 'uniform' / 'README.md').read_text()
     assert 'hidden 48 to 48 (target 32), layer 4 to 4 (target 3), ' in card
     assert f'intermediate 64 to {shape.intermediate_size} (target 40), kv_group 2 to 2 (target 1)' in card
-    assert 'not to the target of the run**, which was num_hidden_layers=3, hidden_size=32' in card
+    assert 'not to the target of the run**, which was num_hidden_layers=3, hidden_size=36' in card
     record = json.loads((tmp_path / 'uniform' / 'pruning.json').read_text())
     assert record['shape']['intermediate_size'] == shape.intermediate_size
     assert record['target_shape']['intermediate_size'] == 40

@@ -17,7 +17,7 @@ from llmshearing.planning.memory import TrainingSetup, estimate_memory
 from tests.models.tiny import VARIANTS, random_masks
 from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 WIDTHS = tuple(axis for axis in AXES if axis != 'layer')
 
 
@@ -236,7 +236,7 @@ def run(source, batches=10, **settings):
 def test_a_run_ends_at_the_target_exports_exactly_and_leaves_no_hooks(source, tmp_path, settings):
     trainer, pruning, _ = run(source, callbacks=[ExportPruned(str(tmp_path / 'out'))], **settings)
     model = trainer.state.model
-    assert open_strictly(tmp_path / 'out').config.hidden_size == 32
+    assert open_strictly(tmp_path / 'out').config.hidden_size == 36
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     plain = open_strictly(source)
     changed = {n for (n, p), q in zip(model.model.named_parameters(), plain.parameters()) if not torch.equal(p, q)}

@@ -22,7 +22,7 @@ from tests.models.reference import masked_llama_logits
 from tests.tiny_run import Sequences, sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 @pytest.fixture(scope='module')
@@ -172,7 +172,7 @@ def test_one_shot_reaches_the_target_exactly(source, tmp_path, method):
     trainer = tiny_trainer(source, [pruning], batches=3, eval_dataloader=sequences_spec(8, 4), callbacks=[export])
     trainer.fit()
     config = AutoConfig.from_pretrained(tmp_path / 'out')
-    assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 36)
     assert (config.num_attention_heads, config.intermediate_size) == (3, 40)
 
 
