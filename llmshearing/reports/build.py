@@ -8,14 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmshearing.metrics.run_log import RunLog, find_logs, read_object, read_run, report_folder, run_name
+from llmshearing.reports.measured import measured_sections
 from llmshearing.reports.page import Chapter, write_page
 from llmshearing.reports.pruning_sections import constraints_section, counts_section, masks_section
-from llmshearing.reports.status_sections import (
-    measured_section,
-    projection_section,
-    source_and_result_section,
-    status_section,
-)
+from llmshearing.reports.status_sections import projection_section, source_and_result_section, status_section
 from llmshearing.reports.training_sections import mixture_section, training_section
 
 __all__ = ['build_report']
@@ -91,11 +87,10 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
     logs = find_logs(run)
     groups = [[path] for path in logs] if compare is None else matched(logs, find_logs(compare))
     chapters = [chapter_of(read_together(group, compare is not None), law) for group in groups]
-    measured = (
-        measured_section(read_object(run / 'report' / 'report.json', []).get('results', {})) if run.is_dir() else None
-    )
-    if measured is not None:
-        chapters.append(Chapter('models', 'models', [measured]))
+    measured = read_object(run / 'report' / 'report.json', []).get('results', {}) if run.is_dir() else {}
+    found = measured_sections(measured)
+    if found:
+        chapters.insert(0, Chapter('the finished models', 'models', found))
     names = [where.resolve().name.removesuffix('_metrics.jsonl') for where in (run, compare) if where is not None]
     lead = f'From {", ".join(path.name for group in groups for path in group)}, written by llmshearing report.'
     alone = [str(group[0]) for group in groups if compare is not None and len(group) == 1]

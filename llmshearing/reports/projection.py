@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llmshearing.metrics.run_log import RunLog, mean_loss
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.run_logs import curve_of_log
+
+__all__ = ['LAW_NAMES', 'Projection', 'find_law', 'planned_tokens', 'project']
 
 LAW_NAMES = ('LAW.json', 'law.json')
 
@@ -71,9 +73,3 @@ def project(run: RunLog, law_path: Path) -> Projection:
     end = float(law.predict(*case, planned))
     error = float(curve.losses[-1] - law.predict(*case, curve.tokens[-1]))
     return Projection(curve, tokens, law.predict(*case, tokens), planned, end, end + error, factor)
-
-
-def last_mean_loss(run: RunLog) -> float | None:
-    """Mean of the evaluators' last losses, at the last batch where all were measured; None without evaluations."""
-    found = mean_loss(run.domain_losses())
-    return None if found is None else float(found[1][-1])
