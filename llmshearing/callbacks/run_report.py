@@ -29,7 +29,7 @@ from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.masks.state import pruning_record
+from llmshearing.masks.record import record_of
 from llmshearing.metrics.logger import MetricsFile
 from llmshearing.metrics.run_log import STATE_VERSION, read_object, report_folder, state_path
 from llmshearing.models.counting import count_parameters, layout_of
@@ -260,10 +260,10 @@ def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
     Values have three decimals; of the intermediate dimensions there are the means that a page can show.
     """
     units = kept_units(pruning.final_masks(), pruning.source)
-    record = pruning_record(pruning, units, state.timestamp.batch.value, state.timestamp.token.value, '')
-    del record['scores'], record['source_name']
+    record = dataclasses.asdict(record_of(pruning, units, state.timestamp.batch.value, state.timestamp.token.value))
+    del record['scores'], record['source_name'], record['shape']
     masks = {}
-    for axis, kept in pruning.learner.kept().items():
+    for axis, kept in pruning.learner.expected_kept().items():
         values = kept.double().numpy()
         if axis == 'intermediate':
             values = binned(values)

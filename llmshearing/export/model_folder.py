@@ -8,7 +8,6 @@ keep the same numbers.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,15 +30,7 @@ from llmshearing.models.families import Family, stored_name
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
-__all__ = [
-    'DTYPES',
-    'cut_tensors',
-    'exported_config',
-    'kept_indices',
-    'open_strictly',
-    'shape_after',
-    'write_model_folder',
-]
+__all__ = ['DTYPES', 'cut_tensors', 'exported_config', 'open_strictly', 'shape_after', 'write_model_folder']
 
 log = logging.getLogger(__name__)
 
@@ -143,25 +134,6 @@ def exported_config(
     return config
 
 
-def kept_indices(units: Units) -> dict[str, Any]:
-    """Kept units as plain lists, numbered as in the source; None stands for all."""
-
-    def as_list(index: Tensor | None) -> list[int] | None:
-        return None if index is None else index.tolist()
-
-    return {
-        'hidden': as_list(units.hidden),
-        'layers': {
-            str(layer): {
-                'heads': as_list(kept.heads),
-                'kv_heads': as_list(kept.kv_heads),
-                'intermediate': as_list(kept.intermediate),
-            }
-            for layer, kept in units.layers.items()
-        },
-    }
-
-
 def write_model_folder(
     writer: ModelFolderWriter,
     config: PretrainedConfig,
@@ -169,13 +141,11 @@ def write_model_folder(
     tokenizer: PreTrainedTokenizerBase | None,
     generation_config: GenerationConfig | None,
     dtype: torch.dtype | None,
-    documents: Mapping[str, Any],
 ) -> None:
     """Writes all files of a model folder, still under the writer's hidden path.
 
     Args:
         dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
-        documents (Mapping[str, Any]): Further JSON files by name.
     """
     for name, tensor in tensors:
         writer.add(stored_name(config, name), tensor if dtype is None else tensor.to(dtype))
@@ -188,8 +158,6 @@ def write_model_folder(
         tokenizer.save_pretrained(writer.path)
     if generation_config is not None:
         _save_generation_config(generation_config, writer.path)
-    for name, document in documents.items():
-        (writer.path / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
 
 
 def _save_generation_config(config: GenerationConfig, folder: Path) -> None:

@@ -16,8 +16,9 @@ from llmshearing.export.model_card import CardFacts, copy_licence_files, model_c
 from llmshearing.export.model_folder import exported_config, shape_after, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
-from llmshearing.masks.learner import AxisReport
-from llmshearing.masks.state import LearnedMasks, pruning_record
+from llmshearing.masks.axis_reports import AxisReport
+from llmshearing.masks.record import record_of, write_record
+from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
@@ -69,7 +70,7 @@ def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
 
 def write_pruned_folder(
     writer: ModelFolderWriter,
-    pruning: LearnedMasks,
+    pruning: PruningState,
     config: PretrainedConfig,
     plan: CutPlan,
     tensors: Iterator[tuple[str, Tensor]],
@@ -83,7 +84,7 @@ def write_pruned_folder(
 
     Args:
         writer (ModelFolderWriter): Takes the files; not committed here.
-        pruning (LearnedMasks): The masks and how they were learned.
+        pruning (PruningState): The masks and how they were learned.
         config (PretrainedConfig): The source's config.
         plan (CutPlan): Cuts of the masks to export.
         tensors (Iterator[tuple[str, Tensor]]): Tensors of the cut model by name.
@@ -101,15 +102,9 @@ def write_pruned_folder(
         tokenizer,
         generation_config,
         dtype,
-        {
-            'pruning.json': {
-                'shape': dataclasses.asdict(shape),
-                **pruning_record(
-                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name
-                ),
-            }
-        },
     )
+    name = Path(origin.source or 'unknown').name
+    write_record(writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape))
     folder = local_folder(origin.source)
     recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
     facts = CardFacts(
@@ -133,7 +128,7 @@ def write_pruned_folder(
     return shape
 
 
-def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
+def _units_per_row(pruning: PruningState, shape: ModelShape) -> str:
     """Units of each pruned axis in the source and in the written model, with the target where that is another."""
     left = {axis: plan.keep for axis, plan in plan_axes(pruning.source, shape).items()}  # none of what is whole
     return ', '.join(
@@ -143,7 +138,7 @@ def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
     )
 
 
-def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
+def _caution(pruning: PruningState, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
     """What a reader must know of a model that training itself had not arrived at."""
     if shape != pruning.target:
         return (

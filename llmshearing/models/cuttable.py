@@ -161,11 +161,13 @@ class Cutter:
         ValueError: If the model's type has no family table.
 
     Attributes:
+        model (PreTrainedModel): The model. This object is no module: it owns nothing of it.
         family (Family): Table of the model's family.
         shape (ModelShape): Shape of the source.
     """
 
     def __init__(self, model: PreTrainedModel):
+        self.model = model
         self.family: Family = family_of(model.config)
         self.shape: ModelShape = shape_of(model.config)
         self.masks: dict[str, Tensor] | None = None
