@@ -41,7 +41,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['llmshearing', 'llmshearing.*']),
-    package_data={'llmshearing': ['**/README.md']},
+    package_data={'llmshearing': ['**/README.md', '**/*.j2']},
     install_requires=[
         'llm-foundry>=0.22,<0.23',
         'mosaicml>=0.32,<0.33',
