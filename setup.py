@@ -54,7 +54,7 @@ setup(
         'numpy>=1.26',
         'catalogue>=2.0.10,<3',  # registries of learners and scoring methods, as in llm-foundry
         'scipy>=1.11',
-        'matplotlib>=3.7',
+        'jinja2>=3.1',
         'setuptools<81',  # llm-foundry imports pkg_resources at run time
     ],
     extras_require={

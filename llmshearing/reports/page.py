@@ -16,12 +16,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llmshearing.reports.blocks import Picture, Section
+from llmshearing.reports.svg import as_file
 from llmshearing.utils.files import write_atomically
 
 __all__ = ['PAGE', 'Chapter', 'distinct_keys', 'write_page']
 
 PAGE = 'report.html'
-XMLNS = 'xmlns="http://www.w3.org/2000/svg"'  # needed in a file, not in a page
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter])
     chapters = distinct_keys(chapters)
     for chapter in chapters:
         for picture in _pictures(chapter):
-            write_atomically(
-                folder / f'{chapter.key}_{picture.name}.svg', picture.svg.replace('<svg ', f'<svg {XMLNS} ', 1)
-            )
+            write_atomically(folder / f'{chapter.key}_{picture.name}.svg', as_file(picture.svg))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

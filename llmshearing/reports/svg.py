@@ -15,7 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ['COLOURS', 'DASHES', 'GREY', 'Line', 'bar_panel', 'heat_panel', 'line_panel', 'smoothed', 'thinned', 'ticks']
+__all__ = [
+    'COLOURS',
+    'DASHES',
+    'GREY',
+    'Line',
+    'as_file',
+    'bar_panel',
+    'heat_panel',
+    'line_panel',
+    'smoothed',
+    'thinned',
+    'ticks',
+]
 
 BLACK, ORANGE, SKY, GREEN = '#000000', '#E69F00', '#56B4E9', '#009E73'
 BLUE, VERMILION, PURPLE, GREY = '#0072B2', '#D55E00', '#CC79A7', '#8C8C8C'
@@ -299,6 +311,11 @@ def heat_panel(
     shown = [[None if not math.isfinite(value) else round(float(value), 3) for value in row] for row in values]
     names = {'n': [y_label, x_label], 'c': columns and list(columns)}
     return panel.svg(below, {'k': 'heat', 'v': shown, 'g': sorted(removed), **names})
+
+
+def as_file(svg: str) -> str:
+    """A panel as it stands in a file of its own, which must name what it is."""
+    return svg.replace('<svg ', '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
 def bar_panel(
