@@ -41,7 +41,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['llmshearing', 'llmshearing.*']),
-    package_data={'llmshearing': ['**/README.md']},
+    package_data={'llmshearing': ['**/README.md', '**/*.j2']},
     install_requires=[
         'llm-foundry>=0.22,<0.23',
         'mosaicml>=0.32,<0.33',
@@ -54,7 +54,7 @@ setup(
         'numpy>=1.26',
         'catalogue>=2.0.10,<3',  # registries of learners and scoring methods, as in llm-foundry
         'scipy>=1.11',
-        'matplotlib>=3.7',
+        'jinja2>=3.1',
         'setuptools<81',  # llm-foundry imports pkg_resources at run time
     ],
     extras_require={

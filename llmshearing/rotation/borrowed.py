@@ -6,22 +6,24 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 from llmshearing.prepare.tokenizer import plan_tokenizer
-from llmshearing.reports.drawing import BLUE, DPI, GREY, ORANGE, figure_of
+from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
 from llmshearing.scaling.measure import read_tokens
 from llmshearing.utils.paths import check_safetensors_index, local_destination
 
 __all__ = [
     'BLUE',
-    'DPI',
     'GREY',
+    'Line',
     'MANIFEST',
     'ModelFolderWriter',
     'ORANGE',
+    'SKY',
     'TAG',
+    'as_file',
     'check_safetensors_index',
     'check_tensors',
     'copy_licence_files',
-    'figure_of',
+    'line_panel',
     'local_destination',
     'open_strictly',
     'parse_manifest',
