@@ -16,8 +16,7 @@ from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 from llmshearing.utils.paths import check_mds_index
 
 if TYPE_CHECKING:
-    from streaming.base.format import FileInfo
-    from streaming.base.format.mds.reader import MDSReader
+    from llmshearing.compat.streaming import FileInfo, MDSReader
 
 
 def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
 
 
 def _read_index(folder: Path) -> list[MDSReader]:
-    from streaming.base.format import reader_from_json
+    from llmshearing.compat.streaming import reader_from_json
 
     path = folder / 'index.json'
     if not path.exists():
@@ -83,7 +82,7 @@ def _read_index(folder: Path) -> list[MDSReader]:
 
 
 def _read_whole(path: Path, stored: FileInfo) -> bytes:
-    from streaming.base.hashing import get_hash
+    from llmshearing.compat.streaming import get_hash
 
     data = path.read_bytes() if path.exists() else b''
     if len(data) != stored.bytes:
@@ -129,7 +128,7 @@ def _range(ids: np.ndarray) -> tuple[int, int]:
 
 
 def _decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
-    from streaming.base.compression import decompress
+    from llmshearing.compat.streaming import decompress
 
     if not reader.zip_data:
         return data

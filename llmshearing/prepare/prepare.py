@@ -263,7 +263,7 @@ def _manifest(context: Context, inputs: list[Input], entries: dict[str, Any]) ->
             'name': spec.tokenizer,
             'class': tokenizer.class_name,
             'fingerprint': tokenizer.fingerprint,
-            'vocab_size': tokenizer.size,
+            **tokenizer.described,
             'bos_token_id': tokenizer.bos,
             'eos_token_id': tokenizer.eos,
         },
