@@ -26,7 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmshearing.masks.axes import plan_axes
-from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
+from llmshearing.masks.state import KIND, STATE_VERSION
 from llmshearing.models.shapes import ModelShape, shape_of
 
 # model: (config of the source, target, size of output shards)
@@ -82,6 +82,7 @@ def write_checkpoint(path: Path, config: LlamaConfig, target: ModelShape) -> int
     plans = plan_axes(source, target)
     log_alpha = {axis: torch.empty(plan.mask_shape) for axis, plan in plans.items()}
     masks = {
+        'kind': KIND,
         'version': STATE_VERSION,
         'source': dataclasses.asdict(source),
         'target': dataclasses.asdict(target),

@@ -45,14 +45,7 @@ class _OwnLearner(TargetedPruning):
 
     def _prepare(self, state: State) -> None:
         super()._prepare(state)
-        self.learner = self.learner_class(
-            self.plans,
-            self.learning_rate,
-            self.multiplier_learning_rate,
-            self.multiplier_damping,
-            self.start_sparsity,
-            self.seed,
-        )
+        self.learner = self.learner_class.from_settings(self.plans, self.settings)
 
 
 class _ScaledNoise(LagrangianMasks):
@@ -145,7 +138,7 @@ class NoisePerMicrobatch(_OwnLearner):
             return None
         self.learner.set_aside(cutter.mask_gradients())
         number = state.timestamp.batch.value + 1_000_000 * len(self.learner.earlier)
-        cutter.set_masks(self.learner.draw(number, 0.0), self.multiple_of)
+        cutter.set_masks(self.learner.draw(number, 0.0), self.settings.multiple_of)
         return None
 
 

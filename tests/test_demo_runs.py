@@ -23,7 +23,7 @@ TINY_PRUNE = [
     'eval_interval=6ba',
     'train_loader.dataset.round_batches=6',
     'algorithms.targeted_pruning.target.num_hidden_layers=3',
-    'algorithms.targeted_pruning.target.hidden_size=32',
+    'algorithms.targeted_pruning.target.hidden_size=36',
     'algorithms.targeted_pruning.target.num_key_value_heads=1',
     'algorithms.targeted_pruning.target.intermediate_size=40',
 ]

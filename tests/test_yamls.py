@@ -161,7 +161,7 @@ def test_the_papers_numbers():
                 assert [losses[name] for name in DOMAINS] == references[size]
         pruning = prune.algorithms.targeted_pruning
         assert (prune.max_duration, prune.scheduler.t_warmup, prune.global_train_batch_size) == ('3200ba', '320ba', 32)
-        assert (pruning.mask_learning, pruning.lagrangian_warmup) == ('lagrangian', '640ba')
+        assert (pruning.mask_learning, pruning.warmup) == ('lagrangian', '640ba')
         assert (pruning.learning_rate, pruning.multiplier_learning_rate) == (1.0, 1.0)
         assert prune.eval_interval == '50ba' and prune.train_loader.dataset.round_batches == 50
         assert [prune.train_loader.dataset.proportions[name] for name in DOMAINS] == [

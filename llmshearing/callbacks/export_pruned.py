@@ -34,9 +34,7 @@ __all__ = ['ExportPruned']
 
 log = logging.getLogger(__name__)
 
-UNCONVERGED_REMEDY = (
-    'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway'
-)
+UNCONVERGED_REMEDY = 'Train longer, shorten warmup, or set allow_unconverged: true to cut to the target anyway'
 FROM_CHECKPOINT = ' (the last checkpoint can be exported without training again: llmshearing export).'
 
 
@@ -88,7 +86,7 @@ class ExportPruned(Callback):
         pruning = find_pruning(state)
         if not self.allow_unconverged and not pruning.reaches_target(state):
             raise ValueError(
-                f'export_pruned: lagrangian_warmup is {pruning.lagrangian_warmup.to_timestring()} and the run ends '
+                f'export_pruned: warmup is {pruning.settings.warmup.to_timestring()} and the run ends '
                 f'after {state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
                 'shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
@@ -107,7 +105,7 @@ class ExportPruned(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
         remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if _saves_checkpoints(state) else '.')
-        away = refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, remedy)
+        away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
         masks = pruning.final_masks()
         expected = probe_masked(model, masks)
@@ -135,7 +133,7 @@ class ExportPruned(Callback):
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
             losses=last_losses(state),
-            losses_of=f'the masked model (eval_masks: {pruning.eval_masks})',
+            losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
             unconverged=away,
         )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)

@@ -26,7 +26,7 @@ from composer.utils import dist
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.commands.report import default_folder
-from llmshearing.masks.state import pruning_record
+from llmshearing.masks.record import record_of
 from llmshearing.metrics.logger import MetricsFile
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
@@ -219,10 +219,10 @@ def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
     Probabilities have three decimals; of the intermediate dimensions there are the means that a page can show.
     """
     units = kept_units(pruning.final_masks(), pruning.source)
-    record = pruning_record(pruning, units, state.timestamp.batch.value, state.timestamp.token.value, '')
-    del record['scores'], record['source_name']
+    record = dataclasses.asdict(record_of(pruning, units, state.timestamp.batch.value, state.timestamp.token.value))
+    del record['scores'], record['source_name'], record['shape']
     probability = {}
-    for axis, kept in pruning.learner.kept().items():
+    for axis, kept in pruning.learner.expected_kept().items():
         values = kept.double().numpy()
         if axis == 'intermediate':
             values = binned(values)

@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
 from llmshearing.checkpoints.shards import load_stored_shards
-from llmshearing.masks.state import PruningState, read_pruning_state
+from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
 from llmshearing.utils.paths import plain_name
 
 __all__ = ['Checkpoint', 'check_tensors', 'expected_shapes', 'open_checkpoint', 'write_tokenizer_files']
@@ -92,9 +92,9 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
         str(path), {name: stored.shape for name, stored in weights.items()}, expected_shapes(config), tied_names(config)
     )
     algorithms = dict(state.get('algorithms') or ())
-    pruning = None
-    if 'TargetedPruning' in algorithms:
-        pruning = read_pruning_state(read_all(algorithms['TargetedPruning']), config)
+    pruning, saved = None, find_pruning_state(algorithms)
+    if saved is not None:
+        pruning = read_pruning_state(read_all(saved), config)
     elif not {'algorithms', 'timestamp'} & set(state):
         log.warning(
             '%s holds weights only (save_weights_only). If it is from the pruning stage, its masks are not in it, and '

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmshearing.compat import composer, llmfoundry
 from llmshearing.config.keys import check_time
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config, check_local_folder
@@ -34,6 +35,8 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     """
     if not any(_our_parts(config)):
         return config
+    composer.install()
+    llmfoundry.install()
     from llmshearing.checkpoints.guard import guard_checkpoint_loading
     from llmshearing.config.resume import check_resume
 
@@ -119,7 +122,7 @@ def _check_model(model: Mapping[str, Any]) -> None:
 
 
 def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    from llmshearing.algorithms.targeted_pruning import TargetedPruning
+    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
     from llmshearing.masks.sparsity_target import read_sparsity_target
     from llmshearing.models.families import family_of
     from llmshearing.models.shapes import shape_of
@@ -133,15 +136,15 @@ def _check_pruning(settings: Mapping[str, Any], model: Mapping[str, Any], config
                 f'fsdp_config with FSDP_VERSION={os.environ["FSDP_VERSION"]}: pruning is built for FSDP2 (FSDP1 '
                 'flattens the parameters that masks cut); unset FSDP_VERSION or set it to 2.'
             )
-    for key in ('lagrangian_warmup', 'freeze_masks_after'):
+    for key in ('warmup', 'lagrangian_warmup', 'freeze_masks_after'):
         if settings.get(key) is not None:
             check_time(f'algorithms.targeted_pruning.{key}', settings[key])
     _check_checkpoints(settings, config)
-    pruning = TargetedPruning(**settings)
+    target = PruningSettings(**settings).target
     source_config = _source_config(model)
     family_of(source_config)  # refuses other model types, whose configs may have no such shape
-    if read_sparsity_target(pruning.target_settings, shape_of(source_config)) is None:
-        target_shape(source_config, pruning.target_settings)
+    if read_sparsity_target(target, shape_of(source_config)) is None:
+        target_shape(source_config, target)
 
 
 def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:

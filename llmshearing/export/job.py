@@ -26,19 +26,22 @@ from llmshearing.checkpoints.checkpoint import (
     tied_names,
     write_tokenizer_files,
 )
+from llmshearing.compat.transformers import attention_implementation, set_dtype
 from llmshearing.export.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
 from llmshearing.export.model_folder import cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
-from llmshearing.masks.learner import AxisReport
-from llmshearing.masks.state import PruningState, pruning_record, refuse_open_widths, refuse_unconverged
+from llmshearing.masks.axis_reports import AxisReport
+from llmshearing.masks.record import record_of, write_record
+from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.logger import read_metrics
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.units import kept_units
 
 __all__ = ['MASKS', 'ExportSettings', 'export_checkpoint']
 
@@ -194,10 +197,11 @@ def _write_uncut(
                 origin.source or 'not noted in it',
             )
     config.use_cache = True
-    config.torch_dtype = settings.dtype or checkpoint.weights[names[0]].dtype
+    set_dtype(config, settings.dtype or checkpoint.weights[names[0]].dtype)
     generation_config = _generation_config(checkpoint, settings)
-    documents = {} if stage == 'continued' else _write_masks(writer.path, checkpoint)
-    write_model_folder(writer, config, tensors('writing'), tokenizer, generation_config, settings.dtype, documents)
+    write_model_folder(writer, config, tensors('writing'), tokenizer, generation_config, settings.dtype)
+    if stage == 'kept':
+        _write_masks(writer.path, checkpoint)
     facts = CardFacts(
         name=writer.folder.name,
         source=source,
@@ -215,26 +219,30 @@ def _write_uncut(
     return {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings))}
 
 
-def _write_masks(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Writes ``masks/masks.safetensors``, in a folder of its own so that no loader takes it for weights;
-    returns ``pruning.json``."""
+def _write_masks(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes ``pruning.json`` and ``masks/masks.safetensors``, in a folder of its own so that no loader takes it for
+    weights."""
     pruning = checkpoint.pruning
     kinds = {'target': pruning.final_masks(), 'current': pruning.current_masks(), 'score': pruning.learner.scores()}
+    # Frozen masks are both target and current: each tensor in memory of its own, or safetensors refuses them.
     tensors = {
-        f'{kind}.{axis}': mask.float().contiguous() for kind, masks in kinds.items() for axis, mask in masks.items()
+        f'{kind}.{axis}': mask.float().clone(memory_format=torch.contiguous_format)
+        for kind, masks in kinds.items()
+        for axis, mask in masks.items()
     }
     (folder / 'masks').mkdir()
     save_file(tensors, folder / 'masks' / 'masks.safetensors', metadata={'format': 'pt'})
-    units = CutPlan(family_of(checkpoint.config), pruning.source, pruning.final_masks()).units
-    record = pruning_record(
-        pruning, units, checkpoint.batches, checkpoint.tokens, Path(checkpoint.source or 'unknown').name
-    )
-    return {'pruning.json': record}
+    units = kept_units(pruning.final_masks(), pruning.source)
+    name = Path(checkpoint.source or 'unknown').name
+    write_record(folder, record_of(pruning, units, checkpoint.batches, checkpoint.tokens, name))
 
 
 def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     """Logits of the masked model, computed in float32."""
-    model = AutoModelForCausalLM.from_config(checkpoint.config, torch_dtype=torch.float32, attn_implementation='sdpa')
+    attention = attention_implementation(checkpoint.config)
+    model = AutoModelForCausalLM.from_config(
+        checkpoint.config, torch_dtype=torch.float32, attn_implementation=attention
+    )
     # Not strict, since a tied head is stored once; every other name and shape was checked when the
     # checkpoint was opened.
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)

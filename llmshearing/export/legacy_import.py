@@ -197,7 +197,7 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
         exported = exported_config(config, LLAMA, target, dtype, list(plan.units.layers))
         generation_config = GenerationConfig.from_model_config(config)
-        write_model_folder(writer, exported, tensors('writing'), tokenizer, generation_config, settings.dtype, {})
+        write_model_folder(writer, exported, tensors('writing'), tokenizer, generation_config, settings.dtype)
         facts = CardFacts(
             name=out.name,
             source=public_name(settings.source),

@@ -8,7 +8,6 @@ keep the same numbers.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,23 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from llmshearing.compat.transformers import (
+    PER_LAYER_LISTS,
+    add_older_names,
+    attention_implementation,
+    forget_own_notes,
+    set_dtype,
+)
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.families import Family
+from llmshearing.models.families import Family, stored_name
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
-__all__ = [
-    'DTYPES',
-    'cut_tensors',
-    'exported_config',
-    'kept_indices',
-    'open_strictly',
-    'shape_after',
-    'write_model_folder',
-]
+__all__ = ['DTYPES', 'cut_tensors', 'exported_config', 'open_strictly', 'shape_after', 'write_model_folder']
 
 log = logging.getLogger(__name__)
 
@@ -124,31 +122,16 @@ def exported_config(
     Args:
         layers (Sequence[int]): Source numbers of the layers that are kept, in order.
     """
-    config = with_shape(config, shape, family.has_head_dim)
+    source, config = config, with_shape(config, shape, family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
+    for name in PER_LAYER_LISTS:
+        entries = getattr(source, name, None)
+        if isinstance(entries, (list, tuple)):
+            setattr(config, name, [entries[layer] for layer in layers])
     config.use_cache = True
-    config.torch_dtype = dtype
+    set_dtype(config, dtype)
     return config
-
-
-def kept_indices(units: Units) -> dict[str, Any]:
-    """Kept units as plain lists, numbered as in the source; None stands for all."""
-
-    def as_list(index: Tensor | None) -> list[int] | None:
-        return None if index is None else index.tolist()
-
-    return {
-        'hidden': as_list(units.hidden),
-        'layers': {
-            str(layer): {
-                'heads': as_list(kept.heads),
-                'kv_heads': as_list(kept.kv_heads),
-                'intermediate': as_list(kept.intermediate),
-            }
-            for layer, kept in units.layers.items()
-        },
-    }
 
 
 def write_model_folder(
@@ -158,26 +141,23 @@ def write_model_folder(
     tokenizer: PreTrainedTokenizerBase | None,
     generation_config: GenerationConfig | None,
     dtype: torch.dtype | None,
-    documents: Mapping[str, Any],
 ) -> None:
     """Writes all files of a model folder, still under the writer's hidden path.
 
     Args:
         dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
-        documents (Mapping[str, Any]): Further JSON files by name.
     """
     for name, tensor in tensors:
-        writer.add(name, tensor if dtype is None else tensor.to(dtype))
+        writer.add(stored_name(config, name), tensor if dtype is None else tensor.to(dtype))
     writer.finish_tensors()
-    config.__dict__.pop('_attn_implementation_autoset', None)  # a note of transformers to itself
+    forget_own_notes(config)
     config.architectures = config.architectures or [AutoModelForCausalLM._model_mapping[type(config)].__name__]
     config.save_pretrained(writer.path)
+    add_older_names(writer.path / 'config.json')
     if tokenizer is not None:
         tokenizer.save_pretrained(writer.path)
     if generation_config is not None:
         _save_generation_config(generation_config, writer.path)
-    for name, document in documents.items():
-        (writer.path / name).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
 
 
 def _save_generation_config(config: GenerationConfig, folder: Path) -> None:
@@ -203,8 +183,9 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
     Raises:
         ValueError: Naming the tensors.
     """
+    attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=dtype, output_loading_info=True, trust_remote_code=False, attn_implementation='sdpa'
+        folder, torch_dtype=dtype, output_loading_info=True, trust_remote_code=False, attn_implementation=attention
     )
     problems = {key: value for key, value in info.items() if value}
     if problems:

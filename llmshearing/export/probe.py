@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
+from llmshearing.compat.transformers import attention_implementation
+
 if TYPE_CHECKING:
     from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 
@@ -81,7 +83,7 @@ def _own_attention(config: PretrainedConfig) -> Iterator[None]:
     if before != 'flash_attention_2':
         yield
         return
-    config._attn_implementation = 'sdpa'
+    config._attn_implementation = attention_implementation(config)
     try:
         yield
     finally:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from llmshearing.compat.transformers import dtype_of
 from llmshearing.export.model_card import CardFacts, copy_licence_files, model_card, source_licence
 from llmshearing.export.model_folder import exported_config, shape_after, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
-from llmshearing.masks.learner import AxisReport
-from llmshearing.masks.state import LearnedMasks, pruning_record
+from llmshearing.masks.axis_reports import AxisReport
+from llmshearing.masks.record import record_of, write_record
+from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
@@ -68,7 +70,7 @@ def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
 
 def write_pruned_folder(
     writer: ModelFolderWriter,
-    pruning: LearnedMasks,
+    pruning: PruningState,
     config: PretrainedConfig,
     plan: CutPlan,
     tensors: Iterator[tuple[str, Tensor]],
@@ -82,7 +84,7 @@ def write_pruned_folder(
 
     Args:
         writer (ModelFolderWriter): Takes the files; not committed here.
-        pruning (LearnedMasks): The masks and how they were learned.
+        pruning (PruningState): The masks and how they were learned.
         config (PretrainedConfig): The source's config.
         plan (CutPlan): Cuts of the masks to export.
         tensors (Iterator[tuple[str, Tensor]]): Tensors of the cut model by name.
@@ -95,20 +97,14 @@ def write_pruned_folder(
     family, shape = family_of(config), shape_left(config, plan)
     write_model_folder(
         writer,
-        exported_config(config, family, shape, dtype or config.torch_dtype or torch.float32, list(plan.units.layers)),
+        exported_config(config, family, shape, dtype or dtype_of(config) or torch.float32, list(plan.units.layers)),
         tensors,
         tokenizer,
         generation_config,
         dtype,
-        {
-            'pruning.json': {
-                'shape': dataclasses.asdict(shape),
-                **pruning_record(
-                    pruning, plan.units, origin.batches, origin.tokens, Path(origin.source or 'unknown').name
-                ),
-            }
-        },
     )
+    name = Path(origin.source or 'unknown').name
+    write_record(writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape))
     folder = local_folder(origin.source)
     recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
     facts = CardFacts(
@@ -132,7 +128,7 @@ def write_pruned_folder(
     return shape
 
 
-def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
+def _units_per_row(pruning: PruningState, shape: ModelShape) -> str:
     """Units of each pruned axis in the source and in the written model, with the target where that is another."""
     left = {axis: plan.keep for axis, plan in plan_axes(pruning.source, shape).items()}  # none of what is whole
     return ', '.join(
@@ -142,7 +138,7 @@ def _units_per_row(pruning: LearnedMasks, shape: ModelShape) -> str:
     )
 
 
-def _caution(pruning: LearnedMasks, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
+def _caution(pruning: PruningState, shape: ModelShape, unconverged: Sequence[AxisReport]) -> str | None:
     """What a reader must know of a model that training itself had not arrived at."""
     if shape != pruning.target:
         return (

@@ -18,6 +18,7 @@ from llmshearing.checkpoints.checkpoint import check_tensors, expected_shapes, t
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.shard_writer import INDEX_NAME
+from llmshearing.models.families import stored_name
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['tensor_files', 'verify_folder', 'verify_tensors']
@@ -91,9 +92,11 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     for path in sorted(set(files.values())):
         with safe_open(path, 'pt') as file:
             shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
-    check_tensors(str(folder), shapes, expected_shapes(config), tied_names(config))
+    expected = {stored_name(config, name): shape for name, shape in expected_shapes(config).items()}
+    check_tensors(str(folder), shapes, expected, [stored_name(config, name) for name in tied_names(config)])
     compared = 0
     for name, tensor in tensors:
+        name = stored_name(config, name)
         if name not in files:
             raise ValueError(f'{folder}: {name} was not written.')
         with safe_open(files[name], 'pt') as file:  # opened anew, so that no mapped page stays

@@ -23,13 +23,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
 from llmshearing.models.families import Linear
-from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 
 __all__ = ['Compensation', 'regress']
 
@@ -41,13 +40,13 @@ class Compensation:
     """Watches what projections and norms read during one batch; :meth:`apply` then changes the weights.
 
     Args:
-        model (ShearedCausalLM): Under the masks of the batch, all zero or one.
+        cutter (Cutter): Of a model under the masks of the batch, all zero or one.
         axes (Iterable[str]): Axes whose units may go.
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
     """
 
-    def __init__(self, model: ShearedCausalLM, axes: Iterable[str], tokens: int = TOKENS):
-        self.tokens, self._model, self._cutter = tokens, model.model, model.cutter
+    def __init__(self, cutter: Cutter, axes: Iterable[str], tokens: int = TOKENS):
+        self.tokens, self._model, self._cutter = tokens, cutter.model, cutter
         self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
         self._seen: dict[str, int] = {}
         self._owner: dict[str, str] = {}  # of the tensor that a projection reads: q, k and v share one
@@ -70,12 +69,16 @@ class Compensation:
             handle.remove()
 
     @torch.no_grad()
-    def apply(self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None]) -> None:
+    def apply(
+        self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None] | None = None, ranks: int = 1
+    ) -> None:
         """Prepares the weights for masks under which more units are gone.
 
         Args:
             masks (Mapping[str, Tensor]): Masks of the coming batch by axis, all zero or one.
-            reduce (Callable): Averages a tensor over ranks, in place; a collective, called alike on every rank.
+            reduce (Callable | None): Averages a tensor over ranks, in place; a collective, called alike on every rank.
+                Default: there is one rank.
+            ranks (int): How many ranks there are. Default: ``1``.
         """
         flat = self._flat(masks)
         after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
@@ -88,9 +91,10 @@ class Compensation:
             goes = present & ~stays
             if not goes.any() or not stays.any():
                 continue
-            reduce(total)
+            if reduce is not None:
+                reduce(total)
             if isinstance(after[path].role, Linear):
-                shares = regress(total, stays, goes, self._seen[path] * dist.get_world_size())
+                shares = regress(total, stays, goes, self._seen[path] * ranks)
                 self._take_over(path, places[stays], places[goes], shares)
             else:
                 self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt())

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import Family, Norm, family_of
 from llmshearing.models.shapes import ModelShape, shape_of
@@ -119,12 +120,18 @@ class _CutDecoder(_Cuttable):
     def forward(self, *args, **kwargs):
         if self.cut is None:
             return super().forward(*args, **kwargs)
-        layers = self.layers
-        self._modules['layers'] = nn.ModuleList(layers[index] for index in self.cut.bind())
+        layers, kept = self.layers, self.cut.bind()
+        lists = {name: getattr(self.config, name, None) for name in PER_LAYER_LISTS}
+        lists = {name: entries for name, entries in lists.items() if isinstance(entries, (list, tuple))}
+        self._modules['layers'] = nn.ModuleList(layers[index] for index in kept)
+        for name, entries in lists.items():  # transformers 5 reads them by a layer's place
+            setattr(self.config, name, [entries[index] for index in kept])
         try:
             return super().forward(*args, **kwargs)
         finally:
             self._modules['layers'] = layers
+            for name, entries in lists.items():
+                setattr(self.config, name, entries)
 
 
 def _count(index: Tensor | None, everything: int) -> int:
@@ -154,11 +161,13 @@ class Cutter:
         ValueError: If the model's type has no family table.
 
     Attributes:
+        model (PreTrainedModel): The model. This object is no module: it owns nothing of it.
         family (Family): Table of the model's family.
         shape (ModelShape): Shape of the source.
     """
 
     def __init__(self, model: PreTrainedModel):
+        self.model = model
         self.family: Family = family_of(model.config)
         self.shape: ModelShape = shape_of(model.config)
         self.masks: dict[str, Tensor] | None = None

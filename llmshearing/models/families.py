@@ -16,10 +16,12 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, layer_kinds
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['FAMILIES', 'Family', 'Linear', 'Norm', 'family_of']
+__all__ = ['FAMILIES', 'Family', 'Linear', 'Norm', 'family_of', 'stored_name']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Norm:
         reads (bool): Its input is the residual stream: gain and bias are scaled by the hidden mask.
         writes (bool): Its output is added to the residual stream: scaled by hidden and layer masks.
         offset (float): The gain in use is ``offset + weight`` (1 in Gemma).
+        feeds (str | None): Of a norm that reads the stream: the module whose projections read its output, by the name
+            of the family's attribute (``'attention'``, ``'mlp'`` or ``'head'``).
     """
 
     axis: str | None = 'hidden'
     reads: bool = False
     writes: bool = False
     offset: float = 0.0
+    feeds: str | None = None
 
 
 Role = Linear | Norm
@@ -67,6 +72,7 @@ class Family:
         embedding (str): Path of the embedding inside the decoder.
         final_norm (str): Path of the last norm inside the decoder.
         head (str): Path of the LM head.
+        stored_head (str | None): Its path in a model folder, where that is another one.
         attention (str): Path of the attention module inside a layer.
         mlp (str): Path of the MLP inside a layer.
         norm_offset (float): Gain offset of the final norm.
@@ -75,6 +81,7 @@ class Family:
             its own hidden size, in the masked forward as in the exported config.
         layer_types (Callable | None): Kind of each layer by its position, from the config. A finished model's layer
             must stand where its kind is expected. None where all layers are alike.
+        subtracts_mean (bool): Its norms over the stream are LayerNorms, which subtract the mean; RMSNorms do not.
     """
 
     layer: Mapping[str, Role]
@@ -82,12 +89,20 @@ class Family:
     embedding: str = 'embed_tokens'
     final_norm: str = 'norm'
     head: str = 'lm_head'
+    stored_head: str | None = None
     attention: str = 'self_attn'
     mlp: str = 'mlp'
     norm_offset: float = 0.0
     has_head_dim: bool = True
     scales_embedding: bool = False
     layer_types: Callable[[PretrainedConfig], tuple] | None = None
+    subtracts_mean: bool = False
+
+    def stored_name(self, name: str) -> str:
+        """Name in a model folder of a parameter of the model."""
+        if self.stored_head is not None and name.startswith(f'{self.head}.'):
+            return f'{self.stored_head}{name.removeprefix(self.head)}'
+        return name
 
     def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:
         """Yields (module path, role, layer) of every module that owns parameters; layer is None outside the layers."""
@@ -95,24 +110,24 @@ class Family:
         for layer in range(num_hidden_layers):
             for name, role in self.layer.items():
                 yield f'{self.decoder}.layers.{layer}.{name}', role, layer
-        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset), None
+        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset, feeds='head'), None
         yield self.head, Linear(None, 'hidden'), None
 
 
 def _pre_norms(offset: float = 0.0) -> dict[str, Role]:
     """Norms before attention and MLP, as in LLaMA."""
     return {
-        'input_layernorm': Norm(reads=True, offset=offset),
-        'post_attention_layernorm': Norm(reads=True, offset=offset),
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
+        'post_attention_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
     }
 
 
 def _sandwich_norms(offset: float) -> dict[str, Role]:
     """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
     return {
-        'input_layernorm': Norm(reads=True, offset=offset),
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
         'post_attention_layernorm': Norm(writes=True, offset=offset),
-        'pre_feedforward_layernorm': Norm(reads=True, offset=offset),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
         'post_feedforward_layernorm': Norm(writes=True, offset=offset),
     }
 
@@ -147,14 +162,17 @@ GEMMA = Family(layer={**_pre_norms(offset=1.0), **_attention(), **_gated_mlp()},
 GEMMA2 = dataclasses.replace(
     GEMMA,
     layer={**_sandwich_norms(offset=1.0), **_attention(writes=False), **_gated_mlp(writes=False)},
-    layer_types=lambda config: tuple(layer % 2 == 0 for layer in range(config.num_hidden_layers)),
+    layer_types=lambda config: tuple(
+        layer_kinds(config) or (layer % 2 == 0 for layer in range(config.num_hidden_layers))
+    ),
 )
 
 GEMMA3 = dataclasses.replace(
     GEMMA2,
     layer={**GEMMA2.layer, **HEAD_NORMS},
     layer_types=lambda config: tuple(
-        (layer + 1) % config.sliding_window_pattern != 0 for layer in range(config.num_hidden_layers)
+        layer_kinds(config)
+        or ((layer + 1) % config.sliding_window_pattern != 0 for layer in range(config.num_hidden_layers))
     ),
 )
 
@@ -194,7 +212,8 @@ STARCODER2 = Family(
         **_attention(),
         'mlp.c_fc': Linear('intermediate', 'hidden'),
         'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
-    }
+    },
+    subtracts_mean=True,
 )
 
 GPT_NEOX = Family(
@@ -208,9 +227,11 @@ GPT_NEOX = Family(
     decoder='gpt_neox',
     embedding='embed_in',
     final_norm='final_layer_norm',
-    head='embed_out',
+    head=HEAD_OF_GPT_NEOX,
+    stored_head='embed_out',
     attention='attention',
     has_head_dim=False,
+    subtracts_mean=True,
 )
 
 # By transformers' model_type. Granite's multipliers are constants of its config and stay as they are.
@@ -229,6 +250,12 @@ FAMILIES: dict[str, Family] = {
     'gpt_neox': GPT_NEOX,
     'glm': GLM,
 }
+
+
+def stored_name(config: PretrainedConfig, name: str) -> str:
+    """Name in a model folder of a parameter of the model in memory; the same for types without a table."""
+    family = FAMILIES.get(config.model_type)
+    return name if family is None else family.stored_name(name)
 
 
 def family_of(config: PretrainedConfig) -> Family:

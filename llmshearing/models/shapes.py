@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.compat.transformers import PER_LAYER_LISTS
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -97,6 +99,10 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
         if field.name == 'num_key_value_heads' and not hasattr(config, 'num_key_value_heads'):
             continue
         setattr(config, field.name, getattr(shape, field.name))
+    for name in PER_LAYER_LISTS:
+        entries = getattr(config, name, None)
+        if isinstance(entries, (list, tuple)):  # the pattern goes on
+            setattr(config, name, [entries[layer % len(entries)] for layer in range(shape.num_hidden_layers)])
     return config
 
 

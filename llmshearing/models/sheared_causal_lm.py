@@ -7,14 +7,22 @@ perplexity only in evaluation, ``sdpa`` attention, and no remote code.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from llmfoundry.models.hf import ComposerHFCausalLM
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from llmshearing.compat import composer, llmfoundry
+from llmshearing.compat.transformers import attention_implementation
 from llmshearing.models.cuttable import Cutter
 
 __all__ = ['ShearedCausalLM']
+
+log = logging.getLogger(__name__)
+
+llmfoundry.install()
+composer.install()
 
 
 class ShearedCausalLM(ComposerHFCausalLM):
@@ -24,7 +32,8 @@ class ShearedCausalLM(ComposerHFCausalLM):
         tokenizer (PreTrainedTokenizerBase): The source's tokenizer.
         pretrained_model_name_or_path (str): Hugging Face folder or name of the source model.
         trust_remote_code (bool): Run code that comes with the model. Default: ``False``.
-        attn_implementation (str): ``'sdpa'``, ``'flash_attention_2'`` or ``'eager'``. Default: ``'sdpa'``.
+        attn_implementation (str): ``'sdpa'``, ``'flash_attention_2'`` or ``'eager'``. Default: ``'sdpa'``, or
+            ``'eager'`` where a config soft-caps scores, which sdpa cannot.
         **kwargs (Any): As for llm-foundry's ``hf_causal_lm``.
 
     Raises:
@@ -43,11 +52,15 @@ class ShearedCausalLM(ComposerHFCausalLM):
         attn_implementation: str = 'sdpa',
         **kwargs: Any,
     ):
+        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust_remote_code)
+        possible = attention_implementation(config, attn_implementation)
+        if possible != attn_implementation:
+            log.info('attn_implementation: %s, which soft-caps scores as this config asks.', possible)
         super().__init__(
             tokenizer=tokenizer,
             pretrained_model_name_or_path=pretrained_model_name_or_path,
             trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
+            attn_implementation=possible,
             **kwargs,
         )
         self.source = pretrained_model_name_or_path

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+from llmshearing.compat.transformers import attention_implementation, set_plain_rotary, without_packed_masks
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
@@ -103,8 +104,8 @@ def _period(kinds: tuple) -> int:
 def _traceable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool) -> PretrainedConfig:
     config = with_shape(config, shape, has_head_dim)
     config.use_cache = False
-    config._attn_implementation = 'sdpa'
-    config.rope_scaling = None  # changes values and not sizes, and some kinds look at data
+    config._attn_implementation = attention_implementation(config)
+    set_plain_rotary(config)  # it changes values and not sizes, and some kinds look at data
     if getattr(config, 'use_sliding_window', False):
         config.sliding_window = None  # Qwen: ignored by this attention, with a warning
     return config
@@ -154,7 +155,9 @@ def _trace(
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code outside of the fake mode
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation='sdpa').to(parameter_dtype).train()
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention_implementation(config), torch_dtype=parameter_dtype
+        ).train()
         ids = torch.zeros(micro_batch, seq_len, dtype=torch.long)
     if checkpointing:
         for layer in model.get_submodule(family_of(config).decoder).layers:
@@ -162,7 +165,7 @@ def _trace(
     if masked_axes:
         _mask(model, masked_axes)
     live = _LiveBytes(iter([*model.parameters(), *model.buffers(), ids]))
-    with fake, live:
+    with fake, live, without_packed_masks():
         _micro_batch(model, ids, autocast, live)
         return _micro_batch(model, ids, autocast, live)
 

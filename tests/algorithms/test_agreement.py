@@ -9,8 +9,8 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from tests.dynamic_text_world import on_ranks
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 32}
-PROGRESSIVE = {'mask_learning': 'progressive', 'lagrangian_warmup': '3ba'}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'intermediate_size': 32}
+PROGRESSIVE = {'mask_learning': 'progressive', 'warmup': '3ba'}
 
 
 class Record(Callback):

@@ -5,10 +5,10 @@ import torch
 from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
+from llmshearing.masks.state import STATE_VERSION
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 BATCHES = 12
 
 
@@ -19,7 +19,7 @@ def source(tmp_path_factory):
 
 def run(source, folder, mask_learning, stop=None, load=None, target=TARGET, **pruning_settings):
     """Runs to ``stop`` (or the end), saving every batch; returns the trainer, the algorithm and the losses by batch."""
-    pruning = TargetedPruning(target, mask_learning=mask_learning, lagrangian_warmup='0.5dur', **pruning_settings)
+    pruning = TargetedPruning(target, mask_learning=mask_learning, warmup='0.5dur', **pruning_settings)
     log = InMemoryLogger()
     trainer = tiny_trainer(
         source,
@@ -69,7 +69,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(source, tmp_path, 
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference(source, tmp_path):
     run(source, tmp_path / 'first', 'lagrangian', stop=1)
     other = {**TARGET, 'hidden_size': 24}
-    with pytest.raises(ValueError, match="target: checkpoint .*'hidden_size': 32.* this run .*'hidden_size': 24"):
+    with pytest.raises(ValueError, match="target: checkpoint .*'hidden_size': 36.* this run .*'hidden_size': 24"):
         run(source, tmp_path / 'second', 'lagrangian', load=str(tmp_path / 'first' / 'ba1.pt'), target=other)
     with pytest.raises(ValueError, match='mask_learning: checkpoint lagrangian, this run progressive'):
         run(source, tmp_path / 'second', 'progressive', load=str(tmp_path / 'first' / 'ba1.pt'))

@@ -14,7 +14,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'intermediate_size': 40}
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +23,7 @@ def source(tmp_path_factory):
 
 
 def pruned_with(source, export):
-    pruning = TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='1ba')
+    pruning = TargetedPruning(TARGET, mask_learning='progressive', warmup='1ba')
     trainer = tiny_trainer(source, [pruning], batches=3, callbacks=[export])
     trainer.fit()
     trainer.close()
@@ -33,23 +33,23 @@ def pruned_with(source, export):
 @pytest.mark.parametrize('learning', ['progressive', 'lagrangian'])
 def test_a_warm_up_that_does_not_end_is_refused_before_the_first_step(source, tmp_path, learning):
     def trainer(warmup, **settings):
-        pruning = TargetedPruning(TARGET, mask_learning=learning, lagrangian_warmup=warmup)
+        pruning = TargetedPruning(TARGET, mask_learning=learning, warmup=warmup)
         return tiny_trainer(source, [pruning], batches=3, callbacks=[ExportPruned(str(tmp_path / 'out'), **settings)])
 
     for warmup in ('4ba', '1.5dur'):
         run = trainer(warmup)
-        with pytest.raises(ValueError, match=f'lagrangian_warmup is {warmup} and the run ends after 3ba'):
+        with pytest.raises(ValueError, match=f'warmup is {warmup} and the run ends after 3ba'):
             run.fit()
         assert run.state.timestamp.batch == 0
     trainer('4ba', allow_unconverged=True).fit()
-    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
+    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 36
 
 
 @pytest.mark.parametrize(
     'settings', [{'mask_learning': 'one_shot', 'scores': 'magnitude'}, {'freeze_masks_after': '2ba'}]
 )
 def test_masks_that_are_frozen_in_time_need_no_warm_up_to_end(source, tmp_path, settings):
-    pruning = TargetedPruning(TARGET, lagrangian_warmup='40ba', **settings)
+    pruning = TargetedPruning(TARGET, warmup='40ba', **settings)
     tiny_trainer(
         source,
         [pruning],
@@ -57,7 +57,7 @@ def test_masks_that_are_frozen_in_time_need_no_warm_up_to_end(source, tmp_path, 
         callbacks=[ExportPruned(str(tmp_path / 'out'))],
         eval_dataloader=sequences_spec(8, 4),
     ).fit()
-    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 32
+    assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == 36
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(source, tmp_path):
@@ -100,7 +100,7 @@ def test_tf32_does_not_make_the_exported_model_look_wrong(source, tmp_path, monk
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True  # as Composer sets it on GPUs
     try:
-        assert pruned_with(source, OnAGpu(str(tmp_path / 'out'))).hidden_size == 32
+        assert pruned_with(source, OnAGpu(str(tmp_path / 'out'))).hidden_size == 36
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
@@ -122,7 +122,7 @@ def test_flash_attention_is_not_asked_for_float32(source, tmp_path, monkeypatch)
             super().fit_end(state, logger)
             assert config._attn_implementation == 'flash_attention_2'
 
-    assert pruned_with(source, WithFlashAttention(str(tmp_path / 'out'))).hidden_size == 32 and not calls
+    assert pruned_with(source, WithFlashAttention(str(tmp_path / 'out'))).hidden_size == 36 and not calls
 
 
 def test_a_remote_folder_is_refused():

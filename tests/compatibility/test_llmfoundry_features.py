@@ -32,7 +32,7 @@ def configuration(work):
     config.variables.work = str(work)
     config.algorithms.targeted_pruning.target = {
         'num_hidden_layers': 3,
-        'hidden_size': 32,
+        'hidden_size': 36,
         'num_key_value_heads': 1,
         'intermediate_size': 40,
     }

@@ -20,7 +20,7 @@ from llmshearing.export.job import ExportSettings, export_checkpoint
 from tests.security.attack import armed, disarmed
 from tests.tiny_run import tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 BUCKET = 'runs'
 
 
@@ -105,7 +105,7 @@ def test_a_remote_save_folder_saves_resumes_and_exports(bucket, tmp_path, monkey
         report = export_checkpoint(
             path, tmp_path / 'out', ExportSettings(source=str(source), allow_unconverged=True, progress=False)
         )
-    assert report['shape'].hidden_size == 32
+    assert report['shape'].hidden_size == 36
     with disarmed(tmp_path / 'marker') as marker:
         bucket.upload_file(str(armed(tmp_path / 'evil.pt', marker)), BUCKET, 'first/evil.pt')
         with pytest.raises(ValueError, match='could run code'):

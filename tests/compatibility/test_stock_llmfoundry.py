@@ -15,7 +15,7 @@ from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[2]
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 OURS = (
     'sheared_causal_lm',
     'targeted_pruning',
@@ -71,7 +71,7 @@ def pruned(tmp_path_factory):
 def test_llmfoundrys_checkpointer_writes_the_uncut_model_beside_our_export(pruned):
     whole, small = open_strictly(pruned / 'huggingface' / 'ba2'), open_strictly(pruned / 'pruned')
     source = open_strictly(pruned / 'source')
-    assert whole.config.hidden_size == source.config.hidden_size == 48 and small.config.hidden_size == 32
+    assert whole.config.hidden_size == source.config.hidden_size == 48 and small.config.hidden_size == 36
     changed = [name for name, tensor in whole.state_dict().items() if not tensor.equal(source.state_dict()[name])]
     assert 'model.embed_tokens.weight' in changed
     assert 'mixture/weight/' + DOMAINS[0] in read_metrics(pruned / 'prune_metrics.jsonl')
@@ -133,7 +133,7 @@ def test_the_pruned_folder_trains_with_stock_parts_and_distillation_by_name(prun
         )
     )
     trainer.close()
-    assert open_strictly(pruned / 'stock' / 'huggingface' / 'final').config.hidden_size == 32
+    assert open_strictly(pruned / 'stock' / 'huggingface' / 'final').config.hidden_size == 36
     losses = read_metrics(pruned / 'stock.jsonl')
     assert len(losses['loss/train/total']) == 3
     for batch, total in losses['loss/train/total'].items():

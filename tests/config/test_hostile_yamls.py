@@ -57,7 +57,7 @@ TINY_STEPS = {
     'precision': 'fp32',
     'fsdp_config': None,
 }
-TINY_TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TINY_TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 HOSTILE = (
     None, True, False, 0, 1, -1, -7, 3, 10**9, 0.5, -0.5, 1e30, float('nan'), float('inf'), '', 'zzz', '-1ba', '5xx',
     'nanba', '0ba', '1e400tok', '../../etc', [], [1, 'a'], [None], {}, {'zzz': 1}, {'python': 'x'}, [{}], '\0',

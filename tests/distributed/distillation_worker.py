@@ -23,7 +23,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_tokenizer, tiny_trainer
 
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 def run(folder: Path, mode: str) -> dict:
@@ -44,7 +44,7 @@ def run(folder: Path, mode: str) -> dict:
         )
     trainer = tiny_trainer(
         folder / 'student',
-        [distillation, TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='2ba')]
+        [distillation, TargetedPruning(TARGET, mask_learning='progressive', warmup='2ba')]
         if pruning
         else [distillation],
         model=model,

@@ -22,7 +22,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     source = work / 'source'
     trainer = tiny_trainer(
         source,
-        [TargetedPruning(TARGET, lagrangian_warmup='0.5dur', mask_learning='lagrangian')],
+        [TargetedPruning(TARGET, warmup='0.5dur', mask_learning='lagrangian')],
         batches=4,
         model=ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source)),
         callbacks=[ExportPruned(str(work / 'pruned'), allow_unconverged=True)],

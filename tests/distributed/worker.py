@@ -25,7 +25,7 @@ SCORES = {
     'activation': {'layer': 'block_importance', **dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'activation')},
     'perplexity': {'layer': 'perplexity', **dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'magnitude')},
 }
-TARGET = {'num_hidden_layers': 2, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 RUNS = ('lagrangian', 'progressive', 'progressive+compensation')
@@ -34,9 +34,7 @@ RUNS = ('lagrangian', 'progressive', 'progressive+compensation')
 def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
     """One of ``RUNS``; returns its losses per batch and the mask gradients the learner was given."""
     mask_learning, _, compensation = learning.partition('+')
-    pruning = TargetedPruning(
-        TARGET, mask_learning=mask_learning, lagrangian_warmup='4ba', compensate=bool(compensation)
-    )
+    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, warmup='4ba', compensate=bool(compensation))
     parallelism = {'fsdp': {'activation_checkpointing': 'checkpointing' in mode}} if 'fsdp2' in mode else None
     log = InMemoryLogger()
     trainer = tiny_trainer(
@@ -67,7 +65,7 @@ def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
 
 def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, torch.Tensor]:
     """Scores by axis of a run that starts from them."""
-    pruning, seen = TargetedPruning(TARGET, scores=scores, lagrangian_warmup='1ba'), {}
+    pruning, seen = TargetedPruning(TARGET, scores=scores, warmup='1ba'), {}
     trainer = tiny_trainer(
         source,
         [pruning],

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from llmshearing.compat.transformers import attention_implementation
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import mask_shapes
 
@@ -64,7 +65,7 @@ def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     settings = {**COMMON, **VARIANTS[variant], **overrides}
     settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
     config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
-    config._attn_implementation = 'sdpa'
+    config._attn_implementation = attention_implementation(config)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

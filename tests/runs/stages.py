@@ -37,7 +37,7 @@ from tests.models.tiny import tiny_model
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import LENGTH, tiny_source, tiny_tokenizer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 ROUND, BATCHES, BATCH_SIZE = 3, 10, 4
 REFERENCES = dict(zip(DOMAINS, (4.4, 4.3, 4.5, 4.2)))
 UNREPEATABLE = ('mixture/eval_share', 'time/')  # metrics of the clock
@@ -115,7 +115,7 @@ def build(
     algorithms, own = [], [DynamicBatchLoading(REFERENCES), *callbacks, Digests()]
     if stage == 'prune':
         model = ShearedCausalLM(tokenizer, str(folder), init_device=init_device)
-        times = {'lagrangian_warmup': '5ba', 'freeze_masks_after': '8ba'}
+        times = {'warmup': '5ba', 'freeze_masks_after': '8ba'}
         options = {'target': TARGET, 'mask_learning': 'lagrangian', **times, **(pruning or {})}
         algorithms.append(TargetedPruning(**options))
         own.append(ExportPruned(str(place / 'exported'), allow_unconverged=True, overwrite=True))

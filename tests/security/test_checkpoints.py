@@ -19,7 +19,7 @@ from llmshearing.export.legacy_import import read_legacy
 from tests.security.attack import armed, armed_archive, armed_pickle, disarmed, remote_code_model
 from tests.tiny_run import tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 @pytest.fixture

@@ -1,0 +1,139 @@
+"""transformers 4.51 and 5: what is spelled differently in configs, and what a step must not trip over.
+
+transformers 5 keeps the kind of every layer in a list (``layer_types``), rotary settings in ``rope_parameters`` and the
+type of the weights in ``dtype``. Programs that read a config.json often know the older names only, so exports carry
+both where both say the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmshearing.compat.versions import TRANSFORMERS_5
+
+__all__ = [
+    'HEAD_OF_GPT_NEOX',
+    'PER_LAYER_LISTS',
+    'add_older_names',
+    'attention_implementation',
+    'dtype_of',
+    'forget_own_notes',
+    'layer_kinds',
+    'rotary_base',
+    'set_dtype',
+    'set_plain_rotary',
+    'without_packed_masks',
+]
+
+# Settings of a config that hold one entry per decoder layer, read by position.
+PER_LAYER_LISTS = ('layer_types', 'no_rope_layers')
+
+# The LM head of GPT-NeoX in memory; in files it is `embed_out` for either generation.
+HEAD_OF_GPT_NEOX = 'lm_head' if TRANSFORMERS_5 else 'embed_out'
+
+
+def layer_kinds(config: Any) -> list[str] | None:
+    """Kind of each layer (such as ``'sliding_attention'``) where the config lists them, else None."""
+    kinds = getattr(config, 'layer_types', None)
+    return list(kinds) if isinstance(kinds, (list, tuple)) else None
+
+
+def dtype_of(config: Any) -> Any:
+    """Type of the weights that a config names: a ``torch.dtype`` or None."""
+    return config.dtype if TRANSFORMERS_5 else config.torch_dtype
+
+
+def set_dtype(config: Any, dtype: Any) -> None:
+    """Names the type of the weights in a config."""
+    setattr(config, 'dtype' if TRANSFORMERS_5 else 'torch_dtype', dtype)
+
+
+def rotary_base(config: Any) -> float:
+    """Base of the rotary embeddings; of full attention, where kinds of layers differ."""
+    if not TRANSFORMERS_5:
+        return config.rope_theta
+    return _main_rotary(config.rope_parameters)['rope_theta']
+
+
+def set_plain_rotary(config: Any) -> None:
+    """Replaces rotary settings by plain ones of the same base, in place: they change values and no sizes."""
+    if not TRANSFORMERS_5:
+        config.rope_scaling = None
+    elif isinstance(getattr(config, 'rope_parameters', None), dict):
+        config.rope_parameters = _plain(config.rope_parameters)
+
+
+def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
+    if any(isinstance(value, Mapping) for value in rotary.values()):  # one set for each kind of layer
+        return {kind: _plain(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
+    kept = {key: value for key, value in rotary.items() if key in ('rope_theta', 'partial_rotary_factor')}
+    return {'rope_type': 'default', **kept}
+
+
+def _main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
+    full = rotary.get('full_attention')
+    return full if isinstance(full, Mapping) else rotary
+
+
+def add_older_names(path: Path) -> None:
+    """Adds to a written config.json, under their older names, the settings that transformers 5 renamed.
+
+    transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000.
+
+    Args:
+        path (Path): The config.json.
+    """
+    if not TRANSFORMERS_5:
+        return
+    content = json.loads(path.read_text(encoding='utf-8'))
+    rotary = content.get('rope_parameters') or {}
+    main, local = _main_rotary(rotary), rotary.get('sliding_attention')
+    if 'rope_theta' in main:
+        content['rope_theta'] = main['rope_theta']
+        if main.get('rope_type', 'default') != 'default':
+            content['rope_scaling'] = {key: value for key, value in main.items() if key != 'rope_theta'}
+        if 'partial_rotary_factor' in main:
+            content['partial_rotary_factor'] = main['partial_rotary_factor']
+    if isinstance(local, Mapping) and 'rope_theta' in local:
+        content['rope_local_base_freq'] = local['rope_theta']
+    if content.get('dtype') is not None:
+        content['torch_dtype'] = content['dtype']
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+
+
+def forget_own_notes(config: Any) -> None:
+    """Removes what transformers 4 notes on a config for itself and would write into config.json."""
+    config.__dict__.pop('_attn_implementation_autoset', None)
+
+
+def attention_implementation(config: Any, wanted: str = 'sdpa') -> str:
+    """The attention to compute a model with: ``wanted``, or ``'eager'`` where that would leave something out.
+
+    PyTorch's attention has no soft-capping of scores, which Gemma 2 asks for: transformers 4 left it out with a
+    warning, 5.24 refuses.
+    """
+    return 'eager' if wanted == 'sdpa' and getattr(config, 'attn_logit_softcapping', None) else wanted
+
+
+@contextlib.contextmanager
+def without_packed_masks() -> Iterator[None]:
+    """Keeps transformers 5 from making a mask per layer for tensors without data.
+
+    It looks into position ids for several sequences in one row, and takes tensors whose data it cannot see for such.
+    A real step has no such masks.
+    """
+    masking = sys.modules.get('transformers.masking_utils')
+    if masking is None or not hasattr(masking, 'find_packed_sequence_indices'):
+        yield
+        return
+    stock = masking.find_packed_sequence_indices
+    masking.find_packed_sequence_indices = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        masking.find_packed_sequence_indices = stock
