@@ -10,6 +10,7 @@ overlapping windows, joined where two windows agree, so that memory does not fol
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class TokenizerPlan:
         class_name (str): Class of the Hugging Face tokenizer.
         described (dict[str, Any]): What the manifest says for those who read the data, see
             :func:`~llmshearing.data.fingerprint.describe_tokenizer`.
+        chat_template (str): The template for conversations, as JSON; it decides ids where there are some.
     """
 
     name: str
@@ -58,6 +60,7 @@ class TokenizerPlan:
     fingerprint: str
     class_name: str
     described: dict[str, Any]
+    chat_template: str
 
 
 def smallest_dtype(vocab_size: int) -> str:
@@ -124,6 +127,7 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
         fingerprint=tokenizer_identity(tokenizer, bos_id, eos_id),
         class_name=type(tokenizer).__name__,
         described=described,
+        chat_template=json.dumps(getattr(tokenizer, 'chat_template', None), sort_keys=True),
     )
 
 
