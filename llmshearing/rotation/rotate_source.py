@@ -24,8 +24,7 @@ from llmshearing.rotation.check import (
     check_logits,
     check_raise,
     held_out_loss,
-    open_for_check,
-    probe,
+    probe_logits,
     set_final_gain,
 )
 from llmshearing.rotation.corpus import Corpus, read_corpus
@@ -34,6 +33,7 @@ from llmshearing.rotation.folder import PICTURE, RECORD, copy_companions, plot_e
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
+from llmshearing.rotation.paging import paged_model
 from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
 from llmshearing.rotation.source_folder import SourceFolder, open_source
@@ -43,7 +43,7 @@ __all__ = ['DTYPES', 'RotationSettings', 'rotate_source']
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 DEFAULT_FIXED_AXES = 64
 SHARD_BYTES = 10**9  # a shard is held in memory while it fills
-FLOAT32_UP_TO = 2 * 10**9  # parameters; larger sources run in the type they are stored in
+WHOLE_UP_TO = 10**9  # parameters; larger sources run in the type they are stored in, read from their files as they run
 SAVE_EVERY = 8  # batches or steps between two saves
 ENERGY_BATCHES = 8
 
@@ -230,9 +230,12 @@ class _Work:
         return Rotation(basis, gain), record, kept
 
     def _model(self) -> PreTrainedModel:
-        dtype = torch.float32 if self.source.parameters <= FLOAT32_UP_TO else self.source.dtype
-        model = open_strictly(self.source.path, dtype).to(self.device)
-        return model.requires_grad_(False)
+        """The source to look at; whole where it is small or a subspace is learned, otherwise from its files."""
+        small = self.source.parameters <= WHOLE_UP_TO
+        dtype = torch.float32 if small else self.source.dtype
+        if small or self.settings.learn:
+            return open_strictly(self.source.path, dtype).to(self.device).requires_grad_(False)
+        return paged_model(self.source, dtype, self.device)
 
     def _moments(self, model: PreTrainedModel) -> StreamMoments:
         parts, batches = self.source.parts, self.batches(limit=self.settings.tokens)
@@ -315,18 +318,22 @@ class _Work:
         return stored
 
     def check(self, folder: Path, rotation: Rotation, stored: torch.dtype, record: dict[str, Any]) -> None:
-        """Compares the written folder with the source, one model in memory at a time."""
+        """Compares the written folder with the source; of large models, no more than a tensor is in memory."""
         batches = self.batches(held_out=True)
-        model = open_for_check(self.source.path, self.source.parameters, self.device)
+        model = paged_model(self.source, torch.float64, self.device)
         set_final_gain(model, rotation.final_gain)
-        expected, record['checked_in'] = probe(model, batches), str(model.dtype).removeprefix('torch.')
-        del model
-        model = open_for_check(folder, self.source.parameters, self.device)
-        difference = check_logits(probe(model, batches), expected, stored, str(folder))
-        del model
-        model = open_strictly(folder, torch.float32 if self.source.parameters <= FLOAT32_UP_TO else stored)
+        expected = probe_logits(model, batches)
+        written = open_source(folder)
+        model = paged_model(written, torch.float64, self.device)
+        difference = check_logits(probe_logits(model, batches), expected, stored, str(folder))
+        small = written.parameters <= WHOLE_UP_TO
+        if small:
+            model = open_strictly(folder).to(self.device)
+        else:
+            model = paged_model(written, stored, self.device)
+        record['checked_in'] = 'float64'
         record['largest_logit_difference'] = difference
-        record['loss']['rotated'] = held_out_loss(model.to(self.device), batches)
+        record['loss']['rotated'] = held_out_loss(model, batches)
         self.report(f'checked in {record["checked_in"]}: logits differ by {difference:.2g} at most; held-out loss '
                     f'{record["loss"]["source"]:.4f} before, {record["loss"]["rotated"]:.4f} after')
 
