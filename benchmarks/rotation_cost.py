@@ -4,7 +4,8 @@ The source of ``quality.py`` is cut along hidden alone, to its target's hidden_s
 energy), in principal directions, with the head tied and some axes fixed, with and without gains corrected for the
 smaller norm, and in a learned subspace. Bases see training text, losses are of held-out text of the same domains.
 
-    python benchmarks/rotation_cost.py --work runs/quality-smollm --smollm [--learn 30] [--bfloat16] [--output FILE.json]
+    python benchmarks/rotation_cost.py --work runs/quality-smollm --smollm [--learn 30] [--bfloat16]
+                                       [--sequences 8] [--output FILE.json]
     python benchmarks/rotation_cost.py --work /tmp/quick --quick
 
 With ``--smollm`` it takes about half an hour of two cores; with ``--bfloat16``, on processors that multiply it, a third
@@ -65,10 +66,12 @@ class Cuts:
         sizes (Sizes): Its sizes.
         batches (int): Batches of one sequence of every domain to find bases on.
         half (bool): Compute losses and gradients in bfloat16; moments and bases are found in float32 and float64.
+        sequences (int | None): Held out, of every domain; default: as many as in ``quality.py``.
     """
 
-    def __init__(self, work: Path, sizes: Sizes, batches: int, half: bool):
-        self.work, self.sizes, self.dtype = work, sizes, torch.bfloat16 if half else torch.float32
+    def __init__(self, work: Path, sizes: Sizes, batches: int, half: bool, sequences: int | None):
+        self.work, self.dtype = work, torch.bfloat16 if half else torch.float32
+        self.sequences = sequences or sizes.on_the_way
         source = make_source(work, sizes)
         self.model = AutoModelForCausalLM.from_pretrained(source, attn_implementation='sdpa').eval()
         self.model.requires_grad_(False)
@@ -92,7 +95,7 @@ class Cuts:
         losses = []
         with torch.no_grad():
             for folder in find_domains(self.work / 'data').values():
-                rows = [torch.from_numpy(r) for r in itertools.islice(read_tokens(folder), self.sizes.on_the_way)]
+                rows = [torch.from_numpy(r) for r in itertools.islice(read_tokens(folder), self.sequences)]
                 losses.append(statistics.fmean(
                     cut_loss(self.model, parameters, torch.stack(rows[start:start + 4])).item()
                     for start in range(0, len(rows), 4)
@@ -168,13 +171,15 @@ def main() -> int:
     parser.add_argument('--batches', type=int, default=16, help='to find bases on (default: %(default)s)')
     parser.add_argument('--learn', type=int, default=30, metavar='STEPS', help='default: %(default)s')
     parser.add_argument('--bfloat16', action='store_true', help='compute losses and gradients in bfloat16')
+    parser.add_argument('--sequences', type=int, help='held out, of every domain (default: as in quality.py)')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write the losses as JSON')
     arguments = parser.parse_args()
     warnings.filterwarnings('ignore')
     sizes = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL
     began, records = time.monotonic(), []
-    cuts = Cuts(arguments.work, sizes, 2 if arguments.quick else arguments.batches, arguments.bfloat16)
+    batches = 2 if arguments.quick else arguments.batches
+    cuts = Cuts(arguments.work, sizes, batches, arguments.bfloat16, arguments.sequences)
     for record in measure(cuts, min(arguments.learn, 3) if arguments.quick else arguments.learn):
         records.append(record)
         sys.stderr.write(f'{time.monotonic() - began:6.0f} s {record}\n')

@@ -12,7 +12,8 @@ from llmshearing.rotation.exact import exact_logits
 from llmshearing.rotation.moments import stream_device
 from llmshearing.rotation.stream import stream_parts
 
-__all__ = ['LARGEST_RAISE', 'TOLERANCE', 'check_logits', 'check_raise', 'held_out_loss', 'probe_logits', 'set_final_gain']
+__all__ = ['LARGEST_RAISE', 'TOLERANCE', 'check_logits', 'check_raise', 'held_out_loss', 'probe_logits',
+           'set_final_gain']
 
 # Allowed difference by the type that was stored. In single precision the largest of any logit, as a fraction of the
 # largest logit (float64 is for tests on functions); in half precision every weight is rounded anew, about as far from

@@ -78,12 +78,12 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
     head = {'library_name': 'transformers', **licence, 'tags': ['rotated', TAG], 'base_model': record['source']}
     tied = record['tied']
     if tied:
-        ends = (f'The LM head is still the embedding: {len(record["fixed_axes"])} axes with odd gains in the final norm '
-                'stay axes of their own, all others share one gain there.')
+        ends = (f'The LM head is still the embedding: {len(record["fixed_axes"])} axes with odd gains in the final '
+                'norm stay axes of their own, all others share one gain there.')
     else:
         ends = 'The LM head has weights of its own' + (', which the source had not.' if record['untied'] else '.')
-    basis = (f'a subspace of {record["keep"]} dimensions learned in {record["learned"]["steps"]} steps with all weights '
-             'frozen, completed by principal directions' if record['learned'] else
+    basis = (f'a subspace of {record["keep"]} dimensions learned in {record["learned"]["steps"]} steps with all '
+             'weights frozen, completed by principal directions' if record['learned'] else
              'the principal directions of the normalised residual stream, by falling energy')
     losses, terms = record['loss'], licence.get('license')
     parts = [

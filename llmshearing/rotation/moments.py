@@ -81,7 +81,8 @@ def watch_stream(
         return before
 
     handles = [
-        model.get_submodule(norm.path).register_forward_pre_hook(hook(number)) for number, norm in enumerate(parts.norms)
+        model.get_submodule(norm.path).register_forward_pre_hook(hook(number))
+        for number, norm in enumerate(parts.norms)
     ]
     try:
         yield

@@ -75,8 +75,8 @@ class SourceFolder:
         """Raises a ValueError that names the first tensor with NaN or infinity."""
         for name in self.names:
             if not self.get(name).isfinite().all():
-                raise ValueError(f'{self.path}: {name} holds NaN or infinity; a rotation would spread it over the whole '
-                                 'tensor. Take a sound source.')
+                raise ValueError(f'{self.path}: {name} holds NaN or infinity; a rotation would spread it over the '
+                                 'whole tensor. Take a sound source.')
 
     def fingerprint(self) -> str:
         """Changes with the folder's weights and config; by size and time of the files, which are not read."""
@@ -91,7 +91,8 @@ class SourceFolder:
                 with safe_open(self.path / file_name, 'pt') as file:
                     shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
             except (SafetensorError, OSError) as error:
-                raise ValueError(f'{self.path / file_name} cannot be read ({error}); download or copy it again.') from error
+                raise ValueError(f'{self.path / file_name} cannot be read ({error}); download or copy it again.'
+                                 ) from error
         return {name: shape for name, shape in shapes.items() if not name.endswith(IGNORED)}
 
 

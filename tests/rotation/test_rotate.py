@@ -12,14 +12,15 @@ from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of, with_shape
+from llmshearing.rotation.basis import fixed_positions, principal_basis
 from llmshearing.rotation.exact import exact_logits
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.moments import stream_mean_squares, stream_moments
-from llmshearing.rotation.basis import fixed_positions, principal_basis
 from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.stream import check_rotatable, stream_parts
 from tests.models.tiny import random_masks, tiny_model
 from tests.rotation.models import IDS, REFUSED, ROTATABLE, source_model
+
 
 def logits(model) -> torch.Tensor:
     """As transformers computes them; in float64 without its norms' rounding to float32."""
