@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llmshearing.rotation.borrowed import MANIFEST, parse_manifest, plan_tokenizer, read_tokens
+from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.prepare.tokenizer import plan_tokenizer
+from llmshearing.scaling.measure import read_tokens
 
 __all__ = ['Corpus', 'read_corpus']
 
