@@ -50,7 +50,8 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
 
 def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folder: Path) -> None:
     """The source's ``config.json`` with nothing changed but what the rotation changes."""
-    settings = {**settings, 'torch_dtype': str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
+    key = 'dtype' if 'dtype' in settings else 'torch_dtype'  # of transformers 5, and before
+    settings = {**settings, key: str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
     settings.pop('auto_map', None)  # leads to code
     (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
 
