@@ -42,7 +42,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.models.shapes import with_shape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
-from llmshearing.scaling.inputs import points_from_models
+from llmshearing.scaling.points import points_from_models
 from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
 from llmshearing.scaling.reference_loss import check_points, fit_law
 

@@ -221,7 +221,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folders, tmp_path, pruning):
         algorithms = [Distillation(str(folders / 'student'), top_k=8)]
         model = None
         if pruning:
-            algorithms.append(TargetedPruning(TARGET, lagrangian_warmup='3ba', mask_learning='lagrangian'))
+            algorithms.append(TargetedPruning(TARGET, warmup='3ba', mask_learning='lagrangian'))
             model = ShearedCausalLM(tiny_tokenizer(), str(folders / 'student'))
         trainer, losses = run(
             folders,

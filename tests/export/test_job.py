@@ -9,15 +9,19 @@ from llmfoundry.models.hf import ComposerHFCausalLM
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.commands.main import main
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.settings import ExportSettings
 from llmshearing.export.verification import verify_tensors
+from llmshearing.masks.record import read_record
 from llmshearing.models.shapes import shape_of
-from tests.export.checkpoints import pruning_checkpoint
-from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
+from tests.export.checkpoints import TARGET, pruning_checkpoint
+from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
 QUIET = ExportSettings(progress=False)
+ONE_SHOT = {'mask_learning': 'one_shot', 'scores': 'magnitude'}
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +147,45 @@ def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
     for (name, got), expected in zip(model.named_parameters(), trainer.state.model.model.parameters()):
         assert torch.equal(got, expected.bfloat16()), name
     assert '**uncut**' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+class OfAUser(TargetedPruning):
+    """Composer stores an algorithm's state under a name."""
+
+
+def test_masks_are_found_whatever_the_class_is_called(tmp_path):
+    pruning = OfAUser(TARGET, lagrangian_warmup='0.5dur')
+    checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, pruning=pruning)
+    content = torch.load(checkpoint, weights_only=False)
+    ((_, state),) = content['state']['algorithms']
+    assert state['kind'] == 'llmshearing.pruning'
+    content['state']['algorithms'] = [('RenamedByItsUser', state)]
+    torch.save(content, tmp_path / 'renamed.pt')
+    del state['kind'], state['origin']
+    torch.save(content, tmp_path / 'older.pt')  # as it was saved before states had a kind
+    for number, path in enumerate((checkpoint, tmp_path / 'renamed.pt', tmp_path / 'older.pt')):
+        report = export_checkpoint(path, tmp_path / f'out{number}', QUIET)
+        assert (report['shape'].num_hidden_layers, report['shape'].hidden_size) == (3, 36)
+        written = (tmp_path / f'out{number}' / 'model.safetensors').read_bytes()
+        assert written == (pruned / 'model.safetensors').read_bytes()
+    content['state']['algorithms'].append(('Another', state))
+    torch.save(content, tmp_path / 'two.pt')
+    with pytest.raises(ValueError, match=r'masks of 2 algorithms \(RenamedByItsUser, Another\)'):
+        export_checkpoint(tmp_path / 'two.pt', tmp_path / 'out', QUIET)
+
+
+@pytest.mark.parametrize('mask_settings', [{'freeze_masks_after': '4ba'}, ONE_SHOT], ids=['frozen', 'one_shot'])
+def test_masks_that_are_fixed_are_kept_too(mask_settings, tmp_path):
+    pruning = TargetedPruning(TARGET, **mask_settings)
+    checkpoint, _, _, _ = pruning_checkpoint(tmp_path, pruning=pruning, eval_dataloader=sequences_spec(8, 4))
+    assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--masks', 'keep', '--quiet']) == 0
+    masks = load_file(tmp_path / 'out' / 'masks' / 'masks.safetensors')
+    final = pruning.final_masks()
+    for kind in ('target', 'current'):
+        assert all(torch.equal(masks[f'{kind}.{axis}'], mask) for axis, mask in final.items())
+    assert shape_of(open_strictly(tmp_path / 'out').config).hidden_size == 48
+    record = read_record(tmp_path / 'out')
+    assert record.shape is None and record.kept['hidden'] == final['hidden'].nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize('variant', ['llama', 'llama-tied'])
