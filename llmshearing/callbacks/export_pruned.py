@@ -20,7 +20,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
-from llmshearing.callbacks.last_losses import last_losses
 from llmshearing.export.model_folder import cut_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
@@ -28,6 +27,7 @@ from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
+from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
 from llmshearing.utils.paths import local_destination, refuse_existing
 

@@ -30,7 +30,7 @@ from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
-from llmshearing.metrics.logger import read_metrics
+from llmshearing.metrics.lines import read_metrics
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
