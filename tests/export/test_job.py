@@ -154,7 +154,7 @@ class OfAUser(TargetedPruning):
 
 
 def test_masks_are_found_whatever_the_class_is_called(tmp_path):
-    pruning = OfAUser(TARGET, lagrangian_warmup='0.5dur')
+    pruning = OfAUser(TARGET, warmup='0.5dur')
     checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, pruning=pruning)
     content = torch.load(checkpoint, weights_only=False)
     ((_, state),) = content['state']['algorithms']
