@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, NotThere, Row
@@ -33,6 +32,7 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import shape_of
 from tests.export.test_model_folder import export, uniform_soft_masks
+from tests.models.test_fused_cut import compare
 from tests.models.tiny import VARIANTS, random_masks, tiny_model
 from tests.tiny_run import tiny_source
 
@@ -119,6 +119,13 @@ def amp_bf16(settings: Settings, rows: Mapping) -> Row:
     }
 
 
+def kernels(settings: Settings, rows: Mapping) -> Row:
+    """The kernels that cut on a GPU give the bits of PyTorch's operators on the CPU."""
+    _need_gpu(settings)
+    compare('cuda')
+    return {'difference': 0.0, 'bound': 0.0}
+
+
 def attention(kind: str, settings: Settings, rows: Mapping) -> Row:
     """Masked logits in bfloat16 with one kind of attention, against eager attention in float32."""
     if kind == 'flash_attention_2':
@@ -161,9 +168,9 @@ def automatic_microbatches(settings: Settings, rows: Mapping) -> Row:
     source, batch = source_of(settings), 8192
     options = dict(device=settings.device, batches=3, batch_size=batch)
     whole = run(source, **options, device_train_microbatch_size=batch // 16)
-    free, total = torch.cuda.mem_get_info()
-    allowed = torch.cuda.memory_allocated() + 1.5 * 2**30
+    total = torch.cuda.mem_get_info()[1]
     torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 0.8 * 2**30
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     try:
         found = run(source, **options, device_train_microbatch_size='auto')
@@ -252,11 +259,10 @@ def _need_gpu(settings: Settings) -> None:
 
 def cases(settings: Settings) -> list[Case]:
     """All cases of the part."""
-    if not dist.is_initialized():
-        dist.initialize_dist('gpu' if settings.device == 'cuda' else 'cpu')
     variants = ['llama', 'gemma2'] if settings.quick else list(VARIANTS)
     bind = functools.partial
     return [
+        Case('kernels of the cut, bit for bit', bind(kernels, settings)),
         *(
             Case(f'30 steps against the CPU, {learning}', bind(against_cpu, settings, learning=learning))
             for learning in ('lagrangian', 'progressive')
