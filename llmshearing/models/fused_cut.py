@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ['cut', 'uncut']
 
-BLOCK_ROWS, BLOCK_COLUMNS = 32, 256
+BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 16, 256, 8
 # Kept counts change from step to step; a kernel for every alignment of them would be compiled again and again.
 _ANY = ['rows', 'columns', 'row_scale', 'column_scale', 'n_rows']
 
@@ -113,6 +113,7 @@ def cut(
             **flags,
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_COLUMNS=BLOCK_COLUMNS,
+            num_warps=WARPS,
         )
     return out
 
@@ -150,6 +151,7 @@ def uncut(
             FOR_COLUMNS=for_columns,
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_COLUMNS=BLOCK_COLUMNS,
+            num_warps=WARPS,
         )
     sums = (None if parts is None else parts.sum(0) for parts in (row_parts, column_parts))
     return (grad_weight, *sums)

@@ -76,3 +76,25 @@ def test_on_the_gpu_a_step_is_what_it_is_on_the_cpu():
         weights = [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
         found.append(torch.cat([*weights, *(g.flatten() for g in cutter.mask_gradients().values())]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_here():
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from llmshearing.models import fused_cut
+
+    types = dict(weight='*bf16', rows='*i64', columns='*i64', row_scale='*fp32', column_scale='*fp32')
+    sizes = dict(n_rows='i32', n_columns='i32', stride='i32')
+    flags = dict.fromkeys(('IS_ROWS', 'IS_COLUMNS', 'IS_ROW_SCALE', 'IS_COLUMN_SCALE'), True)
+    flags |= dict(BLOCK_ROWS=fused_cut.BLOCK_ROWS, BLOCK_COLUMNS=fused_cut.BLOCK_COLUMNS)
+    back = dict(grad='*bf16', **types, grad_weight='*bf16', row_parts='*fp32', column_parts='*fp32', **sizes)
+    needs = dict.fromkeys(('FOR_WEIGHT', 'FOR_ROWS', 'FOR_COLUMNS'), True)
+    for kernel, given, constants in (
+        (fused_cut._cut, {**types, 'out': '*bf16', **sizes}, flags),
+        (fused_cut._uncut, back, flags | needs),
+    ):
+        source = ASTSource(kernel, {**given, **dict.fromkeys(constants, 'constexpr')}, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget('cuda', 90, 32), options={'num_warps': fused_cut.WARPS})
+        assert compiled.asm['cubin']
