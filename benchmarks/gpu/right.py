@@ -196,6 +196,7 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
         text=True,
         timeout=400,
         cwd=root,
+        start_new_session=True,  # the launcher ends its process group when a rank is killed
     )
 
 

@@ -55,14 +55,14 @@ class Run:
     pruning: dict[str, Any] | None = None
 
 
-AT_TARGET = {'lagrangian_warmup': '1ba'}
+AT_TARGET = {'warmup': '1ba'}
 RUNS = {
     'training the target, plain llm-foundry': Run(True, 'text'),
     'continued pre-training': Run(True, 'dynamic_text'),
     'training the source, plain llm-foundry': Run(False, 'text'),
     'pruning run, progressive, at target': Run(False, 'dynamic_text', {'mask_learning': 'progressive', **AT_TARGET}),
     'pruning run, lagrangian, all kept': Run(
-        False, 'dynamic_text', {'mask_learning': 'lagrangian', 'lagrangian_warmup': '1dur', 'learning_rate': 0.0}
+        False, 'dynamic_text', {'mask_learning': 'lagrangian', 'warmup': '1dur', 'learning_rate': 0.0}
     ),
 }
 
