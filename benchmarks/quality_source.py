@@ -233,7 +233,8 @@ class ComputeMeter(Callback):
 def _weights_in_use(model, cutter) -> int:
     """Weights of all projections that the masks of the moment leave, the LM head among them."""
     total = 0
-    for path, cut in cutter.plan.cuts(flatten_masks(cutter.masks)):
+    masks = flatten_masks(cutter.masks).to(next(model.parameters()).device)
+    for path, cut in cutter.plan.cuts(masks):
         if isinstance(cut.role, Linear) and not path.endswith(cutter.family.embedding):
             rows, columns = model.get_submodule(path).weight.shape
             rows = rows if cut.rows is None else len(cut.rows)

@@ -2,7 +2,6 @@
 
     python -m benchmarks.gpu [right] [fast] [good] [big] [--quick] [--output DIR] [--minutes 9] [--again]
                              [--source FOLDER-OR-GGUF] [--text FOLDER] [--steps N ...] [--seeds N ...] [--only WORD ...]
-                             [--operators]
 
 Each part writes DIR/PART.json after every case and DIR/table.md at the end. A case that has a result in DIR is not run
 again. No case is begun after ``--minutes``, all parts of a call together.
@@ -38,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--text', type=Path, help="good: folder of .jsonl files; default: the installation's own text")
     parser.add_argument('--steps', type=int, nargs='+', default=[400], help='good: budgets; default: 400')
     parser.add_argument('--seeds', type=int, nargs='+', default=[1], help='good: default: 1')
-    parser.add_argument('--operators', action='store_true', help="cut with PyTorch's operators, without own kernels")
     arguments = parser.parse_args(argv)
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
@@ -58,9 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from benchmarks.gpu.cases import run_cases, write_table
     from benchmarks.gpu.settings import Settings
-    from llmshearing.models import cutting
 
-    cutting.USE_KERNELS &= not arguments.operators
     transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -7,12 +7,11 @@ at the end set the kinds beside each other. ``prune_step.py`` defines the steps;
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.trained import RUNS, Run, measure_run
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.hard_concrete import sample_gate
-from llmshearing.models import cutting
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 
@@ -294,17 +292,7 @@ def ratios(label: str, rows: Mapping[str, Row]) -> Row:
     return {'summary': '; '.join(told), 'ratios': found}
 
 
-@contextlib.contextmanager
-def kernels(used: bool) -> Iterator[None]:
-    """Cuts with the package's own kernels, or with PyTorch's operators."""
-    before, cutting.USE_KERNELS = cutting.USE_KERNELS, used and cutting.USE_KERNELS
-    try:
-        yield
-    finally:
-        cutting.USE_KERNELS = before
-
-
-def cut_alone(setting: Setting, quick: bool, used: bool, rows: Mapping) -> Row:
+def cut_alone(setting: Setting, quick: bool, rows: Mapping) -> Row:
     """Time of all cuts of a step at the target, forward and backward: what a faster cut could save."""
     model = setting.model()
     cutter, masks = Cutter(model), target_masks(*setting.shapes)
@@ -322,9 +310,8 @@ def cut_alone(setting: Setting, quick: bool, used: bool, rows: Mapping) -> Row:
                 gradient = gradients.setdefault(tuple(weight.shape), torch.ones_like(weight))
                 torch.autograd.grad(weight, [module.weight, values], gradient, retain_graph=True, allow_unused=True)
 
-    with kernels(used):
-        row: Row = {'ms': 1000 * timing.median_seconds(cut, setting.device, 1 if quick else 3, 1 if quick else 7)}
-        return row | ({} if setting.device == 'cpu' else timing.launches(cut, setting.device))
+    row: Row = {'ms': 1000 * timing.median_seconds(cut, setting.device, 1 if quick else 3, 1 if quick else 7)}
+    return row | ({} if setting.device == 'cpu' else timing.launches(cut, setting.device))
 
 
 def installing(setting: Setting, quick: bool, rows: Mapping) -> Row:
@@ -399,10 +386,7 @@ def _cases_of(setting: Setting, settings: Settings, kinds: tuple[Kind, ...], mor
     label = setting.label
     found = [Case(f'{label}: {kind.name}', functools.partial(measure, kind, setting, settings.quick)) for kind in kinds]
     if more:
-        for words, used in (('', True), (", by PyTorch's operators", False)):
-            found.append(
-                Case(f'{label}: cuts alone{words}', functools.partial(cut_alone, setting, settings.quick, used))
-            )
+        found.append(Case(f'{label}: cuts alone', functools.partial(cut_alone, setting, settings.quick)))
         found.append(Case(f'{label}: masks installed', functools.partial(installing, setting, settings.quick)))
     if runs:
         found += [

@@ -118,17 +118,6 @@ def amp_bf16(settings: Settings, rows: Mapping) -> Row:
     }
 
 
-def kernels(settings: Settings, rows: Mapping) -> Row:
-    """The kernels that cut on a GPU give the bits of PyTorch's operators on the CPU."""
-    _need_gpu(settings)
-    if importlib.util.find_spec('triton') is None:
-        raise NotThere('triton')
-    from tests.models.test_fused_cut import compare  # skips itself without Triton
-
-    compare('cuda')
-    return {'difference': 0.0, 'bound': 0.0}
-
-
 def attention(kind: str, settings: Settings, rows: Mapping) -> Row:
     """Masked logits in bfloat16 with one kind of attention, against eager attention in float32."""
     if kind == 'flash_attention_2':
@@ -190,7 +179,11 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
     """Runs modes of ``runs`` in a process of their own, one rank under Composer's launcher."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH'))))
-    inherited = {name: value for name, value in os.environ.items() if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
+    }
     command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', '-m', 'benchmarks.gpu.runs', settings.device]
     return subprocess.run(
         [*command, str(source_of(settings)), str(out), *modes],
@@ -266,7 +259,6 @@ def cases(settings: Settings) -> list[Case]:
     variants = ['llama', 'gemma2'] if settings.quick else list(VARIANTS)
     bind = functools.partial
     return [
-        Case('kernels of the cut, bit for bit', bind(kernels, settings)),
         *(
             Case(f'30 steps against the CPU, {learning}', bind(against_cpu, settings, learning=learning))
             for learning in ('lagrangian', 'progressive')
