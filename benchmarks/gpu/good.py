@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import lzma
 import shutil
 import statistics
@@ -26,6 +27,7 @@ from quality_source import DOMAINS, FULL, QUICK, SMOLLM, Sizes, make_source
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.cases import Case, NotThere, Row
+from benchmarks.gpu.group import use_group
 from benchmarks.gpu.rotated import rotate_folder
 from benchmarks.gpu.settings import Settings
 
@@ -64,12 +66,13 @@ def sizes_of(settings: Settings) -> Sizes:
     if settings.source is None:
         return dataclasses.replace(FULL, batch_size=128, source_steps=1000, device=device)
     return dataclasses.replace(
-        SMOLLM, max_seq_len=1024, batch_size=16, max_chars=6_000_000, eval_tokens=30_000, device=device
+        SMOLLM, max_seq_len=1024, batch_size=16, max_chars=6_000_000, eval_tokens=30_000, on_the_way=32, device=device
     )
 
 
 def world(settings: Settings) -> Path:
     """The work folder with text, tokenizer, tokens and source, made where they are missing."""
+    use_group(settings.device)
     work = settings.work / 'good'
     work.mkdir(exist_ok=True)
     if settings.text is not None and not (work / 'text').exists():
@@ -98,6 +101,12 @@ def unpack(packed: Path, folder: Path) -> None:
     part.replace(folder)
 
 
+def proportions_of(train: Path) -> dict[str, float]:
+    """The mixture in which all domains last equally long."""
+    shards = {name: json.loads((train / name / 'index.json').read_text())['shards'] for name in DOMAINS}
+    return {name: float(sum(shard['samples'] for shard in listed)) for name, listed in shards.items()}
+
+
 def rotated_world(settings: Settings) -> Path:
     """A second work folder: the same text and tokens, the source rotated to the principal basis of its stream."""
     plain, work = world(settings), settings.work / 'good-rotated'
@@ -106,7 +115,9 @@ def rotated_world(settings: Settings) -> Path:
         if not (work / name).exists():
             (work / name).symlink_to(plain / name)
     if not (work / 'source').exists():
-        rotate_folder(plain / 'source', work / 'source', plain / 'data' / 'train', settings.device)
+        length = min(512, sizes_of(settings).max_seq_len)
+        few = dict(tokens=2048, held_out=256) if settings.quick else {}
+        rotate_folder(plain / 'source', work / 'source', plain / 'data', settings.device, seq_len=length, **few)
     return work
 
 
@@ -122,6 +133,8 @@ def arm(which: Arm, steps: int, seed: int, rotated: bool, settings: Settings, ro
     """One arm, from the source to the losses at the end."""
     work = rotated_world(settings) if rotated else world(settings)
     sizes = dataclasses.replace(sizes_of(settings), steps=steps, **other_sizes)
+    if not other_sizes:  # long runs would learn the small domains by heart
+        sizes = dataclasses.replace(sizes, proportions=proportions_of(work / 'data' / 'train'))
     start = time.perf_counter()
     record = run(which, seed, work, sizes)
     seconds = time.perf_counter() - start

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, NotThere, Row
@@ -161,9 +160,9 @@ def automatic_microbatches(settings: Settings, rows: Mapping) -> Row:
     source, batch = source_of(settings), 8192
     options = dict(device=settings.device, batches=3, batch_size=batch)
     whole = run(source, **options, device_train_microbatch_size=batch // 16)
-    free, total = torch.cuda.mem_get_info()
-    allowed = torch.cuda.memory_allocated() + 1.5 * 2**30
+    total = torch.cuda.mem_get_info()[1]
     torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 0.8 * 2**30
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     try:
         found = run(source, **options, device_train_microbatch_size='auto')
@@ -180,7 +179,11 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
     """Runs modes of ``runs`` in a process of their own, one rank under Composer's launcher."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH'))))
-    inherited = {name: value for name, value in os.environ.items() if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
+    }
     command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', '-m', 'benchmarks.gpu.runs', settings.device]
     return subprocess.run(
         [*command, str(source_of(settings)), str(out), *modes],
@@ -251,17 +254,8 @@ def _need_gpu(settings: Settings) -> None:
         raise NotThere('a GPU')
 
 
-def _start_both_backends() -> None:
-    """One rank whose process group takes tensors of the card and of the CPU, as runs on both are compared here."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group('cpu:gloo,cuda:nccl', store=store, rank=0, world_size=1)
-    torch.cuda.set_device(0)
-
-
 def cases(settings: Settings) -> list[Case]:
     """All cases of the part."""
-    if not dist.is_initialized():
-        _start_both_backends() if settings.device == 'cuda' else dist.initialize_dist('cpu')
     variants = ['llama', 'gemma2'] if settings.quick else list(VARIANTS)
     bind = functools.partial
     return [

@@ -22,8 +22,8 @@ import torch
 from composer.core import Callback, State
 from composer.devices import DeviceCPU, DeviceGPU
 from composer.loggers import InMemoryLogger, Logger
-from composer.utils import dist
 
+from benchmarks.gpu.group import use_group
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from tests.tiny_run import tiny_trainer
 
@@ -59,6 +59,7 @@ def run(
     **settings: Any,
 ) -> dict[str, Any]:
     """One pruning run, without TF32; returns its losses by batch, its trainer and what was logged."""
+    use_group(device)
     log = InMemoryLogger()
     pruning = TargetedPruning(TARGET, mask_learning=learning, warmup='0.5dur', tolerance=1.0)
     callbacks = [ExactProducts(), *settings.pop('callbacks', ())]
@@ -106,7 +107,7 @@ def run_mode(mode: str, source: Path, device: str, folder: Path) -> dict[int, fl
 
 def main() -> None:
     device, source, out, modes = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
-    dist.initialize_dist('gpu' if device == 'cuda' else 'cpu')
+    use_group(device)
     results: dict[str, Any] = {'backend': torch.distributed.get_backend()}
     for mode in modes:
         try:
