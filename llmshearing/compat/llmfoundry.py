@@ -7,6 +7,8 @@ files of continued pre-training name llm-foundry's own ``hf_causal_lm``.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['ModelLoader', 'install']
+__all__ = ['ModelLoader', 'install', 'keep_sharded_checkpoints']
 
 
 class ModelLoader:
@@ -49,3 +51,30 @@ def install() -> None:
         from llmfoundry.models.hf import ComposerHFCausalLM
 
         ComposerHFCausalLM.model_cls = ModelLoader
+
+
+def keep_sharded_checkpoints(fsdp_config: Mapping[str, Any] | None) -> None:
+    """Lets a run on one process read and write the sharded checkpoints of runs on several.
+
+    llm-foundry drops ``fsdp_config`` on one process before it builds Composer's trainer, and with it the kind of its
+    checkpoints, although FSDP2 works there. The name that it calls the trainer by is the only place between the two.
+
+    Args:
+        fsdp_config (Mapping[str, Any] | None): Of the run that begins; without
+            ``state_dict_type: sharded`` nothing is changed, and what was changed for another run before is undone.
+    """
+    import composer
+
+    train = importlib.import_module('llmfoundry.command_utils.train')  # its package has a function of that name
+    train.Trainer = composer.Trainer
+    if not isinstance(fsdp_config, Mapping) or fsdp_config.get('state_dict_type') != 'sharded':
+        return
+    sharding = {key: value for key, value in fsdp_config.items() if not key.endswith('_planner')}
+
+    def sharding_trainer(*args: Any, parallelism_config: dict[str, Any] | None = None, **settings: Any) -> Any:
+        parallelism_config = dict(parallelism_config or {})
+        if parallelism_config.get('fsdp') is None:
+            parallelism_config['fsdp'] = dict(sharding)
+        return composer.Trainer(*args, parallelism_config=parallelism_config, **settings)
+
+    train.Trainer = sharding_trainer

@@ -39,10 +39,12 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
     if config is None:
         return
     from llmshearing.checkpoints.guard import guard_checkpoint_loading
-    from llmshearing.compat import composer, llmfoundry
+    from llmshearing.compat import composer, llmfoundry, transformers
 
     composer.install()
     llmfoundry.install()
+    llmfoundry.keep_sharded_checkpoints(config.get('fsdp_config'))
+    transformers.install()
     guard_checkpoint_loading()
     level = config.get('python_log_level', 'debug')  # llm-foundry's default; it sets the level of its own loggers only
     if isinstance(level, str) and level.upper() in logging.getLevelNamesMapping():
