@@ -20,7 +20,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
-from llmshearing.callbacks.last_losses import last_losses
 from llmshearing.export.model_folder import cut_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
@@ -28,6 +27,7 @@ from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
+from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
 from llmshearing.utils.paths import local_destination, refuse_existing
 
@@ -98,7 +98,7 @@ class ExportPruned(Callback):
         away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
         masks = pruning.final_masks()
-        expected = probe_masked(model, masks)
+        expected = probe_masked(model.cutter, masks)
         parameters = {
             name.replace(_CHECKPOINT_PREFIX, ''): parameter
             for name, parameter in model.model.named_parameters(remove_duplicate=False)
@@ -111,7 +111,7 @@ class ExportPruned(Callback):
             return parameter.full_tensor().cpu() if isinstance(parameter, DTensor) else parameter.detach().cpu()
 
         cutter, config = model.cutter, model.model.config
-        plan = CutPlan(cutter.family, cutter.shape, masks)
+        plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
         if shape_left(config, plan) != pruning.target:
             raise RuntimeError(
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '

@@ -14,8 +14,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
-from llmshearing.callbacks.last_losses import last_losses
 from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import derived_from, public_name, read_source_files, source_licence
 

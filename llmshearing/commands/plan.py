@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.scaling.inputs import read_json
+from llmshearing.scaling.fields import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

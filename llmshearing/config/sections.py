@@ -80,6 +80,10 @@ def check_config(config: Mapping[str, Any]) -> None:
         callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
         if name in BUILT_CALLBACKS:
             build_for_checks(f'callbacks.{name}', callback, settings or {})
+        if name == 'early_stopper':
+            _check_monitored(settings, config)
+        if name == 'generate_callback' and not settings['prompts']:
+            raise ValueError('callbacks.generate_callback.prompts: expected at least one prompt, got none.')
         if name == 'hf_checkpointer':
             check_one_of(
                 f'callbacks.{name}.precision',
@@ -188,6 +192,15 @@ def _check_labels(config: Mapping[str, Any]) -> None:
         check_name(f'eval_loader[{number}].label', label)
         if labels.index(label) != number:
             raise ValueError(f'eval_loader[{number}].label: {label!r} is the label of another one already.')
+
+
+def _check_monitored(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Composer looks for the evaluator only when it has run."""
+    labels = [f'eval/{loader["label"]}' for loader in config.get('eval_loaders') or []]
+    possible = ['train', *(labels or ['eval'])]
+    check_one_of('callbacks.early_stopper.dataloader_label', settings['dataloader_label'], possible)
+    if settings.get('patience') is not None:
+        check_time('callbacks.early_stopper.patience', settings['patience'], units=('ep', 'ba'))
 
 
 def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from llmshearing.utils.settings import check_keys
 
 __all__ = ['check_tasks']
 
+# What an example of each kind of task has, of those whose data sets ask for more than llm-foundry says.
+ROWS = {
+    'language_modeling': ('context', 'continuation'),
+    'multiple_choice': ('query', 'choices', 'gold'),
+    'schema': ('context_options', 'continuation', 'gold'),
+    'generation_task_with_answers': ('context', 'answer'),
+}
 GIVEN = ('tokenizer', 'pad_tok_id', 'destination_path')
 # Read by llm-foundry beside what the data set takes.
 BESIDE = ('label', 'icl_task_type', 'metric_names', 'batch_size', 'has_categories', 'question_prelimiter')
@@ -65,5 +73,23 @@ def _check_task(where: str, task: Any) -> None:
     for count in task['num_fewshot']:
         check_whole(f'{where}.num_fewshot', count, least=0)
     place = str(task['dataset_uri'])
-    if '://' not in place and not Path(place).is_file():
-        raise ValueError(f'{where}.dataset_uri: there is no file {place}.')
+    if '://' not in place:
+        _check_rows(f'{where}.dataset_uri', Path(place), ROWS.get(task['icl_task_type'], ()))
+
+
+def _check_rows(where: str, path: Path, keys: tuple[str, ...]) -> None:
+    """The first example of a local file has the keys that its kind of task reads."""
+    if not path.is_file():
+        raise ValueError(f'{where}: there is no file {path}.')
+    with path.open(encoding='utf-8', errors='replace') as file:
+        first = file.readline()
+    try:
+        row = json.loads(first)
+    except ValueError:
+        row = None
+    missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise ValueError(
+            f'{where}: {path} has no lines such as {{{", ".join(f"{key}: ..." for key in keys)}}}; the first is '
+            f'{first[:80]!r}.'
+        )

@@ -30,7 +30,7 @@ from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
-from llmshearing.metrics.logger import read_metrics
+from llmshearing.metrics.lines import read_metrics
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
@@ -91,7 +91,7 @@ def _write_cut(
     else:
         masks = pruning.current_masks()
     config, family = checkpoint.config, family_of(checkpoint.config)
-    plan = CutPlan(family, pruning.source, masks)
+    plan = CutPlan(family, pruning.source, masks, energies=pruning.norm_energies)
     shape = shape_left(config, plan)
     if settings.masks == 'target' and shape != pruning.target:
         raise RuntimeError(f'the masks leave {shape}, the target is {pruning.target}; this is a bug in llmshearing.')
@@ -185,6 +185,7 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)
     model.tie_weights()
     cutter = Cutter(model.eval())
+    cutter.norm_energies = checkpoint.pruning.norm_energies
     cutter.set_masks(masks)
     with torch.no_grad():
         return Probe(model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits)
