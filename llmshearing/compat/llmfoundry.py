@@ -1,4 +1,4 @@
-"""llm-foundry 0.22 on transformers 5, which dropped arguments that llm-foundry still passes.
+"""llm-foundry 0.22: on transformers 5, which dropped arguments that it still passes, and on one process.
 
 llm-foundry asks the class attribute ``model_cls`` of its Hugging Face models for ``from_pretrained`` and
 ``from_config``. :func:`install` puts an adapter there. It is a patched attribute and not a subclass, because the run
@@ -8,7 +8,7 @@ files of continued pre-training name llm-foundry's own ``hf_causal_lm``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import warnings
 from typing import Any
 
 from torch import nn
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['ModelLoader', 'install', 'keep_sharded_checkpoints']
+__all__ = ['ModelLoader', 'install', 'keep_sharding']
 
 
 class ModelLoader:
@@ -53,28 +53,21 @@ def install() -> None:
         ComposerHFCausalLM.model_cls = ModelLoader
 
 
-def keep_sharded_checkpoints(fsdp_config: Mapping[str, Any] | None) -> None:
-    """Lets a run on one process read and write the sharded checkpoints of runs on several.
+def keep_sharding(fsdp_config: dict[str, Any] | None) -> None:
+    """Makes llm-foundry's ``train`` shard a run of one process, too, which it does not by itself.
 
-    llm-foundry drops ``fsdp_config`` on one process before it builds Composer's trainer, and with it the kind of its
-    checkpoints, although FSDP2 works there. The name that it calls the trainer by is the only place between the two.
+    It drops ``fsdp_config`` where there is one process, and with it the kind of checkpoint: a sharded one of two
+    processes could not be read by one, nor the reverse.
 
     Args:
-        fsdp_config (Mapping[str, Any] | None): Of the run that begins; without
-            ``state_dict_type: sharded`` nothing is changed, and what was changed for another run before is undone.
+        fsdp_config (dict[str, Any] | None): What the coming run is to be built with; ``None`` leaves it to llm-foundry.
     """
-    import composer
+    from composer import Trainer
 
-    train = importlib.import_module('llmfoundry.command_utils.train')  # its package has a function of that name
-    train.Trainer = composer.Trainer
-    if not isinstance(fsdp_config, Mapping) or fsdp_config.get('state_dict_type') != 'sharded':
-        return
-    sharding = {key: value for key, value in fsdp_config.items() if not key.endswith('_planner')}
+    def sharded_trainer(*args: Any, parallelism_config: dict[str, Any], **settings: Any) -> Trainer:
+        return Trainer(*args, parallelism_config={**parallelism_config, 'fsdp': fsdp_config}, **settings)
 
-    def sharding_trainer(*args: Any, parallelism_config: dict[str, Any] | None = None, **settings: Any) -> Any:
-        parallelism_config = dict(parallelism_config or {})
-        if parallelism_config.get('fsdp') is None:
-            parallelism_config['fsdp'] = dict(sharding)
-        return composer.Trainer(*args, parallelism_config=parallelism_config, **settings)
-
-    train.Trainer = sharding_trainer
+    module = importlib.import_module('llmfoundry.command_utils.train')  # the package has a function of that name
+    module.Trainer = Trainer if fsdp_config is None else sharded_trainer
+    if fsdp_config is not None:
+        warnings.filterwarnings('ignore', message='FSDP is not applicable for single-GPU training')

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmshearing.config.files import expand_paths
 from llmshearing.config.parts import section_names
+from llmshearing.config.resume import resume_source
 
 __all__ = ['prepare_process']
 
@@ -43,7 +44,6 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
 
     composer.install()
     llmfoundry.install()
-    llmfoundry.keep_sharded_checkpoints(config.get('fsdp_config'))
     transformers.install()
     guard_checkpoint_loading()
     level = config.get('python_log_level', 'debug')  # llm-foundry's default; it sets the level of its own loggers only
@@ -51,12 +51,28 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
         logging.getLogger('llmshearing').setLevel(level.upper())
     _trust_no_remote_code(config)
     expand_paths(config)
+    llmfoundry.keep_sharding(_sharding_of_one_process(config))
 
 
 def _silence_deprecations() -> None:
     for module in NOISY:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
+
+
+def _sharding_of_one_process(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``fsdp_config`` of a run of one process that reads and writes sharded checkpoints, as more processes do.
+
+    A single-file checkpoint, as one process wrote it before, is gone on from without sharding.
+    """
+    fsdp, model = config.get('fsdp_config'), config.get('model')
+    if not isinstance(fsdp, dict) or os.environ.get('WORLD_SIZE', '1') != '1':
+        return None
+    if isinstance(model, dict) and model.get('init_device') == 'mixed':
+        model['init_device'] = 'cpu'  # the first rank reads the weights, and there is no other
+    resumed = resume_source(config)
+    is_file = resumed is not None and resumed.is_file()
+    return dict(fsdp) if fsdp.get('state_dict_type') == 'sharded' and not is_file else None
 
 
 def _trust_no_remote_code(config: dict[str, Any]) -> None:
