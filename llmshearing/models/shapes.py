@@ -12,9 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub.errors
-
-from llmshearing.compat.transformers import PER_LAYER_LISTS
+from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,8 +43,8 @@ TARGET_KEYS = (
 )
 
 
-# What a config answers a value with that it does not take; the last is that of transformers 5.
-REFUSALS = (ValueError, TypeError, KeyError, getattr(huggingface_hub.errors, 'StrictDataclassError', ValueError))
+# What a config answers a value with that it does not take.
+REFUSALS = (ValueError, TypeError, KeyError, STRICT_ERROR)
 # Model types of which transformers 5.8 and newer open and save only a hidden_size that is a multiple of
 # num_attention_heads, whatever head_dim says.
 WHOLE_HEADS = ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'hyperclovax', 'jais2', 'llama', 'vaultgemma')
