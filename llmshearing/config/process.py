@@ -50,6 +50,7 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
         logging.getLogger('llmshearing').setLevel(level.upper())
     _trust_no_remote_code(config)
     expand_paths(config)
+    _add_resume_settings(config)
     llmfoundry.keep_sharding(_sharding_of_one_process(config))
 
 
@@ -57,6 +58,13 @@ def _silence_deprecations() -> None:
     for module in NOISY:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
+
+
+def _add_resume_settings(config: dict[str, Any]) -> None:
+    """Runs that save or load checkpoints notice settings that have changed since."""
+    callbacks = config.get('callbacks') or {}
+    if isinstance(callbacks, dict) and (config.get('save_folder') or config.get('load_path')):
+        config['callbacks'] = {**callbacks, 'resume_settings': callbacks.get('resume_settings') or {}}
 
 
 def _sharding_of_one_process(config: dict[str, Any]) -> dict[str, Any] | None:
