@@ -1,19 +1,32 @@
 # make demo   prune a real 135M model on this machine (about twelve minutes after installation)
-# make test   the tests (make test-all: the slow ones, too; make lint: ruff)
+# make test   the tests (make test-all: the slow ones, too; make test-core: the core; make lint: ruff and import-linter)
+# make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
 #
-# Both build the environment they need first. VENV=... says where it lives, WORK=... where the demo works.
+# Each builds the environment it needs first. VENV=... says where it lives, WORK=... where the demo works, and
+# STACK=current (the default: torch 2.14, transformers 5) or STACK=stock (the pins of the three bases) which versions.
 
-VENV ?= .venv
+STACK ?= current
+VENV ?= $(if $(filter stock,$(STACK)),.venv-stock,.venv)
 WORK ?= runs/demo
 PYTHON ?= python3
-INSTALLED := $(VENV)/.llmshearing-installed
+INSTALLED := $(VENV)/.llmshearing-$(STACK)
+PIP := $(VENV)/bin/python -m pip install --quiet
+CORE := tests/models tests/masks tests/algorithms tests/checkpoints tests/export tests/rotation tests/compat \
+	tests/distributed tests/compatibility tests/test_package.py
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-core test-all gpu lint clean
 
-$(INSTALLED): setup.py constraints.txt
+$(VENV)/.llmshearing-stock: setup.py constraints/stock.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,eval]'
-	touch $(INSTALLED)
+	$(PIP) --constraint constraints/stock.txt --editable '.[demo,dev,eval]'
+	touch $@
+
+$(VENV)/.llmshearing-current: setup.py $(wildcard constraints/*.txt)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints/current.txt --requirement constraints/imports.txt --requirement constraints/tests.txt
+	$(PIP) --no-deps --requirement constraints/bases.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
 
 demo: $(INSTALLED)
 	$(VENV)/bin/llmshearing demo --work $(WORK)
@@ -21,11 +34,24 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m 'not slow'
 
+test-core: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m 'not slow' $(CORE)
+
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
 
-lint: $(INSTALLED)
-	$(VENV)/bin/ruff check .
+gpu: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.gpu $(PARTS)
+
+.venv-lint/.installed: constraints/lint.txt
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python -m pip install --quiet --requirement constraints/lint.txt
+	touch $@
+
+lint: .venv-lint/.installed
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	PYTHONPATH=. .venv-lint/bin/lint-imports
 
 clean:
 	rm -rf $(WORK) build *.egg-info

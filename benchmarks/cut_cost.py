@@ -13,7 +13,6 @@ With ``--smollm`` it takes about twenty minutes of one core.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import logging
@@ -30,7 +29,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from llmshearing.masks.compensation import Compensation
-from llmshearing.masks.scores import METHODS, Calibration, importance
+from llmshearing.masks.scores import Calibration, score_units, scoring_methods
 from llmshearing.masks.axes import AxisPlan, keep_largest, plan_axes
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
@@ -64,7 +63,7 @@ class Cuts:
     def __init__(self, model: ShearedCausalLM, plans: Mapping[str, AxisPlan], batches: list[dict[str, Tensor]]):
         self.model, self.plans, self.batches = model, plans, batches
         self.weights = {name: value.clone() for name, value in model.model.state_dict().items()}
-        self.calibration = Calibration(model, batches, contextlib.nullcontext, lambda tensor: None, 17, 1)
+        self.calibration = Calibration(model.cutter, batches, microbatch_size=1)
         self.scores: dict[tuple[str, str], Tensor] = {}
 
     def choose(self, methods: Mapping[str, str]) -> None:
@@ -72,19 +71,19 @@ class Cuts:
         self.model.model.load_state_dict(self.weights)
         for axis, method in methods.items():
             if (axis, method) not in self.scores:
-                self.scores[axis, method] = importance({axis: method}, self.calibration)[axis]
+                self.scores[axis, method] = score_units({axis: method}, self.calibration)[axis]
         self.masks = {a: keep_largest(self.plans[a], self.scores[a, m]).float() for a, m in methods.items()}
         self.model.cutter.set_masks(self.masks)
 
     def compensate(self) -> None:
         """Changes the weights for the cut that was chosen."""
         self.model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
-        watching = Compensation(self.model, self.masks, tokens=sum(b['input_ids'].numel() for b in self.batches))
+        watching = Compensation(self.model.cutter, self.masks, tokens=sum(b['input_ids'].numel() for b in self.batches))
         with torch.no_grad():
             for batch in self.batches:
                 self.model(batch)
         watching.stop()
-        watching.apply(self.masks, lambda tensor: None)
+        watching.apply(self.masks)
         self.model.cutter.set_masks(self.masks)
 
 
@@ -96,7 +95,7 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str]) ->
     cuts = Cuts(model, plan_axes(shape, target_shape(model.config, sizes.target)), training_batches(work, sequences))
     model.cutter.set_masks(None)
     result: dict[str, Any] = {'source': held_out_loss(model, work, sizes), 'cuts': []}
-    pairs = [(axis, method) for method in methods for axis in cuts.plans if axis in METHODS[method][1]]
+    pairs = [(axis, method) for method in methods for axis in cuts.plans if axis in scoring_methods.get(method).axes]
     ways = [({axis: method}, axis, method) for axis, method in sorted(pairs, key=lambda pair: pair[0])]
     best = {axis: BEST.get(axis, 'activation') for axis in cuts.plans}
     for chosen, axes, by in [*ways, (best, 'all', 'block importance + activation')]:
@@ -124,7 +123,13 @@ def main() -> int:
     parser.add_argument('--work', type=Path, required=True, help='folder for text and source, as of quality.py')
     parser.add_argument('--smollm', action='store_true', help='cut SmolLM2-135M instead of the small source')
     parser.add_argument('--sequences', type=int, default=4, help='of each domain to look at (default: %(default)s)')
-    parser.add_argument('--scores', nargs='+', choices=list(METHODS), default=list(METHODS), help='default: all')
+    parser.add_argument(
+        '--scores',
+        nargs='+',
+        choices=list(scoring_methods.get_all()),
+        default=list(scoring_methods.get_all()),
+        help='default: all',
+    )
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write the losses as JSON')
     arguments = parser.parse_args()

@@ -26,7 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmshearing.masks.axes import plan_axes
-from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
+from llmshearing.masks.state import KIND, STATE_VERSION
 from llmshearing.models.shapes import ModelShape, shape_of
 
 # model: (config of the source, target, size of output shards)
@@ -54,7 +54,8 @@ BLOCK = 2**24  # random numbers that are drawn once and written again and again,
 EXPORT = """
 import json, sys, time
 from pathlib import Path
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
+from llmshearing.export.settings import ExportSettings
 from llmshearing.commands.export import parse_size
 checkpoint, out, shard = sys.argv[1:]
 
@@ -82,6 +83,7 @@ def write_checkpoint(path: Path, config: LlamaConfig, target: ModelShape) -> int
     plans = plan_axes(source, target)
     log_alpha = {axis: torch.empty(plan.mask_shape) for axis, plan in plans.items()}
     masks = {
+        'kind': KIND,
         'version': STATE_VERSION,
         'source': dataclasses.asdict(source),
         'target': dataclasses.asdict(target),

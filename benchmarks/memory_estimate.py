@@ -144,7 +144,7 @@ def run_trainer(config: Any, micro_batch: int, seq_len: int, precision: str, che
         device_train_microbatch_size=micro_batch,
         max_duration='2ba',
         optimizers=DecoupledAdamW(model.parameters(), lr=1e-4),
-        algorithms=[TargetedPruning(target, mask_learning='lagrangian', lagrangian_warmup='1ba')],
+        algorithms=[TargetedPruning(target, mask_learning='lagrangian', warmup='1ba')],
         progress_bar=False,
         auto_log_hparams=False,
         device='cpu',

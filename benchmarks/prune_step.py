@@ -24,7 +24,6 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 from collections.abc import Callable
 
 import torch
@@ -200,10 +199,10 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
 
     def compensating():
         cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in fewer.items()})
-        watching = Compensation(SimpleNamespace(model=masked, cutter=cutter), fewer, ids.numel())
+        watching = Compensation(cutter, fewer, ids.numel())
         step(masked, ids)
         watching.stop()
-        watching.apply(fewer, lambda tensor: None)
+        watching.apply(fewer)
 
     optimizer = torch.optim.AdamW(dense.parameters(), lr=0.0)
     steps = {

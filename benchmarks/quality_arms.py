@@ -11,7 +11,7 @@ __all__ = ['GROUPS', 'Arm']
 DEPTH = {'layer': 'block_importance'}  # and Taylor for the widths
 ACTIVATION = {**DEPTH, **dict.fromkeys(('hidden', 'head', 'kv_group', 'intermediate'), 'activation')}
 LAGRANGIAN = {'mask_learning': 'lagrangian'}
-PROGRESSIVE = {'mask_learning': 'progressive', 'lagrangian_warmup': '0.8dur'}
+PROGRESSIVE = {'mask_learning': 'progressive', 'warmup': '0.8dur'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _one_run(
         'mask_learning': mask_learning,
         'variant': variant,
         'scores': scores,
-        'lagrangian_warmup': f'{warmup}dur',
+        'warmup': f'{warmup}dur',
         'freeze_masks_after': f'{share}dur',
         'compensate': compensate,
         **({} if fade is None else {'fade': fade}),
@@ -89,7 +89,7 @@ MASK_OPTIONS: dict[str, dict[str, Any]] = {
     **{f'masks at {rate}': {'learning_rate': rate} for rate in (0.3, 3.0)},
     **{f'multipliers at {rate}': {'multiplier_learning_rate': rate} for rate in (0.3, 3.0)},
     **{f'damping {damping:.0f}': {'multiplier_damping': damping} for damping in (5.0, 80.0)},
-    **{f'warm-up {share}': {'lagrangian_warmup': f'{share}dur'} for share in (0.05, 0.5)},
+    **{f'warm-up {share}': {'warmup': f'{share}dur'} for share in (0.05, 0.5)},
     **{f'frozen after {share}': {'freeze_masks_after': f'{share}dur'} for share in (0.4, 0.7)},
 }
 ONE_SHOT = {'mask_learning': 'one_shot', 'scores': ACTIVATION}
@@ -155,10 +155,7 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'masks': [
         *(Arm(f'lagrangian, {name}', {**LAGRANGIAN, **options}) for name, options in MASK_OPTIONS.items()),
-        *(
-            Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'lagrangian_warmup': f'{share}dur'})
-            for share in (0.2, 0.5)
-        ),
+        *(Arm(f'progressive, warm-up {share}', {**PROGRESSIVE, 'warmup': f'{share}dur'}) for share in (0.2, 0.5)),
     ],
     'variants': [
         *(

@@ -26,7 +26,8 @@ __all__ = ['VARIANTS']
 class Truncation(TargetedPruning):
     """Keeps the first units of every width and evenly spaced layers, whatever they do."""
 
-    def _start_from_scores(self, state: State) -> None:
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
         scores = {}
         for axis, plan in self.plans.items():
             order = torch.arange(plan.units, 0, -1.0)
@@ -35,7 +36,7 @@ class Truncation(TargetedPruning):
                 order[torch.linspace(0, plan.units - 1, plan.keep).round().long()] = 1.0
             scores[axis] = order.expand(torch.Size(plan.mask_shape).numel() // plan.units, -1).reshape(plan.mask_shape)
         self.learner.start_from(scores)
-        self.frozen_masks = self.learner.deterministic('target')
+        self.frozen_masks = self.learner.deterministic('target')  # before the run scores anything
 
 
 class _OwnLearner(TargetedPruning):
@@ -45,14 +46,7 @@ class _OwnLearner(TargetedPruning):
 
     def _prepare(self, state: State) -> None:
         super()._prepare(state)
-        self.learner = self.learner_class(
-            self.plans,
-            self.learning_rate,
-            self.multiplier_learning_rate,
-            self.multiplier_damping,
-            self.start_sparsity,
-            self.seed,
-        )
+        self.learner = self.learner_class.from_settings(self.plans, self.settings)
 
 
 class _ScaledNoise(LagrangianMasks):
@@ -145,7 +139,7 @@ class NoisePerMicrobatch(_OwnLearner):
             return None
         self.learner.set_aside(cutter.mask_gradients())
         number = state.timestamp.batch.value + 1_000_000 * len(self.learner.earlier)
-        cutter.set_masks(self.learner.draw(number, 0.0), self.multiple_of)
+        cutter.set_masks(self.learner.draw(number, 0.0), self.settings.multiple_of)
         return None
 
 

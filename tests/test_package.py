@@ -93,6 +93,6 @@ def test_make_targets_build_their_environment_first():
             check=True,
         )
         lines = plan.stdout.splitlines()
-        assert '-m venv /tmp/no-such-environment' in lines[0] and 'constraints.txt' in lines[1]
+        assert '-m venv /tmp/no-such-environment' in lines[0] and 'constraints/current.txt' in lines[1]
     ci = (ROOT / '.ci' / 'run').read_text()
     assert 'make lint test' in ci

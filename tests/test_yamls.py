@@ -15,10 +15,10 @@ from llmfoundry.command_utils import evaluate, train
 from omegaconf import OmegaConf
 from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from llmshearing.checkpoints.checkpoint import expected_shapes
+from llmshearing.checkpoints.parameter_shapes import expected_shapes
 from llmshearing.data.instruct import PROMPT, first_round
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.metrics.logger import read_metrics
+from llmshearing.metrics.lines import read_metrics
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import resolve_target, shape_of, with_shape
 from tests.tiny_data import tiny_data
@@ -161,7 +161,7 @@ def test_the_papers_numbers():
                 assert [losses[name] for name in DOMAINS] == references[size]
         pruning = prune.algorithms.targeted_pruning
         assert (prune.max_duration, prune.scheduler.t_warmup, prune.global_train_batch_size) == ('3200ba', '320ba', 32)
-        assert (pruning.mask_learning, pruning.lagrangian_warmup) == ('lagrangian', '640ba')
+        assert (pruning.mask_learning, pruning.warmup) == ('lagrangian', '640ba')
         assert (pruning.learning_rate, pruning.multiplier_learning_rate) == (1.0, 1.0)
         assert prune.eval_interval == '50ba' and prune.train_loader.dataset.round_batches == 50
         assert [prune.train_loader.dataset.proportions[name] for name in DOMAINS] == [

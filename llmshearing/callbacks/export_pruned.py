@@ -20,13 +20,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
-from llmshearing.callbacks.last_losses import last_losses
-from llmshearing.export.model_folder import DTYPES, cut_tensors
+from llmshearing.export.model_folder import cut_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
+from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
 from llmshearing.utils.paths import local_destination, refuse_existing
 
@@ -34,9 +35,7 @@ __all__ = ['ExportPruned']
 
 log = logging.getLogger(__name__)
 
-UNCONVERGED_REMEDY = (
-    'Train longer, shorten lagrangian_warmup, or set allow_unconverged: true to cut to the target anyway'
-)
+UNCONVERGED_REMEDY = 'Train longer, shorten warmup, or set allow_unconverged: true to cut to the target anyway'
 FROM_CHECKPOINT = ' (the last checkpoint can be exported without training again: llmshearing export).'
 
 
@@ -68,14 +67,12 @@ class ExportPruned(Callback):
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
         self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
-        self.source: str | None = None
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
             raise ValueError(
                 'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
             )
-        self.source = _model(state).source
 
     def fit_start(self, state: State, logger: Logger) -> None:
         refuse_open_widths(find_pruning(state))
@@ -85,7 +82,7 @@ class ExportPruned(Callback):
         pruning = find_pruning(state)
         if not self.allow_unconverged and not pruning.reaches_target(state):
             raise ValueError(
-                f'export_pruned: lagrangian_warmup is {pruning.lagrangian_warmup.to_timestring()} and the run ends '
+                f'export_pruned: warmup is {pruning.settings.warmup.to_timestring()} and the run ends '
                 f'after {state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
                 'shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
@@ -95,19 +92,13 @@ class ExportPruned(Callback):
                 'exported, and without a checkpoint the trained weights are lost; set save_folder.'
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {'source': self.source}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
-
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
         remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if _saves_checkpoints(state) else '.')
-        away = refuse_unconverged(pruning, pruning.tolerance, self.allow_unconverged, remedy)
+        away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
         masks = pruning.final_masks()
-        expected = probe_masked(model, masks)
+        expected = probe_masked(model.cutter, masks)
         parameters = {
             name.replace(_CHECKPOINT_PREFIX, ''): parameter
             for name, parameter in model.model.named_parameters(remove_duplicate=False)
@@ -120,20 +111,23 @@ class ExportPruned(Callback):
             return parameter.full_tensor().cpu() if isinstance(parameter, DTensor) else parameter.detach().cpu()
 
         cutter, config = model.cutter, model.model.config
-        plan = CutPlan(cutter.family, cutter.shape, masks)
+        plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
         if shape_left(config, plan) != pruning.target:
             raise RuntimeError(
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
                 'this is a bug in llmshearing.'
             )
+        source, files = pruning.origin
         origin = Origin(
-            source=model.source,
+            source=source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
             losses=last_losses(state),
-            losses_of=f'the masked model (eval_masks: {pruning.eval_masks})',
+            losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
             unconverged=away,
+            files=files,
+            tokenizer=model.get_metadata()['tokenizer'] or None,
         )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
@@ -141,10 +135,7 @@ class ExportPruned(Callback):
                 pass
             return
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
-            generation_config = getattr(model.model, 'generation_config', None)
-            shape = write_pruned_folder(
-                writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin
-            )
+            shape = write_pruned_folder(writer, pruning, config, plan, tensors, self.dtype, origin)
             difference = verify_folder(writer.path, expected, self.dtype)
             writer.commit()
         log.info(

@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         'llmshearing.commands.import_legacy',
         'turn a first-generation Sheared LLaMA state dict into such a folder, or back',
     ),
+    'rotate': (
+        'llmshearing.commands.rotate',
+        'turn a source into a basis in which its hidden dimensions are cheap to cut',
+    ),
     'demo': ('llmshearing.commands.demo', 'prune and continue a real 135M model on this machine'),
     'report': ('llmshearing.commands.report', 'one HTML page and pictures of a run, while it trains or afterwards'),
     'reference-losses': ('llmshearing.commands.reference_losses', 'measure or predict per-domain reference losses'),

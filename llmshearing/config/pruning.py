@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ['check_export', 'check_pruning']
 
-TIMES = ('lagrangian_warmup', 'freeze_masks_after')
+TIMES = ('warmup', 'lagrangian_warmup', 'freeze_masks_after')
 
 
 def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
@@ -26,6 +26,7 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     Raises:
         ValueError: For a target that cannot be reached, and for settings whose result would not be the pruned model.
     """
+    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
     from llmshearing.masks.sparsity_target import read_sparsity_target
     from llmshearing.models.families import family_of
     from llmshearing.models.shapes import shape_of
@@ -44,8 +45,9 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
             check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
     _check_checkpoints(settings, config)
     family_of(source)  # refuses other model types, whose configs may have no such shape
-    if read_sparsity_target(settings['target'], shape_of(source)) is None:
-        target_shape(source, settings['target'])
+    target = PruningSettings(**settings).target
+    if read_sparsity_target(target, shape_of(source)) is None:
+        target_shape(source, target)
 
 
 def check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:

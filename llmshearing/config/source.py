@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from llmshearing.utils.paths import check_safetensors_index
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,12 +41,11 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
     if not name:
         raise ValueError(f'{WHERE}: expected a Hugging Face folder or name, got {name!r}.')
     _check_folder(WHERE, name, ('config.json',))
-    index = Path(name) / 'model.safetensors.index.json'
-    if index.is_file():
-        check_safetensors_index(index)
     source = read_config(WHERE, name, model.get('trust_remote_code', False))
     refuse_unusable(f'{WHERE}: {name}', source)
+    _check_weights(model, source)
     source = _with_overrides(source, model)
+    _check_computation(model, source, config['max_seq_len'])
     _tell_positions(source, config['max_seq_len'])
     return source
 
@@ -58,10 +56,12 @@ def read_config(where: str, name: str, trust_remote_code: bool = False) -> Pretr
     Raises:
         ValueError: If it cannot be read, with the place ``where``.
     """
-    from transformers import AutoConfig
+    from llmshearing.models import source_config
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return source_config.read_config(name, trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f'{where}: {name}: {error}') from error
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{where}: the config of {name} cannot be read ({error}).') from error
 
@@ -97,12 +97,36 @@ def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
         raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 
+def _check_weights(model: Mapping[str, Any], source: PretrainedConfig) -> None:
+    """Every tensor is there, fits the config and holds numbers; the numbers are looked at by one process of a node."""
+    from llmshearing.checkpoints.source import check_weights, weights_folder
+
+    folder = weights_folder(model['pretrained_model_name_or_path']) if model.get('pretrained', True) else None
+    if folder is not None:
+        check_weights(folder, source, values=os.environ.get('LOCAL_RANK', '0') == '0')
+
+
+def _check_computation(model: Mapping[str, Any], source: PretrainedConfig, max_seq_len: int) -> None:
+    """What the config asks for is what the run computes."""
+    from llmshearing.compat.transformers import attention_implementation
+    from llmshearing.models.source_config import check_attention, check_stock_reading
+
+    attention = model.get('attn_implementation')
+    if model.get('use_flash_attention_2'):
+        attention = 'flash_attention_2'
+    if model['name'] == 'sheared_causal_lm':  # which takes one that soft-caps by itself
+        attention = attention_implementation(source, attention or 'sdpa')
+    else:
+        check_stock_reading(model['pretrained_model_name_or_path'], source)
+    check_attention(source, attention or 'eager', max_seq_len)
+
+
 def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> PretrainedConfig:
     """The config as llm-foundry would change it; refuses changes that the source's weights do not fit."""
     overrides = model.get('config_overrides') or {}
     if not overrides:
         return source
-    from llmshearing.checkpoints.checkpoint import expected_shapes
+    from llmshearing.checkpoints.parameter_shapes import expected_shapes
 
     changed = copy.deepcopy(source)
     for key, value in overrides.items():

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llmshearing.compat.huggingface_hub import HUB_COMMAND, LOGIN_COMMAND
+
 __all__ = ['check_login', 'push_folder']
 
 
@@ -30,7 +32,7 @@ def check_login(repo: str) -> None:
     except OSError as error:  # no token, a refused one, offline, unreachable: each is an OSError
         raise ValueError(
             f'--push-to-hub {repo}: the Hugging Face Hub does not know this machine ({type(error).__name__}); run '
-            '`huggingface-cli login` with a token that may write, or set HF_TOKEN. Nothing was exported yet.'
+            f'`{LOGIN_COMMAND}` with a token that may write, or set HF_TOKEN. Nothing was exported yet.'
         ) from error
 
 
@@ -57,7 +59,7 @@ def push_folder(folder: Path, repo: str, public: bool = False) -> str:
             folder_path=str(folder), repo_id=url.repo_id, repo_type='model', commit_message='Upload model'
         )
     except OSError as error:
-        again = f'huggingface-cli upload {repo} {folder}' + ('' if public else ' --private')
+        again = f'{HUB_COMMAND} upload {repo} {folder}' + ('' if public else ' --private')
         raise ValueError(
             f'--push-to-hub {repo}: {type(error).__name__}: {error}. The export itself is complete in {folder}; '
             f'push it again with `{again}`.'

@@ -8,8 +8,9 @@ tells of them: with C the ridge regression of ``x_G`` on ``x_K`` over the tokens
 which is the optimal brain surgeon's update for a linear layer (Hassibi and Stork 1993; for language models SparseGPT,
 arXiv 2301.00774, and ZipLM, arXiv 2302.04089). The ridge is relative to the mean of the diagonal, so that an input that
 hardly ever moves gets no large weight, and the stronger the fewer tokens there are. A norm divides by the size of what
-is left, so its gain is multiplied by how much smaller that has become: exactly for RMSNorm, for LayerNorm as far as the
-mean of the dimensions stays.
+is left, so its gain must be multiplied by how much smaller that has become. Where the cut itself does so
+(:mod:`~llmshearing.models.gains`) nothing is left to do; norms over heads, and all norms where no energies were
+measured, have their weights changed here: exactly for RMSNorm, for LayerNorm as far as the mean stays.
 
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
@@ -23,13 +24,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from llmshearing.masks.energies import relative_squares
+from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
 from llmshearing.models.families import Linear
-from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 
 __all__ = ['Compensation', 'regress']
 
@@ -41,13 +42,13 @@ class Compensation:
     """Watches what projections and norms read during one batch; :meth:`apply` then changes the weights.
 
     Args:
-        model (ShearedCausalLM): Under the masks of the batch, all zero or one.
+        cutter (Cutter): Of a model under the masks of the batch, all zero or one.
         axes (Iterable[str]): Axes whose units may go.
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
     """
 
-    def __init__(self, model: ShearedCausalLM, axes: Iterable[str], tokens: int = TOKENS):
-        self.tokens, self._model, self._cutter = tokens, model.model, model.cutter
+    def __init__(self, cutter: Cutter, axes: Iterable[str], tokens: int = TOKENS):
+        self.tokens, self._model, self._cutter = tokens, cutter.model, cutter
         self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
         self._seen: dict[str, int] = {}
         self._owner: dict[str, str] = {}  # of the tensor that a projection reads: q, k and v share one
@@ -70,12 +71,16 @@ class Compensation:
             handle.remove()
 
     @torch.no_grad()
-    def apply(self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None]) -> None:
+    def apply(
+        self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None] | None = None, ranks: int = 1
+    ) -> None:
         """Prepares the weights for masks under which more units are gone.
 
         Args:
             masks (Mapping[str, Tensor]): Masks of the coming batch by axis, all zero or one.
-            reduce (Callable): Averages a tensor over ranks, in place; a collective, called alike on every rank.
+            reduce (Callable | None): Averages a tensor over ranks, in place; a collective, called alike on every rank.
+                Default: there is one rank.
+            ranks (int): How many ranks there are. Default: ``1``.
         """
         flat = self._flat(masks)
         after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
@@ -88,9 +93,10 @@ class Compensation:
             goes = present & ~stays
             if not goes.any() or not stays.any():
                 continue
-            reduce(total)
+            if reduce is not None:
+                reduce(total)
             if isinstance(after[path].role, Linear):
-                shares = regress(total, stays, goes, self._seen[path] * dist.get_world_size())
+                shares = regress(total, stays, goes, self._seen[path] * ranks)
                 self._take_over(path, places[stays], places[goes], shares)
             else:
                 self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt())
@@ -104,6 +110,8 @@ class Compensation:
             axes.add('kv_group')
         for path, cut in self._before.items():
             dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
+            if cut.gain is not None:  # follows by itself
+                continue
             if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension, ())):
                 yield path, cut
 
@@ -138,7 +146,7 @@ class Compensation:
                 self._add(path, x, lambda rows: rows.T @ rows)
         else:
             present = self._inputs[path][1]
-            self._add(path, x, lambda rows: _relative_squares(rows, present, isinstance(module, nn.LayerNorm)).sum(0))
+            self._add(path, x, lambda rows: relative_squares(rows, isinstance(module, nn.LayerNorm), present).sum(0))
 
     def _add(self, path: str, x: Tensor, moment: Callable[[Tensor], Tensor]) -> None:
         wanted = self.tokens - self._seen.get(path, 0)
@@ -176,15 +184,6 @@ def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tenso
     kept = rows[:, stays]
     kept.diagonal().add_(RIDGE * len(kept) / tokens * kept.diagonal().mean())
     return torch.cholesky_solve(rows[:, goes], torch.linalg.cholesky(kept)).T.float()
-
-
-def _relative_squares(rows: Tensor, present: Tensor, is_centred: bool) -> Tensor:
-    """Squares of the entries over their mean in the token, among those that are present; zero elsewhere."""
-    if is_centred:
-        rows = rows - (rows * present).sum(-1, keepdim=True) / present.sum()
-    squares = rows.square() * present
-    mean = squares.sum(-1, keepdim=True) / present.sum()
-    return squares / mean.clamp(min=torch.finfo(squares.dtype).tiny)  # a padding token may be all zeros
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""Learned masks: hard concrete gates under Lagrangian constraints,
-one per axis (Sheared LLaMA, section 3.1) or one on the whole.
+"""``lagrangian``: hard concrete gates under constraints, one per axis (Sheared LLaMA, section 3.1) or one on the whole.
 
 The gates are a few hundred thousand numbers, so they live on the CPU in float32 on every rank, with an optimizer of
 their own. Each batch draws one set of gates from noise that depends on (seed, batch) alone; all ranks and
@@ -14,7 +13,7 @@ way as soon as the gap closes. ``damping=0`` is the paper's rule.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,12 +27,14 @@ from llmshearing.masks.hard_concrete import (
     probability_kept,
     sample_gate,
 )
+from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
 
 __all__ = ['LagrangianMasks']
 
 START_LOW, START_HIGH = 4.0, 4.5  # P(z > 0) between 0.996 and 0.998, and no two alike
 
 
+@mask_learners('lagrangian')
 class LagrangianMasks:
     """Gates and multipliers of all axes.
 
@@ -47,6 +48,11 @@ class LagrangianMasks:
         constraints (Sequence[Constraint] | None): What the expected counts must meet. Default: the
             target of every axis.
     """
+
+    needs_scores: ClassVar[bool] = False
+    follows_warmup: ClassVar[bool] = True
+    removes_for_good: ClassVar[bool] = False
+    finds_widths: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -78,8 +84,28 @@ class LagrangianMasks:
         self._base_rates = (learning_rate, multiplier_learning_rate)
         self._gates: dict[str, Tensor] = {}
 
+    @classmethod
+    def from_settings(
+        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+    ) -> LagrangianMasks:
+        return cls(
+            plans,
+            settings.learning_rate,
+            settings.multiplier_learning_rate,
+            settings.multiplier_damping,
+            settings.start_sparsity,
+            settings.seed,
+            constraints,
+        )
+
+    @classmethod
+    def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> LagrangianMasks:
+        learner = cls.from_settings(plans, LearnerSettings())
+        learner.log_alpha = check_saved(plans, state.get('log_alpha', {}))  # all that masks are made of
+        return learner
+
     def start_from(self, scores: Mapping[str, Tensor]) -> None:
-        """Starts the gates in the order of ``scores`` (mask-shaped): in each row, the higher the more surely open."""
+        """Starts the gates in the order of the scores: in each row, the higher the more surely open."""
         with torch.no_grad():
             for axis, value in scores.items():
                 plan = self.plans[axis]
@@ -92,28 +118,14 @@ class LagrangianMasks:
                 )
 
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
-        """The gates of one batch, the same on every rank.
-
-        Args:
-            batch (int): Number of the batch since the run began.
-            progress (float): Elapsed share of the warm-up; not used here.
-        """
+        """The gates of one batch, from noise that depends on the seed and the batch's number alone."""
         del progress
         generator = torch.Generator().manual_seed(_mix(self.seed, batch))
         self._gates = {axis: sample_gate(log_alpha, generator) for axis, log_alpha in self.log_alpha.items()}
         return {axis: gate.detach() for axis, gate in self._gates.items()}
 
     def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
-        """One step of masks and multipliers.
-
-        Args:
-            gradients (Mapping[str, Tensor]): d loss / d gate by axis, averaged over ranks.
-            progress (float): Elapsed share of the warm-up.
-            rate (float): Factor on the learning rates (the schedule's, 0 to 1).
-
-        Returns:
-            dict[str, float]: Metrics.
-        """
+        """One step of masks and multipliers."""
         self.optimizer.zero_grad(set_to_none=True)
         metrics, total, gaps = {}, torch.zeros(()), {}
         kept = {axis: probability_kept(log_alpha) for axis, log_alpha in self.log_alpha.items()}
@@ -140,25 +152,18 @@ class LagrangianMasks:
         metrics['penalty'] = total.item()
         return metrics
 
-    def kept(self) -> dict[str, Tensor]:
-        """P(z > 0) of every unit by axis, mask-shaped."""
+    def expected_kept(self) -> dict[str, Tensor]:
+        """P(z > 0) of every unit by axis."""
         return {axis: probability_kept(log_alpha.detach()) for axis, log_alpha in self.log_alpha.items()}
 
     def scores(self) -> dict[str, Tensor]:
-        """What decides which units stay, mask-shaped."""
         return {axis: log_alpha.detach() for axis, log_alpha in self.log_alpha.items()}
 
-    def deciding(self) -> dict[str, Tensor]:
-        """The numbers that masks are made of, themselves and not copies."""
-        return {axis: log_alpha.detach() for axis, log_alpha in self.log_alpha.items()}
+    def mask_tensors(self) -> dict[str, Tensor]:
+        return self.scores()
 
     def deterministic(self, counts: str) -> dict[str, Tensor]:
-        """Masks without noise.
-
-        Args:
-            counts (str): ``'expected'``: each row keeps its expected number of units, rounded; ``'target'``:
-                exactly the target's.
-        """
+        """Gates without noise; ``'expected'``: each row keeps its expected number of units, rounded."""
         masks = {}
         for axis, plan in self.plans.items():
             log_alpha = self.log_alpha[axis].detach()
@@ -169,7 +174,6 @@ class LagrangianMasks:
         return masks
 
     def hard_counts(self) -> dict[str, list[int]]:
-        """Gates above one half in each row."""
         return {
             axis: (plan.rows(deterministic_gate(self.log_alpha[axis].detach())) > 0.5).sum(1).tolist()
             for axis, plan in self.plans.items()
@@ -184,8 +188,9 @@ class LagrangianMasks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        log_alpha = check_saved(self.plans, state.get('log_alpha', {}))
         with torch.no_grad():
-            for own, loaded in ((self.log_alpha, state['log_alpha']), (self.multipliers, state['multipliers'])):
+            for own, loaded in ((self.log_alpha, log_alpha), (self.multipliers, state['multipliers'])):
                 for name, value in own.items():
                     value.copy_(loaded[name])
         self.optimizer.load_state_dict(state['optimizer'])

@@ -1,77 +1,177 @@
-"""The finish: from learned masks to exactly the target's units, and whether learning had got there by itself."""
+"""What a way of learning masks offers, and the registry of all ways: the one place that knows them by name.
+
+A learner holds one number or more per unit and makes masks of them. The algorithm asks it for the masks of each batch,
+gives it their gradients back, and asks for masks without noise when it evaluates and at the end. Whoever has another
+way registers a class with these methods, in Python (``mask_learners('mine')(MyMasks)``) or by an entry point of the
+group ``llmshearing_mask_learners``, and names it in ``mask_learning``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
+import catalogue
 from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan
-from llmshearing.masks.lagrangian import LagrangianMasks
-from llmshearing.masks.progressive import ProgressiveMasks
+from llmshearing.masks.constraints import Constraint
+from llmshearing.utils.checks import one_of
 
-__all__ = ['AxisReport', 'MaskLearner', 'axis_reports', 'unconverged']
+__all__ = ['LearnerSettings', 'MaskLearner', 'check_saved', 'learner_class', 'mask_learners']
 
-MaskLearner = LagrangianMasks | ProgressiveMasks
+mask_learners = catalogue.create('llmshearing', 'mask_learners', entry_points=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class AxisReport:
-    """Counts of one axis, per row.
+@dataclasses.dataclass(kw_only=True)
+class LearnerSettings:
+    """What learners may be told; each takes what concerns it.
 
     Attributes:
-        axis (str): Name of the axis.
-        units (int): Units per row in the source.
-        target (int | None): Units per row in the target; None where that is left to training.
-        expected (float): Expected kept units, mean over rows.
-        expected_min (float): Of the row that expects fewest.
-        expected_max (float): Of the row that expects most.
-        hard (float): Gates above one half, mean over rows.
+        start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
+        fade (float): With ``progressive``, the share of the warm-up during which the mask of a unit that goes falls
+            from one to zero; 0 removes it at once. Default: ``0.0``.
+        learning_rate (float): With ``lagrangian``, AdamW learning rate of the masks. Default: ``1.0``, as in the paper.
+        multiplier_learning_rate (float): AdamW learning rate of the multipliers, which ascend. Default: ``1.0``.
+        multiplier_damping (float): How strongly lambda answers to the change of the gap between expected and target
+            sparsity, which keeps the counts from overshooting; 0 is the paper's rule. Default: ``20.0``.
+        seed (int): Seeds the start and the noise. Default: ``17``.
     """
 
-    axis: str
-    units: int
-    target: int | None
-    expected: float
-    expected_min: float
-    expected_max: float
-    hard: float
-
-    def describe(self) -> str:
-        return (
-            f'{self.axis}: target {self.target} of {self.units}, expected {self.expected:.2f} '
-            f'(rows {self.expected_min:.2f} to {self.expected_max:.2f}), above one half {self.hard:.2f}'
-        )
+    start_sparsity: float = 0.0
+    fade: float = 0.0
+    learning_rate: float = 1.0
+    multiplier_learning_rate: float = 1.0
+    multiplier_damping: float = 20.0
+    seed: int = 17
 
 
-def axis_reports(
-    plans: Mapping[str, AxisPlan], kept: Mapping[str, Tensor], hard: Mapping[str, Sequence[int]]
-) -> list[AxisReport]:
-    """Counts of all axes.
+class MaskLearner(Protocol):
+    """A way of learning masks. Tensors by axis have the shape of the axis's mask and lie on the CPU, in float32.
 
-    Args:
-        plans (Mapping[str, AxisPlan]): The pruned axes.
-        kept (Mapping[str, Tensor]): P(z > 0) of every unit, mask-shaped.
-        hard (Mapping[str, Sequence[int]]): Gates above one half in each row.
+    Every rank holds a learner of its own and gives it the same numbers, so whatever is drawn must depend on the seed
+    and the batch alone.
+
+    Attributes:
+        needs_scores (bool): Nothing but the scores at the start tells its units apart.
+        follows_warmup (bool): Its masks move with the warm-up; otherwise they are the target's from the start.
+        removes_for_good (bool): Its masks are one until a unit goes for good, so weights can compensate for it.
+        finds_widths (bool): It can meet constraints that leave every row a number of units of its own.
+        plans (dict[str, AxisPlan]): The pruned axes.
     """
-    reports = []
+
+    needs_scores: ClassVar[bool]
+    follows_warmup: ClassVar[bool]
+    removes_for_good: ClassVar[bool]
+    finds_widths: ClassVar[bool]
+    plans: dict[str, AxisPlan]
+
+    @classmethod
+    def from_settings(
+        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+    ) -> MaskLearner:
+        """A learner at its start.
+
+        Args:
+            plans (Mapping[str, AxisPlan]): Axes to prune.
+            settings (LearnerSettings): The run's.
+            constraints (Sequence[Constraint] | None): What the expected counts must meet. Default: the target of every
+                axis; others are given only where ``finds_widths``.
+        """
+        ...
+
+    @classmethod
+    def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> MaskLearner:
+        """A learner to read masks of: all that :meth:`state_dict` says of them, without what training on would need.
+
+        Raises:
+            ValueError: If the state does not belong to these axes.
+        """
+        ...
+
+    def start_from(self, scores: Mapping[str, Tensor]) -> None:
+        """Takes importances of units as the start; axes may be left out, and higher is more important."""
+        ...
+
+    def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
+        """Masks of a batch by axis, values in [0, 1].
+
+        Args:
+            batch (int): Number of the batch since the run began.
+            progress (float): Elapsed share of the warm-up, 0 and up.
+        """
+        ...
+
+    def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
+        """Learns from one batch.
+
+        Args:
+            gradients (Mapping[str, Tensor]): d loss / d mask by axis, averaged over ranks.
+            progress (float): Elapsed share of the warm-up.
+            rate (float): Factor on learning rates (the schedule's, 0 to 1).
+
+        Returns:
+            dict[str, float]: Metrics to log.
+        """
+        ...
+
+    def expected_kept(self) -> dict[str, Tensor]:
+        """What each unit counts for in expected counts: P(z > 0) where masks are drawn, else the mask itself."""
+        ...
+
+    def hard_counts(self) -> dict[str, list[int]]:
+        """Masks above one half, without noise, in each row."""
+        ...
+
+    def scores(self) -> dict[str, Tensor]:
+        """What decides which units stay; higher ones do."""
+        ...
+
+    def deterministic(self, counts: str) -> dict[str, Tensor]:
+        """Masks without noise.
+
+        Args:
+            counts (str): ``'expected'``: each row keeps what it is expected to keep by now; ``'target'``: exactly the
+                target's number of units.
+        """
+        ...
+
+    def mask_tensors(self) -> dict[str, Tensor]:
+        """The numbers that masks are made of, themselves and not copies, under names that all ranks share."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, from which :meth:`load_state_dict` goes on exactly."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: If the state does not belong to these axes.
+        """
+        ...
+
+
+def learner_class(name: str) -> type[MaskLearner]:
+    """The registered class of a way of learning masks.
+
+    Raises:
+        ValueError: If there is none of that name; names those there are.
+    """
+    one_of('mask_learning', name, tuple(mask_learners.get_all()))
+    return mask_learners.get(name)
+
+
+def check_saved(plans: Mapping[str, AxisPlan], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of saved tensors of every axis.
+
+    Raises:
+        ValueError: If one is missing or of another shape; names the axis and both shapes.
+    """
     for axis, plan in plans.items():
-        expected = plan.rows(kept[axis]).sum(1)
-        reports.append(
-            AxisReport(
-                axis=axis,
-                units=plan.units,
-                target=plan.keep,
-                expected=expected.mean().item(),
-                expected_min=expected.min().item(),
-                expected_max=expected.max().item(),
-                hard=sum(hard[axis]) / len(hard[axis]),
-            )
-        )
-    return reports
-
-
-def unconverged(reports: Sequence[AxisReport], tolerance: float) -> list[AxisReport]:
-    """Axes whose mean expected count is further from the target than ``tolerance`` x target (at least half a unit)."""
-    return [r for r in reports if r.target is not None and abs(r.expected - r.target) > max(tolerance * r.target, 0.5)]
+        if axis not in saved or tuple(saved[axis].shape) != plan.mask_shape:
+            got = f'shape {tuple(saved[axis].shape)}' if axis in saved else 'none'
+            raise ValueError(f"the checkpoint's {axis} mask: got {got}, expected shape {plan.mask_shape}.")
+    return {axis: saved[axis].clone() for axis in plans}

@@ -1,4 +1,4 @@
-"""Progressive shearing: no noise and no multipliers; the kept counts follow the schedule to the target.
+"""``progressive``: no noise and no multipliers; the kept counts follow the schedule to the target.
 
 At every batch each row is told to lose as many units as the schedule says, and the units that go are those whose mask
 has mattered least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs,
@@ -13,21 +13,23 @@ layer of its kind. The last units are told to go early enough for all masks to b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from llmshearing.masks.axes import AxisPlan, keep_largest
-from llmshearing.masks.constraints import target_sparsity
+from llmshearing.masks.axes import AxisPlan, finalize_masks, keep_largest
+from llmshearing.masks.constraints import Constraint, target_sparsity
+from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
 
-__all__ = ['ProgressiveMasks']
+__all__ = ['ProgressiveMasks', 'random_order']
 
 TINY = 1e-6  # an order among equals
 REMOVED = -1e9  # below any sum of importances
 
 
+@mask_learners('progressive')
 class ProgressiveMasks:
     """Masks that shrink on schedule.
 
@@ -43,18 +45,34 @@ class ProgressiveMasks:
             that stay, mask-shaped.
     """
 
+    needs_scores: ClassVar[bool] = False
+    follows_warmup: ClassVar[bool] = True
+    removes_for_good: ClassVar[bool] = True
+    finds_widths: ClassVar[bool] = False
+
     def __init__(
         self, plans: Mapping[str, AxisPlan], start_sparsity: float, seed: int, fade: float = 0.0, decay: float = 0.9
     ):
         self.plans, self.start_sparsity, self.fade, self.decay = dict(plans), start_sparsity, fade, decay
-        generator = torch.Generator().manual_seed(seed)
-        # Tiny distinct values: an order before the first gradient, little after it.
-        self.importance = {axis: torch.rand(p.mask_shape, generator=generator) * TINY for axis, p in self.plans.items()}
+        self.importance = random_order(plans, seed)
         self.left_at = {axis: torch.full(plan.mask_shape, math.inf) for axis, plan in self.plans.items()}
         self.progress = 0.0
 
+    @classmethod
+    def from_settings(
+        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+    ) -> ProgressiveMasks:
+        del constraints
+        return cls(plans, settings.start_sparsity, settings.seed, settings.fade)
+
+    @classmethod
+    def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> ProgressiveMasks:
+        learner = cls.from_settings(plans, LearnerSettings(fade=state['fade']))
+        learner.load_state_dict(state)
+        return learner
+
     def start_from(self, scores: Mapping[str, Tensor]) -> None:
-        """Makes ``scores`` (mask-shaped, the higher the more important) the first value of the running means."""
+        """Makes the scores the first value of the running means."""
         for axis, value in scores.items():
             self.importance[axis] = _relative(value.float() - value.float().min().clamp(max=0), self._stays(axis))
 
@@ -68,7 +86,7 @@ class ProgressiveMasks:
             keep = max(plan.keep, min(plan.units, math.ceil(plan.units * (1 - sparsity) - 1e-6)))
             stays = keep_largest(plan, self.scores()[axis], keep)
             self.left_at[axis] = torch.where(stays, math.inf, self.left_at[axis].clamp(max=left_now))
-        return self.kept()
+        return self.current_masks()
 
     def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
         """Adds |d loss / d z|, relative to its mean over the kept units, to the running means."""
@@ -81,30 +99,34 @@ class ProgressiveMasks:
             metrics[f'{axis}/target'] = plan.units * (1 - target)
         return metrics
 
-    def kept(self) -> dict[str, Tensor]:
-        """The masks themselves: nothing is uncertain."""
+    def current_masks(self) -> dict[str, Tensor]:
+        """One where a unit stays, zero where it has gone, and between them while it goes."""
         if self.fade == 0 or self.progress >= 1:
             return {axis: self._stays(axis) for axis in self.plans}
         return {axis: (1 - (self.progress - left) / self.fade).clamp(0, 1) for axis, left in self.left_at.items()}
+
+    def expected_kept(self) -> dict[str, Tensor]:
+        """The masks themselves: nothing is uncertain."""
+        return self.current_masks()
 
     def scores(self) -> dict[str, Tensor]:
         """Importance of the units that stay; those that go stand below all of them."""
         return {axis: value.masked_fill(self._stays(axis) == 0, REMOVED) for axis, value in self.importance.items()}
 
-    def deciding(self) -> dict[str, Tensor]:
-        """The numbers that masks are made of, themselves and not copies."""
+    def mask_tensors(self) -> dict[str, Tensor]:
         tensors = {'importance': self.importance, 'left_at': self.left_at}
         return {f'{name}/{axis}': value for name, by_axis in tensors.items() for axis, value in by_axis.items()}
 
     def deterministic(self, counts: str) -> dict[str, Tensor]:
-        """The masks of the moment (``'expected'``) or exactly the target's count of the most important units."""
+        """``'expected'``: the masks of the moment; ``'target'``: ones for the most important units."""
         if counts == 'expected':
-            return self.kept()
-        return {axis: keep_largest(plan, self.scores()[axis]).float() for axis, plan in self.plans.items()}
+            return self.current_masks()
+        return finalize_masks(self.plans, self.scores())
 
     def hard_counts(self) -> dict[str, list[int]]:
-        """Masks above one half in each row."""
-        return {axis: (self.plans[axis].rows(mask) > 0.5).sum(1).tolist() for axis, mask in self.kept().items()}
+        return {
+            axis: (self.plans[axis].rows(mask) > 0.5).sum(1).tolist() for axis, mask in self.current_masks().items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -115,13 +137,19 @@ class ProgressiveMasks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.importance = {axis: state['importance'][axis].clone() for axis in self.plans}
-        self.left_at = {axis: state['left_at'][axis].clone() for axis in self.plans}
+        self.importance = check_saved(self.plans, state.get('importance', {}))
+        self.left_at = check_saved(self.plans, state.get('left_at', {}))
         self.progress = state['progress']
 
     def _stays(self, axis: str) -> Tensor:
         """One where a unit has not been told to go, else zero."""
         return (self.left_at[axis] == math.inf).float()
+
+
+def random_order(plans: Mapping[str, AxisPlan], seed: int) -> dict[str, Tensor]:
+    """Tiny distinct values by axis: an order before anything else tells one, and little after it."""
+    generator = torch.Generator().manual_seed(seed)
+    return {axis: torch.rand(plan.mask_shape, generator=generator) * TINY for axis, plan in plans.items()}
 
 
 def _relative(value: Tensor, mask: Tensor) -> Tensor:

@@ -1,93 +1,166 @@
-"""What a pruning run knows about its masks, read from a checkpoint: the same answers that the running algorithm gives.
+"""What a pruning run knows of its masks: the one place that says which masks are final, and how they are saved.
 
-Export from a checkpoint and export at the end of a run share everything below; :class:`PruningState` stands in for the
-algorithm where only its saved state is left.
+:class:`PruningState` is the part of the algorithm that needs no training. ``targeted_pruning`` is one while it runs;
+:func:`read_pruning_state` makes one of what a checkpoint holds. So an export from a checkpoint and the export at the
+end of a run ask the same object.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
-from llmshearing.export.model_folder import kept_indices
 from llmshearing.masks.axes import AxisPlan, plan_axes
-from llmshearing.masks.lagrangian import LagrangianMasks
-from llmshearing.masks.learner import AxisReport, MaskLearner, axis_reports, unconverged
-from llmshearing.masks.progressive import ProgressiveMasks
+from llmshearing.masks.axis_reports import AxisReport, axis_reports, unconverged
+from llmshearing.masks.learner import MaskLearner, learner_class
 from llmshearing.masks.sparsity_target import NOT_EXPORTABLE, SparsityTarget, plan_open_axes
 from llmshearing.models.families import family_of
+from llmshearing.models.gains import stream_norms
 from llmshearing.models.shapes import ModelShape, shape_of
-from llmshearing.models.units import Units
 
 __all__ = [
-    'LearnedMasks',
+    'KIND',
+    'STATE_VERSION',
     'PruningState',
-    'pruning_record',
+    'find_pruning_state',
+    'plan_masks',
     'read_pruning_state',
     'refuse_open_widths',
     'refuse_unconverged',
 ]
 
-
-class LearnedMasks(Protocol):
-    """What export needs to know of masks: :class:`TargetedPruning` and :class:`PruningState` both offer it."""
-
-    source: ModelShape
-    target: ModelShape | SparsityTarget
-    mask_learning: str
-    learner: MaskLearner
-    frozen_masks: dict[str, Tensor] | None
-
-    def reports(self) -> list[AxisReport]: ...
-
-    def final_masks(self) -> dict[str, Tensor]: ...
+KIND = 'llmshearing.pruning'  # what a state is, whatever the class that saved it is called
+STATE_VERSION = 2  # 2: progressive masks note when each unit was told to go
+STATE_KEYS = {'version', 'source', 'target', 'learner'}  # of the states that were saved before they had a kind
+IDENTITY = ('version', 'source', 'target', 'mask_learning')  # a run takes no state that differs in these
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class PruningState:
-    """The masks of a checkpoint.
+    """The masks of a run. All but ``mask_learning`` is known once the run has a model.
 
     Attributes:
-        source (ModelShape): Shape of the source.
-        target (ModelShape | SparsityTarget): Shape to reach, or how much goes.
         mask_learning (str): How they are learned.
+        source (ModelShape | None): Shape of the source.
+        target (ModelShape | SparsityTarget | None): Shape to reach, or how much goes.
         plans (dict[str, AxisPlan]): The pruned axes.
-        learner (MaskLearner): Masks as learned so far.
-        frozen_masks (dict[str, Tensor] | None): The final masks, where they were fixed already.
+        learner (MaskLearner | None): Masks as learned so far.
+        frozen_masks (dict[str, Tensor] | None): The final masks, once they are fixed.
+        norm_energies (Tensor | None): float32 [norms, hidden], measured before the first batch. Whoever cuts by these
+            masks passes them to :class:`~llmshearing.models.cutting.CutPlan`, or sets them on the
+            :class:`~llmshearing.models.cuttable.Cutter`: gains of norms follow hidden dimensions that go. None in
+            runs and checkpoints without; gains then stay as they are.
+        origin (tuple[str, dict[str, str]] | None): Name of the source and its small files
+            (:func:`~llmshearing.models.source_files.read_source_files`), for exports where the source is not.
     """
 
-    source: ModelShape
-    target: ModelShape | SparsityTarget
     mask_learning: str
-    plans: dict[str, AxisPlan]
-    learner: MaskLearner
-    frozen_masks: dict[str, Tensor] | None
+    source: ModelShape | None = None
+    target: ModelShape | SparsityTarget | None = None
+    plans: dict[str, AxisPlan] = dataclasses.field(default_factory=dict)
+    learner: MaskLearner | None = None
+    frozen_masks: dict[str, Tensor] | None = None
+    norm_energies: Tensor | None = None
+    origin: tuple[str, dict[str, str]] | None = None
+
+    @property
+    def has_open_widths(self) -> bool:
+        """Whether the target is a sparsity alone, so that every layer finds its own widths."""
+        return isinstance(self.target, SparsityTarget)
 
     def reports(self) -> list[AxisReport]:
         """Target, expected and hard counts of every pruned axis."""
-        return axis_reports(self.plans, self.learner.kept(), self.learner.hard_counts())
+        return axis_reports(self.plans, self.learner.expected_kept(), self.learner.hard_counts())
 
     def final_masks(self) -> dict[str, Tensor]:
         """Masks that keep exactly the target's units; where widths are open, the expected number of each row."""
-        if isinstance(self.target, SparsityTarget):
-            return self.current_masks()
-        return self.learner.deterministic('target') if self.frozen_masks is None else self.frozen_masks
+        return self._fixed('expected' if self.has_open_widths else 'target')
 
     def current_masks(self) -> dict[str, Tensor]:
         """Masks as they are now: each row keeps its expected number of units."""
-        return self.learner.deterministic('expected') if self.frozen_masks is None else self.frozen_masks
+        return self._fixed('expected')
+
+    def state_dict(self) -> dict[str, Any]:
+        """Small, of plain types and tensors; ``kind`` says what it is."""
+        state: dict[str, Any] = {'kind': KIND, 'version': STATE_VERSION}
+        if self.learner is not None:
+            state |= {
+                'source': dataclasses.asdict(self.source),
+                'target': dataclasses.asdict(self.target),
+                'mask_learning': self.mask_learning,
+                'learner': self.learner.state_dict(),
+                'frozen_masks': self.frozen_masks,
+                'norm_energies': self.norm_energies,
+                'origin': self.origin,
+            }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the masks.
+
+        Raises:
+            ValueError: If the state was saved by another version, for another source, target or way of learning masks.
+        """
+        own = self.state_dict()
+        differing = [key for key in IDENTITY if own.get(key) != state.get(key)]
+        if differing:
+            listed = '\n'.join(f'  - {key}: checkpoint {state.get(key)}, this run {own.get(key)}' for key in differing)
+            raise ValueError(
+                f'The checkpoint belongs to another pruning run; start anew or use its settings:\n{listed}'
+            )
+        self.learner.load_state_dict(state['learner'])
+        self.frozen_masks = state['frozen_masks']
+        self.norm_energies = state.get('norm_energies')
+
+    def _fixed(self, counts: str) -> dict[str, Tensor]:
+        return self.learner.deterministic(counts) if self.frozen_masks is None else self.frozen_masks
+
+
+def plan_masks(config: PretrainedConfig, target: ModelShape | SparsityTarget) -> dict[str, AxisPlan]:
+    """The axes to put masks on, and how many units of each row stay.
+
+    Args:
+        config (PretrainedConfig): The source's.
+        target (ModelShape | SparsityTarget): What to reach.
+    """
+    if isinstance(target, SparsityTarget):
+        return plan_open_axes(shape_of(config), target)
+    layer_types = family_of(config).layer_types
+    return plan_axes(shape_of(config), target, layer_types(config) if layer_types else None)
+
+
+def find_pruning_state(algorithms: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The state of pruning among the saved states of a run's algorithms, None where there is none.
+
+    It is known by what it says it is, never by the name of the class that saved it, which a user may have subclassed.
+
+    Args:
+        algorithms (Mapping[str, Any]): Saved states by class name.
+
+    Raises:
+        ValueError: If there is more than one.
+    """
+    found = {
+        name: state
+        for name, state in algorithms.items()
+        if isinstance(state, Mapping) and (state.get('kind') == KIND or set(state) >= STATE_KEYS)
+    }
+    if len(found) > 1:
+        raise ValueError(
+            f'the checkpoint holds the masks of {len(found)} algorithms ({", ".join(found)}); expected one.'
+        )
+    return next(iter(found.values()), None)
 
 
 def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> PruningState:
     """Rebuilds the masks from the algorithm's saved state.
 
     Args:
-        state (Mapping[str, Any]): ``state_dict`` of :class:`TargetedPruning`, tensors read.
+        state (Mapping[str, Any]): ``state_dict`` of the algorithm, tensors read.
         config (PretrainedConfig): The source's config, from the same checkpoint.
 
     Raises:
@@ -106,38 +179,29 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         raise ValueError(
             f"the masks belong to a source of shape {source}, the checkpoint's config has {shape_of(config)}."
         )
-    family = family_of(config)
-    if isinstance(target, SparsityTarget):
-        plans = plan_open_axes(source, target)
-    else:
-        plans = plan_axes(source, target, family.layer_types(config) if family.layer_types else None)
-    learned, saved = state['mask_learning'], state['learner']
-    scores = saved.get('log_alpha' if learned == 'lagrangian' else 'importance', {})
-    for axis, plan in plans.items():
-        if axis not in scores or tuple(scores[axis].shape) != plan.mask_shape:
-            got = f'shape {tuple(scores[axis].shape)}' if axis in scores else 'none'
-            raise ValueError(f"the checkpoint's {axis} mask: got {got}, expected shape {plan.mask_shape}.")
-    # Rates, noise and optimizer do not matter any more: nothing is drawn or stepped.
-    if learned == 'lagrangian':
-        learner: MaskLearner = LagrangianMasks(
-            plans, learning_rate=0.0, multiplier_learning_rate=0.0, damping=0.0, start_sparsity=0.0, seed=0
-        )
-        learner.log_alpha = {axis: scores[axis] for axis in plans}
-    else:
-        learner = ProgressiveMasks(plans, start_sparsity=0.0, seed=0, fade=saved['fade'])
-        learner.load_state_dict(saved)
-    return PruningState(source, target, learned, plans, learner, state['frozen_masks'])
+    plans, learned = plan_masks(config, target), state['mask_learning']
+    learner = learner_class(learned).restore(plans, state['learner'])
+    energies = _read_energies(state.get('norm_energies'), config)
+    return PruningState(learned, source, target, plans, learner, state['frozen_masks'], energies, state.get('origin'))
 
 
-def refuse_open_widths(pruning: LearnedMasks) -> None:
+def _read_energies(energies: Tensor | None, config: PretrainedConfig) -> Tensor | None:
+    source = shape_of(config)
+    expected = (len(stream_norms(family_of(config), source.num_hidden_layers)), source.hidden_size)
+    if energies is not None and tuple(energies.shape) != expected:
+        raise ValueError(f"the checkpoint's norm_energies: got shape {tuple(energies.shape)}, expected {expected}.")
+    return energies
+
+
+def refuse_open_widths(pruning: PruningState) -> None:
     """Raises a ValueError if the target is a sparsity alone: no stock config describes what such masks leave."""
-    if isinstance(pruning.target, SparsityTarget):
+    if pruning.has_open_widths:
         raise ValueError(
             f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.'
         )
 
 
-def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, remedy: str) -> list[AxisReport]:
+def refuse_unconverged(pruning: PruningState, tolerance: float, allow: bool, remedy: str) -> list[AxisReport]:
     """Raises a ValueError if expected counts are further from the target than ``tolerance`` and that is not allowed.
 
     Args:
@@ -154,25 +218,3 @@ def refuse_unconverged(pruning: LearnedMasks, tolerance: float, allow: bool, rem
             f'nothing was exported:\n{listed}\n{remedy}'
         )
     return away
-
-
-def pruning_record(pruning: LearnedMasks, units: Units, batches: int, tokens: int, source_name: str) -> dict[str, Any]:
-    """What was kept and how sure the masks were, for the folder's ``pruning.json``.
-
-    Args:
-        units (Units): The kept units.
-        batches (int): Batches trained.
-        tokens (int): Tokens trained on.
-        source_name (str): Name of the source, without its folder.
-    """
-    return {
-        'source_shape': dataclasses.asdict(pruning.source),
-        'target_shape': dataclasses.asdict(pruning.target),
-        'mask_learning': pruning.mask_learning,
-        'batches': batches,
-        'tokens': tokens,
-        'source_name': source_name,
-        'axes': [dataclasses.asdict(report) for report in pruning.reports()],
-        'kept': kept_indices(units),
-        'scores': {axis: value.tolist() for axis, value in pruning.learner.scores().items() if axis != 'intermediate'},
-    }

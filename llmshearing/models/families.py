@@ -48,12 +48,15 @@ class Norm:
         reads (bool): Its input is the residual stream: gain and bias are scaled by the hidden mask.
         writes (bool): Its output is added to the residual stream: scaled by hidden and layer masks.
         offset (float): The gain in use is ``offset + weight`` (1 in Gemma).
+        feeds (str | None): Of a norm that reads the stream: the module whose projections read its output, by the name
+            of the family's attribute (``'attention'``, ``'mlp'`` or ``'head'``).
     """
 
     axis: str | None = 'hidden'
     reads: bool = False
     writes: bool = False
     offset: float = 0.0
+    feeds: str | None = None
 
 
 Role = Linear | Norm
@@ -78,6 +81,7 @@ class Family:
             its own hidden size, in the masked forward as in the exported config.
         layer_types (Callable | None): Kind of each layer by its position, from the config. A finished model's layer
             must stand where its kind is expected. None where all layers are alike.
+        subtracts_mean (bool): Its norms over the stream are LayerNorms, which subtract the mean; RMSNorms do not.
     """
 
     layer: Mapping[str, Role]
@@ -92,6 +96,7 @@ class Family:
     has_head_dim: bool = True
     scales_embedding: bool = False
     layer_types: Callable[[PretrainedConfig], tuple] | None = None
+    subtracts_mean: bool = False
 
     def stored_name(self, name: str) -> str:
         """Name in a model folder of a parameter of the model."""
@@ -105,24 +110,24 @@ class Family:
         for layer in range(num_hidden_layers):
             for name, role in self.layer.items():
                 yield f'{self.decoder}.layers.{layer}.{name}', role, layer
-        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset), None
+        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset, feeds='head'), None
         yield self.head, Linear(None, 'hidden'), None
 
 
 def _pre_norms(offset: float = 0.0) -> dict[str, Role]:
     """Norms before attention and MLP, as in LLaMA."""
     return {
-        'input_layernorm': Norm(reads=True, offset=offset),
-        'post_attention_layernorm': Norm(reads=True, offset=offset),
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
+        'post_attention_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
     }
 
 
 def _sandwich_norms(offset: float) -> dict[str, Role]:
     """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
     return {
-        'input_layernorm': Norm(reads=True, offset=offset),
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
         'post_attention_layernorm': Norm(writes=True, offset=offset),
-        'pre_feedforward_layernorm': Norm(reads=True, offset=offset),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
         'post_feedforward_layernorm': Norm(writes=True, offset=offset),
     }
 
@@ -207,7 +212,8 @@ STARCODER2 = Family(
         **_attention(),
         'mlp.c_fc': Linear('intermediate', 'hidden'),
         'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
-    }
+    },
+    subtracts_mean=True,
 )
 
 GPT_NEOX = Family(
@@ -225,6 +231,7 @@ GPT_NEOX = Family(
     stored_head='embed_out',
     attention='attention',
     has_head_dim=False,
+    subtracts_mean=True,
 )
 
 # By transformers' model_type. Granite's multipliers are constants of its config and stay as they are.

@@ -1,31 +1,57 @@
-"""Writing a file so that nobody ever sees half of it."""
+"""Files that are either the old ones or the new ones, never half of one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ['write_atomically']
+__all__ = ['atomic_path', 'write_atomically']
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A hidden path beside ``path`` to write to, which becomes ``path`` when the block ends without an error.
+
+    The name is new each time, so that two processes that write the same file do not mix; the last one stays. Folders
+    above ``path`` are made. A link is followed: the file that it leads to is replaced.
+
+    Args:
+        path (str | Path): Destination of the file.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        os.chmod(partial, _mode(path))  # mkstemp's is for the owner alone
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes ``content`` beside ``path`` and renames it into place; makes the folder if it is not there.
-
-    The content is on the disk before the name is. If writing fails, what was there before stays, and nothing else.
+    """Writes a whole file through :func:`atomic_path`; the content is on the disk before the name is.
 
     Args:
         path (str | Path): File to write or replace.
         content (str | bytes): Text is written as UTF-8.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f'.{path.name}.new')
-    try:
-        with open(new, 'wb') as file:
-            file.write(content.encode('utf-8') if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as partial, open(partial, 'wb') as file:
+        file.write(content.encode('utf-8') if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _mode(path: Path) -> int:
+    """Permissions that the file has, or that a new one would get."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

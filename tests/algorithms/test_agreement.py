@@ -10,7 +10,7 @@ from tests.dynamic_text_world import on_ranks
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'intermediate_size': 32}
-PROGRESSIVE = {'mask_learning': 'progressive', 'lagrangian_warmup': '3ba'}
+PROGRESSIVE = {'mask_learning': 'progressive', 'warmup': '3ba'}
 
 
 class Record(Callback):

@@ -221,7 +221,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folders, tmp_path, pruning):
         algorithms = [Distillation(str(folders / 'student'), top_k=8)]
         model = None
         if pruning:
-            algorithms.append(TargetedPruning(TARGET, lagrangian_warmup='3ba', mask_learning='lagrangian'))
+            algorithms.append(TargetedPruning(TARGET, warmup='3ba', mask_learning='lagrangian'))
             model = ShearedCausalLM(tiny_tokenizer(), str(folders / 'student'))
         trainer, losses = run(
             folders,
@@ -292,7 +292,7 @@ def test_teachers_that_do_not_fit_are_refused_before_training(folders, tmp_path)
     ):
         start(tmp_path / 'other')
     for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
-        (tmp_path / 'other' / name).unlink()
+        (tmp_path / 'other' / name).unlink(missing_ok=True)  # transformers 5 writes two of them
     with pytest.raises(ValueError, match='has no tokenizer'):
         start(tmp_path / 'other')
     check_room(10, 10)

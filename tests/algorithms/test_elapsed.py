@@ -41,16 +41,16 @@ def run(source, max_duration, **times):
     [('2ep', '0.4dur', '0.7dur'), ('10ba', '4ba', '7ba'), ('40sp', '0.4dur', '28sp'), ('640tok', '256tok', '0.7dur')],
 )
 def test_the_same_time_in_any_unit_is_the_same_schedule(source, max_duration, warmup, freeze):
-    frozen_from, targets = run(source, max_duration, lagrangian_warmup=warmup, freeze_masks_after=freeze)
+    frozen_from, targets = run(source, max_duration, warmup=warmup, freeze_masks_after=freeze)
     assert frozen_from == [7]
-    assert targets == pytest.approx([48 - 16 * min(batch / 4, 1) for batch in range(7)])
+    assert targets == pytest.approx([48 - 12 * min(batch / 4, 1) for batch in range(7)])
 
 
 @pytest.mark.parametrize('max_duration', ['2ep', '10ba'])
 def test_a_time_in_epochs_moves_within_the_epoch(source, max_duration):
-    frozen_from, targets = run(source, max_duration, lagrangian_warmup='1ep', freeze_masks_after='1ep')
+    frozen_from, targets = run(source, max_duration, warmup='1ep', freeze_masks_after='1ep')
     assert frozen_from == [5]
-    assert targets == pytest.approx([48 - 16 * batch / 5 for batch in range(5)])
+    assert targets == pytest.approx([48 - 12 * batch / 5 for batch in range(5)])
 
 
 def test_shares_are_exact(source):
@@ -69,9 +69,7 @@ class Endless(IterableDataset):
             yield from Sequences(4)
 
 
-@pytest.mark.parametrize(
-    'times', [{'lagrangian_warmup': '1ep'}, {'lagrangian_warmup': '1ba', 'freeze_masks_after': '1ep'}]
-)
+@pytest.mark.parametrize('times', [{'warmup': '1ep'}, {'warmup': '1ba', 'freeze_masks_after': '1ep'}])
 def test_epochs_of_unknown_length_are_refused_before_the_first_step(source, times):
     """Composer itself refuses a max_duration in such epochs."""
     trainer = tiny_trainer(
@@ -86,7 +84,7 @@ def test_epochs_of_unknown_length_are_refused_before_the_first_step(source, time
     assert trainer.state.timestamp.batch.value == 0
 
 
-@pytest.mark.parametrize('name', ['lagrangian_warmup', 'freeze_masks_after'])
+@pytest.mark.parametrize('name', ['warmup', 'freeze_masks_after'])
 @pytest.mark.parametrize('value', ['1iter', '30sec', 'soon', '-5ba', 7])
 def test_times_that_cannot_be_are_refused_in_the_constructor(name, value):
     with pytest.raises(ValueError, match=f'{name}={value!r} is not possible.*ba, sp, tok, ep, dur'):

@@ -15,7 +15,8 @@ from tests.tiny_run import tiny_source, tiny_trainer
 
 WIDTHS = {'num_hidden_layers': 3, 'hidden_size': 36, 'intermediate_size': 40}
 # gpt_neox has as many KV heads as heads, and its hidden size is heads x head_dim.
-TARGETS = {'gpt_neox': {**WIDTHS, 'num_attention_heads': 4}, 'gpt_neox-serial': {**WIDTHS, 'num_attention_heads': 4}}
+NEOX = {**WIDTHS, 'hidden_size': 32, 'num_attention_heads': 4}
+TARGETS = {'gpt_neox': NEOX, 'gpt_neox-serial': NEOX}
 RUNS = [name for name in VARIANTS if name.split('-')[0] == name or name == 'gpt_neox-serial']
 
 
@@ -33,7 +34,7 @@ def test_a_run_ends_at_exactly_its_target(variant, tmp_path):
     before, after = shape_of(AutoConfig.from_pretrained(source)), shape_of(AutoConfig.from_pretrained(tmp_path / 'out'))
     heads = target.get('num_attention_heads', before.group_size)
     kv_heads = heads if before.group_size == 1 else 1
-    assert after == ModelShape(3, 36, heads, kv_heads, 40, before.head_dim)
+    assert after == ModelShape(3, target['hidden_size'], heads, kv_heads, 40, before.head_dim)
     assert log.data['export/logit_difference'][-1][1] <= 1e-5
     assert all(torch.isfinite(parameter).all() for parameter in open_strictly(tmp_path / 'out').parameters())
     losses = [value for _, value in log.data['loss/train/total']]

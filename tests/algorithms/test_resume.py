@@ -5,7 +5,7 @@ import torch
 from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.targeted_pruning import STATE_VERSION
+from llmshearing.masks.state import STATE_VERSION
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
@@ -19,7 +19,7 @@ def source(tmp_path_factory):
 
 def run(source, folder, mask_learning, stop=None, load=None, target=TARGET, **pruning_settings):
     """Runs to ``stop`` (or the end), saving every batch; returns the trainer, the algorithm and the losses by batch."""
-    pruning = TargetedPruning(target, mask_learning=mask_learning, lagrangian_warmup='0.5dur', **pruning_settings)
+    pruning = TargetedPruning(target, mask_learning=mask_learning, warmup='0.5dur', **pruning_settings)
     log = InMemoryLogger()
     trainer = tiny_trainer(
         source,

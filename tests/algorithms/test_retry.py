@@ -52,9 +52,7 @@ def run(source, mask_learning, place=None, **settings):
     """Trains some batches; returns learner, logged expected counts, the masks of every attempt, and the model."""
     model, log = ShearedCausalLM(tiny_tokenizer(), str(source)), InMemoryLogger()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    pruning = TargetedPruning(
-        TARGET, mask_learning=mask_learning, lagrangian_warmup='3ba', follow_schedule=False, **settings
-    )
+    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, warmup='3ba', follow_schedule=False, **settings)
     trainer = tiny_trainer(
         source,
         [pruning],
@@ -106,7 +104,7 @@ def test_a_second_attempt_is_compensated_once(source, place):
 
 
 def test_a_run_that_begins_anew_draws_and_steps_anew(source):
-    pruning = TargetedPruning(TARGET, mask_learning='lagrangian', lagrangian_warmup='3ba')
+    pruning = TargetedPruning(TARGET, mask_learning='lagrangian', warmup='3ba')
     trainer = tiny_trainer(source, [pruning], batches=1)
     trainer.fit()
     trainer.fit(reset_time=True)

@@ -75,7 +75,7 @@ def test_an_existing_folder_is_refused_before_the_first_step(source, tmp_path):
 
 
 def test_frozen_masks_stay_and_weights_go_on(source):
-    pruning = TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='5ba', freeze_masks_after='10ba')
+    pruning = TargetedPruning(TARGET, mask_learning='progressive', warmup='5ba', freeze_masks_after='10ba')
     trainer = tiny_trainer(source, [pruning], batches=20)
     trainer.fit(duration='11ba')
     frozen = {axis: mask.clone() for axis, mask in pruning.frozen_masks.items()}
@@ -99,7 +99,7 @@ def test_the_recipe_of_the_readme_freezes_the_target_in_one_run(source, tmp_path
     export = ExportPruned(str(tmp_path / 'out'))
     tiny_trainer(source, [pruning], batches=20, eval_dataloader=sequences_spec(8, 4), callbacks=[export]).fit()
     assert AutoConfig.from_pretrained(tmp_path / 'out').hidden_size == TARGET['hidden_size']
-    assert recipe['lagrangian_warmup'] == recipe['freeze_masks_after'] == '0.2dur'
+    assert recipe['warmup'] == recipe['freeze_masks_after'] == '0.2dur'
     kept = {axis: int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum()) for axis, mask in pruning.frozen_masks.items()}
     assert kept == {report.axis: report.target for report in pruning.reports()}
 
@@ -143,7 +143,7 @@ def test_evaluation_uses_masks_without_noise(source):
 def test_masks_start_nearly_open_and_all_different():
     plans = plan_axes(SHAPE, resolve_target(SHAPE, TARGET))
     learner = LagrangianMasks(plans, 1.0, 1.0, 20.0, 0.0, seed=3)
-    for axis, kept in learner.kept().items():
+    for axis, kept in learner.expected_kept().items():
         assert kept.min() > 0.99
         assert len(kept.unique()) == kept.numel() or axis == 'intermediate'
         assert len(learner.log_alpha[axis].detach().unique()) == kept.numel()

@@ -11,7 +11,7 @@ from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'intermediate_size': 32}
 ONE_SHOT = {'mask_learning': 'one_shot', 'scores': 'magnitude'}
-LATER = {'mask_learning': 'progressive', 'start_sparsity': 0.5, 'lagrangian_warmup': '10ba'}
+LATER = {'mask_learning': 'progressive', 'start_sparsity': 0.5, 'warmup': '10ba'}
 BATCHES = 4
 
 

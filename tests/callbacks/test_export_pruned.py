@@ -23,7 +23,7 @@ def source(tmp_path_factory):
 
 
 def pruned_with(source, export):
-    pruning = TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='1ba')
+    pruning = TargetedPruning(TARGET, mask_learning='progressive', warmup='1ba')
     trainer = tiny_trainer(source, [pruning], batches=3, callbacks=[export])
     trainer.fit()
     trainer.close()
@@ -33,12 +33,12 @@ def pruned_with(source, export):
 @pytest.mark.parametrize('learning', ['progressive', 'lagrangian'])
 def test_a_warm_up_that_does_not_end_is_refused_before_the_first_step(source, tmp_path, learning):
     def trainer(warmup, **settings):
-        pruning = TargetedPruning(TARGET, mask_learning=learning, lagrangian_warmup=warmup)
+        pruning = TargetedPruning(TARGET, mask_learning=learning, warmup=warmup)
         return tiny_trainer(source, [pruning], batches=3, callbacks=[ExportPruned(str(tmp_path / 'out'), **settings)])
 
     for warmup in ('4ba', '1.5dur'):
         run = trainer(warmup)
-        with pytest.raises(ValueError, match=f'lagrangian_warmup is {warmup} and the run ends after 3ba'):
+        with pytest.raises(ValueError, match=f'warmup is {warmup} and the run ends after 3ba'):
             run.fit()
         assert run.state.timestamp.batch == 0
     trainer('4ba', allow_unconverged=True).fit()
@@ -49,7 +49,7 @@ def test_a_warm_up_that_does_not_end_is_refused_before_the_first_step(source, tm
     'settings', [{'mask_learning': 'one_shot', 'scores': 'magnitude'}, {'freeze_masks_after': '2ba'}]
 )
 def test_masks_that_are_frozen_in_time_need_no_warm_up_to_end(source, tmp_path, settings):
-    pruning = TargetedPruning(TARGET, lagrangian_warmup='40ba', **settings)
+    pruning = TargetedPruning(TARGET, warmup='40ba', **settings)
     tiny_trainer(
         source,
         [pruning],

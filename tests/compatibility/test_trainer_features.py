@@ -23,7 +23,7 @@ def source(tmp_path_factory):
 
 def run(source, *algorithms, before=lambda trainer: None, **settings):
     """Prunes for a few batches; returns the trainer, the algorithm and the training losses."""
-    pruning, log = TargetedPruning(TARGET, lagrangian_warmup='2ba', mask_learning='lagrangian'), InMemoryLogger()
+    pruning, log = TargetedPruning(TARGET, warmup='2ba', mask_learning='lagrangian'), InMemoryLogger()
     settings.setdefault('eval_dataloader', sequences_spec(4, 4, seed=1))
     trainer = tiny_trainer(source, [pruning, *algorithms], batches=BATCHES, loggers=[log], **settings)
     before(trainer)
@@ -102,7 +102,7 @@ def test_evaluation_first_changes_no_step(source, plain):
 
 def test_bf16_autocast_gives_masks_float32_gradients_near_the_exact_ones(source):
     """Composer runs amp_bf16 on GPUs only, so this is its autocast without its Trainer."""
-    pruning = TargetedPruning(TARGET, lagrangian_warmup='2ba', mask_learning='lagrangian')
+    pruning = TargetedPruning(TARGET, warmup='2ba', mask_learning='lagrangian')
     trainer = tiny_trainer(source, [pruning], batches=BATCHES)
     model = trainer.state.model.eval()
     masks = pruning.learner.draw(0, 1.0)

@@ -71,15 +71,11 @@ def test_runs_without_our_parts_are_left_alone():
         ('algorithms.targeted_pruning.target.num_attention_heads', 5, 'every KV head must keep the same number'),
         ('algorithms.targeted_pruning.target.head_dim', 4, 'head dimension is inherited'),
         ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
-        (
-            'algorithms.targeted_pruning.lagrangian_warm_up',
-            '2ba',
-            "unknown key 'lagrangian_warm_up'. Did you mean 'lagrangian_warmup'",
-        ),
+        ('algorithms.targeted_pruning.warm_up', '2ba', "unknown key 'warm_up'. Did you mean 'warmup'"),
         ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
         ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
-        ('algorithms.targeted_pruning.lagrangian_warmup', 'soon', 'soon'),
-        ('algorithms.targeted_pruning.lagrangian_warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
+        ('algorithms.targeted_pruning.warmup', 'soon', 'soon'),
+        ('algorithms.targeted_pruning.warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
         ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
         ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
         (

@@ -44,7 +44,7 @@ def run(folder: Path, mode: str) -> dict:
         )
     trainer = tiny_trainer(
         folder / 'student',
-        [distillation, TargetedPruning(TARGET, mask_learning='progressive', lagrangian_warmup='2ba')]
+        [distillation, TargetedPruning(TARGET, mask_learning='progressive', warmup='2ba')]
         if pruning
         else [distillation],
         model=model,

@@ -33,7 +33,7 @@ def main() -> None:
     source = work / 'source'
     trainer = tiny_trainer(
         source,
-        [TargetedPruning(TARGET, lagrangian_warmup='0.5dur', mask_learning='lagrangian')],
+        [TargetedPruning(TARGET, warmup='0.5dur', mask_learning='lagrangian')],
         batches=4,
         model=ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source)),
         callbacks=[ExportPruned(str(work / 'pruned'), allow_unconverged=True)],

@@ -15,12 +15,14 @@ TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, '
 CARD = '---\nlicense: llama2\nlanguage:\n- en\n---\n# A source\n'
 
 
-def pruning_checkpoint(work: Path, mask_learning: str = 'progressive', variant: str = 'llama', **trainer_settings):
+def pruning_checkpoint(
+    work: Path, mask_learning: str = 'progressive', variant: str = 'llama', pruning=None, **trainer_settings
+):
     """Prunes for a few batches; returns (checkpoint, folder that the callback wrote, trainer, algorithm)."""
     source = tiny_source(work / 'source', variant)
     (source / 'README.md').write_text(CARD)
     (source / 'LICENSE').write_text('Do what is right.\n')
-    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, lagrangian_warmup='0.5dur')
+    pruning = pruning or TargetedPruning(TARGET, mask_learning=mask_learning, warmup='0.5dur')
     trainer = tiny_trainer(
         source,
         [pruning],

@@ -71,8 +71,8 @@ def test_the_exported_folder_is_the_same_model_as_gguf(tmp_path, variant):
         tmp_path / 'gguf', gguf_file='tiny.gguf', torch_dtype=torch.float32
     ).eval()
     stock = open_strictly(pruned)
-    assert (opened.config.head_dim, opened.config.hidden_size) == (stock.config.head_dim, 32)
-    assert opened.config.head_dim * opened.config.num_attention_heads != 32  # the case that readers get wrong
+    assert (opened.config.head_dim, opened.config.hidden_size) == (stock.config.head_dim, 36)
+    assert opened.config.head_dim * opened.config.num_attention_heads != 36  # the case that readers get wrong
     ids = torch.arange(3, 43)[None]
     with torch.no_grad():
         torch.testing.assert_close(opened(ids).logits, stock(ids).logits, rtol=1e-5, atol=1e-5)

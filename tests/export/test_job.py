@@ -9,15 +9,19 @@ from llmfoundry.models.hf import ComposerHFCausalLM
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.commands.main import main
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.settings import ExportSettings
 from llmshearing.export.verification import verify_tensors
+from llmshearing.masks.record import read_record
 from llmshearing.models.shapes import shape_of
-from tests.export.checkpoints import pruning_checkpoint
-from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
+from tests.export.checkpoints import TARGET, pruning_checkpoint
+from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
 QUIET = ExportSettings(progress=False)
+ONE_SHOT = {'mask_learning': 'one_shot', 'scores': 'magnitude'}
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +38,7 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-@pytest.mark.parametrize('variant', ['llama-tied', 'qwen2', 'gemma2'])
+@pytest.mark.parametrize('variant', ['llama-tied', 'llama-biases', 'gemma2'])
 def test_same_folder_as_the_callback_writes(tmp_path, variant):
     checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, 'lagrangian', variant)
     report = export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(allow_unconverged=True, progress=False))
@@ -74,7 +78,7 @@ def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
     assert card.startswith('---\nlibrary_name: transformers\nlicense: llama2\nlanguage:\n- en\n')
     assert 'base_model: source\n' in card and 'under its licence: llama2' in card
     assert '| wiki | 4.2500 |' in card
-    assert '| hidden_size | 48 | 32 |' in card
+    assert '| hidden_size | 48 | 36 |' in card
     assert '6 batches on 384 tokens' in card
     assert (tmp_path / 'out' / 'LICENSE').read_text() == 'Do what is right.\n'
     assert 'intermediate 64 to 40' in card and 'target' not in card
@@ -83,14 +87,14 @@ def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
 def test_masks_that_have_not_converged_are_refused_with_counts(lagrangian, tmp_path, capsys):
     checkpoint, pruned, _, _ = lagrangian
     assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--quiet']) == 1
-    assert 'hidden: target 32 of 48, expected 47' in capsys.readouterr().err
+    assert 'hidden: target 36 of 48, expected 47' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--quiet', '--allow-unconverged']) == 0
     assert 'logits differ from the masked model by at most' in capsys.readouterr().out
     for folder in (tmp_path / 'out', pruned):
         card = (folder / 'README.md').read_text()
         assert '**The masks had not converged to the target when they were fixed**' in card
-        assert 'Per row: hidden: target 32 of 48, expected 47' in card
+        assert 'Per row: hidden: target 36 of 48, expected 47' in card
 
 
 def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
@@ -116,7 +120,7 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     assert (shape.num_hidden_layers, shape.hidden_size, shape.num_key_value_heads) == (4, 48, 2)
     assert 50 <= shape.intermediate_size <= 52
     card = (tmp_path / 'uniform' / 'README.md').read_text()
-    assert 'hidden 48 to 48 (target 32), layer 4 to 4 (target 3), ' in card
+    assert 'hidden 48 to 48 (target 36), layer 4 to 4 (target 3), ' in card
     assert f'intermediate 64 to {shape.intermediate_size} (target 40), kv_group 2 to 2 (target 1)' in card
     assert 'not to the target of the run**, which was num_hidden_layers=3, hidden_size=36' in card
     record = json.loads((tmp_path / 'uniform' / 'pruning.json').read_text())
@@ -138,11 +142,50 @@ def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
     masks = load_file(tmp_path / 'out' / 'masks' / 'masks.safetensors')
     assert {name.split('.')[0] for name in masks} == {'target', 'current', 'score'}
     assert torch.equal(masks['score.intermediate'], pruning.learner.scores()['intermediate'])
-    assert (masks['target.hidden'] != 0).sum() == 32
+    assert (masks['target.hidden'] != 0).sum() == 36
     model = open_strictly(tmp_path / 'out', torch.bfloat16)
     for (name, got), expected in zip(model.named_parameters(), trainer.state.model.model.parameters()):
         assert torch.equal(got, expected.bfloat16()), name
     assert '**uncut**' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+class OfAUser(TargetedPruning):
+    """Composer stores an algorithm's state under a name."""
+
+
+def test_masks_are_found_whatever_the_class_is_called(tmp_path):
+    pruning = OfAUser(TARGET, lagrangian_warmup='0.5dur')
+    checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, pruning=pruning)
+    content = torch.load(checkpoint, weights_only=False)
+    ((_, state),) = content['state']['algorithms']
+    assert state['kind'] == 'llmshearing.pruning'
+    content['state']['algorithms'] = [('RenamedByItsUser', state)]
+    torch.save(content, tmp_path / 'renamed.pt')
+    del state['kind'], state['origin']
+    torch.save(content, tmp_path / 'older.pt')  # as it was saved before states had a kind
+    for number, path in enumerate((checkpoint, tmp_path / 'renamed.pt', tmp_path / 'older.pt')):
+        report = export_checkpoint(path, tmp_path / f'out{number}', QUIET)
+        assert (report['shape'].num_hidden_layers, report['shape'].hidden_size) == (3, 36)
+        written = (tmp_path / f'out{number}' / 'model.safetensors').read_bytes()
+        assert written == (pruned / 'model.safetensors').read_bytes()
+    content['state']['algorithms'].append(('Another', state))
+    torch.save(content, tmp_path / 'two.pt')
+    with pytest.raises(ValueError, match=r'masks of 2 algorithms \(RenamedByItsUser, Another\)'):
+        export_checkpoint(tmp_path / 'two.pt', tmp_path / 'out', QUIET)
+
+
+@pytest.mark.parametrize('mask_settings', [{'freeze_masks_after': '4ba'}, ONE_SHOT], ids=['frozen', 'one_shot'])
+def test_masks_that_are_fixed_are_kept_too(mask_settings, tmp_path):
+    pruning = TargetedPruning(TARGET, **mask_settings)
+    checkpoint, _, _, _ = pruning_checkpoint(tmp_path, pruning=pruning, eval_dataloader=sequences_spec(8, 4))
+    assert main(['export', str(checkpoint), '--out', str(tmp_path / 'out'), '--masks', 'keep', '--quiet']) == 0
+    masks = load_file(tmp_path / 'out' / 'masks' / 'masks.safetensors')
+    final = pruning.final_masks()
+    for kind in ('target', 'current'):
+        assert all(torch.equal(masks[f'{kind}.{axis}'], mask) for axis, mask in final.items())
+    assert shape_of(open_strictly(tmp_path / 'out').config).hidden_size == 48
+    record = read_record(tmp_path / 'out')
+    assert record.shape is None and record.kept['hidden'] == final['hidden'].nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize('variant', ['llama', 'llama-tied'])

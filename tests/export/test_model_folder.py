@@ -7,24 +7,17 @@ import sys
 
 import pytest
 import torch
-from transformers import GenerationConfig
 
-from llmshearing.export.model_folder import (
-    cut_tensors,
-    exported_config,
-    kept_indices,
-    open_strictly,
-    shape_after,
-    write_model_folder,
-)
+from llmshearing.export.model_folder import cut_tensors, exported_config, open_strictly, shape_after, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
+from llmshearing.masks.record import kept_indices
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import FAMILIES, family_of
 from llmshearing.models.shapes import shape_of
-from llmshearing.models.units import mask_shapes
+from llmshearing.models.units import kept_units, mask_shapes
 from tests.models.tiny import VARIANTS, tiny_model
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
@@ -33,11 +26,12 @@ AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 def uniform_soft_masks(config, axes, seed=0):
     """Random soft masks that leave the same numbers in every layer, and layers of the kinds their new places expect."""
     shape, generator = shape_of(config), torch.Generator().manual_seed(seed)
-    keep = {'hidden': 32, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
+    keep = {'hidden': 36, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
     if shape.group_size == 1:
         axes = [axis for axis in axes if axis != 'kv_group'] or ['head']
     if not family_of(config).has_head_dim and {'hidden', 'head'} & set(axes):
         axes = [*{'hidden', 'head', *axes}]  # hidden_size is heads x head_dim here
+        keep['hidden'] = 32
     masks = {}
     for axis in axes:
         size = mask_shapes(shape)[axis]
@@ -60,9 +54,7 @@ def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
     with ModelFolderWriter(folder, **writer_settings) as writer:
         tensors = cut_tensors(family, plan, masks, parameters.get, model.config.tie_word_embeddings)
-        write_model_folder(
-            writer, config, tensors, None, GenerationConfig(), dtype, {'kept.json': kept_indices(plan.units)}
-        )
+        write_model_folder(writer, config, tensors, None, {}, dtype)
         writer.commit()
     return target
 
@@ -192,7 +184,7 @@ def test_kept_indices_name_the_source_units(tmp_path):
     model = tiny_model()
     masks = uniform_soft_masks(model.config, AXES)
     export(model, masks, tmp_path / 'out')
-    kept = json.loads((tmp_path / 'out' / 'kept.json').read_text())
+    kept = kept_indices(kept_units(masks, shape_of(model.config)))
     assert kept['hidden'] == torch.nonzero(masks['hidden']).flatten().tolist()
     assert list(kept['layers']) == ['0', '3']
     full = dict(model.named_parameters())['model.layers.3.mlp.up_proj.weight']

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from llmshearing.compat.huggingface_hub import HUB_COMMAND
+
 ROOT = Path(__file__).parents[2]
 TOKEN = 'hf_' + 'secret' * 5
 SCRIPT = """
@@ -41,7 +43,9 @@ class Hub(BaseHTTPRequestHandler):
         if not self.is_known() or self.server.refuses in self.path:
             self.answer({'error': 'You may not write here'}, 403)
         elif self.path == '/api/repos/create':
-            self.server.created.append(json.loads(body))
+            request = json.loads(body)
+            request.setdefault('private', request.get('visibility') == 'private')  # huggingface_hub 1.0 and newer
+            self.server.created.append(request)
             self.answer({'url': f'{self.server.url}/me/small'})
         elif '/preupload/' in self.path:
             files = json.loads(body)['files']
@@ -143,7 +147,7 @@ def test_without_a_valid_token_nothing_is_sent(hub, folder, tmp_path, token):
 def test_a_refusal_says_that_the_export_is_complete(hub, folder, tmp_path, visibility, flag):
     hub.refuses = '/commit/'
     process = push(hub, folder, TOKEN, tmp_path / 'home', visibility=visibility)
-    assert f'`huggingface-cli upload me/small {folder}{flag}`' in process.stderr
+    assert f'`{HUB_COMMAND} upload me/small {folder}{flag}`' in process.stderr
     assert hub.created[0]['private'] is (visibility == 'private')
     assert process.returncode == 1 and f'The export itself is complete in {folder}' in process.stderr and not hub.files
     assert 'You may not write here' in process.stderr and TOKEN not in process.stderr

@@ -21,10 +21,6 @@ TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, '
 WIDTHS = tuple(axis for axis in AXES if axis != 'layer')
 
 
-def alone(tensor):
-    """What one rank averages over ranks."""
-
-
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
@@ -41,11 +37,11 @@ def batch_of(sequences=12):
 def cut_with_compensation(model, masks, batch, tokens=10**6):
     """From all units to those of ``masks``."""
     model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
-    watching = Compensation(model, masks, tokens)
+    watching = Compensation(model.cutter, masks, tokens)
     with torch.no_grad():
         model(batch)
     watching.stop()
-    watching.apply(masks, alone)
+    watching.apply(masks)
     model.cutter.set_masks(masks)
 
 
@@ -204,7 +200,7 @@ def test_tokens_that_are_all_zeros_do_no_harm(tmp_path):
 def test_only_so_many_tokens_are_looked_at(tmp_path):
     model, batch = model_of(tmp_path), batch_of()
     model.cutter.set_masks({'hidden': torch.ones(48)})
-    watching = Compensation(model, ['hidden'], 40)
+    watching = Compensation(model.cutter, ['hidden'], 40)
     with torch.no_grad():
         for _ in range(3):
             model(batch)
@@ -214,7 +210,7 @@ def test_only_so_many_tokens_are_looked_at(tmp_path):
 def run(source, batches=10, **settings):
     """A run with compensation; returns trainer, algorithm and losses."""
     trainer_settings = {key: settings.pop(key) for key in list(settings) if key.startswith(('device', 'call'))}
-    pruning = TargetedPruning(**{'target': TARGET, 'compensate': True, 'lagrangian_warmup': '0.5dur', **settings})
+    pruning = TargetedPruning(**{'target': TARGET, 'compensate': True, 'warmup': '0.5dur', **settings})
     log = InMemoryLogger()
     trainer = tiny_trainer(
         source, [pruning], batches=batches, loggers=[log], eval_dataloader=sequences_spec(8, 4), **trainer_settings
@@ -261,7 +257,7 @@ def test_one_shot_keeps_the_units_of_its_scores_and_cuts_after_one_batch(source)
 
 def test_the_model_is_left_under_the_masks_that_its_weights_are_meant_for(source):
     """Evaluations and other callbacks after a batch see both or neither."""
-    pruning = TargetedPruning(TARGET, compensate=True, lagrangian_warmup='0.5dur')
+    pruning = TargetedPruning(TARGET, compensate=True, warmup='0.5dur')
     trainer = tiny_trainer(source, [pruning])
     trainer.fit(duration='3ba')
     installed = {axis: mask.clone() for axis, mask in trainer.state.model.cutter.masks.items()}
@@ -281,7 +277,7 @@ def test_the_plan_knows_what_the_sums_take(tmp_path, variant):
     model = model_of(tmp_path, variant)
     ones = {axis: torch.ones(size) for axis, size in mask_shapes(model.cutter.shape).items() if axis in WIDTHS}
     model.cutter.set_masks(ones)
-    watching = Compensation(model, WIDTHS, 10)
+    watching = Compensation(model.cutter, WIDTHS, 10)
     with torch.no_grad():
         model(batch_of())
     taken = sum(4 * total.numel() for total in watching._sums.values() if total.dim() == 2)

@@ -38,7 +38,7 @@ def test_units_go_in_the_order_of_importance_and_masks_fall_in_a_straight_line(f
 def test_a_unit_that_goes_is_not_among_the_targets_while_its_mask_falls():
     masks = masks_of(0.5)
     masks.draw(0, 0.3)
-    assert masks.kept()['hidden'].gt(0).sum() == 10  # falling, not gone
+    assert masks.current_masks()['hidden'].gt(0).sum() == 10  # falling, not gone
     assert masks.deterministic('target')['hidden'].nonzero().flatten().tolist() == [6, 7, 8, 9]
     masks.update({'hidden': torch.arange(10.0, 0.0, -1.0) * 100}, 0.3, 1.0)  # the other way round, loudly
     masks.draw(1, 0.31)
@@ -57,6 +57,9 @@ def test_masks_go_on_from_their_state():
         whole.draw(step, step / 10), first.draw(step, step / 10)
     resumed = masks_of(0.4)
     resumed.load_state_dict(first.state_dict())
-    assert torch.equal(resumed.kept()['hidden'], whole.kept()['hidden']) and (whole.kept()['hidden'] % 1).any()
+    assert (
+        torch.equal(resumed.current_masks()['hidden'], whole.current_masks()['hidden'])
+        and (whole.current_masks()['hidden'] % 1).any()
+    )
     for step in range(5, 12):
         assert torch.equal(resumed.draw(step, step / 10)['hidden'], whole.draw(step, step / 10)['hidden'])

@@ -1,7 +1,6 @@
 """Scores against plain computations, starts in their order, and one-shot pruning for every family's table."""
 
 import dataclasses
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.calibration_batches import calibration_batches
+from llmshearing.algorithms.targeted_pruning.calibration import calibration_batches
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.masks.progressive import ProgressiveMasks
-from llmshearing.masks.scores import METHODS, Calibration, importance, method_by_axis
+from llmshearing.masks.scores import Calibration, method_by_axis, score_units, scoring_methods
 from llmshearing.models.shapes import resolve_target, shape_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.models.reference import masked_llama_logits
@@ -34,7 +33,7 @@ def source(tmp_path_factory):
 def calibration(source):
     model = ShearedCausalLM(tiny_tokenizer(), str(source)).eval()
     batches = list(sequences_spec(12, 4, seed=5).dataloader)
-    return Calibration(model, batches, nullcontext, lambda tensor: None, seed=1)
+    return Calibration(model.cutter, batches, seed=1)
 
 
 def loss(logits, ids):
@@ -42,12 +41,12 @@ def loss(logits, ids):
 
 
 def test_taylor_is_the_mean_absolute_derivative_of_multiplied_activations(calibration):
-    got = importance(dict.fromkeys(AXES, 'taylor'), calibration)
-    assert all(parameter.grad is None for parameter in calibration.model.parameters())
+    got = score_units(dict.fromkeys(AXES, 'taylor'), calibration)
+    assert all(parameter.grad is None for parameter in calibration.cutter.model.parameters())
     want = {axis: torch.zeros_like(score) for axis, score in got.items()}
     for batch in calibration.batches:
         masks = {axis: torch.ones_like(score, requires_grad=True) for axis, score in got.items()}
-        loss(masked_llama_logits(calibration.model.model, batch['input_ids'], masks), batch['input_ids']).backward()
+        loss(masked_llama_logits(calibration.cutter.model, batch['input_ids'], masks), batch['input_ids']).backward()
         for axis, mask in masks.items():
             want[axis] += mask.grad.abs() / len(calibration.batches)
     for axis in AXES:
@@ -59,7 +58,7 @@ def test_taylor_does_not_depend_on_the_size_of_micro_batches(calibration):
     for number, batch in enumerate(batches):
         batch['labels'][0, : 3 + number] = -100  # micro-batches count by their labels, not by their sequences
     whole, parts = (
-        importance(dict.fromkeys(AXES, 'taylor'), dataclasses.replace(calibration, batches=batches, microbatch_size=s))
+        score_units(dict.fromkeys(AXES, 'taylor'), dataclasses.replace(calibration, batches=batches, microbatch_size=s))
         for s in (None, 1)
     )
     for axis in AXES:
@@ -67,13 +66,13 @@ def test_taylor_does_not_depend_on_the_size_of_micro_batches(calibration):
 
 
 def test_taylor_runs_as_many_sequences_at_once_as_training_does(source, monkeypatch):
-    seen, loss = [], Calibration.loss
+    seen, loss = [], Calibration.loss_of
 
     def watched(self, batch):
         seen.append(len(batch['input_ids']))
         return loss(self, batch)
 
-    monkeypatch.setattr(Calibration, 'loss', watched)
+    monkeypatch.setattr(Calibration, 'loss_of', watched)
     tiny_trainer(
         source,
         TargetedPruning(target=TARGET, scores='taylor', calibration_batches=2),
@@ -85,8 +84,8 @@ def test_taylor_runs_as_many_sequences_at_once_as_training_does(source, monkeypa
 
 
 def test_magnitude_of_units_of_each_axis(calibration):
-    got = importance(dict.fromkeys(AXES, 'magnitude'), calibration)
-    layer = calibration.model.model.model.layers[1]
+    got = score_units(dict.fromkeys(AXES, 'magnitude'), calibration)
+    layer = calibration.cutter.model.model.layers[1]
     rows = slice(8, 16)  # head 1 of 8 dimensions
     head = torch.cat([layer.self_attn.q_proj.weight[rows].flatten(), layer.self_attn.o_proj.weight[:, rows].flatten()])
     torch.testing.assert_close(got['head'][1, 1], head.square().mean().sqrt())
@@ -105,29 +104,29 @@ def test_magnitude_of_units_of_each_axis(calibration):
 
 
 def test_activation_of_intermediate_units(calibration):
-    got = importance({'intermediate': 'activation'}, calibration)['intermediate']
-    layer, seen = calibration.model.model.model.layers[2], []
+    got = score_units({'intermediate': 'activation'}, calibration)['intermediate']
+    layer, seen = calibration.cutter.model.model.layers[2], []
     handle = layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
         for batch in calibration.batches:
-            calibration.model(batch)
+            calibration.cutter.model(**batch)
     handle.remove()
     want = torch.stack([x.square().mean((0, 1)) for x in seen]).mean(0).sqrt()
     torch.testing.assert_close(got[2], want)
 
 
 def test_perplexity_and_block_importance_of_layers(calibration):
-    drop = importance({'layer': 'perplexity'}, calibration)['layer']
+    drop = score_units({'layer': 'perplexity'}, calibration)['layer']
     mask = torch.ones(4)
     mask[1] = 0
     with torch.no_grad():
         differences = [
-            loss(masked_llama_logits(calibration.model.model, b['input_ids'], {'layer': mask}), b['input_ids'])
-            - loss(masked_llama_logits(calibration.model.model, b['input_ids'], {}), b['input_ids'])
+            loss(masked_llama_logits(calibration.cutter.model, b['input_ids'], {'layer': mask}), b['input_ids'])
+            - loss(masked_llama_logits(calibration.cutter.model, b['input_ids'], {}), b['input_ids'])
             for b in calibration.batches
         ]
     torch.testing.assert_close(drop[1], torch.stack(differences).mean(), rtol=1e-3, atol=1e-5)
-    change = importance({'layer': 'block_importance'}, calibration)['layer']
+    change = score_units({'layer': 'block_importance'}, calibration)['layer']
     assert change.shape == (4,) and (change > 0).all() and len(change.unique()) == 4
 
 
@@ -165,7 +164,7 @@ def test_scores_are_the_first_value_of_progressive_means(source):
     assert (masks.draw(0, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', scoring_methods.get_all())
 def test_one_shot_reaches_the_target_exactly(source, tmp_path, method):
     pruning = TargetedPruning(TARGET, mask_learning='one_shot', scores=method, calibration_batches=2)
     export = ExportPruned(str(tmp_path / 'out'))

@@ -115,7 +115,7 @@ def build(
     algorithms, own = [], [DynamicBatchLoading(REFERENCES), *callbacks, Digests()]
     if stage == 'prune':
         model = ShearedCausalLM(tokenizer, str(folder), init_device=init_device)
-        times = {'lagrangian_warmup': '5ba', 'freeze_masks_after': '8ba'}
+        times = {'warmup': '5ba', 'freeze_masks_after': '8ba'}
         options = {'target': TARGET, 'mask_learning': 'lagrangian', **times, **(pruning or {})}
         algorithms.append(TargetedPruning(**options))
         own.append(ExportPruned(str(place / 'exported'), allow_unconverged=True, overwrite=True))

@@ -76,7 +76,7 @@ def test_nothing_grows(tmp_path, stage, workers):
         save_interval=f'{SAVE}ba',
         save_num_checkpoints_to_keep=2,
         eval_interval=f'{ROUND}ba',
-        pruning={'lagrangian_warmup': '1000ba', 'freeze_masks_after': None},
+        pruning={'warmup': '1000ba', 'freeze_masks_after': None},
     )
     process.join(1800)
     assert process.exitcode == 0

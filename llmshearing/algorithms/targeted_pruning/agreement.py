@@ -14,7 +14,7 @@ from composer.devices import Device
 from composer.utils import dist
 from torch import Tensor
 
-__all__ = ['take_from_rank_0']
+__all__ = ['average_over_ranks', 'take_from_rank_0']
 
 
 @torch.no_grad()
@@ -32,3 +32,9 @@ def take_from_rank_0(values: Mapping[str, Tensor], device: Device) -> dict[str, 
         for value, part in zip(values.values(), parts):
             value.copy_(part.view_as(value))
     return dict(values)
+
+
+def average_over_ranks(tensor: Tensor) -> None:
+    """Averages a tensor over ranks, in place. A collective."""
+    dist.all_reduce(tensor, reduce_operation='SUM')
+    tensor.div_(dist.get_world_size())

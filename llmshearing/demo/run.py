@@ -1,0 +1,216 @@
+"""The demo: the whole way on one machine, from a real pre-trained model and real text to a report.
+
+Each phase prints what it does and how long it took; source model, text and prepared data are kept and reused by the
+next demo in the same folder. Training runs through the composer launcher and the YAMLs in ``yamls/demo``, like any
+other run; whatever else needs torch runs in a process of its own that ends with it, so that training has the
+machine's memory to itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+__all__ = ['run_demo']
+
+ROOT = Path(__file__).resolve().parents[2]
+YAMLS = ROOT / 'yamls' / 'demo'
+DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
+MAX_SEQ_LEN = 256
+EVAL_TOKENS = 4096
+PROMPTS = ('The capital of France is', 'def read_lines(path):\n', 'Redistribution and use in source and binary forms')
+
+SECONDS: dict[str, float] = {}
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + '\n')
+    sys.stdout.flush()
+
+
+@contextmanager
+def phase(title: str) -> Iterator[None]:
+    """Announces a phase and measures it."""
+    say(f'\n=== {title}')
+    start = time.monotonic()
+    yield
+    SECONDS[title] = time.monotonic() - start
+    say(f'--- {title}: {SECONDS[title]:.0f} s')
+
+
+def apart(function: str, *arguments: Any) -> Any:
+    """Calls ``module:function`` of ``llmshearing.demo`` in a fresh process and returns what it returns."""
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(_call, function, arguments).result()
+
+
+def _call(function: str, arguments: tuple) -> Any:
+    module, name = function.split(':')
+    return getattr(importlib.import_module(f'llmshearing.demo.{module}'), name)(*arguments)
+
+
+def train(yaml: Path, *overrides: str) -> None:
+    """Runs one YAML through the composer launcher; its progress goes to the terminal."""
+    command = [
+        sys.executable,
+        '-m',
+        'composer.cli.launcher',
+        '-n',
+        '1',
+        str(ROOT / 'llmshearing' / 'train.py'),
+        str(yaml),
+    ]
+    environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore', 'TRANSFORMERS_VERBOSITY': 'error'}
+    result = subprocess.run([*command, *overrides], env=environment)
+    if result.returncode:
+        raise ValueError(f'{yaml.name} ended with exit code {result.returncode}; its messages are above.')
+
+
+def prepare_data(work: Path) -> dict[str, dict[str, int]]:
+    """Harvests text and turns it into tokenized splits; returns what was harvested."""
+    from llmshearing.demo.text import harvest_text
+    from llmshearing.prepare.prepare import prepare
+
+    harvested = harvest_text(work / 'text', domains=DOMAINS)
+    prepare(
+        {
+            'tokenizer': str(work / 'source'),
+            'max_seq_len': MAX_SEQ_LEN,
+            'out': str(work / 'data'),
+            'seed': 17,
+            'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
+            'splits': {'eval': {'fraction': 0.15, 'tokens': EVAL_TOKENS}, 'prune': {'fraction': 0.4}, 'continue': {}},
+        }
+    )
+    return harvested
+
+
+def source_model(work: Path) -> tuple[Path, dict[str, Any]]:
+    """Builds the source model's folder and looks at what it does."""
+    from llmshearing.demo.source_model import build_source_model, check_source_model
+
+    source = build_source_model(work / 'source', work / 'downloads')
+    return source, check_source_model(source)
+
+
+def losses_of(folders: dict[str, Path], data: Path) -> dict[str, dict[str, float]]:
+    """Loss per domain of several models."""
+    from llmshearing.demo.measure import threads
+    from llmshearing.scaling.measure import find_domains, measure_models
+
+    with threads():
+        points = measure_models([*map(str, folders.values())], find_domains(data, 'eval', DOMAINS), report=say)
+    return {name: point['losses'] for name, point in zip(folders, points)}
+
+
+def speed_and_samples(folders: dict[str, Path]) -> dict[str, tuple[dict[str, Any], list[dict[str, str]]]]:
+    """Size, speed and generated text of several models."""
+    from llmshearing.demo.measure import describe_model, generate_samples
+
+    return {name: (describe_model(folder), generate_samples(folder, PROMPTS)) for name, folder in folders.items()}
+
+
+def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
+    """All phases of the demo; see the module's text.
+
+    Args:
+        work (Path): Folder for everything the demo makes.
+        prune_steps (int): Batches of pruning, a multiple of 2 and at least 6.
+        continue_steps (int): Batches of continued pre-training, a multiple of 3 and at least 6.
+
+    Raises:
+        ValueError: For other numbers of steps, or outside a checkout of the repository, where the YAMLs are.
+    """
+    if not YAMLS.is_dir():
+        raise ValueError(f'the demo reads its YAMLs from a checkout of the repository; there is no {YAMLS}.')
+    if prune_steps % 2 or continue_steps % 3 or min(prune_steps, continue_steps) < 6:
+        raise ValueError(
+            '--prune-steps must be a multiple of 2 and --continue-steps of 3, both at least 6: '
+            'they are split into rounds.'
+        )
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with phase('source model'):
+        source, seen = apart('run:source_model', work)
+        say(json.dumps(seen, indent=1, ensure_ascii=False))
+    with phase('text and tokens'):
+        if not (work / 'data' / 'manifest.json').is_file():
+            apart('run:prepare_data', work)
+    with phase('losses of the source'):
+        losses = apart('run:losses_of', {'source': source}, work / 'data')
+        (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
+    for name in ('prune', 'continue', 'scratch'):
+        (work / f'{name}_metrics.jsonl').unlink(missing_ok=True)
+    variables = f'variables.work={work}'
+    prune_round, continue_round = prune_steps // 2, continue_steps // 3
+    with phase('pruning'):
+        train(
+            YAMLS / 'prune.yaml',
+            variables,
+            f'max_duration={prune_steps}ba',
+            f'eval_interval={prune_round}ba',
+            f'train_loader.dataset.round_batches={prune_round}',
+        )
+    with phase('continued pre-training'):
+        train(
+            YAMLS / 'continue.yaml',
+            variables,
+            f'max_duration={continue_steps}ba',
+            f'eval_interval={continue_round}ba',
+            f'train_loader.dataset.round_batches={continue_round}',
+        )
+    with phase('same shape from random weights'):
+        steps = prune_steps + continue_steps
+        shares = [
+            f'train_loader.dataset.proportions.{name}_{split}={count}'
+            for name in DOMAINS
+            for split, count in (('prune', prune_steps), ('continue', continue_steps))
+        ]
+        train(
+            YAMLS / 'scratch.yaml',
+            variables,
+            f'max_duration={steps}ba',
+            f'train_loader.dataset.round_batches={steps}',
+            *shares,
+        )
+    folders = {
+        'pruned': work / 'pruned',
+        'continued': work / 'continue' / 'huggingface' / 'final',
+        'scratch': work / 'scratch' / 'huggingface' / 'final',
+    }
+    with phase('losses of the results'):
+        losses.update(apart('run:losses_of', folders, work / 'data'))
+    with phase('opened by plain transformers'):
+        check = Path(__file__).with_name('check_result.py')
+        subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
+    with phase('speed and samples'):
+        seen = apart('run:speed_and_samples', {'source': source, 'result': folders['continued']})
+    from llmshearing.demo.measure import peak_memory_bytes
+
+    per_step = 4 * MAX_SEQ_LEN
+    results = {
+        'source_name': 'SmolLM2-135M-Instruct',
+        'models': {name: facts for name, (facts, _) in seen.items()},
+        'losses': losses,
+        'tokens': {
+            'pruned': prune_steps * per_step,
+            'continued': continue_steps * per_step,
+            'scratch': (prune_steps + continue_steps) * per_step,
+        },
+        'samples': {name: samples for name, (_, samples) in seen.items()},
+        'seconds': dict(SECONDS),
+        'peak_memory_bytes': peak_memory_bytes(),
+    }
+    report = apart('report:write_report', work, results)
+    say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')

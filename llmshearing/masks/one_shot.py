@@ -1,0 +1,80 @@
+"""``one_shot``: the target's best-scored units from the first batch on. Nothing is learned but the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from llmshearing.masks.axes import AxisPlan, finalize_masks
+from llmshearing.masks.constraints import Constraint
+from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
+from llmshearing.masks.progressive import random_order
+
+__all__ = ['OneShotMasks']
+
+
+@mask_learners('one_shot')
+class OneShotMasks:
+    """Masks that are the target's from the start.
+
+    Args:
+        plans (Mapping[str, AxisPlan]): Axes to prune.
+        seed (int): Orders the units until they are scored.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    follows_warmup: ClassVar[bool] = False
+    removes_for_good: ClassVar[bool] = True
+    finds_widths: ClassVar[bool] = False
+
+    def __init__(self, plans: Mapping[str, AxisPlan], seed: int = 17):
+        self.plans = dict(plans)
+        self.importance = random_order(plans, seed)
+
+    @classmethod
+    def from_settings(
+        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+    ) -> OneShotMasks:
+        del constraints
+        return cls(plans, settings.seed)
+
+    @classmethod
+    def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> OneShotMasks:
+        learner = cls(plans)
+        learner.load_state_dict(state)
+        return learner
+
+    def start_from(self, scores: Mapping[str, Tensor]) -> None:
+        self.importance |= {axis: value.float().clone() for axis, value in scores.items()}
+
+    def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
+        return self.deterministic('target')
+
+    def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
+        return {}
+
+    def expected_kept(self) -> dict[str, Tensor]:
+        """The masks themselves: nothing is uncertain."""
+        return self.deterministic('target')
+
+    def hard_counts(self) -> dict[str, list[int]]:
+        masks = self.deterministic('target')
+        return {axis: plan.rows(masks[axis]).sum(1).int().tolist() for axis, plan in self.plans.items()}
+
+    def scores(self) -> dict[str, Tensor]:
+        return dict(self.importance)
+
+    def deterministic(self, counts: str) -> dict[str, Tensor]:
+        """Ones for the target's number of best-scored units, whatever ``counts`` asks for."""
+        return finalize_masks(self.plans, self.importance)
+
+    def mask_tensors(self) -> dict[str, Tensor]:
+        return dict(self.importance)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'importance': {axis: value.clone() for axis, value in self.importance.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.importance = check_saved(self.plans, state.get('importance', {}))

@@ -1,0 +1,136 @@
+"""``pruning.json``: what a pruning run kept and how sure its masks were. One class writes it and reads it.
+
+``export_pruned`` and ``llmshearing export`` write the file beside the exported weights; reports, the budget law and the
+next stage's report read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmshearing.masks.state import PruningState
+from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import Units
+from llmshearing.utils.files import write_atomically
+
+__all__ = ['RECORD_NAME', 'PruningRecord', 'kept_indices', 'read_record', 'record_of', 'write_record']
+
+RECORD_NAME = 'pruning.json'
+RECORD_VERSION = 1  # records of version 1 carry no number where they were written before records had one
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningRecord:
+    """What was kept, as plain types.
+
+    Attributes:
+        source_shape (dict[str, int]): Shape of the source.
+        target_shape (dict[str, Any]): Shape to reach, or the sparsity where that alone was the target.
+        shape (dict[str, int] | None): Shape of the written model; None where nothing was cut.
+        mask_learning (str): How masks were learned.
+        batches (int): Batches trained.
+        tokens (int): Tokens trained on.
+        source_name (str): Name of the source, without its folder.
+        axes (list[dict[str, Any]]): An :class:`~llmshearing.masks.axis_reports.AxisReport` for each pruned axis.
+        kept (dict[str, Any]): Kept units (:func:`kept_indices`).
+        scores (dict[str, Any]): Score of every unit by axis, intermediate dimensions left out.
+        version (int): Of this form.
+    """
+
+    source_shape: dict[str, int]
+    target_shape: dict[str, Any]
+    mask_learning: str
+    batches: int
+    tokens: int
+    axes: list[dict[str, Any]]
+    kept: dict[str, Any]
+    shape: dict[str, int] | None = None
+    source_name: str = 'unknown'
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = RECORD_VERSION
+
+
+def record_of(
+    pruning: PruningState,
+    units: Units,
+    batches: int,
+    tokens: int,
+    source_name: str = 'unknown',
+    shape: ModelShape | None = None,
+) -> PruningRecord:
+    """The record of a pruning run.
+
+    Args:
+        pruning (PruningState): The masks and how they were learned.
+        units (Units): The kept units.
+        batches (int): Batches trained.
+        tokens (int): Tokens trained on.
+        source_name (str): Name of the source, without its folder.
+        shape (ModelShape | None): Shape of the written model.
+    """
+    return PruningRecord(
+        source_shape=dataclasses.asdict(pruning.source),
+        target_shape=dataclasses.asdict(pruning.target),
+        shape=None if shape is None else dataclasses.asdict(shape),
+        mask_learning=pruning.mask_learning,
+        batches=batches,
+        tokens=tokens,
+        source_name=source_name,
+        axes=[dataclasses.asdict(report) for report in pruning.reports()],
+        kept=kept_indices(units),
+        scores={axis: value.tolist() for axis, value in pruning.learner.scores().items() if axis != 'intermediate'},
+    )
+
+
+def write_record(folder: Path, record: PruningRecord) -> None:
+    """Writes ``pruning.json`` into a folder."""
+    text = json.dumps(dataclasses.asdict(record), indent=1)
+    write_atomically(Path(folder) / RECORD_NAME, text + '\n')
+
+
+def read_record(folder: Path) -> PruningRecord:
+    """Reads the ``pruning.json`` of a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no such record, or one of a newer release.
+    """
+    path = Path(folder) / RECORD_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; give the folder that export_pruned wrote.')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not valid JSON ({error}).') from error
+    fields = {field.name for field in dataclasses.fields(PruningRecord)}
+    version = content.get('version', RECORD_VERSION) if isinstance(content, dict) else None
+    if version != RECORD_VERSION:
+        raise ValueError(f'{path} is of version {version}; this release reads version {RECORD_VERSION}.')
+    try:
+        return PruningRecord(**{key: value for key, value in content.items() if key in fields})
+    except TypeError as error:
+        raise ValueError(f'{path} is no record of a pruning run: {error}.') from error
+
+
+def kept_indices(units: Units) -> dict[str, Any]:
+    """Kept units as plain lists, numbered as in the source; None stands for all."""
+
+    def as_list(index: Tensor | None) -> list[int] | None:
+        return None if index is None else index.tolist()
+
+    return {
+        'hidden': as_list(units.hidden),
+        'layers': {
+            str(layer): {
+                'heads': as_list(kept.heads),
+                'kv_heads': as_list(kept.kv_heads),
+                'intermediate': as_list(kept.intermediate),
+            }
+            for layer, kept in units.layers.items()
+        },
+    }

@@ -1,0 +1,203 @@
+"""The scoring methods of this package.
+
+| method | axes | score of a unit |
+|---|---|---|
+| `taylor` | all | mean abs(d loss / d mask), masks at one: weight x gradient over all it couples (arXiv 2305.11627) |
+| `magnitude` | all | root mean square (RMS) of all weights that would go with the unit |
+| `activation` | all but layers | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
+| `block_importance` | layers | 1 - cosine of the residual stream before and after it (ShortGPT, arXiv 2403.03853) |
+| `perplexity` | layers | loss without the layer, minus the loss with it (Shortened LLaMA, arXiv 2402.02834) |
+| `random` | all | nothing; a baseline |
+
+All but `magnitude` and `random` run the model on calibration batches. The mean of ``taylor`` is over batches, that of
+the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llmshearing.masks.scores import Calibration, ScoringMethod, labels_of, scoring_methods
+from llmshearing.models.cutting import DIMENSIONS
+from llmshearing.models.families import Linear, Norm
+from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import AXES, LayerUnits, mask_shapes
+
+__all__ = ['activation', 'block_importance', 'magnitude', 'perplexity', 'random', 'taylor']
+
+WIDTH_AXES = tuple(axis for axis in AXES if axis != 'layer')
+
+
+def _ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    shapes = mask_shapes(calibration.cutter.shape)
+    return {axis: torch.ones(shapes[axis]) for axis in axes}
+
+
+def taylor(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """Mean absolute derivative of a batch's loss by the masks."""
+    cutter, total = calibration.cutter, None
+    for batch in calibration.batches:
+        cutter.set_masks(_ones(calibration, axes))
+        calibration.backward(batch)
+        gradients = cutter.mask_gradients(reduce=calibration.reduce)
+        cutter.model.zero_grad(set_to_none=True)
+        total = {axis: g.abs() + (total[axis] if total else 0) for axis, g in gradients.items()}
+    return {axis: value / len(calibration.batches) for axis, value in total.items()}
+
+
+def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """Root mean square of the weights that go with a unit."""
+    cutter, model = calibration.cutter, calibration.cutter.model
+    shape, family = cutter.shape, cutter.family
+    shapes = mask_shapes(shape)
+    squares = {axis: torch.zeros(shapes[axis]) for axis in axes}
+    counts = {axis: torch.zeros(shapes[axis]) for axis in axes}
+    for path, role, layer in family.modules(shape.num_hidden_layers):
+        weight = model.get_submodule(path).weight.detach()
+        weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
+        sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.axis,)
+        if 'layer' in axes and layer is not None:
+            squares['layer'][layer] += weight.sum()
+            counts['layer'][layer] += weight.numel()
+        for side, dimension in enumerate(sides):
+            along = weight.movedim(side, 0).flatten(1).sum(1) if weight.dim() > 1 else weight
+            each = weight.numel() / len(along)
+            if 'hidden' in axes and dimension == 'hidden':
+                squares['hidden'] += along
+                counts['hidden'] += each
+            for axis in set(axes) - {'layer', 'hidden'}:
+                index = _positions(axis, dimension, shape)
+                if index is not None:
+                    squares[axis][layer] += along[index].sum(1)
+                    counts[axis][layer] += index.shape[1] * each
+    return {axis: (squares[axis] / counts[axis].clamp(min=1)).sqrt() for axis in axes}
+
+
+@lru_cache(maxsize=64)
+def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | None:
+    """Positions along a dimension that go with each unit of an axis, int64 [units, positions]; None where none do."""
+    if dimension not in DIMENSIONS:
+        return None
+    rows = []
+    for unit in range(mask_shapes(shape)[axis][1]):
+        kept = {'heads': None, 'kv_heads': None, 'intermediate': None}
+        if axis == 'kv_group':
+            kept.update(kv_heads=torch.tensor([unit]), heads=unit * shape.group_size + torch.arange(shape.group_size))
+        else:
+            kept['heads' if axis == 'head' else axis] = torch.tensor([unit])
+        index = DIMENSIONS[dimension](LayerUnits(group_size=shape.group_size, padded=None, **kept), shape)
+        if index is None or (axis != 'intermediate') == (dimension in ('intermediate', 'gate_up')):
+            return None
+        rows.append(index)
+    # A query head takes no row of fused keys and values with it: those stay with their group.
+    if axis == 'head' and dimension == 'query_key_value':
+        rows = [row[: shape.head_dim] for row in rows]
+    return torch.stack(rows)
+
+
+@contextmanager
+def _removed_after(handles: list) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """Root mean square of what a unit carries."""
+    cutter, model = calibration.cutter, calibration.cutter.model
+    shape, family = cutter.shape, cutter.family
+    shapes = {axis: mask_shapes(shape)[axis] for axis in axes}
+    squares = {axis: torch.zeros(size, device=calibration.device) for axis, size in shapes.items()}
+
+    def add(axis: str, place: Any, x: Tensor, units: int) -> None:
+        mean = x.detach().float().square().reshape(-1, units, x.shape[-1] // units).mean((0, 2))
+        squares[axis][place] += share * mean  # share: of the pass that is running
+
+    def carried(axis: str, layer: int, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        add(axis, layer, inputs[0], units)
+
+    handles = []
+    for path, role, layer in family.modules(shape.num_hidden_layers):
+        module: nn.Module = model.get_submodule(path)
+        if isinstance(role, Norm) and role.reads and 'hidden' in axes:
+            handles.append(
+                module.register_forward_hook(lambda m, args, out: add('hidden', ..., out, shape.hidden_size))
+            )
+        for axis, dimension, units in (
+            ('head', 'query', shape.num_attention_heads),
+            ('kv_group', 'query', shape.num_key_value_heads),
+            ('intermediate', 'intermediate', shape.intermediate_size),
+        ):
+            if axis in axes and isinstance(role, Linear) and role.columns == dimension:
+                handles.append(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
+    cutter.set_masks(None)
+    with _removed_after(handles), torch.no_grad():
+        for part, share in calibration.passes():
+            calibration.loss_of(part)
+    return {axis: calibration.average(value).sqrt() for axis, value in squares.items()}
+
+
+def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """How far a layer turns the residual stream."""
+    cutter, model = calibration.cutter, calibration.cutter.model
+    layers = model.get_submodule(cutter.family.decoder).layers
+    change = torch.zeros(len(layers), device=calibration.device)
+
+    def hook(index: int):
+        def compare(module, args, kwargs, out):
+            before = args[0] if args else kwargs['hidden_states']
+            after = out[0] if isinstance(out, tuple) else out
+            cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            change[index] += share * (1 - cosine).mean()  # share: of the pass that is running
+
+        return compare
+
+    handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
+    cutter.set_masks(None)
+    with _removed_after(handles), torch.no_grad():
+        for part, share in calibration.passes():
+            calibration.loss_of(part)
+    return {'layer': calibration.average(change)}
+
+
+def perplexity(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """What the mean loss over all labels gains by a layer."""
+    cutter, layers = calibration.cutter, calibration.cutter.shape.num_hidden_layers
+    sums = torch.zeros(layers + 1, 2, device=calibration.device)  # of losses, and of labels
+    with torch.no_grad():
+        for layer in range(layers + 1):
+            mask = torch.ones(layers)
+            mask[layer : layer + 1] = 0  # past the last layer: nothing removed
+            cutter.set_masks({'layer': mask})
+            for part, _ in calibration.passes():
+                labels = labels_of(part)
+                sums[layer] += torch.stack([calibration.loss_of(part).float() * labels, labels])
+    losses, labels = calibration.average(sums).unbind(1)
+    return {'layer': losses[:-1] / labels[:-1] - losses[-1] / labels[-1]}
+
+
+def random(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """Numbers that the seed decides."""
+    generator = torch.Generator().manual_seed(calibration.seed)
+    shapes = mask_shapes(calibration.cutter.shape)
+    return {axis: torch.rand(shapes[axis], generator=generator) for axis in axes}
+
+
+for _method, _axes in (
+    (taylor, AXES),
+    (magnitude, AXES),
+    (activation, WIDTH_AXES),
+    (block_importance, ('layer',)),
+    (perplexity, ('layer',)),
+    (random, AXES),
+):
+    scoring_methods(_method.__name__, func=ScoringMethod(_method, _axes))

@@ -1,0 +1,213 @@
+"""Text for the rotation: a few token sequences to look at, and others, held out, to measure losses on.
+
+``--data`` is what is at hand: a folder that ``llmshearing prepare`` wrote (its largest split is looked at, ``eval`` is
+held out), any folder with MDS domains, or plain text, ``.jsonl`` with a ``text`` or ``.txt``. Domains and files take
+turns, so that all of them count; without a split of its own every tenth sequence is held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.prepare.tokenizer import plan_tokenizer
+from llmshearing.scaling.measure import read_tokens
+
+__all__ = ['Corpus', 'read_corpus']
+
+EVERY = 10  # one of so many sequences is held out
+HELD_OUT_SPLIT = 'eval'
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Token sequences of one length each.
+
+    Attributes:
+        seen (list[np.ndarray]): To look at, int64 [tokens] each.
+        held_out (list[np.ndarray]): To measure losses on.
+        where (str): What they were read from.
+    """
+
+    seen: list[np.ndarray]
+    held_out: list[np.ndarray]
+    where: str
+
+    def fingerprint(self) -> str:
+        """Changes with any token."""
+        digest = hashlib.sha256()
+        for row in itertools.chain(self.seen, [np.empty(0)], self.held_out):
+            digest.update(row.tobytes() + b'|')
+        return digest.hexdigest()
+
+    def batches(self, sequences: int, held_out: bool = False) -> list[Tensor]:
+        """Batches [at most ``sequences``, tokens] in order; a change of length begins a new one."""
+        result, rows = [], self.held_out if held_out else self.seen
+        for _, group in itertools.groupby(rows, len):
+            group = list(group)
+            for start in range(0, len(group), sequences):
+                result.append(torch.from_numpy(np.stack(group[start : start + sequences])))
+        return result
+
+
+def read_corpus(data: Path, tokenizer_folder: Path, vocabulary: int, length: int, tokens: int, held_out: int) -> Corpus:
+    """Reads what is needed of ``data`` and no more.
+
+    Args:
+        data (Path): Folder of MDS splits or domains, or a text file, or a folder of text files.
+        tokenizer_folder (Path): The source's folder, whose tokenizer the data must be of.
+        vocabulary (int): Rows of the source's embedding.
+        length (int): Tokens per sequence of plain text.
+        tokens (int): To look at.
+        held_out (int): Tokens to measure losses on.
+
+    Raises:
+        ValueError: If there is no text, or the data were prepared with another tokenizer.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise ValueError(f'--data {data}: no such file or folder.')
+    seen_streams, held_streams = _mds_streams(data, tokenizer_folder)
+    if not seen_streams:
+        tokenizer = _tokenizer(tokenizer_folder)
+        seen_streams = [_packed(path, tokenizer, length) for path in _text_files(data)]
+    if held_streams:
+        seen = _taken(_in_turn(seen_streams), tokens)
+        held = _taken(_in_turn(held_streams), held_out)
+    else:
+        both = _taken(_in_turn(seen_streams), tokens + held_out, least=EVERY)
+        held = both[EVERY - 1 :: EVERY] or both[-1:]
+        seen = [row for number, row in enumerate(both) if number % EVERY != EVERY - 1]
+    if not seen or not held:
+        raise ValueError(
+            f'--data {data} holds {len(seen)} sequences to look at and {len(held)} to measure losses on; '
+            f'give more text (a sequence has {length} tokens), or a smaller --seq-len.'
+        )
+    for row in itertools.chain(seen, held):
+        if row.min() < 0 or row.max() >= vocabulary:
+            wrong = row.max() if row.min() >= 0 else row.min()
+            raise ValueError(
+                f'--data {data} holds token {wrong}, but the source has a vocabulary of {vocabulary}: it '
+                "was prepared with another tokenizer; prepare it with the source's."
+            )
+    return Corpus(seen, held, str(data))
+
+
+def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.ndarray]], list[Iterator[np.ndarray]]]:
+    """Sequences to look at and to hold out, one stream per domain; nothing where there are no MDS folders."""
+    if not data.is_dir():
+        return [], []
+    folders = sorted(path.parent for path in data.rglob('index.json'))
+    if folders:
+        _check_tokenizer(data, tokenizer_folder)
+    by_split: dict[str, list[Path]] = {}
+    for folder in folders:
+        parents = folder.relative_to(data).parts
+        by_split.setdefault(parents[0] if len(parents) > 1 else '', []).append(folder)
+    held = by_split.pop(HELD_OUT_SPLIT, []) if len(by_split) > 1 else []
+    seen = max(by_split.values(), key=_bytes, default=[])
+    return [read_tokens(folder) for folder in seen], [read_tokens(folder) for folder in held]
+
+
+def _bytes(folders: list[Path]) -> int:
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+
+
+def _check_tokenizer(data: Path, folder: Path) -> None:
+    """Compares with the tokenizer in the manifest, if ``data`` is a prepared folder, or a split or a domain of it."""
+    made: dict[str, Any] = {}
+    for where in (place / MANIFEST for place in (data, data.parent, data.parent.parent)):
+        if where.is_file():
+            try:
+                made = parse_manifest(where.read_text(encoding='utf-8'), where).get('tokenizer') or {}
+            except ValueError:  # of that name, but not ours: then the folder is any MDS folder
+                continue
+            break
+    if 'fingerprint' not in made:
+        return
+    own = plan_tokenizer(str(folder), made.get('bos_token_id') is not None, made.get('eos_token_id') is not None)
+    if own.fingerprint != made['fingerprint']:
+        raise ValueError(
+            f'{where}: the data were prepared with the tokenizer {made.get("name")!r} '
+            f'({made.get("vocab_size")} ids), which is not the one in {folder} ({own.size} ids); prepare '
+            "them with the source's."
+        )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f'{folder} holds no tokenizer that can be loaded ({str(error).splitlines()[0]}), so text '
+            'cannot be read; put it there, or give prepared data.'
+        ) from error
+
+
+def _text_files(data: Path) -> list[Path]:
+    files = [data] if data.is_file() else sorted(p for p in data.rglob('*') if p.suffix in ('.jsonl', '.txt'))
+    files = [path for path in files if path.suffix in ('.jsonl', '.txt')]
+    if not files:
+        raise ValueError(f'--data {data}: expected a folder of MDS splits (with index.json), .jsonl or .txt files.')
+    return files
+
+
+def _documents(path: Path) -> Iterator[str]:
+    with path.open(encoding='utf-8') as file:
+        if path.suffix == '.txt':
+            yield file.read()
+            return
+        for number, line in enumerate(file, 1):
+            try:
+                text = json.loads(line)['text'] if line.strip() else ''
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {line[:60]!r}.') from error
+            yield text
+
+
+def _packed(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[np.ndarray]:
+    """Documents one after the other, the end token between them, cut into sequences."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    waiting: list[int] = []
+    for text in _documents(path):
+        if text:
+            waiting += tokenizer(text, add_special_tokens=False, verbose=False)['input_ids'] + end
+        while len(waiting) >= length:
+            yield np.array(waiting[:length], np.int64)
+            del waiting[:length]
+
+
+def _in_turn(streams: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+    """One of each stream in turn, until all are empty."""
+    streams = list(streams)
+    while streams:
+        alive = []
+        for stream in streams:
+            row = next(stream, None)
+            if row is not None:
+                yield row
+                alive.append(stream)
+        streams = alive
+
+
+def _taken(rows: Iterator[np.ndarray], tokens: int, least: int = 1) -> list[np.ndarray]:
+    taken, count = [], 0
+    for row in rows:
+        if len(row) < 2:
+            continue
+        taken.append(row)
+        count += len(row)
+        if count >= tokens and len(taken) >= least:
+            break
+    return taken

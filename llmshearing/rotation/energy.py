@@ -1,0 +1,63 @@
+"""Energy kept: which share of the normalised stream the leading directions of a basis hold, for every width.
+
+It shows where to put the target's hidden_size, and what the gains must be multiplied by there: RMSNorm over the d' kept
+of d dimensions divides by a root mean square that is ``sqrt(share * d / d')`` times the whole stream's, so the gain
+times that number leaves what is kept the size it had. Without it the loss is a whole nat higher.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ['energy_kept', 'energy_table', 'gain_factors', 'table_widths']
+
+
+def energy_kept(mean_squares: Tensor) -> Tensor:
+    """Share of the energy in the first k dimensions, for k = 1 ... hidden.
+
+    Args:
+        mean_squares (Tensor): :func:`~llmshearing.rotation.moments.stream_mean_squares` in the rotated basis,
+            [reading norms, hidden], or one row of it.
+
+    Returns:
+        Tensor: float64, of the same shape; the last entry of each row is 1.
+    """
+    sums = mean_squares.double().cumsum(-1)
+    return sums / sums[..., -1:].clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def gain_factors(mean_squares: Tensor, kept: Tensor | int) -> Tensor:
+    """What each reading norm's gain is multiplied by when hidden dimensions go: ``sqrt(d / d' * share)``.
+
+    Args:
+        mean_squares (Tensor): [reading norms, hidden].
+        kept (Tensor | int): Kept dimensions, int64 [kept] or bool [hidden]; a number keeps the leading ones.
+
+    Returns:
+        Tensor: float64 [reading norms]; 1 where everything is kept.
+    """
+    mean_squares = mean_squares.double()
+    part = mean_squares[:, :kept] if isinstance(kept, int) else mean_squares[:, kept]
+    share = part.sum(1) / mean_squares.sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+    return (share * mean_squares.shape[1] / part.shape[1]).sqrt()
+
+
+def table_widths(hidden_size: int, steps: int = 16) -> list[int]:
+    """Evenly spaced hidden sizes for a table, the whole one last."""
+    return sorted({max(1, round(hidden_size * step / steps)) for step in range(1, steps + 1)})
+
+
+def energy_table(kept: Tensor, widths: list[int]) -> str:
+    """Energy kept against hidden size as markdown: mean over the norms, the least and the final norm's.
+
+    Args:
+        kept (Tensor): :func:`energy_kept`, [reading norms, hidden].
+        widths (list[int]): Hidden sizes to show.
+    """
+    lines = ['| hidden_size | energy kept, mean of norms | least of a norm | final norm |', '|---|---|---|---|']
+    for width in widths:
+        column = kept[:, width - 1]
+        cells = (column.mean().item(), column.min().item(), column[-1].item())
+        lines.append(f'| {width} | {" | ".join(f"{100 * cell:.1f} %" for cell in cells)} |')
+    return '\n'.join(lines)

@@ -1,0 +1,56 @@
+"""float64 all the way: transformers' RMSNorms compute in float32 whatever their input is.
+
+Two models that compute the same function in exact arithmetic differ by 1e-7 through that alone, which would hide small
+mistakes. Inside :func:`exact_norms` a model in float64 rounds nowhere to less, and a rotated model agrees with its
+source to 1e-12.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmshearing.models.families import Norm
+from llmshearing.rotation.moments import stream_device
+from llmshearing.rotation.stream import check_rotatable, stream_parts
+
+__all__ = ['exact_logits', 'exact_norms']
+
+
+@contextlib.contextmanager
+def exact_norms(model: PreTrainedModel) -> Iterator[None]:
+    """All RMSNorms of a rotatable model compute in the type of their input inside the block."""
+    family = check_rotatable(model.config)
+    norms = [
+        (model.get_submodule(path), role.offset)
+        for path, role, _ in family.modules(model.config.num_hidden_layers)
+        if isinstance(role, Norm)
+    ]
+    for norm, offset in norms:
+        norm.forward = _forward(norm, offset)
+    try:
+        yield
+    finally:
+        for norm, _ in norms:
+            del norm.forward
+
+
+def _forward(norm: nn.Module, offset: float) -> Callable[[Tensor], Tensor]:
+    epsilon = getattr(norm, 'variance_epsilon', None) or getattr(norm, 'eps', 0.0)
+
+    def forward(x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * (norm.weight + offset)
+
+    return forward
+
+
+@torch.no_grad()
+def exact_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits [batch, tokens, vocabulary] on CPU, with norms in the model's own type."""
+    device = stream_device(model, stream_parts(model.config))
+    with exact_norms(model):
+        return model(input_ids=ids.to(device), use_cache=False).logits.cpu()

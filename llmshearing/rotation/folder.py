@@ -1,0 +1,118 @@
+"""The files of a rotated folder beside its weights: config, tokenizer, card, licence, what was done, a picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from llmshearing.models.source_files import LICENCE_FILES, TAG, read_source_files, source_licence
+from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
+from llmshearing.rotation.energy import energy_table, table_widths
+from llmshearing.utils.files import write_atomically
+
+__all__ = ['PICTURE', 'RECORD', 'copy_companions', 'plot_energy', 'write_card', 'write_config']
+
+RECORD, PICTURE = 'rotation.json', 'energy_kept.svg'
+# Companions are copied as they are: byte for byte what the source has. No code is.
+COMPANIONS = (
+    'tokenizer*',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.*',
+    'merges.txt',
+    '*.model',
+    'chat_template*',
+    'generation_config.json',
+    *LICENCE_FILES,
+)
+NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
+
+
+def copy_companions(source: Path, folder: Path) -> list[str]:
+    """Copies tokenizer, generation config and licence files unchanged; returns their names."""
+    names = {
+        path.name
+        for pattern in COMPANIONS
+        for path in source.glob(pattern)
+        if path.is_file() and path.suffix not in NO_COMPANIONS
+    }
+    for name in sorted(names):
+        shutil.copyfile(source / name, folder / name)
+    return sorted(names)
+
+
+def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folder: Path) -> None:
+    """The source's ``config.json`` with nothing changed but what the rotation changes."""
+    key = 'dtype' if 'dtype' in settings else 'torch_dtype'  # of transformers 5, and before
+    settings = {**settings, key: str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
+    settings.pop('auto_map', None)  # leads to code
+    (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
+
+
+def plot_energy(kept: Tensor, target: int | None, path: Path) -> None:
+    """Energy kept against hidden size: mean of the norms, range of the norms, the final norm.
+
+    Args:
+        kept (Tensor): :func:`~llmshearing.rotation.energy.energy_kept`, [reading norms, hidden].
+        target (int | None): Hidden size to mark.
+        path (Path): SVG to write.
+    """
+    widths, percent = np.arange(1, kept.shape[1] + 1), 100 * kept.double().numpy()
+    lines = [
+        Line('least of the norms', widths, percent.min(0), SKY, '-.'),
+        Line('most of the norms', widths, percent.max(0), SKY, '--'),
+        Line('mean of the norms', widths, percent.mean(0), BLUE, width=2.6),
+        Line('final norm', widths, percent[-1], ORANGE, '--'),
+    ]
+    if target is not None:
+        share = percent[:, target - 1].mean()
+        lines.append(Line(f'{target}: {share:.1f} %', np.array([target, target]), np.array([0.0, 100.0]), GREY, ':'))
+    panel = line_panel('energy kept', lines, '%', from_zero=True, x_label='hidden_size kept')
+    write_atomically(path, as_file(panel))
+
+
+def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, folder: Path) -> None:
+    """``README.md``: derived from what, how, under which licence, what was checked, and the table."""
+    licence = source_licence(read_source_files(str(source)))
+    head = {'library_name': 'transformers', **licence, 'tags': ['rotated', TAG], 'base_model': record['source']}
+    tied = record['tied']
+    if tied:
+        ends = (
+            f'The LM head is still the embedding: {len(record["fixed_axes"])} axes with odd gains in the final '
+            'norm stay axes of their own, all others share one gain there.'
+        )
+    else:
+        ends = 'The LM head has weights of its own' + (', which the source had not.' if record['untied'] else '.')
+    basis = (
+        f'a subspace of {record["keep"]} dimensions learned in {record["learned"]["steps"]} steps with all '
+        'weights frozen, completed by principal directions'
+        if record['learned']
+        else 'the principal directions of the normalised residual stream, by falling energy'
+    )
+    losses, terms = record['loss'], licence.get('license')
+    parts = [
+        f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
+        f'# {name}',
+        f'{record["source"]} in another basis of its residual stream: {basis}. It is the same model, of the same shape '
+        f'and size, and computes the same function; what differs is which hidden dimensions can be cut at little cost: '
+        f'the last ones. {ends}',
+        f'Made with `llmshearing rotate` from {record["tokens"]:,} tokens of {record["data"]}; the settings are in '
+        f'`{RECORD}`.',
+        '## Checked\n\n'
+        f"- largest difference of a logit from the source's"
+        f'{", its final norm with the common gain," if tied else ""} on a sample, computed in '
+        f'{record["checked_in"]}: {record["largest_logit_difference"]:.2g}\n'
+        f'- loss on held-out text: source {losses["source"]:.4f}, this model {losses["rotated"]:.4f} nats per token',
+        f'## Energy kept\n\n![energy kept against hidden size]({PICTURE})\n\n'
+        f'{energy_table(kept, table_widths(kept.shape[1]))}',
+        '## Licence\n\nDerived from the source model and under its licence'
+        f'{f": {terms}" if terms else ", which was not found beside it; look it up before you share this model"}.',
+    ]
+    (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')

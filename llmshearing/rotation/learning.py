@@ -1,0 +1,226 @@
+"""A subspace learned by the language-model loss: which kept directions cost least, with all weights frozen.
+
+The cut model's weights are ``E U``, ``W U`` and ``U^T W`` for U [hidden, kept] with orthonormal columns, so the
+gradient of its loss reaches U through every weight at once. Only the subspace matters, so the gradient's part inside
+it is projected out; a step moves U by about 2 % of its length (the gradient over a running root mean square of its
+norm, one number, so that no coordinate is treated apart), and the polar factor brings it back to orthonormal columns.
+One scalar, the logarithm of a factor common to all norms, is learned beside it.
+
+With tied embeddings the fixed axes among the kept ones stay, and U is learned among the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from llmshearing.rotation.folding import column_squares, scalar_gain
+from llmshearing.rotation.stream import StreamParts, stream_parts
+
+__all__ = ['SubspaceLearner', 'cut_loss', 'cut_parameters', 'folded_parameters', 'polar_factor']
+
+Reduce = Callable[[Tensor], None]
+LossOf = Callable[[Tensor, Tensor], Tensor]  # of a subspace and a factor for all norms
+STEP = 0.02  # change of U in a step, as a fraction of its length
+GAIN_STEP = 0.01  # change of the logarithm of the common gain
+DECAY = 0.9  # of the running means
+
+
+@torch.no_grad()
+def folded_parameters(model: PreTrainedModel, final_gain: Tensor | None = None) -> dict[str, Tensor]:
+    """All parameters of a model with the gains folded, not yet rotated; norms hold one number in use, [hidden].
+
+    Args:
+        model (PreTrainedModel): Of a rotatable family; not changed.
+        final_gain (Tensor | None): Gain of the final norm where the LM head stays tied, [hidden]; it is not folded.
+
+    Returns:
+        dict[str, Tensor]: By parameter name, the LM head's included; gains as they are in use, without offset.
+    """
+    parts = stream_parts(model.config)
+    state = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for norm in parts.norms:
+        weight = state[f'{norm.path}.weight']
+        gain = weight.double() + norm.offset
+        if norm == parts.final_norm and final_gain is not None:
+            state[f'{norm.path}.weight'] = final_gain.to(weight)
+            continue
+        readers = [f'{reader}.weight' for reader in norm.readers]
+        scale = scalar_gain(gain, (column_squares(state[name]) for name in readers))
+        for name in readers:
+            state[name] = state[name] * (gain / scale).to(state[name])
+        state[f'{norm.path}.weight'] = torch.full_like(weight, scale)
+    return state
+
+
+def cut_parameters(
+    parts: StreamParts, folded: Mapping[str, Tensor], subspace: Tensor, factors: Tensor
+) -> dict[str, Tensor]:
+    """Parameters of the model cut to a subspace, differentiable in the subspace and the factors.
+
+    Args:
+        parts (StreamParts): Parts of the source.
+        folded (Mapping[str, Tensor]): :func:`folded_parameters`.
+        subspace (Tensor): U, orthonormal columns, [hidden, kept].
+        factors (Tensor): What each reading norm's gain is multiplied by, [reading norms].
+    """
+    readers, writers = {parts.embedding, *parts.norm_of}, set(parts.writers)
+    norms = {norm.path: number for number, norm in enumerate(parts.norms)}
+    mixed = subspace.square().T
+    result = {}
+    for name, tensor in folded.items():
+        path, _, kind = name.rpartition('.')
+        cast = subspace.to(tensor.dtype)
+        if path in readers and kind == 'weight':
+            tensor = tensor @ cast
+            if path == parts.embedding and parts.scales_embedding:  # the cut model uses the root of its own width
+                tensor = tensor * math.sqrt(subspace.shape[1] / subspace.shape[0])
+        elif path in writers:
+            tensor = cast.T @ tensor
+        elif path in norms:
+            norm = parts.norms[norms[path]]
+            tensor = (mixed @ tensor.to(mixed.dtype) * factors[norms[path]] - norm.offset).to(tensor.dtype)
+        result[name] = tensor
+    return result
+
+
+def cut_loss(model: PreTrainedModel, parameters: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    """Mean next-token cross-entropy in nats of ``model`` computing with other parameters.
+
+    Args:
+        model (PreTrainedModel): The source.
+        parameters (Mapping[str, Tensor]): :func:`cut_parameters`.
+        ids (Tensor): Token ids [batch, tokens].
+    """
+    output = functional_call(model, dict(parameters), (), {'input_ids': ids, 'use_cache': False}, tie_weights=False)
+    return functional.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns, ``M (M^T M)^(-1/2)``, in float64."""
+    matrix = matrix.double()
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
+    return matrix @ (vectors * values.rsqrt()) @ vectors.T
+
+
+@dataclasses.dataclass
+class SubspaceLearner:
+    """U and what its steps remember; plain tensors, so that learning can go on where it was stopped.
+
+    Attributes:
+        free (Tensor): The learned columns in source coordinates, float64 [hidden, learned].
+        axes (Tensor): Kept fixed axes as columns, float64 [hidden, fixed kept].
+        space (Tensor): Orthonormal columns in which ``free`` may move, float64 [hidden, dimensions].
+        log_gain (float): Logarithm of the factor common to all norms.
+        momentum (Tensor): Running mean of the projected gradient, float64 [hidden, learned].
+        square (float): Running mean of its squared norm.
+        gain_momentum (float): Running mean of the gradient of ``log_gain``.
+        gain_square (float): Running mean of its square.
+        steps (int): Steps made.
+    """
+
+    free: Tensor
+    axes: Tensor
+    space: Tensor
+    log_gain: float = 0.0
+    momentum: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))
+    square: float = 0.0
+    gain_momentum: float = 0.0
+    gain_square: float = 0.0
+    steps: int = 0
+
+    @classmethod
+    def start(cls, basis: Tensor, kept: int, fixed: Tensor | None = None) -> SubspaceLearner:
+        """Begins at the leading directions of a basis.
+
+        Args:
+            basis (Tensor): Q, float64 [hidden, hidden].
+            kept (int): Directions to keep.
+            fixed (Tensor | None): Axes of Q that stay axes, int64.
+
+        Raises:
+            ValueError: If ``kept`` is not between 1 and hidden - 1.
+        """
+        hidden = basis.shape[0]
+        if not 0 < kept < hidden:
+            raise ValueError(f'a subspace of {kept} dimensions of {hidden}; expected 1 to {hidden - 1}.')
+        basis = basis.double()
+        fixed = torch.empty(0, dtype=torch.int64) if fixed is None else fixed.to(basis.device)
+        is_axis = basis[fixed].abs().sum(0) > 0.5
+        leading = torch.arange(hidden, device=basis.device) < kept
+        free = basis[:, leading & ~is_axis]
+        return cls(free, basis[:, leading & is_axis], basis[:, ~is_axis], momentum=torch.zeros_like(free))
+
+    def subspace(self) -> Tensor:
+        """U, float64 [hidden, kept]."""
+        return torch.cat([self.free, self.axes], 1)
+
+    def step(self, loss_of: LossOf, size: float = 1.0, reduce: Reduce | None = None) -> float:
+        """One step down the loss.
+
+        Args:
+            loss_of (Callable): Loss of a subspace [hidden, kept] and a scalar factor for all norms, both float32.
+            size (float): Fraction of :data:`STEP` to make, for a schedule.
+            reduce (Callable | None): Averages a tensor over ranks in place.
+
+        Returns:
+            float: The loss before the step.
+
+        Raises:
+            ValueError: If the loss or its gradient is not finite.
+        """
+        free = self.free.float().requires_grad_()
+        log_gain = torch.tensor(self.log_gain, dtype=torch.float32, device=free.device, requires_grad=True)
+        loss = loss_of(torch.cat([free, self.axes.float()], 1), log_gain.exp())
+        gradient, gain_gradient = torch.autograd.grad(loss, (free, log_gain))
+        flat = torch.cat([gradient.flatten().double(), gain_gradient.double()[None], loss.detach().double()[None]])
+        if reduce is not None:
+            reduce(flat)
+        if not flat.isfinite().all():
+            raise ValueError(
+                f'the loss of the cut model is {loss.item()}, or its gradient is not finite, after '
+                f'{self.steps} steps; the model or the data are damaged.'
+            )
+        gradient, gain_slope = flat[:-2].view_as(self.free), flat[-2].item()
+        self._move(gradient, gain_slope, size)
+        return flat[-1].item()
+
+    def _move(self, gradient: Tensor, gain_slope: float, size: float) -> None:
+        self.steps += 1
+        self.square = DECAY * self.square + (1 - DECAY) * self._projected(gradient).square().sum().item()
+        self.gain_square = DECAY * self.gain_square + (1 - DECAY) * gain_slope**2
+        self.momentum = DECAY * self._projected(self.momentum) + (1 - DECAY) * self._projected(gradient)
+        self.gain_momentum = DECAY * self.gain_momentum + (1 - DECAY) * gain_slope
+        correction = 1 / math.sqrt(1 - DECAY**self.steps)  # both means began at zero
+        length = math.sqrt(self.free.shape[1])
+        if self.square > 0:
+            self.free = polar_factor(
+                self.free - size * STEP * length * correction / math.sqrt(self.square) * self.momentum
+            )
+        if self.gain_square > 0:
+            self.log_gain -= size * GAIN_STEP * correction * self.gain_momentum / math.sqrt(self.gain_square)
+
+    def _projected(self, direction: Tensor) -> Tensor:
+        """The part that changes the subspace, within the space in which it may move."""
+        direction = self.space @ (self.space.T @ direction)
+        return direction - self.free @ (self.free.T @ direction)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What is saved, by name."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            yield field.name, value.cpu() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str = 'cpu') -> SubspaceLearner:
+        """The learner that :meth:`tensors` was called on."""
+        matrices = ('free', 'axes', 'space', 'momentum')
+        values = {name: tensors[name].to(device) if name in matrices else tensors[name].item() for name in tensors}
+        return cls(**{**values, 'steps': int(values['steps'])})

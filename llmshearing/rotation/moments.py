@@ -1,0 +1,204 @@
+"""What the residual stream looks like where it is read: second moments of the normalised stream, batch by batch.
+
+Norms do not read x but ``x_hat = x / rms(x)``; only the directions that x_hat fills matter to what follows. Normalised,
+every token of every layer counts the same. Moments of x itself are ruled by the last layers and by a few massive
+activations (Sun et al. 2024, arXiv 2402.17762), which costs 0.4 to 0.9 nats where others did it so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmshearing.rotation.stream import StreamParts, stream_parts
+
+__all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments', 'watch_stream']
+
+Batch = Tensor | Mapping[str, Tensor]
+Reduce = Callable[[Tensor], None]
+
+
+@dataclasses.dataclass
+class StreamMoments:
+    """Sums over tokens, so that batches and ranks add up.
+
+    Attributes:
+        covariance (Tensor): Outer products of x_hat, summed over tokens and reading norms, float64 [hidden, hidden].
+        squares (Tensor): Squares of x_hat, summed over tokens, float64 [reading norms, hidden].
+        tokens (int): Tokens seen.
+    """
+
+    covariance: Tensor
+    squares: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, norms: int, hidden_size: int, device: torch.device | str = 'cpu') -> StreamMoments:
+        """Of no token yet."""
+        return cls(
+            torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device),
+            torch.zeros(norms, hidden_size, dtype=torch.float64, device=device),
+        )
+
+    def mean_squares(self) -> Tensor:
+        """Mean square of x_hat per reading norm and dimension, float64 [reading norms, hidden]."""
+        return self.squares / max(self.tokens, 1)
+
+    def reduced(self, reduce: Reduce | None) -> StreamMoments:
+        """The sums over all ranks.
+
+        Args:
+            reduce (Callable | None): Adds up a tensor over ranks in place, such as ``dist.all_reduce``.
+        """
+        if reduce is None:
+            return self
+        tokens = torch.tensor([self.tokens], dtype=torch.int64, device=self.squares.device)
+        moments = StreamMoments(self.covariance.clone(), self.squares.clone())
+        for tensor in (moments.covariance, moments.squares, tokens):
+            reduce(tensor)
+        moments.tokens = int(tokens.item())
+        return moments
+
+
+@contextlib.contextmanager
+def watch_stream(
+    model: nn.Module, parts: StreamParts, see: Callable[[int, Tensor], None], epsilon: float
+) -> Iterator[None]:
+    """Calls ``see(norm, x_hat)`` with the normalised input of each reading norm, [batch, tokens, hidden] in float32 or
+    wider, for every forward pass inside the block."""
+
+    def hook(number: int) -> Callable:
+        def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].detach()
+            x = x if x.dtype == torch.float64 else x.float()
+            see(number, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon))
+
+        return before
+
+    handles = [
+        model.get_submodule(norm.path).register_forward_pre_hook(hook(number))
+        for number, norm in enumerate(parts.norms)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def stream_moments(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    moments: StreamMoments | None = None,
+    reduce: Reduce | None = None,
+    final_norm: bool = True,
+) -> StreamMoments:
+    """Second moments of the normalised stream at all reading norms.
+
+    Args:
+        model (PreTrainedModel): A causal language model of a rotatable family, in evaluation mode.
+        batches (Iterable[Tensor | Mapping]): Token ids [batch, tokens], or mappings with ``input_ids`` and perhaps
+            ``attention_mask``; positions that it masks are left out.
+        moments (StreamMoments | None): Of earlier batches; added to in place.
+        reduce (Callable | None): Adds up a tensor over ranks in place; every rank gives its own batches.
+        final_norm (bool): Whether the final norm's input counts in the covariance.
+
+    Raises:
+        ValueError: For a family that cannot be rotated, or token ids that the model does not have.
+    """
+    parts = stream_parts(model.config)
+    if moments is None:
+        moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
+    last = len(parts.norms) - 1
+    wanted = None
+
+    def see(norm: int, x_hat: Tensor) -> None:
+        rows = x_hat.flatten(0, 1).double()
+        rows = rows if wanted is None else rows[wanted]
+        moments.squares[norm] += rows.square().sum(0)
+        if norm < last or final_norm:
+            moments.covariance += rows.T @ rows
+
+    with watch_stream(model, parts, see, _epsilon(model)):
+        for batch in batches:
+            ids, mask = _unpacked(batch, model, parts)
+            wanted = None if mask is None else mask.flatten().bool()
+            _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
+            moments.tokens += ids.numel() if wanted is None else int(wanted.sum().item())
+    return moments.reduced(reduce)
+
+
+@torch.no_grad()
+def stream_mean_squares(
+    model: PreTrainedModel, batches: Iterable[Batch], basis: Tensor | None = None, reduce: Reduce | None = None
+) -> Tensor:
+    """Mean squares of the normalised stream per reading norm and hidden dimension.
+
+    The share of energy that a cut to the dimensions K keeps at a norm is ``row[K].sum() / row.sum()``; the norm's gain
+    times ``sqrt(d / d' * share)`` gives what is kept the size it had.
+
+    Args:
+        model (PreTrainedModel): A causal language model of a rotatable family, in evaluation mode.
+        batches (Iterable[Tensor | Mapping]): As for :func:`stream_moments`.
+        basis (Tensor | None): Directions, [hidden, dimensions]; default: the coordinates.
+        reduce (Callable | None): Adds up a tensor over ranks in place.
+
+    Returns:
+        Tensor: float64 [reading norms, hidden or dimensions], norms in the order of the forward pass, the final one
+        last. Rows sum to hidden_size where the basis is complete.
+    """
+    parts = stream_parts(model.config)
+    width = parts.hidden_size if basis is None else basis.shape[1]
+    device = stream_device(model, parts)
+    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=device)
+    count = torch.zeros(1, dtype=torch.float64, device=device)
+    wanted = None
+
+    def see(norm: int, x_hat: Tensor) -> None:
+        rows = x_hat.flatten(0, 1)
+        rows = rows if wanted is None else rows[wanted]
+        rows = rows if basis is None else rows @ basis.to(rows)
+        squares[norm] += rows.double().square().sum(0)
+
+    with watch_stream(model, parts, see, _epsilon(model)):
+        for batch in batches:
+            ids, mask = _unpacked(batch, model, parts)
+            wanted = None if mask is None else mask.flatten().bool()
+            _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
+            count += ids.numel() if wanted is None else wanted.sum()
+    for tensor in (squares, count) if reduce is not None else ():
+        reduce(tensor)
+    return squares / count.clamp_min(1)
+
+
+def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
+    """Where the model computes: where its final norm is. Of a paged model other weights are nowhere."""
+    return model.get_submodule(parts.final_norm.path).weight.device
+
+
+def _decoder(model: PreTrainedModel, parts: StreamParts) -> nn.Module:
+    """The model without its LM head, which nothing here needs."""
+    return model.get_submodule(parts.final_norm.path.rpartition('.')[0])
+
+
+def _epsilon(model: PreTrainedModel) -> float:
+    return float(getattr(model.config, 'rms_norm_eps', 0.0))
+
+
+def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
+    ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch['input_ids'], batch.get('attention_mask'))
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        raise ValueError(
+            f'token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with another tokenizer: '
+            'prepare them with the one of this model.'
+        )
+    device = stream_device(model, parts)
+    return ids.to(device), None if mask is None else mask.to(device)

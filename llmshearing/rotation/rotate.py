@@ -1,0 +1,171 @@
+"""A model in another basis of its residual stream: one tensor in, one tensor out, and the same function.
+
+Readers, embedding and LM head become ``W diag(g) / s Q``, writers ``Q^T W`` and ``Q^T b``, every reading norm one gain
+s (:mod:`llmshearing.rotation.folding`); everything else stays. Products are made in float64, a block of rows at a time,
+and rounded once to the stored type: rotating in bfloat16 would cost as much as the rotation gains. s is rounded first
+and the readers divided by what was stored, so its rounding costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmshearing.rotation.folding import column_squares, scalar_gain
+from llmshearing.rotation.stream import ReadingNorm, StreamParts, stream_parts
+
+__all__ = ['Rotation', 'folded_gains', 'rotate_model', 'rotated_tensors', 'times_basis']
+
+Get = Callable[[str], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """What is done to a model's residual stream.
+
+    Attributes:
+        basis (Tensor): Q, float64 [hidden, hidden]; the new stream is ``x Q``.
+        final_gain (Tensor | None): Gain of the final norm by source coordinate where the LM head stays tied, float64
+            [hidden]: its own on the fixed axes, one number on all others, which alone Q mixes. None where it is folded.
+    """
+
+    basis: Tensor
+    final_gain: Tensor | None = None
+
+
+def times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None, rows: int = 4096) -> Tensor:
+    """``weight diag(gain) basis`` in the weight's dtype, computed in float64 on the basis' device.
+
+    Args:
+        weight (Tensor): [out, hidden].
+        basis (Tensor): float64 [hidden, directions].
+        gain (Tensor | None): float64 [hidden].
+        rows (int): Rows that are turned into float64 at once.
+    """
+    matrix = basis if gain is None else gain.to(basis)[:, None] * basis
+    out = torch.empty(weight.shape[0], basis.shape[1], dtype=weight.dtype, device=weight.device)
+    for start in range(0, len(weight), rows):
+        block = weight[start : start + rows].to(basis.device, torch.float64)
+        out[start : start + rows] = (block @ matrix).to(weight)
+    return out
+
+
+def folded_gains(norm: ReadingNorm, get: Get, dtype: torch.dtype | None = None) -> tuple[float, Tensor]:
+    """The one gain that a norm keeps, as it will be stored, and the gain in use that is folded.
+
+    Args:
+        norm (ReadingNorm): The norm.
+        get (Callable): Source parameter by name.
+        dtype (torch.dtype | None): Of the stored gain; default: the norm's own.
+
+    Returns:
+        tuple[float, Tensor]: s, and g as float64 [hidden].
+    """
+    weight = get(f'{norm.path}.weight')
+    gain = weight.double() + norm.offset
+    scale = scalar_gain(gain, (column_squares(get(f'{reader}.weight')).to(gain) for reader in norm.readers))
+    stored = torch.tensor(scale - norm.offset, dtype=torch.float64).to(dtype or weight.dtype)
+    return stored.double().item() + norm.offset, gain
+
+
+def rotated_tensors(
+    parts: StreamParts,
+    rotation: Rotation,
+    names: Iterator[str] | list[str],
+    get: Get,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = 'cpu',
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields (parameter name, tensor) of the rotated model, in the order of ``names``.
+
+    Args:
+        parts (StreamParts): Parts of the source. A tied source gives ``final_gain`` a value in ``rotation``, or is
+            untied: then the head's tensor is made from the embedding's, and ``names`` has the head's name.
+        rotation (Rotation): What to do.
+        names (Iterable[str]): Parameters to write.
+        get (Callable): Source parameter by name; read when it is its turn and not kept.
+        dtype (torch.dtype | None): Of the written tensors; default: each one's own.
+        device (torch.device | str): Where products are computed.
+
+    Raises:
+        ValueError: If a parameter holds NaN or infinity; names it.
+    """
+    basis = rotation.basis.to(device, torch.float64)
+    norm_of, norms, writers = parts.norm_of, {norm.path: norm for norm in parts.norms}, set(parts.writers)
+    tied_head = rotation.final_gain is not None
+    gains: dict[str, tuple[float, Tensor]] = {}
+
+    def checked(name: str) -> Tensor:
+        tensor = get(name)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f'{name} of the source holds NaN or infinity; a rotation would spread it over the whole tensor. '
+                'Take a sound source.'
+            )
+        return tensor
+
+    def gain_of(norm: ReadingNorm) -> tuple[float, Tensor]:
+        if norm.path not in gains:
+            gains[norm.path] = folded_gains(norm, checked, dtype)
+        return gains[norm.path]
+
+    for name in names:
+        path, _, kind = name.rpartition('.')
+        tensor = checked(name)
+        target = tensor.dtype if dtype is None else dtype
+        if path == parts.embedding or (tied_head and path == parts.head):
+            tensor = times_basis(_widened(tensor, target), basis)
+        elif path in norm_of and kind == 'weight':
+            scale, gain = gain_of(norm_of[path])
+            tensor = times_basis(_widened(tensor, target), basis, gain / scale)
+        elif path in writers:
+            turned = basis.T @ tensor.to(device, torch.float64) if kind == 'bias' else None
+            tensor = turned if turned is not None else times_basis(_widened(tensor.T, target), basis).T
+        elif path in norms:
+            tensor = _norm_weight(norms[path], tensor, rotation, gain_of, parts)
+        yield name, tensor.to('cpu' if device != 'cpu' else tensor.device, target).contiguous()
+
+
+def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the type that its product is to be rounded to, where that is wider than its own."""
+    return tensor if tensor.dtype.itemsize >= dtype.itemsize else tensor.to(dtype)
+
+
+def _norm_weight(
+    norm: ReadingNorm,
+    weight: Tensor,
+    rotation: Rotation,
+    gain_of: Callable[[ReadingNorm], tuple[float, Tensor]],
+    parts: StreamParts,
+) -> Tensor:
+    if rotation.final_gain is not None and norm == parts.final_norm:
+        return rotation.basis.double().square().T @ rotation.final_gain.to(rotation.basis) - norm.offset
+    return torch.full(weight.shape, gain_of(norm)[0] - norm.offset, dtype=torch.float64, device=weight.device)
+
+
+@torch.no_grad()
+def rotate_model(model: PreTrainedModel, rotation: Rotation) -> PreTrainedModel:
+    """Rotates a model in place, in its own dtype; a tied head stays tied if the rotation has a ``final_gain`` and is
+    untied otherwise.
+
+    Raises:
+        ValueError: As :func:`~llmshearing.rotation.stream.stream_parts`, and for NaN or infinity.
+    """
+    parts = stream_parts(model.config)
+    state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    head = f'{parts.head}.weight'
+    if parts.tied and rotation.final_gain is None:
+        state[head] = state[f'{parts.embedding}.weight']
+        model.config.tie_word_embeddings = False
+        module = model.get_submodule(parts.head)
+        module.weight = torch.nn.Parameter(module.weight.detach().clone())
+    if parts.tied and rotation.final_gain is not None:
+        state.pop(head, None)
+    parameters = dict(model.named_parameters())
+    for name, tensor in rotated_tensors(parts, rotation, list(state), state.__getitem__):
+        parameters[name].copy_(tensor)
+    return model

@@ -1,0 +1,296 @@
+"""A source folder in, a rotated folder out: reads text, finds the basis, rewrites tensor by tensor, checks.
+
+The stages are a forward pass over some text (moments of the normalised stream), with ``learn`` some steps of the
+subspace, the rewriting, which holds one tensor at a time, and the check. Moments and subspace are saved as they grow,
+so a killed rotation goes on where it was and gives the same bytes. The folder appears under its name only when the
+check has passed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
+from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
+from llmshearing.rotation.corpus import Corpus, read_corpus
+from llmshearing.rotation.energy import energy_kept, energy_table, gain_factors, table_widths
+from llmshearing.rotation.folder import PICTURE, RECORD, copy_companions, plot_energy, write_card, write_config
+from llmshearing.rotation.folding import common_gain, odd_axes
+from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
+from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
+from llmshearing.rotation.paging import paged_model
+from llmshearing.rotation.resume import RotationState, settings_key
+from llmshearing.rotation.rotate import Rotation, rotated_tensors
+from llmshearing.rotation.settings import DTYPES, RotationSettings
+from llmshearing.rotation.source_folder import SourceFolder, open_source
+
+__all__ = ['rotate_source', 'step_size']
+
+SHARD_BYTES = 10**9  # a shard is held in memory while it fills
+WHOLE_UP_TO = 10**9  # parameters; larger sources run in the type they are stored in, read from their files as they run
+SAVE_EVERY = 8  # batches or steps between two saves
+ENERGY_BATCHES = 8
+
+Report = Callable[[str], None]
+
+
+def rotate_source(
+    source: Path | str,
+    data: Path | str,
+    output: Path | str,
+    settings: RotationSettings,
+    overwrite: bool = False,
+    device: str | None = None,
+    report: Report = lambda line: None,
+) -> dict[str, Any]:
+    """Writes ``source`` in a better basis to ``output``; returns what ``rotation.json`` says.
+
+    Args:
+        source (Path): Hugging Face folder with safetensors.
+        data (Path): See :mod:`llmshearing.rotation.corpus`.
+        output (Path): Folder to write.
+        settings (RotationSettings): What decides the result.
+        overwrite (bool): Replace an existing output.
+        device (str | None): Where to compute; default: a GPU if there is one.
+        report (Callable): Receives a line now and then.
+
+    Raises:
+        ValueError: For a source that cannot be rotated, settings or data that do not fit it, or a result that does not
+            compute what the source does.
+        FileExistsError: If ``output`` exists and may not be replaced.
+    """
+    opened, output = open_source(source), Path(output)
+    settings = settings.checked(opened)
+    if output.exists() and not overwrite:
+        raise FileExistsError(f'{output} exists already; choose another folder or allow overwriting it.')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    vocabulary = opened.config.vocab_size
+    wanted = max(settings.tokens, settings.learn * settings.batch_tokens)
+    corpus = read_corpus(Path(data), opened.path, vocabulary, settings.seq_len, wanted, settings.held_out)
+    report(
+        f'{opened.path}: {opened.parameters:,} parameters, hidden_size {opened.parts.hidden_size}; '
+        f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'
+    )
+    opened.check_finite()
+    key = settings_key(
+        {
+            **dataclasses.asdict(settings),
+            'source': opened.fingerprint(),
+            'data': corpus.fingerprint(),
+            'device': device.partition(':')[0],
+        }
+    )
+    work = _Work(opened, settings, corpus, RotationState(output, key), device, report)
+    rotation, record, kept = work.find_rotation()
+    with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
+        dtype = work.write(writer, rotation)
+        work.check(writer.path, rotation, dtype, record)
+        plot_energy(kept, settings.keep, writer.path / PICTURE)
+        write_card(opened.path, output.name, record, kept, writer.path)
+        text = json.dumps(record, indent=1)
+        (writer.path / RECORD).write_text(text + '\n', encoding='utf-8')
+        writer.commit()
+    work.state.remove()
+    report(f'written to {output}\n\n{energy_table(kept, table_widths(kept.shape[1]))}')
+    return record
+
+
+@dataclasses.dataclass
+class _Work:
+    """The stages of one rotation."""
+
+    source: SourceFolder
+    settings: RotationSettings
+    corpus: Corpus
+    state: RotationState
+    device: str
+    report: Report
+
+    @property
+    def tied(self) -> bool:
+        """Whether the result is tied."""
+        return self.source.parts.tied and not self.settings.untie
+
+    def batches(self, held_out: bool = False, limit: int | None = None) -> list[Tensor]:
+        """Batches of about the wanted number of tokens, of so many tokens at most."""
+        length = len(self.corpus.seen[0])
+        batches = self.corpus.batches(max(1, self.settings.batch_tokens // length), held_out)
+        if limit is None:
+            return batches
+        counts = torch.tensor([batch.numel() for batch in batches]).cumsum(0)
+        return batches[: int((counts < limit).sum()) + 1]
+
+    def find_rotation(self) -> tuple[Rotation, dict[str, Any], Tensor]:
+        """Runs the model: moments, the tied head's gain, the basis. Returns what to do, the record, energy kept."""
+        model = self._model()
+        moments = self._moments(model)
+        fixed, gain, losses = torch.empty(0, dtype=torch.int64), None, {}
+        losses['source'] = held_out_loss(model, self.batches(held_out=True))
+        if self.tied:
+            fixed, gain = self._tied_gain(model, moments, losses)
+        basis = principal_basis(moments.covariance, fixed)
+        learned = None
+        if self.settings.learn:
+            learner = self._learn(model, basis, fixed, gain)
+            basis = completed_basis(learner.subspace(), moments.covariance, fixed)
+            learned = {'steps': learner.steps, 'gain': math.exp(learner.log_gain)}
+        squares = stream_mean_squares(model, self.batches()[:ENERGY_BATCHES], basis.to(self.device)).cpu()
+        kept = energy_kept(squares)
+        widths = table_widths(kept.shape[1])
+        record = {
+            'source': str(self.source.settings.get('_name_or_path') or self.source.path.name),
+            'data': self.corpus.where,
+            'tokens': moments.tokens,
+            'tied': self.tied,
+            'untied': self.settings.untie,
+            'keep': self.settings.keep,
+            'learned': learned,
+            'settings': dataclasses.asdict(self.settings),
+            'fixed_axes': fixed.tolist(),
+            'fixed_axes_at': fixed_positions(basis, fixed).tolist(),
+            'loss': losses,
+            'energy': (energies(basis, moments.covariance) / moments.covariance.trace().item()).tolist(),
+            'energy_kept': {
+                'hidden_size': widths,
+                'norms': {
+                    norm.path: [round(value, 6) for value in kept[number, [w - 1 for w in widths]].tolist()]
+                    for number, norm in enumerate(self.source.parts.norms)
+                },
+            },
+        }
+        return Rotation(basis, gain), record, kept
+
+    def _model(self) -> PreTrainedModel:
+        """The source to look at; whole where it is small or a subspace is learned, otherwise from its files."""
+        small = self.source.parameters <= WHOLE_UP_TO
+        dtype = torch.float32 if small else self.source.dtype
+        if small or self.settings.learn:
+            return open_strictly(self.source.path, dtype).to(self.device).requires_grad_(False)
+        return paged_model(self.source, dtype, self.device)
+
+    def _moments(self, model: PreTrainedModel) -> StreamMoments:
+        parts, batches = self.source.parts, self.batches(limit=self.settings.tokens)
+        moments, done = StreamMoments.zeros(len(parts.norms), parts.hidden_size, self.device), 0
+        saved = self.state.load('moments')
+        if saved is not None:
+            done = int(saved['batches'])
+            moments = StreamMoments(
+                saved['covariance'].to(self.device), saved['squares'].to(self.device), int(saved['tokens'])
+            )
+            self.report(f'going on after {done} of {len(batches)} batches')
+        for number in range(done, len(batches)):
+            stream_moments(model, [batches[number]], moments)
+            if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(batches):
+                self.state.save(
+                    'moments',
+                    {
+                        'covariance': moments.covariance,
+                        'squares': moments.squares,
+                        'tokens': torch.tensor(moments.tokens),
+                        'batches': torch.tensor(number + 1),
+                    },
+                )
+                self.report(f'normalised stream: {number + 1} of {len(batches)} batches, {moments.tokens:,} tokens')
+        return StreamMoments(moments.covariance.cpu(), moments.squares.cpu(), moments.tokens)
+
+    def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
+        """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
+        final = self.source.parts.final_norm
+        own = model.get_submodule(final.path).weight.detach().double().cpu() + final.offset
+        squares = moments.mean_squares()[-1]
+        fixed = odd_axes(own, squares, self.settings.fixed_axes)
+        gain = common_gain(own, fixed)
+        set_final_gain(model, gain)
+        losses['common_gain'] = held_out_loss(model, self.batches(held_out=True))
+        set_final_gain(model, own)
+        self.report(
+            f'tied LM head: {len(fixed)} fixed axes, the common gain of the others costs '
+            f'{losses["common_gain"] - losses["source"]:+.4f} nats'
+        )
+        check_raise(losses['source'], losses['common_gain'], len(fixed), len(own))
+        return fixed, gain
+
+    def _learn(self, model: PreTrainedModel, basis: Tensor, fixed: Tensor, gain: Tensor | None) -> SubspaceLearner:
+        parts, keep, steps = self.source.parts, self.settings.keep, self.settings.learn
+        batches = self.batches()
+        squares = stream_mean_squares(model, batches[:ENERGY_BATCHES], basis.to(self.device))
+        factors = gain_factors(squares, keep).float()
+        folded = folded_parameters(model, gain)
+        saved = self.state.load('subspace')
+        if saved is None:
+            learner = SubspaceLearner.start(basis.to(self.device), keep, fixed)
+        else:
+            learner = SubspaceLearner.from_tensors(saved, self.device)
+            self.report(f'going on after {learner.steps} of {steps} steps of the subspace')
+        losses = []
+        while learner.steps < steps:
+            ids = batches[learner.steps % len(batches)].to(self.device)
+            losses.append(
+                learner.step(
+                    lambda subspace, factor, ids=ids: cut_loss(
+                        model, cut_parameters(parts, folded, subspace, factors * factor), ids
+                    ),
+                    step_size(learner.steps, steps),
+                )
+            )
+            if learner.steps % SAVE_EVERY == 0 or learner.steps == steps:
+                self.state.save('subspace', dict(learner.tensors()))
+                self.report(
+                    f'subspace: {learner.steps} of {steps} steps, loss of the cut model '
+                    f'{sum(losses[-SAVE_EVERY:]) / len(losses[-SAVE_EVERY:]):.3f}'
+                )
+        return learner
+
+    def write(self, writer: ModelFolderWriter, rotation: Rotation) -> torch.dtype:
+        """Rewrites every tensor and puts the source's other files beside them."""
+        source = self.source
+        stored = source.dtype if self.settings.dtype is None else DTYPES[self.settings.dtype]
+        names = [*source.names, source.head] if self.settings.untie else source.names
+        chosen = None if self.settings.dtype is None else stored
+        rotated = rotated_tensors(source.parts, rotation, names, source.get, chosen, self.device)
+        for number, (name, tensor) in enumerate(rotated, 1):
+            writer.add(name, tensor)
+            if number % 100 == 0 or number == len(names):
+                self.report(f'rotated {number} of {len(names)} tensors')
+        writer.finish_tensors()
+        write_config(source.settings, self.tied, stored, writer.path)
+        copy_companions(source.path, writer.path)
+        return stored
+
+    def check(self, folder: Path, rotation: Rotation, stored: torch.dtype, record: dict[str, Any]) -> None:
+        """Compares the written folder with the source; of large models, no more than a tensor is in memory."""
+        batches = self.batches(held_out=True)
+        model = paged_model(self.source, torch.float64, self.device)
+        set_final_gain(model, rotation.final_gain)
+        expected = probe_logits(model, batches)
+        written = open_source(folder)
+        model = paged_model(written, torch.float64, self.device)
+        difference = check_logits(probe_logits(model, batches), expected, stored, str(folder))
+        small = written.parameters <= WHOLE_UP_TO
+        if small:
+            model = open_strictly(folder).to(self.device)
+        else:
+            model = paged_model(written, stored, self.device)
+        record['checked_in'] = 'float64'
+        record['largest_logit_difference'] = difference
+        record['loss']['rotated'] = held_out_loss(model, batches)
+        self.report(
+            f'checked in {record["checked_in"]}: logits differ by {difference:.2g} at most; held-out loss '
+            f'{record["loss"]["source"]:.4f} before, {record["loss"]["rotated"]:.4f} after'
+        )
+
+
+def step_size(step: int, steps: int) -> float:
+    """Fraction of a full step: a cosine down to a tenth."""
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2

@@ -1,0 +1,24 @@
+"""Tiny models for the tests of rotation, whose gains differ enough that forgetting one is seen."""
+
+from __future__ import annotations
+
+import torch
+
+from llmshearing.rotation.stream import stream_parts
+from tests.models.tiny import VARIANTS, tiny_model
+
+REFUSED = ('gemma2', 'gemma3_text', 'olmo2', 'starcoder2', 'gpt_neox')
+ROTATABLE = [name for name in VARIANTS if name.partition('-')[0] not in REFUSED]
+IDS = torch.arange(2 * 24).reshape(2, 24) * 7 % 97
+
+
+def source_model(variant: str = 'llama', dtype: torch.dtype = torch.float64, spread: float = 1.5, **overrides):
+    """A tiny model with random gains between 0.1 and 0.1 + ``spread`` in all norms that read the stream."""
+    model = tiny_model(variant, **overrides).to(dtype)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for norm in stream_parts(model.config).norms:
+            weight = model.get_submodule(norm.path).weight
+            gain = torch.rand(weight.shape, generator=generator, dtype=torch.float64) * spread + 0.1
+            weight.copy_(gain - norm.offset)
+    return model

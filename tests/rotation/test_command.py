@@ -1,0 +1,276 @@
+"""``llmshearing rotate`` from a source folder to a rotated one: exact, resumable, atomic, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmshearing.commands.rotate import main
+from llmshearing.rotation import check
+from llmshearing.rotation import rotate_source as stages
+from llmshearing.rotation.corpus import read_corpus
+from tests.rotation.models import IDS, source_model
+from tests.tiny_run import tiny_tokenizer
+
+SIZES = ['--tokens', '600', '--held-out', '100', '--seq-len', '20', '--batch-tokens', '40']
+
+
+def make_source(folder: Path, variant: str = 'llama', spread: float = 1.5, **overrides) -> Path:
+    source_model(variant, torch.float32, spread, **overrides).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / 'README.md').write_text('---\nlicense: mit\nlanguage: en\n---\n# tiny\n')
+    (folder / 'LICENSE').write_text('MIT, as it were')
+    return folder
+
+
+def make_text(path: Path, documents: int = 60) -> Path:
+    lines = [' '.join(f'w{(7 * d + (d % 5 + 1) * i) % 94}' for i in range(25)) for d in range(documents)]
+    path.write_text(''.join(json.dumps({'text': line}) + '\n' for line in lines))
+    return path
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('rotate')
+    make_source(folder / 'source')
+    make_source(folder / 'tied', 'llama-tied', spread=0.01)
+    make_text(folder / 'text.jsonl')
+    return folder
+
+
+def run(place: Path, source: str, output: str, *options: str) -> Path:
+    assert (
+        main(
+            [
+                str(place / source),
+                '--data',
+                str(place / 'text.jsonl'),
+                '--output',
+                str(place / output),
+                *SIZES,
+                *options,
+            ]
+        )
+        == 0
+    )
+    return place / output
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)(IDS).logits
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_rotated_folder_is_the_source_in_another_basis(place, capsys):
+    folder = run(place, 'source', 'rotated', '--keep', '32')
+    torch.testing.assert_close(logits(folder), logits(place / 'source'), rtol=0, atol=1e-4)
+    rotated, source = load_file(folder / 'model.safetensors'), load_file(place / 'source' / 'model.safetensors')
+    assert {name: tensor.shape for name, tensor in rotated.items()} == {n: t.shape for n, t in source.items()}
+    assert not torch.allclose(rotated['model.embed_tokens.weight'], source['model.embed_tokens.weight'], atol=1e-2)
+    for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'LICENSE'):
+        assert (folder / name).read_bytes() == (place / 'source' / name).read_bytes()
+    AutoTokenizer.from_pretrained(folder)
+    own, derived = (json.loads((f / 'config.json').read_text()) for f in (place / 'source', folder))
+    assert {key for key in own.keys() | derived.keys() if own.get(key) != derived.get(key)} <= {'tie_word_embeddings'}
+    card = (folder / 'README.md').read_text()
+    assert 'license: mit' in card and 'base_model: ' in card and 'energy_kept.svg' in card
+    assert (folder / 'energy_kept.svg').read_text().startswith('<svg xmlns')
+    record = json.loads((folder / 'rotation.json').read_text())
+    assert record['settings']['keep'] == 32 and record['fixed_axes'] == [] and not record['tied']
+    assert record['largest_logit_difference'] < 1e-4 and record['checked_in'] == 'float64'
+    assert abs(record['loss']['rotated'] - record['loss']['source']) < 1e-5
+    assert abs(sum(record['energy']) - 1) < 1e-9 and record['energy'] == sorted(record['energy'], reverse=True)
+    assert all(kept[-1] == 1 for kept in record['energy_kept']['norms'].values())
+    out = capsys.readouterr().out
+    assert '| 48 | 100.0 % | 100.0 % | 100.0 % |' in out and 'checked in float64' in out
+    assert not list(place.glob('.rotated*'))
+
+
+def test_a_tied_source_stays_tied(place):
+    folder = run(place, 'tied', 'tied-rotated', '--fixed-axes', '5')
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.tie_word_embeddings and 'lm_head.weight' not in load_file(folder / 'model.safetensors')
+    record = json.loads((folder / 'rotation.json').read_text())
+    assert len(record['fixed_axes']) == 5 and record['settings']['fixed_axes'] == 5
+    embedding = model.model.embed_tokens.weight.detach()
+    own = AutoModelForCausalLM.from_pretrained(place / 'tied').model.embed_tokens.weight.detach()
+    assert torch.equal(embedding[:, record['fixed_axes_at']], own[:, record['fixed_axes']])
+    assert record['loss']['rotated'] - record['loss']['source'] < 0.01
+    torch.testing.assert_close(logits(folder), logits(place / 'tied'), rtol=0, atol=0.1)
+
+
+def test_untied_on_request(place):
+    folder = run(place, 'tied', 'untied', '--untie')
+    assert 'lm_head.weight' in load_file(folder / 'model.safetensors')
+    assert json.loads((folder / 'config.json').read_text())['tie_word_embeddings'] is False
+    torch.testing.assert_close(logits(folder), logits(place / 'tied'), rtol=0, atol=1e-4)
+
+
+def test_a_common_gain_that_costs_too_much_is_refused(place, monkeypatch):
+    make_source(place / 'odd', 'llama-tied', spread=4.0)
+    monkeypatch.setattr(check, 'LARGEST_RAISE', -1.0)  # to a random model no gain is better than another
+    with pytest.raises(ValueError, match='3 fixed axes.*allowed is -1.0.*--fixed-axes 16; or --untie'):
+        run(place, 'odd', 'odd-rotated', '--fixed-axes', '3')
+    assert not (place / 'odd-rotated').exists()
+
+
+def test_learned_is_exact_too_and_names_its_steps(place):
+    folder = run(place, 'source', 'learned', '--keep', '32', '--learn', '3ba')
+    torch.testing.assert_close(logits(folder), logits(place / 'source'), rtol=0, atol=1e-4)
+    assert json.loads((folder / 'rotation.json').read_text())['learned']['steps'] == 3
+
+
+@pytest.mark.parametrize('stage', ['moments', 'subspace', 'tensors', 'check'])
+def test_killed_and_started_again_gives_the_same_bytes(place, monkeypatch, stage):
+    options = ('--keep', '32', '--learn', '4ba')
+    monkeypatch.setattr(stages, 'SAVE_EVERY', 2)
+    whole = place / 'whole'
+    if not whole.exists():
+        run(place, 'source', 'whole', *options)
+    name, after = {
+        'moments': ('stream_moments', 5),
+        'subspace': ('cut_loss', 3),
+        'tensors': ('copy_companions', 0),
+        'check': ('check_logits', 0),
+    }[stage]
+    real, calls = getattr(stages, name), []
+
+    def killed(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    output = place / 'again' / 'whole'
+    shutil.rmtree(output.parent, ignore_errors=True)
+    output.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(place, 'source', 'again/whole', *options)
+    assert not output.exists() and (output.parent / '.whole.rotation').exists()
+    saw = []
+    monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: saw.append(1) or STREAM_MOMENTS(*a, **k))
+    run(place, 'source', 'again/whole', *options)
+    assert len(saw) < 15  # of 15 batches, some were saved
+    assert files(output) == files(whole)
+    assert [path.name for path in output.parent.iterdir()] == ['whole']
+
+
+STREAM_MOMENTS = stages.stream_moments
+
+
+def test_moments_of_other_settings_are_not_used(place, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: seen.append(1) or STREAM_MOMENTS(*a, **k))
+    monkeypatch.setattr(stages, 'check_logits', lambda *a: (_ for _ in ()).throw(ValueError('stop')))
+    for options in ([], [], ['--dtype', 'bfloat16']):
+        with pytest.raises(ValueError, match='stop'):
+            run(place, 'source', 'other', *options)
+    assert len(seen) == 30  # the second time none
+
+
+def test_bfloat16_on_request(place):
+    folder = run(place, 'source', 'half', '--dtype', 'bfloat16')
+    assert {t.dtype for t in load_file(folder / 'model.safetensors').values()} == {torch.bfloat16}
+    assert json.loads((folder / 'config.json').read_text())['torch_dtype'] == 'bfloat16'
+    record = json.loads((folder / 'rotation.json').read_text())
+    assert 1e-4 < record['largest_logit_difference'] < 0.1
+
+
+def test_nan_in_the_source_is_refused_by_name(place):
+    broken = place / 'broken'
+    shutil.copytree(place / 'source', broken)
+    tensors = load_file(broken / 'model.safetensors')
+    tensors['model.layers.1.self_attn.o_proj.weight'][0, 0] = float('inf')
+    save_file(tensors, broken / 'model.safetensors', {'format': 'pt'})
+    with pytest.raises(ValueError, match=r'model\.layers\.1\.self_attn\.o_proj\.weight holds NaN or infinity'):
+        run(place, 'broken', 'never')
+
+
+@pytest.mark.parametrize('variant', ['gemma2', 'gpt_neox'])
+def test_another_family_is_refused(place, variant):
+    from tests.models.tiny import tiny_model
+
+    tiny_model(variant).save_pretrained(place / variant)
+    with pytest.raises(ValueError, match=f'{variant} cannot be rotated'):
+        run(place, variant, 'never')
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--learn', '3ba'], '--learn needs --keep'),
+        (['--keep', '48'], '--keep 48: expected 1 to 47'),
+        (['--untie'], 'has weights of its own already'),
+        (['--fixed-axes', '3'], 'for tied embeddings'),
+        (['--seq-len', '1'], '--seq-len 1: expected 2 to 128'),
+        (['--tokens', '0'], '--tokens 0'),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(place, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(place, 'source', 'never', *options)
+    assert not (place / 'never').exists()
+
+
+def test_an_existing_folder_is_not_replaced_unasked(place):
+    (place / 'there').mkdir()
+    with pytest.raises(FileExistsError, match='exists already'):
+        run(place, 'source', 'there')
+    run(place, 'source', 'there', '--overwrite')
+    assert (place / 'there' / 'rotation.json').exists()
+
+
+def test_a_folder_without_safetensors_is_refused(place):
+    (place / 'empty').mkdir()
+    with pytest.raises(ValueError, match='no config.json'):
+        run(place, 'empty', 'never')
+    shutil.copy(place / 'source' / 'config.json', place / 'empty')
+    with pytest.raises(ValueError, match='no model.safetensors.*pickle'):
+        run(place, 'empty', 'never')
+
+
+def test_prepared_data_and_their_tokenizer(place):
+    from llmshearing.prepare.tokenizer import plan_tokenizer
+    from tests.tiny_data import tiny_data
+
+    work = place / 'prepared'
+    make_source(work / 'source')
+    data = tiny_data(work, documents=60)
+    corpus = read_corpus(data, work / 'source', 97, 16, 400, 64)
+    assert all(len(row) == 16 for row in corpus.seen + corpus.held_out)
+    assert sum(map(len, corpus.seen)) == 400 and sum(map(len, corpus.held_out)) == 64
+    assert read_corpus(data / 'prune', work / 'source', 97, 16, 400, 64).seen
+    with pytest.raises(ValueError, match=r'holds token \d+, but the source has a vocabulary of 20'):
+        read_corpus(data, work / 'source', 20, 16, 400, 64)
+    tiny_tokenizer(99).save_pretrained(work / 'source')
+    assert plan_tokenizer(str(work / 'source'), False, True).size == 99
+    with pytest.raises(ValueError, match='prepared with the tokenizer .* not the one in'):
+        read_corpus(data, work / 'source', 97, 16, 400, 64)
+
+
+def test_text_files(tmp_path):
+    make_source(tmp_path / 'source')
+    (tmp_path / 'text').mkdir()
+    (tmp_path / 'text' / 'a.txt').write_text(' '.join(f'w{i % 90}' for i in range(300)))
+    make_text(tmp_path / 'text' / 'b.jsonl', 5)
+    corpus = read_corpus(tmp_path / 'text', tmp_path / 'source', 97, 20, 200, 40)
+    assert len(corpus.seen) + len(corpus.held_out) == 12 and len(corpus.held_out) == 1
+    assert corpus.seen[0].tolist() == [3 + i for i in range(20)]  # files take turns
+    assert corpus.seen[1].tolist() == [3 + i for i in range(20)]
+    (tmp_path / 'text' / 'b.jsonl').write_text('{"no": 1}\n')
+    with pytest.raises(ValueError, match='b.jsonl, line 1: expected'):
+        read_corpus(tmp_path / 'text', tmp_path / 'source', 97, 20, 200, 40)
+    with pytest.raises(ValueError, match='no such file'):
+        read_corpus(tmp_path / 'nowhere', tmp_path / 'source', 97, 20, 200, 40)
