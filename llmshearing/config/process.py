@@ -23,6 +23,13 @@ ENVIRONMENT = {
     'TOKENIZERS_PARALLELISM': 'false',  # threads of the tokenizer do not survive the forks of loaders
 }
 # Modules whose deprecations are theirs to mend; they fill the first screen of a run.
+# What other libraries say of themselves once per run, which is no setting of the user's.
+KNOWN = (
+    'pkg_resources is deprecated as an API',
+    'TypedStorage is deprecated',
+    'To copy construct from a tensor',
+    "'pin_memory' argument is set as true but no accelerator",
+)
 NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torchmetrics', 'transformers', 'google')
 
 
@@ -58,6 +65,8 @@ def _silence_deprecations() -> None:
     for module in NOISY:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
+    for message in KNOWN:
+        warnings.filterwarnings('ignore', message=rf'\s*{message}')
 
 
 def _add_resume_settings(config: dict[str, Any]) -> None:
