@@ -8,16 +8,22 @@ adds this callback to every run that saves or loads checkpoints.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from composer.core import State
 from composer.loggers import Logger
 from llmfoundry.interfaces import CallbackWithConfig
 
+from llmshearing.checkpoints.shards import read_metadata
+from llmshearing.config.resume import resume_source
+
 __all__ = ['ResumeSettings']
 
+STATE_KEY = 'state.callbacks.ResumeSettings.settings'
 log = logging.getLogger(__name__)
 
 NEW_RUN = 'start a new run, in another save_folder, with load_path: CHECKPOINT and load_weights_only: true'
@@ -44,12 +50,14 @@ class ResumeSettings(CallbackWithConfig):
     def __init__(self, train_config: dict[str, Any]) -> None:
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
         self._saved: dict[str, Any] = {}
+        self._is_noted = _is_noted_in(resume_source(train_config))
         self._groups: list[dict[str, Any]] = []
 
     def before_load(self, state: State, logger: Logger) -> None:
         self._groups = [_numbers(group) for group in _groups(state)]
 
     def after_load(self, state: State, logger: Logger) -> None:
+        self._is_noted = True  # from now on
         if state.timestamp.batch.value == 0:  # not resumed
             return
         changed: dict[str, tuple[Any, Any]] = {}
@@ -70,11 +78,20 @@ class ResumeSettings(CallbackWithConfig):
             log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, FROM_CHECKPOINT[place])
 
     def state_dict(self) -> dict[str, Any]:
-        return {'settings': dict(self._own)}
+        """Settings as one text: a sharded checkpoint is loaded only into the very keys that it holds, and into none
+        where it was written before this callback was there."""
+        return {'settings': json.dumps(self._own)} if self._is_noted else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps what the checkpoint was trained with, to be compared once everything is loaded."""
-        self._saved = {place: value for place, value in state['settings'].items() if place in FROM_CHECKPOINT}
+        saved = json.loads(state.get('settings', '{}'))
+        self._saved = {place: value for place, value in saved.items() if place in FROM_CHECKPOINT}
+
+
+def _is_noted_in(checkpoint: Path | None) -> bool:
+    if checkpoint is None or not checkpoint.is_dir():
+        return False
+    return STATE_KEY in read_metadata(checkpoint).state_dict_metadata
 
 
 def _setting(config: Any, place: str) -> Any:

@@ -58,6 +58,8 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
     _trust_no_remote_code(config)
     expand_paths(config)
     _add_resume_settings(config)
+    if 'console_progress' in section_names(config.get('loggers')):  # in the place of Composer's wall of lines
+        config.update(log_to_console=False, progress_bar=False)
     llmfoundry.keep_sharding(_sharding_of_one_process(config))
 
 
