@@ -23,6 +23,13 @@ ENVIRONMENT = {
     'TOKENIZERS_PARALLELISM': 'false',  # threads of the tokenizer do not survive the forks of loaders
 }
 # Modules whose deprecations are theirs to mend; they fill the first screen of a run.
+# What other libraries say of themselves once per run, which is no setting of the user's.
+KNOWN = (
+    'pkg_resources is deprecated as an API',
+    'TypedStorage is deprecated',
+    'To copy construct from a tensor',
+    "'pin_memory' argument is set as true but no accelerator",
+)
 NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torchmetrics', 'transformers', 'google')
 
 
@@ -51,6 +58,9 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
         logging.getLogger('llmshearing').setLevel(level.upper())
     _trust_no_remote_code(config)
     expand_paths(config)
+    _add_resume_settings(config)
+    if 'console_progress' in section_names(config.get('loggers')):  # in the place of Composer's wall of lines
+        config.update(log_to_console=False, progress_bar=False)
     llmfoundry.keep_sharding(_sharding_of_one_process(config))
 
 
@@ -58,6 +68,15 @@ def _silence_deprecations() -> None:
     for module in NOISY:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
+    for message in KNOWN:
+        warnings.filterwarnings('ignore', message=rf'\s*{message}')
+
+
+def _add_resume_settings(config: dict[str, Any]) -> None:
+    """Runs that save or load checkpoints notice settings that have changed since."""
+    callbacks = config.get('callbacks') or {}
+    if isinstance(callbacks, dict) and (config.get('save_folder') or config.get('load_path')):
+        config['callbacks'] = {**callbacks, 'resume_settings': callbacks.get('resume_settings') or {}}
 
 
 def _sharding_of_one_process(config: dict[str, Any]) -> dict[str, Any] | None:
