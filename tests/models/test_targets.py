@@ -264,7 +264,7 @@ def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
         ({'params': 1.3e9, 'hiden_size': 3}, ["unknown key 'hiden_size'. Did you mean 'hidden_size'?"]),
         ({'params': 1.3e9, 'size': '2GB'}, ['params and size both name the target']),
         ({'params': 'many'}, ["params: not a count: 'many'"]),
-        ({'params': -5}, ["params: not a count: '-5'"]),
+        ({'params': -5}, ['params: not a count: -5']),
         ({'params': True}, ['params: not a count: True']),
         ({'size': '2.5 furlongs'}, ["size: not a size: '2.5 furlongs'"]),
         ({'size': '2GB', 'dtype': 'int4'}, ["dtype='int4': must be one of bfloat16, float16, float32"]),
