@@ -349,10 +349,8 @@ def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, caps
 
     import huggingface_hub
 
-    from llmshearing.checkpoints import remote
-
     checkpoint, _, _, _ = progressive
-    monkeypatch.setattr(remote, 'get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
+    monkeypatch.setattr('composer.utils.get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
     calls = []
 
     class Hub:
