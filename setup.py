@@ -26,8 +26,12 @@ ENTRY_POINTS = {
         'finite_monitor = llmshearing.callbacks.finite_monitor:FiniteMonitor',
         'stop_on_sigterm = llmshearing.callbacks.stop_on_sigterm:StopOnSigterm',
     ],
+    'llmfoundry_callbacks_with_config': ['resume_settings = llmshearing.callbacks.resume_settings:ResumeSettings'],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
-    'llmfoundry_loggers': ['metrics_file = llmshearing.metrics.logger:MetricsFile'],
+    'llmfoundry_loggers': [
+        'metrics_file = llmshearing.metrics.logger:MetricsFile',
+        'console_progress = llmshearing.callbacks.console_progress:ConsoleProgress',
+    ],
     'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:prepare_run'],
 }
 

@@ -67,6 +67,7 @@ class ExportPruned(Callback):
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
         self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
+        self.difference: float | None = None  # of the exported folder's logits, once it is checked
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
@@ -138,6 +139,7 @@ class ExportPruned(Callback):
             shape = write_pruned_folder(writer, pruning, config, plan, tensors, self.dtype, origin)
             difference = verify_folder(writer.path, expected, self.dtype)
             writer.commit()
+        self.difference = difference
         log.info(
             'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference
         )

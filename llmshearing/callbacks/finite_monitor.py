@@ -92,7 +92,8 @@ class FiniteMonitor(Callback):
         )
         return (
             f'batch {state.timestamp.batch.value}: not finite: {"; ".join(parts)}. The weights were not updated; '
-            f'{last} with a lower learning rate, other data or a higher precision.'
+            f'{last} with a lower optimizer.lr, a higher precision, or other data '
+            '(train_loader.dataset.restart_on_new_data: true).'
         )
 
 

@@ -6,6 +6,10 @@ checkpoint from elsewhere could run anything. Both libraries have a switch for t
 PyTorch's ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` overrules the call, and Composer's ``CHECKPOINT_VALIDATION_FUNCTION`` sees
 every file first. A checkpoint that Composer and this package write passes both. Who trusts a checkpoint with other
 objects sets ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` in the environment.
+
+Composer's unreleased #3937 does the same from inside: ``weights_only`` with a list of harmless classes, and an
+unpickler of few classes. It also covers ``composer.checkpoint.load``, which unpickles "resumption checkpoints" and
+which neither Composer's trainer nor llm-foundry calls; whoever calls that function is not guarded here.
 """
 
 from __future__ import annotations

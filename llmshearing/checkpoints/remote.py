@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from composer.utils import get_file, maybe_create_object_store_from_uri, parse_uri
-
 __all__ = ['local_copy']
 
 
@@ -27,6 +25,8 @@ def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
     if '://' not in checkpoint:
         yield Path(checkpoint)
         return
+    from composer.utils import get_file, maybe_create_object_store_from_uri, parse_uri  # only for remote addresses
+
     with tempfile.TemporaryDirectory(prefix='checkpoint-') as folder:
         if Path(checkpoint).suffix == '.pt':
             path = Path(folder) / Path(checkpoint).name

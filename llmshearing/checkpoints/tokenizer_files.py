@@ -39,7 +39,7 @@ def write_tokenizer(
         _write_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))))
     try:
         read_tokenizer(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
 
 

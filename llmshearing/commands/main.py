@@ -18,6 +18,7 @@ import yaml
 
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    'train': ('llmshearing.commands.train', 'train as a YAML file says, on one process or several'),
     'plan': ('llmshearing.commands.plan', 'show source and target side by side: counts, cost, memory, warnings'),
     'prepare': ('llmshearing.commands.prepare', 'turn raw text into tokenized MDS splits, one folder per domain'),
     'export': ('llmshearing.commands.export', 'write a checkpoint as a stock Hugging Face folder'),

@@ -1,4 +1,4 @@
-"""llm-foundry 0.22 on transformers 5, which dropped arguments that llm-foundry still passes.
+"""llm-foundry 0.22: on transformers 5, which dropped arguments that it still passes, and on one process.
 
 llm-foundry asks the class attribute ``model_cls`` of its Hugging Face models for ``from_pretrained`` and
 ``from_config``. :func:`install` puts an adapter there. It is a patched attribute and not a subclass, because the run
@@ -7,6 +7,8 @@ files of continued pre-training name llm-foundry's own ``hf_causal_lm``.
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from typing import Any
 
 from torch import nn
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['ModelLoader', 'install']
+__all__ = ['ModelLoader', 'install', 'keep_sharding']
 
 
 class ModelLoader:
@@ -49,3 +51,23 @@ def install() -> None:
         from llmfoundry.models.hf import ComposerHFCausalLM
 
         ComposerHFCausalLM.model_cls = ModelLoader
+
+
+def keep_sharding(fsdp_config: dict[str, Any] | None) -> None:
+    """Makes llm-foundry's ``train`` shard a run of one process, too, which it does not by itself.
+
+    It drops ``fsdp_config`` where there is one process, and with it the kind of checkpoint: a sharded one of two
+    processes could not be read by one, nor the reverse.
+
+    Args:
+        fsdp_config (dict[str, Any] | None): What the coming run is to be built with; ``None`` leaves it to llm-foundry.
+    """
+    from composer import Trainer
+
+    def sharded_trainer(*args: Any, parallelism_config: dict[str, Any], **settings: Any) -> Trainer:
+        return Trainer(*args, parallelism_config={**parallelism_config, 'fsdp': fsdp_config}, **settings)
+
+    module = importlib.import_module('llmfoundry.command_utils.train')  # the package has a function of that name
+    module.Trainer = Trainer if fsdp_config is None else sharded_trainer
+    if fsdp_config is not None:
+        warnings.filterwarnings('ignore', message='FSDP is not applicable for single-GPU training')

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.errors
+
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
     'HEAD_OF_GPT_NEOX',
     'PER_LAYER_LISTS',
+    'STRICT_ERROR',
     'add_older_names',
     'attention_implementation',
     'dtype_of',
@@ -31,6 +34,9 @@ __all__ = [
     'set_plain_rotary',
     'without_packed_masks',
 ]
+
+# What a config of transformers 5 raises for a value that it does not take; configs of 4 raise a ValueError.
+STRICT_ERROR: type[Exception] = getattr(huggingface_hub.errors, 'StrictDataclassError', ValueError)
 
 # Settings of a config that hold one entry per decoder layer, read by position.
 PER_LAYER_LISTS = ('layer_types', 'no_rope_layers')

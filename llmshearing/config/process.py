@@ -14,6 +14,7 @@ from typing import Any
 
 from llmshearing.config.files import expand_paths
 from llmshearing.config.parts import section_names
+from llmshearing.config.resume import resume_source
 
 __all__ = ['prepare_process']
 
@@ -22,6 +23,13 @@ ENVIRONMENT = {
     'TOKENIZERS_PARALLELISM': 'false',  # threads of the tokenizer do not survive the forks of loaders
 }
 # Modules whose deprecations are theirs to mend; they fill the first screen of a run.
+# What other libraries say of themselves once per run, which is no setting of the user's.
+KNOWN = (
+    'pkg_resources is deprecated as an API',
+    'TypedStorage is deprecated',
+    'To copy construct from a tensor',
+    "'pin_memory' argument is set as true but no accelerator",
+)
 NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torchmetrics', 'transformers', 'google')
 
 
@@ -39,22 +47,51 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
     if config is None:
         return
     from llmshearing.checkpoints.guard import guard_checkpoint_loading
-    from llmshearing.compat import composer, llmfoundry
+    from llmshearing.compat import composer, llmfoundry, transformers
 
     composer.install()
     llmfoundry.install()
+    transformers.install()
     guard_checkpoint_loading()
     level = config.get('python_log_level', 'debug')  # llm-foundry's default; it sets the level of its own loggers only
     if isinstance(level, str) and level.upper() in logging.getLevelNamesMapping():
         logging.getLogger('llmshearing').setLevel(level.upper())
     _trust_no_remote_code(config)
     expand_paths(config)
+    _add_resume_settings(config)
+    if 'console_progress' in section_names(config.get('loggers')):  # in the place of Composer's wall of lines
+        config.update(log_to_console=False, progress_bar=False)
+    llmfoundry.keep_sharding(_sharding_of_one_process(config))
 
 
 def _silence_deprecations() -> None:
     for module in NOISY:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
+    for message in KNOWN:
+        warnings.filterwarnings('ignore', message=rf'\s*{message}')
+
+
+def _add_resume_settings(config: dict[str, Any]) -> None:
+    """Runs that save or load checkpoints notice settings that have changed since."""
+    callbacks = config.get('callbacks') or {}
+    if isinstance(callbacks, dict) and (config.get('save_folder') or config.get('load_path')):
+        config['callbacks'] = {**callbacks, 'resume_settings': callbacks.get('resume_settings') or {}}
+
+
+def _sharding_of_one_process(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``fsdp_config`` of a run of one process that reads and writes sharded checkpoints, as more processes do.
+
+    A single-file checkpoint, as one process wrote it before, is gone on from without sharding.
+    """
+    fsdp, model = config.get('fsdp_config'), config.get('model')
+    if not isinstance(fsdp, dict) or os.environ.get('WORLD_SIZE', '1') != '1':
+        return None
+    if isinstance(model, dict) and model.get('init_device') == 'mixed':
+        model['init_device'] = 'cpu'  # the first rank reads the weights, and there is no other
+    resumed = resume_source(config)
+    is_file = resumed is not None and resumed.is_file()
+    return dict(fsdp) if fsdp.get('state_dict_type') == 'sharded' and not is_file else None
 
 
 def _trust_no_remote_code(config: dict[str, Any]) -> None:

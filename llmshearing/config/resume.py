@@ -14,7 +14,7 @@ from typing import Any
 
 from llmshearing.checkpoints.validation import is_whole
 
-__all__ = ['check_resume']
+__all__ = ['check_resume', 'resume_source']
 
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
@@ -28,22 +28,59 @@ def check_resume(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: For what cannot work, with the remedy.
     """
-    if config.get('autoresume'):
-        _check_link(config, config.get('fsdp_config') or {})
+    if _latest(config) is not None and not config.get('load_path'):
+        _check_link(_latest(config), _is_sharded(config))
+    source = resume_source(config)
+    if source is not None:
+        _check_kind(source, config)
 
 
-def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
+def resume_source(config: Mapping[str, Any]) -> Path | None:
+    """The file or folder on this machine that a run would go on from, links followed; None where it begins anew."""
+    latest = _latest(config)
+    if latest is not None and latest.exists():
+        return latest.resolve()
+    path = config.get('load_path')
+    return Path(path).resolve() if isinstance(path, str) and '://' not in path and Path(path).exists() else None
+
+
+def _is_sharded(config: Mapping[str, Any]) -> bool:
+    fsdp = config.get('fsdp_config')
+    return isinstance(fsdp, Mapping) and fsdp.get('state_dict_type') == 'sharded'
+
+
+def _latest(config: Mapping[str, Any]) -> Path | None:
+    """The link to the last checkpoint of a local ``save_folder`` that is there, of a run that resumes by it."""
     folder = config.get('save_folder')
-    if not isinstance(folder, str) or '://' in folder:
-        return
+    if not config.get('autoresume') or not isinstance(folder, str) or '://' in folder:
+        return None
     folder = folder.replace('{run_name}', str(config.get('run_name') or os.environ.get('RUN_NAME')))
     if '{' in folder or not Path(folder).is_dir():
-        return
-    folder = Path(folder)
-    default = LATEST_SHARDED if fsdp.get('state_dict_type') == 'sharded' else LATEST
-    latest = folder / (config.get('save_latest_filename') or default).replace('{rank}', '0')
+        return None
+    default = LATEST_SHARDED if _is_sharded(config) else LATEST
+    return Path(folder) / (config.get('save_latest_filename') or default).replace('{rank}', '0')
+
+
+def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
+    """One process goes on from a single file under any ``fsdp_config``; several only as it says."""
+    several = int(os.environ.get('WORLD_SIZE', '1')) > 1
+    if source.is_file() and _is_sharded(config) and several:
+        raise ValueError(
+            f'{source} is a checkpoint in a single file, and fsdp_config.state_dict_type: sharded reads folders. Set '
+            f'fsdp_config.state_dict_type: full load_path={source} autoresume: false.'
+        )
+    if source.is_dir() and not _is_sharded(config):
+        found = '' if (source / '.metadata').is_file() else ', or none'
+        raise ValueError(
+            f'{source} is a sharded checkpoint{found}, and this run reads single files. Set fsdp_config: '
+            '{state_dict_type: sharded} (one process will do), or start from its weights alone: llmshearing export.'
+        )
+
+
+def _check_link(latest: Path, is_sharded: bool) -> None:
     if latest.exists():
         return
+    folder = latest.parent
     if os.path.lexists(latest):
         raise ValueError(
             f'autoresume: {latest} points to {os.readlink(latest)}, which is not there. Point it to a checkpoint that '
@@ -52,6 +89,11 @@ def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:
     found = [*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))]  # written last of its folder
     saved = sorted(found, key=lambda path: path.stat().st_mtime)
     whole = next((path for path in reversed(saved) if path.is_dir() or is_whole(path)), None)
+    if whole is not None and whole.is_dir() and not is_sharded:
+        raise ValueError(
+            f'autoresume: {whole} is a sharded checkpoint, and this run reads single files. Set fsdp_config: '
+            '{state_dict_type: sharded} (one process will do), or choose another save_folder to begin anew.'
+        )
     if whole is not None:
         cut_off = '' if whole == saved[-1] else f'; {saved[-1].name} is newer, but cut off'
         raise ValueError(

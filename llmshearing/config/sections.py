@@ -93,8 +93,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             check_time(f'callbacks.{name}.save_interval', settings['save_interval'], above_zero=True)
     for name, settings in (config.get('loggers') or {}).items():
         logger = _check_entry('loggers', name, settings, 'loggers')
-        if name == 'metrics_file':
-            build_for_checks(f'loggers.{name}', logger, settings)
+        if name in ('metrics_file', 'console_progress'):
+            build_for_checks(f'loggers.{name}', logger, settings or {})
     _check_profiler(config.get('profiler'))
     check_tasks(config)
     _check_compilation(config.get('compile_config'), config.get('algorithms') or {})

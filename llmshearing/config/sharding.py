@@ -33,7 +33,7 @@ def check_sharding(config: Mapping[str, Any]) -> None:
         _check_settings(fsdp)
         _check_version('targeted_pruning' in (config.get('algorithms') or {}))
         _tell_sums_of_gradients(ranks)
-    _check_init_device(config['model'], bool(fsdp), ranks)
+    _check_init_device(config['model'], bool(fsdp))
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -76,14 +76,14 @@ def _tell_sums_of_gradients(ranks: int) -> None:
         )
 
 
-def _check_init_device(model: Mapping[str, Any], sharded: bool, ranks: int) -> None:
+def _check_init_device(model: Mapping[str, Any], sharded: bool) -> None:
     import torch
 
     device = model.get('init_device', 'cpu')
     check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
-    if device == 'mixed' and not (sharded and ranks > 1):
+    if device == 'mixed' and not sharded:
         raise ValueError(
-            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.'
+            'model.init_device: mixed needs fsdp_config, which shares the weights out; without it use cpu.'
         )
     if device != 'meta':
         return

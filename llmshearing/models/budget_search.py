@@ -5,7 +5,8 @@ The rule. A shape has five ratios to the source: of hidden size, intermediate si
 lies within ``tolerance`` under the budget, the one is taken whose ratios are closest to each other: the smallest
 weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers.
 Pinned sizes are kept and take no part in the comparison. The lattice: every number of layers; multiples of
-``multiple_of`` for hidden and intermediate size; whole KV groups fewer, or all KV heads with fewer query heads each.
+``multiple_of`` for hidden and intermediate size (for some model types the hidden size is a multiple of the query heads
+as well); whole KV groups fewer, or all KV heads with fewer query heads each.
 
 The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
 directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
@@ -21,7 +22,7 @@ import numpy as np
 
 from llmshearing.models.counting import Layout, count_parameters, layout_of
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import ModelShape, resolve_target, shape_of
+from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, resolve_target, shape_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -56,7 +57,13 @@ class _Lattice:
 
 
 def search_budget(
-    config: PretrainedConfig, budget: int, named: str, multiple_of: int, pins: Mapping[str, int], tolerance: float
+    config: PretrainedConfig,
+    budget: int,
+    named: str,
+    multiple_of: int,
+    pins: Mapping[str, int],
+    tolerance: float,
+    whole_heads: bool = True,
 ) -> ModelShape:
     """The shape within the budget that is closest to the source's proportions.
 
@@ -67,6 +74,8 @@ def search_budget(
         multiple_of (int): Step of hidden and intermediate size.
         pins (Mapping[str, int]): Sizes that are given; checked already, complete where sizes depend on each other.
         tolerance (float): The result has at least ``(1 - tolerance) * budget`` parameters.
+        whole_heads (bool): Keep to multiples of the query heads for the hidden size of model types that need it
+            (:data:`~llmshearing.models.shapes.WHOLE_HEADS`). Default: ``True``.
 
     Raises:
         ValueError: If no shape lies within the tolerance, naming the nearest ones below and above.
@@ -78,7 +87,8 @@ def search_budget(
             f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller '
             'budget.'
         )
-    lattice = _lattice(source, multiple_of, pins, family.has_head_dim)
+    whole_heads = whole_heads and config.model_type in WHOLE_HEADS
+    lattice = _lattice(source, multiple_of, pins, family.has_head_dim, whole_heads)
     best = below = above = None
     for layers in lattice.layers:
         counts = _Counts(layout, source, lattice, layers)
@@ -91,10 +101,14 @@ def search_budget(
     return resolve_target(source, dataclasses.asdict(shape), family.has_head_dim)
 
 
-def _lattice(source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_head_dim: bool) -> _Lattice:
+def _lattice(
+    source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_head_dim: bool, whole_heads: bool
+) -> _Lattice:
     hidden = [pins['hidden_size']] if 'hidden_size' in pins else range(multiple_of, source.hidden_size + 1, multiple_of)
     heads = _heads(source, pins)
     widths = [(h, *pair) for h in hidden for pair in heads if has_head_dim or h == pair[0] * source.head_dim]
+    if whole_heads:
+        widths = [(h, *pair) for h, *pair in widths if h % pair[0] == 0]
     intermediate = (multiple_of, source.intermediate_size // multiple_of * multiple_of)
     if 'intermediate_size' in pins:
         intermediate = (pins['intermediate_size'], pins['intermediate_size'])

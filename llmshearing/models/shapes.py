@@ -12,12 +12,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.compat.transformers import PER_LAYER_LISTS
+from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['DTYPE_BYTES', 'ModelShape', 'TARGET_KEYS', 'check_heads', 'resolve_target', 'shape_of', 'with_shape']
+__all__ = [
+    'DTYPE_BYTES',
+    'ModelShape',
+    'TARGET_KEYS',
+    'WHOLE_HEADS',
+    'check_buildable',
+    'check_heads',
+    'check_whole_heads',
+    'resolve_target',
+    'shape_of',
+    'with_heads',
+    'with_shape',
+]
 
 DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
 
@@ -29,6 +41,13 @@ TARGET_KEYS = (
     'intermediate_size',
     'head_dim',
 )
+
+
+# What a config answers a value with that it does not take.
+REFUSALS = (ValueError, TypeError, KeyError, STRICT_ERROR)
+# Model types of which transformers 5.8 and newer open and save only a hidden_size that is a multiple of
+# num_attention_heads, whatever head_dim says.
+WHOLE_HEADS = ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'hyperclovax', 'jais2', 'llama', 'vaultgemma')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +102,52 @@ def check_heads(source: ModelShape) -> None:
         )
 
 
+def check_whole_heads(model_type: str, source: ModelShape, shape: ModelShape) -> None:
+    """Raises a ValueError for a shape that newer releases of transformers do not open, naming the nearest that they do.
+
+    Args:
+        model_type (str): transformers' name of the source's type.
+        source (ModelShape): Shape of the source.
+        shape (ModelShape): Shape to reach.
+    """
+    hidden, heads = shape.hidden_size, shape.num_attention_heads
+    if model_type not in WHOLE_HEADS or hidden % heads == 0:
+        return
+    near = [n for n in (hidden // heads * heads, -(-hidden // heads) * heads) if 0 < n <= source.hidden_size]
+    step = shape.num_key_value_heads if shape.group_size > 1 else 1
+    possible = [n for n in range(step, source.num_attention_heads + 1, step) if hidden % n == 0]
+    ways = [f'hidden_size={" or ".join(map(str, near))}'] if near else []
+    if possible:
+        ways.append(f'num_attention_heads={min(possible, key=lambda n: abs(n - heads))}')
+    raise ValueError(
+        f'hidden_size={hidden} with num_attention_heads={heads}: transformers 5.8 and newer open a {model_type} only '
+        f'where the first is a multiple of the second; nearest: {", or ".join(ways)}. To go on nevertheless, with '
+        'transformers 4, set uneven_heads: true beside the sizes. A llama without biases is then opened by all of them '
+        'once its config.json says "model_type": "mistral", with equal logits.'
+    )
+
+
+def check_buildable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool = True) -> None:
+    """Raises a ValueError where transformers takes no config of this shape, which an export would end in.
+
+    Rotary factors of LongRoPE, for example, are as many as ``hidden_size / num_attention_heads / 2`` to it.
+
+    Args:
+        config (PretrainedConfig): The source's.
+        shape (ModelShape): Shape to reach.
+        has_head_dim (bool): As for :func:`with_shape`.
+    """
+    source = shape_of(config)
+    try:
+        type(config).from_dict(with_shape(config, shape, has_head_dim).to_dict())
+    except REFUSALS as error:
+        raise ValueError(
+            f'transformers takes no {config.model_type} of the target ({shape}), so it could not be exported: {error} '
+            f'Where settings are tied to hidden_size / num_attention_heads, keep that quotient, {source.hidden_size} / '
+            f'{source.num_attention_heads}: cut both in proportion, or neither.'
+        ) from error
+
+
 def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool = True) -> PretrainedConfig:
     """A copy of ``config`` with another shape.
 
@@ -126,7 +191,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     not_int = {k: v for k, v in target.items() if not isinstance(v, int) or isinstance(v, bool)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')
-    shape = dataclasses.replace(source, **_with_heads(source, dict(target)))
+    shape = dataclasses.replace(source, **with_heads(source, dict(target)))
     problems = _size_problems(source, shape) + _head_problems(source, shape, has_head_dim)
     if problems:
         listed = '\n'.join(f'  - {problem}' for problem in problems)
@@ -134,7 +199,8 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     return shape
 
 
-def _with_heads(source: ModelShape, target: dict[str, int]) -> dict[str, int]:
+def with_heads(source: ModelShape, target: dict[str, int]) -> dict[str, int]:
+    """A target with the query heads that its KV heads imply, or the reverse; changed in place."""
     heads, kv_heads = target.get('num_attention_heads'), target.get('num_key_value_heads')
     if heads is None and kv_heads is not None:
         target['num_attention_heads'] = kv_heads * source.group_size

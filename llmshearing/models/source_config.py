@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from llmshearing.compat.transformers import attention_implementation
+from llmshearing.compat.transformers import STRICT_ERROR, attention_implementation
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'normalised', 'read_config']
@@ -81,7 +81,10 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
     Raises:
         ValueError: As :func:`read_config`.
     """
-    return CONFIG_MAPPING[content['model_type']].from_dict(normalised(content), **settings)
+    try:
+        return CONFIG_MAPPING[content['model_type']].from_dict(normalised(content), **settings)
+    except STRICT_ERROR as error:
+        raise ValueError(f'transformers takes no such config: {error}') from error
 
 
 def normalised(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,20 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import DTYPE_BYTES, TARGET_KEYS, ModelShape, check_heads, resolve_target, shape_of
+from llmshearing.models.shapes import (
+    DTYPE_BYTES,
+    TARGET_KEYS,
+    WHOLE_HEADS,
+    ModelShape,
+    check_buildable,
+    check_heads,
+    check_whole_heads,
+    resolve_target,
+    shape_of,
+    with_heads,
+)
 from llmshearing.utils.numbers import parse_count, parse_size
 
 if TYPE_CHECKING:
@@ -26,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'target_shape']
 
 FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
-OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance')
+OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance', 'uneven_heads')
 OPTION_USERS = {'dtype': ('size',), 'tolerance': ('params', 'size'), 'multiple_of': ('fraction', 'params', 'size')}
 MULTIPLE_OF = 64
 TOLERANCE = 0.02
@@ -46,7 +58,8 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
               (default ``bfloat16``).
 
             ``multiple_of`` (default 64) aligns hidden and intermediate size of the last three; ``tolerance`` (default
-            0.02) is how far below a budget the result may stay.
+            0.02) is how far below a budget the result may stay. ``uneven_heads: true`` allows a hidden_size that is
+            no multiple of num_attention_heads for :data:`~llmshearing.models.shapes.WHOLE_HEADS`.
 
     Returns:
         ModelShape: A shape that the source can be cut to.
@@ -55,9 +68,23 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
         ValueError: Names every problem of the target, each with what would be possible; an unreachable budget names the
             nearest shapes on both sides.
     """
+    target = _plain(target)
+    uneven = target.pop('uneven_heads', False)
+    if not isinstance(uneven, bool) or (uneven and TRANSFORMERS_5):
+        raise ValueError(
+            f'target: uneven_heads={uneven!r} is not possible; it is true or false'
+            f'{", and true with transformers 4 only" if uneven is True else ""}.'
+        )
+    shape = _named_shape(config, target, uneven)
+    if not uneven:
+        check_whole_heads(config.model_type, shape_of(config), shape)
+    check_buildable(config, shape, family_of(config).has_head_dim)
+    return shape
+
+
+def _named_shape(config: PretrainedConfig, target: Mapping[str, Any], uneven: bool) -> ModelShape:
     family, source = family_of(config), shape_of(config)
     check_heads(source)
-    target = _plain(target)
     if set(target) <= set(TARGET_KEYS) and not any(map(_is_number_problem, target.values())):
         return resolve_target(source, target, family.has_head_dim)
     problems = [*_key_problems(target), *_option_problems(target)]
@@ -73,6 +100,8 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     if not problems:
         sizes, more = _sizes_of_fractions(source, fractions or {}, multiple_of, pins, family.has_head_dim)
         problems += more
+        if not more and config.model_type in WHOLE_HEADS and not uneven:
+            sizes = _with_whole_heads(sizes, source, multiple_of, fractions or {}, pins)
     if problems:
         listed = '\n'.join(f'  - {problem}' for problem in problems)
         raise ValueError(f'The target {target} of the source ({source}) is not possible:\n{listed}')
@@ -82,7 +111,8 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     from llmshearing.models.budget_search import search_budget
 
     budget, named = _budget(target)
-    return search_budget(config, budget, named, multiple_of, pins, target.get('tolerance', TOLERANCE))
+    tolerance = target.get('tolerance', TOLERANCE)
+    return search_budget(config, budget, named, multiple_of, pins, tolerance, not uneven)
 
 
 def _parse_budget_size(value: Any) -> int:
@@ -210,12 +240,19 @@ def nearest_multiple(value: float, step: int, most: int) -> int | None:
     return min(max(math.floor(value / step + 0.5), 1), most // step) * step
 
 
-def nearest_heads(source: ModelShape, heads: float) -> tuple[int, int]:
-    """Query and KV heads nearest to a wished number of query heads: whole groups fewer, or fewer in every group."""
+def nearest_heads(source: ModelShape, heads: float, hidden_size: int = 0) -> tuple[int, int]:
+    """Query and KV heads nearest to a wished number of query heads: whole groups fewer, or fewer in every group.
+
+    Args:
+        source (ModelShape): Shape of the source.
+        heads (float): Wished query heads.
+        hidden_size (int): What the query heads must divide. Default: ``0``, which all do.
+    """
     size, groups = source.group_size, source.num_key_value_heads
     possible = [(count * size, count) for count in range(1, groups + 1)]
     possible += [(count * groups, groups) for count in range(1, size)]
-    return min(possible, key=lambda pair: abs(pair[0] - heads))  # of equally near ones the first: whole groups
+    dividing = [pair for pair in possible if hidden_size % pair[0] == 0] or possible
+    return min(dividing, key=lambda pair: abs(pair[0] - heads))  # of equally near ones the first: whole groups
 
 
 def _sizes_of_fractions(
@@ -246,6 +283,28 @@ def _sizes_of_fractions(
     else:
         sizes = _coupled_pins(sizes, source)
     return sizes, []
+
+
+def _with_whole_heads(
+    sizes: dict[str, int], source: ModelShape, multiple_of: int, fractions: Mapping[str, float], pins: Mapping[str, int]
+) -> dict[str, int]:
+    """Of the sizes that fractions name, the nearest that make hidden_size a multiple of the query heads, if any do."""
+    heads = with_heads(source, dict(sizes)).get('num_attention_heads', source.num_attention_heads)
+    hidden = sizes.get('hidden_size', source.hidden_size)
+    if hidden % heads == 0:
+        return sizes
+    if 'hidden_size' in fractions:
+        nearest = nearest_multiple(hidden, math.lcm(multiple_of, heads), source.hidden_size)
+        return sizes if nearest is None else {**sizes, 'hidden_size': nearest}
+    if 'num_attention_heads' in fractions and 'num_key_value_heads' not in fractions:
+        wish, pinned = source.num_attention_heads * fractions['num_attention_heads'], pins.get('num_key_value_heads')
+        if pinned is None:
+            heads, groups = nearest_heads(source, wish, hidden)
+            return {**sizes, 'num_attention_heads': heads, 'num_key_value_heads': groups}
+        dividing = [n for n in range(pinned, pinned * source.group_size + 1, pinned) if hidden % n == 0]
+        if dividing:
+            return {**sizes, 'num_attention_heads': min(dividing, key=lambda n: abs(n - wish))}
+    return sizes
 
 
 def _couple(fractions: dict[str, float]) -> list[str]:

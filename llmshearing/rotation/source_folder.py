@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from llmshearing.checkpoints.checkpoint import check_tensors
+from llmshearing.checkpoints.parameter_shapes import check_tensors
 from llmshearing.rotation.stream import StreamParts, stream_parts
 from llmshearing.utils.paths import check_safetensors_index
 

@@ -30,7 +30,7 @@ def parameters_of(constructor: Callable) -> dict[str, tuple[Any, bool]]:
     Args:
         constructor (Callable): Class or function.
     """
-    if dataclasses.is_dataclass(constructor):  # Composer's have an __init__ of their own that says nothing
+    if _hides_fields(constructor):
         hints = typing.get_type_hints(constructor)
         return {
             field.name: (hints[field.name], field.default is field.default_factory is dataclasses.MISSING)
@@ -51,9 +51,17 @@ def parameters_of(constructor: Callable) -> dict[str, tuple[Any, bool]]:
 
 def takes_any_key(constructor: Callable) -> bool:
     """Whether it has ``**kwargs``."""
-    if dataclasses.is_dataclass(constructor):
+    if _hides_fields(constructor):
         return False
     return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(_function_of(constructor)).parameters.values())
+
+
+def _hides_fields(constructor: Callable) -> bool:
+    """Whether it is a data class with an ``__init__`` of its own that says nothing, as some of Composer's are."""
+    if '__dataclass_fields__' not in getattr(constructor, '__dict__', {}):
+        return False
+    parameters = list(inspect.signature(constructor).parameters.values())
+    return all(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _function_of(constructor: Callable) -> Callable:

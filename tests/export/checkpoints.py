@@ -16,12 +16,14 @@ CARD = '---\nlicense: llama2\nlanguage:\n- en\n---\n# A source\n'
 
 
 def pruning_checkpoint(
-    work: Path, mask_learning: str = 'progressive', variant: str = 'llama', pruning=None, **trainer_settings
+    work: Path, mask_learning: str = 'progressive', variant: str = 'llama', pruning=None, add=None, **trainer_settings
 ):
     """Prunes for a few batches; returns (checkpoint, folder that the callback wrote, trainer, algorithm)."""
     source = tiny_source(work / 'source', variant)
     (source / 'README.md').write_text(CARD)
     (source / 'LICENSE').write_text('Do what is right.\n')
+    if add is not None:  # further files of the source
+        add(source)
     pruning = pruning or TargetedPruning(TARGET, mask_learning=mask_learning, warmup='0.5dur')
     trainer = tiny_trainer(
         source,

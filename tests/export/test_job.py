@@ -17,6 +17,7 @@ from llmshearing.export.settings import ExportSettings
 from llmshearing.export.verification import verify_tensors
 from llmshearing.masks.record import read_record
 from llmshearing.models.shapes import shape_of
+from tests.export import checkpoints
 from tests.export.checkpoints import TARGET, pruning_checkpoint
 from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
@@ -147,6 +148,40 @@ def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
     for (name, got), expected in zip(model.named_parameters(), trainer.state.model.model.parameters()):
         assert torch.equal(got, expected.bfloat16()), name
     assert '**uncut**' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def add_settings(source):
+    """What people have in a source's folder besides weights and vocabulary."""
+    settings = {'bos_token_id': 1, 'eos_token_id': [2, 17], 'pad_token_id': 0, 'do_sample': True, 'temperature': 0.6}
+    (source / 'generation_config.json').write_text(json.dumps(settings))
+    path = source / 'tokenizer_config.json'
+    own = {'model_max_length': 77, 'chat_template': '{{ messages[0].content }}', 'auto_map': {'AutoTokenizer': 'x.Y'}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+
+
+def test_what_the_source_has_travels_in_the_checkpoint(tmp_path, monkeypatch, caplog):
+    stock = AutoTokenizer.from_pretrained
+
+    def shortened(folder, **settings):
+        return stock(folder, **settings, model_max_length=16)  # as a run's YAML does for its sequences
+
+    monkeypatch.setattr(checkpoints.AutoTokenizer, 'from_pretrained', shortened)
+    checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, add=add_settings)
+    monkeypatch.undo()
+    (tmp_path / 'source').rename(tmp_path / 'moved')  # or another machine
+    export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    for folder in (tmp_path / 'out', pruned):
+        generation = json.loads((folder / 'generation_config.json').read_text())
+        assert (generation['eos_token_id'], generation['do_sample'], generation['temperature']) == ([2, 17], True, 0.6)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.model_max_length == 77 and 'auto_map' not in (folder / 'tokenizer_config.json').read_text()
+        chat = [{'role': 'user', 'content': 'w3 w5'}]
+        assert tokenizer.apply_chat_template(chat, tokenize=False) == 'w3 w5'
+        assert tokenizer('w3 w17').input_ids == tiny_tokenizer()('w3 w17').input_ids
+        card = (folder / 'README.md').read_text()
+        assert 'license: llama2\n' in card and 'base_model: source\n' in card
+        assert (folder / 'LICENSE').read_text() == 'Do what is right.\n'
+    assert '--source' not in caplog.text
 
 
 class OfAUser(TargetedPruning):
@@ -314,10 +349,8 @@ def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, caps
 
     import huggingface_hub
 
-    from llmshearing.checkpoints import remote
-
     checkpoint, _, _, _ = progressive
-    monkeypatch.setattr(remote, 'get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
+    monkeypatch.setattr('composer.utils.get_file', lambda uri, path, progress_bar: shutil.copyfile(checkpoint, path))
     calls = []
 
     class Hub:

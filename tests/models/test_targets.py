@@ -8,6 +8,7 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
@@ -37,7 +38,7 @@ def count(config, shape):
 
 
 def test_a_shape_is_taken_as_it_is():
-    target = {'hidden_size': 2050, 'num_attention_heads': 20, 'num_hidden_layers': 7}
+    target = {'hidden_size': 2060, 'num_attention_heads': 20, 'num_hidden_layers': 7}
     assert target_shape(LLAMA31_8B, target) == resolve_target(shape_of(LLAMA31_8B), target)
 
 
@@ -57,16 +58,37 @@ def test_a_shape_is_taken_as_it_is():
             ModelShape(32, 2048, 32, 32, 5505, 128),
         ),
         # grouped queries: the nearest of whole groups fewer (4, 8, ... 28) and fewer in every group (8, 16, 24)
-        (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.6}}, ModelShape(32, 4096, 20, 5, 14336, 128)),
+        (
+            LLAMA31_8B,
+            {'fraction': {'num_attention_heads': 0.6}, 'uneven_heads': True},
+            ModelShape(32, 4096, 20, 5, 14336, 128),
+        ),
+        # of those whose hidden size is a multiple of them, as newer releases of transformers ask for
+        (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.6}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
+        (
+            LLAMA31_8B,
+            {'fraction': {'num_attention_heads': 0.8}, 'num_key_value_heads': 8},
+            ModelShape(32, 4096, 32, 8, 14336, 128),
+        ),
+        (
+            LLAMA31_8B,
+            {'fraction': {'hidden_size': 0.6, 'num_attention_heads': 0.6}},
+            ModelShape(32, 2560, 20, 5, 14336, 128),
+        ),
+        (
+            LLAMA31_8B,
+            {'fraction': {'hidden_size': 0.6}, 'num_key_value_heads': 3},
+            ModelShape(32, 2496, 12, 3, 14336, 128),
+        ),
         (LLAMA31_8B, {'fraction': {'num_key_value_heads': 0.5}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
         (
             LLAMA31_8B,
-            {'fraction': {'num_attention_heads': 0.7}, 'num_key_value_heads': 8},
+            {'fraction': {'num_attention_heads': 0.7}, 'num_key_value_heads': 8, 'uneven_heads': True},
             ModelShape(32, 4096, 24, 8, 14336, 128),
         ),
         (
             LLAMA31_8B,
-            {'fraction': {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}},
+            {'fraction': {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}, 'uneven_heads': True},
             ModelShape(32, 4096, 10, 5, 14336, 128),
         ),
         # without head_dim, hidden size and heads follow one another
@@ -90,6 +112,41 @@ def test_a_whole_fraction_keeps_an_unaligned_size():
     )
     shape = target_shape(config, {'fraction': {'hidden_size': 1.0, 'intermediate_size': 0.99}})
     assert (shape.hidden_size, shape.intermediate_size) == (100, 256)
+
+
+@pytest.mark.parametrize(
+    'config, target, nearest',
+    [
+        (LLAMA2_7B, {'hidden_size': 2050, 'num_attention_heads': 16}, 'hidden_size=2048 or 2064'),
+        (LLAMA2_7B, {'hidden_size': 2048, 'num_attention_heads': 17}, 'num_attention_heads=16'),
+        (LLAMA31_8B, {'hidden_size': 4096, 'num_key_value_heads': 5}, 'hidden_size=4080'),
+        (tiny_model('gemma2').config, {'hidden_size': 40, 'num_key_value_heads': 1}, 'hidden_size=39 or 42'),
+    ],
+)
+def test_shapes_that_newer_transformers_refuses(config, target, nearest):
+    with pytest.raises(ValueError, match=f'transformers 5.8 and newer open a .*nearest: .*{nearest}.*"mistral"'):
+        target_shape(config, target)
+    if not TRANSFORMERS_5:
+        shape = target_shape(config, {**target, 'uneven_heads': True})
+        assert shape.hidden_size == target['hidden_size']
+    with pytest.raises(ValueError, match='uneven_heads=1 is not possible'):
+        target_shape(config, {**target, 'uneven_heads': 1})
+
+
+def test_rotary_factors_that_are_tied_to_a_size():
+    """Phi-3's LongRoPE has one factor for two of hidden_size / num_attention_heads."""
+    longrope = {'type': 'longrope', 'short_factor': [1.0] * 4, 'long_factor': [2.0] * 4}
+    config = tiny_model('phi3', rope_scaling=longrope, original_max_position_embeddings=64).config
+    for target in ({'hidden_size': 24}, {'num_attention_heads': 3}, {'num_key_value_heads': 1}):
+        with pytest.raises(ValueError, match=r'takes no phi3 of the target .*keep that quotient, 48 / 6'):
+            target_shape(config, target)
+    shape = target_shape(config, {'hidden_size': 24, 'num_key_value_heads': 1, 'intermediate_size': 40})
+    assert (shape.hidden_size, shape.num_attention_heads) == (24, 3)
+
+
+def test_types_without_that_rule_take_any_shape():
+    for variant in ('mistral', 'qwen2', 'granite'):
+        assert target_shape(tiny_model(variant).config, {'hidden_size': 40, 'num_key_value_heads': 1}).hidden_size == 40
 
 
 def test_heads_of_few_groups():
@@ -118,6 +175,13 @@ def every_shape(source, multiple_of, has_head_dim):
             yield ModelShape(layers, hidden, heads, kv, intermediate, source.head_dim)
 
 
+def opens(config, shape):
+    """Whether the newest transformers opens such a shape."""
+    return config.model_type not in ('llama', 'gemma2', 'gemma3_text') or (
+        shape.hidden_size % shape.num_attention_heads == 0
+    )
+
+
 def spread_by_hand(source, shape, pinned=()):
     """Weighted variance of the logarithms of the ratios that are not pinned."""
     weights = {'num_hidden_layers': 1, 'hidden_size': 1, 'intermediate_size': 1}
@@ -133,7 +197,8 @@ def test_the_search_finds_the_best_of_all_shapes(variant, share, tolerance):
     config = tiny_model(variant, hidden_size=96, intermediate_size=128).config
     source, layout, has_head_dim = shape_of(config), layout_of(config), family_of(config).has_head_dim
     budget = int(count_parameters(layout, source).total * share)
-    counted = {shape: count_parameters(layout, shape).total for shape in every_shape(source, 8, has_head_dim)}
+    shapes = [shape for shape in every_shape(source, 8, has_head_dim) if opens(config, shape)]
+    counted = {shape: count_parameters(layout, shape).total for shape in shapes}
     within = [shape for shape, n in counted.items() if (1 - tolerance) * budget <= n <= budget]
     target = {'params': budget, 'multiple_of': 8, 'tolerance': tolerance}
     if not within:
@@ -156,14 +221,14 @@ def test_the_search_finds_the_best_of_all_shapes(variant, share, tolerance):
         ({'num_hidden_layers': 4, 'num_attention_heads': 3, 'num_key_value_heads': 1}, 80000, 0.03),
         ({'num_hidden_layers': 4, 'hidden_size': 96}, 100000, 0.5),  # the best intermediate size is below the ideal one
         ({'intermediate_size': 77}, 60000, 0.1),
-        ({'hidden_size': 50, 'intermediate_size': 33}, 50000, 0.1),
+        ({'hidden_size': 54, 'intermediate_size': 33}, 50000, 0.1),
     ],
 )
 def test_pins_are_kept_and_take_no_part_in_the_proportions(pins, budget, tolerance):
     config = tiny_model('llama', hidden_size=96, intermediate_size=128).config
     source, layout = shape_of(config), layout_of(config)
     pinned = {dataclasses.replace(shape, **pins) for shape in every_shape(source, 8, True)}
-    counted = {shape: count_parameters(layout, shape).total for shape in pinned}
+    counted = {shape: count_parameters(layout, shape).total for shape in pinned if opens(config, shape)}
     within = [shape for shape, n in counted.items() if (1 - tolerance) * budget <= n <= budget]
     least = min(spread_by_hand(source, other, pins) for other in within)
     shape = target_shape(config, {'params': budget, 'multiple_of': 8, 'tolerance': tolerance, **pins})
@@ -199,7 +264,7 @@ def test_a_size_is_a_number_of_parameters_at_a_dtype(size, dtype, parameters):
         ({'params': 1.3e9, 'hiden_size': 3}, ["unknown key 'hiden_size'. Did you mean 'hidden_size'?"]),
         ({'params': 1.3e9, 'size': '2GB'}, ['params and size both name the target']),
         ({'params': 'many'}, ["params: not a count: 'many'"]),
-        ({'params': -5}, ["params: not a count: '-5'"]),
+        ({'params': -5}, ['params: not a count: -5']),
         ({'params': True}, ['params: not a count: True']),
         ({'size': '2.5 furlongs'}, ["size: not a size: '2.5 furlongs'"]),
         ({'size': '2GB', 'dtype': 'int4'}, ["dtype='int4': must be one of bfloat16, float16, float32"]),

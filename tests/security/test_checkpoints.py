@@ -1,6 +1,7 @@
 """Checkpoints from elsewhere:
 what Composer loads and what export reads can hold numbers and plain types, nothing that runs."""
 
+import inspect
 import os
 import pickle
 
@@ -107,6 +108,16 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
     (tmp_path / 'half.pt').write_bytes((tmp_path / 'whole.pt').read_bytes()[:2000])
     with pytest.raises(ValueError, match='half.pt cannot be read'):
         refuse_code(tmp_path / 'half.pt')
+
+
+def test_no_run_goes_through_the_loader_that_the_guard_does_not_cover():
+    """``composer.checkpoint.load`` unpickles a file without asking the guard; the docstring there says who calls it."""
+    from composer.trainer import trainer
+    from llmfoundry.command_utils import train_from_yaml
+
+    for part in (trainer, inspect.getmodule(train_from_yaml)):
+        assert 'composer.checkpoint.load' not in inspect.getsource(part)
+        assert 'resumption_checkpoint' not in inspect.getsource(part)
 
 
 def test_armed_metadata_of_a_sharded_checkpoint(guarded, sharded, tmp_path):

@@ -1,0 +1,121 @@
+"""``resume_settings``: what a resumed run takes from its YAML, and a word about what it does not.
+
+Composer restores the optimizer with its learning rate, so a lower one in the YAML of a resumed run changes nothing, and
+nobody is told. Here the optimizer's numbers are those of the YAML from the first resumed batch on; its moments go on.
+What cannot change in the middle of a run is named once, with both values and the way to have it. The config transform
+adds this callback to every run that saves or loads checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger
+from llmfoundry.interfaces import CallbackWithConfig
+
+from llmshearing.checkpoints.shards import read_metadata
+from llmshearing.config.resume import resume_source
+
+__all__ = ['ResumeSettings']
+
+STATE_KEY = 'state.callbacks.ResumeSettings.settings'
+log = logging.getLogger(__name__)
+
+NEW_RUN = 'start a new run, in another save_folder, with load_path: CHECKPOINT and load_weights_only: true'
+# Settings that a checkpoint decides, by dotted place, and the way to have them otherwise.
+FROM_CHECKPOINT = {
+    'seed': f'the random state goes on; {NEW_RUN}',
+    'optimizer.name': f"the other optimizer's state was loaded; {NEW_RUN}",
+    'model.pretrained_model_name_or_path': 'the weights are those of the checkpoint; start a new run in another '
+    'save_folder',
+    'algorithms.targeted_pruning.scores': 'units were scored before the first batch; start anew in another save_folder',
+    'algorithms.targeted_pruning.calibration_batches': 'units were scored before the first batch; start anew in '
+    'another save_folder',
+    'train_loader.dataset.proportions': f'the mixture goes on from its weights; {NEW_RUN}',
+}
+
+
+class ResumeSettings(CallbackWithConfig):
+    """Gives a resumed optimizer the numbers of the YAML, and tells which settings stay as in the checkpoint.
+
+    Args:
+        train_config (dict[str, Any]): The run's configuration, given by llm-foundry.
+    """
+
+    def __init__(self, train_config: dict[str, Any]) -> None:
+        self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
+        self._saved: dict[str, Any] = {}
+        self._is_noted = _is_noted_in(resume_source(train_config))
+        self._groups: list[dict[str, Any]] = []
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        self._groups = [_numbers(group) for group in _groups(state)]
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        self._is_noted = True  # from now on
+        if state.timestamp.batch.value == 0:  # not resumed
+            return
+        changed: dict[str, tuple[Any, Any]] = {}
+        for group, own in zip(_groups(state), self._groups):
+            saved = _numbers(group)
+            for key in own.keys() & saved.keys():
+                if own[key] != saved[key]:
+                    changed.setdefault(f'optimizer.{key}', (saved[key], own[key]))
+                    _set(group, key, own[key], saved[key])
+        for scheduler in state.schedulers:
+            scheduler.base_lrs = [own['lr'] for own in self._groups]
+        kept = {
+            place: (was, self._own[place]) for place, was in self._saved.items() if was != self._own.get(place, was)
+        }
+        for place, (was, now) in changed.items():
+            log.warning('Resumed with %s: %s as configured now; the checkpoint had %s.', place, now, was)
+        for place, (was, now) in kept.items():
+            log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, FROM_CHECKPOINT[place])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings as one text: a sharded checkpoint is loaded only into the very keys that it holds, and into none
+        where it was written before this callback was there."""
+        return {'settings': json.dumps(self._own)} if self._is_noted else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keeps what the checkpoint was trained with, to be compared once everything is loaded."""
+        saved = json.loads(state.get('settings', '{}'))
+        self._saved = {place: value for place, value in saved.items() if place in FROM_CHECKPOINT}
+
+
+def _is_noted_in(checkpoint: Path | None) -> bool:
+    if checkpoint is None or not checkpoint.is_dir():
+        return False
+    return STATE_KEY in read_metadata(checkpoint).state_dict_metadata
+
+
+def _setting(config: Any, place: str) -> Any:
+    for key in place.split('.'):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _groups(state: State) -> Iterator[dict[str, Any]]:
+    for optimizer in state.optimizers:
+        yield from optimizer.param_groups
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group; ``lr`` is the one before any schedule."""
+    numbers = {key: value for key, value in group.items() if isinstance(value, (bool, int, float, tuple, list))}
+    numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()}
+    numbers.pop('params', None)
+    return {**numbers, 'lr': numbers.pop('initial_lr', numbers['lr'])}
+
+
+def _set(group: dict[str, Any], key: str, value: Any, before: Any) -> None:
+    if key != 'lr':
+        group[key] = value
+        return
+    group['lr'] = group['lr'] * value / before if before else value  # where the schedule is now
+    group['initial_lr'] = value

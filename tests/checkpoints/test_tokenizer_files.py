@@ -1,0 +1,57 @@
+"""A tokenizer survives a sharded checkpoint and is written so that either generation of transformers opens it."""
+
+import json
+
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from llmshearing.checkpoints.shards import load_stored_shards
+from llmshearing.checkpoints.tokenizer_files import write_tokenizer, write_tokenizer_files
+from llmshearing.compat.transformers import read_tokenizer
+from tests.checkpoints.test_lazy_tensors import save_shards
+from tests.tiny_run import tiny_tokenizer
+
+
+def as_composer_keeps_it(folder):
+    return {
+        path.name: {'file_extension': path.suffix, 'content': json.loads(path.read_text())}
+        for path in folder.glob('*.json')
+    }
+
+
+@pytest.mark.parametrize('in_sequence', [False, True])
+def test_a_template_without_special_tokens_survives_a_sharded_checkpoint(in_sequence, tmp_path):
+    tokenizer = tiny_tokenizer()
+    template = processors.TemplateProcessing(single='$A', special_tokens=[])
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([template]) if in_sequence else template
+    tokenizer.save_pretrained(tmp_path / 'source')
+    assert '"special_tokens": {}' in (tmp_path / 'source' / 'tokenizer.json').read_text()
+    files = as_composer_keeps_it(tmp_path / 'source')
+    (tmp_path / 'out').mkdir()
+    stored = load_stored_shards(save_shards({'integrations': files}, tmp_path / 'shards'), ('integrations',))
+    write_tokenizer(stored['integrations'], tmp_path / 'out', {})
+    assert read_tokenizer(tmp_path / 'out')('w3 w17').input_ids == tokenizer('w3 w17').input_ids
+
+
+def test_a_tokenizer_of_transformers_5_is_written_for_both(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    files = as_composer_keeps_it(tmp_path)
+    settings = files['tokenizer_config.json']['content']
+    settings |= {'tokenizer_class': 'TokenizersBackend', 'backend': 'tokenizers', 'extra_special_tokens': ['w5']}
+    (tmp_path / 'out').mkdir()
+    write_tokenizer_files(files, tmp_path / 'out')
+    written = json.loads((tmp_path / 'out' / 'tokenizer_config.json').read_text())
+    assert written['tokenizer_class'] == 'PreTrainedTokenizerFast' and written['additional_special_tokens'] == ['w5']
+    assert not {'backend', 'extra_special_tokens'} & set(written)
+    opened = PreTrainedTokenizerFast.from_pretrained(tmp_path / 'out')
+    assert opened('w3 w17').input_ids == tiny_tokenizer()('w3 w17').input_ids and 'w5' in opened.all_special_tokens
+
+
+def test_a_tokenizer_that_does_not_open_is_refused(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    files = as_composer_keeps_it(tmp_path)
+    files['tokenizer.json']['content']['model'] = {'type': 'Unheard'}
+    (tmp_path / 'out').mkdir()
+    with pytest.raises(ValueError, match='the written tokenizer does not open .*--tokenizer'):
+        write_tokenizer(files, tmp_path / 'out', {})
