@@ -49,6 +49,7 @@ def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
     expected = copy.deepcopy(config)
     expected['model']['trust_remote_code'] = False
     expected['tokenizer']['kwargs'] = {'trust_remote_code': False}
+    expected.update(log_to_console=False, progress_bar=False)  # console_progress writes instead
     assert prepare_run(copy.deepcopy(config)) == expected
 
 
@@ -118,7 +119,7 @@ def test_runs_without_our_parts_are_left_alone():
         ),
         ('model.pretrained', False, 'leaves random weights'),
         ('compile_config', {}, 'a model that is being pruned is not compiled'),
-        ('algorithms.targeted_pruning.lagrangian_warmup', '2dur', 'longer than the run.* the most is 1dur'),
+        ('algorithms.targeted_pruning.warmup', '2dur', 'longer than the run.* the most is 1dur'),
         ('scheduler.t_warmup', '1.5dur', 'scheduler.t_warmup: 1.5dur is longer than the run'),
         (
             'eval_loaders.1.dataset.max_seq_len',
