@@ -114,8 +114,9 @@ def read_source(source: str) -> PretrainedConfig:
     """
     from llmshearing.config.source import refuse_unusable
     from llmshearing.models.source_config import read_config
+    from llmshearing.utils.paths import expand_path
 
-    path = Path(source).expanduser()
+    path = Path(expand_path('SOURCE', source))
     path = path / 'config.json' if path.is_dir() else path
     if not path.is_file():
         raise ValueError(

@@ -246,7 +246,7 @@ def _check_compilation(settings: Mapping[str, Any] | None, algorithms: Mapping[s
     if settings.get('mode') is not None:
         check_one_of('compile_config.mode', settings['mode'], COMPILE_MODES)
     if settings.get('backend') is not None:
-        check_one_of('compile_config.backend', settings['backend'], torch.compiler.list_backends(exclude_tags=()))
+        check_one_of('compile_config.backend', settings['backend'], torch.compiler.list_backends())
 
 
 def _check_profiler(settings: Mapping[str, Any] | None) -> None:
