@@ -50,6 +50,7 @@ class Sizes:
         eval_tokens (int): Tokens of held-out text per domain.
         on_the_way (int): Sequences per domain for losses before the end.
         learning_rate (float): Peak learning rate of the arms.
+        proportions (dict | None): Mixture of the domains where an arm sets none; equal by default.
         device (str): ``'cpu'``, or ``'gpu'``, where steps are computed in bfloat16.
     """
 
@@ -63,6 +64,7 @@ class Sizes:
     eval_tokens: int = 8_000
     on_the_way: int = 32
     learning_rate: float = 2e-3
+    proportions: dict[str, float] | None = None
     device: str = 'cpu'
 
     @property
@@ -166,7 +168,7 @@ def make_trainer(
         dataset={
             'local': str(work / 'data' / 'train'),
             'domains': list(DOMAINS),
-            'proportions': proportions or dict.fromkeys(DOMAINS, 1),
+            'proportions': proportions or sizes.proportions or dict.fromkeys(DOMAINS, 1),
             'round_batches': round_batches,
             'max_seq_len': sizes.max_seq_len,
             'shuffle_seed': seed,
@@ -231,7 +233,8 @@ class ComputeMeter(Callback):
 def _weights_in_use(model, cutter) -> int:
     """Weights of all projections that the masks of the moment leave, the LM head among them."""
     total = 0
-    for path, cut in cutter.plan.cuts(flatten_masks(cutter.masks)):
+    masks = flatten_masks(cutter.masks).to(next(model.parameters()).device)
+    for path, cut in cutter.plan.cuts(masks):
         if isinstance(cut.role, Linear) and not path.endswith(cutter.family.embedding):
             rows, columns = model.get_submodule(path).weight.shape
             rows = rows if cut.rows is None else len(cut.rows)

@@ -31,6 +31,7 @@ GLIBC_MINOR = 28  # the machine's C library is 2.28 or newer
 PLATFORMS = [f'manylinux_2_{minor}_x86_64' for minor in range(GLIBC_MINOR, 4, -1)]  # pip takes each to the letter
 PLATFORMS += ['manylinux2014_x86_64', 'manylinux2010_x86_64', 'manylinux1_x86_64']
 LIMIT_MIB = 60
+LATE_PATCH = '9'  # of a Python version that is given without one
 CARRIED_ANYWAY = ('setuptools',)
 
 # What usual images with PyTorch and transformers hold, and what comes with those.
@@ -83,10 +84,12 @@ def download(requirements: Iterable[str], python: str, output: Path) -> None:
 
 
 def _for(python: str) -> list[str]:
-    tag = 'cp' + python.replace('.', '')
+    parts = python.split('.')
+    tag = 'cp' + ''.join(parts[:2])
+    release = '.'.join([*parts, LATE_PATCH][:3])  # pip takes 3.12 for 3.12.0, which some wheels are too new for
     abis = [part for abi in (tag, 'abi3', 'none') for part in ('--abi', abi)]
     platforms = [part for platform in PLATFORMS for part in ('--platform', platform)]
-    return ['--only-binary=:all:', '--python-version', python, '--implementation', 'cp', *abis, *platforms]
+    return ['--only-binary=:all:', '--python-version', release, '--implementation', 'cp', *abis, *platforms]
 
 
 def _pip(*arguments: object) -> None:

@@ -45,16 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.quick:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
+    os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # for the cases that ask for the same bits twice
     os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')  # sizes change from step to step
     warnings.filterwarnings('ignore')
 
     import torch
+    import transformers
 
     from benchmarks.gpu.cases import run_cases, write_table
     from benchmarks.gpu.settings import Settings
 
+    transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     work = arguments.work or Path(tempfile.gettempdir()) / 'llmshearing-gpu'

@@ -25,6 +25,7 @@ __all__ = ['Case', 'NotThere', 'markdown', 'run_cases', 'write_table']
 Row = dict[str, Any]
 HIDDEN = ('traceback', 'took')  # columns of the JSON only
 NO_TIME = 'not run: no time left'
+STOPPED = 'failed: the command was stopped in this case'
 
 
 class NotThere(Exception):
@@ -63,7 +64,11 @@ def run_cases(part: str, cases: Iterable[Case], output: Path, deadline: float, a
         before = rows.get(case.name, {}).get('result', NO_TIME)
         if before != NO_TIME and not (again and before.startswith('failed')):
             continue
-        rows[case.name] = {'result': NO_TIME} if time.time() > deadline else run_case(case, rows)
+        if time.time() > deadline:
+            rows[case.name] = {'result': NO_TIME}
+        else:
+            _save(path, {**record, 'cases': {**rows, case.name: {'result': STOPPED}}})
+            rows[case.name] = run_case(case, {name: row for name, row in rows.items() if name != case.name})
         _save(path, record)
         sys.stderr.write(f'{part}: {case.name}: {rows[case.name]["result"]}\n')
         if not _device_works():  # an error that stays with the process

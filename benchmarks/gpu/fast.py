@@ -7,12 +7,12 @@ at the end set the kinds beside each other. ``prune_step.py`` defines the steps;
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from benchmarks.gpu import timing
 from benchmarks.gpu.cases import Case, NotThere, Row
 from benchmarks.gpu.machine import matmul_rate
 from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.trained import RUNS, Run, measure_run
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.hard_concrete import sample_gate
-from llmshearing.models import cutting
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 
@@ -40,6 +40,13 @@ RATIOS = (
     ('at target / target model', PRUNING['target'], 'target model', 1.05),
     ('at target / activation masking', PRUNING['target'], 'activation masking', None),
     ('at target / dense', PRUNING['target'], 'dense source', None),
+    ('plain / continued pre-training', 'training the target, plain llm-foundry', 'continued pre-training', 0.98),
+    (
+        'pruning run at target / continued pre-training',
+        'pruning run, progressive, at target',
+        'continued pre-training',
+        None,
+    ),
 )
 WHOLE_RUN, WHOLE_RUN_AIM = 'whole run / activation-masked run', 0.35
 WARMUP_SHARE = 0.2  # of a pruning run, as in the paper
@@ -157,9 +164,17 @@ class Setting:
             model.gradient_checkpointing_enable({'use_reentrant': False})
         return model
 
-    def flops(self, of_target: bool) -> float:
-        """Of a step's matrix products, forward and backward, causal attention counted once; nothing computed twice."""
-        shape = self.shapes[int(of_target)]
+    @property
+    def label(self) -> str:
+        checkpointing = ', checkpointing' if self.tokens >= self.pair.checkpointing else ''
+        return f'{self.pair.name}, {self.tokens} tokens{checkpointing}'
+
+    def flops(self, number: int) -> float:
+        """Of the source's (0) or the target's (1) products in a step; what is computed twice counts once.
+
+        Forward and backward, and of causal attention the half that is needed.
+        """
+        shape = self.shapes[number]
         query = shape.num_attention_heads * shape.head_dim
         key_value = shape.num_key_value_heads * shape.head_dim
         layer = 2 * shape.hidden_size * (query + key_value) + 3 * shape.hidden_size * shape.intermediate_size
@@ -231,26 +246,24 @@ def optimizer_step(setting: Setting) -> Callable[[], None]:
     return lambda: optimizer.step()
 
 
-def measure(
-    build: Callable[[], Callable[[], None]], setting: Setting, of_target: bool, quick: bool, rows: Mapping
-) -> Row:
+def measure(kind: Kind, setting: Setting, quick: bool, rows: Mapping) -> Row:
     """One kind of step: time, rates, peak, waits and kernels."""
-    step, device = build(), setting.device
-    taken = timing.times(step, device, 1 if quick else 3, 1 if quick else 7)
+    step, device = kind.build(setting), setting.device
+    taken = timing.times(step, device, 1 if quick else 2, 1 if quick else 5)
     seconds = statistics.median(taken)
-    rate = setting.flops(of_target) / seconds
     row: Row = {'ms': 1000 * seconds, 'from': 1000 * min(taken), 'to': 1000 * max(taken)}
-    row |= {'tokens/s': round(setting.tokens / seconds), 'TFLOP/s': rate / 1e12}
-    if MATMUL in rows and 'TFLOP/s' in rows[MATMUL]:
-        row['of matmul rate'] = row['TFLOP/s'] / rows[MATMUL]['TFLOP/s']
+    if kind.counted is not None:
+        rate = setting.flops(kind.counted) / seconds
+        row |= {'tokens/s': round(setting.tokens / seconds), 'TFLOP/s': rate / 1e12}
+        if 'TFLOP/s' in rows.get(MATMUL, {}):
+            row['of matmul rate'] = row['TFLOP/s'] / rows[MATMUL]['TFLOP/s']
+        if device == 'cuda':
+            sheet = next((flops for name, flops in DATASHEET.items() if name in torch.cuda.get_device_name()), None)
+            row |= {'of datasheet': rate / sheet} if sheet else {}
     if device == 'cuda':
-        sheet = next((flops for name, flops in DATASHEET.items() if name in torch.cuda.get_device_name()), None)
-        row |= {'of datasheet': rate / sheet} if sheet else {}
-        peak = timing.peak_bytes(step, device)
-        row |= {f'{name} GiB': value / 2**30 for name, value in peak.items()}
+        row |= {f'{name} GiB': value / 2**30 for name, value in timing.peak_bytes(step, device).items()}
         waits = timing.synchronisations(step, device)
-        row |= {'waits': sum(waits.values()), 'where it waits': waits}
-        row |= timing.launches(step, device)
+        row |= {'waits': sum(waits.values()), 'where it waits': waits, **timing.launches(step, device)}
     return row
 
 
@@ -279,17 +292,7 @@ def ratios(label: str, rows: Mapping[str, Row]) -> Row:
     return {'summary': '; '.join(told), 'ratios': found}
 
 
-@contextlib.contextmanager
-def kernels(used: bool) -> Iterator[None]:
-    """Cuts with the package's own kernels, or with PyTorch's operators."""
-    before, cutting.USE_KERNELS = cutting.USE_KERNELS, used and cutting.USE_KERNELS
-    try:
-        yield
-    finally:
-        cutting.USE_KERNELS = before
-
-
-def cut_alone(setting: Setting, quick: bool, used: bool) -> Row:
+def cut_alone(setting: Setting, quick: bool, rows: Mapping) -> Row:
     """Time of all cuts of a step at the target, forward and backward: what a faster cut could save."""
     model = setting.model()
     cutter, masks = Cutter(model), target_masks(*setting.shapes)
@@ -307,12 +310,11 @@ def cut_alone(setting: Setting, quick: bool, used: bool) -> Row:
                 gradient = gradients.setdefault(tuple(weight.shape), torch.ones_like(weight))
                 torch.autograd.grad(weight, [module.weight, values], gradient, retain_graph=True, allow_unused=True)
 
-    with kernels(used):
-        row: Row = {'ms': 1000 * timing.median_seconds(cut, setting.device, 1 if quick else 3, 1 if quick else 7)}
-        return row | ({} if setting.device == 'cpu' else timing.launches(cut, setting.device))
+    row: Row = {'ms': 1000 * timing.median_seconds(cut, setting.device, 1 if quick else 3, 1 if quick else 7)}
+    return row | ({} if setting.device == 'cpu' else timing.launches(cut, setting.device))
 
 
-def installing(setting: Setting, quick: bool) -> Row:
+def installing(setting: Setting, quick: bool, rows: Mapping) -> Row:
     """Host time of a step that no kernel hides: installing masks and binding them."""
     model = setting.model()
     cutter, draws = Cutter(model), itertools.cycle(noisy_masks(*setting.shapes))
@@ -324,72 +326,89 @@ def installing(setting: Setting, quick: bool) -> Row:
     return {'ms': 1000 * timing.median_seconds(install, 'cpu', 2, 3 if quick else 15)}
 
 
-def kinds(setting: Setting, first: bool) -> Iterator[tuple[str, Callable[[], Callable[[], None]], bool]]:
-    """Name, builder and whether the target's products are counted, of each kind of step; ``first``: all of them."""
-    source, target = setting.shapes
-    at = functools.partial(target_masks, source, target)
-    yield 'dense source', lambda: dense(setting), False
-    yield PRUNING['all kept'], lambda: pruning(setting, [all_ones(source)]), False
-    yield PRUNING['target'], lambda: pruning(setting, [at()]), True
-    yield 'target model', lambda: dense(setting, of_target=True), True
-    yield 'activation masking', lambda: activations(setting), False
-    if not first:
-        return
-    for share in COURSE:
-        yield (f'pruning, {share:.0%} of the warm-up', lambda share=share: pruning(setting, [at(share)]), True)
-    for multiple in (1, 64, 128):
-        yield (
-            f'pruning, noisy counts, multiple_of {multiple}',
-            lambda multiple=multiple: pruning(setting, noisy_masks(source, target), multiple),
-            True,
-        )
-    yield (
-        'pruning, noisy counts but hidden, multiple_of 64',
-        lambda: pruning(setting, noisy_masks(source, target, ('layer', 'hidden')), 64),
-        True,
-    )
-    yield 'optimizer on the source', lambda: optimizer_step(setting), False
-    yield 'target model, compiled', lambda: dense(setting, of_target=True, compiled=True), True
-    yield 'pruning, at target, compiled', lambda: pruning(setting, [at()], compiled=True), True
+def trained(run: Run, setting: Setting, work: Path, rows: Mapping) -> Row:
+    """Steps of a whole run."""
+    if setting.device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    config = with_shape(setting.config, setting.shapes[1], True) if run.of_target else setting.config
+    length = min(setting.pair.length, setting.tokens)
+    return measure_run(run, config, dict(setting.pair.target), setting.tokens, length, setting.device, work)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of step.
+
+    Attributes:
+        name (str): As in the table.
+        build (Callable): Makes the model and returns the step.
+        counted (int | None): Whose products its rate counts: 0 the source's, 1 the target's, None: it has no rate.
+    """
+
+    name: str
+    build: Callable[[Setting], Callable[[], None]]
+    counted: int | None
+
+
+def _at(progress: float) -> Callable[[Setting], Callable[[], None]]:
+    return lambda setting: pruning(setting, [target_masks(*setting.shapes, progress)])
+
+
+def _noisy(multiple_of: int, fixed: tuple[str, ...] = ('layer',)) -> Callable[[Setting], Callable[[], None]]:
+    return lambda setting: pruning(setting, noisy_masks(*setting.shapes, fixed), multiple_of)
+
+
+MAIN = (
+    Kind('dense source', dense, 0),
+    Kind(PRUNING['all kept'], lambda setting: pruning(setting, [all_ones(setting.shapes[0])]), 0),
+    Kind(PRUNING['target'], _at(1.0), 1),
+    Kind('target model', lambda setting: dense(setting, of_target=True), 1),
+    Kind('activation masking', activations, 0),
+)
+ON_THE_WAY = tuple(Kind(f'pruning, {share:.0%} of the warm-up', _at(share), None) for share in COURSE)
+WITH_NOISE = (
+    *(Kind(f'pruning, noisy counts, multiple_of {multiple}', _noisy(multiple), 1) for multiple in (1, 64, 128)),
+    Kind('pruning, noisy counts but hidden, multiple_of 64', _noisy(64, ('layer', 'hidden')), 1),
+    Kind('optimizer on the source', optimizer_step, None),
+)
+COMPILED = (
+    Kind('target model, compiled', lambda setting: dense(setting, of_target=True, compiled=True), 1),
+    Kind(
+        'pruning, at target, compiled',
+        lambda setting: pruning(setting, [target_masks(*setting.shapes)], compiled=True),
+        1,
+    ),
+)
+
+
+def _cases_of(setting: Setting, settings: Settings, kinds: tuple[Kind, ...], more: bool, runs: bool) -> list[Case]:
+    """Kinds of steps of one setting; ``more``: what cutting and installing masks cost alone; ``runs``: whole runs."""
+    label = setting.label
+    found = [Case(f'{label}: {kind.name}', functools.partial(measure, kind, setting, settings.quick)) for kind in kinds]
+    if more:
+        found.append(Case(f'{label}: cuts alone', functools.partial(cut_alone, setting, settings.quick)))
+        found.append(Case(f'{label}: masks installed', functools.partial(installing, setting, settings.quick)))
+    if runs:
+        found += [
+            Case(f'{label}: {name}', functools.partial(trained, run, setting, settings.work))
+            for name, run in RUNS.items()
+        ]
+    return [*found, Case(f'{label}: ratios', functools.partial(ratios, label))]
 
 
 def cases(settings: Settings) -> list[Case]:
     """All cases of the part, the most telling first."""
-    plan = (
-        [(TOY, 64)]
-        if settings.quick
-        else [
-            (SMALL, SMALL.tokens[0]),
-            (LARGE, LARGE.tokens[0]),
-            (LARGE, LARGE.tokens[1]),
-            (SMALL, SMALL.tokens[1]),
-            (SMALL, SMALL.tokens[2]),
-            (LARGE, LARGE.tokens[2]),
-        ]
+    first = [Case(MATMUL, functools.partial(of_matmul, settings))]
+    every = (*MAIN, *ON_THE_WAY, *WITH_NOISE)
+    if settings.quick:
+        return first + _cases_of(Setting(TOY, TOY.tokens[0], settings.device), settings, every, True, True)
+    small = [Setting(SMALL, tokens, settings.device) for tokens in SMALL.tokens]
+    large = [Setting(LARGE, tokens, settings.device) for tokens in LARGE.tokens]
+    found = first + _cases_of(small[0], settings, every, True, True)
+    found += _cases_of(large[0], settings, (*MAIN, *ON_THE_WAY), True, False)
+    for setting in (large[1], small[1], small[2], large[2]):
+        found += _cases_of(setting, settings, MAIN, False, False)
+    compiled = (
+        Case(f'{small[0].label}: {kind.name}', functools.partial(measure, kind, small[0], False)) for kind in COMPILED
     )
-    found = [Case(MATMUL, functools.partial(of_matmul, settings))]
-    for number, (pair, tokens) in enumerate(plan):
-        setting = Setting(pair, tokens, settings.device)
-        label = f'{pair.name}, {tokens} tokens' + (', checkpointing' if tokens >= pair.checkpointing else '')
-        for name, build, of_target in kinds(setting, number < 2):
-            if settings.quick and 'compiled' in name:
-                continue  # a minute of a compiler, for nothing
-            found.append(
-                Case(
-                    f'{label}: {name}',
-                    lambda rows, build=build, setting=setting, of_target=of_target: measure(
-                        build, setting, of_target, settings.quick, rows
-                    ),
-                )
-            )
-        if number < 2:
-            for words, used in (('', True), (", by PyTorch's operators", False)):
-                found.append(
-                    Case(
-                        f'{label}: cuts alone{words}',
-                        lambda rows, s=setting, used=used: cut_alone(s, settings.quick, used),
-                    )
-                )
-            found.append(Case(f'{label}: masks installed', lambda rows, s=setting: installing(s, settings.quick)))
-        found.append(Case(f'{label}: ratios', functools.partial(ratios, label)))
-    return found
+    return [*found, *compiled]

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import lzma
 import shutil
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from quality import losses, run
 from quality_arms import GROUPS, Arm
@@ -25,6 +27,7 @@ from quality_source import DOMAINS, FULL, QUICK, SMOLLM, Sizes, make_source
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.cases import Case, NotThere, Row
+from benchmarks.gpu.group import use_group
 from benchmarks.gpu.rotated import rotate_folder
 from benchmarks.gpu.settings import Settings
 
@@ -42,6 +45,17 @@ ARMS = (
 QUICK_ARMS = ('progressive to 20%, one run, from activation', 'one-shot activation, 15% more steps')
 ROTATED = ARMS[:4]
 SOURCE = 'the source'
+# The budget of the tables made on a CPU: steps of 1,024 tokens, as (arm, rotated, learning rate).
+SHORT = (
+    ('progressive to 20%, one run, from activation', False, 1e-3),
+    ('progressive to 20%, one run, from activation', True, 1e-3),
+    ('one-shot activation, one run, compensated, 15% more steps', False, 1e-3),
+    ('one-shot activation, one run, compensated, 15% more steps', True, 1e-3),
+    ('progressive to 20%, one run, from activation', True, 5e-4),
+    ('one-shot activation, one run, compensated, 15% more steps', True, 5e-4),
+    ('progressive to 20%, one run, from activation, compensated', True, 5e-4),
+)
+SHORT_STEPS, SHORT_SEEDS = 100, (1, 2, 3)
 
 
 def sizes_of(settings: Settings) -> Sizes:
@@ -52,12 +66,13 @@ def sizes_of(settings: Settings) -> Sizes:
     if settings.source is None:
         return dataclasses.replace(FULL, batch_size=128, source_steps=1000, device=device)
     return dataclasses.replace(
-        SMOLLM, max_seq_len=1024, batch_size=16, max_chars=40_000_000, eval_tokens=60_000, device=device
+        SMOLLM, max_seq_len=1024, batch_size=16, max_chars=6_000_000, eval_tokens=30_000, on_the_way=32, device=device
     )
 
 
 def world(settings: Settings) -> Path:
     """The work folder with text, tokenizer, tokens and source, made where they are missing."""
+    use_group(settings.device)
     work = settings.work / 'good'
     work.mkdir(exist_ok=True)
     if settings.text is not None and not (work / 'text').exists():
@@ -86,6 +101,12 @@ def unpack(packed: Path, folder: Path) -> None:
     part.replace(folder)
 
 
+def proportions_of(train: Path) -> dict[str, float]:
+    """The mixture in which all domains last equally long."""
+    shards = {name: json.loads((train / name / 'index.json').read_text())['shards'] for name in DOMAINS}
+    return {name: float(sum(shard['samples'] for shard in listed)) for name, listed in shards.items()}
+
+
 def rotated_world(settings: Settings) -> Path:
     """A second work folder: the same text and tokens, the source rotated to the principal basis of its stream."""
     plain, work = world(settings), settings.work / 'good-rotated'
@@ -94,7 +115,9 @@ def rotated_world(settings: Settings) -> Path:
         if not (work / name).exists():
             (work / name).symlink_to(plain / name)
     if not (work / 'source').exists():
-        rotate_folder(plain / 'source', work / 'source', plain / 'data' / 'train', settings.device)
+        length = min(512, sizes_of(settings).max_seq_len)
+        few = dict(tokens=2048, held_out=256) if settings.quick else {}
+        rotate_folder(plain / 'source', work / 'source', plain / 'data', settings.device, seq_len=length, **few)
     return work
 
 
@@ -106,10 +129,12 @@ def source_losses(settings: Settings, rows: Mapping) -> Row:
     return {'loss at the end': statistics.fmean(found.values()), 'by domain': found}
 
 
-def arm(which: Arm, steps: int, seed: int, rotated: bool, settings: Settings, rows: Mapping) -> Row:
+def arm(which: Arm, steps: int, seed: int, rotated: bool, settings: Settings, rows: Mapping, **other_sizes: Any) -> Row:
     """One arm, from the source to the losses at the end."""
     work = rotated_world(settings) if rotated else world(settings)
-    sizes = dataclasses.replace(sizes_of(settings), steps=steps)
+    sizes = dataclasses.replace(sizes_of(settings), steps=steps, **other_sizes)
+    if not other_sizes:  # long runs would learn the small domains by heart
+        sizes = dataclasses.replace(sizes, proportions=proportions_of(work / 'data' / 'train'))
     start = time.perf_counter()
     record = run(which, seed, work, sizes)
     seconds = time.perf_counter() - start
@@ -130,8 +155,19 @@ def cases(settings: Settings) -> list[Case]:
     budgets = (sizes_of(settings).steps,) if settings.quick else settings.steps
     plain, turned = (QUICK_ARMS, QUICK_ARMS[:1]) if settings.quick else (ARMS, ROTATED)
     order = [(name, False) for name in plain] + [(name, True) for name in turned]
+    short = [
+        Case(
+            f'{name}; {SHORT_STEPS} steps of 1,024 tokens, rate {rate}, seed {seed}, '
+            f'{"rotated" if rotated else "plain"}',
+            functools.partial(arm, arms[name], SHORT_STEPS, seed, rotated, settings, batch_size=1, learning_rate=rate),
+        )
+        for seed in SHORT_SEEDS
+        for name, rotated, rate in SHORT
+        if settings.source is not None and not settings.quick
+    ]
     return [
         Case(SOURCE, functools.partial(source_losses, settings)),
+        *short[: len(SHORT)],
         *(
             Case(
                 f'{name}; {steps} steps, seed {seed}, {"rotated" if rotated else "plain"}',
@@ -141,4 +177,5 @@ def cases(settings: Settings) -> list[Case]:
             for seed in settings.seeds
             for name, rotated in order
         ),
+        *short[len(SHORT) :],
     ]

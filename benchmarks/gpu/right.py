@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, NotThere, Row
@@ -161,9 +160,9 @@ def automatic_microbatches(settings: Settings, rows: Mapping) -> Row:
     source, batch = source_of(settings), 8192
     options = dict(device=settings.device, batches=3, batch_size=batch)
     whole = run(source, **options, device_train_microbatch_size=batch // 16)
-    free, total = torch.cuda.mem_get_info()
-    allowed = torch.cuda.memory_allocated() + 1.5 * 2**30
+    total = torch.cuda.mem_get_info()[1]
     torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 0.8 * 2**30
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     try:
         found = run(source, **options, device_train_microbatch_size='auto')
@@ -180,7 +179,11 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
     """Runs modes of ``runs`` in a process of their own, one rank under Composer's launcher."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH'))))
-    inherited = {name: value for name, value in os.environ.items() if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
+    }
     command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', '-m', 'benchmarks.gpu.runs', settings.device]
     return subprocess.run(
         [*command, str(source_of(settings)), str(out), *modes],
@@ -189,6 +192,7 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
         text=True,
         timeout=400,
         cwd=root,
+        start_new_session=True,  # the launcher ends its process group when a rank is killed
     )
 
 
@@ -252,8 +256,6 @@ def _need_gpu(settings: Settings) -> None:
 
 def cases(settings: Settings) -> list[Case]:
     """All cases of the part."""
-    if not dist.is_initialized():
-        dist.initialize_dist('gpu' if settings.device == 'cuda' else 'cpu')
     variants = ['llama', 'gemma2'] if settings.quick else list(VARIANTS)
     bind = functools.partial
     return [

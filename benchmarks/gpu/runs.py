@@ -22,8 +22,8 @@ import torch
 from composer.core import Callback, State
 from composer.devices import DeviceCPU, DeviceGPU
 from composer.loggers import InMemoryLogger, Logger
-from composer.utils import dist
 
+from benchmarks.gpu.group import use_group
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from tests.tiny_run import tiny_trainer
 
@@ -31,6 +31,13 @@ __all__ = ['TARGET', 'run', 'run_mode']
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 BATCHES, KILLED_IN = 12, 6
+
+
+class ExactProducts(Callback):
+    """float32 products without TF32, whatever has switched it on since the device was made."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 class Die(Callback):
@@ -52,14 +59,17 @@ def run(
     **settings: Any,
 ) -> dict[str, Any]:
     """One pruning run, without TF32; returns its losses by batch, its trainer and what was logged."""
+    use_group(device)
     log = InMemoryLogger()
-    pruning = TargetedPruning(TARGET, mask_learning=learning, lagrangian_warmup='0.5dur', tolerance=1.0)
+    pruning = TargetedPruning(TARGET, mask_learning=learning, warmup='0.5dur', tolerance=1.0)
+    callbacks = [ExactProducts(), *settings.pop('callbacks', ())]
     trainer = tiny_trainer(
         source,
         [pruning, *algorithms],
         batches=batches,
         learning_rate=learning_rate,  # Adam would blow rounding up into different weights
         loggers=[log],
+        callbacks=callbacks,
         device=DeviceGPU(allow_tf32=False) if device == 'cuda' else DeviceCPU(),
         precision=precision,
         **settings,
@@ -97,7 +107,7 @@ def run_mode(mode: str, source: Path, device: str, folder: Path) -> dict[int, fl
 
 def main() -> None:
     device, source, out, modes = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
-    dist.initialize_dist('gpu' if device == 'cuda' else 'cpu')
+    use_group(device)
     results: dict[str, Any] = {'backend': torch.distributed.get_backend()}
     for mode in modes:
         try:

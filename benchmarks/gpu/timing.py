@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
-__all__ = ['launches', 'median_seconds', 'peak_bytes', 'synchronisations', 'times']
+NO_KERNELS = ('ProfilerStep', 'Activity Buffer', 'Optimizer.', '## ')  # spans of the profiler's own
+
+__all__ = ['launches', 'median_seconds', 'peak_bytes', 'synchronisations', 'times', 'tracing', 'waits']
 
 
 def times(step: Callable[[], object], device: str, warmup: int = 3, rounds: int = 7) -> list[float]:
@@ -55,19 +60,26 @@ def synchronisations(step: Callable[[], object], device: str) -> dict[str, int]:
     if device == 'cpu':
         step()
         return {}
+    with waits() as places:
+        step()
+    return places
+
+
+@contextlib.contextmanager
+def waits() -> Iterator[dict[str, int]]:
+    """Counts, until it is left, how often the host waits for the GPU, by line of Python."""
     places: dict[str, int] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         torch.cuda.set_sync_debug_mode('warn')
         try:
-            step()
+            yield places
         finally:
             torch.cuda.set_sync_debug_mode('default')
     for warning in caught:
         if 'synchroniz' in str(warning.message):
             place = f'{"/".join(warning.filename.split("/")[-3:])}:{warning.lineno}'
             places[place] = places.get(place, 0) + 1
-    return places
 
 
 def launches(step: Callable[[], object], device: str) -> dict[str, float]:
@@ -75,17 +87,27 @@ def launches(step: Callable[[], object], device: str) -> dict[str, float]:
     if device == 'cpu':
         step()
         return {}
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
+    with tracing() as found:
+        step()
+    return found
 
+
+@contextlib.contextmanager
+def tracing() -> Iterator[dict[str, float]]:
+    """As :func:`launches`, of what is run until it is left."""
+    found: dict[str, float] = {}
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        step()
+        yield found
         torch.cuda.synchronize()
+    found.update(_kernels_of(trace))
+
+
+def _kernels_of(trace: profile) -> dict[str, float]:
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in trace.events()
-        if event.device_type == DeviceType.CUDA and not event.name.startswith(('ProfilerStep', 'Activity Buffer'))
+        if event.device_type == DeviceType.CUDA and not event.name.startswith(NO_KERNELS)
     )
     if not spans:
         return {'kernels': 0}

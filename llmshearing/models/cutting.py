@@ -14,9 +14,7 @@ and never scaled. Scaling is done in float32 and rounded once to the weight's dt
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -28,8 +26,6 @@ from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
 
 __all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks', 'to_device']
-
-USE_KERNELS = importlib.util.find_spec('triton') is not None  # on a GPU; PyTorch's builds for one bring it
 
 
 def cut_weight(
@@ -72,9 +68,6 @@ class _CutWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, rows, columns, row_scale, column_scale):
         ctx.save_for_backward(weight, rows, columns, row_scale, column_scale)
-        fused = _kernels_for(weight)
-        if fused is not None:
-            return fused.cut(weight, rows, columns, row_scale, column_scale)
         out = _select(weight, rows, columns)
         return out if row_scale is None and column_scale is None else _scaled(out, row_scale, column_scale)
 
@@ -83,11 +76,6 @@ class _CutWeight(torch.autograd.Function):
     def backward(ctx, grad):
         weight, rows, columns, row_scale, column_scale = ctx.saved_tensors
         needs_weight, _, _, needs_row, needs_column = ctx.needs_input_grad
-        fused = _kernels_for(weight)
-        if fused is not None:
-            needs = (needs_weight, needs_row, needs_column)
-            grad_weight, grad_row, grad_column = fused.uncut(grad, *ctx.saved_tensors, needs)
-            return grad_weight, None, None, grad_row, grad_column
         grad_row = grad_column = grad_weight = None
         if needs_row or needs_column:
             product = grad.float() * _select(weight, rows, columns)
@@ -103,15 +91,6 @@ class _CutWeight(torch.autograd.Function):
             if rows is not None:
                 grad_weight = grad_weight.new_zeros(weight.shape).index_copy_(0, rows, grad_weight)
         return grad_weight, None, None, grad_row, grad_column
-
-
-def _kernels_for(weight: Tensor) -> ModuleType | None:
-    """The module of kernels where they can cut this weight, else None."""
-    if not USE_KERNELS or not weight.is_cuda or weight.dtype == torch.float64 or weight.stride(1) != 1:
-        return None
-    from llmshearing.models import fused_cut  # compiles for a GPU; not needed without one
-
-    return fused_cut
 
 
 def _scaled(matrix: Tensor, row_scale: Tensor | None, column_scale: Tensor | None) -> Tensor:
