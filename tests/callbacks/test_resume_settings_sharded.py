@@ -29,6 +29,7 @@ def configuration(work):
     }
     return {
         'max_seq_len': 16,
+        'seed': 17,
         'model': {'name': 'sheared_causal_lm', 'pretrained_model_name_or_path': str(work / 'source')},
         'tokenizer': {'name': str(work / 'source')},
         'train_loader': {
