@@ -50,7 +50,9 @@ class ResumeSettings(CallbackWithConfig):
     def __init__(self, train_config: dict[str, Any]) -> None:
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
         self._saved: dict[str, Any] = {}
-        self._is_noted = _is_noted_in(resume_source(train_config))
+        # Of a run of one process llm-foundry notes no fsdp_config; what is no folder of shards does not matter here.
+        sharded = {**train_config, 'fsdp_config': {'state_dict_type': 'sharded'}}
+        self._is_noted = _is_noted_in(resume_source(sharded))
         self._groups: list[dict[str, Any]] = []
 
     def before_load(self, state: State, logger: Logger) -> None:

@@ -112,9 +112,11 @@ def read_source(source: str) -> PretrainedConfig:
     Raises:
         ValueError: If there is none.
     """
+    from llmshearing.config.source import refuse_unusable
     from llmshearing.models.source_config import read_config
+    from llmshearing.utils.paths import expand_path
 
-    path = Path(source).expanduser()
+    path = Path(expand_path('SOURCE', source))
     path = path / 'config.json' if path.is_dir() else path
     if not path.is_file():
         raise ValueError(
@@ -129,9 +131,11 @@ def read_source(source: str) -> PretrainedConfig:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f'{path}: {key} must be a whole number of 1 or more, got {value!r}')
     try:
-        return read_config(path)
+        config = read_config(path)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no Hugging Face config: {error}') from error
+    refuse_unusable(str(path), config)
+    return config
 
 
 def _section(parent: dict[str, Any], key: str, path: str) -> dict[str, Any]:

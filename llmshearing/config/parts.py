@@ -34,7 +34,7 @@ def build_for_checks(where: str, constructor: Callable, settings: Mapping[str, A
     """
     try:
         return constructor(**settings)
-    except (TypeError, ValueError, OverflowError, OSError, RuntimeError) as error:  # the last: torch.compile
+    except (TypeError, ValueError, OverflowError, OSError, NotImplementedError) as error:
         raise ValueError(f'{where}: {error}') from error
 
 

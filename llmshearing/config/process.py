@@ -28,6 +28,7 @@ KNOWN = (
     'pkg_resources is deprecated as an API',
     'TypedStorage is deprecated',
     'To copy construct from a tensor',
+    'Specifying the ConsoleLogger via `loggers`',  # ours is one, and takes nothing from those arguments
     "'pin_memory' argument is set as true but no accelerator",
 )
 NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torchmetrics', 'transformers', 'google')

@@ -28,7 +28,6 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     """
     from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
     from llmshearing.masks.sparsity_target import read_sparsity_target
-    from llmshearing.models.families import family_of
     from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
 
@@ -44,7 +43,6 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
             check_time(f'{where}.{key}', settings[key])
             check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
     _check_checkpoints(settings, config)
-    family_of(source)  # refuses other model types, whose configs may have no such shape
     target = PruningSettings(**settings).target
     if read_sparsity_target(target, shape_of(source)) is None:
         target_shape(source, target)

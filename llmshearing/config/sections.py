@@ -34,6 +34,7 @@ GIVEN_BY_LLMFOUNDRY = {
     'callbacks_with_config': ('train_config',),
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
 BUILT_CALLBACKS = (
     'dynamic_batch_loading',
     'export_pruned',
@@ -54,6 +55,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the key, what it is, and what it could be.
     """
+    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
+
     _check_top_level(config)
     check_ranges(config)
     for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
@@ -73,7 +76,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_labels(config)
     for name, settings in (config.get('algorithms') or {}).items():
         algorithm = _check_entry('algorithms', name, settings, 'algorithms')
-        build_for_checks(f'algorithms.{name}', algorithm, settings or {})
+        checked = PruningSettings if name == 'targeted_pruning' else algorithm
+        build_for_checks(f'algorithms.{name}', checked, settings or {})
         if name == 'gradient_clipping':
             check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
     for name, settings in (config.get('callbacks') or {}).items():
@@ -239,7 +243,10 @@ def _check_compilation(settings: Mapping[str, Any] | None, algorithms: Mapping[s
             'batch to batch; remove it for this stage.'
         )
     check_keys('compile_config', settings, torch.compile, given=('model',))
-    build_for_checks('compile_config', torch.compile, {'model': torch.nn.Identity(), **settings})
+    if settings.get('mode') is not None:
+        check_one_of('compile_config.mode', settings['mode'], COMPILE_MODES)
+    if settings.get('backend') is not None:
+        check_one_of('compile_config.backend', settings['backend'], torch.compiler.list_backends())
 
 
 def _check_profiler(settings: Mapping[str, Any] | None) -> None:

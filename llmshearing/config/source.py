@@ -43,6 +43,10 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
     _check_folder(WHERE, name, ('config.json',))
     source = read_config(WHERE, name, model.get('trust_remote_code', False))
     refuse_unusable(f'{WHERE}: {name}', source)
+    if model['name'] == 'sheared_causal_lm':
+        from llmshearing.models.families import family_of
+
+        family_of(source)  # refuses other model types, whose configs may have no such shape
     _check_weights(model, source)
     source = _with_overrides(source, model)
     _check_computation(model, source, config['max_seq_len'])

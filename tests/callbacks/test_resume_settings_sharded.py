@@ -19,10 +19,17 @@ DOMAINS = ('a', 'b')
 
 
 def configuration(work):
-    data = work / 'data'
-    evaluator = {'name': 'text', 'num_workers': 0, 'prefetch_factor': None, 'persistent_workers': False}
+    data, split = work / 'data', {'max_seq_len': 16, 'shuffle': False}
+    evaluator = {
+        'name': 'text',
+        'drop_last': False,
+        'num_workers': 0,
+        'prefetch_factor': None,
+        'persistent_workers': False,
+    }
     return {
         'max_seq_len': 16,
+        'seed': 17,
         'model': {'name': 'sheared_causal_lm', 'pretrained_model_name_or_path': str(work / 'source')},
         'tokenizer': {'name': str(work / 'source')},
         'train_loader': {
@@ -33,8 +40,7 @@ def configuration(work):
             },
         },
         'eval_loader': [
-            {'label': name, **evaluator, 'dataset': {'local': str(data / 'eval' / name), 'max_seq_len': 16}}
-            for name in DOMAINS
+            {'label': name, **evaluator, 'dataset': {**split, 'local': str(data / 'eval' / name)}} for name in DOMAINS
         ],
         'callbacks': {'dynamic_batch_loading': {'update': 'constant', 'max_eval_sequences': 4}},
         'loggers': {'metrics_file': {'path': str(work / 'metrics.jsonl')}},
