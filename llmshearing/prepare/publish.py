@@ -21,6 +21,19 @@ from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
 from llmshearing.prepare.remote import empty_index, has_index, read_remote, upload, upload_text
 from llmshearing.prepare.spec import Domain, Spec
 
+__all__ = [
+    'claim_remote',
+    'find_finished',
+    'in_place',
+    'locked',
+    'move_whole',
+    'publish',
+    'publish_manifest',
+    'read_state',
+    'write_state',
+    'write_whole',
+]
+
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:

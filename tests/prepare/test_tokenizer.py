@@ -10,8 +10,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from llmshearing.data.packing import separators
 from llmshearing.prepare import tokenizer as prepare_tokenizer
-from llmshearing.prepare.tokenizer import Encoder, encode_in_windows, plan_tokenizer, separators, smallest_dtype
+from llmshearing.prepare.tokenizer import Encoder, encode_in_windows, plan_tokenizer, smallest_dtype
 from tests.prepare.prepare_inputs import make_documents, make_tokenizer
 
 
