@@ -145,6 +145,11 @@ def _index_problem(local: str, split: str | None) -> str | None:
         info, file = there[0]
         if os.path.getsize(file) != info['bytes']:
             return f'{file} has {os.path.getsize(file)} bytes where its index says {info["bytes"]}'
+        if info is not shard['raw_data'] and not os.access(folder, os.W_OK):
+            return (
+                f'its shards are compressed, and {folder} cannot be written to unpack them; name it as its `remote`, '
+                'and a folder that can as `local`'
+            )
     return None
 
 

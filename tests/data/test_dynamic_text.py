@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import shutil
 
@@ -294,6 +295,22 @@ def test_a_cut_or_missing_shard_is_told_before_training(folder, tmp_path):
     bad(tmp_path / 'data', 'b: shard shard.00001.mds of .* is missing')
 
 
+def test_compressed_shards_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """They are unpacked beside themselves; the advice is to name the folder as the remote place of another."""
+    with MDSWriter(out=str(tmp_path / 'a'), columns={'tokens': 'ndarray:uint16:8'}, compression='zstd') as writer:
+        for sample in range(8):
+            writer.write({'tokens': tokens_of(0, sample).astype(np.uint16)})
+    with monkeypatch.context() as patch:
+        patch.setattr('os.access', lambda path, mode: mode != os.W_OK)  # root may write everywhere
+        bad(
+            tmp_path,
+            'a: its shards are compressed, .* cannot be written to unpack them.*as its `remote`',
+            domains=['a'],
+        )
+    loader = dynamic_loader(tmp_path / 'other', ['a'], remote=str(tmp_path))
+    assert len([row for batch in loader for row in read_back(batch)]) == 20
+
+
 def test_domains_can_have_their_own_place_and_data_of_their_size_counts(tmp_path):
     write_domains(tmp_path / 'one', {'a': 12})
     write_domains(tmp_path / 'two', {'x': 1, 'b': 4})
@@ -321,7 +338,7 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
         'predownload': -1,
         'shuffle_seed': -3,
         'shuffle_block_size': 0,
-        'max_seq_len': 2.5,
+        'max_seq_len': 0,
         'download_retry': -1,
         'replication': 0,
     }.items():

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from llmshearing.data import packing
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from tests.dynamic_text_world import LOADERS, close_loaders, on_ranks, write_domains
 from tests.prepare.prepare_inputs import make_documents, make_tokenizer, read_tokens
 
