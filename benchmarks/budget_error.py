@@ -27,7 +27,7 @@ from quality_arms import Arm
 from quality_source import FULL, QUICK, Sizes, make_source, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmshearing.scaling.inputs import Run
+from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.post_training import fit_post_training, predict_run
 
 LEARNING_RATE = 1e-3
@@ -71,13 +71,13 @@ def measure_run(name: str, rate: float, work: Path, sizes: Sizes) -> dict[str, A
     }
 
 
-def as_run(entry: dict[str, Any], points: slice) -> Run:
+def as_run(entry: dict[str, Any], points: slice) -> Curve:
     tokens, values = np.array(entry['curve'])[points].T
     known = {key: entry[key] for key in ('name', 'params_before', 'pruning_rate', 'source_loss')}
-    return Run(**known, tokens=tokens, losses=values)
+    return Curve(**known, tokens=tokens, losses=values)
 
 
-def errors(fitted: list[Run], asked: list[Run]) -> list[float]:
+def errors(fitted: list[Curve], asked: list[Curve]) -> list[float]:
     """Relative errors of predicted losses, of a law that was fitted to other points."""
     law = fit_post_training(fitted)
     return [abs(p / v - 1) for run in asked for p, v in zip(predict_run(law, run), run.losses)]

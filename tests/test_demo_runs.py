@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.metrics.logger import read_metrics
+from llmshearing.metrics.lines import read_metrics
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 

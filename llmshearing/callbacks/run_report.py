@@ -1,10 +1,10 @@
 """``run_report``: keeps a page about the run up to date while it trains (see ``llmshearing/reports``).
 
-Two decisions. The metrics file does not say which units the masks keep, so rank 0 notes that, with the sizes of
-source and result and how much of the run has passed, in a small file beside it. And the page is drawn by a process of
-its own, the command ``llmshearing report``: training goes on meanwhile, and whatever is wrong with a picture, the run
-cannot fail from it. What that process complains of is a warning in the log. The page is made from files alone, so a
-resumed run goes on with it and nothing of it needs to be in a checkpoint.
+Two decisions. What the metrics do not say (which units the masks keep, the sizes of source and result, settings, how
+much of the run has passed, where the result is) rank 0 notes in a small file beside them. And the page is drawn by a
+process of its own, the command ``llmshearing report``: training goes on meanwhile, loads no drawing or fitting library
+for it, and cannot fail from whatever is wrong with a picture. What that process complains of is a warning in the log.
+The page is made from files alone, so a resumed run goes on with it and nothing of it needs to be in a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
-from llmshearing.commands.report import default_folder
+from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.masks.record import record_of
 from llmshearing.metrics.logger import MetricsFile
+from llmshearing.metrics.run_log import STATE_VERSION, read_object, report_folder, state_path
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
-from llmshearing.reports.run_files import STATE_VERSION, state_path, write_atomically
+from llmshearing.utils.files import write_atomically
 
 __all__ = ['RunReport']
 
@@ -98,7 +102,7 @@ class RunReport(Callback):
         if self.law is not None and not self.law.is_file():
             raise ValueError(f'run_report: there is no file law={str(self.law)!r}; `llmshearing budget fit` writes it.')
         self._metrics = files[0].path.resolve()
-        self.folder = self.folder or default_folder(self._metrics)
+        self.folder = self.folder or report_folder(self._metrics)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
@@ -138,7 +142,7 @@ class RunReport(Callback):
         try:
             self._read = self._metrics.stat().st_size
             note = json.dumps(_note(state, self._models), separators=(',', ':'))
-            write_atomically(state_path(self._metrics), note.encode('utf-8'))
+            write_atomically(state_path(self._metrics), note)
             self._complaints = tempfile.TemporaryFile()
             self._drawing = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=self._complaints, env=environment
@@ -201,30 +205,67 @@ def _models(state: State, pruned: Path | None) -> dict[str, Any]:
 
 def _note(state: State, models: dict[str, Any]) -> dict[str, Any]:
     """What the page needs besides the metrics, as plain types."""
-    elapsed, pruning = state.get_elapsed_duration(), find_pruning(state)
+    elapsed, pruning, spent = state.get_elapsed_duration(), find_pruning(state), state.timestamp.total_wct
     return {
         'version': STATE_VERSION,
         'batch': state.timestamp.batch.value,
         'tokens': state.timestamp.token.value,
         'elapsed_share': None if elapsed is None else min(float(elapsed.value), 1.0),
         'max_duration': None if state.max_duration is None else state.max_duration.to_timestring(),
+        'seconds': spent.total_seconds() or None,
+        'noted': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
+        'settings': _settings(state),
+        'exported': _exported(state),
         **models,
         'pruning': None if pruning is None else _masks(pruning, state),
     }
 
 
-def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
-    """The pruning record if pruning ended now, and how probable it is that each unit is kept.
+def _settings(state: State) -> dict[str, Any]:
+    """What a person asks of a run that is not in its numbers."""
+    pruning = find_pruning(state)
+    rates = [(type(one).__name__, one.param_groups[0]) for one in state.optimizers]
+    settings = {
+        'ranks': dist.get_world_size(),
+        'precision': str(getattr(state.precision, 'value', state.precision)),
+        'micro-batch per rank': state.device_train_microbatch_size,
+        'seed': state.rank_zero_seed,
+        'optimizer': ', '.join(f'{name}, lr {group.get("initial_lr", group["lr"]):g}' for name, group in rates),
+        'mask learning': None if pruning is None else pruning.mask_learning,
+        'algorithms': ', '.join(type(algorithm).__name__ for algorithm in state.algorithms),
+    }
+    settings |= {name: version(name) for name in ('torch', 'transformers', 'mosaicml')}
+    return {name: value for name, value in settings.items() if value not in (None, '')}
 
-    Probabilities have three decimals; of the intermediate dimensions there are the means that a page can show.
+
+def _exported(state: State) -> dict[str, str] | None:
+    """Where the result is, once it is there: what ``export_pruned`` wrote, or ``hf_checkpointer`` as the last."""
+    batch = state.timestamp.batch.value
+    for callback in state.callbacks:
+        if isinstance(callback, ExportPruned):
+            record = read_object(callback.folder / 'pruning.json', [])
+            if record.get('batches') == batch:
+                return {'folder': str(callback.folder)}
+        if isinstance(callback, HuggingFaceCheckpointer) and '://' not in callback.save_dir_format_str:
+            folders = Path(callback.save_dir_format_str).glob('huggingface/*/config.json')
+            last = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+            if last is not None:
+                return {'folder': str(last.parent)}
+    return None
+
+
+def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
+    """The pruning record if pruning ended now, and the masks as they are: in the Lagrangian way P(z > 0) of each unit.
+
+    Values have three decimals; of the intermediate dimensions there are the means that a page can show.
     """
     units = kept_units(pruning.final_masks(), pruning.source)
     record = dataclasses.asdict(record_of(pruning, units, state.timestamp.batch.value, state.timestamp.token.value))
     del record['scores'], record['source_name'], record['shape']
-    probability = {}
+    masks = {}
     for axis, kept in pruning.learner.expected_kept().items():
         values = kept.double().numpy()
         if axis == 'intermediate':
             values = binned(values)
-        probability[axis] = values.round(3).tolist()
-    return {**record, 'keep_probability': probability}
+        masks[axis] = values.round(3).tolist()
+    return {**record, 'mask_values': masks}

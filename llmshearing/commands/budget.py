@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
-from llmshearing.scaling.budget_plan import (
+from llmshearing.scaling.fields import count_argument, positive_number, write_json
+from llmshearing.scaling.intervals import jackknife_interval
+from llmshearing.scaling.law_file import RANGES, law_to_json, read_law
+from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training
+from llmshearing.scaling.run_logs import cost_per_token, read_all_runs
+from llmshearing.scaling.spending import (
     PRUNING_GAIN,
     Case,
     Split,
@@ -24,56 +27,6 @@ from llmshearing.scaling.budget_plan import (
     split_total,
     tokens_for_loss,
 )
-from llmshearing.scaling.inputs import Run, count_argument, positive_number, read_json, read_runs, write_json
-from llmshearing.scaling.intervals import jackknife_interval
-from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training, fit_report
-from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, post_training_log
-
-VERSION = 1
-_RANGES = ('params_before', 'pruning_rate', 'tokens')
-_SINGLES = ('single_size', 'single_rate')
-
-
-def leave_one_run_out(law: PostTrainingLaw, runs: Sequence[Run], huber: float | None) -> list[dict[str, float]]:
-    """Constants of the law fitted without each run in turn; empty for fewer than three runs."""
-    if len(runs) < 3:
-        return []
-    return [fit_post_training([*runs[:i], *runs[i + 1 :]], huber, near=law).constants for i in range(len(runs))]
-
-
-def law_to_json(law: PostTrainingLaw, runs: Sequence[Run], huber: float | None, notes: list[str]) -> dict:
-    """The content of LAW.json."""
-    return {
-        'law': 'p2',
-        'version': VERSION,
-        'constants': law.constants,
-        'range': {name: list(getattr(law, name)) for name in _RANGES},
-        **{name: getattr(law, name) for name in _SINGLES},
-        'leave_one_out': leave_one_run_out(law, runs, huber),
-        'fit': fit_report(law, runs),
-        'notes': notes,
-    }
-
-
-def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
-    """The law in LAW.json, and those with one run left out.
-
-    Raises:
-        ValueError: Not a file that ``budget fit`` wrote.
-    """
-    content = read_json(path)
-    try:
-        if content['law'] != 'p2' or content['version'] != VERSION:
-            raise ValueError(f'{path}: expected law p2, version {VERSION}; got {content["law"]}, {content["version"]}')
-        where = [tuple(map(float, content['range'][name])) for name in _RANGES]
-        singles = [bool(content[name]) for name in _SINGLES]
-        laws = [
-            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
-            for constants in [content['constants'], *content['leave_one_out']]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'{path}: not a law written by `llmshearing budget fit` ({error!r})') from error
-    return laws[0], laws[1:]
 
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +113,7 @@ def _case(arguments: argparse.Namespace) -> Case:
 
 def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:
     factors = law.extrapolation(case.params_before, case.pruning_rate, tokens)
-    outside = ', '.join(f'{name} x{factors[name]:.3g}' for name in _RANGES if factors[name] > 1)
+    outside = ', '.join(f'{name} x{factors[name]:.3g}' for name in RANGES if factors[name] > 1)
     return f'extrapolation factor {factors["factor"]:.3g} ({outside or "inside the range of the runs"})'
 
 
@@ -171,19 +124,6 @@ def _slopes(row: dict) -> str:
         f', average slope difference {row["average_slope_difference"]:.3g} of {row["average_slope"]:.3g} nats per '
         f'1e9 tokens'
     )
-
-
-def read_all_runs(sources: Sequence[str]) -> list[Run]:
-    """Runs from RUNS.json files, metrics files and folders of runs, in their order."""
-    runs: list[Run] = []
-    for source in sources:
-        if Path(source).is_dir():
-            runs.append(curve_of_log(post_training_log(source)))
-        elif source.endswith('.jsonl'):
-            runs.append(curve_of_log(source))
-        else:
-            runs += read_runs(source)
-    return runs
 
 
 def fit(arguments: argparse.Namespace) -> int:

@@ -20,9 +20,9 @@ import numpy as np
 from streaming import Stream, StreamingDataset
 
 from llmshearing.compat.streaming import Reader, World, get_hash, get_index_basename
-from llmshearing.config.keys import check_keys
 from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
 from llmshearing.utils.paths import check_mds_index, expand_path, plain_name
+from llmshearing.utils.settings import check_keys
 
 __all__ = [
     'DomainConfig',

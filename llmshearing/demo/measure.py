@@ -16,9 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from streaming import LocalDataset
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+__all__ = [
+    'bytes_on_disk',
+    'describe_model',
+    'generate_samples',
+    'measure_tokens_per_second',
+    'open_model',
+    'parameter_count',
+    'peak_memory_bytes',
+    'threads',
+    'window_loss',
+]
 
 THREADS = 2
 
@@ -80,62 +91,6 @@ def window_loss(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 2
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction='sum')
         total += loss.item()
     return total / (windows.shape[0] * (windows.shape[1] - 1))
-
-
-def read_windows(folder: Path, max_samples: int | None = None) -> np.ndarray:
-    """Reads samples of an MDS folder with a column ``tokens`` (an array of ids), spread evenly over the folder.
-
-    Returns:
-        Token ids, [samples, length].
-
-    Raises:
-        ValueError: the folder holds no samples, or samples of differing lengths.
-    """
-    dataset = LocalDataset(local=str(folder))
-    size = len(dataset)
-    count = size if max_samples is None else min(size, max_samples)
-    samples = [np.asarray(dataset[i * size // count]['tokens']) for i in range(count)]
-    lengths = sorted({len(sample) for sample in samples})
-    if len(lengths) != 1:
-        raise ValueError(
-            f'{folder}: need at least one sample and all of one length, got {size} samples of lengths '
-            f'{lengths}; prepare the data again'
-        )
-    return np.stack(samples)
-
-
-def loss_per_domain(
-    model_dir: Path,
-    data_dir: Path,
-    domains: Sequence[str] | None = None,
-    max_samples: int | None = None,
-    batch_size: int = 2,
-) -> dict[str, float]:
-    """Loss of a model on the held-out split of every domain.
-
-    Args:
-        model_dir: Hugging Face folder.
-        data_dir: prepared data; the samples of a domain are in ``data_dir/eval/DOMAIN``.
-        domains: which to evaluate, in this order; all folders under ``eval`` by default.
-        max_samples: at most so many samples per domain, the same ones for every model.
-        batch_size: samples at a time.
-
-    Returns:
-        Nats per token under the name of each domain.
-
-    Raises:
-        ValueError: a domain that is not there or empty.
-    """
-    root = Path(data_dir) / 'eval'
-    present = sorted(path.parent.name for path in root.glob('*/index.json'))
-    names = present if domains is None else list(domains)
-    missing = sorted(set(names) - set(present))
-    if missing or not names:
-        raise ValueError(f'no held-out samples for {missing or "any domain"} in {root}; it holds {present}')
-    windows = {name: read_windows(root / name, max_samples) for name in names}
-    model = open_model(model_dir)
-    with threads():
-        return {name: window_loss(model, windows[name], batch_size) for name in names}
 
 
 @torch.inference_mode()
@@ -213,7 +168,7 @@ SHAPE_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_ke
 
 
 def describe_model(model_dir: Path) -> dict[str, object]:
-    """Size and speed of a folder, as the report takes them (``report.ModelFacts``)."""
+    """Size and speed of a folder, as the report takes them."""
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
     speed = measure_tokens_per_second(model_dir)
     return {

@@ -105,13 +105,12 @@ def source_model(work: Path) -> tuple[Path, dict[str, Any]]:
 
 def losses_of(folders: dict[str, Path], data: Path) -> dict[str, dict[str, float]]:
     """Loss per domain of several models."""
-    from llmshearing.demo.measure import loss_per_domain
+    from llmshearing.demo.measure import threads
+    from llmshearing.scaling.measure import find_domains, measure_models
 
-    losses = {}
-    for name, folder in folders.items():
-        losses[name] = loss_per_domain(folder, data, DOMAINS)
-        say(f'{name}: {json.dumps(losses[name])}')
-    return losses
+    with threads():
+        points = measure_models([*map(str, folders.values())], find_domains(data, 'eval', DOMAINS), report=say)
+    return {name: point['losses'] for name, point in zip(folders, points)}
 
 
 def speed_and_samples(folders: dict[str, Path]) -> dict[str, tuple[dict[str, Any], list[dict[str, str]]]]:
@@ -119,38 +118,6 @@ def speed_and_samples(folders: dict[str, Path]) -> dict[str, tuple[dict[str, Any
     from llmshearing.demo.measure import describe_model, generate_samples
 
     return {name: (describe_model(folder), generate_samples(folder, PROMPTS)) for name, folder in folders.items()}
-
-
-def mask_metrics(path: Path, record: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
-    """Steps, and counts per axis over them, from a pruning run's metrics and its ``pruning.json``."""
-    from llmshearing.metrics.logger import read_metrics
-
-    metrics = read_metrics(path)
-    axes = {}
-    steps: list[int] = []
-    for axis in record['axes']:
-        series = {kind: metrics[f'pruning/{axis["axis"]}/{kind}'] for kind in ('target', 'expected', 'hard')}
-        steps = list(series['expected'])
-        axes[axis['axis']] = {
-            'source': axis['units'],
-            'target': axis['target'],
-            'schedule': list(series['target'].values()),
-            'expected': list(series['expected'].values()),
-            'hard': list(series['hard'].values()),
-        }
-    return steps, axes
-
-
-def mixture_metrics(path: Path) -> dict[str, Any]:
-    """Domain weights of a run from its metrics: the first mixture (equal in the demo) and every update."""
-    from llmshearing.metrics.logger import read_metrics
-
-    metrics = read_metrics(path)
-    updates = {name: metrics[f'mixture/weight/{name}'] for name in DOMAINS}
-    return {
-        'steps': [0, *next(iter(updates.values()))],
-        'weights': {name: [1 / len(DOMAINS), *values.values()] for name, values in updates.items()},
-    }
 
 
 def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
@@ -231,8 +198,6 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         seen = apart('run:speed_and_samples', {'source': source, 'result': folders['continued']})
     from llmshearing.demo.measure import peak_memory_bytes
 
-    record = json.loads((work / 'pruned' / 'pruning.json').read_text())
-    pruning_steps, axes = mask_metrics(work / 'prune_metrics.jsonl', record)
     per_step = 4 * MAX_SEQ_LEN
     results = {
         'source_name': 'SmolLM2-135M-Instruct',
@@ -247,10 +212,5 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         'seconds': dict(SECONDS),
         'peak_memory_bytes': peak_memory_bytes(),
     }
-    metrics = {
-        'pruning_steps': pruning_steps,
-        'axes': axes,
-        'mixture': {'continued': mixture_metrics(work / 'continue_metrics.jsonl')},
-    }
-    report = apart('report:write_report', work / 'report', results, metrics)
+    report = apart('report:write_report', work, results)
     say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')

@@ -11,9 +11,12 @@ repeated after it; but before batch 0 there is nothing, so a start there drops e
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
-__all__ = ['read_points']
+__all__ = ['read_metrics', 'read_points']
+
+log = logging.getLogger(__name__)
 
 
 def read_points(path: Path) -> tuple[dict[str, dict[int, float]], int]:
@@ -50,6 +53,14 @@ def read_points(path: Path) -> tuple[dict[str, dict[int, float]], int]:
             'logger writes them (has the run finished a batch?)'
         )
     return {name: dict(sorted(points.items())) for name, points in values.items()}, broken
+
+
+def read_metrics(path: Path) -> dict[str, dict[int, float]]:
+    """Value by batch, by metric, as :func:`read_points`; lines that could not be read are said in a warning."""
+    metrics, broken = read_points(Path(path))
+    if broken:
+        log.warning('%s: lines that could not be read, as after a kill, and were left out: %d', path, broken)
+    return metrics
 
 
 def _until(values: dict[str, dict[int, float]], last: int) -> dict[str, dict[int, float]]:

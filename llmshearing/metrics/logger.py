@@ -8,9 +8,7 @@ one place, :mod:`llmshearing.metrics.lines`.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +16,9 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llmshearing.metrics.lines import read_points
 from llmshearing.utils.paths import local_destination
 
-__all__ = ['MetricsFile', 'read_metrics']
-
-log = logging.getLogger(__name__)
+__all__ = ['MetricsFile']
 
 
 class MetricsFile(LoggerDestination):
@@ -59,18 +54,3 @@ class MetricsFile(LoggerDestination):
         }
         with self.path.open('a', encoding='utf-8') as file:
             file.write(json.dumps({'batch': step, **numbers}) + '\n')
-
-
-def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Reads a file of :class:`MetricsFile`; lines that a kill left half written are left out, with a warning.
-
-    Returns:
-        dict[str, dict[int, float]]: Value by batch, in order of batches, by metric.
-
-    Raises:
-        ValueError: As :func:`~llmshearing.metrics.lines.read_points`.
-    """
-    metrics, broken = read_points(Path(path))
-    if broken:
-        log.warning('%s: lines that could not be read, as after a kill, and were left out: %d', path, broken)
-    return metrics

@@ -96,9 +96,7 @@ def _parse_budget_size(value: Any) -> int:
 
 
 def _parse_params(value: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError(f'not a count: {value!r}; expected a positive number such as 1300000000, 1.3e9 or 1.3B')
-    count = parse_count(str(value))
+    count = parse_count(value)
     if count < 1:
         raise ValueError(f'{value!r} is less than one parameter; expected a count such as 1300000000, 1.3e9 or 1.3B')
     return int(count)

@@ -27,7 +27,7 @@ from llmshearing.planning.step_trace import trace_step
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'estimate_memory', 'pruned_axes']
+__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'estimate_memory']
 
 SHARDING = ('ddp', 'fsdp2')
 PRECISIONS = ('amp_bf16', 'fp32')
@@ -106,23 +106,6 @@ class MemoryEstimate:
         return sum(dataclasses.astuple(self))
 
 
-def pruned_axes(source: ModelShape, target: ModelShape) -> dict[str, tuple[int, int]]:
-    """(units, units kept) in each row of every axis on which the target differs, as ``targeted_pruning`` prunes them.
-
-    Written out here as well, since importing the algorithm would import Composer, for which a plan should not wait.
-    """
-    heads, kv_heads = source.num_attention_heads, source.num_key_value_heads
-    grouped = source.group_size > 1
-    axes = {
-        'hidden': (source.hidden_size, target.hidden_size),
-        'layer': (source.num_hidden_layers, target.num_hidden_layers),
-        'intermediate': (source.intermediate_size, target.intermediate_size),
-        'kv_group': (kv_heads, target.num_key_value_heads) if grouped else (1, 1),
-        'head': (source.group_size, target.group_size) if grouped else (heads, target.num_attention_heads),
-    }
-    return {axis: (units, keep) for axis, (units, keep) in axes.items() if units != keep}
-
-
 def estimate_memory(
     config: PretrainedConfig,
     setup: TrainingSetup,
@@ -136,7 +119,8 @@ def estimate_memory(
     Args:
         config (PretrainedConfig): The model that is trained: for pruning the source, afterwards the target.
         setup (TrainingSetup): How it is trained.
-        masked_axes (Collection[str]): Axes under masks (:func:`pruned_axes`); none for training without masks.
+        masked_axes (Collection[str]): Axes under masks, keys of :func:`~llmshearing.masks.axes.plan_axes`; none for
+            training without masks.
         freeze_weights (bool): Masks alone are trained: weights have no gradients and no optimizer states. Activations
             are counted as if they had.
         teacher (PretrainedConfig | None): Model that is distilled from. Its weights are counted, what its forward pass

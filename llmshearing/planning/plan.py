@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.masks.axes import plan_axes
 from llmshearing.models.counting import (
     Layout,
     count_parameters,
@@ -19,7 +20,8 @@ from llmshearing.models.counting import (
 )
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, pruned_axes
+from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
+from llmshearing.planning.serving import neighbours, serving_warnings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -77,11 +79,11 @@ def make_plan(
     if target is None:
         estimates = {'training': estimate_memory(config, setup)}
     else:
-        axes = pruned_axes(source, target)
-        for axis, (units, keep) in axes.items():
+        axes = plan_axes(source, target)
+        for axis, rows in axes.items():
             grouped = axis == 'head' and source.group_size > 1
             where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
-            plan['cut'][axis] = {'units': units, 'keep': keep, 'removed': 1 - keep / units, 'where': where}
+            plan['cut'][axis] = {'units': rows.units, 'keep': rows.keep, 'removed': rows.final_sparsity, 'where': where}
         estimates = {
             'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher, compensate),
             'continued pre-training': estimate_memory(with_shape(config, target, family.has_head_dim), setup),
@@ -101,6 +103,7 @@ def make_plan(
         )
     plan['warnings'] = [
         *shape_warnings(source, target or source, layout),
+        *serving_warnings(config.model_type, source, target or source),
         *_run_warnings(config, source, target, setup, estimates),
     ]
     return plan
@@ -118,17 +121,12 @@ def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]
     }
 
 
-def _neighbours(value: int, step: int, most: int) -> str:
-    near = [n for n in (value // step * step, -(-value // step) * step) if 0 < n <= most]
-    return f'nearest: {" or ".join(map(str, near))}' if near else "none fits below the source's size"
-
-
 def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> list[str]:
     """What to expect trouble from in a target that can be reached; also of a source alone, given as both."""
     warnings = []
     for key in ('hidden_size', 'intermediate_size'):
         value = getattr(target, key)
-        nearest = _neighbours(value, ALIGNED, getattr(source, key))
+        nearest = neighbours(value, ALIGNED, getattr(source, key))
         if value % TENSOR_CORE:
             warnings.append(
                 f'{key}={value} is no multiple of {TENSOR_CORE}: tensor cores in bfloat16 need that, so much slower on '

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmshearing.models.shapes import TARGET_KEYS
+from llmshearing.utils.numbers import unit_of, with_unit
 
 __all__ = ['plan_lines']
 
@@ -42,12 +44,12 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
     lines.append(_compared('parameters', source['parameters'], target and target['parameters']))
     key = 'parameters_without_embeddings'
     lines.append(_compared('  without embeddings', source[key], target and target[key]))
-    for label, key, unit, scale in (
-        ('size in bfloat16', 'bytes_in_bfloat16', 'GB', 1e9),
-        ('training FLOPs per token', 'training_flops_per_token', 'GFLOPs', 1e9),
-        ('KV cache per token', 'kv_cache_bytes_per_token', 'bytes', 1),
+    for label, key, text in (
+        ('size in bfloat16', 'bytes_in_bfloat16', lambda value: with_unit(value, 'B')),
+        ('training FLOPs per token', 'training_flops_per_token', lambda value: with_unit(value, 'FLOPs')),
+        ('KV cache per token', 'kv_cache_bytes_per_token', lambda value: f'{value:,} bytes'),
     ):
-        lines.append(_compared(label, source[key], target and target[key], unit, scale))
+        lines.append(_compared(label, source[key], target and target[key], text))
     seq_len = plan['setup']['seq_len']
     lines.append(
         f'FLOPs: 6 x matrix parameters (with LM head) + 12 x layers x heads x head_dim x {seq_len} positions. '
@@ -56,11 +58,7 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _compared(label: str, source: int, target: int | None, unit: str = '', scale: float = 1) -> str:
-    def text(value: int) -> str:
-        number = f'{value:,}' if scale == 1 else f'{value / scale:,.2f}'
-        return f'{number} {unit}'.rstrip()
-
+def _compared(label: str, source: int, target: int | None, text: Callable[[int], str] = '{:,}'.format) -> str:
     if target is None:
         return _row(label, text(source))
     return _row(label, text(source), text(target), f'{target / source:.1%}')
@@ -84,11 +82,12 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
             f'activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}',
         )
     )
-    lines = ['', f'memory per GPU: {described}', _row('  GiB', *memory)]
+    scale, unit = unit_of(max(parts['total'] for parts in memory.values()), 'B', binary=True)
+    lines = ['', f'memory per GPU: {described}', _row(f'  {unit}', *memory)]
     for key, label in MEMORY_LABELS.items():
         if key in RARE and not any(parts[key] for parts in memory.values()):
             continue
-        lines.append(_row(f'  {label}', *(f'{parts[key] / 2**30:.2f}' for parts in memory.values())))
+        lines.append(_row(f'  {label}', *(f'{parts[key] / scale:.2f}' for parts in memory.values())))
     lines.append('At the peak of a step, without the CUDA context (about 1 GiB), fragmentation and kernel workspaces.')
     return [*lines, *plan['notes']]
 

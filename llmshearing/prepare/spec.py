@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from llmshearing.utils import numbers
 from llmshearing.utils.checks import check_number, check_whole, is_number
 from llmshearing.utils.paths import expand_path
 from llmshearing.utils.suggestions import refuse_unknown
@@ -20,7 +21,6 @@ __all__ = ['DEFAULT_SPLITS', 'FORMATS', 'Domain', 'Spec', 'Split', 'check_name',
 
 FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf', 'mds')
 DEFAULT_SPLITS = {'eval': {'fraction': 0.02}, 'prune': {'fraction': 0.1}, 'continue': {}}
-_SUFFIXES = {'': 1, 'K': 10**3, 'M': 10**6, 'B': 10**9, 'T': 10**12}
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,11 @@ def parse_count(value: Any, what: str) -> int:
     Raises:
         ValueError: If it is not a whole number of at least 0.
     """
-    number: float | None = None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
-    elif isinstance(value, str):
-        match = re.fullmatch(r'\s*([0-9_]*\.?[0-9]+(?:[eE]\+?[0-9]+)?)\s*([KMBT]?)\s*', value, re.IGNORECASE)
-        if match:
-            number = float(match[1].replace('_', '')) * _SUFFIXES[match[2].upper()]
-    if number is None or not 0 <= number < 2**63 or abs(number - round(number)) > 1e-6 * max(number, 1):
+    try:
+        number = 0.0 if value in (0, '0') and value is not False else numbers.parse_count(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 2**63 or abs(number - round(number)) > 1e-6 * max(number, 1):
         raise ValueError(f'{what} is {value!r}; expected a number of tokens such as 2000000, 400M or 0.4B')
     return round(number)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from llmshearing.compat.transformers import read_tokenizer
+
 __all__ = ['OVERLAP', 'WINDOW', 'Encoder', 'TokenizerPlan', 'encode_in_windows', 'plan_tokenizer', 'smallest_dtype']
 
 WINDOW = 1 << 18  # characters of a long document tokenized at once
@@ -67,13 +69,11 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
     Raises:
         ValueError: If it cannot be loaded, lacks a wanted token, or has an empty vocabulary.
     """
-    from transformers import AutoTokenizer
-
     from llmshearing.data.fingerprint import describe_tokenizer, fast_backend, tokenizer_identity
     from llmshearing.data.packing import separators
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
@@ -110,9 +110,7 @@ class Encoder:
 
             self._fast = Tokenizer.from_str(backend)
         else:
-            from transformers import AutoTokenizer
-
-            self._slow = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._slow = read_tokenizer(name)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns one int64 array of ids per text."""

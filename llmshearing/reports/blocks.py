@@ -7,15 +7,55 @@ takes a list of runs; a value that a run does not have is shown as a dash.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmshearing.reports.drawing import COLOURS, DASHES, MARKERS, Line, line_panel, smoothed
-from llmshearing.reports.run_files import Run
+from llmshearing.metrics.run_log import RunLog
+from llmshearing.reports.svg import COLOURS, DASHES, Line, line_panel, smoothed
+
+__all__ = [
+    'NATS',
+    'Block',
+    'Card',
+    'Code',
+    'Curve',
+    'Picture',
+    'Section',
+    'Table',
+    'Verdict',
+    'columns',
+    'curve',
+    'curves',
+    'duration',
+    'label',
+    'number',
+    'percent',
+    'series_lines',
+    'union',
+]
 
 SMOOTH_FROM = 200  # points from which a noisy series is drawn with its running mean
+NATS = 'nats per token'
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run stands, in a sentence, and what to do next; the mood is ``good``, ``open``, ``bad`` or empty."""
+
+    first: str
+    rest: str = ''
+    mood: str = ''
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number that is looked for first: its name, the value, and a few words below it."""
+
+    name: str
+    value: str
+    more: str = ''
 
 
 @dataclass(frozen=True)
@@ -29,19 +69,31 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: name of its file without the ending, what it shows in words, and the PNG."""
+    """A picture: name of its file without the ending, what it shows in words, and the SVG."""
 
     name: str
     caption: str
-    png: bytes
+    svg: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text that is shown as it is."""
+
+    text: str
+
+
+# Title, caption, label by metric, label of the vertical axis, and which of smooth, steps and from_zero are set.
+Curve = tuple[str, str, Mapping[str, str], str, Mapping[str, bool]]
+Block = str | Verdict | Card | Table | Picture | Code
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it: strings are paragraphs, pictures in a row stand side by side."""
+    """A heading and what stands below it: strings are paragraphs, pictures and cards in a row stand side by side."""
 
     title: str
-    blocks: list[str | Table | Picture]
+    blocks: list[Block]
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -62,19 +114,39 @@ def percent(value: float | None) -> str:
     return '-' if value is None else f'{100 * value:.1f} %'
 
 
-def columns(runs: Sequence[Run], rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
+def duration(seconds: float | None) -> str:
+    """``3725`` as ``1 h 02 min``."""
+    if seconds is None:
+        return '-'
+    if seconds < 60:
+        return f'{seconds:.1f} s' if seconds < 10 else f'{seconds:.0f} s'
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f'{minutes} min {rest:02d} s'
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours} h {minutes:02d} min' if hours < 48 else f'{hours // 24} days {hours % 24} h'
+
+
+def union(names: Iterable[Iterable[str]]) -> list[str]:
+    """Names of several runs, each once, in the order in which they come."""
+    return list(dict.fromkeys(name for of_run in names for name in of_run))
+
+
+def columns(runs: Sequence[RunLog], rows: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Rows of a table with one column per run; rows that are dashes throughout are left out."""
-    kept = [[name, *values] for name, values in rows if any(value != '-' for value in values)]
+    kept = [[name, *values] for name, values in rows.items() if any(value != '-' for value in values)]
     return [['', *(run.name for run in runs)], *kept]
 
 
-def label(run: Run, runs: Sequence[Run], text: str) -> str:
+def label(run: RunLog, runs: Sequence[RunLog], text: str) -> str:
     """Legend of a line: with the run's name where there are several."""
     return f'{run.name}: {text}' if len(runs) > 1 else text
 
 
-def series_lines(runs: Sequence[Run], metrics: dict[str, str], smooth: bool = False, steps: bool = False) -> list[Line]:
-    """Lines of several metrics for every run: a colour and a marker per metric, a dash per run.
+def series_lines(
+    runs: Sequence[RunLog], metrics: Mapping[str, str], smooth: bool = False, steps: bool = False
+) -> list[Line]:
+    """Lines of several metrics for every run: a colour per metric, and a dash per run or, of one run, per metric.
 
     Args:
         runs: The runs, at most as many as there are dashes.
@@ -83,22 +155,20 @@ def series_lines(runs: Sequence[Run], metrics: dict[str, str], smooth: bool = Fa
         steps: Whether a value holds until the next one.
     """
     lines = []
-    for dash, run in zip(DASHES, runs):
-        for i, (metric, text) in enumerate(metrics.items()):
+    for number_of_run, (dash, run) in enumerate(zip(DASHES, runs)):
+        for number_of_metric, (metric, text) in enumerate(metrics.items()):
             found = run.series(metric)
             if found is None:
                 continue
             x, y = found
-            colour = COLOURS[i % len(COLOURS)]
-            if len(metrics) == 1 and len(runs) > 1:
-                colour = COLOURS[runs.index(run) % len(COLOURS)]
+            colour = COLOURS[(number_of_metric if len(metrics) > 1 else number_of_run) % len(COLOURS)]
             name = label(run, runs, text)
             if smooth and len(x) >= SMOOTH_FROM:
                 lines.append(Line('', x, y, colour, '-', faint=True))
                 y = smoothed(y)
                 name += ' (running mean)'
-            marker = MARKERS[i % len(MARKERS)] if len(metrics) > 1 else ''
-            lines.append(Line(name, x, y, colour, dash, steps, marker=marker))
+            of_metric = list(DASHES)[number_of_metric % 3]
+            lines.append(Line(name, x, y, colour, dash if len(runs) > 1 else of_metric, steps))
     return lines
 
 
@@ -110,7 +180,27 @@ def curve(
     y_label: str,
     from_zero: bool = False,
     x_label: str = 'batch',
+    whole: bool = False,
 ) -> list[Picture]:
     """A picture of lines in a list, empty where there is nothing finite to draw."""
     drawn = [line for line in lines if np.isfinite(line.y).any()]
-    return [Picture(name, caption, line_panel(title, drawn, y_label, from_zero, x_label))] if drawn else []
+    return [Picture(name, caption, line_panel(title, drawn, y_label, from_zero, x_label, whole))] if drawn else []
+
+
+def curves(
+    runs: Sequence[RunLog], table: Mapping[str, Curve], more: Mapping[str, Sequence[Line]] | None = None
+) -> list[Picture]:
+    """Pictures from a table by their names.
+
+    Args:
+        runs: The runs.
+        table: What is drawn in each picture.
+        more: Lines to add to a picture, by its name.
+    """
+    pictures = []
+    for name, (title, caption, metrics, y_label, settings) in table.items():
+        lines = series_lines(runs, metrics, settings.get('smooth', False), settings.get('steps', False))
+        if lines:
+            lines += (more or {}).get(name, ())
+            pictures += curve(name, title, caption, lines, y_label, settings.get('from_zero', False))
+    return pictures

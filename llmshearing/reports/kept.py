@@ -1,8 +1,8 @@
 """Which units stay, from a pruning record: matrices for heat maps and lists a person can read.
 
 The record is what ``export_pruned`` writes as ``pruning.json``; during a run the ``run_report`` callback notes the
-same, plus ``keep_probability`` by axis. With probabilities a map shows how decided every mask is; without them, what
-was kept.
+same, plus ``mask_values`` by axis. With them a map shows how decided every mask is; without them, what was kept. What
+a value means depends on how masks are learned (:func:`meaning`): only in the Lagrangian way it is a probability.
 """
 
 from __future__ import annotations
@@ -11,6 +11,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+__all__ = [
+    'PART_NAMES',
+    'binned',
+    'hidden_map',
+    'kept_hidden',
+    'kept_layers',
+    'kept_matrix',
+    'kept_part',
+    'layer_map',
+    'meaning',
+    'part_map',
+    'pruned_parts',
+    'ranges',
+    'removed_layers',
+]
 
 BINS = 64  # runs of intermediate units whose mean is kept per layer: 11,008 columns would not be seen
 # Part of a layer in the record: (axis of its mask, size of the source)
@@ -70,23 +86,36 @@ def pruned_parts(record: Mapping[str, Any]) -> list[str]:
     return [part for part, (axis, _) in PARTS.items() if axis in axes or (part == 'heads' and 'kv_group' in axes)]
 
 
+def removed_layers(record: Mapping[str, Any]) -> list[int]:
+    """Numbers of the layers that go, as in the source; of a run under way, those whose masks are nearly closed."""
+    layers = record['source_shape']['num_hidden_layers']
+    now = record.get('mask_values', {}).get('layer', [0] * layers)
+    return [layer for layer in range(layers) if layer not in kept_layers(record) and now[layer] < 0.5]
+
+
+def meaning(record: Mapping[str, Any]) -> str:
+    """What the values of a map are, in words."""
+    if 'mask_values' not in record:
+        return 'kept in the exported model'
+    return 'P(z > 0), the probability of being kept' if record.get('mask_learning') == 'lagrangian' else 'the mask'
+
+
 def part_map(record: Mapping[str, Any], part: str) -> np.ndarray:
     """What a heat map shows of one part, [layers, units or bins], from 0 to 1.
 
-    The probability that a unit is kept, where the record has it; else whether it is. Layers that go are not a number
-    where only the kept units are known, because nothing is known of their units then.
+    The mask of each unit, where the record has it; else whether it is kept. Not a number in layers that go where only
+    the kept units are known, because nothing is known of their units then.
     """
-    probability = record.get('keep_probability', {})
+    values = record.get('mask_values', {})
     axis = PARTS[part][0]
-    if axis in probability:
-        values = np.array(probability[axis], dtype=np.float64)
-        return values.reshape(record['source_shape']['num_hidden_layers'], -1)
-    if part == 'heads' and 'kv_group' in probability:
-        groups = np.array(probability['kv_group'], dtype=np.float64)
+    if axis in values:
+        return np.array(values[axis], dtype=np.float64).reshape(record['source_shape']['num_hidden_layers'], -1)
+    if part == 'heads' and 'kv_group' in values:
+        groups = np.array(values['kv_group'], dtype=np.float64)
         return np.repeat(groups, record['source_shape']['num_attention_heads'] // groups.shape[1], axis=1)
-    values = kept_matrix(record, part)
-    values[[layer for layer in range(len(values)) if layer not in set(kept_layers(record))]] = np.nan
-    return binned(values) if part == 'intermediate' else values
+    matrix = kept_matrix(record, part)
+    matrix[removed_layers(record)] = np.nan
+    return binned(matrix) if part == 'intermediate' else matrix
 
 
 def layer_map(record: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
@@ -96,9 +125,9 @@ def layer_map(record: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
         tuple: Values [layers, columns] from 0 to 1 and the columns' names: the layer itself, and the mean over the
         units of each part that is pruned.
     """
-    layers = record['source_shape']['num_hidden_layers']
-    probability = record.get('keep_probability', {})
-    whole = np.array(probability['layer']) if 'layer' in probability else np.isin(range(layers), kept_layers(record))
+    values = record.get('mask_values', {})
+    layers = range(record['source_shape']['num_hidden_layers'])
+    whole = np.array(values['layer']) if 'layer' in values else np.isin(layers, kept_layers(record))
     parts = pruned_parts(record)
     columns = [whole.astype(np.float64), *(part_map(record, part).mean(axis=1) for part in parts)]
     return np.stack(columns, axis=1), ['layer', *(PART_NAMES[part] for part in parts)]
@@ -107,9 +136,8 @@ def layer_map(record: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
 def hidden_map(record: Mapping[str, Any]) -> np.ndarray:
     """The hidden dimensions row by row, [rows, 32, 64 or 128]; not a number behind the last one."""
     size = record['source_shape']['hidden_size']
-    values = np.zeros(size)
-    values[kept_hidden(record)] = 1
-    values = np.array(record.get('keep_probability', {}).get('hidden', values), dtype=np.float64)
+    values = np.isin(np.arange(size), kept_hidden(record))
+    values = np.array(record.get('mask_values', {}).get('hidden', values), dtype=np.float64)
     width = 32 if size <= 1024 else 64 if size <= 2048 else 128
     padded = np.full(-(-size // width) * width, np.nan)
     padded[:size] = values

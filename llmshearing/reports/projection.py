@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llmshearing.commands.budget import read_law
-from llmshearing.reports.run_files import Run
-from llmshearing.scaling.inputs import Run as Curve
-from llmshearing.scaling.run_logs import curve_of_log, mean_loss
+from llmshearing.metrics.run_log import RunLog
+from llmshearing.scaling.curves import Curve
+from llmshearing.scaling.law_file import read_law
+from llmshearing.scaling.run_logs import curve_of_log
+
+__all__ = ['LAW_NAMES', 'Projection', 'find_law', 'planned_tokens', 'project']
 
 LAW_NAMES = ('LAW.json', 'law.json')
 
@@ -48,13 +50,13 @@ def find_law(folder: Path) -> Path | None:
     return next((folder / name for name in LAW_NAMES if (folder / name).is_file()), None)
 
 
-def planned_tokens(run: Run) -> float | None:
+def planned_tokens(run: RunLog) -> float | None:
     """Tokens at the end of the run as planned, from the share of it that has passed; None where nothing tells."""
     share, tokens = run.state.get('elapsed_share'), run.state.get('tokens')
     return tokens / share if share and tokens else None
 
 
-def project(run: Run, law_path: Path) -> Projection:
+def project(run: RunLog, law_path: Path) -> Projection:
     """Applies a law to a run.
 
     Raises:
@@ -71,9 +73,3 @@ def project(run: Run, law_path: Path) -> Projection:
     end = float(law.predict(*case, planned))
     error = float(curve.losses[-1] - law.predict(*case, curve.tokens[-1]))
     return Projection(curve, tokens, law.predict(*case, tokens), planned, end, end + error, factor)
-
-
-def last_mean_loss(run: Run) -> float | None:
-    """Mean of the evaluators' last losses, at the last batch where all were measured; None without evaluations."""
-    found = mean_loss(run.domain_losses())
-    return None if found is None else float(found[1][-1])

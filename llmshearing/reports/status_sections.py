@@ -2,69 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from llmshearing.metrics.names import EXPECTED_SPARSITY, TOKENS_PER_SECOND, TOTAL_TIME, TRAIN_LOSS
+from llmshearing.metrics.run_log import RunLog, mean_loss
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.reports.blocks import Picture, Section, Table, columns, curve, label, number, percent
-from llmshearing.reports.drawing import COLOURS, GREY, Line, bar_panel
-from llmshearing.reports.projection import LAW_NAMES, find_law, last_mean_loss, planned_tokens, project
-from llmshearing.reports.run_files import Run
-from llmshearing.reports.training_sections import TOKENS_PER_SECOND, TRAIN_LOSS, eval_share, last_losses, learning_rates
+from llmshearing.reports.blocks import (
+    NATS,
+    Block,
+    Card,
+    Section,
+    Table,
+    columns,
+    curve,
+    duration,
+    label,
+    number,
+    percent,
+)
+from llmshearing.reports.projection import LAW_NAMES, find_law, planned_tokens, project
+from llmshearing.reports.svg import COLOURS, GREY, Line
+from llmshearing.reports.training_sections import eval_share, first_pictures, learning_rates, loss_table
+from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, verdict
 
-MODEL_NAMES = {
-    'source': 'source',
-    'pruned': 'pruned, as exported',
-    'continued': 'pruned, then continued',
-    'scratch': 'same shape from random weights',
-}
+__all__ = ['projection_section', 'source_and_result_section', 'status_section']
 
 
-def status_section(runs: Sequence[Run]) -> Section:
-    """How far the run is, and its latest numbers."""
+def status_section(runs: Sequence[RunLog]) -> Section:
+    """What is wanted first: a verdict, the latest numbers, the pictures that tell most; settings are folded."""
+    blocks: list[Block] = [verdict(run) for run in runs]
+    if len(runs) == 1:
+        blocks += _cards(runs[0])
+    blocks += first_pictures(runs)
 
-    def over_runs(value) -> list[str]:
+    def over_runs(value: Callable[[RunLog], str]) -> list[str]:
         return [value(run) for run in runs]
 
-    def tokens(run: Run) -> float | None:
-        found = run.tokens_at(np.array([run.batches]))
-        return None if found is None else float(found[0])
-
-    rows = [
-        ('batches', over_runs(lambda run: number(run.batches))),
-        ('planned', over_runs(lambda run: run.state.get('max_duration') or '-')),
-        ('done', over_runs(lambda run: percent(run.state.get('elapsed_share')))),
-        ('tokens', over_runs(lambda run: number(tokens(run)))),
-        ('training loss', over_runs(lambda run: number(run.last(TRAIN_LOSS), 5))),
-        ('evaluation loss, mean', over_runs(lambda run: number(last_mean_loss(run), 5))),
-        ('expected sparsity', over_runs(lambda run: percent(run.last('pruning/expected_sparsity')))),
-        ('tokens per second', over_runs(lambda run: number(run.last(TOKENS_PER_SECOND)))),
-        ('time in evaluation', over_runs(lambda run: percent(eval_share(run)))),
-        *(
-            (f'learning rate, {text}', over_runs(lambda run, metric=metric: number(run.last(metric))))
-            for metric, text in learning_rates(runs).items()
-        ),
-    ]
+    rows = {
+        'batches': over_runs(lambda run: number(run.batches)),
+        'planned': over_runs(lambda run: run.state.get('max_duration') or '-'),
+        'done': over_runs(lambda run: percent(run.state.get('elapsed_share'))),
+        'tokens': over_runs(lambda run: number(_tokens(run))),
+        'training loss': over_runs(lambda run: number(run.last(TRAIN_LOSS), 5)),
+        'evaluation loss, mean': over_runs(lambda run: number(_mean_loss(run), 5)),
+        'expected sparsity': over_runs(lambda run: percent(run.last(EXPECTED_SPARSITY))),
+        'tokens per second': over_runs(lambda run: number(_speed(run))),
+        'time so far': over_runs(lambda run: duration(_seconds(run))),
+        'time left': over_runs(lambda run: duration(seconds_left(run))),
+        'time in evaluation': over_runs(lambda run: percent(eval_share(run))),
+        'state of': over_runs(lambda run: run.state.get('noted') or '-'),
+    }
+    for metric, text in learning_rates(runs).items():
+        rows[f'learning rate, {text}'] = [number(run.last(metric)) for run in runs]
+    for key in dict.fromkeys(key for run in runs for key in run.state.get('settings') or {}):
+        rows[key] = [str((run.state.get('settings') or {}).get(key, '-')) for run in runs]
     notes = [f'{run.name}: {note}.' if len(runs) > 1 else f'{note}.' for run in runs for note in run.notes]
-    return Section('Where it stands', [Table(columns(runs, rows)), *notes])
+    table = Table(columns(runs, rows), 'all numbers and settings', folded=len(runs) == 1)
+    return Section('Where it stands', [*blocks, *notes, table])
 
 
-def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
-    """Loss at the planned end by the budget law, for runs after pruning."""
+def _cards(run: RunLog) -> list[Card]:
+    """The numbers that are looked for first, as many as are known."""
+    planned, losses = planned_tokens(run), loss_beside_source(run)
+    beside = '' if losses is None else f'source {losses[1]:.4f}'
+    left, parameters = seconds_left(run), [(run.state.get(key) or {}).get('parameters') for key in ('source', 'result')]
+    cards = [
+        Card('done', percent(run.state.get('elapsed_share')), batches_of_plan(run)),
+        Card('evaluation loss, mean', number(_mean_loss(run), 5), beside),
+        Card('training loss', number(run.last(TRAIN_LOSS), 5), NATS),
+        Card('tokens', number(_tokens(run)), '' if planned is None else f'of {number(planned)}'),
+        Card('tokens per second', number(_speed(run)), 'over all ranks'),
+        Card('time so far', duration(_seconds(run)), '' if left is None else f'{duration(left)} left'),
+        Card('parameters', number(parameters[1]), f'of {number(parameters[0])}' if parameters[0] else ''),
+        Card('state of', run.state.get('noted') or '-'),
+    ]
+    return [card for card in cards if card.value != '-']
+
+
+def _tokens(run: RunLog) -> float | None:
+    found = run.tokens_at(np.array([run.batches]))
+    return None if found is None else float(found[0])
+
+
+def _mean_loss(run: RunLog) -> float | None:
+    """Mean of the evaluators' last losses, at the last batch where all were measured; None without evaluations."""
+    found = mean_loss(run.domain_losses())
+    return None if found is None else float(found[1][-1])
+
+
+def _seconds(run: RunLog) -> float | None:
+    """Time since the run began, as noted, or as speed_monitor logs it (in hours unless it was told otherwise)."""
+    hours = run.last(TOTAL_TIME)
+    return run.state.get('seconds') or (None if hours is None else 3600 * hours)
+
+
+def _speed(run: RunLog) -> float | None:
+    """Tokens per second as logged, or over the whole run."""
+    tokens, seconds = _tokens(run), _seconds(run)
+    return run.last(TOKENS_PER_SECOND) or (tokens / seconds if tokens and seconds else None)
+
+
+def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | None:
+    """Loss at the planned end by the P2 law, for runs after pruning."""
     runs = [run for run in runs if not run.is_pruning]
     if not runs:
         return None
     paths = {run.name: law or find_law(run.path.parent) for run in runs}
     if not any(paths.values()):
-        return Section(
-            'Projected end',
-            [
-                f'No budget law: none of {", ".join(LAW_NAMES)} lies beside the metrics, and --law was not '
-                'given. `llmshearing budget fit` makes one from earlier runs.'
-            ],
+        text = (
+            f'No P2 law: none of {", ".join(LAW_NAMES)} lies beside the metrics, and --law was not given. '
+            '`llmshearing budget fit` makes one from earlier runs.'
         )
+        return Section('Projected end', [text])
     rows, lines, remarks = [], [], []
     for i, run in enumerate(run for run in runs if paths[run.name]):
         try:
@@ -80,53 +132,30 @@ def projection_section(runs: Sequence[Run], law: Path | None) -> Section | None:
         colour = COLOURS[i % len(COLOURS)]
         lines.append(Line(label(run, runs, 'measured'), found.curve.tokens, found.curve.losses, colour))
         lines.append(Line(label(run, runs, 'law'), found.tokens, found.law, GREY if len(runs) == 1 else colour, '--'))
-        rows.append(
-            [
-                run.name,
-                number(found.planned_tokens),
-                f'{found.curve.losses[-1]:.4f}',
-                f'{found.end:.4f}',
-                f'{found.shifted_end:.4f}',
-                f'{found.curve.source_loss:.4f}',
-                f'x{found.extrapolation:.3g}',
-            ]
-        )
-    header = [
-        'run',
-        'planned tokens',
-        'measured last',
-        'projected end',
-        'from the last measurement',
-        'source',
-        'extrapolation',
-    ]
-    pictures = curve(
-        'projection',
-        'loss by tokens after pruning',
-        'Mean evaluation loss, and what the law says, by tokens.',
-        lines,
-        'nats per token',
-        x_label='tokens',
-    )
+        losses = (found.curve.losses[-1], found.end, found.shifted_end, found.curve.source_loss)
+        values = [f'{loss:.4f}' for loss in losses]
+        rows.append([run.name, number(found.planned_tokens), *values, f'x{found.extrapolation:.3g}'])
+    header = ['run', 'planned tokens', 'measured last', 'projected end', 'from the last measurement', 'source']
+    caption = 'Mean evaluation loss, and what the law says, by tokens.'
+    pictures = curve('projection', 'loss by tokens after pruning', caption, lines, NATS, x_label='tokens')
     text = (
         'The P2 law at the planned number of tokens; and the last measurement plus the fall that the law still'
         " promises. The extrapolation factor says how far outside the law's own runs this is."
     )
-    return Section('Projected end', [text, *pictures, Table([header, *rows]), *remarks] if rows else remarks)
+    table = Table([[*header, 'extrapolation'], *rows])
+    return Section('Projected end', [text, *pictures, table, *remarks] if rows else remarks)
 
 
-def source_and_result_section(runs: Sequence[Run]) -> Section | None:
-    """Shape, parameters, losses and speed of source and result next to each other."""
-    blocks: list = []
-    for run in runs:
-        blocks += _shape_table(run, runs)
-    losses = last_losses(runs)
+def source_and_result_section(runs: Sequence[RunLog]) -> Section | None:
+    """Shape, parameters and losses of source and result next to each other."""
+    blocks: list[Block] = [table for run in runs for table in _shape_table(run, runs)]
+    losses = loss_table(runs)
     if len(losses) > 1:
-        blocks.append(Table(losses, 'evaluation loss, nats per token'))
+        blocks.append(Table(losses, f'evaluation loss, {NATS}'))
     return Section('Source beside result', blocks) if blocks else None
 
 
-def _shape_table(run: Run, runs: Sequence[Run]) -> list[Table]:
+def _shape_table(run: RunLog, runs: Sequence[RunLog]) -> list[Table]:
     source, result = ((run.state.get(key) or {}) for key in ('source', 'result'))
     shapes = [
         run.pruning.get(f'{key}_shape') or model.get('shape') or {}
@@ -135,59 +164,10 @@ def _shape_table(run: Run, runs: Sequence[Run]) -> list[Table]:
     rows = [(key, shapes[0].get(key), shapes[1].get(key)) for key in TARGET_KEYS]
     rows.append(('parameters', source.get('parameters'), result.get('parameters')))
     rows.append(('share of the weights of the layers to remove', None, shapes[1].get('sparsity')))
-    rows = [row for row in rows if row[1] is not None or row[2] is not None]
-    if not rows:
-        return []
-    table = [['', 'source', 'result', 'ratio']]
-    for name, old, new in rows:
-        table.append([name, number(old), number(new), '-' if not old or new is None else f'{new / old:.3f}'])
-    return [Table(table, f'shape{"" if len(runs) == 1 else " of " + run.name}')]
-
-
-def measured_section(measured: dict) -> Section | None:
-    """What was measured on the finished models: losses, sizes and speeds of source and result."""
-    blocks: list = []
-    losses = measured.get('losses') or {}
-    models = [name for name in MODEL_NAMES if name in losses]
-    if models:
-        domains = list(losses[models[0]])
-        bars = {MODEL_NAMES[name]: [losses[name].get(domain, float('nan')) for domain in domains] for name in models}
-        blocks.append(
-            Picture(
-                'models',
-                'Held-out loss of source and results, per domain.',
-                bar_panel('held-out loss', domains, bars, 'nats per token'),
-            )
-        )
-        blocks.append(
-            Table(
-                [
-                    ['held-out loss', *bars],
-                    *([domain, *(f'{values[i]:.3f}' for values in bars.values())] for i, domain in enumerate(domains)),
-                ]
-            )
-        )
-    facts = measured.get('models') or {}
-    if 'source' in facts and 'result' in facts:
-        keys = [
-            key
-            for key, value in facts['source'].items()
-            if isinstance(value, (int, float)) and facts['result'].get(key)
-        ]
-        blocks.append(
-            Table(
-                [
-                    ['measured on this machine', 'source', 'result', 'ratio'],
-                    *(
-                        [
-                            key.replace('_', ' '),
-                            number(facts['source'][key]),
-                            number(facts['result'][key]),
-                            f'{facts["result"][key] / facts["source"][key]:.2f}' if facts['source'][key] else '-',
-                        ]
-                        for key in keys
-                    ),
-                ]
-            )
-        )
-    return Section('Measured on the finished models', blocks) if blocks else None
+    table = [
+        [name, number(old), number(new), '-' if not old or new is None else f'{new / old:.3f}']
+        for name, old, new in rows
+        if old is not None or new is not None
+    ]
+    title = f'shape{"" if len(runs) == 1 else " of " + run.name}'
+    return [Table([['', 'source', 'result', 'ratio'], *table], title)] if table else []

@@ -3,194 +3,156 @@ mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from llmshearing.reports.blocks import Section, Table, curve, number, percent, series_lines
-from llmshearing.reports.drawing import COLOURS, DASHES, GREY, Line
-from llmshearing.reports.run_files import Run
+from llmshearing.metrics.names import (
+    EVAL_LOSS_METRIC,
+    EVAL_SHARE,
+    EVAL_TIME,
+    LEARNING_RATE,
+    TOKENS_PER_SECOND,
+    TOTAL_TIME,
+    TRAIN_LOSS,
+    eval_loss_name,
+    mixture_name,
+)
+from llmshearing.metrics.run_log import RunLog
+from llmshearing.reports.blocks import NATS, Block, Curve, Section, Table, curves, number, percent, series_lines, union
+from llmshearing.reports.pruning_sections import sparsity_picture
+from llmshearing.reports.svg import COLOURS, GREY, Line
 
-TRAIN_LOSS = 'loss/train/total'
-TOKENS_PER_SECOND = 'throughput/tokens_per_sec'
-EVAL_SHARE = 'mixture/eval_share'
+__all__ = ['eval_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
 
 
-def eval_share(run: Run) -> float | None:
+def eval_share(run: RunLog) -> float | None:
     """Share of the time spent in evaluation: of the whole run where its times were logged, else the mean over
     rounds."""
-    total, evaluation = run.last('time/total'), run.last('time/val')
+    total, evaluation = run.last(TOTAL_TIME), run.last(EVAL_TIME)
     if total and evaluation is not None:
         return evaluation / total
     rounds = run.series(EVAL_SHARE)
     return None if rounds is None else float(rounds[1].mean())
 
 
-def learning_rates(runs: Sequence[Run]) -> dict[str, str]:
+def learning_rates(runs: Sequence[RunLog]) -> dict[str, str]:
     """Metrics that hold learning rates, with labels."""
-    names = list(dict.fromkeys(name for run in runs for name in run.names('lr-')))
-    return {f'lr-{name}': name for name in names}
+    return {LEARNING_RATE + name: name for name in union(run.names(LEARNING_RATE) for run in runs)}
 
 
-def training_section(runs: Sequence[Run]) -> Section:
-    """Training and evaluation loss, learning rates, throughput, time in evaluation."""
-    blocks: list = []
-    blocks += curve(
-        'loss',
-        'training loss',
-        'Training loss by batch.',
-        series_lines(runs, {TRAIN_LOSS: 'loss'}, smooth=True),
-        'nats per token',
-    )
-    domains = list(dict.fromkeys(name for run in runs for name in run.domain_losses()))
-    blocks += curve(
-        'eval_loss',
-        'evaluation loss',
-        'Evaluation loss of every evaluator by batch.',
-        series_lines(runs, {f'metrics/eval/{name}/LanguageCrossEntropy': name for name in domains}),
-        'nats per token',
-    )
-    missing = [] if domains else ['evaluation loss (eval_loader with the metric LanguageCrossEntropy)']
-    rates = learning_rates(runs)
-    blocks += curve(
-        'learning_rate', 'learning rates', 'Learning rates by batch.', series_lines(runs, rates), 'learning rate', True
-    )
-    if not rates:
-        missing.append('learning rates (callback lr_monitor)')
-    speed = series_lines(runs, {TOKENS_PER_SECOND: 'tokens per second'}, smooth=True)
-    blocks += curve(
-        'throughput', 'throughput', 'Tokens per second of training, over all ranks.', speed, 'tokens per second', True
-    )
-    if not speed:
-        missing.append('throughput (callback speed_monitor)')
-    shares = series_lines(runs, {EVAL_SHARE: 'share of a mixing round'})
-    blocks += curve(
-        'eval_share',
-        'time in evaluation',
-        'Share of the time that went to evaluation, by mixing round.',
-        shares,
-        'share of time',
-        True,
-    )
-    if all(eval_share(run) is None for run in runs):
-        missing.append('time in evaluation (callback speed_monitor or dynamic_batch_loading)')
-    if missing:
-        blocks.append(f'Not logged: {"; ".join(missing)}.')
-    return Section('Training', blocks)
+def first_pictures(runs: Sequence[RunLog]) -> list[Block]:
+    """What is looked at first: training loss, evaluation losses with the source's beside them, and what is gone by now
+    or, after pruning, the mixture."""
+    evaluators = union(run.domain_losses() for run in runs)
+    sources = _level_lines(runs, evaluators, 'source_losses', eval_loss_name)
+    dotted = '; dotted: the source' if sources else ''
+    losses = {eval_loss_name(name): name for name in evaluators}
+    table: dict[str, Curve] = {
+        'loss': ('training loss', 'Training loss.', {TRAIN_LOSS: 'loss'}, NATS, {'smooth': True}),
+        'eval_loss': ('evaluation loss', f'Evaluation loss of every evaluator{dotted}.', losses, NATS, {}),
+    }
+    if any(run.is_pruning for run in runs):
+        return [*curves(runs, table, {'eval_loss': sources}), *sparsity_picture(runs)]
+    return [*curves(runs, table | _weights(_domains(runs)), {'eval_loss': sources})]
 
 
-def _domains(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.names('mixture/weight/')))
+def training_section(runs: Sequence[RunLog]) -> Section:
+    """Learning rates, throughput and time in evaluation; what was not logged is named with what would log it."""
+    speed, share = 'Tokens per second of training, over all ranks.', 'Share of the time in evaluation, by mixing round.'
+    rates, zero, smooth = learning_rates(runs), {'from_zero': True}, {'from_zero': True, 'smooth': True}
+    table = {
+        'learning_rate': ('learning rates', 'Learning rates.', rates, 'learning rate', zero),
+        'throughput': ('throughput', speed, {TOKENS_PER_SECOND: 'tokens/s'}, 'tokens per second', smooth),
+        'eval_share': ('time in evaluation', share, {EVAL_SHARE: 'share of a mixing round'}, 'share of time', zero),
+    }
+    logged = {
+        f'evaluation loss (eval_loader with the metric {EVAL_LOSS_METRIC})': any(run.domain_losses() for run in runs),
+        'learning rates (callback lr_monitor)': bool(rates),
+        'throughput (callback speed_monitor)': any(run.series(TOKENS_PER_SECOND) for run in runs),
+        'time in evaluation (callback speed_monitor or dynamic_batch_loading)': any(
+            eval_share(run) is not None for run in runs
+        ),
+    }
+    missing = [what for what, there in logged.items() if not there]
+    blocks: list[Block] = [*curves(runs, table)]
+    return Section('Training', blocks + ([f'Not logged: {"; ".join(missing)}.'] if missing else []))
 
 
-def mixture_section(runs: Sequence[Run]) -> Section | None:
+def _domains(runs: Sequence[RunLog]) -> list[str]:
+    return union(run.names(mixture_name('weight', '')) for run in runs)
+
+
+def _weights(domains: Sequence[str]) -> dict[str, Curve]:
+    weights = {mixture_name('weight', name): name for name in domains}
+    caption = 'Weight of every domain, from the update on.'
+    how = {'from_zero': True, 'steps': True}
+    return {'mixture_weights': ('mixture weights', caption, weights, 'weight', how)}
+
+
+def mixture_section(runs: Sequence[RunLog]) -> Section | None:
     """Mixture weights, domain losses against their references, gaps, data used and passes."""
     domains = _domains(runs)
     if not domains:
         return None
-    blocks: list = [
-        'Updated at the end of every mixing round from the evaluation losses. Gap: loss minus reference loss. Share: of'
-        ' all samples served so far. Passes: how often a domain has been gone through.'
-    ]
 
-    def by_domain(kind: str) -> dict[str, str]:
-        return {f'mixture/{kind}/{name}': name for name in domains}
+    def of(kind: str) -> dict[str, str]:
+        return {mixture_name(kind, name): name for name in domains}
 
-    blocks += curve(
-        'mixture_weights',
-        'mixture weights',
-        'Weight of every domain, from the update on.',
-        series_lines(runs, by_domain('weight'), steps=True),
-        'weight',
-        True,
-    )
-    lines = series_lines(runs, by_domain('loss'))
-    blocks += curve(
-        'domain_losses',
-        'domain losses and their references',
-        'Evaluation loss of every domain by batch; dotted: its reference loss.',
-        lines + _reference_lines(runs, domains),
-        'nats per token',
-    )
-    gaps = series_lines(runs, by_domain('gap'))
-    blocks += curve(
-        'domain_gaps',
-        'gaps to the reference',
-        'Loss minus reference loss of every domain by batch.',
-        gaps + _zero_line(gaps),
-        'nats per token',
-    )
-    blocks += curve(
-        'data_shares',
-        'data used',
-        'Share of every domain in the samples served so far.',
-        series_lines(runs, by_domain('share')),
-        'share',
-        True,
-    )
-    blocks += curve(
-        'passes',
-        'passes through each domain',
-        'How often every domain has been gone through.',
-        series_lines(runs, by_domain('passes')),
-        'passes',
-        True,
-    )
+    gaps, zero = series_lines(runs, of('gap')), {'from_zero': True}
+    more = {
+        'domain_losses': _level_lines(runs, domains, 'references', lambda name: mixture_name('loss', name)),
+        'domain_gaps': [Line('', gaps[0].x, 0 * gaps[0].x, GREY, ':')] if gaps else [],
+    }
+    losses, gap = 'Evaluation loss of every domain; dotted: its reference.', 'Loss minus reference of every domain.'
+    used, passes = 'Share of every domain in the samples so far.', 'How often every domain has been gone through.'
+    table = {
+        **(_weights(domains) if any(run.is_pruning for run in runs) else {}),
+        'domain_losses': ('domain losses and their references', losses, of('loss'), NATS, {}),
+        'domain_gaps': ('gaps to the reference', gap, of('gap'), NATS, {}),
+        'data_shares': ('data used', used, of('share'), 'share', zero),
+        'passes': ('passes through each domain', passes, of('passes'), 'passes', zero),
+    }
     rows = [['domain', 'run', 'weight', 'loss', 'reference', 'gap', 'data used', 'passes']]
     for name in domains:
         for run in runs:
-            value = {kind: run.last(f'mixture/{kind}/{name}') for kind in ('weight', 'loss', 'share', 'passes')}
+            last = {kind: run.last(mixture_name(kind, name)) for kind in ('weight', 'loss', 'share', 'passes')}
             reference = run.references.get(name)
-            gap = None if reference is None or value['loss'] is None else value['loss'] - reference
-            rows.append(
-                [
-                    name,
-                    run.name,
-                    number(value['weight']),
-                    number(value['loss'], 5),
-                    number(reference, 5),
-                    number(gap, 3),
-                    percent(value['share']),
-                    number(value['passes'], 3),
-                ]
-            )
-    blocks.append(Table(rows))
-    return Section('Data mixture', blocks)
+            gap = None if reference is None or last['loss'] is None else last['loss'] - reference
+            losses = [number(last['loss'], 5), number(reference, 5), number(gap, 3)]
+            used = [percent(last['share']), number(last['passes'], 3)]
+            rows.append([name, run.name, number(last['weight']), *losses, *used])
+    text = (
+        'Updated at the end of every mixing round from the evaluation losses. Gap: loss minus reference loss. Share: of'
+        ' all samples served so far. Passes: how often a domain has been gone through.'
+    )
+    return Section('Data mixture', [text, *curves(runs, table, more), Table(rows)])
 
 
-def _reference_lines(runs: Sequence[Run], domains: Sequence[str]) -> list[Line]:
-    """The reference of every domain as a dotted line over the first run that has both it and a loss."""
+def _level_lines(runs: Sequence[RunLog], names: Sequence[str], levels: str, metric: Callable[[str], str]) -> list[Line]:
+    """A level of every name (``references`` or ``source_losses``) as a dotted line over the first run that has both it
+    and the metric; without a label: the colour is the name's, and the caption says what dotted lines are."""
     lines = []
-    for i, name in enumerate(domains):
-        run = next((run for run in runs if name in run.references and run.series(f'mixture/loss/{name}')), None)
+    for i, name in enumerate(names):
+        run = next((run for run in runs if name in getattr(run, levels) and run.series(metric(name))), None)
         if run is not None:
-            x, y = run.series(f'mixture/loss/{name}')
-            # Without a label: the colour is the domain's, and the caption says what dotted lines are.
-            lines.append(Line('', x, 0 * y + run.references[name], COLOURS[i % len(COLOURS)], ':'))
+            x, y = run.series(metric(name))
+            lines.append(Line('', x, 0 * y + getattr(run, levels)[name], COLOURS[i % len(COLOURS)], ':'))
     return lines
 
 
-def _zero_line(lines: Sequence[Line]) -> list[Line]:
-    return [Line('', lines[0].x, 0 * lines[0].x, GREY, DASHES[-1])] if lines else []
-
-
-def last_losses(runs: Sequence[Run]) -> list[list[str]]:
-    """Table of first and last evaluation loss per evaluator beside the reference; only the header without
+def loss_table(runs: Sequence[RunLog]) -> list[list[str]]:
+    """First and last evaluation loss per evaluator beside the source's and the reference; only the header without
     evaluations."""
-    names = list(dict.fromkeys(name for run in runs for name in run.domain_losses()))
-    rows = [['evaluator', 'run', 'first', 'at batch', 'last', 'at batch', 'reference']]
-    for name in names:
+    rows = [['evaluator', 'run', 'source', 'first', 'last', 'at batch', 'last - source', 'reference']]
+    for name in union(run.domain_losses() for run in runs):
         for run in runs:
             found = run.domain_losses().get(name)
             if found is not None:
-                (batches, losses), reference = found, run.references.get(name)
-                rows.append(
-                    [
-                        name,
-                        run.name,
-                        f'{losses[0]:.4f}',
-                        number(batches[0]),
-                        f'{losses[-1]:.4f}',
-                        number(batches[-1]),
-                        '-' if reference is None else f'{reference:.4f}',
-                    ]
-                )
+                (batches, losses), source = found, run.source_losses.get(name)
+                above = '-' if source is None else f'{losses[-1] - source:+.4f}'
+                places = [_places(source), _places(losses[0]), _places(losses[-1]), number(batches[-1])]
+                rows.append([name, run.name, *places, above, _places(run.references.get(name))])
     return rows
+
+
+def _places(value: float | None) -> str:
+    return '-' if value is None else f'{value:.4f}'

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmshearing.scaling.inputs import Run, refuse_repeated
+from llmshearing.scaling.curves import Curve
+from llmshearing.scaling.fields import refuse_repeated
 from llmshearing.scaling.intervals import extrapolation_factor
 from llmshearing.scaling.separable import fit_separable
 
@@ -107,7 +108,7 @@ class PostTrainingLaw:
         return {**factors, 'factor': max(factors.values())}
 
 
-def check_runs(runs: Sequence[Run]) -> list[str]:
+def check_runs(runs: Sequence[Curve]) -> list[str]:
     """Checks that a law can be fitted, before any fit.
 
     Returns:
@@ -174,7 +175,7 @@ def _distinct(values: Sequence[float]) -> int:
 
 
 def fit_post_training(
-    runs: Sequence[Run], huber: float | None = None, near: PostTrainingLaw | None = None
+    runs: Sequence[Curve], huber: float | None = None, near: PostTrainingLaw | None = None
 ) -> PostTrainingLaw:
     """Fits the P2 law to all points of all runs, in log space, from a grid of starts.
 
@@ -238,7 +239,7 @@ def fit_post_training(
     )
 
 
-def predict_run(law: PostTrainingLaw, run: Run) -> np.ndarray:
+def predict_run(law: PostTrainingLaw, run: Curve) -> np.ndarray:
     """[points] predicted losses along a run's curve."""
     return law.predict(run.params_before, run.pruning_rate, run.source_loss, run.tokens)
 
@@ -262,7 +263,7 @@ def average_slope_difference(tokens: np.ndarray, measured: np.ndarray, predicted
     return float(np.mean(np.abs(np.diff(predicted - measured) / (np.diff(tokens) / 1e9))))
 
 
-def fit_report(law: PostTrainingLaw, runs: Sequence[Run]) -> dict:
+def fit_report(law: PostTrainingLaw, runs: Sequence[Curve]) -> dict:
     """Residuals and average slope difference of a law, per run and over all.
 
     Returns:

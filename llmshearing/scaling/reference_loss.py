@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 
-from llmshearing.scaling.inputs import Points
+from llmshearing.scaling.points import Points
 from llmshearing.scaling.separable import fit_separable
 
 EXPONENT_BOUNDS = (0.01, 3.0)

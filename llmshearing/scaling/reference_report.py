@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
-from llmshearing.scaling.inputs import Points
 from llmshearing.scaling.intervals import CONFIDENCE, extrapolation_factor, jackknife_interval
+from llmshearing.scaling.points import Points
 from llmshearing.scaling.reference_loss import (
     LossLaw,
     check_points,

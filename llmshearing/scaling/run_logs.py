@@ -9,32 +9,23 @@ nothing is guessed.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmshearing.reports.run_files import Run as Log
-from llmshearing.reports.run_files import Series, find_logs, read_run, run_name
-from llmshearing.scaling.inputs import Run, check_run, positive_number, read_json
+from llmshearing.metrics.names import TOTAL_TIME
+from llmshearing.metrics.run_log import REFERENCES, RunLog, find_logs, mean_loss, read_run, run_name
+from llmshearing.scaling.curves import Curve, check_curve
+from llmshearing.scaling.fields import positive_number, read_json
+
+__all__ = ['cost_per_token', 'curve_of_log', 'curve_points', 'post_training_log', 'read_all_runs', 'read_runs']
 
 LOG_FIELDS = {'log', 'pruned', 'source_losses', 'params_before', 'pruning_rate', 'source_loss', 'name', 'comment'}
-SOURCE_LOSSES = 'reference_losses.json'
 
 
-def mean_loss(losses: Mapping[str, Series]) -> Series | None:
-    """Mean over the evaluators at every batch at which all were measured, each counting the same; None without any."""
-    if not losses:
-        return None
-    shared = functools.reduce(np.intersect1d, (batches for batches, _ in losses.values()))
-    if not len(shared):
-        return None
-    return shared, np.mean([values[np.isin(batches, shared)] for batches, values in losses.values()], axis=0)
-
-
-def curve_points(log: Log, where: str) -> list[list[float]]:
+def curve_points(log: RunLog, where: str) -> list[list[float]]:
     """[[tokens, mean evaluation loss], ...] of a run, from the first evaluation after training began.
 
     Raises:
@@ -59,7 +50,7 @@ def curve_points(log: Log, where: str) -> list[list[float]]:
     return [[float(count), float(loss)] for count, loss in zip(tokens, losses) if count > 0]
 
 
-def _parameters(log: Log, pruned: Path | None, where: str) -> tuple[float, float]:
+def _parameters(log: RunLog, pruned: Path | None, where: str) -> tuple[float, float]:
     """Parameters before and after pruning."""
     before, after = (log.state.get(key) or {} for key in ('source', 'result'))
     if before.get('parameters') and after.get('parameters'):
@@ -86,12 +77,12 @@ def _parameters(log: Log, pruned: Path | None, where: str) -> tuple[float, float
     return float(counts[0]), float(counts[1])
 
 
-def _source_loss(given: object, log: Log, folder: Path, where: str) -> float:
+def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:
     """Mean loss of the source over the evaluators of the log."""
     if isinstance(given, Mapping):
         losses, origin = dict(given), where
     else:
-        path = folder / given if isinstance(given, str) else log.path.with_name(SOURCE_LOSSES)
+        path = folder / given if isinstance(given, str) else log.path.with_name(REFERENCES)
         if not path.is_file():
             raise ValueError(
                 f'{where}: the loss of the source is missing: {path} does not exist. Give "source_loss" (a number) or '
@@ -119,7 +110,7 @@ def _source_loss(given: object, log: Log, folder: Path, where: str) -> float:
 
 def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dict[str, Any]:
     """A row of RUNS.json that names a log, with everything written out as
-    :func:`~llmshearing.scaling.inputs.check_run` wants it.
+    :func:`~llmshearing.scaling.curves.check_curve` wants it.
 
     Args:
         row: ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``), ``source_losses`` (file, or
@@ -157,9 +148,44 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
     }
 
 
-def curve_of_log(path: str | Path) -> Run:
+def check_run(row: object, where: str, folder: Path = Path()) -> Curve:
+    """One entry of RUNS.json: a curve written out (:func:`~llmshearing.scaling.curves.check_curve`) or one of this
+    suite's runs, named by its ``log`` (:func:`row_of_log`)."""
+    if isinstance(row, dict) and 'log' in row:
+        written_out = row_of_log(row, where, folder)
+        return check_curve(written_out, where, folder, str((folder / row['log']).resolve()))
+    return check_curve(row, where, folder)
+
+
+def curve_of_log(path: str | Path) -> Curve:
     """The run of one metrics file, with everything found beside it. Raises ValueError as :func:`row_of_log`."""
     return check_run({'log': str(path)}, str(path))
+
+
+def read_runs(path: str | Path) -> list[Curve]:
+    """Reads RUNS.json. Raises ValueError as :func:`check_run`, or where the file has no list of runs."""
+    path = Path(path)
+    content = read_json(path)
+    runs = content.get('runs')
+    if not isinstance(runs, list) or not runs:
+        raise ValueError(
+            f'{path}: expected {{"runs": [...]}} with one object per run, which has the fields '
+            f'params_before, pruning_rate, source_loss and curve; got the fields {sorted(content)}'
+        )
+    return [check_run(row, f'{path}: run {number}', path.parent) for number, row in enumerate(runs, 1)]
+
+
+def read_all_runs(sources: Sequence[str]) -> list[Curve]:
+    """Runs from RUNS.json files, metrics files and folders of runs, in their order."""
+    runs: list[Curve] = []
+    for source in sources:
+        if Path(source).is_dir():
+            runs.append(curve_of_log(post_training_log(source)))
+        elif source.endswith('.jsonl'):
+            runs.append(curve_of_log(source))
+        else:
+            runs += read_runs(source)
+    return runs
 
 
 def post_training_log(folder: str | Path) -> Path:
@@ -189,7 +215,7 @@ def cost_per_token(path: str | Path) -> float:
         ValueError: The log lacks ``time/total`` or the tokens.
     """
     log = read_run(Path(path))
-    total = log.series('time/total')
+    total = log.series(TOTAL_TIME)
     tokens = None if total is None else log.tokens_at(total[0][-1:])
     if total is None or tokens is None or not (total[1][-1] > 0 and tokens[0] > 0):
         raise ValueError(

@@ -7,23 +7,26 @@ import math
 import re
 from typing import Any
 
-__all__ = ['parse_count', 'parse_size']
+__all__ = ['parse_count', 'parse_size', 'unit_of', 'with_unit']
 
-_COUNT = re.compile(r'^([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBtT]?)$')
+_COUNT = re.compile(r'^([0-9_]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmbt]?)$', re.IGNORECASE)
 _UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'b': 10**9, 't': 10**12}
 _SIZE = re.compile(r'^([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(?:([kmgt])(i?))?b?$', re.IGNORECASE)
 
 
-def parse_count(text: str) -> float:
-    """A count of parameters or tokens: ``6738415616``, ``6.7e9``, ``6.7B``, ``300M``. Raises ValueError otherwise."""
-    match = _COUNT.match(text.strip())
-    try:
-        value = float(match.group(1)) * _UNITS[match.group(2).lower()]
-    except (AttributeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f'not a count: {text!r}; expected a positive number such as 1300000000, 1.3e9 or 1.3B')
-    return value
+def parse_count(value: Any) -> float:
+    """A count of parameters or tokens: ``6738415616``, ``2_000_000``, ``6.7e9``, ``6.7B``, ``300M``.
+
+    Raises:
+        ValueError: For anything else, as for what is not above zero.
+    """
+    match = None if isinstance(value, bool) else _COUNT.match(str(value).strip())
+    count = math.nan
+    if match is not None:
+        count = float(match[1].replace('_', '')) * _UNITS[match[2].lower()]
+    if not (math.isfinite(count) and count > 0):
+        raise ValueError(f'not a count: {value!r}; expected a positive number such as 1300000000, 1.3e9 or 1.3B')
+    return count
 
 
 def parse_size(value: Any) -> int:
@@ -42,3 +45,23 @@ def parse_size(value: Any) -> int:
             f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB'
         )
     return int(size)
+
+
+def unit_of(value: float, unit: str, binary: bool = False) -> tuple[float, str]:
+    """The unit in which a value has one to four digits before the point: its size, and its name.
+
+    Args:
+        value (float): In plain units.
+        unit (str): Their name, such as ``B``.
+        binary (bool): Steps of 1,024 (KiB, MiB, ...) instead of 1,000 (kB, MB, ...).
+    """
+    step = 1024.0 if binary else 1000.0
+    power = min(int(math.log(value, step) + 1e-9), 4) if value >= 1 else 0
+    prefix = ('', 'Ki', 'Mi', 'Gi', 'Ti')[power] if binary else ('', 'k', 'M', 'G', 'T')[power]
+    return step**power, prefix + unit
+
+
+def with_unit(value: float, unit: str, binary: bool = False) -> str:
+    """``13476831232, 'B'`` as ``13.48 GB``; arguments as :func:`unit_of`."""
+    size, name = unit_of(value, unit, binary)
+    return f'{value:,.0f} {name}' if size == 1 else f'{value / size:,.2f} {name}'

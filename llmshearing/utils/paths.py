@@ -17,7 +17,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_mds_index', 'check_safetensors_index', 'expand_path', 'local_destination', 'plain_name']
+__all__ = [
+    'check_mds_index',
+    'check_safetensors_index',
+    'expand_path',
+    'local_destination',
+    'plain_name',
+    'refuse_existing',
+]
 
 _VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]*)\})', re.ASCII)
 
@@ -83,6 +90,21 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
             f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.'
         )
     return Path(path)
+
+
+def refuse_existing(where: str, folder: str | Path, overwrite: bool) -> None:
+    """Refuses a destination that is there already.
+
+    Args:
+        where (str): What writes there, for the message.
+        folder (str | Path): Destination.
+        overwrite (bool): It may be replaced.
+
+    Raises:
+        ValueError: If it exists and may not be replaced.
+    """
+    if Path(folder).exists() and not overwrite:
+        raise ValueError(f'{where}: {folder} exists already; choose another folder or set overwrite: true.')
 
 
 def check_safetensors_index(path: Path) -> dict[str, str]:

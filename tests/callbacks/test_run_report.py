@@ -16,8 +16,8 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.run_report import RunReport
 from llmshearing.metrics.logger import MetricsFile
+from llmshearing.metrics.run_log import read_run
 from llmshearing.reports.kept import kept_matrix
-from llmshearing.reports.run_files import read_run
 from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'intermediate_size': 24}
@@ -57,13 +57,13 @@ def test_the_page_and_the_masks_are_there(tmp_path, source, caplog):
     assert not caplog.records
     page = (tmp_path / 'prune_report' / 'report.html').read_text()
     assert 'Masks, and what is kept' in page and 'Target, expected and hard counts' in page
-    assert (tmp_path / 'prune_report' / 'prune_masks_layers.png').read_bytes()[:4] == b'\x89PNG'
+    assert (tmp_path / 'prune_report' / 'prune_masks_layers.svg').read_text().startswith('<svg ')
     run = read_run(tmp_path / 'prune_metrics.jsonl')
     # What is noted during the run is what the export cut.
     exported = json.loads((tmp_path / 'pruned' / 'pruning.json').read_text())
     assert run.pruning['kept'] == exported['kept'] and run.pruning['axes'] == exported['axes']
     pruning = trainer.state.algorithms[0]
-    probability = np.array(run.pruning['keep_probability']['layer'])
+    probability = np.array(run.pruning['mask_values']['layer'])
     assert probability == pytest.approx(pruning.learner.expected_kept()['layer'].numpy(), abs=5e-4)
     assert kept_matrix(run.pruning, 'intermediate').sum() == 2 * 24
     model = trainer.state.model

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from llmshearing.commands.budget import read_law
 from llmshearing.commands.main import main
+from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.post_training import PostTrainingLaw
+from tests.scaling.conftest import tiny_llama  # noqa: F401
 
 SIZES = (70e6, 410e6, 1.4e9, 6.9e9)
 

@@ -12,7 +12,7 @@ from llmfoundry.command_utils import train
 from omegaconf import OmegaConf
 
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.metrics.logger import read_metrics
+from llmshearing.metrics.lines import read_metrics
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from streaming import MDSWriter
 from transformers import AutoTokenizer
 
 from llmshearing.demo.measure import (
     bytes_on_disk,
     describe_model,
     generate_samples,
-    loss_per_domain,
     open_model,
     parameter_count,
     peak_memory_bytes,
-    read_windows,
     threads,
     window_loss,
 )
@@ -32,12 +29,6 @@ def windows():
     return np.random.default_rng(0).integers(3, len(TOKENS), size=(7, 16)).astype(np.uint16)
 
 
-def write_domain(path, windows):
-    with MDSWriter(out=str(path), columns={'tokens': 'ndarray:uint16'}) as writer:
-        for window in windows:
-            writer.write({'tokens': window})
-
-
 def test_loss_is_transformers_own(folder, windows):
     model = tiny_model()
     ids = torch.from_numpy(windows.astype(np.int64))
@@ -46,27 +37,6 @@ def test_loss_is_transformers_own(folder, windows):
     assert window_loss(open_model(folder), windows, batch_size=3) == pytest.approx(np.mean(expected), abs=1e-5)
     with pytest.raises(ValueError, match=r'shape \(0, 16\)'):
         window_loss(model, windows[:0])
-
-
-def test_loss_per_domain(tmp_path, folder, windows):
-    write_domain(tmp_path / 'eval' / 'code', windows[:4])
-    write_domain(tmp_path / 'eval' / 'law', windows[4:])
-    model = open_model(folder)
-    losses = loss_per_domain(folder, tmp_path)
-    assert list(losses) == ['code', 'law']
-    assert losses['law'] == pytest.approx(window_loss(model, windows[4:]), abs=1e-6)
-    # Two of four samples, spread evenly: the first and the third.
-    few = loss_per_domain(folder, tmp_path, domains=['code'], max_samples=2)
-    assert few == {'code': pytest.approx(window_loss(model, windows[[0, 2]]), abs=1e-6)}
-    assert np.array_equal(read_windows(tmp_path / 'eval' / 'code'), windows[:4])
-    with pytest.raises(ValueError, match=r"no held-out samples for \['poetry'\].*\['code', 'law'\]"):
-        loss_per_domain(folder, tmp_path, domains=['poetry'])
-
-
-def test_samples_of_differing_lengths_are_refused(tmp_path, windows):
-    write_domain(tmp_path / 'x', [windows[0], windows[1][:5]])
-    with pytest.raises(ValueError, match=r'2 samples of lengths \[5, 16\]'):
-        read_windows(tmp_path / 'x')
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from llmshearing.metrics.lines import read_points
-from llmshearing.metrics.logger import MetricsFile, read_metrics
+from llmshearing.metrics.lines import read_metrics, read_points
+from llmshearing.metrics.logger import MetricsFile
 
 
 def write(path, *lines):

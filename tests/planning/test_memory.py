@@ -8,13 +8,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmshearing.masks.axes import plan_axes
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.cutting import DIMENSIONS
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import ModelShape, shape_of
+from llmshearing.models.shapes import shape_of
 from llmshearing.planning import memory, step_trace
-from llmshearing.planning.memory import TrainingSetup, estimate_memory, pruned_axes
+from llmshearing.planning.memory import TrainingSetup, estimate_memory
 from llmshearing.planning.step_trace import trace_step
 from tests.models.tiny import VARIANTS, tiny_model
 
@@ -126,15 +125,6 @@ def test_parts_of_a_large_model_are_sensible(sharding, precision, checkpointing)
         autocast_keeps = not axes and (precision, sharding) == ('amp_bf16', 'ddp')
         cut_ones_live = axes == AXES and not checkpointing
         assert (parts.weight_copies > 2 * 6.4e9) == (autocast_keeps or cut_ones_live)
-
-
-def test_pruned_axes_are_those_of_targeted_pruning():
-    source = ModelShape(6, 48, 8, 4, 64, 8)
-    targets = [source, ModelShape(4, 24, 4, 2, 32, 8), ModelShape(6, 48, 4, 4, 64, 8), ModelShape(6, 40, 2, 2, 64, 8)]
-    plain = ModelShape(6, 48, 8, 8, 64, 8)
-    for start, target in [*((source, target) for target in targets), (plain, ModelShape(5, 48, 3, 3, 60, 8))]:
-        expected = {axis: (plan.units, plan.keep) for axis, plan in plan_axes(start, target).items()}
-        assert pruned_axes(start, target) == expected
 
 
 def test_every_dimension_has_its_axes():

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from llmshearing.prepare import pipeline
-from llmshearing.prepare import publish as prepare_publish
+from llmshearing.prepare import pipeline, publish
 from llmshearing.prepare.pack import Journal
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tokenizer import plan_tokenizer
@@ -69,7 +68,7 @@ def _stop_after(monkeypatch, owner, name, calls):
         (pipeline, 'write_state', 0),
         (pipeline, 'publish', 1),
         (pipeline, 'publish', 3),
-        (prepare_publish, 'move_whole', 2),
+        (publish, 'move_whole', 2),
         (pipeline, 'publish_manifest', 0),
         (MDSWriter, 'finish', 2),
     ],
@@ -169,7 +168,7 @@ def test_a_killed_worker_is_reported(spec, monkeypatch):
 
 
 def test_two_runs_do_not_share_a_working_folder(spec):
-    with prepare_publish.locked(Path(spec['out']) / '.prepare'):
+    with publish.locked(Path(spec['out']) / '.prepare'):
         with pytest.raises(ValueError, match='another prepare is at work in'):
             prepare(spec, workers=1)
     prepare(spec, workers=1)
@@ -178,7 +177,7 @@ def test_two_runs_do_not_share_a_working_folder(spec):
 @pytest.mark.parametrize('target', ['Journal.append', 'MDSWriter.flush_shard', 'write_atomically', 'move_whole'])
 def test_full_disk(spec, whole, monkeypatch, target):
     owners = {'Journal': Journal, 'MDSWriter': MDSWriter}
-    owner, name = (owners[target.split('.')[0]], target.split('.')[1]) if '.' in target else (prepare_publish, target)
+    owner, name = (owners[target.split('.')[0]], target.split('.')[1]) if '.' in target else (publish, target)
     function, calls = getattr(owner, name), [0]
 
     def full(*args, **options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmshearing.reports.kept import binned, hidden_map, kept_matrix, layer_map, part_map, pruned_parts, ranges
-from tests.reports.logs import pruning_record
+from tests.metrics.logs import pruning_record
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_maps_of_an_exported_record():
     assert hidden.shape == (3, 32) and hidden[:2].min() == 1 and hidden[2].max() == 0
 
 
-def test_maps_of_a_running_run_show_probabilities():
+def test_maps_of_a_running_run_show_its_masks():
     record = pruning_record(live=True)
     assert part_map(record, 'kv_heads')[2].tolist() == [0.9, 0.1, 0.2, 0.8]
     assert part_map(record, 'heads')[0].tolist() == [0.9, 0.9, 0.1, 0.1, 0.2, 0.2, 0.8, 0.8]  # with their KV heads

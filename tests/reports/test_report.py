@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from llmshearing.commands.main import main
-from llmshearing.reports.drawing import bar_panel, smoothed, thinned
-from llmshearing.reports.run_files import read_run
+from llmshearing.metrics.run_log import RunLog, read_run
+from llmshearing.reports.kept import meaning
+from llmshearing.reports.pruning_sections import masks_section
 from llmshearing.reports.status_sections import projection_section
-from tests.reports.logs import pruning_record, write_log, write_run
+from llmshearing.reports.svg import bar_panel
+from tests.metrics.logs import pruning_record, write_log, write_run
 
 SECTIONS = {
     'prune': [
@@ -94,8 +95,10 @@ class Page(HTMLParser):
         attributes = dict(attributes)
         self.addresses += [attributes[key] for key in ('src', 'href') if key in attributes]
         self.ids += [attributes['id']] if 'id' in attributes else []
-        if tag == 'img':
-            self.pictures[attributes['id']] = attributes
+        if tag == 'figure':
+            self.pictures[attributes['id']] = {}
+        if tag == 'svg':
+            list(self.pictures.values())[-1].update(attributes)
         if tag == 'tr':
             self.cells.append([])
         if tag in ('th', 'td'):
@@ -157,21 +160,27 @@ def test_everything_is_on_the_page(folder, page):
         else:
             chapters[list(chapters)[-1]].append(text)
     assert chapters == SECTIONS
-    files = {path.name for path in (folder / 'run_report').glob('*.png')}
-    assert files == {f'{run}_{name}.png' for run, names in PICTURES.items() for name in names}
-    assert set(page.pictures) == {name.removesuffix('.png') for name in files}
+    files = {path.stem for path in (folder / 'run_report').glob('*.svg')}
+    assert files == set(page.pictures) == {f'{run}_{name}' for run, names in PICTURES.items() for name in names}
     assert len(page.ids) == len(set(page.ids))
 
 
 def test_the_page_needs_nothing_else(folder, page):
-    assert page.addresses and all(a.startswith(('#', 'data:image/png;base64,')) for a in page.addresses)
-    assert {a[1:] for a in page.addresses if a.startswith('#')} <= set(page.ids)
+    assert page.addresses and all(a.startswith('#') and a[1:] in page.ids for a in page.addresses)
     text = (folder / 'run_report' / 'report.html').read_text()
-    assert 'http' not in re.sub(r'base64,[^"]*', '', text) and '<script' not in text and 'name="viewport"' in text
-    picture = page.pictures['continue_projection']
-    data = base64.b64decode(picture['src'].split(',')[1])
-    assert data == (folder / 'run_report' / 'continue_projection.png').read_bytes()
-    assert all(picture['alt'] for picture in page.pictures.values())
+    assert not re.search(r'https?:|src=|@import|url\(', text) and 'name="viewport"' in text
+    # A picture's file is the picture of the page, and can be opened alone.
+    file = (folder / 'run_report' / 'continue_projection.svg').read_text()
+    assert ElementTree.fromstring(file).tag == '{http://www.w3.org/2000/svg}svg'
+    assert file.replace(' xmlns="http://www.w3.org/2000/svg"', '') in text
+
+
+def test_pictures_answer_to_the_mouse_with_the_logged_numbers(page):
+    loss = json.loads(page.pictures['prune_eval_loss']['data-panel'])
+    assert [line['n'] for line in loss['s']] == ['code', 'web <b>', 'law']
+    assert loss['s'][2]['x'] == [10, 20, 30, 40] and loss['s'][2]['y'][-1] == float(f'{4 + 3 * 41**-0.5:.5g}')
+    heads = json.loads(page.pictures['prune_masks_heads']['data-panel'])
+    assert heads['v'][3] == [1, 1, 0, 0, 0, 0, 1, 1] and heads['g'] == [2, 4]
 
 
 def test_the_numbers(page):
@@ -182,8 +191,9 @@ def test_the_numbers(page):
     assert page.row('done') == ['done', '50.0 %'] and page.row('planned') == ['planned', '80ba']
     assert page.row('time in evaluation') == ['time in evaluation', '20.0 %']
     weight, loss = 3 / 6, 4.0 + 3.0 * 41**-0.5
-    assert page.row('law') == ['law', 'prune', f'{4 + 3 * 11**-0.5:.4f}', '10', f'{loss:.4f}', '40', '3.5000']
-    rows = [row for row in page.cells if row[:2] == ['law', 'continue'] and len(row) == 8]
+    first = f'{4 + 3 * 11**-0.5:.4f}'
+    assert page.row('law') == ['law', 'prune', '3.5000', first, f'{loss:.4f}', '40', f'{loss - 3.5:+.4f}', '3.5000']
+    rows = [row for row in page.cells if row[:2] == ['law', 'continue'] and row[-1] == '1.2']
     assert rows == [['law', 'continue', f'{weight}', f'{loss:.5g}', '3.5', f'{loss - 3.5:.3g}', '50.0 %', '1.2']]
     assert 'Kept layers at batch 40: 0-1, 3, 5 (4 of 6; removed: 2, 4)' in page.words
     assert page.row('3', '0, 3') == ['3', '0, 3', '0-1, 6-7', '120']
@@ -225,8 +235,8 @@ def test_two_runs_in_the_same_panels(tmp_path, folder, capsys):
     assert both.row('layer', second)[2:4] == ['6', '4']
     assert {'prune_masks_layers_1', 'prune_masks_layers_2'} <= set(both.pictures)
     # The overlay has more ink than the single picture.
-    assert (tmp_path / 'both' / 'prune_loss.png').read_bytes() != (
-        folder / 'run_report' / 'prune_loss.png'
+    assert (tmp_path / 'both' / 'prune_loss.svg').read_bytes() != (
+        folder / 'run_report' / 'prune_loss.svg'
     ).read_bytes()
     write_log(tmp_path / 'third' / 'x_metrics.jsonl', pruning=False)
     capsys.readouterr()
@@ -257,8 +267,17 @@ def test_little_is_enough_and_what_is_missing_is_said(tmp_path):
     page = Page((tmp_path / 'm_report' / 'report.html').read_text())
     assert [text for _, text in page.headings] == ['m', 'Where it stands', 'Projected end', 'Training']
     assert page.row('training loss') == ['training loss', 'nan']
-    for missing in ('lr_monitor', 'speed_monitor', 'LanguageCrossEntropy', 'No budget law'):
+    for missing in ('lr_monitor', 'speed_monitor', 'LanguageCrossEntropy', 'No P2 law'):
         assert missing in page.words
+
+
+@pytest.mark.parametrize('learning, words', [('progressive', 'the mask'), ('lagrangian', 'the probability')])
+def test_a_mean_over_masks_is_not_called_a_probability(learning, words):
+    record = {**pruning_record(live=True), 'mask_learning': learning}
+    assert words in meaning(record) and ('probability' in meaning(record)) == (learning == 'lagrangian')
+    captions = [block.caption for block in masks_section([RunLog('a', None, {}, pruning=record)]).blocks[1:6]]
+    assert captions[0].endswith('of the parts, the mean over their units.')
+    assert 'Intermediate of every layer' in captions[3] and captions[3].endswith('mean over neighbouring dimensions.')
 
 
 def test_masks_of_a_running_run_come_from_its_note(tmp_path):
@@ -276,7 +295,7 @@ def test_masks_of_a_running_run_come_from_its_note(tmp_path):
     (tmp_path / 'prune_run.json').write_text(json.dumps(note))
     assert main(['report', str(log)]) == 0
     words = Page((tmp_path / 'prune_report' / 'report.html').read_text()).words
-    assert 'probability of being kept' in words and 'kept in the exported model' not in words
+    assert 'P(z > 0), the probability' in words and 'kept in the exported model' not in words
 
 
 def test_every_log_has_pictures_and_anchors_of_its_own(tmp_path):
@@ -288,19 +307,19 @@ def test_every_log_has_pictures_and_anchors_of_its_own(tmp_path):
     assert main(['report', str(tmp_path)]) == 0
     page = Page((tmp_path / 'run_report' / 'report.html').read_text())
     assert len(page.ids) == len(set(page.ids)) and len(page.pictures) == 2 * len(names)
-    files = sorted(path.stem for path in (tmp_path / 'run_report').glob('*.png'))
+    files = sorted(path.stem for path in (tmp_path / 'run_report').glob('*.svg'))
     assert files == sorted(page.pictures) and {'llama2_1_3b_loss', 'llama2_1_5b_loss'} < set(files)
 
 
 def test_metrics_are_named_as_they_are(tmp_path):
-    """Dollar signs would be a formula, and what is no formula would end the page."""
+    """Marks of HTML are text on the page and in its pictures."""
     log = tmp_path / 'a_metrics.jsonl'
     odd = '<b>$\\frac{x$ &'
     metrics = [f'metrics/eval/{odd}/LanguageCrossEntropy', f'mixture/weight/{odd}', f'mixture/loss/{odd}', 'lr-$x_$']
     log.write_text(''.join(json.dumps({'batch': i, **dict.fromkeys(metrics, 0.5)}) + '\n' for i in range(3)))
     assert main(['report', str(log)]) == 0
     assert odd in Page((tmp_path / 'a_report' / 'report.html').read_text()).words
-    assert bar_panel('a', [odd, odd], {odd: [1.0, 2.0]}, 'nats').startswith(b'\x89PNG')
+    ElementTree.fromstring(bar_panel('a', [odd, odd], {odd: [1.0, 2.0]}, 'nats'))
 
 
 def test_errors_are_one_line(tmp_path, folder, capsys):
@@ -322,36 +341,31 @@ def test_a_report_does_not_import_torch(folder, tmp_path):
     assert subprocess.run([sys.executable, '-c', script], capture_output=True).returncode == 0
 
 
-def test_long_series_are_thinned_and_smoothed():
-    x = np.arange(5000.0)
-    thin_x, thin_y = thinned(x, 2 * x)
-    assert len(thin_x) <= 1501 and thin_x[-1] == 4999 and (thin_y == 2 * thin_x).all()
-    y = np.array([1.0, 3.0, np.nan, 5.0])
-    assert smoothed(y, share=0.5).tolist() == [1.0, 2.0, 3.0, 5.0]
-
-
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
 @pytest.mark.parametrize('width', [1400, 390])
 def test_rendered_in_chromium(folder, tmp_path, width):
-    """The page as a browser lays it out: pictures drawn, readable, and nothing wider than the window but inside a
-    table's box."""
+    """The page as a browser lays it out: pictures drawn, readable, answering to the mouse, and nothing wider than the
+    window but inside a table's box."""
     measure = """<script>addEventListener('load', () => {
-      const images = [...document.images], box = e => e.getBoundingClientRect();
+      const images = [...document.querySelectorAll('svg.panel')], box = e => e.getBoundingClientRect();
       const inside = e => e.closest('.table') !== null;
       document.title = JSON.stringify({
         inner: innerWidth,
         scroll: document.documentElement.scrollWidth,
         images: images.length,
-        drawn: images.filter(i => i.complete && i.naturalWidth >= 600).length,
+        drawn: images.filter(i => i.querySelectorAll('path, rect').length > 1 && box(i).height > 100).length,
         narrowest: Math.min(...images.map(i => box(i).width)),
         columns: new Set(images.map(i => Math.round(box(i).left))).size,
         wide: [...document.querySelectorAll('body *')].filter(e => !inside(e) && box(e).right > innerWidth + 1)
           .map(e => e.tagName),
+        screen: box(images[2]).bottom,
+        told: told(JSON.parse(images[0].dataset.panel), 260, 100),
+        removed: told(JSON.parse(document.querySelector('#prune_masks_heads svg').dataset.panel), 260, 74),
         font: parseFloat(getComputedStyle(document.querySelector('td')).fontSize),
-        headings: [...document.querySelectorAll('h3')].filter(e => box(e).height > 0).map(e => e.textContent),
+        headings: [...document.querySelectorAll('h3')].map(e => e.textContent),
       });
     });</script>"""
     copy = tmp_path / 'page.html'
@@ -384,6 +398,9 @@ def test_rendered_in_chromium(folder, tmp_path, width):
     assert found['images'] == found['drawn'] == sum(map(len, PICTURES.values()))
     assert found['headings'] == [text for sections in SECTIONS.values() for text in sections]
     assert found['font'] >= 14
-    # Labels are 8.5 points in a picture 4.6 inches wide, so this is what makes them readable.
+    # Labels are 12 units in a picture of 460, so this is what makes them readable.
     assert found['narrowest'] >= 340
     assert found['columns'] == (3 if width == 1400 else 1)
+    assert found['told'] == 'batch 20\nloss: 4' and found['removed'] == 'layer 2: removed'
+    if width == 1400:
+        assert found['screen'] < 700  # what is looked at first is there without scrolling

@@ -83,8 +83,8 @@ def test_a_rotated_folder_is_the_source_in_another_basis(place, capsys):
     own, derived = (json.loads((f / 'config.json').read_text()) for f in (place / 'source', folder))
     assert {key for key in own.keys() | derived.keys() if own.get(key) != derived.get(key)} <= {'tie_word_embeddings'}
     card = (folder / 'README.md').read_text()
-    assert 'license: mit' in card and 'base_model: ' in card and 'energy_kept.png' in card
-    assert (folder / 'energy_kept.png').read_bytes().startswith(b'\x89PNG')
+    assert 'license: mit' in card and 'base_model: ' in card and 'energy_kept.svg' in card
+    assert (folder / 'energy_kept.svg').read_text().startswith('<svg xmlns')
     record = json.loads((folder / 'rotation.json').read_text())
     assert record['settings']['keep'] == 32 and record['fixed_axes'] == [] and not record['tied']
     assert record['largest_logit_difference'] < 1e-4 and record['checked_in'] == 'float64'
@@ -242,7 +242,7 @@ def test_a_folder_without_safetensors_is_refused(place):
 
 
 def test_prepared_data_and_their_tokenizer(place):
-    from llmshearing.rotation.borrowed import plan_tokenizer
+    from llmshearing.prepare.tokenizer import plan_tokenizer
     from tests.tiny_data import tiny_data
 
     work = place / 'prepared'

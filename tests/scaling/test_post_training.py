@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmshearing.scaling.inputs import Run
+from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.post_training import (
     CONSTANTS,
     PostTrainingLaw,
@@ -51,7 +51,7 @@ def make_run(constants, size, rate, tokens, noise=0.0, generator=None):
     losses = formula(constants, size, rate, source_loss(size), tokens)
     if noise:
         losses = losses * np.exp(noise * generator.standard_normal(len(tokens)))
-    return Run(size, rate, source_loss(size), tokens, losses, f'{size:g}-{rate:g}')
+    return Curve(size, rate, source_loss(size), tokens, losses, f'{size:g}-{rate:g}')
 
 
 def make_runs(constants, sizes=SIZES, rates=RATES, points=12, noise=0.0, generator=None):
@@ -114,7 +114,7 @@ def test_a_loss_below_the_source_allows_a_negative_e():
     runs = make_runs(constants)
     assert any(np.any(run.losses < run.source_loss) for run in runs)
     assert error(fit_post_training(runs), constants, 3e9, 0.4, 4e9) < 1e-3
-    above = [Run(run.params_before, run.pruning_rate, 0.1, run.tokens, run.losses, run.name) for run in runs]
+    above = [Curve(run.params_before, run.pruning_rate, 0.1, run.tokens, run.losses, run.name) for run in runs]
     assert fit_post_training(above).constants['E'] >= 0
 
 
@@ -170,7 +170,7 @@ def test_average_slope_difference_by_hand():
 def test_report_of_residuals_and_slopes():
     constants, generator = random_constants(7)
     runs = make_runs(constants, noise=0.002, generator=generator)
-    runs.append(Run(1e9, 0.3, source_loss(1e9), np.array([1e9]), runs[0].losses[:1], 'one point'))
+    runs.append(Curve(1e9, 0.3, source_loss(1e9), np.array([1e9]), runs[0].losses[:1], 'one point'))
     law = fit_post_training(runs[:-1])
     report = fit_report(law, runs)
     residuals = [predict_run(law, run) / run.losses - 1 for run in runs]
@@ -185,7 +185,7 @@ def test_report_of_residuals_and_slopes():
 
 def curve(*losses, tokens=None):
     tokens = np.geomspace(1e8, 1e9, len(losses)) if tokens is None else np.array(tokens)
-    return Run(1e9, 0.5, 2.0, tokens, np.array(losses), 'run 7')
+    return Curve(1e9, 0.5, 2.0, tokens, np.array(losses), 'run 7')
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from llmshearing.scaling.inputs import Points
+from llmshearing.scaling.points import Points
 from llmshearing.scaling.reference_loss import (
     LossLaw,
     check_points,

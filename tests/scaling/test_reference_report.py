@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from llmshearing.scaling.inputs import Points
+from llmshearing.scaling.points import Points
 from llmshearing.scaling.reference_loss import fit_law, interpolate_three
 from llmshearing.scaling.reference_report import bootstrap, noise_amplification, predict_reference_losses
 

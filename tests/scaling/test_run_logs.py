@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from llmshearing.commands.budget import read_all_runs, read_law
 from llmshearing.commands.main import main
-from llmshearing.scaling.inputs import check_run
-from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, mean_loss, post_training_log
+from llmshearing.metrics.run_log import mean_loss
+from llmshearing.scaling.law_file import read_law
+from llmshearing.scaling.run_logs import check_run, cost_per_token, curve_of_log, post_training_log, read_all_runs
+from tests.metrics.logs import DOMAINS, TOKENS_PER_BATCH, eval_loss, write_log, write_run
 from tests.models.tiny import tiny_model
-from tests.reports.logs import DOMAINS, TOKENS_PER_BATCH, eval_loss, write_log, write_run
 
 
 def p2(size, rate, source, tokens):

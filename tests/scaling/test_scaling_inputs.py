@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from llmshearing.scaling.inputs import check_run, points_from_models, read_curve_csv, read_points, read_runs
+from llmshearing.scaling.curves import read_curve_csv
+from llmshearing.scaling.points import points_from_models, read_points
+from llmshearing.scaling.run_logs import check_run, read_runs
 
 MODELS = [
     {'params': 7e7, 'losses': {'cc': 3.0, 'wiki': 2.8}},

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from llmshearing.reports.run_files import find_logs, read_log, read_run, write_atomically
-from tests.reports.logs import DOMAINS, eval_loss, write_log, write_run
+from llmshearing.metrics.run_log import find_logs, read_run, read_series
+from tests.metrics.logs import DOMAINS, eval_loss, write_log, write_run
 
 
 def test_a_resumed_log_takes_the_last_value_and_skips_half_lines(tmp_path):
@@ -17,7 +17,7 @@ def test_a_resumed_log_takes_the_last_value_and_skips_half_lines(tmp_path):
         '{"batch": 0, "x": 1}\n{"batch": 2, "x": 3}\n{"batch": 1, "x": 2}\n{"batch": 2, "x{"batch": 2, "x": 5}\n'
         '{"batch": 2, "x": 4}\n[]\n{"x": 1}\n{"batch": 3, "x": NaN}\n'
     )
-    metrics, broken = read_log(path)
+    metrics, broken = read_series(path)
     assert broken == 3
     assert metrics['x'][0].tolist() == [0, 1, 2, 3]
     assert metrics['x'][1].tolist()[:3] == [1, 2, 4] and np.isnan(metrics['x'][1][3])
@@ -104,7 +104,7 @@ def test_a_state_of_other_kinds_is_left_out_and_named(tmp_path):
 def test_lines_with_numbers_that_are_none_are_skipped(tmp_path):
     path = tmp_path / 'a_metrics.jsonl'
     path.write_text('{"batch": Infinity, "x": 1}\n{"batch": 1, "x": 1' + '0' * 400 + '}\n{"batch": 2, "x": 3}\n')
-    metrics, broken = read_log(path)
+    metrics, broken = read_series(path)
     assert broken == 2 and metrics['x'][0].tolist() == [2]
 
 
@@ -116,7 +116,7 @@ def test_no_metrics(tmp_path, content, words):
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match=words):
-        read_log(path)
+        read_series(path)
 
 
 def test_no_logs(tmp_path):
@@ -124,12 +124,3 @@ def test_no_logs(tmp_path):
         find_logs(tmp_path)
     with pytest.raises(ValueError, match='no such file or folder'):
         find_logs(tmp_path / 'nothing')
-
-
-def test_a_file_is_replaced_at_once(tmp_path, monkeypatch):
-    path = tmp_path / 'below' / 'page'
-    write_atomically(path, b'old')
-    monkeypatch.setattr('pathlib.Path.replace', lambda self, target: (_ for _ in ()).throw(OSError('disk full')))
-    with pytest.raises(OSError):
-        write_atomically(path, b'new')
-    assert path.read_bytes() == b'old'

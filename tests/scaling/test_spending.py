@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from llmshearing.scaling.budget_plan import (
+from llmshearing.scaling.post_training import PostTrainingLaw
+from llmshearing.scaling.spending import (
     PRUNING_GAIN,
     PRUNING_SHARE,
     Case,
@@ -15,7 +16,6 @@ from llmshearing.scaling.budget_plan import (
     split_total,
     tokens_for_loss,
 )
-from llmshearing.scaling.post_training import PostTrainingLaw
 
 LAW = PostTrainingLaw(
     {'N_C': 60.0, 'D_C': 800.0, 'E': 0.05, 'alpha': 0.3, 'beta': 0.35, 'gamma': -1.1, 'delta': 0.03},

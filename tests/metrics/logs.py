@@ -96,7 +96,7 @@ def entries(pruning: bool, batches: int = 40, every: int = 10, offset: float = 0
 
 
 def pruning_record(live: bool = False) -> dict:
-    """What pruning.json holds of such a run; with the callback's probabilities if ``live``."""
+    """What pruning.json holds of such a run; with the callback's masks if ``live``."""
     kept = {
         str(layer): {'heads': [0, 1, 6, 7], 'kv_heads': [0, 3], 'intermediate': list(range(layer, layer + 120))}
         for layer in (0, 1, 3, 5)
@@ -123,7 +123,7 @@ def pruning_record(live: bool = False) -> dict:
     }
     if live:
         layers = [float(layer in (0, 1, 3, 5)) for layer in range(6)]
-        record['keep_probability'] = {
+        record['mask_values'] = {
             'layer': layers,
             'hidden': [0.9] * 64 + [0.1] * 32,
             'kv_group': [[0.9, 0.1, 0.2, 0.8]] * 6,

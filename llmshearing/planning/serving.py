@@ -1,0 +1,63 @@
+"""Where the finished model could not be used: programs that take shapes for granted which training does not.
+
+The tables of families were read in vLLM's model files and tried with transformers 5.24. A shape with
+``hidden_size = num_attention_heads x head_dim`` and multiples of 256 has none of these troubles.
+"""
+
+from __future__ import annotations
+
+from llmshearing.models.shapes import ModelShape
+
+__all__ = ['neighbours', 'serving_warnings']
+
+# vLLM computes head_dim as hidden_size / num_attention_heads for these, whatever the config says.
+HEAD_DIM_FROM_HIDDEN = ('qwen2', 'olmo2', 'starcoder2')
+# The config classes of transformers 5 refuse a hidden_size that is no multiple of the heads.
+HIDDEN_IN_WHOLE_HEADS = ('llama', 'gemma2', 'gemma3_text', 'gpt_neox')
+K_QUANT_BLOCK = 256  # weights of a row that llama.cpp's K-quants pack together
+
+
+def neighbours(value: int, step: int, most: int) -> str:
+    """The multiples of ``step`` next to ``value`` that are possible, in words."""
+    near = [n for n in (value // step * step, -(-value // step) * step) if 0 < n <= most]
+    return f'nearest: {" or ".join(map(str, near))}' if near else "none fits below the source's size"
+
+
+def serving_warnings(model_type: str, source: ModelShape, target: ModelShape) -> list[str]:
+    """What servers, quantizers and newer transformers will not do with a target that can be reached.
+
+    Args:
+        model_type (str): Of the config.
+        source (ModelShape): Sizes that multiples are proposed within.
+        target (ModelShape): The shape to judge; may be the source's.
+    """
+    hidden, heads, head_dim = target.hidden_size, target.num_attention_heads, target.head_dim
+    fitting = [n for n in range(1, source.num_attention_heads + 1) if n * head_dim == hidden]
+    remedy = f'num_attention_heads={fitting[0]}' if fitting else f'hidden_size={heads * head_dim}'
+    warnings = []
+    if model_type in HEAD_DIM_FROM_HIDDEN and hidden != heads * head_dim:
+        warnings.append(
+            f'hidden_size={hidden} is not num_attention_heads x head_dim = {heads} x {head_dim}: vLLM takes head_dim '
+            f'from hidden_size / heads for {model_type} and cannot load this shape; {remedy} could be served.'
+        )
+    if model_type in HIDDEN_IN_WHOLE_HEADS and hidden % heads:
+        warnings.append(
+            f'hidden_size={hidden} is no multiple of num_attention_heads={heads}: transformers 5 refuses such a '
+            f'{model_type} config; {remedy} could be opened.'
+        )
+    rows = {'hidden_size': hidden, 'num_attention_heads x head_dim': heads * head_dim}
+    rows['intermediate_size'] = target.intermediate_size
+    odd = {name: size for name, size in rows.items() if size % K_QUANT_BLOCK}
+    if odd:
+        listed = ', '.join(f'{name}={size}' for name, size in odd.items())
+        near = [
+            f'{name} {neighbours(odd[name], K_QUANT_BLOCK, getattr(source, name))}'
+            for name in ('hidden_size', 'intermediate_size')
+            if name in odd
+        ]
+        warnings.append(
+            f"{listed}: no multiple of {K_QUANT_BLOCK}, so llama.cpp's K-quants (Q4_K_M and others) cannot pack these "
+            f'rows and fall back to larger types{"; " + "; ".join(near) if near else ""}; multiple_of: '
+            f'{K_QUANT_BLOCK} proposes such sizes.'
+        )
+    return warnings

@@ -1,0 +1,92 @@
+"""The first line about a run: whether it is at its target, where the result is, how it was checked, what is next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmshearing.metrics.names import LOGIT_DIFFERENCE
+from llmshearing.metrics.run_log import RunLog
+from llmshearing.reports.blocks import Verdict, duration, number, percent
+
+__all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'verdict']
+
+TOLERANCE = 0.05  # of the target, or half a unit: what targeted_pruning allows by default
+
+
+def verdict(run: RunLog) -> Verdict:
+    """How a run stands; everything that is not known is left out."""
+    return _pruning(run) if run.is_pruning else _training(run)
+
+
+def seconds_left(run: RunLog) -> float | None:
+    """Time to the planned end if the rest is as fast as the run so far; None where nothing tells."""
+    share, seconds = run.state.get('elapsed_share'), run.state.get('seconds')
+    return seconds * (1 / share - 1) if share and seconds else None
+
+
+def batches_of_plan(run: RunLog) -> str:
+    """``batch 40 of 80``, or of a duration in another unit."""
+    planned = run.state.get('max_duration') or ''
+    count = planned.removesuffix('ba')
+    planned = f'{int(count):,}' if planned.endswith('ba') and count.isdigit() else planned
+    return f'batch {run.batches:,}' + (f' of {planned}' if planned else '')
+
+
+def loss_beside_source(run: RunLog) -> tuple[float, float] | None:
+    """Mean last evaluation loss, and mean loss of the source, over the evaluators that have both; None without any."""
+    both = [(losses[-1], run.source_losses.get(name)) for name, (_, losses) in run.domain_losses().items()]
+    found = np.array([pair for pair in both if pair[1] is not None], dtype=np.float64)
+    return tuple(map(float, found.mean(axis=0))) if len(found) else None
+
+
+def _pruning(run: RunLog) -> Verdict:
+    axes = [axis for axis in run.pruning.get('axes', []) if axis.get('target') is not None]
+    away = [axis for axis in axes if abs(axis['expected'] - axis['target']) > max(TOLERANCE * axis['target'], 0.5)]
+    folder, ended = _folder(run), run.state.get('elapsed_share') == 1
+    if folder is not None:
+        difference = run.last(LOGIT_DIFFERENCE)
+        checked = 'opened with transformers and compared with the masked model before it got its name'
+        checked += '' if difference is None else f' (largest difference of logits {difference:.2g})'
+        first = 'Exported at its target.' if not away else 'Exported, with masks that were not at the target yet.'
+        rest = f'The model is in {folder}, {checked}. Next: continue its pre-training from that folder.'
+        return Verdict(first, rest, 'open' if away else 'good')
+    listed = '; '.join(f'{axis["axis"]} {number(axis["expected"])} of {axis["target"]:,}' for axis in away or axes)
+    where = f'Expected units per row against the target: {listed}.' if listed else ''
+    if not ended:
+        first = {True: 'At its target, still training.', False: 'On the way to its target.'}[bool(axes) and not away]
+        return Verdict(first, f'{where} {_progress(run)}'.strip(), 'open')
+    if away:
+        return Verdict('Ended away from its target.', f'{where} Next: train longer, or shorten the warm-up.', 'bad')
+    return Verdict('At its target, not exported.', 'Next: llmshearing export CHECKPOINT --out FOLDER.', 'open')
+
+
+def _training(run: RunLog) -> Verdict:
+    losses = loss_beside_source(run)
+    beside = ''
+    if losses is not None:
+        place = 'above' if losses[0] >= losses[1] else 'below'
+        beside = (
+            f'Mean evaluation loss {losses[0]:.4f}, {abs(losses[0] - losses[1]):.4f} {place} the '
+            f"source's {losses[1]:.4f}."
+        )
+    if run.state.get('elapsed_share') != 1:
+        return Verdict('Training.', f'{beside} {_progress(run)}'.strip(), 'open')
+    folder = _folder(run)
+    if folder is None:
+        return Verdict('Finished, not exported.', f'{beside} Next: llmshearing export CHECKPOINT --out FOLDER.', 'open')
+    rest = f'{beside} The model is in {folder}, as hf_checkpointer wrote it. Next: evaluate it, or push it to a hub.'
+    return Verdict('Finished.', rest.strip(), 'good')
+
+
+def _folder(run: RunLog) -> str | None:
+    """Where the result is, as the run noted it or as it lies beside the metrics."""
+    noted = (run.state.get('exported') or {}).get('folder')
+    return noted or (None if run.exported is None else str(run.exported))
+
+
+def _progress(run: RunLog) -> str:
+    share, left = run.state.get('elapsed_share'), seconds_left(run)
+    if share is None:
+        return f'{run.batches:,} batches so far; the callback run_report would note how many are planned.'
+    rest = '' if left is None else f', about {duration(left)} left'
+    return f'{percent(share)} done ({batches_of_plan(run)}){rest}.'

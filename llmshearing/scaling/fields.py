@@ -1,0 +1,125 @@
+"""Fields of the files that scaling laws are fitted to, each checked with one message: what was found, what is expected.
+
+Nothing here or in the modules beside it imports torch (but ``measure.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import math
+from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from llmshearing.utils.numbers import parse_count
+
+__all__ = [
+    'check_fields',
+    'count_argument',
+    'csv_number',
+    'open_csv',
+    'positive_number',
+    'read_json',
+    'refuse_repeated',
+    'write_json',
+]
+
+
+def count_argument(text: str) -> float:
+    """:func:`~llmshearing.utils.numbers.parse_count` as an argparse type, which keeps its message."""
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object from a file. Raises ValueError where the file is missing, not JSON, or not an object."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f'{path}: no such file')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
+        raise ValueError(f'{path}: not JSON ({error})') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: expected a JSON object, got a {type(content).__name__}')
+    return content
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Writes JSON with a final newline; parent folders are made. Not-a-number is refused, as JSON has no such value."""
+    path = Path(path)
+    text = json.dumps(content, indent=2, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + '\n', encoding='utf-8')
+
+
+def positive_number(value: object, what: str) -> float:
+    """``value`` as a finite positive float, or a ValueError that names it as ``what``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f'{what} must be a positive number, got {value!r}')
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f'{what} must be finite and positive, got {number}')
+    return number
+
+
+def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) -> None:
+    """Refuses what is given twice, since a fit would take it for independent and make its intervals too narrow.
+
+    Args:
+        keys: Equal where two are the same.
+        labels: What to call each in the message, such as file and name.
+        what: What they are: ``model`` or ``run``.
+
+    Raises:
+        ValueError: Names the first two that are the same.
+    """
+    seen: dict[Hashable, str] = {}
+    for key, label in zip(keys, labels):
+        if key in seen:
+            both = f'{label} is given twice' if seen[key] == label else f'{seen[key]} and {label} are the same {what}'
+            raise ValueError(
+                f'{both}, which would count as two independent measurements and make the intervals too '
+                f'narrow; give each {what} once'
+            )
+        seen[key] = label
+
+
+def check_fields(row: object, known: set[str], required: Iterable[str], where: str) -> None:
+    """Refuses a row that is no object, lacks a field, or has one that is not known."""
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: expected an object with {sorted(required)}, got {row!r}')
+    for field in required:
+        if field not in row:
+            raise ValueError(f'{where}: {field!r} is missing; got the fields {sorted(row)}')
+    unknown = sorted(set(row) - known)
+    if unknown:
+        raise ValueError(f'{where}: unknown field {unknown[0]!r}; known are {sorted(known)}')
+
+
+def csv_number(text: str, what: str) -> float:
+    """A cell of a CSV as a finite positive float. Raises ValueError otherwise."""
+    try:
+        return positive_number(float(text), what)
+    except ValueError as error:
+        raise ValueError(f'{what} must be a positive number, got {text!r}') from error
+
+
+@contextlib.contextmanager
+def open_csv(path: Path) -> Iterator[TextIO]:
+    """The file for the csv module. Raises ValueError where there is none, or it is no text."""
+    if not path.is_file():
+        raise ValueError(f'{path}: no such file')
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f'{path}: not a CSV ({error})') from error

@@ -1,0 +1,59 @@
+"""LAW.json: a fitted P2 law, with what is needed to say how far its predictions can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmshearing.scaling.curves import Curve
+from llmshearing.scaling.fields import read_json
+from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, fit_post_training, fit_report
+
+__all__ = ['RANGES', 'law_to_json', 'leave_one_run_out', 'read_law']
+
+LAW_VERSION = 1
+RANGES = ('params_before', 'pruning_rate', 'tokens')
+_SINGLES = ('single_size', 'single_rate')
+
+
+def leave_one_run_out(law: PostTrainingLaw, runs: Sequence[Curve], huber: float | None) -> list[dict[str, float]]:
+    """Constants of the law fitted without each run in turn; empty for fewer than three runs."""
+    if len(runs) < 3:
+        return []
+    return [fit_post_training([*runs[:i], *runs[i + 1 :]], huber, near=law).constants for i in range(len(runs))]
+
+
+def law_to_json(law: PostTrainingLaw, runs: Sequence[Curve], huber: float | None, notes: list[str]) -> dict:
+    """The content of LAW.json."""
+    return {
+        'law': 'p2',
+        'version': LAW_VERSION,
+        'constants': law.constants,
+        'range': {name: list(getattr(law, name)) for name in RANGES},
+        **{name: getattr(law, name) for name in _SINGLES},
+        'leave_one_out': leave_one_run_out(law, runs, huber),
+        'fit': fit_report(law, runs),
+        'notes': notes,
+    }
+
+
+def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
+    """The law in LAW.json, and those with one run left out.
+
+    Raises:
+        ValueError: Not a file that ``budget fit`` wrote.
+    """
+    content = read_json(path)
+    try:
+        if content['law'] != 'p2' or content['version'] != LAW_VERSION:
+            raise ValueError(
+                f'{path}: expected law p2, version {LAW_VERSION}; got {content["law"]}, {content["version"]}'
+            )
+        where = [tuple(map(float, content['range'][name])) for name in RANGES]
+        singles = [bool(content[name]) for name in _SINGLES]
+        laws = [
+            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
+            for constants in [content['constants'], *content['leave_one_out']]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'{path}: not a law written by `llmshearing budget fit` ({error!r})') from error
+    return laws[0], laws[1:]
