@@ -51,7 +51,7 @@ from llmshearing.data.streams import (
 )
 from llmshearing.utils.checks import check_number, check_whole
 
-__all__ = ['DynamicTextDataset', 'deal']
+__all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,20 @@ LEAST = {
     'replication': 1,
 }
 """The smallest possible value of each whole number."""
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuses numbers that are out of range, for ``DynamicTextDataset`` and what it takes of Streaming's.
+
+    Raises:
+        ValueError: naming the setting, its range and the number.
+    """
+    for name, least in LEAST.items():
+        if settings.get(name) is not None:
+            check_whole(name, settings[name], least)
+    for name in ('max_passes', 'download_timeout'):
+        if settings.get(name) is not None:
+            check_number(name, settings[name], 0, above=True)
 
 
 class DynamicTextDataset(StreamingTextDataset):
@@ -121,12 +135,7 @@ class DynamicTextDataset(StreamingTextDataset):
             'shuffle_seed': shuffle_seed,
             'shuffle_block_size': shuffle_block_size,
         }
-        for name, value in (kwargs | own).items():
-            if name in LEAST and value is not None:
-                check_whole(name, value, LEAST[name])
-        for name, value in (('max_passes', max_passes), ('download_timeout', kwargs.get('download_timeout'))):
-            if value is not None:
-                check_number(name, value, 0, above=True)
+        check_numbers(kwargs | own | {'max_passes': max_passes})
         self.vocab_size = vocabulary_size(tokenizer)
         streams = build_domain_streams(domains, local, remote, split)
         check_tokenizer(

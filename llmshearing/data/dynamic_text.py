@@ -18,7 +18,7 @@ from llmfoundry.utils.registry_utils import construct_from_registry
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.data.dynamic_dataset import DynamicTextDataset
+from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
 from llmshearing.utils.checks import check_number, check_whole
 
@@ -159,6 +159,7 @@ def build_dynamic_text_dataloader(
     unknown = sorted(set(config) - set(dataset_keys()))
     if unknown:
         raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
+    check_numbers(config)
     check_whole('num_workers', num_workers, 0)
     check_number('timeout', timeout, 0)
     if num_workers and prefetch_factor is not None:

@@ -105,8 +105,8 @@ def test_killed_for_good_at_random_points(spec, whole, tmp_path):
     plan.write_bytes(pickle.dumps(plan_tokenizer(spec['tokenizer'], None, None)))
     script.write_text(
         'import json, pickle, sys, time\n'
-        'from llmshearing.prepare import pack as prepare_pack, prepare as module, stages as stages\n'
-        'append, find = prepare_pack.Journal.append, stages.find_input\n'
+        'from llmshearing.prepare import pack, pipeline, stages\n'
+        'append, find = pack.Journal.append, stages.find_input\n'
         'def slow(self, *args, **facts):\n'
         '    append(self, *args, **facts)\n'
         '    print("step", flush=True)\n'
@@ -115,11 +115,11 @@ def test_killed_for_good_at_random_points(spec, whole, tmp_path):
         '    item = find(domain)\n'
         '    item.piece_bytes = 8000\n'
         '    return item\n'
-        'prepare_pack.Journal.append, module.find_input = slow, small\n'
+        'pack.Journal.append, pipeline.find_input = slow, small\n'
         # What is slow to import is not what is tested.
-        f'module.plan_tokenizer = lambda *_: pickle.load(open({str(plan)!r}, "rb"))\n'
-        'module.check_writer_options = lambda *_: None\n'
-        'module.prepare(json.loads(sys.argv[1]), workers=2)\n'
+        f'pipeline.plan_tokenizer = lambda *_: pickle.load(open({str(plan)!r}, "rb"))\n'
+        'pipeline.check_writer_options = lambda *_: None\n'
+        'pipeline.prepare(json.loads(sys.argv[1]), workers=2)\n'
     )
     rng, steps = np.random.default_rng(int(time.time())), 0
     for _ in range(2):
