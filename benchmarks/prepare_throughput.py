@@ -32,7 +32,7 @@ import json, os, sys, time
 import streaming
 from transformers import AutoTokenizer
 from llmshearing.prepare import pool as prepare_pool
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 def peak(pid):  # not getrusage, whose maximum is that of the starting process where it was larger
     with open(f'/proc/{pid}/status') as status:
         return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
 from llmshearing.models.cutting import flatten_masks

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
 

@@ -1,4 +1,4 @@
-"""``llmshearing prepare SPEC.yaml``: the command line of :func:`llmshearing.prepare.prepare.prepare`.
+"""``llmshearing prepare SPEC.yaml``: the command line of :func:`llmshearing.prepare.pipeline.prepare`.
 
 ``llmshearing prepare --check FOLDER`` looks at what is there already: :func:`llmshearing.prepare.check.check`.
 """
@@ -13,14 +13,14 @@ import sys
 from typing import Any
 
 from llmshearing.prepare.check import check
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 
 
 def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
     """A table of what each split holds and how long it lasts.
 
     Args:
-        manifest (dict[str, Any]): From :func:`llmshearing.prepare.prepare.prepare`.
+        manifest (dict[str, Any]): From :func:`llmshearing.prepare.pipeline.prepare`.
         batch_size (int): Sequences in a global batch.
 
     Returns:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed
 from llmfoundry.data.text_data import StreamingTextDataset
+from streaming import Stream
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import (
@@ -35,10 +36,12 @@ from llmshearing.compat.streaming import (
 )
 from llmshearing.data import mixture
 from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
+from llmshearing.data.packing import holds_text, pack_text, packed_folder
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.data.shared_order import shared_order, starting
 from llmshearing.data.streams import (
     DomainConfig,
+    DomainStream,
     build_domain_streams,
     check_stored,
     check_tokens,
@@ -46,8 +49,36 @@ from llmshearing.data.streams import (
     read_proportions,
     verify_shard,
 )
+from llmshearing.utils.checks import check_number, check_whole
+
+__all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']
 
 log = logging.getLogger(__name__)
+
+LEAST = {
+    'max_seq_len': 1,
+    'round_batches': 1,
+    'shuffle_seed': 0,
+    'shuffle_block_size': 1,
+    'predownload': 0,  # below, Streaming waits for ever
+    'download_retry': 0,
+    'replication': 1,
+}
+"""The smallest possible value of each whole number."""
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuses numbers that are out of range, for ``DynamicTextDataset`` and what it takes of Streaming's.
+
+    Raises:
+        ValueError: naming the setting, its range and the number.
+    """
+    for name, least in LEAST.items():
+        if settings.get(name) is not None:
+            check_whole(name, settings[name], least)
+    for name in ('max_passes', 'download_timeout'):
+        if settings.get(name) is not None:
+            check_number(name, settings[name], 0, above=True)
 
 
 class DynamicTextDataset(StreamingTextDataset):
@@ -98,19 +129,22 @@ class DynamicTextDataset(StreamingTextDataset):
         restart_on_new_data: bool = False,
         **kwargs: Any,
     ) -> None:
-        for name, value in (('round_batches', round_batches), ('shuffle_block_size', shuffle_block_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'`{name}` must be a positive whole number, but got {value!r}.')
-        if max_passes is not None and not max_passes > 0:
-            raise ValueError(f'`max_passes` must be positive, or null for no limit, but got {max_passes!r}.')
+        own = {
+            'max_seq_len': max_seq_len,
+            'round_batches': round_batches,
+            'shuffle_seed': shuffle_seed,
+            'shuffle_block_size': shuffle_block_size,
+        }
+        check_numbers(kwargs | own | {'max_passes': max_passes})
         self.vocab_size = vocabulary_size(tokenizer)
         streams = build_domain_streams(domains, local, remote, split)
         check_tokenizer(
             tokenizer, [(os.path.join(stream.local, stream.split), stream.remote) for stream in streams.values()]
         )
 
-        folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
         started_dist = distributed.maybe_init_dist()
+        streams = {name: self._packed(name, stream, tokenizer, max_seq_len) for name, stream in streams.items()}
+        folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
         # The first rank of each node marks the run as alive and has the memory from which that node's workers are told.
         with starting(folders) as self._marker:
             super().__init__(
@@ -147,6 +181,18 @@ class DynamicTextDataset(StreamingTextDataset):
         self._visited: set[int] = set()
         self._first_visit = True
         self._domain = 0
+
+    @staticmethod
+    def _packed(name: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
+        """The stream of a domain; where it holds raw text, that of its packed form, made by the node's first rank."""
+        folder = os.path.join(stream.local, stream.split)
+        if stream.remote or not holds_text(folder):
+            return stream
+        packed = packed_folder(name, folder, tokenizer, max_seq_len)
+        if distributed.get_local_rank() == 0:
+            pack_text(folder, packed, tokenizer, max_seq_len)
+        distributed.barrier()
+        return DomainStream(local=str(packed))
 
     def _shards_by_domain(self) -> list[list[Reader]]:
         return [

@@ -18,8 +18,9 @@ from llmfoundry.utils.registry_utils import construct_from_registry
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.data.dynamic_dataset import DynamicTextDataset
+from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
+from llmshearing.utils.checks import check_number, check_whole
 
 __all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader', 'count_every_token']
 
@@ -158,6 +159,11 @@ def build_dynamic_text_dataloader(
     unknown = sorted(set(config) - set(dataset_keys()))
     if unknown:
         raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
+    check_numbers(config)
+    check_whole('num_workers', num_workers, 0)
+    check_number('timeout', timeout, 0)
+    if num_workers and prefetch_factor is not None:
+        check_whole('prefetch_factor', prefetch_factor, 1)
     config['replication'], batch_size = construct_from_registry(
         name='dataset_replication_validator',
         registry=registry.dataset_replication_validators,

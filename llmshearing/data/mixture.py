@@ -24,6 +24,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+__all__ = [
+    'UNITS',
+    'MixtureState',
+    'batch_counts',
+    'check_samples',
+    'domain_samples',
+    'hash64',
+    'hash_key',
+    'initial_state',
+    'passes',
+    'quantize',
+    'round_counts',
+    'round_samples',
+    'spread',
+    'to_fractions',
+    'with_weights',
+]
+
 UNITS = 1 << 40
 """Parts of a whole: weights are integers that sum to this. Leaves room for global batches of 2**22 samples in int64."""
 

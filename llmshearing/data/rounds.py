@@ -20,6 +20,8 @@ from typing import Any
 from llmshearing.data import mixture
 from llmshearing.data.streams import resolve_proportions
 
+__all__ = ['STATE_VERSION', 'MixtureRounds']
+
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # 2: fingerprints of the domains' shards

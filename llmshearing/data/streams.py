@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,22 @@ import numpy as np
 from streaming import Stream, StreamingDataset
 
 from llmshearing.compat.streaming import Reader, World, get_hash, get_index_basename
-from llmshearing.utils.paths import check_mds_index, plain_name
+from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
+from llmshearing.utils.paths import check_mds_index, expand_path, plain_name
 from llmshearing.utils.settings import check_keys
 
-log = logging.getLogger(__name__)
+__all__ = [
+    'DomainConfig',
+    'DomainStream',
+    'build_domain_streams',
+    'check_domain_settings',
+    'check_stored',
+    'check_tokens',
+    'fingerprint',
+    'read_proportions',
+    'resolve_proportions',
+    'verify_shard',
+]
 
 DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
 
@@ -90,6 +101,8 @@ def build_domain_streams(
         own.setdefault('local', os.path.join(local, name) if local else None)
         own.setdefault('remote', f'{remote.rstrip("/")}/{name}' if remote else None)
         own.setdefault('split', split)
+        for key in ('local', 'remote'):
+            own[key] = own[key] and expand_path(f'domains.{name}.{key}', own[key])
         if not own['local']:
             raise ValueError(
                 f'Domain {name!r} has no local folder: set `local` of the dataset (one folder per domain '
@@ -132,6 +145,11 @@ def _index_problem(local: str, split: str | None) -> str | None:
         info, file = there[0]
         if os.path.getsize(file) != info['bytes']:
             return f'{file} has {os.path.getsize(file)} bytes where its index says {info["bytes"]}'
+        if info is not shard['raw_data'] and not os.access(folder, os.W_OK):
+            return (
+                f'its shards are compressed, and {folder} cannot be written to unpack them; name it as its `remote`, '
+                'and a folder that can as `local`'
+            )
     return None
 
 
@@ -187,6 +205,7 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
     """
     if not isinstance(source, str):
         return source
+    source = expand_path('proportions', source)
     if not Path(source).is_file():
         raise FileNotFoundError(f'`proportions` names the file {source!r}, which does not exist.')
     try:
@@ -242,20 +261,41 @@ def check_stored(dataset: StreamingDataset, domains: Sequence[str], max_seq_len:
         vocab_size: token ids must be below this.
 
     Raises:
-        ValueError: if a domain holds neither ``tokens`` nor ``text``, or ``tokens`` that do not fit.
+        ValueError: if a domain holds no ``tokens``, or ``tokens`` that do not fit.
     """
     for number, domain in enumerate(domains):
         begin = int(dataset.shard_offset_per_stream[number])
         shards = dataset.shards[begin : begin + int(dataset.shards_per_stream[number])]
         columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
-        if not {'tokens', 'text'} & set(columns):
-            raise ValueError(f'Domain {domain!r} has columns {sorted(columns)}, but `tokens` or `text` is needed.')
+        if 'tokens' not in columns:
+            found = 'raw text at a remote place' if 'text' in columns else f'the columns {sorted(columns)}'
+            raise ValueError(
+                f'Domain {domain!r} has {found}, but a column `tokens`, or `text` on this machine, is needed. Make '
+                'one with llmshearing prepare.'
+            )
         shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns.get('tokens', ''))
         if shape and shape.group(1) != str(max_seq_len):
             _refuse_length(domain, shape.group(1), max_seq_len)
         sample = _first_local_sample(shards)
         if sample is not None and 'tokens' in sample:
             check_tokens(dataset.read_tokens(sample), domain, max_seq_len, vocab_size)
+        _check_lengths(shards, domain)
+
+
+def _check_lengths(shards: Sequence[Reader], domain: str) -> None:
+    """Raises for a sample of another length, as far as the shards are on this machine."""
+    expected = None
+    for shard in shards:
+        data = local_bytes(shard) if shard.column_sizes.count(None) else None
+        sizes = None if data is None else token_sizes(shard, data)
+        if odd := find_odd_sample(sizes, expected):
+            number, size, expected = odd
+            path = os.path.join(shard.dirname, shard.split, shard.raw_data.basename)
+            raise ValueError(
+                f'Domain {domain!r}: sample {number} of {path} has {size} bytes of tokens where the others have '
+                f'{expected}. All sequences must have the same length: prepare the data again.'
+            )
+        expected = int(sizes[0]) if sizes is not None and len(sizes) else expected
 
 
 def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:

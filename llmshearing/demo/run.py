@@ -79,7 +79,7 @@ def train(yaml: Path, *overrides: str) -> None:
 def prepare_data(work: Path) -> dict[str, dict[str, int]]:
     """Harvests text and turns it into tokenized splits; returns what was harvested."""
     from llmshearing.demo.text import harvest_text
-    from llmshearing.prepare.prepare import prepare
+    from llmshearing.prepare.pipeline import prepare
 
     harvested = harvest_text(work / 'text', domains=DOMAINS)
     prepare(

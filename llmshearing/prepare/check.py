@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmshearing.data.mds import decompressed, read_index, read_whole, row_bounds
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
-from llmshearing.prepare.mds import decompressed, read_index, read_whole, row_bounds
 
 if TYPE_CHECKING:
     from llmshearing.compat.streaming import MDSReader
@@ -45,6 +45,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         'hashes': set(),
         'largest_id': None,
     }
+    size_of_tokens = None
     for reader in readers:
         stored = reader.zip_data or reader.raw_data
         path = folder / stored.basename
@@ -53,6 +54,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         facts['bytes'] += len(data)
         facts['columns'] = dict(zip(reader.column_names, reader.column_encodings))
         facts['hashes'] |= set(stored.hashes)
+        size_of_tokens = _check_lengths(path, reader, data, size_of_tokens)
         if vocab_size is not None and reader.samples:
             least, largest = _range_of_ids(path, reader, data)
             if least < 0 or largest >= vocab_size:
@@ -64,6 +66,25 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
             facts['largest_id'] = max(largest, facts['largest_id'] or 0)
     facts['hashes'] = sorted(facts['hashes'])
     return facts
+
+
+def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | None) -> int | None:
+    """Refuses a sample whose tokens take another size than the others'; returns the size, as far as it is known."""
+    from llmshearing.data.lengths import find_odd_sample, token_sizes
+
+    if 'tokens' not in reader.column_names or not reader.column_sizes.count(None):
+        return expected
+    try:
+        sizes = token_sizes(reader, decompressed(path, reader, data))
+    except (ValueError, IndexError) as error:
+        raise ValueError(f'{path}: its token ids cannot be read ({error}); fetch or prepare it again') from error
+    if odd := find_odd_sample(sizes, expected):
+        number, size, expected = odd
+        raise ValueError(
+            f'{path}: sample {number} has {size} bytes of tokens where the others have {expected}, and a batch needs '
+            'sequences of the same length; prepare it again'
+        )
+    return int(sizes[0]) if sizes is not None and len(sizes) else expected
 
 
 def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]:

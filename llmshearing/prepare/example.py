@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+__all__ = ['EOS', 'make_example', 'read_descriptions', 'read_docstrings', 'read_library', 'train_tokenizer']
+
 EOS = '</s>'
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.compat.transformers import read_tokenizer
+
 __all__ = ['MISSING', 'ChatTemplate', 'NoChatTemplate', 'field_names', 'find_field']
 
 MISSING = object()
@@ -57,9 +59,7 @@ class ChatTemplate:
     """
 
     def __init__(self, name: str, bos: bool, eos: bool) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        self._tokenizer = read_tokenizer(name)
         if not self._tokenizer.chat_template:
             raise NoChatTemplate(
                 f'the text is a conversation, and tokenizer {name!r} has no chat template to write it with; use a '

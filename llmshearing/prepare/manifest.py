@@ -7,6 +7,8 @@ from typing import Any
 
 from llmshearing.prepare.spec import check_name
 
+__all__ = ['MANIFEST', 'folders_of', 'parse_manifest']
+
 MANIFEST = 'manifest.json'
 
 

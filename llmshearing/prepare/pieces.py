@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmshearing.data.mds import read_index, read_rows
 from llmshearing.prepare.contents import json_values, open_binary, reading
 from llmshearing.prepare.fields import MISSING, field_names, find_field
-from llmshearing.prepare.mds import read_index, read_rows
 from llmshearing.prepare.sources import Source, no_text
 from llmshearing.prepare.spec import Domain
 

@@ -1,9 +1,10 @@
 """Worker processes for `prepare`: plain interpreters at the other end of a pipe.
 
-A `multiprocessing` pool that is safe beside threads (spawn) imports the user's main script again in every worker,
-torch and all, and fails in a script without a guard; and its workers outlive a parent that is killed. A process that
-runs this module does neither: it imports what its tasks need, and leaves when its pipe closes, which the system does
-however the parent ends.
+Not `concurrent.futures`: a pool that is safe beside threads (spawn) imports the user's main script again in every
+worker, torch and all, and fails in a script without a guard; its workers outlive a parent that is killed. Not loky: it
+does not import the script, but its workers outlive a killed parent too, and both take all tasks at once, where here few
+pieces of the input may be in memory. A process that runs this module imports what its tasks need, and leaves when its
+pipe closes, which the system does however the parent ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+__all__ = ['WorkerPool']
 
 
 class WorkerPool:
@@ -34,7 +37,11 @@ class WorkerPool:
         for _ in range(workers):
             ours, theirs = Pipe()
             command = [sys.executable, '-m', 'llmshearing.prepare.pool', str(theirs.fileno())]
-            environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+            environment = {
+                **os.environ,
+                'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+                'USE_TORCH': '0',  # a worker that needs transformers needs its tokenizers only
+            }
             self.processes.append(
                 subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
             )

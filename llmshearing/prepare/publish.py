@@ -20,6 +20,19 @@ from typing import Any
 from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
 from llmshearing.prepare.remote import empty_index, has_index, read_remote, upload, upload_text
 from llmshearing.prepare.spec import Domain, Spec
+from llmshearing.utils.files import write_atomically
+
+__all__ = [
+    'claim_remote',
+    'find_finished',
+    'in_place',
+    'locked',
+    'move_whole',
+    'publish',
+    'publish_manifest',
+    'read_state',
+    'write_state',
+]
 
 
 @contextmanager
@@ -45,13 +58,6 @@ def locked(work: Path) -> Iterator[None]:
         finally:
             if work.exists() and os.listdir(work) == ['lock']:  # stopped before anything was done
                 shutil.rmtree(work)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is never seen half written."""
-    new = path.with_name(f'.{path.name}.new')
-    new.write_text(text, encoding='utf-8')
-    os.replace(new, path)
 
 
 def move_whole(source: Path, target: Path) -> None:
@@ -210,7 +216,7 @@ def read_state(spec: Spec, domain: Domain, key: str) -> dict[str, Any] | None:
 
 def write_state(spec: Spec, domain: Domain, key: str, splits: dict[str, Any]) -> None:
     """Records that the shards of a domain are complete."""
-    write_whole(_state_path(spec, domain), json.dumps({'key': key, 'splits': splits}))
+    write_atomically(_state_path(spec, domain), json.dumps({'key': key, 'splits': splits}))
 
 
 def publish(spec: Spec, shards: Path, split: str, domain: str) -> None:
@@ -235,4 +241,4 @@ def publish_manifest(spec: Spec, text: str) -> None:
     if spec.remote:
         upload_text(spec.remote, MANIFEST, text)
     if spec.out:
-        write_whole(Path(spec.out) / MANIFEST, text)
+        write_atomically(Path(spec.out) / MANIFEST, text)

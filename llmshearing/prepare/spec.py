@@ -66,7 +66,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Spec:
-    """A checked request to :func:`llmshearing.prepare.prepare.prepare`.
+    """A checked request to :func:`llmshearing.prepare.pipeline.prepare`.
 
     Attributes:
         tokenizer (str): Folder or name that ``AutoTokenizer`` loads.

@@ -19,16 +19,7 @@ import numpy as np
 
 from llmshearing.compat.transformers import read_tokenizer
 
-__all__ = [
-    'OVERLAP',
-    'WINDOW',
-    'Encoder',
-    'TokenizerPlan',
-    'encode_in_windows',
-    'plan_tokenizer',
-    'separators',
-    'smallest_dtype',
-]
+__all__ = ['OVERLAP', 'WINDOW', 'Encoder', 'TokenizerPlan', 'encode_in_windows', 'plan_tokenizer', 'smallest_dtype']
 
 WINDOW = 1 << 18  # characters of a long document tokenized at once
 OVERLAP = 1 << 12  # characters that two windows share
@@ -72,34 +63,6 @@ def smallest_dtype(vocab_size: int) -> str:
     return 'uint16' if vocab_size <= 1 << 16 else 'uint32'
 
 
-def separators(tokenizer: Any, bos: bool | None, eos: bool | None) -> tuple[int | None, int | None]:
-    """Decides which ids stand before and after each document.
-
-    Args:
-        tokenizer (PreTrainedTokenizerBase): Asked what it puts around a text by itself.
-        bos (bool | None): The user's word; ``None`` leaves it to the tokenizer.
-        eos (bool | None): The same for the end. When nothing would stand between two documents, ``None`` adds it.
-
-    Returns:
-        tuple[int | None, int | None]: Beginning id and end id, ``None`` for none.
-
-    Raises:
-        ValueError: If a token is wanted that the tokenizer does not define.
-    """
-    ids = tokenizer('text', add_special_tokens=True)['input_ids']
-    adds_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    adds_eos = tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
-    bos = adds_bos if bos is None else bos
-    eos = (adds_eos or not bos) if eos is None else eos
-    for name, wanted, token_id in (('bos', bos, tokenizer.bos_token_id), ('eos', eos, tokenizer.eos_token_id)):
-        if wanted and token_id is None:
-            raise ValueError(
-                f'{name} is wanted between documents but the tokenizer has no {name} token; set '
-                f'{name}: false, or give the tokenizer one'
-            )
-    return (tokenizer.bos_token_id if bos else None), (tokenizer.eos_token_id if eos else None)
-
-
 def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPlan:
     """Loads a tokenizer and works out how documents become ids.
 
@@ -107,6 +70,7 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
         ValueError: If it cannot be loaded, lacks a wanted token, or has an empty vocabulary.
     """
     from llmshearing.data.fingerprint import describe_tokenizer, fast_backend, tokenizer_identity
+    from llmshearing.data.packing import separators
 
     try:
         tokenizer = read_tokenizer(name)

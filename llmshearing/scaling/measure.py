@@ -21,8 +21,9 @@ import torch
 from safetensors import SafetensorError
 from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.utils.paths import check_mds_index
 
@@ -241,7 +242,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 def _check_data(name: str, domains: dict[str, Path]) -> None:
     """Raises a ValueError if the data were made with another tokenizer than the one in the model's folder."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name)
     except (OSError, ValueError, KeyError):  # a model without one; what else is wrong with it is told when it is loaded
         log.warning('%s has no tokenizer that could be compared with the one that made the data.', name)
         return

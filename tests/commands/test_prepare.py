@@ -17,7 +17,7 @@ from streaming import MDSWriter
 from llmshearing.commands.main import main
 from llmshearing.commands.prepare import feeding_table
 from llmshearing.prepare.check import check
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_check_of_an_unfinished_result(spec, monkeypatch):  # noqa: F811
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('llmshearing.prepare.prepare.publish_manifest', stop)
+    monkeypatch.setattr('llmshearing.prepare.pipeline.publish_manifest', stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(spec, workers=1)
     with pytest.raises(ValueError, match='is unfinished: prepare was interrupted; run it again'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import shutil
 
@@ -208,17 +209,6 @@ def test_every_way_tokens_are_stored_reads_the_same(tmp_path, encoding):
             assert row.tolist() == tokens_of(domain, sample).tolist()
 
 
-def test_converters_of_llm_foundry_and_text_columns_can_be_mixed_in(tmp_path):
-    write_domains(tmp_path, {'a': 9})
-    write(tmp_path / 'text', {'text': 'str'}, [{'text': f't2 t3 t{4 + i} t1'} for i in range(6)])
-    batch = next(iter(dynamic_loader(tmp_path, ['a', 'text'], proportions={'a': 1, 'text': 1})))
-    assert batch['input_ids'].shape == (4, SEQ_LEN)
-    texts = batch['attention_mask'].sum(1) < SEQ_LEN
-    assert texts.sum() == 2
-    assert (batch['labels'][texts] == -100).sum() == 2 * (SEQ_LEN - batch['attention_mask'][texts][0].sum())
-    assert torch.equal(batch['labels'][~texts], batch['input_ids'][~texts])
-
-
 def test_tokens_equal_to_padding_stay_in_the_loss(folder):
     """Many tokenizers pad with their end-of-text token, and packed samples are full of those."""
     batch = next(iter(dynamic_loader(folder, list(SIZES))))
@@ -305,6 +295,22 @@ def test_a_cut_or_missing_shard_is_told_before_training(folder, tmp_path):
     bad(tmp_path / 'data', 'b: shard shard.00001.mds of .* is missing')
 
 
+def test_compressed_shards_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """They are unpacked beside themselves; the advice is to name the folder as the remote place of another."""
+    with MDSWriter(out=str(tmp_path / 'a'), columns={'tokens': 'ndarray:uint16:8'}, compression='zstd') as writer:
+        for sample in range(8):
+            writer.write({'tokens': tokens_of(0, sample).astype(np.uint16)})
+    with monkeypatch.context() as patch:
+        patch.setattr('os.access', lambda path, mode: mode != os.W_OK)  # root may write everywhere
+        bad(
+            tmp_path,
+            'a: its shards are compressed, .* cannot be written to unpack them.*as its `remote`',
+            domains=['a'],
+        )
+    loader = dynamic_loader(tmp_path / 'other', ['a'], remote=str(tmp_path))
+    assert len([row for batch in loader for row in read_back(batch)]) == 20
+
+
 def test_domains_can_have_their_own_place_and_data_of_their_size_counts(tmp_path):
     write_domains(tmp_path / 'one', {'a': 12})
     write_domains(tmp_path / 'two', {'x': 1, 'b': 4})
@@ -327,11 +333,37 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
     bad(folder, 'sequences of 8 tokens, but max_seq_len is 16', max_seq_len=16)
     bad(folder, r"Unknown keys \['proportion'\]", proportion={'a': 1})
     bad(folder, 'always shuffles', shuffle=False)
-    bad(folder, '`round_batches` must be a positive whole number, but got 0', round_batches=0)
-    bad(folder, '`max_passes` must be positive', max_passes=0)
+    for name, wrong in {
+        'round_batches': 0,
+        'predownload': -1,
+        'shuffle_seed': -3,
+        'shuffle_block_size': 0,
+        'max_seq_len': 0,
+        'download_retry': -1,
+        'replication': 0,
+    }.items():
+        bad(folder, f'{name}: expected a whole number of at least ., got {wrong}', **{name: wrong})
+    for name, wrong in {'max_passes': 0, 'download_timeout': -1}.items():
+        bad(folder, f'{name}: expected a number above 0, got {wrong}', **{name: wrong})
+    bad(folder, 'num_workers: expected a whole number of at least 0, got -1', workers=-1)
     bad(tmp_path / 'nowhere', 'There is no folder', domains=['a'])
     with pytest.raises(ValueError, match='needs a tokenizer'):
         build_dynamic_text_dataloader(None, 4, {})
+    for name, wrong in {'timeout': -1, 'prefetch_factor': 0}.items():
+        with pytest.raises(ValueError, match=f'{name}: expected a .*number of at least ., got {wrong}'):
+            build_dynamic_text_dataloader(tiny_tokenizer(), 4, {}, num_workers=1, **{name: wrong})
+
+
+def test_places_mean_what_a_shell_means(folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder))
+    monkeypatch.setenv('DATA', str(folder.parent))
+    dynamic_loader(f'$DATA/{folder.name}', {'a': None, 'b': {'local': '~/b'}})
+    bad(
+        folder,
+        "domains.a.local: '.NOT_SET_AT_ALL/a' has the environment variable",
+        domains=['a'],
+        local='$NOT_SET_AT_ALL',
+    )
 
 
 def test_mistakes_in_the_data_are_told(folder, tmp_path):
@@ -342,7 +374,7 @@ def test_mistakes_in_the_data_are_told(folder, tmp_path):
     write(tmp_path / 'large', {'tokens': 'ndarray:uint32'}, [{'tokens': np.full(8, 70_000, np.uint32)}])
     bad(tmp_path, r"'large' holds token ids from 70000 to 70000, but the tokenizer has ids below 64", domains=['large'])
     write(tmp_path / 'other', {'image': 'int'}, [{'image': 3}])
-    bad(tmp_path, r"'other' has columns \['image'\]", domains=['other'])
+    bad(tmp_path, r"'other' has the columns \['image'\]", domains=['other'])
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'index.json').write_text('{"version": 2,')
     bad(tmp_path, 'broken: .*not valid JSON', domains=['broken'])

@@ -15,8 +15,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmshearing.prepare import prepare as prepare_module
-from llmshearing.prepare import stages as prepare_stages
+from llmshearing.prepare import pipeline, stages
 
 WORDS = (
     'alpha beta gamma delta epsilon the of and to in is that for it as was with be by on not he his but at are '
@@ -103,14 +102,14 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Cuts small inputs into several pieces, as large ones are."""
-    find = prepare_stages.find_input
+    find = stages.find_input
 
     def find_small(domain):
         item = find(domain)
         item.piece_bytes = 8000
         return item
 
-    monkeypatch.setattr(prepare_module, 'find_input', find_small)
+    monkeypatch.setattr(pipeline, 'find_input', find_small)
 
 
 @pytest.fixture

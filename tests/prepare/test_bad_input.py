@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.prepare import prepare as prepare_module
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare import pipeline
+from llmshearing.prepare.pipeline import prepare
 from tests.prepare.prepare_inputs import make_documents, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
 
@@ -88,7 +88,7 @@ def test_input_that_changes_during_the_run(spec, monkeypatch):
         path.write_text(path.read_text().replace('alpha', 'ALPHA'))
         return mark_duplicates(*args)
 
-    mark_duplicates = prepare_module.mark_duplicates
-    monkeypatch.setattr(prepare_module, 'mark_duplicates', mark)
+    mark_duplicates = pipeline.mark_duplicates
+    monkeypatch.setattr(pipeline, 'mark_duplicates', mark)
     with pytest.raises(ValueError, match='code.jsonl changed while it was being read'):
         prepare(spec, workers=1)

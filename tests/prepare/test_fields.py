@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from llmshearing.prepare import worker
 from llmshearing.prepare.fields import MISSING, ChatTemplate, NoChatTemplate, field_names, find_field
 from llmshearing.prepare.pieces import Piece
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from tests.prepare.prepare_inputs import make_documents, make_tokenizer, read_tokens
 

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from llmshearing.prepare import prepare as prepare_module
-from llmshearing.prepare import publish as prepare_publish
+from llmshearing.prepare import pipeline, publish
 from llmshearing.prepare.pack import Journal
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from tests.prepare.prepare_inputs import make_spec, small_pieces, tokenizer, tree  # noqa: F401
 
@@ -63,14 +62,14 @@ def _stop_after(monkeypatch, owner, name, calls):
         (Journal, 'append', 2),
         (Journal, 'append', 7),
         (Journal, 'append', 11),
-        (prepare_module, 'mark_duplicates', 0),
-        (prepare_module, 'write_samples', 1),
-        (prepare_module, 'write_samples', 4),
-        (prepare_module, 'write_state', 0),
-        (prepare_module, 'publish', 1),
-        (prepare_module, 'publish', 3),
-        (prepare_publish, 'move_whole', 2),
-        (prepare_module, 'publish_manifest', 0),
+        (pipeline, 'mark_duplicates', 0),
+        (pipeline, 'write_samples', 1),
+        (pipeline, 'write_samples', 4),
+        (pipeline, 'write_state', 0),
+        (pipeline, 'publish', 1),
+        (pipeline, 'publish', 3),
+        (publish, 'move_whole', 2),
+        (pipeline, 'publish_manifest', 0),
         (MDSWriter, 'finish', 2),
     ],
 )
@@ -89,14 +88,14 @@ def test_interrupted_work_continues(spec, whole, monkeypatch, owner, name, calls
 
 def test_finished_work_is_not_done_again(spec, monkeypatch):
     with monkeypatch.context() as patch:
-        _stop_after(patch, prepare_module, 'publish', 4)
+        _stop_after(patch, pipeline, 'publish', 4)
         with pytest.raises(Stop):
             prepare(spec, workers=2)
-    _stop_after(monkeypatch, prepare_module, 'tokenize', 0)  # both domains are packed: no tokenizing any more
+    _stop_after(monkeypatch, pipeline, 'tokenize', 0)  # both domains are packed: no tokenizing any more
     _stop_after(monkeypatch, Journal, 'append', 0)  # and no scanning
     manifest = prepare(spec, workers=2)
     before = {path: path.stat().st_mtime_ns for path in Path(spec['out']).rglob('*')}
-    _stop_after(monkeypatch, prepare_module, 'scan', 0)
+    _stop_after(monkeypatch, pipeline, 'scan', 0)
     assert prepare(spec, workers=2) == manifest
     assert {path: path.stat().st_mtime_ns for path in Path(spec['out']).rglob('*')} == before
 
@@ -106,8 +105,8 @@ def test_killed_for_good_at_random_points(spec, whole, tmp_path):
     plan.write_bytes(pickle.dumps(plan_tokenizer(spec['tokenizer'], None, None)))
     script.write_text(
         'import json, pickle, sys, time\n'
-        'from llmshearing.prepare import pack as prepare_pack, prepare as module, stages as prepare_stages\n'
-        'append, find = prepare_pack.Journal.append, prepare_stages.find_input\n'
+        'from llmshearing.prepare import pack, pipeline, stages\n'
+        'append, find = pack.Journal.append, stages.find_input\n'
         'def slow(self, *args, **facts):\n'
         '    append(self, *args, **facts)\n'
         '    print("step", flush=True)\n'
@@ -116,11 +115,11 @@ def test_killed_for_good_at_random_points(spec, whole, tmp_path):
         '    item = find(domain)\n'
         '    item.piece_bytes = 8000\n'
         '    return item\n'
-        'prepare_pack.Journal.append, module.find_input = slow, small\n'
+        'pack.Journal.append, pipeline.find_input = slow, small\n'
         # What is slow to import is not what is tested.
-        f'module.plan_tokenizer = lambda *_: pickle.load(open({str(plan)!r}, "rb"))\n'
-        'module.check_writer_options = lambda *_: None\n'
-        'module.prepare(json.loads(sys.argv[1]), workers=2)\n'
+        f'pipeline.plan_tokenizer = lambda *_: pickle.load(open({str(plan)!r}, "rb"))\n'
+        'pipeline.check_writer_options = lambda *_: None\n'
+        'pipeline.prepare(json.loads(sys.argv[1]), workers=2)\n'
     )
     rng, steps = np.random.default_rng(int(time.time())), 0
     for _ in range(2):
@@ -160,8 +159,8 @@ def test_a_killed_worker_is_reported(spec, monkeypatch):
             process.kill()
         return scan(item, context)
 
-    scan = prepare_module.scan
-    monkeypatch.setattr(prepare_module, 'scan', lambda item, context: (scan(item, context), kill(item, context)))
+    scan = pipeline.scan
+    monkeypatch.setattr(pipeline, 'scan', lambda item, context: (scan(item, context), kill(item, context)))
     with pytest.raises(
         RuntimeError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory'
     ):
@@ -169,16 +168,16 @@ def test_a_killed_worker_is_reported(spec, monkeypatch):
 
 
 def test_two_runs_do_not_share_a_working_folder(spec):
-    with prepare_publish.locked(Path(spec['out']) / '.prepare'):
+    with publish.locked(Path(spec['out']) / '.prepare'):
         with pytest.raises(ValueError, match='another prepare is at work in'):
             prepare(spec, workers=1)
     prepare(spec, workers=1)
 
 
-@pytest.mark.parametrize('target', ['Journal.append', 'MDSWriter.flush_shard', 'write_whole', 'move_whole'])
+@pytest.mark.parametrize('target', ['Journal.append', 'MDSWriter.flush_shard', 'write_atomically', 'move_whole'])
 def test_full_disk(spec, whole, monkeypatch, target):
     owners = {'Journal': Journal, 'MDSWriter': MDSWriter}
-    owner, name = (owners[target.split('.')[0]], target.split('.')[1]) if '.' in target else (prepare_publish, target)
+    owner, name = (owners[target.split('.')[0]], target.split('.')[1]) if '.' in target else (publish, target)
     function, calls = getattr(owner, name), [0]
 
     def full(*args, **options):

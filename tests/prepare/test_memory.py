@@ -10,10 +10,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from llmshearing.prepare import pipeline
 from llmshearing.prepare import plan as prepare_plan
-from llmshearing.prepare import prepare as prepare_module
+from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.pool import WorkerPool
-from llmshearing.prepare.prepare import prepare
 from tests.prepare.prepare_inputs import small_pieces  # noqa: F401
 
 WORDS = [f'counterproductivelylongword{i}' for i in range(1000)]
@@ -50,17 +50,17 @@ def test_memory_is_flat(tmp_path, monkeypatch, small_pieces):  # noqa: F811
         in_workers.extend(_peak(process.pid) for process in self.processes)
         leave(self, *error)
 
-    find = prepare_module.find_input
+    find = pipeline.find_input
 
     def find_cut(domain):
         item = find(domain)
         item.piece_bytes = 1 << 17
         return item
 
-    monkeypatch.setattr(prepare_module, 'find_input', find_cut)
+    monkeypatch.setattr(pipeline, 'find_input', find_cut)
     monkeypatch.setattr(WorkerPool, '__exit__', watched)
     monkeypatch.setattr(prepare_plan, 'BLOCK', 4096)  # what is large for large inputs only, made small
-    monkeypatch.setattr(prepare_module, 'mark_duplicates', partial(prepare_plan.mark_duplicates, bucket=4096))
+    monkeypatch.setattr(pipeline, 'mark_duplicates', partial(prepare_plan.mark_duplicates, bucket=4096))
     spec = {'tokenizer': str(tmp_path / 'tokenizer'), 'max_seq_len': 64, 'shard_size': '64kb'}
     here = []
     for run, size in enumerate((1 << 20, 3 << 20, 15 << 20)):  # the first fills caches

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from llmshearing.prepare import pack as prepare_pack
+from llmshearing.prepare import pack
 from llmshearing.prepare.pack import Journal, check_writer_options, read_journal, write_samples
 from tests.prepare.prepare_inputs import read_tokens
 
@@ -76,7 +76,7 @@ def test_journal_removes_its_files(tmp_path):
     ('dtype', 'length', 'samples', 'block'), [('uint16', 16, 7, 1 << 22), ('uint32', 5, 101, 50), ('uint16', 64, 1, 1)]
 )
 def test_samples(tmp_path, monkeypatch, dtype, length, samples, block):
-    monkeypatch.setattr(prepare_pack, 'BLOCK', block)
+    monkeypatch.setattr(pack, 'BLOCK', block)
     ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, samples * length + 3, dtype, endpoint=True)
     (tmp_path / 'ids').write_bytes(ids.tobytes())
     (tmp_path / 'out').mkdir()

@@ -15,10 +15,9 @@ from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmshearing.prepare import prepare as prepare_module
-from llmshearing.prepare import stages as prepare_stages
+from llmshearing.prepare import pipeline, stages
 from llmshearing.prepare.pack import Journal
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from tests.prepare.prepare_inputs import make_documents, read_tokens, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
 SPLITS = ('eval', 'prune', 'continue')
@@ -85,14 +84,14 @@ def test_the_result_is_that_of_a_plain_computation(spec):
 def test_same_bytes_for_any_number_of_workers_and_pieces(spec, tmp_path, monkeypatch):
     trees = []
     for workers, piece_bytes in ((1, 8000), (3, 8000), (2, 300), (2, 1 << 22)):
-        find = prepare_stages.find_input
+        find = stages.find_input
 
         def find_cut(domain, size=piece_bytes):
             item = find(domain)
             item.piece_bytes = size
             return item
 
-        monkeypatch.setattr(prepare_module, 'find_input', find_cut)
+        monkeypatch.setattr(pipeline, 'find_input', find_cut)
         spec['out'] = str(tmp_path / f'{workers}-{piece_bytes}')
         prepare(spec, workers=workers)
         trees.append(tree(Path(spec['out'])))
@@ -251,7 +250,7 @@ def test_remote_output(spec, tmp_path, monkeypatch, keep):
         prepare({**spec, 'out': out}, workers=1)
         assert tree(Path(spec['out'])) == tree(tmp_path / 'whole')
     else:  # an address alone, as for s3://
-        parsed = prepare_module.parse_spec({**spec, 'out': out, 'work': str(tmp_path)})
+        parsed = pipeline.parse_spec({**spec, 'out': out, 'work': str(tmp_path)})
         object.__setattr__(parsed, 'out', None)
         prepare(parsed, workers=1)
         assert not Path(spec['out']).exists() and not (tmp_path / '.prepare').exists()

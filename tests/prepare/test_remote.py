@@ -17,9 +17,9 @@ from streaming.base.storage import download as download_module
 from streaming.base.storage import upload as upload_module
 from streaming.base.storage.upload import LocalUploader
 
-from llmshearing.prepare import prepare as prepare_module
+from llmshearing.prepare import pipeline
 from llmshearing.prepare.check import check
-from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.remote import EMPTY_INDEX, read_remote
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
@@ -132,7 +132,7 @@ def test_finished_data_is_not_uploaded_again(pair, spec, remote, tmp_path, monke
     prepare(spec, workers=1)
     here = {**spec, 'out': [spec['out'], str(remote)]}
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, 'scan', lambda *_: pytest.fail('nothing is to be done but uploading'))
+        patch.setattr(pipeline, 'scan', lambda *_: pytest.fail('nothing is to be done but uploading'))
         manifest = prepare(here, workers=1)
         assert tree(remote) == tree(Path(spec['out']))
         _stop_at_upload(patch, '', 0)
@@ -200,9 +200,9 @@ def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store,
             raise Stop
         publish(*args)
 
-    publish = prepare_module.publish
+    publish = pipeline.publish
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, 'publish', stop)
+        patch.setattr(pipeline, 'publish', stop)
         with pytest.raises(Stop):
             prepare(there, workers=1)
     prepare({**there, 'work': str(tmp_path / 'w'), 'seed': 5}, workers=1, overwrite=True)

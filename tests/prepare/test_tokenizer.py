@@ -10,8 +10,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from llmshearing.prepare import tokenizer as prepare_tokenizer
-from llmshearing.prepare.tokenizer import Encoder, encode_in_windows, plan_tokenizer, separators, smallest_dtype
+from llmshearing.data.packing import separators
+from llmshearing.prepare import tokenizer
+from llmshearing.prepare.tokenizer import Encoder, encode_in_windows, plan_tokenizer, smallest_dtype
 from tests.prepare.prepare_inputs import make_documents, make_tokenizer
 
 
@@ -197,6 +198,6 @@ def test_long_documents_of_few_words(tmp_path, monkeypatch, text):
     name = make_tokenizer(tmp_path)
     encoder = Encoder(plan_tokenizer(name, None, None).backend, '')
     whole = encoder.encode([text])[0]
-    monkeypatch.setattr(prepare_tokenizer, 'WINDOW', 500)
-    monkeypatch.setattr(prepare_tokenizer, 'OVERLAP', 200)
+    monkeypatch.setattr(tokenizer, 'WINDOW', 500)
+    monkeypatch.setattr(tokenizer, 'OVERLAP', 200)
     assert [ids.tolist() for ids in encoder.encode(['x', text, 'y'])][1] == whole.tolist()

@@ -45,6 +45,8 @@ from llmshearing.prepare.stages import VERSION, Context, Input, digest, find_inp
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from llmshearing.prepare.worker import start
 
+__all__ = ['prepare']
+
 log = logging.getLogger(__name__)
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

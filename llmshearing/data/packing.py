@@ -1,0 +1,143 @@
+"""Raw text in an MDS folder, packed as ``prepare`` packs: documents end to end, each with its end token.
+
+Read as it is, each document is cut at the sequence length, and nothing says where it ends: of long documents most is
+never seen. So a small folder is packed beside itself before the run, once. Packing is tokenizing, and what takes longer
+than a moment belongs before the run, to ``llmshearing prepare``, which reads such folders; it is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from streaming import MDSWriter
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.data.fingerprint import describe_tokenizer
+from llmshearing.data.mds import read_index, read_rows
+from llmshearing.utils.paths import check_mds_index
+
+__all__ = ['holds_text', 'pack_text', 'packed_folder', 'separators']
+
+MOST_BYTES = 1 << 28  # about a minute of tokenizing
+_LOOKED_AT = 200  # documents
+_BATCH = 256  # documents tokenized at once
+
+
+def separators(
+    tokenizer: PreTrainedTokenizerBase, bos: bool | None = None, eos: bool | None = None
+) -> tuple[int | None, int | None]:
+    """Decides which ids stand before and after each document.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase): Asked what it puts around a text by itself.
+        bos (bool | None): The user's word; ``None`` leaves it to the tokenizer.
+        eos (bool | None): The same for the end. When nothing would stand between two documents, ``None`` adds it.
+
+    Returns:
+        tuple[int | None, int | None]: Beginning id and end id, ``None`` for none.
+
+    Raises:
+        ValueError: If a token is wanted that the tokenizer does not define.
+    """
+    ids = tokenizer('text', add_special_tokens=True)['input_ids']
+    adds_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    adds_eos = tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
+    bos = adds_bos if bos is None else bos
+    eos = (adds_eos or not bos) if eos is None else eos
+    for name, wanted, token_id in (('bos', bos, tokenizer.bos_token_id), ('eos', eos, tokenizer.eos_token_id)):
+        if wanted and token_id is None:
+            raise ValueError(
+                f'{name} is wanted between documents but the tokenizer has no {name} token; set '
+                f'{name}: false, or give the tokenizer one'
+            )
+    return (tokenizer.bos_token_id if bos else None), (tokenizer.eos_token_id if eos else None)
+
+
+def holds_text(folder: str | Path) -> bool:
+    """Whether a local MDS folder holds raw text and no tokens."""
+    path = Path(folder, 'index.json')
+    shards = check_mds_index(path) if path.is_file() else []
+    columns = shards[0].get('column_names', []) if shards else []
+    return 'text' in columns and 'tokens' not in columns
+
+
+def packed_folder(domain: str, folder: str | Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Path:
+    """Where the packed form of a folder of raw text is, or is to be: hidden, inside it.
+
+    The name says what it was packed from and with, so that it is used again only for the same.
+
+    Raises:
+        ValueError: If there is too much text to pack now, or the folder cannot be written, with the share of the tokens
+            that would be lost unpacked.
+    """
+    folder = Path(folder)
+    index = (folder / 'index.json').read_bytes()
+    identity = [hashlib.sha256(index).hexdigest(), describe_tokenizer(tokenizer), separators(tokenizer), max_seq_len]
+    out = folder / f'.packed-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}'
+    size = sum(shard['raw_data']['bytes'] for shard in json.loads(index)['shards'])
+    if (out / 'index.json').exists():
+        return out
+    reason = f'holds {size / 1e9:.2g} GB of raw text' if size > MOST_BYTES else None
+    if not os.access(folder, os.W_OK):
+        reason = f'holds raw text, and {folder} cannot be written to pack it there'
+    if reason is not None:
+        texts = (row['text'] for reader in read_index(folder) for row in read_rows(folder, reader))
+        lengths = np.array([len(ids) for ids in _encode(tokenizer, list(islice(texts, _LOOKED_AT)))])
+        lost = np.maximum(lengths - max_seq_len, 0).sum() / max(lengths.sum(), 1)
+        raise ValueError(
+            f'Domain {domain!r} {reason}: unpacked, {lost:.0%} of its tokens would be cut off at max_seq_len='
+            f'{max_seq_len}, and no document would have an end. Pack it before the run: llmshearing prepare, with '
+            f'domains: {{{domain}: {folder}}}.'
+        )
+    return out
+
+
+def pack_text(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> None:
+    """Packs the raw text of an MDS folder into another, which is complete as soon as it is there.
+
+    Args:
+        folder (str | Path): The folder, with a column ``text``.
+        out (Path): From :func:`packed_folder`. Nothing is done if it is there.
+        tokenizer (PreTrainedTokenizerBase): The model's.
+        max_seq_len (int): Tokens in a sample; the last incomplete one is dropped.
+
+    Raises:
+        ValueError: If there is less than one sample.
+    """
+    if (out / 'index.json').exists():
+        return
+    new = out.with_name(f'{out.name}.new')
+    shutil.rmtree(new, ignore_errors=True)
+    rest, written = np.empty(0, np.uint32), 0
+    with MDSWriter(out=str(new), columns={'tokens': f'ndarray:uint32:{max_seq_len}'}, hashes=['sha1']) as writer:
+        for ids in _documents(folder, tokenizer):
+            rest = np.concatenate([rest, ids])
+            rows = rest[: len(rest) // max_seq_len * max_seq_len].reshape(-1, max_seq_len)
+            rest, written = rest[rows.size :], written + len(rows)
+            for row in rows:
+                writer.write({'tokens': row})
+    if not written:
+        shutil.rmtree(new)
+        raise ValueError(f'{folder} holds {len(rest)} tokens of text, less than one sample of {max_seq_len}.')
+    os.replace(new, out)
+
+
+def _documents(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
+    """Ids of some documents at a time, end to end, with what stands around each."""
+    before, after = ([] if token is None else [token] for token in separators(tokenizer))
+    for reader in read_index(folder):
+        rows = read_rows(folder, reader)
+        while texts := [row['text'] for row in islice(rows, _BATCH)]:
+            ids = [[*before, *one, *after] for one in _encode(tokenizer, texts) if one]
+            yield np.array([token for one in ids for token in one], np.uint32)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)['input_ids']
