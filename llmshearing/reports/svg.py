@@ -36,6 +36,7 @@ DASHES = {'-': '', '--': '7 4', '-.': '8 3 2 3', ':': '2 3'}
 WIDTH, LEFT, RIGHT, TOP = 460, 58, 10, 30
 LINE_HEIGHT, PLOT_HEIGHT = 18, 200
 MOST_POINTS = 400
+NOTHING = '#E3E3E3'
 KEPT_COLOURS = np.array([[255, 255, 255], [86, 180, 233], [0, 57, 92]])  # at 0, 1/2 and 1
 
 
@@ -274,14 +275,14 @@ def heat_panel(
         if row in removed:
             gone = f'x="{LEFT}" {size} width="{WIDTH - LEFT - RIGHT}"'
             middle = edges[row] + cell / 2
-            panel.marks.append(f'<rect class="removed" {gone} fill="#E3E3E3"/>')
+            panel.marks.append(f'<rect class="removed" {gone} fill="{NOTHING}"/>')
             panel.marks.append(f'<path d="M{LEFT} {middle:.1f}H{WIDTH - RIGHT}" stroke="{VERMILION}"/>')
             continue
-        shades = [_kept_colour(value) if math.isfinite(value) else '#FFFFFF' for value in values[row]]
+        shades = [_kept_colour(value) if math.isfinite(value) else NOTHING for value in values[row]]
         start = 0
         for column in range(1, width + 1):
             if column == width or shades[column] != shades[start]:
-                if shades[start] not in ('#ffffff', '#FFFFFF'):
+                if shades[start] != '#ffffff':
                     run = f'x="{across[start]:.1f}" {size} width="{across[column] - across[start]:.1f}"'
                     panel.marks.append(f'<rect {run} fill="{shades[start]}"/>')
                 start = column
@@ -304,7 +305,9 @@ def heat_panel(
     entries = [(swatch(_kept_colour(value)), words) for value, words in ((0, '0'), (0.5, '1/2'), (1, '1, kept'))]
     if removed:
         strike = f'<path d="M0 -1H24" stroke="{VERMILION}"/>'
-        entries.append((swatch('#E3E3E3') + strike, f'{y_label} removed'))
+        entries.append((swatch(NOTHING) + strike, f'{y_label} removed'))
+    if np.isnan(np.delete(values, list(removed), axis=0)).any():
+        entries.append((swatch(NOTHING), 'no unit'))
     if dots is not None and width <= 40:
         entries.append((f'<circle cx="12" r="2.2" fill="{ORANGE}"/>', 'stays'))
     below = panel.legend(entries, panel.bottom + (34 if columns is None else 18))
