@@ -24,6 +24,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.utils.paths import check_mds_index
 
+__all__ = [
+    'DTYPES',
+    'batches',
+    'count_parameters',
+    'domain_loss',
+    'find_domains',
+    'load_model',
+    'measure_models',
+    'read_tokens',
+]
+
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 

@@ -22,6 +22,20 @@ from scipy.optimize import brentq
 from llmshearing.scaling.points import Points
 from llmshearing.scaling.separable import fit_separable
 
+__all__ = [
+    'EXPONENT_BOUNDS',
+    'NOISE_TOLERANCE',
+    'LossLaw',
+    'check_points',
+    'constants_needed',
+    'fit_equal_tokens',
+    'fit_law',
+    'fit_unequal_tokens',
+    'interpolate_three',
+    'law_notes',
+    'tokens_differ',
+]
+
 EXPONENT_BOUNDS = (0.01, 3.0)
 # A loss this much above that of a smaller model is taken for a mistake, below it for noise.
 NOISE_TOLERANCE = 0.03

@@ -29,6 +29,15 @@ from llmshearing.scaling.reference_loss import (
     tokens_differ,
 )
 
+__all__ = [
+    'INTERVALS',
+    'bootstrap',
+    'highest_plausible',
+    'leave_one_out',
+    'noise_amplification',
+    'predict_reference_losses',
+]
+
 INTERVALS = ('leave-one-out', 'bootstrap')
 _RESAMPLES = 100
 # Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds
