@@ -39,10 +39,15 @@ test-core: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
 
-lint: $(INSTALLED)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/lint-imports
+.venv-lint/.installed: constraints/lint.txt
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python -m pip install --quiet --requirement constraints/lint.txt
+	touch $@
+
+lint: .venv-lint/.installed
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	PYTHONPATH=. .venv-lint/bin/lint-imports
 
 clean:
 	rm -rf $(WORK) build *.egg-info

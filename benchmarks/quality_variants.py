@@ -26,7 +26,8 @@ __all__ = ['VARIANTS']
 class Truncation(TargetedPruning):
     """Keeps the first units of every width and evenly spaced layers, whatever they do."""
 
-    def _start_from_scores(self, state: State) -> None:
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
         scores = {}
         for axis, plan in self.plans.items():
             order = torch.arange(plan.units, 0, -1.0)
@@ -35,7 +36,7 @@ class Truncation(TargetedPruning):
                 order[torch.linspace(0, plan.units - 1, plan.keep).round().long()] = 1.0
             scores[axis] = order.expand(torch.Size(plan.mask_shape).numel() // plan.units, -1).reshape(plan.mask_shape)
         self.learner.start_from(scores)
-        self.frozen_masks = self.learner.deterministic('target')
+        self.frozen_masks = self.learner.deterministic('target')  # before the run scores anything
 
 
 class _OwnLearner(TargetedPruning):

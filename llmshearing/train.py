@@ -1,18 +1,17 @@
 """``composer [-n N] llmshearing/train.py RUN.yaml [key=value ...]``:
 llm-foundry's training with our parts and clear errors.
 
-The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only adds two defaults (FSDP2, no
-tokenizer threads before forks) and turns an error in the configuration into one message instead of a traceback.
+The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only prepares the process before Composer
+is imported and turns an error in the configuration into one message instead of a traceback.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 
-# Composer reads this when it builds the trainer. FSDP1 cannot shard on CPU and is not what the tests run.
-os.environ.setdefault('FSDP_VERSION', '2')
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+from llmshearing.config.process import prepare_process
 
 REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
@@ -24,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ('-h', '--help'):
         sys.stderr.write(USAGE + '\n')
         return 0 if argv else 2
+    prepare_process()
     import yaml
     from llmfoundry.command_utils import train_from_yaml
     from llmfoundry.utils.exceptions import BaseContextualError
@@ -35,9 +35,32 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get('LLMSHEARING_TRACEBACK'):
             raise
-        sys.stderr.write(f'\nERROR: {error}\n(set LLMSHEARING_TRACEBACK=1 to see where this was raised)\n')
-        return 1
+        return _refuse(str(error))
+    except Exception as error:
+        place = _foreign_place(error)
+        if os.environ.get('LLMSHEARING_TRACEBACK') or place is None:
+            raise
+        return _refuse(
+            f'{place} could not use a setting of its own, before the first batch ({type(error).__name__}: {error}).'
+        )
     return 0
+
+
+def _refuse(problem: str) -> int:
+    sys.stderr.write(f'\nERROR: {problem}\n(set LLMSHEARING_TRACEBACK=1 to see where this was raised)\n')
+    return 1
+
+
+def _foreign_place(error: BaseException) -> str | None:
+    """The module of another library that raised before training began; None for a fault of ours, or a later one.
+
+    Our checks come first, so what is left are settings of parts that we do not know.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    names = [frame.f_globals.get('__name__', '') for frame, _ in frames]
+    training = any(frame.f_code.co_name == '_train_loop' for frame, _ in frames)
+    ours = [name for name in names if name.startswith('llmshearing.') and not name.endswith('.train')]
+    return None if training or ours else names[-1]
 
 
 def _check_document(path: str, overrides: list[str]) -> None:

@@ -15,7 +15,7 @@ from llmfoundry.command_utils import evaluate, train
 from omegaconf import OmegaConf
 from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from llmshearing.checkpoints.checkpoint import expected_shapes
+from llmshearing.checkpoints.parameter_shapes import expected_shapes
 from llmshearing.data.instruct import PROMPT, first_round
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.metrics.lines import read_metrics

@@ -20,15 +20,16 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
-from llmshearing.export.model_folder import DTYPES, cut_tensors
+from llmshearing.export.model_folder import cut_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
-from llmshearing.utils.paths import local_destination
+from llmshearing.utils.paths import local_destination, refuse_existing
 
 __all__ = ['ExportPruned']
 
@@ -66,21 +67,16 @@ class ExportPruned(Callback):
             raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
         self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
-        self.source: str | None = None
 
     def init(self, state: State, logger: Logger) -> None:
         if find_pruning(state) is None:
             raise ValueError(
                 'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
             )
-        self.source = _model(state).source
 
     def fit_start(self, state: State, logger: Logger) -> None:
         refuse_open_widths(find_pruning(state))
-        if self.folder.exists() and not self.overwrite:
-            raise ValueError(
-                f'export_pruned: {self.folder} exists already; choose another folder or set overwrite: true.'
-            )
+        refuse_existing('export_pruned', self.folder, self.overwrite)
         if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
             _check_writable(self.folder)
         pruning = find_pruning(state)
@@ -95,12 +91,6 @@ class ExportPruned(Callback):
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
                 'exported, and without a checkpoint the trained weights are lost; set save_folder.'
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {'source': self.source}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
 
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = find_pruning(state)
@@ -121,20 +111,23 @@ class ExportPruned(Callback):
             return parameter.full_tensor().cpu() if isinstance(parameter, DTensor) else parameter.detach().cpu()
 
         cutter, config = model.cutter, model.model.config
-        plan = CutPlan(cutter.family, cutter.shape, masks)
+        plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
         if shape_left(config, plan) != pruning.target:
             raise RuntimeError(
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
                 'this is a bug in llmshearing.'
             )
+        source, files = pruning.origin
         origin = Origin(
-            source=model.source,
+            source=source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
             losses=last_losses(state),
             losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
             unconverged=away,
+            files=files,
+            tokenizer=model.get_metadata()['tokenizer'] or None,
         )
         tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
@@ -142,10 +135,7 @@ class ExportPruned(Callback):
                 pass
             return
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
-            generation_config = getattr(model.model, 'generation_config', None)
-            shape = write_pruned_folder(
-                writer, pruning, config, plan, tensors, model.tokenizer, generation_config, self.dtype, origin
-            )
+            shape = write_pruned_folder(writer, pruning, config, plan, tensors, self.dtype, origin)
             difference = verify_folder(writer.path, expected, self.dtype)
             writer.commit()
         log.info(

@@ -14,10 +14,10 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
-from llmshearing.export.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
-from llmshearing.export.pruned_folder import local_folder, public_name
+from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.source_files import derived_from, public_name, read_source_files, source_licence
 
 __all__ = ['ModelCard']
 
@@ -37,7 +37,7 @@ class ModelCard(Callback):
 
     def __init__(self, source: str | None = None):
         self.source = source
-        self._folder: Path | None = None
+        self._files: dict[str, str] = {}
         self._base_model: str | None = None
         self._licence: dict[str, Any] = {}
         self._losses: dict[str, float] = {}
@@ -49,14 +49,14 @@ class ModelCard(Callback):
         config = _model(state).config
         shape_of(config)
         self.source = source = self.source or config._name_or_path or None
-        self._folder = local_folder(source)
-        self._licence = source_licence(self._folder)
-        self._base_model = derived_from(self._folder) or public_name(source)  # a pruned folder names its own source
+        self._files = read_source_files(source, getattr(state.model.tokenizer, 'name_or_path', None))
+        self._licence = source_licence(self._files)
+        self._base_model = derived_from(self._files) or public_name(source)  # a pruned folder names its own source
         for saver in savers:
             saver.save_additional_contents = self.add_to
 
     def state_dict(self) -> dict[str, Any]:
-        return {'source': self.source}
+        return {'source': (self.source, self._files)}  # one entry: a sharded checkpoint of before has no others
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
@@ -79,8 +79,7 @@ class ModelCard(Callback):
             tokens=state.timestamp.token.value,
             losses=self._losses,
         )
-        (Path(save_dir) / 'README.md').write_text(model_card(facts), encoding='utf-8')
-        copy_licence_files(self._folder, Path(save_dir))
+        write_model_card(Path(save_dir), facts, self._files)
 
 
 def _model(state: State) -> Any:

@@ -8,28 +8,29 @@ must be there with its shape, and no other: nothing is ever filled in.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
+from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
 from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
-from llmshearing.utils.paths import plain_name
+from llmshearing.models.families import FAMILIES
+from llmshearing.models.source_config import config_from, read_config
+from llmshearing.models.source_files import local_folder, read_source_files
 
-__all__ = ['Checkpoint', 'check_tensors', 'expected_shapes', 'open_checkpoint', 'write_tokenizer_files']
+__all__ = ['Checkpoint', 'open_checkpoint']
 
 log = logging.getLogger(__name__)
 
 PARTS = ('model', 'algorithms', 'callbacks', 'integrations', 'timestamp')
-LISTED = 12  # names in one message
+HEADS = ('lm_head', 'embed_out')
 NOTE_SOURCE = ('ExportPruned', 'ModelCard')  # callbacks whose state names the model that the run began with
 # Entries of a stored config that lead to code or belong to this process.
 NO_SETTINGS = ('_name_or_path', 'auto_map', 'trust_remote_code', 'code_revision', '_attn_implementation_autoset')
@@ -44,20 +45,25 @@ class Checkpoint:
         config (PretrainedConfig): Config of the model in it: the source's during pruning.
         tokenizer (Mapping[str, Mapping[str, Any]]): Tokenizer files as Composer keeps them; empty where there is none.
         weights (dict[str, StoredTensor]): Parameters under their Hugging Face names.
+        shapes (ParameterShapes): What the config calls for; the weights have been held against it.
         pruning (PruningState | None): Masks, in a checkpoint of the pruning stage.
         batches (int): Batches trained.
         tokens (int): Tokens trained on.
         source (str | None): Name or folder of the source, where the run noted it.
+        files (dict[str, str]): Small files of the source
+            (:func:`~llmshearing.models.source_files.read_source_files`): of the given folder, or as the run noted them.
     """
 
     path: Path
     config: PretrainedConfig
     tokenizer: Mapping[str, Mapping[str, Any]]
     weights: dict[str, StoredTensor]
+    shapes: ParameterShapes
     pruning: PruningState | None
     batches: int
     tokens: int
     source: str | None
+    files: dict[str, str]
 
     def get(self, name: str) -> Tensor | None:
         """Reads one parameter; None where there is none of that name."""
@@ -70,7 +76,8 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
 
     Args:
         path (Path): File, folder, or a link to one of them such as ``latest-rank0.pt``.
-        source (Path | None): Hugging Face folder whose config is used where the checkpoint carries none.
+        source (Path | None): Hugging Face folder of the model that the run began with. Default: ``None``, what the run
+            noted of it.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -87,10 +94,9 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
                 f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.'
             )
     config, tokenizer = _hugging_face_parts(path, state, source)
-    weights = {_hugging_face_name(name): stored for name, stored in state['model'].items()}
-    check_tensors(
-        str(path), {name: stored.shape for name, stored in weights.items()}, expected_shapes(config), tied_names(config)
-    )
+    weights = {_hugging_face_name(name, config): stored for name, stored in state['model'].items()}
+    shapes = parameter_shapes(config)
+    check_tensors(str(path), {name: stored.shape for name, stored in weights.items()}, shapes.shapes, shapes.tied)
     algorithms = dict(state.get('algorithms') or ())
     pruning, saved = None, find_pruning_state(algorithms)
     if saved is not None:
@@ -102,91 +108,32 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
             path,
         )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
-    callbacks = state.get('callbacks') or {}
-    noted = next((callbacks[name].get('source') for name in NOTE_SOURCE if callbacks.get(name)), None)
+    noted, files = _noted(pruning, state.get('callbacks') or {})
+    if source is not None:
+        noted, files = str(source), read_source_files(str(source))
+    elif local_folder(noted) is not None:
+        files = {**files, **read_source_files(noted)}
     return Checkpoint(
         path,
         config,
         tokenizer,
         weights,
+        shapes,
         pruning,
         timestamp.get('batch', 0),
         timestamp.get('token', 0),
-        None if source is None and noted is None else str(source or noted),
+        noted,
+        files,
     )
 
 
-def expected_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a config's causal language model; no memory is taken."""
-    with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def tied_names(config: PretrainedConfig) -> set[str]:
-    """Names that may be absent because another tensor stands for them."""
-    if not config.tie_word_embeddings:
-        return set()
-    with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(config)
-    return set(model._tied_weights_keys or ())
-
-
-def check_tensors(
-    where: str,
-    got: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    optional: Iterable[str] = (),
-) -> None:
-    """Raises a ValueError that names every missing, extra or mis-shaped tensor.
-
-    Args:
-        where (str): What is checked, for the message.
-        got (Mapping[str, tuple[int, ...]]): Shapes by name.
-        expected (Mapping[str, tuple[int, ...]]): Shapes by name.
-        optional (Iterable[str]): Names that may be absent.
-    """
-    problems = []
-    missing = sorted(set(expected) - set(got) - set(optional))
-    extra = sorted(set(got) - set(expected))
-    shaped = [
-        f'{name} is {list(got[name])}, expected {list(expected[name])}'
-        for name in expected
-        if name in got and got[name] != expected[name]
-    ]
-    for what, names in (('missing', missing), ('not expected', extra), ('of another shape', shaped)):
-        if names:
-            more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
-            problems.append(f'  - {what}: {", ".join(names[:LISTED])}{more}')
-    if problems:
-        listed = '\n'.join(problems)
-        raise ValueError(f'{where}: the tensors do not fit the config:\n{listed}')
-
-
-def write_tokenizer_files(files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Writes the tokenizer's files as Composer read them.
-
-    Raises:
-        ValueError: If one of them is code or of a kind this release does not know.
-    """
-    for name, file in files.items():
-        kind, content = file['file_extension'], file['content']
-        path = folder / plain_name("the checkpoint's tokenizer", name)
-        if kind == '.json':
-            if name.startswith('tokenizer_config'):
-                content = {key: value for key, value in content.items() if key != 'auto_map'}  # leads to code
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
-        elif kind == '.txt':
-            path.write_text('\n'.join(content), encoding='utf-8')
-        elif kind == '.jinja':
-            path.write_text(content, encoding='utf-8')
-        elif kind == '.model':
-            path.write_bytes(content)
-        else:
-            raise ValueError(
-                f"the checkpoint's tokenizer has a file {name!r}, which is not written (code, or unknown); "
-                'give --tokenizer FOLDER.'
-            )
+def _noted(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """Name and small files of the source, as the run noted them; older releases noted its name alone."""
+    notes = [pruning and pruning.origin, *((callbacks.get(name) or {}).get('source') for name in NOTE_SOURCE)]
+    for note in notes:
+        if note is not None:
+            return (note, {}) if isinstance(note, str) else (note[0], dict(note[1]))
+    return None, {}
 
 
 def _hugging_face_parts(
@@ -200,7 +147,7 @@ def _hugging_face_parts(
             f'{path} carries no Hugging Face config (state -> integrations -> huggingface); '
             'name a folder that has it: --source.'
         )
-    return AutoConfig.from_pretrained(source, trust_remote_code=False), {}
+    return read_config(source), {}
 
 
 def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
@@ -214,12 +161,15 @@ def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
         raise ValueError(
             f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.'
         )
-    if isinstance(settings.get('id2label'), dict):  # JSON made strings of the numbers
-        settings['id2label'] = {int(number): label for number, label in settings['id2label'].items()}
-    config = AutoConfig.for_model(**settings)
-    config._name_or_path = str(content.get('_name_or_path', ''))
-    return config
+    return config_from(settings, name_or_path=str(content.get('_name_or_path', '')))
 
 
-def _hugging_face_name(name: str) -> str:
-    return name.replace(_CHECKPOINT_PREFIX, '').removeprefix('model.')
+def _hugging_face_name(name: str, config: PretrainedConfig) -> str:
+    """A parameter's name in the model's own memory, whichever generation of transformers the run had."""
+    name = name.replace(_CHECKPOINT_PREFIX, '').removeprefix('model.')
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.stored_head is not None:
+        for head in HEADS:
+            if name.startswith(f'{head}.'):
+                return f'{family.head}.{name.removeprefix(f"{head}.")}'
+    return name

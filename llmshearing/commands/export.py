@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
     out, max_shard_bytes = local_destination('--out', args.out), parse_size(args.max_shard_size)
     from llmshearing.checkpoints.remote import local_copy
     from llmshearing.export.hub import check_login, push_folder
-    from llmshearing.export.job import ExportSettings, export_checkpoint
-    from llmshearing.export.model_folder import DTYPES
+    from llmshearing.export.job import export_checkpoint
+    from llmshearing.export.settings import DTYPES, ExportSettings
 
     if args.push_to_hub:
         check_login(args.push_to_hub)

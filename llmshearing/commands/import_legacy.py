@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
     from llmshearing.export.legacy_import import ImportSettings, export_legacy, import_legacy
-    from llmshearing.export.model_folder import DTYPES
+    from llmshearing.export.settings import DTYPES
 
     if args.to_legacy:
         sys.stdout.write(f'{args.out}: {export_legacy(args.file, args.out, args.overwrite)} tensors\n')

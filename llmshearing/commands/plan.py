@@ -112,7 +112,7 @@ def read_source(source: str) -> PretrainedConfig:
     Raises:
         ValueError: If there is none.
     """
-    from transformers import AutoConfig
+    from llmshearing.models.source_config import read_config
 
     path = Path(source).expanduser()
     path = path / 'config.json' if path.is_dir() else path
@@ -129,7 +129,7 @@ def read_source(source: str) -> PretrainedConfig:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f'{path}: {key} must be a whole number of 1 or more, got {value!r}')
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        return read_config(path)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no Hugging Face config: {error}') from error
 

@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns 0. A user's mistake is a ValueError or OSError."""
     arguments = _parser().parse_args(argv)
     from llmshearing.rotation.borrowed import local_destination
-    from llmshearing.rotation.rotate_source import RotationSettings, rotate_source
+    from llmshearing.rotation.rotate_source import rotate_source
+    from llmshearing.rotation.settings import RotationSettings
 
     began = time.monotonic()
 

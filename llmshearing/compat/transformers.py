@@ -23,7 +23,9 @@ __all__ = [
     'attention_implementation',
     'dtype_of',
     'forget_own_notes',
+    'install',
     'layer_kinds',
+    'read_tokenizer',
     'rotary_base',
     'set_dtype',
     'set_plain_rotary',
@@ -118,6 +120,36 @@ def attention_implementation(config: Any, wanted: str = 'sdpa') -> str:
     warning, 5.24 refuses.
     """
     return 'eager' if wanted == 'sdpa' and getattr(config, 'attn_logit_softcapping', None) else wanted
+
+
+def install() -> None:
+    """Lets transformers 4 open the tokenizers that transformers 5 saves under its own class, ``TokenizersBackend``.
+
+    transformers 4 looks for a tokenizer's class by its name among its own attributes, so one is added: its general
+    class of tokenizers with a tokenizer.json, which is what the other is. It goes on saving itself as that.
+    """
+    import transformers
+
+    if TRANSFORMERS_5 or hasattr(transformers, 'TokenizersBackend'):
+        return
+
+    class PreTrainedTokenizerFast(transformers.PreTrainedTokenizerFast):
+        def __init__(self, *args: Any, **kwargs: Any):
+            more = kwargs.get('extra_special_tokens')
+            if isinstance(more, list):  # the list that version 4 calls additional_special_tokens
+                kwargs.setdefault('additional_special_tokens', kwargs.pop('extra_special_tokens'))
+            kwargs.pop('backend', None)
+            super().__init__(*args, **kwargs)
+
+    transformers.TokenizersBackend = PreTrainedTokenizerFast
+
+
+def read_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder or of a model on the hub, as either generation saved it; no code of its own is run."""
+    from transformers import AutoTokenizer
+
+    install()
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 @contextlib.contextmanager

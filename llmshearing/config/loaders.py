@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmshearing.config.keys import built, check_keys, check_whole, refuse_unknown
-from llmshearing.config.types import parameters_of
+from llmshearing.config.parts import build_for_checks
+from llmshearing.utils.annotations import parameters_of
+from llmshearing.utils.checks import check_whole
 from llmshearing.utils.paths import check_mds_index
+from llmshearing.utils.settings import check_keys
+from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['check_dataset']
 
@@ -114,7 +117,7 @@ def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
     function = dataset.get('preprocessing_fn')
     if isinstance(function, str):
         find = dataset_constructor.get_preprocessing_fn_from_str
-        built(f'{where}.preprocessing_fn', find, {'preprocessor': function})
+        build_for_checks(f'{where}.preprocessing_fn', find, {'preprocessor': function})
     places = [key for key in ('hf_name', 'local', 'remote', 'streams') if dataset.get(key)]
     if not places:
         raise ValueError(f'{where}: missing hf_name, or local and remote, or streams: where the examples are.')

@@ -1,32 +1,26 @@
-"""What a run must satisfy to survive and to be resumed, checked with the rest of its configuration before anything is
-built.
+"""What a run would resume from, checked with the rest of its configuration before anything is built.
 
 Composer finds the checkpoint to resume from by a link (``latest-rank0.pt``) that it replaces in two steps after every
 save. A run that is killed between them has checkpoints and no link, and ``autoresume`` would begin at batch 0 without a
-word. The other checks are of combinations that end in an assertion or a hanging rank deep inside a library.
+word.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmshearing.checkpoints.validation import is_whole
 
 __all__ = ['check_resume']
-
-log = logging.getLogger(__name__)
 
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
 
 def check_resume(config: Mapping[str, Any]) -> None:
-    """Checks what a run would resume from, its sharding and its initialisation.
+    """Checks what a run would resume from.
 
     Args:
         config (Mapping[str, Any]): A whole llm-foundry training configuration.
@@ -34,43 +28,8 @@ def check_resume(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: For what cannot work, with the remedy.
     """
-    fsdp = config.get('fsdp_config')
-    if fsdp:
-        _check_fsdp()
-    _check_meta(config.get('model') or {})
     if config.get('autoresume'):
-        _check_link(config, fsdp or {})
-
-
-def _check_fsdp() -> None:
-    version = os.environ.setdefault('FSDP_VERSION', '2')
-    if torch.cuda.is_available():
-        return
-    if version != '2':
-        raise ValueError(
-            f'fsdp_config with FSDP_VERSION={version}: FSDP1 cannot start on CPU; unset FSDP_VERSION or set it to 2.'
-        )
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        log.warning(
-            'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch 2.7), so they are %s times '
-            'too large. AdamW does not notice, gradient clipping does. For numbers that count train on GPUs, or on CPU '
-            'without fsdp_config.',
-            os.environ['WORLD_SIZE'],
-        )
-
-
-def _check_meta(model: Mapping[str, Any]) -> None:
-    if model.get('init_device') != 'meta':
-        return
-    if model.get('pretrained', True):
-        raise ValueError(
-            'model.init_device: meta leaves the weights to be initialised, but this model is pretrained. Use mixed: '
-            'rank 0 reads the weights, the other ranks take their share from it.'
-        )
-    if not torch.cuda.is_available():
-        raise ValueError(
-            'model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use mixed or cpu.'
-        )
+        _check_link(config, config.get('fsdp_config') or {})
 
 
 def _check_link(config: Mapping[str, Any], fsdp: Mapping[str, Any]) -> None:

@@ -10,29 +10,23 @@ cheap and has no effect outside is built once for its own checks of ranges.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from llmshearing.config.keys import (
-    built,
-    check_keys,
-    check_name,
-    check_one_of,
-    check_time,
-    check_whole,
-    constructor_of,
-    refuse_unknown,
-)
 from llmshearing.config.loaders import check_dataset
+from llmshearing.config.parts import build_for_checks, constructor_of
+from llmshearing.config.ranges import check_ranges
+from llmshearing.config.sharding import check_sharding
+from llmshearing.config.tasks import check_tasks
+from llmshearing.config.times import check_time, check_within_run
+from llmshearing.utils.checks import check_name, check_one_of, check_whole
+from llmshearing.utils.settings import check_keys
+from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['check_config', 'check_local_folder', 'check_section']
+__all__ = ['check_config', 'check_section']
 
 # Made by llm-foundry itself.
 NOT_FOR_USERS = ('device_train_batch_size', 'device_train_grad_accum', 'n_gpus')
-WHOLE_FROM_ONE = ('max_seq_len', 'global_train_batch_size', 'device_eval_batch_size')
-ALL_OR_COUNT = ('train_subset_num_batches', 'eval_subset_num_batches', 'icl_subset_num_batches')
 GIVEN_BY_LLMFOUNDRY = {
     'models': ('tokenizer',),
     'optimizers': ('params',),
@@ -40,8 +34,6 @@ GIVEN_BY_LLMFOUNDRY = {
     'callbacks_with_config': ('train_config',),
 }
 BESIDE_CONSTRUCTOR = {'models': ('master_weights_dtype',), 'optimizers': ('param_groups', 'disable_grad')}
-MIXED_PRECISION = ('param_dtype', 'reduce_dtype', 'buffer_dtype')
-MOST_WORKERS = 64  # per rank, or one per core; a slip of a digit would start processes until the machine is full
 BUILT_CALLBACKS = (
     'dynamic_batch_loading',
     'export_pruned',
@@ -63,15 +55,16 @@ def check_config(config: Mapping[str, Any]) -> None:
         ValueError: Naming the key, what it is, and what it could be.
     """
     _check_top_level(config)
+    check_ranges(config)
     for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
         check_name(f'{key}.name', config[key].get('name'))
     _check_tokenizer(config['tokenizer'])
     check_section('model', config['model'], 'models')
-    _check_init_device(config['model'], config.get('fsdp_config'))
+    check_sharding(config)
     optimizer = check_section('optimizer', config['optimizer'], 'optimizers')
     _build_optimizer(optimizer, config['optimizer'])
     scheduler = check_section('scheduler', config['scheduler'], 'schedulers')
-    built('scheduler', scheduler, _without(config['scheduler'], 'name'))
+    build_for_checks('scheduler', scheduler, _without(config['scheduler'], 'name'))
     check_section('train_loader', config['train_loader'], 'dataloaders')
     for number, loader in enumerate(_eval_loaders(config)):
         where = f'eval_loader[{number}]' if config.get('eval_loaders') else 'eval_loader'
@@ -80,25 +73,31 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_labels(config)
     for name, settings in (config.get('algorithms') or {}).items():
         algorithm = _check_entry('algorithms', name, settings, 'algorithms')
-        built(f'algorithms.{name}', algorithm, settings or {})
+        build_for_checks(f'algorithms.{name}', algorithm, settings or {})
         if name == 'gradient_clipping':
             check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
     for name, settings in (config.get('callbacks') or {}).items():
         callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
         if name in BUILT_CALLBACKS:
-            built(f'callbacks.{name}', callback, settings or {})
+            build_for_checks(f'callbacks.{name}', callback, settings or {})
+        if name == 'early_stopper':
+            _check_monitored(settings, config)
+        if name == 'generate_callback' and not settings['prompts']:
+            raise ValueError('callbacks.generate_callback.prompts: expected at least one prompt, got none.')
         if name == 'hf_checkpointer':
             check_one_of(
                 f'callbacks.{name}.precision',
                 (settings or {}).get('precision', 'float32'),
                 ('float32', 'float16', 'bfloat16'),
             )
-            check_time(f'callbacks.{name}.save_interval', settings['save_interval'])
+            check_time(f'callbacks.{name}.save_interval', settings['save_interval'], above_zero=True)
     for name, settings in (config.get('loggers') or {}).items():
         logger = _check_entry('loggers', name, settings, 'loggers')
         if name == 'metrics_file':
-            built(f'loggers.{name}', logger, settings)
+            build_for_checks(f'loggers.{name}', logger, settings)
     _check_profiler(config.get('profiler'))
+    check_tasks(config)
+    _check_compilation(config.get('compile_config'), config.get('algorithms') or {})
 
 
 def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
@@ -112,20 +111,8 @@ def check_section(where: str, section: Mapping[str, Any], registry_name: str) ->
         more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
     )
     if registry_name == 'dataloaders':
-        check_whole(
-            f'{where}.num_workers', section.get('num_workers', 0), least=0, most=max(MOST_WORKERS, os.cpu_count() or 1)
-        )
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
-
-
-def check_local_folder(where: str, name: str, *files: str) -> None:
-    """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
-    looks_local = name.startswith(('/', '.', '~')) or name.count('/') != 1 or Path(name).is_dir()
-    if looks_local and '/' not in name and not Path(name).is_dir():
-        looks_local = False  # a hub name without an organisation
-    if looks_local and not any((Path(name) / file).is_file() for file in files):
-        raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 
 def _constructors(constructor: Callable, name: str) -> tuple[Callable, ...]:
@@ -145,7 +132,6 @@ def _check_entry(section: str, name: Any, settings: Any, *registry_names: str) -
 
 
 def _check_top_level(config: Mapping[str, Any]) -> None:
-    from composer.core import Precision
     from llmfoundry.utils.config_utils import TrainConfig
     from omegaconf import MISSING
 
@@ -158,16 +144,7 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     missing = [name for name in (*needed, 'global_train_batch_size') if config.get(name) is None]
     if missing:
         raise ValueError(f'configuration: missing {", ".join(missing)}.')
-    for key in WHOLE_FROM_ONE:
-        check_whole(key, config[key], least=1)
-    for key in ALL_OR_COUNT:
-        if config.get(key) is not None and config[key] != -1:
-            check_whole(key, config[key], least=1)
-    check_whole('seed', config.get('seed', 17), least=0, most=2**32 - 1)
-    check_whole('save_num_checkpoints_to_keep', config.get('save_num_checkpoints_to_keep', -1), least=-1)
-    if not config.get('dist_timeout', 600) > 0:
-        raise ValueError(f'dist_timeout: expected a number of seconds above 0, got {config["dist_timeout"]!r}.')
-    check_one_of('precision', config.get('precision', 'amp_bf16'), [precision.value for precision in Precision])
+    _check_precision(config.get('precision', 'amp_bf16'))
     level = config.get('python_log_level')
     if level is not None:
         check_one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
@@ -175,8 +152,10 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok', 'sec'))
     for key in ('eval_interval', 'save_interval'):
         check_time(key, config.get(key, 1))
+    for key in ('t_warmup', 't_max'):
+        if config['scheduler'].get(key) is not None:
+            check_within_run(f'scheduler.{key}', config['scheduler'][key], config['max_duration'])
     check_time('console_log_interval', config.get('console_log_interval', '1ba'), above_zero=True, units=('ep', 'ba'))
-    _check_fsdp(config.get('fsdp_config'))
 
 
 def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
@@ -197,38 +176,6 @@ def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
     check_whole('device_train_microbatch_size', size, least=1)
 
 
-def _check_fsdp(settings: Mapping[str, Any] | None) -> None:
-    """Types of the keys that FSDP2 has; those of FSDP1 are let through,
-    since Composer warns of them and ignores them."""
-    from composer.utils.parallelism import FSDP2Config, FSDPConfig
-
-    if not settings:
-        return
-    precision = settings.get('mixed_precision')
-    by_part = isinstance(precision, Mapping)  # Composer takes that, too
-    check_keys(
-        'fsdp_config',
-        _without(settings, *(['mixed_precision'] if by_part else [])),
-        FSDP2Config,
-        FSDPConfig,
-        more=('load_planner', 'save_planner'),
-    )
-    if by_part:
-        refuse_unknown('fsdp_config.mixed_precision', precision, MIXED_PRECISION)
-    check_one_of('fsdp_config.state_dict_type', settings.get('state_dict_type', 'full'), ('full', 'sharded'))
-    if isinstance(precision, str):
-        check_one_of('fsdp_config.mixed_precision', precision, ('DEFAULT', 'PURE', 'FULL'))
-
-
-def _check_init_device(model: Mapping[str, Any], fsdp_config: Mapping[str, Any] | None) -> None:
-    device = model.get('init_device', 'cpu')
-    check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
-    if device == 'mixed' and (not fsdp_config or int(os.environ.get('WORLD_SIZE', 1)) == 1):
-        raise ValueError(
-            'model.init_device: mixed needs fsdp_config and more than one process; with one process use cpu.'
-        )
-
-
 def _check_tokenizer(settings: Mapping[str, Any]) -> None:
     refuse_unknown('tokenizer', settings, ('name', 'kwargs'))
     if not isinstance(settings.get('kwargs', {}), Mapping):
@@ -247,11 +194,52 @@ def _check_labels(config: Mapping[str, Any]) -> None:
             raise ValueError(f'eval_loader[{number}].label: {label!r} is the label of another one already.')
 
 
+def _check_monitored(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Composer looks for the evaluator only when it has run."""
+    labels = [f'eval/{loader["label"]}' for loader in config.get('eval_loaders') or []]
+    possible = ['train', *(labels or ['eval'])]
+    check_one_of('callbacks.early_stopper.dataloader_label', settings['dataloader_label'], possible)
+    if settings.get('patience') is not None:
+        check_time('callbacks.early_stopper.patience', settings['patience'], units=('ep', 'ba'))
+
+
 def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
     import torch
 
     if settings.get('param_groups') is None and settings.get('disable_grad') is None:
-        built('optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]})
+        build_for_checks(
+            'optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]}
+        )
+
+
+def _check_precision(precision: Any) -> None:
+    import torch
+    from composer.core import Precision
+
+    check_one_of('precision', precision, [precision.value for precision in Precision])
+    if precision == 'amp_fp16':
+        raise ValueError(
+            'precision: amp_fp16 scales losses, which gradients of masks, distillation and finite_monitor do not take '
+            'into account; use amp_bf16 or fp32.'
+        )
+    if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).'
+        )
+
+
+def _check_compilation(settings: Mapping[str, Any] | None, algorithms: Mapping[str, Any]) -> None:
+    import torch
+
+    if settings is None:
+        return
+    if 'targeted_pruning' in algorithms:
+        raise ValueError(
+            'compile_config: a model that is being pruned is not compiled, since its tensors change their shape from '
+            'batch to batch; remove it for this stage.'
+        )
+    check_keys('compile_config', settings, torch.compile, given=('model',))
+    build_for_checks('compile_config', torch.compile, {'model': torch.nn.Identity(), **settings})
 
 
 def _check_profiler(settings: Mapping[str, Any] | None) -> None:

@@ -15,32 +15,36 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from llmfoundry.data.text_data import StreamingTextDataset
-from streaming.base import distributed
-from streaming.base.batching import batching_methods
-from streaming.base.format.base.reader import Reader
-from streaming.base.world import World
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.compat.streaming import (
+    Reader,
+    World,
+    distributed,
+    is_first_worker,
+    parallel_world,
+    rank_world,
+    register_batching,
+    run_number,
+)
 from llmshearing.data import mixture
+from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.data.shared_order import shared_order, starting
 from llmshearing.data.streams import (
     DomainConfig,
     build_domain_streams,
-    check_manifest,
     check_stored,
     check_tokens,
     fingerprint,
     read_proportions,
     verify_shard,
-    vocabulary_size,
 )
 
 log = logging.getLogger(__name__)
@@ -100,14 +104,15 @@ class DynamicTextDataset(StreamingTextDataset):
         if max_passes is not None and not max_passes > 0:
             raise ValueError(f'`max_passes` must be positive, or null for no limit, but got {max_passes!r}.')
         self.vocab_size = vocabulary_size(tokenizer)
-        check_manifest(local, self.vocab_size)
         streams = build_domain_streams(domains, local, remote, split)
+        check_tokenizer(
+            tokenizer, [(os.path.join(stream.local, stream.split), stream.remote) for stream in streams.values()]
+        )
 
         folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
         started_dist = distributed.maybe_init_dist()
         # The first rank of each node marks the run as alive and has the memory from which that node's workers are told.
-        with starting(folders) if distributed.get_local_rank() == 0 else nullcontext() as self._marker:
-            distributed.barrier()
+        with starting(folders) as self._marker:
             super().__init__(
                 tokenizer=tokenizer,
                 max_seq_len=max_seq_len,
@@ -119,8 +124,8 @@ class DynamicTextDataset(StreamingTextDataset):
                 **kwargs,
             )
             if self._marker is not None:
-                self._marker.set_number(self._shm_prefix_int)
-                self._order = shared_order(self._shm_prefix_int, 2 + 3 * len(streams))
+                self._marker.set_number(run_number(self))
+                self._order = shared_order(run_number(self), 2 + 3 * len(streams))
         if started_dist:
             torch.distributed.destroy_process_group()
 
@@ -130,7 +135,7 @@ class DynamicTextDataset(StreamingTextDataset):
             sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
             proportions=read_proportions(proportions),
             round_batches=round_batches,
-            global_batch_size=batch_size * self._parallel_rank_world.num_ranks,
+            global_batch_size=batch_size * parallel_world(self).num_ranks,
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
             fingerprints=dict(zip(streams, map(fingerprint, self._shards_by_domain()), strict=True)),
@@ -171,7 +176,7 @@ class DynamicTextDataset(StreamingTextDataset):
         return {name: math.ceil(self.max_passes * size - 1e-9) for name, size in self.rounds.sizes.items()}
 
     def _tell_of_passes(self) -> None:
-        if not self._unique_rank_world.is_leader:
+        if not rank_world(self).is_leader:
             return
         now, end, most = self.rounds.state, self.rounds.end(), self.most_samples()
         for (name, size), before, after in zip(self.rounds.sizes.items(), now.used, end.used, strict=True):
@@ -197,7 +202,7 @@ class DynamicTextDataset(StreamingTextDataset):
             ValueError: if that is within a global batch.
         """
         # Composer counts a sample on each of the ranks that share it.
-        size = self.rounds.shape[1] * self._unique_rank_world.num_ranks // self._parallel_rank_world.num_ranks
+        size = self.rounds.shape[1] * rank_world(self).num_ranks // parallel_world(self).num_ranks
         batch, rest = divmod(num_samples, size)
         if rest:
             raise ValueError(
@@ -214,7 +219,7 @@ class DynamicTextDataset(StreamingTextDataset):
         """
         configured = self.rounds.initial_weights
         self.rounds.load_state_dict(obj)
-        if self.rounds.initial_weights != configured and self._unique_rank_world.is_leader:
+        if self.rounds.initial_weights != configured and rank_world(self).is_leader:
             log.warning(
                 'The run began with proportions %s and goes on from where its mixture stands, %s; the '
                 'proportions given now, %s, are for new runs.',
@@ -239,7 +244,7 @@ class DynamicTextDataset(StreamingTextDataset):
         Only the first worker of a node makes the work and uses the answer; others may ask before it is written.
         """
         del world, epoch
-        if not self._unique_worker_world.is_local_leader:
+        if not is_first_worker(self):
             return 0, 0
         state, batch = self._read_order()
         return state.round, batch * self.rounds.global_batch_size
@@ -313,4 +318,4 @@ def _generate_work(dataset: DynamicTextDataset, world: World, epoch: int, sample
     return deal(dataset.round_samples(), world, dataset.batch_size)
 
 
-batching_methods['mixture'] = _generate_work
+register_batching('mixture', _generate_work)

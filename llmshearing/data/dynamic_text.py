@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
-from llmshearing.data.streams import vocabulary_size
+from llmshearing.data.fingerprint import vocabulary_size
 
 __all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader', 'count_every_token']
 

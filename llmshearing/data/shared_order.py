@@ -7,8 +7,8 @@ with the run's folders and its number, locked (``flock``) as long as a process o
 lock when the last of them dies, however it dies. So a marker that can be locked belongs to a dead run, and only blocks
 named by such a marker are ever removed: nothing of a live run, of another user, or of a program that is not ours.
 
-A second lock, per user, is held while a run starts: two runs that start together neither take the same number nor
-mistake each other's half-made blocks for a dead run's.
+A second lock, per user, is held while a run starts, and while any data set of Streaming takes its number: two runs that
+start together neither take the same number nor mistake each other's half-made blocks for a dead run's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,24 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
-from streaming.base.shared import SharedArray, _get_path
+
+from llmshearing.compat.streaming import (
+    BARRIER_FILELOCK,
+    CACHE_FILELOCK,
+    LOCALS,
+    SHM_TO_CLEAN,
+    SharedArray,
+    block_name,
+    distributed,
+    guard_numbers,
+)
+
+__all__ = ['RunMarker', 'remove_dead_runs', 'shared_order', 'starting']
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +57,7 @@ def shared_order(number: int, size: int) -> SharedArray:
             has been left by a dead run.
         size: integers in the array.
     """
-    name = _get_path(number, MIXTURE)
+    name = block_name(number, MIXTURE)
     (SHARED_MEMORY / name).unlink(missing_ok=True)
     return SharedArray(size, np.int64, name)
 
@@ -75,22 +86,46 @@ class RunMarker:
         return {**self.__dict__, '_file': None}
 
 
+_is_starting = False
+
+
 @contextmanager
-def starting(folders: Sequence[str]) -> Iterator[RunMarker]:
+def starting(folders: Sequence[str]) -> Iterator[RunMarker | None]:
     """Removes what dead runs left, then keeps other runs of this user from starting until the block is left.
+
+    To be entered on every rank: the first of each node does it, the others wait for it.
 
     Args:
         folders: local folders of the run that starts.
 
     Yields:
-        The run's marker, to be kept as long as the run.
+        The run's marker, to be kept as long as the run; None on other ranks than the first of a node.
     """
-    with open(MARKERS / f'{_marker_prefix()}start.lock', 'a') as lock:
-        if not _lock(lock, START_TIMEOUT):
+    global _is_starting
+    with _alone():
+        marker = None
+        if distributed.get_local_rank() == 0:
+            remove_dead_runs()
+            marker = RunMarker(folders)
+        distributed.barrier()
+        outer, _is_starting = _is_starting, True
+        try:
+            yield marker
+        finally:
+            _is_starting = outer
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other runs of this user from taking a number, from before any rank of this one looks for one."""
+    with open(MARKERS / f'{_marker_prefix()}start.lock', 'a') as lock:  # closing it lets go
+        if distributed.get_local_rank() == 0 and not _lock(lock, START_TIMEOUT):
             log.warning('Another run has been starting for %d s; going on beside it.', START_TIMEOUT)
-        remove_dead_runs()
-        yield RunMarker(folders)
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        distributed.barrier()
+        yield
+
+
+guard_numbers(lambda: nullcontext() if _is_starting else _alone())
 
 
 def remove_dead_runs() -> list[int]:
@@ -122,7 +157,7 @@ def remove_dead_runs() -> list[int]:
 
 def _block_id(number: int) -> int | None:
     """Inode of the block that registers a number, or None if the number is free."""
-    path = SHARED_MEMORY / _get_path(number, LOCALS)
+    path = SHARED_MEMORY / block_name(number, LOCALS)
     return path.stat().st_ino if path.exists() else None
 
 
@@ -168,9 +203,9 @@ def _is_mapped(path: Path) -> bool:
 
 def _remove_blocks(number: int) -> None:
     for name in (*SHM_TO_CLEAN, MIXTURE):
-        (SHARED_MEMORY / _get_path(number, name)).unlink(missing_ok=True)
+        (SHARED_MEMORY / block_name(number, name)).unlink(missing_ok=True)
     for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
-        (Path(tempfile.gettempdir()) / _get_path(number, name)).unlink(missing_ok=True)
+        (Path(tempfile.gettempdir()) / block_name(number, name)).unlink(missing_ok=True)
 
 
 def _marker_prefix() -> str:

@@ -19,14 +19,10 @@ from typing import Any
 
 import numpy as np
 from streaming import Stream, StreamingDataset
-from streaming.base.format import get_index_basename
-from streaming.base.format.base.reader import Reader
-from streaming.base.hashing import get_hash
-from streaming.base.world import World
-from transformers import PreTrainedTokenizerBase
 
-from llmshearing.config.keys import check_keys
+from llmshearing.compat.streaming import Reader, World, get_hash, get_index_basename
 from llmshearing.utils.paths import check_mds_index, plain_name
+from llmshearing.utils.settings import check_keys
 
 log = logging.getLogger(__name__)
 
@@ -282,50 +278,6 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
             f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
             f'token_encoding_type is wrong: prepare it again, or name what it was made with.'
         )
-
-
-def check_manifest(local: str | None, vocab_size: int) -> None:
-    """Checks the tokenizer of data that ``llmshearing prepare`` made, if its manifest is in ``local`` or above it.
-
-    A ``manifest.json`` of another program says nothing of the data: it is passed over with a warning.
-
-    Raises:
-        ValueError: if the data has a larger vocabulary than the tokenizer.
-    """
-    for folder in (Path(local), Path(local).absolute().parent) if local else ():
-        path = folder / 'manifest.json'
-        made_with = _tokenizer_of(path) if path.is_file() else None
-        if made_with is None:
-            continue
-        if made_with['vocab_size'] > vocab_size:
-            raise ValueError(
-                f'The data in {local} was made with tokenizer {made_with.get("name")!r} of '
-                f'{made_with["vocab_size"]} ids, but the tokenizer here has {vocab_size}. Use that '
-                f'tokenizer, or prepare the data again.'
-            )
-        return
-
-
-def _tokenizer_of(path: Path) -> dict[str, Any] | None:
-    """What a manifest says of the tokenizer; ``None`` for a file of that name that `prepare` did not write."""
-    try:
-        manifest = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError:  # bad JSON, or not UTF-8
-        manifest = None
-    made_with = manifest.get('tokenizer') if isinstance(manifest, dict) else None
-    if isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
-        return made_with
-    log.warning(
-        '%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
-        'data with the one here.',
-        path,
-    )
-    return None
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Largest token id of a tokenizer plus one (added tokens included; ids may have gaps)."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:

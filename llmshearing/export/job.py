@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
-from llmshearing.checkpoints.checkpoint import (
-    Checkpoint,
-    expected_shapes,
-    open_checkpoint,
-    tied_names,
-    write_tokenizer_files,
-)
-from llmshearing.compat.transformers import attention_implementation, set_dtype
-from llmshearing.export.model_card import CardFacts, copy_licence_files, derived_from, model_card, source_licence
-from llmshearing.export.model_folder import cut_tensors, write_model_folder
+from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from llmshearing.compat.transformers import attention_implementation, read_tokenizer, set_dtype
+from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
-from llmshearing.export.pruned_folder import Origin, local_folder, public_name, shape_left, write_pruned_folder
+from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.axis_reports import AxisReport
@@ -41,57 +35,24 @@ from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.source_files import derived_from, local_folder, public_name, source_licence
 from llmshearing.models.units import kept_units
 
-__all__ = ['MASKS', 'ExportSettings', 'export_checkpoint']
+__all__ = ['export_checkpoint']
 
 log = logging.getLogger(__name__)
 
-MASKS = ('target', 'current', 'keep')
 LOSS_NAME = 'LanguageCrossEntropy'
 UNCONVERGED_REMEDY = 'Train on from this checkpoint, or use --allow-unconverged to cut to the target anyway.'
 
 
-@dataclasses.dataclass(frozen=True)
-class ExportSettings:
-    """How to export.
-
-    Attributes:
-        masks (str): ``'target'``: cut to exactly the target; ``'current'``: cut as the masks are now; ``'keep'``: uncut
-            weights with the masks beside them.
-        dtype (torch.dtype | None): Type of the written weights; None keeps the checkpoint's.
-        max_shard_bytes (int): Largest safetensors file.
-        allow_unconverged (bool): Cut to the target although expected counts are further away than ``tolerance``.
-        tolerance (float): Allowed distance of expected counts, as a fraction of the target.
-        overwrite (bool): Replace an existing folder.
-        source (str | None): Folder of the source model, or of the pruned one that continued pre-training began with:
-            name, licence, generation config, and config where the checkpoint has none.
-        tokenizer (str | None): Folder to take the tokenizer from instead of the checkpoint.
-        metrics (Path | None): Metrics file of the run; its last losses go into the model card.
-        progress (bool): Show a progress bar.
-        logits_up_to (int): Parameters of the source up to which the masked model is built and its logits are compared.
-    """
-
-    masks: str = 'target'
-    dtype: torch.dtype | None = None
-    max_shard_bytes: int = 2 * 10**9
-    allow_unconverged: bool = False
-    tolerance: float = 0.05
-    overwrite: bool = False
-    source: str | None = None
-    tokenizer: str | None = None
-    metrics: Path | None = None
-    progress: bool = True
-    logits_up_to: int = 200_000_000
-
-
-def export_checkpoint(path: Path, out: Path, settings: ExportSettings = ExportSettings()) -> dict[str, Any]:
+def export_checkpoint(path: Path, out: Path, settings: ExportSettings | None = None) -> dict[str, Any]:
     """Exports a checkpoint and verifies what was written.
 
     Args:
         path (Path): ``.pt`` file or folder of a sharded checkpoint.
         out (Path): Destination.
-        settings (ExportSettings): How.
+        settings (ExportSettings | None): How. Default: ``None``, as its defaults say.
 
     Returns:
         dict[str, Any]: ``shape``, ``parameters``, ``tensors_compared`` and, for small models, ``logit_difference``.
@@ -100,24 +61,19 @@ def export_checkpoint(path: Path, out: Path, settings: ExportSettings = ExportSe
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it cannot be exported as asked; nothing is left at ``out``.
     """
-    if settings.masks not in MASKS:
-        raise ValueError(f'masks={settings.masks!r} is not possible; choose one of {", ".join(MASKS)}.')
-    if settings.source is not None and local_folder(settings.source) is None:
-        raise ValueError(f'source: {settings.source} is no folder on this machine.')
-    out = Path(out)
+    out, settings = Path(out), settings or ExportSettings()
     if out.exists() and not settings.overwrite:
         raise ValueError(f'{out} exists already; choose another folder or allow overwriting it (--overwrite).')
     checkpoint = open_checkpoint(path, local_folder(settings.source))
-    tokenizer = _tokenizer(checkpoint, settings)
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
         if checkpoint.pruning is None:
             if settings.masks != 'target':
                 raise ValueError(f'masks={settings.masks!r}: {path} holds no masks; it is not from the pruning stage.')
-            report = _write_uncut(writer, checkpoint, tokenizer, settings, 'continued')
+            report = _write_uncut(writer, checkpoint, settings, 'continued')
         elif settings.masks == 'keep':
-            report = _write_uncut(writer, checkpoint, tokenizer, settings, 'kept')
+            report = _write_uncut(writer, checkpoint, settings, 'kept')
         else:
-            report = _write_cut(writer, checkpoint, checkpoint.pruning, tokenizer, settings)
+            report = _write_cut(writer, checkpoint, checkpoint.pruning, settings)
         report['parameters'] = writer.parameters
         writer.commit()
     log.info('Exported %s to %s: %s', path, out, report)
@@ -125,11 +81,7 @@ def export_checkpoint(path: Path, out: Path, settings: ExportSettings = ExportSe
 
 
 def _write_cut(
-    writer: ModelFolderWriter,
-    checkpoint: Checkpoint,
-    pruning: PruningState,
-    tokenizer: PreTrainedTokenizerBase | None,
-    settings: ExportSettings,
+    writer: ModelFolderWriter, checkpoint: Checkpoint, pruning: PruningState, settings: ExportSettings
 ) -> dict[str, Any]:
     refuse_open_widths(pruning)
     away: list[AxisReport] = []
@@ -139,7 +91,7 @@ def _write_cut(
     else:
         masks = pruning.current_masks()
     config, family = checkpoint.config, family_of(checkpoint.config)
-    plan = CutPlan(family, pruning.source, masks)
+    plan = CutPlan(family, pruning.source, masks, energies=pruning.norm_energies)
     shape = shape_left(config, plan)
     if settings.masks == 'target' and shape != pruning.target:
         raise RuntimeError(f'the masks leave {shape}, the target is {pruning.target}; this is a bug in llmshearing.')
@@ -151,61 +103,47 @@ def _write_cut(
         )
         return _shown(cut, what, count, settings.progress)
 
-    shape = write_pruned_folder(
-        writer,
-        pruning,
-        config,
-        plan,
-        tensors('writing'),
-        tokenizer,
-        _generation_config(checkpoint, settings),
-        settings.dtype,
-        dataclasses.replace(_origin(checkpoint, settings), unconverged=away),
-    )
+    origin = dataclasses.replace(_origin(checkpoint, settings), unconverged=away)
+    shape = write_pruned_folder(writer, pruning, config, plan, tensors('writing'), settings.dtype, origin)
     report: dict[str, Any] = {
         'shape': shape,
-        'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings)),
+        'tensors_compared': verify_tensors(writer.path, tensors('checking'), settings.convert),
     }
-    if _parameters(checkpoint) <= settings.logits_up_to:
+    if checkpoint.shapes.count <= settings.logits_up_to:
         expected = _probe(checkpoint, masks)
         report['logit_difference'] = verify_folder(writer.path, expected, settings.dtype or _lowest(checkpoint))
     return report
 
 
 def _write_uncut(
-    writer: ModelFolderWriter,
-    checkpoint: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase | None,
-    settings: ExportSettings,
-    stage: str,
+    writer: ModelFolderWriter, checkpoint: Checkpoint, settings: ExportSettings, stage: str
 ) -> dict[str, Any]:
-    skipped = tied_names(checkpoint.config)
-    names = [name for name in checkpoint.weights if name not in skipped]
+    names = [name for name in checkpoint.weights if name not in checkpoint.shapes.tied]
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         return _shown(((name, checkpoint.get(name)) for name in names), what, len(names), settings.progress)
 
     config, shape, origin = checkpoint.config, shape_of(checkpoint.config), _origin(checkpoint, settings)
-    source, folder = public_name(origin.source), local_folder(origin.source)
+    source = public_name(origin.source)
     if stage == 'continued':
-        source = derived_from(folder) or source  # training began with a result of ours, mostly
-        if folder is None:
+        source = derived_from(origin.files) or source  # training began with a result of ours, mostly
+        if not origin.files:
             log.warning(
-                '%s: the model that its training began with (%s) is not on this machine, so the card has no licence; '
-                '--source FOLDER names it, for example the pruned folder.',
+                '%s: the model that its training began with (%s) is not on this machine, so the card has no licence '
+                'and the generation settings are made up from the config; --source FOLDER names it, for example the '
+                'pruned folder.',
                 checkpoint.path,
                 origin.source or 'not noted in it',
             )
     config.use_cache = True
     set_dtype(config, settings.dtype or checkpoint.weights[names[0]].dtype)
-    generation_config = _generation_config(checkpoint, settings)
-    write_model_folder(writer, config, tensors('writing'), tokenizer, generation_config, settings.dtype)
+    write_model_folder(writer, config, tensors('writing'), origin.tokenizer, origin.files, settings.dtype)
     if stage == 'kept':
         _write_masks(writer.path, checkpoint)
     facts = CardFacts(
         name=writer.folder.name,
         source=source,
-        licence=source_licence(folder),
+        licence=source_licence(origin.files),
         stage=stage,
         shape=shape,
         parameters=writer.parameters,
@@ -214,9 +152,8 @@ def _write_uncut(
         losses=origin.losses,
         losses_of='this model' if stage == 'continued' else origin.losses_of,
     )
-    (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
-    copy_licence_files(folder, writer.path)
-    return {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), _converter(settings))}
+    write_model_card(writer.path, facts, origin.files)
+    return {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), settings.convert)}
 
 
 def _write_masks(folder: Path, checkpoint: Checkpoint) -> None:
@@ -248,6 +185,7 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)
     model.tie_weights()
     cutter = Cutter(model.eval())
+    cutter.norm_energies = checkpoint.pruning.norm_energies
     cutter.set_masks(masks)
     with torch.no_grad():
         return Probe(model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits)
@@ -262,42 +200,24 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
                 losses[name.removeprefix('metrics/').removeprefix('eval/').removesuffix(f'/{LOSS_NAME}')] = until[-1]
     return Origin(
         source=checkpoint.source,
-        parameters=_parameters(checkpoint),
+        parameters=checkpoint.shapes.count,
         batches=checkpoint.batches,
         tokens=checkpoint.tokens,
         losses=losses,
         losses_of='the masked model during the run' if checkpoint.pruning is not None else 'this model',
+        files=checkpoint.files,
+        tokenizer=_tokenizer(checkpoint, settings),
     )
 
 
-def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> PreTrainedTokenizerBase | None:
+def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
     if settings.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
+        return read_tokenizer(settings.tokenizer)
     if not checkpoint.tokenizer:
         log.warning(
             '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path
         )
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer_files(checkpoint.tokenizer, Path(folder))
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def _generation_config(checkpoint: Checkpoint, settings: ExportSettings) -> GenerationConfig:
-    folder = local_folder(settings.source or checkpoint.source)
-    if folder is not None and (folder / 'generation_config.json').is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(checkpoint.config)
-
-
-def _converter(settings: ExportSettings) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor if settings.dtype is None else tensor.to(settings.dtype)
-
-
-def _parameters(checkpoint: Checkpoint) -> int:
-    tied = tied_names(checkpoint.config)
-    shapes = expected_shapes(checkpoint.config)
-    return sum(torch.Size(shape).numel() for name, shape in shapes.items() if name not in tied)
+    return checkpoint.tokenizer or None
 
 
 def _lowest(checkpoint: Checkpoint) -> torch.dtype:

@@ -19,14 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 
-from llmshearing.checkpoints.checkpoint import check_tensors, expected_shapes
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.checkpoints.parameter_shapes import check_tensors, expected_shapes
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
-from llmshearing.export.model_card import CardFacts, copy_licence_files, model_card, source_licence
+from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import cut_tensors, exported_config, shape_after, write_model_folder
-from llmshearing.export.pruned_folder import local_folder, public_name
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import tensor_files, verify_tensors
 from llmshearing.masks.axes import AxisPlan, keep_largest
@@ -35,7 +35,10 @@ from llmshearing.models.counting import layout_of
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import LLAMA
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
+from llmshearing.models.source_config import read_config
+from llmshearing.models.source_files import local_folder, public_name, read_source_files, source_licence
 from llmshearing.models.units import mask_shapes
+from llmshearing.utils.files import atomic_path
 
 __all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'finish_legacy_masks', 'import_legacy', 'read_legacy']
 
@@ -196,19 +199,18 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     tokenizer = _tokenizer(settings, folder)
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
         exported = exported_config(config, LLAMA, target, dtype, list(plan.units.layers))
-        generation_config = GenerationConfig.from_model_config(config)
-        write_model_folder(writer, exported, tensors('writing'), tokenizer, generation_config, settings.dtype)
+        files = read_source_files(settings.source)
+        write_model_folder(writer, exported, tensors('writing'), tokenizer, files, settings.dtype)
         facts = CardFacts(
             name=out.name,
             source=public_name(settings.source),
-            licence=source_licence(folder),
+            licence=source_licence(files),
             stage='imported',
             shape=target,
             parameters=writer.parameters,
             source_shape=source if masks else None,
         )
-        (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
-        copy_licence_files(folder, writer.path)
+        write_model_card(writer.path, facts, files)
 
         def convert(tensor: Tensor) -> Tensor:
             return tensor if settings.dtype is None else tensor.to(settings.dtype)
@@ -230,7 +232,7 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
             not fit its config.
     """
     folder, out = Path(folder), Path(out)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     shape = shape_of(config)
     if config.model_type != 'llama' or config.tie_word_embeddings or shape.group_size != 1:
         raise ValueError(
@@ -243,7 +245,6 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
     if out.exists() and not overwrite:
         raise ValueError(f'{out} exists already; choose another file or allow overwriting it (--overwrite).')
     layout_of(config)  # refuses what no model can be built from
-    out.parent.mkdir(parents=True, exist_ok=True)
     state = {}
     try:
         for name, path in tensor_files(folder).items():
@@ -257,9 +258,8 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
         raise ValueError(
             f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).'
         )
-    partial = out.with_name(f'.{out.name}.partial')
-    torch.save({legacy_name(name): tensor for name, tensor in state.items()}, partial)
-    partial.replace(out)
+    with atomic_path(out) as partial:
+        torch.save({legacy_name(name): tensor for name, tensor in state.items()}, partial)
     return len(state)
 
 
@@ -277,7 +277,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
     if folder is None:
         base = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
     else:
-        base = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        base = read_config(folder)
     if base.model_type != 'llama':
         raise ValueError(f'source {folder} is a {base.model_type}; the first Sheared LLaMA code knew only llama.')
     if settings.rms_norm_eps is not None:
@@ -314,8 +314,8 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
 
 def _tokenizer(settings: ImportSettings, folder: Path | None):
     if settings.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
+        return read_tokenizer(settings.tokenizer)
     if folder is not None and any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model')):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return read_tokenizer(folder)
     log.warning('The folder is written without a tokenizer; --tokenizer or --source FOLDER names one.')
     return None

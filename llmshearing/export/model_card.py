@@ -7,7 +7,6 @@ source's own card and its licence files. Where the source is not at hand the car
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,9 @@ from typing import Any
 import yaml
 
 from llmshearing.models.shapes import ModelShape
+from llmshearing.models.source_files import LICENCE_FILES, TAG
 
-__all__ = ['CardFacts', 'copy_licence_files', 'derived_from', 'model_card', 'source_licence']
-
-TAG = 'llmshearing'
-LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
-LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
+__all__ = ['CardFacts', 'model_card', 'write_model_card']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,46 +127,16 @@ def _licence_text(facts: CardFacts) -> str:
     )
 
 
-def source_licence(folder: Path | None) -> dict[str, Any]:
-    """Licence entries of the front matter of a source folder's ``README.md``; empty where there are none.
+def write_model_card(folder: Path, facts: CardFacts, files: Mapping[str, str]) -> None:
+    """Writes ``README.md`` and the source's licence files into a model folder.
 
-    Raises:
-        ValueError: If the front matter is not YAML.
+    Args:
+        folder (Path): Where to write.
+        facts (CardFacts): What the card tells.
+        files (Mapping[str, str]): Small files of the source
+            (:func:`~llmshearing.models.source_files.read_source_files`).
     """
-    head = _front_matter(folder)
-    return {key: head[key] for key in LICENCE_KEYS if key in head}
-
-
-def derived_from(folder: Path | None) -> str | None:
-    """The source that a card of ours names in a folder; None where there is no such card.
-
-    Raises:
-        ValueError: If the front matter is not YAML.
-    """
-    head = _front_matter(folder)
-    tags, source = head.get('tags'), head.get('base_model')
-    return source if isinstance(tags, list) and TAG in tags and isinstance(source, str) else None
-
-
-def _front_matter(folder: Path | None) -> dict[str, Any]:
-    readme = None if folder is None else Path(folder) / 'README.md'
-    if readme is None or not readme.is_file():
-        return {}
-    text = readme.read_text(encoding='utf-8')
-    if not text.startswith('---\n') or '\n---' not in text[4:]:
-        return {}
-    try:
-        head = yaml.safe_load(text[4 : text.index('\n---', 4)])
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f'{readme}: the front matter between the first two lines of --- is not YAML: {error}'
-        ) from error
-    return head if isinstance(head, dict) else {}
-
-
-def copy_licence_files(source: Path | None, destination: Path) -> list[str]:
-    """Copies the source's licence files; returns their names."""
-    names = [name for name in LICENCE_FILES if source is not None and (Path(source) / name).is_file()]
-    for name in names:
-        shutil.copyfile(Path(source) / name, destination / name)
-    return names
+    (folder / 'README.md').write_text(model_card(facts), encoding='utf-8')
+    for name in LICENCE_FILES:
+        if name in files:
+            (folder / name).write_text(files[name], encoding='utf-8')

@@ -8,6 +8,7 @@ keep the same numbers.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.transformers import (
     PER_LAYER_LISTS,
     add_older_names,
@@ -30,11 +32,12 @@ from llmshearing.models.families import Family, stored_name
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
-__all__ = ['DTYPES', 'cut_tensors', 'exported_config', 'open_strictly', 'shape_after', 'write_model_folder']
+__all__ = ['Tokenizer', 'cut_tensors', 'exported_config', 'open_strictly', 'shape_after', 'write_model_folder']
 
 log = logging.getLogger(__name__)
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+# As transformers has it in memory, or as Composer keeps its files in a checkpoint.
+Tokenizer = PreTrainedTokenizerBase | Mapping[str, Mapping[str, Any]] | None
 
 
 def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | None = None) -> ModelShape:
@@ -138,13 +141,19 @@ def write_model_folder(
     writer: ModelFolderWriter,
     config: PretrainedConfig,
     tensors: Iterator[tuple[str, Tensor]],
-    tokenizer: PreTrainedTokenizerBase | None,
-    generation_config: GenerationConfig | None,
+    tokenizer: Tokenizer,
+    files: Mapping[str, str],
     dtype: torch.dtype | None,
 ) -> None:
-    """Writes all files of a model folder, still under the writer's hidden path.
+    """Writes weights, config, tokenizer and generation settings, still under the writer's hidden path.
 
     Args:
+        writer (ModelFolderWriter): Takes the files; not committed here.
+        config (PretrainedConfig): Of the model that is written.
+        tensors (Iterator[tuple[str, Tensor]]): Its parameters under their names in memory.
+        tokenizer (Tokenizer): The tokenizer, or None.
+        files (Mapping[str, str]): Small files of the source
+            (:func:`~llmshearing.models.source_files.read_source_files`).
         dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
     """
     for name, tensor in tensors:
@@ -155,9 +164,15 @@ def write_model_folder(
     config.save_pretrained(writer.path)
     add_older_names(writer.path / 'config.json')
     if tokenizer is not None:
-        tokenizer.save_pretrained(writer.path)
-    if generation_config is not None:
-        _save_generation_config(generation_config, writer.path)
+        write_tokenizer(tokenizer, writer.path, files)
+    _save_generation_config(_generation_config(files, config), writer.path)
+
+
+def _generation_config(files: Mapping[str, str], config: PretrainedConfig) -> GenerationConfig:
+    """The source's; where it has none, what the config says of special tokens."""
+    if 'generation_config.json' in files:
+        return GenerationConfig.from_dict(json.loads(files['generation_config.json']))
+    return GenerationConfig.from_model_config(config)
 
 
 def _save_generation_config(config: GenerationConfig, folder: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from llmshearing.compat.transformers import dtype_of
-from llmshearing.export.model_card import CardFacts, copy_licence_files, model_card, source_licence
-from llmshearing.export.model_folder import exported_config, shape_after, write_model_folder
+from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.export.model_folder import Tokenizer, exported_config, shape_after, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.axis_reports import AxisReport
@@ -22,8 +22,9 @@ from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
+from llmshearing.models.source_files import public_name, source_licence
 
-__all__ = ['Origin', 'local_folder', 'public_name', 'shape_left', 'write_pruned_folder']
+__all__ = ['Origin', 'shape_left', 'write_pruned_folder']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Origin:
         losses (Mapping[str, float]): Last measured loss by evaluation set.
         losses_of (str): What was evaluated.
         unconverged (Sequence[AxisReport]): Axes whose masks were too far from the target when they were fixed.
+        files (Mapping[str, str]): Small files of the source
+            (:func:`~llmshearing.models.source_files.read_source_files`).
+        tokenizer (Tokenizer): The tokenizer to write, or None.
     """
 
     source: str | None
@@ -47,19 +51,8 @@ class Origin:
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     losses_of: str = 'this model'
     unconverged: Sequence[AxisReport] = ()
-
-
-def local_folder(source: str | None) -> Path | None:
-    """The source's folder where it is on this machine."""
-    return Path(source) if source and Path(source).is_dir() else None
-
-
-def public_name(source: str | None) -> str | None:
-    """The source's name without the folders it happens to be in; a hub name stays whole."""
-    if source is None:
-        return None
-    is_path = source.startswith(('/', '.', '~')) or source.count('/') != 1 or Path(source).is_dir()
-    return Path(source).name if is_path else source
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokenizer: Tokenizer = None
 
 
 def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
@@ -74,8 +67,6 @@ def write_pruned_folder(
     config: PretrainedConfig,
     plan: CutPlan,
     tensors: Iterator[tuple[str, Tensor]],
-    tokenizer: PreTrainedTokenizerBase | None,
-    generation_config: GenerationConfig | None,
     dtype: torch.dtype | None,
     origin: Origin,
 ) -> ModelShape:
@@ -99,18 +90,17 @@ def write_pruned_folder(
         writer,
         exported_config(config, family, shape, dtype or dtype_of(config) or torch.float32, list(plan.units.layers)),
         tensors,
-        tokenizer,
-        generation_config,
+        origin.tokenizer,
+        origin.files,
         dtype,
     )
     name = Path(origin.source or 'unknown').name
     write_record(writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape))
-    folder = local_folder(origin.source)
     recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
     facts = CardFacts(
         name=writer.folder.name,
         source=public_name(origin.source),
-        licence=source_licence(folder),
+        licence=source_licence(origin.files),
         stage='pruned',
         shape=shape,
         parameters=writer.parameters,
@@ -123,8 +113,7 @@ def write_pruned_folder(
         losses_of=origin.losses_of,
         caution=_caution(pruning, shape, origin.unconverged),
     )
-    (writer.path / 'README.md').write_text(model_card(facts), encoding='utf-8')
-    copy_licence_files(folder, writer.path)
+    write_model_card(writer.path, facts, origin.files)
     return shape
 
 

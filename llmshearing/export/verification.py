@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
-from llmshearing.checkpoints.checkpoint import check_tensors, expected_shapes, tied_names
+from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.shard_writer import INDEX_NAME
@@ -92,8 +92,8 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     for path in sorted(set(files.values())):
         with safe_open(path, 'pt') as file:
             shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
-    expected = {stored_name(config, name): shape for name, shape in expected_shapes(config).items()}
-    check_tensors(str(folder), shapes, expected, [stored_name(config, name) for name in tied_names(config)])
+    expected = parameter_shapes(config, in_files=True)
+    check_tensors(str(folder), shapes, expected.shapes, expected.tied)
     compared = 0
     for name, tensor in tensors:
         name = stored_name(config, name)

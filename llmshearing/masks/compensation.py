@@ -8,8 +8,9 @@ tells of them: with C the ridge regression of ``x_G`` on ``x_K`` over the tokens
 which is the optimal brain surgeon's update for a linear layer (Hassibi and Stork 1993; for language models SparseGPT,
 arXiv 2301.00774, and ZipLM, arXiv 2302.04089). The ridge is relative to the mean of the diagonal, so that an input that
 hardly ever moves gets no large weight, and the stronger the fewer tokens there are. A norm divides by the size of what
-is left, so its gain is multiplied by how much smaller that has become: exactly for RMSNorm, for LayerNorm as far as the
-mean of the dimensions stays.
+is left, so its gain must be multiplied by how much smaller that has become. Where the cut itself does so
+(:mod:`~llmshearing.models.gains`) nothing is left to do; norms over heads, and all norms where no energies were
+measured, have their weights changed here: exactly for RMSNorm, for LayerNorm as far as the mean stays.
 
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from llmshearing.masks.energies import relative_squares
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
 from llmshearing.models.families import Linear
@@ -108,6 +110,8 @@ class Compensation:
             axes.add('kv_group')
         for path, cut in self._before.items():
             dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
+            if cut.gain is not None:  # follows by itself
+                continue
             if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension, ())):
                 yield path, cut
 
@@ -142,7 +146,7 @@ class Compensation:
                 self._add(path, x, lambda rows: rows.T @ rows)
         else:
             present = self._inputs[path][1]
-            self._add(path, x, lambda rows: _relative_squares(rows, present, isinstance(module, nn.LayerNorm)).sum(0))
+            self._add(path, x, lambda rows: relative_squares(rows, isinstance(module, nn.LayerNorm), present).sum(0))
 
     def _add(self, path: str, x: Tensor, moment: Callable[[Tensor], Tensor]) -> None:
         wanted = self.tokens - self._seen.get(path, 0)
@@ -180,15 +184,6 @@ def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tenso
     kept = rows[:, stays]
     kept.diagonal().add_(RIDGE * len(kept) / tokens * kept.diagonal().mean())
     return torch.cholesky_solve(rows[:, goes], torch.linalg.cholesky(kept)).T.float()
-
-
-def _relative_squares(rows: Tensor, present: Tensor, is_centred: bool) -> Tensor:
-    """Squares of the entries over their mean in the token, among those that are present; zero elsewhere."""
-    if is_centred:
-        rows = rows - (rows * present).sum(-1, keepdim=True) / present.sum()
-    squares = rows.square() * present
-    mean = squares.sum(-1, keepdim=True) / present.sum()
-    return squares / mean.clamp(min=torch.finfo(squares.dtype).tiny)  # a padding token may be all zeros
 
 
 def _local(parameter: Tensor) -> Tensor:

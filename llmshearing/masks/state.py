@@ -19,6 +19,7 @@ from llmshearing.masks.axis_reports import AxisReport, axis_reports, unconverged
 from llmshearing.masks.learner import MaskLearner, learner_class
 from llmshearing.masks.sparsity_target import NOT_EXPORTABLE, SparsityTarget, plan_open_axes
 from llmshearing.models.families import family_of
+from llmshearing.models.gains import stream_norms
 from llmshearing.models.shapes import ModelShape, shape_of
 
 __all__ = [
@@ -49,6 +50,12 @@ class PruningState:
         plans (dict[str, AxisPlan]): The pruned axes.
         learner (MaskLearner | None): Masks as learned so far.
         frozen_masks (dict[str, Tensor] | None): The final masks, once they are fixed.
+        norm_energies (Tensor | None): float32 [norms, hidden], measured before the first batch. Whoever cuts by these
+            masks passes them to :class:`~llmshearing.models.cutting.CutPlan`, or sets them on the
+            :class:`~llmshearing.models.cuttable.Cutter`: gains of norms follow hidden dimensions that go. None in
+            runs and checkpoints without; gains then stay as they are.
+        origin (tuple[str, dict[str, str]] | None): Name of the source and its small files
+            (:func:`~llmshearing.models.source_files.read_source_files`), for exports where the source is not.
     """
 
     mask_learning: str
@@ -57,6 +64,8 @@ class PruningState:
     plans: dict[str, AxisPlan] = dataclasses.field(default_factory=dict)
     learner: MaskLearner | None = None
     frozen_masks: dict[str, Tensor] | None = None
+    norm_energies: Tensor | None = None
+    origin: tuple[str, dict[str, str]] | None = None
 
     @property
     def has_open_widths(self) -> bool:
@@ -85,6 +94,8 @@ class PruningState:
                 'mask_learning': self.mask_learning,
                 'learner': self.learner.state_dict(),
                 'frozen_masks': self.frozen_masks,
+                'norm_energies': self.norm_energies,
+                'origin': self.origin,
             }
         return state
 
@@ -103,6 +114,7 @@ class PruningState:
             )
         self.learner.load_state_dict(state['learner'])
         self.frozen_masks = state['frozen_masks']
+        self.norm_energies = state.get('norm_energies')
 
     def _fixed(self, counts: str) -> dict[str, Tensor]:
         return self.learner.deterministic(counts) if self.frozen_masks is None else self.frozen_masks
@@ -169,7 +181,16 @@ def read_pruning_state(state: Mapping[str, Any], config: PretrainedConfig) -> Pr
         )
     plans, learned = plan_masks(config, target), state['mask_learning']
     learner = learner_class(learned).restore(plans, state['learner'])
-    return PruningState(learned, source, target, plans, learner, state['frozen_masks'])
+    energies = _read_energies(state.get('norm_energies'), config)
+    return PruningState(learned, source, target, plans, learner, state['frozen_masks'], energies, state.get('origin'))
+
+
+def _read_energies(energies: Tensor | None, config: PretrainedConfig) -> Tensor | None:
+    source = shape_of(config)
+    expected = (len(stream_norms(family_of(config), source.num_hidden_layers)), source.hidden_size)
+    if energies is not None and tuple(energies.shape) != expected:
+        raise ValueError(f"the checkpoint's norm_energies: got shape {tuple(energies.shape)}, expected {expected}.")
+    return energies
 
 
 def refuse_open_widths(pruning: PruningState) -> None:

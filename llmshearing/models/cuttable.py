@@ -164,12 +164,15 @@ class Cutter:
         model (PreTrainedModel): The model. This object is no module: it owns nothing of it.
         family (Family): Table of the model's family.
         shape (ModelShape): Shape of the source.
+        norm_energies (Tensor | None): float32 [norms, hidden], by which gains make up for hidden dimensions that go
+            (:mod:`~llmshearing.models.gains`); it takes part in the masks that are set from then on.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.family: Family = family_of(model.config)
         self.shape: ModelShape = shape_of(model.config)
+        self.norm_energies: Tensor | None = None
         self.masks: dict[str, Tensor] | None = None
         self.plan: CutPlan | None = None
         self._values: Tensor | None = None
@@ -209,7 +212,7 @@ class Cutter:
         if unknown:
             raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(AXES)}.')
         device = self._embedding.weight.device
-        self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of)
+        self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
         self._values = flatten_masks(self.masks).to(device).requires_grad_()
         self._decoder.cut = self
 

@@ -6,8 +6,9 @@ The masked forward pass and the export both call :meth:`ModuleCut.parameters`; t
 
 with the scales that the design's table of axes prescribes: modules that write to the residual stream have their rows
 scaled by the hidden and layer masks, projections that consume heads or intermediate dimensions have their columns
-scaled by those masks, norms that read the stream have their gain scaled by the hidden mask. Embedding and LM head are
-cut and never scaled. Scaling is done in float32 and rounded once to the weight's dtype.
+scaled by those masks, norms that read the stream have their gain scaled by the hidden mask, and every norm over hidden
+dimensions has its gain make up for those that went (:mod:`~llmshearing.models.gains`). Embedding and LM head are cut
+and never scaled. Scaling is done in float32 and rounded once to the weight's dtype.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmshearing.models.families import Family, Linear, Norm, Role
+from llmshearing.models.gains import gain_factors, stream_norms
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
 
@@ -114,6 +116,8 @@ class ModuleCut:
         row_scale (Tensor | None): float32 [kept rows].
         column_scale (Tensor | None): float32 [kept columns].
         real (Tensor | None): For a norm over padded heads: positions within ``rows`` that are not padding.
+        gain (Tensor | None): For a norm over hidden dimensions: float32 scalar that its gain, and not its bias, is
+            multiplied by.
     """
 
     role: Role
@@ -122,23 +126,22 @@ class ModuleCut:
     row_scale: Tensor | None = None
     column_scale: Tensor | None = None
     real: Tensor | None = None
+    gain: Tensor | None = None
 
     def parameters(self, full: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
         if isinstance(self.role, Linear):
             cut = {'weight': cut_weight(full['weight'], self.rows, self.columns, self.row_scale, self.column_scale)}
         else:
-            cut = {'weight': self._vector(full['weight'], self.role.offset)}
+            cut = {'weight': self._vector(full['weight'], _product(self.row_scale, self.gain), self.role.offset)}
         if full.get('bias') is not None:
-            cut['bias'] = self._vector(full['bias'], 0.0)
+            cut['bias'] = self._vector(full['bias'], self.row_scale)
         return cut
 
-    def _vector(self, vector: Tensor, offset: float) -> Tensor:
+    def _vector(self, vector: Tensor, scale: Tensor | None, offset: float = 0.0) -> Tensor:
         if self.rows is not None:
             vector = vector.index_select(0, self.rows)
-        if self.row_scale is None:
-            return vector
-        return ((vector + offset) * self.row_scale - offset).to(vector.dtype)
+        return vector if scale is None else ((vector + offset) * scale - offset).to(vector.dtype)
 
 
 def _blocks(index: Tensor, size: int) -> Tensor:
@@ -224,6 +227,8 @@ class CutPlan:
         masks (Mapping[str, Tensor]): Mask values by axis, on CPU; only zero or not zero matters here.
         device (torch.device | str): Where the weights are.
         multiple_of (int): See :func:`~llmshearing.models.units.kept_units`.
+        energies (Tensor | None): float32 [norms, hidden], for the gains of norms (:mod:`~llmshearing.models.gains`).
+            Default: ``None``; gains then do not make up for hidden dimensions that went.
     """
 
     def __init__(
@@ -233,6 +238,7 @@ class CutPlan:
         masks: Mapping[str, Tensor],
         device: torch.device | str = 'cpu',
         multiple_of: int = 1,
+        energies: Tensor | None = None,
     ):
         self.family, self.shape = family, shape
         self.units: Units = kept_units(masks, shape, multiple_of)
@@ -243,6 +249,12 @@ class CutPlan:
         self._gather_sizes = {key: len(value) for key, value in gather.items()}
         self._gather = torch.cat(on_device[: len(gather)]) if gather else None
         self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[len(gather) :]))
+        self._norms = (
+            stream_norms(family, shape.num_hidden_layers) if 'hidden' in masks and energies is not None else {}
+        )
+        if self._norms:
+            self._energies = energies.to(device)
+            self._reads = torch.tensor([norm.reads for norm in self._norms.values()]).to(device)
 
     def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut]]:
         """Yields (module path, cut) for every module that is left.
@@ -251,10 +263,11 @@ class CutPlan:
             values (Tensor): :func:`flatten_masks` of the masks, on the device; gradients flow to it.
         """
         scales = self._scales(values)
+        gains = self._gains(scales)
         kept = set(self.units.layers)
         for path, role, layer in self.family.modules(self.shape.num_hidden_layers):
             if layer is None or layer in kept:
-                yield path, self._module_cut(role, layer, scales)
+                yield path, self._module_cut(role, layer, scales, gains.get(path))
 
     def hidden_index(self) -> Tensor | None:
         """Kept hidden dimensions on the device, or None for all."""
@@ -263,7 +276,7 @@ class CutPlan:
     def hidden_count(self) -> int:
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
-    def _module_cut(self, role: Role, layer: int | None, scales: dict) -> ModuleCut:
+    def _module_cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
         row_scale = None
         if role.writes:
             row_scale = scales.get(('write', layer))
@@ -271,7 +284,7 @@ class CutPlan:
             row_scale = scales.get(('hidden', None))
         if isinstance(role, Norm):
             real = self._index.get(('real', layer)) if role.axis == 'query' else None
-            return ModuleCut(role, self._position(role.axis, layer), row_scale=row_scale, real=real)
+            return ModuleCut(role, self._position(role.axis, layer), row_scale=row_scale, real=real, gain=gain)
         column_scale = scales.get((role.columns, layer)) if role.columns != 'hidden' else None
         return ModuleCut(
             role, self._position(role.rows, layer), self._position(role.columns, layer), row_scale, column_scale
@@ -310,6 +323,13 @@ class CutPlan:
                 kept = torch.arange(shape.intermediate_size) if units.intermediate is None else units.intermediate
                 pieces['intermediate', layer] = start['intermediate'] + layer * shape.intermediate_size + kept
         return pieces
+
+    def _gains(self, scales: dict) -> dict[str, Tensor]:
+        """Factor of each norm's gain by module path; constants to autograd."""
+        if not self._norms:
+            return {}
+        values = scales['hidden', None].detach()
+        return dict(zip(self._norms, gain_factors(self._energies, self.hidden_index(), values, self._reads)))
 
     def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor]:
         if self._gather is None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from llmfoundry.models.hf import ComposerHFCausalLM
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from llmfoundry.utils.config_utils import set_config_overrides
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from llmshearing.compat import composer, llmfoundry
-from llmshearing.compat.transformers import attention_implementation
+from llmshearing.compat.transformers import attention_implementation, set_dtype
 from llmshearing.models.cuttable import Cutter
+from llmshearing.models.source_config import read_config
 
 __all__ = ['ShearedCausalLM']
 
@@ -52,7 +55,7 @@ class ShearedCausalLM(ComposerHFCausalLM):
         attn_implementation: str = 'sdpa',
         **kwargs: Any,
     ):
-        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust_remote_code)
+        config = read_config(pretrained_model_name_or_path, trust_remote_code)
         possible = attention_implementation(config, attn_implementation)
         if possible != attn_implementation:
             log.info('attn_implementation: %s, which soft-caps scores as this config asks.', possible)
@@ -66,3 +69,21 @@ class ShearedCausalLM(ComposerHFCausalLM):
         self.source = pretrained_model_name_or_path
         # Not a submodule: it only holds references to modules that are already in the tree.
         self.cutter = Cutter(self.model)
+
+    @classmethod
+    def build_config(
+        cls,
+        pretrained_model_name_or_path: str,
+        trust_remote_code: bool,
+        use_auth_token: bool,
+        attn_implementation: str,
+        config_overrides: dict[str, Any],
+    ) -> PretrainedConfig:
+        """llm-foundry's, from a config that either generation of transformers may have written."""
+        config = read_config(pretrained_model_name_or_path, trust_remote_code)
+        config = getattr(config, cls.subselect_config_attr, config)
+        config.use_cache = False
+        config._attn_implementation = attn_implementation
+        set_dtype(config, torch.float32)
+        set_config_overrides(config, config_overrides)
+        return config

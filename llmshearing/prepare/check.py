@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
-from llmshearing.utils.paths import check_mds_index
+from llmshearing.prepare.mds import decompressed, read_index, read_whole, row_bounds
 
 if TYPE_CHECKING:
-    from streaming.base.format import FileInfo
-    from streaming.base.format.mds.reader import MDSReader
+    from llmshearing.compat.streaming import MDSReader
+
+__all__ = ['check', 'check_folder']
 
 
 def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         ValueError: For a file that is missing, cut, changed or does not fit, or whose ids cannot be read, naming it.
     """
     folder = Path(folder)
-    readers = _read_index(folder)
+    readers = read_index(folder)
     facts: dict[str, Any] = {
         'samples': 0,
         'shards': len(readers),
@@ -47,7 +48,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
     for reader in readers:
         stored = reader.zip_data or reader.raw_data
         path = folder / stored.basename
-        data = _read_whole(path, stored)
+        data = read_whole(path, stored)
         facts['samples'] += reader.samples
         facts['bytes'] += len(data)
         facts['columns'] = dict(zip(reader.column_names, reader.column_encodings))
@@ -65,40 +66,6 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
     return facts
 
 
-def _read_index(folder: Path) -> list[MDSReader]:
-    from streaming.base.format import reader_from_json
-
-    path = folder / 'index.json'
-    if not path.exists():
-        raise ValueError(f'{folder} has no index.json: it is not an MDS folder, or was never finished')
-    try:
-        shards = check_mds_index(path)
-        if other := [shard['format'] for shard in shards if shard['format'] != 'mds']:
-            raise ValueError(f'it has shards of the format {other[0]!r}')
-        return [reader_from_json(str(folder), None, shard) for shard in shards]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again'
-        ) from error
-
-
-def _read_whole(path: Path, stored: FileInfo) -> bytes:
-    from streaming.base.hashing import get_hash
-
-    data = path.read_bytes() if path.exists() else b''
-    if len(data) != stored.bytes:
-        raise ValueError(
-            f'{path} has {len(data)} bytes, its index says {stored.bytes}: it is missing or cut; '
-            'fetch or prepare it again'
-        )
-    for algorithm, expected in stored.hashes.items():
-        if get_hash(algorithm, data) != expected:
-            raise ValueError(
-                f'{path} has changed since it was written ({algorithm} differs); fetch or prepare it again'
-            )
-    return data
-
-
 def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]:
     """Least and largest id in a shard's column ``tokens``: integers, or bytes of int64 as llm-foundry writes them."""
     columns = dict(zip(reader.column_names, reader.column_encodings))
@@ -107,10 +74,10 @@ def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]
             f'{path} has no token ids to compare with --vocab-size: its columns are {columns}, expected '
             'tokens as ndarray or bytes; tokenize the text first, or leave --vocab-size out'
         )
-    data = _decompressed(path, reader, data)
+    data = decompressed(path, reader, data)
     try:
         reader.validate(allow_unsafe_types=False)
-        starts = np.frombuffer(data, np.uint32, reader.samples + 1, 4)  # after their number; the last is the end
+        starts = row_bounds(reader, data)
         if reader.column_names == ['tokens'] and reader.column_sizes[0]:  # nothing but ids, one sample after the other
             parts = [np.frombuffer(data, columns['tokens'].split(':')[1], offset=int(starts[0]))]
         else:
@@ -126,23 +93,6 @@ def _range(ids: np.ndarray) -> tuple[int, int]:
     if ids.dtype.kind not in 'iu':
         raise ValueError(f'tokens are {ids.dtype}, expected whole numbers')
     return int(ids.min()), int(ids.max())
-
-
-def _decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
-    from streaming.base.compression import decompress
-
-    if not reader.zip_data:
-        return data
-    try:
-        data = decompress(reader.compression, data)
-    except Exception as error:  # every compression's library has its own kinds
-        raise ValueError(f'{path} cannot be decompressed ({error}); fetch or prepare it again') from error
-    if len(data) != reader.raw_data.bytes:
-        raise ValueError(
-            f'{path} has {len(data)} bytes when decompressed, its index says {reader.raw_data.bytes}; '
-            'fetch or prepare it again'
-        )
-    return data
 
 
 def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]:

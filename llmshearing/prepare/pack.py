@@ -153,9 +153,7 @@ def check_writer_options(
     Raises:
         ValueError: If ``streaming.MDSWriter`` would not take them.
     """
-    from streaming.base.compression import get_compressions, is_compression
-    from streaming.base.hashing import get_hashes, is_hash
-    from streaming.base.util import bytes_to_int
+    from llmshearing.compat.streaming import bytes_to_int, get_compressions, get_hashes, is_compression, is_hash
 
     if compression and not is_compression(compression):
         raise ValueError(f'compression is {compression!r}; expected one of {", ".join(sorted(get_compressions()))}')

@@ -132,7 +132,7 @@ def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[
         check_remote(spec.remote)
     places = ('out', 'remote', 'work', 'tokenizer')
     decisive = {name: value for name, value in asdict(spec).items() if name not in places}
-    key = digest([VERSION, [item.key for item in inputs], tokenizer.fingerprint, decisive])
+    key = digest([VERSION, [item.key for item in inputs], tokenizer.fingerprint, tokenizer.chat_template, decisive])
     work = Path(spec.work)
     with locked(work):
         manifest = find_finished(spec, key, overwrite)
@@ -241,6 +241,7 @@ def _manifest(context: Context, inputs: list[Input], entries: dict[str, Any]) ->
         domains[item.domain.name] = {
             'path': list(item.domain.path),
             'files': len(item.sources),
+            'skipped_files': {r: {'count': len(paths), 'example': paths[0]} for r, paths in item.skipped.items()},
             'documents': counts['documents'],
             'bytes': counts['bytes'],
             'duplicates': item.duplicates,
@@ -263,7 +264,7 @@ def _manifest(context: Context, inputs: list[Input], entries: dict[str, Any]) ->
             'name': spec.tokenizer,
             'class': tokenizer.class_name,
             'fingerprint': tokenizer.fingerprint,
-            'vocab_size': tokenizer.size,
+            **tokenizer.described,
             'bos_token_id': tokenizer.bos,
             'eos_token_id': tokenizer.eos,
         },

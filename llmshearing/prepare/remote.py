@@ -8,9 +8,10 @@ unfinished manifest says whose shards are being uploaded. What is left over of o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+__all__ = ['EMPTY_INDEX', 'check_remote', 'empty_index', 'has_index', 'read_remote', 'upload', 'upload_text']
 
 EMPTY_INDEX = '{"version": 2, "shards": []}\n'
 
@@ -21,10 +22,9 @@ def check_remote(remote: str) -> None:
     Raises:
         ValueError: If Streaming cannot write to it.
     """
-    from streaming.base.storage.upload import UPLOADERS, CloudUploader
+    from llmshearing.compat.streaming import CloudUploader, writable_schemes
 
-    scheme = remote.split(':', 1)[0] if ':' in remote else ''
-    possible = set(UPLOADERS) - {'hf'}  # whose uploader refuses a local folder beside the address
+    scheme, possible = remote.split(':', 1)[0] if ':' in remote else '', writable_schemes()
     if scheme not in possible:
         raise ValueError(
             f'{remote} begins with {scheme!r}, which Streaming cannot write to; it can write to '
@@ -39,7 +39,7 @@ def check_remote(remote: str) -> None:
 
 def upload(folder: Path, remote: str) -> None:
     """Copies a finished folder to a remote address, its index last, so that the index stands for all of it."""
-    from streaming.base.storage.upload import CloudUploader
+    from llmshearing.compat.streaming import CloudUploader
 
     with tempfile.TemporaryDirectory() as empty:  # it insists on an empty folder when it is made
         uploader = CloudUploader.get((empty, remote), keep_local=True)
@@ -62,41 +62,11 @@ def read_remote(remote: str, name: str) -> str | None:
     """The text of a small file at a remote address, or ``None`` if there is no such file.
 
     Raises:
-        ValueError: If the store does not say whether there is one.
+        ValueError: If the store does not say whether there is one: nothing is overwritten unseen.
     """
-    from streaming.base.storage.download import CloudDownloader
+    from llmshearing.compat.streaming import read_remote_text
 
-    address, trouble = f'{remote.rstrip("/")}/{name}', None
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / 'copy'
-        try:
-            CloudDownloader.direct_download(address, str(copy))
-        except Exception as error:  # each store's library has its own kinds; all but "not there" are passed on
-            if _says_missing(error):
-                return None
-            trouble = error
-        if copy.exists() and trouble is None:
-            return copy.read_text(encoding='utf-8', errors='replace')
-    raise ValueError(
-        f'cannot tell whether there is a {address} ({trouble or "nothing was downloaded"}), and nothing '
-        'is overwritten unseen; correct out, or allow its credentials to read and list'
-    ) from trouble
-
-
-def _says_missing(error: Exception) -> bool:
-    """Whether an error of a store's library says that there is no such object, which "forbidden" does not."""
-    error = error.__cause__ or error  # Streaming makes some, "forbidden" among them, a FileNotFoundError
-    response = getattr(error, 'response', None)  # S3: a mapping; Hugging Face: an answer with a status
-    code = (
-        response.get('Error', {}).get('Code')
-        if isinstance(response, Mapping)
-        else getattr(response, 'status_code', None)
-    )
-    codes = [code, *(getattr(error, name, None) for name in ('code', 'status', 'status_code'))]  # Google, OCI, Azure
-    codes = [code for code in codes if isinstance(code, (int, str))]
-    if codes:
-        return any(code in (404, '404', 'NoSuchKey') for code in codes)
-    return isinstance(error, FileNotFoundError) or getattr(error, 'error_code', None) == 'NOT_FOUND'  # Databricks
+    return read_remote_text(f'{remote.rstrip("/")}/{name}')
 
 
 def has_index(remote: str, folder: str) -> bool:

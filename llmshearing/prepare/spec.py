@@ -6,8 +6,6 @@ error which names the nearest one that is, because a misspelt budget that is ign
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,8 +13,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from llmshearing.utils import numbers
+from llmshearing.utils.checks import check_number, check_whole, is_number
+from llmshearing.utils.paths import expand_path
+from llmshearing.utils.suggestions import refuse_unknown
 
-FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf')
+__all__ = ['DEFAULT_SPLITS', 'FORMATS', 'Domain', 'Spec', 'Split', 'check_name', 'parse_count', 'parse_spec']
+
+FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf', 'mds')
 DEFAULT_SPLITS = {'eval': {'fraction': 0.02}, 'prune': {'fraction': 0.1}, 'continue': {}}
 
 
@@ -27,8 +30,9 @@ class Domain:
     Attributes:
         name (str): Name of the domain and of its folders.
         path (tuple[str, ...]): Files, folders or patterns, read in this order (the matches of a pattern, sorted).
-        format (str): One of ``FORMATS``; ``auto`` goes by the ending of the name.
-        text_key (str): Field (jsonl) or column (parquet, hf) that holds the text.
+        format (str): One of ``FORMATS``; ``auto`` goes by the content.
+        text_key (str): Field or column that holds the text, with dots for one inside another (``meta.text``), or a
+            conversation, which the tokenizer's chat template writes.
         glob (str | None): Which files of a folder to read, e.g. ``'**/*.py'``; all of them if ``None``.
         separator (str | None): What ends a document inside a ``.txt`` file; ``None``: a file is one document.
         hf_split (str | None): Which split of a Hugging Face ``DatasetDict`` to read.
@@ -153,11 +157,11 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
                 f'{greedy[0]} and leave none to {splits[-1].name}; give it one, or list it last'
             )
     return Spec(
-        tokenizer=str(raw['tokenizer']),
+        tokenizer=expand_path('tokenizer', str(raw['tokenizer'])),
         max_seq_len=_whole(raw['max_seq_len'], 'max_seq_len', least=2),
         out=out,
         remote=remote,
-        work=os.path.join(_text(raw.get('work'), 'work') or out or '.', '.prepare'),
+        work=os.path.join(expand_path('work', _text(raw.get('work'), 'work') or '') or out or '.', '.prepare'),
         domains=domains,
         splits=splits,
         seed=_whole(raw.get('seed', Spec.seed), 'seed', least=0),
@@ -172,9 +176,10 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
 
 def _parse_out(value: Any) -> tuple[str | None, str | None]:
     if isinstance(value, str) and value:
+        value = expand_path('out', value)
         return (None, value) if '://' in value or value.startswith('dbfs:') else (value, None)
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, str) and v for v in value):
-        return value[0], value[1]
+        return expand_path('out', value[0]), expand_path('out', value[1])
     raise ValueError(f'out is {value!r}; expected a folder, a remote address, or a pair [local folder, remote address]')
 
 
@@ -187,8 +192,8 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
         value = {} if value is None else value
         _check_keys(value, ['fraction', 'tokens'], where=f'splits.{name}')
         fraction, tokens = value.get('fraction'), value.get('tokens')
-        if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
-            raise ValueError(f'splits.{name}.fraction is {fraction!r}; expected a number above 0 and at most 1')
+        if fraction is not None:
+            check_number(f'splits.{name}.fraction', fraction, 0, 1, above=True)
         tokens = None if tokens is None else parse_count(tokens, f'splits.{name}.tokens')
         splits.append(Split(name, None if fraction is None else float(fraction), tokens))
     total = sum(s.fraction or 0 for s in splits)
@@ -214,7 +219,7 @@ def _parse_domain(name: Any, raw: Any, splits: list[str]) -> Domain:
     _check_keys(tokens, splits, where=f'{where}.tokens')
     return Domain(
         name=name,
-        path=tuple(path),
+        path=tuple(expand_path(f'{where}.path', part) for part in path),
         format=file_format,
         text_key=str(raw.get('text_key', 'text')),
         **{key: _text(raw.get(key), f'{where}.{key}') for key in ('glob', 'separator', 'hf_split')},
@@ -225,11 +230,7 @@ def _parse_domain(name: Any, raw: Any, splits: list[str]) -> Domain:
 def _check_keys(raw: Any, known: list[str], required: tuple[str, ...] = (), where: str = '') -> None:
     if not isinstance(raw, Mapping):
         raise ValueError(f'{where} is {raw!r}; expected a mapping with the keys {", ".join(known)}')
-    for key in raw:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f'did you mean {near[0]!r}?' if near else f'known keys: {", ".join(known)}'
-            raise ValueError(f'unknown key {key!r} in {where}; {hint}')
+    refuse_unknown(where, raw, known)
     for key in required:
         if raw.get(key) is None:
             raise ValueError(f'{where} lacks the key {key!r}')
@@ -237,15 +238,20 @@ def _check_keys(raw: Any, known: list[str], required: tuple[str, ...] = (), wher
 
 def check_name(name: Any, what: str) -> None:
     """Raises a ValueError for a name of a domain or split that is not fit for a folder's name."""
-    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', name):
+    if not isinstance(name, str):
+        raise ValueError(
+            f'{what} name {name!r}: without quotes YAML reads it as {type(name).__name__}, not as text; '
+            "put it in quotes, as '2023' or 'no'"
+        )
+    if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', name):
         raise ValueError(f'{what} name {name!r} becomes a folder name; expected letters, digits, "_", "-" and "."')
 
 
 def _whole(value: Any, what: str, least: int) -> int:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value != int(value) or value < least:
-        raise ValueError(f'{what} is {value!r}; expected a whole number of at least {least}')
-    return int(value)
+    if is_number(value) and value == int(value):  # YAML reads 1e3 as a fraction
+        value = int(value)
+    check_whole(what, value, least)
+    return value
 
 
 def _text(value: Any, what: str) -> str | None:

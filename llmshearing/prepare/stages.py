@@ -14,16 +14,19 @@ import numpy as np
 from tqdm import tqdm
 
 from llmshearing.prepare.pack import Journal, read_journal
+from llmshearing.prepare.pieces import read_pieces
 from llmshearing.prepare.plan import BINS, Demand, TokenRate, choose, intervals, place, read_blocks
 from llmshearing.prepare.pool import WorkerPool
-from llmshearing.prepare.sources import Source, find_sources, read_pieces
+from llmshearing.prepare.sources import Skipped, Source, find_sources
 from llmshearing.prepare.spec import Domain, Spec
 from llmshearing.prepare.tokenizer import TokenizerPlan
 from llmshearing.prepare.worker import DOCUMENT, EXAMPLES, scan_piece, tokenize_piece
 
+__all__ = ['VERSION', 'Context', 'Input', 'digest', 'find_input', 'plan', 'scan', 'tokenize', 'too_small']
+
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the journals; a change starts work afresh
+VERSION = 2  # of the journals; a change starts work afresh
 _SAMPLE_BYTES = 2 << 20  # text of a domain that is tokenized to estimate tokens per byte
 
 
@@ -60,6 +63,7 @@ class Input:
         size (int): Their size in bytes.
         piece_bytes (int): Size of the pieces they are read in.
         key (str): Hash of the files' identities and of how they are read.
+        skipped (Skipped): Paths that are not read.
         counts (dict[str, int]): Sums over the scan: documents, empty, bad, bytes.
         sample (list[int]): Sums over the scan of :class:`llmshearing.prepare.worker.Scan`'s sample.
         ends (np.ndarray): Ends of the splits' intervals, [splits].
@@ -73,6 +77,7 @@ class Input:
     size: int
     piece_bytes: int
     key: str
+    skipped: Skipped = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     sample: list[int] = field(default_factory=list)
     ends: np.ndarray | None = None
@@ -113,12 +118,16 @@ def find_input(domain: Domain) -> Input:
     Raises:
         ValueError: If there are none, or their format is unclear.
     """
-    sources = find_sources(domain)
+    skipped: Skipped = {}
+    sources = find_sources(domain, skipped)
+    if skipped:
+        reasons = '; '.join(f'{len(paths)} {reason}, such as {paths[0]}' for reason, paths in skipped.items())
+        log.warning('domains.%s: not all files are read: %s', domain.name, reasons)
     identities = [source.identity() for source in sources]
     size = sum(size for _, files in identities for _, size, _ in files)
     reading = [identities, domain.text_key, domain.separator, domain.hf_split]
     # Smaller pieces for a smaller input, so that a small one still keeps all cores busy.
-    return Input(domain, sources, size, min(max(size // 64, 1 << 18), 1 << 22), digest(reading))
+    return Input(domain, sources, size, min(max(size // 64, 1 << 18), 1 << 22), digest(reading), skipped)
 
 
 def scan(item: Input, context: Context) -> None:
@@ -210,6 +219,11 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
 def too_small(item: Input, split: str, tokens: int, spec: Spec) -> ValueError:
     """The error for a split of which not one sample can be made."""
     documents = item.counts['documents'] - item.duplicates
+    if not documents:
+        return ValueError(
+            f'domains.{item.domain.name}: each of its {item.counts["documents"]} documents is a duplicate of one in an '
+            'earlier domain, and a text goes to one domain only; leave this domain out, or list it first'
+        )
     return ValueError(
         f'domains.{item.domain.name}: split {split!r} gets {tokens} tokens of {documents} distinct '
         f'documents in all, less than one sample of max_seq_len={spec.max_seq_len}; a document goes to '

@@ -10,19 +10,29 @@ overlapping windows, joined where two windows agree, so that memory does not fol
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llmshearing.compat.transformers import read_tokenizer
+
+__all__ = [
+    'OVERLAP',
+    'WINDOW',
+    'Encoder',
+    'TokenizerPlan',
+    'encode_in_windows',
+    'plan_tokenizer',
+    'separators',
+    'smallest_dtype',
+]
+
 WINDOW = 1 << 18  # characters of a long document tokenized at once
 OVERLAP = 1 << 12  # characters that two windows share
 _AGREE = 16  # tokens that must be equal on both sides of a joint
-_PROBES = ('Hello, world!', '  two\n\tlines ', 'x', 'na\u00efve \u4f60\u597d \U0001f600 1234567890', 'a  b   c\r\n')
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,9 @@ class TokenizerPlan:
         size (int): Largest id plus one.
         fingerprint (str): SHA-256 of everything that decides the ids.
         class_name (str): Class of the Hugging Face tokenizer.
+        described (dict[str, Any]): What the manifest says for those who read the data, see
+            :func:`~llmshearing.data.fingerprint.describe_tokenizer`.
+        chat_template (str): The template for conversations, as JSON; it decides ids where there are some.
     """
 
     name: str
@@ -48,6 +61,8 @@ class TokenizerPlan:
     size: int
     fingerprint: str
     class_name: str
+    described: dict[str, Any]
+    chat_template: str
 
 
 def smallest_dtype(vocab_size: int) -> str:
@@ -91,53 +106,29 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
     Raises:
         ValueError: If it cannot be loaded, lacks a wanted token, or has an empty vocabulary.
     """
-    from transformers import AutoTokenizer
+    from llmshearing.data.fingerprint import describe_tokenizer, fast_backend, tokenizer_identity
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
             'a Hugging Face tokenizer, or a name that is in the cache or can be downloaded'
         ) from error
-    vocab = tokenizer.get_vocab()
-    size = max(vocab.values(), default=-1) + 1
     bos_id, eos_id = separators(tokenizer, bos, eos)
-    backend = _backend(tokenizer)
-    identity = [backend or _slow_identity(tokenizer, vocab), bos_id, eos_id]
+    described = describe_tokenizer(tokenizer)
     return TokenizerPlan(
         name=name,
-        backend=backend,
+        backend=fast_backend(tokenizer),
         bos=bos_id,
         eos=eos_id,
-        dtype=smallest_dtype(size),
-        size=size,
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        dtype=smallest_dtype(described['vocab_size']),
+        size=described['vocab_size'],
+        fingerprint=tokenizer_identity(tokenizer, bos_id, eos_id),
         class_name=type(tokenizer).__name__,
+        described=described,
+        chat_template=json.dumps(getattr(tokenizer, 'chat_template', None), sort_keys=True),
     )
-
-
-def _backend(tokenizer: Any) -> str | None:
-    if not tokenizer.is_fast:
-        return None
-    text = _plain_backend(tokenizer.backend_tokenizer.to_str())
-    short = Encoder(text, '').encode(_PROBES)
-    full = tokenizer(list(_PROBES), add_special_tokens=False)['input_ids']
-    return text if [ids.tolist() for ids in short] == full else None
-
-
-def _plain_backend(text: str) -> str:
-    """The tokenizer's JSON without truncation and padding, which a saved tokenizer may carry along."""
-    return json.dumps({**json.loads(text), 'truncation': None, 'padding': None}, ensure_ascii=False)
-
-
-def _slow_identity(tokenizer: Any, vocab: dict[str, int]) -> list:
-    file = getattr(tokenizer, 'vocab_file', None)
-    content = ''
-    if file and os.path.isfile(file):
-        with open(file, 'rb') as opened:
-            content = hashlib.sha256(opened.read()).hexdigest()
-    return [type(tokenizer).__name__, content, sorted(vocab.items(), key=lambda item: (item[1], item[0]))]
 
 
 class Encoder:
@@ -155,9 +146,7 @@ class Encoder:
 
             self._fast = Tokenizer.from_str(backend)
         else:
-            from transformers import AutoTokenizer
-
-            self._slow = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._slow = read_tokenizer(name)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns one int64 array of ids per text."""

@@ -13,8 +13,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmshearing.prepare.sources import Piece, open_binary
+from llmshearing.prepare.contents import open_binary, reading
+from llmshearing.prepare.fields import MISSING, ChatTemplate, NoChatTemplate, find_field
+from llmshearing.prepare.pieces import Piece
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
+
+__all__ = [
+    'DOCUMENT',
+    'EXAMPLES',
+    'BadRecord',
+    'Scan',
+    'Tokens',
+    'hash_text',
+    'read_documents',
+    'scan_piece',
+    'start',
+    'tokenize_piece',
+]
 
 # One document: 128 bits of the hash of its text (two words, little endian) and the text's length in UTF-8.
 DOCUMENT = np.dtype([('high', '<u8'), ('low', '<u8'), ('size', '<u8')])
@@ -24,6 +39,7 @@ _SLICE = 1 << 13  # characters of one document that count in the estimate of tok
 
 _encoder: Encoder | None = None
 _plan: TokenizerPlan | None = None
+_chat: ChatTemplate | None = None  # made when the first conversation is met
 
 
 def start(plan: TokenizerPlan) -> None:
@@ -65,8 +81,8 @@ def read_documents(piece: Piece, text_key: str, separator: str | None) -> Iterat
     """Reads the records of a piece in order, skipping blank lines.
 
     Args:
-        piece (Piece): From :func:`llmshearing.prepare.sources.read_pieces`.
-        text_key (str): Field of a JSON record that holds the text.
+        piece (Piece): From :func:`llmshearing.prepare.pieces.read_pieces`.
+        text_key (str): Field of a JSON record that holds the text, or a conversation for the chat template.
         separator (str | None): What ends a document in a piece of kind ``text``.
 
     Yields:
@@ -74,30 +90,44 @@ def read_documents(piece: Piece, text_key: str, separator: str | None) -> Iterat
     """
     for number, path, record in _records(piece, separator):
         try:
-            text = record
-            if piece.kind == 'json':
-                text = json.loads(record)
-                if not isinstance(text, dict):
-                    raise ValueError(f'expected a JSON object, got {type(text).__name__}')
-                if text_key not in text:
-                    raise ValueError(f'no {text_key!r}')
-                text = text[text_key]
-            if isinstance(text, bytes):
-                encoded, text = text, text.decode('utf-8')
-            elif isinstance(text, str):
-                encoded = text.encode('utf-8')
-            else:
-                raise ValueError(f'the text is {type(text).__name__}, not a string')
-            yield text, encoded
+            text = _text_of(record, piece.kind, text_key).removeprefix(
+                '\ufeff'
+            )  # a byte order mark that was copied along
+            yield text, text.encode('utf-8')
+        except NoChatTemplate:
+            raise
         except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
             yield BadRecord(path, number, str(error))
+
+
+def _text_of(record: Any, kind: str, text_key: str) -> str:
+    global _chat
+    if kind == 'json':
+        fields = json.loads(record)
+        if not isinstance(fields, dict):
+            raise ValueError(f'expected a JSON object, got {type(fields).__name__}')
+        record = find_field(fields, text_key)
+        if record is MISSING:
+            raise ValueError(f'no {text_key!r}')
+    elif kind == 'files':
+        with reading(record), open_binary(record) as file:
+            record = file.read()
+    if kind in ('files', 'text') and b'\0' in record:
+        raise ValueError('it holds NUL bytes: it is no text, or UTF-16 without a byte order mark')
+    if isinstance(record, list):
+        _chat = _chat or ChatTemplate(_plan.name, _plan.bos is not None, _plan.eos is not None)
+        return _chat.render(record)
+    if isinstance(record, bytes):
+        return record.decode('utf-8')
+    if not isinstance(record, str):
+        raise ValueError(f'the text is {type(record).__name__}, not a string')
+    return record
 
 
 def _records(piece: Piece, separator: str | None) -> Iterator[tuple[int, str, Any]]:
     if piece.kind == 'files':
         for path in piece.data:
-            with open_binary(path) as file:
-                yield 1, path, file.read()
+            yield 1, path, path
     elif piece.kind == 'texts':
         for number, text in enumerate(piece.data, piece.first):
             yield number, piece.path, text

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from llmshearing.rotation.borrowed import open_strictly
 from llmshearing.rotation.exact import exact_logits
+from llmshearing.rotation.moments import stream_device
 from llmshearing.rotation.stream import stream_parts
 
-__all__ = ['LARGEST_RAISE', 'check_logits', 'check_raise', 'held_out_loss', 'open_for_check', 'set_final_gain']
+__all__ = [
+    'LARGEST_RAISE',
+    'TOLERANCE',
+    'check_logits',
+    'check_raise',
+    'held_out_loss',
+    'probe_logits',
+    'set_final_gain',
+]
 
 # Allowed difference by the type that was stored. In single precision the largest of any logit, as a fraction of the
 # largest logit (float64 is for tests on functions); in half precision every weight is rounded anew, about as far from
 # the source as the source is from its own float32, so there the root mean square, as a fraction of the logits'.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 LARGEST_RAISE = 0.01  # nats that a tied final norm with one common gain may cost
-
-
-def open_for_check(folder: Path, parameters: int, device: torch.device | str) -> PreTrainedModel:
-    """The folder's model in float64 where that takes at most 8 GB, in float32 otherwise."""
-    dtype = torch.float64 if parameters <= 1e9 else torch.float32
-    return open_strictly(folder, dtype).to(device)
 
 
 def set_final_gain(model: PreTrainedModel, gain: Tensor | None) -> None:
@@ -84,8 +85,9 @@ def check_raise(before: float, after: float, fixed: int, hidden: int) -> None:
 def held_out_loss(model: PreTrainedModel, batches: list[Tensor]) -> float:
     """Mean next-token cross-entropy in nats, every token counting the same."""
     sums, count = [], 0
+    device = stream_device(model, stream_parts(model.config))
     for ids in batches:
-        ids = ids.to(model.device)
+        ids = ids.to(device)
         logits = model(input_ids=ids, use_cache=False).logits
         for row, sequence in zip(logits, ids):  # one at a time bounds the float32 copy
             sums.append(functional.cross_entropy(row[:-1].float(), sequence[1:], reduction='sum').item())
@@ -93,7 +95,7 @@ def held_out_loss(model: PreTrainedModel, batches: list[Tensor]) -> float:
     return math.fsum(sums) / count
 
 
-def probe(model: PreTrainedModel, batches: list[Tensor], tokens: int = 512) -> Tensor:
+def probe_logits(model: PreTrainedModel, batches: list[Tensor], tokens: int = 512) -> Tensor:
     """Logits on the beginning of the first batch."""
     ids = batches[0]
     rows = max(1, tokens // ids.shape[1])

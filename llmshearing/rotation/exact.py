@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmshearing.models.families import Norm
-from llmshearing.rotation.stream import check_rotatable
+from llmshearing.rotation.moments import stream_device
+from llmshearing.rotation.stream import check_rotatable, stream_parts
 
 __all__ = ['exact_logits', 'exact_norms']
 
@@ -50,5 +51,6 @@ def _forward(norm: nn.Module, offset: float) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def exact_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [batch, tokens, vocabulary] on CPU, with norms in the model's own type."""
+    device = stream_device(model, stream_parts(model.config))
     with exact_norms(model):
-        return model(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
+        return model(input_ids=ids.to(device), use_cache=False).logits.cpu()

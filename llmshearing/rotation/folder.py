@@ -7,29 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
-from llmshearing.rotation.borrowed import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SKY,
-    TAG,
-    Line,
-    as_file,
-    copy_licence_files,
-    line_panel,
-    source_licence,
-)
+from llmshearing.rotation.borrowed import BLUE, DPI, GREY, ORANGE, TAG, copy_licence_files, figure_of, source_licence
 from llmshearing.rotation.energy import energy_table, table_widths
-from llmshearing.utils.files import write_atomically
 
 __all__ = ['PICTURE', 'RECORD', 'copy_companions', 'plot_energy', 'write_card', 'write_config']
 
-RECORD, PICTURE = 'rotation.json', 'energy_kept.svg'
+RECORD, PICTURE = 'rotation.json', 'energy_kept.png'
 # Companions are copied as they are: byte for byte what the source has. No code is.
 COMPANIONS = (
     'tokenizer*',
@@ -70,20 +57,23 @@ def plot_energy(kept: Tensor, target: int | None, path: Path) -> None:
     Args:
         kept (Tensor): :func:`~llmshearing.rotation.energy.energy_kept`, [reading norms, hidden].
         target (int | None): Hidden size to mark.
-        path (Path): SVG to write.
+        path (Path): PNG to write.
     """
-    widths, percent = np.arange(1, kept.shape[1] + 1), 100 * kept.double().numpy()
-    lines = [
-        Line('least of the norms', widths, percent.min(0), SKY, '-.'),
-        Line('most of the norms', widths, percent.max(0), SKY, '--'),
-        Line('mean of the norms', widths, percent.mean(0), BLUE, width=2.6),
-        Line('final norm', widths, percent[-1], ORANGE, '--'),
-    ]
+    figure, axes = figure_of(1, 1, 6.4, 4.0)
+    axis = axes[0, 0]
+    widths = torch.arange(1, kept.shape[1] + 1)
+    axis.fill_between(widths, 100 * kept.amin(0), 100 * kept.amax(0), color='#DCE9F4', label='range of the norms')
+    axis.plot(widths, 100 * kept.mean(0), color=BLUE, label='mean of the norms')
+    axis.plot(widths, 100 * kept[-1], color=ORANGE, linestyle='--', label='final norm')
     if target is not None:
-        share = percent[:, target - 1].mean()
-        lines.append(Line(f'{target}: {share:.1f} %', np.array([target, target]), np.array([0.0, 100.0]), GREY, ':'))
-    panel = line_panel('energy kept', lines, '%', from_zero=True, x_label='hidden_size kept')
-    write_atomically(path, as_file(panel))
+        share = 100 * kept[:, target - 1].mean().item()
+        axis.axvline(target, color=GREY, linestyle=':', label=f'{target}: {share:.1f} %')
+    axis.set_xlabel('hidden_size kept')
+    axis.set_ylabel('energy kept (%)')
+    axis.set_xlim(0, kept.shape[1])
+    axis.set_ylim(0, 101)
+    axis.legend(frameon=False, loc='lower right')
+    figure.savefig(path, dpi=DPI, metadata={'Software': None})  # the same bytes with any matplotlib of this version
 
 
 def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, folder: Path) -> None:
@@ -93,14 +83,14 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
     tied = record['tied']
     if tied:
         ends = (
-            f'The LM head is still the embedding: {len(record["fixed_axes"])} axes with odd gains in the final norm '
-            'stay axes of their own, all others share one gain there.'
+            f'The LM head is still the embedding: {len(record["fixed_axes"])} axes with odd gains in the final '
+            'norm stay axes of their own, all others share one gain there.'
         )
     else:
         ends = 'The LM head has weights of its own' + (', which the source had not.' if record['untied'] else '.')
     basis = (
-        f'a subspace of {record["keep"]} dimensions learned in {record["learned"]["steps"]} steps with all weights '
-        'frozen, completed by principal directions'
+        f'a subspace of {record["keep"]} dimensions learned in {record["learned"]["steps"]} steps with all '
+        'weights frozen, completed by principal directions'
         if record['learned']
         else 'the principal directions of the normalised residual stream, by falling energy'
     )

@@ -1,9 +1,9 @@
 """Folding: the gain of a norm goes into the projections that read it, and one number of it stays.
 
 ``y = W (g * x_hat)`` is ``y = (W diag(g) / s) (s * x_hat)`` for every s. With the gain gone from the norm, its
-coordinates are all alike and the stream may be rotated. s is the ratio of the readers' Frobenius norms after and before,
-so that readers keep their size: SmolLM2's gains are 0.06 to 0.4, and readers folded with s = 1 are up to 16 times
-smaller, which Adam, whose steps do not shrink with them, pays for with 0.4 nats after 100 steps.
+coordinates are all alike and the stream may be rotated. s is the ratio of the readers' Frobenius norms after and
+before, so that readers keep their size: SmolLM2's gains are 0.06 to 0.4, and readers folded with s = 1 are up to 16
+times smaller, which Adam, whose steps do not shrink with them, pays for with 0.4 nats after 100 steps.
 
 A tied LM head cannot be folded, as it is the embedding as well. There the final norm keeps the gains of a few odd axes,
 which then must stay axes (:func:`odd_axes`), and one common gain for all others (:func:`common_gain`).

@@ -1,10 +1,10 @@
 """A subspace learned by the language-model loss: which kept directions cost least, with all weights frozen.
 
-The cut model's weights are ``E U``, ``W U`` and ``U^T W`` for U [hidden, kept] with orthonormal columns, so the gradient
-of its loss reaches U through every weight at once. Only the subspace matters, so the gradient's part inside it is
-projected out; a step moves U by about 2 % of its length (the gradient over a running root mean square of its norm,
-one number, so that no coordinate is treated apart), and the polar factor brings it back to orthonormal columns. One
-scalar, the logarithm of a factor common to all norms, is learned beside it: what is lost is not noise to the norms.
+The cut model's weights are ``E U``, ``W U`` and ``U^T W`` for U [hidden, kept] with orthonormal columns, so the
+gradient of its loss reaches U through every weight at once. Only the subspace matters, so the gradient's part inside
+it is projected out; a step moves U by about 2 % of its length (the gradient over a running root mean square of its
+norm, one number, so that no coordinate is treated apart), and the polar factor brings it back to orthonormal columns.
+One scalar, the logarithm of a factor common to all norms, is learned beside it.
 
 With tied embeddings the fixed axes among the kept ones stay, and U is learned among the others.
 """
@@ -27,6 +27,7 @@ from llmshearing.rotation.stream import StreamParts, stream_parts
 __all__ = ['SubspaceLearner', 'cut_loss', 'cut_parameters', 'folded_parameters', 'polar_factor']
 
 Reduce = Callable[[Tensor], None]
+LossOf = Callable[[Tensor, Tensor], Tensor]  # of a subspace and a factor for all norms
 STEP = 0.02  # change of U in a step, as a fraction of its length
 GAIN_STEP = 0.01  # change of the logarithm of the common gain
 DECAY = 0.9  # of the running means
@@ -161,9 +162,7 @@ class SubspaceLearner:
         """U, float64 [hidden, kept]."""
         return torch.cat([self.free, self.axes], 1)
 
-    def step(
-        self, loss_of: Callable[[Tensor, Tensor], Tensor], size: float = 1.0, reduce: Reduce | None = None
-    ) -> float:
+    def step(self, loss_of: LossOf, size: float = 1.0, reduce: Reduce | None = None) -> float:
         """One step down the loss.
 
         Args:

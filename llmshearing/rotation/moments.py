@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
-__all__ = ['StreamMoments', 'stream_mean_squares', 'stream_moments', 'watch_stream']
+__all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments', 'watch_stream']
 
 Batch = Tensor | Mapping[str, Tensor]
 Reduce = Callable[[Tensor], None]
@@ -114,7 +114,7 @@ def stream_moments(
     """
     parts = stream_parts(model.config)
     if moments is None:
-        moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, model.device)
+        moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
     last = len(parts.norms) - 1
     wanted = None
 
@@ -127,7 +127,7 @@ def stream_moments(
 
     with watch_stream(model, parts, see, _epsilon(model)):
         for batch in batches:
-            ids, mask = _unpacked(batch, model)
+            ids, mask = _unpacked(batch, model, parts)
             wanted = None if mask is None else mask.flatten().bool()
             _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
             moments.tokens += ids.numel() if wanted is None else int(wanted.sum().item())
@@ -155,8 +155,9 @@ def stream_mean_squares(
     """
     parts = stream_parts(model.config)
     width = parts.hidden_size if basis is None else basis.shape[1]
-    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=model.device)
-    count = torch.zeros(1, dtype=torch.float64, device=model.device)
+    device = stream_device(model, parts)
+    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=device)
+    count = torch.zeros(1, dtype=torch.float64, device=device)
     wanted = None
 
     def see(norm: int, x_hat: Tensor) -> None:
@@ -167,13 +168,18 @@ def stream_mean_squares(
 
     with watch_stream(model, parts, see, _epsilon(model)):
         for batch in batches:
-            ids, mask = _unpacked(batch, model)
+            ids, mask = _unpacked(batch, model, parts)
             wanted = None if mask is None else mask.flatten().bool()
             _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
             count += ids.numel() if wanted is None else wanted.sum()
     for tensor in (squares, count) if reduce is not None else ():
         reduce(tensor)
     return squares / count.clamp_min(1)
+
+
+def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
+    """Where the model computes: where its final norm is. Of a paged model other weights are nowhere."""
+    return model.get_submodule(parts.final_norm.path).weight.device
 
 
 def _decoder(model: PreTrainedModel, parts: StreamParts) -> nn.Module:
@@ -185,7 +191,7 @@ def _epsilon(model: PreTrainedModel) -> float:
     return float(getattr(model.config, 'rms_norm_eps', 0.0))
 
 
-def _unpacked(batch: Batch, model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
     ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch['input_ids'], batch.get('attention_mask'))
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if ids.min() < 0 or ids.max() >= vocabulary:
@@ -194,4 +200,5 @@ def _unpacked(batch: Batch, model: PreTrainedModel) -> tuple[Tensor, Tensor | No
             f'token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with another tokenizer: '
             'prepare them with the one of this model.'
         )
-    return ids.to(model.device), None if mask is None else mask.to(model.device)
+    device = stream_device(model, parts)
+    return ids.to(device), None if mask is None else mask.to(device)

@@ -21,84 +21,27 @@ from transformers import PreTrainedModel
 
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
 from llmshearing.rotation.borrowed import ModelFolderWriter, open_strictly
-from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, open_for_check, probe, set_final_gain
+from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import energy_kept, energy_table, gain_factors, table_widths
 from llmshearing.rotation.folder import PICTURE, RECORD, copy_companions, plot_energy, write_card, write_config
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
+from llmshearing.rotation.paging import paged_model
 from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
+from llmshearing.rotation.settings import DTYPES, RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder, open_source
 
-__all__ = ['DTYPES', 'RotationSettings', 'rotate_source']
+__all__ = ['rotate_source', 'step_size']
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-DEFAULT_FIXED_AXES = 64
 SHARD_BYTES = 10**9  # a shard is held in memory while it fills
-FLOAT32_UP_TO = 2 * 10**9  # parameters; larger sources run in the type they are stored in
+WHOLE_UP_TO = 10**9  # parameters; larger sources run in the type they are stored in, read from their files as they run
 SAVE_EVERY = 8  # batches or steps between two saves
 ENERGY_BATCHES = 8
 
 Report = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class RotationSettings:
-    """What decides the result.
-
-    Attributes:
-        keep (int | None): Hidden size that the source is to be cut to; needed to learn, otherwise only marked.
-        learn (int): Steps of the learned subspace; 0 leaves the principal directions.
-        fixed_axes (int | None): Axes of a tied source that stay unrotated; default 64, or all where there are fewer.
-        untie (bool): Give a tied source's LM head weights of its own.
-        dtype (str | None): Of the written weights; default: the source's.
-        tokens (int): To look at.
-        held_out (int): Tokens to measure losses on.
-        seq_len (int): Tokens per sequence of plain text.
-        batch_tokens (int): Tokens in a forward pass, and in a step of learning.
-    """
-
-    keep: int | None = None
-    learn: int = 0
-    fixed_axes: int | None = None
-    untie: bool = False
-    dtype: str | None = None
-    tokens: int = 65_536
-    held_out: int = 8_192
-    seq_len: int = 512
-    batch_tokens: int = 2_048
-
-    def checked(self, source: SourceFolder) -> RotationSettings:
-        """The settings completed for a source.
-
-        Raises:
-            ValueError: For a value that does not fit it; says what would.
-        """
-        hidden, tied = source.parts.hidden_size, source.parts.tied
-        if self.keep is not None and not 0 < self.keep < hidden:
-            raise ValueError(f'--keep {self.keep}: expected 1 to {hidden - 1}; the source has hidden_size {hidden}.')
-        if self.learn and self.keep is None:
-            raise ValueError('--learn needs --keep, the hidden_size that the subspace is learned for.')
-        if self.untie and not tied:
-            raise ValueError("--untie: the source's LM head has weights of its own already; leave it out.")
-        if self.fixed_axes is not None and (not tied or self.untie):
-            raise ValueError('--fixed-axes is for tied embeddings that stay tied; leave it out.')
-        fixed = self.fixed_axes
-        if tied and not self.untie:
-            fixed = min(DEFAULT_FIXED_AXES, hidden) if fixed is None else fixed
-            if not 0 <= fixed <= hidden:
-                raise ValueError(f'--fixed-axes {fixed}: expected 0 to {hidden}; the source has hidden_size {hidden}.')
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f'--dtype {self.dtype}: one of {", ".join(DTYPES)}.')
-        for name in ('tokens', 'held_out', 'batch_tokens'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'--{name.replace("_", "-")} {getattr(self, name)}: expected at least 1.')
-        positions = getattr(source.config, 'max_position_embeddings', None) or math.inf
-        if not 2 <= self.seq_len <= positions:
-            raise ValueError(f"--seq-len {self.seq_len}: expected 2 to {positions}, the source's positions.")
-        return dataclasses.replace(self, fixed_axes=fixed)
 
 
 def rotate_source(
@@ -228,9 +171,12 @@ class _Work:
         return Rotation(basis, gain), record, kept
 
     def _model(self) -> PreTrainedModel:
-        dtype = torch.float32 if self.source.parameters <= FLOAT32_UP_TO else self.source.dtype
-        model = open_strictly(self.source.path, dtype).to(self.device)
-        return model.requires_grad_(False)
+        """The source to look at; whole where it is small or a subspace is learned, otherwise from its files."""
+        small = self.source.parameters <= WHOLE_UP_TO
+        dtype = torch.float32 if small else self.source.dtype
+        if small or self.settings.learn:
+            return open_strictly(self.source.path, dtype).to(self.device).requires_grad_(False)
+        return paged_model(self.source, dtype, self.device)
 
     def _moments(self, model: PreTrainedModel) -> StreamMoments:
         parts, batches = self.source.parts, self.batches(limit=self.settings.tokens)
@@ -322,18 +268,22 @@ class _Work:
         return stored
 
     def check(self, folder: Path, rotation: Rotation, stored: torch.dtype, record: dict[str, Any]) -> None:
-        """Compares the written folder with the source, one model in memory at a time."""
+        """Compares the written folder with the source; of large models, no more than a tensor is in memory."""
         batches = self.batches(held_out=True)
-        model = open_for_check(self.source.path, self.source.parameters, self.device)
+        model = paged_model(self.source, torch.float64, self.device)
         set_final_gain(model, rotation.final_gain)
-        expected, record['checked_in'] = probe(model, batches), str(model.dtype).removeprefix('torch.')
-        del model
-        model = open_for_check(folder, self.source.parameters, self.device)
-        difference = check_logits(probe(model, batches), expected, stored, str(folder))
-        del model
-        model = open_strictly(folder, torch.float32 if self.source.parameters <= FLOAT32_UP_TO else stored)
+        expected = probe_logits(model, batches)
+        written = open_source(folder)
+        model = paged_model(written, torch.float64, self.device)
+        difference = check_logits(probe_logits(model, batches), expected, stored, str(folder))
+        small = written.parameters <= WHOLE_UP_TO
+        if small:
+            model = open_strictly(folder).to(self.device)
+        else:
+            model = paged_model(written, stored, self.device)
+        record['checked_in'] = 'float64'
         record['largest_logit_difference'] = difference
-        record['loss']['rotated'] = held_out_loss(model.to(self.device), batches)
+        record['loss']['rotated'] = held_out_loss(model, batches)
         self.report(
             f'checked in {record["checked_in"]}: logits differ by {difference:.2g} at most; held-out loss '
             f'{record["loss"]["source"]:.4f} before, {record["loss"]["rotated"]:.4f} after'

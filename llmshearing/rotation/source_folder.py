@@ -79,8 +79,8 @@ class SourceFolder:
         for name in self.names:
             if not self.get(name).isfinite().all():
                 raise ValueError(
-                    f'{self.path}: {name} holds NaN or infinity; a rotation would spread it over the whole '
-                    'tensor. Take a sound source.'
+                    f'{self.path}: {name} holds NaN or infinity; a rotation would spread it over the '
+                    'whole tensor. Take a sound source.'
                 )
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Which parts of a decoder touch its residual stream, read off the family's table, and whether its basis may be changed.
+"""Which parts of a decoder touch its residual stream, by the family's table, and whether its basis may be changed.
 
 The stream is a vector x [hidden_size] per token. Rows of the embedding begin it, *writers* add to it, *reading norms*
 normalise a copy of it for their *readers*. An orthogonal Q leaves the model's function as it is where nothing but

@@ -9,6 +9,7 @@ behind.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +21,9 @@ import torch
 from safetensors import SafetensorError
 from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.utils.paths import check_mds_index
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     'measure_models',
     'read_tokens',
 ]
+
+log = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -245,6 +249,16 @@ def count_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _check_data(name: str, domains: dict[str, Path]) -> None:
+    """Raises a ValueError if the data were made with another tokenizer than the one in the model's folder."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # a model without one; what else is wrong with it is told when it is loaded
+        log.warning('%s has no tokenizer that could be compared with the one that made the data.', name)
+        return
+    check_tokenizer(tokenizer, [(str(folder), None) for folder in domains.values()])
+
+
 def measure_models(
     models: Sequence[str],
     domains: dict[str, Path],
@@ -266,7 +280,8 @@ def measure_models(
         report: Receives one line per model and domain.
 
     Raises:
-        ValueError: As :func:`load_model`, :func:`read_tokens` and :func:`domain_loss`.
+        ValueError: As :func:`load_model`, :func:`read_tokens` and :func:`domain_loss`, or for data made with another
+            tokenizer than a model's.
 
     Returns:
         list[dict]: Entries of POINTS.json's ``models``: name, params, losses, and under ``evaluation`` per domain the
@@ -276,6 +291,7 @@ def measure_models(
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     points = []
     for name in models:
+        _check_data(name, domains)
         model = load_model(name, dtype, device)
         entry = {'name': name, 'params': count_parameters(model), 'losses': {}, 'evaluation': {}}
         for domain, folder in domains.items():

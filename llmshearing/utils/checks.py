@@ -1,8 +1,26 @@
-"""Checks of single settings, each with one error that says what is possible."""
+"""Checks of single values, each with one error that says where, what was expected and what is there.
+
+Two families. ``within`` and ``one_of`` stand in constructors and return the value; ``check_...`` stand where a whole
+configuration is read and return nothing.
+"""
 
 from __future__ import annotations
 
-__all__ = ['one_of', 'within']
+import math
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ['check_name', 'check_number', 'check_one_of', 'check_whole', 'is_number', 'is_whole', 'one_of', 'within']
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
@@ -22,6 +40,45 @@ def within(name: str, value: float, low: float, high: float) -> float:
     Raises:
         ValueError: If not.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         raise ValueError(f'{name}={value!r} is out of range; it must be a number from {low} to {high}.')
     return value
+
+
+def check_number(key: str, value: Any, least: float, most: float = math.inf, above: bool = False) -> None:
+    """Refuses what is no finite number within the limits.
+
+    Args:
+        key (str): Place in the configuration, for the message.
+        value (Any): What stands there.
+        least (float): Smallest possible value.
+        most (float): Largest possible value. Default: none.
+        above (bool): ``least`` itself is not possible. Default: ``False``.
+
+    Raises:
+        ValueError: Naming the key, the limits and the value.
+    """
+    if not is_number(value) or value > most or (value <= least if above else value < least):
+        low = f'above {least:g}' if above else f'of at least {least:g}'
+        high = '' if most == math.inf else f' and at most {most:g}'
+        raise ValueError(f'{key}: expected a number {low}{high}, got {value!r}.')
+
+
+def check_whole(key: str, value: Any, least: int, most: int | None = None) -> None:
+    """Refuses what is no whole number within the limits."""
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        limits = f'of at least {least}' if most is None else f'from {least} to {most}'
+        raise ValueError(f'{key}: expected a whole number {limits}, got {value!r}.')
+
+
+def check_one_of(key: str, value: Any, possible: Iterable[str]) -> None:
+    """Refuses what is not among the possible values."""
+    possible = list(possible)
+    if value not in possible:
+        raise ValueError(f'{key}: expected one of {", ".join(possible)}, got {value!r}.')
+
+
+def check_name(key: str, value: Any) -> None:
+    """Refuses what is no text, or an empty one."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f'{key}: expected a name, got {value!r}.')

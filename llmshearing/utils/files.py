@@ -36,9 +36,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes a whole file, text as UTF-8, through :func:`atomic_path`."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(content.encode('utf-8') if isinstance(content, str) else content)
+    """Writes a whole file through :func:`atomic_path`; the content is on the disk before the name is.
+
+    Args:
+        path (str | Path): File to write or replace.
+        content (str | bytes): Text is written as UTF-8.
+    """
+    with atomic_path(path) as partial, open(partial, 'wb') as file:
+        file.write(content.encode('utf-8') if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _mode(path: Path) -> int:

@@ -1,5 +1,8 @@
-"""Names of files that come out of an index (MDS shards, safetensors shards, checkpoint pieces)
-stay in the index's folder.
+"""Paths as people write them, and names of files that come out of an index (MDS shards, safetensors shards, checkpoint
+pieces), which stay in the index's folder.
+
+A path in a YAML means what it means in a shell: ``~`` is a home folder and ``$NAME`` an environment variable. Python
+opens both as they stand, and so makes folders called ``~``.
 
 An index is data, often somebody else's. A name in it such as ``../../.ssh/config`` or ``/etc/passwd`` would be read
 from there, or written there where shards are downloaded first. No format that is read here puts shards into other
@@ -9,10 +12,47 @@ folders, so the rule is simple: a plain file name, or nothing.
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_mds_index', 'check_safetensors_index', 'local_destination', 'plain_name']
+__all__ = [
+    'check_mds_index',
+    'check_safetensors_index',
+    'expand_path',
+    'local_destination',
+    'plain_name',
+    'refuse_existing',
+]
+
+_VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]*)\})', re.ASCII)
+
+
+def expand_path(key: str, path: str) -> str:
+    """``path`` with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced as a shell does.
+
+    Args:
+        key (str): Where it was given, for the message.
+        path (str): A path on this machine, or a remote address, in which only variables are replaced.
+
+    Raises:
+        ValueError: For a variable that is not set, which a shell would leave out of the path, or an unknown user.
+    """
+    for match in _VARIABLE.finditer(path):
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ValueError(
+                f'{key}: {path!r} has the environment variable {name!r}, which is not set; set it, or write the path.'
+            )
+    # The home folder first: a `~` that comes out of a variable stays, as in a shell.
+    home = os.path.expanduser(path)
+    if home == path and path.startswith('~'):
+        raise ValueError(
+            f'{key}: {path!r} begins with the home folder of {path.split("/")[0][1:] or "this user"!r}, which is not '
+            f'known here; write the path, or ./{path} for a folder of that name.'
+        )
+    return os.path.expandvars(home)
 
 
 def plain_name(index: str, name: Any) -> str:
@@ -50,6 +90,21 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
             f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.'
         )
     return Path(path)
+
+
+def refuse_existing(where: str, folder: str | Path, overwrite: bool) -> None:
+    """Refuses a destination that is there already.
+
+    Args:
+        where (str): What writes there, for the message.
+        folder (str | Path): Destination.
+        overwrite (bool): It may be replaced.
+
+    Raises:
+        ValueError: If it exists and may not be replaced.
+    """
+    if Path(folder).exists() and not overwrite:
+        raise ValueError(f'{where}: {folder} exists already; choose another folder or set overwrite: true.')
 
 
 def check_safetensors_index(path: Path) -> dict[str, str]:

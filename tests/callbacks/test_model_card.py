@@ -6,8 +6,9 @@ from composer.core import Evaluator
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.callbacks.model_card import ModelCard
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.settings import ExportSettings
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 LICENCE = 'Do with it as you like.\n'

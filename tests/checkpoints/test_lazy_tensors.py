@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from llmshearing.checkpoints.checkpoint import open_checkpoint, write_tokenizer_files
+from llmshearing.checkpoints.checkpoint import open_checkpoint
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
 from llmshearing.checkpoints.shards import load_stored_shards
+from llmshearing.checkpoints.tokenizer_files import write_tokenizer_files
 from tests.export.checkpoints import pruning_checkpoint
 
 

@@ -67,7 +67,8 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
 
 def test_no_client_is_imported_for_its_errors():
     code = (
-        'import sys; from llmshearing import cli; print(cli.store_errors(), {"botocore", "torch"} & set(sys.modules))'
+        'import sys; from llmshearing.commands.main import store_errors; '
+        'print(store_errors(), {"botocore", "torch"} & set(sys.modules))'
     )
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert process.stdout == '() set()\n'

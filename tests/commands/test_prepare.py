@@ -68,7 +68,7 @@ def test_table():
     [
         (['none.yaml'], 'none.yaml does not exist; expected a YAML file'),
         ([], 'expected the name of a YAML file, or --check FOLDER'),
-        (['{yaml}', 'max_seqlen=3'], "unknown key 'max_seqlen' in the spec; did you mean 'max_seq_len'?"),
+        (['{yaml}', 'max_seqlen=3'], "the spec: unknown key 'max_seqlen'. Did you mean 'max_seq_len'?"),
         (['{yaml}', '64'], "'64' is not of the form key=value"),
         (['{yaml}', '--batch-size', '0'], '--batch-size is 0; expected at least 1'),
         (['{yaml}', 'domains.web=none.jsonl'], "domains.web: 'none.jsonl' does not exist"),
@@ -78,7 +78,7 @@ def test_table():
         (['binary.yaml'], "binary.yaml: 'utf-8' codec can't decode"),
         (['refers.yaml'], "refers.yaml: Interpolation key 'no.such' not found"),
         (['{yaml}', 'domains=[1'], 'spec.yaml, with domains=[1: while parsing'),
-        (['{yaml}', 'max_seq_len=.inf'], 'max_seq_len is inf; expected a whole number of at least 2'),
+        (['{yaml}', 'max_seq_len=.inf'], 'max_seq_len: expected a whole number of at least 2, got inf'),
         (['{yaml}', 'shard_size=.inf'], 'shard_size is inf; expected bytes'),
         (
             ['{yaml}', '--out', 'list.yaml'],

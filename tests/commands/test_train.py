@@ -25,3 +25,39 @@ def test_one_sentence(tmp_path, capsys, content, overrides, message):
     assert train.main([str(path), *overrides]) == 1
     error = capsys.readouterr().err
     assert message in error and str(path) in error and 'Traceback' not in error
+
+
+def raised(code, name):
+    """The error of a function of a module of that name."""
+    space = {'__name__': name}
+    exec(code, space)
+    try:
+        space['run']()
+    except KeyError as error:
+        return error
+
+
+def test_what_other_libraries_raise_before_the_first_batch_is_one_sentence(tmp_path, capsys, monkeypatch):
+    import llmfoundry.command_utils
+
+    def main(error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(llmfoundry.command_utils, 'train_from_yaml', fail)
+        path = tmp_path / 'run.yaml'
+        path.write_text(WHOLE)
+        return train.main([str(path)])
+
+    assert main(raised('def run(): {}["window"]', 'composer.callbacks.odd')) == 1
+    error = capsys.readouterr().err
+    assert (
+        "composer.callbacks.odd could not use a setting of its own, before the first batch (KeyError: 'window')"
+        in error
+    )
+    for code, name in (
+        ('def run(): {}["x"]', 'llmshearing.masks.odd'),
+        ('def _train_loop(): {}["x"]\ndef run(): _train_loop()', 'composer.odd'),
+    ):
+        with pytest.raises(KeyError):  # a fault of ours, or after the run began
+            main(raised(code, name))

@@ -16,7 +16,8 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
 from llmshearing.checkpoints.guard import guard_checkpoint_loading
 from llmshearing.checkpoints.remote import local_copy
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
+from llmshearing.export.settings import ExportSettings
 from tests.security.attack import armed, disarmed
 from tests.tiny_run import tiny_source, tiny_trainer
 

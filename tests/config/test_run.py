@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llmshearing.config.run import check_run
+from llmshearing.config.run import check_run, prepare_run
 from tests.tiny_run import tiny_source
 
 YAML = Path(__file__).parents[2] / 'yamls' / 'demo' / 'prune.yaml'
@@ -34,10 +34,10 @@ def config(tmp_path_factory):
 
 def changed(config, path, value):
     config = copy.deepcopy(config)
-    *parents, last = path.split('.')
+    *parents, last = path.split('.') if isinstance(path, str) else [path]
     place = config
     for name in parents:
-        place = place[name]
+        place = place[int(name) if isinstance(place, list) else name]
     if value is KeyError:
         del place[last]
     else:
@@ -49,19 +49,19 @@ def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
     expected = copy.deepcopy(config)
     expected['model']['trust_remote_code'] = False
     expected['tokenizer']['kwargs'] = {'trust_remote_code': False}
-    assert check_run(copy.deepcopy(config)) == expected
+    assert prepare_run(copy.deepcopy(config)) == expected
 
 
 def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):
     settings = {'target': {'sparsity': 0.5}, 'mask_learning': 'lagrangian'}
     config = changed(config, 'algorithms.targeted_pruning', settings)
     with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
-        check_run(copy.deepcopy(config))
-    check_run(changed(config, 'callbacks.export_pruned', KeyError))
+        prepare_run(copy.deepcopy(config))
+    prepare_run(changed(config, 'callbacks.export_pruned', KeyError))
 
 
 def test_runs_without_our_parts_are_left_alone():
-    assert check_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
+    assert prepare_run({'model': {'name': 'mpt_causal_lm'}, 'odd': 1}) == {'model': {'name': 'mpt_causal_lm'}, 'odd': 1}
 
 
 @pytest.mark.parametrize(
@@ -104,18 +104,67 @@ def test_runs_without_our_parts_are_left_alone():
         ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
         ('max_duration', '-3ba', 'max_duration: expected a time above 0'),
         ('optimizer.lr', '1e-4', r"optimizer.lr: expected a number, got '1e-4'"),
-        ('optimizer.lr', -1.0, 'optimizer: Invalid learning rate'),
+        ('optimizer.lr', -1.0, 'optimizer.lr: expected a number of at least 0, got -1.0'),
         ('precision', 'amp_fp16', 'use amp_bf16 or fp32'),
         ('algorithms', None, 'export_pruned exports what algorithms.targeted_pruning learned'),
         ('callbacks.export_pruned.dtype_', 'x', "Did you mean 'dtype'"),
         ('callbacks.export_pruned.folder', KeyError, 'missing folder'),
         ('callbacks.dynamic_batch_loading.etaa', 1, "unknown key 'etaa'. Did you mean 'eta'"),
         ('train_loader.name', 'text', 'needs train_loader.name: dynamic_text'),
+        (
+            'callbacks.hf_checkpointer',
+            {'save_folder': 'x', 'save_interval': '1dur'},
+            'writes the uncut model, .* add callbacks.export_pruned',
+        ),
+        ('model.pretrained', False, 'leaves random weights'),
+        ('compile_config', {}, 'a model that is being pruned is not compiled'),
+        ('algorithms.targeted_pruning.lagrangian_warmup', '2dur', 'longer than the run.* the most is 1dur'),
+        ('scheduler.t_warmup', '1.5dur', 'scheduler.t_warmup: 1.5dur is longer than the run'),
+        (
+            'eval_loaders.1.dataset.max_seq_len',
+            8,
+            r'eval_loader\[1\].dataset.max_seq_len: 8 is not the 256 of train_loader',
+        ),
+        ('save_filename', '../x', 'save_filename: .* leads out of save_folder'),
+        ('callbacks.speed_monitor', {'window_size': 0}, 'callbacks.speed_monitor.window_size: expected a number of'),
+        ('icl_tasks', [{'label': 'x'}], r'icl_tasks\[0\]: missing dataset_uri, icl_task_type, num_fewshot'),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': 'x', 'icl_task_type': 'multiple_choise', 'num_fewshot': [0]}],
+            "Did you mean 'multiple_choice'",
+        ),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': '/no/x', 'icl_task_type': 'schema', 'num_fewshot': [0]}],
+            'there is no file /no/x',
+        ),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': '/no/x', 'icl_task_type': 'schema', 'num_fewshot': 0}],
+            r'icl_tasks\[0\].num_fewshot: expected a list',
+        ),
+        (
+            'icl_tasks',
+            [{'label': 'x', 'dataset_uri': __file__, 'icl_task_type': 'schema', 'num_fewshot': [0]}],
+            'has no lines such as {context_options: ..., continuation: ..., gold: ...}',
+        ),
+        ('callbacks.generate_callback', {'prompts': [], 'interval': '1ba'}, 'expected at least one prompt'),
+        ('callbacks.loss_perp_v_len', {}, 'callbacks.loss_perp_v_len: missing log_batch_interval'),
+        ('callbacks.mono_checkpoint_saver', {'save_folder': 'x', 'batch_interval': 1}, 'needs FSDP1'),
+        ('algorithms.alibi', {'max_sequence_length': 32}, 'algorithms.alibi replaces the positions of BERT'),
+        (
+            'callbacks.early_stopper',
+            {'monitor': 'LanguageCrossEntropy', 'dataloader_label': 'pyton'},
+            'early_stopper.dataloader_label: expected one of train, eval/python',
+        ),
+        ('fsdp_config', {'activation_checkpoint': True}, "Did you mean 'activation_checkpointing'"),
+        ('icl_tasks_str', '/no/such.yaml', 'icl_tasks: /no/such.yaml cannot be read'),
+        (False, 1, 'the key False is read by YAML as bool, not as text; put it in quotes'),
     ],
 )
 def test_what_cannot_run_is_refused(config, path, value, message):
     with pytest.raises(ValueError, match=message):
-        check_run(changed(config, path, value))
+        prepare_run(changed(config, path, value))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +176,7 @@ def test_what_cannot_run_is_refused(config, path, value, message):
     ],
 )
 def test_unusual_settings_that_can_run_pass(config, path, value):
-    check_run(changed(config, path, value))
+    prepare_run(changed(config, path, value))
 
 
 def test_an_evaluator_of_several_streams_passes(config):
@@ -135,19 +184,19 @@ def test_an_evaluator_of_several_streams_passes(config):
     dataset = config['eval_loaders'][0]['dataset']
     folder = dataset.pop('local')
     dataset['streams'] = {'one': {'local': folder}, 'two': {'local': folder, 'proportion': 0.5}}
-    check_run(config)
+    prepare_run(config)
     dataset['streams']['two']['proportoin'] = 1.0
     with pytest.raises(ValueError, match="streams.two: unknown key 'proportoin'"):
-        check_run(config)
+        prepare_run(config)
     dataset['streams'] = [{'local': folder}]
     with pytest.raises(ValueError, match='streams: expected keys and values'):
-        check_run(config)
+        prepare_run(config)
 
 
 def test_what_this_package_logs_has_the_level_of_the_run(config):
     logger = logging.getLogger('llmshearing')
     for level in ('info', 'warning'):
-        check_run({**config, 'python_log_level': level})
+        prepare_run({**config, 'python_log_level': level})
         assert logger.getEffectiveLevel() == getattr(logging, level.upper())
 
 
@@ -155,7 +204,26 @@ def test_an_existing_export_is_refused_before_training(config):
     config = changed(config, 'callbacks.export_pruned.folder', str(Path(config['variables']['work']) / 'source'))
     config['callbacks']['export_pruned']['overwrite'] = False
     with pytest.raises(ValueError, match='exists already; choose another folder or set overwrite: true'):
-        check_run(config)
+        prepare_run(config)
+
+
+def test_epochs_are_told_in_batches(config, caplog):
+    batches = config['train_loader']['dataset']['round_batches']
+    with caplog.at_level(logging.WARNING):
+        prepare_run(changed(config, 'max_duration', 10))
+    assert f'max_duration: 10 ends after {10 * batches} batches' in caplog.text
+
+
+def test_compilation_of_the_next_stage_is_checked(config):
+    config = changed(config, 'algorithms', None)
+    del config['callbacks']['export_pruned']
+    prepare_run(changed(config, 'compile_config', {}))
+    with pytest.raises(ValueError, match="compile_config: unknown key 'modes'. Did you mean 'mode'"):
+        prepare_run(changed(config, 'compile_config', {'modes': 'default'}))
+    with pytest.raises(ValueError, match='compile_config: .*zzz'):
+        prepare_run(changed(config, 'compile_config', {'backend': 'zzz'}))
+    with pytest.raises(ValueError, match='compile_config: .*zzz'):
+        prepare_run(changed(config, 'compile_config', {'mode': 'zzz'}))
 
 
 def test_unsupported_architectures_are_named(config, tmp_path):
@@ -167,7 +235,7 @@ def test_unsupported_architectures_are_named(config, tmp_path):
     ):
         wrong.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=message):
-            check_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
+            prepare_run(changed(config, 'model.pretrained_model_name_or_path', str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -181,17 +249,29 @@ def test_what_works_without_fsdp_only(config, monkeypatch, path, value, message)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setenv('FSDP_VERSION', '2')
     config = changed(config, path, value)
-    check_run(copy.deepcopy(config))
+    prepare_run(copy.deepcopy(config))
     with pytest.raises(ValueError, match=message):
-        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+        prepare_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
 
 
 def test_fsdp1_is_refused_and_fsdp2_chosen(config, monkeypatch):
     monkeypatch.setenv('FSDP_VERSION', '1')
     with pytest.raises(ValueError, match='FSDP1 cannot start on CPU|pruning is built for FSDP2'):
-        check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+        prepare_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
     monkeypatch.delenv('FSDP_VERSION')
-    check_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
+    prepare_run({**config, 'fsdp_config': {'activation_checkpointing': True}})
     import os
 
     assert os.environ['FSDP_VERSION'] == '2'
+
+
+def test_checks_change_nothing(config, monkeypatch):
+    """What a run's process needs is set by one function, and by no check."""
+    import os
+
+    monkeypatch.delenv('FSDP_VERSION', raising=False)
+    before, environment = copy.deepcopy(config), dict(os.environ)
+    level = logging.getLogger('llmshearing').level
+    check_run(config)
+    assert config == before and dict(os.environ) == environment
+    assert logging.getLogger('llmshearing').level == level

@@ -14,6 +14,7 @@ import pytest
 import streaming.base.dataset
 
 from llmshearing.data import shared_order
+from tests.dynamic_text_run import evaluators
 from tests.dynamic_text_world import FORK, LOADERS, close_loaders, dynamic_loader, write_domains
 
 
@@ -168,6 +169,31 @@ def test_runs_start_one_after_the_other(tmp_path, monkeypatch, caplog):
     caplog.clear()
     with shared_order.starting(['/two']):
         assert not caplog.records
+
+
+def take_numbers(folder, start, pipe):
+    start.wait()
+    numbers = [
+        evaluator.dataloader.dataloader.dataset._shm_prefix_int for evaluator in evaluators(folder, domains='ab')
+    ]
+    pipe.send([*numbers, dynamic_loader(folder, ['a', 'b']).dataset._shm_prefix_int])
+    pipe.recv()  # the others have theirs
+    close_loaders()
+
+
+def test_runs_that_start_at_once_take_numbers_of_their_own(folder):
+    """Evaluators are llm-foundry's data sets; they take numbers beside those of training."""
+    start, pipes, processes = FORK.Barrier(6), [FORK.Pipe() for _ in range(6)], []
+    for _, there in pipes:
+        processes.append(FORK.Process(target=take_numbers, args=(folder, start, there)))
+        processes[-1].start()
+    try:
+        numbers = [number for here, _ in pipes if here.poll(60) for number in here.recv()]
+        assert len(numbers) == len(set(numbers)) == 18
+    finally:
+        for (here, _), process in zip(pipes, processes):
+            here.send('done')
+            process.join()
 
 
 def test_only_the_block_itself_counts_as_mapped():

@@ -1,13 +1,11 @@
-"""What is said of domains, weights and manifests that cannot be used, before anything is read."""
+"""What is said of domains and weights that cannot be used, before anything is read."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from llmshearing.config.loaders import check_dataset
-from llmshearing.data.streams import build_domain_streams, check_manifest, read_proportions
+from llmshearing.data.streams import build_domain_streams, read_proportions
 from tests.dynamic_text_world import write_domains
 
 DATASET = {'max_seq_len': 8, 'round_batches': 2, 'local': 'data'}
@@ -57,21 +55,3 @@ def test_a_file_of_proportions_that_is_something_else(tmp_path, content, words):
     assert str(path) in str(error.value) and words in str(error.value)
     path.write_text('{"proportions": {"a": 1, "b": 0.5}}')
     assert read_proportions(str(path)) == {'a': 1, 'b': 0.5}
-
-
-@pytest.mark.parametrize(
-    'content', ['{"tokenizer": "gpt2"}', '[1]', 'no JSON', '{}', '{"tokenizer": {"vocab_size": "x"}}']
-)
-@pytest.mark.parametrize('place', ['', 'prune'])
-def test_a_manifest_of_another_program_is_passed_over(tmp_path, caplog, place, content):
-    """One in the data's own folder does not hide that of prepare above it."""
-    folder = tmp_path / 'prune'
-    folder.mkdir()
-    path = tmp_path / place / 'manifest.json'
-    path.write_text(content)
-    check_manifest(str(folder), 100)
-    assert f'{path} is not a manifest that `llmshearing prepare` wrote' in caplog.text
-    if place:
-        (tmp_path / 'manifest.json').write_text(json.dumps({'tokenizer': {'name': 'large', 'vocab_size': 101}}))
-        with pytest.raises(ValueError, match="tokenizer 'large' of 101 ids, but the tokenizer here has 100"):
-            check_manifest(str(folder), 100)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
+from llmshearing.export.settings import ExportSettings
 from tests.distributed.test_two_ranks import launch
 from tests.tiny_run import tiny_source
 

@@ -56,11 +56,13 @@ def test_losses_and_mask_gradients_equal_those_of_one_rank(results, mode, learni
 
 @pytest.mark.parametrize('name', SCORES)
 @pytest.mark.parametrize('mode', ['ddp', 'fsdp2'])
-def test_scores_equal_those_of_one_rank(results, mode, name):
+def test_scores_and_gains_equal_those_of_one_rank(results, mode, name):
+    """The same evaluation samples are scored on, although the evaluation batches of two ranks are twice as large."""
     one, two, _ = results
-    assert set(one[name]) == {'hidden', 'layer', 'kv_group', 'intermediate'}
+    assert set(one[name]) == {'hidden', 'layer', 'kv_group', 'intermediate', 'norm_energies', 'losses'}
     for axis, want in one[name].items():
         torch.testing.assert_close(two[mode, name][axis], want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
+    torch.testing.assert_close(two[mode, name]['losses'], one[name]['losses'], rtol=2e-5, atol=2e-6)
 
 
 def test_the_runs_skipped_whole_layers(results):

@@ -12,12 +12,14 @@ from pathlib import Path
 os.environ.setdefault('FSDP_VERSION', '2')
 
 import torch
+from composer.core import DataSpec
 from composer.loggers import InMemoryLogger
 from composer.utils import dist
+from torch.utils.data import DataLoader
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from tests.tiny_run import sequences_spec, tiny_trainer
+from tests.tiny_run import Sequences, tiny_trainer
 
 BATCHES = 8
 SCORES = {
@@ -64,21 +66,32 @@ def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
 
 
 def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, torch.Tensor]:
-    """Scores by axis of a run that starts from them."""
-    pruning, seen = TargetedPruning(TARGET, scores=scores, warmup='1ba'), {}
+    """Scores by axis and energies of norms of a run that starts from them, and its losses, the last of the cut model.
+
+    Evaluation batches have the same size on every rank, so two ranks together have twice as large ones.
+    """
+    pruning, seen, log = (
+        TargetedPruning(TARGET, scores=scores, calibration_batches=3, warmup='1ba'),
+        {},
+        InMemoryLogger(),
+    )
+    data = Sequences(16, seed=5)
     trainer = tiny_trainer(
         source,
         [pruning],
-        batches=1,
+        batches=2,
+        learning_rate=1e-4,
+        loggers=[log],
         parallelism_config={'fsdp': {}} if 'fsdp2' in mode else None,
-        eval_dataloader=sequences_spec(16, 4, seed=5),
+        eval_dataloader=DataSpec(DataLoader(data, 4, sampler=dist.get_sampler(data, shuffle=False))),
         device_train_microbatch_size=1,
     )
     start = pruning.learner.start_from
     pruning.learner.start_from = lambda values: (seen.update(values), start(values))
     trainer.fit()
     trainer.close()
-    return seen
+    losses = [float(value) for _, value in log.data['loss/train/total']]
+    return {**seen, 'norm_energies': pruning.norm_energies, 'losses': torch.tensor(losses)}
 
 
 def main() -> None:

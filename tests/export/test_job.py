@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.commands.main import main
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.settings import ExportSettings
 from llmshearing.export.verification import verify_tensors
 from llmshearing.masks.record import read_record
 from llmshearing.models.shapes import shape_of
@@ -148,20 +149,23 @@ def test_kept_masks_come_with_the_uncut_weights(lagrangian, tmp_path):
     assert '**uncut**' in (tmp_path / 'out' / 'README.md').read_text()
 
 
-class RenamedByItsUser(TargetedPruning):
-    """Composer stores an algorithm's state under the name of its class."""
+class OfAUser(TargetedPruning):
+    """Composer stores an algorithm's state under a name."""
 
 
 def test_masks_are_found_whatever_the_class_is_called(tmp_path):
-    pruning = RenamedByItsUser(TARGET, warmup='0.5dur')
+    pruning = OfAUser(TARGET, lagrangian_warmup='0.5dur')
     checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, pruning=pruning)
     content = torch.load(checkpoint, weights_only=False)
-    ((name, state),) = content['state']['algorithms']
-    assert (name, state.pop('kind')) == ('RenamedByItsUser', 'llmshearing.pruning')
+    ((_, state),) = content['state']['algorithms']
+    assert state['kind'] == 'llmshearing.pruning'
+    content['state']['algorithms'] = [('RenamedByItsUser', state)]
+    torch.save(content, tmp_path / 'renamed.pt')
+    del state['kind'], state['origin']
     torch.save(content, tmp_path / 'older.pt')  # as it was saved before states had a kind
-    for number, path in enumerate((checkpoint, tmp_path / 'older.pt')):
+    for number, path in enumerate((checkpoint, tmp_path / 'renamed.pt', tmp_path / 'older.pt')):
         report = export_checkpoint(path, tmp_path / f'out{number}', QUIET)
-        assert (report['shape'].num_hidden_layers, report['shape'].hidden_size) == (3, 32)
+        assert (report['shape'].num_hidden_layers, report['shape'].hidden_size) == (3, 36)
         written = (tmp_path / f'out{number}' / 'model.safetensors').read_bytes()
         assert written == (pruned / 'model.safetensors').read_bytes()
     content['state']['algorithms'].append(('Another', state))

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from transformers import GenerationConfig
 
 from llmshearing.export.model_folder import cut_tensors, exported_config, open_strictly, shape_after, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
@@ -55,7 +54,7 @@ def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
     with ModelFolderWriter(folder, **writer_settings) as writer:
         tensors = cut_tensors(family, plan, masks, parameters.get, model.config.tie_word_embeddings)
-        write_model_folder(writer, config, tensors, None, GenerationConfig(), dtype)
+        write_model_folder(writer, config, tensors, None, {}, dtype)
         writer.commit()
     return target
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.export.job import ExportSettings, export_checkpoint
+from llmshearing.export.job import export_checkpoint
+from llmshearing.export.settings import ExportSettings
 from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.widths import LayerWidths, describe_widths, layer_widths

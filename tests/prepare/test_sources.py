@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import gzip
+import io
 import json
+import lzma
 from pathlib import Path
 
 import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
+from streaming import MDSWriter
 
-from llmshearing.prepare import sources as prepare_sources
-from llmshearing.prepare.sources import find_sources, read_pieces
+from llmshearing.prepare import pieces
+from llmshearing.prepare.pieces import read_pieces
+from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
+from llmshearing.prepare.stages import find_input
 from llmshearing.prepare.worker import BadRecord, read_documents
 from tests.prepare.prepare_inputs import make_documents, write_jsonl
 
@@ -21,8 +28,8 @@ TEXTS = [*make_documents(40, 1), 'line one\nline two\r\n', '  leading', 'x' * 50
 
 
 def _read(domain: Domain, piece_bytes: int = 1000) -> list:
-    pieces = list(read_pieces(domain, find_sources(domain), piece_bytes))
-    documents = [d for piece in pieces for d in read_documents(piece, domain.text_key, domain.separator)]
+    found = read_pieces(domain, find_sources(domain), piece_bytes)
+    documents = [d for piece in found for d in read_documents(piece, domain.text_key, domain.separator)]
     return [d if isinstance(d, BadRecord) else d[0] for d in documents]
 
 
@@ -88,9 +95,166 @@ def _several(folder):
     return Domain('d', (paths[0], str(folder / '[12].jsonl'), paths[3]))
 
 
+def _records(**others) -> list[dict]:
+    return [{'id': i, **others, 'text': text} for i, text in enumerate(TEXTS)]
+
+
+def _stored(name, data, **settings):
+    """A domain of a folder with two files of that kind, by name and content as people have them."""
+
+    def make(folder):
+        for number, part in enumerate((_records()[:11], _records()[11:])):
+            path = folder / 'in' / name.format(number)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data(part))
+        return Domain('d', (str(folder / 'in'),), **settings)
+
+    make.__name__ = f'{name}-{data.__name__}'
+    return make
+
+
+def lines(records) -> bytes:
+    return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
+
+
+def a_list(records) -> bytes:
+    return json.dumps(records).encode()
+
+
+def a_list_with_indents(records) -> bytes:
+    return json.dumps(records, indent=2, ensure_ascii=False).encode()
+
+
+def objects_over_several_lines(records) -> bytes:
+    return '\n'.join(json.dumps(record, indent=2) for record in records).encode()
+
+
+def gzipped_lines(records) -> bytes:
+    return gzip.compress(lines(records))
+
+
+def zstd_lines(records) -> bytes:
+    return pyarrow.compress(lines(records), codec='zstd', asbytes=True)
+
+
+def bz2_list(records) -> bytes:
+    return bz2.compress(a_list(records))
+
+
+def xz_lines(records) -> bytes:
+    return lzma.compress(lines(records))
+
+
+def lines_after_a_mark(records) -> bytes:
+    return codecs.BOM_UTF8 + lines(records)
+
+
+def every_line_after_a_mark(records) -> bytes:
+    return b''.join(codecs.BOM_UTF8 + line for line in lines(records).splitlines(keepends=True))
+
+
+def utf16_lines(records) -> bytes:
+    return codecs.BOM_UTF16_BE + lines(records).decode().encode('utf-16-be')
+
+
+def gzipped_utf16_list(records) -> bytes:
+    return gzip.compress(codecs.BOM_UTF16_LE + a_list_with_indents(records).decode().encode('utf-16-le'))
+
+
+def utf32_lines(records) -> bytes:
+    return lines(records).decode().encode('utf-32')
+
+
+def parquet_of(records) -> bytes:
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(records), stream)
+    return stream.getvalue()
+
+
+BY_CONTENT = [
+    _stored('c4-train.{:05}-of-00002.json', lines),
+    _stored('{}.json', a_list),
+    _stored('{}.json', a_list_with_indents),
+    _stored('{}.json', objects_over_several_lines),
+    _stored('{}.jsonl', a_list_with_indents),
+    _stored('part-{:05}', lines),
+    _stored('part-{:05}', gzipped_lines),
+    _stored('{}.jsonl', zstd_lines),
+    _stored('{}.data', bz2_list),
+    _stored('{}.jsonl.xz', xz_lines),
+    _stored('{}.jsonl.gz', lines),  # unpacked by a downloader that kept the name
+    _stored('{}.jsonl', lines_after_a_mark),
+    _stored('{}.json', every_line_after_a_mark),
+    _stored('{}.jsonl', utf16_lines),
+    _stored('{}.json', gzipped_utf16_list),
+    _stored('{}.txt', utf32_lines),
+    _stored('{}', parquet_of),
+    _stored('{}.jsonl', parquet_of),
+]
+
+
+def _marked_texts(folder):
+    """Text files as other systems write them: a byte order mark, or UTF-16; and compressed without an ending."""
+    encodings = ('utf-8', 'utf-8-sig', 'utf-16', 'utf-32')
+    for i, text in enumerate(TEXTS):
+        data = text.encode(encodings[i % 4])
+        (folder / f'{i:03}.txt').write_bytes(gzip.compress(data) if i % 3 == 0 else data)
+    return Domain('d', (str(folder),))
+
+
+def _separated_marked(folder):
+    (folder / 'all.txt').write_bytes('<|end|>'.join(['\ufeff' + text for text in TEXTS]).encode('utf-8-sig'))
+    return Domain('d', (str(folder / 'all.txt'),), separator='<|end|>')
+
+
+def _nested(folder):
+    records = [{'id': i, 'meta': {'text.en': text, 'n': None}} for i, text in enumerate(TEXTS)]
+    (folder / 'a.jsonl').write_bytes(lines(records))
+    return Domain('d', (str(folder / 'a.jsonl'),), text_key='meta.text.en')
+
+
+def _nested_columns(folder):
+    records = [{'id': i, 'meta': {'text': text, 'url': 'x'}} for i, text in enumerate(TEXTS)]
+    (folder / 'a.parquet').write_bytes(parquet_of(records[:20]))
+    datasets.Dataset.from_list(records[20:]).save_to_disk(str(folder / 'ds'))
+    return Domain('d', (str(folder / 'a.parquet'), str(folder / 'ds')), text_key='meta.text')
+
+
+def _mds(folder):
+    for number, compression in enumerate((None, 'zstd:3')):
+        with MDSWriter(
+            out=str(folder / str(number)),
+            columns={'id': 'int', 'text': 'str'},
+            compression=compression,
+            hashes=['sha1'],
+            size_limit=4000,
+        ) as writer:
+            for i, text in enumerate(TEXTS[20:] if number else TEXTS[:20]):
+                writer.write({'id': i, 'text': text})
+    return Domain('d', (str(folder / '0'), str(folder / '1')))
+
+
+def _linked(folder):
+    """Shards that lie elsewhere, in a folder that is linked and holds a link to itself."""
+    (folder / 'store' / 'deep').mkdir(parents=True)
+    for i, name in enumerate(('store/0.jsonl', 'store/deep/1.jsonl')):
+        write_jsonl(folder / name, TEXTS[i * 20 : 20 if i == 0 else None])
+    (folder / 'in').mkdir()
+    (folder / 'in' / 'shards').symlink_to(folder / 'store')
+    (folder / 'store' / 'deep' / 'again').symlink_to(folder / 'in')
+    return Domain('d', (str(folder / 'in'),))
+
+
+def _linked_pattern(folder):
+    return Domain('d', (str(Path(_linked(folder).path[0], '**', '*.jsonl')),))
+
+
 @pytest.mark.parametrize('piece_bytes', [64, 1000, 1 << 20])
 @pytest.mark.parametrize(
-    'make', [_jsonl, _gz, _zst, _parquet, _tree, _txt, _separated, _saved, _saved_splits, _several]
+    'make',
+    [_jsonl, _gz, _zst, _parquet, _tree, _txt, _separated, _saved, _saved_splits, _several, _marked_texts]
+    + [_separated_marked, _nested, _nested_columns, _mds, _linked, _linked_pattern, *BY_CONTENT],
+    ids=lambda make: make.__name__,
 )
 def test_documents_of_every_format(tmp_path, make, piece_bytes):
     assert _read(make(tmp_path), piece_bytes) == TEXTS
@@ -144,7 +308,7 @@ def test_binary_file_in_a_folder_is_a_bad_record(tmp_path):
     (tmp_path / 'a.dat').write_bytes(b'\xff\xfe\x00')
     (tmp_path / 'b.dat').write_text('fine')
     bad, good = _read(Domain('d', (str(tmp_path),)))
-    assert good == 'fine' and bad.path == str(tmp_path / 'a.dat') and 'utf-8' in bad.reason
+    assert good == 'fine' and bad.path == str(tmp_path / 'a.dat') and 'not the UTF-16 or UTF-32' in bad.reason
 
 
 @pytest.mark.parametrize('name', ['b.jsonl.gz', 'b.jsonl.zst'])
@@ -177,12 +341,14 @@ def test_wrong_text_key(tmp_path, make):
     [
         (Domain('d', ('none.jsonl',)), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
         (Domain('d', ('no*.jsonl',)), "'no*.jsonl' matches no file"),
-        (Domain('d', ('file.dat',)), 'cannot be told from its name; set format'),
+        (Domain('d', ('file.dat',)), 'cannot be told from its name or content; set format'),
         (Domain('d', ('file.dat',), format='hf'), 'is a file; format hf reads a folder'),
         (Domain('d', ('empty',)), "'empty' holds no file"),
         (Domain('d', ('full',), glob='*.c'), "'full' holds no file that matches glob '*.c'"),
         (Domain('d', ('full',), format='hf'), 'is not a data set on disk'),
-        (Domain('d', ('array.json',)), 'array.json holds a JSON array; expected one object a line'),
+        (Domain('d', ('array.json',)), "array.json has no 'text', only id, meta, meta.body; set text_key"),
+        (Domain('d', ('full',), format='mds'), 'full has no index.json: it is not an MDS folder'),
+        (Domain('d', ('array.json',), format='parquet'), 'format is parquet, but array.json is no Parquet file; set'),
         (Domain('d', ('ds',)), 'has the splits train, test; set hf_split'),
         (Domain('d', ('ds',), hf_split='dev'), "hf_split is 'dev'; ds has train, test"),
     ],
@@ -193,7 +359,7 @@ def test_unusable_paths(tmp_path, monkeypatch, domain, words):
     Path('full').mkdir()
     Path('full/a.txt').write_text('a')
     Path('file.dat').write_text('a')
-    Path('array.json').write_text(json.dumps([{'text': 'a'}], indent=1))
+    Path('array.json').write_text(json.dumps([{'id': 1, 'meta': {'body': 'a'}}], indent=1))
     _saved_splits(tmp_path)
     with pytest.raises(ValueError) as error:
         _read(domain)
@@ -210,6 +376,66 @@ def test_a_line_longer_than_a_piece_is_searched_once(tmp_path, monkeypatch):
             searched += len(self) - start
             return super().rfind(separator, start)
 
-    monkeypatch.setattr(prepare_sources, 'bytearray', Counting, raising=False)
+    monkeypatch.setattr(pieces, 'bytearray', Counting, raising=False)
     assert len(_read(Domain('d', (str(tmp_path / 'a.jsonl'),)), 1 << 12)) == 2
     assert 1 << 20 <= searched < 1.1 * (1 << 20)
+
+
+def test_what_is_not_read_is_counted_and_shown(tmp_path, caplog):
+    write_jsonl(tmp_path / 'in' / 'a.jsonl', TEXTS)
+    for name in ('.cache/x.jsonl', '.cache/y.jsonl', '_SUCCESS', 'README.md'):
+        (tmp_path / 'in' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'in' / name).touch()
+    (tmp_path / 'in' / 'lost.jsonl').symlink_to(tmp_path / 'nowhere')
+    item = find_input(Domain('d', (str(tmp_path / 'in'),), glob='[!R]*'))
+    folder = str(tmp_path / 'in')
+    assert item.skipped == {
+        'hidden': [f'{folder}/.cache/x.jsonl', f'{folder}/.cache/y.jsonl'],
+        "not matched by glob '[!R]*'": [f'{folder}/README.md'],
+        'empty': [f'{folder}/_SUCCESS'],
+        'links to nothing or no files': [f'{folder}/lost.jsonl'],
+    }
+    assert 'domains.d: not all files are read: 2 hidden, such as ' in caplog.text and len(caplog.records) == 1
+    assert [source.path for source in item.sources] == [f'{folder}/a.jsonl']
+
+
+def test_json_of_a_source_tree_is_a_document_like_the_others(tmp_path):
+    (tmp_path / 'a.py').write_text('import json')
+    (tmp_path / 'package.json').write_bytes(a_list_with_indents({'name': 'x'}))
+    (tmp_path / 'rows.json').write_bytes(lines([{'a': 1}, {'a': 2}]))
+    assert _read(Domain('d', (str(tmp_path),))) == ['import json', '{\n  "name": "x"\n}', '{"a": 1}\n{"a": 2}\n']
+    (tmp_path / 'a.py').unlink()
+    with pytest.raises(ValueError, match="package.json has no 'text', only name; set text_key .* or format: folder"):
+        find_sources(Domain('d', (str(tmp_path),)))
+    assert len(_read(Domain('d', (str(tmp_path),), format='folder'))) == 2
+
+
+@pytest.mark.parametrize('cut', [1, 200])
+def test_a_json_list_that_is_broken(tmp_path, cut):
+    data = a_list_with_indents(_records())
+    for broken in (data[:-cut], data[: len(data) // 2] + b'"}}' + data[len(data) // 2 :]):
+        (tmp_path / 'a.json').write_bytes(broken)
+        with pytest.raises(ValueError, match=r'a.json is broken after \d+ records'):
+            _read(Domain('d', (str(tmp_path / 'a.json'),)))
+
+
+def test_text_without_a_byte_order_mark_in_utf_16(tmp_path):
+    (tmp_path / 'a.txt').write_bytes('text'.encode('utf-16-le'))
+    (bad,) = _read(Domain('d', (str(tmp_path),)))
+    assert 'NUL bytes: it is no text, or UTF-16 without' in bad.reason
+
+
+def test_a_zstd_window_that_is_too_large(tmp_path):
+    """A frame as `zstd --long=31` begins it."""
+    block = b'{"text": "a"}\n'
+    head = b'\x28\xb5\x2f\xfd' + bytes([0, 31 - 10 << 3]) + (len(block) << 3 | 1).to_bytes(3, 'little')
+    (tmp_path / 'a.jsonl.zst').write_bytes(head + block)
+    with pytest.raises(ValueError, match='a window of more than 128 MB .*`zstd -d --long=31`'):
+        _read(Domain('d', (str(tmp_path / 'a.jsonl.zst'),)))
+
+
+def test_token_ids_are_no_text(tmp_path):
+    with MDSWriter(out=str(tmp_path), columns={'tokens': 'bytes'}) as writer:
+        writer.write({'tokens': b'12345678'})
+    with pytest.raises(ValueError, match='holds token ids already; name its folders as domains of dynamic_text'):
+        _read(Domain('d', (str(tmp_path),)))

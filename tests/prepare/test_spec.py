@@ -77,16 +77,19 @@ def test_places(out, expected):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        ({'max_seqlen': 4}, "unknown key 'max_seqlen' in the spec; did you mean 'max_seq_len'"),
-        ({'domains': {'a': {'paths': 'x'}}}, "unknown key 'paths' in domains.a; did you mean 'path'"),
-        ({'domains': {'a': {'path': 'x', 'tokens': {'evel': 1}}}}, "domains.a.tokens; did you mean 'eval'"),
-        ({'splits': {'eval': {'token': 1}}}, "unknown key 'token' in splits.eval; did you mean 'tokens'"),
-        ({'zzz': 1}, 'known keys: tokenizer, max_seq_len'),
+        ({'max_seqlen': 4}, "the spec: unknown key 'max_seqlen'. Did you mean 'max_seq_len'"),
+        ({'domains': {'a': {'paths': 'x'}}}, "domains.a: unknown key 'paths'. Did you mean 'path'"),
+        (
+            {'domains': {'a': {'path': 'x', 'tokens': {'evel': 1}}}},
+            "domains.a.tokens: unknown key 'evel'. Did you mean 'eval'",
+        ),
+        ({'splits': {'eval': {'token': 1}}}, "splits.eval: unknown key 'token'. Did you mean 'tokens'"),
+        ({'zzz': 1}, 'Possible: tokenizer, max_seq_len'),
         ({'tokenizer': None}, "lacks the key 'tokenizer'"),
-        ({'max_seq_len': 1}, 'max_seq_len is 1; expected a whole number of at least 2'),
-        ({'max_seq_len': 2.5}, 'max_seq_len is 2.5'),
-        ({'max_seq_len': float('inf')}, 'max_seq_len is inf; expected a whole number'),
-        ({'seed': float('nan')}, 'seed is nan; expected a whole number'),
+        ({'max_seq_len': 1}, 'max_seq_len: expected a whole number of at least 2, got 1'),
+        ({'max_seq_len': 2.5}, 'max_seq_len: expected a whole number of at least 2, got 2.5'),
+        ({'max_seq_len': float('inf')}, 'max_seq_len: expected a whole number of at least 2, got inf'),
+        ({'seed': float('nan')}, 'seed: expected a whole number of at least 0, got nan'),
         ({'hashes': 5}, 'hashes is 5; expected a list of names such as [sha1]'),
         ({'hashes': [5]}, 'hashes is [5]; expected a list of names'),
         ({'compression': ['zstd']}, "compression is ['zstd']; expected text, or null"),
@@ -99,13 +102,21 @@ def test_places(out, expected):
         ({'domains': {'a/b': 'x'}}, "domain name 'a/b' becomes a folder name"),
         ({'domains': {'a': {'path': 'x', 'format': 'csv'}}}, "format is 'csv'; expected one of auto, jsonl"),
         ({'domains': {'a': {'path': 'x', 'separator': ''}}}, 'separator is empty'),
-        ({'splits': {'a': {'fraction': 0}}}, 'splits.a.fraction is 0; expected a number above 0'),
+        ({'splits': {'a': {'fraction': 0}}}, 'splits.a.fraction: expected a number above 0 and at most 1, got 0'),
         ({'splits': {'a': {'fraction': 0.6}, 'b': {'fraction': 0.5}}}, 'add up to 1.1'),
         ({'splits': {'a': {}, 'b': {}}}, 'splits.a has neither fraction nor tokens'),
         ({'splits': {'a': {'tokens': 'few'}}}, 'splits.a.tokens is'),
         ({'bos': 'maybe'}, "bos is 'maybe'; expected auto, true or false"),
         ({'out': 3}, 'out is 3; expected a folder'),
-        ({'seed': -1}, 'seed is -1'),
+        ({'seed': -1}, 'seed: expected a whole number of at least 0, got -1'),
+        (
+            {'domains': {False: 'x'}},
+            'domain name False: without quotes YAML reads it as bool, not as text; put it in quotes',
+        ),
+        ({'domains': {2023: 'x'}}, 'domain name 2023: without quotes YAML reads it as int'),
+        ({'splits': {True: {}}}, 'split name True: without quotes YAML reads it as bool'),
+        ({'domains': {'a': '$NOT_SET_AT_ALL/x'}}, "domains.a.path: '$NOT_SET_AT_ALL/x' has the environment variable"),
+        ({'out': '~nobody-of-that-name/x'}, "out: '~nobody-of-that-name/x' begins with the home folder"),
     ],
 )
 def test_refused(change, words):
@@ -119,3 +130,17 @@ def test_shipped_files(path):
     spec = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     spec.pop('variables', None)
     assert [split.name for split in parse_spec(spec).splits] == ['eval', 'prune', 'continue']
+
+
+def test_paths_mean_what_a_shell_means(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('PLACE', 'here')
+    paths = {
+        'tokenizer': '~/tok',
+        'out': ['~/$PLACE', 's3://b/${PLACE}'],
+        'work': '$PLACE',
+        'domains': {'a': '~/a.txt'},
+    }
+    spec = parse_spec({**LEAST, **paths})
+    assert (spec.tokenizer, spec.out, spec.remote) == (f'{tmp_path}/tok', f'{tmp_path}/here', 's3://b/here')
+    assert (spec.work, spec.domains[0].path) == ('here/.prepare', (f'{tmp_path}/a.txt',))

@@ -11,7 +11,10 @@ import torch
 from composer.metrics import LanguageCrossEntropy
 from safetensors.torch import load_file, save_file
 from streaming import MDSWriter
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.scaling.measure import (
     batches,
     count_parameters,
@@ -21,6 +24,7 @@ from llmshearing.scaling.measure import (
     measure_models,
     read_tokens,
 )
+from tests.dynamic_text_world import tiny_tokenizer
 
 SEQUENCES = np.random.default_rng(0).integers(0, 64, (7, 32))
 
@@ -115,6 +119,21 @@ def test_models_and_domains_are_measured(data, source, tmp_path, tiny_llama):
     assert list(half) == ['web']
     full = measure_models([source], find_domains(data))[0]['losses']['web']
     assert half['web'] != full and half['web'] == pytest.approx(full, rel=0.01)
+
+
+def test_data_of_another_tokenizer_of_the_same_size(data, source):
+    """Without a tokenizer in the model's folder or a manifest beside the data there is nothing to compare."""
+    described = describe_tokenizer(tiny_tokenizer())
+    (data / 'manifest.json').write_text(json.dumps({'tokenizer': {**described, 'name': 'one', 'class': 'x'}}))
+    domains = find_domains(data)
+    measure_models([source], domains, max_sequences=1)
+    tiny_tokenizer().save_pretrained(source)
+    measure_models([source], domains, max_sequences=1)
+    other = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    other['model']['vocab'] = {f't{i}': 63 - i for i in range(64)}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(other))).save_pretrained(source)
+    with pytest.raises(ValueError, match="was made with another tokenizer, 'one' .* prepare the data again"):
+        measure_models([source], domains, max_sequences=1)
 
 
 def test_domains_that_are_not_there(tmp_path, data):

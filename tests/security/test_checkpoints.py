@@ -12,9 +12,10 @@ from torch.distributed.checkpoint import FileSystemWriter, save
 from transformers import LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.checkpoints.checkpoint import _stored_config, open_checkpoint, write_tokenizer_files
+from llmshearing.checkpoints.checkpoint import _stored_config, open_checkpoint
 from llmshearing.checkpoints.guard import FORCE, VALIDATE, guard_checkpoint_loading, refuse_code
 from llmshearing.checkpoints.shards import load_stored_shards
+from llmshearing.checkpoints.tokenizer_files import write_tokenizer_files
 from llmshearing.export.legacy_import import read_legacy
 from tests.security.attack import armed, armed_archive, armed_pickle, disarmed, remote_code_model
 from tests.tiny_run import tiny_source, tiny_trainer

@@ -19,7 +19,10 @@ from llmfoundry.models.hf.hf_fsdp import hf_get_causal_base_model, hf_get_hidden
 from llmfoundry.models.utils import init_empty_weights
 from torch import nn
 from torch.distributed.fsdp.wrap import CustomPolicy
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.models.source_config import read_config
 
 __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
 
@@ -118,7 +121,7 @@ def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tup
     """
     if isinstance(state.fsdp_config, FSDPConfig):
         raise ValueError('distillation shards its teacher with FSDP2 and is not built for FSDP1; set FSDP_VERSION=2.')
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = read_config(name)
     shared = check_vocabulary(config, state.model.config, _tokenizer(name), state.model.tokenizer, shared_vocab_size)
     settings = dict(
         torch_dtype=torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32,
@@ -134,7 +137,7 @@ def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tup
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return read_tokenizer(name)
     except OSError as error:
         raise ValueError(
             f"distillation: {name} has no tokenizer, so whether its token ids mean the same as the student's cannot "

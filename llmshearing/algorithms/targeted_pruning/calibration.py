@@ -1,4 +1,4 @@
-"""What units are scored from in a run: samples of its language-modelling evaluators, the same for any number of ranks.
+"""What units are scored on in a run: samples of its language-modelling evaluators, the same for any number of ranks.
 
 A calibration batch has as many sequences as a training batch has on all ranks together, in the order of the evaluation
 set, and every rank takes its share of it. So neither the number of ranks nor ``device_eval_batch_size`` has a say.
@@ -6,9 +6,9 @@ set, and every rank takes its share of it. So neither the number of ranks nor ``
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from composer.core import Evaluator, State, get_precision_context
@@ -18,43 +18,57 @@ from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning.agreement import average_over_ranks
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
-from llmshearing.masks.scores import Calibration
+from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.scores import Calibration, method_by_axis, score_units
+from llmshearing.masks.state import PruningState
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 
 __all__ = ['calibrate', 'calibration_batches']
+
+log = logging.getLogger(__name__)
 
 # Metrics of the loss that pruning trains on. Tasks of in-context learning have others, and in their batches labels mark
 # answers or are missing.
 METRICS = ('LanguageCrossEntropy', 'LanguagePerplexity')
 
 
-@contextmanager
-def calibrate(state: State, model: ShearedCausalLM, settings: PruningSettings) -> Iterator[Calibration]:
-    """The calibration of a run, with its precision, micro-batches and ranks; the model is in evaluation mode meanwhile.
+def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, settings: PruningSettings) -> None:
+    """Scores the units and measures what the gains of norms follow, with the source as it is before any batch.
 
     Args:
+        pruning (PruningState): Gets the start of its learner, and its energies.
         state (State): Of the run.
-        model (ShearedCausalLM): Its model, not wrapped by DDP.
-        settings (PruningSettings): Read for the number of batches and the seed.
+        model (ShearedCausalLM): The run's, not wrapped by DDP.
+        settings (PruningSettings): Say what is scored and how.
+
+    Raises:
+        ValueError: As :func:`calibration_batches`, if there are scores. Without, the run goes on and says so.
     """
+    if settings.scores is None and 'hidden' not in pruning.plans:
+        return
+    try:
+        batches = calibration_batches(state, settings.calibration_batches)
+    except ValueError as problem:
+        if settings.scores is not None:
+            raise
+        log.warning('Gains of norms will not make up for the hidden dimensions that go: %s', problem)
+        return
 
     def loss(batch: Any) -> Tensor:
         with get_precision_context(state.precision, state.precision_config):
             return model.loss(model(batch), batch)
 
+    microbatch_size = math.ceil(state.device_train_microbatch_size or 0) or None
+    calibration = Calibration(model.cutter, batches, loss, average_over_ranks, settings.seed, microbatch_size)
     was_training = model.training
     model.eval()
-    try:
-        yield Calibration(
-            cutter=model.cutter,
-            batches=calibration_batches(state, settings.calibration_batches),
-            loss=loss,
-            reduce=average_over_ranks,
-            seed=settings.seed,
-            microbatch_size=math.ceil(state.device_train_microbatch_size or 0) or None,
-        )
-    finally:
-        model.train(was_training)
+    if settings.scores is not None:
+        methods = method_by_axis(settings.scores, pruning.plans)
+        pruning.learner.start_from(score_units(methods, calibration))
+        log.info('Scored units by %s on %d batches.', methods, len(batches))
+    if 'hidden' in pruning.plans:
+        pruning.norm_energies = norm_energies(calibration)
+    model.train(was_training)
 
 
 def calibration_batches(state: State, count: int) -> list[Any]:
@@ -71,10 +85,10 @@ def calibration_batches(state: State, count: int) -> list[Any]:
         ValueError: If no evaluator measures language modelling, a data set of one cannot be read sample by sample, has
             fewer samples than there are ranks, or gives batches without input_ids and labels.
     """
-    evaluators = [evaluator for evaluator in state.evaluators if measures_language_modelling(evaluator, state)]
+    evaluators = [evaluator for evaluator in state.evaluators if _measures_language_modelling(evaluator, state)]
     if not evaluators:
         raise ValueError(
-            'scores are computed from evaluation batches of language modelling: the run needs an eval_loader whose '
+            'units are scored on evaluation batches of language modelling: the run needs an eval_loader whose '
             f'metrics include {" or ".join(METRICS)}; its evaluators are '
             f'{[evaluator.label for evaluator in state.evaluators]}.'
         )
@@ -89,8 +103,8 @@ def calibration_batches(state: State, count: int) -> list[Any]:
     return batches
 
 
-def measures_language_modelling(evaluator: Evaluator, state: State) -> bool:
-    """Whether the loss that pruning trains on is among an evaluator's metrics."""
+def _measures_language_modelling(evaluator: Evaluator, state: State) -> bool:
+    """Whether the loss that pruning trains on is among its metrics."""
     return any(metric in state.eval_metrics.get(evaluator.label, {}) for metric in METRICS)
 
 
@@ -100,7 +114,7 @@ def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:
     data, collate = getattr(loader, 'dataset', None), getattr(loader, 'collate_fn', None)
     if not hasattr(data, '__getitem__') or collate is None:
         raise ValueError(
-            f'scores are computed from samples that every rank can pick by number, and those of the evaluator '
+            f'units are scored on samples that every rank can pick by number, and those of the evaluator '
             f'{evaluator.label!r} cannot be: give it a DataLoader over a data set with a length and __getitem__.'
         )
     samples = data.size if isinstance(data, StreamingDataset) else len(data)  # its length is that of a rank's share
@@ -108,8 +122,8 @@ def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:
     share = min(share, samples // ranks)
     if share == 0:
         raise ValueError(
-            f'the evaluator {evaluator.label!r} has {samples} samples, fewer than the {ranks} ranks; scores need at '
-            'least one for each: give it more, or leave it out of eval_loader.'
+            f'the evaluator {evaluator.label!r} has {samples} samples, fewer than the {ranks} ranks; scoring needs '
+            'at least one for each: give it more, or leave it out of eval_loader.'
         )
     for start in range(share * dist.get_global_rank(), samples, share * ranks):
         if start // (share * ranks) >= samples // (share * ranks):  # the last batch is not whole
@@ -123,7 +137,7 @@ def _check(batch: Any, label: str) -> None:
     missing = [key for key in ('input_ids', 'labels') if not isinstance(batch, Mapping) or key not in batch]
     if missing:
         raise ValueError(
-            f'scores are computed from input_ids and labels, and batches of the evaluator {label!r} have no '
+            f'units are scored by input_ids and labels, and batches of the evaluator {label!r} have no '
             f'{" and no ".join(missing)}; leave it out of eval_loader, or take its '
             f'{" and ".join(METRICS)} away.'
         )

@@ -26,11 +26,11 @@ from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missin
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.masks.learner import learner_class
-from llmshearing.masks.scores import method_by_axis, score_units
 from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.masks.widths import describe_widths, layer_widths
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.models.source_files import read_source_files
 from llmshearing.models.targets import target_shape
 
 __all__ = ['TargetedPruning', 'find_pruning']
@@ -99,7 +99,7 @@ class TargetedPruning(PruningState, Algorithm):
             elapsed_share(state, self.settings.warmup)  # times that cannot be told are refused before the first step
             self._is_frozen(state)
             if state.timestamp.batch.value == 0:
-                self._start_from_scores(state)
+                calibrate(self, state, _model(state), self.settings)
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._install(state, self.training_masks(state), self.settings.multiple_of)
             self._watch(state)
@@ -151,6 +151,7 @@ class TargetedPruning(PruningState, Algorithm):
                 'targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.'
             )
         self.source = model.cutter.shape
+        self.origin = model.source, read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
         self.target = read_sparsity_target(self.settings.target, self.source)
         if self.has_open_widths:
             constraints = [SparsityConstraint(self.source, self.target.sparsity)]
@@ -167,7 +168,9 @@ class TargetedPruning(PruningState, Algorithm):
         log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
 
     def _install(self, state: State, masks: Mapping[str, Tensor], multiple_of: int = 1) -> None:
-        _model(state).cutter.set_masks(masks, multiple_of)
+        cutter = _model(state).cutter
+        cutter.norm_energies = self.norm_energies
+        cutter.set_masks(masks, multiple_of)
 
     def _width_metrics(self) -> dict[str, float]:
         return {
@@ -175,14 +178,6 @@ class TargetedPruning(PruningState, Algorithm):
             for widths in layer_widths(self.final_masks(), self.source)
             for name in ('heads', 'kv_heads', 'intermediate')
         }
-
-    def _start_from_scores(self, state: State) -> None:
-        if self.settings.scores is None:
-            return
-        methods = method_by_axis(self.settings.scores, self.plans)
-        with calibrate(state, _model(state), self.settings) as calibration:
-            self.learner.start_from(score_units(methods, calibration))
-        log.info('Scored units by %s on %d batches.', methods, self.settings.calibration_batches)
 
     def _watch(self, state: State) -> None:
         if self._watching is not None:  # the batch is tried again

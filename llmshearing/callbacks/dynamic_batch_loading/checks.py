@@ -15,6 +15,7 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import StreamingDataset
 
 from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
+from llmshearing.data.fingerprint import check_tokenizer, folders_of
 from llmshearing.data.rounds import MixtureRounds
 
 
@@ -160,9 +161,17 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
     leaves out those equal to the padding token, which many tokenizers use to end each document.
 
     Must come before the first evaluation, whose workers keep what they were started with. May come again.
+
+    Raises:
+        ValueError: if the data of an evaluator was made with another tokenizer.
     """
-    for evaluator in state.evaluators:
-        loader = evaluator.dataloader.dataloader
+    loaders = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
+    datasets = [
+        loader.dataset for loader in loaders if isinstance(getattr(loader, 'dataset', None), StreamingTextDataset)
+    ]
+    if datasets:
+        check_tokenizer(datasets[0].tokenizer, [folder for dataset in datasets for folder in folders_of(dataset)])
+    for evaluator, loader in zip(state.evaluators, loaders):
         batch_size = getattr(loader, 'batch_size', None)
         if evaluator.label.removeprefix('eval/') not in domains or not batch_size:
             continue

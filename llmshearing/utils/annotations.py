@@ -9,6 +9,7 @@ is left to the constructor.
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import inspect
 import math
 import types
@@ -29,20 +30,39 @@ def parameters_of(constructor: Callable) -> dict[str, tuple[Any, bool]]:
     Args:
         constructor (Callable): Class or function.
     """
+    if dataclasses.is_dataclass(constructor):  # Composer's have an __init__ of their own that says nothing
+        hints = typing.get_type_hints(constructor)
+        return {
+            field.name: (hints[field.name], field.default is field.default_factory is dataclasses.MISSING)
+            for field in dataclasses.fields(constructor)
+        }
+    function = _function_of(constructor)
     try:
-        hints = typing.get_type_hints(constructor.__init__ if isinstance(constructor, type) else constructor)
+        hints = typing.get_type_hints(function)
     except NameError:  # names imported for type checkers only
         hints = {}
+    parameters = list(inspect.signature(function).parameters.values())
     return {
-        name: (hints.get(name, Any), parameter.default is parameter.empty)
-        for name, parameter in inspect.signature(constructor).parameters.items()
+        parameter.name: (hints.get(parameter.name, Any), parameter.default is parameter.empty)
+        for parameter in parameters[isinstance(constructor, type) :]  # without self
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
 
 
 def takes_any_key(constructor: Callable) -> bool:
     """Whether it has ``**kwargs``."""
-    return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(constructor).parameters.values())
+    if dataclasses.is_dataclass(constructor):
+        return False
+    return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(_function_of(constructor)).parameters.values())
+
+
+def _function_of(constructor: Callable) -> Callable:
+    """The function whose parameters are the settings: of a class its ``__init__``, under decorators that hide it."""
+    if not isinstance(constructor, type):
+        return constructor
+    function = constructor.__init__
+    hidden = [cell.cell_contents for cell in getattr(function, '__closure__', None) or ()]
+    return next((one for one in hidden if getattr(one, '__name__', '') == '__init__'), function)
 
 
 def misfit(value: Any, annotation: Any) -> str | None:

@@ -1,0 +1,171 @@
+"""Checks the weights of a source model against its config before anything is built from them.
+
+transformers fills tensors that a folder lacks with random numbers and says so in a warning among many; training then
+goes on. Here every tensor must be there, with its shape, and hold finite numbers. Names, shapes and types come from the
+headers of the files, which takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
+from llmshearing.utils.paths import check_safetensors_index
+
+__all__ = ['check_weights', 'weights_folder']
+
+# In order of transformers' own preference.
+WEIGHT_FILES = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
+EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
+LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
+# Buffers that older releases of transformers saved, and newer ones compute.
+OLD_BUFFERS = (
+    r'rotary_emb\.inv_freq$',
+    r'attention\.bias$',
+    r'attention\.masked_bias$',
+    r'rotary_emb\.(cos|sin)_cached$',
+)
+
+
+def weights_folder(name: str) -> Path | None:
+    """The folder of a model: itself, or where the hub's cache has it; None where it is not on this machine."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, 'config.json')
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -> None:
+    """Raises a ValueError, naming the tensor, for weights that training could not begin with.
+
+    Args:
+        folder (Path): Model folder: safetensors or ``pytorch_model.bin``, in one file or in shards.
+        config (PretrainedConfig): Its config, as :func:`~llmshearing.models.source_config.read_config` gives it.
+        values (bool): Look for NaN and infinity as well, one tensor at a time. This reads all weights once: on a
+            local disk about a second per gigabyte, and memory for the largest tensor. Default: ``True``.
+    """
+    folder = Path(folder)
+    _refuse_pointers(folder)
+    stored = _stored_tensors(folder)
+    shapes = parameter_shapes(config, in_files=True)
+    prefix = _missing_prefix(stored, shapes)
+    ignored = [re.compile(pattern) for pattern in (*shapes.ignored, *OLD_BUFFERS)]
+    stored = {
+        f'{prefix}{name}': tensor
+        for name, tensor in stored.items()
+        if not any(pattern.search(name) for pattern in ignored)
+    }
+    for name, tensor in stored.items():
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+            raise ValueError(
+                f'{folder}: {name} is stored as {str(tensor.dtype).removeprefix("torch.")}: quantised weights can '
+                'neither be cut nor trained; use the model that they were made from.'
+            )
+    try:
+        check_tensors(str(folder), {name: tensor.shape for name, tensor in stored.items()}, shapes.shapes, shapes.tied)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}\nMissing tensors would begin at random. Copy the model again, save it with its LM head, or '
+            'correct its config.json.'
+        ) from None
+    _check_tied_head(folder, stored, shapes)
+    if values:
+        for name, tensor in stored.items():
+            if not torch.isfinite(tensor.read()).all():
+                raise ValueError(f'{folder}: {name} holds NaN or infinity; copy the model again, or take another one.')
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for pattern in POINTED_TO:
+        for path in sorted(folder.glob(pattern)):
+            with path.open('rb') as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ValueError(
+                        f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.'
+                    )
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder by its name there, not yet read."""
+    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if name is None:
+        raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.')
+    files = [folder / name]
+    if name.endswith('.index.json'):
+        files = [folder / file for file in sorted(set(check_safetensors_index(folder / name).values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(f'{folder}: {name} lists {", ".join(missing)}, which are not there; copy them as well.')
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        stored.update(_in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file))
+    return stored
+
+
+def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        with safe_open(path, 'pt') as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                kind = part.get_dtype()
+                yield name, StoredTensor(tuple(part.get_shape()), FLOATS.get(kind, torch.int8), _reader(path, name))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} cannot be read ({error}): it was cut off or is damaged; copy it again.') from error
+
+
+def _reader(path: Path, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        with safe_open(path, 'pt') as file:  # opened anew, so that no mapped page stays
+            return file.get_tensor(name)
+
+    return read
+
+
+def _in_pickle(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    content: Any = load_stored(path)
+    for name, tensor in content.items() if isinstance(content, dict) else ():
+        if isinstance(tensor, StoredTensor):
+            yield name, tensor
+
+
+def _missing_prefix(stored: dict[str, StoredTensor], shapes: ParameterShapes) -> str:
+    """What stands before the names in memory where a decoder was saved on its own (``AutoModel``)."""
+    expected = shapes.shapes
+    for prefix in sorted({f'{name.split(".")[0]}.' for name in expected}):
+        if stored and not any(name in expected for name in stored):
+            if any(f'{prefix}{name}' in expected for name in stored):
+                return prefix
+    return ''
+
+
+def _check_tied_head(folder: Path, stored: dict[str, StoredTensor], shapes: ParameterShapes) -> None:
+    """A head that is written although it is tied must be the embedding."""
+    embedding = next((name for name in shapes.shapes if name.endswith(EMBEDDINGS)), None)
+    for name in sorted(shapes.tied & set(stored)):
+        if embedding in stored and not torch.equal(stored[name].read(), stored[embedding].read()):
+            raise ValueError(
+                f'{folder}: {name} differs from {embedding}, but the config says that they are one '
+                '(tie_word_embeddings); if the head is its own, set tie_word_embeddings: false in its config.json.'
+            )

@@ -1,0 +1,117 @@
+"""The tokenizer's files, as Composer keeps them in a checkpoint and as they are written into an exported folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.utils.paths import plain_name
+
+__all__ = ['write_tokenizer', 'write_tokenizer_files']
+
+CONFIG_NAME = 'tokenizer_config.json'
+TEMPLATES = ('chat_template.jinja', 'chat_template.json')
+
+
+def write_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | Mapping[str, Mapping[str, Any]], folder: Path, source: Mapping[str, str]
+) -> None:
+    """Writes a tokenizer so that either generation of transformers opens it, and opens it here.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase | Mapping[str, Mapping[str, Any]]): From memory, or as Composer keeps it.
+        folder (Path): Where to write it.
+        source (Mapping[str, str]): See :func:`write_tokenizer_files`; not used for one from memory.
+
+    Raises:
+        ValueError: If what was written does not open.
+    """
+    if isinstance(tokenizer, Mapping):
+        write_tokenizer_files(tokenizer, folder, source)
+    else:
+        tokenizer.save_pretrained(folder)
+        path = folder / CONFIG_NAME
+        _write_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))))
+    try:
+        read_tokenizer(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
+
+
+def write_tokenizer_files(
+    files: Mapping[str, Mapping[str, Any]], folder: Path, source: Mapping[str, str] | None = None
+) -> None:
+    """Writes the tokenizer's files as Composer read them, with the settings of the source's own.
+
+    Args:
+        files (Mapping[str, Mapping[str, Any]]): As Composer keeps them: ``file_extension`` and ``content`` by name.
+        folder (Path): Where to write them.
+        source (Mapping[str, str] | None): Small files of the source
+            (:func:`~llmshearing.models.source_files.read_source_files`); a run may have shortened
+            ``model_max_length``, for instance.
+
+    Raises:
+        ValueError: If one of them is code or of a kind this release does not know.
+    """
+    source = source or {}
+    for name, file in files.items():
+        kind, content = file['file_extension'], file['content']
+        path = folder / plain_name("the checkpoint's tokenizer", name)
+        if kind == '.json':
+            if name == CONFIG_NAME:
+                content = _portable(json.loads(source[name]) if name in source else content)
+            elif name == 'tokenizer.json':
+                content = _with_empty_parts(content)
+            _write_json(path, content)
+        elif kind == '.txt':
+            path.write_text('\n'.join(content), encoding='utf-8')
+        elif kind == '.jinja':
+            path.write_text(content, encoding='utf-8')
+        elif kind == '.model':
+            path.write_bytes(content)
+        else:
+            raise ValueError(
+                f"the checkpoint's tokenizer has a file {name!r}, which is not written (code, or unknown); "
+                'give --tokenizer FOLDER.'
+            )
+    for name in TEMPLATES:
+        if name in source:
+            (folder / name).write_text(source[name], encoding='utf-8')
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
+
+
+def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer_config.json that either generation of transformers opens, without what leads to code.
+
+    transformers 5 saves its general class under a name that 4 does not know, and calls more special tokens otherwise.
+    """
+    settings = {key: value for key, value in settings.items() if key not in ('auto_map', 'backend', 'is_local')}
+    if settings.get('tokenizer_class') == 'TokenizersBackend':
+        settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    if isinstance(settings.get('extra_special_tokens'), list):
+        settings['additional_special_tokens'] = settings.pop('extra_special_tokens')
+    return settings
+
+
+def _with_empty_parts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json with the empty mapping that its reader asks for: sharded checkpoints lose such."""
+    processor = content.get('post_processor')
+    if not isinstance(processor, Mapping):
+        return dict(content)
+    parts = processor.get('processors')
+    if parts:
+        return {**content, 'post_processor': {**processor, 'processors': [_with_special(part) for part in parts]}}
+    return {**content, 'post_processor': _with_special(processor)}
+
+
+def _with_special(processor: Mapping[str, Any]) -> dict[str, Any]:
+    empty = {'special_tokens': {}} if processor.get('type') == 'TemplateProcessing' else {}
+    return {**empty, **processor}

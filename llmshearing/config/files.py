@@ -1,0 +1,117 @@
+"""Paths and names of files in a configuration: what a shell means by them, and nothing outside the folder they are for.
+
+Composer and llm-foundry open a path as it is written, so ``~/runs`` becomes a folder called ``~``. Names of checkpoints
+are templates: an unknown field is found only when the first one is saved.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from llmshearing.utils.paths import expand_path
+from llmshearing.utils.suggestions import did_you_mean
+
+__all__ = ['check_names', 'expand_paths']
+
+# Dotted places of paths, list entries under the name of their list. A name of a hub holds neither ~ nor $.
+PATHS = (
+    'save_folder',
+    'load_path',
+    'code_paths',
+    'icl_tasks_str',
+    'icl_tasks.dataset_uri',
+    'model.pretrained_model_name_or_path',
+    'tokenizer.name',
+    '*loader*.local',
+    '*loader*.remote',
+    '*loader*.hf_name',
+    '*loader*.proportions',
+    'algorithms.distillation.teacher',
+    'callbacks.*folder',
+    'callbacks.*.weights_file',
+    'callbacks.*.reference_losses',
+    'callbacks.*.pruned',
+    'callbacks.*.law',
+    'callbacks.*.source',
+    'callbacks.*.load_path',
+    'callbacks.*.workspace_dir',
+    'loggers.metrics_file.path',
+    'loggers.tensorboard.log_dir',
+    'profiler.json_trace_handler.folder',
+)
+FIELDS = (
+    'run_name', 'rank', 'local_rank', 'world_size', 'local_world_size', 'node_rank', 'epoch', 'batch',
+    'batch_in_epoch', 'sample', 'sample_in_epoch', 'token', 'token_in_epoch', 'total_wct', 'epoch_wct', 'batch_wct',
+)  # fmt: skip
+# Known before the first batch; a folder and the link to the last checkpoint have no time in their names.
+FIELDS_OF_PROCESS = FIELDS[:6]
+
+
+def expand_paths(config: dict[str, Any]) -> None:
+    """Replaces ``~`` and environment variables in every path of a configuration, in place.
+
+    Args:
+        config (dict[str, Any]): A whole llm-foundry training configuration.
+
+    Raises:
+        ValueError: For a variable that is not set, or an unknown user.
+    """
+    for parent, key, place in _entries(config):
+        value = parent[key]
+        if isinstance(value, str) and any(fnmatchcase(place, pattern) for pattern in PATHS):
+            parent[key] = expand_path(place, value)
+
+
+def _entries(tree: Any, place: str = '') -> Iterator[tuple[Any, Any, str]]:
+    """Every entry of mappings and lists: its container, its key there and its dotted place."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(items):
+        here = place if isinstance(tree, list) else f'{place}.{key}' if place else str(key)
+        if here not in ('variables', 'metadata'):
+            yield tree, key, here
+            yield from _entries(value, here)
+
+
+def check_names(config: Mapping[str, Any]) -> None:
+    """Checks the templates of the names of folders and checkpoints.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration.
+
+    Raises:
+        ValueError: For a field that does not exist, or a name that leads out of its folder.
+    """
+    for key, fields in (('save_filename', FIELDS), ('save_latest_filename', FIELDS_OF_PROCESS)):
+        if config.get(key) is not None:
+            _check_template(key, config[key], fields)
+            _check_inside(key, config[key], 'save_folder')
+    if config.get('save_folder') is not None:
+        _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
+    checkpointer = (config.get('callbacks') or {}).get('hf_checkpointer') or {}
+    name = checkpointer.get('huggingface_folder_name')
+    if name is not None:
+        _check_template('callbacks.hf_checkpointer.huggingface_folder_name', name, FIELDS)
+        _check_inside('callbacks.hf_checkpointer.huggingface_folder_name', name, 'its save_folder')
+
+
+def _check_template(key: str, template: str, fields: tuple[str, ...]) -> None:
+    try:
+        found = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ValueError(f'{key}: {template!r} is no name with fields in braces ({error}).') from error
+    for field in found:
+        if field not in fields:
+            raise ValueError(
+                f'{key}: {template!r} has the unknown field {field!r}.{did_you_mean(field, fields)} '
+                f'Possible: {", ".join(fields)}.'
+            )
+
+
+def _check_inside(key: str, name: str, folder: str) -> None:
+    parts = PurePosixPath(name).parts
+    if '://' not in name and (Path(name).is_absolute() or '..' in parts or not parts):
+        raise ValueError(f'{key}: {name!r} leads out of {folder}; give a name in it.')

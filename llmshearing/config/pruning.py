@@ -1,0 +1,96 @@
+"""What a pruning run needs of its other sections, so that it can be resumed and its result exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmshearing.config.times import check_time, check_within_run
+from llmshearing.utils.paths import refuse_existing
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['check_export', 'check_pruning']
+
+TIMES = ('warmup', 'lagrangian_warmup', 'freeze_masks_after')
+
+
+def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
+    """Checks ``algorithms.targeted_pruning`` against the source and the rest of the run.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration whose keys have been checked.
+        source (PretrainedConfig): Config of the source model.
+
+    Raises:
+        ValueError: For a target that cannot be reached, and for settings whose result would not be the pruned model.
+    """
+    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
+    from llmshearing.masks.sparsity_target import read_sparsity_target
+    from llmshearing.models.families import family_of
+    from llmshearing.models.shapes import shape_of
+    from llmshearing.models.targets import target_shape
+
+    where = 'algorithms.targeted_pruning'
+    settings, model = config['algorithms']['targeted_pruning'], config['model']
+    if not model.get('pretrained', True):
+        raise ValueError(
+            'model.pretrained: false leaves random weights, of which there is nothing to learn what to keep; remove it '
+            'for pruning.'
+        )
+    for key in TIMES:
+        if settings.get(key) is not None:
+            check_time(f'{where}.{key}', settings[key])
+            check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
+    _check_checkpoints(settings, config)
+    family_of(source)  # refuses other model types, whose configs may have no such shape
+    target = PruningSettings(**settings).target
+    if read_sparsity_target(target, shape_of(source)) is None:
+        target_shape(source, target)
+
+
+def check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:
+    """Checks ``callbacks.export_pruned`` against the pruning that it exports.
+
+    Raises:
+        ValueError: If there is nothing to export, or its place is taken.
+    """
+    from llmshearing.masks.sparsity_target import NOT_EXPORTABLE
+
+    where = 'callbacks.export_pruned'
+    if 'targeted_pruning' not in algorithms:
+        raise ValueError(f'{where} exports what algorithms.targeted_pruning learned; add that algorithm.')
+    if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):
+        raise ValueError(f'{where}: {NOT_EXPORTABLE}')
+    refuse_existing(where, settings['folder'], settings.get('overwrite', False))
+
+
+def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuses checkpoints that a pruning run could not go on from, or be exported from."""
+    if 'mono_checkpoint_saver' in (config.get('callbacks') or {}):
+        raise ValueError(
+            'callbacks.mono_checkpoint_saver needs FSDP1, under which nothing can be pruned; remove it and set '
+            'save_folder and fsdp_config.state_dict_type: full.'
+        )
+    if 'alibi' in (config.get('algorithms') or {}):
+        raise ValueError(
+            'algorithms.alibi replaces the positions of BERT and GPT-2, which cannot be pruned here; remove it.'
+        )
+    if 'hf_checkpointer' in (config.get('callbacks') or {}):
+        raise ValueError(
+            'callbacks.hf_checkpointer writes the uncut model, under a name that looks like the result; for pruning '
+            'remove it and add callbacks.export_pruned: {folder: ...}, which writes the pruned one. A checkpoint on '
+            'the way is exported by `llmshearing export`.'
+        )
+    if config.get('save_weights_only'):
+        raise ValueError(
+            'save_weights_only: true leaves the masks out of the checkpoints, so they can be neither resumed nor '
+            'exported; set it to false for pruning.'
+        )
+    sharding = config.get('fsdp_config')
+    if sharding and settings.get('freeze_weights') and sharding.get('state_dict_type', 'full') == 'full':
+        raise ValueError(
+            'algorithms.targeted_pruning.freeze_weights: true leaves the optimizer without tensors, and PyTorch cannot '
+            'load such a full checkpoint under FSDP2; set fsdp_config.state_dict_type: sharded.'
+        )

@@ -1,0 +1,159 @@
+"""The range of every number in a configuration, in one table.
+
+Constructors rarely check their numbers: a clipping threshold of -1 turns gradients around, a read-ahead of -1 waits for
+ever, a window of 0 divides by it. So a number that no row of the table names must not be negative, and the rows say
+what is more or less than that. The kind (whole, text, ...) is checked elsewhere, against the constructor's annotation.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from llmshearing.utils.checks import check_number, check_whole
+
+__all__ = ['RANGES', 'Range', 'check_ranges', 'range_of']
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a setting may have.
+
+    Args:
+        least (float): Smallest one.
+        most (float): Largest one. Default: none.
+        above (bool): ``least`` itself is not possible. Default: ``False``.
+        zero (bool): 0 is possible. Default: ``True``.
+        whole (bool): Fractions are not possible, where the annotation would let them pass. Default: ``False``.
+    """
+
+    least: float = 0.0
+    most: float = math.inf
+    above: bool = False
+    zero: bool = True
+    whole: bool = False
+
+
+ANY = Range(-math.inf)
+SHARE = Range(0, 1)
+POSITIVE = Range(0, above=True)
+COUNT = Range(1)
+WHOLE_COUNT = Range(1, whole=True)
+ALL_OR_COUNT = Range(-1, zero=False)  # -1 stands for all
+SEED = Range(0, 2**32 - 1)
+# Per rank, or one per core; a slip of a digit would start processes until the machine is full.
+WORKERS = Range(0, max(64, os.cpu_count() or 1), whole=True)
+
+# Dotted places, list entries under the name of their list; the first row that matches decides.
+RANGES: tuple[tuple[str, Range], ...] = (
+    # Free: no meaning of ours, or checked where they are read.
+    ('variables.*', ANY),
+    ('metadata.*', ANY),
+    ('model.config_overrides.*', ANY),
+    ('tokenizer.kwargs.*', ANY),
+    ('compile_config.*', ANY),
+    ('eval_gauntlet*', ANY),
+    ('loggers.*', ANY),
+    ('algorithms.targeted_pruning.*', ANY),
+    ('algorithms.distillation.*', ANY),
+    ('callbacks.dynamic_batch_loading.*', ANY),
+    ('callbacks.run_report.*', ANY),
+    ('callbacks.early_stopper.min_delta', ANY),
+    ('*.reference_losses.*', ANY),
+    # The run.
+    ('seed', SEED),
+    ('max_seq_len', COUNT),
+    ('icl_seq_len', COUNT),
+    ('global_train_batch_size', COUNT),
+    ('device_eval_batch_size', WHOLE_COUNT),
+    ('device_train_microbatch_size', WHOLE_COUNT),
+    ('*_subset_num_batches', ALL_OR_COUNT),
+    ('save_num_checkpoints_to_keep', Range(-1)),
+    ('dist_timeout', POSITIVE),
+    ('max_split_size_mb', COUNT),
+    # Optimizer and schedule.
+    ('optimizer*.betas', SHARE),
+    ('optimizer*.momentum', SHARE),
+    ('scheduler.alpha*', Range(0, 100)),
+    # Loaders.
+    ('*loader*.num_workers', WORKERS),
+    ('*loader*.prefetch_factor', COUNT),
+    ('*loader*.max_seq_len', WHOLE_COUNT),
+    ('*loader*.round_batches', COUNT),
+    ('*loader*.shuffle_block_size', COUNT),
+    ('*loader*.shuffle_seed', SEED),
+    ('*loader*.num_canonical_nodes', COUNT),
+    ('*loader*.download_timeout', POSITIVE),
+    ('*loader*.cache_limit', COUNT),
+    ('*loader*.max_passes', POSITIVE),
+    ('*loader*.replication', COUNT),
+    ('*loader*.packing_ratio', COUNT),
+    ('*loader*.choose', COUNT),
+    ('*loader*.repeat', POSITIVE),
+    ('*loader*.max_leftover_bins_to_keep', Range(0)),
+    # Algorithms.
+    ('algorithms.gradient_clipping.clipping_threshold', POSITIVE),
+    ('algorithms.alibi.max_sequence_length', COUNT),
+    ('algorithms.alibi.train_sequence_length_scaling', POSITIVE),
+    # Callbacks.
+    ('callbacks.*.window_size', COUNT),
+    ('callbacks.*batch_interval', COUNT),
+    ('callbacks.*.batch_log_interval', COUNT),
+    ('callbacks.*.log_interval', COUNT),
+    ('callbacks.*.max_entries', COUNT),
+    ('callbacks.*.batch_size', COUNT),
+    ('callbacks.*.gpu_flops_available', POSITIVE),
+    ('callbacks.*.max_shard_bytes', COUNT),
+    ('callbacks.run_timeout.timeout', POSITIVE),
+    ('callbacks.generate_callback.temperature', POSITIVE),
+    ('callbacks.generate_callback.max_*', COUNT),
+    ('callbacks.generate_callback.top_p', Range(0, 1, above=True)),
+    # Sharding and profiling.
+    ('fsdp_config.*degree', Range(-1, zero=False)),
+    ('tp_config.tensor_parallel_degree', COUNT),
+    ('profiler.schedule.active', COUNT),
+)
+
+
+def range_of(place: str) -> Range:
+    """The range of the number at a dotted place, list entries under the name of their list."""
+    return next((range_ for pattern, range_ in RANGES if fnmatchcase(place, pattern)), Range())
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Holds every number of a configuration against :data:`RANGES`.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration.
+
+    Raises:
+        ValueError: Naming the place, the range and the number.
+    """
+    for place, shown, value in _numbers(config):
+        shown = shown.replace('eval_loaders[', 'eval_loader[')  # what llm-foundry makes of a list under eval_loader
+        allowed = range_of(place)
+        if allowed is ANY:
+            continue
+        if value == 0 and not allowed.zero:
+            raise ValueError(f'{shown}: expected a number above 0, or -1 for all, got {value!r}.')
+        if allowed.whole:
+            check_whole(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
+        else:
+            check_number(shown, value, allowed.least, allowed.most, allowed.above)
+
+
+def _numbers(tree: Any, place: str = '', shown: str = '') -> Iterator[tuple[str, str, float]]:
+    """Numbers of a tree with their place in the table's notation and as it is told."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            dot = '.' if place else ''
+            yield from _numbers(value, f'{place}{dot}{key}', f'{shown}{dot}{key}')
+    elif isinstance(tree, (list, tuple)):
+        for number, value in enumerate(tree):
+            yield from _numbers(value, place, f'{shown}[{number}]')
+    elif isinstance(tree, (int, float)) and not isinstance(tree, bool):
+        yield place, shown, tree

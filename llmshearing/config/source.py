@@ -1,0 +1,169 @@
+"""The source model and its tokenizer, as far as their configs tell, before any weight is read."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['check_source', 'read_config', 'refuse_unusable']
+
+log = logging.getLogger(__name__)
+
+WHERE = 'model.pretrained_model_name_or_path'
+# A folder with a tokenizer has one of these.
+TOKENIZER_FILES = ('tokenizer_config.json', 'tokenizer.json', 'tokenizer.model', 'vocab.json')
+
+
+def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
+    """Checks the model and tokenizer sections against the folders that they name.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration whose keys have been checked.
+
+    Returns:
+        PretrainedConfig | None: The source's config with the run's overrides; None for a model of llm-foundry's own.
+
+    Raises:
+        ValueError: If a folder is not there, or holds what cannot be trained as it is.
+    """
+    _check_folder('tokenizer.name', config['tokenizer']['name'], TOKENIZER_FILES)
+    model = config['model']
+    name = model.get('pretrained_model_name_or_path')
+    if name is None:
+        return None
+    if not name:
+        raise ValueError(f'{WHERE}: expected a Hugging Face folder or name, got {name!r}.')
+    _check_folder(WHERE, name, ('config.json',))
+    source = read_config(WHERE, name, model.get('trust_remote_code', False))
+    refuse_unusable(f'{WHERE}: {name}', source)
+    _check_weights(model, source)
+    source = _with_overrides(source, model)
+    _check_computation(model, source, config['max_seq_len'])
+    _tell_positions(source, config['max_seq_len'])
+    return source
+
+
+def read_config(where: str, name: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of a folder or of a name of the hub.
+
+    Raises:
+        ValueError: If it cannot be read, with the place ``where``.
+    """
+    from llmshearing.models import source_config
+
+    try:
+        return source_config.read_config(name, trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f'{where}: {name}: {error}') from error
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{where}: the config of {name} cannot be read ({error}).') from error
+
+
+def refuse_unusable(where: str, config: PretrainedConfig) -> None:
+    """Refuses sources whose weights are no plain decoder's, with the way to get one.
+
+    Raises:
+        ValueError: For quantised weights and multimodal models.
+    """
+    quantisation = getattr(config, 'quantization_config', None)
+    if quantisation is not None:
+        method = quantisation.get('quant_method') if isinstance(quantisation, dict) else quantisation.quant_method
+        raise ValueError(
+            f'{where} has quantised weights ({method}), which can be neither cut nor trained; use the model that it '
+            'was quantised from.'
+        )
+    text = getattr(config, 'text_config', None)
+    if text is not None and text.model_type != config.model_type:
+        raise ValueError(
+            f'{where} is a multimodal model ({config.model_type}): only its text part ({text.model_type}) can be '
+            'planned, pruned and trained. Save that part with its tokenizer in a folder of its own and name that '
+            'folder. With transformers: AutoModelForImageTextToText.from_pretrained(SOURCE).language_model'
+            '.save_pretrained(FOLDER), AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER).'
+        )
+
+
+def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
+    """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
+    folder = Path(name)
+    is_path = name.startswith(('/', '.')) or name.count('/') > 1
+    if (is_path or folder.is_dir()) and not any((folder / file).is_file() for file in files):
+        raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
+
+
+def _check_weights(model: Mapping[str, Any], source: PretrainedConfig) -> None:
+    """Every tensor is there, fits the config and holds numbers; the numbers are looked at by one process of a node."""
+    from llmshearing.checkpoints.source import check_weights, weights_folder
+
+    folder = weights_folder(model['pretrained_model_name_or_path']) if model.get('pretrained', True) else None
+    if folder is not None:
+        check_weights(folder, source, values=os.environ.get('LOCAL_RANK', '0') == '0')
+
+
+def _check_computation(model: Mapping[str, Any], source: PretrainedConfig, max_seq_len: int) -> None:
+    """What the config asks for is what the run computes."""
+    from llmshearing.compat.transformers import attention_implementation
+    from llmshearing.models.source_config import check_attention, check_stock_reading
+
+    attention = model.get('attn_implementation')
+    if model.get('use_flash_attention_2'):
+        attention = 'flash_attention_2'
+    if model['name'] == 'sheared_causal_lm':  # which takes one that soft-caps by itself
+        attention = attention_implementation(source, attention or 'sdpa')
+    else:
+        check_stock_reading(model['pretrained_model_name_or_path'], source)
+    check_attention(source, attention or 'eager', max_seq_len)
+
+
+def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> PretrainedConfig:
+    """The config as llm-foundry would change it; refuses changes that the source's weights do not fit."""
+    overrides = model.get('config_overrides') or {}
+    if not overrides:
+        return source
+    from llmshearing.checkpoints.parameter_shapes import expected_shapes
+
+    changed = copy.deepcopy(source)
+    for key, value in overrides.items():
+        own = getattr(source, key, None)
+        if not hasattr(source, key):
+            raise ValueError(f'model.config_overrides: {key!r} is no key of the config of a {source.model_type}.')
+        if isinstance(own, (int, float)) and type(own) is not type(value) and not _is_wider(own, value):
+            raise ValueError(
+                f'model.config_overrides.{key}: expected {type(own).__name__}, as in the source ({own!r}), '
+                f'got {value!r}.'
+            )
+        setattr(changed, key, value)
+    if not model.get('pretrained', True):
+        return changed
+    try:
+        differing = dict(expected_shapes(changed).items() ^ expected_shapes(source).items())
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+        raise ValueError(f'model.config_overrides: no model can be built with {dict(overrides)} ({error}).') from error
+    if differing:
+        raise ValueError(
+            f"model.config_overrides: {dict(overrides)} do not fit the source's weights ({next(iter(differing))} would "
+            'have another shape). Sizes are changed by pruning (algorithms.targeted_pruning.target); remove them here.'
+        )
+    return changed
+
+
+def _is_wider(own: Any, value: Any) -> bool:
+    """A whole number where the source has a fraction."""
+    return isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool)
+
+
+def _tell_positions(source: PretrainedConfig, max_seq_len: int) -> None:
+    longest = getattr(source, 'max_position_embeddings', None)
+    if isinstance(longest, int) and longest < max_seq_len:
+        log.warning(
+            'max_seq_len: %d is more than the %d positions that the source was trained for (max_position_embeddings); '
+            'beyond them its losses are high and its masks learn from noise. Prepare shorter sequences.',
+            max_seq_len,
+            longest,
+        )

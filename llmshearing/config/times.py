@@ -1,0 +1,82 @@
+"""Times of a configuration: what they may be, and how they lie to the length of the run.
+
+Composer takes a number for epochs. With ``dynamic_text`` an epoch is one mixing round, so ``max_duration: 10`` is ten
+rounds and not ten batches or ten passes over the data: said by :func:`describe_epochs` before such a run starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from composer.core import Time
+
+__all__ = ['check_time', 'check_within_run', 'describe_epochs', 'read_time']
+
+log = logging.getLogger(__name__)
+
+EXPECTED = 'expected a time such as 100ba, 1ep or 0.1dur'
+
+
+def read_time(key: str, value: Any) -> Time:
+    """A time of a YAML.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    from composer.core import Time, TimeUnit
+
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f'{key}: {EXPECTED}, got {value!r}.')
+    try:
+        return Time.from_input(value, TimeUnit.EPOCH)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f'{key}: {EXPECTED}, got {value!r} ({error}).') from error
+
+
+def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str, ...] = ()) -> None:
+    """Refuses what is no time, is below zero, or has a unit that does not work there."""
+    time = read_time(key, value)
+    if time.value < 0 or (above_zero and time.value == 0):
+        raise ValueError(f'{key}: expected a time {"above" if above_zero else "of at least"} 0, got {value!r}.')
+    if units and time.unit.value not in units:
+        raise ValueError(f'{key}: expected a time in {" or ".join(units)}, got {value!r}.')
+
+
+def check_within_run(key: str, value: Any, max_duration: Any) -> None:
+    """Refuses a part of the run that is more than the whole, and tells of a time that the run does not come to.
+
+    The second is not refused: a short trial of a long run, with ``max_duration`` on the command line, is like that.
+
+    Args:
+        key (str): Place in the configuration, for the message.
+        value (Any): A valid time.
+        max_duration (Any): Length of the run; times in another unit than its own cannot be compared and pass.
+
+    Raises:
+        ValueError: If it is more than ``1dur``.
+    """
+    time, end = read_time(key, value), read_time('max_duration', max_duration)
+    if time.unit.value == 'dur' and time.value > 1:
+        raise ValueError(f'{key}: {value} is longer than the run, so it would never come; the most is 1dur.')
+    if time.unit == end.unit and time.value > end.value:
+        log.warning('%s: %s does not come, because the run ends after %s.', key, value, max_duration)
+
+
+def describe_epochs(config: Mapping[str, Any]) -> str | None:
+    """A sentence on how many batches a run of epochs has, or None if its length is given in another unit.
+
+    Args:
+        config (Mapping[str, Any]): A checked configuration whose ``train_loader`` is ``dynamic_text``.
+    """
+    duration = read_time('max_duration', config['max_duration'])
+    batches = config['train_loader']['dataset'].get('round_batches')
+    if duration.unit.value != 'ep' or not isinstance(batches, int):
+        return None
+    return (
+        f'max_duration: {config["max_duration"]} ends after {duration.value * batches} batches: an epoch of '
+        f'dynamic_text is one mixing round, here {batches} batches, and not a pass over the data. Give batches '
+        f'({duration.value * batches}ba) or tokens (1e9tok) to say how long to train.'
+    )

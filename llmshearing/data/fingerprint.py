@@ -1,0 +1,199 @@
+"""Which tokenizer made the data, and whether the one here makes the same ids.
+
+Ids alone do not tell: data of another tokenizer of the same size trains without an error, on nonsense. So ``prepare``
+notes in ``manifest.json`` what its tokenizer is, and training, evaluation and reference losses compare. Compared is
+what decides ids, not how it is stored: other versions of transformers write the same tokenizer down in other ways, and
+some build another one from the same files. So the manifest holds a hash of the vocabulary, and a sample of text with
+its ids, to be tokenized again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from streaming import StreamingDataset
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.compat.streaming import read_remote_text
+
+__all__ = [
+    'MANIFEST',
+    'check_tokenizer',
+    'describe_tokenizer',
+    'fast_backend',
+    'folders_of',
+    'tokenizer_identity',
+    'vocabulary_size',
+]
+
+log = logging.getLogger(__name__)
+
+MANIFEST = 'manifest.json'
+PROBES = ('Hello, world!', '  two\n\tlines ', 'x', 'na\u00efve \u4f60\u597d \U0001f600 1234567890', 'a  b   c\r\n')
+SAMPLE = (
+    "It's 1,234.5 of HTTP requests: the model_layer's weights (d\u00e9j\u00e0 vu) were re-read, weren't they?\n"
+    'def f(x):\n    return {"a": x ** 2}  # \u4f60\u597d \U0001f600\n\n'
+    'Stra\u00dfe \u043f\u0440\u0438\u0432\u0435\u0442 \u3053\u3093\u306b\u3061\u306f  \t\\frac{a}{b} '
+    '<p>antidisestablishmentarianism</p>'
+)
+"""Text whose ids stand in every manifest: contractions, digits, spaces, code, letters of several scripts, an emoji."""
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Largest token id of a tokenizer plus one (added tokens included; ids may have gaps)."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a manifest says of a tokenizer for :func:`check_tokenizer`: ``vocab_size``, ``vocabulary``, ``sample``."""
+    size = vocabulary_size(tokenizer)
+    ids = _encode(tokenizer, SAMPLE)
+    return {
+        'vocab_size': size,
+        'vocabulary': _vocabulary_hash(tokenizer, size),
+        'sample': {'text': SAMPLE, 'ids': ' '.join(map(str, ids))},
+    }
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[str, str | None]]) -> None:
+    """Compares a tokenizer with the one that made the data, where ``prepare`` left its manifest beside the data.
+
+    A manifest is looked for in each folder and the two above it, then at the same places of the remote address. A
+    ``manifest.json`` of another program says nothing of the data: it is passed over with a warning.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase): The one that is to fit the data.
+        folders (Iterable[tuple[str, str | None]]): MDS folders: on this machine, and the remote address if any.
+
+    Raises:
+        ValueError: If the tokenizer makes other ids, naming the manifest and the first difference.
+    """
+    read: dict[str, dict[str, Any] | None] = {}
+    compared: set[str] = set()
+    for local, remote in folders:
+        above = Path(local).absolute()
+        places = [str(folder / MANIFEST) for folder in (above, *above.parents[:2])]
+        if remote:
+            parts = remote.rstrip('/').split('/')
+            places += ['/'.join([*parts[: len(parts) - up], MANIFEST]) for up in range(min(3, len(parts) - 2))]
+        for place in places:
+            if place not in read:
+                read[place] = _tokenizer_in(place)
+            if read[place] is not None:
+                if place not in compared:
+                    _compare(tokenizer, read[place], place)
+                    compared.add(place)
+                break
+
+
+def folders_of(dataset: StreamingDataset) -> list[tuple[str, str | None]]:
+    """The MDS folders that a data set reads, as :func:`check_tokenizer` takes them."""
+    return [(os.path.join(stream.local, stream.split), stream.remote) for stream in dataset.streams]
+
+
+def _tokenizer_in(place: str) -> dict[str, Any] | None:
+    """What a manifest says of the tokenizer; ``None`` where there is none, or one that `prepare` did not write."""
+    if '://' in place:
+        try:
+            text = read_remote_text(place)
+        except ValueError as error:
+            log.info('The tokenizer of the data is not compared by %s: %s', place, error)
+            return None
+    else:
+        text = Path(place).read_text(encoding='utf-8', errors='replace') if os.path.isfile(place) else None
+    if text is None:
+        return None
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        manifest = None
+    made_with = manifest.get('tokenizer') if isinstance(manifest, dict) else None
+    if isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
+        return made_with
+    log.warning(
+        '%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
+        'data with the one here.',
+        place,
+    )
+    return None
+
+
+def _compare(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any], place: str) -> None:
+    size = vocabulary_size(tokenizer)
+    difference = None
+    if made_with['vocab_size'] > size:
+        difference = f'it has {made_with["vocab_size"]} ids, the one here {size}'
+    elif isinstance(made_with.get('sample'), dict):  # from 2026 on
+        difference = _sample_difference(tokenizer, made_with['sample'])
+        if difference is None and made_with.get('vocabulary') != _vocabulary_hash(tokenizer, made_with['vocab_size']):
+            difference = 'some of its ids stand for other tokens'
+    elif made_with.get('fingerprint') is not None:
+        identity = tokenizer_identity(tokenizer, made_with.get('bos_token_id'), made_with.get('eos_token_id'))
+        if made_with['fingerprint'] != identity:
+            difference = 'the fingerprints differ'
+    if difference is not None:
+        raise ValueError(
+            f'The data below {os.path.dirname(place)} was made with another tokenizer, {made_with.get("name")!r} '
+            f'({made_with.get("class")}), than the one here, {tokenizer.name_or_path!r} '
+            f'({type(tokenizer).__name__}): {difference}. Use that tokenizer, or prepare the data again with this one.'
+        )
+
+
+def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any]) -> str | None:
+    there = [int(token) for token in sample['ids'].split()]
+    here = _encode(tokenizer, sample['text'])
+    for position, (one, other) in enumerate(zip(there, here)):
+        if one != other:
+            after = tokenizer.decode(here[max(0, position - 4) : position])
+            return f'after {after!r} of a sample it has the id {one}, this one {other}'
+    return None if len(there) == len(here) else f'it makes {len(there)} ids of a sample, this one {len(here)}'
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer([text], add_special_tokens=False, verbose=False)['input_ids'][0]
+
+
+def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase, size: int) -> str:
+    """Hash of the tokens with ids below ``size``; tokens added behind them later change no data."""
+    tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number < size)
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase, bos: int | None, eos: int | None) -> str:
+    """SHA-256 of all that decides the ids of documents, as these libraries write it down.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase): The tokenizer.
+        bos (int | None): Id before each document.
+        eos (int | None): Id after each document.
+    """
+    identity = [fast_backend(tokenizer) or _slow_identity(tokenizer), bos, eos]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def fast_backend(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """JSON of a fast tokenizer without the truncation and padding that a saved one may carry along.
+
+    ``None`` for a slow tokenizer, and where the JSON alone does not give the ids of the whole.
+    """
+    if not tokenizer.is_fast:
+        return None
+    from tokenizers import Tokenizer
+
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    text = json.dumps({**whole, 'truncation': None, 'padding': None}, ensure_ascii=False)
+    short = [one.ids for one in Tokenizer.from_str(text).encode_batch(list(PROBES), add_special_tokens=False)]
+    return text if short == tokenizer(list(PROBES), add_special_tokens=False)['input_ids'] else None
+
+
+def _slow_identity(tokenizer: PreTrainedTokenizerBase) -> list:
+    file = getattr(tokenizer, 'vocab_file', None)
+    content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and os.path.isfile(file) else ''
+    vocab = tokenizer.get_vocab()
+    return [type(tokenizer).__name__, content, sorted(vocab.items(), key=lambda item: (item[1], item[0]))]

@@ -1,0 +1,111 @@
+"""What an export needs of the source's folder besides config, weights and vocabulary, as texts for a checkpoint.
+
+A checkpoint is often exported where the source is not: on another machine, or when the folder is gone. The generation
+settings, the tokenizer's settings (which a run may have changed for its own sequences), the chat template and the
+licence are a few kilobytes; a run notes them when it begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ['LICENCE_FILES', 'TAG', 'derived_from', 'local_folder', 'public_name', 'read_source_files', 'source_licence']
+
+TAG = 'llmshearing'
+LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
+LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
+MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
+TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
+LARGEST = 4 * 2**20  # bytes; a tokenizer_config.json with thousands of added tokens has one
+
+
+def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[str, str]:
+    """The small text files of a model and of its tokenizer, by name; of a README its front matter alone.
+
+    Args:
+        model (str | None): Folder, or name of a hub's model that this machine has in its cache.
+        tokenizer (str | None): The same of the tokenizer. Default: ``None``, the model's.
+    """
+    files = {}
+    for where, names in ((model, MODEL_FILES), (tokenizer or model, TOKENIZER_FILES)):
+        for name in names if where else ():
+            path = _find(where, name)
+            if path is not None and path.stat().st_size <= LARGEST:
+                files[name] = path.read_text(encoding='utf-8', errors='replace')
+    if 'README.md' in files:
+        files['README.md'] = _front_matter(files['README.md'])
+    return files
+
+
+def source_licence(files: Mapping[str, str]) -> dict[str, Any]:
+    """Licence entries of the front matter of a source's ``README.md``; empty where there are none.
+
+    Args:
+        files (Mapping[str, str]): :func:`read_source_files` of the source.
+
+    Raises:
+        ValueError: If the front matter is not YAML.
+    """
+    head = _card(files)
+    return {key: head[key] for key in LICENCE_KEYS if key in head}
+
+
+def derived_from(files: Mapping[str, str]) -> str | None:
+    """The source that a card of ours names; None where there is no such card.
+
+    Raises:
+        ValueError: If the front matter is not YAML.
+    """
+    head = _card(files)
+    tags, source = head.get('tags'), head.get('base_model')
+    return source if isinstance(tags, list) and TAG in tags and isinstance(source, str) else None
+
+
+def local_folder(source: str | None) -> Path | None:
+    """The source's folder where it is on this machine."""
+    return Path(source) if source and Path(source).is_dir() else None
+
+
+def public_name(source: str | None) -> str | None:
+    """The source's name without the folders it happens to be in; a hub name stays whole."""
+    if source is None:
+        return None
+    is_path = source.startswith(('/', '.', '~')) or source.count('/') != 1 or Path(source).is_dir()
+    return Path(source).name if is_path else source
+
+
+def _find(where: str, name: str) -> Path | None:
+    folder = Path(where)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(where, name)
+    except HFValidationError:
+        return None
+    return Path(path) if isinstance(path, str) else None
+
+
+def _front_matter(text: str) -> str:
+    """The part between the first two lines of ``---``, those included; empty where there is none."""
+    if not text.startswith('---\n') or '\n---' not in text[4:]:
+        return ''
+    return text[: text.index('\n---', 4) + 4] + '\n'
+
+
+def _card(files: Mapping[str, str]) -> dict[str, Any]:
+    head = files.get('README.md', '').removeprefix('---\n').removesuffix('\n---\n')
+    try:
+        content = yaml.safe_load(head)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"the front matter of the source's README.md, between the first two lines of ---, is not YAML: {error}"
+        ) from error
+    return json.loads(json.dumps(content, default=str)) if isinstance(content, dict) else {}

@@ -1,0 +1,97 @@
+"""The text of a record: a field, a field inside a field, or a conversation by the tokenizer's template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ['MISSING', 'ChatTemplate', 'NoChatTemplate', 'field_names', 'find_field']
+
+MISSING = object()
+_ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bing': 'assistant', 'bard': 'assistant'}
+
+
+def find_field(record: Any, key: str) -> Any:
+    """The value under ``key``: of that very name, or with dots, inside other fields (``meta.text``).
+
+    Returns:
+        Any: The value, or ``MISSING``.
+    """
+    if not isinstance(record, Mapping):
+        return MISSING
+    if key in record:
+        return record[key]
+    outer, dot, inner = key.partition('.')
+    while dot:
+        if outer in record and (found := find_field(record[outer], inner)) is not MISSING:
+            return found
+        more, dot, inner = inner.partition('.')
+        outer = f'{outer}.{more}'
+    return MISSING
+
+
+def field_names(record: Mapping[str, Any], prefix: str = '') -> list[str]:
+    """Names of the fields as ``text_key`` takes them, those inside others too."""
+    names = []
+    for name, value in record.items():
+        names.append(f'{prefix}{name}')
+        if isinstance(value, Mapping) and prefix.count('.') < 2:
+            names += field_names(value, f'{prefix}{name}.')
+    return names
+
+
+class NoChatTemplate(ValueError):
+    """There are conversations, and nothing that says how they are written."""
+
+
+class ChatTemplate:
+    """Renders conversations as the tokenizer's own template does.
+
+    Args:
+        name (str): What ``AutoTokenizer`` loads.
+        bos (bool): The beginning token is put before each document anyway, so not by the template.
+        eos (bool): The same for the end token.
+
+    Raises:
+        NoChatTemplate: If the tokenizer has none.
+    """
+
+    def __init__(self, name: str, bos: bool, eos: bool) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if not self._tokenizer.chat_template:
+            raise NoChatTemplate(
+                f'the text is a conversation, and tokenizer {name!r} has no chat template to write it with; use a '
+                'tokenizer that has one, or name a field with plain text in text_key'
+            )
+        self._bos = self._tokenizer.bos_token if bos else None
+        self._eos = self._tokenizer.eos_token if eos else None
+
+    def render(self, turns: list[Any]) -> str:
+        """The text of a conversation.
+
+        Args:
+            turns (list): Mappings with ``role`` and ``content``, or in ShareGPT's spelling ``from`` and ``value``.
+
+        Raises:
+            ValueError: If they are none, or the template refuses them.
+        """
+        messages = []
+        for turn in turns:
+            role = turn.get('role', turn.get('from')) if isinstance(turn, Mapping) else None
+            if role is None:
+                raise ValueError(f'a turn of the conversation is {turn!r}, expected role and content')
+            others = {key: value for key, value in turn.items() if key not in ('from', 'value') and value is not None}
+            messages.append(
+                {**others, 'role': _ROLES.get(role, role), 'content': turn.get('content', turn.get('value'))}
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # jinja2 has its own kinds, and templates raise what they like
+            raise ValueError(f'the chat template refuses the conversation ({error})') from error
+        if self._bos:
+            text = text.removeprefix(self._bos)
+        if self._eos and text.rstrip().endswith(self._eos):
+            text = text.rstrip().removesuffix(self._eos)
+        return text

@@ -1,0 +1,210 @@
+"""The documents of a domain, cut into pieces of a few megabytes.
+
+One reader runs through all input in order and hands out pieces; parsing, hashing and tokenizing a piece is work for
+another process. Reading is a thousand times cheaper than tokenizing, so one reader feeds many workers, compressed and
+columnar files need no seeking, and the order of pieces does not depend on who works on them. A piece ends where a
+document ends, and where pieces end has no influence on the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmshearing.prepare.contents import json_values, open_binary, reading
+from llmshearing.prepare.fields import MISSING, field_names, find_field
+from llmshearing.prepare.mds import read_index, read_rows
+from llmshearing.prepare.sources import Source, no_text
+from llmshearing.prepare.spec import Domain
+
+__all__ = ['Piece', 'read_pieces']
+
+_LOOKED_AT = 20  # lines
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some consecutive documents of one domain.
+
+    Attributes:
+        kind (str): ``json`` (data: bytes, one record a line), ``text`` (data: bytes, documents between separators),
+            ``files`` (data: paths, a document each) or ``texts`` (data: what the column holds).
+        path (str): File the documents are from.
+        first (int): Number of the first line, document or row, counted from 1.
+        data (bytes | tuple): The documents.
+        size (int): About how many bytes of the input this is, for progress.
+    """
+
+    kind: str
+    path: str
+    first: int
+    data: bytes | tuple
+    size: int
+
+
+def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iterator[Piece]:
+    """Reads a domain from beginning to end.
+
+    Args:
+        domain (Domain): For its text key, separator and split.
+        sources (list[Source]): From :func:`find_sources`.
+        piece_bytes (int): Where a piece grows past this it ends, at the end of a document.
+
+    Raises:
+        ValueError: If the text key or the split is not there, or a file is broken.
+    """
+    files: list[str] = []
+    size = 0
+    for source in sources:
+        whole = source.kind == 'file' or (source.kind == 'txt' and domain.separator is None)
+        if files and (not whole or size >= piece_bytes):
+            yield Piece('files', files[0], 1, tuple(files), size)
+            files, size = [], 0
+        if whole:
+            files.append(source.path)
+            size += os.path.getsize(source.path)
+        elif source.kind in ('jsonl', 'txt'):
+            yield from _read_lines(source, domain, piece_bytes)
+        elif source.kind == 'json':
+            yield from _read_json(source, domain, piece_bytes)
+        else:
+            yield from _read_columns(source, domain, piece_bytes)
+    if files:
+        yield Piece('files', files[0], 1, tuple(files), size)
+
+
+def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
+    kind, separator = ('json', b'\n') if source.kind == 'jsonl' else ('text', (domain.separator or '').encode())
+    first, rest, checked = 1, bytearray(), False
+    with reading(source.path), open_binary(source.path) as file:
+        while block := file.read(piece_bytes):
+            unsearched = max(0, len(rest) - len(separator) + 1)
+            rest += block
+            if end := _last_end(rest, separator, unsearched):
+                data = bytes(rest[:end])
+                del rest[:end]
+                checked = checked or kind == 'text' or _check_text_key(data, source, domain)
+                yield Piece(kind, source.path, first, data, len(data))
+                first += data.count(separator)
+    if rest:
+        if kind == 'json' and not checked:
+            _check_text_key(bytes(rest), source, domain)
+        yield Piece(kind, source.path, first, bytes(rest), len(rest))
+
+
+def _last_end(data: bytearray, separator: bytes, start: int) -> int:
+    """Where the last separator ends, 0 if there is none. Long ones are counted off from the left, since in a run of
+    three newlines the blank line is the first two wherever the run is cut."""
+    if len(separator) == 1:
+        return data.rfind(separator, start) + 1
+    end = 0
+    while (found := data.find(separator, start)) >= 0:
+        start = end = found + len(separator)
+    return end
+
+
+def _read_json(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
+    first, count, data = 1, 0, bytearray()
+    with reading(source.path), open_binary(source.path) as file:
+        for record in json_values(file, source.path):
+            data += record + b'\n'
+            count += 1
+            if len(data) >= piece_bytes:
+                if first == 1:
+                    _check_text_key(bytes(data), source, domain)
+                yield Piece('json', source.path, first, bytes(data), len(data))
+                first, count, data = first + count, 0, bytearray()
+    if data:
+        if first == 1:
+            _check_text_key(bytes(data), source, domain)
+        yield Piece('json', source.path, first, bytes(data), len(data))
+
+
+def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
+    """Looks at the first records of a file: a wrong text key should not cost a scan of everything."""
+    records = []
+    for line in data.split(b'\n', _LOOKED_AT)[:_LOOKED_AT]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    if records and all(find_field(record, domain.text_key) is MISSING for record in records):
+        raise no_text(domain, source.path, field_names(records[0]))
+    return bool(records)
+
+
+def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
+    import pyarrow
+
+    first, texts, size = 1, [], 0
+    batches = {'parquet': _parquet_batches, 'hf': _hf_batches, 'mds': _mds_batches}[source.kind](source, domain)
+    try:
+        for batch in batches:
+            for text in batch:
+                texts.append(text)
+                size += len(text) if isinstance(text, str) else 1
+                if size >= piece_bytes:
+                    yield Piece('texts', source.path, first, tuple(texts), size)
+                    first, texts, size = first + len(texts), [], 0
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f'domains.{domain.name}: {source.path} cannot be read ({error}); fetch it again') from error
+    if texts:
+        yield Piece('texts', source.path, first, tuple(texts), size)
+
+
+def _column(domain: Domain, path: str, names: Iterable[str]) -> str:
+    """The column that holds the text key, or the field that it lies in."""
+    names, key = list(names), domain.text_key
+    if found := [name for name in names if key == name or key.startswith(f'{name}.')]:
+        return max(found, key=len)
+    raise no_text(domain, path, names)
+
+
+def _values(rows: Iterable[dict[str, Any]], domain: Domain) -> list[Any]:
+    """The text of each row; None, which is told as no string, where there is none."""
+    found = (find_field(row, domain.text_key) for row in rows)
+    return [None if value is MISSING else value for value in found]
+
+
+def _parquet_batches(source: Source, domain: Domain) -> Iterator[list]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(source.path, buffer_size=1 << 20) as file:
+        column = _column(domain, source.path, file.schema_arrow.names)
+        wanted = domain.text_key if domain.text_key != column and column in file.schema_arrow.names else column
+        for batch in file.iter_batches(batch_size=256, columns=[wanted]):
+            yield _values(batch.to_pylist(), domain)
+
+
+def _hf_batches(source: Source, domain: Domain) -> Iterator[list]:
+    import datasets
+
+    dataset = datasets.load_from_disk(source.path)
+    if isinstance(dataset, datasets.DatasetDict):
+        names = list(dataset)
+        if domain.hf_split is None and len(names) > 1:
+            raise ValueError(f'domains.{domain.name}: {source.path} has the splits {", ".join(names)}; set hf_split')
+        if domain.hf_split is not None and domain.hf_split not in names:
+            raise ValueError(
+                f'domains.{domain.name}.hf_split is {domain.hf_split!r}; {source.path} has {", ".join(names)}'
+            )
+        dataset = dataset[domain.hf_split or names[0]]
+    column = _column(domain, source.path, dataset.column_names)
+    for batch in dataset.select_columns([column]).iter(batch_size=256):
+        yield _values(({column: value} for value in batch[column]), domain)
+
+
+def _mds_batches(source: Source, domain: Domain) -> Iterator[list]:
+    for reader in read_index(source.path):
+        if domain.text_key not in reader.column_names and 'tokens' in reader.column_names:
+            raise ValueError(
+                f'domains.{domain.name}: {source.path} holds token ids already; name its folders as domains of '
+                'dynamic_text instead'
+            )
+        column = _column(domain, source.path, reader.column_names)
+        yield _values(({column: row[column]} for row in read_rows(source.path, reader)), domain)

@@ -1,0 +1,62 @@
+"""A model whose projections are read from their files when they are run, and forgotten afterwards.
+
+A forward pass over a 7B source then needs the memory of its largest tensor and of the activations, in float64 too. The
+files are read once per batch, from the page cache where they fit in it; on a CPU that is little beside the products.
+Norms are small and stay, so that code that looks at them needs no care. There are no gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llmshearing.models.families import Norm, family_of
+from llmshearing.rotation.source_folder import SourceFolder
+
+__all__ = ['paged_model']
+
+
+def paged_model(source: SourceFolder, dtype: torch.dtype, device: torch.device | str = 'cpu') -> PreTrainedModel:
+    """The source's model in evaluation mode; embedding, projections and LM head are read at every use.
+
+    Args:
+        source (SourceFolder): An opened folder.
+        dtype (torch.dtype): To compute in.
+        device (torch.device | str): Where to compute.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(source.config, torch_dtype=dtype, attn_implementation='sdpa')
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    for path, role, _ in family_of(source.config).modules(source.config.num_hidden_layers):
+        module = model.get_submodule(path)
+        names = [name for name, parameter in module.named_parameters(recurse=False)]
+        if isinstance(role, Norm):
+            _read(module, path, names, source, dtype, device)
+        else:
+            _page(module, path, names, source, dtype, device)
+    return model.eval()
+
+
+def _read(
+    module: nn.Module, path: str, names: list[str], source: SourceFolder, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    for name in names:
+        tensor = source.get(f'{path}.{name}').to(device, dtype)
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _page(module: nn.Module, path: str, names: list[str], *where) -> None:
+    empty = {name: module._parameters[name] for name in names}
+
+    def before(module: nn.Module, _inputs: tuple) -> None:
+        _read(module, path, names, *where)
+
+    def after(module: nn.Module, _inputs: tuple, _output: torch.Tensor) -> None:
+        module._parameters.update(empty)
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)

@@ -1,0 +1,135 @@
+"""Weights that do not fit their config are refused by the tensor's name; what transformers accepts rightly passes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmshearing.checkpoints.source import check_weights, weights_folder
+from llmshearing.models.source_config import read_config
+from tests.models.tiny import tiny_model
+
+
+def save(folder, variant='llama', **settings):
+    tiny_model(variant, **settings).save_pretrained(folder)
+    return folder
+
+
+def change(folder, edit):
+    """Changes the tensors of a folder in place."""
+    weights = load_file(folder / 'model.safetensors')
+    edit(weights)
+    save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
+
+
+def check(folder):
+    check_weights(folder, read_config(folder))
+
+
+def set_value(weights, name, value):
+    weights[name][0] = value
+
+
+@pytest.mark.parametrize('variant', ['llama', 'llama-tied', 'gpt_neox', 'gemma2'])
+def test_whole_sources_pass(variant, tmp_path):
+    check(save(tmp_path, variant))
+
+
+@pytest.mark.parametrize(
+    ('edit', 'named'),
+    [
+        (lambda w: w.pop('lm_head.weight'), 'missing: lm_head.weight'),
+        (lambda w: w.pop('model.norm.weight'), 'missing: model.norm.weight'),
+        (
+            lambda w: [w.pop(name) for name in list(w) if 'layers.3.' in name],
+            'missing: model.layers.3.input_layernorm.weight, .*model.layers.3.self_attn.v_proj.weight',
+        ),
+        (lambda w: w.update({'model.layers.4.mlp.up_proj.weight': torch.ones(64, 48)}), 'not expected: model.layers.4'),
+        (lambda w: w.update({'model.norm.weight': torch.ones(40)}), r'model.norm.weight is \[40\], expected \[48\]'),
+        (
+            lambda w: set_value(w, 'model.layers.1.mlp.up_proj.weight', float('nan')),
+            'layers.1.mlp.up_proj.weight holds',
+        ),
+        (lambda w: set_value(w, 'model.norm.weight', float('inf')), 'model.norm.weight holds NaN or infinity'),
+        (
+            lambda w: w.update({'model.norm.weight': w['model.norm.weight'].to(torch.int8)}),
+            'model.norm.weight is stored as int8: quantised',
+        ),
+        (
+            lambda w: w.update({'lm_head.weight': w['lm_head.weight'].to(torch.float8_e4m3fn)}),
+            'lm_head.weight is stored as .*quantised',
+        ),
+    ],
+    ids=['no head', 'no norm', 'no layer', 'a layer more', 'shape', 'nan', 'inf', 'int8', 'float8'],
+)
+def test_what_does_not_fit_is_named(edit, named, tmp_path):
+    change(save(tmp_path), edit)
+    with pytest.raises(ValueError, match=f'(?s){named}'):
+        check(tmp_path)
+
+
+def test_a_decoder_saved_without_its_head(tmp_path):
+    tiny_model('llama').model.save_pretrained(tmp_path / 'untied')
+    with pytest.raises(ValueError, match='missing: lm_head.weight'):
+        check(tmp_path / 'untied')
+    tiny_model('llama-tied').model.save_pretrained(tmp_path / 'tied')  # needs none
+    check(tmp_path / 'tied')
+
+
+def test_a_tied_head_must_be_the_embedding(tmp_path):
+    save(tmp_path, 'llama-tied')
+    change(tmp_path, lambda w: w.update({'lm_head.weight': w['model.embed_tokens.weight'].clone()}))
+    check(tmp_path)
+    change(tmp_path, lambda w: set_value(w, 'lm_head.weight', 3.0))
+    with pytest.raises(ValueError, match='lm_head.weight differs from model.embed_tokens.weight'):
+        check(tmp_path)
+
+
+def test_files_that_are_not_weights(tmp_path):
+    save(tmp_path)
+    path = tmp_path / 'model.safetensors'
+    whole = path.read_bytes()
+    path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n')
+    with pytest.raises(ValueError, match='model.safetensors is a pointer of git-lfs.*git lfs pull'):
+        check(tmp_path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match='model.safetensors cannot be read .*copy it again'):
+        check(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match='holds no weights: expected one of model.safetensors'):
+        check(tmp_path)
+
+
+def test_shards_and_pickles(tmp_path):
+    model = tiny_model('llama')
+    model.save_pretrained(tmp_path / 'shards', max_shard_size='50KB')
+    check(tmp_path / 'shards')
+    lost = sorted((tmp_path / 'shards').glob('model-*.safetensors'))[1]
+    lost.unlink()
+    with pytest.raises(ValueError, match=f'lists {lost.name}'):
+        check(tmp_path / 'shards')
+    pickled = tmp_path / 'pickle'
+    pickled.mkdir()
+    shutil.copyfile(tmp_path / 'shards' / 'config.json', pickled / 'config.json')
+    state = {**model.state_dict(), 'model.layers.0.self_attn.rotary_emb.inv_freq': torch.ones(4)}  # of older releases
+    torch.save(state, pickled / 'pytorch_model.bin')
+    check(pickled)
+    del state['model.norm.weight']
+    torch.save(state, pickled / 'pytorch_model.bin')
+    with pytest.raises(ValueError, match='missing: model.norm.weight'):
+        check(pickled)
+
+
+def test_the_folder_of_a_name(tmp_path, monkeypatch):
+    assert weights_folder(str(tmp_path)) == tmp_path
+    assert weights_folder('nobody/has-this') is None and weights_folder('/not/there/at/all') is None
+
+
+def test_the_config_counts_layers(tmp_path):
+    config = save(tmp_path) / 'config.json'
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, 'num_hidden_layers': 3}))
+    with pytest.raises(ValueError, match='not expected: model.layers.3'):
+        check(tmp_path)

@@ -1,0 +1,78 @@
+"""Paths mean what they mean in a shell; names of checkpoints have fields that exist and stay in their folder."""
+
+import pytest
+
+from llmshearing.config.files import check_names, expand_paths
+
+BASE = {'tokenizer': {'name': 'x'}}
+
+
+def test_every_path_is_expanded_and_nothing_else(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    monkeypatch.setenv('DATA', '/disk/data')
+    monkeypatch.setenv('SRC', 'llama')
+    config = {
+        'save_folder': '~/runs/{run_name}',
+        'load_path': '$DATA/ck.pt',
+        'model': {'pretrained_model_name_or_path': '${DATA}/$SRC', 'attn_implementation': '~'},
+        'tokenizer': {'name': 'org/name'},
+        'train_loader': {'dataset': {'local': '~/prune', 'domains': {'web': {'local': '~/web'}}}},
+        'eval_loaders': [{'dataset': {'streams': {'one': {'remote': '$DATA/eval'}}}}],
+        'callbacks': {
+            'export_pruned': {'folder': '~/out'},
+            'hf_checkpointer': {'save_folder': '~/hf'},
+            'dynamic_batch_loading': {'reference_losses': '~/ref.json', 'weights_file': '~/w.json'},
+        },
+        'loggers': {'metrics_file': {'path': '~/m.jsonl'}},
+        'variables': {'work': '~/kept'},
+        'run_name': '~',
+    }
+    expand_paths(config)
+    assert config == {
+        'save_folder': '/home/me/runs/{run_name}',
+        'load_path': '/disk/data/ck.pt',
+        'model': {'pretrained_model_name_or_path': '/disk/data/llama', 'attn_implementation': '~'},
+        'tokenizer': {'name': 'org/name'},
+        'train_loader': {'dataset': {'local': '/home/me/prune', 'domains': {'web': {'local': '/home/me/web'}}}},
+        'eval_loaders': [{'dataset': {'streams': {'one': {'remote': '/disk/data/eval'}}}}],
+        'callbacks': {
+            'export_pruned': {'folder': '/home/me/out'},
+            'hf_checkpointer': {'save_folder': '/home/me/hf'},
+            'dynamic_batch_loading': {'reference_losses': '/home/me/ref.json', 'weights_file': '/home/me/w.json'},
+        },
+        'loggers': {'metrics_file': {'path': '/home/me/m.jsonl'}},
+        'variables': {'work': '~/kept'},
+        'run_name': '~',
+    }
+
+
+def test_a_variable_that_is_not_set_is_refused_with_its_place():
+    with pytest.raises(ValueError, match="callbacks.export_pruned.folder.*'NO_SUCH_PLACE'"):
+        expand_paths({'callbacks': {'export_pruned': {'folder': '$NO_SUCH_PLACE/out'}}})
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'save_filename': 'ba{bacth}.pt'}, "unknown field 'bacth'. Did you mean 'batch'"),
+        ({'save_filename': 'ba{batch.pt'}, 'no name with fields in braces'),
+        ({'save_filename': '../ba{batch}.pt'}, 'leads out of save_folder'),
+        ({'save_filename': '/tmp/ba{batch}.pt'}, 'leads out of save_folder'),
+        ({'save_latest_filename': 'latest-{batch}'}, "unknown field 'batch'"),
+        ({'save_latest_filename': 'a/../../latest'}, 'leads out of save_folder'),
+        ({'save_folder': 'runs/{name}'}, "unknown field 'name'. Did you mean 'run_name'"),
+        (
+            {'callbacks': {'hf_checkpointer': {'huggingface_folder_name': '../final'}}},
+            'huggingface_folder_name: .* leads out of its save_folder',
+        ),
+        ({'callbacks': {'hf_checkpointer': {'huggingface_folder_name': 'ba{x}'}}}, "unknown field 'x'"),
+    ],
+)
+def test_names_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_names({**BASE, **settings})
+
+
+def test_usual_names_pass():
+    check_names({**BASE, 'save_filename': 'ep{epoch}/ba{batch}-rank{rank}.pt', 'save_folder': 's3://b/{run_name}'})
+    check_names({**BASE, 'callbacks': {'hf_checkpointer': {'huggingface_folder_name': 'ba{batch}'}}})

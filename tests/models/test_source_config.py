@@ -1,0 +1,204 @@
+"""Configs and tokenizers of transformers 5 mean the same on either stack, or are refused by the key's name.
+
+``configs_of_transformers_5.json`` holds the config.json of every variant of the tiny models as transformers 5.24 saves
+it.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmshearing.compat.transformers import attention_implementation, read_tokenizer
+from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.source_config import (
+    check_attention,
+    check_stock_reading,
+    config_from,
+    layer_windows,
+    read_config,
+)
+from tests.models.tiny import VARIANTS, tiny_model
+from tests.tiny_run import tiny_tokenizer
+
+WRITTEN = json.loads(Path(__file__).with_name('configs_of_transformers_5.json').read_text())
+IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
+only_4 = pytest.mark.skipif(TRANSFORMERS_5, reason='transformers 5 computes it')
+
+
+def logits(config, weights):
+    config._attn_implementation = attention_implementation(config)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_either_generation_s_config_is_the_same_model(variant, tmp_path):
+    model = tiny_model(variant)
+    model.save_pretrained(tmp_path)
+    weights = model.state_dict()
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+    assert torch.equal(logits(read_config(tmp_path), weights), expected)
+    assert torch.equal(logits(config_from(WRITTEN[variant]), weights), expected)
+
+
+def inverse_frequencies(config):
+    model = AutoModelForCausalLM.from_config(config)
+    return model.model.rotary_emb.inv_freq, model.model.rotary_emb.attention_scaling
+
+
+@pytest.mark.parametrize(
+    ('rotary', 'expected'),
+    [
+        ({'rope_type': 'default', 'rope_theta': 5e5}, lambda base: base),
+        ({'rope_type': 'linear', 'rope_theta': 5e5, 'factor': 4.0}, lambda base: base / 4),
+    ],
+    ids=['default', 'linear'],
+)
+def test_the_rotary_base_is_the_source_s(rotary, expected):
+    got, _ = inverse_frequencies(config_from({**WRITTEN['llama'], 'rope_parameters': rotary}))
+    torch.testing.assert_close(got, expected(5e5 ** -(torch.arange(0, 8, 2) / 8)))
+
+
+def test_longrope_of_phi3():
+    factors = {'short_factor': [1.0, 2.0, 3.0, 4.0], 'long_factor': [2.0] * 4}
+    rotary = {'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 1.0, **factors}
+    content = {**WRITTEN['phi3'], 'original_max_position_embeddings': 64}
+    got, scaling = inverse_frequencies(
+        config_from({**content, 'rope_parameters': {**rotary, 'original_max_position_embeddings': 64}})
+    )
+    torch.testing.assert_close(got, 1e4 ** -(torch.arange(0, 8, 2) / 8) / torch.tensor(factors['short_factor']))
+    assert scaling == pytest.approx((1 + torch.log(torch.tensor(2.0)) / torch.log(torch.tensor(64.0))).sqrt().item())
+
+
+@pytest.mark.parametrize(
+    ('variant', 'changes', 'named'),
+    [
+        (
+            'llama',
+            {'rope_theta': 10000.0, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}},
+            'rope_theta',
+        ),
+        (
+            'llama',
+            {
+                'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
+                'rope_parameters': {'rope_type': 'linear', 'rope_theta': 1e4, 'factor': 4.0},
+            },
+            'rope_scaling',
+        ),
+    ],
+)
+def test_a_config_that_says_two_things_is_refused(variant, changes, named):
+    with pytest.raises(ValueError, match=f'{named}.*which of the two'):
+        config_from({**WRITTEN[variant], **changes})
+
+
+@only_4
+@pytest.mark.parametrize(
+    ('variant', 'changes', 'named'),
+    [
+        ('llama', {'rope_parameters': {'rope_type': 'proportional', 'rope_theta': 1e4}}, 'rope_type'),
+        (
+            'llama',
+            {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.5}},
+            'partial_rotary_factor',
+        ),
+        (
+            'llama',
+            {'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 2.0, 'truncate': False}},
+            'truncate',
+        ),
+        (
+            'llama',
+            {
+                'rope_parameters': {
+                    'rope_type': 'yarn',
+                    'rope_theta': 1e4,
+                    'factor': 4.0,
+                    'original_max_position_embeddings': 64,
+                }
+            },
+            'rope_parameters.factor: 4.0',
+        ),
+        ('gemma2', {'layer_types': ['full_attention', 'sliding_attention'] * 2}, 'layer_types'),
+        ('gemma3_text', {'layer_types': ['full_attention'] * 2 + ['sliding_attention'] * 2}, 'layer_types'),
+        ('qwen2', {'layer_types': ['sliding_attention', 'full_attention'] * 2}, 'layer_types'),
+        ('qwen3', {'layer_types': ['full_attention', 'linear_attention'] * 2}, 'layer_types'),
+        ('gemma', {'use_bidirectional_attention': True}, 'use_bidirectional_attention'),
+    ],
+)
+def test_what_transformers_4_does_not_compute_is_refused_by_name(variant, changes, named):
+    with pytest.raises(ValueError, match=f'{named}.*this version of transformers does not compute'):
+        config_from({**WRITTEN[variant], **changes})
+
+
+def test_layer_types_of_another_length_are_refused():
+    with pytest.raises(ValueError, match='layer_types'):
+        config_from({**WRITTEN['gemma2'], 'layer_types': ['sliding_attention', 'full_attention']})
+
+
+@pytest.mark.parametrize(
+    ('variant', 'sliding'),
+    [
+        ('gemma2', [True, False, True, False]),
+        ('gemma3_text', [True, False, True, False]),
+        ('mistral', [True] * 4),
+        ('qwen2', [False, False, True, True]),
+        ('qwen3', None),
+        ('llama', None),
+    ],
+)
+def test_windows_are_what_the_config_says(variant, sliding):
+    for config in (tiny_model(variant).config, config_from(WRITTEN[variant])):
+        assert layer_windows(config) == (None if sliding is None else (8, sliding))
+
+
+@only_4
+def test_windows_that_differ_by_layer_are_refused_where_they_would_be_alike():
+    config = config_from(WRITTEN['qwen2'])
+    check_attention(config, 'sdpa', 8)
+    check_attention(config, 'flash_attention_2', 100)
+    with pytest.raises(ValueError, match='a sliding window of 8 tokens from layer 2 on; .*max_seq_len to at most 8'):
+        check_attention(config, 'sdpa', 9)
+    # Without use_sliding_window the window is a leftover; transformers 4 would apply it.
+    unused = {**WRITTEN['qwen2'], 'use_sliding_window': False, 'layer_types': ['full_attention'] * 4}
+    assert config_from(unused).sliding_window is None
+
+
+def test_soft_capping_needs_an_attention_that_has_it():
+    config = config_from(WRITTEN['gemma2'])
+    with pytest.raises(ValueError, match='attn_implementation: sdpa leaves out the soft-capping'):
+        check_attention(config, 'sdpa', 8)
+    check_attention(config, 'eager', 8)
+
+
+@only_4
+def test_stock_readers_are_told_what_they_would_miss(tmp_path):
+    (tmp_path / 'config.json').write_text(
+        json.dumps({**WRITTEN['llama'], 'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}})
+    )
+    with pytest.raises(ValueError, match='rope_theta: 10000.0 instead of 500000.0. Set model.name: sheared_causal_lm'):
+        check_stock_reading(tmp_path, read_config(tmp_path))
+    tiny_model('llama').config.save_pretrained(tmp_path)
+    check_stock_reading(tmp_path, read_config(tmp_path))
+
+
+def test_a_tokenizer_as_transformers_5_saves_it(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / 'special_tokens_map.json').unlink(missing_ok=True)
+    settings = {'backend': 'tokenizers', 'tokenizer_class': 'TokenizersBackend', 'model_max_length': 128}
+    tokens = {'pad_token': '<pad>', 'bos_token': '<s>', 'eos_token': '</s>', 'extra_special_tokens': ['w5', 'w6']}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, **tokens}))
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer('w3 w17').input_ids == tiny_tokenizer()('w3 w17').input_ids
+    assert (tokenizer.eos_token_id, tokenizer.model_max_length) == (2, 128)
+    assert {'w5', 'w6'} <= set(tokenizer.all_special_tokens)
+    tokenizer.save_pretrained(tmp_path / 'again')
+    saved = json.loads((tmp_path / 'again' / 'tokenizer_config.json').read_text())
+    assert TRANSFORMERS_5 or saved['tokenizer_class'].startswith('PreTrainedTokenizer')  # which both open

@@ -1,0 +1,98 @@
+"""Fields inside fields, and conversations as the tokenizer's own template writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from llmshearing.prepare import worker
+from llmshearing.prepare.fields import MISSING, ChatTemplate, NoChatTemplate, field_names, find_field
+from llmshearing.prepare.pieces import Piece
+from llmshearing.prepare.prepare import prepare
+from llmshearing.prepare.tokenizer import plan_tokenizer
+from tests.prepare.prepare_inputs import make_documents, make_tokenizer, read_tokens
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+)
+TURNS = [{'role': 'user', 'content': 'why'}, {'role': 'assistant', 'content': 'so'}]
+
+
+@pytest.fixture(scope='module')
+def chat(tmp_path_factory):
+    """A tokenizer with a chat template."""
+    name = make_tokenizer(tmp_path_factory.mktemp('chat'))
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(name)
+    return name
+
+
+def test_fields_inside_fields():
+    record = {'a': {'b': {'c': 1}, 'b.c': 2}, 'a.b': {'c': 3}, 'd': [4]}
+    found = {key: find_field(record, key) for key in ('a.b.c', 'a.b', 'd', 'a.x', 'd.0', 'x')}
+    assert found == {'a.b.c': 2, 'a.b': {'c': 3}, 'd': [4], 'a.x': MISSING, 'd.0': MISSING, 'x': MISSING}
+    assert find_field({'a': {'b': {'c': 1}}}, 'a.b.c') == 1
+    assert find_field({'a.b': {'c': 3}}, 'a.b.c') == 3
+    assert field_names({'a': {'b': 1}, 'c': 2}) == ['a', 'a.b', 'c']
+
+
+@pytest.mark.parametrize(
+    'turns', [TURNS, [{'from': 'human', 'value': 'why'}, {'from': 'gpt', 'value': 'so', 'weight': None}]]
+)
+def test_a_conversation_is_what_the_tokenizer_makes_of_it(chat, turns):
+    whole = AutoTokenizer.from_pretrained(chat).apply_chat_template(TURNS, tokenize=False)
+    assert whole == '<s>[user] why</s>\n[assistant] so</s>\n'
+    assert ChatTemplate(chat, bos=False, eos=False).render(turns) == whole
+    # What stands around every document anyway is not there twice.
+    assert ChatTemplate(chat, bos=True, eos=True).render(turns) == '[user] why</s>\n[assistant] so'
+
+
+@pytest.mark.parametrize(
+    ('turns', 'words'),
+    [
+        (['why'], "a turn of the conversation is 'why', expected role and content"),
+        ([{'content': 'why'}], 'expected role and content'),
+        ([{'role': 'tool', 'content': 'x'}], 'the chat template refuses the conversation (no tools)'),
+    ],
+)
+def test_turns_that_are_none(chat, monkeypatch, turns, words):
+    """One such record is a bad one among others."""
+    monkeypatch.setattr(worker, '_chat', None)
+    worker.start(plan_tokenizer(chat, None, None))
+    lines = ''.join(json.dumps({'messages': one}) + '\n' for one in (turns, TURNS)).encode()
+    bad, good = worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), 'messages', None)
+    assert words in bad.reason and good[0].startswith('<s>[user] why')
+
+
+def test_a_tokenizer_without_a_template(chat, tmp_path):
+    with pytest.raises(NoChatTemplate, match='is a conversation, and tokenizer .* has no chat template'):
+        ChatTemplate(make_tokenizer(tmp_path), bos=True, eos=True)
+
+
+def test_prepare_writes_conversations(chat, tmp_path):
+    texts = make_documents(40, 4)
+    conversations = [[{'role': 'user', 'content': text}, *TURNS[1:]] for text in texts]
+    (tmp_path / 'c.jsonl').write_text(''.join(json.dumps({'data': {'messages': c}}) + '\n' for c in conversations))
+    manifest = prepare(
+        {
+            'tokenizer': chat,
+            'max_seq_len': 32,
+            'out': str(tmp_path / 'out'),
+            'domains': {'c': {'path': str(tmp_path / 'c.jsonl'), 'text_key': 'data.messages'}},
+            'splits': {'continue': {}},
+            'bos': True,
+        },
+        workers=1,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    ids = np.concatenate(
+        [tokenizer(tokenizer.apply_chat_template(c, tokenize=False))['input_ids'] for c in conversations]
+    )
+    assert manifest['domains']['c']['documents'] == 40
+    assert np.array_equal(np.concatenate(read_tokens(Path(tmp_path, 'out/continue/c'))), ids[: len(ids) // 32 * 32])

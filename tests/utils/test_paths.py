@@ -1,0 +1,58 @@
+"""Paths mean what a shell means by them, or are refused."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmshearing.utils.paths import expand_path
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        '~',
+        '~/data',
+        '~root/x',
+        'a~b',
+        './~',
+        '$PLACE/x',
+        '${PLACE}x',
+        '$HOME/$PLACE',
+        's3://b/$PLACE',
+        'a$',
+        '$HIDDEN/a',
+    ],
+)
+def test_a_path_is_what_a_shell_makes_of_it(path, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('PLACE', 'here')
+    monkeypatch.setenv('HIDDEN', '~')  # a shell replaces no `~` that comes out of a variable
+    shell = subprocess.run(['bash', '-c', f'printf %s {path}'], capture_output=True, text=True, check=True)
+    assert expand_path('out', path) == shell.stdout
+
+
+@pytest.mark.parametrize(
+    ('path', 'words'),
+    [
+        (
+            '$NOT_SET_AT_ALL/x',
+            "out: '$NOT_SET_AT_ALL/x' has the environment variable 'NOT_SET_AT_ALL', which is not set",
+        ),
+        ('${NOT_SET_AT_ALL:-x}', "variable 'NOT_SET_AT_ALL:-x', which is not set"),
+        ('$1', "variable '1', which is not set"),
+        ('~nobody-of-that-name/x', "home folder of 'nobody-of-that-name', which is not known here"),
+    ],
+)
+def test_what_a_shell_would_lose_is_refused(path, words):
+    with pytest.raises(ValueError) as error:
+        expand_path('out', path)
+    assert words in str(error.value)
+
+
+def test_the_advice_for_a_folder_with_a_tilde_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expand_path('out', './~nobody-of-that-name') == './~nobody-of-that-name'
+    assert not Path(expand_path('out', '~')).samefile(tmp_path)
