@@ -1,5 +1,6 @@
 # make demo   prune a real 135M model on this machine (about twelve minutes after installation)
 # make test   the tests (make test-all: the slow ones, too; make test-core: the core; make lint: ruff and import-linter)
+# make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
 #
 # Each builds the environment it needs first. VENV=... says where it lives, WORK=... where the demo works, and
 # STACK=current (the default: torch 2.14, transformers 5) or STACK=stock (the pins of the three bases) which versions.
@@ -13,7 +14,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet
 CORE := tests/models tests/masks tests/algorithms tests/checkpoints tests/export tests/rotation tests/compat \
 	tests/distributed tests/compatibility tests/test_package.py
 
-.PHONY: demo test test-core test-all lint clean
+.PHONY: demo test test-core test-all gpu lint clean
 
 $(VENV)/.llmshearing-stock: setup.py constraints/stock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,9 @@ test-core: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+gpu: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.gpu $(PARTS)
 
 .venv-lint/.installed: constraints/lint.txt
 	$(PYTHON) -m venv .venv-lint

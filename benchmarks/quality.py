@@ -163,6 +163,7 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
         record.update(prune(arm, seed, work, sizes, prune_steps, folder, callbacks=watching))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False)
+    model.to('cuda' if sizes.device == 'gpu' else 'cpu')
     record['finished'] = losses(model.model, data, sizes.on_the_way)
     if one_run:
         return {**record, 'along': along.record, 'final': losses(model.model, data), 'continue_flops': 0.0}

@@ -50,6 +50,7 @@ class Sizes:
         eval_tokens (int): Tokens of held-out text per domain.
         on_the_way (int): Sequences per domain for losses before the end.
         learning_rate (float): Peak learning rate of the arms.
+        device (str): ``'cpu'``, or ``'gpu'``, where steps are computed in bfloat16.
     """
 
     source: dict | None
@@ -62,6 +63,7 @@ class Sizes:
     eval_tokens: int = 8_000
     on_the_way: int = 32
     learning_rate: float = 2e-3
+    device: str = 'cpu'
 
     @property
     def sequences_evaluated(self) -> int:
@@ -185,7 +187,8 @@ def make_trainer(
         algorithms=list(algorithms),
         callbacks=list(callbacks),
         seed=seed,
-        device='cpu',
+        device=sizes.device,
+        precision='amp_bf16' if sizes.device == 'gpu' else 'fp32',
         progress_bar=False,
         auto_log_hparams=False,
     )

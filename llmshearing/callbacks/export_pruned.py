@@ -98,7 +98,7 @@ class ExportPruned(Callback):
         away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
         masks = pruning.final_masks()
-        expected = probe_masked(model, masks)
+        expected = probe_masked(model.cutter, masks)
         parameters = {
             name.replace(_CHECKPOINT_PREFIX, ''): parameter
             for name, parameter in model.model.named_parameters(remove_duplicate=False)

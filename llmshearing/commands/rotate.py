@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command; returns 0. A user's mistake is a ValueError or OSError."""
     arguments = _parser().parse_args(argv)
-    from llmshearing.rotation.borrowed import local_destination
     from llmshearing.rotation.rotate_source import rotate_source
     from llmshearing.rotation.settings import RotationSettings
+    from llmshearing.utils.paths import local_destination
 
     began = time.monotonic()
 

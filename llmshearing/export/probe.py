@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from llmshearing.compat.transformers import attention_implementation
 
 if TYPE_CHECKING:
-    from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+    from llmshearing.models.cuttable import Cutter
 
 __all__ = ['Probe', 'probe_input', 'probe_masked']
 
@@ -45,15 +45,15 @@ def probe_input(vocab_size: int, length: int = 48) -> Tensor:
     return (torch.arange(length) * 7919 % vocab_size)[None]
 
 
-def probe_masked(model: ShearedCausalLM, masks: Mapping[str, Tensor]) -> Probe:
-    """Runs ``model`` under ``masks``, which stay installed; every rank must take part."""
-    model.cutter.set_masks(masks)
-    was_training = model.training
+def probe_masked(cutter: Cutter, masks: Mapping[str, Tensor]) -> Probe:
+    """Runs a model under ``masks``, which stay installed; every rank must take part."""
+    cutter.set_masks(masks)
+    model, was_training = cutter.model, cutter.model.training
     model.eval()
     device = next(model.parameters()).device
     ids = probe_input(model.config.vocab_size).to(device)
-    with torch.no_grad(), _exact_products(), _own_attention(model.model.config):
-        logits = model.model(ids, use_cache=False).logits
+    with torch.no_grad(), _exact_products(), _own_attention(model.config):
+        logits = model(ids, use_cache=False).logits
     model.train(was_training)
     _reshard(model)
     return Probe(logits.float().cpu(), logits.dtype, device.type != 'cpu')

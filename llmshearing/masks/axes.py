@@ -8,6 +8,7 @@ must end with the same number of them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import mask_shapes
 
-__all__ = ['AxisPlan', 'keep_largest', 'plan_axes']
+__all__ = ['AxisPlan', 'finalize_masks', 'keep_largest', 'plan_axes']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,16 @@ def keep_largest(plan: AxisPlan, scores: Tensor, keep: Tensor | int | None = Non
     order = rows.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(plan.units).expand_as(order))
     return (rank < keep[:, None]).view(plan.mask_shape)
+
+
+def finalize_masks(plans: Mapping[str, AxisPlan], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of zeros and ones that keep exactly the target's number of the highest-scored units, float32 by axis.
+
+    Args:
+        plans (Mapping[str, AxisPlan]): The pruned axes.
+        scores (Mapping[str, Tensor]): Mask-shaped scores of each.
+    """
+    return {axis: keep_largest(plan, scores[axis]).float() for axis, plan in plans.items()}
 
 
 def _keep_matching_kinds(scores: Tensor, kinds: tuple, keep: int) -> Tensor:

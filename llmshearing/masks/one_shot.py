@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from llmshearing.masks.axes import AxisPlan, keep_largest
+from llmshearing.masks.axes import AxisPlan, finalize_masks
 from llmshearing.masks.constraints import Constraint
 from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
 from llmshearing.masks.progressive import random_order
@@ -68,7 +68,7 @@ class OneShotMasks:
 
     def deterministic(self, counts: str) -> dict[str, Tensor]:
         """Ones for the target's number of best-scored units, whatever ``counts`` asks for."""
-        return {axis: keep_largest(plan, self.importance[axis]).float() for axis, plan in self.plans.items()}
+        return finalize_masks(self.plans, self.importance)
 
     def mask_tensors(self) -> dict[str, Tensor]:
         return dict(self.importance)

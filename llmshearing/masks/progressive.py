@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llmshearing.masks.axes import AxisPlan, keep_largest
+from llmshearing.masks.axes import AxisPlan, finalize_masks, keep_largest
 from llmshearing.masks.constraints import Constraint, target_sparsity
 from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
 
@@ -121,7 +121,7 @@ class ProgressiveMasks:
         """``'expected'``: the masks of the moment; ``'target'``: ones for the most important units."""
         if counts == 'expected':
             return self.current_masks()
-        return {axis: keep_largest(plan, self.scores()[axis]).float() for axis, plan in self.plans.items()}
+        return finalize_masks(self.plans, self.scores())
 
     def hard_counts(self) -> dict[str, list[int]]:
         return {

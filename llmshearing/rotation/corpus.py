@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llmshearing.rotation.borrowed import MANIFEST, parse_manifest, plan_tokenizer, read_tokens
+from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.prepare.tokenizer import plan_tokenizer
+from llmshearing.scaling.measure import read_tokens
 
 __all__ = ['Corpus', 'read_corpus']
 
@@ -106,12 +108,9 @@ def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.n
     """Sequences to look at and to hold out, one stream per domain; nothing where there are no MDS folders."""
     if not data.is_dir():
         return [], []
-    manifest = next(
-        (place / MANIFEST for place in (data, data.parent, data.parent.parent) if (place / MANIFEST).is_file()), None
-    )
-    if manifest is not None:
-        _check_tokenizer(parse_manifest(manifest.read_text(encoding='utf-8'), manifest), tokenizer_folder, manifest)
     folders = sorted(path.parent for path in data.rglob('index.json'))
+    if folders:
+        _check_tokenizer(data, tokenizer_folder)
     by_split: dict[str, list[Path]] = {}
     for folder in folders:
         parents = folder.relative_to(data).parts
@@ -125,8 +124,16 @@ def _bytes(folders: list[Path]) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
 
-def _check_tokenizer(manifest: dict[str, Any], folder: Path, where: Path) -> None:
-    made = manifest.get('tokenizer') or {}
+def _check_tokenizer(data: Path, folder: Path) -> None:
+    """Compares with the tokenizer in the manifest, if ``data`` is a prepared folder, or a split or a domain of it."""
+    made: dict[str, Any] = {}
+    for where in (place / MANIFEST for place in (data, data.parent, data.parent.parent)):
+        if where.is_file():
+            try:
+                made = parse_manifest(where.read_text(encoding='utf-8'), where).get('tokenizer') or {}
+            except ValueError:  # of that name, but not ours: then the folder is any MDS folder
+                continue
+            break
     if 'fingerprint' not in made:
         return
     own = plan_tokenizer(str(folder), made.get('bos_token_id') is not None, made.get('eos_token_id') is not None)

@@ -7,16 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
-from llmshearing.rotation.borrowed import BLUE, DPI, GREY, ORANGE, TAG, copy_licence_files, figure_of, source_licence
+from llmshearing.models.source_files import LICENCE_FILES, TAG, read_source_files, source_licence
+from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
 from llmshearing.rotation.energy import energy_table, table_widths
+from llmshearing.utils.files import write_atomically
 
 __all__ = ['PICTURE', 'RECORD', 'copy_companions', 'plot_energy', 'write_card', 'write_config']
 
-RECORD, PICTURE = 'rotation.json', 'energy_kept.png'
+RECORD, PICTURE = 'rotation.json', 'energy_kept.svg'
 # Companions are copied as they are: byte for byte what the source has. No code is.
 COMPANIONS = (
     'tokenizer*',
@@ -27,6 +30,7 @@ COMPANIONS = (
     '*.model',
     'chat_template*',
     'generation_config.json',
+    *LICENCE_FILES,
 )
 NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
 
@@ -41,12 +45,13 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
     }
     for name in sorted(names):
         shutil.copyfile(source / name, folder / name)
-    return sorted(names) + copy_licence_files(source, folder)
+    return sorted(names)
 
 
 def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folder: Path) -> None:
     """The source's ``config.json`` with nothing changed but what the rotation changes."""
-    settings = {**settings, 'torch_dtype': str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
+    key = 'dtype' if 'dtype' in settings else 'torch_dtype'  # of transformers 5, and before
+    settings = {**settings, key: str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
     settings.pop('auto_map', None)  # leads to code
     (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
 
@@ -57,28 +62,25 @@ def plot_energy(kept: Tensor, target: int | None, path: Path) -> None:
     Args:
         kept (Tensor): :func:`~llmshearing.rotation.energy.energy_kept`, [reading norms, hidden].
         target (int | None): Hidden size to mark.
-        path (Path): PNG to write.
+        path (Path): SVG to write.
     """
-    figure, axes = figure_of(1, 1, 6.4, 4.0)
-    axis = axes[0, 0]
-    widths = torch.arange(1, kept.shape[1] + 1)
-    axis.fill_between(widths, 100 * kept.amin(0), 100 * kept.amax(0), color='#DCE9F4', label='range of the norms')
-    axis.plot(widths, 100 * kept.mean(0), color=BLUE, label='mean of the norms')
-    axis.plot(widths, 100 * kept[-1], color=ORANGE, linestyle='--', label='final norm')
+    widths, percent = np.arange(1, kept.shape[1] + 1), 100 * kept.double().numpy()
+    lines = [
+        Line('least of the norms', widths, percent.min(0), SKY, '-.'),
+        Line('most of the norms', widths, percent.max(0), SKY, '--'),
+        Line('mean of the norms', widths, percent.mean(0), BLUE, width=2.6),
+        Line('final norm', widths, percent[-1], ORANGE, '--'),
+    ]
     if target is not None:
-        share = 100 * kept[:, target - 1].mean().item()
-        axis.axvline(target, color=GREY, linestyle=':', label=f'{target}: {share:.1f} %')
-    axis.set_xlabel('hidden_size kept')
-    axis.set_ylabel('energy kept (%)')
-    axis.set_xlim(0, kept.shape[1])
-    axis.set_ylim(0, 101)
-    axis.legend(frameon=False, loc='lower right')
-    figure.savefig(path, dpi=DPI, metadata={'Software': None})  # the same bytes with any matplotlib of this version
+        share = percent[:, target - 1].mean()
+        lines.append(Line(f'{target}: {share:.1f} %', np.array([target, target]), np.array([0.0, 100.0]), GREY, ':'))
+    panel = line_panel('energy kept', lines, '%', from_zero=True, x_label='hidden_size kept')
+    write_atomically(path, as_file(panel))
 
 
 def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, folder: Path) -> None:
     """``README.md``: derived from what, how, under which licence, what was checked, and the table."""
-    licence = source_licence(source)
+    licence = source_licence(read_source_files(str(source)))
     head = {'library_name': 'transformers', **licence, 'tags': ['rotated', TAG], 'base_model': record['source']}
     tied = record['tied']
     if tied:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
-from llmshearing.rotation.borrowed import ModelFolderWriter, open_strictly
 from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import energy_kept, energy_table, gain_factors, table_widths

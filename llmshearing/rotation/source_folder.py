@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from llmshearing.rotation.borrowed import check_safetensors_index, check_tensors
+from llmshearing.checkpoints.checkpoint import check_tensors
 from llmshearing.rotation.stream import StreamParts, stream_parts
+from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['SourceFolder', 'open_source']
 

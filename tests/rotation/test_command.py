@@ -242,7 +242,7 @@ def test_a_folder_without_safetensors_is_refused(place):
 
 
 def test_prepared_data_and_their_tokenizer(place):
-    from llmshearing.rotation.borrowed import plan_tokenizer
+    from llmshearing.prepare.tokenizer import plan_tokenizer
     from tests.tiny_data import tiny_data
 
     work = place / 'prepared'
