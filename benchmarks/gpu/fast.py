@@ -7,6 +7,7 @@ at the end set the kinds beside each other. ``prune_step.py`` defines the steps;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -25,6 +26,7 @@ from benchmarks.gpu.machine import matmul_rate
 from benchmarks.gpu.settings import Settings
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.hard_concrete import sample_gate
+from llmshearing.models import cutting
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 
@@ -277,12 +279,23 @@ def ratios(label: str, rows: Mapping[str, Row]) -> Row:
     return {'summary': '; '.join(told), 'ratios': found}
 
 
-def cutting_share(setting: Setting, quick: bool) -> Row:
+@contextlib.contextmanager
+def kernels(used: bool) -> Iterator[None]:
+    """Cuts with the package's own kernels, or with PyTorch's operators."""
+    before, cutting.USE_KERNELS = cutting.USE_KERNELS, used and cutting.USE_KERNELS
+    try:
+        yield
+    finally:
+        cutting.USE_KERNELS = before
+
+
+def cut_alone(setting: Setting, quick: bool, used: bool) -> Row:
     """Time of all cuts of a step at the target, forward and backward: what a faster cut could save."""
     model = setting.model()
     cutter, masks = Cutter(model), target_masks(*setting.shapes)
     cutter.set_masks(masks)
     cutter.bind()
+    values = cutter._values
     gradients: dict[tuple, Tensor] = {}
 
     def cut() -> None:
@@ -290,13 +303,13 @@ def cutting_share(setting: Setting, quick: bool) -> Row:
             if module.cut is None:
                 continue
             weight = module.cut.parameters(module._parameters)['weight']
-            if weight.requires_grad:
+            if weight is not module.weight:
                 gradient = gradients.setdefault(tuple(weight.shape), torch.ones_like(weight))
-                torch.autograd.grad(weight, [module.weight], gradient, retain_graph=True)
+                torch.autograd.grad(weight, [module.weight, values], gradient, retain_graph=True, allow_unused=True)
 
-    row: Row = {'ms': 1000 * timing.median_seconds(cut, setting.device, 1 if quick else 3, 1 if quick else 7)}
-    model.zero_grad(set_to_none=True)
-    return row | ({} if setting.device == 'cpu' else timing.launches(cut, setting.device))
+    with kernels(used):
+        row: Row = {'ms': 1000 * timing.median_seconds(cut, setting.device, 1 if quick else 3, 1 if quick else 7)}
+        return row | ({} if setting.device == 'cpu' else timing.launches(cut, setting.device))
 
 
 def installing(setting: Setting, quick: bool) -> Row:
@@ -370,7 +383,13 @@ def cases(settings: Settings) -> list[Case]:
                 )
             )
         if number < 2:
-            found.append(Case(f'{label}: cuts alone', lambda rows, s=setting: cutting_share(s, settings.quick)))
+            for words, used in (('', True), (", by PyTorch's operators", False)):
+                found.append(
+                    Case(
+                        f'{label}: cuts alone{words}',
+                        lambda rows, s=setting, used=used: cut_alone(s, settings.quick, used),
+                    )
+                )
             found.append(Case(f'{label}: masks installed', lambda rows, s=setting: installing(s, settings.quick)))
         found.append(Case(f'{label}: ratios', functools.partial(ratios, label)))
     return found

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from quality import losses, run
 from quality_arms import GROUPS, Arm
@@ -42,6 +43,17 @@ ARMS = (
 QUICK_ARMS = ('progressive to 20%, one run, from activation', 'one-shot activation, 15% more steps')
 ROTATED = ARMS[:4]
 SOURCE = 'the source'
+# The budget of the tables made on a CPU: steps of 1,024 tokens, as (arm, rotated, learning rate).
+SHORT = (
+    ('progressive to 20%, one run, from activation', False, 1e-3),
+    ('progressive to 20%, one run, from activation', True, 1e-3),
+    ('one-shot activation, one run, compensated, 15% more steps', False, 1e-3),
+    ('one-shot activation, one run, compensated, 15% more steps', True, 1e-3),
+    ('progressive to 20%, one run, from activation', True, 5e-4),
+    ('one-shot activation, one run, compensated, 15% more steps', True, 5e-4),
+    ('progressive to 20%, one run, from activation, compensated', True, 5e-4),
+)
+SHORT_STEPS, SHORT_SEEDS = 100, (1, 2, 3)
 
 
 def sizes_of(settings: Settings) -> Sizes:
@@ -52,7 +64,7 @@ def sizes_of(settings: Settings) -> Sizes:
     if settings.source is None:
         return dataclasses.replace(FULL, batch_size=128, source_steps=1000, device=device)
     return dataclasses.replace(
-        SMOLLM, max_seq_len=1024, batch_size=16, max_chars=40_000_000, eval_tokens=60_000, device=device
+        SMOLLM, max_seq_len=1024, batch_size=16, max_chars=6_000_000, eval_tokens=30_000, device=device
     )
 
 
@@ -106,10 +118,10 @@ def source_losses(settings: Settings, rows: Mapping) -> Row:
     return {'loss at the end': statistics.fmean(found.values()), 'by domain': found}
 
 
-def arm(which: Arm, steps: int, seed: int, rotated: bool, settings: Settings, rows: Mapping) -> Row:
+def arm(which: Arm, steps: int, seed: int, rotated: bool, settings: Settings, rows: Mapping, **other_sizes: Any) -> Row:
     """One arm, from the source to the losses at the end."""
     work = rotated_world(settings) if rotated else world(settings)
-    sizes = dataclasses.replace(sizes_of(settings), steps=steps)
+    sizes = dataclasses.replace(sizes_of(settings), steps=steps, **other_sizes)
     start = time.perf_counter()
     record = run(which, seed, work, sizes)
     seconds = time.perf_counter() - start
@@ -130,8 +142,19 @@ def cases(settings: Settings) -> list[Case]:
     budgets = (sizes_of(settings).steps,) if settings.quick else settings.steps
     plain, turned = (QUICK_ARMS, QUICK_ARMS[:1]) if settings.quick else (ARMS, ROTATED)
     order = [(name, False) for name in plain] + [(name, True) for name in turned]
+    short = [
+        Case(
+            f'{name}; {SHORT_STEPS} steps of 1,024 tokens, rate {rate}, seed {seed}, '
+            f'{"rotated" if rotated else "plain"}',
+            functools.partial(arm, arms[name], SHORT_STEPS, seed, rotated, settings, batch_size=1, learning_rate=rate),
+        )
+        for seed in SHORT_SEEDS
+        for name, rotated, rate in SHORT
+        if settings.source is not None and not settings.quick
+    ]
     return [
         Case(SOURCE, functools.partial(source_losses, settings)),
+        *short[: len(SHORT)],
         *(
             Case(
                 f'{name}; {steps} steps, seed {seed}, {"rotated" if rotated else "plain"}',
@@ -141,4 +164,5 @@ def cases(settings: Settings) -> list[Case]:
             for seed in settings.seeds
             for name, rotated in order
         ),
+        *short[len(SHORT) :],
     ]

@@ -189,6 +189,7 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
         text=True,
         timeout=400,
         cwd=root,
+        start_new_session=True,  # the launcher ends its process group when a rank is killed
     )
 
 
@@ -250,10 +251,17 @@ def _need_gpu(settings: Settings) -> None:
         raise NotThere('a GPU')
 
 
+def _start_both_backends() -> None:
+    """One rank whose process group takes tensors of the card and of the CPU, as runs on both are compared here."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group('cpu:gloo,cuda:nccl', store=store, rank=0, world_size=1)
+    torch.cuda.set_device(0)
+
+
 def cases(settings: Settings) -> list[Case]:
     """All cases of the part."""
     if not dist.is_initialized():
-        dist.initialize_dist('gpu' if settings.device == 'cuda' else 'cpu')
+        _start_both_backends() if settings.device == 'cuda' else dist.initialize_dist('cpu')
     variants = ['llama', 'gemma2'] if settings.quick else list(VARIANTS)
     bind = functools.partial
     return [

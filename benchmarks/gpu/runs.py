@@ -33,6 +33,13 @@ TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, '
 BATCHES, KILLED_IN = 12, 6
 
 
+class ExactProducts(Callback):
+    """float32 products without TF32, whatever has switched it on since the device was made."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 class Die(Callback):
     """The process is gone in the middle of a batch, as when it is killed from outside."""
 
@@ -53,13 +60,15 @@ def run(
 ) -> dict[str, Any]:
     """One pruning run, without TF32; returns its losses by batch, its trainer and what was logged."""
     log = InMemoryLogger()
-    pruning = TargetedPruning(TARGET, mask_learning=learning, lagrangian_warmup='0.5dur', tolerance=1.0)
+    pruning = TargetedPruning(TARGET, mask_learning=learning, warmup='0.5dur', tolerance=1.0)
+    callbacks = [ExactProducts(), *settings.pop('callbacks', ())]
     trainer = tiny_trainer(
         source,
         [pruning, *algorithms],
         batches=batches,
         learning_rate=learning_rate,  # Adam would blow rounding up into different weights
         loggers=[log],
+        callbacks=callbacks,
         device=DeviceGPU(allow_tf32=False) if device == 'cuda' else DeviceCPU(),
         precision=precision,
         **settings,

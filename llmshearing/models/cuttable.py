@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS
-from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.cutting import CutPlan, flatten_masks, to_device
 from llmshearing.models.families import Family, Norm, family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import AXES
@@ -213,7 +213,7 @@ class Cutter:
             raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(AXES)}.')
         device = self._embedding.weight.device
         self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
-        self._values = flatten_masks(self.masks).to(device).requires_grad_()
+        self._values = to_device(flatten_masks(self.masks), device).requires_grad_()
         self._decoder.cut = self
 
     def mask_gradients(self, reduce: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:

@@ -14,7 +14,9 @@ and never scaled. Scaling is done in float32 and rounded once to the weight's dt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,7 +27,9 @@ from llmshearing.models.gains import gain_factors, stream_norms
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
 
-__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks']
+__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks', 'to_device']
+
+USE_KERNELS = importlib.util.find_spec('triton') is not None  # on a GPU; PyTorch's builds for one bring it
 
 
 def cut_weight(
@@ -68,6 +72,9 @@ class _CutWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, rows, columns, row_scale, column_scale):
         ctx.save_for_backward(weight, rows, columns, row_scale, column_scale)
+        fused = _kernels_for(weight)
+        if fused is not None:
+            return fused.cut(weight, rows, columns, row_scale, column_scale)
         out = _select(weight, rows, columns)
         return out if row_scale is None and column_scale is None else _scaled(out, row_scale, column_scale)
 
@@ -76,6 +83,11 @@ class _CutWeight(torch.autograd.Function):
     def backward(ctx, grad):
         weight, rows, columns, row_scale, column_scale = ctx.saved_tensors
         needs_weight, _, _, needs_row, needs_column = ctx.needs_input_grad
+        fused = _kernels_for(weight)
+        if fused is not None:
+            needs = (needs_weight, needs_row, needs_column)
+            grad_weight, grad_row, grad_column = fused.uncut(grad, *ctx.saved_tensors, needs)
+            return grad_weight, None, None, grad_row, grad_column
         grad_row = grad_column = grad_weight = None
         if needs_row or needs_column:
             product = grad.float() * _select(weight, rows, columns)
@@ -91,6 +103,15 @@ class _CutWeight(torch.autograd.Function):
             if rows is not None:
                 grad_weight = grad_weight.new_zeros(weight.shape).index_copy_(0, rows, grad_weight)
         return grad_weight, None, None, grad_row, grad_column
+
+
+def _kernels_for(weight: Tensor) -> ModuleType | None:
+    """The module of kernels where they can cut this weight, else None."""
+    if not USE_KERNELS or not weight.is_cuda or weight.dtype == torch.float64 or weight.stride(1) != 1:
+        return None
+    from llmshearing.models import fused_cut  # compiles for a GPU; not needed without one
+
+    return fused_cut
 
 
 def _scaled(matrix: Tensor, row_scale: Tensor | None, column_scale: Tensor | None) -> Tensor:
@@ -245,16 +266,16 @@ class CutPlan:
         self._starts = _axis_starts(masks, shape)
         gather = self._gather_pieces()
         index = {key: value for key, value in self._index_pieces() if value is not None}
-        on_device = _to_device([*gather.values(), *index.values()], device)
         self._gather_sizes = {key: len(value) for key, value in gather.items()}
-        self._gather = torch.cat(on_device[: len(gather)]) if gather else None
-        self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[len(gather) :]))
+        on_device = _to_device([_concatenated(gather.values()), *index.values()], device)
+        self._gather = on_device[0] if gather else None
+        self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[1:]))
         self._norms = (
             stream_norms(family, shape.num_hidden_layers) if 'hidden' in masks and energies is not None else {}
         )
         if self._norms:
-            self._energies = energies.to(device)
-            self._reads = torch.tensor([norm.reads for norm in self._norms.values()]).to(device)
+            self._energies = to_device(energies, device)
+            self._reads = to_device(torch.tensor([norm.reads for norm in self._norms.values()]), device)
 
     def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut]]:
         """Yields (module path, cut) for every module that is left.
@@ -364,9 +385,20 @@ def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, in
     return starts
 
 
+def _concatenated(pieces: Iterable[Tensor]) -> Tensor:
+    pieces = list(pieces)
+    return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
+
+
 def _to_device(tensors: list[Tensor], device: torch.device | str) -> list[Tensor]:
     """Moves many small index tensors in one transfer."""
-    if not tensors or torch.device(device).type == 'cpu':
+    if torch.device(device).type == 'cpu':
         return tensors
-    joined = torch.cat(tensors).pin_memory() if torch.cuda.is_available() else torch.cat(tensors)
-    return list(joined.to(device, non_blocking=True).split([len(tensor) for tensor in tensors]))
+    return list(to_device(torch.cat(tensors), device).split([len(tensor) for tensor in tensors]))
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Moves a tensor from CPU without waiting: from ordinary memory, the copy would wait for all kernels queued."""
+    if torch.device(device).type != 'cuda' or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
