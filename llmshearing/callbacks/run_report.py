@@ -31,7 +31,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_prunin
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.masks.record import record_of
 from llmshearing.metrics.logger import MetricsFile
-from llmshearing.metrics.run_log import STATE_VERSION, read_object, report_folder, state_path
+from llmshearing.metrics.run_log import STATE_VERSION, report_folder, state_path
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
@@ -83,7 +83,7 @@ class RunReport(Callback):
         self._metrics: Path | None = None
         self._models: dict[str, Any] = {}
         self._evaluated = False
-        self._last = 0.0
+        self._last = self._began = 0.0
         self._read = -1  # bytes of the metrics file at the last refresh
         self._drawing: subprocess.Popen | None = None
         self._complaints: IO[bytes] | None = None
@@ -107,7 +107,7 @@ class RunReport(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
             self._models = _models(state, self.pruned)
-            self._last = time.monotonic()
+            self._last, self._began = time.monotonic(), time.time()
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._evaluated = True
@@ -141,7 +141,7 @@ class RunReport(Callback):
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
         try:
             self._read = self._metrics.stat().st_size
-            note = json.dumps(_note(state, self._models), separators=(',', ':'))
+            note = json.dumps(_note(state, self._models, self._began), separators=(',', ':'))
             write_atomically(state_path(self._metrics), note)
             self._complaints = tempfile.TemporaryFile()
             self._drawing = subprocess.Popen(
@@ -203,8 +203,8 @@ def _models(state: State, pruned: Path | None) -> dict[str, Any]:
     return {'source': {'parameters': int(count), 'shape': record['source_shape']}, 'result': own}
 
 
-def _note(state: State, models: dict[str, Any]) -> dict[str, Any]:
-    """What the page needs besides the metrics, as plain types."""
+def _note(state: State, models: dict[str, Any], began: float) -> dict[str, Any]:
+    """What the page needs besides the metrics, as plain types; ``began`` is when this process began to train."""
     elapsed, pruning, spent = state.get_elapsed_duration(), find_pruning(state), state.timestamp.total_wct
     return {
         'version': STATE_VERSION,
@@ -215,7 +215,7 @@ def _note(state: State, models: dict[str, Any]) -> dict[str, Any]:
         'seconds': spent.total_seconds() or None,
         'noted': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
         'settings': _settings(state),
-        'exported': _exported(state),
+        'exported': _exported(state, began),
         **models,
         'pruning': None if pruning is None else _masks(pruning, state),
     }
@@ -238,20 +238,17 @@ def _settings(state: State) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value not in (None, '')}
 
 
-def _exported(state: State) -> dict[str, str] | None:
-    """Where the result is, once it is there: what ``export_pruned`` wrote, or ``hf_checkpointer`` as the last."""
-    batch = state.timestamp.batch.value
+def _exported(state: State, began: float) -> dict[str, str] | None:
+    """Where the result is, once this process has written it: that of ``export_pruned``, or of ``hf_checkpointer``."""
+    found: list[Path] = []
     for callback in state.callbacks:
         if isinstance(callback, ExportPruned):
-            record = read_object(callback.folder / 'pruning.json', [])
-            if record.get('batches') == batch:
-                return {'folder': str(callback.folder)}
-        if isinstance(callback, HuggingFaceCheckpointer) and '://' not in callback.save_dir_format_str:
-            folders = Path(callback.save_dir_format_str).glob('huggingface/*/config.json')
-            last = max(folders, key=lambda path: path.stat().st_mtime, default=None)
-            if last is not None:
-                return {'folder': str(last.parent)}
-    return None
+            found += [callback.folder / 'config.json']
+        elif isinstance(callback, HuggingFaceCheckpointer) and '://' not in callback.save_dir_format_str:
+            found += Path(callback.save_dir_format_str).glob('huggingface/*/config.json')
+    written = {path: path.stat().st_mtime for path in found if path.is_file()}
+    last = max(written, key=written.__getitem__, default=None)
+    return None if last is None or written[last] < began else {'folder': str(last.parent)}
 
 
 def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         '--law',
         metavar='LAW.json',
         type=Path,
-        help='budget law to project the end with (default: LAW.json beside the metrics, if any)',
+        help='P2 law to project the end with (default: LAW.json beside the metrics, if any)',
     )
     arguments = parser.parse_args(argv)
     page = build_report(arguments.run, arguments.compare, arguments.out, arguments.law)

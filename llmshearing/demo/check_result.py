@@ -11,6 +11,8 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+__all__ = ['check', 'main']
+
 PROMPTS = (
     'The capital of France is',
     'import json\n\n\ndef read_json(path):\n    """',

@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.shapes import TARGET_KEYS, shape_of
 
 __all__ = [
     'bytes_on_disk',
     'describe_model',
     'generate_samples',
     'measure_tokens_per_second',
-    'open_model',
-    'parameter_count',
     'peak_memory_bytes',
     'threads',
     'window_loss',
@@ -43,29 +45,6 @@ def threads(count: int = THREADS) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def open_model(model_dir: Path) -> PreTrainedModel:
-    """Loads a folder for evaluation in float32.
-
-    Raises:
-        ValueError: the weights in the folder are not exactly those of its configuration.
-    """
-    remedy = f'{model_dir} does not hold the weights of its configuration; export it again'
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            model_dir,
-            torch_dtype=torch.float32,
-            attn_implementation='sdpa',
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except RuntimeError as error:  # what transformers raises for weights of another shape
-        raise ValueError(f'{remedy}: {" ".join(str(error).split())}') from error
-    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
-    if wrong:
-        raise ValueError(f'{remedy}: {wrong}')
-    return model.eval()
 
 
 @torch.inference_mode()
@@ -102,7 +81,7 @@ def measure_tokens_per_second(
     Returns:
         ``forward``: tokens/s of reading a text of ``length`` tokens; ``generate``: tokens/s of greedy generation.
     """
-    model = open_model(model_dir)
+    model = open_strictly(model_dir)
     ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
 
     def seconds(call, *args, **settings) -> float:
@@ -134,7 +113,7 @@ def measure_tokens_per_second(
 @torch.inference_mode()
 def generate_samples(model_dir: Path, prompts: Sequence[str], max_new_tokens: int = 40) -> list[dict[str, str]]:
     """Greedy continuations, as ``{'prompt': ..., 'continuation': ...}``."""
-    model = open_model(model_dir)
+    model = open_strictly(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     samples = []
     with threads():
@@ -144,13 +123,6 @@ def generate_samples(model_dir: Path, prompts: Sequence[str], max_new_tokens: in
             continuation = tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)
             samples.append({'prompt': prompt, 'continuation': continuation})
     return samples
-
-
-def parameter_count(model_dir: Path) -> int:
-    """Number of parameters of the folder's configuration; tied embeddings count once. No weight is read."""
-    with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir, local_files_only=True))
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def bytes_on_disk(folder: Path) -> int:
@@ -164,17 +136,14 @@ def peak_memory_bytes() -> int:
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-SHAPE_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
-
-
 def describe_model(model_dir: Path) -> dict[str, object]:
     """Size and speed of a folder, as the report takes them."""
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    speed = measure_tokens_per_second(model_dir)
+    speed, layout, shape = measure_tokens_per_second(model_dir), layout_of(config), shape_of(config)
     return {
-        'parameters': parameter_count(model_dir),
+        'parameters': int(count_parameters(layout, shape).total),
         'bytes_on_disk': bytes_on_disk(model_dir),
         'forward_tokens_per_second': speed['forward'],
         'generate_tokens_per_second': speed['generate'],
-        'shape': {key: getattr(config, key) for key in SHAPE_KEYS},
+        'shape': {key: getattr(shape, key) for key in TARGET_KEYS if key != 'head_dim'},
     }

@@ -27,7 +27,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from llmshearing.demo.measure import generate_samples, open_model, threads, window_loss
+from llmshearing.demo.measure import generate_samples, threads, window_loss
+from llmshearing.export.model_folder import open_strictly
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +326,7 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
         ids = tokenizer(path.read_text(encoding='utf-8'))['input_ids']
         windows.append(ids[len(ids) // 2 :][:length])
     with threads():
-        loss = window_loss(open_model(folder), np.array(windows))
+        loss = window_loss(open_strictly(folder), np.array(windows))
     low, high = LOSS_RANGE
     if not low <= loss <= high:
         raise ValueError(

@@ -199,9 +199,11 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
         ValueError: Naming the tensors.
     """
     attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=dtype, output_loading_info=True, trust_remote_code=False, attn_implementation=attention
-    )
+    settings = {'torch_dtype': dtype, 'trust_remote_code': False, 'attn_implementation': attention}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except RuntimeError as error:  # what transformers raises for tensors of another shape
+        raise ValueError(f'{folder} does not open as a stock model: {" ".join(str(error).split())}') from error
     problems = {key: value for key, value in info.items() if value}
     if problems:
         raise ValueError(f'{folder} does not open as a stock model: {problems}')

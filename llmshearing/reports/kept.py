@@ -86,11 +86,11 @@ def pruned_parts(record: Mapping[str, Any]) -> list[str]:
     return [part for part, (axis, _) in PARTS.items() if axis in axes or (part == 'heads' and 'kv_group' in axes)]
 
 
-def removed_layers(record: Mapping[str, Any]) -> list[int]:
-    """Numbers of the layers that go, as in the source; of a run under way, those whose masks are nearly closed."""
+def removed_layers(record: Mapping[str, Any], decided: bool = False) -> list[int]:
+    """Numbers of the layers that go, as in the source; until that is decided, those whose masks are nearly closed."""
     layers = record['source_shape']['num_hidden_layers']
     now = record.get('mask_values', {}).get('layer', [0] * layers)
-    return [layer for layer in range(layers) if layer not in kept_layers(record) and now[layer] < 0.5]
+    return [layer for layer in range(layers) if layer not in kept_layers(record) and (decided or now[layer] < 0.5)]
 
 
 def meaning(record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmshearing.reports.blocks import NATS, Block, Code, Picture, Section, Table, Verdict, duration, number
 from llmshearing.reports.svg import bar_panel
+from llmshearing.utils.numbers import with_unit
 
 __all__ = ['MODEL_NAMES', 'measured_sections']
 
@@ -62,8 +63,12 @@ def _facts(models: Mapping[str, Mapping[str, Any]]) -> list[Block]:
     if not {'source', 'result'} <= set(models):
         return []
     source, result = ({**facts, **(facts.get('shape') or {})} for facts in (models['source'], models['result']))
+
+    def text(key: str, value: float) -> str:
+        return with_unit(value, 'B') if key.startswith('bytes') else number(value)
+
     rows = [
-        [key.replace('_', ' '), number(old), number(result[key]), f'{result[key] / old:.2f}' if old else '-']
+        [key.replace('_', ' '), text(key, old), text(key, result[key]), f'{result[key] / old:.2f}' if old else '-']
         for key, old in source.items()
         if isinstance(old, (int, float)) and result.get(key)
     ]

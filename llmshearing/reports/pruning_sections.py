@@ -107,7 +107,8 @@ def masks_section(runs: Sequence[RunLog]) -> Section | None:
 
 def _maps(run: RunLog, name: str, place: str) -> list[Picture]:
     record, what = run.pruning, kept.meaning(run.pruning)
-    removed = kept.removed_layers(record)
+    decided = bool(run.exported or run.state.get('exported'))
+    removed = kept.removed_layers(record, decided)
     values, names = kept.layer_map(record)
     pictures = [
         Picture(
@@ -125,6 +126,8 @@ def _maps(run: RunLog, name: str, place: str) -> list[Picture]:
         pictures.append(
             Picture(f'masks_{part}{place}', f'{title[0].upper()}{title[1:]} of every layer{name}: {caption}.', panel)
         )
+    if all(axis['axis'] != 'hidden' for axis in record['axes']):
+        return pictures
     values = kept.hidden_map(record)
     across, down = f'dimension modulo {values.shape[1]}', f'dimension / {values.shape[1]}'
     panel = heat_panel(f'hidden dimensions{name}', values, across, down)

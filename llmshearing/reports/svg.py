@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -36,6 +37,7 @@ DASHES = {'-': '', '--': '7 4', '-.': '8 3 2 3', ':': '2 3'}
 WIDTH, LEFT, RIGHT, TOP = 460, 58, 10, 30
 LINE_HEIGHT, PLOT_HEIGHT = 18, 200
 MOST_POINTS = 400
+NOTHING = '#E3E3E3'
 KEPT_COLOURS = np.array([[255, 255, 255], [86, 180, 233], [0, 57, 92]])  # at 0, 1/2 and 1
 
 
@@ -127,10 +129,11 @@ class _Panel:
             f'{html.escape(words)}</text>'
         )
 
-    def scale_y(self, label: str, values: Sequence[float]) -> None:
+    def scale_y(self, label: str, values: Sequence[float], lines: bool = True) -> None:
         for value in values:
             place = self.at_y(value)
-            self.marks.append(f'<path d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}" stroke="#E5E5E5"/>')
+            if lines:
+                self.marks.append(f'<path d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}" stroke="#E5E5E5"/>')
             self.text(LEFT - 6, place + 4, _number(value), 'end')
         middle = (TOP + self.bottom) / 2
         self.text(13, middle, label, 'middle', transform=f'rotate(-90 13 {middle:.0f})', fill='#5b6675')
@@ -274,27 +277,22 @@ def heat_panel(
         if row in removed:
             gone = f'x="{LEFT}" {size} width="{WIDTH - LEFT - RIGHT}"'
             middle = edges[row] + cell / 2
-            panel.marks.append(f'<rect class="removed" {gone} fill="#E3E3E3"/>')
+            panel.marks.append(f'<rect class="removed" {gone} fill="{NOTHING}"/>')
             panel.marks.append(f'<path d="M{LEFT} {middle:.1f}H{WIDTH - RIGHT}" stroke="{VERMILION}"/>')
             continue
-        shades = [_kept_colour(value) if math.isfinite(value) else '#FFFFFF' for value in values[row]]
-        start = 0
-        for column in range(1, width + 1):
-            if column == width or shades[column] != shades[start]:
-                if shades[start] not in ('#ffffff', '#FFFFFF'):
-                    run = f'x="{across[start]:.1f}" {size} width="{across[column] - across[start]:.1f}"'
-                    panel.marks.append(f'<rect {run} fill="{shades[start]}"/>')
-                start = column
+        shades = [_kept_colour(value) if math.isfinite(value) else NOTHING for value in values[row]]
+        for shade, run in groupby(range(width), shades.__getitem__):
+            first, *_, last = [*run] * 2
+            if shade != '#ffffff':
+                wide = f'x="{across[first]:.1f}" {size} width="{across[last + 1] - across[first]:.1f}"'
+                panel.marks.append(f'<rect {wide} fill="{shade}"/>')
     if dots is not None and width <= 40:
         for row, column in zip(*np.nonzero(dots)):
             place = f'cx="{panel.at_x(column):.1f}" cy="{panel.at_y(row):.1f}"'
             panel.marks.append(f'<circle {place} r="2.2" fill="{ORANGE}"/>')
     frame = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{cell * rows:.1f}"'
     panel.marks.append(f'<rect {frame} fill="none" stroke="#8C8C8C"/>')
-    for row in ticks(0, rows - 1, whole=True, most=max(2, int(cell * rows / 18))):
-        panel.text(LEFT - 6, panel.at_y(row) + 4, _number(row), 'end')
-    middle = (TOP + panel.bottom) / 2
-    panel.text(13, middle, y_label, 'middle', transform=f'rotate(-90 13 {middle:.0f})', fill='#5b6675')
+    panel.scale_y(y_label, ticks(0, rows - 1, whole=True, most=max(2, int(cell * rows / 18))), lines=False)
     if columns is None:
         panel.scale_x(x_label, ticks(0, width - 1, whole=True))
     else:
@@ -304,7 +302,9 @@ def heat_panel(
     entries = [(swatch(_kept_colour(value)), words) for value, words in ((0, '0'), (0.5, '1/2'), (1, '1, kept'))]
     if removed:
         strike = f'<path d="M0 -1H24" stroke="{VERMILION}"/>'
-        entries.append((swatch('#E3E3E3') + strike, f'{y_label} removed'))
+        entries.append((swatch(NOTHING) + strike, f'{y_label} removed'))
+    if np.isnan(np.delete(values, list(removed), axis=0)).any():
+        entries.append((swatch(NOTHING), 'no unit'))
     if dots is not None and width <= 40:
         entries.append((f'<circle cx="12" r="2.2" fill="{ORANGE}"/>', 'stays'))
     below = panel.legend(entries, panel.bottom + (34 if columns is None else 18))

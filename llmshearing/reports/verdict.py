@@ -21,7 +21,7 @@ def verdict(run: RunLog) -> Verdict:
 def seconds_left(run: RunLog) -> float | None:
     """Time to the planned end if the rest is as fast as the run so far; None where nothing tells."""
     share, seconds = run.state.get('elapsed_share'), run.state.get('seconds')
-    return seconds * (1 / share - 1) if share and seconds else None
+    return seconds * (1 / share - 1) if share and seconds and share < 1 else None
 
 
 def batches_of_plan(run: RunLog) -> str:

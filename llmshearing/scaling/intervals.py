@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import stdtrit
 
+__all__ = ['CONFIDENCE', 'extrapolation_factor', 'jackknife_interval']
+
 CONFIDENCE = 0.9
 
 

@@ -27,6 +27,17 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.utils.paths import check_mds_index
 
+__all__ = [
+    'DTYPES',
+    'batches',
+    'count_parameters',
+    'domain_loss',
+    'find_domains',
+    'load_model',
+    'measure_models',
+    'read_tokens',
+]
+
 log = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}

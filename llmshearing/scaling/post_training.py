@@ -25,6 +25,17 @@ from llmshearing.scaling.fields import refuse_repeated
 from llmshearing.scaling.intervals import extrapolation_factor
 from llmshearing.scaling.separable import fit_separable
 
+__all__ = [
+    'CONSTANTS',
+    'NOISE_TOLERANCE',
+    'PostTrainingLaw',
+    'average_slope_difference',
+    'check_runs',
+    'fit_post_training',
+    'fit_report',
+    'predict_run',
+]
+
 CONSTANTS = ('N_C', 'D_C', 'E', 'alpha', 'beta', 'gamma', 'delta')
 # A loss this much above the lowest earlier one of its curve (more in long curves) is a mistake, below it noise.
 NOISE_TOLERANCE = 0.03

@@ -13,6 +13,7 @@ in log N, while level and slope stay of order one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,19 @@ from scipy.optimize import brentq
 
 from llmshearing.scaling.points import Points
 from llmshearing.scaling.separable import fit_separable
+
+__all__ = [
+    'EXPONENT_BOUNDS',
+    'NOISE_TOLERANCE',
+    'LossLaw',
+    'check_points',
+    'constants_needed',
+    'fit_bounded',
+    'fit_law',
+    'interpolate_three',
+    'law_notes',
+    'tokens_differ',
+]
 
 EXPONENT_BOUNDS = (0.01, 3.0)
 # A loss this much above that of a smaller model is taken for a mistake, below it for noise.
@@ -192,51 +206,43 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     return LossLaw(float(n2), float(l2), float(slope), float(alpha))
 
 
-def fit_equal_tokens(
-    params: np.ndarray, losses: np.ndarray, huber: float | None = None, near: LossLaw | None = None
+def fit_bounded(
+    params: np.ndarray,
+    losses: np.ndarray,
+    tokens: np.ndarray | None = None,
+    huber: float | None = None,
+    near: LossLaw | None = None,
 ) -> LossLaw:
-    """Bounded fit of E + A / N^alpha in log space, from several starts.
+    """Bounded fit of E + A / N^alpha, and of B / D^beta where tokens differ, in log space from several starts.
 
     Args:
         params: [models] sizes, at least three distinct.
         losses: [models] losses of one domain.
+        tokens: [models] training tokens, not all equal; None for a law without them.
         huber: Relative error beyond which a point counts linearly; None for least squares.
         near: Start at this law's exponents only, for quick refits to much the same points.
     """
-    reference = float(np.exp(np.mean(np.log(params))))
-    x = np.log(params / reference)
-    starts = [(start,) for start in _STARTS] if near is None else [(near.alpha,)]
+    measured = [params] if tokens is None else [params, tokens]
+    references = [float(np.exp(np.mean(np.log(values)))) for values in measured]
+    logs = [np.log(values / reference) for values, reference in zip(measured, references)]
+    starts = itertools.product(_STARTS[:: len(logs)], repeat=len(logs))
 
     def basis(exponents: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones_like(x), np.exp(-exponents[0] * x)], axis=1)
+        falls = [np.exp(-exponent * x) for exponent, x in zip(exponents, logs)]
+        return np.stack([np.ones_like(logs[0]), *falls], axis=1)
 
-    fit = fit_separable(basis, losses, starts, [EXPONENT_BOUNDS], [False, False], huber=huber)
-    alpha, (constant, term) = float(fit.exponents[0]), fit.coefficients
-    return LossLaw(reference, float(constant + term), float(term * alpha), alpha)
-
-
-def fit_unequal_tokens(
-    params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, huber: float | None = None, near: LossLaw | None = None
-) -> LossLaw:
-    """Bounded fit of E + A / N^alpha + B / D^beta in log space, from several starts.
-
-    Args:
-        params: [models] sizes, at least three distinct.
-        tokens: [models] training tokens, not all equal.
-        losses: [models] losses of one domain.
-        huber: Relative error beyond which a point counts linearly; None for least squares.
-        near: Start at this law's exponents only, for quick refits to much the same points.
-    """
-    n, d = (float(np.exp(np.mean(np.log(values)))) for values in (params, tokens))
-    x, y = np.log(params / n), np.log(tokens / d)
-
-    def basis(exponents: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones_like(x), np.exp(-exponents[0] * x), np.exp(-exponents[1] * y)], axis=1)
-
-    starts = [(a, b) for a in _STARTS[::2] for b in _STARTS[::2]] if near is None else [(near.alpha, near.beta)]
-    fit = fit_separable(basis, losses, starts, [EXPONENT_BOUNDS] * 2, [False] * 3, huber=huber, priors=[_PRIOR] * 2)
-    (alpha, beta), (constant, term, data) = map(float, fit.exponents), map(float, fit.coefficients)
-    return LossLaw(n, constant + term, term * alpha, alpha, d, data, beta)
+    fit = fit_separable(
+        basis,
+        losses,
+        list(starts) if near is None else [(near.alpha, near.beta)[: len(logs)]],
+        [EXPONENT_BOUNDS] * len(logs),
+        [False] * (1 + len(logs)),
+        huber=huber,
+        priors=None if tokens is None else [_PRIOR] * 2,
+    )
+    alpha, *beta = map(float, fit.exponents)
+    constant, term, *data = map(float, fit.coefficients)
+    return LossLaw(references[0], constant + term, term * alpha, alpha, *references[1:], *data, *beta)
 
 
 def fit_law(points: Points, domain: str, huber: float | None = None) -> LossLaw:
@@ -244,12 +250,10 @@ def fit_law(points: Points, domain: str, huber: float | None = None) -> LossLaw:
 
     The points must have passed :func:`check_points`.
     """
-    losses = points.losses[domain]
-    if tokens_differ(points):
-        return fit_unequal_tokens(points.params, points.tokens, losses, huber)
-    if len(points.params) == 3:
+    losses, differ = points.losses[domain], tokens_differ(points)
+    if not differ and len(points.params) == 3:
         return interpolate_three(points.params, losses)
-    return fit_equal_tokens(points.params, losses, huber)
+    return fit_bounded(points.params, losses, points.tokens if differ else None, huber)
 
 
 def law_notes(law: LossLaw) -> list[str]:

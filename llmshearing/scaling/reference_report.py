@@ -22,12 +22,20 @@ from llmshearing.scaling.reference_loss import (
     LossLaw,
     check_points,
     constants_needed,
-    fit_equal_tokens,
+    fit_bounded,
     fit_law,
-    fit_unequal_tokens,
     law_notes,
     tokens_differ,
 )
+
+__all__ = [
+    'INTERVALS',
+    'bootstrap',
+    'highest_plausible',
+    'leave_one_out',
+    'noise_amplification',
+    'predict_reference_losses',
+]
 
 INTERVALS = ('leave-one-out', 'bootstrap')
 _RESAMPLES = 100
@@ -45,10 +53,8 @@ _FAR = 4.0  # times outside the measured range
 
 def _refit(points: Points, domain: str, huber: float | None, near: LossLaw) -> LossLaw:
     """The bounded fit even for three points: those of leave-one-out and bootstrap may not be monotone."""
-    losses = points.losses[domain]
-    if tokens_differ(points):
-        return fit_unequal_tokens(points.params, points.tokens, losses, huber, near)
-    return fit_equal_tokens(points.params, losses, huber, near)
+    tokens = points.tokens if tokens_differ(points) else None
+    return fit_bounded(points.params, points.losses[domain], tokens, huber, near)
 
 
 def leave_one_out(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
+__all__ = ['SeparableFit', 'fit_separable', 'log_residuals']
+
 # A prediction may pass zero while the solver searches; its logarithm is cut here.
 _SMALLEST_RATIO = 1e-6
 _REWEIGHTINGS = 4

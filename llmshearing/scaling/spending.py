@@ -23,6 +23,17 @@ from scipy.optimize import brentq
 
 from llmshearing.scaling.post_training import PostTrainingLaw
 
+__all__ = [
+    'PRUNING_GAIN',
+    'PRUNING_SHARE',
+    'Case',
+    'Split',
+    'diminishing_point',
+    'split_beside',
+    'split_total',
+    'tokens_for_loss',
+]
+
 PRUNING_GAIN = math.log(7.46 / 7.08) / 3
 PRUNING_SHARE = (0.04, 0.32)
 _LOG_MANY_TOKENS = math.log(1e30)

@@ -55,7 +55,7 @@ def test_the_page_holds_the_numbers_and_the_runs(tmp_path):
 
     for words in (
         row('num hidden layers', '12', '8', '0.67'),
-        row('bytes on disk', '400,000,000', '160,000,000', '0.40'),
+        row('bytes on disk', '400.00 MB', '160.00 MB', '0.40'),
         row('forward tokens per second', '800', '2,000', '2.50'),
         row('docs', '2.000', '6.222', '3.500', '6.000'),
         row('mean', '2.000', '6.222', '4.000', '6.000'),

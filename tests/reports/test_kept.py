@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmshearing.reports.kept import binned, hidden_map, kept_matrix, layer_map, part_map, pruned_parts, ranges
+from llmshearing.reports.kept import (
+    binned,
+    hidden_map,
+    kept_matrix,
+    layer_map,
+    part_map,
+    pruned_parts,
+    ranges,
+    removed_layers,
+)
 from tests.metrics.logs import pruning_record
 
 
@@ -61,3 +70,11 @@ def test_parts_that_are_kept_whole():
         'layers': {str(i): {'heads': None, 'kv_heads': None, 'intermediate': None} for i in range(6)},
     }
     assert kept_matrix(record, 'intermediate').all() and hidden_map(record).min() == 1
+
+
+def test_layers_are_removed_when_that_is_decided_or_nearly():
+    record = pruning_record(live=True)
+    record['mask_values']['layer'] = [1, 0.9, 0.7, 1, 0.2, 1]
+    assert removed_layers(record) == [4] and removed_layers(record, decided=True) == [2, 4]
+    del record['mask_values']
+    assert removed_layers(record) == [2, 4]

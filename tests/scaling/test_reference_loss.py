@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from llmshearing.scaling.points import Points
-from llmshearing.scaling.reference_loss import (
-    LossLaw,
-    check_points,
-    fit_equal_tokens,
-    fit_law,
-    fit_unequal_tokens,
-    interpolate_three,
-    law_notes,
-)
+from llmshearing.scaling.reference_loss import LossLaw, check_points, fit_bounded, fit_law, interpolate_three, law_notes
 
 SIZES = np.array([70e6, 160e6, 410e6, 1e9, 1.4e9, 2.8e9, 6.9e9, 13e9, 33e9, 70e9])
 SEEDS = range(20)
@@ -48,7 +40,7 @@ def relative(law, loss, params, tokens=None):
 def test_recovers_predictions_from_70m_to_70b_with_noise(seed):
     """Ten models, noise of 0.2 % (standard deviation): 0.5 % anywhere inside, 2 % one octave outside on both sides."""
     loss, generator = family(seed)
-    law = fit_equal_tokens(SIZES, loss(SIZES) * np.exp(0.002 * generator.standard_normal(len(SIZES))))
+    law = fit_bounded(SIZES, loss(SIZES) * np.exp(0.002 * generator.standard_normal(len(SIZES))))
     assert relative(law, loss, np.geomspace(70e6, 70e9, 50)) < 0.005
     assert relative(law, loss, np.array([35e6, 140e9])) < 0.02
 
@@ -68,7 +60,7 @@ def test_recovers_predictions_with_different_token_counts(seed):
     """Ten models on 20B to 2T tokens, noise of 0.2 %; one octave outside in parameters or in tokens."""
     loss, generator = family(seed)
     tokens = np.array([3e11, 2e12, 2e10, 6e10, 1e12, 3e11, 1.2e11, 2e12, 3e11, 1e12])
-    law = fit_unequal_tokens(SIZES, tokens, loss(SIZES, tokens) * np.exp(0.002 * generator.standard_normal(10)))
+    law = fit_bounded(SIZES, loss(SIZES, tokens) * np.exp(0.002 * generator.standard_normal(10)), tokens)
     inside = generator.uniform(np.log([70e6, 2e10]), np.log([70e9, 2e12]), (50, 2))
     # The corner of few parameters and many tokens (or the reverse) is inside the range, but nothing was measured there.
     middle = np.exp(inside[np.abs((inside - np.log([2.2e9, 2e11])) / np.log([1e3, 1e2])).max(axis=1) < 0.4])
@@ -80,12 +72,12 @@ def test_recovers_predictions_with_different_token_counts(seed):
 @pytest.mark.parametrize('seed', range(5))
 def test_constants_come_back_from_noise_free_losses(seed):
     loss, _ = family(seed)
-    for law in (fit_equal_tokens(SIZES, loss(SIZES)), interpolate_three(SIZES[[1, 4, 7]], loss(SIZES[[1, 4, 7]]))):
+    for law in (fit_bounded(SIZES, loss(SIZES)), interpolate_three(SIZES[[1, 4, 7]], loss(SIZES[[1, 4, 7]]))):
         constants = law.constants()
         assert constants['E'] == pytest.approx(loss(1e60), rel=1e-5)
         assert constants['A'] * 1e9 ** -constants['alpha'] == pytest.approx(loss(1e9) - loss(1e60), rel=1e-4)
     tokens = np.geomspace(2e10, 2e12, 10)[[3, 7, 0, 5, 9, 1, 8, 2, 6, 4]]
-    both = fit_unequal_tokens(SIZES, tokens, loss(SIZES, tokens)).constants()
+    both = fit_bounded(SIZES, loss(SIZES, tokens), tokens).constants()
     assert both['E'] == pytest.approx(loss(1e60), rel=1e-3)
     assert both['B'] * 2e10 ** -both['beta'] == pytest.approx(loss(1e60, 2e10) - loss(1e60), rel=1e-2)
 
@@ -142,8 +134,8 @@ def test_fit_law_chooses_by_models_and_tokens():
 def test_huber_resists_an_outlier():
     loss, _ = family(4)
     losses = loss(SIZES) * np.where(np.arange(10) == 6, 1.05, 1.0)
-    assert relative(fit_equal_tokens(SIZES, losses, huber=0.001), loss, 140e9) < 0.001
-    assert relative(fit_equal_tokens(SIZES, losses), loss, 140e9) > 0.004
+    assert relative(fit_bounded(SIZES, losses, huber=0.001), loss, 140e9) < 0.001
+    assert relative(fit_bounded(SIZES, losses), loss, 140e9) > 0.004
 
 
 @pytest.mark.parametrize(
