@@ -63,6 +63,8 @@ def test_all_parts_run_in_quick_mode(tmp_path):
         '-m',
         'benchmarks.gpu',
         '--quick',
+        '--minutes',
+        '30',
         '--output',
         tmp_path / 'out',
         '--work',

@@ -175,8 +175,8 @@ def automatic_microbatches(settings: Settings, rows: Mapping) -> Row:
     return {'difference': difference, 'bound': RUN_BOUND, 'micro-batch': size, 'of': batch}
 
 
-def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess.CompletedProcess:
-    """Runs modes of ``runs`` in a process of their own, one rank under Composer's launcher."""
+def _launch(settings: Settings, out: Path, modes: tuple[str, ...], ranks: bool = False) -> subprocess.CompletedProcess:
+    """Runs modes of ``runs`` in a process of their own; with ``ranks`` as one rank under Composer's launcher."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH'))))
     inherited = {
@@ -184,7 +184,8 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> subprocess
         for name, value in os.environ.items()
         if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
     }
-    command = [sys.executable, '-m', 'composer.cli.launcher', '-n', '1', '-m', 'benchmarks.gpu.runs', settings.device]
+    launcher = ['-m', 'composer.cli.launcher', '-n', '1'] if ranks else []
+    command = [sys.executable, *launcher, '-m', 'benchmarks.gpu.runs', settings.device]
     return subprocess.run(
         [*command, str(source_of(settings)), str(out), *modes],
         env={**inherited, 'PYTHONPATH': path},
@@ -201,7 +202,7 @@ def _sharded(settings: Settings) -> dict[str, Any]:
     """Losses by mode of the sharded runs; all modes in one process."""
     out = settings.work / 'sharded.json'
     out.unlink(missing_ok=True)
-    done = _launch(settings, out, SHARDED)
+    done = _launch(settings, out, SHARDED, ranks=True)
     if not out.exists():
         raise RuntimeError(f'the launched process failed: {_last_line(done)}')
     return json.loads(out.read_text(encoding='utf-8'))
