@@ -2,8 +2,9 @@
 
 The cut model's weights are ``E U``, ``W U`` and ``U^T W`` for U [hidden, kept] with orthonormal columns, so the
 gradient of its loss reaches U through every weight at once. Only the subspace matters, so the gradient's part inside
-it is projected out; a step moves U by about 2 % of its length (the gradient over a running root mean square of its
-norm, one number, so that no coordinate is treated apart), and the polar factor brings it back to orthonormal columns.
+it is projected out; a step moves U by about 2 % of its length (the gradient's running mean over the root mean square of
+that mean's norm, one number, so that no coordinate is treated apart), and the polar factor brings it back to
+orthonormal columns. Batches of 1,280 tokens agree so little that the mean is a third as long as a gradient.
 One scalar, the logarithm of a factor common to all norms, is learned beside it.
 
 With tied embeddings the fixed axes among the kept ones stay, and U is learned among the others.
@@ -120,7 +121,7 @@ class SubspaceLearner:
         space (Tensor): Orthonormal columns in which ``free`` may move, float64 [hidden, dimensions].
         log_gain (float): Logarithm of the factor common to all norms.
         momentum (Tensor): Running mean of the projected gradient, float64 [hidden, learned].
-        square (float): Running mean of its squared norm.
+        square (float): Running mean of its squared norm, that of the momentum.
         gain_momentum (float): Running mean of the gradient of ``log_gain``.
         gain_square (float): Running mean of its square.
         steps (int): Steps made.
@@ -194,18 +195,17 @@ class SubspaceLearner:
 
     def _move(self, gradient: Tensor, gain_slope: float, size: float) -> None:
         self.steps += 1
-        self.square = DECAY * self.square + (1 - DECAY) * self._projected(gradient).square().sum().item()
-        self.gain_square = DECAY * self.gain_square + (1 - DECAY) * gain_slope**2
+        begun = 1 - DECAY**self.steps  # all means began at zero
         self.momentum = DECAY * self._projected(self.momentum) + (1 - DECAY) * self._projected(gradient)
         self.gain_momentum = DECAY * self.gain_momentum + (1 - DECAY) * gain_slope
-        correction = 1 / math.sqrt(1 - DECAY**self.steps)  # both means began at zero
-        length = math.sqrt(self.free.shape[1])
+        direction, slope = self.momentum / begun, self.gain_momentum / begun
+        self.square = DECAY * self.square + (1 - DECAY) * direction.square().sum().item()
+        self.gain_square = DECAY * self.gain_square + (1 - DECAY) * slope**2
         if self.square > 0:
-            self.free = polar_factor(
-                self.free - size * STEP * length * correction / math.sqrt(self.square) * self.momentum
-            )
+            length = size * STEP * math.sqrt(self.free.shape[1])
+            self.free = polar_factor(self.free - length / math.sqrt(self.square / begun) * direction)
         if self.gain_square > 0:
-            self.log_gain -= size * GAIN_STEP * correction * self.gain_momentum / math.sqrt(self.gain_square)
+            self.log_gain -= size * GAIN_STEP * slope / math.sqrt(self.gain_square / begun)
 
     def _projected(self, direction: Tensor) -> Tensor:
         """The part that changes the subspace, within the space in which it may move."""

@@ -76,7 +76,6 @@ def test_a_step_follows_the_gradient_of_the_subspace_and_has_the_stated_size():
     learner.step(loss_of)
     change = learner.subspace() - before
     assert functional.cosine_similarity(change.flatten(), -gradient.flatten(), 0) > 0.999
-    # The running means begin with a tenth of the first gradient and a tenth of its square.
     expected = 0.02 * 24**0.5
     assert abs(change.norm().item() - expected) < 0.1 * expected
 

@@ -101,7 +101,7 @@ def test_a_tied_model_with_every_axis_fixed_is_exact_and_its_axes_are_only_reord
 def test_fixed_axes_keep_their_gains():
     model = source_model('llama-tied')
     rotation, gain = rotation_of(model, fixed_axes=6)
-    fixed = (gain == model.model.norm.weight.double()).nonzero().flatten()
+    fixed = (gain != gain.median()).nonzero().flatten()  # one of the others has the median as its own
     positions = fixed_positions(rotation.basis, fixed)
     rotated = rotate_model(copy.deepcopy(model), rotation)
     torch.testing.assert_close(rotated.model.norm.weight[positions], model.model.norm.weight[fixed])
