@@ -12,7 +12,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 ENTRY_POINTS = {
-    'console_scripts': ['llmshearing = llmshearing.commands.main:main'],
+    'console_scripts': ['llmshearing = llmshearing.cli:main'],
     'llmfoundry_models': ['sheared_causal_lm = llmshearing.models.sheared_causal_lm:ShearedCausalLM'],
     'llmfoundry_algorithms': [
         'targeted_pruning = llmshearing.algorithms.targeted_pruning:TargetedPruning',

@@ -2,7 +2,7 @@
 
 import sys
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 
 if __name__ == '__main__':
     sys.exit(main(['export', *sys.argv[1:]]))

@@ -5,7 +5,7 @@ See README.md.
 
 import sys
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 
 if __name__ == '__main__':
     sys.exit(main(['import', *sys.argv[1:]]))

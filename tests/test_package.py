@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.commands.main import COMMANDS, main
+from llmshearing.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,8 +38,8 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
     script = (
         'import sys; sys.path.insert(0, "installed"); '
-        'import llmshearing.commands.main, llmshearing.data.mixture; '
-        'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.commands.main.main(["--help"]))'
+        'import llmshearing.cli, llmshearing.data.mixture; '
+        'assert "installed" in llmshearing.__file__; sys.exit(llmshearing.cli.main(["--help"]))'
     )
     process = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

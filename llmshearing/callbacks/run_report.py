@@ -135,7 +135,7 @@ class RunReport(Callback):
             return
         self._hear()
         self._last, self._evaluated = time.monotonic(), False
-        command = [sys.executable, '-m', 'llmshearing.commands.main', 'report', str(self._metrics)]
+        command = [sys.executable, '-m', 'llmshearing.cli', 'report', str(self._metrics)]
         command += ['--out', str(self.folder)]
         command += [] if self.law is None else ['--law', str(self.law)]
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}

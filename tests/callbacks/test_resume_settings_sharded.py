@@ -55,7 +55,7 @@ def configuration(work):
 
 
 def go(work, ranks, *overrides):
-    command = [sys.executable, '-m', 'llmshearing.commands.main', 'train', '-n', str(ranks), 'run.yaml', *overrides]
+    command = [sys.executable, '-m', 'llmshearing.cli', 'train', '-n', str(ranks), 'run.yaml', *overrides]
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

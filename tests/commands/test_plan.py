@@ -6,7 +6,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from llmshearing.commands import main as cli
+from llmshearing import cli
 from llmshearing.commands.plan import main, parse_target, read_source
 from llmshearing.models.counting import layout_of
 from llmshearing.models.shapes import ModelShape

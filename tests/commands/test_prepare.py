@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from streaming import MDSWriter
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.commands.prepare import feeding_table
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare

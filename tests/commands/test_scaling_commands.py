@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.post_training import PostTrainingLaw
 from tests.scaling.conftest import tiny_llama  # noqa: F401
@@ -320,7 +320,7 @@ def test_wrong_usage(workspace, capsys, arguments, message):
 
 def test_fit_does_not_import_torch(workspace):
     code = (
-        'import sys; from llmshearing.commands.main import main; '
+        'import sys; from llmshearing.cli import main; '
         "main(['reference-losses', 'fit', 'points.json', '--params', '1e9', '--output', 'r.json']); "
         "main(['budget', 'fit', 'runs.json', '--output', 'l.json']); sys.exit('torch' in sys.modules)"
     )

@@ -42,7 +42,7 @@ def test_help_shows_examples(capsys):
 def test_a_run_that_is_refused_outside_the_checkout(tmp_path):
     """The launcher starts the module in a process of its own, which answers in one sentence."""
     (tmp_path / 'run.yaml').write_text('max_duration: 1ba\n')
-    command = [sys.executable, '-m', 'llmshearing.commands.main', 'train', '-n', '1', 'run.yaml', 'seed=3']
+    command = [sys.executable, '-m', 'llmshearing.cli', 'train', '-n', '1', 'run.yaml', 'seed=3']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     said = done.stdout + done.stderr

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.demo.report import write_report
 from tests.metrics.logs import write_run
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import ExportSettings

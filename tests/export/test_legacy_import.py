@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.export.legacy_import import ImportSettings, export_legacy, import_legacy
 from llmshearing.export.legacy_names import hugging_face_name, legacy_name
 from llmshearing.export.model_folder import open_strictly

@@ -6,7 +6,7 @@ import re
 import pytest
 from transformers import LlamaConfig
 
-from llmshearing.commands import main as cli
+from llmshearing import cli
 from llmshearing.commands.plan import main
 from llmshearing.models.targets import target_shape
 

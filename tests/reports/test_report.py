@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.metrics.run_log import RunLog, read_run
 from llmshearing.reports.kept import meaning
 from llmshearing.reports.pruning_sections import masks_section
@@ -334,7 +334,7 @@ def test_errors_are_one_line(tmp_path, folder, capsys):
 
 def test_a_report_does_not_import_torch(folder, tmp_path):
     script = (
-        'import sys; from llmshearing.commands.main import main; '
+        'import sys; from llmshearing.cli import main; '
         f'main(["report", {str(folder / "continue_metrics.jsonl")!r}, "--out", {str(tmp_path)!r}]); '
         'sys.exit("torch" in sys.modules)'
     )

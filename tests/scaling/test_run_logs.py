@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 from llmshearing.metrics.run_log import mean_loss
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.run_logs import check_run, cost_per_token, curve_of_log, post_training_log, read_all_runs

@@ -12,7 +12,7 @@ import pytest
 from streaming import MDSWriter
 
 import llmshearing.scaling
-from llmshearing.commands.main import main
+from llmshearing.cli import main
 
 README = Path(llmshearing.scaling.__file__).with_name('README.md').read_text(encoding='utf-8')
 FILES = re.findall(r'```(?:json|csv) (\S+)\n(.*?)```', README, re.DOTALL)

@@ -9,8 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from streaming import MDSWriter, StreamingDataset
 
-from llmshearing import train
-from llmshearing.commands import main as cli
+from llmshearing import cli, train
 from llmshearing.config.run import check_run
 from llmshearing.config.secrets import check_no_secrets, find_secrets
 from llmshearing.data.streams import build_domain_streams

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llmshearing.commands import main as cli
+from llmshearing import cli
 
 
 def raising(monkeypatch, error):
@@ -67,7 +67,7 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
 
 def test_no_client_is_imported_for_its_errors():
     code = (
-        'import sys; from llmshearing.commands.main import store_errors; '
+        'import sys; from llmshearing.cli import store_errors; '
         'print(store_errors(), {"botocore", "torch"} & set(sys.modules))'
     )
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
