@@ -28,6 +28,7 @@ YAMLS = ROOT / 'yamls' / 'demo'
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
 MAX_SEQ_LEN = 256
 EVAL_TOKENS = 4096
+KEPT_HIDDEN, ROTATION_TOKENS = 384, 8192  # the target's hidden size, and tokens to find the basis on
 PROMPTS = ('The capital of France is', 'def read_lines(path):\n', 'Redistribution and use in source and binary forms')
 
 SECONDS: dict[str, float] = {}
@@ -103,6 +104,15 @@ def source_model(work: Path) -> tuple[Path, dict[str, Any]]:
     return source, check_source_model(source)
 
 
+def rotate(work: Path) -> dict[str, Any]:
+    """Writes the source in a basis in which its trailing hidden dimensions carry little; returns what was checked."""
+    from llmshearing.rotation.rotate_source import rotate_source
+    from llmshearing.rotation.settings import RotationSettings
+
+    settings = RotationSettings(keep=KEPT_HIDDEN, tokens=ROTATION_TOKENS, held_out=EVAL_TOKENS, seq_len=MAX_SEQ_LEN)
+    return rotate_source(work / 'source', work / 'data' / 'prune', work / 'rotated', settings, report=say)
+
+
 def losses_of(folders: dict[str, Path], data: Path) -> dict[str, dict[str, float]]:
     """Loss per domain of several models."""
     from llmshearing.demo.measure import threads
@@ -147,6 +157,9 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
     with phase('text and tokens'):
         if not (work / 'data' / 'manifest.json').is_file():
             apart('run:prepare_data', work)
+    with phase('rotating the source'):
+        if not (work / 'rotated' / 'rotation.json').is_file():
+            apart('run:rotate', work)
     with phase('losses of the source'):
         losses = apart('run:losses_of', {'source': source}, work / 'data')
         (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
@@ -158,6 +171,7 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         train(
             YAMLS / 'prune.yaml',
             variables,
+            f'variables.source={work / "rotated"}',
             f'max_duration={prune_steps}ba',
             f'eval_interval={prune_round}ba',
             f'train_loader.dataset.round_batches={prune_round}',
