@@ -98,6 +98,12 @@ class Family:
     layer_types: Callable[[PretrainedConfig], tuple] | None = None
     subtracts_mean: bool = False
 
+    @property
+    def rotates(self) -> bool:
+        """Whether its residual stream can be put into another basis: no norm writes to it or subtracts a mean."""
+        writing = any(isinstance(role, Norm) and role.writes for role in self.layer.values())
+        return not (writing or self.subtracts_mean)
+
     def stored_name(self, name: str) -> str:
         """Name in a model folder of a parameter of the model."""
         if self.stored_head is not None and name.startswith(f'{self.head}.'):

@@ -178,6 +178,11 @@ def _run_warnings(
     warnings = []
     if target == source:
         warnings.append('the target is the source: there is nothing to prune.')
+    if target is not None and target.hidden_size < source.hidden_size and family_of(config).rotates:
+        warnings.append(
+            f'{source.hidden_size - target.hidden_size} hidden dimensions go: they cost less in another basis; '
+            f'`llmshearing rotate SOURCE --data DATA --output ROTATED --keep {target.hidden_size}` first.'
+        )
     longest = getattr(config, 'max_position_embeddings', None)
     if longest is not None and setup.seq_len > longest:
         warnings.append(f"seq_len={setup.seq_len} is more than the source's {longest} positions.")

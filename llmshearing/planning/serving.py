@@ -6,14 +6,12 @@ The tables of families were read in vLLM's model files and tried with transforme
 
 from __future__ import annotations
 
-from llmshearing.models.shapes import ModelShape
+from llmshearing.models.shapes import WHOLE_HEADS, ModelShape
 
 __all__ = ['neighbours', 'serving_warnings']
 
 # vLLM computes head_dim as hidden_size / num_attention_heads for these, whatever the config says.
 HEAD_DIM_FROM_HIDDEN = ('qwen2', 'olmo2', 'starcoder2')
-# The config classes of transformers 5 refuse a hidden_size that is no multiple of the heads.
-HIDDEN_IN_WHOLE_HEADS = ('llama', 'gemma2', 'gemma3_text', 'gpt_neox')
 K_QUANT_BLOCK = 256  # weights of a row that llama.cpp's K-quants pack together
 
 
@@ -40,7 +38,7 @@ def serving_warnings(model_type: str, source: ModelShape, target: ModelShape) ->
             f'hidden_size={hidden} is not num_attention_heads x head_dim = {heads} x {head_dim}: vLLM takes head_dim '
             f'from hidden_size / heads for {model_type} and cannot load this shape; {remedy} could be served.'
         )
-    if model_type in HIDDEN_IN_WHOLE_HEADS and hidden % heads:
+    if model_type in (*WHOLE_HEADS, 'gpt_neox') and hidden % heads:  # gpt_neox has no other shapes at all
         warnings.append(
             f'hidden_size={hidden} is no multiple of num_attention_heads={heads}: transformers 5 refuses such a '
             f'{model_type} config; {remedy} could be opened.'
