@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
     'MDSReader',
     'Reader',
     'SharedArray',
+    'ToldOfFailures',
     'World',
     'block_name',
     'bytes_to_int',
@@ -65,6 +67,25 @@ __all__ = [
 ]
 
 _TRIES = 20
+
+
+class ToldOfFailures(StreamingDataset):
+    """A data set whose round ends in an error where a thread that fetches shards has failed.
+
+    Streaming waits at the end of a round for all threads to say that they have left, and one that failed does not: the
+    run would hang there without a word, or end its round early.
+    """
+
+    def on_exception(self, future: Future) -> None:
+        """Lets a thread that failed count as gone, then tells the others and raises what it raised."""
+        if future.exception() is not None:
+            self._iterator.on_exit()
+        super().on_exception(future)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        if self._event.is_set():
+            raise RuntimeError('A background thread that fetches shards failed; its error is above.')
 
 
 def register_batching(name: str, make_work: Callable[[Any, World, int, int], Any]) -> None:

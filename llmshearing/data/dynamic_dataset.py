@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import (
     Reader,
+    ToldOfFailures,
     World,
     distributed,
     is_first_worker,
@@ -81,7 +82,7 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
             check_number(name, settings[name], 0, above=True)
 
 
-class DynamicTextDataset(StreamingTextDataset):
+class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
     """Tokens of several domains, mixed by weights that may change after every round.
 
     Args:

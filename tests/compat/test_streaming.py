@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -219,3 +220,21 @@ def test_distributed():
     assert touched.distributed.get_local_rank() == 0
     touched.distributed.barrier()
     assert callable(touched.distributed.maybe_init_dist)
+
+
+def test_told_of_failures_ends_a_round_whose_thread_died(tmp_path):
+    """A shard that cannot be fetched, seen only by the thread that fetches ahead, ends the round in an error."""
+    with MDSWriter(out=str(tmp_path / 'data'), columns={'x': 'int'}, size_limit=1024) as writer:
+        for number in range(640):
+            writer.write({'x': number})
+
+    class Failing(touched.ToldOfFailures):
+        def prepare_shard(self, shard_id, blocking=True):
+            if shard_id == len(self.shards) - 1 and threading.current_thread() is not threading.main_thread():
+                raise OSError('no such shard')
+            super().prepare_shard(shard_id, blocking)
+
+    where = dict(remote=str(tmp_path / 'data'), local=str(tmp_path / 'cache'))
+    dataset = Failing(**where, shuffle=False, batch_size=1, predownload=640)
+    with pytest.raises((RuntimeError, OSError), match='[Bb]ackground thread|no such shard'):
+        list(dataset)
