@@ -59,7 +59,9 @@ def masked_against_exported(variant: str, dtype: torch.dtype, settings: Settings
         model = tiny_model(variant)
         masks = uniform_soft_masks(model.config, axes)
         shutil.rmtree(folder, ignore_errors=True)
-        model = model.to(dtype)
+        model.save_pretrained(folder)
+        model = open_strictly(folder, dtype)  # .to(dtype) would round the rotary frequencies as well
+        shutil.rmtree(folder)
         export(model, masks, folder, dtype=dtype)
         ids = IDS.to(settings.device)
         with torch.no_grad():

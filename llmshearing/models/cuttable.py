@@ -76,15 +76,26 @@ class _CutNorm(_Cuttable):
 
 
 class _CutEmbedding(_Cuttable):
-    """An embedding whose looked-up rows are cut to the kept hidden dimensions: cheaper than cutting the table."""
+    """An embedding whose looked-up rows are cut to the kept hidden dimensions: cheaper than cutting the table.
+
+    Where the embedding multiplies by the root of the hidden size itself, it does so with the kept one, as the exported
+    model does; elsewhere the decoder multiplies by the source's, and the ratio of both is put in here.
+    """
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        out = super().forward(input_ids)
         if self.cut is None:
-            return out
-        index, factor = self.cut
+            return super().forward(input_ids)
+        index, kept_root, ratio = self.cut
+        scale = self._buffers.get('embed_scale')
+        if scale is not None:
+            self._buffers['embed_scale'] = torch.full_like(scale, kept_root)
+        try:
+            out = super().forward(input_ids)
+        finally:
+            if scale is not None:
+                self._buffers['embed_scale'] = scale
         out = out if index is None else out.index_select(-1, index)
-        return out if factor == 1.0 else out * factor
+        return out if ratio == 1.0 or scale is not None else out * ratio
 
 
 class _CutAttention(_Cuttable):
@@ -234,8 +245,9 @@ class Cutter:
     def bind(self) -> list[int]:
         """Gives every module its cut for the forward pass that begins. Returns the kept layers in order."""
         plan, shape = self.plan, self.shape
-        factor = math.sqrt(plan.hidden_count() / shape.hidden_size) if self.family.scales_embedding else 1.0
-        self._embedding.cut = (plan.hidden_index(), factor)
+        kept = plan.hidden_count()
+        ratio = math.sqrt(kept / shape.hidden_size) if self.family.scales_embedding else 1.0
+        self._embedding.cut = (plan.hidden_index(), math.sqrt(kept), ratio)
         for path, cut in plan.cuts(self._values):
             if path != self._embedding_path:
                 self._modules[path].cut = cut
