@@ -24,6 +24,7 @@ __all__ = [
     'STRICT_ERROR',
     'add_older_names',
     'attention_implementation',
+    'dtype_argument',
     'dtype_of',
     'forget_own_notes',
     'install',
@@ -59,6 +60,11 @@ def dtype_of(config: Any) -> Any:
 def set_dtype(config: Any, dtype: Any) -> None:
     """Names the type of the weights in a config."""
     setattr(config, 'dtype' if TRANSFORMERS_5 else 'torch_dtype', dtype)
+
+
+def dtype_argument(dtype: Any) -> dict[str, Any]:
+    """The keyword argument of ``from_pretrained`` and ``from_config`` that names the type of the weights."""
+    return {'dtype' if TRANSFORMERS_5 else 'torch_dtype': dtype}
 
 
 def rotary_base(config: Any) -> float:

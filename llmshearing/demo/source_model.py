@@ -27,6 +27,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from llmshearing.compat.transformers import dtype_argument
 from llmshearing.demo.measure import generate_samples, threads, window_loss
 from llmshearing.export.model_folder import open_strictly
 
@@ -205,7 +206,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     config = LlamaConfig(
         **{key: settings[key] for key in keys},
         rms_norm_eps=float(f'{settings["rms_norm_eps"]:.7g}'),
-        torch_dtype='float32',
+        **dtype_argument('float32'),
         architectures=['LlamaForCausalLM'],
     )
     with torch.device('meta'):

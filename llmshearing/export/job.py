@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from llmshearing.compat.transformers import attention_implementation, read_tokenizer, set_dtype
+from llmshearing.compat.transformers import attention_implementation, dtype_argument, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
@@ -178,7 +178,7 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     """Logits of the masked model, computed in float32."""
     attention = attention_implementation(checkpoint.config)
     model = AutoModelForCausalLM.from_config(
-        checkpoint.config, torch_dtype=torch.float32, attn_implementation=attention
+        checkpoint.config, attn_implementation=attention, **dtype_argument(torch.float32)
     )
     # Not strict, since a tied head is stored once; every other name and shape was checked when the
     # checkpoint was opened.

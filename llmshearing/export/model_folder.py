@@ -23,6 +23,7 @@ from llmshearing.compat.transformers import (
     PER_LAYER_LISTS,
     add_older_names,
     attention_implementation,
+    dtype_argument,
     forget_own_notes,
     set_dtype,
 )
@@ -199,7 +200,7 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
         ValueError: Naming the tensors.
     """
     attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    settings = {'torch_dtype': dtype, 'trust_remote_code': False, 'attn_implementation': attention}
+    settings = {**dtype_argument(dtype), 'trust_remote_code': False, 'attn_implementation': attention}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except RuntimeError as error:  # what transformers raises for tensors of another shape

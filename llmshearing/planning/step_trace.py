@@ -27,7 +27,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from llmshearing.compat.transformers import attention_implementation, set_plain_rotary, without_packed_masks
+from llmshearing.compat.transformers import (
+    attention_implementation,
+    dtype_argument,
+    set_plain_rotary,
+    without_packed_masks,
+)
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
@@ -156,7 +161,7 @@ def _trace(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention_implementation(config), torch_dtype=parameter_dtype
+            config, attn_implementation=attention_implementation(config), **dtype_argument(parameter_dtype)
         ).train()
         ids = torch.zeros(micro_batch, seq_len, dtype=torch.long)
     if checkpointing:

@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmshearing.compat.transformers import dtype_argument
 from llmshearing.models.families import Norm, family_of
 from llmshearing.rotation.source_folder import SourceFolder
 
@@ -27,7 +28,7 @@ def paged_model(source: SourceFolder, dtype: torch.dtype, device: torch.device |
         device (torch.device | str): Where to compute.
     """
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(source.config, torch_dtype=dtype, attn_implementation='sdpa')
+        model = AutoModelForCausalLM.from_config(source.config, attn_implementation='sdpa', **dtype_argument(dtype))
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

@@ -23,7 +23,7 @@ from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.compat.transformers import dtype_argument, read_tokenizer
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.utils.paths import check_mds_index
 
@@ -228,7 +228,7 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            name, torch_dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False
+            name, output_loading_info=True, trust_remote_code=False, **dtype_argument(DTYPES[dtype])
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.compat.transformers import dtype_argument, read_tokenizer
 from llmshearing.models.source_config import read_config
 
 __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
@@ -124,7 +124,7 @@ def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tup
     config = read_config(name)
     shared = check_vocabulary(config, state.model.config, _tokenizer(name), state.model.tokenizer, shared_vocab_size)
     settings = dict(
-        torch_dtype=torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32,
+        **dtype_argument(torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32),
         attn_implementation=getattr(state.model.config, '_attn_implementation', None),
     )
     if state.fsdp_config is not None:
