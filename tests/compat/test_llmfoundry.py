@@ -1,8 +1,10 @@
 """Canaries of compat.llmfoundry."""
 
+import importlib
 import inspect
 
 import torch
+from composer import Trainer
 from llmfoundry.models.hf import ComposerHFCausalLM
 
 from llmshearing.compat import llmfoundry
@@ -24,3 +26,14 @@ def test_llm_foundry_still_passes_what_the_adapter_takes_away():
     assert 'cls.model_cls' in text
     if TRANSFORMERS_5:
         assert ComposerHFCausalLM.model_cls is llmfoundry.ModelLoader
+
+
+def test_keep_sharding_replaces_the_trainer_that_train_builds_and_puts_it_back():
+    module = importlib.import_module('llmfoundry.command_utils.train')
+    assert module.Trainer is Trainer and 'Trainer(' in inspect.getsource(module.train)
+    llmfoundry.keep_sharding({'state_dict_type': 'sharded'})
+    try:
+        assert module.Trainer is not Trainer
+    finally:
+        llmfoundry.keep_sharding(None)
+    assert module.Trainer is Trainer

@@ -9,11 +9,14 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from llmshearing.compat.transformers import (
     HEAD_OF_GPT_NEOX,
     PER_LAYER_LISTS,
+    STRICT_ERROR,
     add_older_names,
     attention_implementation,
+    dtype_argument,
     dtype_of,
     forget_own_notes,
     layer_kinds,
+    read_tokenizer,
     rotary_base,
     set_dtype,
     set_plain_rotary,
@@ -21,6 +24,7 @@ from llmshearing.compat.transformers import (
 )
 from llmshearing.compat.versions import TRANSFORMERS_5
 from tests.models.tiny import COMMON, tiny_model
+from tests.tiny_run import tiny_tokenizer
 
 LLAMA3_ROPE = {
     'rope_type': 'llama3',
@@ -109,3 +113,24 @@ def test_without_packed_masks_finds_the_function_it_replaces():
         assert masking_utils.find_packed_sequence_indices(torch.zeros(1, 4)) is None
     assert masking_utils.find_packed_sequence_indices is stock
     assert stock(torch.tensor([[0, 1, 0, 1]])) is not None
+
+
+def test_read_tokenizer_opens_what_either_generation_saved(tmp_path):
+    tokenizer = tiny_tokenizer()
+    expected = tokenizer('w1 w7')['input_ids']
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+    for name in ('TokenizersBackend', 'PreTrainedTokenizerFast'):
+        (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, 'tokenizer_class': name}))
+        assert read_tokenizer(tmp_path)('w1 w7')['input_ids'] == expected
+
+
+def test_strict_error_is_what_a_config_of_odd_heads_raises():
+    if TRANSFORMERS_5:
+        with pytest.raises(STRICT_ERROR, match='multiple of the number of attention'):
+            llama(hidden_size=32, num_attention_heads=3, num_key_value_heads=3)
+
+
+def test_dtype_argument_is_the_keyword_that_from_config_takes():
+    model = AutoModelForCausalLM.from_config(llama(), **dtype_argument(torch.bfloat16))
+    assert model.dtype == torch.bfloat16
