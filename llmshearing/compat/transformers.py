@@ -22,11 +22,13 @@ __all__ = [
     'HEAD_OF_GPT_NEOX',
     'PER_LAYER_LISTS',
     'STRICT_ERROR',
+    'TEXT_PART',
     'add_older_names',
     'attention_implementation',
     'dtype_argument',
     'dtype_of',
     'forget_own_notes',
+    'ignores_windows',
     'install',
     'layer_kinds',
     'read_tokenizer',
@@ -41,6 +43,17 @@ STRICT_ERROR: type[Exception] = getattr(huggingface_hub.errors, 'StrictDataclass
 
 # Settings of a config that hold one entry per decoder layer, read by position.
 PER_LAYER_LISTS = ('layer_types', 'no_rope_layers')
+
+# How the text part of a multimodal source becomes a folder of its own, for people to copy.
+TEXT_PART = (
+    'whole = AutoModelForImageTextToText.from_pretrained(SOURCE); '
+    'text = AutoModelForCausalLM.from_config(whole.config.text_config); '
+    'text.model = whole.model.language_model; text.lm_head = whole.lm_head; text.save_pretrained(FOLDER); '
+    'AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)'
+    if TRANSFORMERS_5
+    else 'AutoModelForImageTextToText.from_pretrained(SOURCE).language_model.save_pretrained(FOLDER); '
+    'AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)'
+)
 
 # The LM head of GPT-NeoX in memory; in files it is `embed_out` for either generation.
 HEAD_OF_GPT_NEOX = 'lm_head' if TRANSFORMERS_5 else 'embed_out'
@@ -162,6 +175,11 @@ def read_tokenizer(name: str | Path) -> Any:
 
     install()
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def ignores_windows(config: Any) -> bool:
+    """Whether this attention leaves out a config's sliding windows: Qwen's under transformers 4, with a warning."""
+    return not TRANSFORMERS_5 and bool(getattr(config, 'use_sliding_window', False))
 
 
 @contextlib.contextmanager

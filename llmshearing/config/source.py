@@ -85,11 +85,12 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
         )
     text = getattr(config, 'text_config', None)
     if text is not None and text.model_type != config.model_type:
+        from llmshearing.compat.transformers import TEXT_PART
+
         raise ValueError(
             f'{where} is a multimodal model ({config.model_type}): only its text part ({text.model_type}) can be '
             'planned, pruned and trained. Save that part with its tokenizer in a folder of its own and name that '
-            'folder. With transformers: AutoModelForImageTextToText.from_pretrained(SOURCE).language_model'
-            '.save_pretrained(FOLDER), AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER).'
+            f'folder. With transformers: {TEXT_PART}.'
         )
 
 

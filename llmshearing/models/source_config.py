@@ -84,7 +84,7 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
     try:
         return CONFIG_MAPPING[content['model_type']].from_dict(normalised(content), **settings)
     except STRICT_ERROR as error:
-        raise ValueError(f'transformers takes no such config: {error}') from error
+        raise ValueError(f'transformers takes no such config: {" ".join(str(error).split())}') from error
 
 
 def normalised(content: Mapping[str, Any]) -> dict[str, Any]:

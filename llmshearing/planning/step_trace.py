@@ -30,6 +30,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
+    ignores_windows,
     set_plain_rotary,
     without_packed_masks,
 )
@@ -111,8 +112,8 @@ def _traceable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool) 
     config.use_cache = False
     config._attn_implementation = attention_implementation(config)
     set_plain_rotary(config)  # it changes values and not sizes, and some kinds look at data
-    if getattr(config, 'use_sliding_window', False):
-        config.sliding_window = None  # Qwen: ignored by this attention, with a warning
+    if ignores_windows(config):
+        config.sliding_window = None
     return config
 
 

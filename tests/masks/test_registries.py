@@ -18,7 +18,7 @@ from llmshearing.models.shapes import ModelShape, resolve_target
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 ROOT = Path(__file__).parents[2]
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 PLUGIN = """
 import torch
 from llmshearing.masks.one_shot import OneShotMasks

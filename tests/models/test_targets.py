@@ -103,6 +103,10 @@ def test_a_shape_is_taken_as_it_is():
     ],
 )
 def test_fractions_are_rounded_to_what_is_possible(config, target, expected):
+    if TRANSFORMERS_5 and target.get('uneven_heads'):  # no model of such a shape can be opened there
+        with pytest.raises(ValueError, match='true with transformers 4 only'):
+            target_shape(config, target)
+        return
     assert target_shape(config, target) == expected
 
 
@@ -138,7 +142,7 @@ def test_rotary_factors_that_are_tied_to_a_size():
     longrope = {'type': 'longrope', 'short_factor': [1.0] * 4, 'long_factor': [2.0] * 4}
     config = tiny_model('phi3', rope_scaling=longrope, original_max_position_embeddings=64).config
     for target in ({'hidden_size': 24}, {'num_attention_heads': 3}, {'num_key_value_heads': 1}):
-        with pytest.raises(ValueError, match=r'takes no phi3 of the target .*keep that quotient, 48 / 6'):
+        with pytest.raises(ValueError, match=r'(?s)takes no phi3 of the target .*keep that quotient, 48 / 6'):
             target_shape(config, target)
     shape = target_shape(config, {'hidden_size': 24, 'num_key_value_heads': 1, 'intermediate_size': 40})
     assert (shape.hidden_size, shape.num_attention_heads) == (24, 3)

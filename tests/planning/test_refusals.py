@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 
 from llmshearing import cli
 from llmshearing.commands.plan import main
+from llmshearing.compat.transformers import STRICT_ERROR
 from llmshearing.models.targets import target_shape
 
 TINY = {
@@ -43,13 +44,16 @@ def test_budgets_that_no_model_has(tmp_path, option, value, message):
 @pytest.mark.parametrize(
     'wrong, message',
     [
-        ({'num_attention_heads': 6}, 'num_attention_heads=6 and num_key_value_heads=4: .* 6 must be a multiple of 4'),
+        (
+            {'num_attention_heads': 6},
+            'num_attention_heads=6 and num_key_value_heads=4: .* 6 must be a multiple of 4|multiple of the number',
+        ),
         ({'num_key_value_heads': 16}, 'num_attention_heads=8 and num_key_value_heads=16'),
         ({'hidden_act': 'swiglu'}, "builds no llama model .*KeyError: 'swiglu'.* one of hidden_act='swiglu'"),
         ({'rope_scaling': {'rope_type': 'foo', 'factor': 2}}, r"KeyError: 'foo'.* rope_scaling={'rope_type': 'foo'"),
         ({'pad_token_id': 500}, 'AssertionError: Padding_idx.* vocab_size=320, pad_token_id=500'),
-        ({'rope_theta': 'x'}, "TypeError: .*rope_theta='x'"),
-        ({'initializer_range': 'x'}, "TypeError: .*initializer_range='x'"),
+        ({'rope_theta': 'x'}, 'TypeError: .*rope_theta'),
+        ({'initializer_range': 'x'}, 'TypeError: .*initializer_range'),
     ],
 )
 def test_configs_that_no_model_can_be_built_from(tmp_path, capsys, wrong, message):
@@ -60,5 +64,5 @@ def test_configs_that_no_model_can_be_built_from(tmp_path, capsys, wrong, messag
         assert error.startswith('llmshearing plan: ') and error.count('\n') == 1
         assert re.search(message, error)
     config = {key: value for key, value in {**TINY, **wrong}.items() if key != 'model_type'}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, STRICT_ERROR), match=f'(?s){message}'):
         target_shape(LlamaConfig(**config), {'params': 60000})

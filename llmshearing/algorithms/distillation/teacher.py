@@ -138,7 +138,7 @@ def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tup
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return read_tokenizer(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"distillation: {name} has no tokenizer, so whether its token ids mean the same as the student's cannot "
             'be checked; save its tokenizer there.'
