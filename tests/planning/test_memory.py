@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.cutting import DIMENSIONS
 from llmshearing.models.families import family_of
@@ -39,7 +40,12 @@ def really_saved(model, ids):
     return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in known)
 
 
-@pytest.mark.parametrize('variant', sorted(set(VARIANTS) - {'llama-rope3', 'llama-mha', 'gpt_neox-serial', 'granite'}))
+# Qwen's masks of sliding windows, which transformers 5 applies, are not in the estimate (COMPATIBILITY.md).
+WINDOWED = {'qwen2'} if TRANSFORMERS_5 else set()
+REPEATED = {'llama-rope3', 'llama-mha', 'gpt_neox-serial', 'granite'}
+
+
+@pytest.mark.parametrize('variant', sorted(set(VARIANTS) - REPEATED - WINDOWED))
 def test_the_trace_sees_what_autograd_keeps(variant):
     model = tiny_model(variant).train()
     model.config.use_cache = False

@@ -26,7 +26,7 @@ def config(tmp_path):
     tiny_source(tmp_path / 'source')
     config = OmegaConf.load(ROOT / 'yamls' / 'demo' / 'prune.yaml')
     config.variables.work = str(tmp_path)
-    config.algorithms.targeted_pruning.target = {'hidden_size': 32}
+    config.algorithms.targeted_pruning.target = {'hidden_size': 36}
     config = OmegaConf.to_container(config, resolve=True)
     config.pop('eval_loader')
     return config
