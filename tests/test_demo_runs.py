@@ -53,13 +53,13 @@ def test_pruning_reaches_the_target_and_logs_what_the_report_needs(work):
     config = AutoConfig.from_pretrained(work / 'pruned')
     assert (config.num_hidden_layers, config.hidden_size, config.num_key_value_heads, config.intermediate_size) == (
         3,
-        32,
+        36,
         1,
         40,
     )
     metrics = read_metrics(work / 'prune_metrics.jsonl')
     assert list(metrics['pruning/hidden/expected'])[-1] == 11
-    assert list(metrics['pruning/hidden/expected'].values())[-1] == 32
+    assert list(metrics['pruning/hidden/expected'].values())[-1] == 36
     assert {f'mixture/weight/{name}' for name in DOMAINS} <= set(metrics)
 
 
@@ -88,7 +88,7 @@ def test_the_pruned_model_continues_with_a_mixture_that_moves(work):
     ]
     process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'continue.yaml'), *settings], work)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
-    assert open_strictly(work / 'continue' / 'huggingface' / 'final').config.hidden_size == 32
+    assert open_strictly(work / 'continue' / 'huggingface' / 'final').config.hidden_size == 36
     metrics = read_metrics(work / 'continue_metrics.jsonl')
     last = {name: list(metrics[f'mixture/weight/{name}'].values())[-1] for name in DOMAINS}
     assert sum(last.values()) == pytest.approx(1, abs=1e-6)
@@ -99,7 +99,7 @@ def test_the_comparison_starts_from_random_weights(work):
     settings = [f'variables.work={work}', *TINY, 'max_duration=6ba', 'train_loader.dataset.round_batches=6']
     process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'scratch.yaml'), *settings], work)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
-    assert open_strictly(work / 'scratch' / 'huggingface' / 'final').config.hidden_size == 32
+    assert open_strictly(work / 'scratch' / 'huggingface' / 'final').config.hidden_size == 36
 
 
 def test_a_place_that_cannot_be_written_ends_in_one_message(work, tmp_path):

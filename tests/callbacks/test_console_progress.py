@@ -11,7 +11,7 @@ from llmshearing.metrics.lines import read_metrics
 from llmshearing.metrics.logger import MetricsFile
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
-TARGET = {'num_hidden_layers': 3, 'hidden_size': 32, 'num_key_value_heads': 1, 'intermediate_size': 40}
+TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
 @pytest.fixture(scope='module')

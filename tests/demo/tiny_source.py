@@ -8,6 +8,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmshearing.compat.transformers import rotary_base
 from llmshearing.demo.source_model import GGUF_MEMBER, LICENCE_MEMBER, build_tokenizer
 
 SPECIAL = {'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}
@@ -78,7 +79,7 @@ def write_gguf(path, model, drop=()):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(rotary_base(config))
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)

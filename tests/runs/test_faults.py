@@ -13,11 +13,11 @@ import torch
 from composer.core import Callback
 from composer.utils import dist
 
-from llmshearing.algorithms.targeted_pruning import targeted_pruning
 from llmshearing.callbacks.finite_monitor import FiniteMonitor
 from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
 from llmshearing.checkpoints.validation import validate_checkpoint
 from llmshearing.data import shared_order
+from llmshearing.masks import state
 from tests.dynamic_text_world import FORK, on_ranks
 from tests.runs.stages import BATCHES, finish, lines, make_world, outcome, start, train
 
@@ -210,8 +210,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_offered(work, whole, t
 
 
 def test_a_checkpoint_of_another_version_is_refused(work, whole, tmp_path, monkeypatch):
-    version = targeted_pruning.STATE_VERSION
-    monkeypatch.setattr(targeted_pruning, 'STATE_VERSION', 0)  # of the fork, too
+    version = state.STATE_VERSION
+    monkeypatch.setattr(state, 'STATE_VERSION', 0)  # of the fork, too
     found = attempt_once('prune', work, tmp_path, load_path=str(work / 'whole' / 'save' / 'ba4.pt'))
     assert found.startswith('The checkpoint belongs to another pruning run')
     assert f'version: checkpoint {version}, this run 0' in found
