@@ -60,8 +60,10 @@ def main(argv: list[str]) -> int:
         parser.add_argument(
             'overrides', nargs='*', metavar='key=value', help='keys to change, dotted: optimizer.lr=1e-4'
         )
+        if argv:
+            parser.parse_args(['--help'])  # prints it and ends
         parser.print_help()
-        return 0 if argv else 2
+        return 2
     sys.stdout.flush()
     command = launch_command(argv)
     os.execv(command[0], command)
