@@ -56,6 +56,9 @@ def apart(function: str, *arguments: Any) -> Any:
 
 
 def _call(function: str, arguments: tuple) -> Any:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     module, name = function.split(':')
     return getattr(importlib.import_module(f'llmshearing.demo.{module}'), name)(*arguments)
 
