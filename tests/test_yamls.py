@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from llmshearing.checkpoints.parameter_shapes import expected_shapes
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.data.instruct import PROMPT, first_round
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.metrics.lines import read_metrics
@@ -74,7 +75,8 @@ VARIANTS = {
     'llama2': 'llama-mha',
     'llama3.1': 'llama-rope3',
     'mistral': 'mistral',
-    'qwen2.5': 'qwen2',
+    # transformers 5 makes a tokenizer of its own of whatever lies in a qwen2 folder, and the run refuses it for this data.
+    'qwen2.5': 'llama-biases' if TRANSFORMERS_5 else 'qwen2',
     'pythia': 'gpt_neox',
 }
 STEPS = {

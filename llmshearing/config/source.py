@@ -34,6 +34,7 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
         ValueError: If a folder is not there, or holds what cannot be trained as it is.
     """
     _check_folder('tokenizer.name', config['tokenizer']['name'], TOKENIZER_FILES)
+    _check_hub_tokenizer(config['tokenizer'])
     model = config['model']
     name = model.get('pretrained_model_name_or_path')
     if name is None:
@@ -68,6 +69,23 @@ def read_config(where: str, name: str, trust_remote_code: bool = False) -> Pretr
         raise ValueError(f'{where}: {name}: {error}') from error
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{where}: the config of {name} cannot be read ({error}).') from error
+
+
+def _check_hub_tokenizer(section: Mapping[str, Any]) -> None:
+    """Refuses the name of a tokenizer that is in no folder and cannot be had; some of those errors do not name it."""
+    from llmfoundry import registry
+    from transformers import AutoTokenizer
+
+    name = section['name']
+    if name in registry.tokenizers or Path(name).is_dir():
+        return
+    try:
+        AutoTokenizer.from_pretrained(name, **(section.get('kwargs') or {}))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'tokenizer.name: no tokenizer of {name!r} can be read ({" ".join(str(error).split())}); name a folder '
+            'that has one, or a model of the Hugging Face Hub that this machine can reach.'
+        ) from error
 
 
 def refuse_unusable(where: str, config: PretrainedConfig) -> None:
