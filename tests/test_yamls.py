@@ -75,7 +75,7 @@ VARIANTS = {
     'llama2': 'llama-mha',
     'llama3.1': 'llama-rope3',
     'mistral': 'mistral',
-    # transformers 5 makes a tokenizer of its own of whatever lies in a qwen2 folder, and the run refuses it for this data.
+    # transformers 5 makes a tokenizer of its own in a qwen2 folder, and the run refuses it for the tests' data.
     'qwen2.5': 'llama-biases' if TRANSFORMERS_5 else 'qwen2',
     'pythia': 'gpt_neox',
 }

@@ -29,6 +29,7 @@ DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
 MAX_SEQ_LEN = 256
 EVAL_TOKENS = 4096
 KEPT_HIDDEN, ROTATION_TOKENS = 384, 8192  # the target's hidden size, and tokens to find the basis on
+FIXED_AXES = 128  # on so few tokens the usual 64 cost 0.012 nats before any cut, more than is allowed
 PROMPTS = ('The capital of France is', 'def read_lines(path):\n', 'Redistribution and use in source and binary forms')
 
 SECONDS: dict[str, float] = {}
@@ -112,7 +113,9 @@ def rotate(work: Path) -> dict[str, Any]:
     from llmshearing.rotation.rotate_source import rotate_source
     from llmshearing.rotation.settings import RotationSettings
 
-    settings = RotationSettings(keep=KEPT_HIDDEN, tokens=ROTATION_TOKENS, held_out=EVAL_TOKENS, seq_len=MAX_SEQ_LEN)
+    settings = RotationSettings(
+        keep=KEPT_HIDDEN, tokens=ROTATION_TOKENS, held_out=EVAL_TOKENS, seq_len=MAX_SEQ_LEN, fixed_axes=FIXED_AXES
+    )
     return rotate_source(work / 'source', work / 'data' / 'prune', work / 'rotated', settings, report=say)
 
 

@@ -103,7 +103,7 @@ def finished(tmp_path_factory):
 def test_the_run_ends_with_an_exact_export(finished):
     work, _, trainer = finished
     assert trainer.state.timestamp.batch.value == 4
-    assert open_strictly(work / 'pruned').config.hidden_size == 32
+    assert open_strictly(work / 'pruned').config.hidden_size == 36
     metrics = read_metrics(work / 'prune_metrics.jsonl')
     assert {0, 2, 4} <= set(metrics[f'metrics/eval/{DOMAINS[0]}/LanguageCrossEntropy'])  # eval_first, then the rounds
     assert {'lr-DecoupledAdamW/group0', METRIC} <= set(metrics)
