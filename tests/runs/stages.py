@@ -164,11 +164,17 @@ def build(
 
 
 def average_on_gloo(model: torch.nn.Module) -> None:
-    """Makes FSDP2 average gradients on CPU: torch 2.7's gloo takes the average it is asked for to be a sum, without a
-    word."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_all_reduce_hook(lambda gradient: gradient.div_(dist.get_world_size()))
+    """Makes FSDP2 average gradients on CPU where gloo takes the average it is asked for as a sum, as in torch 2.7."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not sharded:
+        return
+    got = torch.empty(1)
+    ones = torch.ones(dist.get_world_size())
+    torch.distributed.reduce_scatter_tensor(got, ones, op=torch.distributed.ReduceOp.AVG)
+    if got.item() == 1:
+        return
+    for module in sharded:
+        module.set_all_reduce_hook(lambda gradient: gradient.div_(dist.get_world_size()))
 
 
 def train(stage: str, work: Path, place: Path, **settings: Any) -> None:
