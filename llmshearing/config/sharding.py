@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.compat.versions import GLOO_AVERAGES
 from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
@@ -67,10 +68,10 @@ def _check_version(is_pruning: bool) -> None:
 def _tell_sums_of_gradients(ranks: int) -> None:
     import torch
 
-    if ranks > 1 and not torch.cuda.is_available():
+    if ranks > 1 and not GLOO_AVERAGES and not torch.cuda.is_available():
         log.warning(
-            'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch 2.7), so they are %s times '
-            'too large. AdamW does not notice, gradient clipping does. For numbers that count train on GPUs, or on CPU '
+            'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch before 2.14), so they '
+            'are %s times too large. AdamW does not notice, gradient clipping does. For numbers that count train on GPUs, or on CPU '
             'without fsdp_config.',
             ranks,
         )
