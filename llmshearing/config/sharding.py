@@ -71,8 +71,8 @@ def _tell_sums_of_gradients(ranks: int) -> None:
     if ranks > 1 and not GLOO_AVERAGES and not torch.cuda.is_available():
         log.warning(
             'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch before 2.14), so they '
-            'are %s times too large. AdamW does not notice, gradient clipping does. For numbers that count train on GPUs, or on CPU '
-            'without fsdp_config.',
+            'are %s times too large. AdamW does not notice, gradient clipping does. For numbers that count train on '
+            'GPUs, or on CPU without fsdp_config.',
             ranks,
         )
 
