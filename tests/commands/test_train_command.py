@@ -35,7 +35,9 @@ def test_what_is_no_command(given, message):
 
 
 def test_help_shows_examples(capsys):
-    assert main(['--help']) == 0
+    with pytest.raises(SystemExit) as end:
+        main(['--help'])
+    assert end.value.code == 0
     assert 'llmshearing train -n 4 RUN.yaml max_duration=100ba' in capsys.readouterr().out
 
 

@@ -389,8 +389,8 @@ def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):
     ('wrong', 'match'),
     [
         (np.full(8, BASE, np.uint16), f'token ids? .*{BASE}.* the tokenizer has ids below {BASE}'),
-        (np.ones(7, np.uint16), "'a' holds sequences of 7 tokens"),
-        (np.ones(9, np.uint16), "'a' holds sequences of 9 tokens"),
+        (np.ones(7, np.uint16), "'a': sample 5 of .* has 16 bytes of tokens where the others have 18"),
+        (np.ones(9, np.uint16), "'a': sample 5 of .* has 20 bytes of tokens where the others have 18"),
     ],
 )
 def test_a_wrong_sample_further_on_is_an_error(tmp_path, wrong, match):
