@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from streaming import MDSWriter, StreamingDataset
 
 from llmshearing import cli, train
-from llmshearing.config.run import check_run
+from llmshearing.config.run import check_run, prepare_run
 from llmshearing.config.secrets import check_no_secrets, find_secrets
 from llmshearing.data.streams import build_domain_streams
 from llmshearing.export.verification import tensor_files
@@ -59,10 +59,10 @@ def test_code_that_comes_with_a_source_model_is_not_run(config, tmp_path):
 
 
 def test_remote_code_is_off_unless_asked_for(config):
-    checked = check_run(config)
+    checked = prepare_run(config)
     assert checked['model']['trust_remote_code'] is checked['tokenizer']['kwargs']['trust_remote_code'] is False
     config['model']['trust_remote_code'], config['tokenizer']['kwargs'] = True, {'trust_remote_code': True}
-    checked = check_run(config)
+    checked = prepare_run(config)
     assert checked['model']['trust_remote_code'] is checked['tokenizer']['kwargs']['trust_remote_code'] is True
 
 
@@ -102,7 +102,7 @@ def test_pickled_columns_of_data_are_refused(tmp_path):
 
 @pytest.mark.parametrize('file', ['../outside.safetensors', '/etc/passwd'])
 def test_a_sharded_model_cannot_name_files_elsewhere(config, tmp_path, file):
-    shutil.copyfile(tmp_path / 'source' / 'model.safetensors', tmp_path / 'outside.safetensors')
+    shutil.move(tmp_path / 'source' / 'model.safetensors', tmp_path / 'outside.safetensors')
     index = tmp_path / 'source' / 'model.safetensors.index.json'
     index.write_text(json.dumps({'metadata': {}, 'weight_map': {'model.norm.weight': file}}))
     with pytest.raises(ValueError, match='outside the folder'):
