@@ -6,8 +6,9 @@ the spread between seeds and of the domains' gaps to the source, and the cost in
 pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
     python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...]
-                                 [--seeds 1 2 3] [--steps N] [--rate R] [--quick] [--output FILE.json]
+                                 [--seeds 1 2 3] [--steps N] [--rate R] [--rotate] [--quick] [--output FILE.json]
 
+With ``--rotate`` the source is first rotated to the principal directions of its residual stream, by its training text.
 Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute,
 with ``--smollm`` about ten.
 """
@@ -42,6 +43,8 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.models.shapes import with_shape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
+from llmshearing.rotation.rotate_source import rotate_source
+from llmshearing.rotation.settings import RotationSettings
 from llmshearing.scaling.points import points_from_models
 from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
 from llmshearing.scaling.reference_loss import check_points, fit_law
@@ -96,6 +99,14 @@ def law_references(params: int, work: Path, sizes: Sizes) -> dict[str, float]:
     return {domain: float(fit_law(points, domain).predict(params)) for domain in DOMAINS}
 
 
+def rotate(work: Path, sizes: Sizes) -> str:
+    """Rotates the source by the arms' training text where that was not done yet; returns the folder's name."""
+    if not (work / 'rotated').exists():
+        settings = RotationSettings(seq_len=sizes.max_seq_len, **sizes.rotation)
+        rotate_source(work / 'source', work / 'data', work / 'rotated', settings, device=sizes.torch_device)
+    return 'rotated'
+
+
 def mean(values: Mapping[str, float]) -> float:
     return statistics.fmean(values.values())
 
@@ -141,8 +152,8 @@ def _distillation(arm: Arm, work: Path) -> tuple[Distillation, ...]:
     return () if arm.distillation is None else (Distillation(teacher=str(work / 'source'), **arm.distillation),)
 
 
-def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
-    """One arm with one seed, from the source to the losses at the end."""
+def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -> dict[str, Any]:
+    """One arm with one seed, from the folder ``source`` below ``work`` to the losses at the end."""
     torch.manual_seed(seed)
     folder, data = work / 'pruned', work / 'data'
     shutil.rmtree(folder, ignore_errors=True)
@@ -152,25 +163,26 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
     one_run = first == total
     along = LossesAlong(work, sizes, total, 0 if one_run else first)
     record: dict[str, Any] = {'arm': arm.name, 'seed': seed, 'steps': total, 'rate': sizes.learning_rate}
+    record['source'] = source
     record['prune_flops'] = 0.0
     if arm.pruning is None:
-        config = AutoConfig.from_pretrained(work / 'source')
+        config = AutoConfig.from_pretrained(work / source)
         config = with_shape(config, target_shape(config, sizes.target))
         AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(work / 'source').save_pretrained(folder)
+        AutoTokenizer.from_pretrained(work / source).save_pretrained(folder)
     else:
         watching = (along,) if one_run else ()
-        record.update(prune(arm, seed, work, sizes, prune_steps, folder, callbacks=watching))
+        record.update(prune(arm, seed, work, sizes, prune_steps, folder, source, watching))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False)
-    model.to('cuda' if sizes.device == 'gpu' else 'cpu')
+    model.to(sizes.torch_device)
     record['finished'] = losses(model.model, data, sizes.on_the_way)
     if one_run:
         return {**record, 'along': along.record, 'final': losses(model.model, data), 'continue_flops': 0.0}
     meter, callbacks, interval = ComputeMeter(), [], 0
     if arm.mixture is not None:
-        source = AutoModelForCausalLM.from_pretrained(work / 'source')
-        references = losses(source, data, sizes.sequences_evaluated)  # the ones that the run evaluates, no others
+        reference = AutoModelForCausalLM.from_pretrained(work / 'source')
+        references = losses(reference, data, sizes.sequences_evaluated)  # the ones that the run evaluates, no others
         if arm.references == 'none':
             references = dict.fromkeys(references, 0.0)
         elif arm.references == 'law':
@@ -197,10 +209,11 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def _by_arm(records: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
-    """Seeds of one arm, budget and learning rate together."""
+    """Seeds of one arm, source, budget and learning rate together."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for record in records:
-        groups.setdefault((record['arm'], record['steps'], record.get('rate', '')), []).append(record)
+        name = record['arm'] + (', rotated' if record.get('source') == 'rotated' else '')
+        groups.setdefault((name, record['steps'], record.get('rate', '')), []).append(record)
     return groups
 
 
@@ -246,6 +259,7 @@ def main() -> int:
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--steps', type=int, help='budget of every arm; default: 600, with --smollm 100')
     parser.add_argument('--rate', type=float, help='peak learning rate; default: 2e-3, with --smollm 1e-3')
+    parser.add_argument('--rotate', action='store_true', help='prune the source in the principal basis of its stream')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
     arguments = parser.parse_args()
@@ -264,13 +278,17 @@ def main() -> int:
     references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(record['arm'], record['seed'], record['steps'], record.get('rate', usual)) for record in records}
+    done = {
+        (record['arm'], record['seed'], record['steps'], record.get('rate', usual), record.get('source', 'source'))
+        for record in records
+    }
+    name_of_source = rotate(work, sizes) if arguments.rotate else 'source'
     for seed in arguments.seeds:
         for name in wanted:
             arm = arms[name][1]
-            if (name, seed, arm.total_steps(sizes.steps), sizes.learning_rate) in done:
+            if (name, seed, arm.total_steps(sizes.steps), sizes.learning_rate, name_of_source) in done:
                 continue
-            records.append(run(arm, seed, work, sizes))
+            records.append(run(arm, seed, work, sizes, name_of_source))
             with results.open('a') as stream:
                 stream.write(json.dumps(records[-1]) + '\n')
             sys.stderr.write(f'{name}, seed {seed}: {mean(records[-1]["final"]):.3f}\n')

@@ -51,6 +51,7 @@ class Sizes:
         on_the_way (int): Sequences per domain for losses before the end.
         learning_rate (float): Peak learning rate of the arms.
         proportions (dict | None): Mixture of the domains where an arm sets none; equal by default.
+        rotation (dict): Settings of the rotation of a source.
         device (str): ``'cpu'``, or ``'gpu'``, where steps are computed in bfloat16.
     """
 
@@ -65,7 +66,13 @@ class Sizes:
     on_the_way: int = 32
     learning_rate: float = 2e-3
     proportions: dict[str, float] | None = None
+    rotation: dict[str, int] = dataclasses.field(default_factory=dict)
     device: str = 'cpu'
+
+    @property
+    def torch_device(self) -> str:
+        """PyTorch's word for ``device``."""
+        return 'cuda' if self.device == 'gpu' else 'cpu'
 
     @property
     def sequences_evaluated(self) -> int:
@@ -85,6 +92,7 @@ SMOLLM = Sizes(
     max_chars=2_000_000,
     on_the_way=8,
     learning_rate=1e-3,
+    rotation=dict(fixed_axes=128),
 )
 QUICK = Sizes(
     source=dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=512),
@@ -95,6 +103,7 @@ QUICK = Sizes(
     steps=8,
     max_chars=400_000,
     eval_tokens=500,
+    rotation=dict(tokens=2048, held_out=256),
 )
 
 
