@@ -83,7 +83,8 @@ def test_a_wrong_command_or_input_is_one_line(capsys):
     assert error.startswith('llmshearing prepare: ') and error.count('\n') == 1
 
 
-def test_make_targets_build_their_environment_first():
+def test_make_targets_build_their_environment_first(monkeypatch):
+    monkeypatch.delenv('MAKEFLAGS', raising=False)  # of a `make test STACK=stock` around this test
     for target in ('demo', 'test'):
         plan = subprocess.run(
             ['make', '--no-print-directory', '-n', target, 'VENV=/tmp/no-such-environment'],
