@@ -98,7 +98,7 @@ def mask_activations(model: nn.Module, masks: dict[str, Tensor]) -> None:
     hidden = masks['hidden']
     decoder.get_submodule(family.embedding).register_forward_hook(lambda module, args, out: out * hidden)
     for index, layer in enumerate(decoder.layers):
-        for name, role in family.layer.items():
+        for name, role in family.roles(index):
             module = layer.get_submodule(name)
             if getattr(role, 'writes', False):
                 scale = hidden * masks['layer'][index]

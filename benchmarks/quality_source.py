@@ -26,7 +26,7 @@ from llmshearing.prepare.pipeline import prepare
 from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
 from llmshearing.models.cutting import flatten_masks
-from llmshearing.models.families import Linear
+from llmshearing.models.roles import Linear
 
 __all__ = ['DOMAINS', 'FULL', 'QUICK', 'SMOLLM', 'ComputeMeter', 'Sizes', 'make_source', 'make_trainer']
 

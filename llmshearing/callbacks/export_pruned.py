@@ -16,11 +16,10 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
-from llmshearing.export.model_folder import cut_tensors
+from llmshearing.export.model_folder import cut_tensors, tensors_of
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
 from llmshearing.export.settings import DTYPES
@@ -100,16 +99,13 @@ class ExportPruned(Callback):
         model = _model(state)
         masks = pruning.final_masks()
         expected = probe_masked(model.cutter, masks)
-        parameters = {
-            name.replace(_CHECKPOINT_PREFIX, ''): parameter
-            for name, parameter in model.model.named_parameters(remove_duplicate=False)
-        }
+        held = tensors_of(model.model)
 
         def full(name: str) -> Tensor | None:
-            parameter = parameters.get(name)
-            if parameter is None:
+            tensor = held.get(name)
+            if tensor is None:
                 return None
-            return parameter.full_tensor().cpu() if isinstance(parameter, DTensor) else parameter.detach().cpu()
+            return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor.detach().cpu()
 
         cutter, config = model.cutter, model.model.config
         plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)

@@ -21,7 +21,7 @@ from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
 from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
-from llmshearing.models.families import FAMILIES
+from llmshearing.models.families import find_table
 from llmshearing.models.source_config import config_from, read_config
 from llmshearing.models.source_files import local_folder, read_source_files
 
@@ -167,7 +167,7 @@ def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
 def _hugging_face_name(name: str, config: PretrainedConfig) -> str:
     """A parameter's name in the model's own memory, whichever generation of transformers the run had."""
     name = name.replace(_CHECKPOINT_PREFIX, '').removeprefix('model.')
-    family = FAMILIES.get(config.model_type)
+    family = find_table(config.model_type)
     if family is not None and family.stored_head is not None:
         for head in HEADS:
             if name.startswith(f'{head}.'):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.export.model_folder import cut_tensors, exported_config, write_model_folder
+from llmshearing.export.model_folder import cut_tensors, exported_config, tensors_of, write_model_folder
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import shape_left
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -52,10 +52,10 @@ def export_model(
         raise ValueError('export_model writes what masks leave, and none are set; call cutter.set_masks first.')
     model, masks, family = cutter.model, cutter.masks, cutter.family
     plan = CutPlan(family, cutter.shape, masks, energies=cutter.norm_energies)
-    shape, parameters = shape_left(model.config, plan), dict(model.named_parameters(remove_duplicate=False))
+    shape, held = shape_left(model.config, plan), tensors_of(model)
 
     def full(name: str) -> Tensor | None:
-        return parameters[name].detach().cpu() if name in parameters else None
+        return held[name].detach().cpu() if name in held else None
 
     expected = probe_masked(cutter, masks)
     with ModelFolderWriter(Path(folder), max_shard_bytes, overwrite) as writer:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
@@ -29,11 +30,20 @@ from llmshearing.compat.transformers import (
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.families import Family, stored_name
+from llmshearing.models.families import stored_name
+from llmshearing.models.roles import Family, Whole
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
-__all__ = ['Tokenizer', 'cut_tensors', 'exported_config', 'open_strictly', 'shape_after', 'write_model_folder']
+__all__ = [
+    'Tokenizer',
+    'cut_tensors',
+    'exported_config',
+    'open_strictly',
+    'shape_after',
+    'tensors_of',
+    'write_model_folder',
+]
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +98,12 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
     )
 
 
+def tensors_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of a model by its name, whether its layers are wrapped for checkpointing or not."""
+    named = (*model.named_buffers(), *model.named_parameters(remove_duplicate=False))
+    return {name.replace(_CHECKPOINT_PREFIX, ''): tensor for name, tensor in named}
+
+
 def cut_tensors(
     family: Family, plan: CutPlan, masks: Mapping[str, Tensor], get: Callable[[str], Tensor | None], tied: bool
 ) -> Iterator[tuple[str, Tensor]]:
@@ -106,10 +122,14 @@ def cut_tensors(
     for path, cut in plan.cuts(flatten_masks(masks)):
         if tied and path == family.head:
             continue
-        full = {name: get(f'{path}.{name}') for name in ('weight', 'bias')}
-        if full['weight'] is None:
+        is_whole = isinstance(cut.role, Whole)
+        needed = (*cut.role.parameters, *cut.role.buffers) if is_whole else ('weight',)
+        optional = () if is_whole else ('bias',)
+        full = {name: get(f'{path}.{name}') for name in (*needed, *optional)}
+        missing = [name for name in needed if full[name] is None]
+        if missing:
             raise ValueError(
-                f'the source has no parameter {path}.weight; is it a complete {family.decoder} checkpoint?'
+                f'the source has no parameter {path}.{missing[0]}; is it a complete {family.decoder} checkpoint?'
             )
         layer = layer_of[path]
         prefix = f'{family.decoder}.layers.'

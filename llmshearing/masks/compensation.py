@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from llmshearing.masks.energies import relative_squares
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
-from llmshearing.models.families import Linear
+from llmshearing.models.roles import Linear, Whole
 
 __all__ = ['Compensation', 'regress']
 
@@ -109,9 +109,9 @@ class Compensation:
         if self._cutter.shape.group_size == 1 and 'head' in axes:
             axes.add('kv_group')
         for path, cut in self._before.items():
-            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
-            if cut.gain is not None:  # follows by itself
+            if isinstance(cut.role, Whole) or cut.gain is not None:  # stays, or follows by itself
                 continue
+            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
             if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension, ())):
                 yield path, cut
 

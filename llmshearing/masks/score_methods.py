@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
 from llmshearing.models.cutting import DIMENSIONS
-from llmshearing.models.families import Linear, Norm
+from llmshearing.models.roles import Linear, Norm, Whole
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
@@ -60,6 +60,8 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     squares = {axis: torch.zeros(shapes[axis]) for axis in axes}
     counts = {axis: torch.zeros(shapes[axis]) for axis in axes}
     for path, role, layer in family.modules(shape.num_hidden_layers):
+        if isinstance(role, Whole):
+            continue
         weight = model.get_submodule(path).weight.detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
         sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.axis,)

@@ -10,13 +10,16 @@ work on arrays of shapes as well, which is what the search for a budget uses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from llmshearing.models.families import Family, Norm, family_of
+from llmshearing.compat.transformers import ignores_windows
+from llmshearing.models.families import family_of
+from llmshearing.models.roles import Norm, Role, Whole
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
     'intermediate': lambda shape: shape.intermediate_size,
     'query_key_value': lambda shape: (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim,
     'gate_up': lambda shape: 2 * shape.intermediate_size,
+    'query_and_gate': lambda shape: 2 * shape.num_attention_heads * shape.head_dim,
     'query_key_value_per_head': lambda shape: 3 * shape.num_attention_heads * shape.head_dim,
 }
 
@@ -54,7 +58,7 @@ class Weight:
 
     Attributes:
         rows (str | int): Name of a dimension, or its fixed size.
-        columns (str | int): The same; 1 for the gain of a norm.
+        columns (str | int): The same; 1 for the gain of a norm and for parameters that are no weight.
         bias (bool): Whether the module has a bias.
         is_matrix (bool): Whether it is multiplied as a matrix, and not looked up or applied to each element.
         writes (bool): Whether its output is added to the residual stream.
@@ -85,17 +89,34 @@ class Layout:
 
     Attributes:
         embedding (Weight): The token embedding.
-        layer (tuple[Weight, ...]): The weights of one decoder layer.
+        layer (Mapping[str | None, tuple[Weight, ...]]): The weights of one decoder layer of each kind; of the kind None
+            where all layers are alike.
+        kinds (tuple[str, ...]): Kind of each layer by its place; empty where all layers are alike.
         final_norm (Weight): The norm before the LM head.
         head (Weight): The LM head, also where it is tied.
         tied (bool): The LM head is the embedding.
     """
 
     embedding: Weight
-    layer: tuple[Weight, ...]
+    layer: Mapping[str | None, tuple[Weight, ...]]
+    kinds: tuple[str, ...]
     final_norm: Weight
     head: Weight
     tied: bool
+
+    def in_layers(self, count: Callable[[Weight], int], num_hidden_layers: int) -> int:
+        """The sum of ``count`` over all weights of the first so many layers; their number may be an integer array."""
+        total = 0
+        for kind, weights in self.layer.items():
+            layers = num_hidden_layers
+            if self.kinds:
+                layers = np.cumsum([0, *(other == kind for other in self.kinds)])[num_hidden_layers]
+            total = total + layers * sum(map(count, weights))
+        return total if isinstance(total, np.ndarray) else int(total)
+
+    def attention_layers(self, num_hidden_layers: int) -> int:
+        """How many of the first so many layers have attention."""
+        return self.in_layers(lambda weight: weight.columns == 'query', num_hidden_layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +147,7 @@ class ParameterCounts:
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
-    """Reads the layout from the family's table and one layer of the model on the meta device.
+    """Reads the layout from the family's table and a layer of each kind of the model on the meta device.
 
     Raises:
         ValueError: If the model type has no family table, or no model can be built from the config.
@@ -134,21 +155,30 @@ def layout_of(config: PretrainedConfig) -> Layout:
     """
     family, source = family_of(config), shape_of(config)
     check_heads(source)
-    shape = dataclasses.replace(source, num_hidden_layers=1)
+    kinds = family.kinds[: source.num_hidden_layers]
+    every_kind = 1 + max(map(kinds.index, set(kinds)), default=0)  # so many layers have one of each
+    shape = dataclasses.replace(source, num_hidden_layers=every_kind)
     config = with_shape(config, shape, family.has_head_dim)
-    config.sliding_window = None  # has no parameters, and transformers would warn of attention that is not run here
+    if ignores_windows(config):
+        config.sliding_window = None  # has no parameters, and transformers would warn of attention that is not run here
     model = _on_meta(config)
-    parts: dict[str, list[Weight]] = {'embedding': [], 'layer': [], 'final_norm': [], 'head': []}
-    for part, weight in _weights(family, model):
-        parts[part].append(weight)
+    modules = [
+        (path, layer, _weights(role, model.get_submodule(path))) for path, role, layer in family.modules(every_kind)
+    ]
+    outside = {path: weights for path, layer, weights in modules if layer is None}
     tied = model.get_submodule(family.head).weight is model.get_input_embeddings().weight
-    (embedding,), (final_norm,), (head,) = parts['embedding'], parts['final_norm'], parts['head']
-    layout = Layout(embedding, tuple(parts['layer']), final_norm, head, tied)
+    (embedding,), (final_norm,), (head,) = outside.values()
+    layers = {
+        kinds[place] if kinds else None: tuple(w for _, layer, weights in modules if layer == place for w in weights)
+        for place in (map(kinds.index, set(kinds)) if kinds else [0])
+    }
+    embedding = dataclasses.replace(embedding, is_matrix=False)
+    layout = Layout(embedding, layers, kinds, final_norm, head, tied)
     counted, actual = count_parameters(layout, shape).total, sum(parameter.numel() for parameter in model.parameters())
     if counted != actual:
         raise RuntimeError(
             f'the table of model_type {config.model_type!r} accounts for {counted} of the {actual} parameters of a '
-            'model with one layer; this is a bug in llmshearing.'
+            'model with a layer of each kind; this is a bug in llmshearing.'
         )
     return layout
 
@@ -167,28 +197,23 @@ def _on_meta(config: PretrainedConfig) -> torch.nn.Module:
         ) from error
 
 
-def _weights(family: Family, model: torch.nn.Module) -> Iterator[tuple[str, Weight]]:
-    names = {
-        f'{family.decoder}.{family.embedding}': 'embedding',
-        f'{family.decoder}.{family.final_norm}': 'final_norm',
-        family.head: 'head',
-    }
-    for path, role, _ in family.modules(1):
-        module, part = model.get_submodule(path), names.get(path, 'layer')
-        bias = getattr(module, 'bias', None) is not None
-        if isinstance(role, Norm):
-            (rows,) = module.weight.shape
-            yield part, Weight(role.axis or rows, 1, bias, writes=role.writes)
-        else:
-            rows, columns = module.weight.shape
-            yield part, Weight(role.rows or rows, role.columns or columns, bias, part != 'embedding', role.writes)
+def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:
+    """What a module holds, as the table sees it."""
+    if isinstance(role, Whole):
+        return [Weight(module.get_parameter(name).numel(), 1) for name in role.parameters]
+    bias = getattr(module, 'bias', None) is not None
+    rows = module.weight.shape[0]
+    if isinstance(role, Norm):
+        return [Weight(role.axis or rows, 1, bias, writes=role.writes)]
+    columns = module.weight.shape[1]
+    return [Weight(role.rows or rows, role.columns or columns, bias, is_matrix=True, writes=role.writes)]
 
 
 def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
     """Counts the parameters of a shape. The fields of ``shape`` may be integer arrays: shapes counted together."""
     return ParameterCounts(
         embedding=layout.embedding.parameters(shape),
-        layers=shape.num_hidden_layers * sum(weight.parameters(shape) for weight in layout.layer),
+        layers=layout.in_layers(lambda weight: weight.parameters(shape), shape.num_hidden_layers),
         final_norm=layout.final_norm.parameters(shape),
         head=layout.head.parameters(shape) - (layout.head.size(shape) if layout.tied else 0),
     )
@@ -196,21 +221,25 @@ def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
 
 def matrix_parameters(layout: Layout, shape: ModelShape) -> int:
     """Elements of all weights that are multiplied as matrices, the LM head included, tied or not."""
-    in_layer = sum(weight.size(shape) for weight in layout.layer if weight.is_matrix)
-    return shape.num_hidden_layers * in_layer + layout.head.size(shape)
+    in_layers = layout.in_layers(lambda weight: weight.is_matrix * weight.size(shape), shape.num_hidden_layers)
+    return in_layers + layout.head.size(shape)
 
 
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:
     """Floating-point operations of forward and backward per token, without recomputation.
 
-    ``6 * matrix parameters + 12 * layers * heads * head_dim * seq_len``: two operations per element forward and four
+    ``6 * matrix parameters + 12 * attention layers * heads * head_dim * seq_len``: two operations per element forward and four
     backward, and the same for the two products of attention over the full square of ``seq_len`` positions (PaLM, arXiv
-    2204.02311, appendix B). A causal kernel does half of the second term, a sliding window less.
+    2204.02311, appendix B). A causal kernel does half of the second term, a sliding window less. The recurrence of
+    layers with another mixer is left out; their projections are counted.
     """
-    attention = 12 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * seq_len
+    attention = (
+        12 * layout.attention_layers(shape.num_hidden_layers) * shape.num_attention_heads * shape.head_dim * seq_len
+    )
     return 6 * matrix_parameters(layout, shape) + attention
 
 
-def kv_cache_bytes_per_token(shape: ModelShape, dtype: str = 'bfloat16') -> int:
+def kv_cache_bytes_per_token(layout: Layout, shape: ModelShape, dtype: str = 'bfloat16') -> int:
     """Bytes of keys and values that generation keeps for each token of the context."""
-    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES[dtype]
+    layers = layout.attention_layers(shape.num_hidden_layers)
+    return 2 * layers * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES[dtype]

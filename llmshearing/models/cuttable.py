@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.cutting import CutPlan, flatten_masks, to_device
-from llmshearing.models.families import Family, Norm, family_of
+from llmshearing.models.families import family_of
+from llmshearing.models.roles import Family, Norm, Whole
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import AXES
 
@@ -192,12 +193,14 @@ class Cutter:
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
         self._modules: dict[str, nn.Module] = {}
         for path, role, _ in self.family.modules(self.shape.num_hidden_layers):
-            if path != self._embedding_path:
+            if path != self._embedding_path and not isinstance(role, Whole):
                 mixin = _CutNorm if isinstance(role, Norm) else _CutProjection
                 self._modules[path] = _mix_in(model.get_submodule(path), mixin)
-        self._attention = [
-            _mix_in(layer.get_submodule(self.family.attention), _CutAttention) for layer in decoder.layers
-        ]
+        self._attention = {
+            number: _mix_in(layer.get_submodule(self.family.attention), _CutAttention)
+            for number, layer in enumerate(decoder.layers)
+            if self.family.has_attention(number)
+        }
         self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in decoder.layers]
         self._decoder = _mix_in(decoder, _CutDecoder)
 
@@ -215,7 +218,7 @@ class Cutter:
         if not masks:
             self.masks = self.plan = self._values = None
             self._decoder.cut = self._embedding.cut = None
-            for module in (*self._modules.values(), *self._attention, *self._mlp):
+            for module in (*self._modules.values(), *self._attention.values(), *self._mlp):
                 module.cut = None
             return
         self.masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
@@ -249,9 +252,10 @@ class Cutter:
         ratio = math.sqrt(kept / shape.hidden_size) if self.family.scales_embedding else 1.0
         self._embedding.cut = (plan.hidden_index(), math.sqrt(kept), ratio)
         for path, cut in plan.cuts(self._values):
-            if path != self._embedding_path:
+            if path in self._modules:
                 self._modules[path].cut = cut
         for layer, units in plan.units.layers.items():
-            self._attention[layer].cut = (units, shape)
+            if layer in self._attention:
+                self._attention[layer].cut = (units, shape)
             self._mlp[layer].cut = units
         return list(plan.units.layers)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmshearing.models.families import Family, Linear, Norm, Role
 from llmshearing.models.gains import gain_factors, stream_norms
+from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
 
@@ -130,6 +130,8 @@ class ModuleCut:
 
     def parameters(self, full: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
+        if isinstance(self.role, Whole):
+            return dict(full)
         if isinstance(self.role, Linear):
             cut = {'weight': cut_weight(full['weight'], self.rows, self.columns, self.row_scale, self.column_scale)}
         else:
@@ -178,6 +180,10 @@ def _query_key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return _joined((query, shape.num_attention_heads * shape.head_dim), (key_value, width), (key_value, width))
 
 
+def _query_and_gate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
+    return None if units.heads is None else _blocks(units.heads, 2 * shape.head_dim)
+
+
 def _gate_up(units: LayerUnits, shape: ModelShape) -> Tensor | None:
     return _joined((units.intermediate, shape.intermediate_size), (units.intermediate, shape.intermediate_size))
 
@@ -193,6 +199,7 @@ DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Tensor | None]] = {
     'intermediate': _intermediate,
     'query_key_value': _query_key_value,
     'gate_up': _gate_up,
+    'query_and_gate': _query_and_gate,
     'query_key_value_per_head': _query_key_value_per_head,
 }
 
@@ -205,6 +212,7 @@ DIMENSION_AXES: dict[str, tuple[str, ...]] = {
     'intermediate': ('intermediate',),
     'query_key_value': ('head', 'kv_group'),
     'gate_up': ('intermediate',),
+    'query_and_gate': ('head', 'kv_group'),
     'query_key_value_per_head': ('head',),
 }
 
@@ -277,6 +285,8 @@ class CutPlan:
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
     def _module_cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
+        if isinstance(role, Whole):
+            return ModuleCut(role)
         row_scale = None
         if role.writes:
             row_scale = scales.get(('write', layer))
@@ -295,7 +305,7 @@ class CutPlan:
 
     def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
         yield ('hidden', None), self.units.hidden
-        used = {side for role in self.family.layer.values() for side in _sides(role)} - {None, 'hidden'}
+        used = {side for _, role in self.family.roles() for side in _sides(role)} - {None, 'hidden'}
         for layer, units in self.units.layers.items():
             for dimension in used:
                 yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
@@ -351,6 +361,8 @@ def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 def _sides(role: Role) -> tuple[str | None, ...]:
+    if isinstance(role, Whole):
+        return ()
     return (role.axis,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 

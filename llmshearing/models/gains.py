@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmshearing.models.families import Family, Norm
+from llmshearing.models.roles import Family, Norm
 
 __all__ = ['gain_factors', 'stream_norms']
 

@@ -40,7 +40,7 @@ ROTARY_KEYS = {
 }
 # Name of the base and of the rotated share of a head in transformers 4, by model type.
 BASE_KEYS = {'gpt_neox': 'rotary_emb_base'}
-SHARE_KEYS = {'gpt_neox': 'rotary_pct', 'phi3': 'partial_rotary_factor', 'glm': 'partial_rotary_factor'}
+SHARE_KEYS = {'gpt_neox': 'rotary_pct', **dict.fromkeys(('phi3', 'glm', 'glm4', 'nemotron'), 'partial_rotary_factor')}
 READ_OTHERWISE = (
     'rope_theta',
     'rope_scaling',
@@ -51,6 +51,7 @@ READ_OTHERWISE = (
     'max_window_layers',
 )
 SLIDING, FULL = 'sliding_attention', 'full_attention'
+WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
 WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
 
 
@@ -123,7 +124,7 @@ def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:
         sliding = [layer >= config.max_window_layers for layer in range(layers)]
     elif config.model_type == 'gemma2':
         sliding = [layer % 2 == 0 for layer in range(layers)]
-    elif config.model_type == 'gemma3_text':
+    elif config.model_type in WINDOW_BUT_EVERY:
         sliding = [(layer + 1) % config.sliding_window_pattern != 0 for layer in range(layers)]
     else:
         sliding = [True] * layers
@@ -297,7 +298,7 @@ def _convert_layer_types(content: dict[str, Any]) -> None:
         possible = [layer >= content['max_window_layers'] for layer in range(len(kinds))]
     elif model_type == 'gemma2':
         possible = [layer % 2 == 0 for layer in range(len(kinds))]
-    elif model_type == 'gemma3_text':
+    elif model_type in WINDOW_BUT_EVERY:
         content['sliding_window_pattern'] = every = sliding.index(False) + 1 if False in sliding else len(kinds) + 1
         possible = [(layer + 1) % every != 0 for layer in range(len(kinds))]
     elif model_type in ('mistral', 'phi3', 'starcoder2'):  # one window for all layers, or none

@@ -202,7 +202,8 @@ def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], eve
     def elements(weight: Weight) -> int:
         return weight.size(shape) if weight.is_matrix and (everything or _is_cut(weight, masked_axes)) else 0
 
-    return sum(map(elements, layout.layer)), elements(layout.head)
+    layers = shape.num_hidden_layers
+    return layout.in_layers(elements, layers) // layers, elements(layout.head)
 
 
 def _is_cut(weight: Weight, masked_axes: Collection[str]) -> bool:

@@ -117,7 +117,7 @@ def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]
         'parameters_without_embeddings': counts.without_embeddings,
         'bytes_in_bfloat16': 2 * counts.total,
         'training_flops_per_token': training_flops_per_token(layout, shape, seq_len),
-        'kv_cache_bytes_per_token': kv_cache_bytes_per_token(shape),
+        'kv_cache_bytes_per_token': kv_cache_bytes_per_token(layout, shape),
     }
 
 

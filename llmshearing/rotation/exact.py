@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmshearing.models.families import Norm
+from llmshearing.models.roles import Norm
 from llmshearing.rotation.moments import stream_device
 from llmshearing.rotation.stream import check_rotatable, stream_parts
 

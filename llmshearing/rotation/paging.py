@@ -12,8 +12,9 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmshearing.compat.transformers import dtype_argument
-from llmshearing.models.families import Norm, family_of
+from llmshearing.compat.transformers import attention_implementation, dtype_argument
+from llmshearing.models.families import family_of
+from llmshearing.models.roles import Norm, Whole
 from llmshearing.rotation.source_folder import SourceFolder
 
 __all__ = ['paged_model']
@@ -27,15 +28,16 @@ def paged_model(source: SourceFolder, dtype: torch.dtype, device: torch.device |
         dtype (torch.dtype): To compute in.
         device (torch.device | str): Where to compute.
     """
+    attention = attention_implementation(source.config)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(source.config, attn_implementation='sdpa', **dtype_argument(dtype))
+        model = AutoModelForCausalLM.from_config(source.config, attn_implementation=attention, **dtype_argument(dtype))
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     for path, role, _ in family_of(source.config).modules(source.config.num_hidden_layers):
         module = model.get_submodule(path)
         names = [name for name, parameter in module.named_parameters(recurse=False)]
-        if isinstance(role, Norm):
+        if isinstance(role, (Norm, Whole)):
             _read(module, path, names, source, dtype, device)
         else:
             _page(module, path, names, source, dtype, device)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from llmshearing.models.families import Family, Linear, Norm, family_of
+from llmshearing.models.families import family_of
+from llmshearing.models.roles import Family, Linear, Norm
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -83,7 +84,7 @@ def check_rotatable(config: PretrainedConfig) -> Family:
     """
     family = family_of(config)
     name = config.model_type
-    writing = sorted(path for path, role in family.layer.items() if isinstance(role, Norm) and role.writes)
+    writing = family.writing_norms
     if writing:
         raise ValueError(
             f'{name} cannot be rotated: what its layers add to the residual stream comes out of norms '
@@ -105,16 +106,17 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
         ValueError: As :func:`check_rotatable`.
     """
     family = check_rotatable(config)
-    prefix = {'attention': f'{family.attention}.', 'mlp': f'{family.mlp}.'}
     norms, writers = [], []
     for layer in range(config.num_hidden_layers):
         place = f'{family.decoder}.layers.{layer}.'
-        for path, role in family.layer.items():
+        for path, role in family.roles(layer):
             if isinstance(role, Norm) and role.reads:
                 readers = tuple(
                     place + reader
-                    for reader, other in family.layer.items()
-                    if isinstance(other, Linear) and other.columns == 'hidden' and reader.startswith(prefix[role.feeds])
+                    for reader, other in family.roles(layer)
+                    if isinstance(other, Linear)
+                    and other.columns == 'hidden'
+                    and reader.startswith(f'{family.mlp}.') == (role.feeds == 'mlp')
                 )
                 norms.append(ReadingNorm(place + path, readers, role.offset))
             elif isinstance(role, Linear) and role.writes:

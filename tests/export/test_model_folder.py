@@ -8,14 +8,21 @@ import sys
 import pytest
 import torch
 
-from llmshearing.export.model_folder import cut_tensors, exported_config, open_strictly, shape_after, write_model_folder
+from llmshearing.export.model_folder import (
+    cut_tensors,
+    exported_config,
+    open_strictly,
+    shape_after,
+    tensors_of,
+    write_model_folder,
+)
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.record import kept_indices
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
-from llmshearing.models.families import FAMILIES, family_of
+from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.units import kept_units, mask_shapes
 from tests.models.tiny import VARIANTS, tiny_model
@@ -49,11 +56,11 @@ def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     """Writes the model under masks with the functions that the callback uses."""
     family, shape = family_of(model.config), shape_of(model.config)
     plan = CutPlan(family, shape, masks)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    held = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
     target = shape_after(plan.units, shape, family.layer_types(model.config) if family.layer_types else None)
     config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
     with ModelFolderWriter(folder, **writer_settings) as writer:
-        tensors = cut_tensors(family, plan, masks, parameters.get, model.config.tie_word_embeddings)
+        tensors = cut_tensors(family, plan, masks, held.get, model.config.tie_word_embeddings)
         write_model_folder(writer, config, tensors, None, {}, dtype)
         writer.commit()
     return target
@@ -84,7 +91,7 @@ def test_masked_and_exported_logits_are_equal(variant, axes, tmp_path):
     assert (tiny_model(variant)(IDS).logits - got).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize('variant', [name for name in VARIANTS if name in FAMILIES])
+@pytest.mark.parametrize('variant', [name for name in VARIANTS if name in families])
 def test_in_bfloat16_and_with_a_cache(variant, tmp_path):
     model = tiny_model(variant)
     masks = uniform_soft_masks(model.config, AXES)

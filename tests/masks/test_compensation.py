@@ -10,7 +10,7 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks import compensation
 from llmshearing.masks.compensation import Compensation, regress
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.families import Linear
+from llmshearing.models.roles import Linear, Whole
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.units import AXES, mask_shapes
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
@@ -113,7 +113,7 @@ def test_a_unit_that_repeats_another_goes_without_a_trace(tmp_path, monkeypatch,
         cut_with_compensation(model, masks, batch)
         got = model(batch).logits
     # Norms over all heads (OLMo 2) see another mean of squares once a head is gone, so there it is only nearly equal.
-    tolerance = 0.3 if variant == 'olmo2' and axis == 'kv_group' else 1e-3
+    tolerance = 0.3 if variant in ('olmo2', 'olmo3') and axis == 'kv_group' else 1e-3
     error = (got - want).abs().max() / (untouched - want).abs().max()
     assert error < tolerance, error
 
@@ -132,7 +132,8 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
         model.model.get_submodule(path).register_forward_pre_hook(
             lambda module, args, path=path: inputs.update({path: args[0].detach().flatten(0, -2)})
         )
-        for path in cuts
+        for path, cut in cuts.items()
+        if not isinstance(cut.role, Whole)
     ]
     with torch.no_grad():
         model(batch)
@@ -143,12 +144,12 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
     after = model.model.state_dict()
     changed = set()
     for path, cut in cuts.items():
-        x = inputs[path]
         kept = cut.columns if isinstance(cut.role, Linear) else cut.rows
         if path == f'{family.decoder}.{family.embedding}' or kept is None or (tied and path == family.head):
             continue
         if isinstance(cut.role, Linear) and cut.column_scale is not None:
             kept = kept[cut.column_scale != 0]
+        x = inputs[path]
         if len(kept) == x.shape[-1] or len(kept) == 0:
             continue
         stays = torch.zeros(x.shape[-1], dtype=torch.bool)

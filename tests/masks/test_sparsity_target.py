@@ -14,7 +14,8 @@ from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.widths import LayerWidths, describe_widths, layer_widths
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.families import Linear, family_of
+from llmshearing.models.families import family_of
+from llmshearing.models.roles import Linear
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import mask_shapes
 from tests.models.tiny import tiny_model

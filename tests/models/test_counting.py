@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 
 import llmshearing.models.counting as counting
 from llmshearing.models.cutting import DIMENSIONS
-from llmshearing.models.families import FAMILIES, family_of
+from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from tests.models.tiny import VARIANTS, tiny_model
 
@@ -96,7 +96,7 @@ def test_every_dimension_of_the_tables_has_a_size():
 
 def test_a_table_that_misses_a_parameter_is_refused(monkeypatch):
     config = tiny_model('qwen3').config
-    monkeypatch.setitem(FAMILIES, 'qwen3', FAMILIES['llama'])  # without the norms over q and k
+    monkeypatch.setattr(counting, 'family_of', lambda config: families.get('llama'))  # without the norms over q and k
     with pytest.raises(RuntimeError, match='accounts for .* of the .* parameters'):
         counting.layout_of(config)
 
@@ -106,6 +106,15 @@ def test_flops_and_cache_of_llama2_7b_by_hand():
     layout, shape = counting.layout_of(config), shape_of(config)
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
     assert counting.training_flops_per_token(layout, shape, 4096) == 6 * matrices + 12 * 32 * 4096 * 4096
-    assert counting.kv_cache_bytes_per_token(shape) == 2 * 32 * 4096 * 2
+    assert counting.kv_cache_bytes_per_token(layout, shape) == 2 * 32 * 4096 * 2
     grouped = PUBLISHED['Llama-3.1-8B'][1]
-    assert counting.kv_cache_bytes_per_token(shape_of(grouped), 'float32') == 2 * 32 * 8 * 128 * 4
+    layout = counting.layout_of(grouped)
+    assert counting.kv_cache_bytes_per_token(layout, shape_of(grouped), 'float32') == 2 * 32 * 8 * 128 * 4
+
+
+@pytest.mark.skipif('qwen3_5_text' not in VARIANTS, reason='transformers 4 has no such model')
+def test_a_hybrid_counts_its_cache_in_layers_with_attention_alone():
+    config = tiny_model('qwen3_5_text').config
+    layout, shape = counting.layout_of(config), shape_of(config)
+    assert [layout.attention_layers(n) for n in range(1, 5)] == [0, 1, 1, 2]
+    assert counting.kv_cache_bytes_per_token(layout, shape) == 2 * 2 * shape.num_key_value_heads * shape.head_dim * 2

@@ -181,7 +181,7 @@ def every_shape(source, multiple_of, has_head_dim):
 
 def opens(config, shape):
     """Whether the newest transformers opens such a shape."""
-    return config.model_type not in ('llama', 'gemma2', 'gemma3_text') or (
+    return config.model_type not in ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'jais2', 'llama', 'vaultgemma') or (
         shape.hidden_size % shape.num_attention_heads == 0
     )
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import attention_implementation
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import mask_shapes
 
@@ -57,6 +58,36 @@ VARIANTS: dict[str, dict] = {
     'gpt_neox': {'num_key_value_heads': None, 'rotary_pct': 0.25, 'use_parallel_residual': True},
     'gpt_neox-serial': {'num_key_value_heads': None, 'rotary_pct': 0.5, 'use_parallel_residual': False},
 }
+
+SLIDING = {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'] * 2}
+# Of transformers 5; of 4 those that it has.
+MORE_VARIANTS: dict[str, dict] = {
+    'apertus': {},
+    'arcee': {},
+    'cohere2': {'head_dim': 8, **(SLIDING if TRANSFORMERS_5 else {'sliding_window_pattern': 2, 'sliding_window': 8})},
+    'cwm': {'head_dim': 12, **SLIDING},
+    'ernie4_5': {'head_dim': 12},
+    'exaone4': {'head_dim': 12, **SLIDING},
+    'glm4': {'head_dim': 8},
+    'hunyuan_v1_dense': {'head_dim': 12},
+    'jais2': {},
+    'ministral': {'head_dim': 12, 'sliding_window': 8},
+    'ministral3': {'head_dim': 12},
+    'nemotron': {'head_dim': 12},
+    'olmo3': SLIDING,
+    'qwen3_5_text': {
+        'head_dim': 8,
+        'layer_types': ['linear_attention', 'full_attention'] * 2,
+        'linear_key_head_dim': 8,
+        'linear_value_head_dim': 12,
+        'linear_num_key_heads': 2,
+        'linear_num_value_heads': 4,
+    },
+    'seed_oss': {'head_dim': 12},
+    'smollm3': {'use_sliding_window': True, **SLIDING, 'no_rope_layers': [1, 1, 1, 0]},
+    'vaultgemma': {'head_dim': 12, 'query_pre_attn_scalar': 24, **SLIDING},
+}
+VARIANTS |= {name: settings for name, settings in MORE_VARIANTS.items() if name in CONFIG_MAPPING}
 
 
 def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):

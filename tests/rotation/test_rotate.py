@@ -20,7 +20,7 @@ from llmshearing.rotation.moments import stream_mean_squares, stream_moments
 from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.stream import check_rotatable, stream_parts
 from tests.models.tiny import random_masks, tiny_model
-from tests.rotation.models import IDS, REFUSED, ROTATABLE, source_model
+from tests.rotation.models import IDS, NORMED_WRITERS, REFUSED, ROTATABLE, source_model
 
 
 def logits(model) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_fixed_axes_keep_their_gains():
 @pytest.mark.parametrize('variant', REFUSED)
 def test_other_families_are_refused_with_the_reason_and_what_to_do(variant):
     config = tiny_model(variant).config
-    reason = 'LayerNorms' if variant in ('starcoder2', 'gpt_neox') else 'come.* out of norms'
+    reason = 'come.* out of norms' if variant in NORMED_WRITERS else 'LayerNorms'
     with pytest.raises(ValueError, match=f'{variant}.*{reason}.*scores'):
         check_rotatable(config)
 

@@ -1,0 +1,254 @@
+"""The tables of model families. No modelling code.
+
+To add a family: (1) copy the table of the nearest one below, (2) put in the module names as transformers prints
+them, (3) mark the norms that read the stream and the modules that add to it, (4) list it under its ``model_type`` in
+:data:`TABLES` and add a tiny config of it to ``tests/models/tiny.py``; the tests then run on it by themselves. Families
+of other packages: :mod:`llmshearing.models.families`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, layer_kinds
+from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['TABLES']
+
+
+def _kinds(config: PretrainedConfig, pattern: int | None = None) -> tuple:
+    """Kind of each layer: as the config lists it, else every ``pattern``-th layer is of the other kind."""
+    return tuple(layer_kinds(config) or ((layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers)))
+
+
+def _pre_norms(offset: float = 0.0) -> dict[str, Role]:
+    """Norms before attention and MLP, as in LLaMA."""
+    return {
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
+        'post_attention_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
+    }
+
+
+def _sandwich_norms(offset: float) -> dict[str, Role]:
+    """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
+    return {
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
+        'post_attention_layernorm': Norm(writes=True, offset=offset),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
+        'post_feedforward_layernorm': Norm(writes=True, offset=offset),
+    }
+
+
+def _attention(writes: bool = True) -> dict[str, Role]:
+    """Separate projections; ``writes`` unless a norm stands between them and the stream."""
+    return {
+        'self_attn.q_proj': Linear('query', 'hidden'),
+        'self_attn.k_proj': Linear('key_value', 'hidden'),
+        'self_attn.v_proj': Linear('key_value', 'hidden'),
+        'self_attn.o_proj': Linear('hidden', 'query', writes=writes),
+    }
+
+
+def _gated_mlp(writes: bool = True) -> dict[str, Role]:
+    return {
+        'mlp.gate_proj': Linear('intermediate', 'hidden'),
+        'mlp.up_proj': Linear('intermediate', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=writes),
+    }
+
+
+def _plain_mlp() -> dict[str, Role]:
+    return {
+        'mlp.up_proj': Linear('intermediate', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
+    }
+
+
+def _fused_mlp(writes: bool = True) -> dict[str, Role]:
+    """Gate and up projection in one."""
+    return {
+        'mlp.gate_up_proj': Linear('gate_up', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=writes),
+    }
+
+
+LLAMA = Family(layer={**_pre_norms(), **_attention(), **_gated_mlp()})
+
+# Norms over the single head: nothing of them is ever cut.
+HEAD_NORMS = {'self_attn.q_norm': Norm(axis=None), 'self_attn.k_norm': Norm(axis=None)}
+
+QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
+
+GEMMA = Family(layer={**_pre_norms(offset=1.0), **_attention(), **_gated_mlp()}, norm_offset=1.0, scales_embedding=True)
+
+GEMMA2 = dataclasses.replace(
+    GEMMA,
+    layer={**_sandwich_norms(offset=1.0), **_attention(writes=False), **_gated_mlp(writes=False)},
+    layer_types=lambda config: _kinds(config, pattern=2),
+)
+
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    layer={**GEMMA2.layer, **HEAD_NORMS},
+    layer_types=lambda config: _kinds(config, getattr(config, 'sliding_window_pattern', None)),
+)
+
+VAULTGEMMA = dataclasses.replace(
+    GEMMA,
+    layer={
+        'input_layernorm': Norm(reads=True, offset=1.0, feeds='attention'),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=1.0, feeds='mlp'),
+        **_attention(),
+        **_gated_mlp(),
+    },
+)
+
+PHI3 = Family(
+    layer={
+        **_pre_norms(),
+        'self_attn.qkv_proj': Linear('query_key_value', 'hidden'),
+        'self_attn.o_proj': Linear('hidden', 'query', writes=True),
+        **_fused_mlp(),
+    }
+)
+
+GLM = Family(layer={**_pre_norms(), **_attention(), **_fused_mlp()})
+
+GLM4 = Family(
+    layer={
+        'input_layernorm': Norm(reads=True, feeds='attention'),
+        'post_self_attn_layernorm': Norm(writes=True),
+        'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
+        'post_mlp_layernorm': Norm(writes=True),
+        **_attention(writes=False),
+        **_fused_mlp(writes=False),
+    }
+)
+
+# Norms after attention and MLP and none before.
+POST_NORMS = {'post_attention_layernorm': Norm(writes=True), 'post_feedforward_layernorm': Norm(writes=True)}
+
+EXAONE4 = Family(layer={**_attention(writes=False), **HEAD_NORMS, **_gated_mlp(writes=False), **POST_NORMS})
+
+OLMO2 = Family(
+    layer={
+        **_attention(writes=False),
+        'self_attn.q_norm': Norm('query'),
+        'self_attn.k_norm': Norm('key_value'),
+        **_gated_mlp(writes=False),
+        **POST_NORMS,
+    }
+)
+
+ARCEE = Family(layer={**_pre_norms(), **_attention(), **_plain_mlp()})
+
+JAIS2 = dataclasses.replace(ARCEE, subtracts_mean=True)
+
+NEMOTRON = Family(
+    layer={**_pre_norms(offset=1.0), **_attention(), **_plain_mlp()}, norm_offset=1.0, subtracts_mean=True
+)
+
+APERTUS = Family(
+    layer={
+        'attention_layernorm': Norm(reads=True, feeds='attention'),
+        'feedforward_layernorm': Norm(reads=True, feeds='mlp'),
+        **_attention(),
+        **HEAD_NORMS,
+        **_plain_mlp(),
+        'mlp.act_fn': Whole(('alpha_p', 'alpha_n'), buffers=('beta', 'eps')),
+    }
+)
+
+HUNYUAN = Family(
+    layer={**LLAMA.layer, 'self_attn.query_layernorm': Norm(axis=None), 'self_attn.key_layernorm': Norm(axis=None)}
+)
+
+# Attention and MLP side by side behind one norm.
+COHERE2 = Family(
+    layer={'input_layernorm': Norm(reads=True), **_attention(), **_gated_mlp()},
+    layer_types=lambda config: _kinds(config, getattr(config, 'sliding_window_pattern', None)),
+    subtracts_mean=True,
+)
+
+QWEN3_5 = Family(
+    layer={**_pre_norms(offset=1.0), **_gated_mlp()},
+    layer_of_kind={
+        'full_attention': {**_attention(), 'self_attn.q_proj': Linear('query_and_gate', 'hidden'), **HEAD_NORMS},
+        'linear_attention': {
+            **{f'linear_attn.in_proj_{name}': Linear(None, 'hidden') for name in ('qkv', 'z', 'b', 'a')},
+            'linear_attn': Whole(('dt_bias', 'A_log')),
+            'linear_attn.conv1d': Whole(('weight',)),
+            'linear_attn.norm': Whole(('weight',)),
+            'linear_attn.out_proj': Linear('hidden', None, writes=True),
+        },
+    },
+    norm_offset=1.0,
+    layer_types=_kinds,
+)
+
+STARCODER2 = Family(
+    layer={
+        **_pre_norms(),
+        **_attention(),
+        'mlp.c_fc': Linear('intermediate', 'hidden'),
+        'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
+    },
+    subtracts_mean=True,
+)
+
+GPT_NEOX = Family(
+    layer={
+        **_pre_norms(),
+        'attention.query_key_value': Linear('query_key_value_per_head', 'hidden'),
+        'attention.dense': Linear('hidden', 'query', writes=True),
+        'mlp.dense_h_to_4h': Linear('intermediate', 'hidden'),
+        'mlp.dense_4h_to_h': Linear('hidden', 'intermediate', writes=True),
+    },
+    decoder='gpt_neox',
+    embedding='embed_in',
+    final_norm='final_layer_norm',
+    head=HEAD_OF_GPT_NEOX,
+    stored_head='embed_out',
+    attention='attention',
+    has_head_dim=False,
+    subtracts_mean=True,
+)
+
+# By transformers' model_type. Granite's multipliers are constants of its config and stay as they are. Where a config
+# lists kinds of layers and the table names none, any layers may stay, and the exported list says which.
+TABLES: dict[str, Family] = {
+    'apertus': APERTUS,
+    'arcee': ARCEE,
+    'cohere2': COHERE2,
+    'cwm': LLAMA,
+    'ernie4_5': LLAMA,
+    'exaone4': EXAONE4,
+    'gemma': GEMMA,
+    'gemma2': GEMMA2,
+    'gemma3_text': GEMMA3,
+    'glm': GLM,
+    'glm4': GLM4,
+    'gpt_neox': GPT_NEOX,
+    'granite': LLAMA,
+    'hunyuan_v1_dense': HUNYUAN,
+    'jais2': JAIS2,
+    'llama': LLAMA,
+    'ministral': LLAMA,
+    'ministral3': LLAMA,
+    'mistral': LLAMA,
+    'nemotron': NEMOTRON,
+    'olmo2': OLMO2,
+    'olmo3': OLMO2,
+    'phi3': PHI3,
+    'qwen2': LLAMA,
+    'qwen3': QWEN3,
+    'qwen3_5_text': QWEN3_5,
+    'seed_oss': LLAMA,
+    'smollm3': LLAMA,
+    'starcoder2': STARCODER2,
+    'vaultgemma': VAULTGEMMA,
+}

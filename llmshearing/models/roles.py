@@ -1,0 +1,148 @@
+"""What a family's table says of a decoder's modules: which axis of which parameter is which prunable axis.
+
+A table names, for one decoder layer, each module that owns parameters and says for each side of its weight which
+dimension it runs along (:data:`llmshearing.models.cutting.DIMENSIONS`). Together with what *reads* the residual stream
+(norms) and what *writes* to it, this is all that cutting, folding, exporting and counting need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['Family', 'Linear', 'Norm', 'Role', 'Whole']
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A projection. Its weight is [rows, columns]; a bias runs along the rows.
+
+    Attributes:
+        rows (str | None): Dimension of the output, or None where it is never cut.
+        columns (str | None): Dimension of the input.
+        writes (bool): Its output is added to the residual stream: rows and bias are scaled by hidden and layer masks.
+    """
+
+    rows: str | None
+    columns: str | None
+    writes: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A normalisation with a gain and perhaps a bias.
+
+    Attributes:
+        axis (str | None): Dimension it normalises, or None where it is never cut (norms over one head).
+        reads (bool): Its input is the residual stream: gain and bias are scaled by the hidden mask.
+        writes (bool): Its output is added to the residual stream: scaled by hidden and layer masks.
+        offset (float): The gain in use is ``offset + weight`` (1 in Gemma).
+        feeds (str | None): What reads its output, of a norm that reads the stream: ``'attention'`` (or another mixer),
+            ``'mlp'`` or ``'head'``; None where that is more than one of them.
+    """
+
+    axis: str | None = 'hidden'
+    reads: bool = False
+    writes: bool = False
+    offset: float = 0.0
+    feeds: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Parameters that a module holds besides its submodules and that are never cut, such as those of an activation.
+
+    Attributes:
+        parameters (tuple[str, ...]): Their names in the module.
+        buffers (tuple[str, ...]): Names of its constants that files hold as well.
+    """
+
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...] = ()
+
+
+Role = Linear | Norm | Whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Where the parameters of a decoder are and along which axes they are cut.
+
+    Attributes:
+        layer (Mapping[str, Role]): Role of each module of one decoder layer, by its path inside the layer.
+        layer_of_kind (Mapping[str, Mapping[str, Role]]): Where layers differ by more than how they attend: the modules
+            that a layer of each kind has besides. Kinds as in ``layer_types``. A mixer that is not attention is opaque:
+            its inner sizes stay, and what reads and writes the stream follows hidden and layer masks.
+        decoder (str): Path of the module that embeds the tokens and runs the layers.
+        embedding (str): Path of the embedding inside the decoder.
+        final_norm (str): Path of the last norm inside the decoder.
+        head (str): Path of the LM head.
+        stored_head (str | None): Its path in a model folder, where that is another one.
+        attention (str): Path of the attention module inside a layer.
+        mlp (str): Path of the MLP inside a layer.
+        norm_offset (float): Gain offset of the final norm.
+        has_head_dim (bool): The config has a ``head_dim`` of its own, so hidden_size is free of heads x head_dim.
+        scales_embedding (bool): The model multiplies embeddings by sqrt(hidden_size). The cut model does the same with
+            its own hidden size, in the masked forward as in the exported config.
+        layer_types (Callable | None): Kind of each layer by its position, from the config. A finished model's layer
+            must stand where its kind is expected. None where all layers are alike.
+        subtracts_mean (bool): Its norms over the stream are LayerNorms, which subtract the mean; RMSNorms do not.
+        kinds (tuple[str, ...]): Kind of each layer of one model; set by :func:`~llmshearing.models.families.family_of`
+            where there is a ``layer_of_kind``.
+    """
+
+    layer: Mapping[str, Role]
+    decoder: str = 'model'
+    embedding: str = 'embed_tokens'
+    final_norm: str = 'norm'
+    head: str = 'lm_head'
+    stored_head: str | None = None
+    attention: str = 'self_attn'
+    mlp: str = 'mlp'
+    norm_offset: float = 0.0
+    has_head_dim: bool = True
+    scales_embedding: bool = False
+    layer_types: Callable[[PretrainedConfig], tuple] | None = None
+    subtracts_mean: bool = False
+    layer_of_kind: Mapping[str, Mapping[str, Role]] = dataclasses.field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def writing_norms(self) -> list[str]:
+        """Paths inside a layer of norms whose output is added to the stream, sorted."""
+        return sorted(path for path, role in self.roles() if isinstance(role, Norm) and role.writes)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether its residual stream can be put into another basis: no norm writes to it or subtracts a mean."""
+        return not (self.writing_norms or self.subtracts_mean)
+
+    def roles(self, layer: int | None = None) -> Iterator[tuple[str, Role]]:
+        """Yields (path inside the layer, role) of each module of a layer, or of all kinds of layers."""
+        yield from self.layer.items()
+        for kind, modules in self.layer_of_kind.items():
+            if layer is None or self.kinds[layer] == kind:
+                yield from modules.items()
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer has the heads that masks are about."""
+        return any(path.startswith(f'{self.attention}.') for path, _ in self.roles(layer))
+
+    def stored_name(self, name: str) -> str:
+        """Name in a model folder of a parameter of the model."""
+        if self.stored_head is not None and name.startswith(f'{self.head}.'):
+            return f'{self.stored_head}{name.removeprefix(self.head)}'
+        return name
+
+    def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:
+        """Yields (module path, role, layer) of every module that owns parameters; layer is None outside the layers."""
+        yield f'{self.decoder}.{self.embedding}', Linear(None, 'hidden'), None
+        for layer in range(num_hidden_layers):
+            for name, role in self.roles(layer):
+                yield f'{self.decoder}.layers.{layer}.{name}', role, layer
+        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset, feeds='head'), None
+        yield self.head, Linear(None, 'hidden'), None
