@@ -20,7 +20,7 @@ from llmshearing.models.families import Family, Norm, family_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
     'DIMENSION_SIZES',
@@ -141,7 +141,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     parts: dict[str, list[Weight]] = {'embedding': [], 'layer': [], 'final_norm': [], 'head': []}
     for part, weight in _weights(family, model):
         parts[part].append(weight)
-    tied = model.get_submodule(family.head).weight is model.get_input_embeddings().weight
+    tied = model.get_parameter(f'{family.head}.weight') is model.get_input_embeddings().weight
     (embedding,), (final_norm,), (head,) = parts['embedding'], parts['final_norm'], parts['head']
     layout = Layout(embedding, tuple(parts['layer']), final_norm, head, tied)
     counted, actual = count_parameters(layout, shape).total, sum(parameter.numel() for parameter in model.parameters())
@@ -153,7 +153,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     return layout
 
 
-def _on_meta(config: PretrainedConfig) -> torch.nn.Module:
+def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """A model without memory; modelling code answers a value it does not know in any of five ways."""
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen under the meta device
     try:
@@ -177,10 +177,10 @@ def _weights(family: Family, model: torch.nn.Module) -> Iterator[tuple[str, Weig
         module, part = model.get_submodule(path), names.get(path, 'layer')
         bias = getattr(module, 'bias', None) is not None
         if isinstance(role, Norm):
-            (rows,) = module.weight.shape
+            (rows,) = module.get_parameter('weight').shape
             yield part, Weight(role.axis or rows, 1, bias, writes=role.writes)
         else:
-            rows, columns = module.weight.shape
+            rows, columns = module.get_parameter('weight').shape
             yield part, Weight(role.rows or rows, role.columns or columns, bias, part != 'embedding', role.writes)
 
 

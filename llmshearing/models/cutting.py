@@ -94,11 +94,9 @@ class _CutWeight(torch.autograd.Function):
 
 
 def _scaled(matrix: Tensor, row_scale: Tensor | None, column_scale: Tensor | None) -> Tensor:
-    if row_scale is None and column_scale is None:
-        return matrix
     dtype = matrix.dtype
     if row_scale is None:
-        return (matrix * column_scale).to(dtype)
+        return matrix if column_scale is None else (matrix * column_scale).to(dtype)
     scaled = matrix * row_scale[:, None]
     if column_scale is not None:
         scaled.mul_(column_scale)  # in place: a second buffer of this size costs more than the product
@@ -130,12 +128,15 @@ class ModuleCut:
 
     def parameters(self, full: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
+        weight, bias = full['weight'], full.get('bias')
+        if weight is None:
+            raise ValueError('a module without a weight cannot be cut.')
         if isinstance(self.role, Linear):
-            cut = {'weight': cut_weight(full['weight'], self.rows, self.columns, self.row_scale, self.column_scale)}
+            cut = {'weight': cut_weight(weight, self.rows, self.columns, self.row_scale, self.column_scale)}
         else:
-            cut = {'weight': self._vector(full['weight'], _product(self.row_scale, self.gain), self.role.offset)}
-        if full.get('bias') is not None:
-            cut['bias'] = self._vector(full['bias'], self.row_scale)
+            cut = {'weight': self._vector(weight, _product(self.row_scale, self.gain), self.role.offset)}
+        if bias is not None:
+            cut['bias'] = self._vector(bias, self.row_scale)
         return cut
 
     def _vector(self, vector: Tensor, scale: Tensor | None, offset: float = 0.0) -> Tensor:
@@ -249,10 +250,9 @@ class CutPlan:
         on_device = _to_device([_concatenated(gather.values()), *index.values()], device)
         self._gather = on_device[0] if gather else None
         self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[1:]))
-        self._norms = (
-            stream_norms(family, shape.num_hidden_layers) if 'hidden' in masks and energies is not None else {}
-        )
-        if self._norms:
+        self._norms: dict[str, Norm] = {}
+        if 'hidden' in masks and energies is not None:
+            self._norms = stream_norms(family, shape.num_hidden_layers)
             self._energies = to_device(energies, device)
             self._reads = to_device(torch.tensor([norm.reads for norm in self._norms.values()]), device)
 
@@ -291,13 +291,13 @@ class CutPlan:
         )
 
     def _position(self, dimension: str | None, layer: int | None) -> Tensor | None:
-        return self._index.get((dimension, None if dimension == 'hidden' else layer))
+        return None if dimension is None else self._index.get((dimension, None if dimension == 'hidden' else layer))
 
     def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
         yield ('hidden', None), self.units.hidden
-        used = {side for role in self.family.layer.values() for side in _sides(role)} - {None, 'hidden'}
+        sides = {side for role in self.family.layer.values() for side in _sides(role) if side is not None}
         for layer, units in self.units.layers.items():
-            for dimension in used:
+            for dimension in sides - {'hidden'}:
                 yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
             if units.padded is not None:
                 yield ('real', layer), _blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
@@ -331,11 +331,11 @@ class CutPlan:
         values = scales['hidden', None].detach()
         return dict(zip(self._norms, gain_factors(self._energies, self.hidden_index(), values, self._reads)))
 
-    def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor]:
+    def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor | None]:
         if self._gather is None:
             return {}
         pieces = values.index_select(0, self._gather).split(list(self._gather_sizes.values()))
-        scales = dict(zip(self._gather_sizes, pieces))
+        scales: dict[tuple[str, int | None], Tensor | None] = dict(zip(self._gather_sizes, pieces))
         for layer in self.units.layers:
             layer_scale = scales.get(('layer', layer))
             layer_scale = None if layer_scale is None else layer_scale.expand(self.hidden_count())

@@ -233,10 +233,8 @@ def _pin_problems(source: ModelShape, pins: Mapping[str, int], has_head_dim: boo
     return []
 
 
-def nearest_multiple(value: float, step: int, most: int) -> int | None:
-    """The multiple of ``step`` nearest to ``value``, from one ``step`` to ``most``; None where there is none."""
-    if step > most:
-        return None
+def nearest_multiple(value: float, step: int, most: int) -> int:
+    """The multiple of ``step`` nearest to ``value``, from one ``step`` to ``most``, which is no less."""
     return min(max(math.floor(value / step + 0.5), 1), most // step) * step
 
 
@@ -270,8 +268,11 @@ def _sizes_of_fractions(
     for key, step in (('hidden_size', hidden_step), ('intermediate_size', multiple_of)):
         if key in fractions:
             most = getattr(source, key)
-            sizes[key] = most if fractions[key] == 1 else nearest_multiple(most * fractions[key], step, most)
-            if sizes[key] is None:
+            if fractions[key] == 1:
+                sizes[key] = most
+            elif step <= most:
+                sizes[key] = nearest_multiple(most * fractions[key], step, most)
+            else:
                 problems.append(
                     f"fraction.{key}: no multiple of {step} fits into the source's {most}; lower multiple_of, or give "
                     f'{key} itself.'
@@ -294,8 +295,8 @@ def _with_whole_heads(
     if hidden % heads == 0:
         return sizes
     if 'hidden_size' in fractions:
-        nearest = nearest_multiple(hidden, math.lcm(multiple_of, heads), source.hidden_size)
-        return sizes if nearest is None else {**sizes, 'hidden_size': nearest}
+        step, most = math.lcm(multiple_of, heads), source.hidden_size
+        return {**sizes, 'hidden_size': nearest_multiple(hidden, step, most)} if step <= most else sizes
     if 'num_attention_heads' in fractions and 'num_key_value_heads' not in fractions:
         wish, pinned = source.num_attention_heads * fractions['num_attention_heads'], pins.get('num_key_value_heads')
         if pinned is None:
