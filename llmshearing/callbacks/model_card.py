@@ -83,4 +83,4 @@ class ModelCard(Callback):
 
 
 def _model(state: State) -> Any:
-    return (state.model.module if hasattr(state.model, 'module') else state.model).model
+    return getattr(state.model, 'module', state.model).model

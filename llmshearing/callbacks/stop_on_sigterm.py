@@ -90,4 +90,4 @@ def _trained(state: State) -> bool:
     timestamp = state.timestamp
     if state.dataloader_len is not None and timestamp.batch_in_epoch >= state.dataloader_len:
         timestamp = timestamp.to_next_epoch()
-    return timestamp >= state.max_duration
+    return state.max_duration is not None and timestamp >= state.max_duration

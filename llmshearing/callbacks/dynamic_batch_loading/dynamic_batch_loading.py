@@ -200,7 +200,7 @@ class DynamicBatchLoading(Callback):
 
     def _metrics(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
         rounds = dataset.rounds
-        used, weights = rounds.used(), rounds.next_weights
+        used, weights = rounds.used(), rounds.next_weights or rounds.weights
         total = sum(used.values())
         metrics = {'mixture/round': float(rounds.state.round)}
         for name, loss in zip(rounds.domains, losses.tolist(), strict=True):
