@@ -273,7 +273,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
     )
     missing = [name for name in needed if name not in legacy.weights]
     if missing:
-        raise ValueError(f'missing from the file: {", ".join(legacy_name(name) for name in missing)}.')
+        raise ValueError(f'missing from the file: {", ".join(legacy_name(name) or name for name in missing)}.')
     if folder is None:
         base = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
     else:

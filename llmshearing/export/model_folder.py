@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.transformers import (
@@ -25,6 +31,7 @@ from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
     forget_own_notes,
+    load_causal_lm,
     set_dtype,
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -161,7 +168,8 @@ def write_model_folder(
         writer.add(stored_name(config, name), tensor if dtype is None else tensor.to(dtype))
     writer.finish_tensors()
     forget_own_notes(config)
-    config.architectures = config.architectures or [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = config.architectures or [model_class.__name__]
     config.save_pretrained(writer.path)
     add_older_names(writer.path / 'config.json')
     if tokenizer is not None:
@@ -200,11 +208,9 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
         ValueError: Naming the tensors.
     """
     attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    settings = {**dtype_argument(dtype), 'trust_remote_code': False, 'attn_implementation': attention}
+    settings = {**dtype_argument(dtype), 'attn_implementation': attention}
     # Tensors of another shape are listed like the others, which transformers would end with an error of its own.
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-    )
+    model, info = load_causal_lm(folder, ignore_mismatched_sizes=True, **settings)
     problems = {key: value for key, value in info.items() if value}
     if problems:
         raise ValueError(f'{folder} does not open as a stock model: {problems}')
