@@ -162,7 +162,7 @@ def rotate_model(model: PreTrainedModel, rotation: Rotation) -> PreTrainedModel:
         state[head] = state[f'{parts.embedding}.weight']
         model.config.tie_word_embeddings = False
         module = model.get_submodule(parts.head)
-        module.weight = torch.nn.Parameter(module.weight.detach().clone())
+        module.weight = torch.nn.Parameter(module.get_parameter('weight').detach().clone())
     if parts.tied and rotation.final_gain is not None:
         state.pop(head, None)
     parameters = dict(model.named_parameters())

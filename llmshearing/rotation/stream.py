@@ -105,7 +105,7 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
         ValueError: As :func:`check_rotatable`.
     """
     family = check_rotatable(config)
-    prefix = {'attention': f'{family.attention}.', 'mlp': f'{family.mlp}.'}
+    prefix: dict[str | None, str] = {'attention': f'{family.attention}.', 'mlp': f'{family.mlp}.'}
     norms, writers = [], []
     for layer in range(config.num_hidden_layers):
         place = f'{family.decoder}.layers.{layer}.'
