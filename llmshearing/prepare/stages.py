@@ -80,7 +80,7 @@ class Input:
     skipped: Skipped = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     sample: list[int] = field(default_factory=list)
-    ends: np.ndarray | None = None
+    ends: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     chosen: list[int] = field(default_factory=list)
     chosen_bytes: int = 0
     duplicates: int = 0
