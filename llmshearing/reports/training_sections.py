@@ -132,10 +132,12 @@ def _level_lines(runs: Sequence[RunLog], names: Sequence[str], levels: str, metr
     and the metric; without a label: the colour is the name's, and the caption says what dotted lines are."""
     lines = []
     for i, name in enumerate(names):
-        run = next((run for run in runs if name in getattr(run, levels) and run.series(metric(name))), None)
-        if run is not None:
-            x, y = run.series(metric(name))
-            lines.append(Line('', x, 0 * y + getattr(run, levels)[name], COLOURS[i % len(COLOURS)], ':'))
+        for run in runs:
+            series = run.series(metric(name)) if name in getattr(run, levels) else None
+            if series:
+                x, y = series
+                lines.append(Line('', x, 0 * y + getattr(run, levels)[name], COLOURS[i % len(COLOURS)], ':'))
+                break
     return lines
 
 

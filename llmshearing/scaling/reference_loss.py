@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from llmshearing.scaling.points import Points
 from llmshearing.scaling.separable import fit_separable
@@ -195,7 +195,9 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     limit = 1.0
     while not log_ratio(-limit) < wanted < log_ratio(limit):
         limit *= 2
-    alpha = brentq(lambda a: log_ratio(a) - wanted, -limit, limit, xtol=1e-14, rtol=1e-14)
+    alpha = root_scalar(
+        lambda a: log_ratio(a) - wanted, bracket=(-limit, limit), method='brentq', xtol=1e-14, rtol=1e-14
+    ).root
     # The slope from the longer fall, where the difference of two losses has lost the least precision.
     if l1 - l2 >= l2 - l3:
         unit = left if alpha == 0 else math.expm1(alpha * left) / alpha
