@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ def read_source(source: str) -> PretrainedConfig:
     return config
 
 
-def _section(parent: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+def _section(parent: Mapping[Any, Any], key: str, path: str) -> dict[str, Any]:
     """A mapping in a run's YAML; empty where it is left out.
 
     Raises:

@@ -31,7 +31,7 @@ def _names(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='llmshearing reference-losses',
-        description=__doc__.split('\n\n')[1],
+        description=str(__doc__).split('\n\n')[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest='command', required=True)

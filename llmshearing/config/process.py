@@ -99,7 +99,8 @@ def _trust_no_remote_code(config: dict[str, Any]) -> None:
     """llm-foundry runs code that comes with a model unless told otherwise, and transformers asks on the terminal."""
     from llmfoundry import registry
 
-    model, tokenizer = config.get('model'), config.get('tokenizer')
+    model: Any = config.get('model')
+    tokenizer: Any = config.get('tokenizer')
     if section_names(model, 'name') and model['name'] in ('sheared_causal_lm', 'hf_causal_lm', 'hf_t5'):
         model.setdefault('trust_remote_code', False)
     if section_names(tokenizer, 'name') and tokenizer['name'] not in registry.tokenizers:

@@ -67,6 +67,7 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     check_resume(config)
     source = check_source(config)
     if 'targeted_pruning' in algorithms:
+        assert source is not None  # sheared_causal_lm has one
         check_pruning(config, source)
     if 'export_pruned' in callbacks:
         check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})

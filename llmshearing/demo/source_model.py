@@ -156,7 +156,7 @@ def build_tokenizer(
         chat_template: Jinja template of the conversation format.
         max_length: the longest input the model was made for, in tokens.
     """
-    pairs = [tuple(merge.split(' ')) for merge in merges]
+    pairs = [(first, second) for first, second in (merge.split(' ') for merge in merges)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=tokens[special['unk']], byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
