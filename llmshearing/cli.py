@@ -59,6 +59,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def usage() -> str:
+    """What ``llmshearing --help`` prints: every command with a line on it."""
     width = max(map(len, COMMANDS))
     rows = '\n'.join(f'  {name:<{width}}  {text}' for name, (_, text) in COMMANDS.items())
     return f'usage: llmshearing COMMAND [options]\n\ncommands:\n{rows}\n\nllmshearing COMMAND --help tells the options.'

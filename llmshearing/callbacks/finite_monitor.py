@@ -1,5 +1,4 @@
-"""``finite_monitor``: ends a run on the batch in which a loss, a gradient or a mask is NaN or infinite, before the
-weights change.
+"""``finite_monitor``: ends a run before a loss, a gradient or a mask that is NaN or infinite changes the weights.
 
 Composer's ``nan_monitor`` looks for NaN in the loss of its own rank and leaves the other ranks waiting. Here all ranks
 learn of it in one reduction per batch and stop together, with the same message; a checkpoint of the damage is never

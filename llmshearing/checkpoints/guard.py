@@ -1,5 +1,4 @@
-"""Composer's own loading (``load_path``, ``autoresume``) held to what our export reads:
-numbers, nothing that could run.
+"""Composer's own loading (``load_path``, ``autoresume``) held to what our export reads: nothing that could run.
 
 Composer calls ``torch.load(weights_only=False)`` and PyTorch unpickles the metadata of sharded checkpoints, so a
 checkpoint from elsewhere could run anything. Both libraries have a switch for that, set here before a trainer is built:
@@ -38,8 +37,7 @@ def guard_checkpoint_loading() -> None:
 
 
 def refuse_code(path: str | Path, specs: Sequence[tuple[int, int]] | None = None) -> bool:
-    """True for a checkpoint file that holds only numbers and plain types;
-    has the signature of Composer's validation hook.
+    """True for a checkpoint file that holds only numbers and plain types; Composer's validation hook.
 
     Args:
         path (str | Path): A ``.pt`` file, or the metadata or a data file of a sharded checkpoint.

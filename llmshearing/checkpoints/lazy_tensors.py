@@ -75,8 +75,7 @@ def load_stored(path: Path) -> Any:
 
 
 def foreign_globals(path: Path) -> list[str]:
-    """Names of the classes and functions in a ``torch.save`` file that are not needed for numbers;
-    nothing is unpickled.
+    """Names of classes and functions in a ``torch.save`` file that numbers do not need; nothing is unpickled.
 
     Raises:
         FileNotFoundError: If there is no such file.

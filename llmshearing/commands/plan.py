@@ -166,8 +166,10 @@ def _switch(section: dict[str, Any], key: str, path: str) -> bool:
 
 
 def read_run(path: str) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
-    """Source, target and training settings of a pruning run's YAML; with the settings, ``freeze_weights``,
-    ``compensate``, the name of the ``teacher`` and ``notes`` on settings that the estimate leaves out.
+    """Source, target and training settings of a pruning run's YAML.
+
+    Among the settings are ``freeze_weights``, ``compensate``, the name of the ``teacher`` and ``notes`` on settings
+    that the estimate leaves out.
 
     Raises:
         ValueError: If it is no such YAML.

@@ -35,8 +35,10 @@ NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torch
 
 
 def prepare_process(config: dict[str, Any] | None = None) -> None:
-    """Sets environment variables and, for a configuration, the level of our loggers, the guard of checkpoint loading
-    and the defaults that are safer than llm-foundry's.
+    """Sets environment variables and, for a configuration, what it asks of the process.
+
+    That is the level of our loggers, the guard of checkpoint loading and the defaults that are safer than
+    llm-foundry's.
 
     Args:
         config (dict[str, Any] | None): A whole llm-foundry training configuration; defaults are filled in. Default:

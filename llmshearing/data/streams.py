@@ -41,10 +41,10 @@ DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
 
 
 class DomainStream(Stream):
-    """A ``Stream`` whose index names only files in its own folder;
-    told before any shard is fetched, unpacked or removed."""
+    """A ``Stream`` whose index names only files in its own folder."""
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        """Streaming's, after the index is checked: before any shard is fetched, unpacked or removed."""
         shards = super().get_shards(world, allow_unsafe_types)
         for shard in shards:
             for info in (part for pair in shard.file_pairs for part in pair if part is not None):

@@ -157,8 +157,7 @@ def _write_uncut(
 
 
 def _write_masks(folder: Path, checkpoint: Checkpoint, pruning: PruningState) -> None:
-    """Writes ``pruning.json`` and ``masks/masks.safetensors``, in a folder of its own so that no loader takes it for
-    weights."""
+    """Writes ``pruning.json`` and ``masks/masks.safetensors``, where no loader takes it for weights."""
     kinds = {'target': pruning.final_masks(), 'current': pruning.current_masks(), 'score': pruning.learner.scores()}
     # Frozen masks are both target and current: each tensor in memory of its own, or safetensors refuses them.
     tensors = {

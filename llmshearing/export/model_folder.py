@@ -131,6 +131,10 @@ def exported_config(
     """The source's config with the target's shape, and settings of a finished model.
 
     Args:
+        config (PretrainedConfig): The source's; not changed.
+        family (Family): Table of its family.
+        shape (ModelShape): The target.
+        dtype (torch.dtype): Of the weights, as the config says it.
         layers (Sequence[int]): Source numbers of the layers that are kept, in order.
     """
     source, config = config, with_shape(config, shape, family.has_head_dim)

@@ -67,6 +67,7 @@ class Calibration:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.cutter.model.parameters()).device
 
     def loss_of(self, batch: Any) -> Tensor:

@@ -208,6 +208,9 @@ def refuse_unconverged(pruning: PruningState, tolerance: float, allow: bool, rem
     """Raises a ValueError if expected counts are further from the target than ``tolerance`` and that is not allowed.
 
     Args:
+        pruning (PruningState): The masks; frozen ones are the target's whatever was expected.
+        tolerance (float): Fraction of the target's units per row, of which half a unit is allowed at least.
+        allow (bool): Raise nothing.
         remedy (str): What the user can do; ends the message.
 
     Returns:

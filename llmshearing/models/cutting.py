@@ -274,6 +274,7 @@ class CutPlan:
         return self._index.get(('hidden', None))
 
     def hidden_count(self) -> int:
+        """How many hidden dimensions are kept."""
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
     def _module_cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:

@@ -96,8 +96,11 @@ def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Pi
 
 
 def _last_end(data: bytearray, separator: bytes, start: int) -> int:
-    """Where the last separator ends, 0 if there is none. Long ones are counted off from the left, since in a run of
-    three newlines the blank line is the first two wherever the run is cut."""
+    """Where the last separator ends, 0 if there is none.
+
+    Long ones are counted off from the left, since in a run of three newlines the blank line is the first two wherever
+    the run is cut.
+    """
     if len(separator) == 1:
         return data.rfind(separator, start) + 1
     end = 0

@@ -185,8 +185,7 @@ def scan(item: Input, context: Context) -> None:
 
 
 def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
-    """Gives each split its interval; fills ``item.ends``, ``item.chosen``, ``item.chosen_bytes`` and
-    ``item.duplicates``.
+    """Gives each split its interval; fills ``ends``, ``chosen``, ``chosen_bytes`` and ``duplicates`` of the item.
 
     Args:
         item (Input): A scanned domain.

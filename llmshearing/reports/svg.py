@@ -76,8 +76,7 @@ def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.n
 
 
 def smoothed(y: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Mean over the values before, a window that is ``share`` of the series; values that are not finite are left
-    out."""
+    """Mean over a window that ends at each value, ``share`` of the series long; skips what is not finite."""
     window = max(1, round(share * len(y)))
     finite = np.isfinite(y)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])

@@ -69,8 +69,10 @@ class StreamMoments:
 def watch_stream(
     model: nn.Module, parts: StreamParts, see: Callable[[int, Tensor], None], epsilon: float
 ) -> Iterator[None]:
-    """Calls ``see(norm, x_hat)`` with the normalised input of each reading norm, [batch, tokens, hidden] in float32 or
-    wider, for every forward pass inside the block."""
+    """Calls ``see(norm, x_hat)`` for each reading norm in every forward pass inside the block.
+
+    ``x_hat`` is the norm's normalised input, [batch, tokens, hidden] in float32 or wider.
+    """
 
     def hook(number: int) -> Callable:
         def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

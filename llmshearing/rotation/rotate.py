@@ -149,8 +149,9 @@ def _norm_weight(
 
 @torch.no_grad()
 def rotate_model(model: PreTrainedModel, rotation: Rotation) -> PreTrainedModel:
-    """Rotates a model in place, in its own dtype; a tied head stays tied if the rotation has a ``final_gain`` and is
-    untied otherwise.
+    """Rotates a model in place, in its own dtype.
+
+    A tied head stays tied if the rotation has a ``final_gain`` and is untied otherwise.
 
     Raises:
         ValueError: As :func:`~llmshearing.rotation.stream.stream_parts`, and for NaN or infinity.

@@ -98,7 +98,7 @@ class LossLaw:
 
 
 def _scaled(value: float, exponent: float, reference: float) -> float | None:
-    """value * reference^exponent, or None where it overflows."""
+    """``value * reference ** exponent``, or None where it overflows."""
     power = exponent * math.log(reference)
     return value * math.exp(power) if power < 600 else None
 
@@ -181,7 +181,7 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     left, right = math.log(n2 / n1), math.log(n3 / n2)
 
     def log_expm1(x: float) -> float:
-        """log of (exp(x) - 1), for x > 0, without overflow."""
+        """``log(exp(x) - 1)`` for x > 0, without overflow."""
         return x + math.log(-math.expm1(-x))
 
     def log_ratio(alpha: float) -> float:

@@ -109,8 +109,11 @@ def noise_amplification(
 
 
 def highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
-    """The loss above which a prediction is refused: that of uniform guessing, or the largest measured one times what
-    the steepest known law could add between the measured range and a smaller target."""
+    """The loss above which a prediction is refused.
+
+    That of uniform guessing, or the largest measured one times what the steepest known law could add between the
+    measured range and a smaller target.
+    """
     below = max(float(points.params.min()) / params, 1.0)
     slack = _SLACK
     if tokens is not None and points.tokens is not None:

@@ -109,8 +109,7 @@ def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:
 
 
 def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dict[str, Any]:
-    """A row of RUNS.json that names a log, with everything written out as
-    :func:`~llmshearing.scaling.curves.check_curve` wants it.
+    """A row of RUNS.json that names a log, written out for :func:`~llmshearing.scaling.curves.check_curve`.
 
     Args:
         row: ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``), ``source_losses`` (file, or
@@ -149,8 +148,11 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
 
 
 def check_run(row: object, where: str, folder: Path = Path()) -> Curve:
-    """One entry of RUNS.json: a curve written out (:func:`~llmshearing.scaling.curves.check_curve`) or one of this
-    suite's runs, named by its ``log`` (:func:`row_of_log`)."""
+    """One entry of RUNS.json as a curve.
+
+    It is a curve written out (:func:`~llmshearing.scaling.curves.check_curve`) or one of this suite's runs, named by
+    its ``log`` (:func:`row_of_log`).
+    """
     if isinstance(row, dict) and 'log' in row:
         written_out = row_of_log(row, where, folder)
         return check_curve(written_out, where, folder, str((folder / row['log']).resolve()))
