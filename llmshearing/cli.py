@@ -16,6 +16,8 @@ import sys
 
 import yaml
 
+__all__ = ['COMMANDS', 'main', 'store_errors', 'usage']
+
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     'train': ('llmshearing.commands.train', 'train as a YAML file says, on one process or several'),

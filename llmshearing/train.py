@@ -14,6 +14,8 @@ import traceback
 
 from llmshearing.config.process import prepare_process
 
+__all__ = ['main']
+
 REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
 

@@ -28,6 +28,8 @@ from llmshearing.scaling.spending import (
     tokens_for_loss,
 )
 
+__all__ = ['main']
+
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('law', metavar='LAW.json', help='what `budget fit` wrote')

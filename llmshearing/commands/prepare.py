@@ -15,6 +15,8 @@ from typing import Any
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 
+__all__ = ['check_table', 'feeding_table', 'main']
+
 
 def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
     """A table of what each split holds and how long it lasts.

@@ -13,6 +13,8 @@ from llmshearing.scaling.fields import count_argument, write_json
 from llmshearing.scaling.points import read_points
 from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses
 
+__all__ = ['main']
+
 
 def _whole(text: str) -> int:
     value = count_argument(text)

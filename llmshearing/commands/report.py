@@ -12,6 +12,8 @@ from pathlib import Path
 
 from llmshearing.reports.build import build_report
 
+__all__ = ['main']
+
 
 def main(argv: list[str]) -> int:
     """Entry point of ``llmshearing report``."""

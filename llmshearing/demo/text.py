@@ -29,6 +29,24 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+__all__ = [
+    'DOMAINS',
+    'Document',
+    'Domain',
+    'PackageFile',
+    'api_documentation',
+    'cpp_headers',
+    'cut',
+    'deduplicate',
+    'docstring_page',
+    'harvest_text',
+    'installed_files',
+    'licences',
+    'package_descriptions',
+    'python_source',
+    'shingles',
+]
+
 MIN_CHARS = 400  # shorter documents are stubs: an __init__ with one import, a licence that only names another
 MAX_CHARS = 60_000  # longer ones are tables or bundles
 CUT_CHARS = 12_000  # of the others so much is used: many documents make a better held-out split than long ones

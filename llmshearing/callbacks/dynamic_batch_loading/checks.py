@@ -19,6 +19,16 @@ from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
 from llmshearing.data.fingerprint import check_tokenizer, folders_of
 from llmshearing.data.rounds import MixtureRounds
 
+__all__ = [
+    'check_references',
+    'check_round_length',
+    'dynamic_dataset',
+    'match_evaluators',
+    'prepare_evaluation',
+    'read_reference_losses',
+    'write_mixture',
+]
+
 
 def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str, float]:
     """Reference losses by domain, given inline or as a JSON file with a ``reference_losses`` mapping.

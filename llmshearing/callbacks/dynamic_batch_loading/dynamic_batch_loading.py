@@ -31,6 +31,8 @@ from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, weigh
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.utils.paths import local_destination
 
+__all__ = ['DynamicBatchLoading']
+
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # 2: names of the domains

@@ -20,6 +20,21 @@ import numpy as np
 
 from llmshearing.callbacks.dynamic_batch_loading.ado import ado_weights
 
+__all__ = [
+    'NEEDS_REFERENCES',
+    'RULES',
+    'Memory',
+    'Round',
+    'Rule',
+    'ado',
+    'bound',
+    'check_losses',
+    'constant',
+    'sheared',
+    'sheared_unclipped',
+    'smooth',
+]
+
 
 @dataclass(frozen=True)
 class Round:
