@@ -112,7 +112,7 @@ class Compensation:
         if self._cutter.shape.group_size == 1 and 'head' in axes:
             axes.add('kv_group')
         for path, cut in self._before.items():
-            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
+            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.dim
             if cut.gain is not None:  # follows by itself
                 continue
             if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension or '', ())):

@@ -62,7 +62,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     for path, role, layer in family.modules(shape.num_hidden_layers):
         weight = model.get_parameter(f'{path}.weight').detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
-        sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.axis,)
+        sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.dim,)
         if 'layer' in axes and layer is not None:
             squares['layer'][layer] += weight.sum()
             counts['layer'][layer] += weight.numel()

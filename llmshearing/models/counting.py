@@ -178,7 +178,7 @@ def _weights(family: Family, model: torch.nn.Module) -> Iterator[tuple[str, Weig
         bias = getattr(module, 'bias', None) is not None
         if isinstance(role, Norm):
             (rows,) = module.get_parameter('weight').shape
-            yield part, Weight(role.axis or rows, 1, bias, writes=role.writes)
+            yield part, Weight(role.dim or rows, 1, bias, writes=role.writes)
         else:
             rows, columns = module.get_parameter('weight').shape
             yield part, Weight(role.rows or rows, role.columns or columns, bias, part != 'embedding', role.writes)

@@ -109,7 +109,7 @@ class ModuleCut:
 
     Attributes:
         role (Role): What the module is.
-        rows (Tensor | None): Kept positions along the rows (Linear) or the axis (Norm).
+        rows (Tensor | None): Kept positions along the rows (Linear) or the dimension (Norm).
         columns (Tensor | None): Kept positions along the columns (Linear).
         row_scale (Tensor | None): float32 [kept rows].
         column_scale (Tensor | None): float32 [kept columns].
@@ -284,8 +284,8 @@ class CutPlan:
         elif isinstance(role, Norm) and role.reads:
             row_scale = scales.get(('hidden', None))
         if isinstance(role, Norm):
-            real = self._index.get(('real', layer)) if role.axis == 'query' else None
-            return ModuleCut(role, self._position(role.axis, layer), row_scale=row_scale, real=real, gain=gain)
+            real = self._index.get(('real', layer)) if role.dim == 'query' else None
+            return ModuleCut(role, self._position(role.dim, layer), row_scale=row_scale, real=real, gain=gain)
         column_scale = scales.get((role.columns, layer)) if role.columns != 'hidden' else None
         return ModuleCut(
             role, self._position(role.rows, layer), self._position(role.columns, layer), row_scale, column_scale
@@ -352,7 +352,7 @@ def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 def _sides(role: Role) -> tuple[str | None, ...]:
-    return (role.axis,) if isinstance(role, Norm) else (role.rows, role.columns)
+    return (role.dim,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 
 def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, int]:

@@ -12,11 +12,11 @@ in :data:`FAMILIES` and add a tiny config of it to ``tests/models/tiny.py``; the
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, layer_kinds
+from llmshearing.utils.suggestions import nearest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -44,7 +44,7 @@ class Norm:
     """A normalisation with a gain and perhaps a bias.
 
     Attributes:
-        axis (str | None): Dimension it normalises, or None where it is never cut (norms over one head).
+        dim (str | None): Dimension it normalises, or None where it is never cut (norms over one head).
         reads (bool): Its input is the residual stream: gain and bias are scaled by the hidden mask.
         writes (bool): Its output is added to the residual stream: scaled by hidden and layer masks.
         offset (float): The gain in use is ``offset + weight`` (1 in Gemma).
@@ -52,7 +52,7 @@ class Norm:
             of the family's attribute (``'attention'``, ``'mlp'`` or ``'head'``).
     """
 
-    axis: str | None = 'hidden'
+    dim: str | None = 'hidden'
     reads: bool = False
     writes: bool = False
     offset: float = 0.0
@@ -159,7 +159,7 @@ def _gated_mlp(writes: bool = True) -> dict[str, Role]:
 LLAMA = Family(layer={**_pre_norms(), **_attention(), **_gated_mlp()})
 
 # Norms over the single head: nothing of them is ever cut.
-HEAD_NORMS = {'self_attn.q_norm': Norm(axis=None), 'self_attn.k_norm': Norm(axis=None)}
+HEAD_NORMS = {'self_attn.q_norm': Norm(dim=None), 'self_attn.k_norm': Norm(dim=None)}
 
 QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
 
@@ -273,7 +273,7 @@ def family_of(config: PretrainedConfig) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is not None:
         return family
-    near = difflib.get_close_matches(config.model_type, FAMILIES, 1, cutoff=0.4)
+    near = nearest(config.model_type, FAMILIES)
     reason = ''
     if getattr(config, 'is_encoder_decoder', False):
         reason = ' (an encoder-decoder model)'
@@ -281,5 +281,5 @@ def family_of(config: PretrainedConfig) -> Family:
         reason = ' (a mixture of experts)'
     raise ValueError(
         f'model_type {config.model_type!r}{reason} is not supported; '
-        f'{f"the nearest that is: {near[0]!r}; " if near else ""}supported: {", ".join(sorted(FAMILIES))}.'
+        f'{f"the nearest that is: {near!r}; " if near else ""}supported: {", ".join(sorted(FAMILIES))}.'
     )

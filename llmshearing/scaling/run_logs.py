@@ -67,12 +67,11 @@ def _parameters(log: RunLog, pruned: Path | None, where: str) -> tuple[float, fl
     record = read_json(pruned / 'pruning.json')
     read_json(pruned / 'config.json')  # a clear message where it is missing
     # Imported here: only this case needs torch and transformers.
-    from transformers import AutoConfig
-
     from llmshearing.models.counting import count_parameters, layout_of
     from llmshearing.models.shapes import ModelShape
+    from llmshearing.models.source_config import read_config
 
-    layout = layout_of(AutoConfig.from_pretrained(pruned))
+    layout = layout_of(read_config(pruned))
     counts = [count_parameters(layout, ModelShape(**record[f'{name}_shape'])).total for name in ('source', 'target')]
     return float(counts[0]), float(counts[1])
 
