@@ -1,5 +1,6 @@
 # make demo   prune a real 135M model on this machine (about twelve minutes after installation)
-# make test   the tests (make test-all: the slow ones, too; make test-core: the core; make lint: ruff and import-linter)
+# make test   the tests (make test-all: the slow ones, too; make test-core: the core)
+# make lint   ruff and import-linter; make types: pyright
 # make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
 #
 # Each builds the environment it needs first. VENV=... says where it lives, WORK=... where the demo works, and
@@ -14,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet
 CORE := tests/models tests/masks tests/algorithms tests/checkpoints tests/export tests/rotation tests/compat \
 	tests/distributed tests/compatibility tests/test_package.py
 
-.PHONY: demo test test-core test-all gpu lint clean
+.PHONY: demo test test-core test-all gpu lint types clean
 
 $(VENV)/.llmshearing-stock: setup.py constraints/stock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +53,9 @@ lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	PYTHONPATH=. .venv-lint/bin/lint-imports
+
+types: .venv-lint/.installed $(INSTALLED)
+	.venv-lint/bin/pyright --pythonpath $(VENV)/bin/python
 
 clean:
 	rm -rf $(WORK) build *.egg-info

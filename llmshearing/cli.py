@@ -16,6 +16,8 @@ import sys
 
 import yaml
 
+__all__ = ['COMMANDS', 'main', 'store_errors', 'usage']
+
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     'train': ('llmshearing.commands.train', 'train as a YAML file says, on one process or several'),
@@ -59,6 +61,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def usage() -> str:
+    """What ``llmshearing --help`` prints: every command with a line on it."""
     width = max(map(len, COMMANDS))
     rows = '\n'.join(f'  {name:<{width}}  {text}' for name, (_, text) in COMMANDS.items())
     return f'usage: llmshearing COMMAND [options]\n\ncommands:\n{rows}\n\nllmshearing COMMAND --help tells the options.'

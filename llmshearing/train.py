@@ -1,5 +1,6 @@
-"""``composer [-n N] llmshearing/train.py RUN.yaml [key=value ...]``:
-llm-foundry's training with our parts and clear errors.
+"""llm-foundry's training with our parts and clear errors.
+
+``composer [-n N] llmshearing/train.py RUN.yaml [key=value ...]``
 
 The same YAML runs under ``composer [-n N] -c llmfoundry train``; this script only prepares the process before Composer
 is imported and turns an error in the configuration into one message instead of a traceback.
@@ -12,6 +13,8 @@ import sys
 import traceback
 
 from llmshearing.config.process import prepare_process
+
+__all__ = ['main']
 
 REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
@@ -64,8 +67,11 @@ def _foreign_place(error: BaseException) -> str | None:
 
 
 def _check_document(path: str, overrides: list[str]) -> None:
-    """llm-foundry takes for granted that the file holds keys and values, that keys are text, that those which it reads
-    first are there, and that the command line puts nothing else in the place of a section."""
+    """Checks what llm-foundry takes for granted of a file.
+
+    It holds keys and values, keys are text, those which are read first are there, and the command line puts nothing
+    else in the place of a section.
+    """
     from omegaconf import DictConfig, OmegaConf
 
     content = OmegaConf.load(path)

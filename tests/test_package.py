@@ -1,5 +1,6 @@
 """The installed package: a complete wheel, entry points that load, commands that explain themselves."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -75,6 +76,13 @@ def test_every_command_explains_itself(command, capsys):
     assert 'usage' in capsys.readouterr().out
 
 
+def test_every_module_says_what_it_offers():
+    for path in (ROOT / 'llmshearing').rglob('*.py'):
+        code = ast.parse(path.read_text(encoding='utf-8')).body[1:]  # after the docstring
+        names = [ast.unparse(line.targets[0]) for line in code if isinstance(line, ast.Assign)]
+        assert not code or '__all__' in names, path
+
+
 def test_a_wrong_command_or_input_is_one_line(capsys):
     assert main(['prune-it']) == 2
     assert "unknown command 'prune-it'; one of: " in capsys.readouterr().err
@@ -96,4 +104,4 @@ def test_make_targets_build_their_environment_first(monkeypatch):
         lines = plan.stdout.splitlines()
         assert '-m venv /tmp/no-such-environment' in lines[0] and 'constraints/current.txt' in lines[1]
     ci = (ROOT / '.ci' / 'run').read_text()
-    assert 'make lint test' in ci
+    assert 'make lint types test' in ci

@@ -1,0 +1,1 @@
+"""Algorithms of Composer: targeted pruning and distillation."""

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from composer.callbacks import CheckpointSaver
-from composer.core import Callback, State
+from composer.core import Callback, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from llmshearing.algorithms.targeted_pruning import find_pruning
+from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.export.model_folder import cut_tensors, tensors_of
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
@@ -69,21 +69,20 @@ class ExportPruned(Callback):
         self.difference: float | None = None  # of the exported folder's logits, once it is checked
 
     def init(self, state: State, logger: Logger) -> None:
-        if find_pruning(state) is None:
-            raise ValueError(
-                'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
-            )
+        _pruning(state)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        refuse_open_widths(find_pruning(state))
+        pruning = _pruning(state)
+        refuse_open_widths(pruning)
         refuse_existing('export_pruned', self.folder, self.overwrite)
         if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
             _check_writable(self.folder)
-        pruning = find_pruning(state)
         if not self.allow_unconverged and not pruning.reaches_target(state):
+            warmup, duration = Time.from_input(pruning.settings.warmup), state.max_duration
+            assert duration is not None  # the Trainer sets it before training starts
             raise ValueError(
-                f'export_pruned: warmup is {pruning.settings.warmup.to_timestring()} and the run ends '
-                f'after {state.max_duration.to_timestring()}, so the target would not be reached and nothing exported; '
+                f'export_pruned: warmup is {warmup.to_timestring()} and the run ends '
+                f'after {duration.to_timestring()}, so the target would not be reached and nothing exported; '
                 'shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
         if not _saves_checkpoints(state):
@@ -93,7 +92,7 @@ class ExportPruned(Callback):
             )
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        pruning = find_pruning(state)
+        pruning = _pruning(state)
         remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if _saves_checkpoints(state) else '.')
         away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
         model = _model(state)
@@ -114,7 +113,7 @@ class ExportPruned(Callback):
                 f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
                 'this is a bug in llmshearing.'
             )
-        source, files = pruning.origin
+        source, files = pruning.origin or (None, {})
         origin = Origin(
             source=source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
@@ -150,6 +149,15 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f'export_pruned: {folder} cannot be written ({error}); choose another folder.') from error
+
+
+def _pruning(state: State) -> TargetedPruning:
+    pruning = find_pruning(state)
+    if pruning is None:
+        raise ValueError(
+            'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
+        )
+    return pruning
 
 
 def _model(state: State) -> Any:

@@ -1,5 +1,4 @@
-"""``finite_monitor``: ends a run on the batch in which a loss, a gradient or a mask is NaN or infinite, before the
-weights change.
+"""``finite_monitor``: ends a run before a loss, a gradient or a mask that is NaN or infinite changes the weights.
 
 Composer's ``nan_monitor`` looks for NaN in the loss of its own rank and leaves the other ranks waiting. Here all ranks
 learn of it in one reduction per batch and stop together, with the same message; a checkpoint of the damage is never
@@ -34,14 +33,13 @@ class FiniteMonitor(Callback):
     """
 
     def __init__(self) -> None:
-        self._broken_loss: Tensor | None = None
+        self._broken: list[Tensor] = []  # of the batch's micro-batches, bool: whose loss is not finite
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
-        self._broken_loss = None
+        self._broken = []
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        broken = torch.stack([~torch.isfinite(loss.detach()).all() for loss in _tensors(state.loss)]).any()
-        self._broken_loss = broken if self._broken_loss is None else self._broken_loss | broken
+        self._broken += [~torch.isfinite(loss.detach()).all() for loss in _tensors(state.loss)]
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         gradients = {
@@ -49,9 +47,9 @@ class FiniteMonitor(Callback):
             for name, parameter in state.model.named_parameters()
             if parameter.grad is not None
         }
-        broken = self._broken_loss
+        broken = torch.stack(self._broken).any()
         if gradients:
-            norms = torch._foreach_norm(list(gradients.values()), float('inf'))
+            norms = torch._foreach_norm(list(gradients.values()), float('inf'))  # pyright: ignore[reportPrivateImportUsage]
             largest = torch.stack([norm.to(broken.device) for norm in norms])
             broken = broken | ~torch.isfinite(largest).all()
         masks = _masks(state)
@@ -62,7 +60,7 @@ class FiniteMonitor(Callback):
 
     def _describe(self, state: State, gradients: dict[str, Tensor], masks: dict[str, Tensor]) -> str:
         own = {
-            'loss': bool(self._broken_loss.item()),
+            'loss': any(broken.item() for broken in self._broken),
             'gradients': [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()],
             'masks': [axis for axis, mask in masks.items() if not torch.isfinite(mask).all()],
             'saved': [

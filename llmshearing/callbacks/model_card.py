@@ -1,8 +1,8 @@
-"""``model_card``: puts a model card and the source's licence into the folders that llm-foundry's ``hf_checkpointer``
-writes, so that the result of continued pre-training can be shared as it is.
+"""``model_card``: a model card and the source's licence in the folders that llm-foundry's ``hf_checkpointer`` writes.
 
-``hf_checkpointer`` has a hook for further files, called on rank 0 before anything is uploaded; this callback goes
-there. What the card needs of the source is read before the first step, while it is certainly there.
+So the result of continued pre-training can be shared as it is. ``hf_checkpointer`` has a hook for further files, called
+on rank 0 before anything is uploaded; this callback goes there. What the card needs of the source is read before the
+first step, while it is certainly there.
 """
 
 from __future__ import annotations
@@ -83,4 +83,4 @@ class ModelCard(Callback):
 
 
 def _model(state: State) -> Any:
-    return (state.model.module if hasattr(state.model, 'module') else state.model).model
+    return getattr(state.model, 'module', state.model).model

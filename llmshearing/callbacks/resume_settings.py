@@ -80,8 +80,11 @@ class ResumeSettings(CallbackWithConfig):
             log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, FROM_CHECKPOINT[place])
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings as one text: a sharded checkpoint is loaded only into the very keys that it holds, and into none
-        where it was written before this callback was there."""
+        """Settings as one text.
+
+        A sharded checkpoint is loaded only into the very keys that it holds, and into none where it was written before
+        this callback was there.
+        """
         return {'settings': json.dumps(self._own)} if self._is_noted else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

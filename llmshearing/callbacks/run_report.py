@@ -80,7 +80,7 @@ class RunReport(Callback):
         self.pruned = None if pruned is None else Path(pruned)
         self.law = None if law is None else Path(law)
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
-        self._metrics: Path | None = None
+        self._metrics: Path  # known when the run begins
         self._models: dict[str, Any] = {}
         self._evaluated = False
         self._last = self._began = 0.0
@@ -164,7 +164,7 @@ class RunReport(Callback):
 
     def _hear(self) -> None:
         """Passes on why the last page could not be drawn, if it could not."""
-        if self._drawing is not None and self._drawing.returncode:
+        if self._drawing is not None and self._drawing.returncode and self._complaints is not None:
             self._complaints.seek(0)
             text = self._complaints.read().decode('utf-8', errors='replace').strip()
             log.warning(
@@ -192,7 +192,7 @@ def _models(state: State, pruned: Path | None) -> dict[str, Any]:
     pruning = find_pruning(state)
     if pruning is not None:
         result = None
-        if not pruning.has_open_widths:
+        if isinstance(pruning.target, ModelShape):
             count = count_parameters(layout_of(model.model.config), pruning.target).total
             result = {'parameters': int(count), 'shape': dataclasses.asdict(pruning.target)}
         return {'source': own, 'result': result}

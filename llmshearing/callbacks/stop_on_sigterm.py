@@ -1,11 +1,10 @@
-"""``stop_on_sigterm``: a run that is told to end (SIGTERM, as schedulers send before they pull a node) saves a
-checkpoint first.
+"""``stop_on_sigterm``: a run that is told to end saves a checkpoint first.
 
-Composer ends at once on SIGTERM, and what was trained since the last checkpoint is lost. With this callback the batch
-in hand is finished, a checkpoint is saved, and all ranks leave together with exit code 143. The time it takes is that
-of one batch, of an evaluation if one is due, and of saving and uploading: the scheduler's grace period (and, if
-Composer's launcher is told and not the ranks, the 30 s that it gives them) must suffice, else the run ends as without
-it, and the last regular checkpoint stands.
+Schedulers send SIGTERM before they pull a node. Composer ends at once on SIGTERM, and what was trained since the last
+checkpoint is lost. With this callback the batch in hand is finished, a checkpoint is saved, and all ranks leave
+together with exit code 143. The time it takes is that of one batch, of an evaluation if one is due, and of saving and
+uploading: the scheduler's grace period (and, if Composer's launcher is told and not the ranks, the 30 s that it gives
+them) must suffice, else the run ends as without it, and the last regular checkpoint stands.
 
 A run whose last batch is done goes on to its end instead: it only has to evaluate and to export, and could not be
 resumed from a checkpoint after its last batch, because nothing is left to train.
@@ -90,4 +89,4 @@ def _trained(state: State) -> bool:
     timestamp = state.timestamp
     if state.dataloader_len is not None and timestamp.batch_in_epoch >= state.dataloader_len:
         timestamp = timestamp.to_next_epoch()
-    return timestamp >= state.max_duration
+    return state.max_duration is not None and timestamp >= state.max_duration

@@ -1,0 +1,1 @@
+"""Reading checkpoints of a run: opened lazily, held to numbers, checked for damage."""

@@ -1,5 +1,4 @@
-"""Composer's own loading (``load_path``, ``autoresume``) held to what our export reads:
-numbers, nothing that could run.
+"""Composer's own loading (``load_path``, ``autoresume``) held to what our export reads: nothing that could run.
 
 Composer calls ``torch.load(weights_only=False)`` and PyTorch unpickles the metadata of sharded checkpoints, so a
 checkpoint from elsewhere could run anything. Both libraries have a switch for that, set here before a trainer is built:
@@ -15,6 +14,7 @@ which neither Composer's trainer nor llm-foundry calls; whoever calls that funct
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,14 +36,13 @@ def guard_checkpoint_loading() -> None:
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
-def refuse_code(path: str | Path, specs: list[tuple[int, int]] | None = None) -> bool:
-    """True for a checkpoint file that holds only numbers and plain types;
-    has the signature of Composer's validation hook.
+def refuse_code(path: str | Path, specs: Sequence[tuple[int, int]] | None = None) -> bool:
+    """True for a checkpoint file that holds only numbers and plain types; Composer's validation hook.
 
     Args:
         path (str | Path): A ``.pt`` file, or the metadata or a data file of a sharded checkpoint.
-        specs (list[tuple[int, int]] | None): Offsets and lengths in a data file. Its pieces are whole archives of their
-            own, which PyTorch reads under ``weights_only``; the names of the files were checked with the metadata.
+        specs (Sequence[tuple[int, int]] | None): Offsets and lengths in a data file. Its pieces are whole archives of
+            their own, which PyTorch reads under ``weights_only``; the files' names were checked with the metadata.
 
     Raises:
         ValueError: Naming what else the file holds.

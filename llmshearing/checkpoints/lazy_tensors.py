@@ -20,6 +20,7 @@ import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.torch_version import TorchVersion
 
 __all__ = ['SAFE_GLOBALS', 'StoredTensor', 'foreign_globals', 'load_stored', 'read_all']
 
@@ -27,7 +28,7 @@ _RECONSTRUCT = numpy.empty(0).__reduce__()[0]  # wherever this numpy keeps it
 # Timestamps, torch's version and the random states of numpy, under the names of numpy 2 and numpy 1.
 SAFE_GLOBALS = [
     datetime.timedelta,
-    torch.torch_version.TorchVersion,
+    TorchVersion,
     numpy.ndarray,
     numpy.dtype,
     type(numpy.dtype('uint32')),
@@ -74,8 +75,7 @@ def load_stored(path: Path) -> Any:
 
 
 def foreign_globals(path: Path) -> list[str]:
-    """Names of the classes and functions in a ``torch.save`` file that are not needed for numbers;
-    nothing is unpickled.
+    """Names of classes and functions in a ``torch.save`` file that numbers do not need; nothing is unpickled.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -121,12 +121,14 @@ def _replaced(tree: Any, matches: Callable[[Any], bool], replace: Callable[[Any]
 
 def _stored(path: Path, fake: FakeTensor) -> StoredTensor:
     shape, stride, dtype = tuple(fake.shape), fake.stride(), fake.dtype
-    start = fake.untyped_storage()._checkpoint_offset + fake.storage_offset() * dtype.itemsize
+    begin = fake.untyped_storage()._checkpoint_offset
+    assert begin is not None  # torch.load notes it under a fake mode
+    start = begin + int(fake.storage_offset()) * dtype.itemsize
     length = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride))
 
     def read() -> Tensor:
         data = torch.empty(length, dtype=dtype)
-        raw = memoryview(data.view(torch.uint8).numpy()) if length else memoryview(b'')
+        raw = data.view(torch.uint8).numpy().data if length else memoryview(b'')
         with path.open('rb') as file:
             file.seek(start)
             done = 0

@@ -35,7 +35,7 @@ def local_copy(checkpoint: str, progress: bool = True) -> Iterator[Path]:
             return
         store, (_, _, prefix) = maybe_create_object_store_from_uri(checkpoint), parse_uri(checkpoint)
         names = [] if store is None else store.list_objects(f'{prefix.rstrip("/")}/')
-        if not names:
+        if store is None or not names:
             raise FileNotFoundError(
                 f'{checkpoint} holds no files; give a .pt file or the folder of a sharded checkpoint.'
             )

@@ -144,8 +144,11 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def _file_names(metadata: Metadata) -> list[str]:
-    """The files that pieces are in. Everything this reader will need is used once, since changed bytes may have made
-    anything of it, or left it out; what that raises is :data:`DAMAGE`."""
+    """The files that pieces are in.
+
+    Everything this reader will need is used once, since changed bytes may have made anything of it, or left it out;
+    what that raises is :data:`DAMAGE`.
+    """
     for name, stored in metadata.state_dict_metadata.items():
         tuple((metadata.planner_data or {}).get(name) or ())
         if isinstance(stored, TensorStorageMetadata):

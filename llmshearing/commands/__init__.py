@@ -1,0 +1,1 @@
+"""One thin module per command: arguments in, library calls, lines out."""

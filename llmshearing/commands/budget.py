@@ -28,6 +28,8 @@ from llmshearing.scaling.spending import (
     tokens_for_loss,
 )
 
+__all__ = ['main']
+
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('law', metavar='LAW.json', help='what `budget fit` wrote')
@@ -43,7 +45,7 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='llmshearing budget',
-        description=__doc__.split('\n\n')[1],
+        description=str(__doc__).split('\n\n')[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest='command', required=True)
@@ -182,7 +184,8 @@ def _costs(arguments: argparse.Namespace) -> tuple[float, float, bool]:
     given = {'--pruning-cost': str(arguments.pruning_cost), '--continue-cost': str(arguments.continue_cost)}
     logs = [option for option, value in given.items() if value.endswith('.jsonl')]
     if len(logs) == 2:
-        return *map(cost_per_token, given.values()), True
+        pruning, continuing = map(cost_per_token, given.values())
+        return pruning, continuing, True
     if logs:
         raise ValueError(
             f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '

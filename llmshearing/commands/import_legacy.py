@@ -1,5 +1,7 @@
-"""``llmshearing import FILE --out FOLDER`` and ``llmshearing import --to-legacy FOLDER --out FILE``:
-see ``conversion/README.md``."""
+"""``llmshearing import``: checkpoints of the paper's code to model folders, and back with ``--to-legacy``.
+
+See ``conversion/README.md``.
+"""
 
 from __future__ import annotations
 

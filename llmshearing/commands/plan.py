@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ def read_source(source: str) -> PretrainedConfig:
     return config
 
 
-def _section(parent: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+def _section(parent: Mapping[Any, Any], key: str, path: str) -> dict[str, Any]:
     """A mapping in a run's YAML; empty where it is left out.
 
     Raises:
@@ -165,8 +166,10 @@ def _switch(section: dict[str, Any], key: str, path: str) -> bool:
 
 
 def read_run(path: str) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
-    """Source, target and training settings of a pruning run's YAML; with the settings, ``freeze_weights``,
-    ``compensate``, the name of the ``teacher`` and ``notes`` on settings that the estimate leaves out.
+    """Source, target and training settings of a pruning run's YAML.
+
+    Among the settings are ``freeze_weights``, ``compensate``, the name of the ``teacher`` and ``notes`` on settings
+    that the estimate leaves out.
 
     Raises:
         ValueError: If it is no such YAML.

@@ -15,6 +15,8 @@ from typing import Any
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 
+__all__ = ['check_table', 'feeding_table', 'main']
+
 
 def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
     """A table of what each split holds and how long it lasts.
@@ -116,7 +118,8 @@ def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
         spec = OmegaConf.load(path)
         if not OmegaConf.is_dict(spec):
             raise ValueError(f'it holds {OmegaConf.to_container(spec)!r}, expected a mapping from keys to values')
-        return OmegaConf.to_container(OmegaConf.merge(spec, OmegaConf.from_dotlist(overrides)), resolve=True)
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(spec, OmegaConf.from_dotlist(overrides)), resolve=True)
+        return merged
     except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
         keys = f', with {" ".join(overrides)}' if overrides else ''
         raise ValueError(f'{path}{keys}: {" ".join(str(error).split())}') from error

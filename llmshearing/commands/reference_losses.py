@@ -13,6 +13,8 @@ from llmshearing.scaling.fields import count_argument, write_json
 from llmshearing.scaling.points import read_points
 from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses
 
+__all__ = ['main']
+
 
 def _whole(text: str) -> int:
     value = count_argument(text)
@@ -31,7 +33,7 @@ def _names(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='llmshearing reference-losses',
-        description=__doc__.split('\n\n')[1],
+        description=str(__doc__).split('\n\n')[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest='command', required=True)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from llmshearing.reports.build import build_report
 
+__all__ = ['main']
+
 
 def main(argv: list[str]) -> int:
     """Entry point of ``llmshearing report``."""
-    parser = argparse.ArgumentParser(prog='llmshearing report', description=__doc__.split('\n\n')[1])
+    parser = argparse.ArgumentParser(prog='llmshearing report', description=str(__doc__).split('\n\n')[1])
     parser.add_argument('run', metavar='RUN', type=Path, help='metrics file, or folder with some')
     parser.add_argument('--compare', metavar='RUN2', type=Path, help='another run to draw into the same panels')
     parser.add_argument(

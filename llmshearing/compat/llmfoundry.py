@@ -50,7 +50,7 @@ def install() -> None:
     if TRANSFORMERS_5:
         from llmfoundry.models.hf import ComposerHFCausalLM
 
-        ComposerHFCausalLM.model_cls = ModelLoader
+        ComposerHFCausalLM.model_cls = ModelLoader  # pyright: ignore[reportAttributeAccessIssue]  # stands in for its class
 
 
 def keep_sharding(fsdp_config: dict[str, Any] | None) -> None:
@@ -67,7 +67,7 @@ def keep_sharding(fsdp_config: dict[str, Any] | None) -> None:
     def sharded_trainer(*args: Any, parallelism_config: dict[str, Any], **settings: Any) -> Trainer:
         return Trainer(*args, parallelism_config={**parallelism_config, 'fsdp': fsdp_config}, **settings)
 
-    module = importlib.import_module('llmfoundry.command_utils.train')  # the package has a function of that name
+    module: Any = importlib.import_module('llmfoundry.command_utils.train')  # the package has a function of that name
     module.Trainer = Trainer if fsdp_config is None else sharded_trainer
     if fsdp_config is not None:
         warnings.filterwarnings('ignore', message='FSDP is not applicable for single-GPU training')

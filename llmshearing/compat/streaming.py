@@ -96,7 +96,7 @@ def register_batching(name: str, make_work: Callable[[Any, World, int, int], Any
         make_work (Callable): From data set, world, epoch and sample in the epoch to sample ids, int64 [nodes, ranks
             per node, workers per rank, batches per worker, batch size]; -1 is skipped.
     """
-    batching_methods[name] = make_work
+    batching_methods[name] = make_work  # pyright: ignore[reportArgumentType]  # called by position, whatever the names
 
 
 def rank_world(dataset: StreamingDataset) -> World:
@@ -131,8 +131,9 @@ def guard_numbers(guard: Callable[[], AbstractContextManager]) -> None:
     one. And it looks for each kind of block alone: where a run ends between two others, it goes for a number that is
     taken. A single process that is too late nevertheless, because of a run that is not ours, tries again.
     """
-    prefix = streaming.base.shared.prefix
-    find, take = (_original(prefix, '_check_and_find_retrying'), _original(streaming.base.dataset, 'get_shm_prefix'))
+    prefix: Any = streaming.base.shared.prefix
+    user: Any = streaming.base.dataset
+    find, take = (_original(prefix, '_check_and_find_retrying'), _original(user, 'get_shm_prefix'))
 
     def find_free(*args: Any, **kwargs: Any) -> int:
         number = find(*args, **kwargs)
@@ -153,7 +154,7 @@ def guard_numbers(guard: Callable[[], AbstractContextManager]) -> None:
 
     find_free.original, take_guarded.original = find, take
     prefix._check_and_find_retrying = find_free
-    streaming.base.dataset.get_shm_prefix = take_guarded
+    user.get_shm_prefix = take_guarded
 
 
 def _original(module: Any, name: str) -> Callable:
@@ -195,7 +196,7 @@ def read_remote_text(address: str) -> str | None:
     ) from trouble
 
 
-def _says_missing(error: Exception) -> bool:
+def _says_missing(error: BaseException) -> bool:
     """Whether an error of a store's library says that there is no such object, which "forbidden" does not."""
     error = error.__cause__ or error  # Streaming makes some, "forbidden" among them, a FileNotFoundError
     response = getattr(error, 'response', None)  # S3: a mapping; Hugging Face: an answer with a status

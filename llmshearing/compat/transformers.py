@@ -31,6 +31,7 @@ __all__ = [
     'ignores_windows',
     'install',
     'layer_kinds',
+    'load_causal_lm',
     'read_tokenizer',
     'rotary_base',
     'set_dtype',
@@ -177,6 +178,23 @@ def read_tokenizer(name: str | Path) -> Any:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
+def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """A causal language model and what of its weights was amiss, by kind; no code of its own is run.
+
+    Type checkers cannot follow what transformers writes of this pair, nor of the model's ``to`` and ``generate``.
+
+    Args:
+        name (str | Path): Folder, or name on the hub.
+        **settings (Any): For ``from_pretrained``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    pair: Any = AutoModelForCausalLM.from_pretrained(
+        name, output_loading_info=True, trust_remote_code=False, **settings
+    )
+    return pair
+
+
 def ignores_windows(config: Any) -> bool:
     """Whether this attention leaves out a config's sliding windows: Qwen's under transformers 4, with a warning."""
     return not TRANSFORMERS_5 and bool(getattr(config, 'use_sliding_window', False))
@@ -189,7 +207,7 @@ def without_packed_masks() -> Iterator[None]:
     It looks into position ids for several sequences in one row, and takes tensors whose data it cannot see for such.
     A real step has no such masks.
     """
-    masking = sys.modules.get('transformers.masking_utils')
+    masking: Any = sys.modules.get('transformers.masking_utils')
     if masking is None or not hasattr(masking, 'find_packed_sequence_indices'):
         yield
         return

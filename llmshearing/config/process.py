@@ -35,8 +35,10 @@ NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torch
 
 
 def prepare_process(config: dict[str, Any] | None = None) -> None:
-    """Sets environment variables and, for a configuration, the level of our loggers, the guard of checkpoint loading
-    and the defaults that are safer than llm-foundry's.
+    """Sets environment variables and, for a configuration, what it asks of the process.
+
+    That is the level of our loggers, the guard of checkpoint loading and the defaults that are safer than
+    llm-foundry's.
 
     Args:
         config (dict[str, Any] | None): A whole llm-foundry training configuration; defaults are filled in. Default:
@@ -99,7 +101,8 @@ def _trust_no_remote_code(config: dict[str, Any]) -> None:
     """llm-foundry runs code that comes with a model unless told otherwise, and transformers asks on the terminal."""
     from llmfoundry import registry
 
-    model, tokenizer = config.get('model'), config.get('tokenizer')
+    model: Any = config.get('model')
+    tokenizer: Any = config.get('tokenizer')
     if section_names(model, 'name') and model['name'] in ('sheared_causal_lm', 'hf_causal_lm', 'hf_t5'):
         model.setdefault('trust_remote_code', False)
     if section_names(tokenizer, 'name') and tokenizer['name'] not in registry.tokenizers:

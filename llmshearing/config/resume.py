@@ -28,8 +28,9 @@ def check_resume(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: For what cannot work, with the remedy.
     """
-    if _latest(config) is not None and not config.get('load_path'):
-        _check_link(_latest(config), _is_sharded(config))
+    latest = _latest(config)
+    if latest is not None and not config.get('load_path'):
+        _check_link(latest, _is_sharded(config))
     source = resume_source(config)
     if source is not None:
         _check_kind(source, config)

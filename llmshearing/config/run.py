@@ -1,5 +1,4 @@
-"""The config transform of llm-foundry that prepares and checks a run before anything is built: before weights are read,
-before the first batch, on every rank.
+"""The config transform of llm-foundry that prepares and checks a run before anything is built, on every rank.
 
 It runs first under ``llmshearing train`` and ``llmfoundry train`` alike. Runs without any part of this package are left
 alone. The order is from keys to what they stand for: sections by themselves, then against each other, then against the
@@ -67,6 +66,7 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     check_resume(config)
     source = check_source(config)
     if 'targeted_pruning' in algorithms:
+        assert source is not None  # sheared_causal_lm has one
         check_pruning(config, source)
     if 'export_pruned' in callbacks:
         check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})

@@ -1,5 +1,4 @@
-"""What any section of a run must satisfy, ours or not,
-so that a mistake ends in one message instead of a library's traceback.
+"""What any section of a run must satisfy, ours or not: a mistake ends in one message instead of a traceback.
 
 llm-foundry hands most settings straight to constructors, whose own complaints range from clear to a ``TypeError`` in
 the middle of building the trainer. Here each section is held against the signature of what it will build: the name is

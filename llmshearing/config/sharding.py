@@ -1,5 +1,4 @@
-"""``fsdp_config`` and where the model is initialised: combinations that end in an assertion or a hanging rank deep
-inside a library."""
+"""``fsdp_config`` and where the model is initialised: what ends in an assertion or a hanging rank inside a library."""
 
 from __future__ import annotations
 

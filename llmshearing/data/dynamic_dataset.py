@@ -112,6 +112,9 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         ValueError: if domains, weights, sequence length or token ids do not fit.
     """
 
+    batch_size: int  # Streaming's own may be None
+    shuffle_block_size: int
+
     def __init__(
         self,
         *,
@@ -164,7 +167,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         if started_dist:
             torch.distributed.destroy_process_group()
 
-        check_stored(self, list(streams), max_seq_len, self.vocab_size)
+        check_stored(self, self.read_tokens, list(streams), max_seq_len, self.vocab_size)
         self.max_passes = max_passes
         self.rounds = MixtureRounds(
             sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),

@@ -40,7 +40,8 @@ class DynamicTextLoader(DataLoader):
     def shut_down(self) -> None:
         """Ends the workers now. Left to the garbage collector, each takes five seconds to be given up."""
         if self.num_workers and self._iterator is not None:
-            self._iterator._shutdown_workers()
+            workers: Any = self._iterator
+            workers._shutdown_workers()
             self._iterator = None
 
 
@@ -87,10 +88,11 @@ def count_every_token(loader: DataLoader) -> None:
     Before its workers start. Loaders that do already, or that have another collator, are left as they are.
     """
     counting = loader.collate_fn
+    dataset: Any = loader.dataset
     if isinstance(counting, LossGeneratingTokensCollatorWrapper) and not isinstance(
         counting.base_collator, UnpaddedLabels
     ):
-        unpadded = UnpaddedLabels(counting.base_collator, vocabulary_size(loader.dataset.tokenizer))
+        unpadded = UnpaddedLabels(counting.base_collator, vocabulary_size(dataset.tokenizer))
         # Tokens are counted once the labels are final.
         loader.collate_fn = LossGeneratingTokensCollatorWrapper(unpadded, counting.token_counting_func)
 

@@ -85,9 +85,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
         for place in places:
             if place not in read:
                 read[place] = _tokenizer_in(place)
-            if read[place] is not None:
+            made_with = read[place]
+            if made_with is not None:
                 if place not in compared:
-                    _compare(tokenizer, read[place], place)
+                    _compare(tokenizer, made_with, place)
                     compared.add(place)
                 break
 
@@ -186,7 +187,8 @@ def fast_backend(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     from tokenizers import Tokenizer
 
-    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend: Any = tokenizer.backend_tokenizer
+    whole = json.loads(backend.to_str())
     text = json.dumps({**whole, 'truncation': None, 'padding': None}, ensure_ascii=False)
     short = [one.ids for one in Tokenizer.from_str(text).encode_batch(list(PROBES), add_special_tokens=False)]
     return text if short == tokenizer(list(PROBES), add_special_tokens=False)['input_ids'] else None

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.compat.streaming import Reader, decompress
+from llmshearing.compat.streaming import MDSReader, decompress
 
 __all__ = ['find_odd_sample', 'local_bytes', 'token_sizes']
 
 _STREAMED = {'zstd': 'zstd', 'gz': 'gzip', 'bz2': 'bz2', 'br': 'brotli'}  # pyarrow's names
 
 
-def token_sizes(shard: Reader, data: Any) -> np.ndarray | None:
+def token_sizes(shard: MDSReader, data: Any) -> np.ndarray | None:
     """Bytes that the column ``tokens`` takes in each sample.
 
     Args:
-        shard (Reader): An MDS shard.
+        shard (MDSReader): The shard.
         data (bytes | np.ndarray): Its content; the beginning, up to the first sample, is enough where no other column
             has a variable size.
 
@@ -59,7 +59,7 @@ def find_odd_sample(sizes: np.ndarray | None, expected: int | None = None) -> tu
     return (int(odd[0]), int(sizes[odd[0]]), expected) if len(odd) else None
 
 
-def local_bytes(shard: Reader) -> Any:
+def local_bytes(shard: MDSReader) -> Any:
     """As much of a shard's content as :func:`token_sizes` needs; ``None`` if the shard is not on this machine."""
     raw, packed = shard.file_pairs[0]
     folder = os.path.join(shard.dirname, shard.split)
@@ -69,7 +69,7 @@ def local_bytes(shard: Reader) -> Any:
     path = os.path.join(folder, packed.basename) if packed else ''
     if not os.path.isfile(path):
         return None
-    streamed = _STREAMED.get(shard.compression.split(':')[0])
+    streamed = _STREAMED.get((shard.compression or '').split(':')[0])
     if streamed and shard.column_sizes.count(None) == 1:
         import pyarrow
 

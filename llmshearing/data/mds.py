@@ -22,7 +22,7 @@ def read_index(folder: str | Path) -> list[MDSReader]:
     Raises:
         ValueError: If its index is missing, or none of MDS shards.
     """
-    from llmshearing.compat.streaming import reader_from_json
+    from llmshearing.compat.streaming import MDSReader, reader_from_json
 
     path = Path(folder) / 'index.json'
     if not path.exists():
@@ -31,7 +31,8 @@ def read_index(folder: str | Path) -> list[MDSReader]:
         shards = check_mds_index(path)
         if other := [shard['format'] for shard in shards if shard['format'] != 'mds']:
             raise ValueError(f'it has shards of the format {other[0]!r}')
-        return [reader_from_json(str(folder), None, shard) for shard in shards]
+        readers = [reader_from_json(str(folder), None, shard) for shard in shards]
+        return [reader for reader in readers if isinstance(reader, MDSReader)]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again'

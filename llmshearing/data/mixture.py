@@ -224,7 +224,8 @@ def _pass_samples(shard_sizes: np.ndarray, begin: int, end: int, key: int, block
         last = min(int(np.searchsorted(ends, done + block)) + 1, len(shards))
         stop = int(ends[last - 1])
         if begin < stop:
-            samples = np.concatenate([np.arange(offsets[i], offsets[i] + shard_sizes[i]) for i in shards[first:last]])
+            chosen: list[int] = shards[first:last].tolist()
+            samples = np.concatenate([np.arange(offsets[i], offsets[i] + shard_sizes[i]) for i in chosen])
             samples = samples[np.argsort(hash64(samples.astype(np.uint64), key, 1), kind='stable')]
             parts.append(samples[max(begin - done, 0) : end - done])
         first, done = last, stop

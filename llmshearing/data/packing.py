@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from streaming import MDSWriter
@@ -46,18 +47,20 @@ def separators(
     Raises:
         ValueError: If a token is wanted that the tokenizer does not define.
     """
+    begin: Any = tokenizer.bos_token_id
+    end: Any = tokenizer.eos_token_id
     ids = tokenizer('text', add_special_tokens=True)['input_ids']
-    adds_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    adds_eos = tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
+    adds_bos = begin is not None and ids[0] == begin
+    adds_eos = end is not None and ids[-1] == end
     bos = adds_bos if bos is None else bos
     eos = (adds_eos or not bos) if eos is None else eos
-    for name, wanted, token_id in (('bos', bos, tokenizer.bos_token_id), ('eos', eos, tokenizer.eos_token_id)):
+    for name, wanted, token_id in (('bos', bos, begin), ('eos', eos, end)):
         if wanted and token_id is None:
             raise ValueError(
                 f'{name} is wanted between documents but the tokenizer has no {name} token; set '
                 f'{name}: false, or give the tokenizer one'
             )
-    return (tokenizer.bos_token_id if bos else None), (tokenizer.eos_token_id if eos else None)
+    return (begin if bos else None), (end if eos else None)
 
 
 def holds_text(folder: str | Path) -> bool:

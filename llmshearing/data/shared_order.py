@@ -72,7 +72,7 @@ class RunMarker:
     def __init__(self, folders: Sequence[str]) -> None:
         self._folders = list(folders)
         handle, path = tempfile.mkstemp('.run', _marker_prefix(), MARKERS)
-        self._file: IO[str] | None = os.fdopen(handle, 'r+')
+        self._file = os.fdopen(handle, 'r+')
         self.path = path
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.set_number(None)
@@ -225,7 +225,7 @@ def _lock(file: IO[str], timeout: float) -> bool:
             time.sleep(0.05)
 
 
-def _write(file: IO[str] | None, content: dict[str, Any]) -> None:
+def _write(file: IO[str], content: dict[str, Any]) -> None:
     file.seek(0)
     file.truncate()
     json.dump(content, file)

@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from streaming import Stream, StreamingDataset
 
-from llmshearing.compat.streaming import Reader, World, get_hash, get_index_basename
+from llmshearing.compat.streaming import MDSReader, Reader, World, get_hash, get_index_basename
 from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
 from llmshearing.utils.paths import check_mds_index, expand_path, plain_name
 from llmshearing.utils.settings import check_keys
@@ -41,10 +41,10 @@ DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
 
 
 class DomainStream(Stream):
-    """A ``Stream`` whose index names only files in its own folder;
-    told before any shard is fetched, unpacked or removed."""
+    """A ``Stream`` whose index names only files in its own folder."""
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        """Streaming's, after the index is checked: before any shard is fetched, unpacked or removed."""
         shards = super().get_shards(world, allow_unsafe_types)
         for shard in shards:
             for info in (part for pair in shard.file_pairs for part in pair if part is not None):
@@ -251,11 +251,18 @@ def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[
     return list(weights.values())
 
 
-def check_stored(dataset: StreamingDataset, domains: Sequence[str], max_seq_len: int, vocab_size: int) -> None:
+def check_stored(
+    dataset: StreamingDataset,
+    read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
+    domains: Sequence[str],
+    max_seq_len: int,
+    vocab_size: int,
+) -> None:
     """Checks what can be known of the stored tokens before training: from the index, and from a sample if one is here.
 
     Args:
         dataset: the data set with one stream per domain.
+        read_tokens: from a sample to its tokens.
         domains: names of the domains, in the order of the streams.
         max_seq_len: expected tokens per sample.
         vocab_size: token ids must be below this.
@@ -278,11 +285,11 @@ def check_stored(dataset: StreamingDataset, domains: Sequence[str], max_seq_len:
             _refuse_length(domain, shape.group(1), max_seq_len)
         sample = _first_local_sample(shards)
         if sample is not None and 'tokens' in sample:
-            check_tokens(dataset.read_tokens(sample), domain, max_seq_len, vocab_size)
+            check_tokens(read_tokens(sample), domain, max_seq_len, vocab_size)
         _check_lengths(shards, domain)
 
 
-def _check_lengths(shards: Sequence[Reader], domain: str) -> None:
+def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
     """Raises for a sample of another length, as far as the shards are on this machine."""
     expected = None
     for shard in shards:

@@ -7,6 +7,7 @@ line of the output is the result as JSON. Exit code 0 when all is well; 1 with o
 
 import json
 import sys
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,9 +37,10 @@ def check(folder, prompts=PROMPTS, max_new_tokens=32):
             not finite.
     """
     torch.set_num_threads(2)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
+    model, info = loaded  # a pair, which transformers' annotations leave out
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import TARGET_KEYS, shape_of
+from llmshearing.models.source_config import read_config
 
 __all__ = [
     'bytes_on_disk',
@@ -114,7 +116,7 @@ def measure_tokens_per_second(
 def generate_samples(model_dir: Path, prompts: Sequence[str], max_new_tokens: int = 40) -> list[dict[str, str]]:
     """Greedy continuations, as ``{'prompt': ..., 'continuation': ...}``."""
     model = open_strictly(model_dir)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer = read_tokenizer(model_dir)
     samples = []
     with threads():
         for prompt in prompts:
@@ -138,7 +140,7 @@ def peak_memory_bytes() -> int:
 
 def describe_model(model_dir: Path) -> dict[str, object]:
     """Size and speed of a folder, as the report takes them."""
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    config = read_config(model_dir)
     speed, layout, shape = measure_tokens_per_second(model_dir), layout_of(config), shape_of(config)
     return {
         'parameters': int(count_parameters(layout, shape).total),

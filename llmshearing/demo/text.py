@@ -27,7 +27,25 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+__all__ = [
+    'DOMAINS',
+    'Document',
+    'Domain',
+    'PackageFile',
+    'api_documentation',
+    'cpp_headers',
+    'cut',
+    'deduplicate',
+    'docstring_page',
+    'harvest_text',
+    'installed_files',
+    'licences',
+    'package_descriptions',
+    'python_source',
+    'shingles',
+]
 
 MIN_CHARS = 400  # shorter documents are stubs: an __init__ with one import, a licence that only names another
 MAX_CHARS = 60_000  # longer ones are tables or bundles
@@ -167,7 +185,7 @@ def package_descriptions(rng: random.Random) -> Iterator[Document]:
     """The long description of every installed package: the body of its ``METADATA`` (README and change log)."""
     documents = []
     for distribution in importlib.metadata.distributions():
-        metadata = distribution.metadata
+        metadata: Any = distribution.metadata  # a message
         body = metadata.get_payload() or metadata.get('Description') or ''
         documents.append(Document(f'{metadata["Name"]}/METADATA', body))
     documents.sort()

@@ -110,7 +110,7 @@ def _write_cut(
         'tensors_compared': verify_tensors(writer.path, tensors('checking'), settings.convert),
     }
     if checkpoint.shapes.count <= settings.logits_up_to:
-        expected = _probe(checkpoint, masks)
+        expected = _probe(checkpoint, masks, pruning.norm_energies)
         report['logit_difference'] = verify_folder(writer.path, expected, settings.dtype or _lowest(checkpoint))
     return report
 
@@ -121,7 +121,7 @@ def _write_uncut(
     names = [name for name in checkpoint.weights if name not in checkpoint.shapes.tied]
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
-        return _shown(((name, checkpoint.get(name)) for name in names), what, len(names), settings.progress)
+        return _shown(((name, checkpoint.weights[name].read()) for name in names), what, len(names), settings.progress)
 
     config, shape, origin = checkpoint.config, shape_of(checkpoint.config), _origin(checkpoint, settings)
     source = public_name(origin.source)
@@ -138,8 +138,8 @@ def _write_uncut(
     config.use_cache = True
     set_dtype(config, settings.dtype or checkpoint.weights[names[0]].dtype)
     write_model_folder(writer, config, tensors('writing'), origin.tokenizer, origin.files, settings.dtype)
-    if stage == 'kept':
-        _write_masks(writer.path, checkpoint)
+    if stage == 'kept' and checkpoint.pruning is not None:
+        _write_masks(writer.path, checkpoint, checkpoint.pruning)
     facts = CardFacts(
         name=writer.folder.name,
         source=source,
@@ -156,10 +156,8 @@ def _write_uncut(
     return {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), settings.convert)}
 
 
-def _write_masks(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes ``pruning.json`` and ``masks/masks.safetensors``, in a folder of its own so that no loader takes it for
-    weights."""
-    pruning = checkpoint.pruning
+def _write_masks(folder: Path, checkpoint: Checkpoint, pruning: PruningState) -> None:
+    """Writes ``pruning.json`` and ``masks/masks.safetensors``, where no loader takes it for weights."""
     kinds = {'target': pruning.final_masks(), 'current': pruning.current_masks(), 'score': pruning.learner.scores()}
     # Frozen masks are both target and current: each tensor in memory of its own, or safetensors refuses them.
     tensors = {
@@ -174,7 +172,7 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> None:
     write_record(folder, record_of(pruning, units, checkpoint.batches, checkpoint.tokens, name))
 
 
-def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
+def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor], energies: Tensor | None) -> Probe:
     """Logits of the masked model, computed in float32."""
     attention = attention_implementation(checkpoint.config)
     model = AutoModelForCausalLM.from_config(
@@ -185,7 +183,7 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> Probe:
     model.load_state_dict({name: stored.read().float() for name, stored in checkpoint.weights.items()}, strict=False)
     model.tie_weights()
     cutter = Cutter(model.eval())
-    cutter.norm_energies = checkpoint.pruning.norm_energies
+    cutter.norm_energies = energies
     cutter.set_masks(masks)
     with torch.no_grad():
         return Probe(model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits)

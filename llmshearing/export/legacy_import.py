@@ -33,7 +33,7 @@ from llmshearing.masks.axes import AxisPlan, keep_largest
 from llmshearing.masks.hard_concrete import deterministic_gate
 from llmshearing.models.counting import layout_of
 from llmshearing.models.cutting import CutPlan
-from llmshearing.models.families import LLAMA
+from llmshearing.models.family_tables import LLAMA
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import local_folder, public_name, read_source_files, source_licence
@@ -273,7 +273,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
     )
     missing = [name for name in needed if name not in legacy.weights]
     if missing:
-        raise ValueError(f'missing from the file: {", ".join(legacy_name(name) for name in missing)}.')
+        raise ValueError(f'missing from the file: {", ".join(legacy_name(name) or name for name in missing)}.')
     if folder is None:
         base = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
     else:

@@ -58,6 +58,5 @@ def mask_axis(name: str) -> str | None:
 
 
 def is_ignored(name: str) -> bool:
-    """Entries that carry no weight:
-    rotary frequencies, which follow from the config, and the multipliers of pruning."""
+    """Entries that carry no weight: rotary frequencies, which follow from the config, and multipliers of pruning."""
     return name.endswith('.rotary_emb.inv_freq') or name.startswith('model.l0_module.lambdas.')

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.transformers import (
@@ -26,12 +32,13 @@ from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
     forget_own_notes,
+    load_causal_lm,
     set_dtype,
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import stored_name
-from llmshearing.models.roles import Family, Whole
+from llmshearing.models.roles import Family
 from llmshearing.models.shapes import ModelShape, with_shape
 from llmshearing.models.units import Units
 
@@ -122,11 +129,8 @@ def cut_tensors(
     for path, cut in plan.cuts(flatten_masks(masks)):
         if tied and path == family.head:
             continue
-        is_whole = isinstance(cut.role, Whole)
-        needed = (*cut.role.parameters, *cut.role.buffers) if is_whole else ('weight',)
-        optional = () if is_whole else ('bias',)
-        full = {name: get(f'{path}.{name}') for name in (*needed, *optional)}
-        missing = [name for name in needed if full[name] is None]
+        full = {name: get(f'{path}.{name}') for name in (*cut.role.needed, *cut.role.optional)}
+        missing = [name for name in cut.role.needed if full[name] is None]
         if missing:
             raise ValueError(
                 f'the source has no parameter {path}.{missing[0]}; is it a complete {family.decoder} checkpoint?'
@@ -144,6 +148,10 @@ def exported_config(
     """The source's config with the target's shape, and settings of a finished model.
 
     Args:
+        config (PretrainedConfig): The source's; not changed.
+        family (Family): Table of its family.
+        shape (ModelShape): The target.
+        dtype (torch.dtype): Of the weights, as the config says it.
         layers (Sequence[int]): Source numbers of the layers that are kept, in order.
     """
     source, config = config, with_shape(config, shape, family.has_head_dim)
@@ -181,7 +189,8 @@ def write_model_folder(
         writer.add(stored_name(config, name), tensor if dtype is None else tensor.to(dtype))
     writer.finish_tensors()
     forget_own_notes(config)
-    config.architectures = config.architectures or [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = config.architectures or [model_class.__name__]
     config.save_pretrained(writer.path)
     add_older_names(writer.path / 'config.json')
     if tokenizer is not None:
@@ -220,11 +229,9 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
         ValueError: Naming the tensors.
     """
     attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    settings = {**dtype_argument(dtype), 'trust_remote_code': False, 'attn_implementation': attention}
+    settings = {**dtype_argument(dtype), 'attn_implementation': attention}
     # Tensors of another shape are listed like the others, which transformers would end with an error of its own.
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-    )
+    model, info = load_causal_lm(folder, ignore_mismatched_sizes=True, **settings)
     problems = {key: value for key, value in info.items() if value}
     if problems:
         raise ValueError(f'{folder} does not open as a stock model: {problems}')

@@ -1,5 +1,7 @@
-"""From kept units to a finished folder, without the checks that need a model:
-shared by the callback and by ``llmshearing export``."""
+"""From kept units to a finished folder, without the checks that need a model.
+
+Shared by the callback ``export_pruned`` and by ``llmshearing export``.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +72,7 @@ def write_pruned_folder(
     dtype: torch.dtype | None,
     origin: Origin,
 ) -> ModelShape:
-    """Writes the cut model with ``pruning.json``, model card and the source's licence files,
-    under the writer's hidden path.
+    """Writes the cut model with ``pruning.json``, model card and licence files, under the writer's hidden path.
 
     Args:
         writer (ModelFolderWriter): Takes the files; not committed here.

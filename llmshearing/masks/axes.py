@@ -41,7 +41,18 @@ class AxisPlan:
     @property
     def final_sparsity(self) -> float:
         """Fraction of each row that is removed in the end."""
-        return 1 - self.keep / self.units
+        return 1 - self.fixed_keep / self.units
+
+    @property
+    def fixed_keep(self) -> int:
+        """``keep`` of an axis whose target says it.
+
+        Raises:
+            ValueError: If it is left to training.
+        """
+        if self.keep is None:
+            raise ValueError(f'how many units of axis {self.axis!r} stay is left to training.')
+        return self.keep
 
     def rows(self, values: Tensor) -> Tensor:
         """A mask-shaped tensor as [rows, units]."""
@@ -89,9 +100,9 @@ def keep_largest(plan: AxisPlan, scores: Tensor, keep: Tensor | int | None = Non
     if plan.kinds is not None and (
         keep is None or torch.equal(torch.as_tensor(keep).flatten(), torch.tensor([plan.keep]))
     ):
-        return _keep_matching_kinds(scores, plan.kinds, plan.keep)
+        return _keep_matching_kinds(scores, plan.kinds, plan.fixed_keep)
     rows = plan.rows(scores)
-    keep = torch.as_tensor(plan.keep if keep is None else keep).expand(len(rows))
+    keep = torch.as_tensor(plan.fixed_keep if keep is None else keep).expand(len(rows))
     order = rows.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(plan.units).expand_as(order))
     return (rank < keep[:, None]).view(plan.mask_shape)
@@ -114,10 +125,12 @@ def _keep_matching_kinds(scores: Tensor, kinds: tuple, keep: int) -> Tensor:
     best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *[None] * keep]
     for unit, value in enumerate(values):
         for position in range(min(keep, unit + 1) - 1, -1, -1):
-            if kinds[position] == kinds[unit] and best[position] is not None:
-                total, chosen = best[position]
-                if best[position + 1] is None or total + value > best[position + 1][0]:
+            before, after = best[position], best[position + 1]
+            if kinds[position] == kinds[unit] and before is not None:
+                total, chosen = before
+                if after is None or total + value > after[0]:
                     best[position + 1] = (total + value, (*chosen, unit))
-    mask = torch.zeros(len(values), dtype=torch.bool)
-    mask[list(best[keep][1])] = True  # the first `keep` units always qualify, so there is a choice
+    choice, mask = best[keep], torch.zeros(len(values), dtype=torch.bool)
+    assert choice is not None  # the first `keep` units always qualify
+    mask[list(choice[1])] = True
     return mask

@@ -35,6 +35,7 @@ class AxisReport:
     hard: float
 
     def describe(self) -> str:
+        """The counts in one line."""
         return (
             f'{self.axis}: target {self.target} of {self.units}, expected {self.expected:.2f} '
             f'(rows {self.expected_min:.2f} to {self.expected_max:.2f}), above one half {self.hard:.2f}'

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from llmshearing.masks.energies import relative_squares
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
-from llmshearing.models.roles import Linear, Whole
+from llmshearing.models.roles import Linear, Norm, Whole
 
 __all__ = ['Compensation', 'regress']
 
@@ -54,7 +54,9 @@ class Compensation:
         self._owner: dict[str, str] = {}  # of the tensor that a projection reads: q, k and v share one
         self._last: tuple[Any, str] = (None, '')
         self._is_forward = False  # and not the forward pass of a layer that activation checkpointing runs once more
-        self._before = dict(self._cutter.plan.cuts(self._flat(self._cutter.masks)))
+        if cutter.plan is None or cutter.masks is None:
+            raise ValueError('compensation watches a batch under masks: call set_masks first.')
+        self._before = dict(cutter.plan.cuts(self._flat(cutter.masks)))
         self._inputs = {path: self._present(path, cut) for path, cut in self._watched(set(axes))}
         self._handles = [
             self._model.get_submodule(path).register_forward_pre_hook(partial(self._watch, path))
@@ -95,11 +97,12 @@ class Compensation:
                 continue
             if reduce is not None:
                 reduce(total)
-            if isinstance(after[path].role, Linear):
+            role = after[path].role
+            if isinstance(role, Linear):
                 shares = regress(total, stays, goes, self._seen[path] * ranks)
                 self._take_over(path, places[stays], places[goes], shares)
-            else:
-                self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt())
+            elif isinstance(role, Norm):
+                self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt(), role.offset)
 
     def _watched(self, axes: set[str]) -> Iterable[tuple[str, ModuleCut]]:
         family = self._cutter.family
@@ -111,14 +114,14 @@ class Compensation:
         for path, cut in self._before.items():
             if isinstance(cut.role, Whole) or cut.gain is not None:  # stays, or follows by itself
                 continue
-            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.axis
-            if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension, ())):
+            dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.dim
+            if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension or '', ())):
                 yield path, cut
 
     def _present(self, path: str, cut: ModuleCut) -> tuple[Tensor, Tensor]:
         """Positions of a module's inputs in the source's module, and which of them are more than padding."""
         is_linear = isinstance(cut.role, Linear)
-        weight = self._model.get_submodule(path).weight
+        weight = self._model.get_parameter(f'{path}.weight')
         index = cut.columns if is_linear else cut.rows
         places = torch.arange(weight.shape[-1], device=weight.device) if index is None else index
         present = torch.ones_like(places, dtype=torch.bool)
@@ -159,12 +162,12 @@ class Compensation:
 
     def _take_over(self, owner: str, stays: Tensor, goes: Tensor, shares: Tensor) -> None:
         for path in (path for path, first in self._owner.items() if first == owner):
-            weight = _local(self._model.get_submodule(path).weight)
+            weight = _local(self._model.get_parameter(f'{path}.weight'))
             change = weight.index_select(1, goes).float() @ shares
             weight.index_add_(1, stays, change.to(weight.dtype))
 
-    def _rescale(self, path: str, factor: Tensor) -> None:
-        gain, offset = _local(self._model.get_submodule(path).weight), self._before[path].role.offset
+    def _rescale(self, path: str, factor: Tensor, offset: float) -> None:
+        gain = _local(self._model.get_parameter(f'{path}.weight'))
         gain.copy_((gain.float() + offset) * factor - offset)
 
 

@@ -65,10 +65,12 @@ class AxisConstraint:
 
     @property
     def name(self) -> str:
+        """The axis."""
         return self.plan.axis
 
     @property
     def final_sparsity(self) -> float:
+        """Fraction of each row to remove."""
         return self.plan.final_sparsity
 
     def sparsity(self, kept: Mapping[str, Tensor]) -> Tensor:

@@ -141,7 +141,9 @@ class LagrangianMasks:
         losses = [(self._gates[axis] * gradients[axis]).sum() for axis in self.plans]
         (total + sum(losses)).backward()
         for name, gap in gaps.items():
-            self.multipliers[name].grad[0] += self.damping * (gap - self.gaps.get(name, gap))
+            slope = self.multipliers[name].grad
+            assert slope is not None  # of the penalty, just now
+            slope[0] += self.damping * (gap - self.gaps.get(name, gap))
         self.gaps = gaps
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
             group['lr'] = base * rate

@@ -83,7 +83,7 @@ class ProgressiveMasks:
         left_now = progress if progress > 0 else -math.inf  # what the schedule starts from is gone at once
         for axis, plan in self.plans.items():
             sparsity = target_sparsity(progress / (1 - self.fade), self.start_sparsity, plan.final_sparsity)
-            keep = max(plan.keep, min(plan.units, math.ceil(plan.units * (1 - sparsity) - 1e-6)))
+            keep = max(plan.fixed_keep, min(plan.units, math.ceil(plan.units * (1 - sparsity) - 1e-6)))
             stays = keep_largest(plan, self.scores()[axis], keep)
             self.left_at[axis] = torch.where(stays, math.inf, self.left_at[axis].clamp(max=left_now))
         return self.current_masks()

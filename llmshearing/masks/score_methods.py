@@ -42,13 +42,13 @@ def _masks_of_ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, T
 
 def taylor(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     """Mean absolute derivative of a batch's loss by the masks."""
-    cutter, total = calibration.cutter, None
+    cutter, total = calibration.cutter, dict[str, Tensor]()
     for batch in calibration.batches:
         cutter.set_masks(_masks_of_ones(calibration, axes))
         calibration.backward(batch)
         gradients = cutter.mask_gradients(reduce=calibration.reduce)
         cutter.model.zero_grad(set_to_none=True)
-        total = {axis: g.abs() + (total[axis] if total else 0) for axis, g in gradients.items()}
+        total = {axis: g.abs() + total.get(axis, 0) for axis, g in gradients.items()}
     return {axis: value / len(calibration.batches) for axis, value in total.items()}
 
 
@@ -62,9 +62,9 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     for path, role, layer in family.modules(shape.num_hidden_layers):
         if isinstance(role, Whole):
             continue
-        weight = model.get_submodule(path).weight.detach()
+        weight = model.get_parameter(f'{path}.weight').detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
-        sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.axis,)
+        sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.dim,)
         if 'layer' in axes and layer is not None:
             squares['layer'][layer] += weight.sum()
             counts['layer'][layer] += weight.numel()
@@ -89,7 +89,7 @@ def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | 
         return None
     rows = []
     for unit in range(mask_shapes(shape)[axis][1]):
-        kept = {'heads': None, 'kv_heads': None, 'intermediate': None}
+        kept: dict[str, Tensor | None] = {'heads': None, 'kv_heads': None, 'intermediate': None}
         if axis == 'kv_group':
             kept.update(kv_heads=torch.tensor([unit]), heads=unit * shape.group_size + torch.arange(shape.group_size))
         else:
@@ -124,16 +124,17 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
         mean = x.detach().float().square().reshape(-1, units, x.shape[-1] // units).mean((0, 2))
         squares[axis][place] += share * mean  # share: of the pass that is running
 
-    def carried(axis: str, layer: int, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def normed(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        add('hidden', ..., out, shape.hidden_size)
+
+    def carried(axis: str, layer: int | None, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         add(axis, layer, inputs[0], units)
 
     handles = []
     for path, role, layer in family.modules(shape.num_hidden_layers):
         module: nn.Module = model.get_submodule(path)
         if isinstance(role, Norm) and role.reads and 'hidden' in axes:
-            handles.append(
-                module.register_forward_hook(lambda m, args, out: add('hidden', ..., out, shape.hidden_size))
-            )
+            handles.append(module.register_forward_hook(normed))
         for axis, dimension, units in (
             ('head', 'query', shape.num_attention_heads),
             ('kv_group', 'query', shape.num_key_value_heads),
@@ -151,7 +152,7 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
 def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     """How far a layer turns the residual stream."""
     cutter, model = calibration.cutter, calibration.cutter.model
-    layers = model.get_submodule(cutter.family.decoder).layers
+    layers = list(model.get_submodule(f'{cutter.family.decoder}.layers').children())
     change = torch.zeros(len(layers), device=calibration.device)
 
     def hook(index: int):

@@ -9,14 +9,13 @@ in ``scores``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import catalogue
 import torch
 from torch import Tensor
 
-from llmshearing.masks.axes import AxisPlan
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.units import AXES
 
@@ -68,6 +67,7 @@ class Calibration:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.cutter.model.parameters()).device
 
     def loss_of(self, batch: Any) -> Tensor:
@@ -113,19 +113,19 @@ def count_labels(batch: Any) -> Tensor:
     return (batch['labels'][:, 1:] != IGNORED_LABEL).sum()
 
 
-def method_by_axis(scores: str | Mapping[str, str], plans: Mapping[str, AxisPlan]) -> dict[str, str]:
+def method_by_axis(scores: str | Mapping[str, str], pruned: Collection[str]) -> dict[str, str]:
     """Which method scores which pruned axis.
 
     Args:
         scores (str | Mapping[str, str]): One method for all axes, or a method by axis. A method for widths alone or for
             layers alone, given for all, leaves the other axes to ``taylor``.
-        plans (Mapping[str, AxisPlan]): The pruned axes.
+        pruned (Collection[str]): The pruned axes.
 
     Raises:
         ValueError: For an unknown method or axis, or a method that does not apply to its axis.
     """
     methods = scoring_methods.get_all()
-    chosen = dict.fromkeys(plans, scores) if isinstance(scores, str) else {**dict.fromkeys(plans, 'taylor'), **scores}
+    chosen = dict.fromkeys(pruned, scores) if isinstance(scores, str) else {**dict.fromkeys(pruned, 'taylor'), **scores}
     result = {}
     for axis, method in chosen.items():
         if method not in methods:
@@ -138,7 +138,7 @@ def method_by_axis(scores: str | Mapping[str, str], plans: Mapping[str, AxisPlan
                     f'scores: {method} does not apply to {axis}; it applies to {", ".join(methods[method].axes)}.'
                 )
             method = 'taylor'
-        if axis in plans:
+        if axis in pruned:
             result[axis] = method
     return result
 

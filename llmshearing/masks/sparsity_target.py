@@ -35,6 +35,7 @@ class SparsityTarget:
     axes: tuple[str, ...]
 
     def describe(self) -> str:
+        """How much goes, in words."""
         return f"{self.sparsity:.1%} of the layers' parameters removed"
 
 

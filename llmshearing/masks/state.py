@@ -40,14 +40,14 @@ IDENTITY = ('version', 'source', 'target', 'mask_learning')  # a run takes no st
 
 
 class PruningState:
-    """The masks of a run. All but ``mask_learning`` is known once the run has a model.
+    """The masks of a run. Source, target and learner are there once the run has a model; reading them before raises.
 
     Attributes:
         mask_learning (str): How they are learned.
-        source (ModelShape | None): Shape of the source.
-        target (ModelShape | SparsityTarget | None): Shape to reach, or how much goes.
+        source (ModelShape): Shape of the source.
+        target (ModelShape | SparsityTarget): Shape to reach, or how much goes.
         plans (dict[str, AxisPlan]): The pruned axes.
-        learner (MaskLearner | None): Masks as learned so far.
+        learner (MaskLearner): Masks as learned so far.
         frozen_masks (dict[str, Tensor] | None): The final masks, once they are fixed.
         norm_energies (Tensor | None): float32 [norms, hidden], measured before the first batch. Whoever cuts by these
             masks passes them to :class:`~llmshearing.models.cutting.CutPlan`, or sets them on the
@@ -57,12 +57,13 @@ class PruningState:
             (:func:`~llmshearing.models.source_files.read_source_files`), for exports where the source is not.
     """
 
+    source: ModelShape
+    target: ModelShape | SparsityTarget
+    learner: MaskLearner
+
     def __init__(self, mask_learning: str):
         self.mask_learning = mask_learning
-        self.source: ModelShape | None = None
-        self.target: ModelShape | SparsityTarget | None = None
         self.plans: dict[str, AxisPlan] = {}
-        self.learner: MaskLearner | None = None
         self.frozen_masks: dict[str, Tensor] | None = None
         self.norm_energies: Tensor | None = None
         self.origin: tuple[str, dict[str, str]] | None = None
@@ -87,7 +88,7 @@ class PruningState:
     def state_dict(self) -> dict[str, Any]:
         """Small, of plain types and tensors; ``kind`` says what it is."""
         state: dict[str, Any] = {'kind': KIND, 'version': STATE_VERSION}
-        if self.learner is not None:
+        if hasattr(self, 'learner'):
             state |= {
                 'source': dataclasses.asdict(self.source),
                 'target': dataclasses.asdict(self.target),
@@ -197,7 +198,7 @@ def _read_energies(energies: Tensor | None, config: PretrainedConfig) -> Tensor 
 
 def refuse_open_widths(pruning: PruningState) -> None:
     """Raises a ValueError if the target is a sparsity alone: no stock config describes what such masks leave."""
-    if pruning.has_open_widths:
+    if isinstance(pruning.target, SparsityTarget):
         raise ValueError(
             f'target: {pruning.target.describe()}: {NOT_EXPORTABLE} To study the masks, export with --masks keep.'
         )
@@ -207,6 +208,9 @@ def refuse_unconverged(pruning: PruningState, tolerance: float, allow: bool, rem
     """Raises a ValueError if expected counts are further from the target than ``tolerance`` and that is not allowed.
 
     Args:
+        pruning (PruningState): The masks; frozen ones are the target's whatever was expected.
+        tolerance (float): Fraction of the target's units per row, of which half a unit is allowed at least.
+        allow (bool): Raise nothing.
         remedy (str): What the user can do; ends the message.
 
     Returns:

@@ -253,8 +253,10 @@ def _is_ahead(batch: object, run: RunLog) -> bool:
 
 
 def _exported_record(run: RunLog, notes: list[str]) -> tuple[dict[str, Any], Path | None]:
-    """``pruning.json`` of the folder that a pruning run exported to, and the folder, if there is exactly one near its
-    metrics and it is not of an earlier start that had come further."""
+    """``pruning.json`` of the folder that a pruning run exported to, and the folder.
+
+    None unless there is exactly one near its metrics that is not of an earlier start which had come further.
+    """
     folder = run.path.parent
     found = sorted({*folder.glob('pruning.json'), *folder.glob('*/pruning.json')})
     if len(found) > 1:

@@ -153,7 +153,7 @@ class _Counts:
             spread = np.where(least <= most, self._spread(intermediate), np.inf)
             parameters = self.base + self.slope * intermediate
             near = np.flatnonzero(spread <= spread.min() + SAME_SPREAD)
-            index = near[parameters[near].argmax()]
+            index = int(near[parameters[near].argmax()])
             if np.isfinite(spread[index]):
                 sizes = self._sizes(index, intermediate[index])
                 found = _better(found, (float(spread[index]), int(parameters[index]), sizes))
@@ -163,7 +163,7 @@ class _Counts:
         """(parameters, sizes) of the largest shape within the budget."""
         intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
         parameters = np.where(intermediate >= self.step, self.base + self.slope * intermediate, -1)
-        index = parameters.argmax()
+        index = int(parameters.argmax())
         if parameters[index] < 0:
             return None
         return int(parameters[index]), self._sizes(index, intermediate[index])
@@ -172,7 +172,7 @@ class _Counts:
         """(parameters, sizes) of the smallest shape above the budget."""
         intermediate = np.maximum((budget - self.base) // self.slope // self.step + 1, 1) * self.step
         parameters = np.where(intermediate <= self.most, self.base + self.slope * intermediate, np.iinfo(np.int64).max)
-        index = parameters.argmin()
+        index = int(parameters.argmin())
         if intermediate[index] > self.most:
             return None
         return int(parameters[index]), self._sizes(index, intermediate[index])
@@ -186,7 +186,7 @@ class _Counts:
             ideal = self.source.intermediate_size * np.exp(mean) / self.step
             yield np.floor(ideal).astype(np.int64) * self.step
             yield np.ceil(ideal).astype(np.int64) * self.step
-        yield np.full(len(self.base), self.most)
+        yield np.full(len(self.lattice.widths), self.most)
 
     def _ratios(self, intermediate: np.ndarray | None) -> dict[str, np.ndarray]:
         """Logarithm of each free size's ratio to the source's."""
@@ -203,12 +203,12 @@ class _Counts:
         return {key: np.log(sizes[key] / getattr(self.source, key)) for key in free}
 
     def _spread(self, intermediate: np.ndarray) -> np.ndarray:
-        ratios = self._ratios(intermediate)
+        ratios, spread = self._ratios(intermediate), np.zeros(len(self.lattice.widths))
         if not ratios:
-            return np.zeros(len(self.base))
+            return spread
         weight = sum(WEIGHTS[key] for key in ratios)
         mean = sum(WEIGHTS[key] * ratio for key, ratio in ratios.items()) / weight
-        return sum(WEIGHTS[key] * (ratio - mean) ** 2 for key, ratio in ratios.items()) / weight
+        return sum((WEIGHTS[key] * (ratio - mean) ** 2 for key, ratio in ratios.items()), spread) / weight
 
     def _sizes(self, index: int, intermediate: float) -> tuple[int, ...]:
         return (self.layers, *self.lattice.widths[index].tolist(), int(intermediate))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from llmshearing.models.roles import Norm, Role, Whole
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
     'DIMENSION_SIZES',
@@ -106,13 +106,18 @@ class Layout:
 
     def in_layers(self, count: Callable[[Weight], int], num_hidden_layers: int) -> int:
         """The sum of ``count`` over all weights of the first so many layers; their number may be an integer array."""
-        total = 0
+        total: Any = 0
         for kind, weights in self.layer.items():
-            layers = num_hidden_layers
-            if self.kinds:
-                layers = np.cumsum([0, *(other == kind for other in self.kinds)])[num_hidden_layers]
-            total = total + layers * sum(map(count, weights))
-        return total if isinstance(total, np.ndarray) else int(total)
+            total = total + self._layers_of(kind, num_hidden_layers) * sum(map(count, weights))
+        return total
+
+    def _layers_of(self, kind: str | None, num_hidden_layers: Any) -> Any:
+        """How many of the first so many layers are of a kind."""
+        if not self.kinds:
+            return num_hidden_layers
+        if isinstance(num_hidden_layers, int):
+            return self.kinds[:num_hidden_layers].count(str(kind))
+        return np.cumsum([0, *(other == kind for other in self.kinds)])[num_hidden_layers]
 
     def attention_layers(self, num_hidden_layers: int) -> int:
         """How many of the first so many layers have attention."""
@@ -166,7 +171,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
         (path, layer, _weights(role, model.get_submodule(path))) for path, role, layer in family.modules(every_kind)
     ]
     outside = {path: weights for path, layer, weights in modules if layer is None}
-    tied = model.get_submodule(family.head).weight is model.get_input_embeddings().weight
+    tied = model.get_parameter(f'{family.head}.weight') is model.get_input_embeddings().weight
     (embedding,), (final_norm,), (head,) = outside.values()
     layers = {
         kinds[place] if kinds else None: tuple(w for _, layer, weights in modules if layer == place for w in weights)
@@ -183,7 +188,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     return layout
 
 
-def _on_meta(config: PretrainedConfig) -> torch.nn.Module:
+def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """A model without memory; modelling code answers a value it does not know in any of five ways."""
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen under the meta device
     try:
@@ -202,11 +207,10 @@ def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:
     if isinstance(role, Whole):
         return [Weight(module.get_parameter(name).numel(), 1) for name in role.parameters]
     bias = getattr(module, 'bias', None) is not None
-    rows = module.weight.shape[0]
+    rows, *columns = module.get_parameter('weight').shape
     if isinstance(role, Norm):
-        return [Weight(role.axis or rows, 1, bias, writes=role.writes)]
-    columns = module.weight.shape[1]
-    return [Weight(role.rows or rows, role.columns or columns, bias, is_matrix=True, writes=role.writes)]
+        return [Weight(role.dim or rows, 1, bias, writes=role.writes)]
+    return [Weight(role.rows or rows, role.columns or columns[0], bias, is_matrix=True, writes=role.writes)]
 
 
 def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
@@ -228,10 +232,10 @@ def matrix_parameters(layout: Layout, shape: ModelShape) -> int:
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:
     """Floating-point operations of forward and backward per token, without recomputation.
 
-    ``6 * matrix parameters + 12 * attention layers * heads * head_dim * seq_len``: two operations per element forward and four
-    backward, and the same for the two products of attention over the full square of ``seq_len`` positions (PaLM, arXiv
-    2204.02311, appendix B). A causal kernel does half of the second term, a sliding window less. The recurrence of
-    layers with another mixer is left out; their projections are counted.
+    ``6 * matrix parameters + 12 * attention layers * heads * head_dim * seq_len``: two operations per element forward
+    and four backward, and the same for the two products of attention over the full square of ``seq_len`` positions
+    (PaLM, arXiv 2204.02311, appendix B). A causal kernel does half of the second term, a sliding window less. The
+    recurrence of layers with another mixer is left out; their projections are counted.
     """
     attention = (
         12 * layout.attention_layers(shape.num_hidden_layers) * shape.num_attention_heads * shape.head_dim * seq_len

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +41,13 @@ class _StandIn:
         return getattr(self.__dict__['_module'], name)
 
 
-class _Cuttable:
+class _Cuttable(nn.Module):
     """Base of all mixins: ``cut`` holds what the next forward does, None for the stock forward."""
 
     cut: Any = None
 
     def _stock(self, replaced: Mapping[str, Any], *args, **kwargs):
-        return super().forward.__func__(_StandIn(self, replaced), *args, **kwargs)
+        return super(_Cuttable, type(self)).forward(_StandIn(self, replaced), *args, **kwargs)
 
 
 class _CutProjection(_Cuttable):
@@ -132,10 +132,11 @@ class _CutDecoder(_Cuttable):
     def forward(self, *args, **kwargs):
         if self.cut is None:
             return super().forward(*args, **kwargs)
-        layers, kept = self.layers, self.cut.bind()
+        layers, kept = self.get_submodule('layers'), self.cut.bind()
+        stack = list(layers.children())
         lists = {name: getattr(self.config, name, None) for name in PER_LAYER_LISTS}
         lists = {name: entries for name, entries in lists.items() if isinstance(entries, (list, tuple))}
-        self._modules['layers'] = nn.ModuleList(layers[index] for index in kept)
+        self._modules['layers'] = nn.ModuleList(stack[index] for index in kept)
         for name, entries in lists.items():  # transformers 5 reads them by a layer's place
             setattr(self.config, name, [entries[index] for index in kept])
         try:
@@ -151,15 +152,17 @@ def _count(index: Tensor | None, everything: int) -> int:
 
 
 _CLASSES: dict[tuple[type, type], type] = {}
+_Mixin = TypeVar('_Mixin', bound=_Cuttable)
 
 
-def _mix_in(module: nn.Module, mixin: type) -> nn.Module:
+def _mix_in(module: nn.Module, mixin: type[_Mixin]) -> _Mixin:
     """Changes the class of ``module`` in place to a subclass of its own class with ``mixin`` in front."""
     stock = type(module)
     key = (mixin, stock)
     if key not in _CLASSES:
         _CLASSES[key] = type(f'{mixin.__name__.lstrip("_")}{stock.__name__}', (mixin, stock), {})
     module.__class__ = _CLASSES[key]
+    assert isinstance(module, mixin)  # its class says so now, which type checkers cannot see
     return module
 
 
@@ -191,17 +194,18 @@ class Cutter:
         decoder = model.get_submodule(self.family.decoder)
         self._embedding = _mix_in(decoder.get_submodule(self.family.embedding), _CutEmbedding)
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
-        self._modules: dict[str, nn.Module] = {}
+        self._modules: dict[str, _Cuttable] = {}
         for path, role, _ in self.family.modules(self.shape.num_hidden_layers):
             if path != self._embedding_path and not isinstance(role, Whole):
                 mixin = _CutNorm if isinstance(role, Norm) else _CutProjection
                 self._modules[path] = _mix_in(model.get_submodule(path), mixin)
+        layers = list(decoder.get_submodule('layers').children())
         self._attention = {
             number: _mix_in(layer.get_submodule(self.family.attention), _CutAttention)
-            for number, layer in enumerate(decoder.layers)
+            for number, layer in enumerate(layers)
             if self.family.has_attention(number)
         }
-        self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in decoder.layers]
+        self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in layers]
         self._decoder = _mix_in(decoder, _CutDecoder)
 
     def set_masks(self, masks: Mapping[str, Tensor] | None, multiple_of: int = 1) -> None:
@@ -225,7 +229,7 @@ class Cutter:
         unknown = set(masks) - set(AXES)
         if unknown:
             raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(AXES)}.')
-        device = self._embedding.weight.device
+        device = self._embedding.get_parameter('weight').device
         self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
         self._values = to_device(flatten_masks(self.masks), device).requires_grad_()
         self._decoder.cut = self
@@ -247,11 +251,13 @@ class Cutter:
 
     def bind(self) -> list[int]:
         """Gives every module its cut for the forward pass that begins. Returns the kept layers in order."""
-        plan, shape = self.plan, self.shape
+        plan, values, shape = self.plan, self._values, self.shape
+        if plan is None or values is None:
+            raise ValueError('a forward pass with masks needs masks: call set_masks first.')
         kept = plan.hidden_count()
         ratio = math.sqrt(kept / shape.hidden_size) if self.family.scales_embedding else 1.0
         self._embedding.cut = (plan.hidden_index(), math.sqrt(kept), ratio)
-        for path, cut in plan.cuts(self._values):
+        for path, cut in plan.cuts(values):
             if path in self._modules:
                 self._modules[path].cut = cut
         for layer, units in plan.units.layers.items():

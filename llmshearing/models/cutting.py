@@ -94,11 +94,9 @@ class _CutWeight(torch.autograd.Function):
 
 
 def _scaled(matrix: Tensor, row_scale: Tensor | None, column_scale: Tensor | None) -> Tensor:
-    if row_scale is None and column_scale is None:
-        return matrix
     dtype = matrix.dtype
     if row_scale is None:
-        return (matrix * column_scale).to(dtype)
+        return matrix if column_scale is None else (matrix * column_scale).to(dtype)
     scaled = matrix * row_scale[:, None]
     if column_scale is not None:
         scaled.mul_(column_scale)  # in place: a second buffer of this size costs more than the product
@@ -111,7 +109,7 @@ class ModuleCut:
 
     Attributes:
         role (Role): What the module is.
-        rows (Tensor | None): Kept positions along the rows (Linear) or the axis (Norm).
+        rows (Tensor | None): Kept positions along the rows (Linear) or the dimension (Norm).
         columns (Tensor | None): Kept positions along the columns (Linear).
         row_scale (Tensor | None): float32 [kept rows].
         column_scale (Tensor | None): float32 [kept columns].
@@ -131,13 +129,16 @@ class ModuleCut:
     def parameters(self, full: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
         if isinstance(self.role, Whole):
-            return dict(full)
+            return {name: tensor for name, tensor in full.items() if tensor is not None}
+        weight, bias = full['weight'], full.get('bias')
+        if weight is None:
+            raise ValueError('a module without a weight cannot be cut.')
         if isinstance(self.role, Linear):
-            cut = {'weight': cut_weight(full['weight'], self.rows, self.columns, self.row_scale, self.column_scale)}
+            cut = {'weight': cut_weight(weight, self.rows, self.columns, self.row_scale, self.column_scale)}
         else:
-            cut = {'weight': self._vector(full['weight'], _product(self.row_scale, self.gain), self.role.offset)}
-        if full.get('bias') is not None:
-            cut['bias'] = self._vector(full['bias'], self.row_scale)
+            cut = {'weight': self._vector(weight, _product(self.row_scale, self.gain), self.role.offset)}
+        if bias is not None:
+            cut['bias'] = self._vector(bias, self.row_scale)
         return cut
 
     def _vector(self, vector: Tensor, scale: Tensor | None, offset: float = 0.0) -> Tensor:
@@ -257,10 +258,9 @@ class CutPlan:
         on_device = _to_device([_concatenated(gather.values()), *index.values()], device)
         self._gather = on_device[0] if gather else None
         self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[1:]))
-        self._norms = (
-            stream_norms(family, shape.num_hidden_layers) if 'hidden' in masks and energies is not None else {}
-        )
-        if self._norms:
+        self._norms: dict[str, Norm] = {}
+        if 'hidden' in masks and energies is not None:
+            self._norms = stream_norms(family, shape.num_hidden_layers)
             self._energies = to_device(energies, device)
             self._reads = to_device(torch.tensor([norm.reads for norm in self._norms.values()]), device)
 
@@ -282,6 +282,7 @@ class CutPlan:
         return self._index.get(('hidden', None))
 
     def hidden_count(self) -> int:
+        """How many hidden dimensions are kept."""
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
     def _module_cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
@@ -293,21 +294,21 @@ class CutPlan:
         elif isinstance(role, Norm) and role.reads:
             row_scale = scales.get(('hidden', None))
         if isinstance(role, Norm):
-            real = self._index.get(('real', layer)) if role.axis == 'query' else None
-            return ModuleCut(role, self._position(role.axis, layer), row_scale=row_scale, real=real, gain=gain)
+            real = self._index.get(('real', layer)) if role.dim == 'query' else None
+            return ModuleCut(role, self._position(role.dim, layer), row_scale=row_scale, real=real, gain=gain)
         column_scale = scales.get((role.columns, layer)) if role.columns != 'hidden' else None
         return ModuleCut(
             role, self._position(role.rows, layer), self._position(role.columns, layer), row_scale, column_scale
         )
 
     def _position(self, dimension: str | None, layer: int | None) -> Tensor | None:
-        return self._index.get((dimension, None if dimension == 'hidden' else layer))
+        return None if dimension is None else self._index.get((dimension, None if dimension == 'hidden' else layer))
 
     def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
         yield ('hidden', None), self.units.hidden
-        used = {side for _, role in self.family.roles() for side in _sides(role)} - {None, 'hidden'}
+        sides = {side for _, role in self.family.roles() for side in _sides(role) if side is not None}
         for layer, units in self.units.layers.items():
-            for dimension in used:
+            for dimension in sides - {'hidden'}:
                 yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
             if units.padded is not None:
                 yield ('real', layer), _blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
@@ -341,11 +342,11 @@ class CutPlan:
         values = scales['hidden', None].detach()
         return dict(zip(self._norms, gain_factors(self._energies, self.hidden_index(), values, self._reads)))
 
-    def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor]:
+    def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor | None]:
         if self._gather is None:
             return {}
         pieces = values.index_select(0, self._gather).split(list(self._gather_sizes.values()))
-        scales = dict(zip(self._gather_sizes, pieces))
+        scales: dict[tuple[str, int | None], Tensor | None] = dict(zip(self._gather_sizes, pieces))
         for layer in self.units.layers:
             layer_scale = scales.get(('layer', layer))
             layer_scale = None if layer_scale is None else layer_scale.expand(self.hidden_count())
@@ -363,7 +364,7 @@ def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def _sides(role: Role) -> tuple[str | None, ...]:
     if isinstance(role, Whole):
         return ()
-    return (role.axis,) if isinstance(role, Norm) else (role.rows, role.columns)
+    return (role.dim,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 
 def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, int]:

@@ -7,14 +7,13 @@ entry point of the group ``llmshearing_families``.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from typing import TYPE_CHECKING
 
 import catalogue
 
 from llmshearing.models.family_tables import TABLES
 from llmshearing.models.roles import Family
+from llmshearing.utils.suggestions import nearest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,9 +44,9 @@ def family_of(config: PretrainedConfig) -> Family:
     """
     family = find_table(config.model_type)
     if family is not None:
-        return dataclasses.replace(family, kinds=family.layer_types(config)) if family.layer_of_kind else family
+        return family.for_layers_of(config)
     known = sorted(families.get_all())
-    near = difflib.get_close_matches(config.model_type, known, 1, cutoff=0.4)
+    near = nearest(config.model_type, known)
     reason = ''
     if getattr(config, 'is_encoder_decoder', False):
         reason = ' (an encoder-decoder model)'
@@ -55,5 +54,5 @@ def family_of(config: PretrainedConfig) -> Family:
         reason = ' (a mixture of experts)'
     raise ValueError(
         f'model_type {config.model_type!r}{reason} is not supported; '
-        f'{f"the nearest that is: {near[0]!r}; " if near else ""}supported: {", ".join(known)}.'
+        f'{f"the nearest that is: {near!r}; " if near else ""}supported: {", ".join(known)}.'
     )

@@ -17,12 +17,15 @@ from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['TABLES']
+__all__ = ['LLAMA', 'TABLES']
 
 
 def _kinds(config: PretrainedConfig, pattern: int | None = None) -> tuple:
     """Kind of each layer: as the config lists it, else every ``pattern``-th layer is of the other kind."""
-    return tuple(layer_kinds(config) or ((layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers)))
+    listed = layer_kinds(config)
+    if listed or not pattern:
+        return tuple(listed or ())
+    return tuple((layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers))
 
 
 def _pre_norms(offset: float = 0.0) -> dict[str, Role]:
@@ -79,7 +82,7 @@ def _fused_mlp(writes: bool = True) -> dict[str, Role]:
 LLAMA = Family(layer={**_pre_norms(), **_attention(), **_gated_mlp()})
 
 # Norms over the single head: nothing of them is ever cut.
-HEAD_NORMS = {'self_attn.q_norm': Norm(axis=None), 'self_attn.k_norm': Norm(axis=None)}
+HEAD_NORMS = {'self_attn.q_norm': Norm(dim=None), 'self_attn.k_norm': Norm(dim=None)}
 
 QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
 
@@ -164,7 +167,7 @@ APERTUS = Family(
 )
 
 HUNYUAN = Family(
-    layer={**LLAMA.layer, 'self_attn.query_layernorm': Norm(axis=None), 'self_attn.key_layernorm': Norm(axis=None)}
+    layer={**LLAMA.layer, 'self_attn.query_layernorm': Norm(dim=None), 'self_attn.key_layernorm': Norm(dim=None)}
 )
 
 # Attention and MLP side by side behind one norm.

@@ -29,7 +29,7 @@ def stream_norms(family: Family, num_hidden_layers: int) -> dict[str, Norm]:
     return {
         path: role
         for path, role, _ in family.modules(num_hidden_layers)
-        if isinstance(role, Norm) and role.axis == 'hidden'
+        if isinstance(role, Norm) and role.dim == 'hidden'
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,10 +22,15 @@ class Linear:
     """A projection. Its weight is [rows, columns]; a bias runs along the rows.
 
     Attributes:
+        needed (tuple[str, ...]): Names of the tensors that such a module holds.
+        optional (tuple[str, ...]): Names of those that it may hold.
         rows (str | None): Dimension of the output, or None where it is never cut.
         columns (str | None): Dimension of the input.
         writes (bool): Its output is added to the residual stream: rows and bias are scaled by hidden and layer masks.
     """
+
+    needed: ClassVar[tuple[str, ...]] = ('weight',)
+    optional: ClassVar[tuple[str, ...]] = ('bias',)
 
     rows: str | None
     columns: str | None
@@ -37,7 +42,7 @@ class Norm:
     """A normalisation with a gain and perhaps a bias.
 
     Attributes:
-        axis (str | None): Dimension it normalises, or None where it is never cut (norms over one head).
+        dim (str | None): Dimension it normalises, or None where it is never cut (norms over one head).
         reads (bool): Its input is the residual stream: gain and bias are scaled by the hidden mask.
         writes (bool): Its output is added to the residual stream: scaled by hidden and layer masks.
         offset (float): The gain in use is ``offset + weight`` (1 in Gemma).
@@ -45,7 +50,10 @@ class Norm:
             ``'mlp'`` or ``'head'``; None where that is more than one of them.
     """
 
-    axis: str | None = 'hidden'
+    needed: ClassVar[tuple[str, ...]] = ('weight',)
+    optional: ClassVar[tuple[str, ...]] = ('bias',)
+
+    dim: str | None = 'hidden'
     reads: bool = False
     writes: bool = False
     offset: float = 0.0
@@ -61,8 +69,15 @@ class Whole:
         buffers (tuple[str, ...]): Names of its constants that files hold as well.
     """
 
+    optional: ClassVar[tuple[str, ...]] = ()
+
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of all tensors that files hold."""
+        return (*self.parameters, *self.buffers)
 
 
 Role = Linear | Norm | Whole
@@ -91,8 +106,7 @@ class Family:
         layer_types (Callable | None): Kind of each layer by its position, from the config. A finished model's layer
             must stand where its kind is expected. None where all layers are alike.
         subtracts_mean (bool): Its norms over the stream are LayerNorms, which subtract the mean; RMSNorms do not.
-        kinds (tuple[str, ...]): Kind of each layer of one model; set by :func:`~llmshearing.models.families.family_of`
-            where there is a ``layer_of_kind``.
+        kinds (tuple[str, ...]): Kind of each layer of one model; set by :meth:`for_layers_of`.
     """
 
     layer: Mapping[str, Role]
@@ -110,6 +124,12 @@ class Family:
     subtracts_mean: bool = False
     layer_of_kind: Mapping[str, Mapping[str, Role]] = dataclasses.field(default_factory=dict)
     kinds: tuple[str, ...] = ()
+
+    def for_layers_of(self, config: PretrainedConfig) -> Family:
+        """The table with the kinds of one model's layers, where those have modules of their own."""
+        if self.layer_types is None or not self.layer_of_kind:
+            return self
+        return dataclasses.replace(self, kinds=self.layer_types(config))
 
     @property
     def writing_norms(self) -> list[str]:

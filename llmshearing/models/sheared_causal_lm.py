@@ -60,7 +60,7 @@ class ShearedCausalLM(ComposerHFCausalLM):
         if possible != attn_implementation:
             log.info('attn_implementation: %s, which soft-caps scores as this config asks.', possible)
         super().__init__(
-            tokenizer=tokenizer,
+            tokenizer=tokenizer,  # pyright: ignore[reportArgumentType]  # Composer's base takes None, which this omits
             pretrained_model_name_or_path=pretrained_model_name_or_path,
             trust_remote_code=trust_remote_code,
             attn_implementation=possible,
@@ -81,7 +81,8 @@ class ShearedCausalLM(ComposerHFCausalLM):
     ) -> PretrainedConfig:
         """llm-foundry's, from a config that either generation of transformers may have written."""
         config = read_config(pretrained_model_name_or_path, trust_remote_code)
-        config = getattr(config, cls.subselect_config_attr, config)
+        if cls.subselect_config_attr is not None:
+            config = getattr(config, cls.subselect_config_attr, config)
         config.use_cache = False
         config._attn_implementation = attn_implementation
         set_dtype(config, torch.float32)

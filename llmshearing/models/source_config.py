@@ -88,16 +88,16 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         raise ValueError(f'transformers takes no such config: {" ".join(str(error).split())}') from error
 
 
-def normalised(content: Mapping[str, Any]) -> dict[str, Any]:
+def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json in the words of the installed transformers.
 
     Args:
-        content (Mapping[str, Any]): What the file holds; not changed.
+        stored (Mapping[str, Any]): What the file holds; not changed.
 
     Raises:
         ValueError: As :func:`read_config`, naming the key.
     """
-    content = json.loads(json.dumps(dict(content), default=str))
+    content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalised(content['text_config'])
     _refuse_contradictions(content)
@@ -187,7 +187,8 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
     rotary = content.get('rope_parameters')
     if isinstance(rotary, dict):
         main = _main(rotary)
-        pairs = [(BASE_KEYS.get(content.get('model_type'), 'rope_theta'), 'rope_theta'), ('rope_theta', 'rope_theta')]
+        older = BASE_KEYS.get(content.get('model_type', ''), 'rope_theta')
+        pairs = [(older, 'rope_theta'), ('rope_theta', 'rope_theta')]
         for older, newer in pairs:
             if content.get(older) is not None and newer in main and content[older] != main[newer]:
                 raise ValueError(
@@ -218,7 +219,7 @@ def _convert_rotary(content: dict[str, Any]) -> None:
     rotary = content.pop('rope_parameters', None)
     if rotary is None:
         return
-    model_type = content.get('model_type')
+    model_type = content.get('model_type', '')
     by_kind = {kind: value for kind, value in rotary.items() if isinstance(value, dict)}
     if by_kind and model_type == 'gemma3_text':
         local = by_kind.pop(SLIDING, {})

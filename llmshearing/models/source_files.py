@@ -33,8 +33,8 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
     """
     files = {}
     for where, names in ((model, MODEL_FILES), (tokenizer or model, TOKENIZER_FILES)):
-        for name in names if where else ():
-            path = _find(where, name)
+        for name in names:
+            path = _find(where, name) if where else None
             if path is not None and path.stat().st_size <= LARGEST:
                 files[name] = path.read_text(encoding='utf-8', errors='replace')
     if 'README.md' in files:

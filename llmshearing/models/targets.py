@@ -11,9 +11,8 @@ problem with what would be possible; the finished shape passes the same checks a
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
@@ -31,6 +30,7 @@ from llmshearing.models.shapes import (
     with_heads,
 )
 from llmshearing.utils.numbers import parse_count, parse_size
+from llmshearing.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -144,11 +144,6 @@ def _budget(target: Mapping[str, Any]) -> tuple[int, str]:
     return parse_size(target['size']) // DTYPE_BYTES[dtype], f'size={target["size"]} in {dtype}'
 
 
-def _near(key: Any, possible: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key), list(possible), 1)
-    return f' Did you mean {near[0]!r}?' if near else ''
-
-
 def _key_problems(target: Mapping[str, Any]) -> list[str]:
     if 'sparsity' in target:
         return [
@@ -157,7 +152,7 @@ def _key_problems(target: Mapping[str, Any]) -> list[str]:
         ]
     possible = (*TARGET_KEYS, *OPTION_KEYS)
     return [
-        f'unknown key {key!r}.{_near(key, possible)} Possible: {", ".join(possible)}.'
+        f'unknown key {key!r}.{did_you_mean(key, possible)} Possible: {", ".join(possible)}.'
         for key in target
         if key not in possible
     ]
@@ -197,7 +192,7 @@ def _fraction_problems(fractions: Any, target: Mapping[str, Any], source: ModelS
     for key, value in fractions.items():
         if key not in FRACTION_KEYS:
             possible = ', '.join(FRACTION_KEYS)
-            problems.append(f'fraction: unknown key {key!r}.{_near(key, FRACTION_KEYS)} Possible: {possible}.')
+            problems.append(f'fraction: unknown key {key!r}.{did_you_mean(key, FRACTION_KEYS)} Possible: {possible}.')
             continue
         if key in target:
             problems.append(f'{key} is given as a size and as a fraction; keep one of them.')
@@ -233,10 +228,8 @@ def _pin_problems(source: ModelShape, pins: Mapping[str, int], has_head_dim: boo
     return []
 
 
-def nearest_multiple(value: float, step: int, most: int) -> int | None:
-    """The multiple of ``step`` nearest to ``value``, from one ``step`` to ``most``; None where there is none."""
-    if step > most:
-        return None
+def nearest_multiple(value: float, step: int, most: int) -> int:
+    """The multiple of ``step`` nearest to ``value``, from one ``step`` to ``most``, which is no less."""
     return min(max(math.floor(value / step + 0.5), 1), most // step) * step
 
 
@@ -270,8 +263,11 @@ def _sizes_of_fractions(
     for key, step in (('hidden_size', hidden_step), ('intermediate_size', multiple_of)):
         if key in fractions:
             most = getattr(source, key)
-            sizes[key] = most if fractions[key] == 1 else nearest_multiple(most * fractions[key], step, most)
-            if sizes[key] is None:
+            if fractions[key] == 1:
+                sizes[key] = most
+            elif step <= most:
+                sizes[key] = nearest_multiple(most * fractions[key], step, most)
+            else:
                 problems.append(
                     f"fraction.{key}: no multiple of {step} fits into the source's {most}; lower multiple_of, or give "
                     f'{key} itself.'
@@ -294,8 +290,8 @@ def _with_whole_heads(
     if hidden % heads == 0:
         return sizes
     if 'hidden_size' in fractions:
-        nearest = nearest_multiple(hidden, math.lcm(multiple_of, heads), source.hidden_size)
-        return sizes if nearest is None else {**sizes, 'hidden_size': nearest}
+        step, most = math.lcm(multiple_of, heads), source.hidden_size
+        return {**sizes, 'hidden_size': nearest_multiple(hidden, step, most)} if step <= most else sizes
     if 'num_attention_heads' in fractions and 'num_key_value_heads' not in fractions:
         wish, pinned = source.num_attention_heads * fractions['num_attention_heads'], pins.get('num_key_value_heads')
         if pinned is None:

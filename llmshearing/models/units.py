@@ -43,10 +43,12 @@ class LayerUnits:
 
     @property
     def has_attention(self) -> bool:
+        """Whether the attention has a head left."""
         return self.group_size > 0
 
     @property
     def has_mlp(self) -> bool:
+        """Whether the MLP has an intermediate dimension left."""
         return self.intermediate is None or len(self.intermediate) > 0
 
 

@@ -103,6 +103,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts together."""
         return sum(dataclasses.astuple(self))
 
 

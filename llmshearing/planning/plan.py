@@ -96,7 +96,8 @@ def make_plan(
             'the weights were trained.'
         )
     if teacher is not None:
-        logits = setup.micro_batch * setup.seq_len * layout.embedding.rows * (2 if setup.precision == 'amp_bf16' else 4)
+        vocabulary = layout.embedding.size(source) // source.hidden_size
+        logits = setup.micro_batch * setup.seq_len * vocabulary * (2 if setup.precision == 'amp_bf16' else 4)
         plan['notes'].append(
             'distillation: the weights of the teacher are counted; its forward pass, its logits and the gradient of '
             f'the divergence are not. Without top_k the latter two take up to {logits / 2**30:.2f} GiB each.'
@@ -159,7 +160,7 @@ def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> l
         for key, ratio in ratios.items()
         if ratio < LEAST_KEPT
     ]
-    low, high = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+    low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
     if ratios[high] > MOST_UNEVEN * ratios[low]:
         warnings.append(
             f"{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source's proportions; "

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.compat.transformers import (
     attention_implementation,
@@ -176,7 +176,7 @@ def _trace(
         return _micro_batch(model, ids, autocast, live)
 
 
-def _mask(model: nn.Module, axes: Collection[str]) -> None:
+def _mask(model: PreTrainedModel, axes: Collection[str]) -> None:
     cutter = Cutter(model)
     masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in axes}
     for axis in ('hidden', 'intermediate'):

@@ -1,0 +1,1 @@
+"""Data before training: from texts to MDS shards of packed tokens."""

@@ -96,8 +96,11 @@ def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Pi
 
 
 def _last_end(data: bytearray, separator: bytes, start: int) -> int:
-    """Where the last separator ends, 0 if there is none. Long ones are counted off from the left, since in a run of
-    three newlines the blank line is the first two wherever the run is cut."""
+    """Where the last separator ends, 0 if there is none.
+
+    Long ones are counted off from the left, since in a run of three newlines the blank line is the first two wherever
+    the run is cut.
+    """
     if len(separator) == 1:
         return data.rfind(separator, start) + 1
     end = 0
@@ -186,7 +189,7 @@ def _hf_batches(source: Source, domain: Domain) -> Iterator[list]:
 
     dataset = datasets.load_from_disk(source.path)
     if isinstance(dataset, datasets.DatasetDict):
-        names = list(dataset)
+        names = [str(name) for name in dataset]
         if domain.hf_split is None and len(names) > 1:
             raise ValueError(f'domains.{domain.name}: {source.path} has the splits {", ".join(names)}; set hf_split')
         if domain.hf_split is not None and domain.hf_split not in names:
@@ -195,6 +198,7 @@ def _hf_batches(source: Source, domain: Domain) -> Iterator[list]:
             )
         dataset = dataset[domain.hf_split or names[0]]
     column = _column(domain, source.path, dataset.column_names)
+    batch: Any  # lists by column
     for batch in dataset.select_columns([column]).iter(batch_size=256):
         yield _values(({column: value} for value in batch[column]), domain)
 

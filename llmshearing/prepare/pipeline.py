@@ -156,7 +156,7 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
         plan(item, context, duplicate)
     _warn_of_small_disk(inputs, context)
     if spec.remote:
-        claim_remote(spec, context.key)
+        claim_remote(spec, spec.remote, context.key)
     entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}
     manifest = _manifest(context, inputs, entries)
     publish_manifest(spec, json.dumps(manifest, indent=2) + '\n')

@@ -94,7 +94,8 @@ class WorkerPool:
                 yield tags.pop(used), results.pop(used)
                 used += 1
             elif busy:
-                for pipe in wait(list(busy)):
+                ready: list[Any] = wait(list(busy))
+                for pipe in ready:
                     results[busy.pop(pipe)] = self._receive(pipe)
                     idle.append(pipe)
 

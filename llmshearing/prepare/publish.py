@@ -97,12 +97,12 @@ def find_finished(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | Non
     Raises:
         ValueError: If there is something else, and it may not be replaced.
     """
-    remote = _find_remote(spec, key, overwrite) if spec.remote else None  # before anything local is replaced
-    local = _find_local(spec, key, overwrite) if spec.out else None
+    remote = _find_remote(spec, spec.remote, key, overwrite) if spec.remote else None  # before a local one is replaced
+    local = _find_local(spec, Path(spec.out), key, overwrite) if spec.out else None
     if spec.out is None or spec.remote is None:
         return local or remote
     if local and not remote:
-        claim_remote(spec, key)
+        claim_remote(spec, spec.remote, key)
         for folder in folders_of(local):
             if not has_index(spec.remote, folder):
                 upload(Path(spec.out) / folder, f'{spec.remote.rstrip("/")}/{folder}')
@@ -110,8 +110,8 @@ def find_finished(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | Non
     return local
 
 
-def _find_local(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
-    out, manifest = Path(spec.out), Path(spec.out) / MANIFEST
+def _find_local(spec: Spec, out: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
+    manifest = out / MANIFEST
     if manifest.exists():
         found, why = _read_own(manifest.read_text(encoding='utf-8', errors='replace'), manifest, key)
         if found and not found.get('unfinished') and all((out / f / 'index.json').exists() for f in folders_of(found)):
@@ -130,21 +130,21 @@ def _find_local(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
     return None
 
 
-def _find_remote(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | None:
-    text = read_remote(spec.remote, MANIFEST)
+def _find_remote(spec: Spec, remote: str, key: str, overwrite: bool) -> dict[str, Any] | None:
+    text = read_remote(remote, MANIFEST)
     if text is not None:
-        found, why = _read_own(text, f'{spec.remote.rstrip("/")}/{MANIFEST}', key)
+        found, why = _read_own(text, f'{remote.rstrip("/")}/{MANIFEST}', key)
         if found and found.get('unfinished'):
             return None
-        if found and all(has_index(spec.remote, folder) for folder in folders_of(found)):
+        if found and all(has_index(remote, folder) for folder in folders_of(found)):
             return found
         if not overwrite:
-            raise _another(spec.remote, why or 'unfinished, or with folders missing')
+            raise _another(remote, why or 'unfinished, or with folders missing')
     elif not overwrite:
         for folder in _folders_wanted(spec):
-            if has_index(spec.remote, folder):
+            if has_index(remote, folder):
                 raise ValueError(
-                    f'{spec.remote.rstrip("/")}/{folder} exists and is not of this run; choose another '
+                    f'{remote.rstrip("/")}/{folder} exists and is not of this run; choose another '
                     'out, or replace it with --overwrite'
                 )
     return None
@@ -176,13 +176,13 @@ def _folders_wanted(spec: Spec) -> list[str]:
     ]
 
 
-def claim_remote(spec: Spec, key: str) -> None:
+def claim_remote(spec: Spec, remote: str, key: str) -> None:
     """Makes the remote address this run's, before its first shard is uploaded.
 
     From here on an index there that is not empty is of this run: those of another data set are emptied, and the
     manifest names this run as unfinished. Does nothing if it does so already.
     """
-    text = read_remote(spec.remote, MANIFEST)
+    text = read_remote(remote, MANIFEST)
     folders = set(_folders_wanted(spec))
     if text is not None:
         try:
@@ -193,12 +193,12 @@ def claim_remote(spec: Spec, key: str) -> None:
             return
         folders |= set(folders_of(found))
     for folder in sorted(folders):
-        empty_index(spec.remote, folder)
+        empty_index(remote, folder)
     domains: dict[str, Any] = {}
     for folder in _folders_wanted(spec):
         split, name = folder.split('/')
         domains.setdefault(name, {'splits': {}})['splits'][split] = {}
-    upload_text(spec.remote, MANIFEST, json.dumps({'key': key, 'unfinished': True, 'domains': domains}) + '\n')
+    upload_text(remote, MANIFEST, json.dumps({'key': key, 'unfinished': True, 'domains': domains}) + '\n')
 
 
 def _state_path(spec: Spec, domain: Domain) -> Path:

@@ -152,7 +152,8 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
         )
     if all(content.kind in ('jsonl', 'json') and content.record is not None for content in contents.values()):
         file, content = next(iter(contents.items()))
-        raise no_text(domain, file, field_names(content.record), ', or format: folder to take each file as a document')
+        fields = field_names(content.record or {})
+        raise no_text(domain, file, fields, ', or format: folder to take each file as a document')
     return [Source(file, 'txt' if _ending(file) == 'txt' else 'file') for file in contents]
 
 

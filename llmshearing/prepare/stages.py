@@ -80,7 +80,7 @@ class Input:
     skipped: Skipped = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     sample: list[int] = field(default_factory=list)
-    ends: np.ndarray | None = None
+    ends: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     chosen: list[int] = field(default_factory=list)
     chosen_bytes: int = 0
     duplicates: int = 0
@@ -185,8 +185,7 @@ def scan(item: Input, context: Context) -> None:
 
 
 def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
-    """Gives each split its interval; fills ``item.ends``, ``item.chosen``, ``item.chosen_bytes`` and
-    ``item.duplicates``.
+    """Gives each split its interval; fills ``ends``, ``chosen``, ``chosen_bytes`` and ``duplicates`` of the item.
 
     Args:
         item (Input): A scanned domain.

@@ -13,11 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmshearing.compat.transformers import read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ['OVERLAP', 'WINDOW', 'Encoder', 'TokenizerPlan', 'encode_in_windows', 'plan_tokenizer', 'smallest_dtype']
 
@@ -104,7 +108,8 @@ class Encoder:
     """
 
     def __init__(self, backend: str | None, name: str) -> None:
-        self._fast = self._slow = None
+        self._fast: Tokenizer | None = None
+        self._slow: Any = None
         if backend is not None:
             from tokenizers import Tokenizer
 
@@ -114,24 +119,27 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns one int64 array of ids per text."""
-        if self._fast is None:
+        fast = self._fast
+        if fast is None:
             batch = self._slow(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
             return [np.array(ids, np.int64) for ids in batch['input_ids']]
         long = {i for i, text in enumerate(texts) if len(text) > WINDOW}
         short = [text for i, text in enumerate(texts) if i not in long]
-        encodings = self._fast.encode_batch_fast(short, add_special_tokens=False)
+        encodings = fast.encode_batch_fast(short, add_special_tokens=False)
         ids = iter([np.array(encoding.ids, np.int64) for encoding in encodings])
-        return [self._encode_long(text) if i in long else next(ids) for i, text in enumerate(texts)]
+        return [_encode_long(fast, text) if i in long else next(ids) for i, text in enumerate(texts)]
 
-    def _encode_long(self, text: str) -> np.ndarray:
-        joined = encode_in_windows(self._encode_window, text, WINDOW, OVERLAP)
-        if joined is None:  # the windows never agree: nothing but the whole text is sure to be right
-            joined = np.array(self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int64)
-        return joined
 
-    def _encode_window(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        encoding = self._fast.encode_batch([text], add_special_tokens=False)[0]
-        return np.array(encoding.ids, np.int64), np.array([start for start, _ in encoding.offsets], np.int64)
+def _encode_long(fast: Tokenizer, text: str) -> np.ndarray:
+    joined = encode_in_windows(partial(_encode_window, fast), text, WINDOW, OVERLAP)
+    if joined is None:  # the windows never agree: nothing but the whole text is sure to be right
+        joined = np.array(fast.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int64)
+    return joined
+
+
+def _encode_window(fast: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    encoding = fast.encode_batch([text], add_special_tokens=False)[0]
+    return np.array(encoding.ids, np.int64), np.array([start for start, _ in encoding.offsets], np.int64)
 
 
 def encode_in_windows(

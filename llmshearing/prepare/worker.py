@@ -37,8 +37,8 @@ EXAMPLES = 5  # bad records shown
 _BATCH_BYTES = 1 << 18  # text tokenized at once: enough to be fast, little enough to keep memory flat
 _SLICE = 1 << 13  # characters of one document that count in the estimate of tokens per byte
 
-_encoder: Encoder | None = None
-_plan: TokenizerPlan | None = None
+_encoder: Encoder  # these two by `start`
+_plan: TokenizerPlan
 _chat: ChatTemplate | None = None  # made when the first conversation is met
 
 
@@ -125,17 +125,18 @@ def _text_of(record: Any, kind: str, text_key: str) -> str:
 
 
 def _records(piece: Piece, separator: str | None) -> Iterator[tuple[int, str, Any]]:
-    if piece.kind == 'files':
-        for path in piece.data:
-            yield 1, path, path
-    elif piece.kind == 'texts':
-        for number, text in enumerate(piece.data, piece.first):
-            yield number, piece.path, text
-    else:
-        lines = piece.data.split(b'\n' if piece.kind == 'json' else separator.encode('utf-8'))
+    if isinstance(piece.data, bytes):
+        end = '\n' if piece.kind == 'json' else separator or '\n'
+        lines = piece.data.split(end.encode('utf-8'))
         for number, line in enumerate(lines, piece.first):
             if line and not line.isspace():
                 yield number, piece.path, line
+    elif piece.kind == 'files':
+        for path in piece.data:
+            yield 1, path, path
+    else:
+        for number, text in enumerate(piece.data, piece.first):
+            yield number, piece.path, text
 
 
 def hash_text(encoded: bytes) -> tuple[int, int]:

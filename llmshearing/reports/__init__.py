@@ -1,0 +1,1 @@
+"""Pages on runs: what the metrics say, drawn and put into words."""

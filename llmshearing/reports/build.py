@@ -36,8 +36,9 @@ def chapter_of(runs: Sequence[RunLog], law: Path | None) -> Chapter:
 
 
 def matched(first: Sequence[Path], second: Sequence[Path]) -> list[list[Path]]:
-    """Logs to draw together: of the same name, or simply the two where each side has one; the others alone, those of
-    the second side last.
+    """Logs to draw together: of the same name, or simply the two where each side has one.
+
+    The others stand alone, those of the second side last.
 
     Raises:
         ValueError: Nothing matches.
@@ -55,8 +56,10 @@ def matched(first: Sequence[Path], second: Sequence[Path]) -> list[list[Path]]:
 
 
 def read_together(paths: Sequence[Path], compared: bool) -> list[RunLog]:
-    """Reads one run, or two whose names are told apart by their folders, and if need be by a number; where runs are
-    compared, one that stands alone says which folder it is of."""
+    """Reads one run, or two whose names are told apart by their folders, and if need be by a number.
+
+    Where runs are compared, one that stands alone says which folder it is of.
+    """
     runs = [read_run(path) for path in paths]
     if compared and len(runs) == 1:
         runs = [replace(runs[0], name=f'{runs[0].name} ({runs[0].path.resolve().parent.name})')]

@@ -1,5 +1,7 @@
-"""What was measured on the finished models, as ``llmshearing demo`` leaves it in ``report/report.json``: losses, sizes
-and speeds of source and result, what they write, and what it took."""
+"""What was measured on the finished models, as ``llmshearing demo`` leaves it in ``report/report.json``.
+
+Losses, sizes and speeds of source and result, what they write, and what it took.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""From chapters to one HTML file that needs nothing else: no network, style, pictures and script inside it, and every
-picture as an SVG file beside it.
+"""From chapters to one HTML file that needs no network and nothing else, and every picture as an SVG file beside it.
 
-Pictures flow side by side as the window allows; only a wide table scrolls sideways, inside its own box, so the page
-itself never does, on a desk or on a phone. How it looks is in ``page.html.j2``.
+Style, pictures and script are inside the file. Pictures flow side by side as the window allows; only a wide table
+scrolls sideways, inside its own box, so the page itself never does, on a desk or on a phone. How it looks is in
+``page.html.j2``.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter])
 
 
 def distinct_keys(chapters: Sequence[Chapter]) -> list[Chapter]:
-    """The chapters, with a number behind the key of each that would have the key, or a picture's name, of an earlier
-    one."""
+    """The chapters, with a number behind each key that is an earlier one's, or names a picture of it."""
     named: list[Chapter] = []
     taken: set[str] = set()
     for chapter in chapters:

@@ -110,15 +110,16 @@ def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | No
     runs = [run for run in runs if not run.is_pruning]
     if not runs:
         return None
-    paths = {run.name: law or find_law(run.path.parent) for run in runs}
-    if not any(paths.values()):
+    found_laws = {run.name: law or find_law(run.path.parent) for run in runs}
+    paths = {name: path for name, path in found_laws.items() if path is not None}
+    if not paths:
         text = (
             f'No P2 law: none of {", ".join(LAW_NAMES)} lies beside the metrics, and --law was not given. '
             '`llmshearing budget fit` makes one from earlier runs.'
         )
         return Section('Projected end', [text])
     rows, lines, remarks = [], [], []
-    for i, run in enumerate(run for run in runs if paths[run.name]):
+    for i, run in enumerate(run for run in runs if run.name in paths):
         try:
             found = project(run, paths[run.name])
         except ValueError as error:

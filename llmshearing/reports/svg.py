@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 
@@ -75,8 +76,7 @@ def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.n
 
 
 def smoothed(y: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Mean over the values before, a window that is ``share`` of the series; values that are not finite are left
-    out."""
+    """Mean over a window that ends at each value, ``share`` of the series long; skips what is not finite."""
     window = max(1, round(share * len(y)))
     finite = np.isfinite(y)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
@@ -108,6 +108,9 @@ def _number(value: float) -> str:
     return text
 
 
+Places = TypeVar('Places', float, np.ndarray)
+
+
 class _Panel:
     """Marks of one panel, and the scales from values to places."""
 
@@ -116,10 +119,10 @@ class _Panel:
         self.x, self.y, self.bottom = x, y, TOP + height
         self.text(6, 17, title, size=13.5, font_weight='bold')
 
-    def at_x(self, value: np.ndarray | float) -> np.ndarray | float:
+    def at_x(self, value: Places) -> Places:
         return LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
 
-    def at_y(self, value: np.ndarray | float) -> np.ndarray | float:
+    def at_y(self, value: Places) -> Places:
         return self.bottom - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - TOP)
 
     def text(self, x: float, y: float, words: str, anchor: str = 'start', size: float = 12, **more: str) -> None:
@@ -353,8 +356,10 @@ def bar_panel(
     turned = sum(map(len, groups)) > 50
     for group, name in enumerate(groups):
         place, y = float(panel.at_x(group)), panel.bottom + 15
-        more = {'transform': f'rotate(-25 {place:.0f} {y:.0f})'} if turned else {}
-        panel.text(place, y, name, 'end' if turned else 'middle', **more)
+        if turned:
+            panel.text(place, y, name, 'end', transform=f'rotate(-25 {place:.0f} {y:.0f})')
+        else:
+            panel.text(place, y, name, 'middle')
     below = panel.bottom + (24 + 2.9 * max(map(len, groups)) if turned else 18)
     mark = '<rect y="-6" width="24" height="10" fill="{}"/>'.format
     entries = [(mark(colours[i % len(colours)]), label) for i, label in enumerate(bars)]

@@ -1,5 +1,4 @@
-"""Sections that every run has: loss, learning rates, throughput, evaluation's share of the time, and the data
-mixture."""
+"""Sections that every run has: loss, learning rates, throughput, evaluation's share of the time, the data mixture."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ __all__ = ['eval_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixt
 
 
 def eval_share(run: RunLog) -> float | None:
-    """Share of the time spent in evaluation: of the whole run where its times were logged, else the mean over
-    rounds."""
+    """Share of the time spent in evaluation: of the whole run where its times were logged, else a mean over rounds."""
     total, evaluation = run.last(TOTAL_TIME), run.last(EVAL_TIME)
     if total and evaluation is not None:
         return evaluation / total
@@ -40,8 +38,7 @@ def learning_rates(runs: Sequence[RunLog]) -> dict[str, str]:
 
 
 def first_pictures(runs: Sequence[RunLog]) -> list[Block]:
-    """What is looked at first: training loss, evaluation losses with the source's beside them, and what is gone by now
-    or, after pruning, the mixture."""
+    """What is looked at first: losses of training and evaluation, and what is gone or, after pruning, the mixture."""
     evaluators = union(run.domain_losses() for run in runs)
     sources = _level_lines(runs, evaluators, 'source_losses', eval_loss_name)
     dotted = '; dotted: the source' if sources else ''
@@ -128,20 +125,24 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
 
 
 def _level_lines(runs: Sequence[RunLog], names: Sequence[str], levels: str, metric: Callable[[str], str]) -> list[Line]:
-    """A level of every name (``references`` or ``source_losses``) as a dotted line over the first run that has both it
-    and the metric; without a label: the colour is the name's, and the caption says what dotted lines are."""
+    """A level of every name as a dotted line over the first run that has both it and the metric.
+
+    Levels are ``references`` or ``source_losses``. Lines have no label: the colour is the name's, and the caption says
+    what dotted lines are.
+    """
     lines = []
     for i, name in enumerate(names):
-        run = next((run for run in runs if name in getattr(run, levels) and run.series(metric(name))), None)
-        if run is not None:
-            x, y = run.series(metric(name))
-            lines.append(Line('', x, 0 * y + getattr(run, levels)[name], COLOURS[i % len(COLOURS)], ':'))
+        for run in runs:
+            series = run.series(metric(name)) if name in getattr(run, levels) else None
+            if series:
+                x, y = series
+                lines.append(Line('', x, 0 * y + getattr(run, levels)[name], COLOURS[i % len(COLOURS)], ':'))
+                break
     return lines
 
 
 def loss_table(runs: Sequence[RunLog]) -> list[list[str]]:
-    """First and last evaluation loss per evaluator beside the source's and the reference; only the header without
-    evaluations."""
+    """First and last loss per evaluator beside the source's and the reference; the header alone without any."""
     rows = [['evaluator', 'run', 'source', 'first', 'last', 'at batch', 'last - source', 'reference']]
     for name in union(run.domain_losses() for run in runs):
         for run in runs:

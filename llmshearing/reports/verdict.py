@@ -36,7 +36,10 @@ def loss_beside_source(run: RunLog) -> tuple[float, float] | None:
     """Mean last evaluation loss, and mean loss of the source, over the evaluators that have both; None without any."""
     both = [(losses[-1], run.source_losses.get(name)) for name, (_, losses) in run.domain_losses().items()]
     found = np.array([pair for pair in both if pair[1] is not None], dtype=np.float64)
-    return tuple(map(float, found.mean(axis=0))) if len(found) else None
+    if not len(found):
+        return None
+    last, source = found.mean(axis=0).tolist()
+    return last, source
 
 
 def _pruning(run: RunLog) -> Verdict:

@@ -34,7 +34,7 @@ def set_final_gain(model: PreTrainedModel, gain: Tensor | None) -> None:
     """Gives the final norm another gain in use, [hidden], in place; None leaves it."""
     if gain is not None:
         final = stream_parts(model.config).final_norm
-        weight = model.get_submodule(final.path).weight
+        weight = model.get_parameter(f'{final.path}.weight')
         weight.data.copy_(gain.to(weight.device) - final.offset)
 
 

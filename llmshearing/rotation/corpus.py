@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from llmshearing.scaling.measure import read_tokens
@@ -147,7 +148,7 @@ def _check_tokenizer(data: Path, folder: Path) -> None:
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return read_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f'{folder} holds no tokenizer that can be loaded ({str(error).splitlines()[0]}), so text '

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ def _forward(norm: nn.Module, offset: float) -> Callable[[Tensor], Tensor]:
     epsilon = getattr(norm, 'variance_epsilon', None) or getattr(norm, 'eps', 0.0)
 
     def forward(x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * (norm.weight + offset)
+        weight: Any = norm.weight  # a parameter, or what a functional call puts in its place
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * (weight + offset)
 
     return forward
 

@@ -11,6 +11,7 @@ which then must stay axes (:func:`odd_axes`), and one common gain for all others
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -42,7 +43,7 @@ def scalar_gain(gain: Tensor, squares: Iterable[Tensor]) -> float:
     Returns:
         float: Positive; 1.0 where the readers or the gain are all zero.
     """
-    before = sum(squares)
+    before = functools.reduce(torch.add, squares)
     after = (before * gain.double().square()).sum().item()
     whole = before.sum().item()
     return (after / whole) ** 0.5 if after > 0 and whole > 0 else 1.0

@@ -69,8 +69,10 @@ class StreamMoments:
 def watch_stream(
     model: nn.Module, parts: StreamParts, see: Callable[[int, Tensor], None], epsilon: float
 ) -> Iterator[None]:
-    """Calls ``see(norm, x_hat)`` with the normalised input of each reading norm, [batch, tokens, hidden] in float32 or
-    wider, for every forward pass inside the block."""
+    """Calls ``see(norm, x_hat)`` for each reading norm in every forward pass inside the block.
+
+    ``x_hat`` is the norm's normalised input, [batch, tokens, hidden] in float32 or wider.
+    """
 
     def hook(number: int) -> Callable:
         def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -172,14 +174,15 @@ def stream_mean_squares(
             wanted = None if mask is None else mask.flatten().bool()
             _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
             count += ids.numel() if wanted is None else wanted.sum()
-    for tensor in (squares, count) if reduce is not None else ():
-        reduce(tensor)
+    if reduce is not None:
+        reduce(squares)
+        reduce(count)
     return squares / count.clamp_min(1)
 
 
 def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
     """Where the model computes: where its final norm is. Of a paged model other weights are nowhere."""
-    return model.get_submodule(parts.final_norm.path).weight.device
+    return model.get_parameter(f'{parts.final_norm.path}.weight').device
 
 
 def _decoder(model: PreTrainedModel, parts: StreamParts) -> nn.Module:
@@ -193,7 +196,7 @@ def _epsilon(model: PreTrainedModel) -> float:
 
 def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
     ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch['input_ids'], batch.get('attention_mask'))
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().get_parameter('weight').shape[0]
     if ids.min() < 0 or ids.max() >= vocabulary:
         wrong = int(ids.min() if ids.min() < 0 else ids.max())
         raise ValueError(

@@ -149,8 +149,9 @@ def _norm_weight(
 
 @torch.no_grad()
 def rotate_model(model: PreTrainedModel, rotation: Rotation) -> PreTrainedModel:
-    """Rotates a model in place, in its own dtype; a tied head stays tied if the rotation has a ``final_gain`` and is
-    untied otherwise.
+    """Rotates a model in place, in its own dtype.
+
+    A tied head stays tied if the rotation has a ``final_gain`` and is untied otherwise.
 
     Raises:
         ValueError: As :func:`~llmshearing.rotation.stream.stream_parts`, and for NaN or infinity.
@@ -162,7 +163,7 @@ def rotate_model(model: PreTrainedModel, rotation: Rotation) -> PreTrainedModel:
         state[head] = state[f'{parts.embedding}.weight']
         model.config.tie_word_embeddings = False
         module = model.get_submodule(parts.head)
-        module.weight = torch.nn.Parameter(module.weight.detach().clone())
+        module.weight = torch.nn.Parameter(module.get_parameter('weight').detach().clone())
     if parts.tied and rotation.final_gain is not None:
         state.pop(head, None)
     parameters = dict(model.named_parameters())

@@ -141,8 +141,8 @@ class _Work:
             fixed, gain = self._tied_gain(model, moments, losses)
         basis = principal_basis(moments.covariance, fixed)
         learned = None
-        if self.settings.learn:
-            learner = self._learn(model, basis, fixed, gain)
+        if self.settings.learn and self.settings.keep is not None:  # which learning needs
+            learner = self._learn(model, basis, self.settings.keep, fixed, gain)
             basis = completed_basis(learner.subspace(), moments.covariance, fixed)
             learned = {'steps': learner.steps, 'gain': math.exp(learner.log_gain)}
         squares = stream_mean_squares(model, self.batches()[:ENERGY_BATCHES], basis.to(self.device)).cpu()
@@ -207,9 +207,9 @@ class _Work:
     def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
         """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
         final = self.source.parts.final_norm
-        own = model.get_submodule(final.path).weight.detach().double().cpu() + final.offset
+        own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
         squares = moments.mean_squares()[-1]
-        fixed = odd_axes(own, squares, self.settings.fixed_axes)
+        fixed = odd_axes(own, squares, self.settings.fixed_axes or 0)
         gain = common_gain(own, fixed)
         set_final_gain(model, gain)
         losses['common_gain'] = held_out_loss(model, self.batches(held_out=True))
@@ -221,8 +221,10 @@ class _Work:
         check_raise(losses['source'], losses['common_gain'], len(fixed), len(own))
         return fixed, gain
 
-    def _learn(self, model: PreTrainedModel, basis: Tensor, fixed: Tensor, gain: Tensor | None) -> SubspaceLearner:
-        parts, keep, steps = self.source.parts, self.settings.keep, self.settings.learn
+    def _learn(
+        self, model: PreTrainedModel, basis: Tensor, keep: int, fixed: Tensor, gain: Tensor | None
+    ) -> SubspaceLearner:
+        parts, steps = self.source.parts, self.settings.learn
         batches = self.batches()
         squares = stream_mean_squares(model, batches[:ENERGY_BATCHES], basis.to(self.device))
         factors = gain_factors(squares, keep).float()

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llmshearing.checkpoints.parameter_shapes import check_tensors
+from llmshearing.models.source_config import read_config
 from llmshearing.rotation.stream import StreamParts, stream_parts
 from llmshearing.utils.paths import check_safetensors_index
 
@@ -45,7 +46,7 @@ class SourceFolder:
                 f'{path} holds no config.json; expected the folder of a Hugging Face model. Download it '
                 'first, for example with `huggingface-cli download NAME --local-dir FOLDER`.'
             )
-        self.config: PretrainedConfig = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        self.config: PretrainedConfig = read_config(self.path)
         self.settings: dict[str, Any] = json.loads((self.path / 'config.json').read_text(encoding='utf-8'))
         self.parts: StreamParts = stream_parts(self.config)
         self._files = _tensor_files(self.path)

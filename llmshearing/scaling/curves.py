@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def read_curve_csv(path: str | Path) -> list[list[float]]:
         ]
 
 
-def check_curve(row: object, where: str, folder: Path = Path(), origin: str = '') -> Curve:
+def check_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -> Curve:
     """One entry of RUNS.json as a :class:`Curve`; paths in it are relative to ``folder``.
 
     Args:

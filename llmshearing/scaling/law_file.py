@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.fields import read_json
@@ -48,8 +49,8 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
             raise ValueError(
                 f'{path}: expected law p2, version {LAW_VERSION}; got {content["law"]}, {content["version"]}'
             )
-        where = [tuple(map(float, content['range'][name])) for name in RANGES]
-        singles = [bool(content[name]) for name in _SINGLES]
+        where: list[Any] = [tuple(map(float, content['range'][name])) for name in RANGES]
+        singles: list[Any] = [bool(content[name]) for name in _SINGLES]
         laws = [
             PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
             for constants in [content['constants'], *content['leave_one_out']]

@@ -15,15 +15,16 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from llmshearing.compat.transformers import dtype_argument, read_tokenizer
+from llmshearing.compat.transformers import dtype_argument, load_causal_lm, read_tokenizer
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.utils.paths import check_mds_index
 
@@ -177,7 +178,7 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
         ValueError: No sequences, tokens outside the vocabulary, sequences longer than the model's positions, or a loss
             that is not finite.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().get_parameter('weight').shape[0]
     positions = getattr(model.config, 'max_position_embeddings', None)
     sums: list[float] = []
     counts: list[int] = []
@@ -227,9 +228,7 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=False, **dtype_argument(DTYPES[dtype])
-        )
+        model, loading = load_causal_lm(name, **dtype_argument(DTYPES[dtype]))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error
@@ -267,7 +266,7 @@ def measure_models(
     max_sequences: int | None = None,
     dtype: str = 'float32',
     device: str = 'auto',
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], Any] = lambda line: None,
 ) -> list[dict]:
     """Measures every model on every domain; one model is in memory at a time.
 

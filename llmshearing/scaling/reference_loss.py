@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from llmshearing.scaling.points import Points
 from llmshearing.scaling.separable import fit_separable
@@ -98,7 +98,7 @@ class LossLaw:
 
 
 def _scaled(value: float, exponent: float, reference: float) -> float | None:
-    """value * reference^exponent, or None where it overflows."""
+    """``value * reference ** exponent``, or None where it overflows."""
     power = exponent * math.log(reference)
     return value * math.exp(power) if power < 600 else None
 
@@ -181,7 +181,7 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     left, right = math.log(n2 / n1), math.log(n3 / n2)
 
     def log_expm1(x: float) -> float:
-        """log of (exp(x) - 1), for x > 0, without overflow."""
+        """``log(exp(x) - 1)`` for x > 0, without overflow."""
         return x + math.log(-math.expm1(-x))
 
     def log_ratio(alpha: float) -> float:
@@ -195,7 +195,9 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     limit = 1.0
     while not log_ratio(-limit) < wanted < log_ratio(limit):
         limit *= 2
-    alpha = brentq(lambda a: log_ratio(a) - wanted, -limit, limit, xtol=1e-14, rtol=1e-14)
+    alpha = root_scalar(
+        lambda a: log_ratio(a) - wanted, bracket=(-limit, limit), method='brentq', xtol=1e-14, rtol=1e-14
+    ).root
     # The slope from the longer fall, where the difference of two losses has lost the least precision.
     if l1 - l2 >= l2 - l3:
         unit = left if alpha == 0 else math.expm1(alpha * left) / alpha

@@ -109,11 +109,14 @@ def noise_amplification(
 
 
 def highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
-    """The loss above which a prediction is refused: that of uniform guessing, or the largest measured one times what
-    the steepest known law could add between the measured range and a smaller target."""
+    """The loss above which a prediction is refused.
+
+    That of uniform guessing, or the largest measured one times what the steepest known law could add between the
+    measured range and a smaller target.
+    """
     below = max(float(points.params.min()) / params, 1.0)
     slack = _SLACK
-    if tokens is not None:
+    if tokens is not None and points.tokens is not None:
         below *= max(float(points.tokens.min()) / tokens, 1.0)
         slack = _CORNER
     return min(slack * float(points.losses[domain].max()) * below**_STEEPEST, _UNIFORM)
@@ -211,7 +214,7 @@ def predict_reference_losses(
     if huber is not None and not huber > 0:
         raise ValueError(f'huber must be a positive relative error such as 0.01, got {huber}')
     notes = check_points(points)
-    if tokens_differ(points):
+    if points.tokens is not None and tokens_differ(points):
         if tokens is None:
             tokens = float(points.tokens.max())
             notes.append(f'predicted for {tokens:g} training tokens, the most of any measured model')
@@ -230,7 +233,7 @@ def predict_reference_losses(
             )
         tokens = None
     factors = {'params': extrapolation_factor(params, points.params)}
-    if tokens is not None:
+    if tokens is not None and points.tokens is not None:
         factors['tokens'] = extrapolation_factor(tokens, points.tokens)
     factor = max(factors.values())
     if factor > _FAR:

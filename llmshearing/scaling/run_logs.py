@@ -67,12 +67,11 @@ def _parameters(log: RunLog, pruned: Path | None, where: str) -> tuple[float, fl
     record = read_json(pruned / 'pruning.json')
     read_json(pruned / 'config.json')  # a clear message where it is missing
     # Imported here: only this case needs torch and transformers.
-    from transformers import AutoConfig
-
     from llmshearing.models.counting import count_parameters, layout_of
     from llmshearing.models.shapes import ModelShape
+    from llmshearing.models.source_config import read_config
 
-    layout = layout_of(AutoConfig.from_pretrained(pruned))
+    layout = layout_of(read_config(pruned))
     counts = [count_parameters(layout, ModelShape(**record[f'{name}_shape'])).total for name in ('source', 'target')]
     return float(counts[0]), float(counts[1])
 
@@ -109,8 +108,7 @@ def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:
 
 
 def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dict[str, Any]:
-    """A row of RUNS.json that names a log, with everything written out as
-    :func:`~llmshearing.scaling.curves.check_curve` wants it.
+    """A row of RUNS.json that names a log, written out for :func:`~llmshearing.scaling.curves.check_curve`.
 
     Args:
         row: ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``), ``source_losses`` (file, or
@@ -149,8 +147,11 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
 
 
 def check_run(row: object, where: str, folder: Path = Path()) -> Curve:
-    """One entry of RUNS.json: a curve written out (:func:`~llmshearing.scaling.curves.check_curve`) or one of this
-    suite's runs, named by its ``log`` (:func:`row_of_log`)."""
+    """One entry of RUNS.json as a curve.
+
+    It is a curve written out (:func:`~llmshearing.scaling.curves.check_curve`) or one of this suite's runs, named by
+    its ``log`` (:func:`row_of_log`).
+    """
     if isinstance(row, dict) and 'log' in row:
         written_out = row_of_log(row, where, folder)
         return check_curve(written_out, where, folder, str((folder / row['log']).resolve()))

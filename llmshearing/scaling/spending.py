@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from llmshearing.scaling.post_training import PostTrainingLaw
 
@@ -112,7 +112,7 @@ def diminishing_point(law: PostTrainingLaw, case: Case, more_tokens: float, leas
             f'{least_gain:g} nats for {more_tokens:g} tokens is so little that the law still promises it '
             f'after any sensible number of tokens; ask for a larger gain'
         )
-    return more_tokens * math.exp(brentq(gain, low, high, xtol=1e-12))
+    return more_tokens * math.exp(root_scalar(gain, bracket=(low, high), method='brentq', xtol=1e-12).root)
 
 
 def split_beside(
@@ -165,5 +165,5 @@ def split_total(
     most = math.log(total_cost / continue_cost)
     # The smallest share of continued tokens is 1 - 0.32 of all; their cost then bounds the root from below.
     least = math.log(total_cost / (continue_cost + pruning_cost * PRUNING_SHARE[1] / (1 - PRUNING_SHARE[1])))
-    tokens = math.exp(brentq(excess, least - 1e-6, most, xtol=1e-13))
+    tokens = math.exp(root_scalar(excess, bracket=(least - 1e-6, most), method='brentq', xtol=1e-13).root)
     return split_beside(law, case, tokens, pruning_cost, continue_cost, pruning_gain)

@@ -1,0 +1,1 @@
+"""Small rules that are used everywhere and import nothing of ours."""

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 __all__ = ['described', 'misfit', 'parameters_of', 'takes_any_key']
 
@@ -56,7 +56,7 @@ def takes_any_key(constructor: Callable) -> bool:
     return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(_function_of(constructor)).parameters.values())
 
 
-def _hides_fields(constructor: Callable) -> bool:
+def _hides_fields(constructor: Callable) -> TypeGuard[type[Any]]:
     """Whether it is a data class with an ``__init__`` of its own that says nothing, as some of Composer's are."""
     if '__dataclass_fields__' not in getattr(constructor, '__dict__', {}):
         return False

@@ -1,5 +1,4 @@
-"""Numbers as people write them: counts such as ``1.3B`` and sizes such as ``2.5GB``. Every part of the package may
-import this, and it imports none."""
+"""Numbers as people write them: counts such as ``1.3B`` and sizes such as ``2.5GB``."""
 
 from __future__ import annotations
 

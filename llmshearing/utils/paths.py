@@ -1,12 +1,11 @@
-"""Paths as people write them, and names of files that come out of an index (MDS shards, safetensors shards, checkpoint
-pieces), which stay in the index's folder.
+"""Paths as people write them, and names of files that come out of an index, which stay in the index's folder.
 
 A path in a YAML means what it means in a shell: ``~`` is a home folder and ``$NAME`` an environment variable. Python
 opens both as they stand, and so makes folders called ``~``.
 
-An index is data, often somebody else's. A name in it such as ``../../.ssh/config`` or ``/etc/passwd`` would be read
-from there, or written there where shards are downloaded first. No format that is read here puts shards into other
-folders, so the rule is simple: a plain file name, or nothing.
+An index of MDS shards, safetensors shards or checkpoint pieces is data, often somebody else's. A name in it such as
+``../../.ssh/config`` or ``/etc/passwd`` would be read from there, or written there where shards are downloaded first.
+No format that is read here puts shards into other folders, so the rule is simple: a plain file name, or nothing.
 """
 
 from __future__ import annotations

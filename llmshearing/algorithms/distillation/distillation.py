@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from composer.core import Algorithm, Event, Precision, State, get_precision_context
 from composer.loggers import Logger
-from torch import Tensor, nn
+from composer.models import HuggingFaceModel
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from llmshearing.algorithms.distillation.divergence import TeacherTarget, distillation_loss, teacher_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
@@ -86,8 +88,7 @@ class Distillation(Algorithm):
         self.teacher_name = str(teacher)
         if missing_folder(self.teacher_name):
             raise ValueError(f'distillation: teacher {teacher} is no Hugging Face model folder (no config.json there).')
-        # Known once the run has a model.
-        self.teacher: nn.Module | None = None
+        self.teacher: PreTrainedModel  # known once the run has a model, as is the number of tokens
         self.vocab_size = 0
         self._inputs: frozenset[str] = frozenset()
         self._target: TeacherTarget | None = None
@@ -100,13 +101,16 @@ class Distillation(Algorithm):
             self._prepare(state)
         elif event == Event.BEFORE_FORWARD:
             self._target = self._ask_teacher(state)
+        elif self._target is None:
+            raise RuntimeError('distillation: a loss without a forward pass before it, at which the teacher is asked.')
         else:
-            state.loss = self._with_divergence(state)
+            state.loss = self._with_divergence(state, self._target)
             self._target = None
 
     def _prepare(self, state: State) -> None:
-        if not hasattr(state.model, 'tokenizer') or not hasattr(state.model, 'config'):
-            got = type(state.model).__name__
+        student = state.model
+        if not isinstance(student, HuggingFaceModel):
+            got = type(student).__name__
             raise ValueError(
                 f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.'
             )
@@ -115,7 +119,7 @@ class Distillation(Algorithm):
                 'distillation does not work with precision amp_fp16 (its gradients vanish before they are scaled); use '
                 'amp_bf16 or fp32.'
             )
-        self.teacher, self.vocab_size = build_teacher(self.teacher_name, state, self.shared_vocab_size)
+        self.teacher, self.vocab_size = build_teacher(self.teacher_name, student, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(
                 f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.'
@@ -133,12 +137,13 @@ class Distillation(Algorithm):
             self.teacher.reshard()
         return teacher_target(logits, self.temperature, self.top_k, self.vocab_size)
 
-    def _with_divergence(self, state: State) -> dict[str, Tensor]:
+    def _with_divergence(self, state: State, target: TeacherTarget) -> dict[str, Tensor]:
         if not isinstance(state.loss, Tensor):
             got = type(state.loss).__name__
             raise ValueError(f'distillation needs a model whose loss is one tensor, got {got}; choose another model.')
         positions = predicting_positions(state.batch['labels'])
-        divergence = distillation_loss(state.outputs['logits'], self._target, positions)
+        outputs: Any = state.outputs  # a mapping, which Composer's annotation leaves out
+        divergence = distillation_loss(outputs['logits'], target, positions)
         return {
             'total': state.loss + self.weight * divergence,
             'language_model': state.loss,

@@ -24,9 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['TeacherTarget', 'distillation_loss', 'teacher_target']
+__all__ = ['TeacherTarget', 'TopTokens', 'distillation_loss', 'teacher_target']
 
 CHUNK_ELEMENTS = 2**24  # logits that are held in float32 at a time: 64 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class TopTokens:
+    """The k likeliest tokens at P positions.
+
+    Args:
+        log_probs (Tensor): [P, k], float32, log p of each.
+        indices (Tensor): [P, k], int32, their ids.
+        log_rest (Tensor): [P], float32, log of the probability of all others together; -inf where there are none.
+    """
+
+    log_probs: Tensor
+    indices: Tensor
+    log_rest: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +51,13 @@ class TeacherTarget:
     Args:
         temperature (float): T, by which logits of both sides are divided.
         vocab_size (int): Tokens that both sides share; logits beyond are left out.
-        logits (Tensor | None): [P, at least vocab_size], the teacher's own; None with top-k.
-        log_probs (Tensor | None): [P, k], float32, log p of the likeliest tokens.
-        indices (Tensor | None): [P, k], int32, their ids.
-        log_rest (Tensor | None): [P], float32, log of the probability of all others together; -inf where there are
-            none.
+        kept (Tensor | TopTokens): The teacher's own logits, [P, at least vocab_size], or with top-k its likeliest
+            tokens.
     """
 
     temperature: float
     vocab_size: int
-    logits: Tensor | None = None
-    log_probs: Tensor | None = None
-    indices: Tensor | None = None
-    log_rest: Tensor | None = None
+    kept: Tensor | TopTokens
 
 
 def _chunks(positions: int, vocab_size: int) -> list[slice]:
@@ -77,7 +86,7 @@ def teacher_target(logits: Tensor, temperature: float, top_k: int | None, vocab_
     """
     logits = logits.reshape(-1, logits.shape[-1])
     if top_k is None:
-        return TeacherTarget(temperature, vocab_size, logits=logits)
+        return TeacherTarget(temperature, vocab_size, logits)
     log_probs = torch.empty(len(logits), top_k, device=logits.device)
     indices = torch.empty(len(logits), top_k, device=logits.device, dtype=torch.int32)
     log_rest = torch.empty(len(logits), device=logits.device)
@@ -85,7 +94,7 @@ def teacher_target(logits: Tensor, temperature: float, top_k: int | None, vocab_
         whole = _log_softmax(logits[part], temperature, vocab_size)
         log_probs[part], top = whole.topk(top_k, dim=-1)
         indices[part], log_rest[part] = top.int(), _log_rest(whole, top)
-    return TeacherTarget(temperature, vocab_size, log_probs=log_probs, indices=indices, log_rest=log_rest)
+    return TeacherTarget(temperature, vocab_size, TopTokens(log_probs, indices, log_rest))
 
 
 def distillation_loss(student_logits: Tensor, target: TeacherTarget, positions: Tensor) -> Tensor:
@@ -112,7 +121,11 @@ class _DistillationLoss(torch.autograd.Function):
         for part in _chunks(len(positions), target.vocab_size):
             rows = positions[part]
             log_q = _log_softmax(student_logits[rows], temperature, target.vocab_size)
-            divergence, wanted = _full(log_q, target, rows) if target.indices is None else _reduced(log_q, target, rows)
+            if isinstance(target.kept, TopTokens):
+                divergence, wanted = _reduced(log_q, target.kept, rows)
+            else:
+                log_p = _log_softmax(target.kept[rows], temperature, target.vocab_size)
+                divergence, wanted = _full(log_q, log_p)
             total += divergence * (temperature**2 / count)
             if gradient is not None:
                 difference = log_q.exp_().sub_(wanted).mul_(temperature / count)
@@ -128,16 +141,15 @@ class _DistillationLoss(torch.autograd.Function):
         return gradient.mul_(grad_output), None, None
 
 
-def _full(log_q: Tensor, target: TeacherTarget, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _full(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the divergences [scalar] and the distribution that the student is drawn to [rows, vocabulary]."""
-    log_p = _log_softmax(target.logits[rows], target.temperature, target.vocab_size)
     p = log_p.exp()
     return (p * log_p.sub_(log_q)).sum(), p
 
 
-def _reduced(log_q: Tensor, target: TeacherTarget, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _reduced(log_q: Tensor, top: TopTokens, rows: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`_full`; within the bucket, the student is drawn to its own proportions."""
-    log_p, log_p_rest, indices = target.log_probs[rows], target.log_rest[rows], target.indices[rows].long()
+    log_p, log_p_rest, indices = top.log_probs[rows], top.log_rest[rows], top.indices[rows].long()
     log_q_rest = _log_rest(log_q, indices)
     # False at k = vocabulary, where both are -inf and their difference is not a number.
     has_rest = log_p_rest > float('-inf')

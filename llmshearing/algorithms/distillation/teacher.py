@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from composer.core import Precision, State
 from composer.distributed.fsdp2 import prepare_fully_shard, sync_module_states
-from composer.utils import FSDPConfig, dist
+from composer.models import HuggingFaceModel
+from composer.utils import FSDP2Config, FSDPConfig, dist
 from llmfoundry.models.hf.hf_fsdp import hf_get_causal_base_model, hf_get_hidden_layers
 from llmfoundry.models.utils import init_empty_weights
-from torch import nn
 from torch.distributed.fsdp.wrap import CustomPolicy
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmshearing.compat.transformers import dtype_argument, read_tokenizer
+from llmshearing.compat.transformers import dtype_argument, load_causal_lm, read_tokenizer
 from llmshearing.models.source_config import read_config
 
 __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
@@ -105,30 +105,34 @@ def check_room(needed: int, free: int) -> None:
         )
 
 
-def build_teacher(name: str, state: State, shared_vocab_size: int | None) -> tuple[nn.Module, int]:
+def build_teacher(
+    name: str, student: HuggingFaceModel, state: State, shared_vocab_size: int | None
+) -> tuple[PreTrainedModel, int]:
     """Reads and places the teacher of a run, after checking that it fits the student.
 
     Args:
         name (str): Hugging Face folder or name.
-        state (State): Of the run at ``Event.INIT``: model, precision, device, FSDP settings.
+        student (HuggingFaceModel): The model that trains.
+        state (State): Of the run at ``Event.INIT``: precision, device, FSDP settings.
         shared_vocab_size (int | None): See :func:`check_vocabulary`.
 
     Returns:
-        tuple[nn.Module, int]: The frozen model on its device, in evaluation mode, and the number of shared tokens.
+        tuple[PreTrainedModel, int]: The frozen model on its device, in evaluation mode, and how many tokens they share.
 
     Raises:
         ValueError: For a vocabulary that differs, FSDP1, a teacher that does not fit or whose weights are not complete.
     """
-    if isinstance(state.fsdp_config, FSDPConfig):
+    sharding = state.fsdp_config
+    if isinstance(sharding, FSDPConfig):
         raise ValueError('distillation shards its teacher with FSDP2 and is not built for FSDP1; set FSDP_VERSION=2.')
     config = read_config(name)
-    shared = check_vocabulary(config, state.model.config, _tokenizer(name), state.model.tokenizer, shared_vocab_size)
+    shared = check_vocabulary(config, student.config, _tokenizer(name), student.tokenizer, shared_vocab_size)
     settings = dict(
         **dtype_argument(torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32),
-        attn_implementation=getattr(state.model.config, '_attn_implementation', None),
+        attn_implementation=getattr(student.config, '_attn_implementation', None),
     )
-    if state.fsdp_config is not None:
-        return _read_sharded(name, config, state, settings), shared
+    if sharding is not None:
+        return _read_sharded(name, config, state, sharding, settings), shared
     teacher = _freeze(_read(name, config, settings))
     if state.device.name == 'gpu':
         check_room(sum(p.numel() * p.element_size() for p in teacher.parameters()), torch.cuda.mem_get_info()[0])
@@ -145,17 +149,17 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> nn.Module:
-    teacher, info = AutoModelForCausalLM.from_pretrained(
-        name, config=config, output_loading_info=True, trust_remote_code=False, **settings
-    )
+def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> PreTrainedModel:
+    teacher, info = load_causal_lm(name, config=config, **settings)
     problems = {key: value for key, value in info.items() if value}
     if problems:
         raise ValueError(f'distillation: {name} does not open as a stock model: {problems}')
     return teacher
 
 
-def _read_sharded(name: str, config: PretrainedConfig, state: State, settings: dict[str, Any]) -> nn.Module:
+def _read_sharded(
+    name: str, config: PretrainedConfig, state: State, sharding: FSDP2Config, settings: dict[str, Any]
+) -> PreTrainedModel:
     weights = {}
     if dist.get_global_rank() == 0:
         teacher = _freeze(_read(name, config, settings))
@@ -167,11 +171,11 @@ def _read_sharded(name: str, config: PretrainedConfig, state: State, settings: d
         teacher.tie_weights()  # registering a parameter as empty makes a new one
     block = type(hf_get_hidden_layers(hf_get_causal_base_model(teacher))[0])
     policy = CustomPolicy(lambda module: module is teacher or isinstance(module, block))
-    prepare_fully_shard(teacher, state.fsdp_config, state.precision, policy)
+    prepare_fully_shard(teacher, sharding, state.precision, policy)
     sync_module_states(teacher, weights)
     return teacher
 
 
-def _freeze(model: nn.Module) -> nn.Module:
+def _freeze(model: PreTrainedModel) -> PreTrainedModel:
     model.config.use_cache = False
     return model.requires_grad_(False).eval()

@@ -111,6 +111,7 @@ def _measures_language_modelling(evaluator: Evaluator, state: State) -> bool:
 def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:
     """This rank's share of one batch after the other. A set that is smaller than a batch is one, in whole shares."""
     loader, ranks = evaluator.dataloader.dataloader, dist.get_world_size()
+    data: Any
     data, collate = getattr(loader, 'dataset', None), getattr(loader, 'collate_fn', None)
     if not hasattr(data, '__getitem__') or collate is None:
         raise ValueError(
@@ -118,7 +119,7 @@ def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:
             f'{evaluator.label!r} cannot be: give it a DataLoader over a data set with a length and __getitem__.'
         )
     samples = data.size if isinstance(data, StreamingDataset) else len(data)  # its length is that of a rank's share
-    share = getattr(state.train_dataloader, 'batch_size', None) or loader.batch_size or 1
+    share = getattr(state.train_dataloader, 'batch_size', None) or getattr(loader, 'batch_size', None) or 1
     share = min(share, samples // ranks)
     if share == 0:
         raise ValueError(

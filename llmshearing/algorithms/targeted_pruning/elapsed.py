@@ -38,17 +38,18 @@ def read_time(name: str, value: Any) -> Time:
     return time
 
 
-def elapsed_share(state: State, duration: Time) -> float:
+def elapsed_share(state: State, duration: str | Time) -> float:
     """How much of ``duration`` has passed since the run began, 0 and up.
 
     Args:
         state (State): Read for its timestamp, its max_duration (``duration`` in ``dur``), and the number of batches of
             an epoch (``duration`` or max_duration in ``ep``).
-        duration (Time): In one of :data:`UNITS`.
+        duration (str | Time): In one of :data:`UNITS`.
 
     Raises:
         ValueError: If max_duration or the length of an epoch is needed and not known.
     """
+    duration = Time.from_input(duration)
     if duration.value <= 0:
         return 1.0
     if duration.unit != TimeUnit.DURATION:
@@ -62,13 +63,14 @@ def elapsed_share(state: State, duration: Time) -> float:
     return _share(state, whole, duration) / duration.value
 
 
-def reaches_end(state: State, duration: Time) -> bool:
+def reaches_end(state: State, duration: str | Time) -> bool:
     """Whether ``duration`` is over when the run is; taken for granted where their units do not compare.
 
     Args:
         state (State): Read for its max_duration.
-        duration (Time): In one of :data:`UNITS`.
+        duration (str | Time): In one of :data:`UNITS`.
     """
+    duration = Time.from_input(duration)
     if duration.unit == TimeUnit.DURATION:
         return duration.value <= 1
     whole = state.max_duration

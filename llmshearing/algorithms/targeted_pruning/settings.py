@@ -94,7 +94,7 @@ class PruningSettings(LearnerSettings):
             setattr(self, name, within(name, getattr(self, name), least, largest))
         self.calibration_batches, self.multiple_of = int(self.calibration_batches), int(self.multiple_of)
         one_of('eval_masks', self.eval_masks, EVAL_MASKS)
-        method_by_axis(self.scores or {}, dict.fromkeys(AXES))  # refuses unknown names
+        method_by_axis(self.scores or {}, AXES)  # refuses unknown names
         self._take_former_name()
         self.warmup = read_time('warmup', self.warmup)
         if self.freeze_masks_after is not None:

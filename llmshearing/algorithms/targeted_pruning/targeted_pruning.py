@@ -152,11 +152,11 @@ class TargetedPruning(PruningState, Algorithm):
             )
         self.source = model.cutter.shape
         self.origin = model.source, read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
-        self.target = read_sparsity_target(self.settings.target, self.source)
-        if self.has_open_widths:
-            constraints = [SparsityConstraint(self.source, self.target.sparsity)]
-        else:
+        open_target = read_sparsity_target(self.settings.target, self.source)
+        if open_target is None:
             self.target = target_shape(model.config, self.settings.target)
+        else:
+            self.target, constraints = open_target, [SparsityConstraint(self.source, open_target.sparsity)]
         self.plans = plan_masks(model.config, self.target)
         if not self.plans:
             raise ValueError(

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
+__all__ = ['ado_weights']
+
 ALPHAS = np.linspace(0.05, 0.8, 16)
 CREDIT_EXPONENT = 0.5
 GAMMA = 0.1

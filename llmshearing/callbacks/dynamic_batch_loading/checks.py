@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from composer.core import State, TimeUnit
 from composer.utils import dist
@@ -17,6 +18,16 @@ from streaming import StreamingDataset
 from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
 from llmshearing.data.fingerprint import check_tokenizer, folders_of
 from llmshearing.data.rounds import MixtureRounds
+
+__all__ = [
+    'check_references',
+    'check_round_length',
+    'dynamic_dataset',
+    'match_evaluators',
+    'prepare_evaluation',
+    'read_reference_losses',
+    'write_mixture',
+]
 
 
 def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str, float]:
@@ -115,7 +126,8 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
             )
         # Composer keeps the interval in its scheduler function. Anything else is the user's own function: if it does
         # not run at the end of a round, that is told there.
-        interval = inspect.getclosurevars(by_label[label].eval_interval).nonlocals.get('time_interval')
+        schedule = by_label[label].eval_interval
+        interval = None if schedule is None else inspect.getclosurevars(schedule).nonlocals.get('time_interval')
         if interval is not None and (interval.unit, interval.value) not in (
             (TimeUnit.BATCH, length),
             (TimeUnit.EPOCH, 1),
@@ -165,19 +177,18 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
     Raises:
         ValueError: if the data of an evaluator was made with another tokenizer.
     """
-    loaders = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
-    datasets = [
-        loader.dataset for loader in loaders if isinstance(getattr(loader, 'dataset', None), StreamingTextDataset)
-    ]
+    loaders: list[Any] = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
+    found = [getattr(loader, 'dataset', None) for loader in loaders]
+    datasets = [dataset for dataset in found if isinstance(dataset, StreamingTextDataset)]
     if datasets:
         check_tokenizer(datasets[0].tokenizer, [folder for dataset in datasets for folder in folders_of(dataset)])
-    for evaluator, loader in zip(state.evaluators, loaders):
+    for evaluator, loader, dataset in zip(state.evaluators, loaders, found):
         batch_size = getattr(loader, 'batch_size', None)
         if evaluator.label.removeprefix('eval/') not in domains or not batch_size:
             continue
-        if isinstance(loader.dataset, StreamingDataset) and not loader.dataset.num_canonical_nodes:
-            loader.dataset.num_canonical_nodes = 1
-        if isinstance(loader.dataset, StreamingTextDataset):
+        if isinstance(dataset, StreamingDataset) and not dataset.num_canonical_nodes:
+            dataset.num_canonical_nodes = 1
+        if isinstance(dataset, StreamingTextDataset):
             count_every_token(loader)
         if max_sequences is None:
             continue

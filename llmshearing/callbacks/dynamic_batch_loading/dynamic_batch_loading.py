@@ -31,6 +31,8 @@ from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, weigh
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.utils.paths import local_destination
 
+__all__ = ['DynamicBatchLoading']
+
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # 2: names of the domains
@@ -200,7 +202,7 @@ class DynamicBatchLoading(Callback):
 
     def _metrics(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
         rounds = dataset.rounds
-        used, weights = rounds.used(), rounds.next_weights
+        used, weights = rounds.used(), rounds.next_weights or rounds.weights
         total = sum(used.values())
         metrics = {'mixture/round': float(rounds.state.round)}
         for name, loss in zip(rounds.domains, losses.tolist(), strict=True):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import time
 
+__all__ = ['EvalClock']
+
 log = logging.getLogger(__name__)
 
 

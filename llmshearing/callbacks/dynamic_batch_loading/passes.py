@@ -16,6 +16,8 @@ from llmshearing.callbacks.dynamic_batch_loading.updates import bound
 from llmshearing.data.dynamic_text import DynamicTextDataset
 from llmshearing.data.mixture import UNITS, check_samples
 
+__all__ = ['check_plan', 'planned_samples', 'weight_ceiling']
+
 log = logging.getLogger(__name__)
 
 USUAL_PASSES = 4

@@ -20,6 +20,21 @@ import numpy as np
 
 from llmshearing.callbacks.dynamic_batch_loading.ado import ado_weights
 
+__all__ = [
+    'NEEDS_REFERENCES',
+    'RULES',
+    'Memory',
+    'Round',
+    'Rule',
+    'ado',
+    'bound',
+    'check_losses',
+    'constant',
+    'sheared',
+    'sheared_unclipped',
+    'smooth',
+]
+
 
 @dataclass(frozen=True)
 class Round:
@@ -45,12 +60,12 @@ Rule = Callable[[Round, Memory, float], tuple[np.ndarray, Memory]]
 
 
 def sheared(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memory]:
-    """w * exp(eta * max(loss - reference, 0)), normalised (arXiv 2310.06694, Algorithm 1)."""
+    """``w * exp(eta * max(loss - reference, 0))``, normalised (arXiv 2310.06694, Algorithm 1)."""
     return _exponentiated(now.weights, eta * np.maximum(now.losses - now.references, 0.0)), memory
 
 
 def sheared_unclipped(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memory]:
-    """w * exp(eta * (loss - reference)), normalised, as in the authors' released code."""
+    """``w * exp(eta * (loss - reference))``, normalised, as in the authors' released code."""
     return _exponentiated(now.weights, eta * (now.losses - now.references)), memory
 
 
