@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,7 +50,8 @@ class FiniteMonitor(Callback):
         }
         broken = torch.stack(self._broken).any()
         if gradients:
-            norms = torch._foreach_norm(list(gradients.values()), float('inf'))  # pyright: ignore[reportPrivateImportUsage]
+            every = list(gradients.values())
+            norms = torch._foreach_norm(every, math.inf)  # pyright: ignore[reportPrivateImportUsage]  # as torch clips
             largest = torch.stack([norm.to(broken.device) for norm in norms])
             broken = broken | ~torch.isfinite(largest).all()
         masks = _masks(state)

@@ -16,6 +16,7 @@ from llmshearing.compat.transformers import (
     dtype_of,
     forget_own_notes,
     layer_kinds,
+    load_causal_lm,
     read_tokenizer,
     rotary_base,
     set_dtype,
@@ -123,6 +124,17 @@ def test_read_tokenizer_opens_what_either_generation_saved(tmp_path):
     for name in ('TokenizersBackend', 'PreTrainedTokenizerFast'):
         (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, 'tokenizer_class': name}))
         assert read_tokenizer(tmp_path)('w1 w7')['input_ids'] == expected
+
+
+def test_load_causal_lm_tells_what_is_amiss(tmp_path):
+    model = AutoModelForCausalLM.from_config(llama())
+    model.save_pretrained(tmp_path)
+    whole, amiss = load_causal_lm(tmp_path)
+    assert torch.equal(whole.lm_head.weight, model.lm_head.weight) and not any(amiss.values())
+    left = {name: tensor for name, tensor in model.state_dict().items() if name != 'model.norm.weight'}
+    model.save_pretrained(tmp_path, state_dict=left)
+    _, amiss = load_causal_lm(tmp_path)
+    assert list(amiss['missing_keys']) == ['model.norm.weight']
 
 
 def test_strict_error_is_what_a_config_of_odd_heads_raises():

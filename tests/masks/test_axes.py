@@ -47,6 +47,15 @@ def test_exactly_so_many_of_the_largest_are_kept_in_every_row(rows, units, data)
         assert not len(chosen) or not len(others) or chosen.min() >= others.max()
 
 
+def test_an_axis_left_to_training_keeps_as_many_as_are_named():
+    plan = AxisPlan('intermediate', (2, 3), 3, keep=None)
+    scores = torch.tensor([[1.0, 3.0, 2.0], [6.0, 5.0, 4.0]])
+    assert keep_largest(plan, scores, torch.tensor([1, 2])).tolist() == [[False, True, False], [True, True, False]]
+    for ask in (lambda: plan.final_sparsity, lambda: keep_largest(plan, scores)):
+        with pytest.raises(ValueError, match="how many units of axis 'intermediate' stay is left to training"):
+            ask()
+
+
 @pytest.mark.parametrize(
     'target, message',
     [
