@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
+from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.transformers import (
     PER_LAYER_LISTS,
-    add_older_names,
     attention_implementation,
     dtype_argument,
     forget_own_notes,
