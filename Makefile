@@ -1,5 +1,6 @@
 # make demo   prune a real 135M model on this machine (about twelve minutes after installation)
 # make test   the tests (make test-all: the slow ones, too; make test-core: the core)
+# make test-across   what one stack writes the other reads: exports and checkpoints, in both environments
 # make lint   ruff and import-linter; make types: pyright
 # make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
 #
@@ -15,7 +16,9 @@ PIP := $(VENV)/bin/python -m pip install --quiet
 CORE := tests/models tests/masks tests/algorithms tests/checkpoints tests/export tests/rotation tests/compat \
 	tests/distributed tests/compatibility tests/test_package.py
 
-.PHONY: demo test test-core test-all gpu lint types clean
+STOCK_VENV ?= .venv-stock
+
+.PHONY: demo test test-core test-all test-across gpu lint types clean
 
 $(VENV)/.llmshearing-stock: setup.py constraints/stock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +43,10 @@ test-core: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+test-across: $(INSTALLED)
+	$(MAKE) STACK=stock VENV=$(STOCK_VENV) $(STOCK_VENV)/.llmshearing-stock
+	OTHER_PYTHON=$(STOCK_VENV)/bin/python $(VENV)/bin/python -m pytest tests/across
 
 gpu: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu $(PARTS)

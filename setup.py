@@ -44,6 +44,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',
+    classifiers=[f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)],
     packages=find_packages(include=['llmshearing', 'llmshearing.*']),
     package_data={'llmshearing': ['**/README.md', '**/*.j2']},
     install_requires=[

@@ -1,4 +1,4 @@
-"""``model_card``: a model card and the source's licence in the folders that llm-foundry's ``hf_checkpointer`` writes.
+"""``model_card``: a model card, the source's licence and older names in configs, in the folders of ``hf_checkpointer``.
 
 So the result of continued pre-training can be shared as it is. ``hf_checkpointer`` has a hook for further files, called
 on rank 0 before anything is uploaded; this callback goes there. What the card needs of the source is read before the
@@ -14,6 +14,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
+from llmshearing.checkpoints.tokenizer_files import make_portable
+from llmshearing.compat.configs import add_older_names
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.shapes import shape_of
@@ -65,7 +67,7 @@ class ModelCard(Callback):
         self._losses = last_losses(state)
 
     def add_to(self, state: State, logger: Logger, save_dir: str) -> None:
-        """Writes the card and the licence files; the hook of ``hf_checkpointer``, called on rank 0."""
+        """Writes card and licence files and completes configs; the hook of ``hf_checkpointer``, called on rank 0."""
         model = _model(state)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = CardFacts(
@@ -80,6 +82,8 @@ class ModelCard(Callback):
             losses=self._losses,
         )
         write_model_card(Path(save_dir), facts, self._files)
+        add_older_names(Path(save_dir) / 'config.json')
+        make_portable(Path(save_dir))
 
 
 def _model(state: State) -> Any:

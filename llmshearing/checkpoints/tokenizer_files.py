@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.utils.paths import plain_name
 
-__all__ = ['write_tokenizer', 'write_tokenizer_files']
+__all__ = ['make_portable', 'write_tokenizer', 'write_tokenizer_files']
 
 CONFIG_NAME = 'tokenizer_config.json'
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
@@ -35,12 +35,18 @@ def write_tokenizer(
         write_tokenizer_files(tokenizer, folder, source)
     else:
         tokenizer.save_pretrained(folder)
-        path = folder / CONFIG_NAME
-        _write_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))))
+        make_portable(folder)
     try:
         read_tokenizer(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
+
+
+def make_portable(folder: Path) -> None:
+    """Rewrites a saved tokenizer_config.json so that either generation of transformers opens it; none is no trouble."""
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        _write_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))))
 
 
 def write_tokenizer_files(

@@ -1,19 +1,47 @@
-"""Composer 0.32 on versions of PyTorch that it does not know."""
+"""Composer 0.32 on versions of PyTorch and transformers that it does not know."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 __all__ = ['install']
 
 
 def install() -> None:
-    """Gives Composer two names that it defines for PyTorch up to 2.7.0 only, and uses with every version.
+    """Changes what Composer does on versions that it does not know; a second time, nothing.
 
-    ``device_train_microbatch_size: auto`` with a parallelism config otherwise ends in a NameError. They guard FSDP1
-    when one rank alone runs out of memory; FSDP2, which is what masks run under, never used them.
+    - Two names that it defines for PyTorch up to 2.7.0 only, and uses with every version, are given to it.
+      ``device_train_microbatch_size: auto`` with a parallelism config otherwise ends in a NameError. They guard FSDP1
+      when one rank alone runs out of memory; FSDP2, which is what masks run under, never used them.
+    - A sharded checkpoint is not asked for what nobody needs and other versions do not write: the copy of the model's
+      config and tokenizer, key by key as transformers has them, which Composer does not load, and a mark that PyTorch's
+      schedulers have while they are built.
     """
     from composer.trainer import _patch_pytorch
+    from composer.utils import checkpoint
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
     if not hasattr(_patch_pytorch, 'original_unshard'):
         _patch_pytorch.original_unshard = FlatParamHandle.unshard
         _patch_pytorch.unshard_with_sync = FlatParamHandle.unshard
+    if not hasattr(checkpoint.load_sharded_checkpoint, 'stock'):
+        checkpoint.load_sharded_checkpoint = _asking_for_less(checkpoint.load_sharded_checkpoint)
+
+
+def _asking_for_less(load: Callable) -> Callable:
+    from composer.utils.checkpoint import glob_filter
+
+    def load_sharded_checkpoint(*args: Any, ignore_keys: Any = None, **settings: Any) -> Any:
+        def forget(state_dict: dict[str, Any]) -> None:
+            if ignore_keys:
+                (ignore_keys if callable(ignore_keys) else glob_filter(ignore_keys))(state_dict)
+            state = state_dict.get('state', {})
+            state.pop('integrations', None)
+            for scheduler in state.get('schedulers', {}).values():
+                scheduler.pop('_is_initial', None)
+
+        return load(*args, ignore_keys=forget, **settings)
+
+    load_sharded_checkpoint.stock = load
+    return load_sharded_checkpoint

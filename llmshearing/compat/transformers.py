@@ -1,14 +1,12 @@
 """transformers 4.51 and 5: what is spelled differently in configs, and what a step must not trip over.
 
 transformers 5 keeps the kind of every layer in a list (``layer_types``), rotary settings in ``rope_parameters`` and the
-type of the weights in ``dtype``. Programs that read a config.json often know the older names only, so exports carry
-both where both say the same.
+type of the weights in ``dtype``. What that is for a config.json is in :mod:`llmshearing.compat.configs`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,14 +14,16 @@ from typing import Any
 
 import huggingface_hub.errors
 
+from llmshearing.compat.configs import main_rotary
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
     'HEAD_OF_GPT_NEOX',
+    'OPENS_UNEVEN_HEADS',
     'PER_LAYER_LISTS',
     'STRICT_ERROR',
     'TEXT_PART',
-    'add_older_names',
+    'WINDOWS_BY_LAYER',
     'attention_implementation',
     'dtype_argument',
     'dtype_of',
@@ -41,6 +41,12 @@ __all__ = [
 
 # What a config of transformers 5 raises for a value that it does not take; configs of 4 raise a ValueError.
 STRICT_ERROR: type[Exception] = getattr(huggingface_hub.errors, 'StrictDataclassError', ValueError)
+
+# Whether models open whose hidden_size is no multiple of num_attention_heads, where head_dim is a setting of its own.
+OPENS_UNEVEN_HEADS = not TRANSFORMERS_5
+
+# Whether Qwen's sliding windows hold for the layers that the config names; transformers 4 gives them to every layer.
+WINDOWS_BY_LAYER = TRANSFORMERS_5
 
 # Settings of a config that hold one entry per decoder layer, read by position.
 PER_LAYER_LISTS = ('layer_types', 'no_rope_layers')
@@ -85,7 +91,7 @@ def rotary_base(config: Any) -> float:
     """Base of the rotary embeddings; of full attention, where kinds of layers differ."""
     if not TRANSFORMERS_5:
         return config.rope_theta
-    return _main_rotary(config.rope_parameters)['rope_theta']
+    return main_rotary(config.rope_parameters)['rope_theta']
 
 
 def set_plain_rotary(config: Any) -> None:
@@ -101,37 +107,6 @@ def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
         return {kind: _plain(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
     kept = {key: value for key, value in rotary.items() if key in ('rope_theta', 'partial_rotary_factor')}
     return {'rope_type': 'default', **kept}
-
-
-def _main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
-    full = rotary.get('full_attention')
-    return full if isinstance(full, Mapping) else rotary
-
-
-def add_older_names(path: Path) -> None:
-    """Adds to a written config.json, under their older names, the settings that transformers 5 renamed.
-
-    transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000.
-
-    Args:
-        path (Path): The config.json.
-    """
-    if not TRANSFORMERS_5:
-        return
-    content = json.loads(path.read_text(encoding='utf-8'))
-    rotary = content.get('rope_parameters') or {}
-    main, local = _main_rotary(rotary), rotary.get('sliding_attention')
-    if 'rope_theta' in main:
-        content['rope_theta'] = main['rope_theta']
-        if main.get('rope_type', 'default') != 'default':
-            content['rope_scaling'] = {key: value for key, value in main.items() if key != 'rope_theta'}
-        if 'partial_rotary_factor' in main:
-            content['partial_rotary_factor'] = main['partial_rotary_factor']
-    if isinstance(local, Mapping) and 'rope_theta' in local:
-        content['rope_local_base_freq'] = local['rope_theta']
-    if content.get('dtype') is not None:
-        content['torch_dtype'] = content['dtype']
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 
 
 def forget_own_notes(config: Any) -> None:

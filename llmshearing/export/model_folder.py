@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
+from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.transformers import (
     PER_LAYER_LISTS,
-    add_older_names,
     attention_implementation,
     dtype_argument,
     forget_own_notes,

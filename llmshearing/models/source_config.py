@@ -1,46 +1,22 @@
 """Reads a source's config.json as either generation of transformers wrote it.
 
-transformers 5 writes other keys than 4 (``rope_parameters``, ``dtype``, ``layer_types``). Version 4 keeps keys that it
-does not know and computes without them: with a rotary base of 10000, say. Here such keys are converted where the
-installed version can compute the same, and refused by name where it cannot. Version 5 reads both itself; there, and
-here, a config that says two different things is refused.
+Keys that the installed version does not know are converted where it can compute the same, and refused by name where it
+cannot (:mod:`llmshearing.compat.configs`). A config that says two different things is refused.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from llmshearing.compat.transformers import STRICT_ERROR, attention_implementation
-from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.compat.configs import SLIDING, WINDOW_BUT_EVERY, WINDOW_FROM_LAYER, normalised
+from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
 
-__all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'normalised', 'read_config']
+__all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'read_config']
 
-NEEDS_NEWER = 'which this version of transformers does not compute; use transformers 5 (constraints/current.txt)'
-# Settings of a kind of rotary embedding that transformers 4.51 computes with.
-ROTARY_KEYS = {
-    'default': (),
-    'linear': ('factor',),
-    'dynamic': ('factor',),
-    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
-    'longrope': ('short_factor', 'long_factor', 'factor', 'attention_factor'),
-    'yarn': (
-        'factor',
-        'attention_factor',
-        'beta_fast',
-        'beta_slow',
-        'original_max_position_embeddings',
-        'mscale',
-        'mscale_all_dim',
-    ),
-}
-# Name of the base and of the rotated share of a head in transformers 4, by model type.
-BASE_KEYS = {'gpt_neox': 'rotary_emb_base'}
-SHARE_KEYS = {'gpt_neox': 'rotary_pct', **dict.fromkeys(('phi3', 'glm', 'glm4', 'nemotron'), 'partial_rotary_factor')}
 READ_OTHERWISE = (
     'rope_theta',
     'rope_scaling',
@@ -50,9 +26,6 @@ READ_OTHERWISE = (
     'sliding_window_pattern',
     'max_window_layers',
 )
-SLIDING, FULL = 'sliding_attention', 'full_attention'
-WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
-WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
 
 
 def read_config(name: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -86,30 +59,6 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         return CONFIG_MAPPING[content['model_type']].from_dict(normalised(content), **settings)
     except STRICT_ERROR as error:
         raise ValueError(f'transformers takes no such config: {" ".join(str(error).split())}') from error
-
-
-def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json in the words of the installed transformers.
-
-    Args:
-        stored (Mapping[str, Any]): What the file holds; not changed.
-
-    Raises:
-        ValueError: As :func:`read_config`, naming the key.
-    """
-    content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
-    if isinstance(content.get('text_config'), dict):
-        content['text_config'] = normalised(content['text_config'])
-    _refuse_contradictions(content)
-    if TRANSFORMERS_5:
-        return content
-    if content.get('dtype') is not None:
-        content['torch_dtype'] = content.pop('dtype')
-    _convert_rotary(content)
-    _convert_layer_types(content)
-    if content.get('use_bidirectional_attention'):
-        raise ValueError(_refusal('use_bidirectional_attention', content['use_bidirectional_attention']))
-    return content
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:
@@ -146,7 +95,7 @@ def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_
             f'config asks for (attn_logit_softcapping: {capping}); set eager or flash_attention_2.'
         )
     windows = layer_windows(config)
-    if windows is None or TRANSFORMERS_5 or attn_implementation == 'flash_attention_2':
+    if windows is None or WINDOWS_BY_LAYER or attn_implementation == 'flash_attention_2':
         return
     window, sliding = windows
     if config.model_type in WINDOW_FROM_LAYER and not all(sliding) and max_seq_len > window:
@@ -176,137 +125,3 @@ def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
                 f'{getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set model.name: '
                 'sheared_causal_lm, which reads it, or use transformers 5 (constraints/current.txt).'
             )
-
-
-def _refusal(key: str, value: Any) -> str:
-    return f'the config has {key}: {value!r}, {NEEDS_NEWER}.'
-
-
-def _refuse_contradictions(content: Mapping[str, Any]) -> None:
-    """Raises a ValueError where an older and a newer key say different things."""
-    rotary = content.get('rope_parameters')
-    if isinstance(rotary, dict):
-        main = _main(rotary)
-        older = BASE_KEYS.get(content.get('model_type', ''), 'rope_theta')
-        pairs = [(older, 'rope_theta'), ('rope_theta', 'rope_theta')]
-        for older, newer in pairs:
-            if content.get(older) is not None and newer in main and content[older] != main[newer]:
-                raise ValueError(
-                    f'the config says {older}: {content[older]} and rope_parameters.{newer}: {main[newer]}; which of '
-                    'the two the model was trained with is not known: correct its config.json.'
-                )
-        scaling = content.get('rope_scaling')
-        if isinstance(scaling, dict):
-            differing = [key for key in scaling if key not in ('type', 'rope_type') and scaling[key] != main.get(key)]
-            if differing or _kind(scaling) != _kind(main):
-                raise ValueError(
-                    f'the config says rope_scaling: {scaling} and rope_parameters: {main}; which of the two the model '
-                    'was trained with is not known: correct its config.json.'
-                )
-
-
-def _main(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rotary settings of layers with full attention, or the only ones."""
-    return rotary[FULL] if isinstance(rotary.get(FULL), dict) else rotary
-
-
-def _kind(rotary: Mapping[str, Any]) -> str:
-    return rotary.get('rope_type') or rotary.get('type') or 'default'
-
-
-def _convert_rotary(content: dict[str, Any]) -> None:
-    """``rope_parameters`` to ``rope_theta``, ``rope_scaling`` and what else transformers 4 calls its parts."""
-    rotary = content.pop('rope_parameters', None)
-    if rotary is None:
-        return
-    model_type = content.get('model_type', '')
-    by_kind = {kind: value for kind, value in rotary.items() if isinstance(value, dict)}
-    if by_kind and model_type == 'gemma3_text':
-        local = by_kind.pop(SLIDING, {})
-        if _kind(local) != 'default':
-            raise ValueError(_refusal(f'rope_parameters.{SLIDING}.rope_type', _kind(local)))
-        if 'rope_theta' in local:
-            content['rope_local_base_freq'] = local['rope_theta']
-    if len({json.dumps(value, sort_keys=True) for value in by_kind.values()}) > 1:
-        raise ValueError(_refusal('rope_parameters', rotary))
-    main = dict(next(iter(by_kind.values()))) if by_kind else dict(rotary)
-    kind = _kind(main)
-    main = {key: value for key, value in main.items() if key not in ('type', 'rope_type')}
-    if kind not in ROTARY_KEYS:
-        raise ValueError(_refusal('rope_parameters.rope_type', kind))
-    if 'rope_theta' in main:
-        content[BASE_KEYS.get(model_type, 'rope_theta')] = main.pop('rope_theta')
-    share = main.pop('partial_rotary_factor', None)
-    if share is not None:
-        if model_type not in SHARE_KEYS and share != 1.0:
-            raise ValueError(_refusal('rope_parameters.partial_rotary_factor', share))
-        if model_type in SHARE_KEYS:
-            content[SHARE_KEYS[model_type]] = share
-    content['rope_scaling'] = _rope_scaling(content, kind, main)
-
-
-def _rope_scaling(content: dict[str, Any], kind: str, main: dict[str, Any]) -> dict[str, Any] | None:
-    """The ``rope_scaling`` that transformers 4 computes the same with."""
-    longest, original = content.get('max_position_embeddings'), main.get('original_max_position_embeddings')
-    if kind == 'longrope':  # version 4 reads it beside rope_scaling
-        main.pop('original_max_position_embeddings', None)
-        if original is not None:
-            if content.get('original_max_position_embeddings', original) != original:
-                raise ValueError(_refusal('rope_parameters.original_max_position_embeddings', original))
-            content['original_max_position_embeddings'] = original
-    if kind == 'dynamic' and original == longest:
-        main.pop('original_max_position_embeddings', None)
-    if main.get('truncate') is True:
-        del main['truncate']
-    if kind in ('yarn', 'longrope') and original and longest and main.get('factor') is not None:
-        if longest / original != main['factor']:  # version 4 takes the quotient whatever factor says
-            raise ValueError(
-                f'{_refusal("rope_parameters.factor", main["factor"])[:-1]} (it takes {longest} / {original}).'
-            )
-    main = {key: value for key, value in main.items() if value is not None}
-    unknown = [key for key in main if key not in ROTARY_KEYS[kind]]
-    if unknown:
-        raise ValueError(_refusal(f'rope_parameters.{unknown[0]}', main[unknown[0]]))
-    if kind == 'default':
-        return None
-    if content.get('model_type') == 'phi3':  # which takes exactly these
-        if main.get('attention_factor') is not None:
-            raise ValueError(_refusal('rope_parameters.attention_factor', main['attention_factor']))
-        return {'type': kind, 'short_factor': main['short_factor'], 'long_factor': main['long_factor']}
-    return {'rope_type': kind, **main}
-
-
-def _convert_layer_types(content: dict[str, Any]) -> None:
-    """``layer_types`` to the pattern that transformers 4 computes it from."""
-    model_type = content.get('model_type')
-    if model_type in WINDOW_FROM_LAYER and not content.get('use_sliding_window', False):
-        content['sliding_window'] = None  # its masks look at this key alone
-    content.pop('_sliding_window_pattern', None)
-    kinds = content.pop('layer_types', None)
-    no_window = 'sliding_window' in content and content['sliding_window'] is None
-    if not kinds or (no_window and set(kinds) <= {SLIDING, FULL}):
-        return
-    if len(kinds) != content.get('num_hidden_layers', len(kinds)):
-        raise ValueError(
-            f'the config has {len(kinds)} layer_types for {content["num_hidden_layers"]} layers; correct its '
-            'config.json.'
-        )
-    sliding, refusal = [kind == SLIDING for kind in kinds], _refusal('layer_types', kinds)
-    if not set(kinds) <= {SLIDING, FULL}:
-        raise ValueError(refusal)
-    if model_type in WINDOW_FROM_LAYER:
-        content['max_window_layers'] = sliding.index(True) if True in sliding else len(kinds)
-        possible = [layer >= content['max_window_layers'] for layer in range(len(kinds))]
-    elif model_type == 'gemma2':
-        possible = [layer % 2 == 0 for layer in range(len(kinds))]
-    elif model_type in WINDOW_BUT_EVERY:
-        content['sliding_window_pattern'] = every = sliding.index(False) + 1 if False in sliding else len(kinds) + 1
-        possible = [(layer + 1) % every != 0 for layer in range(len(kinds))]
-    elif model_type in ('mistral', 'phi3', 'starcoder2'):  # one window for all layers, or none
-        if not all(sliding):
-            content['sliding_window'] = None
-        possible = [all(sliding)] * len(kinds)
-    else:
-        possible = [False] * len(kinds)
-    if sliding != possible:
-        raise ValueError(refusal)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.compat.transformers import OPENS_UNEVEN_HEADS
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import (
     DTYPE_BYTES,
@@ -70,7 +70,7 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     """
     target = _plain(target)
     uneven = target.pop('uneven_heads', False)
-    if not isinstance(uneven, bool) or (uneven and TRANSFORMERS_5):
+    if not isinstance(uneven, bool) or (uneven and not OPENS_UNEVEN_HEADS):
         raise ValueError(
             f'target: uneven_heads={uneven!r} is not possible; it is true or false'
             f'{", and true with transformers 4 only" if uneven is True else ""}.'

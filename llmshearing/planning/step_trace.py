@@ -3,8 +3,9 @@
 What a step keeps between forward and backward depends on modelling code, attention kernel, precision, checkpointing
 and on how weights are cut. Formulas for that would have to be written per family and would be wrong after the next
 release. So the stock model, with our own cutting where masks are in use, does one forward and backward pass under
-torch's fake tensors while every allocation is counted. Memory grows linearly with the number of layers, so two traces,
-of one and of two periods of the layer pattern, give it for any number; a trace takes about a second at any model size.
+torch's fake tensors while every allocation is counted. Memory grows linearly with the number of layers of each kind, so
+a trace of the fewest that have all kinds, and one with more of each, give it for any number; a trace takes about a
+second at any model size.
 
 Fake tensors take the CPU's kernels, with fused attention. Those of a GPU are expected to save the same tensors for the
 backward pass (not measured here); workspaces of kernels and fragmentation are not in it.
@@ -31,12 +32,13 @@ from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
     ignores_windows,
+    layer_kinds,
     set_plain_rotary,
     without_packed_masks,
 )
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import ModelShape, shape_of, with_shape
+from llmshearing.models.shapes import shape_of, with_shape
 from llmshearing.models.units import mask_shapes
 
 if TYPE_CHECKING:
@@ -83,23 +85,35 @@ def trace_step(
         masked_axes (Collection[str]): Axes under masks. Masks keep nearly everything, as at the start of pruning, when
             a step takes most; one hidden and one intermediate dimension are dropped, so that weights are really cut.
     """
-    family, shape = family_of(config), shape_of(config)
-    period = _period(family.layer_types(config)) if family.layer_types else 1
-    first, second = (
-        _trace(
-            _traceable(config, dataclasses.replace(shape, num_hidden_layers=layers), family.has_head_dim),
-            micro_batch,
-            seq_len,
-            autocast,
-            checkpointing,
-            parameter_dtype,
-            masked_axes,
-        )
-        for layers in (period, 2 * period)
+    layers = config.num_hidden_layers
+    first, growths = _least_layers(config)
+
+    def trace(kinds: list) -> tuple[int, int, int]:
+        traceable = _traceable(config, kinds)
+        return _trace(traceable, micro_batch, seq_len, autocast, checkpointing, parameter_dtype, masked_axes)
+
+    base = trace(first)
+    added = [
+        (times, [more - few for few, more in zip(base, trace(first + kinds))]) for kinds, times in growths
+    ]  # bytes that each growth adds to saved, forward peak and backward peak
+    saved, forward, backward = (
+        start + sum((times - 1) * growth[part] for times, growth in added) for part, start in enumerate(base)
     )
-    per_layer = [(more - few) / period for few, more in zip(first, second)]
-    saved, forward, backward = (few + more * (shape.num_hidden_layers - period) for few, more in zip(first, per_layer))
-    return StepMemory(saved, per_layer[0], forward, backward)
+    return StepMemory(saved, sum(times * growth[0] for times, growth in added) / layers, forward, backward)
+
+
+def _least_layers(config: PretrainedConfig) -> tuple[list, list[tuple[list, float]]]:
+    """Kinds of the fewest layers that have all of a model's, and what its layers are made of, with numbers of each.
+
+    Where the config lists kinds, each kind is traced by itself; elsewhere they follow from the position.
+    """
+    kinds, layers = layer_kinds(config), config.num_hidden_layers
+    if kinds:
+        first = list(dict.fromkeys(kinds))
+        return first, [([kind], kinds.count(kind)) for kind in first]
+    by_position = family_of(config).layer_types
+    period = _period(by_position(config)) if by_position else 1
+    return [None] * period, [([None] * period, layers / period)]
 
 
 def _period(kinds: tuple) -> int:
@@ -107,8 +121,11 @@ def _period(kinds: tuple) -> int:
     return next(p for p in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % p] for i in range(len(kinds))))
 
 
-def _traceable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool) -> PretrainedConfig:
-    config = with_shape(config, shape, has_head_dim)
+def _traceable(config: PretrainedConfig, kinds: list) -> PretrainedConfig:
+    shape = dataclasses.replace(shape_of(config), num_hidden_layers=len(kinds))
+    config = with_shape(config, shape, family_of(config).has_head_dim)
+    if layer_kinds(config):
+        config.layer_types = kinds
     config.use_cache = False
     config._attn_implementation = attention_implementation(config)
     set_plain_rotary(config)  # it changes values and not sizes, and some kinds look at data

@@ -1,5 +1,7 @@
 """The folders of llm-foundry's hf_checkpointer get a card and the licence of what training began with."""
 
+import json
+
 import pytest
 import yaml
 from composer.core import Evaluator
@@ -72,3 +74,11 @@ def test_what_cannot_have_a_card_is_refused_before_the_first_step(source, tmp_pa
     (source / 'README.md').write_text('---\nlicense: [\n---\n')
     with pytest.raises(ValueError, match='is not YAML'):
         continued(source, tmp_path, ModelCard())
+
+
+def test_the_folder_is_for_either_generation_of_transformers(source, tmp_path):
+    folder, _ = continued(source, tmp_path, ModelCard())
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['rope_theta'] == 10000.0 and config['torch_dtype'] == 'float32'
+    settings = json.loads((folder / 'tokenizer_config.json').read_text())
+    assert settings['tokenizer_class'].startswith('PreTrainedTokenizer') and 'backend' not in settings

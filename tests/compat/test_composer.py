@@ -1,6 +1,7 @@
 """Canaries of compat.composer."""
 
 from composer.trainer import _patch_pytorch
+from composer.utils import checkpoint
 from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 from llmshearing.compat import composer
@@ -11,3 +12,20 @@ def test_install_gives_composer_the_two_names_it_uses():
     composer.install()
     assert callable(_patch_pytorch.original_unshard) and callable(_patch_pytorch.unshard_with_sync)
     assert callable(FlatParamHandle.unshard)
+
+
+def test_a_sharded_checkpoint_is_not_asked_for_what_other_versions_do_not_write(monkeypatch):
+    def stock(path, ignore_keys=None):
+        scheduler = {'last_epoch': 4, '_is_initial': False}
+        asked = {'state': {'model': 1, 'integrations': {'huggingface': {}}, 'schedulers': {'LambdaLR': scheduler}}}
+        ignore_keys(asked)
+        return asked['state']
+
+    monkeypatch.setattr(checkpoint, 'load_sharded_checkpoint', stock)
+    composer.install()
+    composer.install()
+    load, schedulers = checkpoint.load_sharded_checkpoint, {'LambdaLR': {'last_epoch': 4}}
+    assert load.stock is stock
+    assert load('path') == {'model': 1, 'schedulers': schedulers}
+    assert load('path', ignore_keys=['state/model']) == {'schedulers': schedulers}
+    assert load('path', ignore_keys=lambda asked: asked['state'].pop('model')) == {'schedulers': schedulers}

@@ -8,9 +8,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import (
     HEAD_OF_GPT_NEOX,
+    OPENS_UNEVEN_HEADS,
     PER_LAYER_LISTS,
     STRICT_ERROR,
-    add_older_names,
+    WINDOWS_BY_LAYER,
     attention_implementation,
     dtype_argument,
     dtype_of,
@@ -18,7 +19,6 @@ from llmshearing.compat.transformers import (
     layer_kinds,
     load_causal_lm,
     read_tokenizer,
-    rotary_base,
     set_dtype,
     set_plain_rotary,
     without_packed_masks,
@@ -64,21 +64,6 @@ def test_set_dtype_is_what_from_config_reads_and_config_json_says(tmp_path):
     set_dtype(config, torch.bfloat16)
     config.save_pretrained(tmp_path)
     assert dtype_of(AutoConfig.from_pretrained(tmp_path)) == torch.bfloat16
-
-
-@pytest.mark.parametrize('scaling', [None, LLAMA3_ROPE])
-def test_add_older_names_lets_other_readers_see_the_same_rotary_settings(tmp_path, scaling):
-    config = llama(rope_theta=5e5, **({'rope_scaling': dict(scaling)} if scaling else {}))
-    set_dtype(config, torch.float32)
-    config.save_pretrained(tmp_path)
-    add_older_names(tmp_path / 'config.json')
-    content = json.loads((tmp_path / 'config.json').read_text())
-    assert content['rope_theta'] == 5e5 and content['torch_dtype'] == 'float32'
-    assert (content.get('rope_scaling') or {}).get('factor') == (scaling or {}).get('factor')
-    again = AutoConfig.from_pretrained(tmp_path)
-    assert rotary_base(again) == 5e5
-    frequencies = AutoModelForCausalLM.from_config(again).model.rotary_emb.inv_freq
-    torch.testing.assert_close(frequencies, AutoModelForCausalLM.from_config(config).model.rotary_emb.inv_freq)
 
 
 def test_set_plain_rotary_leaves_the_base():
@@ -146,3 +131,28 @@ def test_strict_error_is_what_a_config_of_odd_heads_raises():
 def test_dtype_argument_is_the_keyword_that_from_config_takes():
     model = AutoModelForCausalLM.from_config(llama(), **dtype_argument(torch.bfloat16))
     assert model.dtype == torch.bfloat16
+
+
+def test_opens_uneven_heads_is_whether_such_a_model_opens():
+    try:
+        AutoModelForCausalLM.from_config(
+            llama(hidden_size=32, num_attention_heads=3, num_key_value_heads=3, head_dim=8)
+        )
+        opens = True
+    except STRICT_ERROR:
+        opens = False
+    assert opens == OPENS_UNEVEN_HEADS
+
+
+def test_windows_by_layer_is_whether_the_first_layers_of_qwen_see_everything():
+    """One layer that is to see everything, in a model with windows of 4 tokens, 11 tokens after a change."""
+    settings = {'use_sliding_window': True, 'sliding_window': 4, 'num_hidden_layers': 1, 'max_window_layers': 1}
+    config = CONFIG_MAPPING['qwen2'](**{**COMMON, **settings})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(3, 15)[None]
+    other = ids.clone()
+    other[0, 0] = 90
+    with torch.no_grad():
+        sees = not torch.equal(model(ids).logits[0, -1], model(other).logits[0, -1])
+    assert sees == WINDOWS_BY_LAYER

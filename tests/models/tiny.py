@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -89,11 +91,32 @@ MORE_VARIANTS: dict[str, dict] = {
 }
 VARIANTS |= {name: settings for name, settings in MORE_VARIANTS.items() if name in CONFIG_MAPPING}
 
+# Rotary settings that config files of the two generations of transformers spell differently, by variant and kind.
+ROTARY: dict[str, dict] = {
+    'llama-linear': {'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}},
+    'llama-yarn': {'rope_scaling': {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embeddings': 64}},
+    'gemma3_text-linear': {'rope_scaling': {'rope_type': 'linear', 'factor': 8.0}},
+    'phi3-longrope': {
+        'rope_scaling': {'type': 'longrope', 'short_factor': [1.0, 2.0, 3.0, 4.0], 'long_factor': [2.0] * 4},
+        'original_max_position_embeddings': 64,
+    },
+}
+# What a variant can be cut along at will: longrope's factors are as many as hidden_size / num_attention_heads / 2.
+AXES_OF = {'phi3-longrope': ('layer', 'intermediate')}
+ROTARY_BASE = 5e5  # not what a reader takes that finds none
+
+
+def rotary_model(variant: str):
+    """A model of one of ``VARIANTS`` or ``ROTARY``, with ``ROTARY_BASE``."""
+    base = {'rotary_emb_base' if variant.startswith('gpt_neox') else 'rope_theta': ROTARY_BASE}
+    family = variant if variant in VARIANTS else variant.split('-')[0]
+    return tiny_model(family, **base, **ROTARY.get(variant, {}))
+
 
 def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     """A random model in float32 evaluation mode. Biases and gains are random too, so that no term hides."""
     torch.manual_seed(seed)
-    settings = {**COMMON, **VARIANTS[variant], **overrides}
+    settings = copy.deepcopy({**COMMON, **VARIANTS[variant], **overrides})  # configs write into their rotary settings
     settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
     config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
     config._attn_implementation = attention_implementation(config)

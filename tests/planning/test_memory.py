@@ -8,10 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.compat.transformers import layer_kinds
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.cutting import DIMENSIONS
-from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.planning import memory, step_trace
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
@@ -40,12 +39,10 @@ def really_saved(model, ids):
     return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in known)
 
 
-# Qwen's masks of sliding windows, which transformers 5 applies, are not in the estimate (COMPATIBILITY.md).
-WINDOWED = {'qwen2'} if TRANSFORMERS_5 else set()
 REPEATED = {'llama-rope3', 'llama-mha', 'gpt_neox-serial', 'granite'}
 
 
-@pytest.mark.parametrize('variant', sorted(set(VARIANTS) - REPEATED - WINDOWED))
+@pytest.mark.parametrize('variant', sorted(set(VARIANTS) - REPEATED))
 def test_the_trace_sees_what_autograd_keeps(variant):
     model = tiny_model(variant).train()
     model.config.use_cache = False
@@ -54,14 +51,12 @@ def test_the_trace_sees_what_autograd_keeps(variant):
     assert step.saved <= step.forward_peak <= step.backward_peak
 
 
-@pytest.mark.parametrize('variant', ['llama', 'gemma3_text'])
+@pytest.mark.parametrize('variant', ['llama', 'gemma3_text', 'qwen2'])
 @pytest.mark.parametrize('masked', [(), AXES])
 def test_memory_is_linear_in_layers(variant, masked):
     config = tiny_model(variant, num_hidden_layers=6).config
-    family, shape = family_of(config), shape_of(config)
-    whole = step_trace._trace(
-        step_trace._traceable(config, shape, family.has_head_dim), 2, 32, False, False, torch.float32, masked
-    )
+    kinds = layer_kinds(config) or [None] * config.num_hidden_layers
+    whole = step_trace._trace(step_trace._traceable(config, kinds), 2, 32, False, False, torch.float32, masked)
     step = trace_step(config, 2, 32, masked_axes=masked)
     # Scales of all layers are gathered at once, which adds a few vectors that are not quite linear.
     assert (step.saved, step.forward_peak, step.backward_peak) == pytest.approx(whole, rel=0.01 if masked else 1e-6)

@@ -23,11 +23,11 @@ from llmfoundry.utils.builders import build_eval_loaders
 from streaming.base.shared import SharedMemory
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import AutoTokenizer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.metrics.logger import MetricsFile
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
@@ -110,7 +110,7 @@ def build(
 ) -> Trainer:
     """A run of ``'prune'`` or ``'continue'`` on this process's share of each global batch, in two micro-batches."""
     folder = work / ('source' if stage == 'prune' else 'small')
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     device_batch = BATCH_SIZE // dist.get_world_size()
     algorithms, own = [], [DynamicBatchLoading(REFERENCES), *callbacks, Digests()]
     if stage == 'prune':

@@ -1,0 +1,82 @@
+"""What one environment does for :mod:`tests.across.test_across`: it writes for the other, or reads what that wrote.
+
+usage: side.py write FOLDER | open EXPORTS OUT | resume THEIRS FOLDER
+
+``write`` exports a tiny model of every variant, and runs both stages to their ends with a checkpoint after each batch.
+``open`` opens such exports with transformers alone: nothing of this package is imported. ``resume`` goes on from the
+checkpoints after ``STOP`` batches.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
+TEXT = 'w3 w17 w90 w5'
+STOP = 4  # in the middle of a mixing round, and of the warm-up
+# name: stage, settings of tests.runs.stages.build
+RUNS = {
+    'prune': ('prune', {}),
+    'prune, sharded': ('prune', {'fsdp': {'state_dict_type': 'sharded'}}),
+    'continue': ('continue', {}),
+}
+
+
+def write(folder: Path) -> None:
+    """Writes ``exports/VARIANT``, the logits of the masked models that they are of, ``world`` and ``runs/NAME``."""
+    from llmshearing.export.model import export_model
+    from llmshearing.models.cuttable import Cutter
+    from tests.export.test_model_folder import AXES, uniform_soft_masks
+    from tests.models.tiny import AXES_OF, ROTARY, VARIANTS, rotary_model
+    from tests.runs.stages import finish, make_world
+    from tests.tiny_run import tiny_tokenizer
+
+    logits = {}
+    for variant in (*VARIANTS, *ROTARY):
+        model = rotary_model(variant)
+        cutter = Cutter(model)
+        cutter.set_masks(uniform_soft_masks(model.config, AXES_OF.get(variant, AXES)))
+        with torch.no_grad():
+            logits[variant] = model(IDS, use_cache=False).logits
+        export_model(cutter, folder / 'exports' / variant, tiny_tokenizer())
+    torch.save(logits, folder / 'masked')
+    world = make_world(folder / 'world')
+    for name, (stage, settings) in RUNS.items():
+        finish(stage, world, folder / 'runs' / name, **settings)
+
+
+def open_exports(exports: Path, out: Path) -> None:
+    """Saves what each export says to ``IDS``, how its tokenizer reads ``TEXT``, and what was missing or left over."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = {}
+    for folder in sorted(exports.iterdir()):
+        model, problems = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        with torch.no_grad():
+            logits = model.eval()(IDS, use_cache=False).logits
+        tokens = AutoTokenizer.from_pretrained(folder)(TEXT).input_ids
+        found[folder.name] = {
+            'logits': logits,
+            'tokens': tokens,
+            'dtype': str(model.dtype),
+            'problems': [key for key, value in problems.items() if value],
+        }
+    assert not [name for name in sys.modules if name.startswith('llmshearing')]
+    torch.save(found, out)
+
+
+def resume(theirs: Path, folder: Path) -> None:
+    """Goes on with each of the other's runs, to ``NAME``."""
+    from tests.runs.stages import finish
+    from tests.runs.test_elastic import saved
+
+    for name, (stage, settings) in RUNS.items():
+        checkpoint = saved(theirs / 'runs' / name, STOP, sharded='fsdp' in settings)
+        finish(stage, theirs / 'world', folder / name, load_path=checkpoint, **settings)
+
+
+if __name__ == '__main__':
+    {'write': write, 'open': open_exports, 'resume': resume}[sys.argv[1]](*map(Path, sys.argv[2:]))

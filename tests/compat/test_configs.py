@@ -1,0 +1,45 @@
+"""What compat.configs writes for older readers: transformers 5 reads it as before, others the same numbers."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from llmshearing.compat.configs import add_older_names, main_rotary, normalised
+from llmshearing.compat.transformers import rotary_base, set_dtype
+from llmshearing.compat.versions import TRANSFORMERS_5
+from tests.models.tiny import ROTARY, ROTARY_BASE, VARIANTS, rotary_model
+
+
+@pytest.mark.parametrize('variant', [*VARIANTS, *ROTARY])
+def test_add_older_names_adds_and_changes_nothing(variant, tmp_path):
+    config, path = rotary_model(variant).config, tmp_path / 'config.json'
+    set_dtype(config, torch.float32)
+    config.save_pretrained(tmp_path)
+    before = json.loads(path.read_text())
+    add_older_names(path)
+    after = json.loads(path.read_text())
+    assert before.items() <= after.items()
+    assert normalised(after)  # no contradiction in it
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert rotary_base(again) == ROTARY_BASE
+    if TRANSFORMERS_5:
+        assert again.rope_parameters == config.rope_parameters
+        assert after['torch_dtype'] == after['dtype'] == 'float32'
+        assert {'rope_theta', 'rotary_emb_base'} & after.keys()
+
+
+@pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 writes no such config')
+def test_what_transformers_4_does_not_compute_is_written_as_it_is(tmp_path):
+    rotary = {'rope_type': 'yarn', 'rope_theta': 5e5, 'factor': 2.0, 'truncate': False}
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'llama', 'rope_parameters': rotary}))
+    add_older_names(tmp_path / 'config.json')
+    content = json.loads((tmp_path / 'config.json').read_text())
+    assert content['rope_theta'] == 5e5 and content['rope_parameters'] == rotary
+    assert content['rope_scaling'] == {'rope_type': 'yarn', 'factor': 2.0, 'truncate': False}
+
+
+def test_main_rotary_is_that_of_full_attention():
+    one = {'rope_theta': 1e4}
+    assert main_rotary(one) == main_rotary({'full_attention': one, 'sliding_attention': {'rope_theta': 5.0}}) == one
