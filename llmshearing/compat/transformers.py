@@ -1,14 +1,13 @@
 """transformers 4.51 and 5: what is spelled differently in configs, and what a step must not trip over.
 
 transformers 5 keeps the kind of every layer in a list (``layer_types``), rotary settings in ``rope_parameters`` and the
-type of the weights in ``dtype``. Programs that read a config.json often know the older names only, so exports carry
-both where both say the same.
+type of the weights in ``dtype``. What either writes into a config.json is read by
+:mod:`llmshearing.models.source_config`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ __all__ = [
     'PER_LAYER_LISTS',
     'STRICT_ERROR',
     'TEXT_PART',
-    'add_older_names',
     'attention_implementation',
     'dtype_argument',
     'dtype_of',
@@ -105,32 +103,6 @@ def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
 def _main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
     full = rotary.get('full_attention')
     return full if isinstance(full, Mapping) else rotary
-
-
-def add_older_names(path: Path) -> None:
-    """Adds to a written config.json, under their older names, the settings that transformers 5 renamed.
-
-    transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000.
-
-    Args:
-        path (Path): The config.json.
-    """
-    if not TRANSFORMERS_5:
-        return
-    content = json.loads(path.read_text(encoding='utf-8'))
-    rotary = content.get('rope_parameters') or {}
-    main, local = _main_rotary(rotary), rotary.get('sliding_attention')
-    if 'rope_theta' in main:
-        content['rope_theta'] = main['rope_theta']
-        if main.get('rope_type', 'default') != 'default':
-            content['rope_scaling'] = {key: value for key, value in main.items() if key != 'rope_theta'}
-        if 'partial_rotary_factor' in main:
-            content['partial_rotary_factor'] = main['partial_rotary_factor']
-    if isinstance(local, Mapping) and 'rope_theta' in local:
-        content['rope_local_base_freq'] = local['rope_theta']
-    if content.get('dtype') is not None:
-        content['torch_dtype'] = content['dtype']
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 
 
 def forget_own_notes(config: Any) -> None:

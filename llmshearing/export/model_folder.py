@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.transformers import (
     PER_LAYER_LISTS,
-    add_older_names,
     attention_implementation,
     dtype_argument,
     forget_own_notes,
@@ -31,6 +30,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import Family, stored_name
 from llmshearing.models.shapes import ModelShape, with_shape
+from llmshearing.models.source_config import add_older_names
 from llmshearing.models.units import Units
 
 __all__ = ['Tokenizer', 'cut_tensors', 'exported_config', 'open_strictly', 'shape_after', 'write_model_folder']

@@ -9,6 +9,7 @@ here, a config that says two different things is refused.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,19 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from llmshearing.compat.transformers import STRICT_ERROR, attention_implementation
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'normalised', 'read_config']
+__all__ = [
+    'add_older_names',
+    'check_attention',
+    'check_stock_reading',
+    'config_from',
+    'layer_windows',
+    'normalised',
+    'read_config',
+]
 
-NEEDS_NEWER = 'which this version of transformers does not compute; use transformers 5 (constraints/current.txt)'
+log = logging.getLogger(__name__)
+
+NEEDS_NEWER = 'which transformers 4 does not compute; use transformers 5 (constraints/current.txt)'
 # Settings of a kind of rotary embedding that transformers 4.51 computes with.
 ROTARY_KEYS = {
     'default': (),
@@ -38,9 +49,13 @@ ROTARY_KEYS = {
         'mscale_all_dim',
     ),
 }
-# Name of the base and of the rotated share of a head in transformers 4, by model type.
-BASE_KEYS = {'gpt_neox': 'rotary_emb_base'}
-SHARE_KEYS = {'gpt_neox': 'rotary_pct', 'phi3': 'partial_rotary_factor', 'glm': 'partial_rotary_factor'}
+# Names of the base and of the rotated share of a head in transformers 4, by model type; the others rotate whole heads.
+BASE_KEYS = {'gpt_neox': ('rotary_emb_base', 'rope_theta')}
+SHARE_KEYS = {
+    'gpt_neox': ('rotary_pct', 'partial_rotary_factor'),
+    'phi3': ('partial_rotary_factor',),
+    'glm': ('partial_rotary_factor',),
+}
 READ_OTHERWISE = (
     'rope_theta',
     'rope_scaling',
@@ -100,15 +115,40 @@ def normalised(content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalised(content['text_config'])
     _refuse_contradictions(content)
-    if TRANSFORMERS_5:
-        return content
+    if not TRANSFORMERS_5:
+        _convert_to_4(content)
+    elif content.get('rope_parameters'):
+        content.pop('rope_scaling', None)  # which would replace it, base and all
+    return content
+
+
+def add_older_names(path: Path) -> None:
+    """Adds to a config.json of transformers 5 what it says in the words of transformers 4.
+
+    transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000.
+
+    Args:
+        path (Path): The config.json.
+    """
+    content = json.loads(path.read_text(encoding='utf-8'))
+    older = dict(content)
+    try:
+        _convert_to_4(older)
+    except ValueError as error:
+        log.warning('%s can be opened by transformers 5 only: %s', path.parent, error)
+        return
+    content.update({key: value for key, value in older.items() if value is not None or key in content})
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+
+
+def _convert_to_4(content: dict[str, Any]) -> None:
+    """Puts a config.json into the words of transformers 4, in place."""
     if content.get('dtype') is not None:
         content['torch_dtype'] = content.pop('dtype')
     _convert_rotary(content)
     _convert_layer_types(content)
-    if content.get('use_bidirectional_attention'):
-        raise ValueError(_refusal('use_bidirectional_attention', content['use_bidirectional_attention']))
-    return content
+    if content.pop('use_bidirectional_attention', None):
+        raise ValueError(_refusal('use_bidirectional_attention', True))
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:
@@ -186,7 +226,9 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
     rotary = content.get('rope_parameters')
     if isinstance(rotary, dict):
         main = _main(rotary)
-        pairs = [(BASE_KEYS.get(content.get('model_type'), 'rope_theta'), 'rope_theta'), ('rope_theta', 'rope_theta')]
+        model_type = content.get('model_type')
+        bases, shares = BASE_KEYS.get(model_type, ('rope_theta',)), SHARE_KEYS.get(model_type, ())
+        pairs = [(name, 'rope_theta') for name in bases] + [(name, 'partial_rotary_factor') for name in shares]
         for older, newer in pairs:
             if content.get(older) is not None and newer in main and content[older] != main[newer]:
                 raise ValueError(
@@ -233,13 +275,12 @@ def _convert_rotary(content: dict[str, Any]) -> None:
     if kind not in ROTARY_KEYS:
         raise ValueError(_refusal('rope_parameters.rope_type', kind))
     if 'rope_theta' in main:
-        content[BASE_KEYS.get(model_type, 'rope_theta')] = main.pop('rope_theta')
+        content.update(dict.fromkeys(BASE_KEYS.get(model_type, ('rope_theta',)), main.pop('rope_theta')))
     share = main.pop('partial_rotary_factor', None)
     if share is not None:
         if model_type not in SHARE_KEYS and share != 1.0:
             raise ValueError(_refusal('rope_parameters.partial_rotary_factor', share))
-        if model_type in SHARE_KEYS:
-            content[SHARE_KEYS[model_type]] = share
+        content.update(dict.fromkeys(SHARE_KEYS.get(model_type, ()), share))
     content['rope_scaling'] = _rope_scaling(content, kind, main)
 
 

@@ -10,7 +10,6 @@ from llmshearing.compat.transformers import (
     HEAD_OF_GPT_NEOX,
     PER_LAYER_LISTS,
     STRICT_ERROR,
-    add_older_names,
     attention_implementation,
     dtype_argument,
     dtype_of,
@@ -63,21 +62,6 @@ def test_set_dtype_is_what_from_config_reads_and_config_json_says(tmp_path):
     set_dtype(config, torch.bfloat16)
     config.save_pretrained(tmp_path)
     assert dtype_of(AutoConfig.from_pretrained(tmp_path)) == torch.bfloat16
-
-
-@pytest.mark.parametrize('scaling', [None, LLAMA3_ROPE])
-def test_add_older_names_lets_other_readers_see_the_same_rotary_settings(tmp_path, scaling):
-    config = llama(rope_theta=5e5, **({'rope_scaling': dict(scaling)} if scaling else {}))
-    set_dtype(config, torch.float32)
-    config.save_pretrained(tmp_path)
-    add_older_names(tmp_path / 'config.json')
-    content = json.loads((tmp_path / 'config.json').read_text())
-    assert content['rope_theta'] == 5e5 and content['torch_dtype'] == 'float32'
-    assert (content.get('rope_scaling') or {}).get('factor') == (scaling or {}).get('factor')
-    again = AutoConfig.from_pretrained(tmp_path)
-    assert rotary_base(again) == 5e5
-    frequencies = AutoModelForCausalLM.from_config(again).model.rotary_emb.inv_freq
-    torch.testing.assert_close(frequencies, AutoModelForCausalLM.from_config(config).model.rotary_emb.inv_freq)
 
 
 def test_set_plain_rotary_leaves_the_base():
