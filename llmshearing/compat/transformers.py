@@ -30,7 +30,6 @@ __all__ = [
     'install',
     'layer_kinds',
     'read_tokenizer',
-    'rotary_base',
     'set_dtype',
     'set_plain_rotary',
     'without_packed_masks',
@@ -78,13 +77,6 @@ def dtype_argument(dtype: Any) -> dict[str, Any]:
     return {'dtype' if TRANSFORMERS_5 else 'torch_dtype': dtype}
 
 
-def rotary_base(config: Any) -> float:
-    """Base of the rotary embeddings; of full attention, where kinds of layers differ."""
-    if not TRANSFORMERS_5:
-        return config.rope_theta
-    return _main_rotary(config.rope_parameters)['rope_theta']
-
-
 def set_plain_rotary(config: Any) -> None:
     """Replaces rotary settings by plain ones of the same base, in place: they change values and no sizes."""
     if not TRANSFORMERS_5:
@@ -98,11 +90,6 @@ def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
         return {kind: _plain(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
     kept = {key: value for key, value in rotary.items() if key in ('rope_theta', 'partial_rotary_factor')}
     return {'rope_type': 'default', **kept}
-
-
-def _main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
-    full = rotary.get('full_attention')
-    return full if isinstance(full, Mapping) else rotary
 
 
 def forget_own_notes(config: Any) -> None:

@@ -82,14 +82,22 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
         what (str): ``'folder'`` of a model, or ``'file'``.
 
     Raises:
-        ValueError: For a remote address, which would become a folder named ``s3:`` here.
+        ValueError: For a remote address, which would become a folder named ``s3:`` here, and for a place where no such
+            thing can be written.
     """
     if '://' in str(path):
         upload = ', or upload it with `llmshearing export --push-to-hub`' if what == 'folder' else ''
         raise ValueError(
             f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.'
         )
-    return Path(path)
+    path = Path(path)
+    if path.exists() and path.is_dir() != (what == 'folder'):
+        kind, other = ('file', 'folder') if path.is_dir() else ('folder', 'file')
+        raise ValueError(f'{key}: expected a {kind}, and {path} is a {other}; choose another place.')
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f'{key}: {path} cannot be made, as {above} is no folder; choose another place.')
+    return path
 
 
 def refuse_existing(where: str, folder: str | Path, overwrite: bool) -> None:

@@ -16,7 +16,6 @@ from llmshearing.compat.transformers import (
     forget_own_notes,
     layer_kinds,
     read_tokenizer,
-    rotary_base,
     set_dtype,
     set_plain_rotary,
     without_packed_masks,

@@ -87,6 +87,8 @@ def test_runs_without_our_parts_are_left_alone():
         ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
         ('algorithms.gradient_clipping', {'clipping_type': 'nrom', 'clipping_threshold': 1.0}, 'expected one of norm'),
         ('loggers.metrics_file.path', '/tmp', 'metrics_file.path: expected a file, and /tmp is a folder'),
+        ('callbacks.dynamic_batch_loading.weights_file', '/tmp', 'weights_file: expected a file, and /tmp is a folder'),
+        ('callbacks.export_pruned.folder', '/dev/null/x', 'folder: /dev/null/x cannot be made, as /dev/null is no'),
         ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
         ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
         ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
