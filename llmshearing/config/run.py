@@ -16,7 +16,7 @@ from llmshearing.config.files import check_names
 from llmshearing.config.parts import our_parts, section_names
 from llmshearing.config.process import prepare_process
 from llmshearing.config.pruning import check_export, check_pruning
-from llmshearing.config.resume import check_resume
+from llmshearing.config.resume import check_fits, check_resume
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config
 from llmshearing.config.source import check_source
@@ -66,6 +66,8 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
         _check_rounds(config)
     check_resume(config)
     source = check_source(config)
+    if source is not None:
+        check_fits(config, source)
     if 'targeted_pruning' in algorithms:
         check_pruning(config, source)
     if 'export_pruned' in callbacks:
