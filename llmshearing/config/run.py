@@ -71,7 +71,7 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
     if 'targeted_pruning' in algorithms:
         check_pruning(config, source)
     if 'export_pruned' in callbacks:
-        check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})
+        check_export(config)
     return config
 
 
@@ -82,6 +82,11 @@ def _check_rounds(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f'train_subset_num_batches: {batches} would serve the beginning of every mixing round and nothing else; '
             'remove it and say with max_duration how long to train.'
+        )
+    if dataset['max_seq_len'] != config['max_seq_len']:
+        raise ValueError(
+            f'train_loader.dataset.max_seq_len: {dataset["max_seq_len"]} is not the max_seq_len: '
+            f'{config["max_seq_len"]} of the run, by which positions and windows are checked; use the same.'
         )
     epochs = describe_epochs(config)
     if epochs is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.utils.paths import expand_path, local_destination
+from llmshearing.utils.paths import expand_path, local_destination, refuse_existing
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,23 @@ def test_a_destination_where_nothing_can_be_written_is_refused_at_once(tmp_path)
     ):
         with pytest.raises(ValueError, match=words):
             local_destination('out', path, what)
+
+
+def test_only_a_model_folder_is_replaced(tmp_path):
+    folder = tmp_path / 'out'
+    refuse_existing('export', folder, False)
+    folder.mkdir()
+    refuse_existing('export', folder, True)  # empty
+    with pytest.raises(ValueError, match='exists already.*overwrite: true, --overwrite'):
+        refuse_existing('export', folder, False)
+    (folder / 'notes.txt').touch()
+    with pytest.raises(ValueError, match='is no model folder .it holds notes.txt.'):
+        refuse_existing('export', folder, True)
+    (folder / 'config.json').touch()
+    refuse_existing('export', folder, True, (tmp_path, tmp_path / 'other', 'organisation/name', None))
+    for needed in (folder, folder / 'checkpoint.pt'):
+        with pytest.raises(ValueError, match=f'is not replaced, as {needed} is needed'):
+            refuse_existing('export', folder, True, (needed,))
+    (folder / 'checkpoints').mkdir()
+    with pytest.raises(ValueError, match='is no model folder .it holds checkpoints.'):
+        refuse_existing('export', folder, True)
