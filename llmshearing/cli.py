@@ -12,9 +12,12 @@ traceback.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 import yaml
+
+from llmshearing.utils.paths import expand_path
 
 __all__ = ['COMMANDS', 'main', 'store_errors', 'usage']
 
@@ -67,6 +70,20 @@ def usage() -> str:
     return f'usage: llmshearing COMMAND [options]\n\ncommands:\n{rows}\n\nllmshearing COMMAND --help tells the options.'
 
 
+def expand_argument(argument: str) -> str:
+    """An argument with what a shell replaces in a path, which it leaves as it is in quotes and behind ``--out=``.
+
+    What stands behind a key of a YAML is read with it.
+
+    Raises:
+        ValueError: As :func:`llmshearing.utils.paths.expand_path`.
+    """
+    if re.match(r'[\w.]+=', argument):
+        return argument
+    option, equals, value = argument.partition('=') if argument.startswith('-') else ('', '', argument)
+    return f'{option}{equals}{expand_path(option or "argument", value)}'
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command. Returns 0 when done, 1 on a user's error (one line on stderr), 2 on wrong usage."""
     argv = sys.argv[1:] if argv is None else argv
@@ -78,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = importlib.import_module(COMMANDS[argv[0]][0])
     try:
-        return module.main(argv[1:]) or 0
+        return module.main([expand_argument(argument) for argument in argv[1:]]) or 0
     except (ValueError, OSError, yaml.YAMLError) as error:
         problem = str(error) or type(error).__name__
     except store_errors() as error:  # the clients do not say which address it was

@@ -80,7 +80,19 @@ def test_a_folder_for_a_file_is_one_line(tmp_path, capsys):
     fit = ['reference-losses', 'fit', str(tmp_path / 'points.json'), '--params', '1e9', '--output', str(tmp_path)]
     assert cli.main(fit) == 1
     error = capsys.readouterr().err
-    assert 'Is a directory' in error and str(tmp_path) in error and error.count('\n') == 1
+    assert f'--output: expected a file, and {tmp_path} is a folder' in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('written', ['~/x', '--out=~/x', '$HOME/x', '--out=${HOME}/x'])
+def test_paths_in_arguments_mean_what_a_shell_means(written, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', '/home/me')
+    monkeypatch.setattr(cli.importlib, 'import_module', lambda name: sys)
+    monkeypatch.setattr(sys, 'main', lambda argv: print(*argv), raising=False)
+    assert cli.main(['export', written, '--quiet', 'save_folder=~/x']) == 0
+    option = '--out=' if '=' in written else ''
+    assert capsys.readouterr().out == f'{option}/home/me/x --quiet save_folder=~/x\n'
+    assert cli.main(['export', written.replace('HOME', 'NO_SUCH').replace('~', '~nobody-there')]) == 1
+    assert capsys.readouterr().err.startswith(f'llmshearing export: {"--out" if option else "argument"}: ')
 
 
 def test_export_from_a_store_without_credentials(monkeypatch, capsys, tmp_path):

@@ -25,7 +25,7 @@ from llmshearing.models.families import find_table
 from llmshearing.models.source_config import config_from, read_config
 from llmshearing.models.source_files import local_folder, read_source_files
 
-__all__ = ['Checkpoint', 'open_checkpoint']
+__all__ = ['Checkpoint', 'open_checkpoint', 'weight_shapes']
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +84,7 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
         ValueError: If it is no complete Composer checkpoint of a Hugging Face model; names what is wrong.
     """
     path = Path(path)
-    if path.is_dir():
-        state = load_stored_shards(path, PARTS)
-    else:
-        content = load_stored(path)
-        state = content.get('state') if isinstance(content, dict) else None
-        if not isinstance(state, dict) or 'model' not in state:
-            raise ValueError(
-                f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.'
-            )
+    state = _stored_state(path, PARTS)
     config, tokenizer = _hugging_face_parts(path, state, source)
     weights = {_hugging_face_name(name, config): stored for name, stored in state['model'].items()}
     shapes = parameter_shapes(config)
@@ -125,6 +117,29 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
         noted,
         files,
     )
+
+
+def weight_shapes(path: Path, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights in a checkpoint under their Hugging Face names; none of them is read.
+
+    Raises:
+        ValueError: As :func:`open_checkpoint`.
+    """
+    model = _stored_state(path, ('model',))['model']
+    return {_hugging_face_name(name, config): stored.shape for name, stored in model.items()}
+
+
+def _stored_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
+    """The state that Composer saved; of a folder, these parts."""
+    if path.is_dir():
+        return load_stored_shards(path, parts)
+    content = load_stored(path)
+    state = content.get('state') if isinstance(content, dict) else None
+    if not isinstance(state, dict) or 'model' not in state:
+        raise ValueError(
+            f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.'
+        )
+    return state
 
 
 def _noted(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:

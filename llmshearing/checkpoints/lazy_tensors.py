@@ -9,10 +9,11 @@ limit would be, as large as the file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.torch_version import TorchVersion
 
-__all__ = ['SAFE_GLOBALS', 'StoredTensor', 'foreign_globals', 'load_stored', 'read_all']
+__all__ = ['SAFE_GLOBALS', 'StoredTensor', 'foreign_globals', 'load_stored', 'read_all', 'reading_numbers']
 
 _RECONSTRUCT = numpy.empty(0).__reduce__()[0]  # wherever this numpy keeps it
 # Timestamps, torch's version and the random states of numpy, under the names of numpy 2 and numpy 1.
@@ -52,6 +53,22 @@ class StoredTensor:
     read: Callable[[], Tensor] = dataclasses.field(repr=False, compare=False)
 
 
+@contextlib.contextmanager
+def reading_numbers() -> Iterator[None]:
+    """Lets ``torch.load`` under ``weights_only`` take :data:`SAFE_GLOBALS`, too, and leaves the list as it was.
+
+    torch's own ``safe_globals`` takes them away at its end even if they were there before: a run that looked into a
+    checkpoint could load none any more.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def load_stored(path: Path) -> Any:
     """What a ``torch.save`` file holds, with a :class:`StoredTensor` in place of every tensor.
 
@@ -61,7 +78,7 @@ def load_stored(path: Path) -> Any:
     """
     path = _archive(path)
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS), FakeTensorMode():
+        with reading_numbers(), FakeTensorMode():
             content = torch.load(path, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

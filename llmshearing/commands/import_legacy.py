@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmshearing.commands.plan import parse_target
 from llmshearing.utils.numbers import parse_size
+from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
 
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--overwrite', action='store_true', help='replace what exists')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     args = parser.parse_args(argv)
+    local_destination('--out', args.out, 'file' if args.to_legacy else 'folder')
     target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
     from llmshearing.export.legacy_import import ImportSettings, export_legacy, import_legacy
     from llmshearing.export.settings import DTYPES

@@ -12,6 +12,7 @@ import sys
 from llmshearing.scaling.fields import count_argument, write_json
 from llmshearing.scaling.points import read_points
 from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses
+from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
 
@@ -170,4 +171,5 @@ def measure(arguments: argparse.Namespace) -> int:
 def main(argv: list[str]) -> int:
     """Entry point of ``llmshearing reference-losses``."""
     arguments = _parser().parse_args(argv)
+    local_destination('--output', arguments.output, 'file')
     return {'fit': fit, 'measure': measure}[arguments.command](arguments)

@@ -7,9 +7,9 @@ the older names only, so what we write carries both.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = ['FULL', 'SLIDING', 'WINDOW_BUT_EVERY', 'WINDOW_FROM_LAYER', 'add_older_names', 'main_rotary', 'normalised']
+
+log = logging.getLogger(__name__)
 
 NEEDS_NEWER = 'which transformers 4 does not compute; use transformers 5 (constraints/current.txt)'
 # Settings of a kind of rotary embedding that transformers 4.51 computes with.
@@ -68,34 +70,33 @@ def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
     _convert_dtype(content)
     _convert_rotary(content)
     _convert_layer_types(content)
-    if content.get('use_bidirectional_attention'):
-        raise ValueError(_refusal('use_bidirectional_attention', content['use_bidirectional_attention']))
+    _refuse_looking_ahead(content)
     return content
 
 
 def add_older_names(path: Path) -> None:
-    """Adds to a config.json that transformers 5 wrote what transformers 4 calls the same settings; changes nothing.
+    """Adds to a config.json of transformers 5 what it says in the words of transformers 4.
 
-    transformers 4, llama.cpp and vLLM then read the same numbers. A setting that version 4 does not compute is written
-    as it is, for those that do.
+    transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000. What
+    version 4 does not compute is told, and rotary settings are written as they are, for programs that do.
 
     Args:
-        path (Path): The file.
+        path (Path): The config.json.
     """
-    if not TRANSFORMERS_5:
-        return
     content = json.loads(path.read_text(encoding='utf-8'))
-    older = content
-    for convert in (_convert_dtype, _convert_rotary, _convert_layer_types):
+    older = dict(content)
+    for convert in (_convert_dtype, _convert_rotary, _convert_layer_types, _refuse_looking_ahead):
         attempt = copy.deepcopy(older)
-        with contextlib.suppress(ValueError):
+        try:
             convert(attempt)
             older = attempt
+        except ValueError as error:
+            log.warning('%s can be opened by transformers 5 only: %s', path.parent, error)
     if older.get('rope_parameters'):
         main = {**main_rotary(older['rope_parameters'])}
-        older = {**older, 'rope_theta': main.pop('rope_theta', None), 'rope_scaling': main}
-    older = {key: value for key, value in older.items() if value is not None}
-    path.write_text(json.dumps({**older, **content}, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+        older.update(rope_theta=main.pop('rope_theta', None), rope_scaling=main)
+    content.update({key: value for key, value in older.items() if value is not None or key in content})
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 
 
 def main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,6 +106,11 @@ def main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _refusal(key: str, value: Any) -> str:
     return f'the config has {key}: {value!r}, {NEEDS_NEWER}.'
+
+
+def _refuse_looking_ahead(content: dict[str, Any]) -> None:
+    if content.pop('use_bidirectional_attention', None):
+        raise ValueError(_refusal('use_bidirectional_attention', True))
 
 
 def _refuse_contradictions(content: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import huggingface_hub.errors
 
-from llmshearing.compat.configs import main_rotary
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     'layer_kinds',
     'load_causal_lm',
     'read_tokenizer',
-    'rotary_base',
     'set_dtype',
     'set_plain_rotary',
     'without_packed_masks',
@@ -85,13 +83,6 @@ def set_dtype(config: Any, dtype: Any) -> None:
 def dtype_argument(dtype: Any) -> dict[str, Any]:
     """The keyword argument of ``from_pretrained`` and ``from_config`` that names the type of the weights."""
     return {'dtype' if TRANSFORMERS_5 else 'torch_dtype': dtype}
-
-
-def rotary_base(config: Any) -> float:
-    """Base of the rotary embeddings; of full attention, where kinds of layers differ."""
-    if not TRANSFORMERS_5:
-        return config.rope_theta
-    return main_rotary(config.rope_parameters)['rope_theta']
 
 
 def set_plain_rotary(config: Any) -> None:

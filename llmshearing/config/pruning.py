@@ -48,20 +48,31 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
         target_shape(source, target)
 
 
-def check_export(settings: Mapping[str, Any], algorithms: Mapping[str, Any]) -> None:
+def check_export(config: Mapping[str, Any]) -> None:
     """Checks ``callbacks.export_pruned`` against the pruning that it exports.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration whose keys have been checked.
 
     Raises:
         ValueError: If there is nothing to export, or its place is taken.
     """
     from llmshearing.masks.sparsity_target import NOT_EXPORTABLE
 
-    where = 'callbacks.export_pruned'
+    where, settings = 'callbacks.export_pruned', config['callbacks']['export_pruned']
+    algorithms = config.get('algorithms') or {}
     if 'targeted_pruning' not in algorithms:
         raise ValueError(f'{where} exports what algorithms.targeted_pruning learned; add that algorithm.')
     if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):
         raise ValueError(f'{where}: {NOT_EXPORTABLE}')
-    refuse_existing(where, settings['folder'], settings.get('overwrite', False))
+    needed = (
+        config['model'].get('pretrained_model_name_or_path'),
+        config['tokenizer']['name'],
+        (algorithms.get('distillation') or {}).get('teacher'),
+        config.get('save_folder'),
+        config.get('load_path'),
+    )
+    refuse_existing(where, settings['folder'], settings.get('overwrite', False), needed)
 
 
 def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ SHARE = Range(0, 1)
 POSITIVE = Range(0, above=True)
 COUNT = Range(1)
 WHOLE_COUNT = Range(1, whole=True)
+SEQUENCE = Range(2, whole=True)  # of a single token there is nothing to predict
 ALL_OR_COUNT = Range(-1, zero=False)  # -1 stands for all
 SEED = Range(0, 2**32 - 1)
 # Per rank, or one per core; a slip of a digit would start processes until the machine is full.
@@ -66,7 +67,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('*.reference_losses.*', ANY),
     # The run.
     ('seed', SEED),
-    ('max_seq_len', COUNT),
+    ('max_seq_len', SEQUENCE),
     ('icl_seq_len', COUNT),
     ('global_train_batch_size', COUNT),
     ('device_eval_batch_size', WHOLE_COUNT),
@@ -82,7 +83,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     # Loaders.
     ('*loader*.num_workers', WORKERS),
     ('*loader*.prefetch_factor', COUNT),
-    ('*loader*.max_seq_len', WHOLE_COUNT),
+    ('*loader*.max_seq_len', SEQUENCE),
     ('*loader*.round_batches', COUNT),
     ('*loader*.shuffle_block_size', COUNT),
     ('*loader*.shuffle_seed', SEED),

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmshearing.checkpoints.validation import is_whole
 
-__all__ = ['check_resume', 'resume_source']
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['check_fits', 'check_resume', 'resume_source']
 
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
@@ -34,6 +37,42 @@ def check_resume(config: Mapping[str, Any]) -> None:
     source = resume_source(config)
     if source is not None:
         _check_kind(source, config)
+
+
+def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
+    """Checks that the weights in the checkpoint to go on from are those of the source's model.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration.
+        source (PretrainedConfig): Config of the source, with the run's overrides.
+
+    Raises:
+        ValueError: Naming the first tensor that is not there or has another shape. What cannot be read is told by
+            Composer's loading, with the newest checkpoint that can.
+    """
+    from llmshearing.checkpoints.checkpoint import weight_shapes
+    from llmshearing.checkpoints.parameter_shapes import parameter_shapes
+
+    checkpoint = resume_source(config)
+    if checkpoint is None or config.get('load_ignore_keys') or config['model'].get('peft_config'):
+        return
+    try:
+        stored, expected = weight_shapes(checkpoint, source), parameter_shapes(source)
+    except (ValueError, KeyError):  # KeyError: no causal language model
+        return
+    names = {**expected.shapes, **stored}
+    if not config.get('load_strict_model_weights', True):
+        names = expected.shapes.keys() & stored.keys()
+    for name in names:
+        if name in expected.tied:
+            continue
+        if stored.get(name) != expected.shapes.get(name):
+            here, there = (list(shapes[name]) if name in shapes else 'none' for shapes in (expected.shapes, stored))
+            raise ValueError(
+                f'{checkpoint} holds another model than model.pretrained_model_name_or_path: {name} is {there} there '
+                f'and {here} here. To go on, name the source that the run began with; to begin with this one, choose '
+                'another save_folder and no load_path.'
+            )
 
 
 def resume_source(config: Mapping[str, Any]) -> Path | None:

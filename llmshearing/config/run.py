@@ -15,7 +15,7 @@ from llmshearing.config.files import check_names
 from llmshearing.config.parts import our_parts, section_names
 from llmshearing.config.process import prepare_process
 from llmshearing.config.pruning import check_export, check_pruning
-from llmshearing.config.resume import check_resume
+from llmshearing.config.resume import check_fits, check_resume
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config
 from llmshearing.config.source import check_source
@@ -65,11 +65,13 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
         _check_rounds(config)
     check_resume(config)
     source = check_source(config)
+    if source is not None:
+        check_fits(config, source)
     if 'targeted_pruning' in algorithms:
         assert source is not None  # sheared_causal_lm has one
         check_pruning(config, source)
     if 'export_pruned' in callbacks:
-        check_export(config['callbacks']['export_pruned'], config.get('algorithms') or {})
+        check_export(config)
     return config
 
 
@@ -80,6 +82,11 @@ def _check_rounds(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f'train_subset_num_batches: {batches} would serve the beginning of every mixing round and nothing else; '
             'remove it and say with max_duration how long to train.'
+        )
+    if dataset['max_seq_len'] != config['max_seq_len']:
+        raise ValueError(
+            f'train_loader.dataset.max_seq_len: {dataset["max_seq_len"]} is not the max_seq_len: '
+            f'{config["max_seq_len"]} of the run, by which positions and windows are checked; use the same.'
         )
     epochs = describe_epochs(config)
     if epochs is not None:

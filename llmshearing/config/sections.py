@@ -18,7 +18,7 @@ from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
 from llmshearing.config.tasks import check_tasks
 from llmshearing.config.times import check_time, check_within_run
-from llmshearing.utils.checks import check_name, check_one_of, check_whole
+from llmshearing.utils.checks import check_name, check_one_of, check_precision, check_whole
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
@@ -220,11 +220,7 @@ def _check_precision(precision: Any) -> None:
     from composer.core import Precision
 
     check_one_of('precision', precision, [precision.value for precision in Precision])
-    if precision == 'amp_fp16':
-        raise ValueError(
-            'precision: amp_fp16 scales losses, which gradients of masks, distillation and finite_monitor do not take '
-            'into account; use amp_bf16 or fp32.'
-        )
+    check_precision(precision)
     if precision != 'fp32' and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ValueError(
             f'precision: Composer trains in fp32 only on CPU, got {precision!r}; set fp32 (on GPUs amp_bf16 or fp32).'

@@ -89,10 +89,11 @@ def _check_init_device(model: Mapping[str, Any], sharded: bool) -> None:
         return
     if model.get('pretrained', True):
         raise ValueError(
-            'model.init_device: meta leaves the weights to be initialised, but this model is pretrained. Use mixed: '
-            'rank 0 reads the weights, the other ranks take their share from it.'
+            'model.init_device: meta leaves the weights to be initialised, but this model is pretrained. '
+            'With fsdp_config use mixed: rank 0 reads the weights, the other ranks take their share from it. Without '
+            'use cpu.'
         )
     if not torch.cuda.is_available():
         raise ValueError(
-            'model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use mixed or cpu.'
+            'model.init_device: meta initialises weights on GPUs (Composer), and there is none here; use cpu.'
         )

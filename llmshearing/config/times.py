@@ -32,7 +32,7 @@ def read_time(key: str, value: Any) -> Time:
         raise ValueError(f'{key}: {EXPECTED}, got {value!r}.')
     try:
         return Time.from_input(value, TimeUnit.EPOCH)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f'{key}: {EXPECTED}, got {value!r} ({error}).') from error
 
 

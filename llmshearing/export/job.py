@@ -37,6 +37,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import derived_from, local_folder, public_name, source_licence
 from llmshearing.models.units import kept_units
+from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['export_checkpoint']
 
@@ -62,8 +63,8 @@ def export_checkpoint(path: Path, out: Path, settings: ExportSettings | None = N
         ValueError: If it cannot be exported as asked; nothing is left at ``out``.
     """
     out, settings = Path(out), settings or ExportSettings()
-    if out.exists() and not settings.overwrite:
-        raise ValueError(f'{out} exists already; choose another folder or allow overwriting it (--overwrite).')
+    needed = (path, settings.source, settings.tokenizer, settings.metrics)
+    refuse_existing('--out', out, settings.overwrite, needed)
     checkpoint = open_checkpoint(path, local_folder(settings.source))
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
         if checkpoint.pruning is None:

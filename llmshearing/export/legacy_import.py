@@ -39,6 +39,7 @@ from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import local_folder, public_name, read_source_files, source_licence
 from llmshearing.models.units import mask_shapes
 from llmshearing.utils.files import atomic_path
+from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'finish_legacy_masks', 'import_legacy', 'read_legacy']
 
@@ -167,8 +168,7 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     out, folder = Path(out), local_folder(settings.source)
     if settings.source is not None and folder is None:
         raise ValueError(f'source: {settings.source} is no folder on this machine.')
-    if out.exists() and not settings.overwrite:
-        raise ValueError(f'{out} exists already; choose another folder or allow overwriting it (--overwrite).')
+    refuse_existing('--out', out, settings.overwrite, (path, folder, settings.tokenizer))
     legacy = read_legacy(path)
     config = _config(legacy, settings, folder)
     check_tensors(str(path), {name: stored.shape for name, stored in legacy.weights.items()}, expected_shapes(config))

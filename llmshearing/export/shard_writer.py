@@ -15,6 +15,8 @@ from types import TracebackType
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmshearing.utils.paths import refuse_existing
+
 __all__ = ['ModelFolderWriter']
 
 INDEX_NAME = 'model.safetensors.index.json'
@@ -33,7 +35,7 @@ class ModelFolderWriter:
         parameters (int): Numbers written so far.
 
     Raises:
-        FileExistsError: If the destination exists and ``overwrite`` is not set.
+        ValueError: If the destination exists and may not be replaced.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False):
@@ -45,8 +47,7 @@ class ModelFolderWriter:
         self.parameters = 0
 
     def __enter__(self) -> ModelFolderWriter:
-        if self.folder.exists() and not self.overwrite:
-            raise FileExistsError(f'{self.folder} exists already; choose another folder or allow overwriting it.')
+        refuse_existing('export', self.folder, self.overwrite)
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         return self

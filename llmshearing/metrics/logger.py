@@ -29,13 +29,11 @@ class MetricsFile(LoggerDestination):
             that the next one can be read.
 
     Raises:
-        ValueError: If ``path`` is a remote address or a folder.
+        ValueError: If ``path`` is a remote address, or no file can be written there.
     """
 
     def __init__(self, path: str):
         self.path = local_destination('metrics_file.path', path, 'file')
-        if self.path.is_dir():
-            raise ValueError(f'metrics_file.path: expected a file, and {path} is a folder; name a file in it.')
 
     def init(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:

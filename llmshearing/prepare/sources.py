@@ -176,10 +176,7 @@ def _files_of(folder: Path, domain: Domain, where: str, skipped: Skipped) -> lis
 
 
 def _is_mds(folder: Path) -> bool:
-    index = folder / 'index.json'
-    return index.is_file() and any(
-        (folder / f'shard.00000.mds{ending}').exists() for ending in ('', '.zstd', '.gz', '.br')
-    )
+    return (folder / 'index.json').is_file() and any(folder.glob('shard.00000.mds*'))  # compressed or not
 
 
 def _is_records(path: str, content: Content, domain: Domain) -> bool:

@@ -34,6 +34,7 @@ from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
 from llmshearing.rotation.settings import DTYPES, RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder, open_source
+from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['rotate_source', 'step_size']
 
@@ -67,13 +68,11 @@ def rotate_source(
 
     Raises:
         ValueError: For a source that cannot be rotated, settings or data that do not fit it, or a result that does not
-            compute what the source does.
-        FileExistsError: If ``output`` exists and may not be replaced.
+            compute what the source does; if ``output`` exists and may not be replaced.
     """
     opened, output = open_source(source), Path(output)
     settings = settings.checked(opened)
-    if output.exists() and not overwrite:
-        raise FileExistsError(f'{output} exists already; choose another folder or allow overwriting it.')
+    refuse_existing('--output', output, overwrite, (opened.path, data))
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     vocabulary = opened.config.vocab_size
     wanted = max(settings.tokens, settings.learn * settings.batch_tokens)

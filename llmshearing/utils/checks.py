@@ -10,7 +10,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['check_name', 'check_number', 'check_one_of', 'check_whole', 'is_number', 'is_whole', 'one_of', 'within']
+__all__ = [
+    'check_name',
+    'check_number',
+    'check_one_of',
+    'check_precision',
+    'check_whole',
+    'is_number',
+    'is_whole',
+    'one_of',
+    'within',
+]
 
 
 def is_number(value: Any) -> bool:
@@ -76,6 +86,15 @@ def check_one_of(key: str, value: Any, possible: Iterable[str]) -> None:
     possible = list(possible)
     if value not in possible:
         raise ValueError(f'{key}: expected one of {", ".join(possible)}, got {value!r}.')
+
+
+def check_precision(precision: str) -> None:
+    """Refuses Composer's precision that no part of this package works with, in a YAML or a Trainer."""
+    if precision == 'amp_fp16':
+        raise ValueError(
+            'precision: amp_fp16 scales losses, which gradients of masks, distillation and finite_monitor do not take '
+            'into account; use amp_bf16 or fp32.'
+        )
 
 
 def check_name(key: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,29 +82,57 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
         what (str): ``'folder'`` of a model, or ``'file'``.
 
     Raises:
-        ValueError: For a remote address, which would become a folder named ``s3:`` here.
+        ValueError: For a remote address, which would become a folder named ``s3:`` here, and for a place where no such
+            thing can be written.
     """
     if '://' in str(path):
         upload = ', or upload it with `llmshearing export --push-to-hub`' if what == 'folder' else ''
         raise ValueError(
             f'{key}: expected a {what} on this machine, got {path!r}; write to a local one and copy it there{upload}.'
         )
-    return Path(path)
+    path = Path(path)
+    if path.exists() and path.is_dir() != (what == 'folder'):
+        kind, other = ('file', 'folder') if path.is_dir() else ('folder', 'file')
+        raise ValueError(f'{key}: expected a {kind}, and {path} is a {other}; choose another place.')
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f'{key}: {path} cannot be made, as {above} is no folder; choose another place.')
+    return path
 
 
-def refuse_existing(where: str, folder: str | Path, overwrite: bool) -> None:
-    """Refuses a destination that is there already.
+def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Iterable[str | Path | None] = ()) -> None:
+    """Refuses a destination that is there already, or that must not be replaced whatever the user says.
+
+    Replacing a folder removes it with all that is in it, so it must look like a model folder: files, a config.json
+    among them.
 
     Args:
         where (str): What writes there, for the message.
-        folder (str | Path): Destination.
+        folder (str | Path): Destination of a model folder.
         overwrite (bool): It may be replaced.
+        needed (Iterable[str | Path | None]): What is read or kept, which must not be in it. Default: nothing.
 
     Raises:
         ValueError: If it exists and may not be replaced.
     """
-    if Path(folder).exists() and not overwrite:
-        raise ValueError(f'{where}: {folder} exists already; choose another folder or set overwrite: true.')
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ValueError(
+            f'{where}: {folder} exists already; choose another folder or allow replacing it (overwrite: true, '
+            '--overwrite).'
+        )
+    inside = sorted(folder.iterdir())
+    other = next((entry for entry in inside if entry.is_dir()), None)
+    if inside and (other is not None or not (folder / 'config.json').is_file()):
+        raise ValueError(
+            f'{where}: {folder} is no model folder (it holds {(other or inside[0]).name}), so it is not replaced; '
+            'choose another folder.'
+        )
+    for place in needed:
+        if place is not None and folder.resolve() in (Path(place).resolve(), *Path(place).resolve().parents):
+            raise ValueError(f'{where}: {folder} is not replaced, as {place} is needed; choose another folder.')
 
 
 def check_safetensors_index(path: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Files are read without running what is in them, tensor by tensor, and damage is noticed."""
 
+import datetime
 import os
 import pickle
 
@@ -8,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from llmshearing.checkpoints.checkpoint import open_checkpoint
-from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
+from llmshearing.checkpoints.lazy_tensors import SAFE_GLOBALS, StoredTensor, load_stored, read_all
 from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer_files
 from tests.export.checkpoints import pruning_checkpoint
@@ -189,3 +190,18 @@ def test_no_composer_checkpoint_says_so(tmp_path):
     torch.save({'state': {'model': {}}}, tmp_path / 'unnamed.pt')
     with pytest.raises(ValueError, match='carries no Hugging Face config.*--source'):
         open_checkpoint(tmp_path / 'unnamed.pt')
+
+
+@pytest.mark.parametrize('before', [[], SAFE_GLOBALS], ids=['nothing allowed', 'allowed by a run'])
+def test_what_may_be_loaded_is_as_before(tmp_path, before):
+    path = tmp_path / 'file.pt'
+    torch.save({'elapsed': datetime.timedelta(1)}, path)
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+    try:
+        assert load_stored(path) == {'elapsed': datetime.timedelta(1)}
+        assert set(map(str, torch.serialization.get_safe_globals())) == set(map(str, before))
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)

@@ -4,8 +4,10 @@ import os
 
 import pytest
 import torch
+from torch.distributed import checkpoint as sharded
 
-from llmshearing.config.resume import check_resume
+from llmshearing.config.resume import check_fits, check_resume
+from tests.models.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,17 @@ def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded
     check_resume({**config, 'save_latest_filename': newest})
 
 
+def test_the_advice_for_several_processes_with_a_single_file_works(config, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    path = tmp_path / 'save' / 'ba1.pt'
+    torch.save({'batch': 1}, path)
+    os.symlink(path.name, tmp_path / 'save' / 'latest-sharded-rank0')
+    config['fsdp_config'] = {'state_dict_type': 'sharded'}
+    with pytest.raises(ValueError, match=f'fsdp_config.state_dict_type: full load_path={path} autoresume: false'):
+        check_resume(config)
+    check_resume({**config, 'fsdp_config': {'state_dict_type': 'full'}, 'load_path': str(path), 'autoresume': False})
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_offered(config, tmp_path):
     save = tmp_path / 'save'
     for number, batch in enumerate((5, 7)):
@@ -63,3 +76,23 @@ def test_a_checkpoint_that_was_cut_off_is_not_offered(config, tmp_path):
     (save / 'ba5.pt').unlink()
     with pytest.raises(ValueError, match='holds no whole checkpoint: ba7.pt was cut off'):
         check_resume(config)
+
+
+@pytest.mark.parametrize('is_sharded', [False, True])
+@pytest.mark.parametrize('variant', ['llama', 'llama-tied', 'gpt_neox'])
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(config, tmp_path, variant, is_sharded):
+    saved = {f'model.{name}': tensor for name, tensor in tiny_model(variant).state_dict().items()}
+    path = tmp_path / 'ck'
+    if is_sharded:
+        sharded.save({'state': {'model': saved}}, checkpoint_id=path, no_dist=True)
+    else:
+        torch.save({'state': {'model': saved}}, path)
+    config = {**config, 'load_path': str(path)}
+    check_fits(config, tiny_model(variant).config)
+    check_fits(config | {'load_path': str(tmp_path / 'none')}, tiny_model(variant, vocab_size=120).config)
+    with pytest.raises(ValueError, match=r'another model than .* is \[97, 48\] there and \[120, 48\] here. To go'):
+        check_fits(config, tiny_model(variant, vocab_size=120).config)
+    fewer = tiny_model(variant, num_hidden_layers=3).config
+    with pytest.raises(ValueError, match=r'layers.3.* is .* there and none here'):
+        check_fits(config, fewer)
+    check_fits({**config, 'load_strict_model_weights': False}, fewer)

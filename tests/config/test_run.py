@@ -78,6 +78,8 @@ def test_runs_without_our_parts_are_left_alone():
         ('algorithms.targeted_pruning.warmup', 'soon', 'soon'),
         ('algorithms.targeted_pruning.warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
         ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
+        ('algorithms.targeted_pruning.warmup', '0.2ep', "warmup='0.2ep' is not possible; give a time"),
+        ('max_duration', '0.5ep', 'max_duration: expected a time such as 100ba'),
         ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
         (
             'callbacks.dynamic_batch_loading.weights_file',
@@ -87,6 +89,8 @@ def test_runs_without_our_parts_are_left_alone():
         ('loggers.metrics_file.path', 's3://bucket/x', 'metrics_file.path: expected a file on this machine'),
         ('algorithms.gradient_clipping', {'clipping_type': 'nrom', 'clipping_threshold': 1.0}, 'expected one of norm'),
         ('loggers.metrics_file.path', '/tmp', 'metrics_file.path: expected a file, and /tmp is a folder'),
+        ('callbacks.dynamic_batch_loading.weights_file', '/tmp', 'weights_file: expected a file, and /tmp is a folder'),
+        ('callbacks.export_pruned.folder', '/dev/null/x', 'folder: /dev/null/x cannot be made, as /dev/null is no'),
         ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
         ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
         ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
@@ -126,6 +130,8 @@ def test_runs_without_our_parts_are_left_alone():
             8,
             r'eval_loader\[1\].dataset.max_seq_len: 8 is not the 256 of train_loader',
         ),
+        ('max_seq_len', 128, 'train_loader.dataset.max_seq_len: 256 is not the max_seq_len: 128 of the run'),
+        ('max_seq_len', 1, 'max_seq_len: expected a whole number of at least 2, got 1'),
         ('save_filename', '../x', 'save_filename: .* leads out of save_folder'),
         ('callbacks.speed_monitor', {'window_size': 0}, 'callbacks.speed_monitor.window_size: expected a number of'),
         ('icl_tasks', [{'label': 'x'}], r'icl_tasks\[0\]: missing dataset_uri, icl_task_type, num_fewshot'),
@@ -168,6 +174,96 @@ def test_what_cannot_run_is_refused(config, path, value, message):
         prepare_run(changed(config, path, value))
 
 
+PRUNING = 'algorithms.targeted_pruning'
+WITHOUT_PRUNING = {PRUNING: KeyError, 'callbacks.export_pruned': KeyError}
+
+
+@pytest.mark.parametrize(
+    'mistake, advice, remedy',
+    [
+        (
+            {'callbacks.hf_checkpointer': {'save_folder': 'x', 'save_interval': '1dur'}},
+            'remove it and add callbacks.export_pruned',
+            {'callbacks.hf_checkpointer': KeyError, 'callbacks.export_pruned': {'folder': 'runs/out'}},
+        ),
+        (
+            {'callbacks.mono_checkpoint_saver': {'save_folder': 'x', 'batch_interval': 1}},
+            'remove it and set save_folder and fsdp_config.state_dict_type: full',
+            {
+                'callbacks.mono_checkpoint_saver': KeyError,
+                'save_folder': 'x',
+                'fsdp_config': {'state_dict_type': 'full'},
+            },
+        ),
+        (
+            {f'{PRUNING}.freeze_weights': True, 'fsdp_config': {'state_dict_type': 'full'}},
+            'set fsdp_config.state_dict_type: sharded',
+            {'fsdp_config.state_dict_type': 'sharded'},
+        ),
+        (
+            {'model.init_device': 'mixed', 'fsdp_config': None},
+            'needs fsdp_config, .* without it use cpu',
+            {'model.init_device': 'cpu'},
+        ),
+        ({'model.init_device': 'mixed', 'fsdp_config': None}, 'needs fsdp_config', {'fsdp_config': {'verbose': True}}),
+        ({'model.init_device': 'meta'}, 'Without use cpu', {'model.init_device': 'cpu'}),
+        (
+            {'model.init_device': 'meta', 'fsdp_config': {'verbose': True}},
+            'With fsdp_config use mixed',
+            {'model.init_device': 'mixed'},
+        ),
+        ({'device_train_microbatch_size': 'auto'}, 'give a number', {'device_train_microbatch_size': 1}),
+        ({'precision': 'amp_bf16'}, 'set fp32', {'precision': 'fp32'}),
+        ({'precision': 'amp_fp16'}, 'use amp_bf16 or fp32', {'precision': 'fp32'}),
+        (
+            {f'{PRUNING}.mask_learning': 'one_shot', f'{PRUNING}.scores': None, f'{PRUNING}.compensate': False},
+            'set scores to one of .*activation',
+            {f'{PRUNING}.scores': 'activation'},
+        ),
+        (
+            {f'{PRUNING}.compensate': True, f'{PRUNING}.fade': 0.5, f'{PRUNING}.mask_learning': 'lagrangian'},
+            'use progressive or one_shot, fade: 0 and start_sparsity: 0',
+            {f'{PRUNING}.fade': 0, f'{PRUNING}.start_sparsity': 0, f'{PRUNING}.mask_learning': 'progressive'},
+        ),
+        (
+            {f'{PRUNING}.target': {'sparsity': 0.5}, 'callbacks.export_pruned': KeyError},
+            'use lagrangian and expected',
+            {f'{PRUNING}.mask_learning': 'lagrangian', f'{PRUNING}.eval_masks': 'expected'},
+        ),
+        (
+            {f'{PRUNING}.warmup': '3ba', f'{PRUNING}.lagrangian_warmup': '2ba'},
+            'remove lagrangian_warmup',
+            {f'{PRUNING}.lagrangian_warmup': KeyError},
+        ),
+        ({f'{PRUNING}.warmup': '60sec'}, 'in one of ba, sp, tok, ep, dur', {f'{PRUNING}.warmup': '2ep'}),
+        ({'save_weights_only': True}, 'set it to false', {'save_weights_only': False}),
+        ({'model.config_overrides': {'hidden_size': 36}}, 'remove them here', {'model.config_overrides': KeyError}),
+        (
+            WITHOUT_PRUNING | {'callbacks.export_pruned': {'folder': 'x'}},
+            'add that algorithm',
+            {PRUNING: {'target': TARGET}},
+        ),
+        ({'model.name': 'hf_causal_lm'}, 'needs model.name: sheared', {'model.name': 'sheared_causal_lm'}),
+        ({'train_subset_num_batches': 2}, 'remove it', {'train_subset_num_batches': KeyError}),
+        ({'max_duration': '-3ba'}, 'a time above 0', {'max_duration': '3ba'}),
+        (
+            {'callbacks.export_pruned.folder': '~nobody-there/x'},
+            'or ./~nobody-there/x',
+            {'callbacks.export_pruned.folder': './~nobody-there/x'},
+        ),
+    ],
+)
+def test_the_advice_of_a_refusal_works(config, monkeypatch, mistake, advice, remedy):
+    monkeypatch.delenv('FSDP_VERSION', raising=False)
+    for path, value in mistake.items():
+        config = changed(config, path, value)
+    with pytest.raises(ValueError, match=advice):
+        prepare_run(copy.deepcopy(config))
+    for path, value in remedy.items():
+        config = changed(config, path, value)
+    prepare_run(config)
+
+
 @pytest.mark.parametrize(
     'path, value',
     [
@@ -204,8 +300,19 @@ def test_what_this_package_logs_has_the_level_of_the_run(config):
 def test_an_existing_export_is_refused_before_training(config):
     config = changed(config, 'callbacks.export_pruned.folder', str(Path(config['variables']['work']) / 'source'))
     config['callbacks']['export_pruned']['overwrite'] = False
-    with pytest.raises(ValueError, match='exists already; choose another folder or set overwrite: true'):
+    with pytest.raises(ValueError, match='exists already; choose another folder or allow replacing it'):
+        prepare_run(copy.deepcopy(config))
+    config['callbacks']['export_pruned']['overwrite'] = True
+    with pytest.raises(ValueError, match='is not replaced, as .*/source is needed'):
         prepare_run(config)
+
+
+def test_an_export_that_would_remove_the_checkpoints_is_refused(config, tmp_path):
+    (tmp_path / 'config.json').touch()
+    config = changed(config, 'callbacks.export_pruned', {'folder': str(tmp_path), 'overwrite': True})
+    prepare_run(changed(config, 'save_folder', str(tmp_path.parent / 'saved')))
+    with pytest.raises(ValueError, match='is not replaced, as .*/saved is needed'):
+        prepare_run(changed(config, 'save_folder', str(tmp_path / 'saved')))
 
 
 def test_epochs_are_told_in_batches(config, caplog):

@@ -25,7 +25,7 @@ def test_mixed_needs_shards():
 @pytest.mark.parametrize(
     'model, message',
     [
-        ({'init_device': 'meta'}, 'this model is pretrained. Use mixed'),
+        ({'init_device': 'meta'}, 'this model is pretrained. With fsdp_config use mixed: .* use cpu'),
         ({'init_device': 'meta', 'pretrained': False}, 'initialises weights on GPUs'),
     ],
 )

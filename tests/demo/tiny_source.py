@@ -8,7 +8,6 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmshearing.compat.transformers import rotary_base
 from llmshearing.demo.source_model import GGUF_MEMBER, LICENCE_MEMBER, build_tokenizer
 
 SPECIAL = {'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}
@@ -21,6 +20,7 @@ TOKENS = [
     *(merge.replace(' ', '') for merge in MERGES),
 ]
 TYPES = [3, 3, 3] + [1] * (len(TOKENS) - 3)
+ROTARY_BASE = 5e4
 CHAT_TEMPLATE = "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
 
 
@@ -38,7 +38,7 @@ def tiny_model(seed=0):
         head_dim=8,
         vocab_size=len(TOKENS),
         max_position_embeddings=128,
-        rope_theta=5e4,
+        rope_theta=ROTARY_BASE,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=1,
@@ -79,7 +79,7 @@ def write_gguf(path, model, drop=()):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(rotary_base(config))
+    writer.add_rope_freq_base(ROTARY_BASE)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)

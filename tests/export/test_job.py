@@ -339,8 +339,12 @@ def test_an_existing_folder_stays_unless_told(progressive, tmp_path):
     (tmp_path / 'out' / 'mine').write_text('precious')
     with pytest.raises(ValueError, match='exists already'):
         export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    overwriting = ExportSettings(overwrite=True, progress=False)
+    with pytest.raises(ValueError, match='is no model folder .it holds mine., so it is not replaced'):
+        export_checkpoint(checkpoint, tmp_path / 'out', overwriting)
     assert (tmp_path / 'out' / 'mine').read_text() == 'precious'
-    export_checkpoint(checkpoint, tmp_path / 'out', ExportSettings(overwrite=True, progress=False))
+    (tmp_path / 'out' / 'config.json').write_text('{}')  # of a model
+    export_checkpoint(checkpoint, tmp_path / 'out', overwriting)
     open_strictly(tmp_path / 'out')
 
 

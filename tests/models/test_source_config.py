@@ -1,7 +1,7 @@
-"""Configs and tokenizers of transformers 5 mean the same on either stack, or are refused by the key's name.
+"""Configs and tokenizers of either generation mean the same on either stack, or are refused by the key's name.
 
-``configs_of_transformers_5.json`` holds the config.json of every variant of the tiny models as transformers 5.24 saves
-it.
+``configs_of_transformers_4.json`` and ``..._5.json`` hold the config.json of every variant of the tiny models as
+transformers 4.51 and 5.24 save it.
 """
 
 import json
@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.transformers import attention_implementation, read_tokenizer
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.source_config import (
@@ -20,31 +21,61 @@ from llmshearing.models.source_config import (
     layer_windows,
     read_config,
 )
-from tests.models.tiny import tiny_model
+from tests.export.test_model_folder import AXES, export, uniform_soft_masks
+from tests.models.tiny import CONFIGS, VARIANTS, tiny_model
 from tests.tiny_run import tiny_tokenizer
 
-WRITTEN = json.loads(Path(__file__).with_name('configs_of_transformers_5.json').read_text())
+WRITTEN_4, WRITTEN = (
+    json.loads(Path(__file__).with_name(f'configs_of_transformers_{generation}.json').read_text())
+    for generation in (4, 5)
+)
 IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
+UNUSED = ('transformers_version', 'cache_implementation')  # transformers 5 takes the second back
 only_4 = pytest.mark.skipif(TRANSFORMERS_5, reason='transformers 5 computes it')
 
 
-def logits(config, weights):
+def built(config, weights):
     config._attn_implementation = attention_implementation(config)
     model = AutoModelForCausalLM.from_config(config).eval()
     model.load_state_dict(weights)
+    return model
+
+
+def logits(model):
     with torch.no_grad():
         return model(IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize('variant', WRITTEN)
-def test_either_generation_s_config_is_the_same_model(variant, tmp_path):
-    model = tiny_model(variant)
-    model.save_pretrained(tmp_path)
-    weights = model.state_dict()
-    with torch.no_grad():
-        expected = model(IDS, use_cache=False).logits
-    assert torch.equal(logits(read_config(tmp_path), weights), expected)
-    assert torch.equal(logits(config_from(WRITTEN[variant]), weights), expected)
+@pytest.mark.parametrize('variant', [name for name in (*VARIANTS, *CONFIGS) if name in WRITTEN_4])
+def test_either_generation_s_config_is_the_same_model_and_the_same_export(variant, tmp_path):
+    source = tiny_model(variant)
+    source.save_pretrained(tmp_path / 'saved')
+    masks = uniform_soft_masks(source.config, AXES if variant in VARIANTS else ('intermediate',))
+    exported = []
+    for name, config in (
+        ('own', source.config),
+        ('saved', read_config(tmp_path / 'saved')),
+        ('of_4', config_from(WRITTEN_4[variant])),
+        ('of_5', config_from(WRITTEN[variant])),
+    ):
+        model = built(config, source.state_dict())
+        assert torch.equal(logits(model), logits(source)), name
+        export(model, masks, tmp_path / name / 'out')
+        said = json.loads((tmp_path / name / 'out' / 'config.json').read_text())
+        exported.append({key: value for key, value in said.items() if value is not None and key not in UNUSED})
+    assert exported[1:] == exported[:-1]
+
+
+@pytest.mark.parametrize('variant', [name for name in (*VARIANTS, *CONFIGS) if name in WRITTEN_4])
+def test_an_export_says_in_the_words_of_transformers_4_what_4_would(variant, tmp_path):
+    export(built(config_from(WRITTEN[variant]), tiny_model(variant).state_dict()), {}, tmp_path / 'out')
+    said = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    of_4 = {key: value for key, value in WRITTEN_4[variant].items() if value is not None and key not in UNUSED}
+    if not of_4.get('use_sliding_window', True):
+        del of_4['sliding_window'], of_4['max_window_layers']
+    if not said.get('rope_scaling'):
+        of_4.pop('original_max_position_embeddings', None)
+    assert {key: said.get(key) for key in of_4} == of_4
 
 
 def inverse_frequencies(config):
@@ -63,6 +94,22 @@ def inverse_frequencies(config):
 def test_the_rotary_base_is_the_source_s(rotary, expected):
     got, _ = inverse_frequencies(config_from({**WRITTEN['llama'], 'rope_parameters': rotary}))
     torch.testing.assert_close(got, expected(5e5 ** -(torch.arange(0, 8, 2) / 8)))
+
+
+def test_rotary_settings_in_both_words_keep_their_base():
+    scaling = {'rope_type': 'linear', 'factor': 4.0}
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_theta'}
+    both = {**content, 'rope_scaling': scaling, 'rope_parameters': {**scaling, 'rope_theta': 5e5}}
+    got, _ = inverse_frequencies(config_from(both))
+    torch.testing.assert_close(got, 5e5 ** -(torch.arange(0, 8, 2) / 8) / 4)
+
+
+def test_what_transformers_4_cannot_open_is_told(tmp_path, caplog):
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps({**WRITTEN['llama'], 'rope_parameters': {'rope_type': 'proportional'}}))
+    add_older_names(path)
+    assert 'opened by transformers 5 only' in caplog.text and 'rope_type' in caplog.text
+    assert json.loads(path.read_text())['rope_parameters'] == {'rope_type': 'proportional'}
 
 
 def test_longrope_of_phi3():
@@ -84,6 +131,7 @@ def test_longrope_of_phi3():
             {'rope_theta': 10000.0, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}},
             'rope_theta',
         ),
+        ('gpt_neox', {'rotary_pct': 0.5}, 'rotary_pct'),
         (
             'llama',
             {
@@ -134,7 +182,7 @@ def test_a_config_that_says_two_things_is_refused(variant, changes, named):
     ],
 )
 def test_what_transformers_4_does_not_compute_is_refused_by_name(variant, changes, named):
-    with pytest.raises(ValueError, match=f'{named}.*this version of transformers does not compute'):
+    with pytest.raises(ValueError, match=f'{named}.*transformers 4 does not compute'):
         config_from({**WRITTEN[variant], **changes})
 
 

@@ -113,10 +113,40 @@ def rotary_model(variant: str):
     return tiny_model(family, **base, **ROTARY.get(variant, {}))
 
 
+# Further configs of the same modules: what a config.json can say of positions and windows.
+CONFIGS: dict[str, dict] = {
+    'llama-linear': {'rope_theta': 5e5, 'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}},
+    'llama-dynamic': {'rope_scaling': {'rope_type': 'dynamic', 'factor': 4.0}},
+    'mistral-no_window': {'sliding_window': None, 'head_dim': 8, 'rope_theta': 1e6},
+    'qwen2-yarn': {'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32}},
+    'qwen3-windows': {'head_dim': 16, 'use_sliding_window': True, 'sliding_window': 8, 'max_window_layers': 0},
+    'gemma3_text-linear': {
+        'head_dim': 12,
+        'sliding_window': 8,
+        'sliding_window_pattern': 3,
+        'query_pre_attn_scalar': 24,
+        'rope_theta': 5e5,
+        'rope_local_base_freq': 5e3,
+        'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+    },
+    'phi3-longrope': {
+        'sliding_window': None,
+        'original_max_position_embeddings': 16,
+        'rope_scaling': {'type': 'longrope', 'short_factor': [1.0, 2.0, 3.0, 4.0], 'long_factor': [2.0, 3.0, 4.0, 5.0]},
+    },
+    'phi3-share': {'sliding_window': None, 'partial_rotary_factor': 0.5},
+    'glm-whole': {'head_dim': 8, 'partial_rotary_factor': 1.0},
+    'starcoder2-windows': {'use_bias': True, 'hidden_act': 'gelu_pytorch_tanh', 'sliding_window': 8},
+    'gpt_neox-base': {'num_key_value_heads': None, 'rotary_pct': 0.75, 'rotary_emb_base': 50000},
+}
+
+
 def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     """A random model in float32 evaluation mode. Biases and gains are random too, so that no term hides."""
     torch.manual_seed(seed)
     settings = copy.deepcopy({**COMMON, **VARIANTS[variant], **overrides})  # configs write into their rotary settings
+
+    settings = {**COMMON, **(VARIANTS | CONFIGS)[variant], **overrides}
     settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
     config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
     config._attn_implementation = attention_implementation(config)

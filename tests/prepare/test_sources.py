@@ -221,7 +221,9 @@ def _nested_columns(folder):
 
 
 def _mds(folder):
-    for number, compression in enumerate((None, 'zstd:3')):
+    compressions = (None, 'zstd:3', 'bz2', 'gz', 'br', 'snappy')
+    share = -(-len(TEXTS) // len(compressions))
+    for number, compression in enumerate(compressions):
         with MDSWriter(
             out=str(folder / str(number)),
             columns={'id': 'int', 'text': 'str'},
@@ -229,9 +231,9 @@ def _mds(folder):
             hashes=['sha1'],
             size_limit=4000,
         ) as writer:
-            for i, text in enumerate(TEXTS[20:] if number else TEXTS[:20]):
+            for i, text in enumerate(TEXTS[number * share : (number + 1) * share]):
                 writer.write({'id': i, 'text': text})
-    return Domain('d', (str(folder / '0'), str(folder / '1')))
+    return Domain('d', tuple(str(folder / str(number)) for number in range(len(compressions))))
 
 
 def _linked(folder):

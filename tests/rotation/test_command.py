@@ -227,7 +227,7 @@ def test_options_that_do_not_fit_are_refused(place, options, message):
 
 def test_an_existing_folder_is_not_replaced_unasked(place):
     (place / 'there').mkdir()
-    with pytest.raises(FileExistsError, match='exists already'):
+    with pytest.raises(ValueError, match='exists already'):
         run(place, 'source', 'there')
     run(place, 'source', 'there', '--overwrite')
     assert (place / 'there' / 'rotation.json').exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.utils.paths import expand_path
+from llmshearing.utils.paths import expand_path, local_destination, refuse_existing
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,38 @@ def test_the_advice_for_a_folder_with_a_tilde_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert expand_path('out', './~nobody-of-that-name') == './~nobody-of-that-name'
     assert not Path(expand_path('out', '~')).samefile(tmp_path)
+
+
+def test_a_destination_where_nothing_can_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / 'file').touch()
+    assert local_destination('out', tmp_path) == tmp_path
+    assert local_destination('out', tmp_path / 'new' / 'deep') == tmp_path / 'new' / 'deep'
+    assert local_destination('out', 'relative/x.json', 'file') == Path('relative/x.json')
+    for path, what, words in (
+        (tmp_path, 'file', f'out: expected a file, and {tmp_path} is a folder'),
+        (tmp_path / 'file', 'folder', 'out: expected a folder, and .*/file is a file'),
+        (tmp_path / 'file' / 'x', 'folder', 'out: .*file/x cannot be made, as .*/file is no folder'),
+        ('s3://bucket/x', 'folder', "out: expected a folder on this machine, got 's3://bucket/x'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            local_destination('out', path, what)
+
+
+def test_only_a_model_folder_is_replaced(tmp_path):
+    folder = tmp_path / 'out'
+    refuse_existing('export', folder, False)
+    folder.mkdir()
+    refuse_existing('export', folder, True)  # empty
+    with pytest.raises(ValueError, match='exists already.*overwrite: true, --overwrite'):
+        refuse_existing('export', folder, False)
+    (folder / 'notes.txt').touch()
+    with pytest.raises(ValueError, match='is no model folder .it holds notes.txt.'):
+        refuse_existing('export', folder, True)
+    (folder / 'config.json').touch()
+    refuse_existing('export', folder, True, (tmp_path, tmp_path / 'other', 'organisation/name', None))
+    for needed in (folder, folder / 'checkpoint.pt'):
+        with pytest.raises(ValueError, match=f'is not replaced, as {needed} is needed'):
+            refuse_existing('export', folder, True, (needed,))
+    (folder / 'checkpoints').mkdir()
+    with pytest.raises(ValueError, match='is no model folder .it holds checkpoints.'):
+        refuse_existing('export', folder, True)

@@ -13,7 +13,7 @@ import logging
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, Precision, State, get_precision_context
+from composer.core import Algorithm, Event, State, get_precision_context
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from torch import Tensor
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from llmshearing.algorithms.distillation.divergence import TeacherTarget, distillation_loss, teacher_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
+from llmshearing.utils.checks import check_precision
 
 __all__ = ['Distillation', 'predicting_positions']
 
@@ -114,11 +115,7 @@ class Distillation(Algorithm):
             raise ValueError(
                 f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.'
             )
-        if state.precision == Precision.AMP_FP16:
-            raise ValueError(
-                'distillation does not work with precision amp_fp16 (its gradients vanish before they are scaled); use '
-                'amp_bf16 or fp32.'
-            )
+        check_precision(state.precision.value)
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, student, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(

@@ -28,7 +28,7 @@ def read_time(name: str, value: Any) -> Time:
     """
     try:
         time = Time.from_input(value)
-    except (ValueError, RuntimeError):  # Composer raises the second for numbers without a unit
+    except (ValueError, TypeError, RuntimeError):  # of Composer, for parts of whole units and numbers without one
         time = None
     if time is None or time.value < 0 or time.unit not in UNITS:
         raise ValueError(

@@ -106,7 +106,8 @@ class PruningSettings(LearnerSettings):
             return
         if self.warmup != WARMUP:
             raise ValueError(
-                f'warmup={self.warmup!r} and lagrangian_warmup={self.lagrangian_warmup!r} are one setting; keep warmup.'
+                f'warmup={self.warmup!r} and lagrangian_warmup={self.lagrangian_warmup!r} are one '
+                'setting; remove lagrangian_warmup.'
             )
         log.warning('lagrangian_warmup is now called warmup; the old name is still read.')
         self.warmup, self.lagrangian_warmup = read_time('lagrangian_warmup', self.lagrangian_warmup), None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, Precision, State
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
@@ -32,6 +32,7 @@ from llmshearing.masks.widths import describe_widths, layer_widths
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.source_files import read_source_files
 from llmshearing.models.targets import target_shape
+from llmshearing.utils.checks import check_precision
 
 __all__ = ['TargetedPruning', 'find_pruning']
 
@@ -146,10 +147,7 @@ class TargetedPruning(PruningState, Algorithm):
 
     def _prepare(self, state: State) -> None:
         model, constraints = _model(state), None
-        if state.precision == Precision.AMP_FP16:
-            raise ValueError(
-                'targeted_pruning does not work with precision amp_fp16 (scaled gradients); use amp_bf16 or fp32.'
-            )
+        check_precision(state.precision.value)
         self.source = model.cutter.shape
         self.origin = model.source, read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
         open_target = read_sparsity_target(self.settings.target, self.source)
