@@ -144,9 +144,8 @@ CONFIGS: dict[str, dict] = {
 def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     """A random model in float32 evaluation mode. Biases and gains are random too, so that no term hides."""
     torch.manual_seed(seed)
-    settings = copy.deepcopy({**COMMON, **(VARIANTS | CONFIGS)[variant], **overrides})  # configs write into their rotary settings
-
-    settings = {**COMMON, **(VARIANTS | CONFIGS)[variant], **overrides}
+    # Deep, because configs write into their rotary settings.
+    settings = copy.deepcopy({**COMMON, **(VARIANTS | CONFIGS)[variant], **overrides})
     settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
     config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
     config._attn_implementation = attention_implementation(config)
