@@ -99,7 +99,7 @@ def run(script: str, path: str, folder: Path, tokenizer: str, workers: int, cach
     return {**result, 'tokens_per_second': result['tokens'] / result['seconds']}
 
 
-def measure(quick: bool, workers: int, repeats: int) -> dict:
+def measure(quick: bool, workers: int, repeats: int, alone: bool = False) -> dict:
     """All measurements; see the head of this file."""
     texts = list(read_library(2_000_000 if quick else 40_000_000))
     with tempfile.TemporaryDirectory() as name:
@@ -110,12 +110,13 @@ def measure(quick: bool, workers: int, repeats: int) -> dict:
         for repeat in range(repeats):
             cache = folder / f'cache{repeat}'
             ours.append(run(PREPARE, path, folder, tokenizer, workers, cache))
-            cold.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
-            if not quick:
+            if not alone:
+                cold.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
+            if not quick and not alone:
                 warm.append(run(FOUNDRY, path, folder, tokenizer, workers, cache))
         larger = (
             {}
-            if quick
+            if quick or alone
             else {  # from some shards on, memory should not follow
                 factor: run(
                     PREPARE,
@@ -151,11 +152,12 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs the benchmark, writes the result as JSON and returns it."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--quick', action='store_true', help='2 MB, one repeat: to see that it runs')
+    parser.add_argument('--alone', action='store_true', help='prepare on one input, nothing beside it')
     parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--out', help='file for the result; default: standard output')
     args = parser.parse_args(argv)
-    result = measure(args.quick, args.workers, 1 if args.quick else args.repeats)
+    result = measure(args.quick, args.workers, 1 if args.quick else args.repeats, args.alone)
     text = json.dumps(result, indent=2) + '\n'
     if args.out:
         Path(args.out).write_text(text, encoding='utf-8')

@@ -121,3 +121,13 @@ def test_budget_error(tmp_path):
     assert len(results['runs']) == 6 and all(len(run['curve']) == 6 for run in results['runs'])
     assert 0 < results['larger model']['median'] <= results['larger model']['largest']
     assert 0 < results['later tokens']['median'] <= results['later tokens']['largest']
+
+
+def test_stacks(tmp_path):
+    """Both sides are this interpreter."""
+    out, sides = tmp_path / 'results.json', ('--stock', sys.executable, '--current', sys.executable)
+    done = run_quick('stacks.py', *sides, '--only', 'prune_step.py', 'export_memory.py', '--output', out)
+    table = {row['measure']: row for row in json.loads(out.read_text())['table']}
+    assert {'dense source, s', 'pruning, all kept, s', 'pruning, at target, s', 'export, peak MB'} <= set(table)
+    assert 0.5 < table['export, peak MB']['current / stock'] < 2
+    assert '| export, peak MB | ' in done.stdout

@@ -66,6 +66,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Builds the classes of a checkpoint's metadata and torch's dtypes, nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        module = 'pathlib' if module == 'pathlib._local' else module  # as Python 3.13 calls the place of its paths
         if name in METADATA_CLASSES.get(module, ()) or (
             module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         ):

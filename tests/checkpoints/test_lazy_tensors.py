@@ -3,14 +3,17 @@
 import datetime
 import os
 import pickle
+import re
+from pathlib import PosixPath
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from llmshearing.checkpoints.checkpoint import open_checkpoint
 from llmshearing.checkpoints.lazy_tensors import SAFE_GLOBALS, StoredTensor, load_stored, read_all
-from llmshearing.checkpoints.shards import load_stored_shards
+from llmshearing.checkpoints.shards import METADATA_NAME, load_stored_shards, read_metadata
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer_files
 from tests.export.checkpoints import pruning_checkpoint
 
@@ -205,3 +208,14 @@ def test_what_may_be_loaded_is_as_before(tmp_path, before):
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(known)
+
+
+def test_metadata_of_any_python_is_read(tmp_path):
+    """Python 3.13 pickles paths as of `pathlib._local`, which the others do not have."""
+    metadata = Metadata({}, {}, {}, storage_meta=StorageMeta(checkpoint_id=PosixPath('runs/ep0-ba1')))
+    for place in (b'pathlib', b'pathlib._local'):
+        # protocol 2 writes names in plain lines
+        pickled = re.sub(rb'cpathlib(\._local)?\n', b'c' + place + b'\n', pickle.dumps(metadata, protocol=2))
+        assert place + b'\nPosixPath' in pickled
+        (tmp_path / METADATA_NAME).write_bytes(pickled)
+        assert read_metadata(tmp_path).storage_meta.checkpoint_id == PosixPath('runs/ep0-ba1')
