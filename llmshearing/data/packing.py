@@ -44,9 +44,14 @@ def separators(
         tuple[int | None, int | None]: Beginning id and end id, ``None`` for none.
 
     Raises:
-        ValueError: If a token is wanted that the tokenizer does not define.
+        ValueError: If a token is wanted that the tokenizer does not define, or it makes no tokens.
     """
     ids = tokenizer('text', add_special_tokens=True)['input_ids']
+    if not ids:
+        raise ValueError(
+            f'the tokenizer in {tokenizer.name_or_path} ({type(tokenizer).__name__}) makes no token of the word '
+            '"text": its files do not belong together; put those of the model there'
+        )
     adds_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     adds_eos = tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
     bos = adds_bos if bos is None else bos
