@@ -119,3 +119,16 @@ def test_budget_error(tmp_path):
     assert len(results['runs']) == 6 and all(len(run['curve']) == 6 for run in results['runs'])
     assert 0 < results['larger model']['median'] <= results['larger model']['largest']
     assert 0 < results['later tokens']['median'] <= results['later tokens']['largest']
+
+
+def test_cut_quality(tmp_path):
+    out = tmp_path / 'results.json'
+    process = run_quick('cut_quality.py', '--work', tmp_path / 'work', '--output', out)
+    result = json.loads(out.read_text())
+    assert len(result['cuts']) == 3 * (4 + 6)
+    rotated, plain = (
+        next(cut['loss'] for cut in result['cuts'] if (cut['way'], cut['hidden']) == (way, 'cut'))
+        for way in ('cut', 'without rotation')
+    )
+    assert rotated != plain
+    assert '| by magnitude, without either |' in process.stdout

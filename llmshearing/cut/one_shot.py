@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from llmshearing.masks.compensation import TOKENS, Compensation
 from llmshearing.masks.energies import norm_energies
@@ -17,7 +18,7 @@ from llmshearing.masks.scores import Calibration, method_by_axis, score_units
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.models.shapes import ModelShape
 
-__all__ = ['prune_in_one_shot']
+__all__ = ['compensate_for', 'prune_in_one_shot']
 
 
 def prune_in_one_shot(
@@ -44,15 +45,22 @@ def prune_in_one_shot(
         pruning.norm_energies = norm_energies(calibration)
     cutter.norm_energies = pruning.norm_energies
     if compensate:
-        _compensate(calibration, pruning)
+        compensate_for(calibration, pruning.final_masks())
     cutter.set_masks(pruning.final_masks())
     return pruning
 
 
 @torch.no_grad()
-def _compensate(calibration: Calibration, pruning: PruningState) -> None:
-    calibration.cutter.set_masks({axis: torch.ones(plan.mask_shape) for axis, plan in pruning.plans.items()})
-    watching = Compensation(calibration.cutter, pruning.plans)
+def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor]) -> None:
+    """Changes the weights so that the units that ``masks`` keep take over from the others.
+
+    Args:
+        calibration (Calibration): The model, and the batches that are looked at, up to
+            :data:`~llmshearing.masks.compensation.TOKENS` tokens.
+        masks (Mapping[str, Tensor]): Zeros and ones by axis; they are not set.
+    """
+    calibration.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
+    watching = Compensation(calibration.cutter, masks)
     seen = 0
     try:
         for part, _ in calibration.passes():
@@ -62,4 +70,5 @@ def _compensate(calibration: Calibration, pruning: PruningState) -> None:
             seen += part['input_ids'].numel()
     finally:
         watching.stop()
-    watching.apply(pruning.final_masks())
+    watching.apply(masks)
+    calibration.cutter.set_masks(None)

@@ -170,7 +170,7 @@ def refusal(capsys, *arguments) -> str:
         (['--target', 'params=40k'], 'name some text with --text FILE'),
         (['--target', 'params=1G', '--text', 'TEXT'], 'params: not a count'),
         (['--target', 'params=10M', '--text', 'TEXT'], 'the source has .*pruning only removes'),
-        (['--target', 'params=100', 'multiple_of=8', '--text', 'TEXT'], r'nearest above: .*--no-keep-heads'),
+        (['--target', 'params=100', 'multiple_of=8', '--text', 'TEXT'], 'embedding alone has .*--no-keep-heads'),
         (['--target', 'hidden_size=96', '--text', 'TEXT'], "larger than the source's 48"),
         (['--target', 'hidden_size=48', '--text', 'TEXT'], 'nothing would be cut'),
         (['--target', 'hidden_size=24', '--axes', 'layer', '--text', 'TEXT'], 'names hidden_size, which --axes'),
