@@ -3,12 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.cut.one_shot import prune_in_one_shot
 from llmshearing.export.model import export_model
+from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks.scores import Calibration
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.targets import target_shape
@@ -34,7 +34,7 @@ def test_a_cut_is_what_a_run_of_one_shot_exports(tmp_path, variant, scores):
         callbacks=[ExportPruned(str(tmp_path / 'run'))],
     ).fit()
 
-    model = AutoModelForCausalLM.from_pretrained(source).eval().requires_grad_(False)
+    model = open_strictly(source).requires_grad_(False)
     (batch,) = sequences_spec(8, 8).dataloader
     calibration = Calibration(Cutter(model), [batch], microbatch_size=4)
     cut = prune_in_one_shot(calibration, target_shape(model.config, target), scores)
@@ -53,10 +53,10 @@ def test_compensation_changes_the_weights_and_can_be_left_out(tmp_path):
     (batch,) = sequences_spec(8, 8).dataloader
     weights = {}
     for compensate in (True, False):
-        model = AutoModelForCausalLM.from_pretrained(source).eval().requires_grad_(False)
+        model = open_strictly(source).requires_grad_(False)
         calibration = Calibration(Cutter(model), [batch])
         prune_in_one_shot(calibration, target_shape(model.config, TARGET), SCORES, compensate)
         assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
         weights[compensate] = model.model.layers[0].mlp.down_proj.weight.clone()
-    original = AutoModelForCausalLM.from_pretrained(source).model.layers[0].mlp.down_proj.weight
+    original = open_strictly(source).model.layers[0].mlp.down_proj.weight
     assert torch.equal(weights[False], original) and not torch.equal(weights[True], original)
