@@ -2,17 +2,20 @@
 
 A budget leaves it to a search where to cut, and by default that search keeps its hands off the attention heads: layers,
 hidden and intermediate dimensions go, which others found the safer way to the same size (Muralidharan et al. 2024,
-arXiv 2407.14679). A target that names a shape or fractions says itself what goes.
+arXiv 2407.14679). Some types want a hidden size that is a multiple of the heads, which multiples of 64 may not be:
+the hidden size would stay as it is, and more layers would go, which costs more (benchmarks/README.md). There finer
+multiples are taken. A target that names a shape or fractions says itself what goes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import ModelShape, shape_of
-from llmshearing.models.targets import target_shape
+from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, shape_of
+from llmshearing.models.targets import MULTIPLE_OF, target_shape
 from llmshearing.utils.checks import one_of
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ AXIS_KEYS = {
     'intermediate': ('intermediate_size',),
 }
 BUDGETS = ('params', 'size')
+STEPS = 8  # that the hidden size should be able to shrink in
+FINEST = 8
 
 
 def cut_shape(
@@ -66,6 +71,8 @@ def cut_shape(
             f'--target names {", ".join(cut)}, which {"--axes" if axes else "--keep-heads"} keeps as in the source; '
             'leave it out of the target, or allow that axis.'
         )
+    if keep_heads and config.model_type in WHOLE_HEADS and any(key in target for key in BUDGETS):
+        pins['multiple_of'] = target.get('multiple_of', _fine_multiple(source))
     try:
         shape = target_shape(config, {**target, **pins})
     except ValueError as error:
@@ -75,3 +82,11 @@ def cut_shape(
     if shape == source:
         raise ValueError(f'the target equals the source ({source}): nothing would be cut; lower at least one number.')
     return shape
+
+
+def _fine_multiple(source: ModelShape) -> int:
+    """The usual multiple, halved until hidden sizes that keep all heads are an eighth of the source's apart or less."""
+    multiple = MULTIPLE_OF
+    while multiple > FINEST and math.lcm(multiple, source.num_attention_heads) > source.hidden_size // STEPS:
+        multiple //= 2
+    return multiple

@@ -1,6 +1,7 @@
 """Which axes a target may cut, and that heads stay with a budget unless they are let go."""
 
 import pytest
+from transformers import LlamaConfig
 
 from llmshearing.cut.target import cut_shape
 from llmshearing.models.counting import count_parameters, layout_of
@@ -32,6 +33,18 @@ def test_only_the_axes_that_are_named_are_cut(axes):
     keys = {'layer': 'num_hidden_layers', 'hidden': 'hidden_size', 'intermediate': 'intermediate_size'}
     for axis, key in {**keys, 'head': 'num_attention_heads'}.items():
         assert (getattr(shape, key) < getattr(source, key)) == (axis in axes), axis
+
+
+def test_multiples_are_as_fine_as_it_takes_for_the_hidden_size_to_shrink():
+    sizes = dict(vocab_size=500, hidden_size=576, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    config = LlamaConfig(**sizes, intermediate_size=1536, num_hidden_layers=30)
+    budget = {'params': 0.6 * count_parameters(layout_of(config), shape_of(config)).total}
+    shape = cut_shape(config, budget)
+    assert heads(shape) == (9, 3) and shape.hidden_size < 576 and shape.hidden_size % 72 == 0
+    assert cut_shape(config, {**budget, 'multiple_of': 64}).hidden_size == 576  # asked for
+    config.num_attention_heads = config.num_key_value_heads = 8
+    shape = cut_shape(config, budget)
+    assert shape.hidden_size % 64 == 0 and shape.intermediate_size % 64 == 0
 
 
 def test_heads_and_hidden_size_go_together_where_the_family_couples_them():
