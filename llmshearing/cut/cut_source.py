@@ -147,12 +147,14 @@ def _cut(
     report(f'source: {_in_words(before)} nats per token')
     speed, rotated = tokens_per_second(model, **_speed_sizes(plan)), None
     if plan.rotates:
-        with stage_bar(decoder, 'rotating', len(batches), progress):
+        with stage_bar(decoder, 'rotating', len(batches) + 3, progress):
             rotated = rotate_in_memory(model, [batch['input_ids'] for batch in batches])
-        report(f'rotated: {rotated.loss_before:.4f} nats on text seen before, {rotated.loss_after:.4f} after')
+        fixed = f', {rotated.fixed_axes} axes fixed' if rotated.fixed_axes else ''
+        report(f'rotated{fixed}: {rotated.loss_before:.4f} nats on seen text before, {rotated.loss_after:.4f} after')
     calibration = Calibration(Cutter(model), batches, seed=settings.seed)
     scores = settings.scores_by_axis()
-    with stage_bar(decoder, 'choosing', len(batches), progress):
+    passes = len(batches) * (len({scores[axis] for axis in plan.axes}) + 1 + settings.compensate)
+    with stage_bar(decoder, 'choosing', passes, progress):
         pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
         after = _losses(model, texts, plan)
@@ -165,6 +167,7 @@ def _cut(
         'compensated': 'yes' if settings.compensate else 'no',
     }
     difference = _export(calibration.cutter, pruning, output, plan, after, recipe)
+    calibration.cutter.set_masks(None)  # and with them, that the model refers to itself: it is to leave memory
     return _Measured(before, after, speed, rotated, difference)
 
 

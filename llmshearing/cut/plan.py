@@ -23,6 +23,7 @@ from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.models.source_config import check_attention
 from llmshearing.rotation.stream import check_rotatable
 from llmshearing.utils.numbers import with_unit
+from llmshearing.utils.paths import expand_path
 
 __all__ = ['SHARD_BYTES', 'PlannedCut', 'plan_cut']
 
@@ -96,7 +97,9 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     Raises:
         ValueError: For a source of a type that is not supported, or a target that it cannot be cut to.
     """
-    config = read_source(str(source))
+    config, folder = read_source(str(source)), Path(expand_path('SOURCE', str(source)))
+    if not folder.is_dir():
+        raise ValueError(f'{source} is a config alone; name the folder that has the weights and the tokenizer as well.')
     shape = cut_shape(config, target, settings.axes, settings.keep_heads)
     axes, layout = plan_masks(config, shape), layout_of(config)
     whole = int(count_parameters(layout, shape_of(config)).total)
@@ -106,7 +109,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     check_attention(config, attention_implementation(config), length)
     unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
     plan = PlannedCut(
-        folder=Path(source),
+        folder=folder,
         config=config,
         target=shape,
         axes=axes,

@@ -2,7 +2,7 @@
 
 A file of any size is read as far as :data:`READ_BYTES` of text and taken apart into passages. Their order is that of a
 hash of seed and passage, so it depends neither on how a file is sorted nor on its format; every fourth passage is held
-out. No passage is on both sides, and one that occurs twice counts once.
+out. No passage is on both sides: one that occurs twice, in two files even, counts once.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def read_texts(
     worker.start(plan)  # conversations are written by the tokenizer's template
     encoder = Encoder(plan.backend, plan.name)
     shares = [-(-tokens // len(paths) // length) for tokens in (seen, held_out)]
-    texts = []
+    texts: list[Text] = []
+    taken: set[bytes] = set()
     for name, path in zip(_names(paths), paths):
-        rows, size, tokens = _sequences(_passages(str(path), text_key, seed), encoder, plan, length, shares)
+        rows, size, tokens = _sequences(_passages(str(path), text_key, seed, taken), encoder, plan, length, shares)
         for kind, number in zip(rows, shares):
             if not kind:
                 raise ValueError(
@@ -124,15 +125,17 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
     return [str(path) if counts[name] > 1 else name for name, path in zip(names, paths)]
 
 
-def _passages(path: str, text_key: str, seed: int) -> list[str]:
-    """Passages of the beginning of a text, each once, in an order that the seed decides."""
-    digests: dict[bytes, str] = {}
+def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> list[str]:
+    """Passages of the beginning of a text that are not ``taken``, which they then are; in an order by the seed."""
+    found: dict[bytes, str] = {}
     for document in _documents(path, text_key):
         for start in range(0, len(document), PASSAGE):
             passage = document[start : start + PASSAGE]
-            if not passage.isspace():
-                digests[hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()] = passage
-    return [digests[digest] for digest in sorted(digests)]
+            digest = hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()
+            if digest not in taken and not passage.isspace():
+                taken.add(digest)
+                found[digest] = passage
+    return [found[digest] for digest in sorted(found)]
 
 
 def _documents(path: str, text_key: str) -> Iterator[str]:

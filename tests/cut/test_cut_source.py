@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,7 @@ def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, ca
 def test_sources_that_cannot_be_cut(place, tmp_path, capsys):
     rest = ['--target', 'hidden_size=24', '--text', place / 'text.jsonl', '--output', tmp_path / 'out']
     assert 'no model folder' in refusal(capsys, tmp_path / 'nowhere', *rest)
+    assert 'is a config alone' in refusal(capsys, place / 'source' / 'config.json', *rest)
     (tmp_path / 'other').mkdir()
     config = json.loads((place / 'source' / 'config.json').read_text())
     (tmp_path / 'other' / 'config.json').write_text(json.dumps({'model_type': 'gpt2'}))
@@ -219,3 +222,25 @@ def test_a_disk_without_room_is_refused(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1000))
     rest = ['--target', 'hidden_size=24', '--text', place / 'text.jsonl', '--output', tmp_path / 'out']
     assert '1.00 kB are free there' in refusal(capsys, place / 'source', *rest)
+
+
+def test_the_source_has_left_memory_when_the_result_is_opened(place, tmp_path, monkeypatch):
+    models, open_source, measure = [], stages._open, stages.tokens_per_second
+
+    def opened(*arguments):
+        model = open_source(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    alive = []
+    monkeypatch.setattr(stages, '_open', opened)
+    monkeypatch.setattr(
+        stages, 'tokens_per_second', lambda *a, **k: alive.append(models[0]() is not None) or measure(*a, **k)
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        cut(place, tmp_path / 'out')
+    finally:
+        gc.enable()
+    assert alive == [True, False]

@@ -56,6 +56,8 @@ def test_no_passage_is_on_both_sides_and_the_seed_decides(tokenizer, tmp_path):
     assert rows(read(tokenizer, path)) == rows([text]) != rows(read(tokenizer, path, seed=18))
     twice = write_jsonl(tmp_path / 'twice.jsonl', documents=[' '.join([f'w{d // 2}'] * 30) for d in range(120)])
     assert rows(read(tokenizer, twice)) == rows([text])
+    with pytest.raises(ValueError, match='too little'):  # nothing that the other file does not have
+        read(tokenizer, path, twice)
 
 
 def test_a_long_text_is_taken_apart_and_read_no_further_than_needed(tokenizer, tmp_path, monkeypatch):
