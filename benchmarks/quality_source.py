@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmshearing.algorithms.distillation import Distillation
+from llmshearing.compat import composer, llmfoundry
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.demo.source_model import build_source_model
@@ -29,6 +30,9 @@ from llmshearing.models.cutting import flatten_masks
 from llmshearing.models.roles import Linear
 
 __all__ = ['DOMAINS', 'FULL', 'QUICK', 'SMOLLM', 'ComputeMeter', 'Sizes', 'make_source', 'make_trainer']
+
+composer.install()
+llmfoundry.install()  # the source is trained as llm-foundry's own model
 
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences', 'cpp')
 SOURCE_LEARNING_RATE = 2e-3

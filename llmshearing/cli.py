@@ -23,6 +23,7 @@ __all__ = ['COMMANDS', 'main', 'store_errors', 'usage']
 
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    'cut': ('llmshearing.commands.cut', 'a smaller model in minutes: cut in one shot, compensated, compared'),
     'train': ('llmshearing.commands.train', 'train as a YAML file says, on one process or several'),
     'plan': ('llmshearing.commands.plan', 'show source and target side by side: counts, cost, memory, warnings'),
     'prepare': ('llmshearing.commands.prepare', 'turn raw text into tokenized MDS splits, one folder per domain'),

@@ -131,3 +131,16 @@ def test_stacks(tmp_path):
     assert {'dense source, s', 'pruning, all kept, s', 'pruning, at target, s', 'export, peak MB'} <= set(table)
     assert 0.5 < table['export, peak MB']['current / stock'] < 2
     assert '| export, peak MB | ' in done.stdout
+
+
+def test_cut_quality(tmp_path):
+    out = tmp_path / 'results.json'
+    process = run_quick('cut_quality.py', '--work', tmp_path / 'work', '--output', out)
+    result = json.loads(out.read_text())
+    assert len(result['cuts']) == 3 * (4 + 6)
+    rotated, plain = (
+        next(cut['loss'] for cut in result['cuts'] if (cut['way'], cut['hidden']) == (way, 'cut'))
+        for way in ('cut', 'without rotation')
+    )
+    assert rotated != plain
+    assert '| by magnitude, without either |' in process.stdout

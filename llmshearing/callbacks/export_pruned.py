@@ -7,8 +7,6 @@ hidden folder, opens it with transformers, compares logits, and only then gives 
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from composer.callbacks import CheckpointSaver
@@ -28,6 +26,7 @@ from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
+from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import local_destination, refuse_existing
 
 __all__ = ['ExportPruned']
@@ -76,7 +75,7 @@ class ExportPruned(Callback):
         refuse_open_widths(pruning)
         refuse_existing('export_pruned', self.folder, self.overwrite)
         if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
-            _check_writable(self.folder)
+            refuse_unwritable('export_pruned', self.folder)
         if not self.allow_unconverged and not pruning.reaches_target(state):
             warmup, duration = Time.from_input(pruning.settings.warmup), state.max_duration
             assert duration is not None  # the Trainer sets it before training starts
@@ -139,16 +138,6 @@ class ExportPruned(Callback):
             'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference
         )
         logger.log_metrics({'export/logit_difference': difference})
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises a ValueError if no folder could be made there, and leaves none behind."""
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix='.export-', dir=parent):
-            pass
-    except OSError as error:
-        raise ValueError(f'export_pruned: {folder} cannot be written ({error}); choose another folder.') from error
 
 
 def _pruning(state: State) -> TargetedPruning:

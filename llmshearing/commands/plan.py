@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.scaling.fields import read_json
+from llmshearing.config.source import read_source
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['main', 'read_run', 'read_source']
+__all__ = ['main', 'parse_target', 'read_run']
 
 DEFAULTS = {
     'gpus': 8,
@@ -105,38 +104,6 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def read_source(source: str) -> PretrainedConfig:
-    """The config of a model folder or of a config.json alone.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    from llmshearing.config.source import refuse_unusable
-    from llmshearing.models.source_config import read_config
-    from llmshearing.utils.paths import expand_path
-
-    path = Path(expand_path('SOURCE', source))
-    path = path / 'config.json' if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(
-            f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
-            'fetched here'
-        )
-    content = read_json(path)
-    if not isinstance(content.get('model_type'), str):
-        raise ValueError(f'{path} is no Hugging Face config: its model_type is {content.get("model_type")!r}')
-    for key in ('vocab_size', 'max_position_embeddings', *TARGET_KEYS):
-        value = content.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f'{path}: {key} must be a whole number of 1 or more, got {value!r}')
-    try:
-        config = read_config(path)
-    except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{path} is no Hugging Face config: {error}') from error
-    refuse_unusable(str(path), config)
-    return config
 
 
 def _section(parent: Mapping[Any, Any], key: str, path: str) -> dict[str, Any]:

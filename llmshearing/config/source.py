@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.models.shapes import TARGET_KEYS
+from llmshearing.scaling.fields import read_json
+from llmshearing.utils.paths import expand_path
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_source', 'read_config', 'refuse_unusable']
+__all__ = ['check_source', 'read_config', 'read_source', 'refuse_unusable']
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,36 @@ def read_config(where: str, name: str, trust_remote_code: bool = False) -> Pretr
         raise ValueError(f'{where}: {name}: {error}') from error
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{where}: the config of {name} cannot be read ({error}).') from error
+
+
+def read_source(source: str) -> PretrainedConfig:
+    """The config of a model folder or of a config.json alone, for what needs no weights.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from llmshearing.models import source_config
+
+    path = Path(expand_path('SOURCE', source))
+    path = path / 'config.json' if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
+            'fetched here'
+        )
+    content = read_json(path)
+    if not isinstance(content.get('model_type'), str):
+        raise ValueError(f'{path} is no Hugging Face config: its model_type is {content.get("model_type")!r}')
+    for key in ('vocab_size', 'max_position_embeddings', *TARGET_KEYS):
+        value = content.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f'{path}: {key} must be a whole number of 1 or more, got {value!r}')
+    try:
+        config = source_config.read_config(path)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} is no Hugging Face config: {error}') from error
+    refuse_unusable(str(path), config)
+    return config
 
 
 def _check_hub_tokenizer(section: Mapping[str, Any]) -> None:

@@ -45,11 +45,16 @@ def separators(
         tuple[int | None, int | None]: Beginning id and end id, ``None`` for none.
 
     Raises:
-        ValueError: If a token is wanted that the tokenizer does not define.
+        ValueError: If a token is wanted that the tokenizer does not define, or it makes no tokens.
     """
     begin: Any = tokenizer.bos_token_id
     end: Any = tokenizer.eos_token_id
     ids = tokenizer('text', add_special_tokens=True)['input_ids']
+    if not ids:
+        raise ValueError(
+            f'the tokenizer in {tokenizer.name_or_path} ({type(tokenizer).__name__}) makes no token of the word '
+            '"text": its files do not belong together; put those of the model there'
+        )
     adds_bos = begin is not None and ids[0] == begin
     adds_eos = end is not None and ids[-1] == end
     bos = adds_bos if bos is None else bos

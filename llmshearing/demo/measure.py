@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.cut.speed import tokens_per_second
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import TARGET_KEYS, shape_of
@@ -74,42 +73,17 @@ def window_loss(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 2
     return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
-@torch.inference_mode()
 def measure_tokens_per_second(
     model_dir: Path, length: int = 512, new_tokens: int = 48, repeats: int = 3
 ) -> dict[str, float]:
-    """Speed of a model on this machine: float32, batch 1, two threads, medians.
+    """Speed of a folder's model on this machine: float32, batch 1, two threads, medians.
 
     Returns:
-        ``forward``: tokens/s of reading a text of ``length`` tokens; ``generate``: tokens/s of greedy generation.
+        As :func:`~llmshearing.cut.speed.tokens_per_second`.
     """
     model = open_strictly(model_dir)
-    ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-
-    def seconds(call, *args, **settings) -> float:
-        start = time.perf_counter()
-        call(*args, **settings)
-        return time.perf_counter() - start
-
     with threads():
-        reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
-        generating = [
-            seconds(
-                model.generate,
-                ids[:, :8],
-                attention_mask=torch.ones_like(ids[:, :8]),
-                do_sample=False,
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                pad_token_id=0,
-            )
-            for _ in range(repeats + 1)
-        ]
-    # The first call of each kind allocates and is left out.
-    return {
-        'forward': length / statistics.median(reading[1:]),
-        'generate': new_tokens / statistics.median(generating[1:]),
-    }
+        return tokens_per_second(model, length, new_tokens, repeats)
 
 
 @torch.inference_mode()

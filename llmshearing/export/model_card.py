@@ -27,7 +27,7 @@ class CardFacts:
         name (str): Name of the exported model.
         source (str | None): Name of the source model.
         licence (Mapping[str, Any]): :func:`source_licence` of the source.
-        stage (str): ``'pruned'``, ``'continued'``, ``'kept'`` (uncut, with masks) or ``'imported'``.
+        stage (str): ``'pruned'``, ``'cut'``, ``'continued'``, ``'kept'`` (uncut, with masks) or ``'imported'``.
         shape (ModelShape): Shape of the exported model.
         parameters (int): Its parameters, a tied LM head counted once.
         source_shape (ModelShape | None): Shape of the source.
@@ -59,6 +59,8 @@ class CardFacts:
 STAGES = {
     'pruned': 'Structured pruning of {source} to a smaller shape, learned jointly with the weights. It is meant to be '
     'trained further before it is used: a model that was only pruned is much worse than its size.',
+    'cut': 'Cut from {source} to a smaller shape in one shot, and not trained since. It is a look at what can be had, '
+    'and a place to begin: continue its pre-training before it is used.',
     'continued': 'Language model in the standard Hugging Face format, saved from continued pre-training.',
     'kept': 'The weights of {source} in the course of pruning, **uncut**, with the masks learned so far beside them in '
     '`masks/masks.safetensors`, for study. The model in this folder computes without the masks.',

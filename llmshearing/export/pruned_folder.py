@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class Origin:
         files (Mapping[str, str]): Small files of the source
             (:func:`~llmshearing.models.source_files.read_source_files`).
         tokenizer (Tokenizer): The tokenizer to write, or None.
+        stage (str): What the card calls it, ``'pruned'`` or ``'cut'``.
+        recipe (Mapping[str, Any]): Settings worth telling beside those of the masks, by name.
     """
 
     source: str | None
@@ -55,6 +58,8 @@ class Origin:
     unconverged: Sequence[AxisReport] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer = None
+    stage: str = 'pruned'
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
@@ -97,17 +102,17 @@ def write_pruned_folder(
     )
     name = Path(origin.source or 'unknown').name
     write_record(writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape))
-    recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape)}
+    recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape), **origin.recipe}
     facts = CardFacts(
         name=writer.folder.name,
         source=public_name(origin.source),
         licence=source_licence(origin.files),
-        stage='pruned',
+        stage=origin.stage,
         shape=shape,
         parameters=writer.parameters,
         source_shape=pruning.source,
         source_parameters=origin.parameters,
-        batches=origin.batches,
+        batches=origin.batches or None,
         tokens=origin.tokens,
         recipe=recipe,
         losses=origin.losses,

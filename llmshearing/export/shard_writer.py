@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -92,7 +93,11 @@ class ModelFolderWriter:
 
     def _flush(self) -> None:
         if self._shard:
-            save_file(self._shard, self.path / _shard_name(len(self._shards)), metadata={'format': 'pt'})
+            path = self.path / _shard_name(len(self._shards))
+            try:
+                save_file(self._shard, path, metadata={'format': 'pt'})
+            except SafetensorError as error:  # a full disk, mostly
+                raise OSError(f'{path} cannot be written ({error}); nothing is left of it.') from error
             self._shards.append(list(self._shard))
             self._shard = {}
 

@@ -96,7 +96,7 @@ def search_budget(
         below = max(filter(None, (below, counts.largest_within(budget))), default=None)
         above = min(filter(None, (above, counts.smallest_above(budget))), default=None)
     if best is None:
-        raise ValueError(_unreachable(named, budget, tolerance, multiple_of, pins, source, below, above))
+        raise ValueError(_unreachable(config, named, budget, tolerance, multiple_of, pins, below, above))
     shape = _shape(source, best[2])
     return resolve_target(source, dataclasses.asdict(shape), family.has_head_dim)
 
@@ -229,21 +229,25 @@ def _shape(source: ModelShape, sizes: Iterable[int]) -> ModelShape:
 
 
 def _unreachable(
+    config: PretrainedConfig,
     named: str,
     budget: int,
     tolerance: float,
     multiple_of: int,
     pins: Mapping[str, int],
-    source: ModelShape,
     below: tuple | None,
     above: tuple | None,
 ) -> str:
-    lines = []
+    source, lines = shape_of(config), []
     for word, found in (('below', below), ('above', above)):
         if found is not None:
             parameters, sizes = found
             away = f'{parameters:,} parameters ({parameters / budget - 1:+.2%})'
             lines.append(f'  - nearest {word}: {away}: {_shape(source, sizes)}')
+    if below is None and above is not None:
+        hidden = _shape(source, above[1]).hidden_size
+        embedding = f'{config.vocab_size * hidden:,} parameters at hidden_size={hidden}'
+        lines.append(f'  - nothing is smaller: the embedding alone has {embedding}')
     fixed = f' and {", ".join(f"{key}={value}" for key, value in pins.items())} given' if pins else ''
     remedy = 'name one of these budgets, lower multiple_of, or give fewer sizes'
     if below is not None:

@@ -27,7 +27,7 @@ from llmshearing.planning.step_trace import trace_step
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'estimate_memory']
+__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'compensation_bytes', 'estimate_memory']
 
 SHARDING = ('ddp', 'fsdp2')
 PRECISIONS = ('amp_bf16', 'fp32')
@@ -165,7 +165,7 @@ def estimate_memory(
         activations=round(kept),
         logits_and_temporaries=round(peak) - copies - round(kept),
         teacher=0 if teacher is None else copy_bytes * _share(layout_of(teacher), shape_of(teacher), setup),
-        compensation=_compensation(layout, shape, masked_axes) if compensate else 0,
+        compensation=compensation_bytes(layout, shape, masked_axes) if compensate else 0,
     )
 
 
@@ -186,8 +186,14 @@ def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen
     return (1 if frozen else 2) * seen_bytes * (outside + two_layers)  # parameters and their gradients
 
 
-def _compensation(layout: Layout, shape: ModelShape, masked_axes: Collection[str]) -> int:
-    """Bytes of the sums of x x^T while nothing is gone yet. Attention and MLP read the hidden dimensions once each."""
+def compensation_bytes(layout: Layout, shape: ModelShape, masked_axes: Collection[str]) -> int:
+    """Bytes of the sums of x x^T while nothing is gone yet. Attention and MLP read the hidden dimensions once each.
+
+    Args:
+        layout (Layout): Of the source.
+        shape (ModelShape): Shape of the source.
+        masked_axes (Collection[str]): Axes whose units may go.
+    """
     readers = {
         'hidden': 2 * shape.num_hidden_layers + (not layout.tied),
         'query': shape.num_hidden_layers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def check_raise(before: float, after: float, fixed: int, hidden: int) -> None:
 
 
 @torch.no_grad()
-def held_out_loss(model: PreTrainedModel, batches: list[Tensor]) -> float:
+def held_out_loss(model: PreTrainedModel, batches: Sequence[Tensor]) -> float:
     """Mean next-token cross-entropy in nats, every token counting the same."""
     sums, count = [], 0
     device = stream_device(model, stream_parts(model.config))

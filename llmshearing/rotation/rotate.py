@@ -157,16 +157,13 @@ def rotate_model(model: PreTrainedModel, rotation: Rotation) -> PreTrainedModel:
         ValueError: As :func:`~llmshearing.rotation.stream.stream_parts`, and for NaN or infinity.
     """
     parts = stream_parts(model.config)
-    state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    head = f'{parts.head}.weight'
     if parts.tied and rotation.final_gain is None:
-        state[head] = state[f'{parts.embedding}.weight']
         model.config.tie_word_embeddings = False
         module = model.get_submodule(parts.head)
         module.weight = torch.nn.Parameter(module.get_parameter('weight').detach().clone())
-    if parts.tied and rotation.final_gain is not None:
-        state.pop(head, None)
-    parameters = dict(model.named_parameters())
-    for name, tensor in rotated_tensors(parts, rotation, list(state), state.__getitem__):
+    # Read while they are written: a norm and its readers are looked at before the first of them changes.
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    device = next(iter(parameters.values())).device
+    for name, tensor in rotated_tensors(parts, rotation, list(parameters), parameters.__getitem__, device=device):
         parameters[name].copy_(tensor)
     return model

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ['atomic_path', 'write_atomically']
+__all__ = ['atomic_path', 'refuse_unwritable', 'write_atomically']
 
 
 @contextlib.contextmanager
@@ -46,6 +46,21 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         file.write(content.encode('utf-8') if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def refuse_unwritable(where: str, folder: str | Path) -> None:
+    """Raises a ValueError if no folder could be made there, and leaves none behind.
+
+    Args:
+        where (str): What is to write there, for the message.
+        folder (str | Path): Destination, which does not exist yet.
+    """
+    parent = next(parent for parent in Path(folder).absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(f'{where}: {folder} cannot be written ({error}); choose another folder.') from error
 
 
 def _mode(path: Path) -> int:

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from llmshearing import cli
-from llmshearing.commands.plan import main, parse_target, read_source
+from llmshearing.commands.plan import main, parse_target
+from llmshearing.config.source import read_source
 from llmshearing.models.counting import layout_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.planning.memory import TrainingSetup

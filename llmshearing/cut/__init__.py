@@ -1,0 +1,1 @@
+"""A smaller model from a folder and some text, in one shot."""

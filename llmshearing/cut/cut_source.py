@@ -1,0 +1,268 @@
+"""A source folder in, a smaller model out: plan, rotate, choose, compensate, export, compare.
+
+Everything that config.json, the text and the output's place can tell is told before a weight is read. The model stays
+in memory from the first loss to the export, and nothing but the finished folder is written: whoever is killed leaves at
+most a hidden folder that the next start removes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmshearing.checkpoints.source import check_weights
+from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm, read_tokenizer
+from llmshearing.cut.one_shot import prune_in_one_shot
+from llmshearing.cut.plan import SHARD_BYTES, PlannedCut, plan_cut
+from llmshearing.cut.progress import stage_bar
+from llmshearing.cut.result import CutResult
+from llmshearing.cut.settings import CutSettings
+from llmshearing.cut.speed import tokens_per_second
+from llmshearing.cut.text import Text, calibration_batches, read_texts
+from llmshearing.export.model_folder import cut_tensors, open_strictly
+from llmshearing.export.probe import probe_masked
+from llmshearing.export.pruned_folder import Origin, write_pruned_folder
+from llmshearing.export.settings import DTYPES
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.verification import verify_folder
+from llmshearing.masks.scores import Calibration
+from llmshearing.masks.state import PruningState
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.cutting import CutPlan
+from llmshearing.models.families import family_of
+from llmshearing.models.source_files import read_source_files
+from llmshearing.rotation.in_memory import Rotated, rotate_in_memory
+from llmshearing.scaling.measure import domain_loss
+from llmshearing.utils.files import refuse_unwritable
+from llmshearing.utils.numbers import with_unit
+
+__all__ = ['cut_source']
+
+NO_TEXT = (
+    'name some text with --text FILE ...: units are chosen by what they do on it, so text of the kind that the model '
+    'is for keeps what it is for, and other text would keep something else.'
+)
+WEIGHTS = ('*.safetensors', '*.bin')
+
+Report = Callable[[str], None]
+
+
+def cut_source(
+    source: str | Path,
+    target: Mapping[str, Any],
+    text: Sequence[str | Path],
+    output: str | Path,
+    settings: CutSettings | None = None,
+    device: str | None = None,
+    report: Report = lambda line: None,
+    progress: bool = False,
+) -> CutResult:
+    """Cuts a model to a target in one shot and writes it as a stock Hugging Face folder.
+
+    The same source, text and settings give the same bytes on the same machine.
+
+    Args:
+        source (str | Path): Folder of a Hugging Face model.
+        target (Mapping[str, Any]): Such as ``{'params': '80M'}``; see :func:`~llmshearing.models.targets.target_shape`.
+        text (Sequence[str | Path]): Files to choose units by and to measure losses on: JSON lines, Parquet, plain text.
+        output (str | Path): Folder to write; must not exist.
+        settings (CutSettings | None): What else decides the result. Default: all defaults.
+        device (str | None): Where to compute. Default: a GPU if there is one.
+        report (Callable): Receives a line now and then. Default: nothing.
+        progress (bool): Show a bar for each stage on a terminal. Default: ``False``.
+
+    Raises:
+        ValueError: For a source, target, text, device or output that is not possible, before any weight is read; for
+            weights that do not fit the config; and if the written folder does not compute what the cut model does.
+    """
+    settings, output = settings or CutSettings(), Path(output)
+    if not text:
+        raise ValueError(NO_TEXT)
+    plan = plan_cut(source, target, settings)
+    for line in plan.lines():
+        report(line)
+    _check_place(output, plan)
+    device = _checked_device(device)
+    texts = read_texts(
+        text,
+        plan.folder,
+        plan.config.vocab_size,
+        plan.length,
+        settings.tokens,
+        settings.held_out,
+        settings.seed,
+        settings.text_key,
+    )
+    report(f'text: {_count(texts, "seen"):,} tokens to choose by, {_count(texts, "held_out"):,} held out')
+    measured = _cut(plan, texts, output, settings, device, report, progress)
+    result = open_strictly(output, DTYPES[plan.computed_in]).to(device)  # the source is gone from memory
+    return CutResult(
+        folder=output,
+        plan=plan,
+        losses={name: (loss, measured.after[name]) for name, loss in measured.before.items()},
+        bytes_per_token={each.name: each.bytes_per_token for each in texts},
+        speeds=(measured.speed, tokens_per_second(result, **_speed_sizes(plan))),
+        disk_bytes=(_weight_bytes(plan.folder), _weight_bytes(output)),
+        rotated=measured.rotated,
+        difference=measured.difference,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What is measured while the source is in memory."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    speed: dict[str, float]
+    rotated: Rotated | None
+    difference: float
+
+
+def _cut(
+    plan: PlannedCut,
+    texts: Sequence[Text],
+    output: Path,
+    settings: CutSettings,
+    device: str,
+    report: Report,
+    progress: bool,
+) -> _Measured:
+    model = _open(plan, device)
+    decoder = model.get_submodule(family_of(plan.config).decoder)
+    held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
+    batches = [
+        {key: value.to(device) for key, value in batch.items()}
+        for batch in calibration_batches(texts, plan.sequences_per_pass)
+    ]
+    with stage_bar(decoder, 'losses of the source', held_out_passes, progress):
+        before = _losses(model, texts, plan)
+    report(f'source: {_in_words(before)} nats per token')
+    speed, rotated = tokens_per_second(model, **_speed_sizes(plan)), None
+    if plan.rotates:
+        with stage_bar(decoder, 'rotating', len(batches) + 3, progress):
+            rotated = rotate_in_memory(model, [batch['input_ids'] for batch in batches])
+        fixed = f', {rotated.fixed_axes} axes fixed' if rotated.fixed_axes else ''
+        report(f'rotated{fixed}: {rotated.loss_before:.4f} nats on seen text before, {rotated.loss_after:.4f} after')
+    calibration = Calibration(Cutter(model), batches, seed=settings.seed)
+    scores = settings.scores_by_axis()
+    passes = len(batches) * (len({scores[axis] for axis in plan.axes}) + 1 + settings.compensate)
+    with stage_bar(decoder, 'choosing', passes, progress):
+        pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)
+    with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
+        after = _losses(model, texts, plan)
+    report(f'cut: {_in_words(after)} nats per token')
+    names = ', '.join(each.name for each in texts)
+    recipe = {
+        'scores': ', '.join(f'{axis} by {scores[axis]}' for axis in pruning.plans),
+        'text': f'{_count(texts, "seen"):,} tokens of {names}, seed {settings.seed}',
+        'rotated': 'yes; hidden units are numbered in the rotated basis' if rotated else 'no',
+        'compensated': 'yes' if settings.compensate else 'no',
+    }
+    difference = _export(calibration.cutter, pruning, output, plan, after, recipe)
+    calibration.cutter.set_masks(None)  # and with them, that the model refers to itself: it is to leave memory
+    return _Measured(before, after, speed, rotated, difference)
+
+
+def _check_place(output: Path, plan: PlannedCut) -> None:
+    """Refuses an output that is there, cannot be written, or does not fit on its disk."""
+    if output.exists():
+        raise ValueError(f'--output: {output} exists already; choose another folder, or remove it.')
+    refuse_unwritable('--output', output)
+    free = shutil.disk_usage(next(parent for parent in output.absolute().parents if parent.exists())).free
+    if free < plan.bytes:
+        raise ValueError(
+            f'--output: {output} takes {with_unit(plan.bytes, "B")}, and {with_unit(free, "B")} are free there; choose '
+            'another disk, or a smaller target.'
+        )
+
+
+def _checked_device(device: str | None) -> str:
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        raise ValueError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def _open(plan: PlannedCut, device: str) -> PreTrainedModel:
+    check_weights(plan.folder, plan.config)
+    model, _ = load_causal_lm(
+        plan.folder,
+        config=plan.config,
+        attn_implementation=attention_implementation(plan.config),
+        **dtype_argument(DTYPES[plan.computed_in]),
+    )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _losses(model: PreTrainedModel, texts: Sequence[Text], plan: PlannedCut) -> dict[str, float]:
+    """Nats per token on the held-out part of each text."""
+    return {
+        each.name: domain_loss(model, each.held_out, plan.sequences_per_pass, f'--text {each.name}')['loss']
+        for each in texts
+    }
+
+
+def _count(texts: Sequence[Text], kind: str) -> int:
+    """Tokens of all texts together, ``seen`` or ``held_out``."""
+    return sum(row.size for each in texts for row in getattr(each, kind))
+
+
+def _in_words(losses: Mapping[str, float]) -> str:
+    return ', '.join(f'{name} {loss:.3f}' for name, loss in losses.items())
+
+
+def _export(
+    cutter: Cutter,
+    pruning: PruningState,
+    output: Path,
+    plan: PlannedCut,
+    losses: Mapping[str, float],
+    recipe: Mapping[str, Any],
+) -> float:
+    """The ordinary export with its checks; returns the largest difference of a logit."""
+    masks, model = pruning.final_masks(), cutter.model
+    cuts = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    origin = Origin(
+        source=str(plan.folder),
+        parameters=plan.source_parameters,
+        batches=0,
+        tokens=0,
+        losses=losses,
+        losses_of='this model on held-out text',
+        files=read_source_files(str(plan.folder)),
+        tokenizer=read_tokenizer(plan.folder),
+        stage='cut',
+        recipe=recipe,
+    )
+    expected, dtype = probe_masked(cutter, masks), DTYPES[plan.dtype]
+
+    def full(name: str) -> Tensor | None:
+        return parameters[name].detach().cpu() if name in parameters else None
+
+    with ModelFolderWriter(output, SHARD_BYTES) as writer:
+        tensors = cut_tensors(cutter.family, cuts, masks, full, model.config.tie_word_embeddings)
+        write_pruned_folder(writer, pruning, model.config, cuts, tensors, dtype, origin)
+        difference = verify_folder(writer.path, expected, dtype)
+        writer.commit()
+    return difference
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
+
+
+def _speed_sizes(plan: PlannedCut) -> dict[str, int]:
+    """Tokens to read and to write that fit into the model's positions."""
+    positions = getattr(plan.config, 'max_position_embeddings', None) or 10**9
+    return {'length': min(512, positions), 'new_tokens': min(32, positions - 8)}

@@ -1,0 +1,74 @@
+"""The cut itself, on a model in memory: score, choose, compensate.
+
+It is what ``targeted_pruning`` with ``mask_learning: one_shot`` does around its first batch when that batch teaches the
+weights nothing, by the same learner, scores and compensation, and it gives the same masks and weights to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmshearing.masks.compensation import TOKENS, Compensation
+from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.learner import LearnerSettings, learner_class
+from llmshearing.masks.scores import Calibration, method_by_axis, score_units
+from llmshearing.masks.state import PruningState, plan_masks
+from llmshearing.models.shapes import ModelShape
+
+__all__ = ['compensate_for', 'prune_in_one_shot']
+
+
+def prune_in_one_shot(
+    calibration: Calibration, target: ModelShape, scores: str | Mapping[str, str], compensate: bool = True
+) -> PruningState:
+    """Chooses the target's units of a model and sets the masks; with ``compensate``, changes its weights for them.
+
+    Args:
+        calibration (Calibration): The model, in evaluation mode, and the batches that units are chosen by.
+        target (ModelShape): Shape to cut to.
+        scores (str | Mapping[str, str]): As for :func:`~llmshearing.masks.scores.method_by_axis`.
+        compensate (bool): See :mod:`~llmshearing.masks.compensation`; over the calibration batches. Default: ``True``.
+
+    Returns:
+        PruningState: What was chosen and by what, for an export; the masks are set on ``calibration.cutter``.
+    """
+    cutter, pruning = calibration.cutter, PruningState('one_shot')
+    pruning.source, pruning.target = cutter.shape, target
+    pruning.plans = plan_masks(cutter.model.config, target)
+    settings = LearnerSettings(seed=calibration.seed)
+    pruning.learner = learner_class(pruning.mask_learning).from_settings(pruning.plans, settings)
+    pruning.learner.start_from(score_units(method_by_axis(scores, pruning.plans), calibration))
+    if 'hidden' in pruning.plans:
+        pruning.norm_energies = norm_energies(calibration)
+    cutter.norm_energies = pruning.norm_energies
+    if compensate:
+        compensate_for(calibration, pruning.final_masks())
+    cutter.set_masks(pruning.final_masks())
+    return pruning
+
+
+@torch.no_grad()
+def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor]) -> None:
+    """Changes the weights so that the units that ``masks`` keep take over from the others.
+
+    Args:
+        calibration (Calibration): The model, and the batches that are looked at, up to
+            :data:`~llmshearing.masks.compensation.TOKENS` tokens.
+        masks (Mapping[str, Tensor]): Zeros and ones by axis; they are not set.
+    """
+    calibration.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
+    watching = Compensation(calibration.cutter, masks)
+    seen = 0
+    try:
+        for part, _ in calibration.passes():
+            if seen >= TOKENS:
+                break
+            calibration.loss_of(part)
+            seen += part['input_ids'].numel()
+    finally:
+        watching.stop()
+    watching.apply(masks)
+    calibration.cutter.set_masks(None)

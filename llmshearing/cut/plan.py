@@ -1,0 +1,146 @@
+"""What a cut would do, from config.json alone: shape, sizes, type, memory. Whatever is impossible is refused here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from llmshearing.compat.transformers import attention_implementation, dtype_of
+from llmshearing.config.source import read_source
+from llmshearing.cut.memory import memory_needed
+from llmshearing.cut.settings import CutSettings
+from llmshearing.cut.target import cut_shape
+from llmshearing.export.settings import DTYPES
+from llmshearing.masks.axes import AxisPlan
+from llmshearing.masks.state import plan_masks
+from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
+from llmshearing.models.source_config import check_attention
+from llmshearing.rotation.stream import check_rotatable
+from llmshearing.utils.numbers import with_unit
+from llmshearing.utils.paths import expand_path
+
+__all__ = ['SHARD_BYTES', 'PlannedCut', 'plan_cut']
+
+FLOAT32_UP_TO = 10**9  # parameters; larger sources are computed in the type they are stored in
+TOKENS_PER_PASS = 2048
+SHARD_BYTES = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCut:
+    """What can be told of a cut before a weight is read.
+
+    Attributes:
+        folder (Path): The source.
+        config (PretrainedConfig): Its config.
+        target (ModelShape): Shape to cut to.
+        axes (dict[str, AxisPlan]): The pruned axes.
+        source_parameters (int): Parameters of the source.
+        parameters (int): Parameters of the target.
+        dtype (str): Type of the written weights.
+        computed_in (str): Type of the weights in memory.
+        rotates (bool): Whether the stream is rotated first.
+        unrotated (str | None): Why it is not, where it was to be.
+        length (int): Tokens per sequence.
+        memory (int): Bytes at the peak.
+    """
+
+    folder: Path
+    config: PretrainedConfig
+    target: ModelShape
+    axes: dict[str, AxisPlan]
+    source_parameters: int
+    parameters: int
+    dtype: str
+    computed_in: str
+    rotates: bool
+    unrotated: str | None
+    length: int
+    memory: int
+
+    @property
+    def sequences_per_pass(self) -> int:
+        """Sequences that one forward pass takes."""
+        return max(1, TOKENS_PER_PASS // self.length)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the written weights."""
+        return DTYPE_BYTES[self.dtype] * self.parameters
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        basis = ', in a rotated basis' if self.rotates else f' ({self.unrotated})' if self.unrotated else ''
+        return [
+            f'source: {self.source_parameters:,} parameters, {shape_of(self.config)}',
+            f'target: {self.parameters:,} parameters ({self.parameters / self.source_parameters:.1%}), {self.target}',
+            f'along {", ".join(self.axes)}{basis}',
+            f'takes about {with_unit(self.memory, "B")} of memory in {self.computed_in}, '
+            f'and {with_unit(self.bytes, "B")} of disk in {self.dtype}',
+        ]
+
+
+def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSettings) -> PlannedCut:
+    """What a cut would do; reads config.json and nothing else.
+
+    Args:
+        source (str | Path): Folder of a Hugging Face model.
+        target (Mapping[str, Any]): As for :func:`~llmshearing.models.targets.target_shape`.
+        settings (CutSettings): What else decides the cut.
+
+    Raises:
+        ValueError: For a source of a type that is not supported, or a target that it cannot be cut to.
+    """
+    config, folder = read_source(str(source)), Path(expand_path('SOURCE', str(source)))
+    if not folder.is_dir():
+        raise ValueError(f'{source} is a config alone; name the folder that has the weights and the tokenizer as well.')
+    shape = cut_shape(config, target, settings.axes, settings.keep_heads)
+    axes, layout = plan_masks(config, shape), layout_of(config)
+    whole = int(count_parameters(layout, shape_of(config)).total)
+    stored = str(dtype_of(config) or torch.float32).removeprefix('torch.')
+    dtype = settings.dtype or (stored if stored in DTYPES else 'float32')
+    length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
+    check_attention(config, attention_implementation(config), length)
+    unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
+    plan = PlannedCut(
+        folder=folder,
+        config=config,
+        target=shape,
+        axes=axes,
+        source_parameters=whole,
+        parameters=int(count_parameters(layout, shape).total),
+        dtype=dtype,
+        computed_in='float32' if whole <= FLOAT32_UP_TO else dtype,
+        rotates=settings.rotate and 'hidden' in axes and unrotated is None,
+        unrotated=unrotated,
+        length=length,
+        memory=0,
+    )
+    scores = settings.scores_by_axis()
+    memory = memory_needed(
+        config,
+        shape,
+        axes,
+        plan.computed_in,
+        plan.sequences_per_pass,
+        length,
+        {scores[axis] for axis in axes},
+        settings.compensate,
+        SHARD_BYTES,
+    )
+    return dataclasses.replace(plan, memory=memory)
+
+
+def _obstacle(config: PretrainedConfig) -> str | None:
+    """Why a family's stream cannot be rotated; None where it can be."""
+    try:
+        check_rotatable(config)
+    except ValueError as error:
+        return str(error).partition(',')[0].partition(';')[0]
+    return None

@@ -1,0 +1,71 @@
+"""What decides a cut, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from llmshearing.export.settings import DTYPES
+from llmshearing.masks.scores import method_by_axis
+from llmshearing.models.units import AXES
+from llmshearing.utils.checks import check_whole, one_of
+
+__all__ = ['CutSettings']
+
+# The best of benchmarks/README.md, "What the cut alone costs".
+SCORES = {'layer': 'block_importance', **{axis: 'activation' for axis in AXES if axis != 'layer'}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutSettings:
+    """What decides a cut, beside source, target and text.
+
+    Attributes:
+        axes (Sequence[str] | None): Axes that may be cut, of ``layer``, ``hidden``, ``head`` and ``intermediate``.
+            Default: all.
+        keep_heads (bool | None): Cut no heads. Default: where the target is a budget.
+        scores (str | Mapping[str, str] | None): How units are scored: a registered method
+            (:mod:`~llmshearing.masks.scores`) for every axis it applies to, or one by axis. Axes without one go by
+            activations, layers by block importance.
+        rotate (bool): Turn the residual stream to its principal directions first where hidden dimensions go and the
+            family allows it. Default: ``True``.
+        compensate (bool): Change weights so that what stays takes over from what goes. Default: ``True``.
+        seed (int): Which passages of the text are taken, and ``random`` scores. Default: ``17``.
+        dtype (str | None): Of the written weights. Default: the source's.
+        tokens (int): To choose units by. Default: ``8192``.
+        held_out (int): Tokens to measure losses on. Default: ``4096``.
+        seq_len (int): Tokens per sequence. Default: ``256``.
+        text_key (str): Field or column that holds the text. Default: ``'text'``.
+
+    Raises:
+        ValueError: For a value that is not possible.
+    """
+
+    axes: Sequence[str] | None = None
+    keep_heads: bool | None = None
+    scores: str | Mapping[str, str] | None = None
+    rotate: bool = True
+    compensate: bool = True
+    seed: int = 17
+    dtype: str | None = None
+    tokens: int = 8192
+    held_out: int = 4096
+    seq_len: int = 256
+    text_key: str = 'text'
+
+    def __post_init__(self) -> None:
+        self.scores_by_axis()
+        if self.dtype is not None:
+            one_of('--dtype', self.dtype, tuple(DTYPES))
+        check_whole('--seed', self.seed, 0)
+        for name in ('tokens', 'held_out'):
+            check_whole(name, getattr(self, name), 1)
+        check_whole('seq_len', self.seq_len, 2)
+
+    def scores_by_axis(self) -> dict[str, str]:
+        """A method for every axis there is."""
+        chosen = self.scores or {}
+        if isinstance(chosen, str):
+            everywhere = method_by_axis(chosen, dict.fromkeys(AXES))  # falls back where the method does not apply
+            chosen = {axis: method for axis, method in everywhere.items() if method == chosen}
+        return method_by_axis({**SCORES, **chosen}, dict.fromkeys(AXES))

@@ -1,0 +1,59 @@
+"""Tokens per second of a model on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+__all__ = ['tokens_per_second']
+
+
+@torch.inference_mode()
+def tokens_per_second(
+    model: PreTrainedModel, length: int = 512, new_tokens: int = 48, repeats: int = 3
+) -> dict[str, float]:
+    """Speed of a model at batch 1 where it is and in its own type; medians.
+
+    Args:
+        model (PreTrainedModel): In evaluation mode.
+        length (int): Tokens of the text that is read. Default: ``512``.
+        new_tokens (int): Tokens to generate. Default: ``48``.
+        repeats (int): Measurements of each, after one that does not count. Default: ``3``.
+
+    Returns:
+        dict[str, float]: ``forward``: tokens/s of reading; ``generate``: tokens/s of greedy generation.
+    """
+    ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
+
+    def seconds(call: Callable, *args, **settings) -> float:
+        start = time.perf_counter()
+        call(*args, **settings)
+        if model.device.type == 'cuda':
+            torch.cuda.synchronize(model.device)
+        return time.perf_counter() - start
+
+    generate: Any = model.generate
+    reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
+    generating = [
+        seconds(
+            generate,
+            ids[:, :8],
+            attention_mask=torch.ones_like(ids[:, :8]),
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            pad_token_id=0,
+        )
+        for _ in range(repeats + 1)
+    ]
+    # The first call of each kind allocates and is left out.
+    return {
+        'forward': length / statistics.median(reading[1:]),
+        'generate': new_tokens / statistics.median(generating[1:]),
+    }

@@ -1,0 +1,199 @@
+"""Text for a cut: a few token sequences of every file to choose units by, and others, held out, to measure losses on.
+
+A file of any size is read as far as :data:`READ_BYTES` of text and taken apart into passages. Their order is that of a
+hash of seed and passage, so it depends neither on how a file is sorted nor on its format; every fourth passage is held
+out. No passage is on both sides: one that occurs twice, in two files even, counts once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmshearing.prepare import worker
+from llmshearing.prepare.contents import open_binary, reading
+from llmshearing.prepare.pieces import read_pieces
+from llmshearing.prepare.sources import find_sources
+from llmshearing.prepare.spec import Domain
+from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
+from llmshearing.utils.paths import expand_path
+
+__all__ = ['READ_BYTES', 'Text', 'calibration_batches', 'read_texts']
+
+READ_BYTES = 32 * 2**20
+PASSAGE = 4096  # characters
+EVERY = 4  # one passage of so many is held out
+PIECE = 2**20  # bytes read at once
+TOKENIZED_AT_ONCE = 8  # passages
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Token sequences of one text, all of one length.
+
+    Attributes:
+        name (str): The file's, without folder and ending.
+        seen (list[np.ndarray]): To choose units by, int64 [tokens] each.
+        held_out (list[np.ndarray]): To measure losses on.
+        bytes_per_token (float): UTF-8 bytes that a token of the held-out passages stands for.
+    """
+
+    name: str
+    seen: list[np.ndarray]
+    held_out: list[np.ndarray]
+    bytes_per_token: float
+
+
+def read_texts(
+    paths: Sequence[str | Path],
+    tokenizer_folder: Path,
+    vocabulary: int,
+    length: int,
+    seen: int,
+    held_out: int,
+    seed: int,
+    text_key: str = 'text',
+) -> list[Text]:
+    """Reads and tokenizes what is needed of each text and no more.
+
+    Args:
+        paths (Sequence[str | Path]): JSON lines, Parquet or plain text, by content; or folders of them.
+        tokenizer_folder (Path): The source's folder.
+        vocabulary (int): Rows of the source's embedding.
+        length (int): Tokens per sequence.
+        seen (int): Tokens to choose units by, in all; every text gives the same share.
+        held_out (int): Tokens to measure losses on, in all.
+        seed (int): Which passages are taken.
+        text_key (str): Field or column that holds the text. Default: ``'text'``.
+
+    Raises:
+        ValueError: For a file that is not there, is no text in UTF-8 or UTF-16, or holds too little.
+    """
+    plan = plan_tokenizer(str(tokenizer_folder), None, None)
+    worker.start(plan)  # conversations are written by the tokenizer's template
+    encoder = Encoder(plan.backend, plan.name)
+    shares = [-(-tokens // len(paths) // length) for tokens in (seen, held_out)]
+    texts: list[Text] = []
+    taken: set[bytes] = set()
+    for name, path in zip(_names(paths), paths):
+        rows, size, tokens = _sequences(_passages(str(path), text_key, seed, taken), encoder, plan, length, shares)
+        for kind, number in zip(rows, shares):
+            if not kind:
+                raise ValueError(
+                    f'--text {path} holds too little: after setting one of {EVERY} passages aside there are '
+                    f'{[len(kind) for kind in rows]} sequences of {length} tokens to choose units by and to measure '
+                    f'losses on; expected up to {shares} and at least one of each. Give more text.'
+                )
+        largest = max(int(row.max()) for row in (*rows[0], *rows[1]))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"--text {path}: the source's tokenizer made the token {largest}, but its embedding has {vocabulary} "
+                'rows; put the tokenizer that belongs to the model into its folder.'
+            )
+        texts.append(Text(name, rows[0], rows[1], size / tokens))
+    return texts
+
+
+def calibration_batches(texts: Sequence[Text], sequences: int) -> list[dict[str, Tensor]]:
+    """The sequences that units are chosen by, one of each text in turn, as batches with ``input_ids`` and ``labels``.
+
+    Args:
+        texts (Sequence[Text]): Of one length.
+        sequences (int): In a batch; the last one may have fewer.
+    """
+    most = max(len(text.seen) for text in texts)
+    rows = [text.seen[number] for number in range(most) for text in texts if number < len(text.seen)]
+    batches = []
+    for start in range(0, len(rows), sequences):
+        ids = torch.from_numpy(np.stack(rows[start : start + sequences]))
+        batches.append({'input_ids': ids, 'labels': ids})
+    return batches
+
+
+def _names(paths: Sequence[str | Path]) -> list[str]:
+    """File names up to their first dot; whole paths where two are the same."""
+    names = [Path(path).name.partition('.')[0] or str(path) for path in paths]
+    counts = Counter(names)
+    return [str(path) if counts[name] > 1 else name for name, path in zip(names, paths)]
+
+
+def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> list[str]:
+    """Passages of the beginning of a text that are not ``taken``, which they then are; in an order by the seed."""
+    found: dict[bytes, str] = {}
+    for document in _documents(path, text_key):
+        for start in range(0, len(document), PASSAGE):
+            passage = document[start : start + PASSAGE]
+            digest = hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()
+            if digest not in taken and not passage.isspace():
+                taken.add(digest)
+                found[digest] = passage
+    return [found[digest] for digest in sorted(found)]
+
+
+def _documents(path: str, text_key: str) -> Iterator[str]:
+    """Documents of a text, until they have enough bytes."""
+    domain = Domain('text', (expand_path('--text', path),), text_key=text_key)
+    left = READ_BYTES
+    try:
+        sources = find_sources(domain)
+        for source in sources:
+            if left <= 0:
+                return
+            if source.kind in ('txt', 'file'):  # of any size, and a document as a whole
+                document = _beginning(source.path, left)
+                left -= len(document.encode())
+                yield document
+                continue
+            for piece in read_pieces(domain, [source], PIECE):
+                for document in worker.read_documents(piece, text_key, None):
+                    if isinstance(document, worker.BadRecord):
+                        raise ValueError(f'{document.path}, record {document.number}: {document.reason}')
+                    yield document[0]
+                left -= piece.size
+                if left <= 0:
+                    break
+    except ValueError as error:
+        reason = str(error).removeprefix('domains.text: ').replace('set text_key to', 'set --text-key to')
+        raise ValueError(f'--text {path}: {reason}') from error
+
+
+def _beginning(path: str, size: int) -> str:
+    with reading(path), open_binary(path) as file:
+        data = file.read(size)
+    if b'\0' in data:
+        raise ValueError('it holds NUL bytes: it is no text, or UTF-16 without a byte order mark')
+    try:
+        return codecs.getincrementaldecoder('utf-8')().decode(data)  # what is cut off at the end is left out
+    except UnicodeDecodeError as error:
+        raise ValueError(f'it is not UTF-8 ({error}); convert it, with iconv -f latin1 -t utf-8 for example') from error
+
+
+def _sequences(
+    passages: Sequence[str], encoder: Encoder, plan: TokenizerPlan, length: int, shares: Sequence[int]
+) -> tuple[list[list[np.ndarray]], int, int]:
+    """Sequences to see and held-out ones, at most ``shares`` of them; bytes and tokens of the held-out passages."""
+    before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
+    rows: list[list[np.ndarray]] = [[], []]
+    waiting: list[list[int]] = [[], []]
+    size = tokens = 0
+    for start in range(0, len(passages), TOKENIZED_AT_ONCE):
+        some = passages[start : start + TOKENIZED_AT_ONCE]
+        for number, (passage, ids) in enumerate(zip(some, encoder.encode(some)), start):
+            kind = int(number % EVERY == 0)
+            if kind:
+                size, tokens = size + len(passage.encode()), tokens + len(ids)
+            waiting[kind] += [*before, *ids.tolist(), *after]
+            while len(waiting[kind]) >= length and len(rows[kind]) < shares[kind]:
+                rows[kind].append(np.array(waiting[kind][:length], np.int64))
+                del waiting[kind][:length]
+        if all(len(kind) == share for kind, share in zip(rows, shares)):
+            break
+    return rows, size, tokens

@@ -1,0 +1,84 @@
+"""A model in memory turned to the principal directions of its stream, for whoever cuts it right away.
+
+``llmshearing rotate`` writes a folder, goes on after a kill and compares in float64. Here nothing is written, and the
+loss on the same text before and after is the check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmshearing.rotation.basis import principal_basis
+from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, set_final_gain
+from llmshearing.rotation.folding import common_gain, odd_axes
+from llmshearing.rotation.moments import StreamMoments, stream_moments
+from llmshearing.rotation.rotate import Rotation, rotate_model
+from llmshearing.rotation.settings import DEFAULT_FIXED_AXES
+from llmshearing.rotation.stream import stream_parts
+
+__all__ = ['Rotated', 'rotate_in_memory']
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """What a rotation did.
+
+    Attributes:
+        fixed_axes (int): Axes of a tied model that stay as they are.
+        loss_before (float): Nats per token on the first batch.
+        loss_after (float): The same of the rotated model.
+    """
+
+    fixed_axes: int
+    loss_before: float
+    loss_after: float
+
+
+@torch.no_grad()
+def rotate_in_memory(model: PreTrainedModel, batches: Sequence[Tensor]) -> Rotated:
+    """Rotates a model in place. A tied LM head stays tied, with as many fixed axes as its gains ask for.
+
+    Args:
+        model (PreTrainedModel): Of a family that can be rotated (:mod:`~llmshearing.rotation.stream`), in evaluation
+            mode.
+        batches (Sequence[Tensor]): Token ids to look at, [batch, tokens] each.
+
+    Raises:
+        ValueError: If the rotated model does not compute what the model did; it is then not to be used.
+    """
+    before = held_out_loss(model, batches[:1])
+    moments = stream_moments(model, batches)
+    fixed, gain = torch.empty(0, dtype=torch.int64), None
+    if stream_parts(model.config).tied:
+        fixed, gain = _tied_gain(model, moments, batches[:1], before)
+    rotate_model(model, Rotation(principal_basis(moments.covariance, fixed), gain))
+    after = held_out_loss(model, batches[:1])
+    if not after - before <= 2 * LARGEST_RAISE:
+        raise ValueError(
+            f'rotated, the model has a loss of {after:.4f} nats instead of {before:.4f} before anything is cut; cut it '
+            'in its own basis with --no-rotate, and please report this source.'
+        )
+    return Rotated(len(fixed), before, after)
+
+
+def _tied_gain(
+    model: PreTrainedModel, moments: StreamMoments, batches: Sequence[Tensor], before: float
+) -> tuple[Tensor, Tensor]:
+    """Fixed axes, doubled until one gain for all others costs next to nothing, and the final norm's gain with them."""
+    final = stream_parts(model.config).final_norm
+    own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
+    squares, count = moments.mean_squares()[-1].cpu(), min(DEFAULT_FIXED_AXES, len(own))
+    while True:
+        fixed = odd_axes(own, squares, count)
+        gain = common_gain(own, fixed)
+        set_final_gain(model, gain)
+        cost = held_out_loss(model, batches) - before
+        if cost <= LARGEST_RAISE or count == len(own):
+            set_final_gain(model, own)
+            return fixed, gain
+        count = min(2 * count, len(own))

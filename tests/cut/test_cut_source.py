@@ -1,0 +1,246 @@
+"""``llmshearing cut`` from one folder to a smaller one: every family, the same bytes, atomic, and what it refuses."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from llmshearing import cli
+from llmshearing.cut import cut_source as stages
+from llmshearing.cut.cut_source import cut_source
+from llmshearing.cut.settings import CutSettings
+from llmshearing.cut.text import read_texts
+from llmshearing.masks.record import read_record
+from llmshearing.models.shapes import shape_of
+from llmshearing.rotation import in_memory
+from llmshearing.rotation.stream import check_rotatable
+from tests.models.tiny import VARIANTS, tiny_model
+from tests.rotation.test_command import make_text
+
+TARGET = {'fraction': {'num_hidden_layers': 0.5, 'hidden_size': 0.5, 'intermediate_size': 0.5}, 'multiple_of': 8}
+SMALL = {'tokens': 320, 'held_out': 80, 'seq_len': 20}
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every character of the tests' text. transformers 5 reads it in the folder of a qwen2, too."""
+    words = ['<pad>', '<s>', '</s>', *'wtex0123456789Ġ']
+    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', bos_token='<s>', eos_token='</s>')
+
+
+def make_source(folder: Path, variant: str = 'llama', **overrides) -> Path:
+    tiny_model(variant, **overrides).save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    (folder / 'README.md').write_text('---\nlicense: mit\n---\n# tiny\n')
+    (folder / 'LICENSE').write_text('MIT, as it were')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('cut')
+    make_source(folder / 'source')
+    make_text(folder / 'text.jsonl', 300)
+    return folder
+
+
+def cut(place: Path, output: str, source: str = 'source', target=None, **settings):
+    settings = CutSettings(**{**SMALL, **settings})
+    text = [place / 'text.jsonl']
+    return cut_source(place / source, TARGET if target is None else target, text, place / output, settings, 'cpu')
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_family_is_cut(place, tmp_path, variant, tied):
+    # transformers 4 has qwen2's window in every layer, so that sequences beyond it are refused there
+    window = {'sliding_window': 32} if variant == 'qwen2' else {}
+    source = make_source(tmp_path / 'source', variant, tie_word_embeddings=tied, **window)
+    result = cut_source(source, TARGET, [place / 'text.jsonl'], tmp_path / 'out', CutSettings(**SMALL), 'cpu')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'source']
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+    assert shape_of(model.config) == result.plan.target
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.intermediate_size) == (2, 24, 32)
+    assert sum(parameter.numel() for parameter in model.parameters()) == result.plan.parameters
+    assert bool(model.config.tie_word_embeddings) == tied
+    own, derived = (AutoTokenizer.from_pretrained(folder)('w7 w10') for folder in (source, tmp_path / 'out'))
+    assert own['input_ids'] == derived['input_ids'] and len(own['input_ids']) >= 6
+    (text,) = read_texts([place / 'text.jsonl'], source, 97, 20, 320, 80, 17)
+    ids = torch.stack([torch.from_numpy(row) for row in text.held_out])
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss.item() == pytest.approx(result.losses['text'][1], abs=1e-4)
+        own = AutoModelForCausalLM.from_pretrained(source)(ids, labels=ids).loss.item()
+    assert own == pytest.approx(result.losses['text'][0], abs=1e-4)
+    try:
+        check_rotatable(model.config)
+    except ValueError:
+        assert result.rotated is None and f'{model.config.model_type} cannot be rotated' in result.plan.lines()[2]
+    else:
+        assert abs(result.rotated.loss_after - result.rotated.loss_before) < 0.02
+
+
+def test_the_same_text_and_seed_give_the_same_bytes(place, tmp_path):
+    for number in (1, 2, 3):
+        cut(place, tmp_path / str(number) / 'out', seed=min(number, 2))
+    first, second, third = (files(tmp_path / str(number) / 'out') for number in (1, 2, 3))
+    assert second == third
+    assert first['model.safetensors'] != second['model.safetensors']
+
+
+def test_what_is_written_beside_the_weights(place, tmp_path):
+    result = cut(place, tmp_path / 'out')
+    folder = tmp_path / 'out'
+    card = (folder / 'README.md').read_text()
+    assert 'license: mit' in card and 'not trained since' in card and '- compensated: yes' in card
+    assert f'| text | {result.losses["text"][1]:.4f} |' in card
+    record = read_record(folder)
+    assert record.mask_learning == 'one_shot' and record.batches == 0 and len(record.kept['hidden']) == 24
+    assert (folder / 'LICENSE').read_text() == 'MIT, as it were'
+    assert result.difference < 1e-4 and result.disk_bytes[1] < result.disk_bytes[0]
+
+
+def test_a_budget_keeps_the_heads_and_says_so(place, tmp_path, capsys):
+    command = ['cut', place / 'source', '--target', 'params=40k', 'multiple_of=8', 'tolerance=0.1', '--text']
+    command += [place / 'text.jsonl', '--output', tmp_path / 'out', '--dtype', 'bfloat16', '--device', 'cpu']
+    assert cli.main([str(part) for part in command]) == 0
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / 'out').config
+    assert (config.num_attention_heads, config.num_key_value_heads) == (6, 2)
+    assert {t.dtype for t in load_file(tmp_path / 'out' / 'model.safetensors').values()} == {torch.bfloat16}
+    out = capsys.readouterr().out
+    assert 'takes about' in out and 'tokens/s, writing' in out and 'llmshearing train RUN.yaml' in out
+    assert f'model.pretrained_model_name_or_path: {tmp_path / "out"}' in out
+
+
+@pytest.mark.parametrize('where', ['prune_in_one_shot', 'verify_folder'])
+def test_stopped_anywhere_nothing_is_left_and_the_next_start_is_clean(place, tmp_path, monkeypatch, where):
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, where, stopped)
+        cut(place, tmp_path / 'out')
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / '.out.partial').mkdir()  # of one that was killed, who cannot tidy up
+    (tmp_path / '.out.partial' / 'model.safetensors').write_bytes(b'half')
+    cut(place, tmp_path / 'out')
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_rotation_and_compensation_each_change_the_result(place, tmp_path):
+    losses = [
+        cut(place, tmp_path / f'{rotate}{compensate}', rotate=rotate, compensate=compensate).losses['text'][1]
+        for rotate in (True, False)
+        for compensate in (True, False)
+    ]
+    assert len(set(losses)) == 4
+
+
+def test_a_rotation_that_changes_the_model_is_refused(place, tmp_path, monkeypatch):
+    def broken(model, rotation):
+        model.lm_head.weight.zero_()
+
+    monkeypatch.setattr(in_memory, 'rotate_model', broken)
+    monkeypatch.setattr(in_memory, 'LARGEST_RAISE', -1.0)  # to a random model no weights are better than others
+    with pytest.raises(ValueError, match='rotated, the model has a loss of .* --no-rotate'):
+        cut(place, tmp_path / 'out')
+
+
+def refusal(capsys, *arguments) -> str:
+    assert cli.main(['cut', *map(str, arguments)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith('llmshearing cut: ')
+    assert ' s] source: t' not in captured.out  # no loss was measured
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--target', 'params=40k'], 'name some text with --text FILE'),
+        (['--target', 'params=1G', '--text', 'TEXT'], 'params: not a count'),
+        (['--target', 'params=10M', '--text', 'TEXT'], 'the source has .*pruning only removes'),
+        (['--target', 'params=100', 'multiple_of=8', '--text', 'TEXT'], 'embedding alone has .*--no-keep-heads'),
+        (['--target', 'hidden_size=96', '--text', 'TEXT'], "larger than the source's 48"),
+        (['--target', 'hidden_size=48', '--text', 'TEXT'], 'nothing would be cut'),
+        (['--target', 'hidden_size=24', '--axes', 'layer', '--text', 'TEXT'], 'names hidden_size, which --axes'),
+        (['--target', 'hidden_size=24', '--axes', 'width', '--text', 'TEXT'], "--axes='width' is not possible"),
+        (['--target', 'hidden_size=24', '--scores', 'best', '--text', 'TEXT'], "unknown method 'best'"),
+        (['--target', 'hidden_size=24', '--scores', 'a', 'b', '--text', 'TEXT'], 'AXIS=METHOD of each axis'),
+        (['--target', 'hidden_size=24', '--dtype', 'int8', '--text', 'TEXT'], "--dtype='int8' is not possible"),
+        (['--target', 'hidden_size=24', '--device', 'tpu9', '--text', 'TEXT'], '--device tpu9 cannot be used'),
+        (['--target', 'hidden_size=24', '--text', 'nowhere.jsonl'], 'nowhere.jsonl.* does not exist'),
+        (['--target', 'hidden_size=24', '--output', 'SOURCE', '--text', 'TEXT'], 'exists already'),
+        (['--target', 'hidden_size=24', '--output', 'TEXT/out', '--text', 'TEXT'], 'cannot be written'),
+        (['--target', 'hidden_size=24', '--output', 's3://bucket/out', '--text', 'TEXT'], 'on this machine'),
+    ],
+)
+def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(stages, '_open', lambda *_: pytest.fail('weights were read'))
+    names = {'TEXT': str(place / 'text.jsonl'), 'TEXT/out': str(place / 'text.jsonl' / 'out')}
+    names['SOURCE'] = str(place / 'source')
+    options = [names.get(option, option) for option in options]
+    if '--output' not in options:
+        options += ['--output', tmp_path / 'out']
+    assert re.search(message, refusal(capsys, place / 'source', *options), re.DOTALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_that_cannot_be_cut(place, tmp_path, capsys):
+    rest = ['--target', 'hidden_size=24', '--text', place / 'text.jsonl', '--output', tmp_path / 'out']
+    assert 'no model folder' in refusal(capsys, tmp_path / 'nowhere', *rest)
+    assert 'is a config alone' in refusal(capsys, place / 'source' / 'config.json', *rest)
+    (tmp_path / 'other').mkdir()
+    config = json.loads((place / 'source' / 'config.json').read_text())
+    (tmp_path / 'other' / 'config.json').write_text(json.dumps({'model_type': 'gpt2'}))
+    assert "'gpt2'" in refusal(capsys, tmp_path / 'other', *rest)
+    (tmp_path / 'other' / 'config.json').write_text(json.dumps(config))
+    assert 'cannot be loaded' in refusal(capsys, tmp_path / 'other', *rest)  # no tokenizer
+    shutil.copytree(place / 'source', tmp_path / 'broken')
+    tensors = load_file(tmp_path / 'broken' / 'model.safetensors')
+    tensors['model.norm.weight'][3] = float('nan')
+    save_file(tensors, tmp_path / 'broken' / 'model.safetensors', {'format': 'pt'})
+    assert 'model.norm.weight holds NaN' in refusal(capsys, tmp_path / 'broken', *rest)
+
+
+def test_a_disk_without_room_is_refused(place, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1000))
+    rest = ['--target', 'hidden_size=24', '--text', place / 'text.jsonl', '--output', tmp_path / 'out']
+    assert '1.00 kB are free there' in refusal(capsys, place / 'source', *rest)
+
+
+def test_the_source_has_left_memory_when_the_result_is_opened(place, tmp_path, monkeypatch):
+    models, open_source, measure = [], stages._open, stages.tokens_per_second
+
+    def opened(*arguments):
+        model = open_source(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    alive = []
+    monkeypatch.setattr(stages, '_open', opened)
+    monkeypatch.setattr(
+        stages, 'tokens_per_second', lambda *a, **k: alive.append(models[0]() is not None) or measure(*a, **k)
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        cut(place, tmp_path / 'out')
+    finally:
+        gc.enable()
+    assert alive == [True, False]

@@ -1,0 +1,34 @@
+"""A disk that fills while a model is written ends in one error of the system's kind, and leaves nothing."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+import torch
+from llmshearing.export.shard_writer import ModelFolderWriter
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # writes beyond it fail, as on a full disk
+try:
+    with ModelFolderWriter(Path('out')) as writer:
+        writer.add('weight', torch.zeros(1 << 20))
+        writer.finish_tensors()
+        writer.commit()
+except OSError as error:
+    sys.exit(0 if 'model' not in str(list(Path('.').iterdir())) and 'cannot be written' in str(error) else 3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, 'RLIMIT_FSIZE'), reason='no limits on file sizes')
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    command = [sys.executable, '-c', SCRIPT]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert list(tmp_path.iterdir()) == []
