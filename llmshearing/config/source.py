@@ -140,9 +140,9 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
         from llmshearing.compat.transformers import TEXT_PART
 
         raise ValueError(
-            f'{where} is a multimodal model ({config.model_type}): only its text part ({text.model_type}) can be '
-            'planned, pruned and trained. Save that part with its tokenizer in a folder of its own and name that '
-            f'folder. With transformers: {TEXT_PART}.'
+            f'{where} is a multimodal model ({config.model_type}): only its text part (text_config, a '
+            f'{text.model_type}) can be planned, pruned and trained. Save that part with its tokenizer in a folder of '
+            f'its own and name that folder. With transformers: {TEXT_PART}.'
         )
 
 
