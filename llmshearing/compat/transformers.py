@@ -60,6 +60,9 @@ TEXT_PART = (
     'AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)'
 )
 
+# Rotary settings that modelling code reads whatever their kind is; the last two scale queries (Ministral 3).
+READ_BESIDE_ROTARY = ('rope_theta', 'partial_rotary_factor', 'llama_4_scaling_beta', 'original_max_position_embeddings')
+
 # The LM head of GPT-NeoX in memory; in files it is `embed_out` for either generation.
 HEAD_OF_GPT_NEOX = 'lm_head' if TRANSFORMERS_5 else 'embed_out'
 
@@ -96,7 +99,7 @@ def set_plain_rotary(config: Any) -> None:
 def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in rotary.values()):  # one set for each kind of layer
         return {kind: _plain(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
-    kept = {key: value for key, value in rotary.items() if key in ('rope_theta', 'partial_rotary_factor')}
+    kept = {key: value for key, value in rotary.items() if key in READ_BESIDE_ROTARY}
     return {'rope_type': 'default', **kept}
 
 

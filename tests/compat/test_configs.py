@@ -9,9 +9,7 @@ from transformers import AutoConfig
 from llmshearing.compat.configs import add_older_names, main_rotary, normalised
 from llmshearing.compat.transformers import set_dtype
 from llmshearing.compat.versions import TRANSFORMERS_5
-from tests.models.tiny import ROTARY, ROTARY_BASE, VARIANTS, rotary_model
-
-OWN_ROTARY = ('apertus', 'cwm', 'ministral3')  # whose configs bring rotary settings that no other key changes
+from tests.models.tiny import OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model
 
 
 @pytest.mark.parametrize('variant', [name for name in (*VARIANTS, *ROTARY) if name not in OWN_ROTARY])

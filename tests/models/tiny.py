@@ -70,12 +70,12 @@ MORE_VARIANTS: dict[str, dict] = {
     'cwm': {'head_dim': 12, **SLIDING},
     'ernie4_5': {'head_dim': 12},
     'exaone4': {'head_dim': 12, **SLIDING},
-    'glm4': {'head_dim': 8},
+    'glm4': {'head_dim': 8, 'partial_rotary_factor': 0.5},
     'hunyuan_v1_dense': {'head_dim': 12},
     'jais2': {},
     'ministral': {'head_dim': 12, 'sliding_window': 8},
     'ministral3': {'head_dim': 12},
-    'nemotron': {'head_dim': 12},
+    'nemotron': {'head_dim': 12, 'partial_rotary_factor': 0.5},
     'olmo3': SLIDING,
     'qwen3_5_text': {
         'head_dim': 8,
@@ -84,6 +84,7 @@ MORE_VARIANTS: dict[str, dict] = {
         'linear_value_head_dim': 12,
         'linear_num_key_heads': 2,
         'linear_num_value_heads': 4,
+        'partial_rotary_factor': 0.5,
     },
     'seed_oss': {'head_dim': 12},
     'smollm3': {'use_sliding_window': True, **SLIDING, 'no_rope_layers': [1, 1, 1, 0]},
@@ -103,6 +104,7 @@ ROTARY: dict[str, dict] = {
 }
 # What a variant can be cut along at will: longrope's factors are as many as hidden_size / num_attention_heads / 2.
 AXES_OF = {'phi3-longrope': ('layer', 'intermediate')}
+OWN_ROTARY = ('apertus', 'cwm', 'ministral3')  # whose configs bring rotary settings that no other key changes
 ROTARY_BASE = 5e5  # not what a reader takes that finds none
 
 
