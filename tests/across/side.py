@@ -2,9 +2,9 @@
 
 usage: side.py write FOLDER | open EXPORTS OUT | resume THEIRS FOLDER
 
-``write`` exports a tiny model of every variant that both stacks have, and runs both stages to their ends with a checkpoint after each batch.
-``open`` opens such exports with transformers alone: nothing of this package is imported. ``resume`` goes on from the
-checkpoints after ``STOP`` batches.
+``write`` exports a tiny model of every variant that both stacks have, and runs both stages to their ends with a
+checkpoint after each batch. ``open`` opens such exports with transformers alone: nothing of this package is imported.
+``resume`` goes on from the checkpoints after ``STOP`` batches.
 """
 
 from __future__ import annotations
