@@ -114,7 +114,6 @@ class _CutAttention(_Cuttable):
             'num_key_value_heads': _count(units.kv_heads, shape.num_key_value_heads),
         }
         replaced = {'num_key_value_groups': units.group_size, 'config': _StandIn(self.config, numbers), **numbers}
-        replaced['num_heads'] = numbers['num_attention_heads']  # the name in Nemotron's code of transformers 4
         return self._stock(replaced, *args, **kwargs)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, layer_kinds
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
 
 if TYPE_CHECKING:
@@ -255,3 +256,5 @@ TABLES: dict[str, Family] = {
     'starcoder2': STARCODER2,
     'vaultgemma': VAULTGEMMA,
 }
+if not TRANSFORMERS_5:  # its attention returns three values there, one without heads returns two
+    del TABLES['nemotron']

@@ -90,8 +90,12 @@ MORE_VARIANTS: dict[str, dict] = {
     'smollm3': {'use_sliding_window': True, **SLIDING, 'no_rope_layers': [1, 1, 1, 0]},
     'vaultgemma': {'head_dim': 12, 'query_pre_attn_scalar': 24, **SLIDING},
 }
-NEWER = frozenset(MORE_VARIANTS) - {'cohere2', 'glm4', 'nemotron'}  # which transformers 5 alone has
-VARIANTS |= {name: settings for name, settings in MORE_VARIANTS.items() if name in CONFIG_MAPPING}
+NEWER = frozenset(MORE_VARIANTS) - {'cohere2', 'glm4'}  # which are for transformers 5 alone
+VARIANTS |= {
+    name: settings
+    for name, settings in MORE_VARIANTS.items()
+    if name in CONFIG_MAPPING and (TRANSFORMERS_5 or name not in NEWER)
+}
 
 # Rotary settings that config files of the two generations of transformers spell differently, by variant and kind.
 ROTARY: dict[str, dict] = {
