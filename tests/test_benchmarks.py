@@ -110,6 +110,8 @@ def test_quality(tmp_path):
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
     assert '| one-shot taylor | 8 | 0.002 | 1 |' in done.stdout
     assert '| source |  |  | ' in done.stdout  # the losses by domain
+    rotated = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--rotate', '--arms', arms[3])
+    assert f'| {arms[3]}, rotated | 8 | 0.002 | 1 |' in rotated.stdout and f'| {arms[3]} | 8 ' in rotated.stdout
 
 
 def test_budget_error(tmp_path):
