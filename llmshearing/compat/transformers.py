@@ -18,6 +18,7 @@ from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
     'HEAD_OF_GPT_NEOX',
+    'LEFT_OUT',
     'OPENS_UNEVEN_HEADS',
     'PER_LAYER_LISTS',
     'STRICT_ERROR',
@@ -65,6 +66,11 @@ READ_BESIDE_ROTARY = ('rope_theta', 'partial_rotary_factor', 'llama_4_scaling_be
 
 # The LM head of GPT-NeoX in memory; in files it is `embed_out` for either generation.
 HEAD_OF_GPT_NEOX = 'lm_head' if TRANSFORMERS_5 else 'embed_out'
+
+
+# Model types whose code is another one here: attention of Nemotron returns three values in transformers 4, all other
+# types two, which is what a layer without any head returns in its place.
+LEFT_OUT = () if TRANSFORMERS_5 else ('nemotron',)
 
 
 def layer_kinds(config: Any) -> list[str] | None:

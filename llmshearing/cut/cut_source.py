@@ -26,7 +26,7 @@ from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, calibration_batches, read_texts
-from llmshearing.export.model_folder import cut_tensors, open_strictly
+from llmshearing.export.model_folder import cut_tensors, open_strictly, tensors_of
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
 from llmshearing.export.settings import DTYPES
@@ -232,7 +232,7 @@ def _export(
     """The ordinary export with its checks; returns the largest difference of a logit."""
     masks, model = pruning.final_masks(), cutter.model
     cuts = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = tensors_of(model)
     origin = Origin(
         source=str(plan.folder),
         parameters=plan.source_parameters,
@@ -248,7 +248,7 @@ def _export(
     expected, dtype = probe_masked(cutter, masks), DTYPES[plan.dtype]
 
     def full(name: str) -> Tensor | None:
-        return parameters[name].detach().cpu() if name in parameters else None
+        return held[name].detach().cpu() if name in held else None
 
     with ModelFolderWriter(output, SHARD_BYTES) as writer:
         tensors = cut_tensors(cutter.family, cuts, masks, full, model.config.tie_word_embeddings)

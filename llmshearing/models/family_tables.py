@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, layer_kinds
-from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, LEFT_OUT, layer_kinds
 from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
 
 if TYPE_CHECKING:
@@ -256,5 +255,5 @@ TABLES: dict[str, Family] = {
     'starcoder2': STARCODER2,
     'vaultgemma': VAULTGEMMA,
 }
-if not TRANSFORMERS_5:  # its attention returns three values there, one without heads returns two
-    del TABLES['nemotron']
+for _model_type in LEFT_OUT:
+    del TABLES[_model_type]

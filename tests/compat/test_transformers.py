@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import (
     HEAD_OF_GPT_NEOX,
+    LEFT_OUT,
     OPENS_UNEVEN_HEADS,
     PER_LAYER_LISTS,
     STRICT_ERROR,
@@ -57,6 +58,14 @@ def test_head_of_gpt_neox_is_where_the_model_has_it():
     assert tiny_model('gpt_neox').get_output_embeddings() is tiny_model('gpt_neox').get_submodule(HEAD_OF_GPT_NEOX) or (
         tiny_model('gpt_neox').get_submodule(HEAD_OF_GPT_NEOX).weight.shape == (97, 48)
     )
+
+
+def test_attention_of_types_that_are_left_out_returns_three_values():
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING['nemotron'](**COMMON, head_dim=12))
+    returned = []
+    model.model.layers[0].self_attn.register_forward_hook(lambda module, args, out: returned.append(len(out)))
+    model(torch.arange(3, 9)[None], use_cache=False)
+    assert returned == [3 if 'nemotron' in LEFT_OUT else 2]
 
 
 def test_set_dtype_is_what_from_config_reads_and_config_json_says(tmp_path):
