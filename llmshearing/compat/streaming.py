@@ -6,6 +6,7 @@ Its two versions do not differ in any of them.
 
 from __future__ import annotations
 
+import atexit
 import random
 import tempfile
 import time
@@ -129,14 +130,23 @@ def guard_numbers(guard: Callable[[], AbstractContextManager]) -> None:
 
     Streaming looks for a free number and registers it afterwards, so two runs that start together may take the same
     one. And it looks for each kind of block alone: where a run ends between two others, it goes for a number that is
-    taken. A single process that is too late nevertheless, because of a run that is not ours, tries again.
+    taken. A single process that is too late nevertheless, because of a run that is not ours, tries again. The blocks of
+    others that the look opens are closed again: Streaming keeps them open until the process ends, for each data set.
     """
     prefix: Any = streaming.base.shared.prefix
     user: Any = streaming.base.dataset
     find, take = (_original(prefix, '_check_and_find_retrying'), _original(user, 'get_shm_prefix'))
 
     def find_free(*args: Any, **kwargs: Any) -> int:
-        number = find(*args, **kwargs)
+        opened, open_block = [], prefix.SharedMemory
+        prefix.SharedMemory = lambda *args: opened.append(open_block(*args)) or opened[-1]
+        try:
+            number = find(*args, **kwargs)
+        finally:
+            prefix.SharedMemory = open_block
+            for block in opened:
+                atexit.unregister(block.cleanup)
+                block.cleanup()
         while _is_taken(number):
             number += 1
         return number

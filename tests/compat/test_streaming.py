@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -87,11 +88,17 @@ def test_shared_array():
         array.shm.cleanup()
 
 
+FREE = itertools.count(910_000, 100)
+
+
 @pytest.fixture
 def unguarded(monkeypatch):
-    """Gives back what `guard_numbers` replaces."""
+    """Gives back what `guard_numbers` replaces; numbers begin at its value, where no run of this machine has one."""
+    begin = next(FREE)
+    monkeypatch.setattr(prefix, '_each_prefix_int', lambda: itertools.count(begin))
     for module, name in ((prefix, '_check_and_find_retrying'), (streaming.base.dataset, 'get_shm_prefix')):
         monkeypatch.setattr(module, name, touched._original(module, name))
+    return begin
 
 
 def test_guard_numbers(folder, unguarded):
@@ -112,7 +119,7 @@ def test_guard_numbers(folder, unguarded):
 
 def test_guard_numbers_passes_over_a_number_that_is_half_free(folder, unguarded):
     """A run has ended but for a block, the next one has not: Streaming alone goes for the number of the latter."""
-    begin, blocks = max(prefix._check_and_find(['/x'], [None], name) for name in touched.SHM_TO_CLEAN), []
+    begin, blocks = unguarded, []
     for number, name in ((begin, 'barrier'), (begin + 1, 'barrier'), (begin + 2, 'locals')):
         blocks.append(SharedMemory(touched.block_name(number, name), True, 8))
     try:
@@ -123,6 +130,25 @@ def test_guard_numbers_passes_over_a_number_that_is_half_free(folder, unguarded)
         blocks.append(made._locals_shm)
     finally:
         for memory in blocks:
+            memory.cleanup()
+
+
+def test_guard_numbers_closes_the_blocks_of_others(folder, unguarded):
+    """Each data set of a process looked at those of runs that were killed, and kept all of them open."""
+
+    def count_open() -> int:
+        lines = Path('/proc/self/maps').read_text().splitlines()
+        return sum(any(memory.shm.name in line for memory in others) for line in lines)
+
+    others = [SharedMemory(touched.block_name(unguarded + number, 'barrier'), True, 8) for number in range(5)]
+    try:
+        touched.guard_numbers(nullcontext)
+        before = count_open()
+        number = prefix._check_and_find_retrying(['/x'], [None], 'barrier', 0)
+        assert (number, before, count_open()) == (unguarded + 5, 5, 5)
+        assert Path('/dev/shm', others[0].shm.name).exists(), 'it is not ours to remove'
+    finally:
+        for memory in others:
             memory.cleanup()
 
 
