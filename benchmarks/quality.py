@@ -187,6 +187,8 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
             references = dict.fromkeys(references, 0.0)
         elif arm.references == 'law':
             references = law_references(model.model.num_parameters(), work, sizes)
+        elif arm.references == 'predicted':
+            references = None
         callbacks.append(DynamicBatchLoading(references, update=arm.mixture, eta=arm.eta, max_eval_share=1.0))
         interval = f'{arm.round_batches}ba'
     trainer = make_trainer(

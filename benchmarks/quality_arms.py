@@ -28,8 +28,8 @@ class Arm:
         prune_decay (float): Where that rate ends, as a share of its peak.
         more_steps (float): Total steps as a multiple of the budget.
         mixture (str | None): Update rule of the mixture in continued training.
-        references (str): Reference losses of the mixture: the ``'source'``'s, ``'none'`` for zeros, or by a ``'law'``
-            fitted to four sizes of the source's family.
+        references (str): Reference losses of the mixture: the ``'source'``'s, ``'none'`` for zeros, ``'predicted'``
+            while it runs, or by a ``'law'`` fitted to four sizes of the source's family.
         eta (float): Step size of the mixture's updates.
         start (str): First mixture of continued training: ``'equal'``, or ``'skewed'``, 8 : 4 : 2 : 1 : 1.
         round_batches (int): Batches between two updates of the mixture.
@@ -176,6 +176,8 @@ GROUPS: dict[str, list[Arm]] = {
         *(Arm(f'mixture sheared, eta {eta}', DEPTH_TAYLOR, 0, mixture='sheared', eta=eta) for eta in (0.1, 0.3)),
         Arm('mixture sheared, no references', DEPTH_TAYLOR, 0, mixture='sheared', references='none'),
         Arm('mixture sheared, references by a law', DEPTH_TAYLOR, 0, mixture='sheared', references='law'),
+        Arm('mixture dro', DEPTH_TAYLOR, 0, mixture='dro'),
+        Arm('mixture dro, references predicted', DEPTH_TAYLOR, 0, mixture='dro', references='predicted'),
         Arm('mixture sheared, every 60 batches', DEPTH_TAYLOR, 0, mixture='sheared', round_batches=60),
     ],
     'skewed mixture': [
@@ -195,6 +197,15 @@ GROUPS: dict[str, list[Arm]] = {
             start='skewed',
         ),
         Arm('mixture ado, skewed start', DEPTH_TAYLOR, 0, mixture='ado', start='skewed'),
+        Arm('mixture dro, skewed start', DEPTH_TAYLOR, 0, mixture='dro', start='skewed'),
+        Arm(
+            'mixture dro, skewed start, references predicted',
+            DEPTH_TAYLOR,
+            0,
+            mixture='dro',
+            references='predicted',
+            start='skewed',
+        ),
     ],
     'distillation': [
         Arm('one-shot depth + taylor, distilled', DEPTH_TAYLOR, 0, distillation={}),

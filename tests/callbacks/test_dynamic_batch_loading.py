@@ -12,7 +12,7 @@ import pytest
 import torch
 from streaming.base.partition import get_partitions
 
-from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, checks, eval_clock, updates
+from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, checks, dro, eval_clock, updates
 from llmshearing.data import mixture
 from tests.dynamic_text_run import REFERENCES, SIZES, evaluators, metrics_of, read_down, tiny_trainer, weights_of
 from tests.dynamic_text_world import SEQ_LEN, close_loaders, on_ranks, tiny_tokenizer, write_domains
@@ -266,10 +266,19 @@ def test_constant_weights_need_no_references_and_are_logged(folder):
     assert 'mixture/gap/a' not in metrics
 
 
-@pytest.mark.parametrize('update', ['ado', 'sheared'])
-def test_rules_with_a_memory_resume_exactly(folder, tmp_path, update):
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'update': 'ado', 'average': True},
+        {'reference_losses': REFERENCES, 'average': True},
+        {'update': 'dro'},  # predicts its references from the fourth round on
+    ],
+)
+def test_rules_with_a_memory_resume_exactly(folder, tmp_path, settings):
+    options = settings
+
     def run(name, duration, **settings):
-        rule = DynamicBatchLoading(REFERENCES, update=update, average=True, floor=0.05)
+        rule = DynamicBatchLoading(**options, floor=0.05)
         trainer = tiny_trainer(folder, duration, update=rule, written=tmp_path / name, **settings)
         trainer.fit()
         return column(metrics_of(trainer), 'weight').tolist()
@@ -284,6 +293,26 @@ def test_rules_with_a_memory_resume_exactly(folder, tmp_path, update):
     assert len({tuple(w) for w in weights}) > 1
     for stop in (13, 15):
         assert run(f'from{stop}', '18ba', load_path=str(tmp_path / 'save' / f'ba{stop}.pt')) == weights[stop // 3 :]
+
+
+def test_dro_with_references_follows_the_losses_of_the_round(folder):
+    rule = DynamicBatchLoading({'a': 0.1, 'b': 0.4, 'c': 0.2}, update='dro', rho=0.1)
+    trainer = tiny_trainer(folder, '3ba', update=rule)
+    trainer.fit()
+    gaps = column(metrics_of(trainer), 'gap')[0]
+    assert column(metrics_of(trainer), 'weight')[0] == pytest.approx(
+        dro.worst_mixture(gaps, np.array([0.5, 0.3, 0.2]), 0.1), abs=1e-9
+    )
+
+
+def test_a_weight_that_runs_away_is_named_once(folder, caplog):
+    update = DynamicBatchLoading({'a': 9, 'b': 0, 'c': 9}, eta=10)
+    trainer = tiny_trainer(folder, '12ba', update=update, dataset={'proportions': {'a': 8, 'b': 1, 'c': 1}})
+    with caplog.at_level(logging.WARNING, logger='llmshearing'):
+        trainer.fit()
+    told = [message for message in caplog.messages if 'The weight of domain' in message]
+    assert [message.split(' has gone')[0] for message in told] == [f'The weight of domain {name}' for name in 'abc']
+    assert 'from 0.1 to 0.99' in told[1]
 
 
 def test_the_mean_of_the_weights_can_be_served(folder):
@@ -392,8 +421,9 @@ def test_references_come_from_a_file(tmp_path):
         ({'update': 'shear'}, "`update` must be one of .*'sheared'.* but got 'shear'"),
         ({'smoothing': 1.5}, '`smoothing` must be between 0 and 1'),
         ({'floor': -0.1}, '`floor` must be'),
-        ({'eta': -1}, '`eta` must not be negative'),
-        ({'eta': float('nan')}, '`eta` must not be negative'),
+        ({'eta': -1}, '`eta` must be a number that is not negative, but got -1'),
+        ({'eta': float('nan')}, '`eta` must be a number that is not negative'),
+        ({'rho': float('inf')}, '`rho` must be a number that is not negative'),
         ({'max_eval_sequences': 0}, '`max_eval_sequences` must be positive'),
     ],
 )
@@ -409,6 +439,7 @@ def test_options_out_of_range_are_refused(options, match):
         ({'eval_interval': '6ba'}, 'runs every 6ba'),
         ({'eval_interval': '2ep'}, 'runs every 2ep'),
         ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
+        ({'update': DynamicBatchLoading({'a': 1.0}, update='dro')}, r"no reference loss for domains \['b', 'c'\]"),
         ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
         ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
         ({'train_subset_num_batches': 2}, 'A mixing round has 3 batches, but an epoch is to have 2'),
@@ -418,6 +449,11 @@ def test_options_out_of_range_are_refused(options, match):
 def test_what_does_not_fit_together_is_told(folder, settings, match):
     with pytest.raises(ValueError, match=match):
         tiny_trainer(folder, **settings).fit()
+
+
+def test_dro_needs_the_length_of_the_run():
+    with pytest.raises(ValueError, match='max_duration does not say how many samples'):
+        checks.check_total(None)
 
 
 def test_a_domain_without_evaluator_is_told(folder):

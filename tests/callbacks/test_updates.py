@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmshearing.callbacks.dynamic_batch_loading import updates
+from llmshearing.callbacks.dynamic_batch_loading import limits, updates
 from llmshearing.callbacks.dynamic_batch_loading.ado import ALPHAS, WARMUP, _speed, ado_weights
 
 # Sheared LLaMA: proportions of RedPajama, reference losses of the 1.3B model; gaps chosen for the test.
@@ -40,7 +40,7 @@ def test_rules_reproduce_hand_computed_weights(name):
 def test_smoothing_is_the_paper_s():
     weights, _ = updates.sheared(measured(REFERENCES + GAPS), [])
     by_hand = [0.66524720, 0.04044226, 0.04044226, 0.02426853, 0.04251505, 0.02247427, 0.16461042]
-    assert updates.smooth(weights, 1e-4) == pytest.approx(by_hand, abs=5e-9)
+    assert limits.smooth(weights, 1e-4) == pytest.approx(by_hand, abs=5e-9)
 
 
 def test_at_or_below_the_references_the_clipped_rule_leaves_the_weights_alone():
@@ -57,7 +57,7 @@ def test_the_unclipped_rule_runs_away_and_the_clipped_does_not():
         weights = PROPORTIONS
         for _ in range(64):
             weights, _ = updates.RULES[name](measured(losses, weights), [], 1.0)
-            weights = updates.smooth(weights, 1e-4)
+            weights = limits.smooth(weights, 1e-4)
         final[name] = weights[4]
     assert final['sheared'] == pytest.approx(0.045, abs=0.001)
     assert final['sheared_unclipped'] == pytest.approx(0.999468457029, abs=1e-6)
@@ -79,7 +79,7 @@ def test_bounds_hold_and_ratios_stay(values, low, high):
     k = len(values)
     floor, ceiling = low / k, 1 / k + high * (1 - 1 / k)
     weights = np.array(values) / sum(values)
-    bounded = updates.bound(weights, floor, ceiling)
+    bounded = limits.bound(weights, floor, ceiling)
     assert bounded.sum() == pytest.approx(1, abs=1e-9)
     assert (bounded >= floor - 1e-12).all() and (bounded <= ceiling + 1e-12).all()
     free = (bounded > floor + 1e-9) & (bounded < ceiling - 1e-9)
@@ -91,13 +91,13 @@ def test_bounds_hold_and_ratios_stay(values, low, high):
 
 
 def test_bounds_by_hand():
-    assert updates.bound(np.array([0.7, 0.2, 0.1]), 0, 0.4) == pytest.approx([0.4, 0.4, 0.2])
-    assert updates.bound(np.array([0.9, 0.06, 0.04]), 0.1, 1) == pytest.approx([0.8, 0.1, 0.1])
-    assert updates.bound(np.array([0.9, 0.1, 0.0]), 0.0, np.array([0.2, 1, 1])) == pytest.approx([0.2, 0.8, 0.0])
+    assert limits.bound(np.array([0.7, 0.2, 0.1]), 0, 0.4) == pytest.approx([0.4, 0.4, 0.2])
+    assert limits.bound(np.array([0.9, 0.06, 0.04]), 0.1, 1) == pytest.approx([0.8, 0.1, 0.1])
+    assert limits.bound(np.array([0.9, 0.1, 0.0]), 0.0, np.array([0.2, 1, 1])) == pytest.approx([0.2, 0.8, 0.0])
     with pytest.raises(ValueError, match='No weights of 3 domains sum to 1 between floor 0.4'):
-        updates.bound(np.ones(3), 0.4, 1)
+        limits.bound(np.ones(3), 0.4, 1)
     with pytest.raises(ValueError, match='Lower the floor or raise the ceiling'):
-        updates.bound(np.ones(3), 0, 0.3)
+        limits.bound(np.ones(3), 0, 0.3)
 
 
 def test_losses_that_are_no_numbers_name_their_domains():

@@ -22,6 +22,7 @@ from llmshearing.data.rounds import MixtureRounds
 __all__ = [
     'check_references',
     'check_round_length',
+    'check_total',
     'dynamic_dataset',
     'match_evaluators',
     'prepare_evaluation',
@@ -71,6 +72,19 @@ def check_references(domains: Sequence[str], references: Mapping[str, float]) ->
         raise ValueError(
             f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them '
             f'to `reference_losses`, or choose update: constant.'
+        )
+
+
+def check_total(samples: int | None) -> None:
+    """Raises if the run's length in samples is not known, which ``dro`` goes by.
+
+    Raises:
+        ValueError: saying which units it may have.
+    """
+    if samples is None:
+        raise ValueError(
+            'update: dro goes by how much of the run is done, and max_duration does not say how many samples that is. '
+            'Give max_duration in ba, sp, tok or ep, or choose another update.'
         )
 
 

@@ -8,6 +8,7 @@ only what a rule needs besides. Both are saved in the same checkpoint, so they a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from llmshearing.callbacks.dynamic_batch_loading import updates
+from llmshearing.callbacks.dynamic_batch_loading import limits, updates
 from llmshearing.callbacks.dynamic_batch_loading.checks import (
     check_references,
     check_round_length,
+    check_total,
     dynamic_dataset,
     match_evaluators,
     prepare_evaluation,
@@ -27,7 +29,7 @@ from llmshearing.callbacks.dynamic_batch_loading.checks import (
     write_mixture,
 )
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
-from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, weight_ceiling
+from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, planned_samples, weight_ceiling
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.utils.paths import local_destination
 
@@ -36,6 +38,7 @@ __all__ = ['DynamicBatchLoading']
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # 2: names of the domains
+FAR = 8  # a weight this many times its first, or its first this many times it, is warned of
 
 
 class DynamicBatchLoading(Callback):
@@ -43,9 +46,11 @@ class DynamicBatchLoading(Callback):
 
     Args:
         reference_losses: loss by domain to compare with, or the path of a JSON file
-            ``{"reference_losses": {domain: loss}}``. Needed for ``sheared`` and ``sheared_unclipped``.
-        update: name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant`` or ``ado``.
+            ``{"reference_losses": {domain: loss}}``. Needed for ``sheared`` and ``sheared_unclipped``;
+            ``dro`` predicts them where none are given.
+        update: name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant``, ``ado`` or ``dro``.
         eta: step size in the exponent of the ``sheared`` rules. Default 1, as in the paper.
+        rho: how far ``dro`` goes from its base mixture, a chi-square divergence. Default 0.05.
         smoothing: share of the weight spread evenly over the domains after each update. Default 1e-4, as in the paper.
         floor: least weight of any domain. Default 0.
         ceiling: greatest weight of any domain; gives way where ``max_passes`` of the data leaves no other. Default 1.
@@ -67,6 +72,7 @@ class DynamicBatchLoading(Callback):
         reference_losses: Mapping[str, float] | str | None = None,
         update: str = 'sheared',
         eta: float = 1.0,
+        rho: float = 0.05,
         smoothing: float = 1e-4,
         floor: float = 0.0,
         ceiling: float = 1.0,
@@ -81,13 +87,15 @@ class DynamicBatchLoading(Callback):
         for name, value in (('smoothing', smoothing), ('floor', floor), ('ceiling', ceiling)):
             if not 0 <= value <= 1:
                 raise ValueError(f'`{name}` must be between 0 and 1, but got {value!r}.')
-        if not eta >= 0:
-            raise ValueError(f'`eta` must not be negative, but got {eta!r}.')
+        for name, value in (('eta', eta), ('rho', rho)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f'`{name}` must be a number that is not negative, but got {value!r}.')
         if max_eval_sequences is not None and max_eval_sequences < 1:
             raise ValueError(f'`max_eval_sequences` must be positive, or null for all, but got {max_eval_sequences!r}.')
         self.reference_losses = read_reference_losses(reference_losses)
         self.update = update
         self.eta = eta
+        self.rho = rho
         self.smoothing = smoothing
         self.floor = floor
         self.ceiling = ceiling
@@ -102,6 +110,7 @@ class DynamicBatchLoading(Callback):
         self._memory: updates.Memory = []
         self._rule_weights: list[float] = []  # the rule's last weights, before averaging; empty: those in use
         self._mean = (0, [])  # number and mean of the rule's weights, for averaging
+        self._far: set[str] = set()  # domains whose weight was warned of
 
     def after_load(self, state: State, logger: Logger) -> None:
         del logger
@@ -120,12 +129,14 @@ class DynamicBatchLoading(Callback):
             )
             self._memory, self._rule_weights, self._mean = [], [], (0, [])
         self._domains = domains
-        updates.bound(np.ones(len(domains)), self.floor, self.ceiling)
-        if self.update in updates.NEEDS_REFERENCES:
+        limits.bound(np.ones(len(domains)), self.floor, self.ceiling)
+        if self.update in updates.NEEDS_REFERENCES or self.reference_losses and self.update == 'dro':
             check_references(domains, self.reference_losses)
         check_round_length(dataset, state)
         self._labels = match_evaluators(dataset, state, self.metric)
         prepare_evaluation(state, domains, self.max_eval_sequences)
+        if self.update == 'dro':
+            check_total(planned_samples(dataset, state))
         check_plan(dataset, state, fixed=self.update == 'constant')
         self._clock.start_round()
 
@@ -164,7 +175,8 @@ class DynamicBatchLoading(Callback):
             [float(state.eval_metrics[self._labels[name]][self.metric].compute()) for name in rounds.domains]
         )
         updates.check_losses(rounds.domains, losses)
-        rounds.set_next_weights(self._next_weights(dataset, losses))
+        rounds.set_next_weights(self._next_weights(dataset, losses, planned_samples(dataset, state) or 0))
+        self._warn_of_far_weights(rounds.next_weights or {}, rounds.initial_weights)
         metrics = self._metrics(dataset, losses)
         logger.log_metrics(metrics | {'mixture/eval_share': self._clock.end_round()})
         if self.weights_file is not None and dist.get_global_rank() == 0:
@@ -175,7 +187,7 @@ class DynamicBatchLoading(Callback):
         if isinstance(state.train_dataloader, DynamicTextLoader):
             state.train_dataloader.shut_down()
 
-    def _next_weights(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
+    def _next_weights(self, dataset: DynamicTextDataset, losses: np.ndarray, total: int) -> dict[str, float]:
         """The weights of the next round, from the losses in the order of the domains; the same on every rank."""
         rounds = dataset.rounds
         now = updates.Round(
@@ -184,21 +196,38 @@ class DynamicBatchLoading(Callback):
             losses=losses,
             references=np.array([self.reference_losses.get(name, np.nan) for name in rounds.domains]),
             samples=sum(rounds.used().values()),
+            total=total,
         )
-        weights, self._memory = updates.RULES[self.update](now, self._memory, self.eta)
-        if self.update != 'constant':
-            weights = updates.smooth(weights, self.smoothing)
+        strength = getattr(self, updates.STRENGTH.get(self.update, 'eta'))
+        weights, self._memory = updates.RULES[self.update](now, self._memory, strength)
+        if self.update not in updates.KEEP_DOMAINS_ALIVE:
+            weights = limits.smooth(weights, self.smoothing)
         if self.average:
             self._rule_weights = weights.tolist()
             number, mean = self._mean[0] + 1, np.array(self._mean[1] or np.zeros(len(weights)))
             weights = mean + (weights - mean) / number
             self._mean = (number, weights.tolist())
         ceiling = weight_ceiling(dataset, self.ceiling)
-        weights = updates.bound(weights, np.minimum(self.floor, ceiling), ceiling)
+        weights = limits.bound(weights, np.minimum(self.floor, ceiling), ceiling)
         # Every rank has computed the same, from sums over all ranks; rank 0 decides about the last bit.
         result = [weights.tolist()]
         dist.broadcast_object_list(result)
         return dict(zip(rounds.domains, result[0], strict=True))
+
+    def _warn_of_far_weights(self, weights: Mapping[str, float], initial: Mapping[str, float]) -> None:
+        """Names each domain once whose weight has run away from its first."""
+        for name in sorted(set(weights) - self._far):
+            if initial[name] and not 1 / FAR <= weights[name] / initial[name] <= FAR:
+                self._far.add(name)
+                log.warning(
+                    'The weight of domain %s has gone from %.4g to %.4g, more than %d times. Its reference may not '
+                    'fit its evaluation data: measure it again (llmshearing reference-losses), set a floor and a '
+                    'ceiling, lower eta, or choose update: dro, which stays near its first mixture.',
+                    name,
+                    initial[name],
+                    weights[name],
+                    FAR,
+                )
 
     def _metrics(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
         rounds = dataset.rounds

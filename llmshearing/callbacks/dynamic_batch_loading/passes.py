@@ -12,7 +12,7 @@ import logging
 import numpy as np
 from composer.core import State, TimeUnit
 
-from llmshearing.callbacks.dynamic_batch_loading.updates import bound
+from llmshearing.callbacks.dynamic_batch_loading.limits import bound
 from llmshearing.data.dynamic_text import DynamicTextDataset
 from llmshearing.data.mixture import UNITS, check_samples
 

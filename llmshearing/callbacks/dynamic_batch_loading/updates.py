@@ -7,7 +7,7 @@ that is least far *below* its reference takes everything. So ``sheared`` clips a
 not beat fixed weights consistently (arXiv 2411.05735).
 
 A rule is called once per round with what was measured and with its own memory: a list of numbers whose length does not
-grow, saved in checkpoints. Only ``ado`` uses it.
+grow, saved in checkpoints; ``ado`` and ``dro`` use it. The last argument is the rule's own strength, see ``STRENGTH``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmshearing.callbacks.dynamic_batch_loading.ado import ado_weights
+from llmshearing.callbacks.dynamic_batch_loading.dro import dro_weights
 
 __all__ = [
+    'KEEP_DOMAINS_ALIVE',
     'NEEDS_REFERENCES',
     'RULES',
+    'STRENGTH',
     'Memory',
     'Round',
     'Rule',
     'ado',
-    'bound',
     'check_losses',
     'constant',
+    'dro',
     'sheared',
     'sheared_unclipped',
-    'smooth',
 ]
 
 
@@ -46,6 +48,7 @@ class Round:
         losses: evaluation loss of each domain.
         references: reference loss of each domain, NaN where there is none.
         samples: samples trained on since the start, over all domains.
+        total: samples of the whole run.
     """
 
     weights: np.ndarray
@@ -53,6 +56,7 @@ class Round:
     losses: np.ndarray
     references: np.ndarray
     samples: int
+    total: int = 0
 
 
 Memory = list[float]
@@ -81,54 +85,28 @@ def ado(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memor
     return ado_weights(now.losses, now.samples, now.prior, memory)
 
 
-RULES: dict[str, Rule] = {'sheared': sheared, 'sheared_unclipped': sheared_unclipped, 'constant': constant, 'ado': ado}
+def dro(now: Round, memory: Memory, rho: float = 0.05) -> tuple[np.ndarray, Memory]:
+    """The worst mixture near a base (arXiv 2411.14055); see ``dro.py``. Predicts references that are NaN."""
+    return dro_weights(now.losses, now.references, now.samples, now.total, now.prior, memory, rho)
+
+
+RULES: dict[str, Rule] = {
+    'sheared': sheared,
+    'sheared_unclipped': sheared_unclipped,
+    'constant': constant,
+    'ado': ado,
+    'dro': dro,
+}
 NEEDS_REFERENCES = ('sheared', 'sheared_unclipped')
+STRENGTH = {'dro': 'rho'}
+"""Option of the callback that is a rule's last argument, where it is not ``eta``."""
+KEEP_DOMAINS_ALIVE = ('constant', 'dro')
+"""Rules whose weights need no smoothing."""
 
 
 def _exponentiated(weights: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     scaled = weights * np.exp(exponents - exponents.max())
     return scaled / scaled.sum()
-
-
-def smooth(weights: np.ndarray, smoothing: float) -> np.ndarray:
-    """(1 - c) * w + c / k with c = ``smoothing``: keeps every domain alive."""
-    return (1 - smoothing) * weights + smoothing / len(weights)
-
-
-def bound(weights: np.ndarray, floor: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray:
-    """The weights between ``floor`` and ``ceiling`` that keep the given ratios wherever neither binds.
-
-    That is clip(s * weights, floor, ceiling) with the one s that makes it sum to 1.
-
-    Args:
-        weights: float64 [domains], positive.
-        floor: least weight, one for all or one per domain.
-        ceiling: greatest weight, likewise.
-
-    Returns:
-        float64 [domains] that sum to 1.
-
-    Raises:
-        ValueError: if no weights that sum to 1 fit between floor and ceiling.
-    """
-    low, high = np.broadcast_to(floor, weights.shape), np.broadcast_to(ceiling, weights.shape)
-    if low.sum() > 1 + 1e-9 or high.sum() < 1 - 1e-9 or (low > high).any():
-        raise ValueError(
-            f'No weights of {len(weights)} domains sum to 1 between floor {floor} and ceiling {ceiling}. '
-            f'Lower the floor or raise the ceiling.'
-        )
-    scaled = weights / weights.sum()
-    if (scaled >= low).all() and (scaled <= high).all():
-        return scaled
-    # The sum grows with s and is linear between the values of s at which a domain meets a bound.
-    positive = np.maximum(scaled, 1e-300)
-    meets = np.unique(np.concatenate([low / positive, high / positive]))
-    sums = np.array([np.clip(s * positive, low, high).sum() for s in meets])
-    after = min(int(np.searchsorted(sums, 1.0)), len(meets) - 1)
-    before = max(after - 1, 0)
-    rise = sums[after] - sums[before]
-    part = (1.0 - sums[before]) / rise if rise > 0 else 0.0
-    return np.clip((meets[before] + part * (meets[after] - meets[before])) * positive, low, high)
 
 
 def check_losses(domains: Sequence[str], losses: np.ndarray) -> None:

@@ -1,0 +1,142 @@
+"""The distributionally robust rule, against closed forms, a general solver and curves whose end is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from llmshearing.callbacks.dynamic_batch_loading import dro
+
+EVEN = np.array([0.5, 0.5])
+PRIOR = np.array([0.5, 0.3, 0.2])
+
+
+def divergence(weights, base):
+    return 0.5 * float(base @ (weights / base - 1) ** 2)
+
+
+def test_two_domains_by_hand():
+    """Even base, u = 1 +- t: divergence t^2 / 2 = 0.05 / 0.64, q = 0.5 (0.2 + 0.8 u) = 0.5 +- sqrt(0.025)."""
+    weights = dro.worst_mixture(np.array([0.3, 0.1]), EVEN, 0.05)
+    assert weights == pytest.approx([0.5 + np.sqrt(0.025), 0.5 - np.sqrt(0.025)], abs=1e-12)
+    assert divergence(weights, EVEN) == pytest.approx(0.05, abs=1e-12)
+
+
+def test_a_small_domain_takes_what_the_ball_gives():
+    """Gaps 1, 0, 0: the ball is met with the two others equal, q_1 = p_1 + sqrt(2 rho p_1 (1 - p_1))."""
+    base = np.array([0.1, 0.4, 0.5])
+    weights = dro.worst_mixture(np.array([1.0, 0.0, 0.0]), base, 0.05)
+    first = 0.1 + np.sqrt(2 * 0.05 * 0.1 * 0.9)
+    assert weights == pytest.approx([first, (1 - first) * 4 / 9, (1 - first) * 5 / 9], abs=1e-12)
+
+
+def test_a_large_ball_ends_at_the_floor():
+    weights = dro.worst_mixture(np.array([0.0, 0.5, 0.2]), PRIOR, 10.0)
+    assert weights == pytest.approx([0.1, 0.86, 0.04], abs=1e-12)
+
+
+@pytest.mark.parametrize('rho, gaps', [(0.0, [0.3, 0.1, 0.2]), (0.05, [0.2, 0.2, 0.2])])
+def test_no_ball_or_equal_gaps_leave_the_base(rho, gaps):
+    assert dro.worst_mixture(np.array(gaps), PRIOR, rho) == pytest.approx(PRIOR, abs=1e-15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-2, 2), st.floats(0.05, 1)), min_size=2, max_size=7),
+    st.sampled_from([0.005, 0.05, 0.3, 2.0]),
+)
+def test_no_other_mixture_is_worse(domains, rho):
+    """The maximum of a convex problem, found by a general solver from the base."""
+    gaps, base = np.array(domains).T
+    base = base / base.sum()
+    weights = dro.worst_mixture(gaps, base, rho)
+    assert weights.sum() == pytest.approx(1) and (weights >= dro.FLOOR * base - 1e-12).all()
+    assert divergence(weights, base) <= rho * (1 + 1e-9)
+    found = minimize(
+        lambda q: -q @ gaps,
+        base,
+        jac=lambda q: -gaps,
+        bounds=[(dro.FLOOR * p, 1) for p in base],
+        constraints=[
+            {'type': 'eq', 'fun': lambda q: q.sum() - 1},
+            {'type': 'ineq', 'fun': lambda q: rho - divergence(q, base), 'jac': lambda q: -(q / base - 1)},
+        ],
+        method='SLSQP',
+        options={'ftol': 1e-12, 'maxiter': 500},
+    )
+    if found.success and divergence(found.x, base) <= rho + 1e-9:
+        assert weights @ gaps >= found.x @ gaps - 1e-6
+
+
+def test_shrink_references():
+    losses, references = np.array([0.85, 1.0]), np.array([1.0, 2.0])
+    assert dro.shrink_references(losses, references) == pytest.approx(references * 0.81)
+    assert dro.shrink_references(losses, references * 0.85) == pytest.approx(references * 0.85), 'one is at its own'
+    assert dro.shrink_references(np.array([0.9]), np.array([1.0])) == pytest.approx([0.9])
+
+
+def curve(samples):
+    """Losses of three domains that follow a law."""
+    return np.array([2.0 + 3 * samples**-0.3, 1.5 + 8 * samples**-0.5, 2.5 + 2 * samples**-0.2])
+
+
+def test_predicted_references_are_the_losses_at_the_end():
+    points = np.empty((0, 5))
+    for samples in range(100, 1100, 100):
+        points = dro.remember(points, samples, curve(samples))
+    assert dro.predict_references(points, 10_000) == pytest.approx(curve(10_000), abs=5e-3)
+
+
+def test_one_bad_evaluation_moves_the_prediction_little():
+    points = np.empty((0, 5))
+    for samples in range(100, 3100, 100):
+        points = dro.remember(points, samples, curve(samples) + (0.5 if samples == 1500 else 0))
+    assert dro.predict_references(points, 10_000) == pytest.approx(curve(10_000), abs=0.02)
+
+
+def test_memory_stays_small_and_still_predicts():
+    points, weights = np.empty((0, 5)), 0
+    for samples in range(10, 100_010, 10):
+        points = dro.remember(points, samples, curve(samples))
+    assert points.shape == (dro.MOST_POINTS, 5)
+    assert points[:, 0].sum() == 10_000 and points[-1, 1:] == pytest.approx([np.log(100_000), *curve(100_000)])
+    assert (np.diff(points[:, 1]) > 0).all() and weights == 0
+    assert dro.predict_references(points, 200_000) == pytest.approx(curve(200_000), abs=5e-3)
+
+
+def run(rounds, losses, references, per_round=10, rho=0.05):
+    """Weights of a whole run, and the last memory."""
+    total, memory, given = rounds * per_round, [], []
+    for number in range(1, rounds + 1):
+        samples = number * per_round
+        weights, memory = dro.dro_weights(losses(samples), references, samples, total, PRIOR, memory, rho)
+        given.append(weights)
+    return np.array(given), memory
+
+
+def test_the_base_follows_from_a_fifth_on_within_half_and_twice():
+    references = np.array([2.0, 2.0, 2.0])
+    weights, memory = run(400, lambda samples: np.array([2.1, 2.2, 2.9]), references, rho=0.05)
+    assert np.ptp(weights[:80], axis=0).max() == 0, 'the base is the first mixture until a fifth of the run'
+    assert (weights[81] != weights[80]).all()
+    base = np.array(memory[:3])
+    assert base.sum() == pytest.approx(1) and (base >= PRIOR / 2 - 1e-12).all() and (base <= 2 * PRIOR + 1e-12).all()
+    assert base[2] == pytest.approx(0.4), 'at twice its first'
+    assert (weights >= dro.FLOOR * PRIOR / 2 - 1e-12).all()
+
+
+def test_a_steady_state_stays():
+    weights, memory = run(300, lambda samples: np.array([2.1, 1.6, 3.1]), np.array([2.0, 1.5, 3.0]))
+    assert weights == pytest.approx(np.tile(PRIOR, (300, 1)), abs=1e-9)
+    assert len(memory) == 3 + dro.MOST_POINTS * 5
+
+
+def test_without_references_weights_stay_until_a_tenth_and_then_favour_what_has_most_to_gain():
+    weights, _ = run(100, curve, np.full(3, np.nan))
+    assert (weights[:9] == PRIOR).all() and not np.allclose(weights[9], PRIOR)
+    samples, total = 500, 1000
+    ahead = curve(samples) - curve(total)
+    assert np.argmax(weights[49] / PRIOR) == np.argmax(ahead)
