@@ -3,7 +3,6 @@ commented, with a header, a target that its source can be cut to, and two steps 
 
 import dataclasses
 import json
-import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -26,7 +25,6 @@ from tests.tiny_data import tiny_data
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[1]
-SPAWN = multiprocessing.get_context('spawn')  # a fork of a process that has run everything else can hang
 YAMLS = sorted(path.relative_to(ROOT / 'yamls').as_posix() for path in (ROOT / 'yamls').rglob('*.yaml'))
 PRUNE = [name for name in YAMLS if name.startswith('prune/')]
 CONTINUE = [name for name in YAMLS if name.startswith('continue/')]
@@ -216,19 +214,6 @@ def shrunk(name, world, work, **variables):
     return config
 
 
-def _train(config):
-    train(config).close()
-
-
-def train_apart(config):
-    """Trains in a process of its own:
-    Streaming keeps every segment that it has looked at open until its process ends."""
-    process = SPAWN.Process(target=_train, args=(config,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-
-
 @pytest.mark.parametrize('name', PRUNE)
 def test_two_steps_of_pruning(name, world, tmp_path):
     family = Path(name).name.split('_')[0]
@@ -237,7 +222,7 @@ def test_two_steps_of_pruning(name, world, tmp_path):
     for key in target:
         target[key] = TINY[key]
     config.callbacks.export_pruned.allow_unconverged = True
-    train_apart(config)
+    train(config).close()
     exported = open_strictly(tmp_path / 'pruned').config
     assert {key: getattr(exported, key) for key in target} == {key: TINY[key] for key in target}
     metrics = read_metrics(tmp_path / 'prune_metrics.jsonl')
@@ -253,7 +238,7 @@ def test_two_steps_of_continued_pretraining(name, world, tmp_path):
     record = {'source_shape': dataclasses.asdict(shape_of(AutoConfig.from_pretrained(world / 'llama2')))}
     (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps(record))
     config = shrunk(name, world, tmp_path, model=str(tmp_path / 'pruned'))
-    train_apart(config)
+    train(config).close()
     open_strictly(tmp_path / 'continued' / 'huggingface' / 'final')
     assert (tmp_path / 'continue_report' / 'report.html').is_file()
     weights = read_metrics(tmp_path / 'continue_metrics.jsonl')
@@ -272,7 +257,7 @@ def test_two_steps_of_instruction_tuning(world, tmp_path):
     (data / 'train.jsonl').write_text((json.dumps({'conversations': rounds}) + '\n') * 12)
     config = shrunk('finetune/instruct.yaml', world, tmp_path, model=str(world / 'llama2'), data=str(data))
     config.max_seq_len = 64
-    train_apart(config)
+    train(config).close()
     open_strictly(tmp_path / 'huggingface' / 'final')
     losses = read_metrics(tmp_path / 'metrics.jsonl')['loss/train/total']
     assert len(losses) == 2 and all(0 < value < 10 for value in losses.values())
