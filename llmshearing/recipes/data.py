@@ -79,7 +79,7 @@ def count_passes(data: PreparedData, split: str, samples: int, max_passes: float
     """
     whole = sum(data.samples[split].values())
     passes = check_samples({split: 1.0}, {split: whole}, samples)[split]
-    if passes > max_passes:
+    if not passes <= max_passes:  # nor what is no number
         option = '--tokens' if split == 'continue' else '--prune-tokens'
         raise ValueError(
             f'{option}: {samples * data.max_seq_len:,} tokens take {passes:.1f} passes over the '

@@ -157,7 +157,11 @@ def _read_source(source: str) -> PretrainedConfig:
     """Of a folder or file as it is; anything else that looks like a name is one on the hub."""
     if Path(source).exists() or source.startswith(('.', '/', '~')) or source.count('/') > 1:
         return read_source(source)
-    config = read_config('SOURCE', source)
+    try:
+        config = read_config('SOURCE', source)
+    except ValueError as error:
+        problem = ' '.join(str(error).split())  # the hub's own take several lines
+        raise ValueError(f'{problem} Give a folder with its config.json instead, or a name that can be had.') from error
     refuse_unusable(source, config)
     return config
 

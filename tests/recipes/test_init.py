@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from llmshearing import cli
 from llmshearing.commands.init import main
+from llmshearing.recipes import make
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 
@@ -117,6 +118,7 @@ REFUSED = [
     (('--gpus', '-1'), '--gpus -1: give the number of GPUs'),
     (('--tokens', '100'), '--tokens: 100 tokens are less than one step of 256 x 16 = 4,096'),
     (('--tokens', '1B'), r'--tokens: .* passes over the .* more than --max-passes 4'),
+    (('--max-passes', 'nan'), 'more than --max-passes nan'),
     (('--prune-tokens', '10M'), r'--prune-tokens: .* passes'),
     (('--reference-losses', 'nowhere.json'), 'no such file; give source, law, none or a file'),
     (('--reference-losses', '{world}/data/manifest.json'), 'it has no loss for python'),
@@ -137,6 +139,15 @@ def test_a_target_that_cannot_be(world, tmp_path):
     for target, message in (('hidden_size=64', "larger than the source's 48"), ('hidden_size=48', 'nothing would be')):
         with pytest.raises(ValueError, match=message):
             run(world, tmp_path, target=('--target', target))
+
+
+def test_a_name_that_cannot_be_had(monkeypatch):
+    def fail(*arguments):
+        raise ValueError('SOURCE: no\n  such name.')
+
+    monkeypatch.setattr(make, 'read_config', fail)
+    with pytest.raises(ValueError, match='^SOURCE: no such name. Give a folder with its config.json instead'):
+        main(['no/such', *TARGET, '--data', 'data', '--gpus', '8'])
 
 
 def test_sequences_longer_than_the_source(world, tmp_path):
