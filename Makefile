@@ -2,6 +2,7 @@
 # make test   the tests (make test-all: the slow ones, too; make test-core: the core)
 # make test-across   what one stack writes the other reads: exports and checkpoints, in both environments
 # make lint   ruff and import-linter; make types: pyright
+# make yamls  writes yamls/prune and yamls/continue by the templates of `llmshearing init`
 # make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
 #
 # Each builds the environment it needs first. VENV=... says where it lives, WORK=... where the demo works, and
@@ -18,7 +19,7 @@ CORE := tests/models tests/masks tests/algorithms tests/checkpoints tests/export
 
 STOCK_VENV ?= .venv-stock
 
-.PHONY: demo test test-core test-all test-across gpu lint types clean
+.PHONY: demo test test-core test-all test-across gpu yamls lint types clean
 
 $(VENV)/.llmshearing-stock: setup.py constraints/stock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +51,9 @@ test-across: $(INSTALLED)
 
 gpu: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu $(PARTS)
+
+yamls: $(INSTALLED)
+	PYTHONPATH=. $(VENV)/bin/python yamls/make.py
 
 .venv-lint/.installed: constraints/lint.txt
 	$(PYTHON) -m venv .venv-lint

@@ -25,6 +25,7 @@ __all__ = ['COMMANDS', 'main', 'store_errors', 'usage']
 COMMANDS: dict[str, tuple[str, str]] = {
     'cut': ('llmshearing.commands.cut', 'a smaller model in minutes: cut in one shot, compensated, compared'),
     'train': ('llmshearing.commands.train', 'train as a YAML file says, on one process or several'),
+    'init': ('llmshearing.commands.init', 'write the two YAMLs of a real run from source, data and hardware'),
     'plan': ('llmshearing.commands.plan', 'show source and target side by side: counts, cost, memory, warnings'),
     'prepare': ('llmshearing.commands.prepare', 'turn raw text into tokenized MDS splits, one folder per domain'),
     'export': ('llmshearing.commands.export', 'write a checkpoint as a stock Hugging Face folder'),

@@ -1,0 +1,110 @@
+"""What one run file is made of, and its text: a template with a comment on every key, filled from a plain dataclass.
+
+The decision here: the templates hold what never changes between runs (the paper's rates, callbacks, checkpoints), so
+there is one place for it and for its comments. The shipped YAMLs are made by the same templates (``yamls/make.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from llmshearing.recipes.rules import Schedule
+
+__all__ = ['STAGES', 'Recipe', 'render']
+
+STAGES = ('prune', 'continue')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that differs between two run files of a stage. A ``note`` is the comment behind its key.
+
+    Attributes:
+        stage (str): One of :data:`STAGES`.
+        header (str): Comment lines at the top, each with its ``#``.
+        work (str): Folder of the run.
+        source (str): Folder or hub name of the source; stage 1 only.
+        source_note (str): Its comment.
+        data (str): Folder that ``llmshearing prepare`` wrote.
+        data_note (str): Its comment.
+        max_seq_len (int): Tokens per sequence.
+        target (Mapping[str, tuple[int, str]]): Size and comment by key of the target; stage 1 only.
+        target_note (str): Comment on all of them.
+        domains (Sequence[str]): Names, in order.
+        proportions (Mapping[str, float]): First mixture by domain; stage 1 only, the second takes what the first left.
+        proportions_note (str): Its comment.
+        schedule (Schedule): Steps, batch, rounds, warm-ups.
+        micro_batch (int): Sequences per forward on one GPU.
+        run_name (str): Names the checkpoints.
+        update (str): Rule of the mixture.
+        update_note (str): Its comment.
+        references (str): File of reference losses; empty where there is none.
+        references_note (str): Comment on the file, or on the losses.
+        reference_losses (Mapping[str, float]): The losses themselves, where there is no file.
+        max_eval_sequences (int): Sequences that are evaluated per domain; 0 leaves the key out.
+        max_eval_sequences_note (str): Its comment.
+        max_eval_share (float): Share of the time in evaluation that is warned of; 0 leaves the key out.
+        max_eval_share_note (str): Its comment.
+        attention (str): Implementation of attention.
+        attention_note (str): Its comment.
+        precision (str): ``amp_bf16`` or ``fp32``.
+        sharded (bool): FSDP2 over several GPUs.
+        checkpointing (bool): Activation checkpointing, where sharded.
+    """
+
+    stage: str
+    header: str
+    work: str
+    data: str
+    data_note: str
+    max_seq_len: int
+    domains: Sequence[str]
+    schedule: Schedule
+    micro_batch: int
+    run_name: str
+    source: str = ''
+    source_note: str = ''
+    target: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    target_note: str = ''
+    proportions: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    proportions_note: str = ''
+    update: str = 'sheared'
+    update_note: str = 'rule of the paper, clipped'
+    references: str = ''
+    references_note: str = ''
+    reference_losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    max_eval_sequences: int = 0
+    max_eval_sequences_note: str = ''
+    max_eval_share: float = 0.0
+    max_eval_share_note: str = ''
+    attention: str = 'flash_attention_2'
+    attention_note: str = 'needs the extra `gpu`; sdpa works everywhere'
+    precision: str = 'amp_bf16'
+    sharded: bool = True
+    checkpointing: bool = True
+
+
+def _scalar(value: Any) -> str:
+    """A value as YAML writes it, quoted where plain text would mean something else."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).split('\n')[0]
+
+
+def render(recipe: Recipe) -> str:
+    """The text of a run file."""
+    environment = Environment(  # the text is YAML, whose quoting is `scalar`
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters['scalar'] = _scalar
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    values |= dataclasses.asdict(recipe.schedule)
+    return environment.get_template(f'{recipe.stage}.yaml.j2').render(values)

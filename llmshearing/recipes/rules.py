@@ -1,0 +1,95 @@
+"""Numbers of a run from its tokens: steps, rounds, warm-ups, and how much of its time goes to evaluation.
+
+The rules are those of Sheared LLaMA (arXiv 2310.06694, Table 7), read as shares, so that with the paper's tokens they
+give the paper's numbers. Learning rates are the same for all and stand in the templates: weights 1e-4 in both stages,
+masks and multipliers 1.0, cosine to a tenth.
+
+Evaluation steers the mixture and is bounded here, not by the paper, whose settings spend 0.42 of pruning on it. Counted
+in forward passes of a sequence: evaluation of D domains with E sequences each takes D E, a round of R batches of B
+sequences 3 R B (forward, and backward as two). So the share is D E / (D E + 3 R B).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+__all__ = ['EVAL_SHARE', 'PAPER_TOKENS', 'Schedule', 'eval_sequences', 'eval_share', 'make_schedule']
+
+PAPER_TOKENS = {'prune': 3200 * 32 * 4096, 'continue': 51200 * 256 * 4096}
+BATCH = {'prune': 32, 'continue': 256}  # sequences per step
+ROUNDS = {'prune': 64, 'continue': 128}  # updates of the mixture in a run
+MASK_WARMUP, RATE_WARMUP = 0.2, 0.1  # shares of pruning
+CONTINUE_WARMUP = '0.03dur'
+SAVES, LONGEST_UNSAVED = 4, 2000  # checkpoints of a short run; batches between two of a long one
+EVAL_SHARE = 0.1  # most of a run's compute that goes to evaluation
+LEAST_SEQUENCES, MOST_SEQUENCES = 16, 500  # evaluated per domain; the most is the default of dynamic_batch_loading
+FORWARDS_OF_A_STEP = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a stage is.
+
+    Attributes:
+        steps (int): Batches, whole rounds of them.
+        batch (int): Sequences per step over all GPUs.
+        round_batches (int): Batches between two evaluations.
+        mask_warmup (int): Batches in which the target sparsity rises; pruning only.
+        rate_warmup (str): Rise of the learning rate, time string.
+        save_interval (int): Batches between two checkpoints.
+    """
+
+    steps: int
+    batch: int
+    round_batches: int
+    mask_warmup: int
+    rate_warmup: str
+    save_interval: int
+
+
+def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domains: int) -> Schedule:
+    """The schedule of a stage: steps = tokens / (batch x sequence length), down to whole rounds.
+
+    Args:
+        stage (str): ``'prune'`` or ``'continue'``.
+        tokens (float): To train on.
+        max_seq_len (int): Tokens per sequence.
+        gpus (int): The batch is rounded up to as many sequences on each; 0 is a CPU.
+        domains (int): That are evaluated after each round.
+
+    Raises:
+        ValueError: If that is less than one step.
+    """
+    each = max(gpus, 1)
+    batch = -(-BATCH[stage] // each) * each
+    steps = int(tokens // (batch * max_seq_len))
+    if steps < 1:
+        option = '--tokens' if stage == 'continue' else '--prune-tokens'
+        raise ValueError(
+            f'{option}: {tokens:,.0f} tokens are less than one step of {batch} x {max_seq_len} = '
+            f'{batch * max_seq_len:,}; give at least that many.'
+        )
+    shortest = math.ceil(LEAST_SEQUENCES * domains * (1 - EVAL_SHARE) / (EVAL_SHARE * FORWARDS_OF_A_STEP * batch))
+    length = min(steps, max(steps // ROUNDS[stage], shortest))
+    steps -= steps % length
+    return Schedule(
+        steps=steps,
+        batch=batch,
+        round_batches=length,
+        mask_warmup=max(1, round(MASK_WARMUP * steps)),
+        rate_warmup=f'{round(RATE_WARMUP * steps)}ba' if stage == 'prune' else CONTINUE_WARMUP,
+        save_interval=min(LONGEST_UNSAVED, max(1, steps // SAVES)),
+    )
+
+
+def eval_sequences(schedule: Schedule, domains: int) -> int:
+    """Most sequences per domain with which evaluation stays within :data:`EVAL_SHARE`; at least one."""
+    forwards = FORWARDS_OF_A_STEP * schedule.round_batches * schedule.batch
+    return max(1, min(MOST_SEQUENCES, int(EVAL_SHARE / (1 - EVAL_SHARE) * forwards / domains)))
+
+
+def eval_share(schedule: Schedule, domains: int, sequences: int) -> float:
+    """Share of a round's forward and backward passes that is evaluation, 0 to 1."""
+    evaluated = domains * sequences
+    return evaluated / (evaluated + FORWARDS_OF_A_STEP * schedule.round_batches * schedule.batch)
