@@ -140,6 +140,11 @@ def test_the_command_that_follows_reads_the_same_data(name):
     assert OmegaConf.merge(follows, given).max_seq_len == load(name).max_seq_len
 
 
+@pytest.mark.parametrize('name', [name for name in YAMLS if 'round_batches' in (ROOT / 'yamls' / name).read_text()])
+def test_every_mixture_has_a_cap_on_repetition(name):
+    assert load(name).train_loader.dataset.max_passes == 4
+
+
 def test_the_papers_numbers():
     references = {
         '2.7b': [1.871, 0.688, 2.033, 1.535, 1.630, 1.356, 2.033],

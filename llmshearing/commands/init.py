@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from llmshearing.scaling.fields import count_argument
 from llmshearing.utils.paths import local_destination
@@ -80,9 +79,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.recipes.recipe import render
     from llmshearing.utils.files import write_atomically
 
-    output = Path(arguments.output)
-    if not output.is_dir():  # as `.` is, which has no folder above it
-        local_destination('--output', arguments.output)
+    output = local_destination('--output', arguments.output)
     request = Request(
         source=arguments.source.rstrip('/') or '/',
         target=parse_target(arguments.target),

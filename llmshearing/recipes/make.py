@@ -127,6 +127,7 @@ def make_recipes(request: Request) -> Made:
             source_note='Hugging Face name or folder of the source'
             + ('; better the rotated one, see above, string' if keep else ' model, string'),
             data=request.data,
+            max_passes=float(request.max_passes),
             data_note='output of `llmshearing prepare` for this tokenizer, string',
             max_seq_len=data.max_seq_len,
             target=_target(shape),

@@ -41,6 +41,7 @@ class Recipe:
         proportions_note (str): Its comment.
         schedule (Schedule): Steps, batch, rounds, warm-ups.
         micro_batch (int): Sequences per forward on one GPU.
+        max_passes (float): Times any domain may be gone through.
         run_name (str): Names the checkpoints.
         update (str): Rule of the mixture.
         update_note (str): Its comment.
@@ -68,6 +69,7 @@ class Recipe:
     schedule: Schedule
     micro_batch: int
     run_name: str
+    max_passes: float = 4
     source: str = ''
     source_note: str = ''
     target: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)

@@ -94,8 +94,8 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
     if path.exists() and path.is_dir() != (what == 'folder'):
         kind, other = ('file', 'folder') if path.is_dir() else ('folder', 'file')
         raise ValueError(f'{key}: expected a {kind}, and {path} is a {other}; choose another place.')
-    above = next(parent for parent in path.parents if parent.exists())
-    if not above.is_dir():
+    above = next((parent for parent in path.parents if parent.exists()), path)
+    if path != above and not above.is_dir():
         raise ValueError(f'{key}: {path} cannot be made, as {above} is no folder; choose another place.')
     return path
 

@@ -61,6 +61,8 @@ def test_the_advice_for_a_folder_with_a_tilde_works(tmp_path, monkeypatch):
 def test_a_destination_where_nothing_can_be_written_is_refused_at_once(tmp_path):
     (tmp_path / 'file').touch()
     assert local_destination('out', tmp_path) == tmp_path
+    for place in ('.', '/'):  # no folder above them
+        assert local_destination('out', place) == Path(place)
     assert local_destination('out', tmp_path / 'new' / 'deep') == tmp_path / 'new' / 'deep'
     assert local_destination('out', 'relative/x.json', 'file') == Path('relative/x.json')
     for path, what, words in (
