@@ -61,6 +61,7 @@ SOURCES = {
         162_322_944,
     ),
 }
+SOURCES |= {name.replace('.yaml', '_rotated.yaml'): SOURCES[name] for name in SOURCES if 'llama2' in name}
 # The tiny source that stands in for each, and what its target keys become.
 TINY = {
     'num_hidden_layers': 3,
@@ -152,6 +153,9 @@ def test_the_papers_numbers():
     }
     for size in ('2.7b', '1.3b', '370m'):
         prune, proceed = load(f'prune/llama2_7b_to_{size}.yaml'), load(f'continue/llama2_{size}.yaml')
+        twin = load(f'prune/llama2_7b_to_{size}_rotated.yaml')
+        twin.variables, twin.run_name = prune.variables, prune.run_name
+        assert twin == prune, 'the twin differs by its source alone'
         for config in (prune, proceed):
             assert (config.max_seq_len, config.optimizer.lr, config.scheduler.alpha_f) == (4096, 1e-4, 0.1)
             assert config.scheduler.name == 'cosine_with_warmup' and config.optimizer.betas == [0.9, 0.95]

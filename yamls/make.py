@@ -25,7 +25,7 @@ PREDICTED = {
 }
 REFERENCES = '${variables.work}/reference_losses.json'
 SOURCE_NOTES = {
-    'llama2': 'Hugging Face name or folder; the rotated twin names what `llmshearing rotate` wrote',
+    'llama2': 'Hugging Face name or folder; the _rotated twin of this file names a rotated one, string',
     'pythia': 'Hugging Face name or folder of the source model, string',
 }
 ROTATED_NOTE = 'Hugging Face name or folder; better the rotated one, see above, string'
@@ -42,6 +42,18 @@ Time:       the paper's runs took about 7.8 hours (0.42B tokens at 15K tokens/s 
             steps; ours cuts the weights instead. Not measured on GPUs by us (`llmshearing plan` counts FLOPs and
             memory, not time).
 {result}
+Command:    composer -n 8 llmshearing/train.py yamls/{name}
+            (or: FSDP_VERSION=2 composer -n 8 -c llmfoundry train ...; several nodes: jobs/README.md)"""
+TWIN_HEADER = """\
+Stage 1: prune a rotated LLaMA2-7B to the shape of {shape}.
+
+Reproduces: nothing published; prune/llama2_7b_to_{size}.yaml with the source in the basis of its principal directions,
+            in which the hidden dimensions that go carry least. Nothing else differs.
+Hardware:   8 GPUs of 80 GB.
+Time:       as its twin's. Not measured on GPUs by us. Result: not known for this source; what rotation is worth on a
+            small one is in benchmarks/README.md.
+Before:     llmshearing rotate FOLDER_OF_LLAMA2_7B --data redpajama-mds/prune --keep {keep} \\
+              --output runs/llama2_7b_rotated
 Command:    composer -n 8 llmshearing/train.py yamls/{name}
             (or: FSDP_VERSION=2 composer -n 8 -c llmfoundry train ...; several nodes: jobs/README.md)"""
 PAPER_RESULT = """\
@@ -209,7 +221,7 @@ def _prune(name: str, header: str, work: str, source: str, target: dict, of: str
     return render(recipe)
 
 
-def _prune_llama2(name: str, size: str) -> str:
+def _prune_llama2(name: str, size: str, rotated: bool = False) -> str:
     shape, layers, hidden, heads, intermediate, score = LLAMA2[size]
     result = PAPER_RESULT.format(size=size, score=score) if score else UNKNOWN_RESULT
     target = {
@@ -218,15 +230,16 @@ def _prune_llama2(name: str, size: str) -> str:
         'num_attention_heads': (heads, HEADS.format(128)),
         'intermediate_size': (intermediate, 'int'),
     }
+    words = dict(shape=shape, result=result, name=f'prune/{name}.yaml', size=size, keep=hidden)
     return _prune(
         name,
-        PAPER_HEADER.format(shape=shape, result=result, name=f'prune/{name}.yaml'),
-        f'llama2_{size}',
-        'meta-llama/Llama-2-7b-hf',
+        (TWIN_HEADER if rotated else PAPER_HEADER).format(**words),
+        f'llama2_{size}{"_rotated" * rotated}',
+        'runs/llama2_7b_rotated' if rotated else 'meta-llama/Llama-2-7b-hf',
         target,
         '32 layers, 4096, 32 heads, 11008',
         4096,
-        source_note=SOURCE_NOTES['llama2'],
+        source_note='folder that `llmshearing rotate` wrote, see above, string' if rotated else SOURCE_NOTES['llama2'],
         **_references(size, 'written by `llmshearing reference-losses`, see above, string'),
     )
 
@@ -272,6 +285,10 @@ def _continue(name: str, size: str) -> str:
 def texts() -> dict[str, str]:
     """The text of every file by its path below ``yamls``."""
     made = {f'prune/llama2_7b_to_{size}.yaml': _prune_llama2(f'llama2_7b_to_{size}', size) for size in LLAMA2}
+    made |= {
+        f'prune/llama2_7b_to_{size}_rotated.yaml': _prune_llama2(f'llama2_7b_to_{size}_rotated', size, rotated=True)
+        for size in LLAMA2
+    }
     made |= {f'prune/{name}.yaml': _prune_family(name, family) for name, family in FAMILIES.items()}
     return made | {f'continue/llama2_{size}.yaml': _continue(f'llama2_{size}', size) for size in LLAMA2}
 
