@@ -25,7 +25,7 @@ def train_command(gpus: int, path: str) -> str:
 
 
 def preparations(
-    source: str, data: str, work: str, references: str, keep: int | None, parameters: int, tokens: float
+    source: str, data: str, work: str, references: str, sequences: int, keep: int | None, parameters: int, tokens: float
 ) -> dict[str, str]:
     """Commands to run before stage 1, by what they are for.
 
@@ -34,6 +34,7 @@ def preparations(
         data (str): Prepared data.
         work (str): Folder of the run.
         references (str): ``'source'``, ``'law'``, or what needs no command.
+        sequences (int): That the run evaluates per domain; references must be measured on the same.
         keep (int | None): Hidden size of the target, where a rotated source pays.
         parameters (int): Of the target.
         tokens (float): Of continued pre-training.
@@ -41,7 +42,9 @@ def preparations(
     source, data, out = (shlex.quote(path) for path in (source, data, f'{work}/reference_losses.json'))
     commands = {}
     if references == 'source':
-        measure = f'llmshearing reference-losses measure {source} --data {data} --output {out}'
+        measure = (
+            f'llmshearing reference-losses measure {source} --data {data} --max-sequences {sequences} --output {out}'
+        )
         commands["the source's own losses, to aim at (Appendix B of the paper)"] = measure
     if references == 'law':
         fit = f'llmshearing reference-losses fit POINTS.json --params {parameters} --tokens {tokens:.0f} --output {out}'

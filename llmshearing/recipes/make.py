@@ -19,7 +19,7 @@ from llmshearing.recipes.commands import header_lines, preparations, train_comma
 from llmshearing.recipes.data import PreparedData, count_passes, read_data
 from llmshearing.recipes.hardware import Hardware, Placement, place_stage
 from llmshearing.recipes.recipe import STAGES, Recipe
-from llmshearing.recipes.rules import EVAL_SHARE, PAPER_TOKENS, eval_sequences, eval_share, make_schedule
+from llmshearing.recipes.rules import EVAL_SHARE, PAPER_TOKENS, Schedule, eval_sequences, eval_share, make_schedule
 from llmshearing.scaling.fields import read_json
 from llmshearing.utils.numbers import with_unit
 
@@ -109,12 +109,12 @@ def make_recipes(request: Request) -> Made:
         )
         for stage in STAGES
     }
+    sequences = _eval_sequences(schedules, places, request.hardware, len(data.domains))
     keep = shape.hidden_size if shape.hidden_size < before.hidden_size and family.rotates else None
-    first = preparations(source, request.data, work, references, keep, parameters, tokens['continue'])
+    first = preparations(source, request.data, work, references, sequences, keep, parameters, tokens['continue'])
     recipes, lines = {}, [f'target: {parameters:,} parameters ({shape})', *notes]
     for stage in STAGES:
         schedule, place = schedules[stage], places[stage]
-        sequences = eval_sequences(schedule, len(data.domains))
         share = eval_share(schedule, len(data.domains), sequences)
         facts = _facts(data, schedule.steps, schedule.batch, passes[stage], request.hardware, place, share)
         command = train_command(request.hardware.gpus, os.path.join(request.output, f'{stage}.yaml'))
@@ -140,7 +140,7 @@ def make_recipes(request: Request) -> Made:
             run_name=name if stage == 'prune' else f'{name}-continued',
             **_mixture(references, work),
             max_eval_sequences=sequences,
-            max_eval_sequences_note=f'per domain, so that evaluation is at most {EVAL_SHARE:.0%} of the compute, int',
+            max_eval_sequences_note='per domain, those that reference losses are measured on, int',
             max_eval_share=2 * EVAL_SHARE,
             max_eval_share_note='warn when evaluation takes more of the time, float',
             attention='sdpa',
@@ -152,6 +152,15 @@ def make_recipes(request: Request) -> Made:
     lines += ['next:', *(f'  {command}' for command in first.values())]
     lines += [f'  {train_command(request.hardware.gpus, os.path.join(request.output, f"{s}.yaml"))}' for s in STAGES]
     return Made(recipes, config, lines)
+
+
+def _eval_sequences(
+    schedules: dict[str, Schedule], places: dict[str, Placement], hardware: Hardware, domains: int
+) -> int:
+    """Sequences per domain that both stages evaluate: the same, in whole batches, so that references fit both."""
+    together = max(place.micro_batch for place in places.values()) * max(hardware.gpus, 1)
+    most = min(eval_sequences(schedule, domains) for schedule in schedules.values())
+    return max(most // together, 1) * together
 
 
 def _read_source(source: str) -> PretrainedConfig:

@@ -76,6 +76,8 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
                 assert '#' in line, line
     out = capsys.readouterr().out
     assert 'target: 27,108 parameters' in out and 'reference-losses measure' in out and 'rotate' in out
+    counts = {config.callbacks.dynamic_batch_loading.max_eval_sequences for config in (prune, proceed)}
+    assert f'--max-sequences {counts.pop()} ' in out and not counts, 'references are of what both stages evaluate'
     assert out.rstrip().endswith(f'llmshearing train -n 1 {tmp_path}/out/continue.yaml')
 
 
@@ -97,6 +99,8 @@ def test_a_real_source_on_several_gpus_from_its_config_alone(world, tmp_path, ca
     for config in (prune, proceed):
         assert (config.precision, config.model.init_device) == ('amp_bf16', 'mixed')
         assert config.fsdp_config.state_dict_type == 'sharded'
+        evaluated = config.callbacks.dynamic_batch_loading.max_eval_sequences
+        assert evaluated % (16 * config.device_eval_batch_size) == 0, 'whole batches'
         assert config.global_train_batch_size % (16 * config.device_train_microbatch_size) == 0
     assert '--world_size 16' in (tmp_path / 'out' / 'prune.yaml').read_text()
 
