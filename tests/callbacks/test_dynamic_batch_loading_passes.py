@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llmshearing.callbacks.dynamic_batch_loading import updates
+from llmshearing.callbacks.dynamic_batch_loading import limits
 from llmshearing.callbacks.dynamic_batch_loading.passes import weight_ceiling
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
 from llmshearing.data.mixture import UNITS
@@ -34,7 +34,7 @@ def run(dataset, batches, ceiling, generator):
         batches -= rounds.batch
         if rounds.finished:  # also after the last batch, as at the last evaluation
             limit = weight_ceiling(dataset, ceiling)
-            weights = updates.bound(generator.dirichlet(np.full(len(limit), 0.3)) + 1e-9, np.zeros(len(limit)), limit)
+            weights = limits.bound(generator.dirichlet(np.full(len(limit), 0.3)) + 1e-9, np.zeros(len(limit)), limit)
             rounds.set_next_weights(dict(zip(rounds.domains, weights.tolist(), strict=True)))
             if limit.sum() > 1 + 1e-6:
                 check_ideal(dataset)
