@@ -75,7 +75,7 @@ def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path)
         f'Made with `llmshearing trim-vocab`{record["made_with"]}; which tokens stayed is in `{RECORD}`. Data that '
         "were prepared with the source's tokenizer must be prepared again.",
         '## Checked\n\n'
-        f'- {checked["words_kept"]:,} of {checked["words"]:,} held-out words have only tokens that stay, the same ones\n'
+        f'- {checked["words_kept"]:,} of {checked["words"]:,} held-out words have none but tokens that stay: the same\n'
         '- every tensor is that of the source to the last bit, embedding and LM head without the rows of other tokens\n'
         '- on a sample, what enters the LM head is equal to the last bit; the largest difference of a logit, computed '
         f'in {checked["computed_in"]}, is {checked["largest_logit_difference"]:.2g}',

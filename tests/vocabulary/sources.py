@@ -6,8 +6,9 @@ import functools
 import json
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from tests.models.tiny import tiny_model
 
@@ -101,11 +102,21 @@ def make_source(folder: Path, kind: str = 'byte-level', variant: str = 'llama', 
     """A tiny model of a variant with a tokenizer of a kind, a card and a licence."""
     tokenizer = make_tokenizer(kind)
     ids = {f'{name}_token_id': getattr(tokenizer, f'{name}_token_id') for name in ('bos', 'eos', 'pad')}
-    tiny_model(variant, **{'vocab_size': SIZES[kind], **ids, **overrides}).save_pretrained(folder)
+    settings = {'vocab_size': SIZES[kind], **ids, **overrides}
+    (phi_model(**settings) if variant == 'phi' else tiny_model(variant, **settings)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / 'README.md').write_text('---\nlicense: mit\nlanguage: en\n---\n# tiny\n')
     (folder / 'LICENSE').write_text('MIT, as it were')
     return folder
+
+
+def phi_model(**settings) -> PhiForCausalLM:
+    """A tiny model of a type without a table, whose LM head has a bias."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6)
+    model = PhiForCausalLM(PhiConfig(**sizes, max_position_embeddings=128, **settings)).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
 
 
 def make_text(folder: Path) -> Path:
