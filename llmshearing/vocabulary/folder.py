@@ -11,7 +11,7 @@ import yaml
 
 from llmshearing.models.source_files import TAG, read_source_files, source_licence
 from llmshearing.rotation.folder import copy_companions
-from llmshearing.vocabulary.growth import growth_table
+from llmshearing.vocabulary.growth import growth_table, size_table
 from llmshearing.vocabulary.rewriting import new_numbers, with_new_ids, with_new_ids_in_tokenizer
 from llmshearing.vocabulary.settings import RECORD
 from llmshearing.vocabulary.tokenizer_file import TOKENIZER, TokenizerFile
@@ -82,7 +82,10 @@ def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path)
     ]
     if record['tokens_per_byte']:
         table = growth_table(record['tokens_per_byte']['before'], record['tokens_per_byte']['after'])
-        parts.append(f'## Tokens per byte\n\n![tokens per byte against vocabulary size]({PICTURE})\n\n{table}')
+        by_size = size_table(record['by_size']['sizes'], record['by_size']['tokens_per_byte'])
+        parts.append(
+            f'## Tokens per byte\n\n{table}\n\n![tokens per byte against vocabulary size]({PICTURE})\n\n{by_size}'
+        )
     parts.append(
         '## Licence\n\nDerived from the source model and under its licence'
         f'{f": {terms}" if terms else ", which was not found beside it; look it up before you share this model"}.'

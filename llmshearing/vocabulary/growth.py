@@ -18,7 +18,7 @@ from llmshearing.vocabulary.choice import Ranking
 from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
 from llmshearing.vocabulary.text import DomainText
 
-__all__ = ['growth_picture', 'growth_table', 'measure_growth', 'sizes_between', 'tokens_per_byte']
+__all__ = ['growth_picture', 'growth_table', 'measure_growth', 'size_table', 'sizes_between', 'tokens_per_byte']
 
 POINTS = 8
 SAMPLE_BYTES = 2**18  # of each domain, for each point but the chosen one
@@ -78,6 +78,19 @@ def growth_table(before: Mapping[str, float], after: Mapping[str, float]) -> str
     for name, value in before.items():
         growth = 100 * (after[name] / value - 1) if value else 0.0
         lines.append(f'| {name} | {value:.4f} | {after[name]:.4f} | {growth:+.2f} % |')
+    return '\n'.join(lines)
+
+
+def size_table(sizes: Sequence[int], measured: Mapping[str, Sequence[float]]) -> str:
+    """Tokens per byte by vocabulary size and domain as markdown.
+
+    Args:
+        sizes (Sequence[int]): Vocabulary sizes.
+        measured (Mapping[str, Sequence[float]]): :func:`measure_growth` at these sizes.
+    """
+    lines = [f'| tokens | {" | ".join(measured)} |', f'|{"---|" * (len(measured) + 1)}']
+    for number, size in enumerate(sizes):
+        lines.append(f'| {size:,} | {" | ".join(f"{values[number]:.4f}" for values in measured.values())} |')
     return '\n'.join(lines)
 
 

@@ -30,7 +30,14 @@ from llmshearing.utils.paths import refuse_existing
 from llmshearing.vocabulary.choice import Ranking, rank_tokens
 from llmshearing.vocabulary.embeddings import rows_by_token, trimmed_tensors, vocabulary_rows
 from llmshearing.vocabulary.folder import PICTURE, write_card, write_files, write_record
-from llmshearing.vocabulary.growth import growth_picture, growth_table, measure_growth, sizes_between, tokens_per_byte
+from llmshearing.vocabulary.growth import (
+    growth_picture,
+    growth_table,
+    measure_growth,
+    size_table,
+    sizes_between,
+    tokens_per_byte,
+)
 from llmshearing.vocabulary.proof import check_logits, check_tensors_equal, check_tokenizer_folder
 from llmshearing.vocabulary.rewriting import ids_named
 from llmshearing.vocabulary.settings import TrimSettings, read_kept, read_wished
@@ -72,7 +79,7 @@ def trim_source(
     """
     output = Path(output)
     refuse_existing('--output', output, overwrite, (source, data, like))
-    refuse_unwritable('--output', output / 'folder')
+    refuse_unwritable('--output', output)
     opened = _open(Path(source))
     report(
         f'{opened.path}: {opened.rows:,} rows of the embedding, {len(opened.file.ids):,} tokens ({opened.file.kind})'
@@ -158,6 +165,7 @@ def _open(folder: Path) -> _Source:
             f'{folder}: the tokenizer has the id {max(file.ids.values())}, but the embedding {rows} rows; put the '
             'tokenizer that belongs to the model into its folder.'
         )
+    check_weights(folder, config, values=False)  # the numbers in them before they are written
     settings = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     for key in ('bos_token_id', 'eos_token_id', 'pad_token_id'):  # what the type implies where the file says nothing
         implied = getattr(config, key, None)
@@ -206,6 +214,7 @@ def _check(source: _Source, folder: Path, kept: Sequence[int], texts: Sequence[D
     passages = [passage for text in texts for passage in text.held_out]
     words = check_tokenizer_folder(source.path, folder, kept, passages)
     config = read_config(folder)
+    check_weights(folder, config, values=False)
     check_tensors_equal(source.stored, source.by_token, kept, folder, config)
     whole = sum(torch.Size(tensor.shape).numel() for tensor in source.stored.values()) <= WHOLE_UP_TO
     dtype = torch.float32 if whole else next(iter(source.stored.values())).dtype
@@ -231,5 +240,11 @@ def _tell(record: dict[str, Any], output: Path, report: Report) -> None:
         f'checked: {checked["words_kept"]:,} of {checked["words"]:,} words have only tokens that stay, and the same '
         f'ones; what enters the LM head is equal to the last bit, logits are {logits} ({checked["computed_in"]})'
     )
-    table = f'\n\n{growth_table(growth["before"], growth["after"])}' if growth else ''
-    report(f'{len(record["kept"]):,} tokens, written to {output}{table}')
+    tables = ''
+    if growth:
+        curve = record['by_size']
+        tables = (
+            f'\n\n{growth_table(growth["before"], growth["after"])}'
+            f'\n\n{size_table(curve["sizes"], curve["tokens_per_byte"])}'
+        )
+    report(f'{len(record["kept"]):,} tokens, written to {output}{tables}')

@@ -8,7 +8,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from llmshearing.vocabulary.choice import rank_tokens
-from llmshearing.vocabulary.growth import growth_picture, growth_table, measure_growth, sizes_between, tokens_per_byte
+from llmshearing.vocabulary.growth import (
+    growth_picture,
+    growth_table,
+    measure_growth,
+    size_table,
+    sizes_between,
+    tokens_per_byte,
+)
 from llmshearing.vocabulary.text import DomainText
 from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
 from tests.vocabulary.sources import pages, tokenizer_json
@@ -42,6 +49,15 @@ def test_the_table():
     assert growth_table({'web': 0.25, 'code': 0.4}, {'web': 0.3, 'code': 0.4}).splitlines()[2:] == [
         '| web | 0.2500 | 0.3000 | +20.00 % |',
         '| code | 0.4000 | 0.4000 | +0.00 % |',
+    ]
+
+
+def test_the_table_of_sizes():
+    assert size_table([260, 1000], {'web': [1.0, 0.25], 'code': [1.0, 0.5]}).splitlines() == [
+        '| tokens | web | code |',
+        '|---|---|---|',
+        '| 260 | 1.0000 | 1.0000 |',
+        '| 1,000 | 0.2500 | 0.5000 |',
     ]
 
 

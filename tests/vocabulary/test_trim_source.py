@@ -62,6 +62,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def refused(capsys, place: Path, source: str) -> str:
+    """As :func:`refusal`, of several lines."""
+    assert command(place, source, 'never') == 1 and not (place / 'never').exists()
+    return capsys.readouterr().err
+
+
 @torch.no_grad()
 def logits(folder: Path, ids: list[int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype).eval()
@@ -86,7 +92,12 @@ def test_the_same_tokens_and_logits_for_text_whose_tokens_stay(place, kind, caps
     assert len(ids) == len(own)
     torch.testing.assert_close(derived, own[:, kept], rtol=0, atol=1e-13)
     out = capsys.readouterr().out
-    assert '| code | ' in out and '| pages | ' in out and 'what enters the LM head is equal to the last bit' in out
+    assert (
+        '| code | ' in out
+        and f'| {SIZE} | ' in out
+        and '| pages | ' in out
+        and 'what enters the LM head is equal to the last bit' in out
+    )
     assert 'Größe 你好 🙂' in after.decode(after('Größe 你好 🙂')['input_ids']) or kind == 'unigram'  # bytes stay
 
 
@@ -301,6 +312,11 @@ def test_refusals_of_source_text_and_place(place, capsys):
     assert 'no such file or folder' in refusal(capsys, place, 'byte-level', '--data', str(place / 'nowhere'))
     (place / 'void').mkdir()
     assert 'the folder is empty' in refusal(capsys, place, 'byte-level', '--data', str(place / 'void'))
+    cut = shutil.copytree(place / 'byte-level', place / 'cut')
+    tensors = load_file(cut / 'model.safetensors')
+    del tensors['model.norm.weight']
+    save_file(tensors, cut / 'model.safetensors', {'format': 'pt'})
+    assert 'missing: model.norm.weight' in refused(capsys, place, 'cut')
     make_source(place / 'few-rows', vocab_size=600)
     assert 'has the id 639, but the embedding 600 rows' in refusal(capsys, place, 'few-rows')
     run(place, 'byte-level', 'there')
