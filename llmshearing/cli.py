@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         'llmshearing.commands.rotate',
         'turn a source into a basis in which its hidden dimensions are cheap to cut',
     ),
+    'trim-vocab': (
+        'llmshearing.commands.trim_vocab',
+        'give a source fewer tokens: those that its text needs, with the same logits for them',
+    ),
     'demo': ('llmshearing.commands.demo', 'prune and continue a real 135M model on this machine'),
     'report': ('llmshearing.commands.report', 'one HTML page and pictures of a run, while it trains or afterwards'),
     'reference-losses': ('llmshearing.commands.reference_losses', 'measure or predict per-domain reference losses'),

@@ -146,3 +146,16 @@ def test_cut_quality(tmp_path):
     )
     assert rotated != plain
     assert '| by magnitude, without either |' in process.stdout
+
+
+def test_vocabulary(tmp_path):
+    out = tmp_path / 'results.json'
+    process = run_quick('vocabulary.py', '--work', tmp_path / 'work', '--output', out)
+    source, larger, smaller, again = json.loads(out.read_text())
+    assert [row['vocabulary'] for row in (source, larger, smaller)] == [512, 384, 320]
+    assert source['parameters'] > larger['parameters'] > smaller['parameters']
+    for name, length in source['tokens_per_byte'].items():
+        assert length < larger['tokens_per_byte'][name] < smaller['tokens_per_byte'][name] < 1
+        assert source['nats_per_byte'][name] == again['nats_per_byte'][name] > 0
+    assert larger['checked']['words_kept'] > smaller['checked']['words_kept'] > 0
+    assert '| 384 | ' in process.stdout

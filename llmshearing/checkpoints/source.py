@@ -21,7 +21,7 @@ from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
 from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = ['check_weights', 'weights_folder']
+__all__ = ['check_weights', 'read_weights', 'weights_folder']
 
 # In order of transformers' own preference.
 WEIGHT_FILES = (
@@ -67,16 +67,8 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
             local disk about a second per gigabyte, and memory for the largest tensor. Default: ``True``.
     """
     folder = Path(folder)
-    _refuse_pointers(folder)
-    stored = _stored_tensors(folder)
     shapes = parameter_shapes(config, in_files=True)
-    prefix = _missing_prefix(stored, shapes)
-    ignored = [re.compile(pattern) for pattern in (*shapes.ignored, *OLD_BUFFERS)]
-    stored = {
-        f'{prefix}{name}': tensor
-        for name, tensor in stored.items()
-        if not any(pattern.search(name) for pattern in ignored)
-    }
+    stored = _named_tensors(folder, shapes)
     for name, tensor in stored.items():
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
             raise ValueError(
@@ -95,6 +87,29 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
         for name, tensor in stored.items():
             if not torch.isfinite(tensor.read()).all():
                 raise ValueError(f'{folder}: {name} holds NaN or infinity; copy the model again, or take another one.')
+
+
+def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTensor]:
+    """The tensors of a model folder by their names there, each still in its file.
+
+    Args:
+        folder (Path): As in :func:`check_weights`, which says whether they fit the config.
+        config (PretrainedConfig): Its config.
+    """
+    return _named_tensors(Path(folder), parameter_shapes(config, in_files=True))
+
+
+def _named_tensors(folder: Path, shapes: ParameterShapes) -> dict[str, StoredTensor]:
+    """What the files hold, with the names of a whole model and without the buffers that are computed now."""
+    _refuse_pointers(folder)
+    stored = _stored_tensors(folder)
+    prefix = _missing_prefix(stored, shapes)
+    ignored = [re.compile(pattern) for pattern in (*shapes.ignored, *OLD_BUFFERS)]
+    return {
+        f'{prefix}{name}': tensor
+        for name, tensor in stored.items()
+        if not any(pattern.search(name) for pattern in ignored)
+    }
 
 
 def _refuse_pointers(folder: Path) -> None:

@@ -7,11 +7,10 @@ out. No passage is on both sides: one that occurs twice, in two files even, coun
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +18,14 @@ import torch
 from torch import Tensor
 
 from llmshearing.prepare import worker
-from llmshearing.prepare.contents import open_binary, reading
-from llmshearing.prepare.pieces import read_pieces
-from llmshearing.prepare.sources import find_sources
-from llmshearing.prepare.spec import Domain
+from llmshearing.prepare.beginning import read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
-from llmshearing.utils.paths import expand_path
 
 __all__ = ['READ_BYTES', 'Text', 'calibration_batches', 'read_texts']
 
 READ_BYTES = 32 * 2**20
 PASSAGE = 4096  # characters
 EVERY = 4  # one passage of so many is held out
-PIECE = 2**20  # bytes read at once
 TOKENIZED_AT_ONCE = 8  # passages
 
 
@@ -128,7 +122,7 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
 def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> list[str]:
     """Passages of the beginning of a text that are not ``taken``, which they then are; in an order by the seed."""
     found: dict[bytes, str] = {}
-    for document in _documents(path, text_key):
+    for document in read_beginning('--text', path, text_key, READ_BYTES):
         for start in range(0, len(document), PASSAGE):
             passage = document[start : start + PASSAGE]
             digest = hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()
@@ -136,44 +130,6 @@ def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> list[st
                 taken.add(digest)
                 found[digest] = passage
     return [found[digest] for digest in sorted(found)]
-
-
-def _documents(path: str, text_key: str) -> Iterator[str]:
-    """Documents of a text, until they have enough bytes."""
-    domain = Domain('text', (expand_path('--text', path),), text_key=text_key)
-    left = READ_BYTES
-    try:
-        sources = find_sources(domain)
-        for source in sources:
-            if left <= 0:
-                return
-            if source.kind in ('txt', 'file'):  # of any size, and a document as a whole
-                document = _beginning(source.path, left)
-                left -= len(document.encode())
-                yield document
-                continue
-            for piece in read_pieces(domain, [source], PIECE):
-                for document in worker.read_documents(piece, text_key, None):
-                    if isinstance(document, worker.BadRecord):
-                        raise ValueError(f'{document.path}, record {document.number}: {document.reason}')
-                    yield document[0]
-                left -= piece.size
-                if left <= 0:
-                    break
-    except ValueError as error:
-        reason = str(error).removeprefix('domains.text: ').replace('set text_key to', 'set --text-key to')
-        raise ValueError(f'--text {path}: {reason}') from error
-
-
-def _beginning(path: str, size: int) -> str:
-    with reading(path), open_binary(path) as file:
-        data = file.read(size)
-    if b'\0' in data:
-        raise ValueError('it holds NUL bytes: it is no text, or UTF-16 without a byte order mark')
-    try:
-        return codecs.getincrementaldecoder('utf-8')().decode(data)  # what is cut off at the end is left out
-    except UnicodeDecodeError as error:
-        raise ValueError(f'it is not UTF-8 ({error}); convert it, with iconv -f latin1 -t utf-8 for example') from error
 
 
 def _sequences(

@@ -150,6 +150,12 @@ def _key_problems(target: Mapping[str, Any]) -> list[str]:
             'sparsity names no shape: it is a target of the algorithm targeted_pruning alone, '
             'without any of the other keys.'
         ]
+    if 'vocab_size' in target:
+        return [
+            'vocab_size is no part of a shape: tokenizer and data change with it. Make the source smaller first, with '
+            '`llmshearing trim-vocab SOURCE --data TEXT --size N --output FOLDER`, and prepare the data with its '
+            'tokenizer.'
+        ]
     possible = (*TARGET_KEYS, *OPTION_KEYS)
     return [
         f'unknown key {key!r}.{did_you_mean(key, possible)} Possible: {", ".join(possible)}.'

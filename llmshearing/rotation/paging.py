@@ -7,24 +7,39 @@ Norms are small and stay, so that code that looks at them needs no care. There a
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from accelerate import init_empty_weights
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmshearing.compat.transformers import attention_implementation, dtype_argument
 from llmshearing.models.families import family_of
 from llmshearing.models.roles import Norm, Whole
-from llmshearing.rotation.source_folder import SourceFolder
 
-__all__ = ['paged_model']
+__all__ = ['Paged', 'paged_model']
 
 
-def paged_model(source: SourceFolder, dtype: torch.dtype, device: torch.device | str = 'cpu') -> PreTrainedModel:
+class Paged(Protocol):
+    """A model in files, such as a :class:`~llmshearing.rotation.source_folder.SourceFolder`.
+
+    Attributes:
+        config (PretrainedConfig): Its config.
+    """
+
+    config: PretrainedConfig
+
+    def get(self, name: str) -> Tensor:
+        """Reads one parameter by its name in memory; the embedding where a tied head is asked for."""
+        ...
+
+
+def paged_model(source: Paged, dtype: torch.dtype, device: torch.device | str = 'cpu') -> PreTrainedModel:
     """The source's model in evaluation mode; embedding, projections and LM head are read at every use.
 
     Args:
-        source (SourceFolder): An opened folder.
+        source (Paged): An opened folder.
         dtype (torch.dtype): To compute in.
         device (torch.device | str): Where to compute.
     """
@@ -45,7 +60,7 @@ def paged_model(source: SourceFolder, dtype: torch.dtype, device: torch.device |
 
 
 def _read(
-    module: nn.Module, path: str, names: list[str], source: SourceFolder, dtype: torch.dtype, device: torch.device | str
+    module: nn.Module, path: str, names: list[str], source: Paged, dtype: torch.dtype, device: torch.device | str
 ) -> None:
     for name in names:
         tensor = source.get(f'{path}.{name}').to(device, dtype)

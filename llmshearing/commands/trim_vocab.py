@@ -1,0 +1,84 @@
+"""``llmshearing trim-vocab SOURCE``: the same model with fewer tokens, those that some text needs most.
+
+    llmshearing trim-vocab models/llama --data data/text --size 32000 --output models/llama-32k
+    llmshearing trim-vocab models/teacher --like models/llama-32k --output models/teacher-32k
+
+DATA is what will be trained on: a file or folder of text (JSON lines, Parquet, plain text; each file is a domain), or
+a folder that `llmshearing prepare` wrote with the source's tokenizer. Special and added tokens and all bytes stay. On
+text whose tokens all stay, tokenizer and model do what the source's do, which is checked before FOLDER appears.
+Prepare data again with the new tokenizer: runs refuse what the old one made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from llmshearing.utils.numbers import parse_size
+
+__all__ = ['main']
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='llmshearing trim-vocab', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', metavar='SOURCE', type=Path, help='folder of a Hugging Face model')
+    parser.add_argument('--data', type=Path, metavar='DATA', help='text to count tokens on, see above')
+    parser.add_argument('--size', type=int, metavar='N', help='tokens that stay, exactly so many')
+    parser.add_argument(
+        '--multiple-of',
+        type=int,
+        default=64,
+        metavar='N',
+        help='what --size must be a multiple of; nothing is rounded (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--keep', type=Path, metavar='FILE', help='tokens that must stay, one a line, as they stand in tokenizer.json'
+    )
+    parser.add_argument(
+        '--like', type=Path, metavar='FOLDER', help='take the tokens of this result, in place of --data and --size'
+    )
+    parser.add_argument('--output', required=True, metavar='FOLDER', help='where the trimmed model goes')
+    parser.add_argument('--text-key', default='text', metavar='KEY', help='field that holds it (default: %(default)s)')
+    parser.add_argument(
+        '--read-bytes', default='64MB', metavar='SIZE', help='text to read of each domain (default: %(default)s)'
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace FOLDER if it exists')
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns 0. A user's mistake is a ValueError or OSError."""
+    arguments = _parser().parse_args(argv)
+    if arguments.like is not None and (arguments.data, arguments.size, arguments.keep) != (None, None, None):
+        raise ValueError('--like takes the tokens of a result: leave out --data, --size and --keep.')
+    if arguments.like is None and (arguments.data is None or arguments.size is None):
+        raise ValueError('--data and --size say which tokens stay and how many; give both, or --like.')
+    import transformers
+
+    from llmshearing.utils.paths import local_destination
+    from llmshearing.vocabulary.settings import TrimSettings
+    from llmshearing.vocabulary.trim_source import trim_source
+
+    transformers.utils.logging.disable_progress_bar()
+    began = time.monotonic()
+
+    def report(line: str) -> None:
+        sys.stdout.write(f'[{time.monotonic() - began:4.0f} s] {line}\n')
+        sys.stdout.flush()
+
+    trim_source(
+        arguments.source,
+        local_destination('--output', arguments.output),
+        TrimSettings(
+            arguments.size, arguments.multiple_of, arguments.keep, arguments.text_key, parse_size(arguments.read_bytes)
+        ),
+        arguments.data,
+        arguments.like,
+        arguments.overwrite,
+        report,
+    )
+    return 0

@@ -1,0 +1,70 @@
+"""The first documents of one text, for whoever looks at some text and prepares none.
+
+The readers are those of ``prepare``: JSON lines, Parquet, saved data sets, plain text, told by their content. Of a file
+that is one document, no more than is wanted is read, so a text may be of any size.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+from llmshearing.prepare import worker
+from llmshearing.prepare.contents import open_binary, reading
+from llmshearing.prepare.pieces import read_pieces
+from llmshearing.prepare.sources import find_sources
+from llmshearing.prepare.spec import Domain
+from llmshearing.utils.paths import expand_path
+
+__all__ = ['read_beginning']
+
+PIECE = 2**20  # bytes read at once
+
+
+def read_beginning(option: str, path: str, text_key: str, limit: int) -> Iterator[str]:
+    """Documents of a text, until they have enough bytes.
+
+    Conversations are written by the tokenizer's template, for which
+    :func:`llmshearing.prepare.worker.start` must have been called.
+
+    Args:
+        option (str): Where the path was given, such as ``'--text'``, for messages.
+        path (str): A file, or a folder of such.
+        text_key (str): Field or column that holds the text.
+        limit (int): Bytes after which no further piece is read.
+
+    Raises:
+        ValueError: For a file that is not there, or is no text in UTF-8 or UTF-16.
+    """
+    domain = Domain('text', (expand_path(option, path),), text_key=text_key)
+    try:
+        for source in find_sources(domain):
+            if limit <= 0:
+                return
+            if source.kind in ('txt', 'file'):  # of any size, and a document as a whole
+                document = _head_of(source.path, limit)
+                limit -= len(document.encode())
+                yield document
+                continue
+            for piece in read_pieces(domain, [source], PIECE):
+                for document in worker.read_documents(piece, text_key, None):
+                    if isinstance(document, worker.BadRecord):
+                        raise ValueError(f'{document.path}, record {document.number}: {document.reason}')
+                    yield document[0]
+                limit -= piece.size
+                if limit <= 0:
+                    break
+    except ValueError as error:
+        reason = str(error).removeprefix('domains.text: ').replace('set text_key to', 'set --text-key to')
+        raise ValueError(f'{option} {path}: {reason}') from error
+
+
+def _head_of(path: str, size: int) -> str:
+    with reading(path), open_binary(path) as file:
+        data = file.read(size)
+    if b'\0' in data:
+        raise ValueError('it holds NUL bytes: it is no text, or UTF-16 without a byte order mark')
+    try:
+        return codecs.getincrementaldecoder('utf-8')().decode(data)  # what is cut off at the end is left out
+    except UnicodeDecodeError as error:
+        raise ValueError(f'it is not UTF-8 ({error}); convert it, with iconv -f latin1 -t utf-8 for example') from error

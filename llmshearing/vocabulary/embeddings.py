@@ -1,0 +1,88 @@
+"""The tensors that have a row per token, found through transformers, and a model's tensors with fewer of these rows.
+
+``get_input_embeddings`` and ``get_output_embeddings`` name the embedding and the LM head of any decoder, so no table of
+families is needed. A tied head is in no file, or is in one as a copy, which loses the same rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
+
+from llmshearing.checkpoints.lazy_tensors import StoredTensor
+from llmshearing.models.families import stored_name
+
+__all__ = ['StoredModel', 'rows_by_token', 'trimmed_tensors', 'vocabulary_rows']
+
+
+@dataclasses.dataclass
+class StoredModel:
+    """A model in files, for :func:`llmshearing.rotation.paging.paged_model`.
+
+    Attributes:
+        config (PretrainedConfig): Its config.
+        stored (Mapping[str, StoredTensor]): Its tensors by their names in files.
+        embedding (str): Name of the embedding there, which a tied head is.
+    """
+
+    config: PretrainedConfig
+    stored: Mapping[str, StoredTensor]
+    embedding: str
+
+    def get(self, name: str) -> Tensor:
+        """Reads one parameter by its name in memory; the embedding where a tied head is asked for."""
+        name = stored_name(self.config, name)
+        return self.stored[name if name in self.stored else self.embedding].read()
+
+
+def rows_by_token(config: PretrainedConfig) -> dict[str, int]:
+    """Rows of each tensor with a row per token, by its name in a model folder; the embedding is the first.
+
+    Raises:
+        ValueError: If transformers has no decoder of this type, or it does not say which its embedding is.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f'transformers has no decoder of model_type {config.model_type!r}; expected one.')
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen on the meta device
+    with torch.device('meta'):
+        model = AutoModelForCausalLM.from_config(config)
+    embedding = model.get_input_embeddings()
+    found = {}
+    for module in (embedding, model.get_output_embeddings()):
+        path = next((path for path, other in model.named_modules() if other is module), None)
+        if path is None and module is embedding:
+            raise ValueError(f'model_type {config.model_type!r} does not say which module its embedding is.')
+        for name, parameter in [] if path is None else module.named_parameters(recurse=False):
+            found[stored_name(config, f'{path}.{name}')] = parameter.shape[0]
+    return found
+
+
+def vocabulary_rows(config: PretrainedConfig) -> int:
+    """Rows of the embedding.
+
+    Raises:
+        ValueError: As :func:`rows_by_token`; also if the LM head has another number of rows.
+    """
+    rows = rows_by_token(config)
+    if len(set(rows.values())) != 1:
+        raise ValueError(f'embedding and LM head have different numbers of rows: {rows}; expected one number.')
+    return next(iter(rows.values()))
+
+
+def trimmed_tensors(
+    stored: Mapping[str, StoredTensor], by_token: Mapping[str, int], kept: Sequence[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, tensor) of the trimmed model, one after the other, in the types in which they are stored.
+
+    Args:
+        stored (Mapping[str, StoredTensor]): The source's.
+        by_token (Mapping[str, int]): :func:`rows_by_token` of its config.
+        kept (Sequence[int]): Old ids in the order of the new ones.
+    """
+    rows = torch.tensor(list(kept))
+    for name, tensor in stored.items():
+        yield name, tensor.read()[rows] if name in by_token else tensor.read()

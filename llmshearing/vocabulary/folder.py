@@ -1,0 +1,106 @@
+"""The files of a trimmed folder beside its weights: config, tokenizer, card, licence, what was done, a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmshearing.models.source_files import TAG, read_source_files, source_licence
+from llmshearing.rotation.folder import copy_companions
+from llmshearing.vocabulary.growth import growth_table, size_table
+from llmshearing.vocabulary.rewriting import new_numbers, with_new_ids, with_new_ids_in_tokenizer
+from llmshearing.vocabulary.settings import RECORD
+from llmshearing.vocabulary.tokenizer_file import TOKENIZER, TokenizerFile
+
+__all__ = ['PICTURE', 'write_card', 'write_files', 'write_record']
+
+PICTURE = 'tokens_per_byte.svg'
+# Other forms of the same vocabulary, which would hold what is gone; tokenizer.json has all that they say.
+OTHER_FORMS = ('vocab.*', 'merges.txt', '*.model')
+
+
+def write_files(
+    source: Path, config: Mapping[str, Any], tokenizer: TokenizerFile, kept: Sequence[int], folder: Path
+) -> None:
+    """Writes config, generation config, tokenizer and licence files.
+
+    Args:
+        source (Path): The source's folder.
+        config (Mapping[str, Any]): Its ``config.json``, completed by the ids that its type implies.
+        tokenizer (TokenizerFile): Its tokenizer.
+        kept (Sequence[int]): Old ids in the order of the new ones.
+        folder (Path): Where to write.
+    """
+    new = new_numbers(kept)
+    copy_companions(source, folder)
+    for pattern in OTHER_FORMS:
+        for path in folder.glob(pattern):
+            path.unlink()
+    settings = {**with_new_ids(config, new), 'vocab_size': len(kept)}
+    settings.pop('auto_map', None)  # leads to code
+    _write(folder / 'config.json', settings)
+    _write(folder / TOKENIZER, with_new_ids_in_tokenizer(tokenizer.content, kept))
+    for name, change in (
+        ('generation_config.json', lambda old: with_new_ids(old, new)),
+        ('added_tokens.json', lambda old: {token: new[number] for token, number in old.items() if number in new}),
+        ('tokenizer_config.json', lambda old: _tokenizer_config(old, new)),
+    ):
+        path = folder / name
+        if path.is_file():
+            _write(path, change(json.loads(path.read_text(encoding='utf-8'))))
+
+
+def write_record(record: Mapping[str, Any], folder: Path) -> None:
+    """``vocabulary.json``, a line for each key: a list of thousands of numbers does not make as many lines."""
+    lines = (f'{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}' for key, value in record.items())
+    (folder / RECORD).write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
+
+
+def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path) -> None:
+    """``README.md``: derived from what, how, under which licence, what was checked, and the table."""
+    licence = source_licence(read_source_files(str(source)))
+    head = {'library_name': 'transformers', **licence, 'tags': ['vocabulary-trimmed', TAG]}
+    head['base_model'] = record['source']
+    checked, terms = record['checked'], licence.get('license')
+    before, after = record['size_before'], len(record['kept'])
+    parts = [
+        f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
+        f'# {name}',
+        f'{record["source"]} with {after:,} of its {before:,} tokens. On text whose tokens all stay it has the same '
+        'tokens and computes the same; other text is written with more, smaller tokens.',
+        f'Made with `llmshearing trim-vocab`{record["made_with"]}; which tokens stayed is in `{RECORD}`. Data that '
+        "were prepared with the source's tokenizer must be prepared again.",
+        '## Checked\n\n'
+        f'- {checked["words_kept"]:,} of {checked["words"]:,} held-out words have none but tokens that stay: the same\n'
+        '- every tensor is that of the source to the last bit, embedding and LM head without the rows of other tokens\n'
+        '- on a sample, what enters the LM head is equal to the last bit; the largest difference of a logit, computed '
+        f'in {checked["computed_in"]}, is {checked["largest_logit_difference"]:.2g}',
+    ]
+    if record['tokens_per_byte']:
+        table = growth_table(record['tokens_per_byte']['before'], record['tokens_per_byte']['after'])
+        by_size = size_table(record['by_size']['sizes'], record['by_size']['tokens_per_byte'])
+        parts.append(
+            f'## Tokens per byte\n\n{table}\n\n![tokens per byte against vocabulary size]({PICTURE})\n\n{by_size}'
+        )
+    parts.append(
+        '## Licence\n\nDerived from the source model and under its licence'
+        f'{f": {terms}" if terms else ", which was not found beside it; look it up before you share this model"}.'
+    )
+    (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+
+
+def _tokenizer_config(content: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    result = dict(content)
+    added = content.get('added_tokens_decoder')
+    if isinstance(added, dict):
+        renumbered = {new[int(number)]: token for number, token in added.items() if int(number) in new}
+        result['added_tokens_decoder'] = {str(number): renumbered[number] for number in sorted(renumbered)}
+    return result
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')

@@ -1,0 +1,112 @@
+"""How many tokens a text takes with fewer of them: tokens per byte, measured by tokenizing, never estimated.
+
+A byte of text is the same whatever the tokenizer is, a token is not. So tokens are told per byte, and losses of models
+with different vocabularies are compared in nats per byte: the sum over a text's tokens by its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from llmshearing.reports.svg import COLOURS, GREY, Line, as_file, line_panel
+from llmshearing.vocabulary.choice import Ranking
+from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
+from llmshearing.vocabulary.text import DomainText
+
+__all__ = ['growth_picture', 'growth_table', 'measure_growth', 'size_table', 'sizes_between', 'tokens_per_byte']
+
+POINTS = 8
+SAMPLE_BYTES = 2**18  # of each domain, for each point but the chosen one
+
+
+def tokens_per_byte(tokenizer: Tokenizer, text: DomainText, most: int | None = None) -> float:
+    """Tokens by bytes of a domain's held-out passages.
+
+    Args:
+        tokenizer (Tokenizer): To measure.
+        text (DomainText): The domain.
+        most (int | None): Bytes to look at. Default: all.
+    """
+    passages, size = [], 0
+    for passage in text.held_out:
+        passages.append(passage)
+        size += len(passage.encode())
+        if most is not None and size >= most:
+            break
+    encoded = tokenizer.encode_batch_fast(passages, add_special_tokens=False)
+    return sum(len(one) for one in encoded) / max(size, 1)
+
+
+def sizes_between(least: int, present: int, chosen: int, points: int = POINTS) -> list[int]:
+    """Vocabulary sizes to measure, evenly spaced in their logarithms; the least, the chosen and the present too."""
+    spaced = np.geomspace(max(least, 1), present, points).round().astype(int)
+    return sorted({least, chosen, present, *(int(size) for size in spaced if least <= size <= present)})
+
+
+def measure_growth(
+    content: Mapping[str, Any], ranking: Ranking, sizes: Sequence[int], texts: Sequence[DomainText]
+) -> dict[str, list[float]]:
+    """Tokens per byte of each domain at each size.
+
+    Args:
+        content (Mapping[str, Any]): The source's tokenizer as JSON.
+        ranking (Ranking): Which tokens stay at a size.
+        sizes (Sequence[int]): Vocabulary sizes.
+        texts (Sequence[DomainText]): The domains.
+    """
+    result: dict[str, list[float]] = {text.name: [] for text in texts}
+    for size in sizes:
+        tokenizer = Tokenizer.from_str(json.dumps(with_new_ids_in_tokenizer(content, ranking.kept(size))))
+        for text in texts:
+            result[text.name].append(tokens_per_byte(tokenizer, text, SAMPLE_BYTES))
+    return result
+
+
+def growth_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Tokens per byte by domain as markdown.
+
+    Args:
+        before (Mapping[str, float]): With the source's tokenizer.
+        after (Mapping[str, float]): With the trimmed one.
+    """
+    lines = ['| domain | tokens per byte before | after | more tokens |', '|---|---|---|---|']
+    for name, value in before.items():
+        growth = 100 * (after[name] / value - 1) if value else 0.0
+        lines.append(f'| {name} | {value:.4f} | {after[name]:.4f} | {growth:+.2f} % |')
+    return '\n'.join(lines)
+
+
+def size_table(sizes: Sequence[int], measured: Mapping[str, Sequence[float]]) -> str:
+    """Tokens per byte by vocabulary size and domain as markdown.
+
+    Args:
+        sizes (Sequence[int]): Vocabulary sizes.
+        measured (Mapping[str, Sequence[float]]): :func:`measure_growth` at these sizes.
+    """
+    lines = [f'| tokens | {" | ".join(measured)} |', f'|{"---|" * (len(measured) + 1)}']
+    for number, size in enumerate(sizes):
+        lines.append(f'| {size:,} | {" | ".join(f"{values[number]:.4f}" for values in measured.values())} |')
+    return '\n'.join(lines)
+
+
+def growth_picture(sizes: Sequence[int], measured: Mapping[str, Sequence[float]], chosen: int) -> str:
+    """Tokens per byte against vocabulary size, as SVG, with the chosen size marked.
+
+    Args:
+        sizes (Sequence[int]): Rising.
+        measured (Mapping[str, Sequence[float]]): :func:`measure_growth` at these sizes.
+        chosen (int): Of the written model.
+    """
+    x = np.array(sizes, np.float64)
+    lines = [
+        Line(name, x, np.array(values, np.float64), COLOURS[number % len(COLOURS)], width=2.2)
+        for number, (name, values) in enumerate(measured.items())
+    ]
+    highest = max(max(values) for values in measured.values())
+    lines.append(Line(f'{chosen:,} tokens', np.array([chosen, chosen]), np.array([0.0, highest]), GREY, ':'))
+    return as_file(line_panel('tokens per byte', lines, 'tokens per byte', from_zero=True, x_label='vocabulary size'))

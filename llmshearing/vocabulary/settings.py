@@ -1,0 +1,106 @@
+"""What decides a trimmed vocabulary, checked before any text is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from llmshearing.vocabulary.text import READ_BYTES
+
+__all__ = ['RECORD', 'TrimSettings', 'read_kept', 'read_wished']
+
+RECORD = 'vocabulary.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrimSettings:
+    """What decides the result, beside source and text.
+
+    Attributes:
+        size (int | None): Tokens of the result; None where a list of tokens is given.
+        multiple_of (int): What the size must be a multiple of, as matrix products like it.
+        keep (Path | None): File with tokens that must stay, one a line.
+        text_key (str): Field or column that holds the text.
+        read_bytes (int): Bytes to read of each domain.
+    """
+
+    size: int | None = None
+    multiple_of: int = 64
+    keep: Path | None = None
+    text_key: str = 'text'
+    read_bytes: int = READ_BYTES
+
+    def check(self, least: int, present: int) -> int:
+        """The size, if it is possible.
+
+        Args:
+            least (int): Tokens that stay at any size.
+            present (int): Tokens of the source's tokenizer.
+
+        Raises:
+            ValueError: Saying which sizes are.
+        """
+        size, step = self.size, self.multiple_of
+        if step < 1:
+            raise ValueError(f'--multiple-of {step}: expected at least 1.')
+        lowest, highest = -(-least // step) * step, (present - 1) // step * step
+        possible = (
+            f'possible are multiples of {step} from {lowest:,} to {highest:,}'
+            if lowest <= highest
+            else f'no multiple of {step} is possible, set --multiple-of'
+        )
+        if size is None or size < least:
+            raise ValueError(
+                f'--size {size}: {least:,} tokens stay at any size (special and added ones, bytes or characters, and '
+                f'what --keep names); {possible}.'
+            )
+        if size >= present:
+            raise ValueError(f'--size {size}: the tokenizer has {present:,} tokens, and fewer are to stay; {possible}.')
+        if size % step:
+            raise ValueError(f'--size {size} is no multiple of {step} (--multiple-of); {possible}.')
+        if self.read_bytes < 1:
+            raise ValueError(f'--read-bytes {self.read_bytes}: expected at least 1.')
+        return size
+
+
+def read_wished(path: Path | None) -> list[str]:
+    """The tokens of a ``--keep`` file, one a line, as they stand in ``tokenizer.json``.
+
+    Raises:
+        ValueError: If there is no such file, or it is no text.
+    """
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        raise ValueError(f'--keep {path}: no such file; expected one with a token a line.')
+    try:
+        return [line for line in Path(path).read_text(encoding='utf-8').split('\n') if line]
+    except UnicodeDecodeError as error:
+        raise ValueError(f'--keep {path} is not UTF-8 ({error}).') from error
+
+
+def read_kept(folder: Path, vocabulary: str) -> list[int]:
+    """The kept ids that another trimmed folder notes.
+
+    Args:
+        folder (Path): Written by this command.
+        vocabulary (str): Hash of the tokens of the tokenizer that is to be trimmed the same way.
+
+    Raises:
+        ValueError: If it is no such folder, or its source had another tokenizer.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise ValueError(f'--like {folder} holds no {RECORD}; expected a folder that trim-vocab wrote.')
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+        kept, made_from = [int(number) for number in record['kept']], record['source_vocabulary']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'--like: {path} is not what trim-vocab writes ({type(error).__name__}: {error}).') from error
+    if made_from != vocabulary:
+        raise ValueError(
+            f'--like {folder} was made from another tokenizer: its tokens have the hash {made_from}, those here '
+            f'{vocabulary}. The same list fits models of one tokenizer alone.'
+        )
+    return kept

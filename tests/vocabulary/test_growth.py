@@ -1,0 +1,66 @@
+"""Tokens per byte, in closed form on a tokenizer of bytes, and the table and picture of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from llmshearing.vocabulary.choice import rank_tokens
+from llmshearing.vocabulary.growth import (
+    growth_picture,
+    growth_table,
+    measure_growth,
+    size_table,
+    sizes_between,
+    tokens_per_byte,
+)
+from llmshearing.vocabulary.text import DomainText
+from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
+from tests.vocabulary.sources import pages, tokenizer_json
+
+
+def domain(*passages: str) -> DomainText:
+    text = DomainText('some', np.zeros(1, np.int64))
+    for passage in passages:
+        text.hold_out(passage)
+    return text
+
+
+def test_bytes_alone_take_one_token_per_byte():
+    content = json.loads(tokenizer_json('byte-level'))
+    ranking = rank_tokens(check_tokenizer_file(content), {}, [], [])
+    text = domain('naïve 你好', pages()[1][:500])
+    least = len(ranking.needed)
+    measured = measure_growth(content, ranking, [least, 640], [text])['some']
+    assert measured[0] == 1.0
+    whole = Tokenizer.from_str(tokenizer_json('byte-level'))
+    assert measured[1] == sum(len(whole.encode(one).ids) for one in text.held_out) / text.size
+    assert tokens_per_byte(whole, text, most=1) == len(whole.encode('naïve 你好').ids) / 13
+
+
+def test_sizes_between():
+    assert sizes_between(10, 1000, 70, points=3) == [10, 70, 100, 1000]
+    assert sizes_between(10, 1000, 100, points=3) == [10, 100, 1000]
+
+
+def test_the_table():
+    assert growth_table({'web': 0.25, 'code': 0.4}, {'web': 0.3, 'code': 0.4}).splitlines()[2:] == [
+        '| web | 0.2500 | 0.3000 | +20.00 % |',
+        '| code | 0.4000 | 0.4000 | +0.00 % |',
+    ]
+
+
+def test_the_table_of_sizes():
+    assert size_table([260, 1000], {'web': [1.0, 0.25], 'code': [1.0, 0.5]}).splitlines() == [
+        '| tokens | web | code |',
+        '|---|---|---|',
+        '| 260 | 1.0000 | 1.0000 |',
+        '| 1,000 | 0.2500 | 0.5000 |',
+    ]
+
+
+def test_the_picture_marks_the_size():
+    svg = growth_picture([10, 100, 1000], {'web': [1.0, 0.5, 0.3]}, 100)
+    assert svg.startswith('<svg xmlns') and '100 tokens' in svg and 'vocabulary size' in svg and 'web' in svg
