@@ -1,16 +1,17 @@
 """Which tokens stay: those that shorten the text most, and no text that is made of them may change.
 
 **BPE.** A text has as many tokens as characters (or bytes), less one for every merge that is done. So a token is worth
-the number of times that it is *made* on the text, as a part of others too, and the N most-made tokens leave the fewest.
-A part is made at least as often as the whole, so tokens in this order have their derivations before them: any number of
-them is closed, and any size is met exactly (:mod:`llmshearing.vocabulary.derivation` proves what that is good for).
+the number of times that it is *made* on the text, as a part of others too. The N most-made tokens leave the fewest if
+words fall back to the parts that they were made of; a merge that had no chance before may shorten some a little more.
+A part is made at least as often as the whole, so tokens in this order have their derivations before them: any number
+of them is closed, and any size is met exactly (:mod:`llmshearing.vocabulary.derivation` proves what that is good for).
 
 **Unigram.** The tokens of a text are the path of pieces with the largest sum of scores. A piece is worth its count.
-Nothing has to be closed: let a text's path B consist of kept pieces. Dropping other pieces takes other paths away. New
-paths appear only where a character has lost its own piece, as `tokenizers` then lets it be unknown, at 10 below the
-least score of all; the piece of least score stays, so this is less than the piece that was lost, and each new path is
-worse than one that was there. B keeps its score, so it is the best still. Among equal scores the search takes, at
-every place, the first; what was first among more is first among fewer.
+Nothing has to be closed: let a text's path B consist of kept pieces. Dropping other pieces takes other paths away. An
+unknown character costs 10 more than the piece of least score, in `tokenizers`; that piece stays, so it costs what it
+did. New paths appear only where a character has lost its own piece, and is unknown instead: each has less than the path
+with that piece had. B keeps its score, so it is the best still. Among equal scores the search takes, at every place,
+the first; what was first among more is first among fewer.
 """
 
 from __future__ import annotations

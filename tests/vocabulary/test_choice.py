@@ -74,6 +74,37 @@ def test_new_ids_follow_the_old_order_with_added_tokens_last():
     assert kept == [*sorted(set(kept) - {700, *added}), *added, 700]
 
 
+def unigram(scores: dict[str, float]) -> dict:
+    vocab = [[piece, score] for piece, score in {'<unk>': 0.0, **scores}.items()]
+    return {'added_tokens': [], 'model': {'type': 'Unigram', 'unk_id': 0, 'vocab': vocab, 'byte_fallback': True}}
+
+
+def path_of(content: dict, text: str) -> list[str]:
+    model = content['model']
+    tokenizer = Tokenizer(models.Unigram([tuple(entry) for entry in model['vocab']], model['unk_id'], True))
+    return [tokenizer.id_to_token(number) for number in tokenizer.encode(text).ids]
+
+
+def test_the_most_used_pieces_stay_and_of_equals_the_likelier():
+    file = check_tokenizer_file(unigram({'a': -3.0, 'b': -9.0, 'ab': -4.0, 'ba': -2.0, 'c': -5.0}))
+    ranking = rank_tokens(file, {file.ids['ab']: 7, file.ids['a']: 2}, [], [])
+    names = {number: token for token, number in file.ids.items()}
+    assert [names[number] for number in ranking.needed] == ['<unk>', 'b']
+    assert [names[number] for number in ranking.others] == ['ab', 'a', 'ba', 'c']
+
+
+def test_the_piece_of_least_score_decides_what_an_unknown_character_costs():
+    """Of xayz the path x, ay, z has -25; x, unknown, yz has -12 less than the least score."""
+    content = unigram({'x': -1.0, 'ay': -12.0, 'z': -12.0, 'yz': -1.0, 'q': -100.0, 'w': -2.0})
+    file = check_tokenizer_file(content)
+    path = ['x', 'ay', 'z']
+    assert path_of(content, 'xayz') == path
+    kept = sorted({*file.needed_ids(), *(file.ids[piece] for piece in [*path, 'yz'])})
+    assert path_of(with_new_ids_in_tokenizer(content, kept), 'xayz') == path
+    kept.remove(file.ids['q'])
+    assert path_of(with_new_ids_in_tokenizer(content, kept), 'xayz') == ['x', '<unk>', 'yz']
+
+
 @pytest.mark.parametrize('seed', range(12))
 def test_a_path_of_kept_pieces_stays_the_best(seed):
     """Random scores with many ties, characters that lose their own piece, and unknown ones."""

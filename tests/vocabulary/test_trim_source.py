@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmshearing import cli
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.models.families import stored_name
+from llmshearing.models.targets import target_shape
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.rotation.corpus import read_corpus
 from llmshearing.vocabulary import trim_source as stages
-from tests.models.tiny import VARIANTS
+from tests.models.tiny import VARIANTS, tiny_model
 from tests.vocabulary.sources import KINDS, SIZES, make_source, make_text, pages
 
 SIZE = 448
@@ -320,8 +321,12 @@ def test_refusals_of_source_text_and_place(place, capsys):
     make_source(place / 'few-rows', vocab_size=600)
     assert 'has the id 639, but the embedding 600 rows' in refusal(capsys, place, 'few-rows')
     run(place, 'byte-level', 'there')
+    capsys.readouterr()
     assert command(place, 'byte-level', 'there') == 1
-    assert 'exists already' in capsys.readouterr().err
+    out, line = capsys.readouterr()
+    assert 'trim-vocab: --output: ' in line and 'exists already' in line and not out  # before any work
+    assert command(place, 'there', 'there', '--overwrite') == 1
+    assert 'is not replaced, as' in capsys.readouterr().err
 
 
 def test_rows_without_a_token_go_first_and_named_ids_stay(place):
@@ -332,3 +337,8 @@ def test_rows_without_a_token_go_first_and_named_ids_stay(place):
     kept = record_of(folder)['kept']
     assert kept[-1] == 700 and max(kept[:-1]) < 640
     assert json.loads((folder / 'config.json').read_text())['eos_token_id'] == [2, SIZE - 1]
+
+
+def test_a_target_with_a_vocabulary_size_names_the_command():
+    with pytest.raises(ValueError, match='vocab_size is no part of a shape.*`llmshearing trim-vocab SOURCE'):
+        target_shape(tiny_model('llama').config, {'vocab_size': 64, 'hidden_size': 24})
