@@ -98,12 +98,12 @@ def test_one_bad_evaluation_moves_the_prediction_little():
 
 
 def test_memory_stays_small_and_still_predicts():
-    points, weights = np.empty((0, 5)), 0
+    points = np.empty((0, 5))
     for samples in range(10, 100_010, 10):
         points = dro.remember(points, samples, curve(samples))
     assert points.shape == (dro.MOST_POINTS, 5)
     assert points[:, 0].sum() == 10_000 and points[-1, 1:] == pytest.approx([np.log(100_000), *curve(100_000)])
-    assert (np.diff(points[:, 1]) > 0).all() and weights == 0
+    assert (np.diff(points[:, 1]) > 0).all()
     assert dro.predict_references(points, 200_000) == pytest.approx(curve(200_000), abs=5e-3)
 
 
@@ -132,6 +132,13 @@ def test_a_steady_state_stays():
     weights, memory = run(300, lambda samples: np.array([2.1, 1.6, 3.1]), np.array([2.0, 1.5, 3.0]))
     assert weights == pytest.approx(np.tile(PRIOR, (300, 1)), abs=1e-9)
     assert len(memory) == 3 + dro.MOST_POINTS * 5
+
+
+@pytest.mark.parametrize('samples', [50, 500])
+def test_memory_is_plain_numbers_before_and_after_the_first_prediction(samples):
+    """Checkpoints are read without unpickling anything else."""
+    _, memory = dro.dro_weights(curve(samples), np.full(3, np.nan), samples, 1000, PRIOR, [])
+    assert {type(value) for value in memory} == {float}
 
 
 def test_without_references_weights_stay_until_a_tenth_and_then_favour_what_has_most_to_gain():

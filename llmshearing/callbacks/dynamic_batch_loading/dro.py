@@ -69,7 +69,7 @@ def dro_weights(
     points = remember(np.array(memory[k:]).reshape(-1, 2 + k), samples, losses)
     if np.isnan(references).any():
         if samples < PREDICT_FROM * total or len(points) < FEWEST_POINTS:
-            return base, [*base, *points.ravel()]
+            return base, [*base.tolist(), *points.ravel().tolist()]
         references = np.minimum(predict_references(points, max(samples, total)), losses)
     weights = worst_mixture(losses - shrink_references(losses, references), base, rho)
     if samples >= AVERAGE_FROM * total:
