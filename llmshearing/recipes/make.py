@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,11 @@ def make_recipes(request: Request) -> Made:
             checkpointing=place.checkpointing,
         )
     lines += ['next:', *(f'  {command}' for command in first.values())]
-    lines += [f'  {train_command(request.hardware.gpus, os.path.join(request.output, f"{s}.yaml"))}' for s in STAGES]
+    given = {'prune': f' variables.source={shlex.quote(f"{work}/rotated")}' if keep else '', 'continue': ''}
+    lines += [
+        f'  {train_command(request.hardware.gpus, os.path.join(request.output, f"{stage}.yaml"))}{given[stage]}'
+        for stage in STAGES
+    ]
     return Made(recipes, config, lines)
 
 

@@ -78,6 +78,7 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
     assert 'target: 27,108 parameters' in out and 'reference-losses measure' in out and 'rotate' in out
     counts = {config.callbacks.dynamic_batch_loading.max_eval_sequences for config in (prune, proceed)}
     assert f'--max-sequences {counts.pop()} ' in out and not counts, 'references are of what both stages evaluate'
+    assert f'/prune.yaml variables.source={tmp_path}/work/rotated\n' in out, 'what was rotated is what is pruned'
     assert out.rstrip().endswith(f'llmshearing train -n 1 {tmp_path}/out/continue.yaml')
 
 
