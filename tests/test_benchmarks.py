@@ -1,23 +1,47 @@
-"""Each benchmark runs in its quick mode and writes the numbers it promises."""
+"""Each benchmark runs in its quick mode and writes the numbers it promises.
+
+Those that measure memory, or start processes of their own, run in a process of their own; the others in the tests'.
+"""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 
 
-def run_quick(script: str, *arguments) -> subprocess.CompletedProcess:
+def run_alone(script: str, *arguments) -> str:
+    """Runs a script in a process of its own; what it printed."""
     command = [sys.executable, str(BENCHMARKS / script), '--quick', *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return done.stdout
 
 
-def test_prune_step(tmp_path):
+@pytest.fixture
+def run_quick(monkeypatch, capsys):
+    """Runs a script in this process, which has imported already what takes a script ten seconds; what it printed."""
+
+    def run(script: str, *arguments) -> str:
+        monkeypatch.setattr(sys, 'argv', [script, '--quick', *map(str, arguments)])
+        try:
+            runpy.run_path(str(BENCHMARKS / script), run_name='__main__')
+        except SystemExit as end:
+            assert not end.code, end.code
+        return capsys.readouterr().out
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_prune_step(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     run_quick(
         'prune_step.py',
@@ -46,7 +70,7 @@ def test_prune_step(tmp_path):
         }
 
 
-def test_distillation_step(tmp_path):
+def test_distillation_step(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     run_quick('distillation_step.py', '--tokens', '128', '--rounds', '1', '--threads', '1', '--output', out)
     result = json.loads(out.read_text())
@@ -58,32 +82,32 @@ def test_distillation_step(tmp_path):
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason="peak memory is read from Linux's /proc")
 def test_init_memory(tmp_path):
     out = tmp_path / 'results.json'
-    run_quick('init_memory.py', '--output', out)
+    run_alone('init_memory.py', '--output', out)
     modes = json.loads(out.read_text())['modes']
     # every way gives the same model
     assert len({rank['sum_of_weights'] for ranks in modes.values() for rank in ranks}) == 1
     assert modes['mixed'][1]['peak_models'] < modes['cpu'][1]['peak_models']
 
 
-def test_cut_cost(tmp_path):
+def test_cut_cost(tmp_path, run_quick):
     out = tmp_path / 'results.json'
-    process = run_quick('cut_cost.py', '--work', tmp_path / 'work', '--sequences', '2', '--output', out)
+    printed = run_quick('cut_cost.py', '--work', tmp_path / 'work', '--sequences', '2', '--output', out)
     result = json.loads(out.read_text())
     cuts = {(cut['axes'], cut['scores']): cut for cut in result['cuts']}
     assert ('layer', 'perplexity') in cuts and 'compensated' not in cuts['layer', 'taylor']
     whole = cuts['all', 'block importance + activation']
     assert whole['cut'] != whole['compensated'] and whole['cut'] != result['source']
-    assert '| all | block importance + activation |' in process.stdout
+    assert '| all | block importance + activation |' in printed
 
 
 def test_step_memory(tmp_path):
     out = tmp_path / 'results.json'
-    run_quick('step_memory.py', '--tokens', '256', '--output', out)
+    run_alone('step_memory.py', '--tokens', '256', '--output', out)
     results = json.loads(out.read_text())
     assert results['pruning, at target']['peak'] < results['activation masking']['peak']
 
 
-def test_step_profile(tmp_path):
+def test_step_profile(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     run_quick('step_profile.py', '--tokens', '256', '--output', out)
     for shares in json.loads(out.read_text()).values():
@@ -91,7 +115,7 @@ def test_step_profile(tmp_path):
         assert whole == pytest.approx(1, abs=1e-6) and shares['matrix products'] > 0.05
 
 
-def test_quality(tmp_path):
+def test_quality(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     arms = [
         'random initialisation',
@@ -104,19 +128,19 @@ def test_quality(tmp_path):
         'lagrangian, hard counts',
         'lagrangian, noise per micro-batch',
     ]
-    done = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
+    printed = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
     records = json.loads(out.read_text())['records']
     assert [record['arm'] for record in records] == arms
     scratch, one_shot, progressive, *_ = (record['prune_flops'] + record['continue_flops'] for record in records)
     assert scratch < one_shot < progressive  # one step on the source, some steps on the way
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
-    assert '| one-shot taylor | 8 | 0.002 | 1 |' in done.stdout
-    assert '| source |  |  | ' in done.stdout  # the losses by domain
+    assert '| one-shot taylor | 8 | 0.002 | 1 |' in printed
+    assert '| source |  |  | ' in printed  # the losses by domain
     rotated = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--rotate', '--arms', arms[3])
-    assert f'| {arms[3]}, rotated | 8 | 0.002 | 1 |' in rotated.stdout and f'| {arms[3]} | 8 ' in rotated.stdout
+    assert f'| {arms[3]}, rotated | 8 | 0.002 | 1 |' in rotated and f'| {arms[3]} | 8 ' in rotated
 
 
-def test_budget_error(tmp_path):
+def test_budget_error(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     run_quick('budget_error.py', '--work', tmp_path / 'work', '--output', out)
     results = json.loads(out.read_text())
@@ -128,16 +152,16 @@ def test_budget_error(tmp_path):
 def test_stacks(tmp_path):
     """Both sides are this interpreter."""
     out, sides = tmp_path / 'results.json', ('--stock', sys.executable, '--current', sys.executable)
-    done = run_quick('stacks.py', *sides, '--only', 'prune_step.py', 'export_memory.py', '--output', out)
+    printed = run_alone('stacks.py', *sides, '--only', 'prune_step.py', 'export_memory.py', '--output', out)
     table = {row['measure']: row for row in json.loads(out.read_text())['table']}
     assert {'dense source, s', 'pruning, all kept, s', 'pruning, at target, s', 'export, peak MB'} <= set(table)
     assert 0.5 < table['export, peak MB']['current / stock'] < 2
-    assert '| export, peak MB | ' in done.stdout
+    assert '| export, peak MB | ' in printed
 
 
-def test_cut_quality(tmp_path):
+def test_cut_quality(tmp_path, run_quick):
     out = tmp_path / 'results.json'
-    process = run_quick('cut_quality.py', '--work', tmp_path / 'work', '--output', out)
+    printed = run_quick('cut_quality.py', '--work', tmp_path / 'work', '--output', out)
     result = json.loads(out.read_text())
     assert len(result['cuts']) == 3 * (4 + 6)
     rotated, plain = (
@@ -145,12 +169,12 @@ def test_cut_quality(tmp_path):
         for way in ('cut', 'without rotation')
     )
     assert rotated != plain
-    assert '| by magnitude, without either |' in process.stdout
+    assert '| by magnitude, without either |' in printed
 
 
-def test_vocabulary(tmp_path):
+def test_vocabulary(tmp_path, run_quick):
     out = tmp_path / 'results.json'
-    process = run_quick('vocabulary.py', '--work', tmp_path / 'work', '--output', out)
+    printed = run_quick('vocabulary.py', '--work', tmp_path / 'work', '--output', out)
     source, larger, smaller, again = json.loads(out.read_text())
     assert [row['vocabulary'] for row in (source, larger, smaller)] == [512, 384, 320]
     assert source['parameters'] > larger['parameters'] > smaller['parameters']
@@ -158,4 +182,4 @@ def test_vocabulary(tmp_path):
         assert length < larger['tokens_per_byte'][name] < smaller['tokens_per_byte'][name] < 1
         assert source['nats_per_byte'][name] == again['nats_per_byte'][name] > 0
     assert larger['checked']['words_kept'] > smaller['checked']['words_kept'] > 0
-    assert '| 384 | ' in process.stdout
+    assert '| 384 | ' in printed
