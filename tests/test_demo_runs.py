@@ -1,4 +1,7 @@
-"""The demo's YAMLs through both launchers on a tiny source: prune, continue, the comparison from random weights."""
+"""The demo's YAMLs on a tiny source: prune, continue, the comparison from random weights.
+
+Pruning goes through both launchers; what follows runs in the tests' own process, by the same function.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ from transformers import AutoConfig
 
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.metrics.lines import read_metrics
+from llmshearing.train import main
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 
@@ -86,8 +90,7 @@ def test_the_pruned_model_continues_with_a_mixture_that_moves(work):
         'eval_interval=4ba',
         'train_loader.dataset.round_batches=4',
     ]
-    process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'continue.yaml'), *settings], work)
-    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    assert main([str(YAMLS / 'continue.yaml'), *settings]) == 0
     assert open_strictly(work / 'continue' / 'huggingface' / 'final').config.hidden_size == 36
     metrics = read_metrics(work / 'continue_metrics.jsonl')
     last = {name: list(metrics[f'mixture/weight/{name}'].values())[-1] for name in DOMAINS}
@@ -97,28 +100,27 @@ def test_the_pruned_model_continues_with_a_mixture_that_moves(work):
 
 def test_the_comparison_starts_from_random_weights(work):
     settings = [f'variables.work={work}', *TINY, 'max_duration=6ba', 'train_loader.dataset.round_batches=6']
-    process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'scratch.yaml'), *settings], work)
-    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    assert main([str(YAMLS / 'scratch.yaml'), *settings]) == 0
     assert open_strictly(work / 'scratch' / 'huggingface' / 'final').config.hidden_size == 36
 
 
-def test_a_place_that_cannot_be_written_ends_in_one_message(work, tmp_path):
+def test_a_place_that_cannot_be_written_ends_in_one_message(work, tmp_path, capfd):
     for name in ('source', 'data'):
         (tmp_path / name).symlink_to(work / name)
     (tmp_path / 'file').write_text('')
     settings = [*TINY_PRUNE, f'variables.work={tmp_path}', f'save_folder={tmp_path}/file/checkpoints']
-    process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'prune.yaml'), *settings], tmp_path)
-    assert process.returncode != 0
-    assert 'ERROR: [Errno 20] Not a directory' in process.stderr
-    assert 'Traceback' not in process.stderr.split('ERROR: ')[0]
+    assert main([str(YAMLS / 'prune.yaml'), *settings]) == 1
+    printed = capfd.readouterr().err
+    assert 'ERROR: [Errno 20] Not a directory' in printed
+    assert 'Traceback' not in printed.split('ERROR: ')[0]
 
 
-def test_a_target_that_cannot_be_reached_ends_before_the_first_step(work, tmp_path):
+def test_a_target_that_cannot_be_reached_ends_before_the_first_step(work, tmp_path, capfd):
     for name in ('source', 'data'):
         (tmp_path / name).symlink_to(work / name)
     settings = [*TINY_PRUNE, f'variables.work={tmp_path}', 'algorithms.targeted_pruning.target.hidden_size=64']
-    process = launch([str(ROOT / 'llmshearing' / 'train.py'), str(YAMLS / 'prune.yaml'), *settings], tmp_path)
-    assert process.returncode != 0
-    assert "hidden_size=64 is larger than the source's 48" in process.stderr
-    assert 'Traceback' not in process.stderr.split('ERROR: ')[0]
+    assert main([str(YAMLS / 'prune.yaml'), *settings]) == 1
+    printed = capfd.readouterr().err
+    assert "hidden_size=64 is larger than the source's 48" in printed
+    assert 'Traceback' not in printed.split('ERROR: ')[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'source']
