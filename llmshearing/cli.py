@@ -24,6 +24,7 @@ __all__ = ['COMMANDS', 'main', 'store_errors', 'usage']
 # command: (module with main(argv), one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     'cut': ('llmshearing.commands.cut', 'a smaller model in minutes: cut in one shot, compensated, compared'),
+    'search': ('llmshearing.commands.search', 'which shape of a budget to ask for, by loss and by speed'),
     'train': ('llmshearing.commands.train', 'train as a YAML file says, on one process or several'),
     'init': ('llmshearing.commands.init', 'write the two YAMLs of a real run from source, data and hardware'),
     'plan': ('llmshearing.commands.plan', 'show source and target side by side: counts, cost, memory, warnings'),

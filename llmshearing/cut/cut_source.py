@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from llmshearing.checkpoints.source import check_weights
-from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm, read_tokenizer
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.one_shot import prune_in_one_shot
 from llmshearing.cut.plan import SHARD_BYTES, PlannedCut, plan_cut
 from llmshearing.cut.progress import stage_bar
 from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
+from llmshearing.cut.source import check_device, losses_of, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, calibration_batches, read_texts
 from llmshearing.export.model_folder import cut_tensors, open_strictly, tensors_of
@@ -39,7 +37,6 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.source_files import read_source_files
 from llmshearing.rotation.in_memory import Rotated, rotate_in_memory
-from llmshearing.scaling.measure import domain_loss
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.numbers import with_unit
 
@@ -89,7 +86,7 @@ def cut_source(
     for line in plan.lines():
         report(line)
     _check_place(output, plan)
-    device = _checked_device(device)
+    device = check_device(device)
     texts = read_texts(
         text,
         plan.folder,
@@ -108,7 +105,7 @@ def cut_source(
         plan=plan,
         losses={name: (loss, measured.after[name]) for name, loss in measured.before.items()},
         bytes_per_token={each.name: each.bytes_per_token for each in texts},
-        speeds=(measured.speed, tokens_per_second(result, **_speed_sizes(plan))),
+        speeds=(measured.speed, tokens_per_second(result)),
         disk_bytes=(_weight_bytes(plan.folder), _weight_bytes(output)),
         rotated=measured.rotated,
         difference=measured.difference,
@@ -135,7 +132,7 @@ def _cut(
     report: Report,
     progress: bool,
 ) -> _Measured:
-    model = _open(plan, device)
+    model = open_source(plan, device)
     decoder = model.get_submodule(family_of(plan.config).decoder)
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
     batches = [
@@ -143,9 +140,9 @@ def _cut(
         for batch in calibration_batches(texts, plan.sequences_per_pass)
     ]
     with stage_bar(decoder, 'losses of the source', held_out_passes, progress):
-        before = _losses(model, texts, plan)
+        before = losses_of(model, texts, plan)
     report(f'source: {_in_words(before)} nats per token')
-    speed, rotated = tokens_per_second(model, **_speed_sizes(plan)), None
+    speed, rotated = tokens_per_second(model), None
     if plan.rotates:
         with stage_bar(decoder, 'rotating', len(batches) + 3, progress):
             rotated = rotate_in_memory(model, [batch['input_ids'] for batch in batches])
@@ -157,7 +154,7 @@ def _cut(
     with stage_bar(decoder, 'choosing', passes, progress):
         pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
-        after = _losses(model, texts, plan)
+        after = losses_of(model, texts, plan)
     report(f'cut: {_in_words(after)} nats per token')
     names = ', '.join(each.name for each in texts)
     recipe = {
@@ -182,34 +179,6 @@ def _check_place(output: Path, plan: PlannedCut) -> None:
             f'--output: {output} takes {with_unit(plan.bytes, "B")}, and {with_unit(free, "B")} are free there; choose '
             'another disk, or a smaller target.'
         )
-
-
-def _checked_device(device: str | None) -> str:
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
-        raise ValueError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
-    return device
-
-
-def _open(plan: PlannedCut, device: str) -> PreTrainedModel:
-    check_weights(plan.folder, plan.config)
-    model, _ = load_causal_lm(
-        plan.folder,
-        config=plan.config,
-        attn_implementation=attention_implementation(plan.config),
-        **dtype_argument(DTYPES[plan.computed_in]),
-    )
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _losses(model: PreTrainedModel, texts: Sequence[Text], plan: PlannedCut) -> dict[str, float]:
-    """Nats per token on the held-out part of each text."""
-    return {
-        each.name: domain_loss(model, each.held_out, plan.sequences_per_pass, f'--text {each.name}')['loss']
-        for each in texts
-    }
 
 
 def _count(texts: Sequence[Text], kind: str) -> int:
@@ -260,9 +229,3 @@ def _export(
 
 def _weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
-
-
-def _speed_sizes(plan: PlannedCut) -> dict[str, int]:
-    """Tokens to read and to write that fit into the model's positions."""
-    positions = getattr(plan.config, 'max_position_embeddings', None) or 10**9
-    return {'length': min(512, positions), 'new_tokens': min(32, positions - 8)}

@@ -6,6 +6,7 @@ weights nothing, by the same learner, scores and compensation, and it gives the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,20 @@ from llmshearing.masks.scores import Calibration, method_by_axis, score_units
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.models.shapes import ModelShape
 
-__all__ = ['compensate_for', 'prune_in_one_shot']
+__all__ = ['Measured', 'choose_in_one_shot', 'compensate_for', 'measure_units', 'prune_in_one_shot']
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is measured of a source once, whatever it is cut to.
+
+    Attributes:
+        scores (dict[str, Tensor]): Mask-shaped scores by axis.
+        energies (Tensor | None): :func:`~llmshearing.masks.energies.norm_energies`; None where no hidden units go.
+    """
+
+    scores: dict[str, Tensor]
+    energies: Tensor | None
 
 
 def prune_in_one_shot(
@@ -35,14 +49,33 @@ def prune_in_one_shot(
     Returns:
         PruningState: What was chosen and by what, for an export; the masks are set on ``calibration.cutter``.
     """
+    methods = method_by_axis(scores, plan_masks(calibration.cutter.model.config, target))
+    return choose_in_one_shot(calibration, target, measure_units(calibration, methods), compensate)
+
+
+def measure_units(calibration: Calibration, methods: Mapping[str, str]) -> Measured:
+    """Scores the units of a model that has no masks yet.
+
+    Args:
+        calibration (Calibration): The model and the batches to look at.
+        methods (Mapping[str, str]): Method by axis, from :func:`~llmshearing.masks.scores.method_by_axis`.
+    """
+    scores = score_units(methods, calibration)
+    return Measured(scores, norm_energies(calibration) if 'hidden' in methods else None)
+
+
+def choose_in_one_shot(
+    calibration: Calibration, target: ModelShape, measured: Measured, compensate: bool = True
+) -> PruningState:
+    """As :func:`prune_in_one_shot`, of a source that has been measured along all axes that the target cuts."""
     cutter, pruning = calibration.cutter, PruningState('one_shot')
     pruning.source, pruning.target = cutter.shape, target
     pruning.plans = plan_masks(cutter.model.config, target)
     settings = LearnerSettings(seed=calibration.seed)
     pruning.learner = learner_class(pruning.mask_learning).from_settings(pruning.plans, settings)
-    pruning.learner.start_from(score_units(method_by_axis(scores, pruning.plans), calibration))
+    pruning.learner.start_from({axis: measured.scores[axis] for axis in pruning.plans})
     if 'hidden' in pruning.plans:
-        pruning.norm_energies = norm_energies(calibration)
+        pruning.norm_energies = measured.energies
     cutter.norm_energies = pruning.norm_energies
     if compensate:
         compensate_for(calibration, pruning.final_masks())

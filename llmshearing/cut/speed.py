@@ -12,22 +12,26 @@ from transformers import PreTrainedModel
 
 __all__ = ['tokens_per_second']
 
+PROMPT = 8  # tokens that generation starts from
+
 
 @torch.inference_mode()
 def tokens_per_second(
-    model: PreTrainedModel, length: int = 512, new_tokens: int = 48, repeats: int = 3
+    model: PreTrainedModel, length: int = 512, new_tokens: int = 32, repeats: int = 3
 ) -> dict[str, float]:
     """Speed of a model at batch 1 where it is and in its own type; medians.
 
     Args:
         model (PreTrainedModel): In evaluation mode.
-        length (int): Tokens of the text that is read. Default: ``512``.
-        new_tokens (int): Tokens to generate. Default: ``48``.
+        length (int): Tokens of the text that is read, at most the model's positions. Default: ``512``.
+        new_tokens (int): Tokens to generate, at most what the positions leave. Default: ``32``.
         repeats (int): Measurements of each, after one that does not count. Default: ``3``.
 
     Returns:
         dict[str, float]: ``forward``: tokens/s of reading; ``generate``: tokens/s of greedy generation.
     """
+    positions = getattr(model.config, 'max_position_embeddings', None) or length + new_tokens
+    length, new_tokens = min(length, positions), min(new_tokens, positions - PROMPT)
     ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
 
@@ -43,8 +47,8 @@ def tokens_per_second(
     generating = [
         seconds(
             generate,
-            ids[:, :8],
-            attention_mask=torch.ones_like(ids[:, :8]),
+            ids[:, :PROMPT],
+            attention_mask=torch.ones_like(ids[:, :PROMPT]),
             do_sample=False,
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,

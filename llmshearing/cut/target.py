@@ -21,7 +21,7 @@ from llmshearing.utils.checks import one_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['AXIS_KEYS', 'cut_shape']
+__all__ = ['AXIS_KEYS', 'cut_shape', 'fine_multiple']
 
 # What each axis takes away from, under the names of a target; heads go with their KV heads.
 AXIS_KEYS = {
@@ -73,7 +73,7 @@ def cut_shape(
             'leave it out of the target, or allow that axis.'
         )
     if keep_heads and config.model_type in WHOLE_HEADS and any(key in target for key in BUDGETS):
-        pins['multiple_of'] = target.get('multiple_of', _fine_multiple(source))
+        pins['multiple_of'] = target.get('multiple_of', fine_multiple(source))
     try:
         shape = target_shape(config, {**target, **pins})
     except ValueError as error:
@@ -85,8 +85,11 @@ def cut_shape(
     return shape
 
 
-def _fine_multiple(source: ModelShape) -> int:
-    """The usual multiple, halved until hidden sizes that keep all heads are an eighth of the source's apart or less."""
+def fine_multiple(source: ModelShape) -> int:
+    """A step of hidden sizes for types that want multiples of their heads.
+
+    The usual multiple, halved until hidden sizes that keep all heads are an eighth of the source's apart or less.
+    """
     multiple = MULTIPLE_OF
     while multiple > FINEST and math.lcm(multiple, source.num_attention_heads) > source.hidden_size // STEPS:
         multiple //= 2

@@ -27,7 +27,7 @@ from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, resolve_target, s
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['search_budget']
+__all__ = ['search_budget', 'shapes_within']
 
 WEIGHTS = {
     'num_hidden_layers': 1.0,
@@ -101,6 +101,30 @@ def search_budget(
     return resolve_target(source, dataclasses.asdict(shape), family.has_head_dim)
 
 
+def shapes_within(
+    config: PretrainedConfig,
+    budget: int,
+    multiple_of: int,
+    pins: Mapping[str, int],
+    tolerance: float,
+    whole_heads: bool = True,
+) -> list[ModelShape]:
+    """All shapes of the lattice within the tolerance under a budget, each with the largest intermediate size that fits.
+
+    Heads go in whole KV groups here. The arguments are those of :func:`search_budget`.
+    """
+    family, source, layout = family_of(config), shape_of(config), layout_of(config)
+    lattice = _lattice(source, multiple_of, pins, family.has_head_dim, whole_heads and config.model_type in WHOLE_HEADS)
+    if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
+        whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * source.group_size
+        lattice = dataclasses.replace(lattice, widths=lattice.widths[whole_groups])
+    found: list[ModelShape] = []
+    for layers in lattice.layers:
+        counts = _Counts(layout, source, lattice, layers)
+        found += [_shape(source, sizes) for sizes in counts.all_within(budget, tolerance)]
+    return found
+
+
 def _lattice(
     source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_head_dim: bool, whole_heads: bool
 ) -> _Lattice:
@@ -167,6 +191,13 @@ class _Counts:
         if parameters[index] < 0:
             return None
         return int(parameters[index]), self._sizes(index, intermediate[index])
+
+    def all_within(self, budget: int, tolerance: float) -> list[tuple[int, ...]]:
+        """Sizes of all widths, with the largest intermediate size within the budget."""
+        intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+        enough = self.base + self.slope * intermediate >= (1 - tolerance) * budget
+        fitting = np.flatnonzero(enough & (intermediate >= self.step))
+        return [self._sizes(int(index), intermediate[index]) for index in fitting]
 
     def smallest_above(self, budget: int) -> tuple | None:
         """(parameters, sizes) of the smallest shape above the budget."""

@@ -190,7 +190,7 @@ def refusal(capsys, *arguments) -> str:
     ],
 )
 def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, capsys, monkeypatch, options, message):
-    monkeypatch.setattr(stages, '_open', lambda *_: pytest.fail('weights were read'))
+    monkeypatch.setattr(stages, 'open_source', lambda *_: pytest.fail('weights were read'))
     names = {'TEXT': str(place / 'text.jsonl'), 'TEXT/out': str(place / 'text.jsonl' / 'out')}
     names['SOURCE'] = str(place / 'source')
     options = [names.get(option, option) for option in options]
@@ -225,7 +225,7 @@ def test_a_disk_without_room_is_refused(place, tmp_path, capsys, monkeypatch):
 
 
 def test_the_source_has_left_memory_when_the_result_is_opened(place, tmp_path, monkeypatch):
-    models, open_source, measure = [], stages._open, stages.tokens_per_second
+    models, open_source, measure = [], stages.open_source, stages.tokens_per_second
 
     def opened(*arguments):
         model = open_source(*arguments)
@@ -233,7 +233,7 @@ def test_the_source_has_left_memory_when_the_result_is_opened(place, tmp_path, m
         return model
 
     alive = []
-    monkeypatch.setattr(stages, '_open', opened)
+    monkeypatch.setattr(stages, 'open_source', opened)
     monkeypatch.setattr(
         stages, 'tokens_per_second', lambda *a, **k: alive.append(models[0]() is not None) or measure(*a, **k)
     )

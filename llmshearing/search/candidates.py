@@ -1,0 +1,101 @@
+"""Which shapes are worth trying: of all that fit a budget, some that lie far from each other.
+
+The first is the one nearest to the source's proportions. Each further one is the shape that is
+farthest from all before it, in the logarithms of the shares of layers, hidden and intermediate size and KV heads that
+are kept. So a few candidates span what the budget, the pins and the limits allow, and which they are depends on
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmshearing.cut.target import cut_shape, fine_multiple
+from llmshearing.models.budget_search import shapes_within
+from llmshearing.models.counting import kv_cache_bytes_per_token, layout_of
+from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, shape_of
+from llmshearing.models.targets import MULTIPLE_OF
+from llmshearing.search.settings import SearchSettings
+from llmshearing.utils.numbers import parse_count
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['name_of', 'propose_shapes']
+
+KEYS = ('num_hidden_layers', 'hidden_size', 'num_key_value_heads', 'intermediate_size')
+
+
+def name_of(shape: ModelShape) -> str:
+    """A shape as part of a file's name, such as ``L22-H384-A6-KV2-I1024``."""
+    return (
+        f'L{shape.num_hidden_layers}-H{shape.hidden_size}-A{shape.num_attention_heads}-KV{shape.num_key_value_heads}'
+        f'-I{shape.intermediate_size}'
+    )
+
+
+def propose_shapes(config: PretrainedConfig, budget: str | int, settings: SearchSettings) -> list[ModelShape]:
+    """The candidates of one budget, that with the source's proportions first.
+
+    Args:
+        config (PretrainedConfig): The source's.
+        budget (str | int): Largest number of parameters, such as ``'80M'``.
+        settings (SearchSettings): How many, and what they must keep to.
+
+    Raises:
+        ValueError: If no shape fits; the budget, the pins or the limits that are in the way are named.
+    """
+    source = shape_of(config)
+    multiple_of = settings.multiple_of or (fine_multiple(source) if config.model_type in WHOLE_HEADS else MULTIPLE_OF)
+    target = {'params': budget, 'multiple_of': multiple_of, 'tolerance': settings.tolerance, **settings.pins}
+    keep_heads = bool(settings.cut.keep_heads)
+    first = cut_shape(config, target, settings.cut.axes, keep_heads)
+    pins = dict(settings.pins)
+    if keep_heads or (settings.cut.axes is not None and 'head' not in settings.cut.axes):
+        pins |= {key: getattr(source, key) for key in ('num_attention_heads', 'num_key_value_heads')}
+    for axis, key in (('layer', KEYS[0]), ('hidden', KEYS[1]), ('intermediate', KEYS[3])):
+        if settings.cut.axes is not None and axis not in settings.cut.axes:
+            pins[key] = getattr(source, key)
+    shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance)
+    fitting = [shape for shape in shapes if _is_allowed(shape, source, config, settings) and shape != source]
+    if not fitting:
+        raise ValueError(
+            f'--params {budget}: none of the {len(shapes)} shapes of this size keeps to --limit, --kv-cache and '
+            f"--uneven {settings.uneven:g}; the one with the source's proportions is {first}. Widen a limit."
+        )
+    start = first if _is_allowed(first, source, config, settings) else _nearest(first, fitting, source)
+    return _spread(start, fitting, source, settings.candidates)
+
+
+def _is_allowed(shape: ModelShape, source: ModelShape, config: PretrainedConfig, settings: SearchSettings) -> bool:
+    sizes = {key: getattr(shape, key) for key in {*settings.least, *settings.most}}
+    if any(size < settings.least.get(key, 1) or size > settings.most.get(key, size) for key, size in sizes.items()):
+        return False
+    if settings.kv_cache is not None and kv_cache_bytes_per_token(layout_of(config), shape) > settings.kv_cache:
+        return False
+    kept = [getattr(shape, key) / getattr(source, key) for key in KEYS if key not in settings.pins]
+    return not kept or max(kept) <= settings.uneven * min(kept)
+
+
+def _places(shapes: Sequence[ModelShape], source: ModelShape) -> np.ndarray:
+    """[shapes, 4] logarithms of what is kept."""
+    return np.log([[getattr(shape, key) / getattr(source, key) for key in KEYS] for shape in shapes])
+
+
+def _nearest(wanted: ModelShape, shapes: Sequence[ModelShape], source: ModelShape) -> ModelShape:
+    away = np.linalg.norm(_places(shapes, source) - _places([wanted], source), axis=1)
+    return shapes[int(away.argmin())]
+
+
+def _spread(start: ModelShape, shapes: Sequence[ModelShape], source: ModelShape, most: int) -> list[ModelShape]:
+    """Up to ``most`` shapes, each farthest from those before it."""
+    chosen, places = [start], _places(shapes, source)
+    away = np.linalg.norm(places - _places([start], source), axis=1)
+    while len(chosen) < most and away.max() > 1e-9:
+        index = int(away.argmax())
+        chosen.append(shapes[index])
+        away = np.minimum(away, np.linalg.norm(places - places[index], axis=1))
+    return chosen

@@ -1,0 +1,70 @@
+"""What is known of candidates, on disk: a folder that a killed search goes on from and that several processes share.
+
+``search.json`` says which search it is; another one is refused. ``candidates/NAME.json`` is written whole when the
+candidate is finished. Whoever works on one holds the lock beside it, which the system releases when a process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llmshearing.utils.files import write_atomically
+
+__all__ = ['SearchFolder']
+
+
+class SearchFolder:
+    """The folder of a search.
+
+    Args:
+        path (Path): Made where it is missing.
+        search (Mapping[str, Any]): What decides the result, as plain types.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+
+    def __init__(self, path: Path, search: Mapping[str, Any]):
+        self.path = path
+        described = json.dumps(search, indent=1, sort_keys=True)
+        record = path / 'search.json'
+        if path.exists() and not record.is_file() and any(path.iterdir()):
+            raise ValueError(f'--output: {path} exists already and holds no search; choose another folder.')
+        if record.is_file() and record.read_text() != described:
+            before = json.loads(record.read_text())
+            differing = sorted(key for key in {*before, *search} if before.get(key) != json.loads(described).get(key))
+            raise ValueError(
+                f'--output: {path} holds a search that differs in {", ".join(differing)}; choose another folder, or '
+                'give what was given before to go on with it.'
+            )
+        (path / 'candidates').mkdir(parents=True, exist_ok=True)
+        write_atomically(record, described)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What is known of a candidate; None before it is finished."""
+        file = self.path / 'candidates' / f'{name}.json'
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def write(self, name: str, record: Mapping[str, Any]) -> None:
+        """Keeps what is known of a candidate."""
+        write_atomically(self.path / 'candidates' / f'{name}.json', json.dumps(record, indent=1))
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether this process may work on a candidate: not while another one does."""
+        lock = FileLock(self.path / 'candidates' / f'{name}.lock')
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()

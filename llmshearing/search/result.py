@@ -1,0 +1,172 @@
+"""How a search is told: a table, what to ask for, and a picture of loss against speed and size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from llmshearing.models.shapes import ModelShape
+from llmshearing.reports.svg import scatter_panel, side_by_side
+from llmshearing.search.candidates import name_of
+
+__all__ = ['Candidate', 'SearchResult', 'pareto_front']
+
+KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One shape and what was measured of it.
+
+    Attributes:
+        shape (ModelShape): The shape.
+        budget (str): The budget that it was proposed for.
+        parameters (int): Its parameters.
+        losses (dict[str, float]): Nats per token on held-out text, by text, cut and not trained.
+        speed (dict[str, float]): Tokens/s of reading (``forward``) and of writing (``generate``).
+        proportional (bool): Whether it is the one nearest to the source's proportions.
+        curve (list[dict]): Losses while it was trained; empty if it was not.
+        extrapolated (dict | None): See :func:`~llmshearing.search.extrapolation.extrapolate`.
+    """
+
+    shape: ModelShape
+    budget: str
+    parameters: int
+    losses: dict[str, float]
+    speed: dict[str, float]
+    proportional: bool
+    curve: list[dict[str, Any]]
+    extrapolated: dict[str, Any] | None = None
+
+    @property
+    def cut_loss(self) -> float:
+        """Mean over texts, not trained."""
+        return mean(self.losses.values())
+
+    @property
+    def trained_loss(self) -> float:
+        """Mean over texts after the last step; NaN if it was not trained."""
+        return mean(self.curve[-1]['losses'].values()) if self.curve else math.nan
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """Sorts the best first: by the loss after training, those that were not trained after those that were."""
+        return (not self.curve, self.trained_loss if self.curve else self.cut_loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        candidates (list[Candidate]): Best first, budgets in the order they were given.
+        source_losses (dict[str, float]): Of the source, by text.
+        latency (float | None): Most milliseconds per generated token that were allowed.
+    """
+
+    candidates: list[Candidate]
+    source_losses: dict[str, float]
+    latency: float | None = None
+
+    def is_allowed(self, candidate: Candidate) -> bool:
+        """Whether a candidate is as fast as was asked for."""
+        return self.latency is None or 1000 / candidate.speed['generate'] <= self.latency
+
+    def best(self, budget: str) -> Candidate | None:
+        """The best candidate of a budget that is fast enough; None if none is."""
+        allowed = [each for each in self.candidates if each.budget == budget and self.is_allowed(each)]
+        return min(allowed, key=lambda each: each.order, default=None)
+
+    def order_agreement(self) -> float | None:
+        """Spearman's correlation of losses before and after training, over the trained ones; None below three."""
+        trained = [each for each in self.candidates if each.curve]
+        if len(trained) < 3:
+            return None
+        ranks = [np.argsort(np.argsort(losses)) for losses in zip(*((c.cut_loss, c.trained_loss) for c in trained))]
+        return float(np.corrcoef(*ranks).min())  # the least entry is that of the two
+
+    def table(self) -> list[str]:
+        """A row per candidate, best first."""
+        head = 'layers  hidden  heads  KV  intermediate   parameters  cut   trained  at the end  writing, tokens/s'
+        rows = [f'mean loss over {len(self.source_losses)} texts, source {mean(self.source_losses.values()):.3f}', head]
+        for each in self.candidates:
+            sizes = [getattr(each.shape, key) for key in KEYS]
+            trained = f'{each.trained_loss:.3f}' if each.curve else '-'
+            notes = ["source's proportions"] if each.proportional else []
+            notes += [] if self.is_allowed(each) else ['too slow']
+            rows.append(
+                f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:11,d}  '
+                f'{each.cut_loss:.3f}  {trained:>6}  {_at_the_end(each.extrapolated):>10}  '
+                f'{each.speed["generate"]:8.1f}  {", ".join(notes)}'.rstrip()
+            )
+        return rows
+
+    def lines(self) -> list[str]:
+        """The table, what it says, and a target to paste for each budget."""
+        lines, agreement = self.table(), self.order_agreement()
+        if agreement is not None:
+            trained = sum(bool(each.curve) for each in self.candidates)
+            lines.append(f'order of {trained} candidates before and after training: rank correlation {agreement:.2f}')
+        factors = [each.extrapolated['factor'] for each in self.candidates if each.extrapolated]
+        if factors:
+            lines.append(f'"at the end": {max(factors):,.0f} times more tokens than were trained on, +- 90 % interval')
+        for budget in dict.fromkeys(each.budget for each in self.candidates):
+            best = self.best(budget)
+            if best is None:
+                lines += ['', f'{budget}: no candidate is fast enough; allow a longer --latency, or a smaller budget']
+            else:
+                lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
+                lines += [f'      {key}: {getattr(best.shape, key)}' for key in KEYS]
+        return lines
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain types, for result.json."""
+        return {
+            'source_losses': self.source_losses,
+            'order_agreement': self.order_agreement(),
+            'candidates': [dataclasses.asdict(each) for each in self.candidates],
+        }
+
+    def picture(self) -> str:
+        """An SVG of two panels: loss against tokens/s and against parameters, with the Pareto front of each.
+
+        The loss is that after training where some candidates were trained, and only those are shown then.
+        """
+        trained = [each for each in self.candidates if each.curve]
+        shown = trained or self.candidates
+        losses = [each.trained_loss if trained else each.cut_loss for each in shown]
+        when = f'after {shown[0].curve[-1]["step"]} steps' if trained else 'not trained'
+        panels = []
+        for title, x_label, x, larger in (
+            ('Loss against speed', 'tokens/s, writing', [each.speed['generate'] for each in shown], True),
+            ('Loss against size', 'parameters', [float(each.parameters) for each in shown], False),
+        ):
+            groups: dict[str, list[tuple[float, float, str]]] = {}
+            for each, place, loss in zip(shown, x, losses):
+                label = "source's proportions" if each.proportional else 'other shapes'
+                groups.setdefault(label, []).append((place, loss, name_of(each.shape)))
+            front = [(x[i], losses[i]) for i in pareto_front(x, losses, larger)]
+            panels.append(scatter_panel(title, groups, front, x_label, f'nats per token, {when}'))
+        return side_by_side(panels)
+
+
+def pareto_front(x: Sequence[float], loss: Sequence[float], larger_is_better: bool) -> list[int]:
+    """Indices of the points that no other one beats in both: by rising x."""
+    order = sorted(range(len(x)), key=lambda i: (-x[i] if larger_is_better else x[i], loss[i]))
+    front: list[int] = []
+    for index in order:
+        if not front or loss[index] < loss[front[-1]]:
+            front.append(index)
+    return sorted(front, key=lambda i: x[i])
+
+
+def _at_the_end(extrapolated: dict[str, Any] | None) -> str:
+    if not extrapolated:
+        return '-'
+    half = '' if extrapolated['high'] is None else f'+-{extrapolated["high"] - extrapolated["loss"]:.2f}'
+    return f'{extrapolated["loss"]:.2f}{half}'

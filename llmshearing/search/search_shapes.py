@@ -1,0 +1,221 @@
+"""Which shape to ask for: propose, cut, compare, train the best for a few steps, tell.
+
+Everything that config.json, the text and the output's place can tell is told before a weight is read. Each step of a
+candidate is kept when it is finished, so a killed search goes on, and several processes on one folder share the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from llmshearing.config.process import prepare_process
+from llmshearing.cut.cut_source import NO_TEXT, cut_source
+from llmshearing.cut.plan import PlannedCut, plan_cut
+from llmshearing.cut.source import check_device
+from llmshearing.cut.text import Text, read_texts
+from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.shapes import TARGET_KEYS, ModelShape
+from llmshearing.search.candidates import name_of, propose_shapes
+from llmshearing.search.extrapolation import extrapolate
+from llmshearing.search.judge import Judge, speed_of
+from llmshearing.search.records import SearchFolder
+from llmshearing.search.result import Candidate, SearchResult
+from llmshearing.search.settings import SearchSettings
+from llmshearing.utils.files import refuse_unwritable, write_atomically
+
+__all__ = ['search_shapes']
+
+WAIT = 2.0  # seconds between two looks at what other processes do
+
+Report = Callable[[str], None]
+
+
+def search_shapes(
+    source: str | Path,
+    budgets: Sequence[str],
+    text: Sequence[str | Path],
+    output: str | Path,
+    settings: SearchSettings | None = None,
+    device: str | None = None,
+    report: Report = lambda line: None,
+) -> SearchResult:
+    """Compares shapes of a budget by the loss of cutting a source to them, and of training the best for a few steps.
+
+    Args:
+        source (str | Path): Folder of a Hugging Face model.
+        budgets (Sequence[str]): Numbers of parameters, such as ``['80M']``.
+        text (Sequence[str | Path]): Files to choose units by, to train on and to measure losses on.
+        output (str | Path): Folder for what is found; goes on where a search with the same settings was killed there.
+        settings (SearchSettings | None): What else decides the result. Default: all defaults.
+        device (str | None): Where to compute. Default: a GPU if there is one.
+        report (Callable): Receives a line now and then. Default: nothing.
+
+    Raises:
+        ValueError: For a source, budget, text, device or output that is not possible, before any weight is read; for
+            weights that do not fit the config.
+    """
+    settings, output = settings or SearchSettings(), Path(output)
+    if not text:
+        raise ValueError(NO_TEXT)
+    config = plan_cut(source, {'params': budgets[0], **settings.pins}, settings.cut).config
+    proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
+    smallest = {key: min(getattr(shape, key) for _, shape in proposed) for key in TARGET_KEYS}
+    plan = plan_cut(source, smallest, dataclasses.replace(settings.cut, keep_heads=False))
+    device = check_device(device)
+    refuse_unwritable('--output', output)
+    texts = _read_texts(text, plan, settings, settings.cut.tokens)
+    lessons = _read_lessons(text, plan, settings) if settings.steps else []
+    folder = SearchFolder(output, _description(plan, budgets, texts, settings))
+    work = _Work(plan, texts, lessons, folder, settings, device, report, list(text))
+    report(f'{len(proposed)} candidates, compared on held-out text of {", ".join(each.name for each in texts)}')
+    for budget, shape in proposed:
+        work.once(name_of(shape), partial(work.measure, shape))
+    found = [work.candidate(budget, shape, shape == _first(proposed, budget)) for budget, shape in proposed]
+    if settings.steps:
+        chosen = [each for budget in budgets for each in _to_train(found, budget, settings.train)]
+        report(
+            f'training {len(chosen)} of them, {settings.steps} steps of {settings.batch_size * plan.length:,} tokens'
+        )
+        for each in chosen:
+            work.once(f'{name_of(each.shape)}-trained', partial(work.train, each.shape))
+        found = [work.candidate(each.budget, each.shape, each.proportional) for each in found]
+    return _tell(found, budgets, work)
+
+
+@dataclasses.dataclass
+class _Work:
+    """What the steps of a search share; the source is read when the first candidate needs it."""
+
+    plan: PlannedCut
+    texts: list[Text]
+    lessons: list[Text]
+    folder: SearchFolder
+    settings: SearchSettings
+    device: str
+    report: Report
+    paths: list[str | Path]
+    judge: Judge | None = None
+
+    def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Makes a record unless it is there; waits where another process is at it."""
+        while self.folder.read(name) is None:
+            with self.folder.claim(name) as mine:
+                if mine and self.folder.read(name) is None:
+                    self.folder.write(name, make())
+            if not mine:
+                time.sleep(WAIT)
+
+    def measure(self, shape: ModelShape) -> dict[str, Any]:
+        """Losses of a cut and its speed."""
+        if self.judge is None:
+            self.judge = Judge(self.plan, self.texts, self.settings.cut, self.device)
+        losses = self.judge.losses_at(shape)
+        speed = speed_of(self.plan.config, shape, self.plan.computed_in, self.device)
+        self.report(f'{name_of(shape)}: {mean(losses.values()):.3f} nats, {speed["generate"]:.1f} tokens/s')
+        return {'losses': losses, 'source_losses': self.judge.source_losses, 'speed': speed}
+
+    def train(self, shape: ModelShape) -> dict[str, Any]:
+        """Losses while a cut is trained; its folder stays, for whoever wants to go on from it."""
+        prepare_process()  # before Composer is imported, which is needed for nothing else here
+        from llmshearing.search.training import train_candidate
+
+        self.judge = None  # leaves the memory to the training
+        model = self.folder.path / 'models' / name_of(shape)
+        if not model.exists():
+            target = {key: getattr(shape, key) for key in TARGET_KEYS}
+            settings = dataclasses.replace(self.settings.cut, keep_heads=False, axes=None)
+            cut_source(self.plan.folder, target, self.paths, model, settings, self.device)
+        curve = train_candidate(model, self.lessons, self.settings, self.device)
+        self.report(f'{name_of(shape)}: {mean(curve[-1]["losses"].values()):.3f} nats after {curve[-1]["step"]} steps')
+        return {'curve': curve}
+
+    def source_losses(self, shape: ModelShape) -> dict[str, float]:
+        """Losses of the source, which every record has."""
+        return self._record(name_of(shape))['source_losses']
+
+    def candidate(self, budget: str, shape: ModelShape, proportional: bool) -> Candidate:
+        """All that is known of a shape."""
+        record = self._record(name_of(shape))
+        curve = (self.folder.read(f'{name_of(shape)}-trained') or {'curve': []})['curve']
+        parameters = int(count_parameters(layout_of(self.plan.config), shape).total)
+        end = None
+        if self.settings.tokens is not None and curve:
+            source_loss = mean(record['source_losses'].values())
+            end = extrapolate(curve, self.plan.source_parameters, parameters, source_loss, self.settings.tokens)
+        return Candidate(shape, budget, parameters, record['losses'], record['speed'], proportional, curve, end)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        record = self.folder.read(name)
+        assert record is not None
+        return record
+
+
+def _first(proposed: Sequence[tuple[str, ModelShape]], budget: str) -> ModelShape:
+    return next(shape for each, shape in proposed if each == budget)
+
+
+def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candidate]:
+    """The best cuts of a budget, and the one with the source's proportions."""
+    mine = sorted((each for each in found if each.budget == budget), key=lambda each: each.cut_loss)
+    return mine[:count] + [each for each in mine[count:] if each.proportional]
+
+
+def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> SearchResult:
+    order = sorted(found, key=lambda each: (list(budgets).index(each.budget), each.order))
+    result = SearchResult(order, work.source_losses(order[0].shape), work.settings.latency)
+    write_atomically(work.folder.path / 'loss.svg', result.picture())
+    write_atomically(work.folder.path / 'result.json', json.dumps(result.as_record(), indent=1))
+    return result
+
+
+def _read_texts(paths: Sequence[str | Path], plan: PlannedCut, settings: SearchSettings, tokens: int) -> list[Text]:
+    cut = settings.cut
+    vocabulary = plan.config.vocab_size
+    return read_texts(paths, plan.folder, vocabulary, plan.length, tokens, cut.held_out, cut.seed, cut.text_key)
+
+
+def _read_lessons(paths: Sequence[str | Path], plan: PlannedCut, settings: SearchSettings) -> list[Text]:
+    """Text for all steps, of the passages that are not held out.
+
+    Raises:
+        ValueError: If there is too little of it.
+    """
+    needed = settings.steps * settings.batch_size
+    lessons = _read_texts(paths, plan, settings, needed * plan.length)
+    there = sum(len(each.seen) for each in lessons)
+    if there < needed:
+        raise ValueError(
+            f'--steps {settings.steps}: the text has {there:,} sequences of {plan.length} tokens to train on, enough '
+            f'for {there // settings.batch_size} steps of --batch-size {settings.batch_size}; give more text or fewer '
+            'steps.'
+        )
+    return lessons
+
+
+def _description(
+    plan: PlannedCut, budgets: Sequence[str], texts: Sequence[Text], settings: SearchSettings
+) -> dict[str, Any]:
+    """What decides the result, as plain types."""
+    seen = hashlib.sha256()
+    for each in texts:
+        for row in (*each.seen, *each.held_out):
+            seen.update(row.tobytes())
+    weights = [path for kind in ('*.safetensors', '*.bin') for path in sorted(plan.folder.glob(kind))]
+    config = (plan.folder / 'config.json').read_bytes()
+    return {
+        'source': {
+            'config': hashlib.sha256(config).hexdigest(),
+            'weights': [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        },
+        'budgets': list(budgets),
+        'text': {'names': [each.name for each in texts], 'tokens': seen.hexdigest()},
+        **settings.as_record(),
+    }

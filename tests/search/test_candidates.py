@@ -1,0 +1,95 @@
+"""Which shapes are proposed: within budget, limits and pins, far from each other, the same each time."""
+
+import pytest
+from transformers import LlamaConfig, Qwen3Config
+
+from llmshearing.models.counting import count_parameters, kv_cache_bytes_per_token, layout_of
+from llmshearing.models.shapes import shape_of
+from llmshearing.models.targets import target_shape
+from llmshearing.search.candidates import name_of, propose_shapes
+from llmshearing.search.settings import SearchSettings
+
+SMOLLM = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
+QWEN = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=True,
+)
+
+
+@pytest.mark.parametrize(('config', 'budget', 'count'), [(SMOLLM, '80M', 80e6), (QWEN, '0.35B', 0.35e9)])
+def test_all_candidates_fill_the_budget_and_differ(config, budget, count):
+    source, shapes = shape_of(config), propose_shapes(config, budget, SearchSettings())
+    assert len({name_of(shape) for shape in shapes}) == 12
+    for shape in shapes:
+        assert 0.98 * count <= count_parameters(layout_of(config), shape).total <= count
+        assert shape.hidden_size % 8 == 0 and shape.group_size == source.group_size
+        kept = [
+            getattr(shape, key) / getattr(source, key)
+            for key in ('num_hidden_layers', 'hidden_size', 'num_key_value_heads', 'intermediate_size')
+        ]
+        assert max(kept) <= 2 * min(kept)
+        target_shape(config, {key: getattr(shape, key) for key in TARGETS})  # each can be asked for
+    assert shapes == propose_shapes(config, budget, SearchSettings())
+    assert shapes[:5] == propose_shapes(config, budget, SearchSettings(candidates=5))
+
+
+TARGETS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
+
+
+def test_pins_limits_and_cache_are_kept_to():
+    settings = SearchSettings(pins={'num_hidden_layers': 24}, least={'hidden_size': 400}, most={'hidden_size': 520})
+    shapes = propose_shapes(SMOLLM, '80M', settings)
+    assert shapes and all(shape.num_hidden_layers == 24 and 400 <= shape.hidden_size <= 520 for shape in shapes)
+    cache = 12_000
+    small = propose_shapes(SMOLLM, '80M', SearchSettings(kv_cache=cache))
+    assert small and all(kv_cache_bytes_per_token(layout_of(SMOLLM), shape) <= cache for shape in small)
+    from llmshearing.cut.settings import CutSettings
+
+    heads = propose_shapes(SMOLLM, '80M', SearchSettings(cut=CutSettings(keep_heads=True)))
+    assert {shape.num_attention_heads for shape in heads} == {9}
+
+
+@pytest.mark.parametrize(
+    ('budget', 'settings', 'message'),
+    [
+        ('500M', {}, 'pruning only removes'),
+        ('1M', {}, 'no shape lies'),
+        ('80M', {'most': {'hidden_size': 64}}, 'none of the .* shapes of this size keeps to --limit'),
+        ('80M', {'pins': {'num_hidden_layers': 31}}, '31'),
+        ('many', {}, 'many'),
+    ],
+)
+def test_what_cannot_be_is_refused(budget, settings, message):
+    with pytest.raises(ValueError, match=message):
+        propose_shapes(SMOLLM, budget, SearchSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'pins': {'hiden_size': 3}}, 'hidden_size'),
+        ({'least': {'hidden_size': 9}, 'most': {'hidden_size': 8}}, 'smaller size comes first'),
+        ({'pins': {'hidden_size': 9}, 'most': {'hidden_size': 8}}, 'pinned and limited'),
+        ({'tokens': 10**9}, '--steps'),
+        ({'candidates': 0}, '--candidates'),
+        ({'uneven': 0.5}, '--uneven'),
+        ({'latency': 0}, '--latency'),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSettings(**settings)

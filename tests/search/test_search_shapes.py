@@ -1,0 +1,174 @@
+"""A search on a tiny source: as `cut` measures, going on where it was killed, shared by processes, told in words."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from statistics import mean
+
+import pytest
+
+from llmshearing import cli
+from llmshearing.cut.cut_source import cut_source
+from llmshearing.cut.settings import CutSettings
+from llmshearing.models.shapes import TARGET_KEYS
+from llmshearing.search import search_shapes as stages
+from llmshearing.search.candidates import name_of
+from llmshearing.search.extrapolation import extrapolate
+from llmshearing.search.records import SearchFolder
+from llmshearing.search.result import pareto_front
+from llmshearing.search.search_shapes import search_shapes
+from llmshearing.search.settings import SearchSettings
+from tests.cut.test_cut_source import SMALL, make_source
+from tests.rotation.test_command import make_text
+
+BUDGET = '22K'
+COMMON = {'candidates': 4, 'multiple_of': 4, 'tolerance': 0.1, 'uneven': 3.0, 'batch_size': 2}
+
+
+def settings(**more) -> SearchSettings:
+    return SearchSettings(**{**COMMON, 'cut': CutSettings(**SMALL), **more})
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('search')
+    make_source(folder / 'source')
+    make_text(folder / 'text.jsonl', 300)
+    return folder
+
+
+def run(place, output, **more):
+    return search_shapes(place / 'source', [BUDGET], [place / 'text.jsonl'], output, settings(**more), 'cpu')
+
+
+def test_candidates_lose_what_cut_loses(place, tmp_path):
+    result = run(place, tmp_path / 'search')
+    assert len(result.candidates) == 4 and sum(each.proportional for each in result.candidates) == 1
+    assert [each.cut_loss for each in result.candidates] == sorted(each.cut_loss for each in result.candidates)
+    for each in result.candidates:
+        target = {key: getattr(each.shape, key) for key in TARGET_KEYS}
+        output = tmp_path / name_of(each.shape)
+        cut = cut_source(place / 'source', target, [place / 'text.jsonl'], output, CutSettings(**SMALL), 'cpu')
+        before, after = cut.losses['text']
+        assert each.losses['text'] == pytest.approx(after, abs=2e-4)
+        assert result.source_losses['text'] == pytest.approx(before, abs=1e-6)
+        assert each.parameters == cut.plan.parameters and each.speed['generate'] > 0
+    assert (tmp_path / 'search' / 'loss.svg').read_text().count('<circle') >= 2 * 4
+
+
+def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_path, monkeypatch):
+    first = run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6)
+    trained = [each for each in first.candidates if each.curve]
+    assert len(trained) in (2, 3) and any(each.proportional for each in trained)
+    for each in trained:
+        assert [point['step'] for point in each.curve] == [1, 2, 3, 4, 6]
+        assert each.curve[-1]['tokens'] == 6 * 2 * 20 and each.trained_loss < each.cut_loss
+    assert first.candidates[: len(trained)] == sorted(trained, key=lambda each: each.trained_loss)
+    words = '\n'.join(first.lines())
+    assert -1 <= first.order_agreement() <= 1 if len(trained) > 2 else first.order_agreement() is None
+    assert f'hidden_size: {first.candidates[0].shape.hidden_size}' in words and 'times more tokens' in words
+    monkeypatch.setattr(stages, 'Judge', lambda *_: pytest.fail('measured again'))
+    monkeypatch.setattr(stages, 'cut_source', lambda *_: pytest.fail('cut again'))
+    assert run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6) == first
+    with pytest.raises(ValueError, match='a search that differs in steps; choose another folder'):
+        run(place, tmp_path / 'search', steps=7, train=2, tokens=10**6)
+
+
+def test_a_killed_search_goes_on(place, tmp_path, monkeypatch):
+    whole = run(place, tmp_path / 'whole')
+    measure, calls = stages.speed_of, []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(stages, 'speed_of', dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, tmp_path / 'search')
+    assert len(list((tmp_path / 'search' / 'candidates').glob('*.json'))) == 2
+    result = run(place, tmp_path / 'search')
+    assert len(calls) == 3 + 2  # the third is measured again, the first two are not
+    assert [(each.shape, each.losses) for each in result.candidates] == [
+        (each.shape, each.losses) for each in whole.candidates
+    ]
+
+
+def test_two_at_once_share_the_candidates(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, 'WAIT', 0.05)
+    folder = SearchFolder(tmp_path / 'search', {'a': 1})
+    work = [stages._Work(*[None] * 3, folder, *[None] * 4) for _ in range(2)]
+    began, end, made = threading.Event(), threading.Event(), []
+
+    def slow():
+        made.append('slow')
+        began.set()
+        assert end.wait(20)
+        return {'by': 'first'}
+
+    first = threading.Thread(target=work[0].once, args=('name', slow))
+    first.start()
+    assert began.wait(20)
+    second = threading.Thread(target=work[1].once, args=('name', lambda: made.append('again') or {}))
+    second.start()
+    end.set()
+    first.join(20)
+    second.join(20)
+    assert made == ['slow'] and folder.read('name') == {'by': 'first'}
+
+
+def test_the_folder_of_something_else_is_refused(place, tmp_path):
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'file').write_text('')
+    with pytest.raises(ValueError, match='exists already and holds no search'):
+        run(place, tmp_path / 'other')
+
+
+def test_too_little_text_for_the_steps_is_said_before_any_work(place, tmp_path):
+    with pytest.raises(ValueError, match=r'has 1,\d+ sequences of 20 tokens .* enough for \d+ steps') as error:
+        run(place, tmp_path / 'search', steps=10**4)
+    possible = int(re.search(r'enough for (\d+) steps', str(error.value)).group(1))
+    assert stages._read_lessons([place / 'text.jsonl'], _plan(place), settings(steps=possible))
+    assert not (tmp_path / 'search').exists()
+
+
+def _plan(place):
+    from llmshearing.cut.plan import plan_cut
+
+    return plan_cut(place / 'source', {'num_hidden_layers': 2}, CutSettings(**SMALL))
+
+
+def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):
+    shapes = ['--candidates', '2', '--multiple-of', '4', '--tolerance', '0.1', '--uneven', '3', '--seq-len', '20']
+    limits = ['--limit', 'num_hidden_layers=2:', '--latency', '1000']
+    text = ['--text', str(place / 'text.jsonl'), '--output', str(tmp_path / 'out'), '--device', 'cpu']
+    assert cli.main(['search', str(place / 'source'), '--params', BUDGET, *text, *shapes, *limits]) == 0
+    printed = capsys.readouterr().out
+    assert f'{BUDGET}: the best is L' in printed and '    target:' in printed
+    record = json.loads((tmp_path / 'out' / 'result.json').read_text())
+    assert len(record['candidates']) == 2
+    assert cli.main(['search', str(place / 'source'), '--params', BUDGET, *text, '--pin', 'hidden_size']) == 1
+    assert '--pin: expected KEY=VALUE' in capsys.readouterr().err
+    assert cli.main(['search', str(place / 'source'), '--params', BUDGET, '--output', str(tmp_path / 'no')]) == 1
+    assert 'name some text with --text' in capsys.readouterr().err
+
+
+def test_the_front_is_what_no_other_beats_in_both():
+    speeds, losses = [1.0, 2.0, 3.0, 2.5], [2.0, 3.0, 4.0, 5.0]
+    assert pareto_front(speeds, losses, larger_is_better=True) == [0, 1, 2]
+    assert pareto_front(speeds, losses, larger_is_better=False) == [0]
+
+
+def test_a_power_law_is_continued():
+    def point(tokens):
+        return {'tokens': tokens, 'losses': {'a': 3 + 40 * tokens**-0.4, 'b': 3 + 40 * tokens**-0.4}}
+
+    curve = [point(tokens) for tokens in (1e3, 2e3, 4e3, 8e3, 16e3, 32e3)]
+    found = extrapolate(curve, 10**8, 5 * 10**7, 3.0, 10**6)
+    assert found['loss'] == pytest.approx(mean(point(1e6)['losses'].values()), abs=0.02)
+    assert found['low'] <= found['loss'] <= found['high'] and found['factor'] == pytest.approx(1e6 / 32e3)
+    rising = [{'tokens': t, 'losses': {'a': 3 + t / 1e4}} for t in (1e3, 2e3, 4e3)]
+    assert extrapolate(rising, 10**8, 5 * 10**7, 3.0, 10**6) is None
