@@ -88,7 +88,7 @@ class SearchResult:
         if len(trained) < 3:
             return None
         ranks = [np.argsort(np.argsort(losses)) for losses in zip(*((c.cut_loss, c.trained_loss) for c in trained))]
-        return float(np.corrcoef(*ranks).min())  # the least entry is that of the two
+        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
     def table(self) -> list[str]:
         """A row per candidate, best first."""
