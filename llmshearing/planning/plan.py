@@ -20,6 +20,7 @@ from llmshearing.models.counting import (
 )
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
+from llmshearing.planning.guidance import shape_guidance
 from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from llmshearing.planning.serving import neighbours, serving_warnings
 
@@ -90,6 +91,9 @@ def make_plan(
         }
     plan['memory'] = {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()}
     plan['notes'] = []
+    if target is not None:
+        share = plan['target']['parameters'] / plan['source']['parameters']
+        plan['notes'] += shape_guidance(source, target, share)
     if freeze_weights:
         plan['notes'].append(
             'freeze_weights: pruning has no gradients and optimizer states of weights; activations are counted as if '

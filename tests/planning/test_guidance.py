@@ -1,0 +1,24 @@
+"""Guidance on shapes: said of what it is about, and of nothing else."""
+
+import pytest
+
+from llmshearing.models.shapes import ModelShape
+from llmshearing.planning.guidance import shape_guidance
+
+SOURCE = ModelShape(32, 4096, 32, 8, 14336, 128)
+
+
+@pytest.mark.parametrize(
+    ('target', 'kept', 'words'),
+    [
+        (ModelShape(16, 4096, 32, 8, 14336, 128), 0.55, ['50% of the layers go']),
+        (ModelShape(32, 3072, 8, 2, 10752, 128), 0.6, ['75% of the heads go']),
+        (ModelShape(28, 3584, 28, 7, 12544, 128), 0.7, []),
+        (ModelShape(20, 2560, 20, 5, 8960, 128), 0.3, ['70% of the parameters go in one step']),
+    ],
+)
+def test_what_is_said(target, kept, words):
+    said = shape_guidance(SOURCE, target, kept)
+    assert len(said) == len(words)
+    for line, word in zip(said, words):
+        assert word in line and 'arXiv' in line and line.startswith('guidance: ')
