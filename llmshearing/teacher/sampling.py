@@ -43,9 +43,10 @@ def draw(log_p: Tensor, uniform: Tensor, count: int) -> Tensor:
     """
     points = (uniform.unsqueeze(-1) + torch.arange(count, device=log_p.device, dtype=torch.float64)) / count
     cumulated = log_p.double().exp_().cumsum_(-1)
-    points = points * cumulated[:, -1:]  # which is 1 but for rounding
+    end = cumulated[:, -1:]  # which is 1 but for rounding, to which no point may be rounded up
+    points = torch.minimum(points * end, torch.nextafter(end, torch.zeros_like(end)))
     # The first token whose end lies above the point: one without probability has no end of its own.
-    return torch.searchsorted(cumulated, points, right=True).clamp_(max=log_p.shape[-1] - 1)
+    return torch.searchsorted(cumulated, points, right=True)
 
 
 def entropy_of(log_p: Tensor) -> Tensor:

@@ -96,9 +96,14 @@ def teach(
                 continue
             loaded = loaded or opened.load()
             began = time.monotonic()
-            teach_shard(
-                task, data, loaded, form, plan['key'], length, settings.batch_tokens, settings.temperature, work
-            )
+            try:
+                teach_shard(
+                    task, data, loaded, form, plan['key'], length, settings.batch_tokens, settings.temperature, work
+                )
+            except FileNotFoundError:
+                if not output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
+                    raise
+                continue
             rate = task.reader.samples * length / max(time.monotonic() - began, 1e-9)
             report(f'{task.folder}/{task.name} ({number} of {len(tasks)}): {rate:,.0f} tokens/s')
     return _finish(work, data, tasks, folders, copied, plan, report)

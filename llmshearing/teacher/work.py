@@ -110,11 +110,12 @@ class Work:
             return
         with _locked(self.folder / 'lock', wait=True):
             yield not self.output.exists()
+            if self.output.exists():  # another process, or this one; whoever came late made the folder again
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def commit(self) -> None:
-        """Gives the finished data their name, and removes the rest."""
+        """Gives the finished data their name; the rest goes at the end of :meth:`finishing`."""
         os.replace(self.data, self.output)
-        shutil.rmtree(self.folder)
 
     def _entry_path(self, task: ShardTask) -> Path:
         return self.folder / 'entries' / task.folder / f'{task.name}.json'

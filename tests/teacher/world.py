@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from composer.core import DataSpec
 from streaming import MDSWriter
 from transformers import AutoModelForCausalLM
 
+from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_index, read_rows
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.teach import teach
+from tests.dynamic_text_world import LOADERS
 from tests.tiny_run import Sequences, tiny_source, tiny_tokenizer
 
 LENGTH = 16
@@ -77,3 +80,22 @@ def content(folder: Path) -> dict[str, bytes]:
 def teacher_logits(folder: Path, tokens: np.ndarray) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     return model(input_ids=torch.from_numpy(np.stack(tokens).astype(np.int64))).logits
+
+
+def loader_of(folder: Path, workers: int = 0, batch_size: int = 4, tokenizer: Any = None, **dataset: Any) -> DataSpec:
+    """``dynamic_text`` over ``folder / train`` in rounds of three batches, with the teacher's column."""
+    config = {
+        'local': str(folder / 'train'),
+        'domains': list(SAMPLES),
+        'proportions': {'a': 1, 'b': 2},
+        'round_batches': 3,
+        'max_seq_len': LENGTH,
+        'shuffle_block_size': 8,
+        'teacher': True,
+        **dataset,
+    }
+    spec = build_dynamic_text_dataloader(
+        tokenizer or tiny_tokenizer(), batch_size, config, num_workers=workers, pin_memory=False
+    )
+    LOADERS.append(spec.dataloader)
+    return spec
