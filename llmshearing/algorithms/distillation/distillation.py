@@ -137,8 +137,9 @@ class Distillation(Algorithm):
                 f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.'
             )
         check_precision(state.precision.value)
-        if self.stored:
-            return  # the data are known later
+        if self.stored:  # the data are known later, when the model may be wrapped
+            self.vocab_size = student.config.vocab_size
+            return
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, student, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(
@@ -151,9 +152,7 @@ class Distillation(Algorithm):
         if not self.stored:
             return
         self._note = note = note_of_loader(state.train_dataloader)
-        student: Any = state.model  # a HuggingFaceModel, see _prepare
-        check_student(note, student.config.vocab_size, self.temperature, self.shared_vocab_size)
-        self.vocab_size = note.vocab_size
+        check_student(note, self.vocab_size, self.temperature, self.shared_vocab_size)
         log.info('Distilling from what is stored of %s: %s of %d.', note.teacher, note.kind, note.count)
 
     @torch.no_grad()

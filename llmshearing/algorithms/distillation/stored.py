@@ -68,7 +68,7 @@ def stored_target(rows: Tensor, note: TeacherNote) -> TeacherTarget:
     if log_probs is None:
         kept = SampledTokens(ids, head)
     else:
-        # float16 has three digits: what they lack of a distribution is shared out, so that gradients add up to 0.
+        # What rounding leaves over of a distribution is shared out, so that gradients add up to 0.
         whole = torch.logsumexp(torch.cat([log_probs, head.unsqueeze(-1)], dim=-1), dim=-1)
         kept = TopTokens(log_probs - whole.unsqueeze(-1), ids.int(), head - whole)
     return TeacherTarget(note.temperature, note.vocab_size, kept)
