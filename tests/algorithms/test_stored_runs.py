@@ -1,4 +1,4 @@
-"""Runs that distil from a stored teacher: as from a live one, stopped and gone on with, on more ranks, while pruning."""
+"""Runs that distil from a stored teacher: as from a live one, stopped and resumed, on more ranks, while pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student with a trimmed vocabulary: a teacher with all tokens, asked in its own ids, and one that was trimmed alike."""
+"""A student with a trimmed vocabulary: a teacher with all tokens, asked in its own ids, and one trimmed alike."""
 
 from __future__ import annotations
 
@@ -68,8 +68,21 @@ def test_the_full_teacher_without_the_list_and_other_lists_are_refused(place, ca
     assert command(place, 'teacher', 'never') == 1
     assert 'was made with another tokenizer' in capsys.readouterr().err
     make_source(tmp_path / 'other', 'llama3')
-    assert cli.main(['teach', str(place / 'data'), '--teacher', str(tmp_path / 'other'), '--output',
-                     str(place / 'never'), '--like', str(place / 'student')]) == 1
+    assert (
+        cli.main(
+            [
+                'teach',
+                str(place / 'data'),
+                '--teacher',
+                str(tmp_path / 'other'),
+                '--output',
+                str(place / 'never'),
+                '--like',
+                str(place / 'student'),
+            ]
+        )
+        == 1
+    )
     assert 'was made from another tokenizer' in capsys.readouterr().err
     assert command(place, 'teacher', 'never', '--like', place / 'source') == 1
     assert 'expected a folder that trim-vocab wrote' in capsys.readouterr().err
