@@ -56,6 +56,14 @@ def test_distillation_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_stored_teacher(tmp_path):
+    out = tmp_path / 'results.json'
+    run_quick('stored_teacher.py', '--work', tmp_path, '--steps', '4', '--top-k', '--output', out)
+    result = json.loads(out.read_text())
+    assert all(result[way]['loss'] > 0 for way in ('plain', 'live', 'stored draws', 'stored top'))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason="peak memory is read from Linux's /proc")
 def test_init_memory(tmp_path):
     out = tmp_path / 'results.json'

@@ -15,9 +15,10 @@ def serve_stored_teacher(config: dict[str, Any]) -> None:
         config (dict[str, Any]): A whole llm-foundry training configuration, whatever is wrong with it.
     """
     loader = config.get('train_loader')
-    dataset = loader.get('dataset') if isinstance(loader, dict) else None
-    if _asks(config) and isinstance(dataset, dict) and loader.get('name') == 'dynamic_text':
-        dataset.setdefault('teacher', True)
+    if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
+        return
+    if _asks(config) and loader.get('name') == 'dynamic_text':
+        loader['dataset'].setdefault('teacher', True)
 
 
 def check_stored_teacher(config: Mapping[str, Any]) -> None:

@@ -179,9 +179,11 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         notes = {
             name: read_note(os.path.join(stream.local, stream.split)) for name, stream in zip(streams, self.streams)
         }
-        self.teacher = StoredTeacher(check_same_teacher(notes), tokenizer) if teacher else None
-        if self.teacher is not None:
-            for (name, note), shards in zip(notes.items(), self._shards_by_domain()):
+        self.teacher = None
+        if teacher:
+            taught = check_same_teacher(notes)
+            self.teacher = StoredTeacher(next(iter(taught.values())), tokenizer)
+            for (name, note), shards in zip(taught.items(), self._shards_by_domain()):
                 check_teacher(self.teacher, name, note, shards, self.read_tokens, max_seq_len)
         # A teacher's column changes no token: a run may go over to taught data, and back.
         fingerprints = {

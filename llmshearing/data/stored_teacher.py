@@ -125,8 +125,8 @@ def tag_of(tokens: np.ndarray, key: str) -> np.uint64:
     return np.uint64(int.from_bytes(digest.digest(), 'little'))
 
 
-def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> TeacherNote:
-    """The note of all domains, whose teacher and settings must be one.
+def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> dict[str, TeacherNote]:
+    """The notes of all domains, whose teacher and settings must be one.
 
     Args:
         notes (Mapping[str, TeacherNote | None]): By domain.
@@ -149,14 +149,14 @@ def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> TeacherNote:
                 f'({known[first].teacher}, {known[first].key}; {note.teacher}, {note.key}); teach them in one call of '
                 'llmshearing teach.'
             )
-    return known[first]
+    return known
 
 
 class StoredTeacher:
     """Reads the column of the samples of one data set, and refuses what does not belong to its tokens.
 
     Args:
-        note (TeacherNote): Of all domains.
+        note (TeacherNote): Of any domain; teacher and settings are those of all.
         tokenizer (PreTrainedTokenizerBase): Of the run.
 
     Raises:

@@ -297,7 +297,7 @@ def check_teacher(
     teacher: StoredTeacher,
     domain: str,
     note: TeacherNote,
-    shards: Sequence[MDSReader],
+    shards: Sequence[Reader],
     read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
     max_seq_len: int,
 ) -> None:
@@ -314,7 +314,7 @@ def check_teacher(
     Raises:
         ValueError: naming the shard whose column does not belong to its tokens, or is of another teacher.
     """
-    teacher.check_index(domain, note, shards, max_seq_len)
+    teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
     for shard in shards:
         sample = _first_local_sample([shard])
         if sample is not None:

@@ -135,7 +135,8 @@ def open_teacher(name: str, settings: TeachSettings, device: str) -> Teacher:
             raise ValueError(f'--like {settings.like}: it has the id {max(kept)}, the teacher {vocab_size} rows.')
         tokenizer, vocab_size = read_tokenizer(settings.like), len(kept)
     dtype = settings.dtype or ('float32' if device == 'cpu' else 'bfloat16')
-    return Teacher(folder, folder.resolve().name, config, tokenizer, vocab_size, kept, dtype, device)
+    known_as = folder.resolve().name if Path(name).is_dir() else name
+    return Teacher(folder, known_as, config, tokenizer, vocab_size, kept, dtype, device)
 
 
 def hash_of_model(folder: Path) -> str:

@@ -126,7 +126,8 @@ def _plan(tasks: list[ShardTask], opened: Teacher, form: ColumnFormat, settings:
         'computed_in': opened.dtype,
         'batch_tokens': settings.batch_tokens,
     }
-    plan['key'] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+    decisive = {name: value for name, value in plan.items() if name != 'teacher'}  # its hash is
+    plan['key'] = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
     by_folder: dict[str, list[ShardTask]] = {}
     for task in tasks:
         by_folder.setdefault(task.folder, []).append(task)
