@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         '--splits', nargs='+', metavar='SPLIT', help='folders to teach; others are copied (default: all but eval)'
     )
     parser.add_argument(
-        '--batch-tokens', type=int, default=8192, metavar='N', help='in a forward pass (default: %(default)s)'
+        '--batch-tokens', type=int, default=4096, metavar='N', help='in a forward pass (default: %(default)s)'
     )
     parser.add_argument('--dtype', metavar='TYPE', help='of the teacher (default: bfloat16 on a GPU, else float32)')
     parser.add_argument('--device', metavar='NAME', help='such as cpu or cuda:1 (default: a GPU if there is one)')

@@ -65,15 +65,21 @@ def encode(logits: Tensor, form: ColumnFormat, temperature: float, uniform: np.n
 
     Returns:
         np.ndarray: uint8 [P, bytes per token].
+
+    Raises:
+        FloatingPointError: If a distribution is none, because a logit is NaN or infinite.
     """
     result = np.empty((len(logits), form.width), np.uint8)
     rows = max(1, CHUNK_ELEMENTS // form.vocab_size)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         log_p = torch.log_softmax(logits[part].float() / temperature, dim=-1)
+        entropy = entropy_of(log_p)
+        if entropy.isnan().any():  # one bad logit is enough
+            raise FloatingPointError('the teacher predicts NaN or infinity')
         if form.kind == 'draws':
             points = torch.from_numpy(uniform[part]).to(log_p.device)
-            result[part] = form.pack(entropy_of(log_p), draw(log_p, points, form.count))
+            result[part] = form.pack(entropy, draw(log_p, points, form.count))
         else:
             top, ids = log_p.topk(form.count, dim=-1)
             rest = log_p.scatter(-1, ids, float('-inf')).logsumexp(-1)

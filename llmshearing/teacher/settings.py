@@ -25,7 +25,7 @@ class TeachSettings:
         shared_vocab_size (int | None): The first so many tokens take part, for models that pad one vocabulary to
             different sizes. Default: ``None``, all of the teacher's.
         like (Path | None): Folder that trim-vocab wrote, whose tokens the data are made of; the teacher has all tokens.
-        batch_tokens (int): Tokens in a forward pass. Default: 8192.
+        batch_tokens (int): Tokens in a forward pass. Default: 4096.
         dtype (str | None): In which the teacher computes. Default: bfloat16 on a GPU, float32 elsewhere.
         splits (tuple[str, ...] | None): Those to teach; others are copied. Default: all but ``eval``.
 
@@ -39,7 +39,7 @@ class TeachSettings:
     seed: int = 17
     shared_vocab_size: int | None = None
     like: Path | None = None
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     dtype: str | None = None
     splits: tuple[str, ...] | None = None
 

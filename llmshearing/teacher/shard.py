@@ -104,12 +104,12 @@ def _taught(
             "with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."
         )
     logits = teacher.logits(torch.from_numpy(tokens))
-    if not torch.isfinite(logits).all():
-        raise ValueError(
-            f'{where}: the teacher predicts NaN or infinity for samples {first} to {first + len(samples) - 1}; check '
-            'its weights, or take --dtype float32.'
-        )
     for number, (sample, row) in enumerate(zip(samples, logits), first):
         tag = tag_of(tokens_of(sample), key)
-        column = encode(row, form, temperature, uniform_numbers(int(tag), number, len(row)))
+        try:
+            column = encode(row, form, temperature, uniform_numbers(int(tag), number, len(row)))
+        except FloatingPointError as error:
+            raise ValueError(
+                f'{where}: for sample {number} {error}; check its weights, or take --dtype float32.'
+            ) from error
         yield {**sample, TEACHER: column, TEACHER_OF: tag}

@@ -18,6 +18,7 @@ from llmshearing.data.stored_teacher import read_note, tag_of
 from llmshearing.prepare.check import check
 from llmshearing.teacher import teach as stages
 from llmshearing.teacher.folders import list_shards
+from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.work import Work
 from tests.dynamic_text_world import FORK
 from tests.teacher.world import LENGTH, content, make_world, rows, samples_of, taught, teacher_logits, write
@@ -215,6 +216,23 @@ def test_data_of_another_tokenizer_or_cut_short_are_refused_by_name(world, capsy
     assert 'was made with another tokenizer' in refusal(capsys, world, teacher='stranger')
     shutil.rmtree(world / 'stranger')
     shutil.rmtree(world / 'data-cut')
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+@pytest.mark.parametrize('kind', [{'draws': 3}, {'top_k': 3}])
+def test_a_teacher_of_bad_weights_stops_with_the_sample(world, number, kind, monkeypatch):
+    original = LoadedTeacher.logits
+
+    def broken(self, tokens):
+        found = original(self, tokens)
+        found[-1, 3, 5] = number
+        return found
+
+    monkeypatch.setattr(LoadedTeacher, 'logits', broken)
+    with pytest.raises(ValueError, match=r'a/shard.00000.mds: for sample 2 the teacher predicts NaN or infinity'):
+        taught(world, 'broken', **kind)
+    assert not list((world / '.broken.teaching').rglob('*.mds'))
+    shutil.rmtree(world / '.broken.teaching')
 
 
 def test_work_of_another_call_is_not_mixed_in(world, monkeypatch):
