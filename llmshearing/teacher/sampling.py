@@ -16,7 +16,8 @@ from llmshearing.data.teacher_column import ColumnFormat
 
 __all__ = ['draw', 'encode', 'entropy_of', 'uniform_numbers']
 
-CHUNK_ELEMENTS = 2**22  # probabilities that are cumulated in float64 at a time: 32 MB
+# Probabilities that are cumulated in float64 at a time: what a core's cache holds, or 128 MB of a GPU's memory.
+CHUNK_ELEMENTS = {'cpu': 2**18, 'cuda': 2**24}
 
 
 def uniform_numbers(tag: int, sample: int, length: int) -> np.ndarray:
@@ -70,7 +71,7 @@ def encode(logits: Tensor, form: ColumnFormat, temperature: float, uniform: np.n
         FloatingPointError: If a distribution is none, because a logit is NaN or infinite.
     """
     result = np.empty((len(logits), form.width), np.uint8)
-    rows = max(1, CHUNK_ELEMENTS // form.vocab_size)
+    rows = max(1, CHUNK_ELEMENTS.get(logits.device.type, 2**22) // form.vocab_size)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         log_p = torch.log_softmax(logits[part].float() / temperature, dim=-1)

@@ -29,6 +29,7 @@ from llmshearing.algorithms.distillation.sampled import SampledLoss, SampledToke
 __all__ = ['TeacherTarget', 'TopTokens', 'distillation_loss', 'teacher_target']
 
 CHUNK_ELEMENTS = 2**24  # logits that are held in float32 at a time: 64 MB
+CACHED_ELEMENTS = 2**20  # on CPU, of a loss that passes over them a few times: 4 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ def distillation_loss(student_logits: Tensor, target: TeacherTarget, positions: 
     """
     flat = student_logits.reshape(-1, student_logits.shape[-1])
     if isinstance(target.kept, SampledTokens):
-        rows = max(1, CHUNK_ELEMENTS // target.vocab_size)
+        elements = min(CHUNK_ELEMENTS, CACHED_ELEMENTS) if flat.device.type == 'cpu' else CHUNK_ELEMENTS
+        rows = max(1, elements // target.vocab_size)
         return SampledLoss.apply(flat, target.kept, positions, target.temperature, target.vocab_size, rows)
     return _DistillationLoss.apply(flat, target, positions)
 
