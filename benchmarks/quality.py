@@ -48,6 +48,8 @@ from llmshearing.rotation.settings import RotationSettings
 from llmshearing.scaling.points import points_from_models
 from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
 from llmshearing.scaling.reference_loss import check_points, fit_law
+from llmshearing.teacher.settings import TeachSettings
+from llmshearing.teacher.teach import teach
 
 SKEWED = (8, 4, 2, 1, 1)
 FAMILY = {  # smaller relatives of the small source, for a law; with it four, as three must fall strictly
@@ -149,7 +151,13 @@ def prune(
 
 
 def _distillation(arm: Arm, work: Path) -> tuple[Distillation, ...]:
-    return () if arm.distillation is None else (Distillation(teacher=str(work / 'source'), **arm.distillation),)
+    if arm.distillation is None:
+        return ()
+    if arm.distillation.get('stored'):
+        if not (work / 'taught').exists():
+            teach(work / 'data', str(work / 'source'), work / 'taught', TeachSettings())
+        return (Distillation(**arm.distillation),)
+    return (Distillation(teacher=str(work / 'source'), **arm.distillation),)
 
 
 def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -> dict[str, Any]:

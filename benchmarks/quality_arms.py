@@ -209,6 +209,7 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'distillation': [
         Arm('one-shot depth + taylor, distilled', DEPTH_TAYLOR, 0, distillation={}),
+        Arm('one-shot depth + taylor, distilled, stored', DEPTH_TAYLOR, 0, distillation={'stored': True}),
         Arm('one-shot depth + taylor, distilled, 0.6 of the steps', DEPTH_TAYLOR, 0, more_steps=0.6, distillation={}),
         _one_run('progressive to 5%, one run, distilled', 0.05, distillation={}),
         _one_run('progressive to 20%, one run, distilled', 0.2, distillation={}),

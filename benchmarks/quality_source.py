@@ -175,11 +175,13 @@ def make_trainer(
 ) -> Trainer:
     """A Trainer over a mixture of the domains, equal by default; its loader serves other samples for every seed."""
     tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
+    stored = any(isinstance(algorithm, Distillation) and algorithm.stored for algorithm in algorithms)
     train = build_dynamic_text_dataloader(
         tokenizer=tokenizer,
         device_batch_size=sizes.batch_size,
         dataset={
-            'local': str(work / 'data' / 'train'),
+            'local': str(work / ('taught' if stored else 'data') / 'train'),
+            'teacher': stored,
             'domains': list(DOMAINS),
             'proportions': proportions or sizes.proportions or dict.fromkeys(DOMAINS, 1),
             'round_batches': round_batches,
@@ -239,7 +241,7 @@ class ComputeMeter(Callback):
         cutter = getattr(model, 'cutter', None)
         is_cut = cutter is not None and cutter.plan is not None
         weights = _weights_in_use(model.model, cutter) if is_cut else _matrices(model.model)
-        teachers = sum(_matrices(a.teacher) for a in state.algorithms if isinstance(a, Distillation))
+        teachers = sum(_matrices(a.teacher) for a in state.algorithms if isinstance(a, Distillation) and not a.stored)
         self.flops += (6.0 * weights + 2.0 * teachers) * state.batch['input_ids'].numel()
 
 

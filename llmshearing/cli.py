@@ -42,6 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         'llmshearing.commands.trim_vocab',
         'give a source fewer tokens: those that its text needs, with the same logits for them',
     ),
+    'teach': (
+        'llmshearing.commands.teach',
+        "store a teacher's predictions beside prepared data, for distillation that does not run it",
+    ),
     'demo': ('llmshearing.commands.demo', 'prune and continue a real 135M model on this machine'),
     'report': ('llmshearing.commands.report', 'one HTML page and pictures of a run, while it trains or afterwards'),
     'reference-losses': ('llmshearing.commands.reference_losses', 'measure or predict per-domain reference losses'),

@@ -74,8 +74,17 @@ def test_distillation_step(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     run_quick('distillation_step.py', '--tokens', '128', '--rounds', '1', '--threads', '1', '--output', out)
     result = json.loads(out.read_text())
-    assert set(result['seconds']) == {'student', 'teacher forward', 'whole vocabulary', 'top 64'}
+    ways = {'whole vocabulary', 'top 64', 'stored draws', 'stored top'}
+    assert set(result['seconds']) == {'student', 'teacher forward'} | ways
     assert result['ratios']['whole vocabulary / student'] > 0 and result['tokens'] == 128
+
+
+@pytest.mark.slow
+def test_stored_teacher(tmp_path, run_quick):
+    out = tmp_path / 'results.json'
+    run_quick('stored_teacher.py', '--work', tmp_path, '--steps', '4', '--top-k', '--output', out)
+    result = json.loads(out.read_text())
+    assert all(result[way]['loss'] > 0 for way in ('plain', 'live', 'stored draws', 'stored top'))
 
 
 @pytest.mark.slow

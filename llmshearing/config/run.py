@@ -19,6 +19,7 @@ from llmshearing.config.resume import check_fits, check_resume
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config
 from llmshearing.config.source import check_source
+from llmshearing.config.stored_teacher import check_stored_teacher, serve_stored_teacher
 from llmshearing.config.times import describe_epochs
 
 __all__ = ['check_run', 'prepare_run']
@@ -37,6 +38,7 @@ def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
     """
     if any(our_parts(config)):
         prepare_process(config)
+        serve_stored_teacher(config)
         check_run(config)
     return config
 
@@ -60,6 +62,7 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
             f'{section_names(config.get("model"), "name")}.'
         )
     check_config(config)
+    check_stored_teacher(config)
     check_names(config)
     if config['train_loader']['name'] == 'dynamic_text':
         _check_rounds(config)

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,17 @@ from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
 from llmshearing.data.packing import holds_text, pack_text, packed_folder
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.data.shared_order import shared_order, starting
+from llmshearing.data.stored_teacher import StoredTeacher, check_same_teacher, read_note
 from llmshearing.data.streams import (
     DomainConfig,
     DomainStream,
     build_domain_streams,
     check_stored,
+    check_teacher,
     check_tokens,
     fingerprint,
     read_proportions,
+    shard_path,
     verify_shard,
 )
 from llmshearing.utils.checks import check_number, check_whole
@@ -103,13 +107,16 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             ``dynamic_batch_loading``, a warning without it. Default: no limit.
         restart_on_new_data: where a checkpoint was trained on other domains, shards or order of samples, go on with
             the data as it is now from its first sample, instead of refusing. Default: false.
+        teacher: serve the column that ``llmshearing teach`` added; ``distillation: {stored: true}`` sets it. Default:
+            false.
         **kwargs: Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
 
     Attributes:
         rounds (MixtureRounds): where training stands, and the place to set the weights of the next round.
+        teacher (StoredTeacher | None): what reads the teacher's column, if it is served.
 
     Raises:
-        ValueError: if domains, weights, sequence length or token ids do not fit.
+        ValueError: if domains, weights, sequence length, token ids or the teacher's column do not fit.
     """
 
     batch_size: int  # Streaming's own may be None
@@ -131,6 +138,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         shuffle_block_size: int = 1 << 17,
         max_passes: float | None = None,
         restart_on_new_data: bool = False,
+        teacher: bool = False,
         **kwargs: Any,
     ) -> None:
         own = {
@@ -168,6 +176,20 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             torch.distributed.destroy_process_group()
 
         check_stored(self, self.read_tokens, list(streams), max_seq_len, self.vocab_size)
+        notes = {
+            name: read_note(os.path.join(stream.local, stream.split)) for name, stream in zip(streams, self.streams)
+        }
+        self.teacher = None
+        if teacher:
+            taught = check_same_teacher(notes)
+            self.teacher = StoredTeacher(next(iter(taught.values())), tokenizer)
+            for (name, note), shards in zip(taught.items(), self._shards_by_domain()):
+                check_teacher(self.teacher, name, note, shards, self.read_tokens, max_seq_len)
+        # A teacher's column changes no token: a run may go over to taught data, and back.
+        fingerprints = {
+            name: fingerprint(shards) if note is None else note.data
+            for (name, note), shards in zip(notes.items(), self._shards_by_domain())
+        }
         self.max_passes = max_passes
         self.rounds = MixtureRounds(
             sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
@@ -176,7 +198,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             global_batch_size=batch_size * parallel_world(self).num_ranks,
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
-            fingerprints=dict(zip(streams, map(fingerprint, self._shards_by_domain()), strict=True)),
+            fingerprints=fingerprints,
             restart_on_new_data=restart_on_new_data,
         )
         self.batching_method = 'mixture'
@@ -184,7 +206,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
         self._visited: set[int] = set()
         self._first_visit = True
-        self._domain = 0
+        self._domain, self._shard = 0, 0
 
     @staticmethod
     def _packed(name: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
@@ -318,7 +340,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
         shard, _ = self.spanner[idx]
-        self._domain = self.stream_per_shard[shard]
+        self._domain, self._shard = self.stream_per_shard[shard], shard
         self._first_visit = shard not in self._visited
         if self._first_visit:
             stream = self.streams[self._domain]
@@ -332,11 +354,15 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         tokens = sample['tokens']
         return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, self.token_encoding_type)
 
-    def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> torch.Tensor:
+    def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
         tokens = self.read_tokens(sample)
         if self._first_visit or len(tokens) != self.max_seq_len:
             check_tokens(tokens, self.rounds.domains[self._domain], self.max_seq_len, self.vocab_size)
-        return torch.from_numpy(tokens.astype(np.int64))
+        served = torch.from_numpy(tokens.astype(np.int64))
+        if self.teacher is None:
+            return served
+        where = partial(shard_path, self.shards[self._shard])
+        return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, where)}
 
 
 def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:

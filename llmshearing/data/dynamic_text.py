@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
+from llmshearing.data.stored_teacher import BesideTokens
 from llmshearing.utils.checks import check_number, check_whole
 
 __all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader', 'count_every_token']
@@ -201,6 +202,8 @@ def build_dynamic_text_dataloader(
         timeout=timeout,
     )
     count_every_token(loader)
+    if text_dataset.teacher is not None:
+        loader.collate_fn = BesideTokens(loader.collate_fn)
     return construct_from_registry(
         name='data_spec',
         registry=registry.data_specs,

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from streaming import Stream, StreamingDataset
 
 from llmshearing.compat.streaming import MDSReader, Reader, World, get_hash, get_index_basename
 from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
+from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 from llmshearing.utils.paths import check_mds_index, expand_path, plain_name
 from llmshearing.utils.settings import check_keys
 
@@ -30,10 +32,12 @@ __all__ = [
     'build_domain_streams',
     'check_domain_settings',
     'check_stored',
+    'check_teacher',
     'check_tokens',
     'fingerprint',
     'read_proportions',
     'resolve_proportions',
+    'shard_path',
     'verify_shard',
 ]
 
@@ -287,6 +291,39 @@ def check_stored(
         if sample is not None and 'tokens' in sample:
             check_tokens(read_tokens(sample), domain, max_seq_len, vocab_size)
         _check_lengths(shards, domain)
+
+
+def check_teacher(
+    teacher: StoredTeacher,
+    domain: str,
+    note: TeacherNote,
+    shards: Sequence[Reader],
+    read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
+    max_seq_len: int,
+) -> None:
+    """Checks a domain's teacher's column before training: by its index, and by a sample of each shard that is here.
+
+    Args:
+        teacher: what reads the column.
+        domain: name of the domain.
+        note: what its index says of the column.
+        shards: its shards.
+        read_tokens: from a sample to its tokens.
+        max_seq_len: tokens per sample.
+
+    Raises:
+        ValueError: naming the shard whose column does not belong to its tokens, or is of another teacher.
+    """
+    teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
+    for shard in shards:
+        sample = _first_local_sample([shard])
+        if sample is not None:
+            teacher.read(sample, read_tokens(sample), partial(shard_path, shard))
+
+
+def shard_path(shard: Reader) -> str:
+    """Where a shard is, or will be, on this machine."""
+    return os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)
 
 
 def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:

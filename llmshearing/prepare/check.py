@@ -33,7 +33,8 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         and ``largest_id`` (``None`` if there is no sample, or ``vocab_size`` is not given).
 
     Raises:
-        ValueError: For a file that is missing, cut, changed or does not fit, or whose ids cannot be read, naming it.
+        ValueError: For a file that is missing, cut, changed or does not fit, whose ids cannot be read, or with a
+            teacher's column of other tokens, naming it.
     """
     folder = Path(folder)
     readers = read_index(folder)
@@ -54,6 +55,8 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         facts['bytes'] += len(data)
         facts['columns'] = dict(zip(reader.column_names, reader.column_encodings))
         facts['hashes'] |= set(stored.hashes)
+        if 'teacher_of' in reader.column_names:
+            _check_teacher(path, reader, data)
         size_of_tokens = _check_lengths(path, reader, data, size_of_tokens)
         if vocab_size is not None and reader.samples:
             least, largest = _range_of_ids(path, reader, data)
@@ -66,6 +69,24 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
             facts['largest_id'] = max(largest, facts['largest_id'] or 0)
     facts['hashes'] = sorted(facts['hashes'])
     return facts
+
+
+def _check_teacher(path: Path, reader: MDSReader, data: bytes) -> None:
+    """Refuses a teacher's column that belongs to other tokens in any sample."""
+    from llmshearing.data.stored_teacher import TEACHER_OF, read_note, tag_of
+
+    note, data = read_note(path.parent), decompressed(path, reader, data)
+    reader.validate(allow_unsafe_types=False)
+    bounds = row_bounds(reader, data)
+    for number, (start, end) in enumerate(zip(bounds, bounds[1:])):
+        sample = reader.decode_sample(data[start:end])
+        tokens = sample['tokens']
+        tokens = np.frombuffer(tokens, np.int64) if isinstance(tokens, bytes) else tokens
+        if note is None or tag_of(tokens, note.key) != sample[TEACHER_OF]:
+            raise ValueError(
+                f"{path}: the teacher's column of sample {number} does not belong to its tokens, or is of another "
+                'teacher than its index says; run llmshearing teach again'
+            )
 
 
 def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | None) -> int | None:

@@ -1,9 +1,9 @@
 """``distillation``: the Composer Algorithm that adds a teacher's opinion to the loss.
 
 Before a micro-batch's forward pass the teacher is run on it, so that its activations are gone before the student's are
-made; after the loss, the divergence is added. Composer logs the parts as ``loss/train/language_model`` and
-``loss/train/distillation`` beside the total. The teacher is held by the algorithm, which is in no module tree: no
-optimizer, gradient clipping or checkpoint sees it.
+made; after the loss, the divergence is added. What is stored of a teacher comes with the batch instead. Composer logs
+the parts as ``loss/train/language_model`` and ``loss/train/distillation`` beside the total. A live teacher is held by
+the algorithm, which is in no module tree: no optimizer, gradient clipping or checkpoint sees it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from llmshearing.algorithms.distillation.divergence import TeacherTarget, distillation_loss, teacher_target
+from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
+from llmshearing.data.stored_teacher import NOTE, TeacherNote
 from llmshearing.utils.checks import check_precision
 
 __all__ = ['Distillation', 'predicting_positions']
@@ -54,12 +56,14 @@ class Distillation(Algorithm):
     Works with any causal model of llm-foundry whose outputs hold logits (``hf_causal_lm``, ``sheared_causal_lm``).
 
     Args:
-        teacher (str): Hugging Face folder or name of a model with the student's vocabulary; the unpruned source,
-            mostly.
+        teacher (str | None): Hugging Face folder or name of a model with the student's vocabulary; the unpruned source,
+            mostly. Default: ``None``, with ``stored``.
+        stored (bool): Take the teacher that ``llmshearing teach`` has stored beside the data, in place of ``teacher``.
+            Default: ``False``.
         weight (float): Factor of the divergence beside the language-model loss. Default: ``1.0``.
         temperature (float): T, by which logits are divided. Default: ``1.0``.
         top_k (int | None): Compare the teacher's so many likeliest tokens and one bucket of all others, which takes
-            less memory. Default: ``None``, the whole vocabulary.
+            less memory; of a stored teacher, the data say. Default: ``None``, the whole vocabulary.
         shared_vocab_size (int | None): Compare the first so many tokens, for models that pad one vocabulary to
             different sizes. Default: ``None``, all, which must then be equally many.
 
@@ -71,11 +75,12 @@ class Distillation(Algorithm):
 
     def __init__(
         self,
-        teacher: str,
+        teacher: str | None = None,
         weight: float = 1.0,
         temperature: float = 1.0,
         top_k: int | None = None,
         shared_vocab_size: int | None = None,
+        stored: bool = False,
     ):
         self.weight = _above_zero('weight', weight)
         self.temperature = _above_zero('temperature', temperature)
@@ -86,22 +91,38 @@ class Distillation(Algorithm):
             )
         self.top_k = top_k
         self.shared_vocab_size = shared_vocab_size
+        if (teacher is None) != bool(stored):
+            given = 'neither' if teacher is None else 'both'
+            raise ValueError(
+                f'distillation: expected teacher, a model to run, or stored: true, its predictions in the data; got '
+                f'{given}.'
+            )
+        if stored and top_k is not None:
+            raise ValueError(
+                f'distillation: top_k={top_k} is for a live teacher; a stored one has what llmshearing teach kept '
+                '(--draws, --top-k). Remove top_k.'
+            )
+        self.stored = stored
         self.teacher_name = str(teacher)
-        if missing_folder(self.teacher_name):
+        if not stored and missing_folder(self.teacher_name):
             raise ValueError(f'distillation: teacher {teacher} is no Hugging Face model folder (no config.json there).')
         self.teacher: PreTrainedModel  # known once the run has a model, as is the number of tokens
         self.vocab_size = 0
         self._inputs: frozenset[str] = frozenset()
+        self._note: TeacherNote | None = None
         self._target: TeacherTarget | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
+        return event in (Event.INIT, Event.FIT_START, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
             self._prepare(state)
+        elif event == Event.FIT_START:
+            self._prepare_stored(state)
         elif event == Event.BEFORE_FORWARD:
-            self._target = self._ask_teacher(state)
+            stored = None if self._note is None else stored_target(state.batch[NOTE], self._note)
+            self._target = stored or self._ask_teacher(state)
         elif self._target is None:
             raise RuntimeError('distillation: a loss without a forward pass before it, at which the teacher is asked.')
         else:
@@ -116,6 +137,9 @@ class Distillation(Algorithm):
                 f'distillation needs a Hugging Face model of llm-foundry, got {got}; set model.name: hf_causal_lm.'
             )
         check_precision(state.precision.value)
+        if self.stored:  # the data are known later, when the model may be wrapped
+            self.vocab_size = student.config.vocab_size
+            return
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, student, state, self.shared_vocab_size)
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(
@@ -123,6 +147,13 @@ class Distillation(Algorithm):
             )
         self._inputs = frozenset(inspect.signature(self.teacher.forward).parameters) - {'labels'}
         log.info('Distilling from %s over %d tokens.', self.teacher_name, self.vocab_size)
+
+    def _prepare_stored(self, state: State) -> None:
+        if not self.stored:
+            return
+        self._note = note = note_of_loader(state.train_dataloader)
+        check_student(note, self.vocab_size, self.temperature, self.shared_vocab_size)
+        log.info('Distilling from what is stored of %s: %s of %d.', note.teacher, note.kind, note.count)
 
     @torch.no_grad()
     def _ask_teacher(self, state: State) -> TeacherTarget:

@@ -24,9 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmshearing.algorithms.distillation.sampled import SampledLoss, SampledTokens
+
 __all__ = ['TeacherTarget', 'TopTokens', 'distillation_loss', 'teacher_target']
 
 CHUNK_ELEMENTS = 2**24  # logits that are held in float32 at a time: 64 MB
+CACHED_ELEMENTS = 2**20  # on CPU, of a loss that passes over them a few times: 4 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +54,13 @@ class TeacherTarget:
     Args:
         temperature (float): T, by which logits of both sides are divided.
         vocab_size (int): Tokens that both sides share; logits beyond are left out.
-        kept (Tensor | TopTokens): The teacher's own logits, [P, at least vocab_size], or with top-k its likeliest
-            tokens.
+        kept (Tensor | TopTokens | SampledTokens): The teacher's own logits, [P, at least vocab_size], with top-k its
+            likeliest tokens, or draws of it that were stored.
     """
 
     temperature: float
     vocab_size: int
-    kept: Tensor | TopTokens
+    kept: Tensor | TopTokens | SampledTokens
 
 
 def _chunks(positions: int, vocab_size: int) -> list[slice]:
@@ -102,13 +105,17 @@ def distillation_loss(student_logits: Tensor, target: TeacherTarget, positions: 
 
     Args:
         student_logits (Tensor): [..., at least vocab_size], the same positions in the same order as the target's.
-        target (TeacherTarget): Of :func:`teacher_target`.
+        target (TeacherTarget): Of :func:`teacher_target`, or stored.
         positions (Tensor): [n], int64: which of the flattened positions count. None at all gives 0.
 
     Returns:
         Tensor: Scalar, float32. Its gradient can be taken once.
     """
     flat = student_logits.reshape(-1, student_logits.shape[-1])
+    if isinstance(target.kept, SampledTokens):
+        elements = min(CHUNK_ELEMENTS, CACHED_ELEMENTS) if flat.device.type == 'cpu' else CHUNK_ELEMENTS
+        rows = max(1, elements // target.vocab_size)
+        return SampledLoss.apply(flat, target.kept, positions, target.temperature, target.vocab_size, rows)
     return _DistillationLoss.apply(flat, target, positions)
 
 
@@ -124,6 +131,7 @@ class _DistillationLoss(torch.autograd.Function):
             if isinstance(target.kept, TopTokens):
                 divergence, wanted = _reduced(log_q, target.kept, rows)
             else:
+                assert isinstance(target.kept, Tensor)  # draws have a loss of their own
                 log_p = _log_softmax(target.kept[rows], temperature, target.vocab_size)
                 divergence, wanted = _full(log_q, log_p)
             total += divergence * (temperature**2 / count)

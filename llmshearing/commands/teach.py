@@ -1,0 +1,117 @@
+"""``llmshearing teach DATA``: a teacher's predictions beside the tokens, for distillation without running the teacher.
+
+    llmshearing teach data/mds --teacher models/llama-7b --output data/mds-taught
+    llmshearing teach data/mds --teacher models/llama-7b --output data/mds-taught -n 8
+    llmshearing teach data/mds --teacher models/llama-7b --output data/mds-taught --like models/llama-32k
+
+DATA is what `llmshearing prepare` wrote. Train on the output with `algorithms.distillation: {stored: true}`, or
+without a teacher. A call that was stopped goes on when it is repeated; several may work on one output at a time, also
+from several machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ['main']
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='llmshearing teach', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('data', metavar='DATA', help='folder of prepared splits, or any MDS folder')
+    parser.add_argument('--teacher', required=True, metavar='MODEL', help='Hugging Face folder or cached name')
+    parser.add_argument('--output', required=True, metavar='FOLDER', help='where the data with the column go')
+    parser.add_argument(
+        '--draws',
+        type=int,
+        metavar='N',
+        help="draws of the teacher's distribution per token (default: 64 bytes' worth)",
+    )
+    parser.add_argument('--top-k', type=int, metavar='K', help='keep the K likeliest tokens and one bucket instead')
+    parser.add_argument(
+        '--temperature',
+        type=float,
+        default=1.0,
+        metavar='T',
+        help="divides logits, as the run's (default: %(default)s)",
+    )
+    parser.add_argument('--seed', type=int, default=17, metavar='N', help='of the draws (default: %(default)s)')
+    parser.add_argument(
+        '--like', type=Path, metavar='FOLDER', help='the data have the tokens of this result of trim-vocab'
+    )
+    parser.add_argument(
+        '--shared-vocab-size', type=int, metavar='N', help='take the first N tokens; the others are padding'
+    )
+    parser.add_argument(
+        '--splits', nargs='+', metavar='SPLIT', help='folders to teach; others are copied (default: all but eval)'
+    )
+    parser.add_argument(
+        '--batch-tokens', type=int, default=4096, metavar='N', help='in a forward pass (default: %(default)s)'
+    )
+    parser.add_argument('--dtype', metavar='TYPE', help='of the teacher (default: bfloat16 on a GPU, else float32)')
+    parser.add_argument('--device', metavar='NAME', help='such as cpu or cuda:1 (default: a GPU if there is one)')
+    parser.add_argument('-n', type=int, default=1, metavar='N', help='processes on this machine (default: %(default)s)')
+    return parser
+
+
+def _start(argv: list[str], processes: int) -> int:
+    """Runs the command in several processes; returns the first exit code that is not 0."""
+    command = [sys.executable, '-m', 'llmshearing.cli', 'teach', *argv, '-n', '1']
+    environment = {**os.environ, 'WORLD_SIZE': str(processes)}
+    running = [
+        subprocess.Popen(command, env={**environment, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
+        for rank in range(processes)
+    ]
+    try:
+        return next((code for code in [process.wait() for process in running] if code), 0)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command. Returns 0 when done, and where other processes are at work on the rest."""
+    arguments = _parser().parse_args(argv)
+    if arguments.n < 1:
+        raise ValueError(f'-n {arguments.n}: expected at least one process.')
+    if arguments.n > 1:
+        return _start(argv, arguments.n)
+    import torch
+    import transformers
+
+    from llmshearing.teacher.settings import TeachSettings
+    from llmshearing.teacher.teach import teach
+    from llmshearing.utils.paths import local_destination
+
+    names = ('draws', 'top_k', 'temperature', 'seed', 'shared_vocab_size', 'like', 'batch_tokens', 'dtype')
+    settings = TeachSettings(
+        **{name: getattr(arguments, name) for name in names}, splits=arguments.splits and tuple(arguments.splits)
+    )
+    transformers.utils.logging.disable_progress_bar()
+    device, rank = arguments.device, int(os.environ.get('RANK', 0))
+    if device is None and torch.cuda.is_available():
+        device = f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+    if device in (None, 'cpu'):
+        torch.set_num_threads(1)  # how many there are decides the last bits; -n takes more cores
+    began = time.monotonic()
+
+    def report(line: str) -> None:
+        sys.stdout.write(f'[{time.monotonic() - began:6.0f} s] {line}\n')
+        sys.stdout.flush()
+
+    output = local_destination('--output', arguments.output)
+    ranks = int(os.environ.get('WORLD_SIZE', 1))
+    try:
+        teach(arguments.data, arguments.teacher, output, settings, device, rank % ranks, ranks, report)
+    except KeyboardInterrupt:
+        sys.stderr.write('llmshearing teach: interrupted; the same command continues where it stopped\n')
+        return 130
+    return 0

@@ -1,0 +1,239 @@
+"""A teacher's column beside its tokens: what the index says of it, and whether the two belong together.
+
+``llmshearing teach`` leaves a note in each folder's ``index.json``, under a key that Streaming passes over, so that it
+comes along wherever the index goes. Each sample carries, in the column ``teacher_of``, a hash of its tokens and of who
+taught them; it is compared whenever a sample is served, and for a sample of each shard before the first step. Plain
+readers see two more columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.compat.streaming import MDSReader
+from llmshearing.data.fingerprint import describe_tokenizer, vocabulary_size
+from llmshearing.data.teacher_column import KINDS, ColumnFormat
+
+__all__ = [
+    'NOTE',
+    'TEACHER',
+    'TEACHER_OF',
+    'BesideTokens',
+    'StoredTeacher',
+    'TeacherNote',
+    'check_same_teacher',
+    'read_note',
+    'shard_mark',
+    'tag_of',
+]
+
+TEACHER, TEACHER_OF = 'teacher', 'teacher_of'
+"""Names of the columns: bytes per token, and the hash of what they belong to."""
+NOTE = 'teacher'  # in index.json, and in a batch
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TeacherNote:
+    """What an index says of its teacher's column.
+
+    Attributes:
+        key (str): Hash of the teacher and of everything that decides the bytes, the same for all folders of one call.
+        teacher (str): Name of the teacher's folder.
+        teacher_hash (str): Of its config and weights.
+        kind (str): ``draws`` or ``top_k``.
+        count (int): Tokens kept per position.
+        vocab_size (int): Tokens that the distribution is over.
+        temperature (float): By which the teacher's logits were divided.
+        seed (int): Of the draws.
+        bytes_per_token (int): Size of the column.
+        vocabulary (Mapping[str, Any]): ``vocab_size`` and ``vocabulary`` of the data's tokenizer, see
+            :func:`~llmshearing.data.fingerprint.describe_tokenizer`.
+        data (str): Fingerprint of the shards that were taught, see :func:`~llmshearing.data.streams.fingerprint`.
+        shards (Mapping[str, str]): :func:`shard_mark` of each shard that was written, by file name.
+    """
+
+    key: str
+    teacher: str
+    teacher_hash: str
+    kind: str
+    count: int
+    vocab_size: int
+    temperature: float
+    seed: int
+    bytes_per_token: int
+    vocabulary: Mapping[str, Any]
+    data: str
+    shards: Mapping[str, str]
+
+    @property
+    def format(self) -> ColumnFormat:
+        """How the column's bytes are to be read."""
+        return ColumnFormat(self.kind, self.count, self.vocab_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in the index."""
+        return {'version': VERSION, **asdict(self)}
+
+
+def read_note(folder: str | Path) -> TeacherNote | None:
+    """The note in the index of an MDS folder on this machine; None where there is none.
+
+    Raises:
+        ValueError: If it is none that this version reads.
+    """
+    path = Path(folder) / 'index.json'
+    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    found = content.get(NOTE) if isinstance(content, dict) else None
+    if found is None:
+        return None
+    try:
+        note = TeacherNote(**{name: found[name] for name in TeacherNote.__dataclass_fields__})
+        if found['version'] != VERSION or note.kind not in KINDS or note.bytes_per_token != note.format.width:
+            raise ValueError('of another version')
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its note of a teacher's column cannot be read ({error}); make the column again with "
+            'llmshearing teach.'
+        ) from error
+    return note
+
+
+def shard_mark(samples: int, size: int, hashes: Mapping[str, str]) -> str:
+    """What tells a shard from others by its index: a hash of its samples, its bytes and the hashes of those."""
+    return hashlib.sha256(repr((samples, size, sorted(hashes.items()))).encode()).hexdigest()[:16]
+
+
+def tag_of(tokens: np.ndarray, key: str) -> np.uint64:
+    """Hash of a sample's tokens and of who taught them.
+
+    Args:
+        tokens (np.ndarray): Whole numbers [length].
+        key (str): Of the note.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(tokens, '<u4').tobytes(), digest_size=8, key=key.encode())
+    return np.uint64(int.from_bytes(digest.digest(), 'little'))
+
+
+def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> dict[str, TeacherNote]:
+    """The notes of all domains, whose teacher and settings must be one.
+
+    Args:
+        notes (Mapping[str, TeacherNote | None]): By domain.
+
+    Raises:
+        ValueError: Naming a domain without a column, or two that differ.
+    """
+    missing = [name for name, note in notes.items() if note is None]
+    if missing:
+        raise ValueError(
+            f"Domain {missing[0]!r} has no teacher's column, which distillation with stored: true needs; add one with "
+            'llmshearing teach and train on its output, or name a live teacher instead.'
+        )
+    known = {name: note for name, note in notes.items() if note is not None}
+    first = next(iter(known))
+    for name, note in known.items():
+        if note.key != known[first].key:
+            raise ValueError(
+                f'Domains {first!r} and {name!r} were taught by different teachers or with different settings '
+                f'({known[first].teacher}, {known[first].key}; {note.teacher}, {note.key}); teach them in one call of '
+                'llmshearing teach.'
+            )
+    return known
+
+
+class StoredTeacher:
+    """Reads the column of the samples of one data set, and refuses what does not belong to its tokens.
+
+    Args:
+        note (TeacherNote): Of any domain; teacher and settings are those of all.
+        tokenizer (PreTrainedTokenizerBase): Of the run.
+
+    Raises:
+        ValueError: If the data that was taught is of another tokenizer.
+    """
+
+    def __init__(self, note: TeacherNote, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.note = note
+        size, own = note.vocabulary['vocab_size'], describe_tokenizer(tokenizer)
+        if vocabulary_size(tokenizer) != size or own['vocabulary'] != note.vocabulary['vocabulary']:
+            raise ValueError(
+                f"The teacher's column is of data with another tokenizer ({size} ids, hash "
+                f'{note.vocabulary["vocabulary"]}) than the one here, {tokenizer.name_or_path!r} '
+                f'({own["vocab_size"]} ids, hash {own["vocabulary"]}); use that tokenizer, or prepare and teach the '
+                'data with this one.'
+            )
+
+    def read(self, sample: Mapping[str, Any], tokens: np.ndarray, where: Callable[[], str]) -> Tensor:
+        """The bytes of a sample's column, uint8 [length, bytes per token].
+
+        Args:
+            sample (Mapping[str, Any]): As it is stored.
+            tokens (np.ndarray): Its tokens.
+            where (Callable): Names its shard, for the message.
+
+        Raises:
+            ValueError: If it was made of other tokens, by another teacher or with other settings.
+        """
+        if np.uint64(sample[TEACHER_OF]) != tag_of(tokens, self.note.key):
+            raise ValueError(
+                f"{where()}: the teacher's column does not belong to its tokens, or is of another teacher than its "
+                f'index says ({self.note.teacher}, {self.note.key}); restore the shard, or run llmshearing teach again.'
+            )
+        return torch.from_numpy(sample[TEACHER].copy())
+
+    def check_index(self, domain: str, note: TeacherNote, shards: Sequence[MDSReader], length: int) -> None:
+        """Compares the shards that an index lists with those that its note was written for.
+
+        Args:
+            domain (str): Name of the domain, for the message.
+            note (TeacherNote): Of this index.
+            shards (Sequence[MDSReader]): Of this index.
+            length (int): Tokens per sample.
+
+        Raises:
+            ValueError: Naming a shard that is missing, was added or is another one.
+        """
+        found = {s.raw_data.basename: shard_mark(s.samples, s.raw_data.bytes, s.raw_data.hashes) for s in shards}
+        for name in sorted({*found, *note.shards}):
+            if found.get(name) != note.shards.get(name):
+                what = 'is missing' if name not in found else 'is not the one that the teacher was run on'
+                raise ValueError(
+                    f"Domain {domain!r}: shard {name} of its index {what}, by the note of the teacher's column; "
+                    'restore the folder, or run llmshearing teach again.'
+                )
+        wanted = note.format.encoding(length)
+        for shard in shards:
+            encoding = dict(zip(shard.column_names, shard.column_encodings)).get(TEACHER)
+            if encoding != wanted:
+                raise ValueError(
+                    f"Domain {domain!r}: shard {shard.raw_data.basename} has the teacher's column {encoding}, expected "
+                    f'{wanted}; run llmshearing teach again.'
+                )
+
+
+class BesideTokens:
+    """Collator that puts the teacher's bytes beside what another makes of the tokens.
+
+    Args:
+        base_collator (Callable): From token sequences to a batch.
+    """
+
+    def __init__(self, base_collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.base_collator = base_collator
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        """The other's batch with ``teacher``, uint8 [batch, length, bytes per token]."""
+        batch = self.base_collator([example['tokens'] for example in examples])
+        batch[NOTE] = torch.stack([example[TEACHER] for example in examples])
+        return batch

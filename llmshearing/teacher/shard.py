@@ -1,0 +1,115 @@
+"""One shard: its tokens read, the teacher asked in fixed batches, its tokens and the column written.
+
+A batch never reaches over the end of a shard, so which rows are computed together, and with them the last bits of the
+logits, depend on nothing but the shard and the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from streaming import MDSWriter
+
+from llmshearing.data.mds import read_rows
+from llmshearing.data.stored_teacher import TEACHER, TEACHER_OF, tag_of
+from llmshearing.data.teacher_column import ColumnFormat
+from llmshearing.teacher.folders import ShardTask
+from llmshearing.teacher.model import LoadedTeacher
+from llmshearing.teacher.sampling import encode, uniform_numbers
+from llmshearing.teacher.work import Work
+
+__all__ = ['teach_shard', 'tokens_of']
+
+
+def tokens_of(sample: dict[str, Any]) -> np.ndarray:
+    """Token ids of a stored sample: an array of whole numbers, or bytes of int64 as llm-foundry writes them."""
+    tokens = sample['tokens']
+    return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, np.int64)
+
+
+def teach_shard(
+    task: ShardTask,
+    data: Path,
+    teacher: LoadedTeacher,
+    form: ColumnFormat,
+    key: str,
+    length: int,
+    batch_tokens: int,
+    temperature: float,
+    work: Work,
+) -> None:
+    """Writes a shard with the teacher's column.
+
+    Args:
+        task (ShardTask): Which.
+        data (Path): What it is below of.
+        teacher (LoadedTeacher): Who is asked.
+        form (ColumnFormat): What is kept.
+        key (str): Of the note; it has the seed.
+        length (int): Tokens per sample.
+        batch_tokens (int): In a forward pass, rounded down to whole samples, at least one.
+        temperature (float): Divides the logits.
+        work (Work): Where to put it.
+
+    Raises:
+        ValueError: For a damaged shard, tokens that the teacher does not have, or logits that are no numbers.
+    """
+    reader, new = task.reader, work.new_folder()
+    columns = dict(zip(reader.column_names, reader.column_encodings))
+    columns |= {TEACHER: form.encoding(length), TEACHER_OF: 'uint64'}
+    hashes = sorted(reader.raw_data.hashes) or ['sha1']
+    writer = MDSWriter(
+        out=str(new / 'shard'), columns=columns, compression=reader.compression, hashes=hashes, size_limit=None
+    )
+    try:
+        rows = read_rows(data / task.folder, reader)
+        first, size = 0, max(1, batch_tokens // length)
+        while samples := list(islice(rows, size)):
+            for sample in _taught(samples, first, f'{data / task.folder / task.name}', teacher, form, key, temperature):
+                writer.write(sample)
+            first += len(samples)
+        writer.finish()
+        (entry,) = json.loads((new / 'shard' / 'index.json').read_text(encoding='utf-8'))['shards']
+        stored = entry.get('zip_data') or entry['raw_data']
+        file = new / 'shard' / stored['basename']
+        entry['raw_data']['basename'] = reader.raw_data.basename
+        stored['basename'] = task.name
+        work.put(task, file, entry)
+    finally:
+        writer.cancel_future_jobs()
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _taught(
+    samples: list[dict[str, Any]],
+    first: int,
+    where: str,
+    teacher: LoadedTeacher,
+    form: ColumnFormat,
+    key: str,
+    temperature: float,
+) -> Iterator[dict[str, Any]]:
+    tokens = np.stack([tokens_of(sample) for sample in samples]).astype(np.int64)
+    if tokens.min() < 0 or tokens.max() >= teacher.vocab_size:
+        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ValueError(
+            f'{where} holds the token {wrong}, but the teacher has ids below {teacher.vocab_size}: the data were made '
+            "with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."
+        )
+    logits = teacher.logits(torch.from_numpy(tokens))
+    for number, (sample, row) in enumerate(zip(samples, logits), first):
+        tag = tag_of(tokens_of(sample), key)
+        try:
+            column = encode(row, form, temperature, uniform_numbers(int(tag), number, len(row)))
+        except FloatingPointError as error:
+            raise ValueError(
+                f'{where}: for sample {number} {error}; check its weights, or take --dtype float32.'
+            ) from error
+        yield {**sample, TEACHER: column, TEACHER_OF: tag}

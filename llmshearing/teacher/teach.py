@@ -1,0 +1,208 @@
+"""``llmshearing teach``: one pass of a teacher over prepared data, kept beside the tokens.
+
+The output is data as prepared: the same splits, shards and order of samples, so that mixture, passes, resume and any
+number of ranks are what they are without. Folders that are not taught are copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
+from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
+from llmshearing.data.streams import fingerprint
+from llmshearing.data.teacher_column import ColumnFormat
+from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.teacher.folders import ShardTask, check_room, find_folders, list_shards
+from llmshearing.teacher.model import Teacher, hash_of_model, open_teacher
+from llmshearing.teacher.settings import TeachSettings
+from llmshearing.teacher.shard import teach_shard
+from llmshearing.teacher.work import Work
+from llmshearing.utils.files import refuse_unwritable, write_atomically
+
+__all__ = ['teach']
+
+Report = Callable[[str], None]
+
+
+def teach(
+    data: Path | str,
+    teacher: str,
+    output: Path | str,
+    settings: TeachSettings,
+    device: str | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    report: Report = lambda line: None,
+) -> bool:
+    """Writes ``data`` with a column of the teacher's predictions to ``output``.
+
+    Args:
+        data (Path): Folder that prepare wrote, or any MDS folder or folder of them, on this machine.
+        teacher (str): Hugging Face folder or cached name.
+        output (Path): Folder to make. An interrupted call goes on when it is repeated.
+        settings (TeachSettings): What is kept, and how the teacher is asked.
+        device (str | None): Such as ``cuda:1``. Default: a GPU if there is one, by ``rank``.
+        rank (int): Of this process among those that were started together; says where it begins. Default: 0.
+        ranks (int): How many there are. Default: 1.
+        report (Callable): Receives a line now and then.
+
+    Returns:
+        bool: Whether the output is complete; False where other processes are still at work on the rest.
+
+    Raises:
+        ValueError: If data, teacher, settings and output do not fit each other, in one sentence, before any work.
+    """
+    data, output = Path(data), Path(output)
+    if device is None:
+        device = f'cuda:{rank % torch.cuda.device_count()}' if torch.cuda.is_available() else 'cpu'
+    if output.resolve() == data.resolve() or data.resolve() in output.resolve().parents:
+        raise ValueError(f'--output {output}: lies in the data that are read; choose another folder.')
+    folders, copied = find_folders(data, settings.splits)
+    tasks, length = list_shards(data, folders)
+    opened = open_teacher(teacher, settings, device)
+    form = settings.format(opened.vocab_size)
+    check_tokenizer(opened.tokenizer, [(str(data / folder), None) for folder in folders])
+    check_room(tasks, form, length)
+    refuse_unwritable('--output', output)
+    plan = _plan(tasks, opened, form, settings)
+    if output.exists():
+        _check_same(output, folders, plan)
+        report(f'{output} is complete')
+        return True
+    samples = sum(task.reader.samples for task in tasks)
+    report(
+        f'{samples * length:,} tokens in {len(tasks)} shards of {", ".join(folders)}; {form.width} bytes per token '
+        f'({form.kind}, {form.count} of {form.vocab_size:,} tokens), {samples * length * form.width / 1e9:.3g} GB more'
+    )
+    work = Work(output)
+    work.begin(plan)
+    loaded = None
+    begin = len(tasks) * rank // ranks  # a stretch of its own first, so that few meet
+    for number, task in enumerate([*tasks[begin:], *tasks[:begin]], 1):
+        if work.is_done(task) or output.exists():
+            continue
+        with work.taken(task) as mine:
+            if not mine:
+                continue
+            loaded = loaded or opened.load()
+            began = time.monotonic()
+            try:
+                teach_shard(
+                    task, data, loaded, form, plan['key'], length, settings.batch_tokens, settings.temperature, work
+                )
+            except FileNotFoundError:
+                if not output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
+                    raise
+                continue
+            rate = task.reader.samples * length / max(time.monotonic() - began, 1e-9)
+            report(f'{task.folder}/{task.name} ({number} of {len(tasks)}): {rate:,.0f} tokens/s')
+    return _finish(work, data, tasks, folders, copied, plan, report)
+
+
+def _plan(tasks: list[ShardTask], opened: Teacher, form: ColumnFormat, settings: TeachSettings) -> dict[str, Any]:
+    """Everything that decides the bytes, and the key that is a hash of it; the data have hashes of their own."""
+    described = describe_tokenizer(opened.tokenizer)
+    plan: dict[str, Any] = {
+        'teacher': opened.name,
+        'teacher_hash': hash_of_model(opened.folder),
+        'kind': form.kind,
+        'count': form.count,
+        'vocab_size': form.vocab_size,
+        'temperature': float(settings.temperature),
+        'seed': settings.seed,
+        'bytes_per_token': form.width,
+        'vocabulary': {name: described[name] for name in ('vocab_size', 'vocabulary')},
+        'kept': None if opened.kept is None else hashlib.sha256(repr(opened.kept).encode()).hexdigest()[:16],
+        'computed_in': opened.dtype,
+        'batch_tokens': settings.batch_tokens,
+    }
+    decisive = {name: value for name, value in plan.items() if name != 'teacher'}  # its hash is
+    plan['key'] = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    by_folder: dict[str, list[ShardTask]] = {}
+    for task in tasks:
+        by_folder.setdefault(task.folder, []).append(task)
+    plan['data'] = {folder: fingerprint([task.reader for task in own]) for folder, own in by_folder.items()}
+    return plan
+
+
+def _check_same(output: Path, folders: list[str], plan: dict[str, Any]) -> None:
+    for folder in folders:
+        note = read_note(output / folder)
+        if note is None or note.key != plan['key'] or note.data != plan['data'][folder]:
+            raise ValueError(
+                f'--output {output} exists and is not what this call would make; choose another folder or remove it.'
+            )
+
+
+def _finish(
+    work: Work,
+    data: Path,
+    tasks: list[ShardTask],
+    folders: list[str],
+    copied: list[str],
+    plan: dict[str, Any],
+    report: Report,
+) -> bool:
+    with work.finishing() as mine:
+        if not mine:
+            return work.output.exists()
+        waiting = [task for task in tasks if not work.is_done(task)]
+        if waiting:
+            report(f'{len(waiting)} shards are in the hands of other processes; if one of them ended, repeat the call')
+            return False
+        for folder in folders:
+            _write_index(work, folder, [task for task in tasks if task.folder == folder], plan)
+        for folder in copied:
+            _copy(data / folder, work.data / folder)
+        _write_manifest(data, work.data, plan, folders)
+        work.commit()
+    report(f'written: {work.output}')
+    return True
+
+
+def _write_index(work: Work, folder: str, tasks: list[ShardTask], plan: dict[str, Any]) -> None:
+    entries: list[Any] = [work.entry(task) for task in tasks]
+    marks = {
+        entry['raw_data']['basename']: shard_mark(
+            entry['samples'], entry['raw_data']['bytes'], entry['raw_data']['hashes']
+        )
+        for entry in entries
+    }
+    note = {name: plan[name] for name in TeacherNote.__dataclass_fields__ if name in plan}
+    note |= {'data': plan['data'][folder], 'shards': marks}
+    content = {'version': 2, 'shards': entries, NOTE: TeacherNote(**note).to_json()}
+    write_atomically(work.data / folder / 'index.json', json.dumps(content, sort_keys=True))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies an MDS folder: the files that its index names, the index last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == 'index.json'):
+        if path.is_file():
+            new = target / f'.{path.name}.new'
+            shutil.copyfile(path, new)
+            os.replace(new, target / path.name)
+
+
+def _write_manifest(data: Path, target: Path, plan: dict[str, Any], folders: list[str]) -> None:
+    """The manifest of prepare with what was taught by whom; nothing where the data have none."""
+    path = data / MANIFEST
+    if not path.is_file():
+        return
+    text = path.read_text(encoding='utf-8')
+    try:
+        manifest = parse_manifest(text, path)
+    except ValueError:  # another program's
+        write_atomically(target / MANIFEST, text)
+        return
+    write_atomically(target / MANIFEST, json.dumps({**manifest, NOTE: {**plan, 'folders': folders}}, indent=2) + '\n')
