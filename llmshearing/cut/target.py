@@ -29,6 +29,7 @@ AXIS_KEYS = {
     'hidden': ('hidden_size',),
     'head': ('num_attention_heads', 'num_key_value_heads'),
     'intermediate': ('intermediate_size',),
+    'expert': ('num_experts',),  # of a mixture
 }
 BUDGETS = ('params', 'size')
 STEPS = 8  # that the hidden size should be able to shrink in

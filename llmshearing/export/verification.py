@@ -18,7 +18,7 @@ from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_sh
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.shard_writer import INDEX_NAME
-from llmshearing.models.families import stored_name
+from llmshearing.models.stored import stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['tensor_files', 'verify_folder', 'verify_tensors']
@@ -95,8 +95,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     expected = parameter_shapes(config, in_files=True)
     check_tensors(str(folder), shapes, expected.shapes, expected.tied)
     compared = 0
-    for name, tensor in tensors:
-        name = stored_name(config, name)
+    for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
         if name not in files:
             raise ValueError(f'{folder}: {name} was not written.')
         with safe_open(files[name], 'pt') as file:  # opened anew, so that no mapped page stays

@@ -90,8 +90,8 @@ class PruningState:
         state: dict[str, Any] = {'kind': KIND, 'version': STATE_VERSION}
         if hasattr(self, 'learner'):
             state |= {
-                'source': dataclasses.asdict(self.source),
-                'target': dataclasses.asdict(self.target),
+                'source': self.source.as_dict(),
+                'target': self.target.as_dict(),
                 'mask_learning': self.mask_learning,
                 'learner': self.learner.state_dict(),
                 'frozen_masks': self.frozen_masks,

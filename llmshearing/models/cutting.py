@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmshearing.models.experts import ExpertsCut
 from llmshearing.models.gains import gain_factors, stream_norms
-from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
 
-__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks', 'to_device']
+__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks', 'sides_of', 'to_device']
 
 
 def cut_weight(
@@ -130,6 +131,8 @@ class ModuleCut:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
         if isinstance(self.role, Whole):
             return {name: tensor for name, tensor in full.items() if tensor is not None}
+        if isinstance(self.role, PerHead):
+            return {name: self._vector(tensor, None) for name, tensor in full.items() if tensor is not None}
         weight, bias = full['weight'], full.get('bias')
         if weight is None:
             raise ValueError('a module without a weight cannot be cut.')
@@ -161,7 +164,15 @@ def _key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
 
 
 def _intermediate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.intermediate
+    return units.intermediate if units.intermediate is None else units.intermediate.flatten()
+
+
+def _per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
+    return units.heads
+
+
+def _expert(units: LayerUnits, shape: ModelShape) -> Tensor | None:
+    return units.experts
 
 
 def _joined(*parts: tuple[Tensor | None, int]) -> Tensor | None:
@@ -202,6 +213,8 @@ DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Tensor | None]] = {
     'gate_up': _gate_up,
     'query_and_gate': _query_and_gate,
     'query_key_value_per_head': _query_key_value_per_head,
+    'per_head': _per_head,
+    'expert': _expert,
 }
 
 # Axes whose units take positions of each dimension with them; where every head has its own keys and values, `head`
@@ -215,6 +228,8 @@ DIMENSION_AXES: dict[str, tuple[str, ...]] = {
     'gate_up': ('intermediate',),
     'query_and_gate': ('head', 'kv_group'),
     'query_key_value_per_head': ('head',),
+    'per_head': ('head', 'kv_group'),
+    'expert': ('expert',),
 }
 
 
@@ -264,7 +279,7 @@ class CutPlan:
             self._energies = to_device(energies, device)
             self._reads = to_device(torch.tensor([norm.reads for norm in self._norms.values()]), device)
 
-    def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut]]:
+    def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut | ExpertsCut]]:
         """Yields (module path, cut) for every module that is left.
 
         Args:
@@ -274,8 +289,17 @@ class CutPlan:
         gains = self._gains(scales)
         kept = set(self.units.layers)
         for path, role, layer in self.family.modules(self.shape.num_hidden_layers):
-            if layer is None or layer in kept:
+            if layer is None:
                 yield path, self._module_cut(role, layer, scales, gains.get(path))
+            elif layer in kept:
+                if isinstance(role, Experts):
+                    yield path, self._experts_cut(role, layer, scales)
+                elif isinstance(role, Linear) and role.expert is not None:
+                    place = self.place_of_expert(layer, role.expert)
+                    if place is not None:
+                        yield path, self._expert_cut(role, layer, place, scales)
+                else:
+                    yield path, self._module_cut(role, layer, scales, gains.get(path))
 
     def hidden_index(self) -> Tensor | None:
         """Kept hidden dimensions on the device, or None for all."""
@@ -285,9 +309,52 @@ class CutPlan:
         """How many hidden dimensions are kept."""
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
-    def _module_cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
+    def place_of_expert(self, layer: int, expert: int) -> int | None:
+        """Where among the kept experts of a kept layer one stands; None where it goes."""
+        experts = self.units.layers[layer].experts
+        if experts is None:
+            return expert
+        place = (experts == expert).nonzero()
+        return int(place) if len(place) else None
+
+    def _experts_cut(self, role: Experts, layer: int, scales: dict) -> ExpertsCut:
+        """The cut of all experts of a layer."""
+        count = self._expert_count(layer)
+        write, expert = scales.get(('write', layer)), scales.get(('expert', layer))
+        row_scale = None if write is None else write[None]
+        if expert is not None:
+            row_scale = expert[:, None].expand(count, self.hidden_count()) if row_scale is None else expert[:, None] * write
+        dimensions, inner = self._index.get(('intermediate', layer)), scales.get(('intermediate', layer))
+        return ExpertsCut(
+            role,
+            self.shape.intermediate_size,
+            self._index.get(('expert', layer)),
+            self.hidden_index(),
+            None if dimensions is None else dimensions.view(count, -1),
+            row_scale,
+            None if inner is None else inner.view(count, -1),
+        )
+
+    def _expert_cut(self, role: Linear, layer: int, place: int, scales: dict) -> ModuleCut:
+        """The cut of one projection of one expert."""
+        whole = self._experts_cut(Experts(), layer, scales)
+        dimensions = None if whole.dimensions is None else whole.dimensions[place]
+        if not role.writes:
+            return ModuleCut(role, dimensions, self.hidden_index())
+        rows = whole.row_scale
+        row_scale = None if rows is None else rows[place if len(rows) > 1 else 0]
+        inner = whole.inner_scale
+        return ModuleCut(role, self.hidden_index(), dimensions, row_scale, None if inner is None else inner[place])
+
+    def _expert_count(self, layer: int) -> int:
+        experts = self.units.layers[layer].experts
+        return self.shape.num_experts if experts is None else len(experts)
+
+    def _module_cut(self, role: Linear | Norm | Whole | PerHead, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
         if isinstance(role, Whole):
             return ModuleCut(role)
+        if isinstance(role, PerHead):
+            return ModuleCut(role, self._position('per_head', layer))
         row_scale = None
         if role.writes:
             row_scale = scales.get(('write', layer))
@@ -306,7 +373,7 @@ class CutPlan:
 
     def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
         yield ('hidden', None), self.units.hidden
-        sides = {side for _, role in self.family.roles() for side in _sides(role) if side is not None}
+        sides = {side for _, role in self.family.roles() for side in sides_of(role) if side is not None}
         for layer, units in self.units.layers.items():
             for dimension in sides - {'hidden'}:
                 yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
@@ -330,9 +397,15 @@ class CutPlan:
             ):
                 if axis in start:
                     pieces[axis, layer] = (start[axis] + layer * size + unit).repeat_interleave(shape.head_dim)
+            experts = torch.arange(shape.num_experts) if units.experts is None else units.experts
+            if 'expert' in start:
+                pieces['expert', layer] = start['expert'] + layer * shape.num_experts + experts
             if 'intermediate' in start:
                 kept = torch.arange(shape.intermediate_size) if units.intermediate is None else units.intermediate
-                pieces['intermediate', layer] = start['intermediate'] + layer * shape.intermediate_size + kept
+                if shape.num_experts:
+                    kept = (experts[:, None] * shape.intermediate_size + kept).flatten()
+                row = shape.intermediate_size * max(shape.num_experts, 1)
+                pieces['intermediate', layer] = start['intermediate'] + layer * row + kept
         return pieces
 
     def _gains(self, scales: dict) -> dict[str, Tensor]:
@@ -361,9 +434,14 @@ def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first * second
 
 
-def _sides(role: Role) -> tuple[str | None, ...]:
+def sides_of(role: Role) -> tuple[str | None, ...]:
+    """Dimensions of a module's parameters."""
     if isinstance(role, Whole):
         return ()
+    if isinstance(role, PerHead):
+        return ('per_head',)
+    if isinstance(role, Experts):
+        return ('hidden', 'expert', 'intermediate')
     return (role.dim,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 

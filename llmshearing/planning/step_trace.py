@@ -196,9 +196,10 @@ def _trace(
 def _mask(model: PreTrainedModel, axes: Collection[str]) -> None:
     cutter = Cutter(model)
     masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in axes}
-    for axis in ('hidden', 'intermediate'):
-        if axis in masks:
-            masks[axis][..., 0] = 0
+    if 'hidden' in masks:
+        masks['hidden'][0] = 0
+    if 'intermediate' in masks:  # the first dimension of an MLP, or of every expert
+        masks['intermediate'].view(-1, cutter.shape.intermediate_size)[:, 0] = 0
     cutter.set_masks(masks)
 
 
