@@ -6,7 +6,9 @@ routes and a module of experts that is told, whose gating is its private ``_appl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 
-__all__ = ['RoutedTokens', 'expert_matrices', 'watch_experts']
+__all__ = ['RoutedTokens', 'even_routing', 'expert_matrices', 'watch_experts']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,41 @@ def expert_matrices(block: nn.Module, names: Any) -> tuple[Tensor, Tensor]:
     if not experts.is_concatenated:
         gate_up = torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], 1)
     return gate_up, down
+
+
+@contextlib.contextmanager
+def even_routing(num_experts: int) -> Iterator[None]:
+    """Lets a step of a mixture run on tensors without data, whose router has no choice to make.
+
+    transformers 4 asks which tokens each expert has: told that all have as many. transformers 5 multiplies all at once,
+    whose kernel says that it takes float32 only where there is data: it is kept from that kernel, for its own.
+
+    Args:
+        num_experts (int): Experts of a layer; 0 changes nothing.
+    """
+    if not num_experts:
+        yield
+        return
+    if EXPERTS_ARE_MODULES:
+        place, name, stock = torch, 'where', torch.where
+
+        def replacement(condition: Tensor, *others: Any) -> Any:
+            if others:
+                return stock(condition, *others)
+            tokens = torch.arange(max(condition.numel() // num_experts, 1), device=condition.device)
+            return torch.zeros_like(tokens), tokens
+    else:
+        place, name = importlib.import_module('transformers.integrations.moe'), '_can_use_grouped_mm'
+        stock = getattr(place, name)
+
+        def replacement(*args: Any) -> Any:
+            return False
+
+    setattr(place, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(place, name, stock)
 
 
 def _through_modules(block: Any, x: Tensor, names: tuple[str, str, str]) -> Iterator[RoutedTokens]:

@@ -37,8 +37,9 @@ from llmshearing.compat.transformers import (
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.mixtures import check_aligned
 from llmshearing.models.roles import Family, is_expert
-from llmshearing.models.shapes import ModelShape, with_shape
+from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.models.stored import stored_tensors
 from llmshearing.models.units import Units
 
@@ -164,7 +165,11 @@ def exported_config(
         shape (ModelShape): The target.
         dtype (torch.dtype): Of the weights, as the config says it.
         layers (Sequence[int]): Source numbers of the layers that are kept, in order.
+
+    Raises:
+        ValueError: For a mixture of experts of sizes that transformers does not compute.
     """
+    check_aligned(config.model_type, shape_of(config), shape)
     source, config = config, with_shape(config, shape, family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.cutting import CutPlan, flatten_masks, to_device
 from llmshearing.models.families import family_of
+from llmshearing.models.mixtures import ALIGNED_EXPERTS
 from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import AXES, mask_shapes
@@ -147,14 +148,17 @@ class _CutRouter(_Cuttable):
 
 
 class _CutExperts(_Cuttable):
-    """The kept experts of a layer, where all are parameters of one module."""
+    """The kept experts of a layer, where all are parameters of one module; hidden dimensions are padded for kernels."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, x: Tensor, *routing: Tensor) -> Tensor:
         if self.cut is None:
-            return super().forward(*args, **kwargs)
-        replaced: dict[str, Any] = self.cut.parameters(self._parameters)
+            return super().forward(x, *routing)
+        cut, added = self.cut.aligned(x.shape[-1])
+        replaced: dict[str, Any] = cut.parameters(self._parameters)
         replaced['num_experts'] = len(replaced['down_proj'])
-        return self._stock(replaced, *args, **kwargs)
+        if not added:
+            return self._stock(replaced, x, *routing)
+        return self._stock(replaced, nn.functional.pad(x, (0, added)), *routing)[..., :-added]
 
 
 class _CutMixture(_Cuttable):
@@ -269,7 +273,8 @@ class Cutter:
         Args:
             masks (Mapping[str, Tensor] | None): Values in [0, 1] by axis, shapes as in
                 :func:`~llmshearing.models.units.mask_shapes`; axes that are left out are not cut.
-            multiple_of (int): Round kept intermediate counts up to this with zero-mask units.
+            multiple_of (int): Round kept intermediate counts up to this with zero-mask units; in a mixture to a multiple
+                of :data:`~llmshearing.models.mixtures.ALIGNED_EXPERTS` as well.
         """
         if not masks:
             self.masks = self.plan = self._values = None
@@ -283,6 +288,8 @@ class Cutter:
         if unknown:
             raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(possible)}.')
         device = self._embedding.get_parameter('weight').device
+        if self.shape.num_experts:
+            multiple_of = math.lcm(multiple_of, ALIGNED_EXPERTS)
         self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
         self._values = to_device(flatten_masks(self.masks), device).requires_grad_()
         self._decoder.cut = self

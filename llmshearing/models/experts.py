@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llmshearing.models.mixtures import ALIGNED_EXPERTS
 from llmshearing.models.roles import Experts
 
 __all__ = ['ExpertsCut']
@@ -62,6 +63,21 @@ class ExpertsCut:
         if 'down_proj_bias' in kept:
             cut['down_proj_bias'] = _scaled(_take(kept['down_proj_bias'], 1, self.hidden), self.row_scale)
         return cut
+
+    def aligned(self, hidden_size: int) -> tuple[ExpertsCut, int]:
+        """This cut with a hidden size that kernels take, and how many dimensions were added for that, none of a scale.
+
+        Whoever computes with it adds as many zeros to the input and takes as many numbers off the output.
+
+        Args:
+            hidden_size (int): Kept hidden dimensions.
+        """
+        added = -hidden_size % ALIGNED_EXPERTS
+        if self.hidden is None or not added:
+            return self, 0
+        hidden = torch.cat([self.hidden, self.hidden[:1].expand(added)])
+        scale = None if self.row_scale is None else torch.nn.functional.pad(self.row_scale, (0, added))
+        return dataclasses.replace(self, hidden=hidden, row_scale=scale), added
 
     def _fused(self) -> Tensor | None:
         """Positions of the kept dimensions in the joint gate and up projection, int64 [kept experts, 2 x kept]."""

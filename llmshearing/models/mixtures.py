@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['MIXTURES', 'MixtureKeys', 'check_mixture', 'experts_per_token', 'own_key', 'with_shape_keys']
+__all__ = ['ALIGNED_EXPERTS', 'MIXTURES', 'MixtureKeys', 'check_aligned', 'check_mixture', 'experts_per_token', 'own_key', 'with_shape_keys']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,9 @@ class MixtureKeys:
     num_experts: str = 'num_experts'
     intermediate_size: str = 'moe_intermediate_size'
 
+
+# Torch multiplies all experts at once where their rows begin at multiples of 16 bytes, which are 8 numbers of bfloat16.
+ALIGNED_EXPERTS = 8
 
 # By transformers' model_type.
 MIXTURES: dict[str, MixtureKeys] = {
@@ -61,6 +64,29 @@ def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any
             f'{twice[0]} and {shape_keys[twice[0]]} are the same number of a {model_type}; keep the first.'
         )
     return {shape_keys.get(key, key): value for key, value in target.items()}
+
+
+def check_aligned(model_type: str, source: Any, shape: Any) -> None:
+    """Raises a ValueError for sizes of a mixture that transformers' usual way to compute experts does not take.
+
+    Args:
+        model_type (str): Of the config.
+        source (ModelShape): Shape of the source.
+        shape (ModelShape): Shape to reach.
+    """
+    sizes = {key: (getattr(shape, key), getattr(source, key)) for key in ('hidden_size', 'intermediate_size')}
+    odd = {name: pair for name, pair in sizes.items() if pair[0] % ALIGNED_EXPERTS and pair[0] != pair[1]}
+    if model_type not in MIXTURES or not odd:
+        return
+    step, ways = ALIGNED_EXPERTS, []
+    for name, (size, most) in odd.items():
+        near = [n for n in (size // step * step, -(-size // step) * step) if 0 < n <= most]
+        ways.append(f'{own_key(model_type, name)}={" or ".join(map(str, near or [most]))}')
+    listed = ', '.join(f'{own_key(model_type, name)}={size}' for name, (size, _) in odd.items())
+    raise ValueError(
+        f'{listed}: transformers computes the experts of a {model_type} by a kernel that takes multiples of {step} alone; '
+        f'nearest: {", ".join(ways)}.'
+    )
 
 
 def experts_per_token(config: PretrainedConfig) -> int:

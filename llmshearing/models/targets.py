@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import OPENS_UNEVEN_HEADS
 from llmshearing.models.families import family_of
-from llmshearing.models.mixtures import with_shape_keys
+from llmshearing.models.mixtures import check_aligned, with_shape_keys
 from llmshearing.models.shapes import (
     DTYPE_BYTES,
     TARGET_KEYS,
@@ -91,6 +91,7 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     shape = _named_shape(config, target, uneven)
     if not uneven:
         check_whole_heads(config.model_type, shape_of(config), shape)
+    check_aligned(config.model_type, shape_of(config), shape)
     check_buildable(config, shape, family_of(config).has_head_dim)
     return shape
 

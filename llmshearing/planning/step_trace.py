@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from llmshearing.compat.experts import even_routing
 from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
@@ -188,7 +189,7 @@ def _trace(
     if masked_axes:
         _mask(model, masked_axes)
     live = _LiveBytes(iter([*model.parameters(), *model.buffers(), ids]))
-    with fake, live, without_packed_masks():
+    with fake, live, without_packed_masks(), even_routing(shape_of(config).num_experts):
         _micro_batch(model, ids, autocast, live)
         return _micro_batch(model, ids, autocast, live)
 

@@ -34,9 +34,9 @@ def uniform_soft_masks(config, axes, seed=0):
     """Random soft masks that leave the same numbers in every layer, and layers of the kinds their new places expect."""
     shape, generator = shape_of(config), torch.Generator().manual_seed(seed)
     keep = {'hidden': 36, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
-    keep['expert'] = 4
-    if shape.num_experts and set(axes) == set(AXES):
-        axes = [*axes, 'expert']
+    if shape.num_experts:
+        keep |= {'hidden': 40, 'expert': 4}  # experts are computed by kernels that take multiples of 8 alone
+        axes = [*axes, 'expert'] if set(axes) == set(AXES) else axes
     if shape.group_size == 1:
         axes = [axis for axis in axes if axis != 'kv_group'] or ['head']
     if not family_of(config).has_head_dim and {'hidden', 'head'} & set(axes):
@@ -105,7 +105,11 @@ def test_in_bfloat16_and_with_a_cache(variant, tmp_path):
     expected = masked_logits(model, masks, IDS)
     export(tiny_model(variant), masks, tmp_path / 'half', dtype=torch.bfloat16)
     half = open_strictly(tmp_path / 'half')
-    assert (half(IDS).logits - expected).abs().max() <= 2e-2 * max(1.0, expected.abs().max().item())
+    difference = (half(IDS).logits - expected).abs()
+    if variant in MIXTURES:  # where rounding may send a token to another expert
+        assert difference.square().mean().sqrt() <= 2e-2 * expected.square().mean().sqrt()
+    else:
+        assert difference.max() <= 2e-2 * max(1.0, expected.abs().max().item())
     prompt = IDS[:1, :9]
     settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
     with_cache = half.generate(prompt, use_cache=True, **settings)
