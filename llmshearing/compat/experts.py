@@ -99,21 +99,21 @@ def even_routing(num_experts: int) -> Iterator[None]:
         yield
         return
     if EXPERTS_ARE_MODULES:
-        place, name, stock = torch, 'where', torch.where
-
-        def replacement(condition: Tensor, *others: Any) -> Any:
-            if others:
-                return stock(condition, *others)
-            tokens = torch.arange(max(condition.numel() // num_experts, 1), device=condition.device)
-            return torch.zeros_like(tokens), tokens
+        place, name = torch, 'where'
     else:
         place, name = importlib.import_module('transformers.integrations.moe'), '_can_use_grouped_mm'
-        stock = getattr(place, name)
+    stock = getattr(place, name)
 
-        def replacement(*args: Any) -> Any:
-            return False
+    def evenly(condition: Tensor, *others: Any) -> Any:
+        if others:
+            return stock(condition, *others)
+        tokens = torch.arange(max(condition.numel() // num_experts, 1), device=condition.device)
+        return torch.zeros_like(tokens), tokens
 
-    setattr(place, name, replacement)
+    def never(*_: Any) -> bool:
+        return False
+
+    setattr(place, name, evenly if EXPERTS_ARE_MODULES else never)
     try:
         yield
     finally:

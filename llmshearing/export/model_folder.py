@@ -38,7 +38,7 @@ from llmshearing.compat.transformers import (
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.mixtures import check_aligned
-from llmshearing.models.roles import Family, is_expert
+from llmshearing.models.roles import Family, expert_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.models.stored import stored_tensors
 from llmshearing.models.units import Units
@@ -100,8 +100,8 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
     kv_heads, heads, intermediate, experts = next(iter(counts.values()))
     if experts < source.num_experts_per_tok:
         raise ValueError(
-            f'the masks leave {experts} experts in every layer, fewer than the {source.num_experts_per_tok} that compute '
-            'each token (num_experts_per_tok): a stock model cannot hold that; keep as many.'
+            f'the masks leave {experts} experts in every layer, fewer than the {source.num_experts_per_tok} that '
+            'compute each token (num_experts_per_tok): a stock model cannot hold that; keep as many.'
         )
     return dataclasses.replace(
         source,
@@ -147,8 +147,8 @@ def cut_tensors(
         layer = layer_of[path]
         prefix = f'{family.decoder}.layers.'
         new_path = path if layer is None else path.replace(f'{prefix}{layer}.', f'{prefix}{new_number[layer]}.', 1)
-        if layer is not None and is_expert(cut.role):
-            expert = cut.role.expert
+        expert = expert_of(cut.role)
+        if layer is not None and expert is not None:
             new_path = new_path.replace(f'.experts.{expert}.', f'.experts.{plan.place_of_expert(layer, expert)}.', 1)
         for name, tensor in cut.parameters(full).items():
             yield f'{new_path}.{name}', tensor

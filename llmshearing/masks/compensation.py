@@ -30,8 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
 from llmshearing.models.cuttable import Cutter
-from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
-from llmshearing.models.roles import Linear, Norm, PerHead, Whole, is_expert
+from llmshearing.models.cutting import CutPlan, ModuleCut, flatten_masks
+from llmshearing.models.dimensions import DIMENSION_AXES
+from llmshearing.models.roles import Linear, Norm, PerHead, Whole, expert_of
 
 __all__ = ['Compensation', 'regress']
 
@@ -88,10 +89,11 @@ class Compensation:
         flat = self._flat(masks)
         after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
         for path, total in self._sums.items():
-            if path not in after:
+            cut = after.get(path)
+            if not isinstance(cut, ModuleCut):
                 continue
             places, present = self._inputs[path]
-            left, still = self._present(path, after[path])
+            left, still = self._present(path, cut)
             stays = present & torch.isin(places, left[still])
             goes = present & ~stays
             if not goes.any() or not stays.any():
@@ -113,7 +115,11 @@ class Compensation:
         if self._cutter.shape.group_size == 1 and 'head' in axes:
             axes.add('kv_group')
         for path, cut in self._before.items():
-            if not isinstance(cut, ModuleCut) or isinstance(cut.role, (Whole, PerHead)) or is_expert(cut.role):
+            if (
+                not isinstance(cut, ModuleCut)
+                or isinstance(cut.role, (Whole, PerHead))
+                or expert_of(cut.role) is not None
+            ):
                 continue
             if cut.gain is not None:  # follows by itself
                 continue

@@ -103,4 +103,3 @@ def add_expert_magnitudes(calibration: Calibration, squares: dict[str, Tensor], 
 def _squared(matrix: Tensor) -> Tensor:
     matrix = matrix.detach()
     return (matrix.full_tensor() if isinstance(matrix, DTensor) else matrix).float().cpu().square()
-

@@ -4,7 +4,7 @@
 |---|---|---|
 | `taylor` | all | mean abs(d loss / d mask), masks at one: weight x gradient over all it couples (arXiv 2305.11627) |
 | `magnitude` | all | root mean square (RMS) of all weights that would go with the unit |
-| `activation` | all but layers and experts | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
+| `activation` | all others | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
 | `block_importance` | layers | 1 - cosine of the residual stream before and after it (ShortGPT, arXiv 2403.03853) |
 | `perplexity` | layers | loss without the layer, minus the loss with it (Shortened LLaMA, arXiv 2402.02834) |
 | `random` | all | nothing; a baseline |
@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.expert_scores import add_expert_magnitudes, frequency, inner_activation, reap
 from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
-from llmshearing.models.cutting import DIMENSIONS
-from llmshearing.models.roles import Experts, Linear, Norm, PerHead, Whole, is_expert
+from llmshearing.models.dimensions import DIMENSIONS
+from llmshearing.models.roles import Experts, Linear, Norm, PerHead, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
@@ -62,7 +62,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     squares = {axis: torch.zeros(shapes[axis]) for axis in axes}
     counts = {axis: torch.zeros(shapes[axis]) for axis in axes}
     for path, role, layer in family.modules(shape.num_hidden_layers):
-        if isinstance(role, (Whole, PerHead, Experts)) or is_expert(role):
+        if isinstance(role, (Whole, PerHead, Experts)) or expert_of(role) is not None:
             continue
         weight = model.get_parameter(f'{path}.weight').detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
@@ -144,7 +144,7 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
             ('kv_group', 'query', shape.num_key_value_heads),
             ('intermediate', 'intermediate', shape.intermediate_size),
         ):
-            if axis in axes and isinstance(role, Linear) and role.columns == dimension and not is_expert(role):
+            if axis in axes and isinstance(role, Linear) and role.columns == dimension and expert_of(role) is None:
                 handles.append(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
     cutter.set_masks(None)
     with _remove_after(handles), torch.no_grad():

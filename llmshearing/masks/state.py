@@ -7,7 +7,6 @@ end of a run ask the same object.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 

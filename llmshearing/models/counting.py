@@ -19,7 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import ignores_windows
 from llmshearing.models.families import family_of
-from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole, is_expert
+from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole, expert_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ __all__ = [
 
 OFTEN_WRONG = ('hidden_act', 'rope_scaling', 'rope_theta', 'vocab_size', 'pad_token_id', 'initializer_range')
 
-# Sizes of the dimensions that the family tables name (llmshearing.models.cutting.DIMENSIONS, and the hidden one).
+# Sizes of the dimensions that the family tables name (llmshearing.models.dimensions.DIMENSIONS, and the hidden one).
 DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
     'hidden': lambda shape: shape.hidden_size,
     'query': lambda shape: shape.num_attention_heads * shape.head_dim,
@@ -232,10 +232,10 @@ def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:
     rows, *columns = module.get_parameter('weight').shape
     if isinstance(role, Norm):
         return [Weight(role.dim or rows, 1, bias, writes=role.writes)]
-    if role.expert is not None and role.expert > 0:
+    if expert_of(role):
         return []  # counted with the first one
     weight = Weight(role.rows or rows, role.columns or columns[0], bias, is_matrix=True, writes=role.writes)
-    return [dataclasses.replace(weight, routed=is_expert(role))]
+    return [dataclasses.replace(weight, routed=expert_of(role) is not None)]
 
 
 def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:

@@ -162,7 +162,7 @@ class _CutExperts(_Cuttable):
 
 
 class _CutMixture(_Cuttable):
-    """The MLP of a mixture of experts; where each expert is a module of its own, it goes through those that are kept."""
+    """The MLP of a mixture of experts; where each expert is a module, it goes through those that are kept."""
 
     def forward(self, *args, **kwargs):
         experts = self._modules.get('experts')
@@ -273,8 +273,8 @@ class Cutter:
         Args:
             masks (Mapping[str, Tensor] | None): Values in [0, 1] by axis, shapes as in
                 :func:`~llmshearing.models.units.mask_shapes`; axes that are left out are not cut.
-            multiple_of (int): Round kept intermediate counts up to this with zero-mask units; in a mixture to a multiple
-                of :data:`~llmshearing.models.mixtures.ALIGNED_EXPERTS` as well.
+            multiple_of (int): Round kept intermediate counts up to this with zero-mask units; in a mixture also to a
+                multiple of :data:`~llmshearing.models.mixtures.ALIGNED_EXPERTS`.
         """
         if not masks:
             self.masks = self.plan = self._values = None
@@ -299,7 +299,7 @@ class Cutter:
     def _balance_over(self, num_experts: int) -> None:
         """How many experts the stock forward takes for there, where it adds the loss that balances their use."""
         if self.shape.num_experts:
-            self.model.num_experts = num_experts
+            cast(Any, self.model).num_experts = num_experts
 
     def mask_gradients(self, reduce: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
         """Gradient of all backward passes since :meth:`set_masks` by axis, float32 on CPU; zeros where none flowed.

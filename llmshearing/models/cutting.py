@@ -14,19 +14,20 @@ and never scaled. Scaling is done in float32 and rounded once to the weight's dt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmshearing.models.dimensions import DIMENSIONS, blocks, sides_of
 from llmshearing.models.experts import ExpertsCut
 from llmshearing.models.gains import gain_factors, stream_norms
-from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
+from llmshearing.models.units import AXES, Units, kept_units, mask_shapes
 
-__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks', 'sides_of', 'to_device']
+__all__ = ['CutPlan', 'ModuleCut', 'cut_weight', 'flatten_masks', 'to_device']
 
 
 def cut_weight(
@@ -109,7 +110,7 @@ class ModuleCut:
     """The cut of one module.
 
     Attributes:
-        role (Role): What the module is.
+        role (Linear | Norm | Whole | PerHead): What the module is.
         rows (Tensor | None): Kept positions along the rows (Linear) or the dimension (Norm).
         columns (Tensor | None): Kept positions along the columns (Linear).
         row_scale (Tensor | None): float32 [kept rows].
@@ -119,7 +120,7 @@ class ModuleCut:
             multiplied by.
     """
 
-    role: Role
+    role: Linear | Norm | Whole | PerHead
     rows: Tensor | None = None
     columns: Tensor | None = None
     row_scale: Tensor | None = None
@@ -148,89 +149,6 @@ class ModuleCut:
         if self.rows is not None:
             vector = vector.index_select(0, self.rows)
         return vector if scale is None else ((vector + offset) * scale - offset).to(vector.dtype)
-
-
-def _blocks(index: Tensor, size: int) -> Tensor:
-    """Positions of whole blocks of ``size``: block b covers b*size ... b*size + size - 1."""
-    return (index[:, None] * size + torch.arange(size)).flatten()
-
-
-def _query(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else _blocks(units.heads, shape.head_dim)
-
-
-def _key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.kv_heads is None else _blocks(units.kv_heads, shape.head_dim)
-
-
-def _intermediate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.intermediate if units.intermediate is None else units.intermediate.flatten()
-
-
-def _per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.heads
-
-
-def _expert(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.experts
-
-
-def _joined(*parts: tuple[Tensor | None, int]) -> Tensor | None:
-    """Positions along an axis that several parts of given sizes share, one after the other."""
-    if all(index is None for index, _ in parts):
-        return None
-    joined, start = [], 0
-    for index, size in parts:
-        joined.append((torch.arange(size) if index is None else index) + start)
-        start += size
-    return torch.cat(joined)
-
-
-def _query_key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    query, key_value = _query(units, shape), _key_value(units, shape)
-    width = shape.num_key_value_heads * shape.head_dim
-    return _joined((query, shape.num_attention_heads * shape.head_dim), (key_value, width), (key_value, width))
-
-
-def _query_and_gate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else _blocks(units.heads, 2 * shape.head_dim)
-
-
-def _gate_up(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return _joined((units.intermediate, shape.intermediate_size), (units.intermediate, shape.intermediate_size))
-
-
-def _query_key_value_per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else _blocks(units.heads, 3 * shape.head_dim)
-
-
-# Kept positions along a parameter's axis, by the name the family tables use for it; `hidden` is the same in all layers.
-DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Tensor | None]] = {
-    'query': _query,
-    'key_value': _key_value,
-    'intermediate': _intermediate,
-    'query_key_value': _query_key_value,
-    'gate_up': _gate_up,
-    'query_and_gate': _query_and_gate,
-    'query_key_value_per_head': _query_key_value_per_head,
-    'per_head': _per_head,
-    'expert': _expert,
-}
-
-# Axes whose units take positions of each dimension with them; where every head has its own keys and values, `head`
-# takes those as well.
-DIMENSION_AXES: dict[str, tuple[str, ...]] = {
-    'hidden': ('hidden',),
-    'query': ('head', 'kv_group'),
-    'key_value': ('kv_group',),
-    'intermediate': ('intermediate',),
-    'query_key_value': ('head', 'kv_group'),
-    'gate_up': ('intermediate',),
-    'query_and_gate': ('head', 'kv_group'),
-    'query_key_value_per_head': ('head',),
-    'per_head': ('head', 'kv_group'),
-    'expert': ('expert',),
-}
 
 
 def flatten_masks(masks: Mapping[str, Tensor]) -> Tensor:
@@ -289,17 +207,22 @@ class CutPlan:
         gains = self._gains(scales)
         kept = set(self.units.layers)
         for path, role, layer in self.family.modules(self.shape.num_hidden_layers):
-            if layer is None:
-                yield path, self._module_cut(role, layer, scales, gains.get(path))
-            elif layer in kept:
-                if isinstance(role, Experts):
-                    yield path, self._experts_cut(role, layer, scales)
-                elif isinstance(role, Linear) and role.expert is not None:
-                    place = self.place_of_expert(layer, role.expert)
-                    if place is not None:
-                        yield path, self._expert_cut(role, layer, place, scales)
-                else:
-                    yield path, self._module_cut(role, layer, scales, gains.get(path))
+            if layer is None or layer in kept:
+                yield from ((path, cut) for cut in self._cuts(role, layer, scales, gains.get(path)))
+
+    def _cuts(
+        self, role: Role, layer: int | None, scales: dict, gain: Tensor | None
+    ) -> Iterator[ModuleCut | ExpertsCut]:
+        """The cut of a module; none of an expert that goes."""
+        expert = expert_of(role)
+        if isinstance(role, Experts) and layer is not None:
+            yield self._experts_cut(role, layer, scales)
+        elif isinstance(role, Linear) and expert is not None and layer is not None:
+            place = self.place_of_expert(layer, expert)
+            if place is not None:
+                yield self._expert_cut(role, layer, place, scales)
+        elif not isinstance(role, Experts):
+            yield self._module_cut(role, layer, scales, gain)
 
     def hidden_index(self) -> Tensor | None:
         """Kept hidden dimensions on the device, or None for all."""
@@ -323,7 +246,9 @@ class CutPlan:
         write, expert = scales.get(('write', layer)), scales.get(('expert', layer))
         row_scale = None if write is None else write[None]
         if expert is not None:
-            row_scale = expert[:, None].expand(count, self.hidden_count()) if row_scale is None else expert[:, None] * write
+            row_scale = (
+                expert[:, None].expand(count, self.hidden_count()) if row_scale is None else expert[:, None] * write
+            )
         dimensions, inner = self._index.get(('intermediate', layer)), scales.get(('intermediate', layer))
         return ExpertsCut(
             role,
@@ -350,7 +275,9 @@ class CutPlan:
         experts = self.units.layers[layer].experts
         return self.shape.num_experts if experts is None else len(experts)
 
-    def _module_cut(self, role: Linear | Norm | Whole | PerHead, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
+    def _module_cut(
+        self, role: Linear | Norm | Whole | PerHead, layer: int | None, scales: dict, gain: Tensor | None
+    ) -> ModuleCut:
         if isinstance(role, Whole):
             return ModuleCut(role)
         if isinstance(role, PerHead):
@@ -378,7 +305,7 @@ class CutPlan:
             for dimension in sides - {'hidden'}:
                 yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
             if units.padded is not None:
-                yield ('real', layer), _blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
+                yield ('real', layer), blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
 
     def _gather_pieces(self) -> dict[tuple[str, int | None], Tensor]:
         """Where in the flat mask vector each scale is read; heads are repeated for every column of theirs."""
@@ -432,17 +359,6 @@ def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first * second
-
-
-def sides_of(role: Role) -> tuple[str | None, ...]:
-    """Dimensions of a module's parameters."""
-    if isinstance(role, Whole):
-        return ()
-    if isinstance(role, PerHead):
-        return ('per_head',)
-    if isinstance(role, Experts):
-        return ('hidden', 'expert', 'intermediate')
-    return (role.dim,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 
 def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, int]:

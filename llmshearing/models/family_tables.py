@@ -177,6 +177,7 @@ COHERE2 = Family(
     subtracts_mean=True,
 )
 
+
 def _experts() -> dict[str, Role]:
     """Router and routed experts, as in Qwen's mixtures."""
     if EXPERTS_ARE_MODULES:
@@ -246,7 +247,7 @@ GPT_OSS = Family(
         **_attention(),
         'mlp.router': Linear('expert', 'hidden'),
         'mlp.experts': Experts(transposed=True, interleaved=True),
-    },
+    }
 )
 
 QWEN3_5 = Family(

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['ALIGNED_EXPERTS', 'MIXTURES', 'MixtureKeys', 'check_aligned', 'check_mixture', 'experts_per_token', 'own_key', 'with_shape_keys']
+__all__ = [
+    'ALIGNED_EXPERTS',
+    'MIXTURES',
+    'MixtureKeys',
+    'check_aligned',
+    'check_mixture',
+    'experts_per_token',
+    'own_key',
+    'with_shape_keys',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +93,7 @@ def check_aligned(model_type: str, source: Any, shape: Any) -> None:
         ways.append(f'{own_key(model_type, name)}={" or ".join(map(str, near or [most]))}')
     listed = ', '.join(f'{own_key(model_type, name)}={size}' for name, (size, _) in odd.items())
     raise ValueError(
-        f'{listed}: transformers computes the experts of a {model_type} by a kernel that takes multiples of {step} alone; '
+        f'{listed}: transformers computes experts of a {model_type} by a kernel that takes multiples of {step} alone; '
         f'nearest: {", ".join(ways)}.'
     )
 
@@ -101,12 +110,12 @@ def check_mixture(config: PretrainedConfig) -> None:
     if getattr(config, 'mlp_only_layers', None) or getattr(config, 'decoder_sparse_step', 1) != 1:
         raise ValueError(
             f'the config has layers without experts (mlp_only_layers={config.mlp_only_layers}, '
-            f'decoder_sparse_step={config.decoder_sparse_step}), which no table describes; a {config.model_type} can be '
-            'pruned where every layer has experts.'
+            f'decoder_sparse_step={config.decoder_sparse_step}), which no table describes; a {config.model_type} can '
+            'be pruned where every layer has experts.'
         )
     experts, per_token = getattr(config, own_key(config.model_type, 'num_experts')), config.num_experts_per_tok
     if not 1 <= per_token <= experts:
         raise ValueError(
-            f'the config has num_experts_per_tok={per_token} of {experts} experts; between 1 and {experts} are possible: '
-            'correct its config.json.'
+            f'the config has num_experts_per_tok={per_token} of {experts} experts; between 1 and {experts} are '
+            'possible: correct its config.json.'
         )

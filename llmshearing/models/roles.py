@@ -1,7 +1,7 @@
 """What a family's table says of a decoder's modules: which axis of which parameter is which prunable axis.
 
 A table names, for one decoder layer, each module that owns parameters and says for each side of its weight which
-dimension it runs along (:data:`llmshearing.models.cutting.DIMENSIONS`). Together with what *reads* the residual stream
+dimension it runs along (:data:`~llmshearing.models.dimensions.DIMENSIONS`). Together with what *reads* the stream
 (norms) and what *writes* to it, this is all that cutting, folding, exporting and counting need.
 """
 
@@ -16,7 +16,7 @@ from llmshearing.models.shapes import shape_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['EXPERT', 'Experts', 'Family', 'Linear', 'Norm', 'PerHead', 'Role', 'StoredExperts', 'Whole', 'is_expert']
+__all__ = ['EXPERT', 'Experts', 'Family', 'Linear', 'Norm', 'PerHead', 'Role', 'StoredExperts', 'Whole', 'expert_of']
 
 EXPERT = '{expert}'  # in a path: the number of a routed expert
 
@@ -192,7 +192,7 @@ class Family:
     kinds: tuple[str, ...] = ()
 
     def for_layers_of(self, config: PretrainedConfig) -> Family:
-        """The table for one model: its experts one by one, its kinds of layers where those have modules of their own."""
+        """The table for one model: its experts one by one, and kinds of layers that have modules of their own."""
         family = self
         if any(EXPERT in path for path in self.layer):
             family = dataclasses.replace(self, layer=dict(_each_expert(self.layer, shape_of(config).num_experts)))
@@ -203,7 +203,10 @@ class Family:
     @property
     def has_experts(self) -> bool:
         """Whether its layers have routed experts."""
-        return any(isinstance(role, Experts) or EXPERT in path or is_expert(role) for path, role in self.layer.items())
+        return any(
+            isinstance(role, Experts) or EXPERT in path or expert_of(role) is not None
+            for path, role in self.layer.items()
+        )
 
     @property
     def writing_norms(self) -> list[str]:
@@ -245,9 +248,9 @@ class Family:
         yield self.head, Linear(None, 'hidden'), None
 
 
-def is_expert(role: Role) -> bool:
-    """Whether a module is a projection of one routed expert."""
-    return isinstance(role, Linear) and role.expert is not None
+def expert_of(role: Role) -> int | None:
+    """The routed expert that a module is a projection of; None for any other module."""
+    return role.expert if isinstance(role, Linear) else None
 
 
 def _each_expert(layer: Mapping[str, Role], num_experts: int) -> Iterator[tuple[str, Role]]:

@@ -55,7 +55,9 @@ def read_parameter(config: PretrainedConfig, name: str, read: Callable[[str], Te
     if stored is None or not projections:
         return read(path)
     experts = range(shape_of(config).num_experts)
-    return torch.stack([torch.cat([read(f'{path}.{e}.{projection}.weight') for projection in projections]) for e in experts])
+    return torch.stack(
+        [torch.cat([read(f'{path}.{e}.{projection}.weight') for projection in projections]) for e in experts]
+    )
 
 
 def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...], StoredExperts | None]:
@@ -67,5 +69,7 @@ def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...], S
     before, found, inside = name.partition(f'.{family.mlp}.')
     if not found:
         return name, (), stored
-    projections = {'experts.gate_up_proj': (stored.gate, stored.up), 'experts.down_proj': (stored.down,)}.get(inside, ())
+    projections = {'experts.gate_up_proj': (stored.gate, stored.up), 'experts.down_proj': (stored.down,)}.get(
+        inside, ()
+    )
     return f'{before}.{stored.mlp}.{"experts" if projections else inside}', projections, stored

@@ -4,8 +4,8 @@
     target: {fraction: {hidden_size: 0.5, num_attention_heads: 0.5}, multiple_of: 64}
     target: {params: 1.3e9}                                       # or size: 2.5GB, with dtype: bfloat16
 
-A mixture of experts has ``num_experts`` besides, and its ``intermediate_size`` is the width of a routed expert; both may
-also be called what its config calls them (``num_local_experts``, ``moe_intermediate_size``).
+A mixture of experts has ``num_experts`` besides, and its ``intermediate_size`` is the width of a routed expert; both
+may also be called what its config calls them (``num_local_experts``, ``moe_intermediate_size``).
 
 Beside a fraction or a budget, keys of a shape are pins: they are taken as they are. A budget is searched for in
 :mod:`llmshearing.models.budget_search`. Whatever is wrong with the settings is raised in one message, each

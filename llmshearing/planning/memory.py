@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmshearing.models.counting import DIMENSION_SIZES, Layout, Weight, count_parameters, layout_of
-from llmshearing.models.cutting import DIMENSION_AXES
+from llmshearing.models.dimensions import DIMENSION_AXES
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning.step_trace import trace_step
 

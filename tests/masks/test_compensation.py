@@ -10,7 +10,7 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks import compensation
 from llmshearing.masks.compensation import Compensation, regress
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.roles import Linear, Norm, PerHead, is_expert
+from llmshearing.models.roles import Linear, Norm, PerHead, expert_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.units import AXES, mask_shapes
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
@@ -87,7 +87,9 @@ REPEATED = [(variant, axis) for variant in VARIANTS for axis in ('intermediate',
 
 
 # The dimensions of routed experts are not compensated.
-@pytest.mark.parametrize('variant, axis', [pair for pair in REPEATED if pair[0] not in MIXTURES or pair[1] != 'intermediate'])
+@pytest.mark.parametrize(
+    'variant, axis', [pair for pair in REPEATED if pair[0] not in MIXTURES or pair[1] != 'intermediate']
+)
 def test_a_unit_that_repeats_another_goes_without_a_trace(tmp_path, monkeypatch, variant, axis):
     monkeypatch.setattr(compensation, 'RIDGE', 1e-7)
     model = model_of(tmp_path, variant)
@@ -137,7 +139,7 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
             lambda module, args, path=path: inputs.update({path: args[0].detach().flatten(0, -2)})
         )
         for path, cut in cuts.items()
-        if isinstance(cut.role, (Linear, Norm)) and not is_expert(cut.role)
+        if isinstance(cut.role, (Linear, Norm)) and expert_of(cut.role) is None
     ]
     with torch.no_grad():
         model(batch)

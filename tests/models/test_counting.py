@@ -7,7 +7,7 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 import llmshearing.models.counting as counting
-from llmshearing.models.cutting import DIMENSIONS
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from tests.models.tiny import VARIANTS, tiny_model
