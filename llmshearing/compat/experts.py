@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 
-__all__ = ['RoutedTokens', 'even_routing', 'expert_matrices', 'watch_experts']
+__all__ = ['RoutedTokens', 'even_routing', 'expert_matrices', 'record_router_logits', 'watch_experts']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,24 @@ class RoutedTokens:
     gates: Tensor
     inner: Tensor
     out: Tensor
+
+
+def record_router_logits(decoder: nn.Module, stock: type) -> None:
+    """Lets a decoder whose class was changed hand out its routers' logits, which transformers 5 finds by its class.
+
+    The hooks that record them are put on all of its layers now, and not in the first forward pass, which may be through
+    some of the layers only. They do nothing unless a model's config or a caller asks for ``output_router_logits``.
+
+    Args:
+        decoder (nn.Module): The decoder, of its new class.
+        stock (type): The class that it had.
+    """
+    if EXPERTS_ARE_MODULES:
+        return
+    capturing: Any = importlib.import_module('transformers.utils.output_capturing')
+    registry = capturing._CAN_RECORD_REGISTRY
+    dict.__setitem__(registry, str(type(decoder)), dict.get(registry, str(stock)))
+    capturing.maybe_install_capturing_hooks(decoder)
 
 
 def watch_experts(block: nn.Module, names: Any, see: Callable[[RoutedTokens], None]) -> Any:

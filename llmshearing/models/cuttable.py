@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmshearing.compat.experts import record_router_logits
 from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.cutting import CutPlan, flatten_masks, to_device
 from llmshearing.models.families import family_of
@@ -262,7 +263,10 @@ class Cutter:
         }
         mlp = _CutMixture if self.shape.num_experts else _CutMLP
         self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), mlp) for layer in layers]
+        stock = type(decoder)
         self._decoder = _mix_in(decoder, _CutDecoder)
+        if self.shape.num_experts:
+            record_router_logits(decoder, stock)
 
     def set_masks(self, masks: Mapping[str, Tensor] | None, multiple_of: int = 1) -> None:
         """Installs masks for the coming forward passes; None restores the stock model.
