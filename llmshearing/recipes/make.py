@@ -132,6 +132,7 @@ def make_recipes(request: Request) -> Made:
             data_note='output of `llmshearing prepare` for this tokenizer, string',
             max_seq_len=data.max_seq_len,
             target=_target(shape),
+            prunes_experts=shape.num_experts < before.num_experts,
             target_note=f'shape to reach; the source has {_sizes(before)}',
             domains=data.domains,
             proportions=data.proportions(stage),
