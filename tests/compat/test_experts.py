@@ -2,10 +2,13 @@
 
 import importlib
 import inspect
+import json
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
+from llmshearing.compat.configs import add_older_names, normalised
 from llmshearing.compat.experts import even_routing
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES, NO_SDPA
 from llmshearing.models.families import family_of
@@ -58,3 +61,13 @@ def test_recorded_outputs_are_found_by_the_name_of_the_class():
 @pytest.mark.skipif('gpt_oss' not in VARIANTS, reason='transformers 4 has no such model')
 def test_gpt_oss_has_no_sdpa():
     assert not tiny_model('gpt_oss')._supports_sdpa and NO_SDPA == ('gpt_oss',)
+
+
+def test_a_config_has_the_name_of_the_number_of_experts_that_either_generation_reads(tmp_path):
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps({'model_type': 'qwen3_moe', 'num_local_experts': 3}))  # as transformers 5 writes it
+    add_older_names(path)
+    content = json.loads(path.read_text())
+    assert content['num_experts'] == content['num_local_experts'] == 3
+    config = CONFIG_MAPPING['qwen3_moe'].from_dict(normalised({'model_type': 'qwen3_moe', 'num_local_experts': 3}))
+    assert config.num_experts == 3
