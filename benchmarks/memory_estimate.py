@@ -79,7 +79,9 @@ def masks_for(shape: Any, axes: tuple[str, ...]) -> Any:
     from llmshearing.masks.lagrangian import LagrangianMasks
     from llmshearing.masks.axes import plan_axes
 
-    halved = {f.name: max(1, getattr(shape, f.name) // 2) for f in dataclasses.fields(shape) if f.name != 'head_dim'}
+    sizes = {f.name: getattr(shape, f.name) for f in dataclasses.fields(shape)}
+    kept = ('head_dim', 'num_experts_per_tok')
+    halved = {name: max(1, size // 2) for name, size in sizes.items() if size and name not in kept}
     plans = plan_axes(shape, dataclasses.replace(shape, **halved))
     plans = {axis: plan for axis, plan in plans.items() if axis in axes}
     rates = {'learning_rate': 1.0, 'multiplier_learning_rate': 1.0, 'damping': 0.0}

@@ -188,13 +188,13 @@ def _models(state: State, pruned: Path | None) -> dict[str, Any]:
         shape: ModelShape | None = shape_of(model.model.config)
     except (AttributeError, ValueError):  # not a Hugging Face decoder that we know the shape of
         shape = None
-    own = {'parameters': parameters, 'shape': None if shape is None else dataclasses.asdict(shape)}
+    own = {'parameters': parameters, 'shape': None if shape is None else shape.as_dict()}
     pruning = find_pruning(state)
     if pruning is not None:
         result = None
         if isinstance(pruning.target, ModelShape):
             count = count_parameters(layout_of(model.model.config), pruning.target).total
-            result = {'parameters': int(count), 'shape': dataclasses.asdict(pruning.target)}
+            result = {'parameters': int(count), 'shape': pruning.target.as_dict()}
         return {'source': own, 'result': result}
     if pruned is None:
         return {'source': None, 'result': own}

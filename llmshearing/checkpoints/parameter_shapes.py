@@ -10,6 +10,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
 from llmshearing.models.families import stored_name
+from llmshearing.models.stored import stored_tensors
 
 __all__ = ['ParameterShapes', 'check_tensors', 'expected_shapes', 'parameter_shapes']
 
@@ -52,7 +53,11 @@ def parameter_shapes(config: PretrainedConfig, in_files: bool = False) -> Parame
 
     tied = (model._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     return ParameterShapes(
-        {named(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        {
+            stored: tuple(part.shape)
+            for name, tensor in model.state_dict().items()
+            for stored, part in (stored_tensors(config, name, tensor) if in_files else ((name, tensor),))
+        },
         frozenset(map(named, tied)),
         tuple(getattr(model, '_keys_to_ignore_on_load_unexpected', None) or ()),
     )

@@ -70,6 +70,7 @@ def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
     _convert_dtype(content)
     _convert_rotary(content)
     _convert_layer_types(content)
+    _convert_experts(content)
     _refuse_looking_ahead(content)
     return content
 
@@ -85,7 +86,7 @@ def add_older_names(path: Path) -> None:
     """
     content = json.loads(path.read_text(encoding='utf-8'))
     older = dict(content)
-    for convert in (_convert_dtype, _convert_rotary, _convert_layer_types, _refuse_looking_ahead):
+    for convert in (_convert_dtype, _convert_rotary, _convert_layer_types, _convert_experts, _refuse_looking_ahead):
         attempt = copy.deepcopy(older)
         try:
             convert(attempt)
@@ -139,6 +140,12 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
 
 def _kind(rotary: Mapping[str, Any]) -> str:
     return rotary.get('rope_type') or rotary.get('type') or 'default'
+
+
+def _convert_experts(content: dict[str, Any]) -> None:
+    """``num_local_experts`` to ``num_experts``, in a Qwen 3 mixture, for which transformers 5 writes the former."""
+    if content.get('model_type') == 'qwen3_moe' and content.get('num_local_experts') is not None:
+        content['num_experts'] = content['num_local_experts']
 
 
 def _convert_dtype(content: dict[str, Any]) -> None:

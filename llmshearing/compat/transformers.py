@@ -17,6 +17,7 @@ import huggingface_hub.errors
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
+    'EXPERTS_ARE_MODULES',
     'HEAD_OF_GPT_NEOX',
     'LEFT_OUT',
     'OPENS_UNEVEN_HEADS',
@@ -68,9 +69,16 @@ READ_BESIDE_ROTARY = ('rope_theta', 'partial_rotary_factor', 'llama_4_scaling_be
 HEAD_OF_GPT_NEOX = 'lm_head' if TRANSFORMERS_5 else 'embed_out'
 
 
-# Model types whose code is another one here: attention of Nemotron returns three values in transformers 4, all other
-# types two, which is what a layer without any head returns in its place.
-LEFT_OUT = () if TRANSFORMERS_5 else ('nemotron',)
+# Whether each routed expert is a module of its own; since transformers 5 they are parameters of three dimensions, which
+# files hold expert by expert nevertheless.
+EXPERTS_ARE_MODULES = not TRANSFORMERS_5
+
+# Model types whose code is another one here: attention of Nemotron, OLMoE and Qwen 2 MoE returns three values in
+# transformers 4, all other types two, which is what a layer without any head returns in its place; it has no gpt-oss.
+LEFT_OUT = () if TRANSFORMERS_5 else ('gpt_oss', 'nemotron', 'olmoe', 'qwen2_moe')
+
+# Model types without PyTorch's attention.
+NO_SDPA = ('gpt_oss',)
 
 
 def layer_kinds(config: Any) -> list[str] | None:
@@ -118,9 +126,10 @@ def attention_implementation(config: Any, wanted: str = 'sdpa') -> str:
     """The attention to compute a model with: ``wanted``, or ``'eager'`` where that would leave something out.
 
     PyTorch's attention has no soft-capping of scores, which Gemma 2 asks for: transformers 4 left it out with a
-    warning, 5.24 refuses.
+    warning, 5.24 refuses. Nor has it the sinks of gpt-oss.
     """
-    return 'eager' if wanted == 'sdpa' and getattr(config, 'attn_logit_softcapping', None) else wanted
+    impossible = getattr(config, 'attn_logit_softcapping', None) or config.model_type in NO_SDPA
+    return 'eager' if wanted == 'sdpa' and impossible else wanted
 
 
 def install() -> None:

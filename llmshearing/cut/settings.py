@@ -13,7 +13,7 @@ from llmshearing.utils.checks import check_whole, one_of
 __all__ = ['CutSettings']
 
 # The best of benchmarks/README.md, "What the cut alone costs".
-SCORES = {'layer': 'block_importance', **{axis: 'activation' for axis in AXES if axis != 'layer'}}
+SCORES = {**dict.fromkeys(AXES, 'activation'), 'layer': 'block_importance', 'expert': 'reap'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class CutSettings:
     """What decides a cut, beside source, target and text.
 
     Attributes:
-        axes (Sequence[str] | None): Axes that may be cut, of ``layer``, ``hidden``, ``head`` and ``intermediate``.
-            Default: all.
+        axes (Sequence[str] | None): Axes that may be cut, of ``layer``, ``hidden``, ``head``, ``intermediate`` and
+            ``expert``. Default: all.
         keep_heads (bool | None): Cut no heads. Default: where the target is a budget.
         scores (str | Mapping[str, str] | None): How units are scored: a registered method
             (:mod:`~llmshearing.masks.scores`) for every axis it applies to, or one by axis. Axes without one go by

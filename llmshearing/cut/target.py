@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.families import family_of
+from llmshearing.models.mixtures import with_shape_keys
 from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, shape_of
 from llmshearing.models.targets import MULTIPLE_OF, target_shape
 from llmshearing.utils.checks import one_of
@@ -29,6 +30,7 @@ AXIS_KEYS = {
     'hidden': ('hidden_size',),
     'head': ('num_attention_heads', 'num_key_value_heads'),
     'intermediate': ('intermediate_size',),
+    'expert': ('num_experts',),  # of a mixture
 }
 BUDGETS = ('params', 'size')
 STEPS = 8  # that the hidden size should be able to shrink in
@@ -54,17 +56,21 @@ def cut_shape(
         ValueError: For a target that cannot be reached so, or that is the source.
     """
     family_of(config)  # refuses types that have no table, and no such sizes
+    source = shape_of(config)
+    possible = {axis: keys for axis, keys in AXIS_KEYS.items() if keys[0] in source.as_dict()}
     for axis in axes or ():
-        one_of('--axes', axis, tuple(AXIS_KEYS))
+        one_of('--axes', axis, tuple(possible))
+    target = with_shape_keys(config.model_type, target)
     fraction = target.get('fraction')
+    if isinstance(fraction, Mapping):
+        target['fraction'] = fraction = with_shape_keys(config.model_type, fraction)
     named = {*target, *(fraction if isinstance(fraction, Mapping) else ())}
     by_default = keep_heads is None
     if by_default:
         keep_heads = axes is None and any(key in target for key in BUDGETS) and not named & set(AXIS_KEYS['head'])
     elif keep_heads and axes is not None and 'head' in axes:
         raise ValueError('--axes head and --keep-heads contradict each other; leave one of them out.')
-    kept = [axis for axis in AXIS_KEYS if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
-    source = shape_of(config)
+    kept = [axis for axis in possible if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
     pins = {key: getattr(source, key) for axis in kept for key in AXIS_KEYS[axis]}
     cut = sorted(key for key in pins if key in named and target.get(key) != pins[key])
     if cut:

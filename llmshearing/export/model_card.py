@@ -103,9 +103,9 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _shape_table(facts: CardFacts) -> str:
-    source = dataclasses.asdict(facts.source_shape) if facts.source_shape else None
+    source = facts.source_shape.as_dict() if facts.source_shape else None
     rows = [('parameters', facts.source_parameters, facts.parameters)]
-    rows += [(name, source and source[name], value) for name, value in dataclasses.asdict(facts.shape).items()]
+    rows += [(name, source and source[name], value) for name, value in facts.shape.as_dict().items()]
     if source is None:
         return '| | this model |\n|---|---|\n' + '\n'.join(f'| {name} | {value:,} |' for name, _, value in rows)
     lines = (f'| {name} | {"?" if old is None else f"{old:,}"} | {value:,} |' for name, old, value in rows)

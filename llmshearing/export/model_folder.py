@@ -37,9 +37,10 @@ from llmshearing.compat.transformers import (
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.families import stored_name
-from llmshearing.models.roles import Family
-from llmshearing.models.shapes import ModelShape, with_shape
+from llmshearing.models.mixtures import check_aligned
+from llmshearing.models.roles import Family, expert_of
+from llmshearing.models.shapes import ModelShape, shape_of, with_shape
+from llmshearing.models.stored import stored_tensors
 from llmshearing.models.units import Units
 
 __all__ = [
@@ -80,21 +81,28 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
         layer: (
             (source.num_key_value_heads if kept.kv_heads is None else len(kept.kv_heads)),
             (source.num_attention_heads if kept.heads is None else len(kept.heads)),
-            (source.intermediate_size if kept.intermediate is None else len(kept.intermediate)),
+            (source.intermediate_size if kept.intermediate is None else kept.intermediate.shape[-1]),
+            (source.num_experts if kept.experts is None else len(kept.experts)),
         )
         for layer, kept in units.layers.items()
     }
     padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
-    if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))]) == 0:
+    if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))][:3]) == 0:
         listed = ', '.join(
-            f'layer {layer}: {kv} KV heads, {q} heads, {i} intermediate' for layer, (kv, q, i) in counts.items()
+            f'layer {layer}: {kv} KV heads, {q} heads, {i} intermediate{f", {e} experts" if e else ""}'
+            for layer, (kv, q, i, e) in counts.items()
         )
         raise ValueError(
             'the masks leave layers of different shapes, which a stock model cannot hold: '
             f'{listed or "no layer at all"}{f"; unequal groups in layers {padded}" if padded else ""}. '
             'Prune to a target shape, or evaluate this model as it is.'
         )
-    kv_heads, heads, intermediate = next(iter(counts.values()))
+    kv_heads, heads, intermediate, experts = next(iter(counts.values()))
+    if experts < source.num_experts_per_tok:
+        raise ValueError(
+            f'the masks leave {experts} experts in every layer, fewer than the {source.num_experts_per_tok} that '
+            'compute each token (num_experts_per_tok): a stock model cannot hold that; keep as many.'
+        )
     return dataclasses.replace(
         source,
         num_hidden_layers=len(counts),
@@ -102,6 +110,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         intermediate_size=intermediate,
+        num_experts=experts,
     )
 
 
@@ -138,6 +147,9 @@ def cut_tensors(
         layer = layer_of[path]
         prefix = f'{family.decoder}.layers.'
         new_path = path if layer is None else path.replace(f'{prefix}{layer}.', f'{prefix}{new_number[layer]}.', 1)
+        expert = expert_of(cut.role)
+        if layer is not None and expert is not None:
+            new_path = new_path.replace(f'.experts.{expert}.', f'.experts.{plan.place_of_expert(layer, expert)}.', 1)
         for name, tensor in cut.parameters(full).items():
             yield f'{new_path}.{name}', tensor
 
@@ -153,7 +165,11 @@ def exported_config(
         shape (ModelShape): The target.
         dtype (torch.dtype): Of the weights, as the config says it.
         layers (Sequence[int]): Source numbers of the layers that are kept, in order.
+
+    Raises:
+        ValueError: For a mixture of experts of sizes that transformers does not compute.
     """
+    check_aligned(config.model_type, shape_of(config), shape)
     source, config = config, with_shape(config, shape, family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
@@ -186,7 +202,8 @@ def write_model_folder(
         dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
     """
     for name, tensor in tensors:
-        writer.add(stored_name(config, name), tensor if dtype is None else tensor.to(dtype))
+        for stored, part in stored_tensors(config, name, tensor):
+            writer.add(stored, part if dtype is None else part.to(dtype))
     writer.finish_tensors()
     forget_own_notes(config)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -18,7 +18,8 @@ from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_sh
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.export.shard_writer import INDEX_NAME
-from llmshearing.models.families import stored_name
+from llmshearing.models.mixtures import experts_per_token
+from llmshearing.models.stored import stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['tensor_files', 'verify_folder', 'verify_tensors']
@@ -52,7 +53,9 @@ def verify_folder(folder: Path, expected: Probe, dtype: torch.dtype) -> float:
     with torch.no_grad():
         logits = model(probe_input(expected.logits.shape[-1], expected.logits.shape[1])).logits.float()
     largest = (logits - expected.logits).abs().max().item()
-    if expected.computed_in == torch.float32:
+    # Weights that are rounded send some tokens to other experts, which a largest difference would be all about.
+    reroutes = dtype != torch.float32 and experts_per_token(model.config) > 0
+    if expected.computed_in == torch.float32 and not reroutes:
         what, difference = 'largest difference', largest
         fraction = max(TOLERANCE[dtype], GPU_TOLERANCE if expected.on_gpu else 0.0)
         allowed = fraction * max(1.0, expected.logits.abs().max().item())
@@ -95,8 +98,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     expected = parameter_shapes(config, in_files=True)
     check_tensors(str(folder), shapes, expected.shapes, expected.tied)
     compared = 0
-    for name, tensor in tensors:
-        name = stored_name(config, name)
+    for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
         if name not in files:
             raise ValueError(f'{folder}: {name} was not written.')
         with safe_open(files[name], 'pt') as file:  # opened anew, so that no mapped page stays

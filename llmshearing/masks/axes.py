@@ -1,8 +1,8 @@
 """Which axes a target prunes, how many units of each row must stay, and how exactly that many are chosen.
 
 A *row* is a set of units among which a fixed number is kept: the hidden vector, the layer vector, one layer's KV
-groups, intermediate dimensions or heads; in grouped-query models the query heads of one KV head, since every KV head
-must end with the same number of them.
+groups, intermediate dimensions, heads or routed experts; in grouped-query models the query heads of one KV head, since
+every KV head must end with the same number of them, and in mixtures the intermediate dimensions of one expert.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def plan_axes(source: ModelShape, target: ModelShape, layer_kinds: tuple | None 
         'hidden': (source.hidden_size, target.hidden_size),
         'layer': (source.num_hidden_layers, target.num_hidden_layers),
         'intermediate': (source.intermediate_size, target.intermediate_size),
+        'expert': (source.num_experts, target.num_experts),
     }
     if source.group_size == 1:
         units_and_keep['head'] = (source.num_attention_heads, target.num_attention_heads)

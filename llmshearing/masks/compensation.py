@@ -15,6 +15,7 @@ measured, have their weights changed here: exactly for RMSNorm, for LayerNorm as
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
 stays as it is, since what helps the one would harm the other; layers are not compensated: nothing reads them alone.
+Routed experts are left as they are, too, each of which sees few tokens; routers and shared experts are compensated.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
 from llmshearing.models.cuttable import Cutter
-from llmshearing.models.cutting import DIMENSION_AXES, CutPlan, ModuleCut, flatten_masks
-from llmshearing.models.roles import Linear, Norm, Whole
+from llmshearing.models.cutting import CutPlan, ModuleCut, flatten_masks
+from llmshearing.models.dimensions import DIMENSION_AXES
+from llmshearing.models.roles import Linear, Norm, PerHead, Whole, expert_of
 
 __all__ = ['Compensation', 'regress']
 
@@ -87,10 +89,11 @@ class Compensation:
         flat = self._flat(masks)
         after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
         for path, total in self._sums.items():
-            if path not in after:
+            cut = after.get(path)
+            if not isinstance(cut, ModuleCut):
                 continue
             places, present = self._inputs[path]
-            left, still = self._present(path, after[path])
+            left, still = self._present(path, cut)
             stays = present & torch.isin(places, left[still])
             goes = present & ~stays
             if not goes.any() or not stays.any():
@@ -112,7 +115,13 @@ class Compensation:
         if self._cutter.shape.group_size == 1 and 'head' in axes:
             axes.add('kv_group')
         for path, cut in self._before.items():
-            if isinstance(cut.role, Whole) or cut.gain is not None:  # stays, or follows by itself
+            if (
+                not isinstance(cut, ModuleCut)
+                or isinstance(cut.role, (Whole, PerHead))
+                or expert_of(cut.role) is not None
+            ):
+                continue
+            if cut.gain is not None:  # follows by itself
                 continue
             dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.dim
             if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension or '', ())):

@@ -122,11 +122,15 @@ def remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
     """
     everything = torch.ones(shape.num_hidden_layers)
     hidden = kept['hidden'].mean() if 'hidden' in kept else torch.ones(())
+    experts = max(shape.num_experts, 1)
     intermediate = kept['intermediate'].mean(1) if 'intermediate' in kept else everything
+    if 'expert' in kept:
+        each = kept['intermediate'].view(*kept['expert'].shape, -1).mean(2) if 'intermediate' in kept else 1.0
+        intermediate = (kept['expert'] * each).mean(1)
     query_share, key_value_share = _head_shares(kept.get('head'), kept.get('kv_group'), shape)
     query, key_value = 2 * shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
-    width = query * query_share + key_value * key_value_share + 3 * shape.intermediate_size * intermediate
-    total = shape.num_hidden_layers * (query + key_value + 3 * shape.intermediate_size)
+    width = query * query_share + key_value * key_value_share + 3 * experts * shape.intermediate_size * intermediate
+    total = shape.num_hidden_layers * (query + key_value + 3 * experts * shape.intermediate_size)
     return hidden * (kept.get('layer', everything) * width).sum() / total
 
 

@@ -74,9 +74,9 @@ def record_of(
         shape (ModelShape | None): Shape of the written model.
     """
     return PruningRecord(
-        source_shape=dataclasses.asdict(pruning.source),
-        target_shape=dataclasses.asdict(pruning.target),
-        shape=None if shape is None else dataclasses.asdict(shape),
+        source_shape=pruning.source.as_dict(),
+        target_shape=pruning.target.as_dict(),
+        shape=None if shape is None else shape.as_dict(),
         mask_learning=pruning.mask_learning,
         batches=batches,
         tokens=tokens,
@@ -130,6 +130,7 @@ def kept_indices(units: Units) -> dict[str, Any]:
                 'heads': as_list(kept.heads),
                 'kv_heads': as_list(kept.kv_heads),
                 'intermediate': as_list(kept.intermediate),
+                **({} if kept.experts is None else {'experts': as_list(kept.experts)}),
             }
             for layer, kept in units.layers.items()
         },

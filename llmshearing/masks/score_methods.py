@@ -4,10 +4,11 @@
 |---|---|---|
 | `taylor` | all | mean abs(d loss / d mask), masks at one: weight x gradient over all it couples (arXiv 2305.11627) |
 | `magnitude` | all | root mean square (RMS) of all weights that would go with the unit |
-| `activation` | all but layers | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
+| `activation` | all others | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
 | `block_importance` | layers | 1 - cosine of the residual stream before and after it (ShortGPT, arXiv 2403.03853) |
 | `perplexity` | layers | loss without the layer, minus the loss with it (Shortened LLaMA, arXiv 2402.02834) |
 | `random` | all | nothing; a baseline |
+| `reap`, `frequency` | experts | :mod:`~llmshearing.masks.expert_scores` |
 
 All but `magnitude` and `random` run the model on calibration batches. The mean of ``taylor`` is over batches, that of
 the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-batches.
@@ -24,15 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from llmshearing.masks.expert_scores import add_expert_magnitudes, frequency, inner_activation, reap
 from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
-from llmshearing.models.cutting import DIMENSIONS
-from llmshearing.models.roles import Linear, Norm, Whole
+from llmshearing.models.dimensions import DIMENSIONS
+from llmshearing.models.roles import Experts, Linear, Norm, PerHead, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
 __all__ = ['activation', 'block_importance', 'magnitude', 'perplexity', 'random', 'taylor']
 
-WIDTH_AXES = tuple(axis for axis in AXES if axis != 'layer')
+WIDTH_AXES = tuple(axis for axis in AXES if axis not in ('layer', 'expert'))
 
 
 def _masks_of_ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     squares = {axis: torch.zeros(shapes[axis]) for axis in axes}
     counts = {axis: torch.zeros(shapes[axis]) for axis in axes}
     for path, role, layer in family.modules(shape.num_hidden_layers):
-        if isinstance(role, Whole):
+        if isinstance(role, (Whole, PerHead, Experts)) or expert_of(role) is not None:
             continue
         weight = model.get_parameter(f'{path}.weight').detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
@@ -79,6 +81,8 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
                 if index is not None:
                     squares[axis][layer] += along[index].sum(1)
                     counts[axis][layer] += index.shape[1] * each
+    if shape.num_experts:
+        add_expert_magnitudes(calibration, squares, counts)
     return {axis: (squares[axis] / counts[axis].clamp(min=1)).sqrt() for axis in axes}
 
 
@@ -93,7 +97,7 @@ def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | 
         if axis == 'kv_group':
             kept.update(kv_heads=torch.tensor([unit]), heads=unit * shape.group_size + torch.arange(shape.group_size))
         else:
-            kept['heads' if axis == 'head' else axis] = torch.tensor([unit])
+            kept[{'head': 'heads', 'expert': 'experts'}.get(axis, axis)] = torch.tensor([unit])
         index = DIMENSIONS[dimension](LayerUnits(group_size=shape.group_size, padded=None, **kept), shape)
         if index is None or (axis != 'intermediate') == (dimension in ('intermediate', 'gate_up')):
             return None
@@ -140,13 +144,16 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
             ('kv_group', 'query', shape.num_key_value_heads),
             ('intermediate', 'intermediate', shape.intermediate_size),
         ):
-            if axis in axes and isinstance(role, Linear) and role.columns == dimension:
+            if axis in axes and isinstance(role, Linear) and role.columns == dimension and expert_of(role) is None:
                 handles.append(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
     cutter.set_masks(None)
     with _remove_after(handles), torch.no_grad():
         for part, share in calibration.passes():
             calibration.loss_of(part)
-    return {axis: calibration.average(value).sqrt() for axis, value in squares.items()}
+    scores = {axis: calibration.average(value).sqrt() for axis, value in squares.items()}
+    if shape.num_experts and 'intermediate' in axes:
+        scores['intermediate'] = inner_activation(calibration)
+    return scores
 
 
 def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
@@ -202,5 +209,7 @@ for _method, _axes in (
     (block_importance, ('layer',)),
     (perplexity, ('layer',)),
     (random, AXES),
+    (reap, ('expert',)),
+    (frequency, ('expert',)),
 ):
     scoring_methods(_method.__name__, func=ScoringMethod(_method, _axes))

@@ -34,6 +34,10 @@ class SparsityTarget:
     sparsity: float
     axes: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The values by name."""
+        return dataclasses.asdict(self)
+
     def describe(self) -> str:
         """How much goes, in words."""
         return f"{self.sparsity:.1%} of the layers' parameters removed"
@@ -52,7 +56,8 @@ def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Spars
     """
     if 'sparsity' not in target:
         return None
-    possible = tuple(axis for axis in AXES if axis != 'kv_group' or source.group_size > 1)
+    # Experts are not among them: their masks would come and go, and with them the tokens that the router sends.
+    possible = tuple(axis for axis in AXES if axis != 'expert' and (axis != 'kv_group' or source.group_size > 1))
     problems = [
         f'{key!r} cannot stand beside sparsity, which leaves the shape to training; possible: axes.'
         for key in target

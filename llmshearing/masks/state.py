@@ -7,7 +7,6 @@ end of a run ask the same object.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,8 +89,8 @@ class PruningState:
         state: dict[str, Any] = {'kind': KIND, 'version': STATE_VERSION}
         if hasattr(self, 'learner'):
             state |= {
-                'source': dataclasses.asdict(self.source),
-                'target': dataclasses.asdict(self.target),
+                'source': self.source.as_dict(),
+                'target': self.target.as_dict(),
                 'mask_learning': self.mask_learning,
                 'learner': self.learner.state_dict(),
                 'frozen_masks': self.frozen_masks,

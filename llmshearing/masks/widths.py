@@ -21,7 +21,7 @@ class LayerWidths:
         layer (int): Its number in the source.
         heads (int): Query heads.
         kv_heads (int): KV heads.
-        intermediate (int): MLP dimensions.
+        intermediate (int): MLP dimensions; in a mixture, of each expert.
     """
 
     layer: int
@@ -57,5 +57,5 @@ def _widths(layer: int, units: LayerUnits | None, shape: ModelShape) -> LayerWid
         layer=layer,
         heads=heads - padding,
         kv_heads=shape.num_key_value_heads if units.kv_heads is None else len(units.kv_heads),
-        intermediate=shape.intermediate_size if units.intermediate is None else len(units.intermediate),
+        intermediate=shape.intermediate_size if units.intermediate is None else units.intermediate.shape[-1],
     )

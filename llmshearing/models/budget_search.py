@@ -6,7 +6,8 @@ lies within ``tolerance`` under the budget, the one is taken whose ratios are cl
 weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers.
 Pinned sizes are kept and take no part in the comparison. The lattice: every number of layers; multiples of
 ``multiple_of`` for hidden and intermediate size (for some model types the hidden size is a multiple of the query heads
-as well); whole KV groups fewer, or all KV heads with fewer query heads each.
+as well); whole KV groups fewer, or all KV heads with fewer query heads each. The experts of a mixture stay unless
+their number is pinned.
 
 The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
 directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,6 +88,9 @@ def search_budget(
             f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller '
             'budget.'
         )
+    own = source
+    if 'num_experts' in pins:
+        source = dataclasses.replace(source, num_experts=pins['num_experts'])
     whole_heads = whole_heads and config.model_type in WHOLE_HEADS
     lattice = _lattice(source, multiple_of, pins, family.has_head_dim, whole_heads)
     best = below = above = None
@@ -98,7 +102,7 @@ def search_budget(
     if best is None:
         raise ValueError(_unreachable(config, named, budget, tolerance, multiple_of, pins, below, above))
     shape = _shape(source, best[2])
-    return resolve_target(source, dataclasses.asdict(shape), family.has_head_dim)
+    return resolve_target(own, shape.as_dict(), family.has_head_dim)
 
 
 def shapes_within(
@@ -162,7 +166,7 @@ class _Counts:
     def __init__(self, layout: Layout, source: ModelShape, lattice: _Lattice, layers: int):
         self.source, self.lattice, self.layers = source, lattice, layers
         hidden, heads, kv_heads = lattice.widths.T
-        shape = ModelShape(layers, hidden, heads, kv_heads, 0, source.head_dim)
+        shape = _shape(source, (layers, hidden, heads, kv_heads, 0))
         self.base = count_parameters(layout, shape).total
         self.slope = count_parameters(layout, dataclasses.replace(shape, intermediate_size=1)).total - self.base
         self.step, self.most = lattice.intermediate
@@ -254,9 +258,16 @@ def _better(first: tuple | None, second: tuple | None) -> tuple | None:
     return max(first, second, key=lambda found: (found[1], found[2]))
 
 
-def _shape(source: ModelShape, sizes: Iterable[int]) -> ModelShape:
+def _shape(source: ModelShape, sizes: Iterable[Any]) -> ModelShape:
     layers, hidden, heads, kv_heads, intermediate = sizes
-    return ModelShape(layers, hidden, heads, kv_heads, intermediate, source.head_dim)
+    return dataclasses.replace(
+        source,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+    )
 
 
 def _unreachable(

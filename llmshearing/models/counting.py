@@ -19,7 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import ignores_windows
 from llmshearing.models.families import family_of
-from llmshearing.models.roles import Norm, Role, Whole
+from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole, expert_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     'Layout',
     'ParameterCounts',
     'Weight',
+    'active_parameters',
     'count_parameters',
     'kv_cache_bytes_per_token',
     'layout_of',
@@ -39,7 +40,7 @@ __all__ = [
 
 OFTEN_WRONG = ('hidden_act', 'rope_scaling', 'rope_theta', 'vocab_size', 'pad_token_id', 'initializer_range')
 
-# Sizes of the dimensions that the family tables name (llmshearing.models.cutting.DIMENSIONS, and the hidden one).
+# Sizes of the dimensions that the family tables name (llmshearing.models.dimensions.DIMENSIONS, and the hidden one).
 DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
     'hidden': lambda shape: shape.hidden_size,
     'query': lambda shape: shape.num_attention_heads * shape.head_dim,
@@ -49,6 +50,8 @@ DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
     'gate_up': lambda shape: 2 * shape.intermediate_size,
     'query_and_gate': lambda shape: 2 * shape.num_attention_heads * shape.head_dim,
     'query_key_value_per_head': lambda shape: 3 * shape.num_attention_heads * shape.head_dim,
+    'per_head': lambda shape: shape.num_attention_heads,
+    'expert': lambda shape: shape.num_experts,
 }
 
 
@@ -62,6 +65,7 @@ class Weight:
         bias (bool): Whether the module has a bias.
         is_matrix (bool): Whether it is multiplied as a matrix, and not looked up or applied to each element.
         writes (bool): Whether its output is added to the residual stream.
+        routed (bool): Whether every routed expert has one such weight.
     """
 
     rows: str | int
@@ -69,14 +73,24 @@ class Weight:
     bias: bool = False
     is_matrix: bool = False
     writes: bool = False
+    routed: bool = False
 
     def size(self, shape: ModelShape) -> int:
-        """Elements of the weight, without the bias."""
-        return _size(self.rows, shape) * _size(self.columns, shape)
+        """Elements of the weight, without the bias; of all experts together."""
+        return self._count(shape) * _size(self.rows, shape) * _size(self.columns, shape)
 
     def parameters(self, shape: ModelShape) -> int:
         """Elements of weight and bias."""
-        return self.size(shape) + (_size(self.rows, shape) if self.bias else 0)
+        return self.size(shape) + (self._count(shape) * _size(self.rows, shape) if self.bias else 0)
+
+    def active(self, count: Callable[[ModelShape], int], shape: ModelShape) -> int:
+        """``count`` of what computes one token: of routed experts those that it goes to."""
+        if self.routed:
+            shape = dataclasses.replace(shape, num_experts=shape.num_experts_per_tok)
+        return count(shape)
+
+    def _count(self, shape: ModelShape) -> int:
+        return shape.num_experts if self.routed else 1
 
 
 def _size(dimension: str | int, shape: ModelShape) -> int:
@@ -206,11 +220,22 @@ def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:
     """What a module holds, as the table sees it."""
     if isinstance(role, Whole):
         return [Weight(module.get_parameter(name).numel(), 1) for name in role.parameters]
+    if isinstance(role, PerHead):
+        return [Weight('per_head', 1) for _ in role.parameters]
+    if isinstance(role, Experts):
+        bias = getattr(module, 'gate_up_proj_bias', None) is not None
+        return [
+            Weight('gate_up', 'hidden', bias, is_matrix=True, routed=True),
+            Weight('hidden', 'intermediate', bias, is_matrix=True, writes=True, routed=True),
+        ]
     bias = getattr(module, 'bias', None) is not None
     rows, *columns = module.get_parameter('weight').shape
     if isinstance(role, Norm):
         return [Weight(role.dim or rows, 1, bias, writes=role.writes)]
-    return [Weight(role.rows or rows, role.columns or columns[0], bias, is_matrix=True, writes=role.writes)]
+    if expert_of(role):
+        return []  # counted with the first one
+    weight = Weight(role.rows or rows, role.columns or columns[0], bias, is_matrix=True, writes=role.writes)
+    return [dataclasses.replace(weight, routed=expert_of(role) is not None)]
 
 
 def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
@@ -223,10 +248,22 @@ def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
     )
 
 
+def active_parameters(layout: Layout, shape: ModelShape) -> int:
+    """Parameters that compute one token: all, but of routed experts only those that it goes to."""
+    counts, layers = count_parameters(layout, shape), shape.num_hidden_layers
+    return counts.total - counts.layers + layout.in_layers(lambda w: w.active(w.parameters, shape), layers)
+
+
 def matrix_parameters(layout: Layout, shape: ModelShape) -> int:
     """Elements of all weights that are multiplied as matrices, the LM head included, tied or not."""
     in_layers = layout.in_layers(lambda weight: weight.is_matrix * weight.size(shape), shape.num_hidden_layers)
     return in_layers + layout.head.size(shape)
+
+
+def _active_matrix_parameters(layout: Layout, shape: ModelShape) -> int:
+    """Of :func:`matrix_parameters` those that one token is multiplied with."""
+    layers = layout.in_layers(lambda w: w.is_matrix * w.active(w.size, shape), shape.num_hidden_layers)
+    return layers + layout.head.size(shape)
 
 
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:
@@ -235,12 +272,13 @@ def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) ->
     ``6 * matrix parameters + 12 * attention layers * heads * head_dim * seq_len``: two operations per element forward
     and four backward, and the same for the two products of attention over the full square of ``seq_len`` positions
     (PaLM, arXiv 2204.02311, appendix B). A causal kernel does half of the second term, a sliding window less. The
-    recurrence of layers with another mixer is left out; their projections are counted.
+    recurrence of layers with another mixer is left out; their projections are counted. Of routed experts those count
+    that a token goes to.
     """
     attention = (
         12 * layout.attention_layers(shape.num_hidden_layers) * shape.num_attention_heads * shape.head_dim * seq_len
     )
-    return 6 * matrix_parameters(layout, shape) + attention
+    return 6 * _active_matrix_parameters(layout, shape) + attention
 
 
 def kv_cache_bytes_per_token(layout: Layout, shape: ModelShape, dtype: str = 'bfloat16') -> int:

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmshearing.compat.experts import record_router_logits
 from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.cutting import CutPlan, flatten_masks, to_device
 from llmshearing.models.families import family_of
-from llmshearing.models.roles import Family, Norm, Whole
+from llmshearing.models.mixtures import ALIGNED_EXPERTS
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole
 from llmshearing.models.shapes import ModelShape, shape_of
-from llmshearing.models.units import AXES
+from llmshearing.models.units import AXES, mask_shapes
 
 __all__ = ['Cutter']
 
@@ -100,7 +102,12 @@ class _CutEmbedding(_Cuttable):
 
 
 class _CutAttention(_Cuttable):
-    """Attention over the kept heads: the stock forward reads their numbers from itself or its config."""
+    """Attention over the kept heads: the stock forward reads their numbers from itself or its config.
+
+    ``own`` is the cut of the parameters that the module has besides its projections, where it has any.
+    """
+
+    own: Any = None
 
     def forward(self, *args, **kwargs):
         if self.cut is None:
@@ -114,6 +121,8 @@ class _CutAttention(_Cuttable):
             'num_key_value_heads': _count(units.kv_heads, shape.num_key_value_heads),
         }
         replaced = {'num_key_value_groups': units.group_size, 'config': _StandIn(self.config, numbers), **numbers}
+        if self.own is not None:
+            replaced |= self.own.parameters(self._parameters)
         return self._stock(replaced, *args, **kwargs)
 
 
@@ -124,6 +133,45 @@ class _CutMLP(_Cuttable):
         if self.cut is not None and not self.cut.has_mlp:
             return torch.zeros_like(x)
         return super().forward(x)
+
+
+class _CutRouter(_Cuttable):
+    """A router over the kept experts; a token goes to as many of them as before, or to all where fewer are left."""
+
+    def forward(self, x: Tensor):
+        if self.cut is None:
+            return super().forward(x)
+        replaced: dict[str, Any] = self.cut.parameters(self._parameters)
+        replaced['num_experts'], replaced['hidden_dim'] = replaced['weight'].shape
+        if hasattr(self, 'top_k'):
+            replaced['top_k'] = min(cast(int, self.top_k), replaced['num_experts'])
+        return self._stock(replaced, x)
+
+
+class _CutExperts(_Cuttable):
+    """The kept experts of a layer, where all are parameters of one module; hidden dimensions are padded for kernels."""
+
+    def forward(self, x: Tensor, *routing: Tensor) -> Tensor:
+        if self.cut is None:
+            return super().forward(x, *routing)
+        cut, added = self.cut.aligned(x.shape[-1])
+        replaced: dict[str, Any] = cut.parameters(self._parameters)
+        replaced['num_experts'] = len(replaced['down_proj'])
+        if not added:
+            return self._stock(replaced, x, *routing)
+        return self._stock(replaced, nn.functional.pad(x, (0, added)), *routing)[..., :-added]
+
+
+class _CutMixture(_Cuttable):
+    """The MLP of a mixture of experts; where each expert is a module, it goes through those that are kept."""
+
+    def forward(self, *args, **kwargs):
+        experts = self._modules.get('experts')
+        if self.cut is None or not isinstance(experts, nn.ModuleList) or self.cut.experts is None:
+            return super().forward(*args, **kwargs)
+        kept = [experts[index] for index in self.cut.experts.tolist()]
+        replaced = {'experts': kept, 'num_experts': len(kept), 'top_k': min(cast(int, self.top_k), len(kept))}
+        return self._stock(replaced, *args, **kwargs)
 
 
 class _CutDecoder(_Cuttable):
@@ -149,6 +197,15 @@ class _CutDecoder(_Cuttable):
 
 def _count(index: Tensor | None, everything: int) -> int:
     return everything if index is None else len(index)
+
+
+def _mixin_for(role: Role) -> type[_Cuttable]:
+    """What a module of a role becomes."""
+    if isinstance(role, Norm):
+        return _CutNorm
+    if isinstance(role, Experts):
+        return _CutExperts
+    return _CutRouter if isinstance(role, Linear) and role.rows == 'expert' else _CutProjection
 
 
 _CLASSES: dict[tuple[type, type], type] = {}
@@ -196,17 +253,20 @@ class Cutter:
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
         self._modules: dict[str, _Cuttable] = {}
         for path, role, _ in self.family.modules(self.shape.num_hidden_layers):
-            if path != self._embedding_path and not isinstance(role, Whole):
-                mixin = _CutNorm if isinstance(role, Norm) else _CutProjection
-                self._modules[path] = _mix_in(model.get_submodule(path), mixin)
+            if path != self._embedding_path and not isinstance(role, (Whole, PerHead)):
+                self._modules[path] = _mix_in(model.get_submodule(path), _mixin_for(role))
         layers = list(decoder.get_submodule('layers').children())
         self._attention = {
             number: _mix_in(layer.get_submodule(self.family.attention), _CutAttention)
             for number, layer in enumerate(layers)
             if self.family.has_attention(number)
         }
-        self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), _CutMLP) for layer in layers]
+        mlp = _CutMixture if self.shape.num_experts else _CutMLP
+        self._mlp = [_mix_in(layer.get_submodule(self.family.mlp), mlp) for layer in layers]
+        stock = type(decoder)
         self._decoder = _mix_in(decoder, _CutDecoder)
+        if self.shape.num_experts:
+            record_router_logits(decoder, stock)
 
     def set_masks(self, masks: Mapping[str, Tensor] | None, multiple_of: int = 1) -> None:
         """Installs masks for the coming forward passes; None restores the stock model.
@@ -217,22 +277,33 @@ class Cutter:
         Args:
             masks (Mapping[str, Tensor] | None): Values in [0, 1] by axis, shapes as in
                 :func:`~llmshearing.models.units.mask_shapes`; axes that are left out are not cut.
-            multiple_of (int): Round kept intermediate counts up to this with zero-mask units.
+            multiple_of (int): Round kept intermediate counts up to this with zero-mask units; in a mixture also to a
+                multiple of :data:`~llmshearing.models.mixtures.ALIGNED_EXPERTS`.
         """
         if not masks:
             self.masks = self.plan = self._values = None
             self._decoder.cut = self._embedding.cut = None
+            self._balance_over(self.shape.num_experts)
             for module in (*self._modules.values(), *self._attention.values(), *self._mlp):
                 module.cut = None
             return
         self.masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
-        unknown = set(masks) - set(AXES)
+        unknown, possible = set(masks) - set(mask_shapes(self.shape)), mask_shapes(self.shape)
         if unknown:
-            raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(AXES)}.')
+            raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(possible)}.')
         device = self._embedding.get_parameter('weight').device
+        if self.shape.num_experts:
+            multiple_of = math.lcm(multiple_of, ALIGNED_EXPERTS)
         self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
         self._values = to_device(flatten_masks(self.masks), device).requires_grad_()
         self._decoder.cut = self
+        kept = [units.experts for units in self.plan.units.layers.values()]
+        self._balance_over(_count(kept[0] if kept else None, self.shape.num_experts))
+
+    def _balance_over(self, num_experts: int) -> None:
+        """How many experts the stock forward takes for there, where it adds the loss that balances their use."""
+        if self.shape.num_experts:
+            cast(Any, self.model).num_experts = num_experts
 
     def mask_gradients(self, reduce: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
         """Gradient of all backward passes since :meth:`set_masks` by axis, float32 on CPU; zeros where none flowed.
@@ -260,6 +331,8 @@ class Cutter:
         for path, cut in plan.cuts(values):
             if path in self._modules:
                 self._modules[path].cut = cut
+            elif isinstance(cut.role, PerHead):
+                cast(_CutAttention, self.model.get_submodule(path)).own = cut
         for layer, units in plan.units.layers.items():
             if layer in self._attention:
                 self._attention[layer].cut = (units, shape)

@@ -14,18 +14,20 @@ and never scaled. Scaling is done in float32 and rounded once to the weight's dt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmshearing.models.dimensions import DIMENSIONS, blocks, sides_of
+from llmshearing.models.experts import ExpertsCut
 from llmshearing.models.gains import gain_factors, stream_norms
-from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.units import AXES, LayerUnits, Units, kept_units, mask_shapes
+from llmshearing.models.units import AXES, Units, kept_units, mask_shapes
 
-__all__ = ['CutPlan', 'DIMENSIONS', 'DIMENSION_AXES', 'ModuleCut', 'cut_weight', 'flatten_masks', 'to_device']
+__all__ = ['CutPlan', 'ModuleCut', 'cut_weight', 'flatten_masks', 'to_device']
 
 
 def cut_weight(
@@ -108,7 +110,7 @@ class ModuleCut:
     """The cut of one module.
 
     Attributes:
-        role (Role): What the module is.
+        role (Linear | Norm | Whole | PerHead): What the module is.
         rows (Tensor | None): Kept positions along the rows (Linear) or the dimension (Norm).
         columns (Tensor | None): Kept positions along the columns (Linear).
         row_scale (Tensor | None): float32 [kept rows].
@@ -118,7 +120,7 @@ class ModuleCut:
             multiplied by.
     """
 
-    role: Role
+    role: Linear | Norm | Whole | PerHead
     rows: Tensor | None = None
     columns: Tensor | None = None
     row_scale: Tensor | None = None
@@ -130,6 +132,8 @@ class ModuleCut:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
         if isinstance(self.role, Whole):
             return {name: tensor for name, tensor in full.items() if tensor is not None}
+        if isinstance(self.role, PerHead):
+            return {name: self._vector(tensor, None) for name, tensor in full.items() if tensor is not None}
         weight, bias = full['weight'], full.get('bias')
         if weight is None:
             raise ValueError('a module without a weight cannot be cut.')
@@ -145,77 +149,6 @@ class ModuleCut:
         if self.rows is not None:
             vector = vector.index_select(0, self.rows)
         return vector if scale is None else ((vector + offset) * scale - offset).to(vector.dtype)
-
-
-def _blocks(index: Tensor, size: int) -> Tensor:
-    """Positions of whole blocks of ``size``: block b covers b*size ... b*size + size - 1."""
-    return (index[:, None] * size + torch.arange(size)).flatten()
-
-
-def _query(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else _blocks(units.heads, shape.head_dim)
-
-
-def _key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.kv_heads is None else _blocks(units.kv_heads, shape.head_dim)
-
-
-def _intermediate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.intermediate
-
-
-def _joined(*parts: tuple[Tensor | None, int]) -> Tensor | None:
-    """Positions along an axis that several parts of given sizes share, one after the other."""
-    if all(index is None for index, _ in parts):
-        return None
-    joined, start = [], 0
-    for index, size in parts:
-        joined.append((torch.arange(size) if index is None else index) + start)
-        start += size
-    return torch.cat(joined)
-
-
-def _query_key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    query, key_value = _query(units, shape), _key_value(units, shape)
-    width = shape.num_key_value_heads * shape.head_dim
-    return _joined((query, shape.num_attention_heads * shape.head_dim), (key_value, width), (key_value, width))
-
-
-def _query_and_gate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else _blocks(units.heads, 2 * shape.head_dim)
-
-
-def _gate_up(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return _joined((units.intermediate, shape.intermediate_size), (units.intermediate, shape.intermediate_size))
-
-
-def _query_key_value_per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else _blocks(units.heads, 3 * shape.head_dim)
-
-
-# Kept positions along a parameter's axis, by the name the family tables use for it; `hidden` is the same in all layers.
-DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Tensor | None]] = {
-    'query': _query,
-    'key_value': _key_value,
-    'intermediate': _intermediate,
-    'query_key_value': _query_key_value,
-    'gate_up': _gate_up,
-    'query_and_gate': _query_and_gate,
-    'query_key_value_per_head': _query_key_value_per_head,
-}
-
-# Axes whose units take positions of each dimension with them; where every head has its own keys and values, `head`
-# takes those as well.
-DIMENSION_AXES: dict[str, tuple[str, ...]] = {
-    'hidden': ('hidden',),
-    'query': ('head', 'kv_group'),
-    'key_value': ('kv_group',),
-    'intermediate': ('intermediate',),
-    'query_key_value': ('head', 'kv_group'),
-    'gate_up': ('intermediate',),
-    'query_and_gate': ('head', 'kv_group'),
-    'query_key_value_per_head': ('head',),
-}
 
 
 def flatten_masks(masks: Mapping[str, Tensor]) -> Tensor:
@@ -264,7 +197,7 @@ class CutPlan:
             self._energies = to_device(energies, device)
             self._reads = to_device(torch.tensor([norm.reads for norm in self._norms.values()]), device)
 
-    def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut]]:
+    def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut | ExpertsCut]]:
         """Yields (module path, cut) for every module that is left.
 
         Args:
@@ -275,7 +208,21 @@ class CutPlan:
         kept = set(self.units.layers)
         for path, role, layer in self.family.modules(self.shape.num_hidden_layers):
             if layer is None or layer in kept:
-                yield path, self._module_cut(role, layer, scales, gains.get(path))
+                yield from ((path, cut) for cut in self._cuts(role, layer, scales, gains.get(path)))
+
+    def _cuts(
+        self, role: Role, layer: int | None, scales: dict, gain: Tensor | None
+    ) -> Iterator[ModuleCut | ExpertsCut]:
+        """The cut of a module; none of an expert that goes."""
+        expert = expert_of(role)
+        if isinstance(role, Experts) and layer is not None:
+            yield self._experts_cut(role, layer, scales)
+        elif isinstance(role, Linear) and expert is not None and layer is not None:
+            place = self.place_of_expert(layer, expert)
+            if place is not None:
+                yield self._expert_cut(role, layer, place, scales)
+        elif not isinstance(role, Experts):
+            yield self._module_cut(role, layer, scales, gain)
 
     def hidden_index(self) -> Tensor | None:
         """Kept hidden dimensions on the device, or None for all."""
@@ -285,9 +232,56 @@ class CutPlan:
         """How many hidden dimensions are kept."""
         return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
 
-    def _module_cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut:
+    def place_of_expert(self, layer: int, expert: int) -> int | None:
+        """Where among the kept experts of a kept layer one stands; None where it goes."""
+        experts = self.units.layers[layer].experts
+        if experts is None:
+            return expert
+        place = (experts == expert).nonzero()
+        return int(place) if len(place) else None
+
+    def _experts_cut(self, role: Experts, layer: int, scales: dict) -> ExpertsCut:
+        """The cut of all experts of a layer."""
+        count = self._expert_count(layer)
+        write, expert = scales.get(('write', layer)), scales.get(('expert', layer))
+        row_scale = None if write is None else write[None]
+        if expert is not None:
+            row_scale = (
+                expert[:, None].expand(count, self.hidden_count()) if row_scale is None else expert[:, None] * write
+            )
+        dimensions, inner = self._index.get(('intermediate', layer)), scales.get(('intermediate', layer))
+        return ExpertsCut(
+            role,
+            self.shape.intermediate_size,
+            self._index.get(('expert', layer)),
+            self.hidden_index(),
+            None if dimensions is None else dimensions.view(count, -1),
+            row_scale,
+            None if inner is None else inner.view(count, -1),
+        )
+
+    def _expert_cut(self, role: Linear, layer: int, place: int, scales: dict) -> ModuleCut:
+        """The cut of one projection of one expert."""
+        whole = self._experts_cut(Experts(), layer, scales)
+        dimensions = None if whole.dimensions is None else whole.dimensions[place]
+        if not role.writes:
+            return ModuleCut(role, dimensions, self.hidden_index())
+        rows = whole.row_scale
+        row_scale = None if rows is None else rows[place if len(rows) > 1 else 0]
+        inner = whole.inner_scale
+        return ModuleCut(role, self.hidden_index(), dimensions, row_scale, None if inner is None else inner[place])
+
+    def _expert_count(self, layer: int) -> int:
+        experts = self.units.layers[layer].experts
+        return self.shape.num_experts if experts is None else len(experts)
+
+    def _module_cut(
+        self, role: Linear | Norm | Whole | PerHead, layer: int | None, scales: dict, gain: Tensor | None
+    ) -> ModuleCut:
         if isinstance(role, Whole):
             return ModuleCut(role)
+        if isinstance(role, PerHead):
+            return ModuleCut(role, self._position('per_head', layer))
         row_scale = None
         if role.writes:
             row_scale = scales.get(('write', layer))
@@ -306,12 +300,12 @@ class CutPlan:
 
     def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
         yield ('hidden', None), self.units.hidden
-        sides = {side for _, role in self.family.roles() for side in _sides(role) if side is not None}
+        sides = {side for _, role in self.family.roles() for side in sides_of(role) if side is not None}
         for layer, units in self.units.layers.items():
             for dimension in sides - {'hidden'}:
                 yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
             if units.padded is not None:
-                yield ('real', layer), _blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
+                yield ('real', layer), blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
 
     def _gather_pieces(self) -> dict[tuple[str, int | None], Tensor]:
         """Where in the flat mask vector each scale is read; heads are repeated for every column of theirs."""
@@ -330,9 +324,15 @@ class CutPlan:
             ):
                 if axis in start:
                     pieces[axis, layer] = (start[axis] + layer * size + unit).repeat_interleave(shape.head_dim)
+            experts = torch.arange(shape.num_experts) if units.experts is None else units.experts
+            if 'expert' in start:
+                pieces['expert', layer] = start['expert'] + layer * shape.num_experts + experts
             if 'intermediate' in start:
                 kept = torch.arange(shape.intermediate_size) if units.intermediate is None else units.intermediate
-                pieces['intermediate', layer] = start['intermediate'] + layer * shape.intermediate_size + kept
+                if shape.num_experts:
+                    kept = (experts[:, None] * shape.intermediate_size + kept).flatten()
+                row = shape.intermediate_size * max(shape.num_experts, 1)
+                pieces['intermediate', layer] = start['intermediate'] + layer * row + kept
         return pieces
 
     def _gains(self, scales: dict) -> dict[str, Tensor]:
@@ -359,12 +359,6 @@ def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first * second
-
-
-def _sides(role: Role) -> tuple[str | None, ...]:
-    if isinstance(role, Whole):
-        return ()
-    return (role.dim,) if isinstance(role, Norm) else (role.rows, role.columns)
 
 
 def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import catalogue
 
 from llmshearing.models.family_tables import TABLES
+from llmshearing.models.mixtures import check_mixture
 from llmshearing.models.roles import Family
 from llmshearing.utils.suggestions import nearest
 
@@ -40,10 +41,12 @@ def family_of(config: PretrainedConfig) -> Family:
     """The table of a config's model type, for its layers.
 
     Raises:
-        ValueError: For a model type without a table, naming the supported ones.
+        ValueError: For a model type without a table, naming the supported ones, and for a mixture of experts with
+            layers that have none.
     """
     family = find_table(config.model_type)
     if family is not None:
+        check_mixture(config)
         return family.for_layers_of(config)
     known = sorted(families.get_all())
     near = nearest(config.model_type, known)

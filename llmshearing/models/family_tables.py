@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX, LEFT_OUT, layer_kinds
-from llmshearing.models.roles import Family, Linear, Norm, Role, Whole
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES, HEAD_OF_GPT_NEOX, LEFT_OUT, layer_kinds
+from llmshearing.models.roles import EXPERT, Experts, Family, Linear, Norm, PerHead, Role, StoredExperts, Whole
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -177,6 +177,79 @@ COHERE2 = Family(
     subtracts_mean=True,
 )
 
+
+def _experts() -> dict[str, Role]:
+    """Router and routed experts, as in Qwen's mixtures."""
+    if EXPERTS_ARE_MODULES:
+        return {'mlp.gate': Linear('expert', 'hidden'), **_expert_modules('mlp', 'gate_proj', 'up_proj', 'down_proj')}
+    return {'mlp.gate': Linear('expert', 'hidden'), 'mlp.experts': Experts()}
+
+
+def _expert_modules(mlp: str, gate: str, up: str, down: str) -> dict[str, Role]:
+    """Routed experts of which each is a module."""
+    place = f'{mlp}.experts.{EXPERT}'
+    return {
+        f'{place}.{gate}': Linear('intermediate', 'hidden'),
+        f'{place}.{up}': Linear('intermediate', 'hidden'),
+        f'{place}.{down}': Linear('hidden', 'intermediate', writes=True),
+    }
+
+
+# How files hold experts that are one tensor in memory.
+QWEN_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('mlp', 'gate_proj', 'up_proj', 'down_proj')
+MIXTRAL_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('block_sparse_moe', 'w1', 'w3', 'w2')
+
+QWEN3_MOE = Family(layer={**_pre_norms(), **_attention(), **HEAD_NORMS, **_experts()}, stored_experts=QWEN_FILES)
+
+MIXTRAL = Family(layer={**_pre_norms(), **_attention(), **_experts()}, stored_experts=MIXTRAL_FILES)
+if EXPERTS_ARE_MODULES:
+    MIXTRAL = Family(
+        layer={
+            **_pre_norms(),
+            **_attention(),
+            'block_sparse_moe.gate': Linear('expert', 'hidden'),
+            **_expert_modules('block_sparse_moe', 'w1', 'w3', 'w2'),
+        },
+        mlp='block_sparse_moe',
+        expert_names=('w1', 'w3', 'w2'),
+    )
+
+QWEN2_MOE = Family(
+    layer={
+        **_pre_norms(),
+        **_attention(),
+        **_experts(),
+        'mlp.shared_expert.gate_proj': Linear(None, 'hidden'),
+        'mlp.shared_expert.up_proj': Linear(None, 'hidden'),
+        'mlp.shared_expert.down_proj': Linear('hidden', None, writes=True),
+        'mlp.shared_expert_gate': Linear(None, 'hidden'),
+    },
+    stored_experts=QWEN_FILES,
+)
+
+# Its norms over all heads have as many gains as hidden dimensions, so hidden_size is heads x head_dim.
+OLMOE = Family(
+    layer={
+        **_pre_norms(),
+        **_attention(),
+        'self_attn.q_norm': Norm('query'),
+        'self_attn.k_norm': Norm('key_value'),
+        **_experts(),
+    },
+    stored_experts=QWEN_FILES,
+    has_head_dim=False,
+)
+
+GPT_OSS = Family(
+    layer={
+        **_pre_norms(),
+        'self_attn': PerHead(('sinks',)),
+        **_attention(),
+        'mlp.router': Linear('expert', 'hidden'),
+        'mlp.experts': Experts(transposed=True, interleaved=True),
+    }
+)
+
 QWEN3_5 = Family(
     layer={**_pre_norms(offset=1.0), **_gated_mlp()},
     layer_of_kind={
@@ -236,6 +309,7 @@ TABLES: dict[str, Family] = {
     'glm': GLM,
     'glm4': GLM4,
     'gpt_neox': GPT_NEOX,
+    'gpt_oss': GPT_OSS,
     'granite': LLAMA,
     'hunyuan_v1_dense': HUNYUAN,
     'jais2': JAIS2,
@@ -243,13 +317,17 @@ TABLES: dict[str, Family] = {
     'ministral': LLAMA,
     'ministral3': LLAMA,
     'mistral': LLAMA,
+    'mixtral': MIXTRAL,
     'nemotron': NEMOTRON,
     'olmo2': OLMO2,
     'olmo3': OLMO2,
+    'olmoe': OLMOE,
     'phi3': PHI3,
     'qwen2': LLAMA,
+    'qwen2_moe': QWEN2_MOE,
     'qwen3': QWEN3,
     'qwen3_5_text': QWEN3_5,
+    'qwen3_moe': QWEN3_MOE,
     'seed_oss': LLAMA,
     'smollm3': LLAMA,
     'starcoder2': STARCODER2,

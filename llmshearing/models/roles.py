@@ -1,7 +1,7 @@
 """What a family's table says of a decoder's modules: which axis of which parameter is which prunable axis.
 
 A table names, for one decoder layer, each module that owns parameters and says for each side of its weight which
-dimension it runs along (:data:`llmshearing.models.cutting.DIMENSIONS`). Together with what *reads* the residual stream
+dimension it runs along (:data:`~llmshearing.models.dimensions.DIMENSIONS`). Together with what *reads* the stream
 (norms) and what *writes* to it, this is all that cutting, folding, exporting and counting need.
 """
 
@@ -11,10 +11,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from llmshearing.models.shapes import shape_of
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['Family', 'Linear', 'Norm', 'Role', 'Whole']
+__all__ = ['EXPERT', 'Experts', 'Family', 'Linear', 'Norm', 'PerHead', 'Role', 'StoredExperts', 'Whole', 'expert_of']
+
+EXPERT = '{expert}'  # in a path: the number of a routed expert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Linear:
         rows (str | None): Dimension of the output, or None where it is never cut.
         columns (str | None): Dimension of the input.
         writes (bool): Its output is added to the residual stream: rows and bias are scaled by hidden and layer masks.
+        expert (int | None): Of which routed expert it is, None where of none; set by :meth:`Family.for_layers_of`.
     """
 
     needed: ClassVar[tuple[str, ...]] = ('weight',)
@@ -35,6 +40,7 @@ class Linear:
     rows: str | None
     columns: str | None
     writes: bool = False
+    expert: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,43 @@ class Norm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """All routed experts of a layer, in parameters of three dimensions; gate and up projection in one.
+
+    ``gate_up_proj`` is [experts, 2 x intermediate, hidden], ``down_proj`` [experts, hidden, intermediate]; their biases
+    are [experts, 2 x intermediate] and [experts, hidden]. What comes out is added to the residual stream.
+
+    Attributes:
+        transposed (bool): The last two dimensions of both weights are the other way round.
+        interleaved (bool): Rows of gate and up alternate; else all of gate come first.
+    """
+
+    needed: ClassVar[tuple[str, ...]] = ('gate_up_proj', 'down_proj')
+    optional: ClassVar[tuple[str, ...]] = ('gate_up_proj_bias', 'down_proj_bias')
+    writes: ClassVar[bool] = True
+
+    transposed: bool = False
+    interleaved: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredExperts:
+    """How a model folder holds experts that are one tensor in memory: each by itself, as its projections.
+
+    Attributes:
+        mlp (str): Path of the MLP inside a layer, in files.
+        gate (str): Name of an expert's gate projection.
+        up (str): Of its up projection.
+        down (str): Of its down projection.
+    """
+
+    mlp: str
+    gate: str
+    up: str
+    down: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Whole:
     """Parameters that a module holds besides its submodules and that are never cut, such as those of an activation.
 
@@ -80,7 +123,25 @@ class Whole:
         return (*self.parameters, *self.buffers)
 
 
-Role = Linear | Norm | Whole
+@dataclasses.dataclass(frozen=True)
+class PerHead:
+    """Parameters of an attention module itself, with one number per query head, such as attention sinks.
+
+    Attributes:
+        parameters (tuple[str, ...]): Their names in the module.
+    """
+
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    parameters: tuple[str, ...]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of all tensors that files hold."""
+        return self.parameters
+
+
+Role = Linear | Norm | Whole | Experts | PerHead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +149,8 @@ class Family:
     """Where the parameters of a decoder are and along which axes they are cut.
 
     Attributes:
-        layer (Mapping[str, Role]): Role of each module of one decoder layer, by its path inside the layer.
+        layer (Mapping[str, Role]): Role of each module of one decoder layer, by its path inside the layer. A path with
+            ``{expert}`` is that of a module of every routed expert.
         layer_of_kind (Mapping[str, Mapping[str, Role]]): Where layers differ by more than how they attend: the modules
             that a layer of each kind has besides. Kinds as in ``layer_types``. A mixer that is not attention is opaque:
             its inner sizes stay, and what reads and writes the stream follows hidden and layer masks.
@@ -99,6 +161,8 @@ class Family:
         stored_head (str | None): Its path in a model folder, where that is another one.
         attention (str): Path of the attention module inside a layer.
         mlp (str): Path of the MLP inside a layer.
+        expert_names (tuple[str, str, str]): Gate, up and down projection of a routed expert, where each is a module.
+        stored_experts (StoredExperts | None): How a model folder holds its experts, where that is another way.
         norm_offset (float): Gain offset of the final norm.
         has_head_dim (bool): The config has a ``head_dim`` of its own, so hidden_size is free of heads x head_dim.
         scales_embedding (bool): The model multiplies embeddings by sqrt(hidden_size). The cut model does the same with
@@ -117,6 +181,8 @@ class Family:
     stored_head: str | None = None
     attention: str = 'self_attn'
     mlp: str = 'mlp'
+    expert_names: tuple[str, str, str] = ('gate_proj', 'up_proj', 'down_proj')
+    stored_experts: StoredExperts | None = None
     norm_offset: float = 0.0
     has_head_dim: bool = True
     scales_embedding: bool = False
@@ -126,10 +192,21 @@ class Family:
     kinds: tuple[str, ...] = ()
 
     def for_layers_of(self, config: PretrainedConfig) -> Family:
-        """The table with the kinds of one model's layers, where those have modules of their own."""
+        """The table for one model: its experts one by one, and kinds of layers that have modules of their own."""
+        family = self
+        if any(EXPERT in path for path in self.layer):
+            family = dataclasses.replace(self, layer=dict(_each_expert(self.layer, shape_of(config).num_experts)))
         if self.layer_types is None or not self.layer_of_kind:
-            return self
-        return dataclasses.replace(self, kinds=self.layer_types(config))
+            return family
+        return dataclasses.replace(family, kinds=self.layer_types(config))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its layers have routed experts."""
+        return any(
+            isinstance(role, Experts) or EXPERT in path or expert_of(role) is not None
+            for path, role in self.layer.items()
+        )
 
     @property
     def writing_norms(self) -> list[str]:
@@ -138,8 +215,11 @@ class Family:
 
     @property
     def rotates(self) -> bool:
-        """Whether its residual stream can be put into another basis: no norm writes to it or subtracts a mean."""
-        return not (self.writing_norms or self.subtracts_mean)
+        """Whether its residual stream can be put into another basis: no norm writes to it or subtracts a mean.
+
+        Mixtures are left out: rotation does not know experts.
+        """
+        return not (self.writing_norms or self.subtracts_mean or self.has_experts)
 
     def roles(self, layer: int | None = None) -> Iterator[tuple[str, Role]]:
         """Yields (path inside the layer, role) of each module of a layer, or of all kinds of layers."""
@@ -166,3 +246,17 @@ class Family:
                 yield f'{self.decoder}.layers.{layer}.{name}', role, layer
         yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset, feeds='head'), None
         yield self.head, Linear(None, 'hidden'), None
+
+
+def expert_of(role: Role) -> int | None:
+    """The routed expert that a module is a projection of; None for any other module."""
+    return role.expert if isinstance(role, Linear) else None
+
+
+def _each_expert(layer: Mapping[str, Role], num_experts: int) -> Iterator[tuple[str, Role]]:
+    for path, role in layer.items():
+        if EXPERT in path and isinstance(role, Linear):
+            for expert in range(num_experts):
+                yield path.replace(EXPERT, str(expert)), dataclasses.replace(role, expert=expert)
+        else:
+            yield path, role

@@ -1,7 +1,7 @@
-"""The shape of a decoder: the six numbers that pruning changes, and which targets a source can be cut to.
+"""The shape of a decoder: the numbers that pruning changes, and which targets a source can be cut to.
 
 A shape is read from any Hugging Face config and written back into a copy of it, so the exported config is the source's
-with six values replaced. All checks on a target live here: every problem is collected and raised in one message, each
+with these values replaced. All checks on a target live here: every problem is collected and raised in one message, each
 with the nearest value that would be possible, before any weight is read.
 """
 
@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
+from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
     'DTYPE_BYTES',
+    'KEPT_FIELDS',
     'ModelShape',
     'TARGET_KEYS',
     'WHOLE_HEADS',
@@ -40,7 +42,11 @@ TARGET_KEYS = (
     'num_key_value_heads',
     'intermediate_size',
     'head_dim',
+    'num_experts',
+    'num_experts_per_tok',
 )
+MIXTURE_FIELDS = ('num_experts', 'num_experts_per_tok')  # 0 in a model without experts, where nothing names them
+KEPT_FIELDS = ('head_dim', 'num_experts_per_tok')  # which a target cannot change
 
 
 # What a config answers a value with that it does not take.
@@ -59,8 +65,10 @@ class ModelShape:
         hidden_size (int): Width of the residual stream.
         num_attention_heads (int): Query heads per layer.
         num_key_value_heads (int): Key-value heads per layer; equal to the query heads without grouped-query attention.
-        intermediate_size (int): Width of the MLP.
+        intermediate_size (int): Width of the MLP; in a mixture, of each routed expert.
         head_dim (int): Width of one head. Never pruned.
+        num_experts (int): Routed experts per layer; 0 in a model without experts.
+        num_experts_per_tok (int): Routed experts that compute each token. Never pruned.
     """
 
     num_hidden_layers: int
@@ -69,26 +77,35 @@ class ModelShape:
     num_key_value_heads: int
     intermediate_size: int
     head_dim: int
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
 
     @property
     def group_size(self) -> int:
         """Query heads per key-value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
+    def as_dict(self) -> dict[str, int]:
+        """The numbers by name; those of experts where there are any, so that other records stay as they were."""
+        numbers = dataclasses.asdict(self)
+        return numbers if self.num_experts else {k: v for k, v in numbers.items() if k not in MIXTURE_FIELDS}
+
     def __str__(self) -> str:
-        return ', '.join(f'{field.name}={getattr(self, field.name)}' for field in dataclasses.fields(self))
+        return ', '.join(f'{name}={value}' for name, value in self.as_dict().items())
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
     """Reads the shape from a Hugging Face config of a decoder."""
-    heads = config.num_attention_heads
+    heads, is_mixture = config.num_attention_heads, config.model_type in MIXTURES
     return ModelShape(
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=heads,
         num_key_value_heads=getattr(config, 'num_key_value_heads', None) or heads,
-        intermediate_size=config.intermediate_size,
+        intermediate_size=getattr(config, own_key(config.model_type, 'intermediate_size')),
         head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
+        num_experts=getattr(config, own_key(config.model_type, 'num_experts')) if is_mixture else 0,
+        num_experts_per_tok=experts_per_token(config),
     )
 
 
@@ -163,7 +180,9 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
             continue
         if field.name == 'num_key_value_heads' and not hasattr(config, 'num_key_value_heads'):
             continue
-        setattr(config, field.name, getattr(shape, field.name))
+        if field.name in MIXTURE_FIELDS and not shape.num_experts:
+            continue
+        setattr(config, own_key(config.model_type, field.name), getattr(shape, field.name))
     for name in PER_LAYER_LISTS:
         entries = getattr(config, name, None)
         if isinstance(entries, (list, tuple)):  # the pattern goes on
@@ -179,15 +198,16 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
 
     Args:
         source (ModelShape): Shape of the source model.
-        target (Mapping[str, Any]): Some of :data:`TARGET_KEYS`.
+        target (Mapping[str, Any]): Some of :data:`TARGET_KEYS`; those of experts for a mixture alone.
         has_head_dim (bool): Whether the model type allows ``hidden_size != heads * head_dim``.
 
     Raises:
         ValueError: Names every problem of the target at once, each with what would be possible.
     """
-    unknown = sorted(set(target) - set(TARGET_KEYS))
+    possible = tuple(source.as_dict())
+    unknown = sorted(set(target) - set(possible))
     if unknown:
-        raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(TARGET_KEYS)}.')
+        raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(possible)}.')
     not_int = {k: v for k, v in target.items() if not isinstance(v, int) or isinstance(v, bool)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')
@@ -212,20 +232,29 @@ def with_heads(source: ModelShape, target: dict[str, int]) -> dict[str, int]:
 
 def _size_problems(source: ModelShape, shape: ModelShape) -> list[str]:
     problems = []
-    for field in dataclasses.fields(shape):
-        got, most = getattr(shape, field.name), getattr(source, field.name)
-        if field.name == 'head_dim':
+    for name, most in source.as_dict().items():
+        got = getattr(shape, name)
+        if name in KEPT_FIELDS:
             if got != most:
-                problems.append(
-                    f'head_dim={got}: the head dimension is inherited from the source; leave it out or set {most}.'
-                )
+                what = 'the head dimension' if name == 'head_dim' else 'how many experts compute a token'
+                problems.append(f'{name}={got}: {what} is inherited from the source; leave it out or set {most}.')
         elif got < 1:
-            problems.append(f'{field.name}={got}: must be between 1 and {most}.')
+            problems.append(f'{name}={got}: must be between 1 and {most}.')
         elif got > most:
             problems.append(
-                f"{field.name}={got} is larger than the source's {most}: pruning only removes; set at most {most}."
+                f"{name}={got} is larger than the source's {most}: pruning only removes; set at most {most}."
             )
-    return problems
+    return problems + _expert_problems(source, shape)
+
+
+def _expert_problems(source: ModelShape, shape: ModelShape) -> list[str]:
+    per_token = source.num_experts_per_tok
+    if not 0 < shape.num_experts < per_token:
+        return []
+    return [
+        f'num_experts={shape.num_experts} is less than num_experts_per_tok={per_token}, the experts that compute each '
+        f'token: keep {per_token} to {source.num_experts}.'
+    ]
 
 
 def _head_problems(source: ModelShape, shape: ModelShape, has_head_dim: bool) -> list[str]:

@@ -4,6 +4,9 @@
     target: {fraction: {hidden_size: 0.5, num_attention_heads: 0.5}, multiple_of: 64}
     target: {params: 1.3e9}                                       # or size: 2.5GB, with dtype: bfloat16
 
+A mixture of experts has ``num_experts`` besides, and its ``intermediate_size`` is the width of a routed expert; both
+may also be called what its config calls them (``num_local_experts``, ``moe_intermediate_size``).
+
 Beside a fraction or a budget, keys of a shape are pins: they are taken as they are. A budget is searched for in
 :mod:`llmshearing.models.budget_search`. Whatever is wrong with the settings is raised in one message, each
 problem with what would be possible; the finished shape passes the same checks as one that was written out.
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import OPENS_UNEVEN_HEADS
 from llmshearing.models.families import family_of
+from llmshearing.models.mixtures import check_aligned, with_shape_keys
 from llmshearing.models.shapes import (
     DTYPE_BYTES,
     TARGET_KEYS,
@@ -37,7 +41,14 @@ if TYPE_CHECKING:
 
 __all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'target_shape']
 
-FRACTION_KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
+FRACTION_KEYS = (
+    'num_hidden_layers',
+    'hidden_size',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'intermediate_size',
+    'num_experts',
+)
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance', 'uneven_heads')
 OPTION_USERS = {'dtype': ('size',), 'tolerance': ('params', 'size'), 'multiple_of': ('fraction', 'params', 'size')}
 MULTIPLE_OF = 64
@@ -68,7 +79,9 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
         ValueError: Names every problem of the target, each with what would be possible; an unreachable budget names the
             nearest shapes on both sides.
     """
-    target = _plain(target)
+    target = with_shape_keys(config.model_type, _plain(target))
+    if isinstance(target.get('fraction'), dict):
+        target['fraction'] = with_shape_keys(config.model_type, target['fraction'])
     uneven = target.pop('uneven_heads', False)
     if not isinstance(uneven, bool) or (uneven and not OPENS_UNEVEN_HEADS):
         raise ValueError(
@@ -78,6 +91,7 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     shape = _named_shape(config, target, uneven)
     if not uneven:
         check_whole_heads(config.model_type, shape_of(config), shape)
+    check_aligned(config.model_type, shape_of(config), shape)
     check_buildable(config, shape, family_of(config).has_head_dim)
     return shape
 
@@ -87,7 +101,7 @@ def _named_shape(config: PretrainedConfig, target: Mapping[str, Any], uneven: bo
     check_heads(source)
     if set(target) <= set(TARGET_KEYS) and not any(map(_is_number_problem, target.values())):
         return resolve_target(source, target, family.has_head_dim)
-    problems = [*_key_problems(target), *_option_problems(target)]
+    problems = [*_key_problems(target, source), *_option_problems(target)]
     fractions = target.get('fraction')
     problems += _fraction_problems(fractions, target, source)
     pins = {key: value for key, value in target.items() if key in TARGET_KEYS and not _is_number_problem(value)}
@@ -144,7 +158,7 @@ def _budget(target: Mapping[str, Any]) -> tuple[int, str]:
     return parse_size(target['size']) // DTYPE_BYTES[dtype], f'size={target["size"]} in {dtype}'
 
 
-def _key_problems(target: Mapping[str, Any]) -> list[str]:
+def _key_problems(target: Mapping[str, Any], source: ModelShape) -> list[str]:
     if 'sparsity' in target:
         return [
             'sparsity names no shape: it is a target of the algorithm targeted_pruning alone, '
@@ -156,7 +170,7 @@ def _key_problems(target: Mapping[str, Any]) -> list[str]:
             '`llmshearing trim-vocab SOURCE --data TEXT --size N --output FOLDER`, and prepare the data with its '
             'tokenizer.'
         ]
-    possible = (*TARGET_KEYS, *OPTION_KEYS)
+    possible = (*source.as_dict(), *OPTION_KEYS)
     return [
         f'unknown key {key!r}.{did_you_mean(key, possible)} Possible: {", ".join(possible)}.'
         for key in target
@@ -195,10 +209,11 @@ def _fraction_problems(fractions: Any, target: Mapping[str, Any], source: ModelS
     if not isinstance(fractions, Mapping) or not fractions:
         return [f'fraction={fractions!r}: must map some of {", ".join(FRACTION_KEYS)} to the fraction to keep.']
     problems = []
+    possible = [key for key in FRACTION_KEYS if key in source.as_dict()]
     for key, value in fractions.items():
-        if key not in FRACTION_KEYS:
-            possible = ', '.join(FRACTION_KEYS)
-            problems.append(f'fraction: unknown key {key!r}.{did_you_mean(key, FRACTION_KEYS)} Possible: {possible}.')
+        if key not in possible:
+            listed = ', '.join(possible)
+            problems.append(f'fraction: unknown key {key!r}.{did_you_mean(key, possible)} Possible: {listed}.')
             continue
         if key in target:
             problems.append(f'{key} is given as a size and as a fraction; keep one of them.')
@@ -266,6 +281,9 @@ def _sizes_of_fractions(
     if 'num_hidden_layers' in fractions:
         wish = source.num_hidden_layers * fractions['num_hidden_layers']
         sizes['num_hidden_layers'] = nearest_multiple(wish, 1, source.num_hidden_layers)
+    if 'num_experts' in fractions:
+        experts = nearest_multiple(source.num_experts * fractions['num_experts'], 1, source.num_experts)
+        sizes['num_experts'] = max(experts, source.num_experts_per_tok)
     for key, step in (('hidden_size', hidden_step), ('intermediate_size', multiple_of)):
         if key in fractions:
             most = getattr(source, key)

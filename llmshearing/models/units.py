@@ -5,6 +5,10 @@ cases keep more than that, with scale zero, which changes no result: grouped-que
 unequal numbers of query heads are padded to the largest (attention needs equal groups), and intermediate counts may be
 rounded up to a multiple so that matrix products on GPUs stay aligned. Hidden dimensions are never rounded: a norm would
 average over the extra ones.
+
+In a mixture of experts the intermediate dimensions are those of each routed expert, E x width in a layer, and experts
+are of one width: those that keep fewer dimensions are padded like heads. A layer keeps at least one expert, and an
+expert one dimension, with scale zero where the masks keep none.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from llmshearing.models.shapes import ModelShape
 
 __all__ = ['AXES', 'LayerUnits', 'Units', 'check_masks', 'kept_units', 'mask_shapes']
 
-AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
+AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate', 'expert')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class LayerUnits:
         group_size (int): Query heads per kept KV head; 0 where the attention adds nothing.
         padded (Tensor | None): Which of ``heads`` are there only as padding, bool [kept heads]; None where none is.
         intermediate (Tensor | None): MLP dimensions, ascending, int64 [kept dimensions]; empty where
-            the MLP adds nothing.
+            the MLP adds nothing. In a mixture: of each kept expert, int64 [kept experts, kept dimensions].
+        experts (Tensor | None): Routed experts, ascending, int64 [kept experts].
     """
 
     heads: Tensor | None
@@ -40,6 +45,7 @@ class LayerUnits:
     group_size: int
     padded: Tensor | None
     intermediate: Tensor | None
+    experts: Tensor | None = None
 
     @property
     def has_attention(self) -> bool:
@@ -61,14 +67,15 @@ class Units:
 
 
 def mask_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Shape of the mask of each axis."""
-    layers = shape.num_hidden_layers
+    """Shape of the mask of each axis that such a model has."""
+    layers, experts = shape.num_hidden_layers, shape.num_experts
     return {
         'hidden': (shape.hidden_size,),
         'layer': (layers,),
         'head': (layers, shape.num_attention_heads),
         'kv_group': (layers, shape.num_key_value_heads),
-        'intermediate': (layers, shape.intermediate_size),
+        'intermediate': (layers, shape.intermediate_size * max(experts, 1)),
+        **({'expert': (layers, experts)} if experts else {}),
     }
 
 
@@ -77,7 +84,7 @@ def check_masks(masks: Mapping[str, Tensor], shape: ModelShape) -> None:
     expected = mask_shapes(shape)
     for axis, mask in masks.items():
         if axis not in expected:
-            raise ValueError(f'unknown mask axis {axis!r}; possible: {", ".join(AXES)}.')
+            raise ValueError(f'unknown mask axis {axis!r}; possible: {", ".join(expected)}.')
         if tuple(mask.shape) != expected[axis]:
             raise ValueError(f'mask {axis!r} has shape {tuple(mask.shape)}, expected {expected[axis]}.')
 
@@ -113,9 +120,13 @@ def _kept(mask: Tensor | None, multiple_of: int = 1) -> Tensor | None:
 
 
 def _layer_units(masks: Mapping[str, Tensor], layer: int, shape: ModelShape, multiple_of: int) -> LayerUnits:
-    intermediate = _kept(masks['intermediate'][layer], multiple_of) if 'intermediate' in masks else None
+    experts = None
+    if shape.num_experts:
+        experts, intermediate = _kept_in_experts(masks, layer, shape, multiple_of)
+    else:
+        intermediate = _kept(masks['intermediate'][layer], multiple_of) if 'intermediate' in masks else None
     if 'head' not in masks and 'kv_group' not in masks:
-        return LayerUnits(None, None, shape.group_size, None, intermediate)
+        return LayerUnits(None, None, shape.group_size, None, intermediate, experts)
     groups = _kept_heads_by_group(masks, layer, shape)
     group_size = max(map(len, groups.values()), default=0)
     heads, padded = [], []
@@ -131,7 +142,26 @@ def _layer_units(masks: Mapping[str, Tensor], layer: int, shape: ModelShape, mul
         group_size=group_size,
         padded=torch.tensor(padded) if any(padded) else None,
         intermediate=intermediate,
+        experts=experts,
     )
+
+
+def _kept_in_experts(
+    masks: Mapping[str, Tensor], layer: int, shape: ModelShape, multiple_of: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Kept experts of a layer, and the dimensions that each of them keeps, as many in all."""
+    experts = torch.arange(shape.num_experts)
+    if 'expert' in masks:
+        kept = torch.nonzero(masks['expert'][layer]).flatten()
+        experts = kept if len(kept) else experts[:1]
+    dimensions = None
+    if 'intermediate' in masks:
+        present = masks['intermediate'][layer].view(shape.num_experts, -1)[experts] != 0
+        most = max(int(present.sum(1).max()), 1)
+        width = min(most + -most % multiple_of, shape.intermediate_size)
+        if width < shape.intermediate_size:
+            dimensions = present.float().argsort(dim=1, descending=True, stable=True)[:, :width].sort(dim=1).values
+    return None if len(experts) == shape.num_experts else experts, dimensions
 
 
 def _heads_of(group: int, shape: ModelShape) -> range:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmshearing.models.counting import DIMENSION_SIZES, Layout, Weight, count_parameters, layout_of
-from llmshearing.models.cutting import DIMENSION_AXES
+from llmshearing.models.dimensions import DIMENSION_AXES
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning.step_trace import trace_step
 
@@ -197,7 +197,7 @@ def compensation_bytes(layout: Layout, shape: ModelShape, masked_axes: Collectio
     readers = {
         'hidden': 2 * shape.num_hidden_layers + (not layout.tied),
         'query': shape.num_hidden_layers,
-        'intermediate': shape.num_hidden_layers,
+        'intermediate': 0 if shape.num_experts else shape.num_hidden_layers,  # routed experts are not compensated
     }
     watched = [name for name in readers if set(DIMENSION_AXES[name]) & set(masked_axes)]
     return sum(MASTER * readers[name] * DIMENSION_SIZES[name](shape) ** 2 for name in watched)
@@ -215,6 +215,8 @@ def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], eve
 
 def _is_cut(weight: Weight, masked_axes: Collection[str]) -> bool:
     axes = {axis for side in (weight.rows, weight.columns) if isinstance(side, str) for axis in DIMENSION_AXES[side]}
+    if weight.routed:
+        axes |= set(DIMENSION_AXES['expert'])
     if weight.writes:
         axes |= {'hidden', 'layer'}
     return bool(axes & set(masked_axes))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmshearing.masks.axes import plan_axes
 from llmshearing.models.counting import (
     Layout,
+    active_parameters,
     count_parameters,
     kv_cache_bytes_per_token,
     layout_of,
@@ -41,6 +42,7 @@ PER_ROW = {
     'intermediate': 'in every layer',
     'kv_group': 'KV heads with all their query heads, in every layer',
     'head': 'in every layer',
+    'expert': 'routed experts, in every layer',
 }
 
 
@@ -84,6 +86,8 @@ def make_plan(
         for axis, rows in axes.items():
             grouped = axis == 'head' and source.group_size > 1
             where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
+            if axis == 'intermediate' and source.num_experts:
+                where = 'of every routed expert, in every layer'
             plan['cut'][axis] = {'units': rows.units, 'keep': rows.keep, 'removed': rows.final_sparsity, 'where': where}
         estimates = {
             'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher, compensate),
@@ -117,9 +121,10 @@ def make_plan(
 def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]:
     counts = count_parameters(layout, shape)
     return {
-        'shape': dataclasses.asdict(shape),
+        'shape': shape.as_dict(),
         'parameters': counts.total,
         'parameters_without_embeddings': counts.without_embeddings,
+        **({'active_parameters': active_parameters(layout, shape)} if shape.num_experts else {}),
         'bytes_in_bfloat16': 2 * counts.total,
         'training_flops_per_token': training_flops_per_token(layout, shape, seq_len),
         'kv_cache_bytes_per_token': kv_cache_bytes_per_token(layout, shape),
@@ -155,7 +160,8 @@ def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> li
 
 
 def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> list[str]:
-    keys = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size')
+    keys = ['num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size']
+    keys += ['num_experts'] if source.num_experts else []
     ratios = {key: getattr(target, key) / getattr(source, key) for key in keys}
     warnings = [
         f"{key}={getattr(target, key)} keeps {ratio:.0%} of the source's {getattr(source, key)}: with less than "

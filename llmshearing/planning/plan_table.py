@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.utils.numbers import unit_of, with_unit
 
 __all__ = ['plan_lines']
@@ -39,11 +38,14 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
     source, target = plan['source'], plan['target']
     heads = ['source'] if target is None else ['source', 'target', 'target / source']
     lines = [_row(plan['model_type'], *heads)]
-    for key in TARGET_KEYS:
+    for key in source['shape']:
         lines.append(_compared(f'  {key}', source['shape'][key], target and target['shape'][key]))
     lines.append(_compared('parameters', source['parameters'], target and target['parameters']))
     key = 'parameters_without_embeddings'
     lines.append(_compared('  without embeddings', source[key], target and target[key]))
+    key = 'active_parameters'
+    if key in source:
+        lines.append(_compared('  active per token', source[key], target and target[key]))
     for label, key, text in (
         ('size in bfloat16', 'bytes_in_bfloat16', lambda value: with_unit(value, 'B')),
         ('training FLOPs per token', 'training_flops_per_token', lambda value: with_unit(value, 'FLOPs')),

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from llmshearing.compat.experts import even_routing
 from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
@@ -188,7 +189,7 @@ def _trace(
     if masked_axes:
         _mask(model, masked_axes)
     live = _LiveBytes(iter([*model.parameters(), *model.buffers(), ids]))
-    with fake, live, without_packed_masks():
+    with fake, live, without_packed_masks(), even_routing(shape_of(config).num_experts):
         _micro_batch(model, ids, autocast, live)
         return _micro_batch(model, ids, autocast, live)
 
@@ -196,9 +197,10 @@ def _trace(
 def _mask(model: PreTrainedModel, axes: Collection[str]) -> None:
     cutter = Cutter(model)
     masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in axes}
-    for axis in ('hidden', 'intermediate'):
-        if axis in masks:
-            masks[axis][..., 0] = 0
+    if 'hidden' in masks:
+        masks['hidden'][0] = 0
+    if 'intermediate' in masks:  # the first dimension of an MLP, or of every expert
+        masks['intermediate'].view(-1, cutter.shape.intermediate_size)[:, 0] = 0
     cutter.set_masks(masks)
 
 

@@ -14,7 +14,7 @@ from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.masks.axes import plan_axes
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import TARGET_KEYS, ModelShape, shape_of, with_shape
+from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, shape_of, with_shape
 from llmshearing.models.targets import target_shape
 from llmshearing.recipes.commands import header_lines, preparations, train_command
 from llmshearing.recipes.data import PreparedData, count_passes, read_data
@@ -132,6 +132,7 @@ def make_recipes(request: Request) -> Made:
             data_note='output of `llmshearing prepare` for this tokenizer, string',
             max_seq_len=data.max_seq_len,
             target=_target(shape),
+            prunes_experts=shape.num_experts < before.num_experts,
             target_note=f'shape to reach; the source has {_sizes(before)}',
             domains=data.domains,
             proportions=data.proportions(stage),
@@ -244,13 +245,14 @@ def _facts(
 
 def _target(shape: ModelShape) -> dict[str, tuple[int, str]]:
     notes = {'num_attention_heads': f'int; head_dim stays {shape.head_dim}'}
-    return {key: (getattr(shape, key), notes.get(key, 'int')) for key in TARGET_KEYS if key != 'head_dim'}
+    return {key: (getattr(shape, key), notes.get(key, 'int')) for key in shape.as_dict() if key not in KEPT_FIELDS}
 
 
 def _sizes(shape: ModelShape) -> str:
     return (
         f'{shape.num_hidden_layers} layers, {shape.hidden_size}, {shape.num_attention_heads} heads, '
         f'{shape.num_key_value_heads} KV heads, {shape.intermediate_size}'
+        f'{f", {shape.num_experts} experts" if shape.num_experts else ""}'
     )
 
 

@@ -36,6 +36,7 @@ class Recipe:
         max_seq_len (int): Tokens per sequence.
         target (Mapping[str, tuple[int, str]]): Size and comment by key of the target; stage 1 only.
         target_note (str): Comment on all of them.
+        prunes_experts (bool): Whether the target has fewer routed experts than the source.
         domains (Sequence[str]): Names, in order.
         proportions (Mapping[str, float]): First mixture by domain; stage 1 only, the second takes what the first left.
         proportions_note (str): Its comment.
@@ -74,6 +75,7 @@ class Recipe:
     source_note: str = ''
     target: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     target_note: str = ''
+    prunes_experts: bool = False
     proportions: Mapping[str, float] = dataclasses.field(default_factory=dict)
     proportions_note: str = ''
     update: str = 'sheared'

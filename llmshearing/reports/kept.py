@@ -34,8 +34,9 @@ PARTS = {
     'kv_heads': ('kv_group', 'num_key_value_heads'),
     'heads': ('head', 'num_attention_heads'),
     'intermediate': ('intermediate', 'intermediate_size'),
+    'experts': ('expert', 'num_experts'),
 }
-PART_NAMES = {'kv_heads': 'KV heads', 'heads': 'heads', 'intermediate': 'intermediate'}
+PART_NAMES = {'kv_heads': 'KV heads', 'heads': 'heads', 'intermediate': 'intermediate', 'experts': 'experts'}
 
 
 def binned(values: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -62,8 +63,12 @@ def kept_layers(record: Mapping[str, Any]) -> list[int]:
 
 def kept_part(record: Mapping[str, Any], layer: int, part: str) -> list[int]:
     """Kept units of one part (a key of :data:`PARTS`) of a kept layer, numbered as in the source."""
-    kept = record['kept']['layers'][str(layer)][part]
-    return list(range(record['source_shape'][PARTS[part][1]])) if kept is None else kept
+    kept = record['kept']['layers'][str(layer)].get(part)
+    size, experts = record['source_shape'][PARTS[part][1]], record['source_shape'].get('num_experts')
+    if part != 'intermediate' or not experts:
+        return list(range(size)) if kept is None else kept
+    left = kept_part(record, layer, 'experts')  # each with dimensions of its own, numbered one expert after the other
+    return [expert * size + unit for expert, units in zip(left, kept or [range(size)] * len(left)) for unit in units]
 
 
 def kept_hidden(record: Mapping[str, Any]) -> list[int]:
@@ -74,7 +79,9 @@ def kept_hidden(record: Mapping[str, Any]) -> list[int]:
 
 def kept_matrix(record: Mapping[str, Any], part: str) -> np.ndarray:
     """1 for kept and 0 for removed units of one part, [layers, units]; all 0 in a removed layer."""
-    matrix = np.zeros((record['source_shape']['num_hidden_layers'], record['source_shape'][PARTS[part][1]]))
+    shape = record['source_shape']
+    units = shape[PARTS[part][1]] * (shape.get('num_experts', 1) if part == 'intermediate' else 1)
+    matrix = np.zeros((shape['num_hidden_layers'], units))
     for layer in kept_layers(record):
         matrix[layer, kept_part(record, layer, part)] = 1
     return matrix

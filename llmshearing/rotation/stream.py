@@ -96,6 +96,11 @@ def check_rotatable(config: PretrainedConfig) -> Family:
             f'{name} cannot be rotated: its norms are LayerNorms, which subtract the mean over the coordinates, and '
             f'that mean is another one in every basis and after every cut; {INSTEAD}.'
         )
+    if family.has_experts:
+        raise ValueError(
+            f'{name} cannot be rotated: it is a mixture of experts, whose experts and routers rotation does not know; '
+            f'{INSTEAD}.'
+        )
     return family
 
 

@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Pret
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.models.families import stored_name
+from llmshearing.models.stored import read_parameter
 
 __all__ = ['StoredModel', 'rows_by_token', 'trimmed_tensors', 'vocabulary_rows']
 
@@ -35,8 +36,9 @@ class StoredModel:
 
     def get(self, name: str) -> Tensor:
         """Reads one parameter by its name in memory; the embedding where a tied head is asked for."""
-        name = stored_name(self.config, name)
-        return self.stored[name if name in self.stored else self.embedding].read()
+        return read_parameter(
+            self.config, name, lambda stored: self.stored[stored if stored in self.stored else self.embedding].read()
+        )
 
 
 def rows_by_token(config: PretrainedConfig) -> dict[str, int]:

@@ -75,7 +75,8 @@ def test_every_family_is_cut(place, tmp_path, variant, tied):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'source']
     model = AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
     assert shape_of(model.config) == result.plan.target
-    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.intermediate_size) == (2, 24, 32)
+    got = shape_of(model.config)
+    assert (got.num_hidden_layers, got.hidden_size, got.intermediate_size) == (2, 24, 32)
     assert sum(parameter.numel() for parameter in model.parameters()) == result.plan.parameters
     assert bool(model.config.tie_word_embeddings) == tied
     own, derived = (AutoTokenizer.from_pretrained(folder)('w7 w10') for folder in (source, tmp_path / 'out'))

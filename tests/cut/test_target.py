@@ -68,3 +68,14 @@ def test_heads_and_hidden_size_go_together_where_the_family_couples_them():
 def test_what_contradicts_itself_is_refused(target, settings, message):
     with pytest.raises(ValueError, match=message):
         cut_shape(tiny_model().config, target, **settings)
+
+
+def test_experts_are_an_axis_of_mixtures_alone():
+    config = tiny_model('qwen3_moe').config
+    half = cut_shape(config, {'fraction': {'num_experts': 0.5, 'moe_intermediate_size': 0.5}, 'multiple_of': 8})
+    assert (half.num_experts, half.intermediate_size) == (3, 32)
+    assert cut_shape(config, {'num_experts': 4}, axes=['expert']).num_experts == 4
+    with pytest.raises(ValueError, match='--target names num_experts, which --axes keeps as in the source'):
+        cut_shape(config, {'num_experts': 4, 'hidden_size': 24}, axes=['hidden'])
+    with pytest.raises(ValueError, match=r"axes.*'expert'"):
+        cut_shape(tiny_model('llama').config, {'hidden_size': 24}, axes=['expert'])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmshearing.export.model_folder import open_strictly
-from tests.distributed.worker import RUNS, SCORES, TARGET, run, scored
+from tests.distributed.worker import EXPERT_MODES, RUNS, SCORES, TARGET, pruned_experts, run, scored
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,13 @@ def launch(ranks: int, arguments: list[str]) -> subprocess.CompletedProcess:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
     source = tiny_source(folder / 'source')
+    mixture = tiny_source(folder / 'mixture', 'mixtral')
     process = launch(2, [str(ROOT / 'tests/distributed/worker.py'), str(source), str(folder / 'two.pt'), *MODES])
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     two = torch.load(folder / 'two.pt', weights_only=True)
     one = {learning: run(source, 'one', learning, folder) for learning in RUNS}
     one |= {name: scored(source, 'one', scores) for name, scores in SCORES.items()}
+    one['experts'] = pruned_experts(mixture, 'one')
     return one, two, folder
 
 
@@ -78,3 +80,12 @@ def test_two_ranks_export_the_same_model(results, mode, learning):
     assert got.config.num_hidden_layers == TARGET['num_hidden_layers']
     for (name, mine), theirs in zip(got.named_parameters(), want.parameters()):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=lambda m: f'{name}: {m}')
+
+
+@pytest.mark.parametrize('mode', EXPERT_MODES)
+def test_experts_losses_and_scores_equal_those_of_one_rank(results, mode):
+    one, two, _ = results
+    want, got = one['experts'], two[mode, 'experts']
+    torch.testing.assert_close(got['losses'], want['losses'], rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(got['scores'], want['scores'], rtol=1e-3, atol=1e-5)
+    assert torch.equal(got['mask'], want['mask']) and want['mask'].sum(1).tolist() == [4] * 4

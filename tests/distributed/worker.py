@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from tests.tiny_run import Sequences, tiny_trainer
+from tests.tiny_run import Sequences, sequences_spec, tiny_trainer
 
 BATCHES = 8
 SCORES = {
@@ -30,6 +30,7 @@ SCORES = {
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
 
+EXPERT_MODES = ('ddp', 'fsdp2+checkpointing')
 RUNS = ('lagrangian', 'progressive', 'progressive+compensation')
 
 
@@ -94,11 +95,35 @@ def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, t
     return {**seen, 'norm_energies': pruning.norm_energies, 'losses': torch.tensor(losses)}
 
 
+def pruned_experts(source: Path, mode: str) -> dict[str, torch.Tensor]:
+    """Of a run that prunes a mixture: losses by batch, scores of experts before the first one, the final masks."""
+    target = {'hidden_size': 40, 'num_experts': 4, 'intermediate_size': 40}
+    scores = {'expert': 'reap', 'hidden': 'activation', 'intermediate': 'activation'}
+    pruning, log, seen = TargetedPruning(target, scores=scores, warmup='4ba'), InMemoryLogger(), {}
+    checkpointing = {'fsdp': {'activation_checkpointing': 'checkpointing' in mode}}
+    trainer = tiny_trainer(
+        source,
+        [pruning],
+        batches=6,
+        learning_rate=1e-4,
+        loggers=[log],
+        parallelism_config=checkpointing if 'fsdp2' in mode else None,
+        eval_dataloader=sequences_spec(16, 4, seed=5),
+    )
+    start = pruning.learner.start_from
+    pruning.learner.start_from = lambda values: (seen.update(values), start(values))
+    trainer.fit()
+    trainer.close()
+    losses = [float(value) for _, value in log.data['loss/train/total']]
+    return {'losses': torch.tensor(losses), 'scores': seen['expert'], 'mask': pruning.final_masks()['expert']}
+
+
 def main() -> None:
     source, out, modes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     dist.initialize_dist('cpu')
     results = {(mode, learning): run(source, mode, learning, out.parent) for mode in modes for learning in RUNS}
     results |= {(mode, name): scored(source, mode, SCORES[name]) for mode in ('ddp', 'fsdp2') for name in SCORES}
+    results |= {(mode, 'experts'): pruned_experts(source.with_name('mixture'), mode) for mode in EXPERT_MODES}
     if dist.get_global_rank() == 0:
         torch.save(results, out)
 

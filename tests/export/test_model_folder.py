@@ -25,7 +25,7 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.units import kept_units, mask_shapes
-from tests.models.tiny import VARIANTS, tiny_model
+from tests.models.tiny import MIXTURES, VARIANTS, tiny_model
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 
@@ -34,6 +34,9 @@ def uniform_soft_masks(config, axes, seed=0):
     """Random soft masks that leave the same numbers in every layer, and layers of the kinds their new places expect."""
     shape, generator = shape_of(config), torch.Generator().manual_seed(seed)
     keep = {'hidden': 36, 'layer': 2, 'head': 2 if shape.group_size > 1 else 4, 'kv_group': 1, 'intermediate': 40}
+    if shape.num_experts:
+        keep |= {'hidden': 40, 'expert': 4}  # experts are computed by kernels that take multiples of 8 alone
+        axes = [*axes, 'expert'] if set(axes) == set(AXES) else axes
     if shape.group_size == 1:
         axes = [axis for axis in axes if axis != 'kv_group'] or ['head']
     if not family_of(config).has_head_dim and {'hidden', 'head'} & set(axes):
@@ -42,7 +45,8 @@ def uniform_soft_masks(config, axes, seed=0):
     masks = {}
     for axis in axes:
         size = mask_shapes(shape)[axis]
-        units = shape.group_size if axis == 'head' and shape.group_size > 1 else size[-1]
+        units = {'head': shape.group_size, 'intermediate': shape.intermediate_size}.get(axis, size[-1])
+        units = size[-1] if units == 1 else units
         rows = torch.rand(size, generator=generator).reshape(-1, units)
         top = rows.argsort(dim=1, descending=True)[:, : keep[axis]]
         mask = torch.zeros_like(rows).scatter_(1, top, 0.3 + 0.7 * torch.rand(top.shape, generator=generator))
@@ -76,8 +80,11 @@ def masked_logits(model, masks, ids):
 IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize('axes', [*[(axis,) for axis in AXES], AXES], ids='+'.join)
-@pytest.mark.parametrize('variant', VARIANTS)
+SUBSETS = [*[(axis,) for axis in AXES], AXES]
+CASES = [(variant, axes) for variant in VARIANTS for axes in SUBSETS] + [(variant, ('expert',)) for variant in MIXTURES]
+
+
+@pytest.mark.parametrize('variant, axes', CASES, ids=lambda value: value if isinstance(value, str) else '+'.join(value))
 def test_masked_and_exported_logits_are_equal(variant, axes, tmp_path):
     model = tiny_model(variant)
     masks = uniform_soft_masks(model.config, axes)
@@ -98,7 +105,11 @@ def test_in_bfloat16_and_with_a_cache(variant, tmp_path):
     expected = masked_logits(model, masks, IDS)
     export(tiny_model(variant), masks, tmp_path / 'half', dtype=torch.bfloat16)
     half = open_strictly(tmp_path / 'half')
-    assert (half(IDS).logits - expected).abs().max() <= 2e-2 * max(1.0, expected.abs().max().item())
+    difference = (half(IDS).logits - expected).abs()
+    if variant in MIXTURES:  # where rounding may send a token to another expert
+        assert difference.square().mean().sqrt() <= 2e-2 * expected.square().mean().sqrt()
+    else:
+        assert difference.max() <= 2e-2 * max(1.0, expected.abs().max().item())
     prompt = IDS[:1, :9]
     settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
     with_cache = half.generate(prompt, use_cache=True, **settings)

@@ -7,7 +7,7 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 import llmshearing.models.counting as counting
-from llmshearing.models.cutting import DIMENSIONS
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from tests.models.tiny import VARIANTS, tiny_model
@@ -67,13 +67,17 @@ def test_every_family_at_its_own_and_another_shape(variant):
     kv_heads = heads if source.group_size == 1 else 2
     hidden = 40 if has_head_dim else heads * source.head_dim
     other = ModelShape(3, hidden, heads, kv_heads, 56, source.head_dim)
+    if source.num_experts:
+        other = dataclasses.replace(other, num_experts=4, num_experts_per_tok=source.num_experts_per_tok)
     for shape in (source, other):
         model = on_meta(with_shape(config, shape, has_head_dim))
         assert counting.count_parameters(layout, shape).total == model.num_parameters()
         matrices = sum(
             parameter.numel()
             for name, parameter in model.named_parameters()
-            if parameter.dim() == 2 and model.get_submodule(name.rsplit('.', 1)[0]) is not model.get_input_embeddings()
+            if (parameter.dim() == 2 or '.experts.' in name)
+            and not name.endswith('bias')
+            and model.get_submodule(name.rsplit('.', 1)[0]) is not model.get_input_embeddings()
         )
         tied = model.get_input_embeddings().weight.numel() if config.tie_word_embeddings else 0
         assert counting.matrix_parameters(layout, shape) == matrices + tied

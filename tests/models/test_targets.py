@@ -176,7 +176,8 @@ def every_shape(source, multiple_of, has_head_dim):
         range(multiple_of, source.intermediate_size + 1, multiple_of),
     ):
         if has_head_dim or hidden == heads * source.head_dim:
-            yield ModelShape(layers, hidden, heads, kv, intermediate, source.head_dim)
+            experts = (source.num_experts, source.num_experts_per_tok)
+            yield ModelShape(layers, hidden, heads, kv, intermediate, source.head_dim, *experts)
 
 
 def opens(config, shape):

@@ -10,6 +10,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import attention_implementation
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.mixtures import MIXTURES as MIXTURE_KEYS
+from llmshearing.models.mixtures import own_key
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import mask_shapes
 
@@ -61,6 +63,13 @@ VARIANTS: dict[str, dict] = {
     'gpt_neox-serial': {'num_key_value_heads': None, 'rotary_pct': 0.5, 'use_parallel_residual': False},
 }
 
+# Mixtures of experts, whose widths are those of an expert.
+EXPERTS = {'num_experts': 6, 'num_experts_per_tok': 2}
+VARIANTS |= {
+    'mixtral': {'head_dim': 8, 'sliding_window': 8, 'num_local_experts': 6},
+    'qwen3_moe': {'head_dim': 16, 'moe_intermediate_size': 64, 'norm_topk_prob': True, **EXPERTS},
+}
+
 SLIDING = {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'] * 2}
 # Of transformers 5; of 4 those that it has.
 MORE_VARIANTS: dict[str, dict] = {
@@ -71,12 +80,15 @@ MORE_VARIANTS: dict[str, dict] = {
     'ernie4_5': {'head_dim': 12},
     'exaone4': {'head_dim': 12, **SLIDING},
     'glm4': {'head_dim': 8, 'partial_rotary_factor': 0.5},
+    'gpt_oss': {'head_dim': 8, **SLIDING, 'num_local_experts': 6, 'num_experts_per_tok': 2},
     'hunyuan_v1_dense': {'head_dim': 12},
     'jais2': {},
     'ministral': {'head_dim': 12, 'sliding_window': 8},
     'ministral3': {'head_dim': 12},
     'nemotron': {'head_dim': 12, 'partial_rotary_factor': 0.5},
     'olmo3': SLIDING,
+    'olmoe': {'num_key_value_heads': 6, **EXPERTS},
+    'qwen2_moe': {'moe_intermediate_size': 64, 'shared_expert_intermediate_size': 32, **EXPERTS},
     'qwen3_5_text': {
         'head_dim': 8,
         'layer_types': ['linear_attention', 'full_attention'] * 2,
@@ -109,7 +121,12 @@ ROTARY: dict[str, dict] = {
 }
 # What a variant can be cut along at will: longrope's factors are as many as hidden_size / num_attention_heads / 2.
 AXES_OF = {'phi3-longrope': ('layer', 'intermediate')}
-OWN_ROTARY = ('apertus', 'cwm', 'ministral3')  # whose configs bring rotary settings that no other key changes
+OWN_ROTARY = (
+    'apertus',
+    'cwm',
+    'gpt_oss',
+    'ministral3',
+)  # whose configs bring rotary settings that no other key changes
 ROTARY_BASE = 5e5  # not what a reader takes that finds none
 
 
@@ -148,13 +165,19 @@ CONFIGS: dict[str, dict] = {
 }
 
 
+MIXTURES = [name for name in VARIANTS if name in MIXTURE_KEYS]
+
+
 def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     """A random model in float32 evaluation mode. Biases and gains are random too, so that no term hides."""
     torch.manual_seed(seed)
     # Deep, because configs write into their rotary settings.
     settings = copy.deepcopy({**COMMON, **(VARIANTS | CONFIGS)[variant], **overrides})
     settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
-    config = CONFIG_MAPPING[variant.split('-')[0]](**settings)
+    model_type = variant.split('-')[0]
+    if 'intermediate_size' in overrides and model_type in MIXTURE_KEYS:
+        settings[own_key(model_type, 'intermediate_size')] = overrides['intermediate_size']
+    config = CONFIG_MAPPING[model_type](**settings)
     config._attn_implementation = attention_implementation(config)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from llmshearing.compat.transformers import layer_kinds
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.cutting import DIMENSIONS
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import shape_of
 from llmshearing.planning import memory, step_trace
 from llmshearing.planning.memory import TrainingSetup, estimate_memory

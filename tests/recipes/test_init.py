@@ -198,3 +198,15 @@ def test_a_folder_with_odd_names_stays_one_value(world, tmp_path):
     prune, _ = run(world, tmp_path, '--data', tmp_path / 'data: #1')
     assert prune.variables.data == str(tmp_path / 'data: #1')
     assert Path(prune.eval_loader[1].dataset.local).is_dir()
+
+
+def test_a_mixture_keeps_the_experts_that_its_target_says(world, tmp_path):
+    tiny_source(world / 'mixture', 'mixtral')
+    target = ('--target', 'num_local_experts=4', 'hidden_size=40')
+    prune, _ = run(world, tmp_path, source='mixture', target=target)
+    target = prune.algorithms.targeted_pruning.target
+    assert (target.num_experts, target.hidden_size, target.intermediate_size) == (4, 40, 64)
+    assert 'num_experts_per_tok' not in target
+    assert prune.algorithms.targeted_pruning.mask_learning == 'progressive'
+    prune, _ = run(world, tmp_path / 'width', source='mixture', target=('--target', 'intermediate_size=32'))
+    assert prune.algorithms.targeted_pruning.mask_learning == 'lagrangian'

@@ -19,7 +19,7 @@ from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.moments import stream_mean_squares, stream_moments
 from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.stream import check_rotatable, stream_parts
-from tests.models.tiny import random_masks, tiny_model
+from tests.models.tiny import MIXTURES, random_masks, tiny_model
 from tests.rotation.models import IDS, NORMED_WRITERS, REFUSED, ROTATABLE, source_model
 
 
@@ -112,6 +112,7 @@ def test_fixed_axes_keep_their_gains():
 def test_other_families_are_refused_with_the_reason_and_what_to_do(variant):
     config = tiny_model(variant).config
     reason = 'come.* out of norms' if variant in NORMED_WRITERS else 'LayerNorms'
+    reason = 'mixture of experts' if variant in MIXTURES else reason
     with pytest.raises(ValueError, match=f'{variant}.*{reason}.*scores'):
         check_rotatable(config)
 

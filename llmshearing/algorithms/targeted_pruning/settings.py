@@ -40,8 +40,8 @@ class PruningSettings(LearnerSettings):
 
     Attributes:
         target (Mapping[str, Any]): Shape to reach, under Hugging Face names (``num_hidden_layers``, ``hidden_size``,
-            ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``); what is left out stays. Or a
-            ``fraction`` of each, or a budget (``params``, ``size``): see
+            ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``, in a mixture ``num_experts``); what
+            is left out stays. Or a ``fraction`` of each, or a budget (``params``, ``size``): see
             :func:`~llmshearing.models.targets.target_shape`. Or ``sparsity`` alone, which leaves the shape of every
             layer to training and does not export: see
             :func:`~llmshearing.masks.sparsity_target.read_sparsity_target`.

@@ -160,6 +160,12 @@ class TargetedPruning(PruningState, Algorithm):
             raise ValueError(
                 f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.'
             )
+        if 'expert' in self.plans and not learner_class(self.mask_learning).removes_for_good:
+            raise ValueError(
+                f'mask_learning: {self.mask_learning} does not prune experts: they would come and go from batch to '
+                'batch, and with them the tokens that the router sends. Use progressive or one_shot, or leave out '
+                'num_experts.'
+            )
         self.learner = learner_class(self.mask_learning).from_settings(self.plans, self.settings, constraints)
         if self.settings.freeze_weights:
             model.requires_grad_(False)

@@ -1,0 +1,121 @@
+"""Mixtures of experts: what their configs call the numbers of a shape, and which of them can be pruned.
+
+In a mixture the ``intermediate_size`` of a shape is the width of one routed expert, ``num_experts`` how many routed
+experts a layer has, and ``num_experts_per_tok`` how many of them compute each token (top-k), which never changes. A
+shared expert, which computes every token, stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = [
+    'ALIGNED_EXPERTS',
+    'MIXTURES',
+    'MixtureKeys',
+    'check_aligned',
+    'check_mixture',
+    'experts_per_token',
+    'own_key',
+    'with_shape_keys',
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureKeys:
+    """What a mixture's config calls the numbers of a shape.
+
+    Attributes:
+        num_experts (str): Routed experts of a layer.
+        intermediate_size (str): Width of one of them.
+    """
+
+    num_experts: str = 'num_experts'
+    intermediate_size: str = 'moe_intermediate_size'
+
+
+# Torch multiplies all experts at once where their rows begin at multiples of 16 bytes, which are 8 numbers of bfloat16.
+ALIGNED_EXPERTS = 8
+
+# By transformers' model_type.
+MIXTURES: dict[str, MixtureKeys] = {
+    'gpt_oss': MixtureKeys('num_local_experts', 'intermediate_size'),
+    'mixtral': MixtureKeys('num_local_experts', 'intermediate_size'),
+    'olmoe': MixtureKeys('num_experts', 'intermediate_size'),
+    'qwen2_moe': MixtureKeys(),
+    'qwen3_moe': MixtureKeys(),
+}
+
+
+def own_key(model_type: str, name: str) -> str:
+    """What a model type's config calls a number of a shape."""
+    return getattr(MIXTURES.get(model_type), name, name)
+
+
+def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any]:
+    """A target whose keys are a shape's where it used the names of a mixture's config.
+
+    Raises:
+        ValueError: If it says the same number twice.
+    """
+    names = MIXTURES.get(model_type)
+    if names is None:
+        return dict(target)
+    shape_keys = {getattr(names, field.name): field.name for field in dataclasses.fields(names)}
+    twice = sorted(key for key, ours in shape_keys.items() if key != ours and key in target and ours in target)
+    if twice:
+        raise ValueError(
+            f'{twice[0]} and {shape_keys[twice[0]]} are the same number of a {model_type}; keep the first.'
+        )
+    return {shape_keys.get(key, key): value for key, value in target.items()}
+
+
+def check_aligned(model_type: str, source: Any, shape: Any) -> None:
+    """Raises a ValueError for sizes of a mixture that transformers' usual way to compute experts does not take.
+
+    Args:
+        model_type (str): Of the config.
+        source (ModelShape): Shape of the source.
+        shape (ModelShape): Shape to reach.
+    """
+    sizes = {key: (getattr(shape, key), getattr(source, key)) for key in ('hidden_size', 'intermediate_size')}
+    odd = {name: pair for name, pair in sizes.items() if pair[0] % ALIGNED_EXPERTS and pair[0] != pair[1]}
+    if model_type not in MIXTURES or not odd:
+        return
+    step, ways = ALIGNED_EXPERTS, []
+    for name, (size, most) in odd.items():
+        near = [n for n in (size // step * step, -(-size // step) * step) if 0 < n <= most]
+        ways.append(f'{own_key(model_type, name)}={" or ".join(map(str, near or [most]))}')
+    listed = ', '.join(f'{own_key(model_type, name)}={size}' for name, (size, _) in odd.items())
+    raise ValueError(
+        f'{listed}: transformers computes experts of a {model_type} by a kernel that takes multiples of {step} alone; '
+        f'nearest: {", ".join(ways)}.'
+    )
+
+
+def experts_per_token(config: PretrainedConfig) -> int:
+    """Routed experts that compute each token; 0 where there are none."""
+    return config.num_experts_per_tok if config.model_type in MIXTURES else 0
+
+
+def check_mixture(config: PretrainedConfig) -> None:
+    """Raises a ValueError for a mixture that the tables do not describe: some layers without experts, or too few."""
+    if config.model_type not in MIXTURES:
+        return
+    if getattr(config, 'mlp_only_layers', None) or getattr(config, 'decoder_sparse_step', 1) != 1:
+        raise ValueError(
+            f'the config has layers without experts (mlp_only_layers={config.mlp_only_layers}, '
+            f'decoder_sparse_step={config.decoder_sparse_step}), which no table describes; a {config.model_type} can '
+            'be pruned where every layer has experts.'
+        )
+    experts, per_token = getattr(config, own_key(config.model_type, 'num_experts')), config.num_experts_per_tok
+    if not 1 <= per_token <= experts:
+        raise ValueError(
+            f'the config has num_experts_per_tok={per_token} of {experts} experts; between 1 and {experts} are '
+            'possible: correct its config.json.'
+        )

@@ -1,0 +1,75 @@
+"""Parameters in memory and tensors in a model folder: other names for some, and experts one by one.
+
+Files hold each projection of each expert as a tensor of its own, as transformers of either generation writes and reads
+them; in memory transformers 5 has one parameter for all gate and up projections of a layer, and one for all down
+projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmshearing.models.families import find_table, stored_name
+from llmshearing.models.roles import StoredExperts
+from llmshearing.models.shapes import shape_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['read_parameter', 'stored_tensors']
+
+
+def stored_tensors(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What a model folder holds of a parameter.
+
+    Args:
+        config (PretrainedConfig): Of the model.
+        name (str): Name of the parameter in memory.
+        tensor (Tensor): The parameter.
+
+    Yields:
+        tuple[str, Tensor]: Name and tensor; of experts each projection of each of them, views of the parameter.
+    """
+    path, projections, stored = _place(config, name)
+    if stored is None or not projections:
+        yield path, tensor
+        return
+    for expert, weight in enumerate(tensor):
+        for projection, part in zip(projections, weight.chunk(len(projections))):
+            yield f'{path}.{expert}.{projection}.weight', part
+
+
+def read_parameter(config: PretrainedConfig, name: str, read: Callable[[str], Tensor]) -> Tensor:
+    """A parameter as it is in memory, from the tensors of a model folder.
+
+    Args:
+        config (PretrainedConfig): Of the model.
+        name (str): Name of the parameter in memory.
+        read (Callable): A tensor of the folder, by its name there.
+    """
+    path, projections, stored = _place(config, name)
+    if stored is None or not projections:
+        return read(path)
+    experts = range(shape_of(config).num_experts)
+    return torch.stack(
+        [torch.cat([read(f'{path}.{e}.{projection}.weight') for projection in projections]) for e in experts]
+    )
+
+
+def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...], StoredExperts | None]:
+    """Name of a parameter in files, or the path of its experts and the names of their projections."""
+    family = find_table(config.model_type)
+    stored = None if family is None else family.stored_experts
+    if family is None or stored is None:
+        return stored_name(config, name), (), None
+    before, found, inside = name.partition(f'.{family.mlp}.')
+    if not found:
+        return name, (), stored
+    projections = {'experts.gate_up_proj': (stored.gate, stored.up), 'experts.down_proj': (stored.down,)}.get(
+        inside, ()
+    )
+    return f'{before}.{stored.mlp}.{"experts" if projections else inside}', projections, stored
