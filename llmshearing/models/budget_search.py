@@ -118,6 +118,8 @@ def shapes_within(
     Heads go in whole KV groups here. The arguments are those of :func:`search_budget`.
     """
     family, source, layout = family_of(config), shape_of(config), layout_of(config)
+    if 'num_experts' in pins:
+        source = dataclasses.replace(source, num_experts=pins['num_experts'])
     lattice = _lattice(source, multiple_of, pins, family.has_head_dim, whole_heads and config.model_type in WHOLE_HEADS)
     if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
         whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * source.group_size

@@ -16,7 +16,7 @@ import numpy as np
 from llmshearing.cut.target import cut_shape, fine_multiple
 from llmshearing.models.budget_search import shapes_within
 from llmshearing.models.counting import kv_cache_bytes_per_token, layout_of
-from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, shape_of
+from llmshearing.models.shapes import KEPT_FIELDS, WHOLE_HEADS, ModelShape, shape_of
 from llmshearing.models.targets import MULTIPLE_OF
 from llmshearing.search.settings import SearchSettings
 from llmshearing.utils.numbers import parse_count
@@ -24,7 +24,7 @@ from llmshearing.utils.numbers import parse_count
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['name_of', 'propose_shapes']
+__all__ = ['name_of', 'propose_shapes', 'target_of']
 
 KEYS = ('num_hidden_layers', 'hidden_size', 'num_key_value_heads', 'intermediate_size')
 
@@ -35,6 +35,11 @@ def name_of(shape: ModelShape) -> str:
         f'L{shape.num_hidden_layers}-H{shape.hidden_size}-A{shape.num_attention_heads}-KV{shape.num_key_value_heads}'
         f'-I{shape.intermediate_size}'
     )
+
+
+def target_of(shape: ModelShape) -> dict[str, int]:
+    """A shape as a target names it: without what is inherited from the source."""
+    return {key: size for key, size in shape.as_dict().items() if key not in KEPT_FIELDS}
 
 
 def propose_shapes(config: PretrainedConfig, budget: str | int, settings: SearchSettings) -> list[ModelShape]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmshearing.models.shapes import ModelShape
 from llmshearing.reports.svg import scatter_panel, side_by_side
-from llmshearing.search.candidates import name_of
+from llmshearing.search.candidates import name_of, target_of
 
 __all__ = ['Candidate', 'SearchResult', 'pareto_front']
 
@@ -121,7 +121,7 @@ class SearchResult:
                 lines += ['', f'{budget}: no candidate is fast enough; allow a longer --latency, or a smaller budget']
             else:
                 lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
-                lines += [f'      {key}: {getattr(best.shape, key)}' for key in KEYS]
+                lines += [f'      {key}: {size}' for key, size in target_of(best.shape).items()]
         return lines
 
     def as_record(self) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from statistics import mean
 from typing import Any
 
 from llmshearing.config.process import prepare_process
+from llmshearing.config.source import read_source
 from llmshearing.cut.cut_source import NO_TEXT, cut_source
 from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.source import check_device
 from llmshearing.cut.text import Text, read_texts
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.shapes import TARGET_KEYS, ModelShape
-from llmshearing.search.candidates import name_of, propose_shapes
+from llmshearing.models.shapes import ModelShape
+from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.judge import Judge, speed_of
 from llmshearing.search.records import SearchFolder
@@ -65,9 +66,9 @@ def search_shapes(
     settings, output = settings or SearchSettings(), Path(output)
     if not text:
         raise ValueError(NO_TEXT)
-    config = plan_cut(source, {'params': budgets[0], **settings.pins}, settings.cut).config
+    config = read_source(str(source))
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
-    smallest = {key: min(getattr(shape, key) for _, shape in proposed) for key in TARGET_KEYS}
+    smallest = {key: min(getattr(shape, key) for _, shape in proposed) for key in target_of(proposed[0][1])}
     plan = plan_cut(source, smallest, dataclasses.replace(settings.cut, keep_heads=False))
     device = check_device(device)
     refuse_unwritable('--output', output)
@@ -130,9 +131,8 @@ class _Work:
         self.judge = None  # leaves the memory to the training
         model = self.folder.path / 'models' / name_of(shape)
         if not model.exists():
-            target = {key: getattr(shape, key) for key in TARGET_KEYS}
             settings = dataclasses.replace(self.settings.cut, keep_heads=False, axes=None)
-            cut_source(self.plan.folder, target, self.paths, model, settings, self.device)
+            cut_source(self.plan.folder, target_of(shape), self.paths, model, settings, self.device)
         curve = train_candidate(model, self.lessons, self.settings, self.device)
         self.report(f'{name_of(shape)}: {mean(curve[-1]["losses"].values()):.3f} nats after {curve[-1]["step"]} steps')
         return {'curve': curve}

@@ -12,9 +12,8 @@ import pytest
 from llmshearing import cli
 from llmshearing.cut.cut_source import cut_source
 from llmshearing.cut.settings import CutSettings
-from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.search import search_shapes as stages
-from llmshearing.search.candidates import name_of
+from llmshearing.search.candidates import name_of, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.records import SearchFolder
 from llmshearing.search.result import pareto_front
@@ -48,9 +47,10 @@ def test_candidates_lose_what_cut_loses(place, tmp_path):
     assert len(result.candidates) == 4 and sum(each.proportional for each in result.candidates) == 1
     assert [each.cut_loss for each in result.candidates] == sorted(each.cut_loss for each in result.candidates)
     for each in result.candidates:
-        target = {key: getattr(each.shape, key) for key in TARGET_KEYS}
         output = tmp_path / name_of(each.shape)
-        cut = cut_source(place / 'source', target, [place / 'text.jsonl'], output, CutSettings(**SMALL), 'cpu')
+        cut = cut_source(
+            place / 'source', target_of(each.shape), [place / 'text.jsonl'], output, CutSettings(**SMALL), 'cpu'
+        )
         before, after = cut.losses['text']
         assert each.losses['text'] == pytest.approx(after, abs=2e-4)
         assert result.source_losses['text'] == pytest.approx(before, abs=1e-6)
@@ -154,6 +154,15 @@ def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):
     assert '--pin: expected KEY=VALUE' in capsys.readouterr().err
     assert cli.main(['search', str(place / 'source'), '--params', BUDGET, '--output', str(tmp_path / 'no')]) == 1
     assert 'name some text with --text' in capsys.readouterr().err
+
+
+def test_a_mixture_of_experts_is_searched(place, tmp_path):
+    source = make_source(tmp_path / 'source', 'mixtral')
+    text = [place / 'text.jsonl']
+    more = settings(multiple_of=8, pins={'num_experts': 2}, candidates=2, tolerance=0.3)
+    result = search_shapes(source, ['30K'], text, tmp_path / 'out', more, 'cpu')
+    assert len(result.candidates) == 2 and all(each.shape.num_experts == 2 for each in result.candidates)
+    assert '      num_experts: 2' in result.lines()
 
 
 def test_the_front_is_what_no_other_beats_in_both():
