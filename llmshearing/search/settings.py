@@ -14,6 +14,8 @@ from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['SearchSettings']
 
+FREE = ('candidates', 'latency', 'tokens', 'train')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSettings:
@@ -82,5 +84,9 @@ class SearchSettings:
             raise ValueError('--tokens: losses are extrapolated from training; give --steps as well, such as 50.')
 
     def as_record(self) -> dict[str, Any]:
-        """Plain types, by which a search that goes on knows that it is the same."""
-        return dataclasses.asdict(self)
+        """What decides the measurement of a candidate, as plain types: a search with the same record may go on.
+
+        How many candidates there are, how many are trained, and what is told of them in the end may change.
+        """
+        record = dataclasses.asdict(self)
+        return {name: value for name, value in record.items() if name not in FREE}

@@ -72,6 +72,8 @@ def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_pat
     monkeypatch.setattr(stages, 'Judge', lambda *_: pytest.fail('measured again'))
     monkeypatch.setattr(stages, 'cut_source', lambda *_: pytest.fail('cut again'))
     assert run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6) == first
+    fast = run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6, latency=1e-6)  # what is told may change
+    assert fast.best(BUDGET) is None and 'no candidate is fast enough' in '\n'.join(fast.lines())
     with pytest.raises(ValueError, match='a search that differs in steps; choose another folder'):
         run(place, tmp_path / 'search', steps=7, train=2, tokens=10**6)
 
