@@ -252,10 +252,10 @@ def test_sources_that_are_none(tmp_path, capsys):
     assert cli.main(['plan', str(tmp_path / 'nothing'), '--params', '1e9']) == 1
     error = capsys.readouterr().err
     assert error.startswith('llmshearing plan: ') and 'download the config first' in error and error.count('\n') == 1
-    mixtral = '{"model_type": "mixtral"}'
+    phimoe = '{"model_type": "phimoe"}'
     for content, message in (
         ('{', 'config.json: not JSON'),
-        (mixtral, "'mixtral'.*not supported"),
+        (phimoe, "'phimoe'.*not supported"),
         ('[1, 2]', 'config.json: expected a JSON object, got a list'),
         (json.dumps({**LLAMA2_7B, 'hidden_size': 'x'}), "config.json: hidden_size must be a whole .*, got 'x'"),
         (json.dumps({**LLAMA2_7B, 'num_attention_heads': 0}), 'num_attention_heads must be a whole .*, got 0'),

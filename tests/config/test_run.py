@@ -335,10 +335,10 @@ def test_compilation_of_the_next_stage_is_checked(config):
 
 
 def test_unsupported_architectures_are_named(config, tmp_path):
-    from transformers import MixtralConfig, T5Config
+    from transformers import PhimoeConfig, T5Config
 
     for wrong, message in (
-        (MixtralConfig(), "'mixtral' \\(a mixture of experts\\).*supported: "),
+        (PhimoeConfig(), "'phimoe' \\(a mixture of experts\\).*supported: "),
         (T5Config(), "'t5' \\(an encoder-decoder"),
     ):
         wrong.save_pretrained(tmp_path)
