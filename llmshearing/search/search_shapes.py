@@ -23,7 +23,7 @@ from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.source import check_device
 from llmshearing.cut.text import Text, read_texts
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.shapes import ModelShape
+from llmshearing.models.shapes import DTYPE_BYTES, ModelShape
 from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.judge import Judge, speed_of
@@ -31,6 +31,7 @@ from llmshearing.search.records import SearchFolder
 from llmshearing.search.result import Candidate, SearchResult
 from llmshearing.search.settings import SearchSettings
 from llmshearing.utils.files import refuse_unwritable, write_atomically
+from llmshearing.utils.numbers import with_unit
 
 __all__ = ['search_shapes']
 
@@ -68,15 +69,15 @@ def search_shapes(
         raise ValueError(NO_TEXT)
     config = read_source(str(source))
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
-    smallest = {key: min(getattr(shape, key) for _, shape in proposed) for key in target_of(proposed[0][1])}
-    plan = plan_cut(source, smallest, dataclasses.replace(settings.cut, keep_heads=False))
+    plan = _plan_all(source, [shape for _, shape in proposed], settings)
     device = check_device(device)
     refuse_unwritable('--output', output)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
     lessons = _read_lessons(text, plan, settings) if settings.steps else []
     folder = SearchFolder(output, _description(plan, budgets, texts, settings))
     work = _Work(plan, texts, lessons, folder, settings, device, report, list(text))
-    report(f'{len(proposed)} candidates, compared on held-out text of {", ".join(each.name for each in texts)}')
+    names = ', '.join(each.name for each in texts)
+    report(f'{len(proposed)} candidates, compared on held-out text of {names}; {with_unit(plan.memory, "B")} of memory')
     for budget, shape in proposed:
         work.once(name_of(shape), partial(work.measure, shape))
     found = [work.candidate(budget, shape, shape == _first(proposed, budget)) for budget, shape in proposed]
@@ -156,6 +157,19 @@ class _Work:
         record = self.folder.read(name)
         assert record is not None
         return record
+
+
+def _plan_all(source: str | Path, shapes: Sequence[ModelShape], settings: SearchSettings) -> PlannedCut:
+    """One plan for all candidates: along every axis that any of them cuts, rotated if any wants it."""
+    cut = dataclasses.replace(settings.cut, keep_heads=False, axes=None)
+    plans = [plan_cut(source, target_of(shape), cut) for shape in shapes]
+    copy = DTYPE_BYTES[plans[0].computed_in] * plans[0].source_parameters  # that weights are put back from
+    return dataclasses.replace(
+        plans[0],
+        axes={axis: rows for plan in plans for axis, rows in plan.axes.items()},
+        rotates=any(plan.rotates for plan in plans),
+        memory=max(plan.memory for plan in plans) + copy,
+    )
 
 
 def _first(proposed: Sequence[tuple[str, ModelShape]], budget: str) -> ModelShape:
