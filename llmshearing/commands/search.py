@@ -88,6 +88,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.utils.paths import local_destination
 
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # llm-foundry's deprecated arguments are not the user's
     began = time.monotonic()
 
     def report(line: str) -> None:
