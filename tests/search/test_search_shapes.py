@@ -38,6 +38,12 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def known_speed(monkeypatch):
+    """Spares what generation takes, where speed is not what a test is about."""
+    monkeypatch.setattr(stages, 'speed_of', lambda *_: {'forward': 1000.0, 'generate': 100.0})
+
+
 def run(place, output, **more):
     return search_shapes(place / 'source', [BUDGET], [place / 'text.jsonl'], output, settings(**more), 'cpu')
 
@@ -58,7 +64,7 @@ def test_candidates_lose_what_cut_loses(place, tmp_path):
     assert (tmp_path / 'search' / 'loss.svg').read_text().count('<circle') >= 2 * 4
 
 
-def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_path, monkeypatch):
+def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_path, monkeypatch, known_speed):
     first = run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6)
     trained = [each for each in first.candidates if each.curve]
     assert len(trained) in (2, 3) and any(each.proportional for each in trained)
@@ -78,7 +84,7 @@ def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_pat
         run(place, tmp_path / 'search', steps=7, train=2, tokens=10**6)
 
 
-def test_a_killed_search_goes_on(place, tmp_path, monkeypatch):
+def test_a_killed_search_goes_on(place, tmp_path, monkeypatch, known_speed):
     whole = run(place, tmp_path / 'whole')
     measure, calls = stages.speed_of, []
 
@@ -158,7 +164,7 @@ def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):
     assert 'name some text with --text' in capsys.readouterr().err
 
 
-def test_a_mixture_of_experts_is_searched(place, tmp_path):
+def test_a_mixture_of_experts_is_searched(place, tmp_path, known_speed):
     source = make_source(tmp_path / 'source', 'mixtral')
     text = [place / 'text.jsonl']
     more = settings(multiple_of=8, pins={'num_experts': 2}, candidates=2, tolerance=0.3)
