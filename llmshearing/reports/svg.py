@@ -21,13 +21,14 @@ __all__ = [
     'COLOURS',
     'DASHES',
     'GREY',
+    'WIDTH',
     'Line',
+    'Panel',
     'as_file',
     'bar_panel',
     'heat_panel',
+    'limits',
     'line_panel',
-    'scatter_panel',
-    'side_by_side',
     'smoothed',
     'thinned',
     'ticks',
@@ -113,7 +114,7 @@ def _number(value: float) -> str:
 Places = TypeVar('Places', float, np.ndarray)
 
 
-class _Panel:
+class Panel:
     """Marks of one panel, and the scales from values to places."""
 
     def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], height: float = PLOT_HEIGHT):
@@ -122,12 +123,15 @@ class _Panel:
         self.text(6, 17, title, size=13.5, font_weight='bold')
 
     def at_x(self, value: Places) -> Places:
+        """Where a value stands from left to right."""
         return LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
 
     def at_y(self, value: Places) -> Places:
+        """Where a value stands from top to bottom."""
         return self.bottom - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - TOP)
 
     def text(self, x: float, y: float, words: str, anchor: str = 'start', size: float = 12, **more: str) -> None:
+        """Adds words; ``more`` are attributes of the text."""
         attributes = ''.join(f' {key.replace("_", "-")}="{value}"' for key, value in more.items())
         self.marks.append(
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"{attributes}>'
@@ -135,6 +139,7 @@ class _Panel:
         )
 
     def scale_y(self, label: str, values: Sequence[float], lines: bool = True) -> None:
+        """Adds numbers on the left, with a line across at each, and what they count."""
         for value in values:
             place = self.at_y(value)
             if lines:
@@ -144,6 +149,7 @@ class _Panel:
         self.text(13, middle, label, 'middle', transform=f'rotate(-90 13 {middle:.0f})', fill='#5b6675')
 
     def scale_x(self, label: str, values: Sequence[float]) -> None:
+        """Adds the lower edge, numbers below it, and what they count."""
         self.marks.append(f'<path d="M{LEFT} {self.bottom}H{WIDTH - RIGHT}" stroke="#5b6675"/>')
         for value in values:
             self.text(float(self.at_x(value)), self.bottom + 15, _number(value), 'middle')
@@ -162,6 +168,7 @@ class _Panel:
         return y + 8 if entries else below + 4
 
     def svg(self, height: float, data: Mapping | None = None) -> str:
+        """The panel; ``data`` is what the page answers to the mouse with."""
         content = ''
         if data is not None:
             box = {'l': LEFT, 'r': WIDTH - RIGHT, 't': TOP, 'b': round(self.bottom, 1)}
@@ -172,7 +179,8 @@ class _Panel:
         )
 
 
-def _limits(values: Sequence[np.ndarray], from_zero: bool = False, margin: float = 0.05) -> tuple[float, float]:
+def limits(values: Sequence[np.ndarray], from_zero: bool = False, margin: float = 0.05) -> tuple[float, float]:
+    """Ends of an axis that all finite values fit between, a margin of their range apart from them."""
     finite = np.concatenate([value[np.isfinite(value)] for value in values])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if from_zero:
@@ -181,7 +189,7 @@ def _limits(values: Sequence[np.ndarray], from_zero: bool = False, margin: float
     return low if from_zero and low == 0 else low - room, high + room
 
 
-def _path(line: Line, panel: _Panel, x: np.ndarray, y: np.ndarray) -> str:
+def _path(line: Line, panel: Panel, x: np.ndarray, y: np.ndarray) -> str:
     """Moves and lines of a path, a new move behind every gap."""
     parts, pen = [], 'M'
     for across, up in zip(panel.at_x(x), panel.at_y(y)):
@@ -227,7 +235,7 @@ def line_panel(
     ends = [float(np.min([line.x[0] for line in lines])), float(np.max([line.x[-1] for line in lines]))]
     if ends[0] == ends[1]:
         ends = [ends[0] - 0.5, ends[1] + 0.5]
-    panel = _Panel(title, (ends[0], ends[1]), _limits([line.y for line in lines], from_zero))
+    panel = Panel(title, (ends[0], ends[1]), limits([line.y for line in lines], from_zero))
     panel.scale_y(y_label, ticks(*panel.y, whole))
     panel.scale_x(x_label, ticks(*panel.x, whole=True))
     series = []
@@ -275,7 +283,7 @@ def heat_panel(
     """
     rows, width = values.shape
     cell = max(min(14.0, max(5.0, 220 / rows)), 90 / rows)
-    panel = _Panel(title, (-0.5, width - 0.5), (rows - 0.5, -0.5), cell * rows)
+    panel = Panel(title, (-0.5, width - 0.5), (rows - 0.5, -0.5), cell * rows)
     across, edges = panel.at_x(np.arange(width + 1) - 0.5), panel.at_y(np.arange(rows + 1) - 0.5)
     for row in range(rows):
         size = f'y="{edges[row]:.1f}" height="{cell:.1f}"'
@@ -340,7 +348,7 @@ def bar_panel(
         colours: One per label, used again from the first where there are more labels.
     """
     heights = np.array([list(values) for values in bars.values()], dtype=np.float64)
-    panel = _Panel(title, (-0.5, len(groups) - 0.5), _limits([heights], from_zero=True))
+    panel = Panel(title, (-0.5, len(groups) - 0.5), limits([heights], from_zero=True))
     panel.scale_y(y_label, ticks(*panel.y))
     width = 0.84 / len(bars)
     for i, (label, values) in enumerate(bars.items()):
@@ -366,49 +374,3 @@ def bar_panel(
     mark = '<rect y="-6" width="24" height="10" fill="{}"/>'.format
     entries = [(mark(colours[i % len(colours)]), label) for i, label in enumerate(bars)]
     return panel.svg(panel.legend(entries, below))
-
-
-def scatter_panel(
-    title: str,
-    points: Mapping[str, Sequence[tuple[float, float, str]]],
-    front: Sequence[tuple[float, float]],
-    x_label: str,
-    y_label: str,
-) -> str:
-    """Points, and a line through those on the front.
-
-    Args:
-        title: Above the panel.
-        points: Label of the legend to (x, y, name) of its points; a browser shows the name under the mouse.
-        front: Points of the front by rising x.
-        x_label: With the unit.
-        y_label: With the unit.
-    """
-    every = [point for group in points.values() for point in group]
-    x, y = (np.array([point[axis] for point in every]) for axis in (0, 1))
-    panel = _Panel(title, _limits([x]), _limits([y]))
-    panel.scale_y(y_label, ticks(*panel.y))
-    panel.scale_x(x_label, ticks(*panel.x, most=5))
-    steps = [f'{panel.at_x(a):.1f} {panel.at_y(b):.1f}' for a, b in front]
-    panel.marks.append(f'<path d="M{"L".join(steps)}" fill="none" stroke="{GREY}" stroke-dasharray="7 4"/>')
-    for colour, group in zip(COLOURS, points.values()):
-        for a, b, name in group:
-            place = f'cx="{panel.at_x(a):.1f}" cy="{panel.at_y(b):.1f}"'
-            panel.marks.append(
-                f'<circle {place} r="4.5" fill="{colour}"><title>{html.escape(f"{name}: {b:.3f}")}</title></circle>'
-            )
-    entries = [(f'<circle cx="12" r="4.5" fill="{colour}"/>', label) for colour, label in zip(COLOURS, points)]
-    return panel.svg(panel.legend(entries, panel.bottom + 34))
-
-
-def side_by_side(panels: Sequence[str]) -> str:
-    """Panels of equal height as one picture in a file of its own."""
-    height = max(float(panel.split('viewBox="')[1].split('"')[0].split()[3]) for panel in panels)
-    inside = ''.join(
-        panel.replace('<svg ', f'<svg x="{i * WIDTH}" width="{WIDTH}" height="{height:.0f}" ', 1)
-        for i, panel in enumerate(panels)
-    )
-    size = f'viewBox="0 0 {len(panels) * WIDTH} {height:.0f}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><rect width="100%" height="100%" fill="white"/>{inside}</svg>'
-    )

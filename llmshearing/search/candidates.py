@@ -1,9 +1,8 @@
 """Which shapes are worth trying: of all that fit a budget, some that lie far from each other.
 
-The first is the one nearest to the source's proportions. Each further one is the shape that is
-farthest from all before it, in the logarithms of the shares of layers, hidden and intermediate size and KV heads that
-are kept. So a few candidates span what the budget, the pins and the limits allow, and which they are depends on
-nothing else.
+The first is the one nearest to the source's proportions. Each further one is the shape that is farthest from all
+before it, in the logarithms of the shares of layers, hidden and intermediate size and KV heads that are kept. So a few
+candidates span what the budget, the pins and the limits allow, and which they are depends on nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from llmshearing.cut.target import cut_shape, fine_multiple
 from llmshearing.models.budget_search import shapes_within
-from llmshearing.models.counting import kv_cache_bytes_per_token, layout_of
+from llmshearing.models.counting import Layout, kv_cache_bytes_per_token, layout_of
 from llmshearing.models.shapes import KEPT_FIELDS, WHOLE_HEADS, ModelShape, shape_of
 from llmshearing.models.targets import MULTIPLE_OF
 from llmshearing.search.settings import SearchSettings
@@ -65,24 +64,33 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
         if settings.cut.axes is not None and axis not in settings.cut.axes:
             pins[key] = getattr(source, key)
     shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance)
-    fitting = [shape for shape in shapes if _is_allowed(shape, source, config, settings) and shape != source]
+    layout, free = layout_of(config), [key for key in KEYS if key not in pins]
+
+    def is_allowed(shape: ModelShape) -> bool:
+        return _is_within(shape, settings, layout) and _is_even(shape, source, free, settings.uneven)
+
+    fitting = [shape for shape in shapes if is_allowed(shape) and shape != source]
     if not fitting:
         raise ValueError(
             f'--params {budget}: none of the {len(shapes)} shapes of this size keeps to --limit, --kv-cache and '
             f"--uneven {settings.uneven:g}; the one with the source's proportions is {first}. Widen a limit."
         )
-    start = first if _is_allowed(first, source, config, settings) else _nearest(first, fitting, source)
+    start = first if is_allowed(first) else _nearest(first, fitting, source)
     return _spread(start, fitting, source, settings.candidates)
 
 
-def _is_allowed(shape: ModelShape, source: ModelShape, config: PretrainedConfig, settings: SearchSettings) -> bool:
+def _is_within(shape: ModelShape, settings: SearchSettings, layout: Layout) -> bool:
+    """Whether a shape keeps to the limits of sizes and of the KV cache."""
     sizes = {key: getattr(shape, key) for key in {*settings.least, *settings.most}}
     if any(size < settings.least.get(key, 1) or size > settings.most.get(key, size) for key, size in sizes.items()):
         return False
-    if settings.kv_cache is not None and kv_cache_bytes_per_token(layout_of(config), shape) > settings.kv_cache:
-        return False
-    kept = [getattr(shape, key) / getattr(source, key) for key in KEYS if key not in settings.pins]
-    return not kept or max(kept) <= settings.uneven * min(kept)
+    return settings.kv_cache is None or kv_cache_bytes_per_token(layout, shape) <= settings.kv_cache
+
+
+def _is_even(shape: ModelShape, source: ModelShape, free: Sequence[str], uneven: float) -> bool:
+    """Whether the shares that are kept of the sizes that are free lie near enough to each other."""
+    kept = [getattr(shape, key) / getattr(source, key) for key in free]
+    return not kept or max(kept) <= uneven * min(kept)
 
 
 def _places(shapes: Sequence[ModelShape], source: ModelShape) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.models.shapes import ModelShape
-from llmshearing.reports.svg import scatter_panel, side_by_side
+from llmshearing.reports.scatter import scatter_panel, side_by_side
 from llmshearing.search.candidates import name_of, target_of
 
 __all__ = ['Candidate', 'SearchResult', 'pareto_front']

@@ -61,6 +61,9 @@ def test_pins_limits_and_cache_are_kept_to():
 
     heads = propose_shapes(SMOLLM, '80M', SearchSettings(cut=CutSettings(keep_heads=True)))
     assert {shape.num_attention_heads for shape in heads} == {9}
+    # heads that stay do not count among what is to be even
+    few = propose_shapes(SMOLLM, '45M', SearchSettings(cut=CutSettings(keep_heads=True)))
+    assert any(shape.num_hidden_layers < 15 for shape in few)
 
 
 @pytest.mark.parametrize(
