@@ -92,7 +92,8 @@ def test_a_wrong_command_or_input_is_one_line(capsys):
 
 
 def test_make_targets_build_their_environment_first(monkeypatch):
-    monkeypatch.delenv('MAKEFLAGS', raising=False)  # of a `make test STACK=stock` around this test
+    for inherited in ('MAKEFLAGS', 'STACK', 'VENV', 'WORK', 'PYTHON'):  # what a `make test STACK=stock` around this test hands down
+        monkeypatch.delenv(inherited, raising=False)
     for target in ('demo', 'test'):
         plan = subprocess.run(
             ['make', '--no-print-directory', '-n', target, 'VENV=/tmp/no-such-environment'],
