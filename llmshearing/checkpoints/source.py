@@ -7,6 +7,7 @@ headers of the files, which takes milliseconds.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
+from llmshearing.models.stored import stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['check_weights', 'read_weights', 'weights_folder']
@@ -32,6 +34,7 @@ WEIGHT_FILES = (
 )
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
+JOINT_EXPERTS = ('.experts.gate_up_proj', '.experts.down_proj')
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
 # Buffers that older releases of transformers saved, and newer ones compute.
@@ -68,7 +71,7 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
     """
     folder = Path(folder)
     shapes = parameter_shapes(config, in_files=True)
-    stored = _named_tensors(folder, shapes)
+    stored = _named_tensors(folder, config, shapes)
     for name, tensor in stored.items():
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
             raise ValueError(
@@ -96,20 +99,39 @@ def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTens
         folder (Path): As in :func:`check_weights`, which says whether they fit the config.
         config (PretrainedConfig): Its config.
     """
-    return _named_tensors(Path(folder), parameter_shapes(config, in_files=True))
+    return _named_tensors(Path(folder), config, parameter_shapes(config, in_files=True))
 
 
-def _named_tensors(folder: Path, shapes: ParameterShapes) -> dict[str, StoredTensor]:
+def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShapes) -> dict[str, StoredTensor]:
     """What the files hold, with the names of a whole model and without the buffers that are computed now."""
     _refuse_pointers(folder)
     stored = _stored_tensors(folder)
     prefix = _missing_prefix(stored, shapes)
     ignored = [re.compile(pattern) for pattern in (*shapes.ignored, *OLD_BUFFERS)]
-    return {
+    named = {
         f'{prefix}{name}': tensor
         for name, tensor in stored.items()
         if not any(pattern.search(name) for pattern in ignored)
     }
+    return dict(_experts_apart(config, named))
+
+
+def _experts_apart(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """Experts that a folder holds in one tensor, as some releases of transformers wrote them, one by one."""
+    read = functools.lru_cache(maxsize=1)(lambda name: stored[name].read())  # its parts are asked for in turn
+
+    def reader(name: str, part: str) -> Callable[[], Tensor]:
+        return lambda: dict(stored_tensors(config, name, read(name)))[part].clone()
+
+    for name, tensor in stored.items():
+        if not name.endswith(JOINT_EXPERTS):
+            yield name, tensor
+            continue
+        for part, view in stored_tensors(config, name, torch.empty(tensor.shape, device='meta')):
+            yield (
+                part,
+                StoredTensor(tuple(view.shape), tensor.dtype, tensor.read if part == name else reader(name, part)),
+            )
 
 
 def _refuse_pointers(folder: Path) -> None:

@@ -214,18 +214,15 @@ if EXPERTS_ARE_MODULES:
         expert_names=('w1', 'w3', 'w2'),
     )
 
-QWEN2_MOE = Family(
-    layer={
-        **_pre_norms(),
-        **_attention(),
-        **_experts(),
-        'mlp.shared_expert.gate_proj': Linear(None, 'hidden'),
-        'mlp.shared_expert.up_proj': Linear(None, 'hidden'),
-        'mlp.shared_expert.down_proj': Linear('hidden', None, writes=True),
-        'mlp.shared_expert_gate': Linear(None, 'hidden'),
-    },
-    stored_experts=QWEN_FILES,
-)
+# Computes every token; its width stays.
+SHARED_EXPERT = {
+    'mlp.shared_expert.gate_proj': Linear(None, 'hidden'),
+    'mlp.shared_expert.up_proj': Linear(None, 'hidden'),
+    'mlp.shared_expert.down_proj': Linear('hidden', None, writes=True),
+    'mlp.shared_expert_gate': Linear(None, 'hidden'),
+}
+
+QWEN2_MOE = Family(layer={**_pre_norms(), **_attention(), **_experts(), **SHARED_EXPERT}, stored_experts=QWEN_FILES)
 
 # Its norms over all heads have as many gains as hidden dimensions, so hidden_size is heads x head_dim.
 OLMOE = Family(
@@ -250,20 +247,39 @@ GPT_OSS = Family(
     }
 )
 
+
+def _gated_delta_net(*inputs: str) -> dict[str, Role]:
+    """Linear attention by the gated delta rule, opaque; ``inputs`` name its projections from the stream."""
+    return {
+        **{f'linear_attn.{name}': Linear(None, 'hidden') for name in inputs},
+        'linear_attn': Whole(('dt_bias', 'A_log')),
+        'linear_attn.conv1d': Whole(('weight',)),
+        'linear_attn.norm': Whole(('weight',)),
+        'linear_attn.out_proj': Linear('hidden', None, writes=True),
+    }
+
+
+# Gated delta nets, and every so many layers attention with an output gate in its query projection.
 QWEN3_5 = Family(
     layer={**_pre_norms(offset=1.0), **_gated_mlp()},
     layer_of_kind={
         'full_attention': {**_attention(), 'self_attn.q_proj': Linear('query_and_gate', 'hidden'), **HEAD_NORMS},
-        'linear_attention': {
-            **{f'linear_attn.in_proj_{name}': Linear(None, 'hidden') for name in ('qkv', 'z', 'b', 'a')},
-            'linear_attn': Whole(('dt_bias', 'A_log')),
-            'linear_attn.conv1d': Whole(('weight',)),
-            'linear_attn.norm': Whole(('weight',)),
-            'linear_attn.out_proj': Linear('hidden', None, writes=True),
-        },
+        'linear_attention': _gated_delta_net('in_proj_qkv', 'in_proj_z', 'in_proj_b', 'in_proj_a'),
     },
     norm_offset=1.0,
     layer_types=_kinds,
+)
+
+QWEN3_5_MOE = dataclasses.replace(
+    QWEN3_5, layer={**_pre_norms(offset=1.0), **_experts(), **SHARED_EXPERT}, stored_experts=QWEN_FILES
+)
+
+QWEN3_NEXT = dataclasses.replace(
+    QWEN3_5_MOE,
+    layer_of_kind={
+        'full_attention': QWEN3_5.layer_of_kind['full_attention'],
+        'linear_attention': _gated_delta_net('in_proj_qkvz', 'in_proj_ba'),
+    },
 )
 
 STARCODER2 = Family(
@@ -326,8 +342,10 @@ TABLES: dict[str, Family] = {
     'qwen2': LLAMA,
     'qwen2_moe': QWEN2_MOE,
     'qwen3': QWEN3,
+    'qwen3_5_moe_text': QWEN3_5_MOE,
     'qwen3_5_text': QWEN3_5,
     'qwen3_moe': QWEN3_MOE,
+    'qwen3_next': QWEN3_NEXT,
     'seed_oss': LLAMA,
     'smollm3': LLAMA,
     'starcoder2': STARCODER2,

@@ -48,7 +48,9 @@ MIXTURES: dict[str, MixtureKeys] = {
     'mixtral': MixtureKeys('num_local_experts', 'intermediate_size'),
     'olmoe': MixtureKeys('num_experts', 'intermediate_size'),
     'qwen2_moe': MixtureKeys(),
+    'qwen3_5_moe_text': MixtureKeys(),
     'qwen3_moe': MixtureKeys(),
+    'qwen3_next': MixtureKeys(),
 }
 
 

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from llmshearing.checkpoints.source import check_weights, weights_folder
+from llmshearing.checkpoints.source import check_weights, read_weights, weights_folder
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.models.source_config import read_config
 from tests.models.tiny import tiny_model
 
@@ -123,6 +125,27 @@ def test_shards_and_pickles(tmp_path):
     torch.save(state, pickled / 'pytorch_model.bin')
     with pytest.raises(ValueError, match='missing: model.norm.weight'):
         check(pickled)
+
+
+@pytest.mark.skipif(EXPERTS_ARE_MODULES, reason='transformers 4 reads experts one by one alone')
+@pytest.mark.parametrize('variant', ['qwen3_moe', 'qwen2_moe', 'qwen3_5_moe_text'])
+def test_experts_in_one_tensor(variant, tmp_path):
+    model = tiny_model(variant)
+    model.save_pretrained(tmp_path)
+    config, apart = read_config(tmp_path), load_file(tmp_path / 'model.safetensors')
+    joint = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    assert len(joint) < len(apart)
+    save_file(joint, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, joint[name]) for name, tensor in opened.state_dict().items())
+    check_weights(tmp_path, config)
+    stored = read_weights(tmp_path, config)
+    assert stored.keys() == apart.keys()
+    assert all(torch.equal(stored[name].read(), tensor) for name, tensor in apart.items())
+    joint['model.layers.1.mlp.experts.down_proj'][2, 3, 4] = float('nan')
+    save_file(joint, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match=r'layers\.1\.mlp\.experts\.2\.down_proj\.weight holds NaN'):
+        check_weights(tmp_path, config)
 
 
 def test_the_folder_of_a_name(tmp_path, monkeypatch):

@@ -70,6 +70,15 @@ VARIANTS |= {
     'qwen3_moe': {'head_dim': 16, 'moe_intermediate_size': 64, 'norm_topk_prob': True, **EXPERTS},
 }
 
+DELTA_NETS = {
+    'head_dim': 8,
+    'layer_types': ['linear_attention', 'full_attention'] * 2,
+    'linear_key_head_dim': 8,
+    'linear_value_head_dim': 12,
+    'linear_num_key_heads': 2,
+    'linear_num_value_heads': 4,
+    'partial_rotary_factor': 0.5,
+}
 SLIDING = {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'] * 2}
 # Of transformers 5; of 4 those that it has.
 MORE_VARIANTS: dict[str, dict] = {
@@ -89,15 +98,9 @@ MORE_VARIANTS: dict[str, dict] = {
     'olmo3': SLIDING,
     'olmoe': {'num_key_value_heads': 6, **EXPERTS},
     'qwen2_moe': {'moe_intermediate_size': 64, 'shared_expert_intermediate_size': 32, **EXPERTS},
-    'qwen3_5_text': {
-        'head_dim': 8,
-        'layer_types': ['linear_attention', 'full_attention'] * 2,
-        'linear_key_head_dim': 8,
-        'linear_value_head_dim': 12,
-        'linear_num_key_heads': 2,
-        'linear_num_value_heads': 4,
-        'partial_rotary_factor': 0.5,
-    },
+    'qwen3_5_moe_text': {**DELTA_NETS, 'moe_intermediate_size': 64, 'shared_expert_intermediate_size': 32, **EXPERTS},
+    'qwen3_5_text': DELTA_NETS,
+    'qwen3_next': {**DELTA_NETS, 'moe_intermediate_size': 64, 'shared_expert_intermediate_size': 32, **EXPERTS},
     'seed_oss': {'head_dim': 12},
     'smollm3': {'use_sliding_window': True, **SLIDING, 'no_rope_layers': [1, 1, 1, 0]},
     'vaultgemma': {'head_dim': 12, 'query_pre_attn_scalar': 24, **SLIDING},
