@@ -7,6 +7,7 @@
 #
 # Each builds the environment it needs first. VENV=... says where it lives, WORK=... where the demo works, and
 # STACK=current (the default: torch 2.14, transformers 5) or STACK=stock (the pins of the three bases) which versions.
+# PROCESSES=2 (the default) share the tests, file by file.
 
 STACK ?= current
 VENV ?= $(if $(filter stock,$(STACK)),.venv-stock,.venv)
@@ -14,6 +15,8 @@ WORK ?= runs/demo
 PYTHON ?= python3
 INSTALLED := $(VENV)/.llmshearing-$(STACK)
 PIP := $(VENV)/bin/python -m pip install --quiet
+PROCESSES ?= 2
+TESTS := $(VENV)/bin/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 CORE := tests/models tests/masks tests/algorithms tests/checkpoints tests/export tests/rotation tests/compat \
 	tests/distributed tests/compatibility tests/test_package.py
 
@@ -37,13 +40,13 @@ demo: $(INSTALLED)
 	$(VENV)/bin/llmshearing demo --work $(WORK)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(TESTS) -m 'not slow'
 
 test-core: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m 'not slow' $(CORE)
+	$(TESTS) -m 'not slow' $(CORE)
 
 test-all: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(TESTS)
 
 test-across: $(INSTALLED)
 	$(MAKE) STACK=stock VENV=$(STOCK_VENV) $(STOCK_VENV)/.llmshearing-stock

@@ -40,6 +40,30 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+LONGEST = (
+    'test_gpu_benchmark.py',
+    'test_family_runs.py',
+    'test_benchmarks.py',
+    'test_two_ranks.py',
+    'test_cut_source.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: processes that share the tests file by file then end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope='session')
+def autograd_without_threads():
+    """Has torch decide now that its backward pass needs no threads, as this machine has no other device than its CPU.
+
+    Fake tensors pretend a GPU. Where they come before the first backward pass, it starts a thread for that, and no
+    process that is forked from this one can train any more.
+    """
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True, scope='module')
