@@ -92,13 +92,7 @@ def test_a_wrong_command_or_input_is_one_line(capsys):
 
 
 def test_make_targets_build_their_environment_first(monkeypatch):
-    for inherited in (
-        'MAKEFLAGS',
-        'STACK',
-        'VENV',
-        'WORK',
-        'PYTHON',
-    ):  # what a `make test STACK=stock` around this test hands down
+    for inherited in ('MAKEFLAGS', 'STACK', 'VENV', 'WORK', 'PYTHON'):  # by a make around it
         monkeypatch.delenv(inherited, raising=False)
     for target in ('demo', 'test'):
         plan = subprocess.run(
