@@ -4,6 +4,7 @@
     llmshearing plan SOURCE --size 2.5GB --target num_hidden_layers=24
     llmshearing plan SOURCE --target hidden_size=2048 num_attention_heads=16
     llmshearing plan SOURCE --target fraction.hidden_size=0.5 multiple_of=128
+    llmshearing plan SOURCE --params 80M --target vocab_size=32000   # of a source that trim-vocab makes smaller first
     llmshearing plan --config RUN.yaml                              # what this run would do
 
 SOURCE is a model folder or a config.json. No weights are read and nothing is downloaded.
@@ -230,10 +231,15 @@ def main(argv: list[str] | None = None) -> int:
     from llmshearing.planning.memory import TrainingSetup
     from llmshearing.planning.plan import make_plan
     from llmshearing.planning.plan_table import plan_lines
+    from llmshearing.planning.vocabulary import trim_note, with_vocabulary
 
     setup = TrainingSetup(**chosen)
     notes = settings.get('notes', [])
     teacher = _teacher(settings.get('teacher'), source_of_run, config, notes)
+    if arguments.config is None and 'vocab_size' in target:
+        tokens = config.vocab_size
+        config = with_vocabulary(config, target.pop('vocab_size'))
+        notes.append(trim_note(tokens, config.vocab_size))
     shape = target_shape(config, target) if target else None
     changes = {name: settings.get(name, False) for name in ('freeze_weights', 'compensate')}
     plan = make_plan(config, shape, setup, teacher=teacher, **changes)

@@ -13,6 +13,7 @@ from llmshearing.models.counting import layout_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.planning.memory import TrainingSetup
 from llmshearing.planning.plan import make_plan, shape_warnings
+from llmshearing.planning.vocabulary import with_vocabulary
 from tests.models.tiny import tiny_model
 
 LLAMA2_7B = {
@@ -75,6 +76,29 @@ def test_source_and_target_side_by_side(source, capsys, tmp_path):
     stages = [stage for stage in plan['memory'] if plan['memory'][stage]['total'] > 80 * 2**30]
     warned = [line.split(' takes more')[0].strip(' -') for line in lines if 'takes more than' in line]
     assert warned == stages == ['pruning']
+
+
+def test_a_source_with_fewer_tokens(source, capsys):
+    tokens = ('--target', 'vocab_size=16000', '--micro-batch', '1', '--seq-len', '64')
+    lines = printed(capsys, source, *tokens)
+    assert cells(lines, 'parameters  ') == [f'{6738415616 - 2 * 16000 * 4096:,}']
+    assert 'trim-vocab SOURCE --data TEXT --size 16000 ' in lines[-1] and '16,000 of its 32,000 tokens' in lines[-1]
+    budget = ('--params', '1.35e9', '--target', 'num_hidden_layers=24', '--micro-batch', '1', '--seq-len', '64')
+    (whole, trimmed) = (printed(capsys, source, *budget, *more) for more in ((), tokens[:2]))
+    assert int(cells(trimmed, 'intermediate_size')[1].replace(',', '')) > int(
+        cells(whole, 'intermediate_size')[1].replace(',', '')
+    )
+    for size, possible in (('0', '1 to 32000'), ('32001', '1 to 32000'), ('0.5', 'a whole number')):
+        with pytest.raises(ValueError, match=f'vocab_size={size} is not possible.*{possible}'):
+            main([str(source), '--target', f'vocab_size={size}'])
+
+
+def test_special_tokens_that_are_trimmed_away_are_not_planned_with():
+    config = tiny_model('llama').config
+    config.pad_token_id, config.eos_token_id = 96, 3
+    smaller = with_vocabulary(config, 50)
+    assert (smaller.vocab_size, smaller.pad_token_id, smaller.eos_token_id) == (50, None, 3)
+    assert (config.vocab_size, config.pad_token_id) == (97, 96)
 
 
 def test_columns_line_up(source, capsys):
