@@ -291,9 +291,7 @@ def _unreachable(
     if below is None and above is not None:
         hidden = _shape(source, above[1]).hidden_size
         embedding = f'{config.vocab_size * hidden:,} parameters at hidden_size={hidden}'
-        lines.append(
-            f'  - nothing is smaller: the embedding alone has {embedding} (`llmshearing trim-vocab` takes tokens out)'
-        )
+        lines.append(f'  - nothing is smaller: the embedding alone has {embedding}; trim-vocab makes it smaller')
     fixed = f' and {", ".join(f"{key}={value}" for key, value in pins.items())} given' if pins else ''
     remedy = 'name one of these budgets, lower multiple_of, or give fewer sizes'
     if below is not None:

@@ -1,4 +1,4 @@
-"""A plan for a source whose vocabulary is trimmed first: its config with fewer tokens, and the command that makes it so.
+"""A plan for a source whose vocabulary is trimmed first: its config with fewer tokens, and the command for it.
 
 ``vocab_size`` is no axis of pruning, since tokenizer and data change with it. It is one of planning: an embedding may
 be a third of a small model, so a budget is another shape behind a smaller vocabulary.
