@@ -33,7 +33,7 @@ from llmshearing.masks.axes import AxisPlan, keep_largest
 from llmshearing.masks.hard_concrete import deterministic_gate
 from llmshearing.models.counting import layout_of
 from llmshearing.models.cutting import CutPlan
-from llmshearing.models.family_tables import LLAMA
+from llmshearing.models.dense_tables import LLAMA
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import local_folder, public_name, read_source_files, source_licence

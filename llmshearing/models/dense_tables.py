@@ -1,0 +1,173 @@
+"""The tables of families without experts; how to add one is said in :mod:`~llmshearing.models.family_tables`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX
+from llmshearing.models.roles import Family, Linear, Norm, Whole
+from llmshearing.models.table_parts import (
+    HEAD_NORMS,
+    POST_NORMS,
+    attention,
+    fused_mlp,
+    gated_delta_net,
+    gated_mlp,
+    kinds,
+    plain_mlp,
+    pre_norms,
+    sandwich_norms,
+)
+
+__all__ = [
+    'APERTUS',
+    'ARCEE',
+    'COHERE2',
+    'EXAONE4',
+    'GEMMA',
+    'GEMMA2',
+    'GEMMA3',
+    'GLM',
+    'GLM4',
+    'GPT_NEOX',
+    'HUNYUAN',
+    'JAIS2',
+    'LLAMA',
+    'NEMOTRON',
+    'OLMO2',
+    'PHI3',
+    'QWEN3',
+    'QWEN3_5',
+    'STARCODER2',
+    'VAULTGEMMA',
+]
+
+LLAMA = Family(layer={**pre_norms(), **attention(), **gated_mlp()})
+
+QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
+
+GEMMA = Family(layer={**pre_norms(offset=1.0), **attention(), **gated_mlp()}, norm_offset=1.0, scales_embedding=True)
+
+GEMMA2 = dataclasses.replace(
+    GEMMA,
+    layer={**sandwich_norms(offset=1.0), **attention(writes=False), **gated_mlp(writes=False)},
+    layer_types=lambda config: kinds(config, pattern=2),
+)
+
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    layer={**GEMMA2.layer, **HEAD_NORMS},
+    layer_types=lambda config: kinds(config, getattr(config, 'sliding_window_pattern', None)),
+)
+
+VAULTGEMMA = dataclasses.replace(
+    GEMMA,
+    layer={
+        'input_layernorm': Norm(reads=True, offset=1.0, feeds='attention'),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=1.0, feeds='mlp'),
+        **attention(),
+        **gated_mlp(),
+    },
+)
+
+PHI3 = Family(
+    layer={
+        **pre_norms(),
+        'self_attn.qkv_proj': Linear('query_key_value', 'hidden'),
+        'self_attn.o_proj': Linear('hidden', 'query', writes=True),
+        **fused_mlp(),
+    }
+)
+
+GLM = Family(layer={**pre_norms(), **attention(), **fused_mlp()})
+
+GLM4 = Family(
+    layer={
+        'input_layernorm': Norm(reads=True, feeds='attention'),
+        'post_self_attn_layernorm': Norm(writes=True),
+        'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
+        'post_mlp_layernorm': Norm(writes=True),
+        **attention(writes=False),
+        **fused_mlp(writes=False),
+    }
+)
+
+EXAONE4 = Family(layer={**attention(writes=False), **HEAD_NORMS, **gated_mlp(writes=False), **POST_NORMS})
+
+OLMO2 = Family(
+    layer={
+        **attention(writes=False),
+        'self_attn.q_norm': Norm('query'),
+        'self_attn.k_norm': Norm('key_value'),
+        **gated_mlp(writes=False),
+        **POST_NORMS,
+    }
+)
+
+ARCEE = Family(layer={**pre_norms(), **attention(), **plain_mlp()})
+
+JAIS2 = dataclasses.replace(ARCEE, subtracts_mean=True)
+
+NEMOTRON = Family(layer={**pre_norms(offset=1.0), **attention(), **plain_mlp()}, norm_offset=1.0, subtracts_mean=True)
+
+APERTUS = Family(
+    layer={
+        'attention_layernorm': Norm(reads=True, feeds='attention'),
+        'feedforward_layernorm': Norm(reads=True, feeds='mlp'),
+        **attention(),
+        **HEAD_NORMS,
+        **plain_mlp(),
+        'mlp.act_fn': Whole(('alpha_p', 'alpha_n'), buffers=('beta', 'eps')),
+    }
+)
+
+HUNYUAN = Family(
+    layer={**LLAMA.layer, 'self_attn.query_layernorm': Norm(dim=None), 'self_attn.key_layernorm': Norm(dim=None)}
+)
+
+# Attention and MLP side by side behind one norm.
+COHERE2 = Family(
+    layer={'input_layernorm': Norm(reads=True), **attention(), **gated_mlp()},
+    layer_types=lambda config: kinds(config, getattr(config, 'sliding_window_pattern', None)),
+    subtracts_mean=True,
+)
+
+
+# Gated delta nets, and every so many layers attention with an output gate in its query projection.
+QWEN3_5 = Family(
+    layer={**pre_norms(offset=1.0), **gated_mlp()},
+    layer_of_kind={
+        'full_attention': {**attention(), 'self_attn.q_proj': Linear('query_and_gate', 'hidden'), **HEAD_NORMS},
+        'linear_attention': gated_delta_net('in_proj_qkv', 'in_proj_z', 'in_proj_b', 'in_proj_a'),
+    },
+    norm_offset=1.0,
+    layer_types=kinds,
+)
+
+STARCODER2 = Family(
+    layer={
+        **pre_norms(),
+        **attention(),
+        'mlp.c_fc': Linear('intermediate', 'hidden'),
+        'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
+    },
+    subtracts_mean=True,
+)
+
+GPT_NEOX = Family(
+    layer={
+        **pre_norms(),
+        'attention.query_key_value': Linear('query_key_value_per_head', 'hidden'),
+        'attention.dense': Linear('hidden', 'query', writes=True),
+        'mlp.dense_h_to_4h': Linear('intermediate', 'hidden'),
+        'mlp.dense_4h_to_h': Linear('hidden', 'intermediate', writes=True),
+    },
+    decoder='gpt_neox',
+    embedding='embed_in',
+    final_norm='final_layer_norm',
+    head=HEAD_OF_GPT_NEOX,
+    stored_head='embed_out',
+    attention='attention',
+    has_head_dim=False,
+    subtracts_mean=True,
+)

@@ -1,0 +1,94 @@
+"""The tables of mixtures of experts; how to add one is said in :mod:`~llmshearing.models.family_tables`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
+from llmshearing.models.dense_tables import QWEN3_5
+from llmshearing.models.roles import EXPERT, Experts, Family, Linear, Norm, PerHead, Role, StoredExperts
+from llmshearing.models.table_parts import HEAD_NORMS, attention, gated_delta_net, pre_norms
+
+__all__ = ['GPT_OSS', 'MIXTRAL', 'OLMOE', 'QWEN2_MOE', 'QWEN3_5_MOE', 'QWEN3_MOE', 'QWEN3_NEXT']
+
+
+def _experts() -> dict[str, Role]:
+    """Router and routed experts, as in Qwen's mixtures."""
+    if EXPERTS_ARE_MODULES:
+        return {'mlp.gate': Linear('expert', 'hidden'), **_expert_modules('mlp', 'gate_proj', 'up_proj', 'down_proj')}
+    return {'mlp.gate': Linear('expert', 'hidden'), 'mlp.experts': Experts()}
+
+
+def _expert_modules(mlp: str, gate: str, up: str, down: str) -> dict[str, Role]:
+    """Routed experts of which each is a module."""
+    place = f'{mlp}.experts.{EXPERT}'
+    return {
+        f'{place}.{gate}': Linear('intermediate', 'hidden'),
+        f'{place}.{up}': Linear('intermediate', 'hidden'),
+        f'{place}.{down}': Linear('hidden', 'intermediate', writes=True),
+    }
+
+
+# How files hold experts that are one tensor in memory.
+QWEN_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('mlp', 'gate_proj', 'up_proj', 'down_proj')
+MIXTRAL_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('block_sparse_moe', 'w1', 'w3', 'w2')
+
+QWEN3_MOE = Family(layer={**pre_norms(), **attention(), **HEAD_NORMS, **_experts()}, stored_experts=QWEN_FILES)
+
+MIXTRAL = Family(layer={**pre_norms(), **attention(), **_experts()}, stored_experts=MIXTRAL_FILES)
+if EXPERTS_ARE_MODULES:
+    MIXTRAL = Family(
+        layer={
+            **pre_norms(),
+            **attention(),
+            'block_sparse_moe.gate': Linear('expert', 'hidden'),
+            **_expert_modules('block_sparse_moe', 'w1', 'w3', 'w2'),
+        },
+        mlp='block_sparse_moe',
+        expert_names=('w1', 'w3', 'w2'),
+    )
+
+# Computes every token; its width stays.
+SHARED_EXPERT = {
+    'mlp.shared_expert.gate_proj': Linear(None, 'hidden'),
+    'mlp.shared_expert.up_proj': Linear(None, 'hidden'),
+    'mlp.shared_expert.down_proj': Linear('hidden', None, writes=True),
+    'mlp.shared_expert_gate': Linear(None, 'hidden'),
+}
+
+QWEN2_MOE = Family(layer={**pre_norms(), **attention(), **_experts(), **SHARED_EXPERT}, stored_experts=QWEN_FILES)
+
+# Its norms over all heads have as many gains as hidden dimensions, so hidden_size is heads x head_dim.
+OLMOE = Family(
+    layer={
+        **pre_norms(),
+        **attention(),
+        'self_attn.q_norm': Norm('query'),
+        'self_attn.k_norm': Norm('key_value'),
+        **_experts(),
+    },
+    stored_experts=QWEN_FILES,
+    has_head_dim=False,
+)
+
+GPT_OSS = Family(
+    layer={
+        **pre_norms(),
+        'self_attn': PerHead(('sinks',)),
+        **attention(),
+        'mlp.router': Linear('expert', 'hidden'),
+        'mlp.experts': Experts(transposed=True, interleaved=True),
+    }
+)
+
+QWEN3_5_MOE = dataclasses.replace(
+    QWEN3_5, layer={**pre_norms(offset=1.0), **_experts(), **SHARED_EXPERT}, stored_experts=QWEN_FILES
+)
+
+QWEN3_NEXT = dataclasses.replace(
+    QWEN3_5_MOE,
+    layer_of_kind={
+        'full_attention': QWEN3_5.layer_of_kind['full_attention'],
+        'linear_attention': gated_delta_net('in_proj_qkvz', 'in_proj_ba'),
+    },
+)

@@ -1,0 +1,102 @@
+"""What the tables of families are put together from: norms, attention, MLPs and linear attention as most have them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmshearing.compat.transformers import layer_kinds
+from llmshearing.models.roles import Linear, Norm, Role, Whole
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = [
+    'HEAD_NORMS',
+    'POST_NORMS',
+    'attention',
+    'fused_mlp',
+    'gated_delta_net',
+    'gated_mlp',
+    'kinds',
+    'plain_mlp',
+    'pre_norms',
+    'sandwich_norms',
+]
+
+# Norms over the single head: nothing of them is ever cut.
+HEAD_NORMS = {'self_attn.q_norm': Norm(dim=None), 'self_attn.k_norm': Norm(dim=None)}
+
+# Norms after attention and MLP and none before.
+POST_NORMS = {'post_attention_layernorm': Norm(writes=True), 'post_feedforward_layernorm': Norm(writes=True)}
+
+
+def kinds(config: PretrainedConfig, pattern: int | None = None) -> tuple:
+    """Kind of each layer: as the config lists it, else every ``pattern``-th layer is of the other kind."""
+    listed = layer_kinds(config)
+    if listed or not pattern:
+        return tuple(listed or ())
+    return tuple((layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers))
+
+
+def pre_norms(offset: float = 0.0) -> dict[str, Role]:
+    """Norms before attention and MLP, as in LLaMA."""
+    return {
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
+        'post_attention_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
+    }
+
+
+def sandwich_norms(offset: float) -> dict[str, Role]:
+    """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
+    return {
+        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
+        'post_attention_layernorm': Norm(writes=True, offset=offset),
+        'pre_feedforward_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
+        'post_feedforward_layernorm': Norm(writes=True, offset=offset),
+    }
+
+
+def attention(writes: bool = True) -> dict[str, Role]:
+    """Separate projections; ``writes`` unless a norm stands between them and the stream."""
+    return {
+        'self_attn.q_proj': Linear('query', 'hidden'),
+        'self_attn.k_proj': Linear('key_value', 'hidden'),
+        'self_attn.v_proj': Linear('key_value', 'hidden'),
+        'self_attn.o_proj': Linear('hidden', 'query', writes=writes),
+    }
+
+
+def gated_mlp(writes: bool = True) -> dict[str, Role]:
+    """Gate, up and down projection, as in LLaMA."""
+    return {
+        'mlp.gate_proj': Linear('intermediate', 'hidden'),
+        'mlp.up_proj': Linear('intermediate', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=writes),
+    }
+
+
+def plain_mlp() -> dict[str, Role]:
+    """Up and down projection alone."""
+    return {
+        'mlp.up_proj': Linear('intermediate', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
+    }
+
+
+def fused_mlp(writes: bool = True) -> dict[str, Role]:
+    """Gate and up projection in one."""
+    return {
+        'mlp.gate_up_proj': Linear('gate_up', 'hidden'),
+        'mlp.down_proj': Linear('hidden', 'intermediate', writes=writes),
+    }
+
+
+def gated_delta_net(*inputs: str) -> dict[str, Role]:
+    """Linear attention by the gated delta rule, opaque; ``inputs`` name its projections from the stream."""
+    return {
+        **{f'linear_attn.{name}': Linear(None, 'hidden') for name in inputs},
+        'linear_attn': Whole(('dt_bias', 'A_log')),
+        'linear_attn.conv1d': Whole(('weight',)),
+        'linear_attn.norm': Whole(('weight',)),
+        'linear_attn.out_proj': Linear('hidden', None, writes=True),
+    }
