@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from llmshearing.masks.scores import RECOMMENDED_SCORES
 from llmshearing.recipes.recipe import Recipe, render
 from llmshearing.recipes.rules import PAPER_TOKENS, make_schedule
 from llmshearing.utils.files import write_atomically
@@ -67,7 +68,8 @@ References: the paper gives no reference losses for this size. Either predict th
 FAMILY_HEADER = """\
 Stage 1: prune {title}.
 
-Reproduces: nothing published; the recipe of Sheared LLaMA (arXiv 2310.06694, Table 7) on another family.
+Reproduces: nothing published; steps, batches and rates of Sheared LLaMA (arXiv 2310.06694, Table 7) on another family,
+            with the masks that were best where we measured (benchmarks/README.md) instead of the paper's.
 Size:       {size}.
 Shape:      {shape}
 Hardware:   {hardware}
@@ -102,6 +104,8 @@ LLAMA2 = {
     '1.3b': ('Sheared-LLaMA-1.3B (1.35B parameters)', 24, 2048, 16, 5504, '51.0'),
     '370m': ('the 370M model that the authors also made (373,867,520 parameters)', 24, 1024, 8, 2816, None),
 }
+LAYERS = {'layer': RECOMMENDED_SCORES['layer']}
+WIDTHS = {axis: RECOMMENDED_SCORES[axis] for axis in ('hidden', 'head', 'intermediate')}
 GQA_WIDTHS = {
     'hidden_size': (3072, 'int'),
     'num_attention_heads': (24, HEADS.format(128)),
@@ -117,6 +121,7 @@ FAMILIES = {
         'layout;\n            three of the four query heads of each stay.',
         of='32 layers, 4096, 32 heads, 8 KV heads, 14336',
         target={'num_hidden_layers': (24, 'int'), **GQA_WIDTHS},
+        scores=LAYERS | WIDTHS,
     ),
     'mistral_7b_to_3b': dict(
         title='Mistral-7B-v0.3 to about 3B',
@@ -126,6 +131,7 @@ FAMILIES = {
         '            heads each.',
         of='32 layers, 4096, 32 heads, 8 KV heads, 14336',
         target={'num_hidden_layers': (28, 'int'), **GQA_WIDTHS},
+        scores=LAYERS | WIDTHS,
     ),
     'qwen2.5_7b_to_3b': dict(
         title='Qwen2.5-7B to about 3B',
@@ -141,6 +147,7 @@ FAMILIES = {
             'num_key_value_heads': (4, 'int; all stay, and 4 of the 7 query heads of each'),
             'intermediate_size': (12288, 'int'),
         },
+        scores=WIDTHS,
     ),
     'pythia_410m_to_160m': dict(
         title='Pythia-410M to the shape of Pythia-160M',
@@ -155,6 +162,7 @@ FAMILIES = {
             'num_attention_heads': (12, HEADS.format(64)),
             'intermediate_size': (3072, 'int'),
         },
+        scores=LAYERS | WIDTHS,
         hardware='1 GPU of 24 GB or more is enough; with fewer than 8 give `-n`.',
         length=2048,
         rotates=False,
@@ -258,7 +266,7 @@ def _prune_family(name: str, family: dict) -> str:
     )
     work = f'{name.split("_")[0]}_{name.split("_to_")[1]}'
     references = _references(None, 'written by `llmshearing reference-losses`, see above, string')
-    settings = {**references, **family.get('settings', {})}
+    settings = {**references, 'scores': family['scores'], **family.get('settings', {})}
     return _prune(name, header, work, family['source'], family['target'], family['of'], length, **settings)
 
 

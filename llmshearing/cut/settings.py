@@ -6,14 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from llmshearing.export.settings import DTYPES
-from llmshearing.masks.scores import method_by_axis
+from llmshearing.masks.scores import RECOMMENDED_SCORES, method_by_axis
 from llmshearing.models.units import AXES
 from llmshearing.utils.checks import check_whole, one_of
 
 __all__ = ['CutSettings']
-
-# The best of benchmarks/README.md, "What the cut alone costs".
-SCORES = {**dict.fromkeys(AXES, 'activation'), 'layer': 'block_importance', 'expert': 'reap'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,4 +65,4 @@ class CutSettings:
         if isinstance(chosen, str):
             everywhere = method_by_axis(chosen, dict.fromkeys(AXES))  # falls back where the method does not apply
             chosen = {axis: method for axis, method in everywhere.items() if method == chosen}
-        return method_by_axis({**SCORES, **chosen}, dict.fromkeys(AXES))
+        return method_by_axis({**RECOMMENDED_SCORES, **chosen}, dict.fromkeys(AXES))

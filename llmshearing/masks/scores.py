@@ -19,8 +19,18 @@ from torch import Tensor
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.units import AXES
 
-__all__ = ['Calibration', 'ScoringMethod', 'count_labels', 'method_by_axis', 'score_units', 'scoring_methods']
+__all__ = [
+    'RECOMMENDED_SCORES',
+    'Calibration',
+    'ScoringMethod',
+    'count_labels',
+    'method_by_axis',
+    'score_units',
+    'scoring_methods',
+]
 
+# The best by axis of benchmarks/README.md: "What the cut alone costs", and progressive runs from them.
+RECOMMENDED_SCORES = {**dict.fromkeys(AXES, 'activation'), 'layer': 'block_importance', 'expert': 'reap'}
 IGNORED_LABEL = -100  # of PyTorch's cross-entropy
 
 scoring_methods = catalogue.create('llmshearing', 'scoring_methods', entry_points=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmshearing.config.source import TOKENIZER_FILES, read_config, read_source, refuse_unusable
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.masks.axes import plan_axes
+from llmshearing.masks.scores import RECOMMENDED_SCORES
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, shape_of, with_shape
@@ -132,7 +133,7 @@ def make_recipes(request: Request) -> Made:
             data_note='output of `llmshearing prepare` for this tokenizer, string',
             max_seq_len=data.max_seq_len,
             target=_target(shape),
-            prunes_experts=shape.num_experts < before.num_experts,
+            scores={axis: RECOMMENDED_SCORES[axis] for axis in masked['prune']},
             target_note=f'shape to reach; the source has {_sizes(before)}',
             domains=data.domains,
             proportions=data.proportions(stage),

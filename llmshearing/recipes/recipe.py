@@ -19,6 +19,11 @@ from llmshearing.recipes.rules import Schedule
 __all__ = ['STAGES', 'Recipe', 'render']
 
 STAGES = ('prune', 'continue')
+SCORE_NOTES = {
+    'activation': 'size of what a unit carries',
+    'block_importance': 'change of the residual stream',
+    'reap': 'what an expert adds, times its gate',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Recipe:
         max_seq_len (int): Tokens per sequence.
         target (Mapping[str, tuple[int, str]]): Size and comment by key of the target; stage 1 only.
         target_note (str): Comment on all of them.
-        prunes_experts (bool): Whether the target has fewer routed experts than the source.
+        scores (Mapping[str, str]): Method by axis that units go one after the other by; empty for the paper's learned
+            masks.
         domains (Sequence[str]): Names, in order.
         proportions (Mapping[str, float]): First mixture by domain; stage 1 only, the second takes what the first left.
         proportions_note (str): Its comment.
@@ -75,7 +81,7 @@ class Recipe:
     source_note: str = ''
     target: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     target_note: str = ''
-    prunes_experts: bool = False
+    scores: Mapping[str, str] = dataclasses.field(default_factory=dict)
     proportions: Mapping[str, float] = dataclasses.field(default_factory=dict)
     proportions_note: str = ''
     update: str = 'sheared'
@@ -110,5 +116,5 @@ def render(recipe: Recipe) -> str:
     )
     environment.filters['scalar'] = _scalar
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    values |= dataclasses.asdict(recipe.schedule)
+    values |= dataclasses.asdict(recipe.schedule) | {'score_notes': SCORE_NOTES}
     return environment.get_template(f'{recipe.stage}.yaml.j2').render(values)

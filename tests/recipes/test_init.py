@@ -64,7 +64,10 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
         assert evaluated / (evaluated + rounds) <= 0.1
     assert (prune.precision, prune.fsdp_config, prune.model.init_device) == ('fp32', None, 'cpu')
     assert prune.optimizer.lr == proceed.optimizer.lr == 1e-4
-    assert prune.algorithms.targeted_pruning.learning_rate == 1.0
+    pruning = prune.algorithms.targeted_pruning
+    assert (pruning.mask_learning, 'learning_rate' in pruning) == ('progressive', False)
+    widths = dict.fromkeys(('hidden', 'kv_group', 'intermediate'), 'activation')
+    assert pruning.scores == {'layer': 'block_importance', **widths}
     assert proceed.model.pretrained_model_name_or_path == prune.callbacks.export_pruned.folder
     assert proceed.train_loader.dataset.proportions == prune.callbacks.dynamic_batch_loading.weights_file
     for stage in ('prune', 'continue'):
@@ -207,6 +210,7 @@ def test_a_mixture_keeps_the_experts_that_its_target_says(world, tmp_path):
     target = prune.algorithms.targeted_pruning.target
     assert (target.num_experts, target.hidden_size, target.intermediate_size) == (4, 40, 64)
     assert 'num_experts_per_tok' not in target
-    assert prune.algorithms.targeted_pruning.mask_learning == 'progressive'
+    pruning = prune.algorithms.targeted_pruning
+    assert (pruning.mask_learning, pruning.scores) == ('progressive', {'hidden': 'activation', 'expert': 'reap'})
     prune, _ = run(world, tmp_path / 'width', source='mixture', target=('--target', 'intermediate_size=32'))
-    assert prune.algorithms.targeted_pruning.mask_learning == 'lagrangian'
+    assert prune.algorithms.targeted_pruning.scores == {'intermediate': 'activation'}
