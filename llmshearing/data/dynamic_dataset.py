@@ -40,20 +40,17 @@ from llmshearing.data import mixture
 from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
 from llmshearing.data.packing import holds_text, pack_text, packed_folder
 from llmshearing.data.rounds import MixtureRounds
-from llmshearing.data.shared_order import shared_order, starting
-from llmshearing.data.stored_teacher import StoredTeacher, check_same_teacher, read_note
-from llmshearing.data.streams import (
-    DomainConfig,
-    DomainStream,
-    build_domain_streams,
+from llmshearing.data.shard_checks import (
     check_stored,
     check_teacher,
     check_tokens,
     fingerprint,
-    read_proportions,
     shard_path,
     verify_shard,
 )
+from llmshearing.data.shared_order import shared_order, starting
+from llmshearing.data.stored_teacher import StoredTeacher, check_same_teacher, read_note
+from llmshearing.data.streams import DomainConfig, DomainStream, build_domain_streams, read_proportions
 from llmshearing.utils.checks import check_number, check_whole
 
 __all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']

@@ -38,7 +38,7 @@ class MixtureRounds:
         shuffle_seed: seed of the order of samples.
         shuffle_block_size: samples shuffled at a time within a domain.
         fingerprints: what tells a domain's shards from others of the same size, by domain; see
-            :func:`~llmshearing.data.streams.fingerprint`. Default: nothing.
+            :func:`~llmshearing.data.shard_checks.fingerprint`. Default: nothing.
         restart_on_new_data: where a checkpoint was trained on other data, start the data afresh instead of refusing.
 
     Attributes:

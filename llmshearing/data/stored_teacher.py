@@ -59,7 +59,7 @@ class TeacherNote:
         bytes_per_token (int): Size of the column.
         vocabulary (Mapping[str, Any]): ``vocab_size`` and ``vocabulary`` of the data's tokenizer, see
             :func:`~llmshearing.data.fingerprint.describe_tokenizer`.
-        data (str): Fingerprint of the shards that were taught, see :func:`~llmshearing.data.streams.fingerprint`.
+        data (str): Fingerprint of the shards that were taught, see :func:`~llmshearing.data.shard_checks.fingerprint`.
         shards (Mapping[str, str]): :func:`shard_mark` of each shard that was written, by file name.
     """
 

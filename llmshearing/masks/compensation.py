@@ -30,8 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
 from llmshearing.models.cuttable import Cutter
-from llmshearing.models.cutting import CutPlan, ModuleCut, flatten_masks
+from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.dimensions import DIMENSION_AXES
+from llmshearing.models.module_cut import ModuleCut
 from llmshearing.models.roles import Linear, Norm, PerHead, Whole, expert_of
 
 __all__ = ['Compensation', 'regress']

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
+from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
-from llmshearing.data.streams import fingerprint
 from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 from llmshearing.teacher.folders import ShardTask, check_room, find_folders, list_shards

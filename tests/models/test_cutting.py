@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmshearing.models.cuttable import Cutter
-from llmshearing.models.cutting import cut_weight
+from llmshearing.models.module_cut import cut_weight
 from llmshearing.models.shapes import shape_of
 from tests.models.reference import masked_llama_logits
 from tests.models.tiny import random_masks, tiny_model

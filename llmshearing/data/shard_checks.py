@@ -1,0 +1,184 @@
+"""What shards hold, compared with their index, the tokenizer and the run before training.
+
+Whatever is told here would show up as a crash or, worse, as wrong tokens in the middle of a run. Shards that are not on
+this machine yet are checked as far as their index tells; Streaming checks their hashes when it fetches them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from streaming import StreamingDataset
+
+from llmshearing.compat.streaming import MDSReader, Reader, get_hash
+from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
+from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
+
+__all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
+
+
+def verify_shard(shard: Reader, algorithm: str) -> None:
+    """Compares a local shard with its hash in the index; shards that are fetched are checked by Streaming itself.
+
+    Args:
+        shard: the shard, on this machine.
+        algorithm: name of the hash, as ``validate_hash`` of Streaming.
+
+    Raises:
+        ValueError: if they differ, or the index has no such hash.
+    """
+    info, _ = shard.file_pairs[0]
+    path = os.path.join(shard.dirname, shard.split, info.basename)
+    if algorithm not in info.hashes:
+        raise ValueError(f'validate_hash is {algorithm}, but the index of {path} has {sorted(info.hashes)} only.')
+    with open(path, 'rb') as file:
+        found = get_hash(algorithm, file.read())
+    if found != info.hashes[algorithm]:
+        raise ValueError(
+            f'{path} is damaged: its {algorithm} is {found}, but its index says '
+            f'{info.hashes[algorithm]}. Restore the file, or prepare the data again.'
+        )
+
+
+def fingerprint(shards: Sequence[Reader]) -> str:
+    """What tells a domain's shards from others with as many samples: a hash of the sizes and hashes in its index.
+
+    The same wherever the shards are kept and however they are compressed. Data whose index has no hashes
+    (``hashes: []`` when it was written) is told apart by the sizes alone.
+    """
+    told = hashlib.sha256()
+    for shard in shards:
+        for raw, _ in shard.file_pairs:
+            told.update(repr((len(shard), raw.bytes, sorted(raw.hashes.items()))).encode())
+    return told.hexdigest()[:16]
+
+
+def check_stored(
+    dataset: StreamingDataset,
+    read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
+    domains: Sequence[str],
+    max_seq_len: int,
+    vocab_size: int,
+) -> None:
+    """Checks what can be known of the stored tokens before training: from the index, and from a sample if one is here.
+
+    Args:
+        dataset: the data set with one stream per domain.
+        read_tokens: from a sample to its tokens.
+        domains: names of the domains, in the order of the streams.
+        max_seq_len: expected tokens per sample.
+        vocab_size: token ids must be below this.
+
+    Raises:
+        ValueError: if a domain holds no ``tokens``, or ``tokens`` that do not fit.
+    """
+    for number, domain in enumerate(domains):
+        begin = int(dataset.shard_offset_per_stream[number])
+        shards = dataset.shards[begin : begin + int(dataset.shards_per_stream[number])]
+        columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
+        if 'tokens' not in columns:
+            found = 'raw text at a remote place' if 'text' in columns else f'the columns {sorted(columns)}'
+            raise ValueError(
+                f'Domain {domain!r} has {found}, but a column `tokens`, or `text` on this machine, is needed. Make '
+                'one with llmshearing prepare.'
+            )
+        shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns.get('tokens', ''))
+        if shape and shape.group(1) != str(max_seq_len):
+            _refuse_length(domain, shape.group(1), max_seq_len)
+        sample = _first_local_sample(shards)
+        if sample is not None and 'tokens' in sample:
+            check_tokens(read_tokens(sample), domain, max_seq_len, vocab_size)
+        _check_lengths(shards, domain)
+
+
+def check_teacher(
+    teacher: StoredTeacher,
+    domain: str,
+    note: TeacherNote,
+    shards: Sequence[Reader],
+    read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
+    max_seq_len: int,
+) -> None:
+    """Checks a domain's teacher's column before training: by its index, and by a sample of each shard that is here.
+
+    Args:
+        teacher: what reads the column.
+        domain: name of the domain.
+        note: what its index says of the column.
+        shards: its shards.
+        read_tokens: from a sample to its tokens.
+        max_seq_len: tokens per sample.
+
+    Raises:
+        ValueError: naming the shard whose column does not belong to its tokens, or is of another teacher.
+    """
+    teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
+    for shard in shards:
+        sample = _first_local_sample([shard])
+        if sample is not None:
+            teacher.read(sample, read_tokens(sample), partial(shard_path, shard))
+
+
+def shard_path(shard: Reader) -> str:
+    """Where a shard is, or will be, on this machine."""
+    return os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)
+
+
+def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
+    """Raises for a sample of another length, as far as the shards are on this machine."""
+    expected = None
+    for shard in shards:
+        data = local_bytes(shard) if shard.column_sizes.count(None) else None
+        sizes = None if data is None else token_sizes(shard, data)
+        if odd := find_odd_sample(sizes, expected):
+            number, size, expected = odd
+            path = os.path.join(shard.dirname, shard.split, shard.raw_data.basename)
+            raise ValueError(
+                f'Domain {domain!r}: sample {number} of {path} has {size} bytes of tokens where the others have '
+                f'{expected}. All sequences must have the same length: prepare the data again.'
+            )
+        expected = int(sizes[0]) if sizes is not None and len(sizes) else expected
+
+
+def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
+    """Raises if a stored sample is not what the model expects.
+
+    Args:
+        tokens: token ids of one sample.
+        domain: name of its domain, for the message.
+        max_seq_len: expected length.
+        vocab_size: ids must be below this.
+
+    Raises:
+        ValueError: if the length or an id does not fit.
+    """
+    if len(tokens) != max_seq_len:
+        _refuse_length(domain, len(tokens), max_seq_len)
+    if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
+        raise ValueError(
+            f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
+            f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
+            f'token_encoding_type is wrong: prepare it again, or name what it was made with.'
+        )
+
+
+def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
+    raise ValueError(
+        f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
+        f'max_seq_len to {found}, or prepare the data again.'
+    )
+
+
+def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:
+    """The first sample of the shards that are on this machine already, or None if there is none yet."""
+    for shard in shards:
+        raw, _ = shard.file_pairs[0]
+        if len(shard) and os.path.isfile(os.path.join(shard.dirname, shard.split, raw.basename)):
+            return shard[0]
+    return None
