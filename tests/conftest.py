@@ -9,6 +9,7 @@ rest of a run's process, nor the shared memory of Streaming that trainings leave
 Streaming finds no free number (it takes the largest of several "first free" ones, which another name may hold).
 """
 
+import logging
 import os
 import re
 import resource
@@ -22,6 +23,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_N
 
 BEGAN = time.time()
 SHARED = Path('/dev/shm')
+YOUNGEST = 120  # seconds
 SEGMENT = re.compile(r'\d{6}_[a-z_]+')
 SET_FOR_A_RUN = (
     'CHECKPOINT_VALIDATION_FUNCTION',
@@ -50,8 +52,9 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: processes that share the tests file by file then end together."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """The longest files first where processes share the tests file by file: they then end together."""
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -68,8 +71,9 @@ def autograd_without_threads():
 
 @pytest.fixture(autouse=True, scope='module')
 def nothing_left_behind():
-    before = {name: os.environ.get(name) for name in SET_FOR_A_RUN}
+    before, silenced = {name: os.environ.get(name) for name in SET_FOR_A_RUN}, logging.root.manager.disable
     yield
+    logging.disable(silenced)  # benchmarks do so for their process
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -82,14 +86,24 @@ def nothing_left_behind():
 
 
 def remove_unused_segments() -> None:
-    """Removes Streaming's segments that are younger than this session and that no process has open."""
-    young = {path for path in SHARED.glob('[0-9]*_*') if SEGMENT.fullmatch(path.name) and path.stat().st_mtime > BEGAN}
+    """Removes Streaming's segments of this session that no process has open.
+
+    The youngest stay: they may be of a test that another process runs at this moment.
+    """
+    ours = {path for path in SHARED.glob('[0-9]*_*') if SEGMENT.fullmatch(path.name) and _is_of_this_session(path)}
     used = set()
-    for maps in Path('/proc').glob('[0-9]*/maps') if young else ():
+    for maps in Path('/proc').glob('[0-9]*/maps') if ours else ():
         try:
             used.update(re.findall(r'/dev/shm/(\S+)', maps.read_text()))
         except OSError:  # ended meanwhile, or another user's
             continue
-    for path in young:
+    for path in ours:
         if path.name not in used:
             path.unlink(missing_ok=True)
+
+
+def _is_of_this_session(path: Path) -> bool:
+    try:
+        return BEGAN < path.stat().st_mtime < time.time() - (YOUNGEST if 'PYTEST_XDIST_WORKER' in os.environ else 0)
+    except FileNotFoundError:  # removed meanwhile
+        return False
