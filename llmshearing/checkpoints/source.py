@@ -118,20 +118,21 @@ def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShap
 
 def _experts_apart(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
     """Experts that a folder holds in one tensor, as some releases of transformers wrote them, one by one."""
-    read = functools.lru_cache(maxsize=1)(lambda name: stored[name].read())  # its parts are asked for in turn
+
+    @functools.lru_cache(maxsize=1)  # its parts are asked for in turn
+    def read_parts(name: str) -> dict[str, Tensor]:
+        return dict(stored_tensors(config, name, stored[name].read()))
 
     def reader(name: str, part: str) -> Callable[[], Tensor]:
-        return lambda: dict(stored_tensors(config, name, read(name)))[part].clone()
+        return lambda: read_parts(name)[part].clone()
 
     for name, tensor in stored.items():
         if not name.endswith(JOINT_EXPERTS):
             yield name, tensor
             continue
         for part, view in stored_tensors(config, name, torch.empty(tensor.shape, device='meta')):
-            yield (
-                part,
-                StoredTensor(tuple(view.shape), tensor.dtype, tensor.read if part == name else reader(name, part)),
-            )
+            read = tensor.read if part == name else reader(name, part)
+            yield part, StoredTensor(tuple(view.shape), tensor.dtype, read)
 
 
 def _refuse_pointers(folder: Path) -> None:
