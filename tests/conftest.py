@@ -7,12 +7,15 @@ No process group is left behind by a module, for the same reason: llm-foundry's 
 rank, and a forked child would wait for its parent in it. Nor are the settings that checks and libraries make for the
 rest of a run's process, nor the shared memory of Streaming that trainings leave which tests kill: with enough of it,
 Streaming finds no free number (it takes the largest of several "first free" ones, which another name may hold).
+
+Nor threads: what one of them holds at the moment of a fork, nobody lets go of in the child.
 """
 
 import logging
 import os
 import re
 import resource
+import threading
 import time
 from pathlib import Path
 
@@ -71,8 +74,12 @@ def autograd_without_threads():
 
 @pytest.fixture(autouse=True, scope='module')
 def nothing_left_behind():
+    from tests.threads import end_threads  # imports torch, after the settings above
+
     before, silenced = {name: os.environ.get(name) for name in SET_FOR_A_RUN}, logging.root.manager.disable
+    threads = set(threading.enumerate())
     yield
+    end_threads(threads)
     logging.disable(silenced)  # benchmarks do so for their process
     for name, value in before.items():
         os.environ.pop(name, None)

@@ -8,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import wandb
 from llmfoundry.command_utils import train
 from omegaconf import OmegaConf
 
@@ -96,6 +97,7 @@ def finished(tmp_path_factory):
         with redirect_stdout(printed), redirect_stderr(printed):
             trainer = train(configuration(work))
             trainer.close()
+            wandb.teardown()  # its service, and the thread that speaks to it
     logging.getLogger().removeHandler(handler)
     return work, printed.getvalue() + '\n'.join(records), trainer
 
