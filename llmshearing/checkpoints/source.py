@@ -131,6 +131,11 @@ def _experts_apart(config: PretrainedConfig, stored: dict[str, StoredTensor]) ->
             yield name, tensor
             continue
         for part, view in stored_tensors(config, name, torch.empty(tensor.shape, device='meta')):
+            if part != name and part in stored:
+                raise ValueError(
+                    f'the folder holds {part} twice: by itself and within {name}; remove the file that is left over of '
+                    'another export.'
+                )
             read = tensor.read if part == name else reader(name, part)
             yield part, StoredTensor(tuple(view.shape), tensor.dtype, read)
 

@@ -142,6 +142,10 @@ def test_experts_in_one_tensor(variant, tmp_path):
     stored = read_weights(tmp_path, config)
     assert stored.keys() == apart.keys()
     assert all(torch.equal(stored[name].read(), tensor) for name, tensor in apart.items())
+    twice = {**joint, 'model.layers.0.mlp.experts.1.down_proj.weight': joint['model.layers.0.mlp.experts.down_proj'][1]}
+    save_file({name: tensor.clone() for name, tensor in twice.items()}, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match='experts.1.down_proj.weight twice: by itself and within'):
+        check_weights(tmp_path, model.config)
     joint['model.layers.1.mlp.experts.down_proj'][2, 3, 4] = float('nan')
     save_file(joint, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
     with pytest.raises(ValueError, match=r'layers\.1\.mlp\.experts\.2\.down_proj\.weight holds NaN'):
