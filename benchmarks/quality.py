@@ -5,12 +5,13 @@ export as any run. Reported per arm: mean loss over the domains after pruning (s
 the spread between seeds and of the domains' gaps to the source, and the cost in matrix products. The learning rate of
 pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
-    python benchmarks/quality.py --work runs/quality [--smollm] [--groups ways share ...] [--arms NAME ...]
+    python benchmarks/quality.py --work runs/quality [--smollm | --mixture] [--groups ways share ...] [--arms NAME ...]
                                  [--seeds 1 2 3] [--steps N] [--rate R] [--rotate] [--quick] [--output FILE.json]
 
-With ``--rotate`` the source is first rotated to the principal directions of its residual stream, by its training text.
-Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a minute,
-with ``--smollm`` about ten.
+With ``--mixture`` the source is a small mixture of experts, with a work folder of its own, and half of its experts
+go. With ``--rotate`` the source is first rotated to the principal directions of its residual stream, by its training
+text. Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a
+minute, with ``--smollm`` about ten.
 """
 
 from __future__ import annotations
@@ -33,7 +34,18 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.models.hf import ComposerHFCausalLM
 from quality_arms import GROUPS, Arm
-from quality_source import DOMAINS, FULL, QUICK, SMOLLM, ComputeMeter, Sizes, make_source, make_trainer
+from quality_source import (
+    DOMAINS,
+    FULL,
+    MIXTURE,
+    QUICK,
+    QUICK_MIXTURE,
+    SMOLLM,
+    ComputeMeter,
+    Sizes,
+    make_source,
+    make_trainer,
+)
 from quality_variants import VARIANTS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -263,8 +275,10 @@ def main() -> int:
     arms = {arm.name: (group, arm) for group, members in GROUPS.items() for arm in members}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for text, source and results')
-    parser.add_argument('--smollm', action='store_true', help='prune SmolLM2-135M instead of the small source')
-    parser.add_argument('--groups', nargs='+', choices=list(GROUPS), default=['ways'], help='default: %(default)s')
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument('--smollm', action='store_true', help='prune SmolLM2-135M instead of the small source')
+    sources.add_argument('--mixture', action='store_true', help='prune the experts of a small mixture instead')
+    parser.add_argument('--groups', nargs='+', choices=list(GROUPS), help='default: ways, with --mixture experts')
     parser.add_argument('--arms', nargs='+', choices=list(arms), help='instead of groups')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--steps', type=int, help='budget of every arm; default: 600, with --smollm 100')
@@ -275,13 +289,16 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
-    sizes, work = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL, arguments.work
+    toy = QUICK_MIXTURE if arguments.mixture else QUICK
+    full = SMOLLM if arguments.smollm else MIXTURE if arguments.mixture else FULL
+    sizes, work = toy if arguments.quick else full, arguments.work
     if arguments.steps is not None:
         sizes = dataclasses.replace(sizes, steps=arguments.steps)
     usual = sizes.learning_rate
     if arguments.rate is not None:
         sizes = dataclasses.replace(sizes, learning_rate=arguments.rate)
-    wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in arguments.groups]
+    groups = arguments.groups or ['experts' if arguments.mixture else 'ways']
+    wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in groups]
     if arguments.smollm and any(arms[name][1].references == 'law' for name in wanted):
         parser.error('references by a law need a family of sources, and SmolLM2 comes in one size here')
     source = make_source(work, sizes)

@@ -93,6 +93,7 @@ MASK_OPTIONS: dict[str, dict[str, Any]] = {
     **{f'frozen after {share}': {'freeze_masks_after': f'{share}dur'} for share in (0.4, 0.7)},
 }
 ONE_SHOT = {'mask_learning': 'one_shot', 'scores': ACTIVATION}
+EXPERT_SCORES = ('reap', 'frequency', 'magnitude', 'random')
 TAYLOR, DEPTH_TAYLOR = _one_shot('taylor'), _one_shot(DEPTH)
 
 GROUPS: dict[str, list[Arm]] = {
@@ -166,6 +167,13 @@ GROUPS: dict[str, list[Arm]] = {
         *(
             Arm(f'progressive, {name}', {**PROGRESSIVE, 'variant': name})
             for name in ('cubic schedule', 'late schedule')
+        ),
+    ],
+    'experts': [
+        *(Arm(f'experts, {method}', _one_shot({'expert': method}), 0) for method in EXPERT_SCORES),
+        *(
+            _one_run(f'experts to 20%, one run, from {method}', 0.2, scores={'expert': method})
+            for method in EXPERT_SCORES
         ),
     ],
     'mixture': [

@@ -1,4 +1,4 @@
-"""The source models that ``quality.py`` prunes: tokens of five domains, and a LLaMA trained on them or SmolLM2-135M.
+"""The source models of ``quality.py``: tokens of five domains, and a LLaMA or a mixture trained on them, or SmolLM2.
 
 Text is what every installation carries (as in the demo). The small source's tokenizer is a byte-level BPE trained on
 it, so that the embedding does not outweigh the layers. Everything is made once per work folder.
@@ -18,7 +18,14 @@ from llmfoundry.data.text_data import build_text_dataloader
 from llmfoundry.models.hf import ComposerHFCausalLM
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.compat import composer, llmfoundry
@@ -26,10 +33,22 @@ from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
+from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import flatten_masks
 from llmshearing.models.roles import Linear
 
-__all__ = ['DOMAINS', 'FULL', 'QUICK', 'SMOLLM', 'ComputeMeter', 'Sizes', 'make_source', 'make_trainer']
+__all__ = [
+    'DOMAINS',
+    'FULL',
+    'MIXTURE',
+    'QUICK',
+    'QUICK_MIXTURE',
+    'SMOLLM',
+    'ComputeMeter',
+    'Sizes',
+    'make_source',
+    'make_trainer',
+]
 
 composer.install()
 llmfoundry.install()  # the source is trained as llm-foundry's own model
@@ -44,7 +63,7 @@ class Sizes:
     """One source and the budget of its arms.
 
     Attributes:
-        source (dict | None): Settings of the source's LlamaConfig; None for SmolLM2-135M-Instruct as it comes.
+        source (dict | None): Settings of the source's config; None for SmolLM2-135M-Instruct as it comes.
         target (dict): Shape that all arms prune to.
         max_seq_len (int): Tokens per sequence.
         batch_size (int): Sequences per step of the arms; the source's steps have twice as many.
@@ -56,6 +75,7 @@ class Sizes:
         learning_rate (float): Peak learning rate of the arms.
         proportions (dict | None): Mixture of the domains where an arm sets none; equal by default.
         rotation (dict): Settings of the rotation of a source.
+        family (str): The source's ``model_type``.
         device (str): ``'cpu'``, or ``'gpu'``, where steps are computed in bfloat16.
     """
 
@@ -71,6 +91,7 @@ class Sizes:
     learning_rate: float = 2e-3
     proportions: dict[str, float] | None = None
     rotation: dict[str, int] = dataclasses.field(default_factory=dict)
+    family: str = 'llama'
     device: str = 'cpu'
 
     @property
@@ -110,6 +131,32 @@ QUICK = Sizes(
     rotation=dict(tokens=2048, held_out=256),
 )
 
+# Sixteen experts to a layer, two to a token. The target leaves half of them; a token's way through it costs the same.
+MIXTURE = dataclasses.replace(
+    FULL,
+    family='qwen3_moe',
+    source=dict(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        moe_intermediate_size=128,
+        num_experts=16,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        output_router_logits=True,
+        vocab_size=4096,
+    ),
+    target=dict(num_experts=8),
+)
+QUICK_MIXTURE = dataclasses.replace(
+    QUICK,
+    family='qwen3_moe',
+    source={**MIXTURE.source, **QUICK.source, 'head_dim': 8, 'moe_intermediate_size': 16, 'num_experts': 4},
+    target=dict(num_experts=2),
+)
+
 
 def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
     """Makes text, tokenizer, tokens and source ``name`` below ``work`` where missing; returns the source's folder."""
@@ -132,9 +179,10 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
         )
     if not (work / name).exists():
         special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
-        config = LlamaConfig(**sizes.source, **special, max_position_embeddings=sizes.max_seq_len)
+        settings = {**sizes.source, **special, 'max_position_embeddings': sizes.max_seq_len}
+        config = AutoConfig.for_model(sizes.family, **settings)
         tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
-        LlamaForCausalLM(config).save_pretrained(work / f'{name}-untrained')
+        AutoModelForCausalLM.from_config(config).save_pretrained(work / f'{name}-untrained')
         tokenizer.save_pretrained(work / f'{name}-untrained')
         model = ComposerHFCausalLM(
             tokenizer=tokenizer, pretrained_model_name_or_path=str(work / f'{name}-untrained'), use_train_metrics=False
@@ -230,7 +278,8 @@ def _evaluators(work: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) ->
 class ComputeMeter(Callback):
     """Adds up what the steps of a run cost in matrix products.
 
-    6 FLOPs per token and weight in use, forward and backward, and 2 per token and weight of a teacher.
+    6 FLOPs per token and weight in use, forward and backward, and 2 per token and weight of a teacher. Routed experts
+    count as many as a token is routed to.
     """
 
     def __init__(self) -> None:
@@ -245,9 +294,9 @@ class ComputeMeter(Callback):
         self.flops += (6.0 * weights + 2.0 * teachers) * state.batch['input_ids'].numel()
 
 
-def _weights_in_use(model, cutter) -> int:
+def _weights_in_use(model: PreTrainedModel, cutter: Cutter) -> int:
     """Weights of all projections that the masks of the moment leave, the LM head among them."""
-    total = 0
+    total = _routed(model)
     masks = flatten_masks(cutter.masks).to(next(model.parameters()).device)
     for path, cut in cutter.plan.cuts(masks):
         if isinstance(cut.role, Linear) and not path.endswith(cutter.family.embedding):
@@ -257,6 +306,13 @@ def _weights_in_use(model, cutter) -> int:
     return total
 
 
-def _matrices(model) -> int:
+def _matrices(model: PreTrainedModel) -> int:
     """Weights of all projections, the LM head among them, without the embedding, which is only looked up."""
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    return _routed(model) + sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def _routed(model: PreTrainedModel) -> int:
+    """Weights of the routed experts that a token passes. Only experts themselves are pruned here, not their width."""
+    config = model.config
+    experts = getattr(config, 'num_experts_per_tok', 0) * config.num_hidden_layers
+    return 3 * experts * config.hidden_size * getattr(config, 'moe_intermediate_size', 0)
