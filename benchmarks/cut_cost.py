@@ -1,8 +1,8 @@
 """What a cut costs before anything is trained again: by axis, by the scores that choose the units, and compensated.
 
 The source of ``quality.py`` is cut to its target along one axis at a time and along all of them, by every method that
-scores the axis; then once more with the weights changed so that the units that stay take over from those that go
-(``compensate`` of ``targeted_pruning``). Scores and compensation see training text, losses are of held-out text.
+scores the axis; then once more with the weights changed so that what stays takes over from what goes (``compensate`` of
+``targeted_pruning``). Scores and compensation see training text, losses are of held-out text.
 
     python benchmarks/cut_cost.py --work runs/quality-smollm --smollm [--sequences 4] [--scores NAME ...] [--quick]
                                   [--output FILE.json]
@@ -78,7 +78,8 @@ class Cuts:
     def compensate(self) -> None:
         """Changes the weights for the cut that was chosen."""
         self.model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
-        watching = Compensation(self.model.cutter, self.masks, tokens=sum(b['input_ids'].numel() for b in self.batches))
+        tokens = sum(batch['input_ids'].numel() for batch in self.batches)
+        watching = Compensation(self.model.cutter, self.masks, tokens, coming=self.masks)
         with torch.no_grad():
             for batch in self.batches:
                 self.model(batch)
@@ -101,9 +102,8 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str]) ->
     for chosen, axes, by in [*ways, (best, 'all', 'block importance + activation')]:
         cuts.choose(chosen)
         record = {'axes': axes, 'scores': by, 'cut': held_out_loss(model, work, sizes)}
-        if axes != 'layer':
-            cuts.compensate()
-            record['compensated'] = held_out_loss(model, work, sizes)
+        cuts.compensate()
+        record['compensated'] = held_out_loss(model, work, sizes)
         result['cuts'].append(record)
         sys.stderr.write(f'{record}\n')
     return result
@@ -113,8 +113,7 @@ def table(result: Mapping[str, Any]) -> str:
     """The losses as markdown, with the source's."""
     lines = ['| axes cut | scores | loss | compensated |', '|---|---|---|---|']
     for cut in result['cuts']:
-        compensated = f'{cut["compensated"]:.2f}' if 'compensated' in cut else ''
-        lines.append(f'| {cut["axes"]} | {cut["scores"]} | {cut["cut"]:.2f} | {compensated} |')
+        lines.append(f'| {cut["axes"]} | {cut["scores"]} | {cut["cut"]:.2f} | {cut["compensated"]:.2f} |')
     return f'source: {result["source"]:.2f}\n\n' + '\n'.join(lines)
 
 

@@ -51,14 +51,16 @@ SHARES = {0.8: 0.875, 0.6: 0.75, 0.4: 0.625}
 QUICK_SHARES = {0.87: 0.875, 0.75: 0.75, 0.65: 0.625}  # the toy is embeddings mostly
 AXES = ('layer', 'hidden', 'intermediate')
 SEQUENCES = 8
+ALL, WIDTHS, NOTHING = 'all', 'widths', 'nothing'  # what is compensated
 # name: scores, rotated, compensated
 WAYS = {
-    'cut': ('activation', True, True),
-    'without rotation': ('activation', False, True),
-    'without compensation': ('activation', True, False),
-    'without either': ('activation', False, False),
-    'by Taylor, without either': ('taylor', False, False),
-    'by magnitude, without either': ('magnitude', False, False),
+    'cut': ('activation', True, ALL),
+    'without rotation': ('activation', False, ALL),
+    'without merging of layers': ('activation', True, WIDTHS),
+    'without any compensation': ('activation', True, NOTHING),
+    'without rotation and compensation': ('activation', False, NOTHING),
+    'by Taylor, without either': ('taylor', False, NOTHING),
+    'by magnitude, without either': ('magnitude', False, NOTHING),
 }
 
 
@@ -74,14 +76,14 @@ class Basis:
             self.scores[method] = score_units(method_by_axis(by_axis, dict.fromkeys(AXES)), self.calibration)
         self.energies = norm_energies(self.calibration)
 
-    def cut(self, plans: Mapping[str, AxisPlan], scores: str, compensate: bool) -> PreTrainedModel:
+    def cut(self, plans: Mapping[str, AxisPlan], scores: str, compensated: str) -> PreTrainedModel:
         """The model, cut from its unchanged weights."""
         cutter = self.calibration.cutter
         cutter.model.load_state_dict(self.weights)
         cutter.norm_energies = self.energies if 'hidden' in plans else None
         masks = finalize_masks(plans, self.scores[scores])
-        if compensate:
-            compensate_for(self.calibration, masks)
+        if compensated != NOTHING:
+            compensate_for(self.calibration, masks, merge_layers=compensated == ALL)
         cutter.set_masks(masks)
         return cutter.model
 
@@ -118,10 +120,10 @@ def measure(
     for (share, kind), shape in shapes(model, shares).items():
         plans = plan_masks(model.config, shape)
         parameters = count_parameters(layout_of(model.config), shape).total
-        for way, (scores, rotate, compensate) in WAYS.items():
-            if kind == 'kept' and way in ('without rotation', 'without either'):
+        for way, (scores, rotate, compensated) in WAYS.items():
+            if kind == 'kept' and way in ('without rotation', 'without rotation and compensation'):
                 continue  # the same as with it
-            cut = bases[rotate and kind == 'cut'].cut(plans, scores, compensate)
+            cut = bases[rotate and kind == 'cut'].cut(plans, scores, compensated)
             record = {'share': share, 'hidden': kind, 'way': way, 'loss': mean_loss(cut, texts)}
             result['cuts'].append({**record, 'shape': str(shape), 'parameters': int(parameters)})
             sys.stderr.write(f'{result["cuts"][-1]}\n')

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmshearing.models.counting import DIMENSION_SIZES, count_parameters, layout_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
-from llmshearing.planning.memory import TrainingSetup, compensation_bytes, estimate_memory
+from llmshearing.planning.memory import TrainingSetup, compensation_bytes, estimate_memory, merging_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -54,7 +54,8 @@ def memory_needed(
     stages = [passing]
     if compensate:
         widest = max(DIMENSION_SIZES[name](source) for name in ('hidden', 'query', 'intermediate'))
-        stages.append(compensation_bytes(layout, source, axes) + max(passing, 3 * 8 * widest**2))
+        sums = compensation_bytes(layout, source, axes) + merging_bytes(source, target.num_hidden_layers)
+        stages.append(sums + max(passing, 3 * 8 * widest**2))
     if set(methods) & set(BACKWARD_METHODS):
         setup = TrainingSetup(1, 'ddp', sequences, length, precision='fp32')
         step = estimate_memory(config, setup, axes, freeze_weights=True)

@@ -84,16 +84,17 @@ def choose_in_one_shot(
 
 
 @torch.no_grad()
-def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor]) -> None:
+def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool = True) -> None:
     """Changes the weights so that the units that ``masks`` keep take over from the others.
 
     Args:
         calibration (Calibration): The model, and the batches that are looked at, up to
             :data:`~llmshearing.masks.compensation.TOKENS` tokens.
         masks (Mapping[str, Tensor]): Zeros and ones by axis; they are not set.
+        merge_layers (bool): Also put what layers add that go into the MLPs before them. Default: ``True``.
     """
     calibration.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
-    watching = Compensation(calibration.cutter, masks)
+    watching = Compensation(calibration.cutter, masks, coming=masks if merge_layers else None)
     seen = 0
     try:
         for part, _ in calibration.passes():

@@ -14,8 +14,9 @@ measured, have their weights changed here: exactly for RMSNorm, for LayerNorm as
 
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
-stays as it is, since what helps the one would harm the other; layers are not compensated: nothing reads them alone.
-Routed experts are left as they are, too, each of which sees few tokens; routers and shared experts are compensated.
+stays as it is, since what helps the one would harm the other. Routed experts are left as they are, too, each of which
+sees few tokens; routers and shared experts are compensated. Nothing reads a layer alone; where layers go all at once,
+see :mod:`~llmshearing.masks.layer_merging`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
+from llmshearing.masks.layer_merging import LayerMerging
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.dimensions import DIMENSION_AXES
@@ -48,9 +50,13 @@ class Compensation:
         cutter (Cutter): Of a model under the masks of the batch, all zero or one.
         axes (Iterable[str]): Axes whose units may go.
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
+        coming (Mapping[str, Tensor] | None): The masks that :meth:`apply` will get, where they are known before the
+            batch and nothing is gone yet: layers that go are then merged into those before them. Default: ``None``.
     """
 
-    def __init__(self, cutter: Cutter, axes: Iterable[str], tokens: int = TOKENS):
+    def __init__(
+        self, cutter: Cutter, axes: Iterable[str], tokens: int = TOKENS, coming: Mapping[str, Tensor] | None = None
+    ):
         self.tokens, self._model, self._cutter = tokens, cutter.model, cutter
         self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
         self._seen: dict[str, int] = {}
@@ -65,6 +71,9 @@ class Compensation:
             self._model.get_submodule(path).register_forward_pre_hook(partial(self._watch, path))
             for path in self._inputs
         ]
+        self._merging = None
+        if coming is not None and 'layer' in coming:
+            self._merging = LayerMerging(cutter, coming['layer'], tokens, lambda: self._is_forward)
         self._handles += [
             self._model.register_forward_pre_hook(lambda *_: self._begin(True)),
             self._model.register_forward_hook(lambda *_: self._begin(False), always_call=True),
@@ -74,6 +83,8 @@ class Compensation:
         """Stops watching."""
         for handle in self._handles:
             handle.remove()
+        if self._merging is not None:
+            self._merging.stop()
 
     @torch.no_grad()
     def apply(
@@ -87,6 +98,8 @@ class Compensation:
                 Default: there is one rank.
             ranks (int): How many ranks there are. Default: ``1``.
         """
+        if self._merging is not None:
+            self._merging.apply(RIDGE, reduce, ranks)
         flat = self._flat(masks)
         after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
         for path, total in self._sums.items():

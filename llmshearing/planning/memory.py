@@ -27,7 +27,15 @@ from llmshearing.planning.step_trace import trace_step
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['MemoryEstimate', 'PRECISIONS', 'SHARDING', 'TrainingSetup', 'compensation_bytes', 'estimate_memory']
+__all__ = [
+    'MemoryEstimate',
+    'PRECISIONS',
+    'SHARDING',
+    'TrainingSetup',
+    'compensation_bytes',
+    'estimate_memory',
+    'merging_bytes',
+]
 
 SHARDING = ('ddp', 'fsdp2')
 PRECISIONS = ('amp_bf16', 'fp32')
@@ -201,6 +209,19 @@ def compensation_bytes(layout: Layout, shape: ModelShape, masked_axes: Collectio
     }
     watched = [name for name in readers if set(DIMENSION_AXES[name]) & set(masked_axes)]
     return sum(MASTER * readers[name] * DIMENSION_SIZES[name](shape) ** 2 for name in watched)
+
+
+def merging_bytes(shape: ModelShape, kept_layers: int) -> int:
+    """Bytes of the sums by which layers that go all at once are merged into those before them, at most.
+
+    Args:
+        shape (ModelShape): Shape of the source.
+        kept_layers (int): Layers that stay.
+    """
+    if shape.num_experts:
+        return 0
+    runs = min(kept_layers, shape.num_hidden_layers - kept_layers)
+    return MASTER * runs * shape.intermediate_size * (shape.intermediate_size + shape.hidden_size)
 
 
 def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], everything: bool) -> tuple[int, int]:

@@ -22,8 +22,9 @@ from llmshearing.models.counting import (
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.planning.guidance import shape_guidance
-from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
+from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, merging_bytes
 from llmshearing.planning.serving import neighbours, serving_warnings
+from llmshearing.utils.numbers import with_unit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -102,6 +103,12 @@ def make_plan(
         plan['notes'].append(
             'freeze_weights: pruning has no gradients and optimizer states of weights; activations are counted as if '
             'the weights were trained.'
+        )
+    merged = 0 if target is None else merging_bytes(source, target.num_hidden_layers)
+    if compensate and merged:
+        plan['notes'].append(
+            f'compensate: with mask_learning: one_shot, layers that go are merged into those before them; the sums for '
+            f'that, up to {with_unit(merged, "B")} per GPU during the first batch, are not counted.'
         )
     if teacher is not None:
         vocabulary = layout.embedding.size(source) // source.hidden_size

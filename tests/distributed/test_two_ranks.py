@@ -72,7 +72,7 @@ def test_the_runs_skipped_whole_layers(results):
     assert one['progressive']['kept_layers'][0] == 4 and one['progressive']['kept_layers'][-1] == 2
 
 
-@pytest.mark.parametrize('learning', ['progressive', 'progressive+compensation'])
+@pytest.mark.parametrize('learning', ['progressive', 'progressive+compensation', 'one_shot+compensation'])
 @pytest.mark.parametrize('mode', MODES)
 def test_two_ranks_export_the_same_model(results, mode, learning):
     _, _, folder = results

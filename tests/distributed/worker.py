@@ -31,13 +31,16 @@ TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, '
 
 
 EXPERT_MODES = ('ddp', 'fsdp2+checkpointing')
-RUNS = ('lagrangian', 'progressive', 'progressive+compensation')
+RUNS = ('lagrangian', 'progressive', 'progressive+compensation', 'one_shot+compensation')
 
 
 def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
     """One of ``RUNS``; returns its losses per batch and the mask gradients the learner was given."""
     mask_learning, _, compensation = learning.partition('+')
-    pruning = TargetedPruning(TARGET, mask_learning=mask_learning, warmup='4ba', compensate=bool(compensation))
+    by_scores = mask_learning == 'one_shot'
+    scores = {'layer': 'block_importance'} if by_scores else None
+    settings = {'mask_learning': mask_learning, 'scores': scores, 'compensate': bool(compensation)}
+    pruning = TargetedPruning(TARGET, warmup='4ba', **settings)
     parallelism = {'fsdp': {'activation_checkpointing': 'checkpointing' in mode}} if 'fsdp2' in mode else None
     log = InMemoryLogger()
     trainer = tiny_trainer(
@@ -48,6 +51,7 @@ def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
         loggers=[log],
         parallelism_config=parallelism,
         callbacks=[ExportPruned(str(folder / f'{mode}-{learning}'), allow_unconverged=True)],
+        eval_dataloader=_to_score_on() if by_scores else None,
     )
     gradients, update, kept_layers = [], pruning.learner.update, []
 
@@ -66,6 +70,11 @@ def run(source: Path, mode: str, learning: str, folder: Path) -> dict:
     }
 
 
+def _to_score_on() -> DataSpec:
+    data = Sequences(16, seed=5)
+    return DataSpec(DataLoader(data, 4, sampler=dist.get_sampler(data, shuffle=False)))
+
+
 def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, torch.Tensor]:
     """Scores by axis and energies of norms of a run that starts from them, and its losses, the last of the cut model.
 
@@ -76,7 +85,6 @@ def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, t
         {},
         InMemoryLogger(),
     )
-    data = Sequences(16, seed=5)
     trainer = tiny_trainer(
         source,
         [pruning],
@@ -84,7 +92,7 @@ def scored(source: Path, mode: str, scores: str | dict[str, str]) -> dict[str, t
         learning_rate=1e-4,
         loggers=[log],
         parallelism_config={'fsdp': {}} if 'fsdp2' in mode else None,
-        eval_dataloader=DataSpec(DataLoader(data, 4, sampler=dist.get_sampler(data, shuffle=False))),
+        eval_dataloader=_to_score_on(),
         device_train_microbatch_size=1,
     )
     start = pruning.learner.start_from

@@ -189,7 +189,9 @@ class TargetedPruning(PruningState, Algorithm):
         self._watching = None
         may_cut = state.timestamp.batch.value == 0 or elapsed_share(state, self.settings.warmup) < 1.0
         if self.settings.compensate and self.frozen_masks is None and may_cut:
-            self._watching = Compensation(_model(state).cutter, self.plans)
+            is_one_cut = not self.learner.follows_warmup
+            coming = take_from_rank_0(self.final_masks(), state.device) if is_one_cut else None
+            self._watching = Compensation(_model(state).cutter, self.plans, coming=coming)
 
     def _compensate(self, state: State) -> None:
         """Makes the units that the coming batch keeps take over from those it does not; before it is evaluated."""

@@ -1,0 +1,136 @@
+"""Layers that go: what they added to the residual stream is taken over by the MLP of the last layer before that stays.
+
+A run of layers i + 1 ... j adds ``r`` to the stream that layer i leaves. The MLP of layer i can be made to add what its
+intermediate dimensions ``x`` tell of it: with C the ridge regression of ``r`` on ``x`` over the tokens of a batch,
+
+    down_proj.weight += C,    C = S_rx (S_xx + lambda I)^-1,    S = sums of r x^T and x x^T
+
+It is the idea of ReplaceMe (arXiv 2505.02819), which regresses on the *output* of that MLP; its inside is wider than
+the stream and tells more. Where the first layers go there is no MLP before them, and they go without; so do all layers
+of families whose MLPs write to the stream through a norm, and of mixtures of experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.roles import Family, Linear
+
+__all__ = ['LayerMerging', 'find_gaps', 'mlp_writer']
+
+
+def find_gaps(kept: Sequence[bool]) -> list[tuple[int, int]]:
+    """Runs of layers that go after one that stays: the layer that stays, and the last of those that go."""
+    stays, gaps = None, {}
+    for layer, is_kept in enumerate(kept):
+        if is_kept:
+            stays = layer
+        elif stays is not None:
+            gaps[stays] = layer
+    return list(gaps.items())
+
+
+def mlp_writer(family: Family, layer: int) -> str | None:
+    """Module path within a layer of the projection by which its MLP writes to the stream; None where none does so."""
+    for path, role in family.roles(layer):
+        if isinstance(role, Linear) and role.writes and role.columns == 'intermediate' and role.expert is None:
+            return None if family.has_experts else path
+    return None
+
+
+@dataclasses.dataclass
+class _Gap:
+    """Sums over the tokens of one run of layers that go."""
+
+    writer: str
+    inside: Tensor | None = None  # [tokens, intermediate], of the pass in progress
+    stream: Tensor | None = None  # [tokens, hidden]
+    squares: Tensor | None = None  # [intermediate, intermediate]
+    products: Tensor | None = None  # [intermediate, hidden]
+    tokens: int = 0
+
+
+class LayerMerging:
+    """Watches what layers that will go add to the stream during one batch; :meth:`apply` then changes the weights.
+
+    Args:
+        cutter (Cutter): Of a model none of whose units are gone yet.
+        layers (Tensor): Coming mask of the layers, zeros and ones [layers].
+        tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
+        is_forward (Callable): Whether the pass in progress is a forward pass of the model.
+    """
+
+    def __init__(self, cutter: Cutter, layers: Tensor, tokens: int, is_forward: Callable[[], bool]):
+        self._model, self._tokens, self._is_forward = cutter.model, tokens, is_forward
+        place, self._gaps, self._handles = f'{cutter.family.decoder}.layers', [], []
+        # What Granite multiplies all outputs by before they are added.
+        self._multiplier = float(getattr(cutter.model.config, 'residual_multiplier', 1.0))
+        for stays, last in find_gaps([value != 0 for value in layers.tolist()]):
+            writer = mlp_writer(cutter.family, stays)
+            if writer is None:
+                continue
+            gap = _Gap(f'{place}.{stays}.{writer}')
+            self._gaps.append(gap)
+            self._handles += [
+                self._model.get_submodule(gap.writer).register_forward_pre_hook(partial(self._see_inside, gap)),
+                self._model.get_submodule(f'{place}.{stays}').register_forward_hook(partial(self._see_stream, gap)),
+                self._model.get_submodule(f'{place}.{last}').register_forward_hook(partial(self._see_sum, gap)),
+            ]
+
+    def stop(self) -> None:
+        """Stops watching."""
+        for handle in self._handles:
+            handle.remove()
+
+    def apply(self, ridge: float, reduce: Callable[[Tensor], None] | None = None, ranks: int = 1) -> None:
+        """Changes the weights for the layers' absence.
+
+        Args:
+            ridge (float): Of the mean square of the MLP's inside, times its width per token.
+            reduce (Callable | None): Averages a tensor over ranks, in place; a collective. Default: there is one rank.
+            ranks (int): How many ranks there are. Default: ``1``.
+        """
+        for gap in self._gaps:
+            if gap.squares is None or gap.products is None:
+                continue
+            for total in (gap.squares, gap.products) if reduce is not None else ():
+                reduce(total)
+            squares = gap.squares.double()
+            squares.diagonal().add_(ridge * len(squares) / (gap.tokens * ranks) * squares.diagonal().mean())
+            shares = torch.cholesky_solve(gap.products.double(), torch.linalg.cholesky(squares)) / self._multiplier
+            weight = self._model.get_parameter(f'{gap.writer}.weight')
+            change = shares.T.to(weight.dtype)
+            if isinstance(weight, DTensor):
+                change = distribute_tensor(change.contiguous(), weight.device_mesh, weight.placements)
+            weight.add_(change)
+
+    def _see_inside(self, gap: _Gap, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._is_forward() and gap.tokens < self._tokens:
+            gap.inside = self._rows(gap, inputs[0])
+
+    def _see_stream(self, gap: _Gap, module: nn.Module, inputs: Any, out: Any) -> None:
+        if gap.inside is not None:
+            gap.stream = self._rows(gap, out)
+
+    def _see_sum(self, gap: _Gap, module: nn.Module, inputs: Any, out: Any) -> None:
+        if gap.inside is None or gap.stream is None:
+            return
+        x, added = gap.inside, self._rows(gap, out) - gap.stream
+        with torch.autocast(x.device.type, enabled=False):
+            gap.squares = x.T @ x + (0 if gap.squares is None else gap.squares)
+            gap.products = x.T @ added + (0 if gap.products is None else gap.products)
+        gap.tokens += len(x)
+        gap.inside = gap.stream = None
+
+    def _rows(self, gap: _Gap, out: Any) -> Tensor:
+        """float32 [tokens, width] of what a module was given or gave, up to the tokens that are wanted."""
+        x = (out[0] if isinstance(out, tuple) else out).detach()
+        return x.reshape(-1, x.shape[-1])[: self._tokens - gap.tokens].float()
