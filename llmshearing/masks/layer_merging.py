@@ -101,8 +101,9 @@ class LayerMerging:
         for gap in self._gaps:
             if gap.squares is None or gap.products is None:
                 continue
-            for total in (gap.squares, gap.products) if reduce is not None else ():
-                reduce(total)
+            if reduce is not None:
+                reduce(gap.squares)
+                reduce(gap.products)
             squares = gap.squares.double()
             squares.diagonal().add_(ridge * len(squares) / (gap.tokens * ranks) * squares.diagonal().mean())
             shares = torch.cholesky_solve(gap.products.double(), torch.linalg.cholesky(squares)) / self._multiplier
