@@ -68,6 +68,7 @@ setup(
         'eval': ['lm-eval>=0.4.9,<0.5'],  # lm-evaluation-harness, for yamls/eval/lm_evaluation_harness.yaml
         'dev': [
             'pytest>=8',
+            'pytest-rerunfailures>=15',
             'pytest-timeout>=2.3',  # a test that waits for ever fails, and the others run
             'pytest-xdist>=3.6',  # tests shared by processes
             'hypothesis>=6.100',

@@ -12,6 +12,7 @@ Nor threads: what one of them holds at the moment of a fork, nobody lets go of i
 """
 
 import logging
+import multiprocessing
 import os
 import re
 import resource
@@ -80,6 +81,9 @@ def nothing_left_behind():
     threads = set(threading.enumerate())
     yield
     end_threads(threads)
+    for process in multiprocessing.active_children():
+        if not process.daemon:  # it would be waited for at the end
+            process.kill()
     logging.disable(silenced)  # benchmarks do so for their process
     for name, value in before.items():
         os.environ.pop(name, None)
