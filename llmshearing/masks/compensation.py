@@ -73,7 +73,7 @@ class Compensation:
         ]
         self._merging = None
         if coming is not None and 'layer' in coming:
-            self._merging = LayerMerging(cutter, coming['layer'], tokens, lambda: self._is_forward)
+            self._merging = LayerMerging(cutter, coming['layer'], tokens)
         self._handles += [
             self._model.register_forward_pre_hook(lambda *_: self._begin(True)),
             self._model.register_forward_hook(lambda *_: self._begin(False), always_call=True),
@@ -159,6 +159,8 @@ class Compensation:
 
     def _begin(self, is_forward: bool) -> None:
         self._is_forward, self._last = is_forward, (None, '')
+        if self._merging is not None:
+            self._merging.is_forward = is_forward
 
     def _watch(self, path: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not self._is_forward:

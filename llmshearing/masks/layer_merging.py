@@ -65,11 +65,14 @@ class LayerMerging:
         cutter (Cutter): Of a model none of whose units are gone yet.
         layers (Tensor): Coming mask of the layers, zeros and ones [layers].
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
-        is_forward (Callable): Whether the pass in progress is a forward pass of the model.
+
+    Attributes:
+        is_forward (bool): A forward pass of the model is in progress; to be set by whoever watches for that.
     """
 
-    def __init__(self, cutter: Cutter, layers: Tensor, tokens: int, is_forward: Callable[[], bool]):
-        self._model, self._tokens, self._is_forward = cutter.model, tokens, is_forward
+    def __init__(self, cutter: Cutter, layers: Tensor, tokens: int):
+        self.is_forward = False
+        self._model, self._tokens = cutter.model, tokens
         place, self._gaps, self._handles = f'{cutter.family.decoder}.layers', [], []
         # What Granite multiplies all outputs by before they are added.
         self._multiplier = float(getattr(cutter.model.config, 'residual_multiplier', 1.0))
@@ -114,7 +117,7 @@ class LayerMerging:
             weight.add_(change)
 
     def _see_inside(self, gap: _Gap, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._is_forward() and gap.tokens < self._tokens:
+        if self.is_forward and gap.tokens < self._tokens:
             gap.inside = self._rows(gap, inputs[0])
 
     def _see_stream(self, gap: _Gap, module: nn.Module, inputs: Any, out: Any) -> None:
