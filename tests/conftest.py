@@ -80,7 +80,6 @@ def nothing_left_behind():
     before, silenced = {name: os.environ.get(name) for name in SET_FOR_A_RUN}, logging.root.manager.disable
     threads = set(threading.enumerate())
     yield
-    end_threads(threads)
     for process in multiprocessing.active_children():
         if not process.daemon:  # it would be waited for at the end
             process.kill()
@@ -94,6 +93,7 @@ def nothing_left_behind():
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
     remove_unused_segments()
+    end_threads(threads)  # the last, as it may fail
 
 
 def remove_unused_segments() -> None:
