@@ -49,7 +49,7 @@ OPENS_UNEVEN_HEADS = not TRANSFORMERS_5
 WINDOWS_BY_LAYER = TRANSFORMERS_5
 
 # Settings of a config that hold one entry per decoder layer, read by position.
-PER_LAYER_LISTS = ('layer_types', 'no_rope_layers')
+PER_LAYER_LISTS = ('layer_rope_theta', 'layer_types', 'no_rope_layers')
 
 # How the text part of a multimodal source becomes a folder of its own, for people to copy.
 TEXT_PART = (
@@ -78,7 +78,7 @@ EXPERTS_ARE_MODULES = not TRANSFORMERS_5
 LEFT_OUT = () if TRANSFORMERS_5 else ('gpt_oss', 'nemotron', 'olmoe', 'qwen2_moe')
 
 # Model types without PyTorch's attention.
-NO_SDPA = ('gpt_oss',)
+NO_SDPA = ('gpt_oss', 'granite_swa')
 
 
 def layer_kinds(config: Any) -> list[str] | None:
@@ -126,7 +126,7 @@ def attention_implementation(config: Any, wanted: str = 'sdpa') -> str:
     """The attention to compute a model with: ``wanted``, or ``'eager'`` where that would leave something out.
 
     PyTorch's attention has no soft-capping of scores, which Gemma 2 asks for: transformers 4 left it out with a
-    warning, 5.24 refuses. Nor has it the sinks of gpt-oss.
+    warning, 5.24 refuses. Nor has it attention sinks.
     """
     impossible = getattr(config, 'attn_logit_softcapping', None) or config.model_type in NO_SDPA
     return 'eager' if wanted == 'sdpa' and impossible else wanted

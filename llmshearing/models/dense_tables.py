@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX
-from llmshearing.models.roles import Family, Linear, Norm, Whole
+from llmshearing.models.roles import Family, Linear, Norm, PerHead, Whole
 from llmshearing.models.table_parts import (
     HEAD_NORMS,
     POST_NORMS,
@@ -30,7 +30,9 @@ __all__ = [
     'GLM',
     'GLM4',
     'GPT_NEOX',
+    'GRANITE_SWA',
     'HUNYUAN',
+    'HYPERCLOVAX',
     'JAIS2',
     'LLAMA',
     'NEMOTRON',
@@ -45,6 +47,25 @@ __all__ = [
 LLAMA = Family(layer={**pre_norms(), **attention(), **gated_mlp()})
 
 QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
+
+GRANITE_SWA = Family(layer={**LLAMA.layer, 'self_attn': PerHead(('sinks',))})
+
+# Granite, with norms on what is added to the stream where its config says so.
+HYPERCLOVAX = Family(
+    layer={},
+    layer_of_kind={
+        'pre_norm': LLAMA.layer,
+        'post_norm': {
+            'input_layernorm': Norm(reads=True, feeds='attention'),
+            'post_norm1': Norm(writes=True),
+            'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
+            'post_norm2': Norm(writes=True),
+            **attention(writes=False),
+            **gated_mlp(writes=False),
+        },
+    },
+    layer_types=lambda config: ('post_norm' if config.use_post_norm else 'pre_norm',) * config.num_hidden_layers,
+)
 
 GEMMA = Family(layer={**pre_norms(offset=1.0), **attention(), **gated_mlp()}, norm_offset=1.0, scales_embedding=True)
 

@@ -18,6 +18,7 @@ WITHOUT = {
     'olmo2',
     'olmo3',
     'exaone4',
+    'hyperclovax',
     'mixtral',
     'qwen3_moe',
     'olmoe',

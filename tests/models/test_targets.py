@@ -180,9 +180,12 @@ def every_shape(source, multiple_of, has_head_dim):
             yield ModelShape(layers, hidden, heads, kv, intermediate, source.head_dim, *experts)
 
 
+NEEDS_WHOLE_HEADS = ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'hyperclovax', 'jais2', 'llama', 'vaultgemma')
+
+
 def opens(config, shape):
     """Whether the newest transformers opens such a shape."""
-    return config.model_type not in ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'jais2', 'llama', 'vaultgemma') or (
+    return config.model_type not in NEEDS_WHOLE_HEADS or (
         shape.hidden_size % shape.num_attention_heads == 0
     )
 

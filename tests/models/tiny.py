@@ -90,7 +90,10 @@ MORE_VARIANTS: dict[str, dict] = {
     'exaone4': {'head_dim': 12, **SLIDING},
     'glm4': {'head_dim': 8, 'partial_rotary_factor': 0.5},
     'gpt_oss': {'head_dim': 8, **SLIDING, 'num_local_experts': 6, 'num_experts_per_tok': 2},
+    'granite_swa': {**SLIDING, 'attention_multiplier': 0.2, 'layer_rope_theta': [1e4, 0, 5e5, 1e4]},
     'hunyuan_v1_dense': {'head_dim': 12},
+    'hyperclovax': {'residual_multiplier': 0.5, 'logits_scaling': 2.0},
+    'hyperclovax-pre': {'use_post_norm': False},
     'jais2': {},
     'ministral': {'head_dim': 12, 'sliding_window': 8},
     'ministral3': {'head_dim': 12},
@@ -109,7 +112,7 @@ NEWER = frozenset(MORE_VARIANTS) - {'cohere2', 'glm4'}  # which are for transfor
 VARIANTS |= {
     name: settings
     for name, settings in MORE_VARIANTS.items()
-    if name in CONFIG_MAPPING and (TRANSFORMERS_5 or name not in NEWER)
+    if name.split('-')[0] in CONFIG_MAPPING and (TRANSFORMERS_5 or name not in NEWER)
 }
 
 # Rotary settings that config files of the two generations of transformers spell differently, by variant and kind.
