@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.cut.memory import layers_by_pass
 from llmshearing.cut.one_shot import prune_in_one_shot
 from llmshearing.cut.plan import SHARD_BYTES, PlannedCut, plan_cut
 from llmshearing.cut.progress import stage_bar
 from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
-from llmshearing.cut.source import check_device, losses_of, open_source
+from llmshearing.cut.source import check_device, losses_of, open_result, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, calibration_batches, read_texts
-from llmshearing.export.model_folder import cut_tensors, open_strictly, tensors_of
+from llmshearing.export.model_folder import cut_tensors, tensors_of
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
 from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
-from llmshearing.export.verification import verify_folder
+from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.scores import Calibration
 from llmshearing.masks.state import PruningState
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
+from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import read_source_files
 from llmshearing.rotation.in_memory import Rotated, rotate_in_memory
 from llmshearing.utils.files import refuse_unwritable
@@ -82,11 +84,11 @@ def cut_source(
     settings, output = settings or CutSettings(), Path(output)
     if not text:
         raise ValueError(NO_TEXT)
-    plan = plan_cut(source, target, settings)
+    device = check_device(device)
+    plan = plan_cut(source, target, settings, device)
     for line in plan.lines():
         report(line)
     _check_place(output, plan)
-    device = check_device(device)
     texts = read_texts(
         text,
         plan.folder,
@@ -99,7 +101,7 @@ def cut_source(
     )
     report(f'text: {_count(texts, "seen"):,} tokens to choose by, {_count(texts, "held_out"):,} held out')
     measured = _cut(plan, texts, output, settings, device, report, progress)
-    result = open_strictly(output, DTYPES[plan.computed_in]).to(device)  # the source is gone from memory
+    result = open_result(plan, output, device)  # the source is gone from memory
     return CutResult(
         folder=output,
         plan=plan,
@@ -120,7 +122,7 @@ class _Measured:
     after: dict[str, float]
     speed: dict[str, float]
     rotated: Rotated | None
-    difference: float
+    difference: float | None
 
 
 def _cut(
@@ -132,7 +134,7 @@ def _cut(
     report: Report,
     progress: bool,
 ) -> _Measured:
-    model = open_source(plan, device)
+    model = open_source(plan, device, output.absolute().parent)
     decoder = model.get_submodule(family_of(plan.config).decoder)
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
     batches = [
@@ -150,7 +152,10 @@ def _cut(
         report(f'rotated{fixed}: {rotated.loss_before:.4f} nats on seen text before, {rotated.loss_after:.4f} after')
     calibration = Calibration(Cutter(model), batches, seed=settings.seed)
     scores = settings.scores_by_axis()
-    passes = len(batches) * (len({scores[axis] for axis in plan.axes}) + 1 + settings.compensate)
+    compensating = settings.compensate * len(
+        layers_by_pass(shape_of(plan.config), plan.axes, range(plan.target.num_hidden_layers))
+    )
+    passes = len(batches) * (len({scores[axis] for axis in plan.axes}) + 1 + compensating)
     with stage_bar(decoder, 'choosing', passes, progress):
         pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
@@ -174,10 +179,11 @@ def _check_place(output: Path, plan: PlannedCut) -> None:
         raise ValueError(f'--output: {output} exists already; choose another folder, or remove it.')
     refuse_unwritable('--output', output)
     free = shutil.disk_usage(next(parent for parent in output.absolute().parents if parent.exists())).free
-    if free < plan.bytes:
+    if free < plan.bytes + plan.scratch:
+        meanwhile = " with the source's weights beside it" if plan.scratch else ''
         raise ValueError(
-            f'--output: {output} takes {with_unit(plan.bytes, "B")}, and {with_unit(free, "B")} are free there; choose '
-            'another disk, or a smaller target.'
+            f'--output: {output} takes {with_unit(plan.bytes + plan.scratch, "B")}{meanwhile}, and '
+            f'{with_unit(free, "B")} are free there; choose another disk, or a smaller target.'
         )
 
 
@@ -197,8 +203,11 @@ def _export(
     plan: PlannedCut,
     losses: Mapping[str, float],
     recipe: Mapping[str, Any],
-) -> float:
-    """The ordinary export with its checks; returns the largest difference of a logit."""
+) -> float | None:
+    """The ordinary export with its checks; returns the largest difference of a logit.
+
+    A large model is compared tensor by tensor instead, and no number returned.
+    """
     masks, model = pruning.final_masks(), cutter.model
     cuts = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
     held = tensors_of(model)
@@ -214,15 +223,21 @@ def _export(
         stage='cut',
         recipe=recipe,
     )
-    expected, dtype = probe_masked(cutter, masks), DTYPES[plan.dtype]
+    dtype = DTYPES[plan.dtype]
 
     def full(name: str) -> Tensor | None:
         return held[name].detach().cpu() if name in held else None
 
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        return cut_tensors(cutter.family, cuts, masks, full, model.config.tie_word_embeddings)
+
+    difference = None
     with ModelFolderWriter(output, SHARD_BYTES) as writer:
-        tensors = cut_tensors(cutter.family, cuts, masks, full, model.config.tie_word_embeddings)
-        write_pruned_folder(writer, pruning, model.config, cuts, tensors, dtype, origin)
-        difference = verify_folder(writer.path, expected, dtype)
+        write_pruned_folder(writer, pruning, model.config, cuts, tensors(), dtype, origin)
+        if plan.scratch:
+            verify_tensors(writer.path, tensors(), lambda tensor: tensor.to(dtype))
+        else:
+            difference = verify_folder(writer.path, probe_masked(cutter, masks), dtype)
         writer.commit()
     return difference
 

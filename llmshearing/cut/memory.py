@@ -1,13 +1,14 @@
 """How much memory a cut takes, from a config alone.
 
-The whole model is there in the type it is computed in. On top come, one after the other, what compensation adds up over
-tokens, and the finished folder, which is opened in float32 and compared. Methods that need gradients keep the
-activations of a pass; weights have no gradients.
+The whole model is there in the type it is computed in, or lies in a file that is mapped. On top come, one after the
+other, what compensation adds up over tokens, and the finished folder, which is opened in float32 and compared where it
+is small. Methods that need gradients keep the activations of a pass; weights have no gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from llmshearing.models.counting import DIMENSION_SIZES, count_parameters, layout_of
@@ -17,11 +18,34 @@ from llmshearing.planning.memory import TrainingSetup, compensation_bytes, estim
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['BACKWARD_METHODS', 'memory_needed']
+__all__ = ['BACKWARD_METHODS', 'SUMS_AT_ONCE', 'layers_by_pass', 'memory_needed']
 
 BACKWARD_METHODS = ('taylor',)
 PROCESS = 6 * 10**8  # Python with torch and transformers, and their kernels
+SUMS_AT_ONCE = 3 * 10**9  # bytes of what compensation adds up in a pass over the text
 LOGITS = 3  # copies of a pass: as they come, in float32, and their logarithms
+
+
+def layers_by_pass(
+    shape: ModelShape, axes: Collection[str], kept: Sequence[int], at_once: int | None = None
+) -> list[list[int]]:
+    """Which layers each pass of compensation sees to, one at least: the last ones first.
+
+    Args:
+        shape (ModelShape): Shape of the source.
+        axes (Collection[str]): Pruned axes.
+        kept (Sequence[int]): Layers that stay.
+        at_once (int | None): Bytes of the sums of a pass. Default: :data:`SUMS_AT_ONCE`.
+    """
+    count = max(1, (at_once or SUMS_AT_ONCE) // max(1, _sums_of_a_layer(shape, axes)))
+    return [list(kept[max(0, end - count) : end]) for end in range(len(kept), 0, -count)]
+
+
+def _sums_of_a_layer(shape: ModelShape, axes: Collection[str]) -> int:
+    """Bytes that compensation adds up for one layer, with the LM head and layers that are merged into it, at most."""
+    two = dataclasses.replace(shape, num_hidden_layers=2)
+    one = dataclasses.replace(shape, num_hidden_layers=1)
+    return compensation_bytes(one, axes, tied=False) + ('layer' in axes) * merging_bytes(two, 1)
 
 
 def memory_needed(
@@ -34,6 +58,7 @@ def memory_needed(
     methods: Collection[str] = (),
     compensate: bool = True,
     shard_bytes: int = 10**9,
+    in_file: bool = False,
 ) -> int:
     """Bytes at the peak, on one device or the CPU.
 
@@ -47,19 +72,22 @@ def memory_needed(
         methods (Collection[str]): Scoring methods. Default: none.
         compensate (bool): Whether weights are compensated. Default: ``True``.
         shard_bytes (int): Largest file, which is held while it fills. Default: 1 GB.
+        in_file (bool): The weights lie in a file, and the finished folder is compared tensor by tensor. Default:
+            ``False``.
     """
     layout, source = layout_of(config), shape_of(config)
-    weights = DTYPE_BYTES[dtype] * count_parameters(layout, source).total
+    weights = 0 if in_file else DTYPE_BYTES[dtype] * count_parameters(layout, source).total
     passing = LOGITS * 4 * sequences * length * config.vocab_size
     stages = [passing]
     if compensate:
         widest = max(DIMENSION_SIZES[name](source) for name in ('hidden', 'query', 'intermediate'))
-        sums = compensation_bytes(layout, source, axes) + merging_bytes(source, target.num_hidden_layers)
+        passes = layers_by_pass(source, axes, range(target.num_hidden_layers))
+        sums = max(map(len, passes)) * _sums_of_a_layer(source, axes)
         stages.append(sums + max(passing, 3 * 8 * widest**2))
     if set(methods) & set(BACKWARD_METHODS):
         setup = TrainingSetup(1, 'ddp', sequences, length, precision='fp32')
         step = estimate_memory(config, setup, axes, freeze_weights=True)
         stages.append(step.total - step.parameters)
-    result = count_parameters(layout, target).total
-    stages.append(4 * result + min(shard_bytes, 4 * result))
+    result = 4 * count_parameters(layout, target).total
+    stages.append(result * (not in_file) + min(shard_bytes, result))
     return PROCESS + weights + max(stages)

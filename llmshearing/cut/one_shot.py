@@ -7,17 +7,19 @@ weights nothing, by the same learner, scores and compensation, and it gives the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from llmshearing.cut.memory import layers_by_pass
 from llmshearing.masks.compensation import TOKENS, Compensation
 from llmshearing.masks.energies import norm_energies
 from llmshearing.masks.learner import LearnerSettings, learner_class
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.models.shapes import ModelShape
+from llmshearing.models.units import kept_units
 
 __all__ = ['Measured', 'choose_in_one_shot', 'compensate_for', 'measure_units', 'prune_in_one_shot']
 
@@ -84,17 +86,38 @@ def choose_in_one_shot(
 
 
 @torch.no_grad()
-def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool = True) -> None:
+def compensate_for(
+    calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool = True, at_once: int | None = None
+) -> None:
     """Changes the weights so that the units that ``masks`` keep take over from the others.
+
+    What is added up over the tokens is the square of a layer's widths, which of all layers is more than a large model.
+    So a pass over the text sees to some layers, the last ones first: what the layers before them compute is still what
+    the source computes, and the result is that of a single pass, to the bit.
 
     Args:
         calibration (Calibration): The model, and the batches that are looked at, up to
             :data:`~llmshearing.masks.compensation.TOKENS` tokens.
         masks (Mapping[str, Tensor]): Zeros and ones by axis; they are not set.
         merge_layers (bool): Also put what layers add that go into the MLPs before them. Default: ``True``.
+        at_once (int | None): Bytes of the sums of a pass. Default: 3 GB.
     """
-    calibration.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
-    watching = Compensation(calibration.cutter, masks, coming=masks if merge_layers else None)
+    cutter = calibration.cutter
+    cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
+    modules = list(cutter.family.modules(cutter.shape.num_hidden_layers))
+    paths = {path for path, _, layer in modules if layer is None}
+    for layers in layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers), at_once):
+        paths |= {path for path, _, layer in modules if layer in layers}
+        _compensate(calibration, masks, merge_layers, paths)
+        paths = set()
+    cutter.set_masks(None)
+
+
+def _compensate(
+    calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool, paths: Collection[str]
+) -> None:
+    """One pass over the text, which changes these modules."""
+    watching = Compensation(calibration.cutter, masks, coming=masks if merge_layers else None, paths=paths)
     seen = 0
     try:
         for part, _ in calibration.passes():
@@ -105,4 +128,3 @@ def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_
     finally:
         watching.stop()
     watching.apply(masks)
-    calibration.cutter.set_masks(None)

@@ -27,7 +27,7 @@ from llmshearing.utils.paths import expand_path
 
 __all__ = ['SHARD_BYTES', 'PlannedCut', 'plan_cut']
 
-FLOAT32_UP_TO = 10**9  # parameters; larger sources are computed in the type they are stored in
+LARGE = 10**9  # parameters of sources that are computed in the type they are stored in, from a file
 TOKENS_PER_PASS = 2048
 SHARD_BYTES = 10**9
 
@@ -49,6 +49,7 @@ class PlannedCut:
         unrotated (str | None): Why it is not, where it was to be.
         length (int): Tokens per sequence.
         memory (int): Bytes at the peak.
+        scratch (int): Bytes that the source's weights take on the output's disk meanwhile; 0 where they are in memory.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class PlannedCut:
     unrotated: str | None
     length: int
     memory: int
+    scratch: int
 
     @property
     def sequences_per_pass(self) -> int:
@@ -76,23 +78,25 @@ class PlannedCut:
 
     def lines(self) -> list[str]:
         """The plan in words."""
+        meanwhile = f', and meanwhile {with_unit(self.scratch, "B")} for the weights' if self.scratch else ''
         basis = ', in a rotated basis' if self.rotates else f' ({self.unrotated})' if self.unrotated else ''
         return [
             f'source: {self.source_parameters:,} parameters, {shape_of(self.config)}',
             f'target: {self.parameters:,} parameters ({self.parameters / self.source_parameters:.1%}), {self.target}',
             f'along {", ".join(self.axes)}{basis}',
             f'takes about {with_unit(self.memory, "B")} of memory in {self.computed_in}, '
-            f'and {with_unit(self.bytes, "B")} of disk in {self.dtype}',
+            f'and {with_unit(self.bytes, "B")} of disk in {self.dtype}{meanwhile}',
         ]
 
 
-def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSettings) -> PlannedCut:
+def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSettings, device: str = 'cpu') -> PlannedCut:
     """What a cut would do; reads config.json and nothing else.
 
     Args:
         source (str | Path): Folder of a Hugging Face model.
         target (Mapping[str, Any]): As for :func:`~llmshearing.models.targets.target_shape`.
         settings (CutSettings): What else decides the cut.
+        device (str): Where it will be computed. Default: the CPU.
 
     Raises:
         ValueError: For a source of a type that is not supported, or a target that it cannot be cut to.
@@ -107,6 +111,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     dtype = settings.dtype or (stored if stored in DTYPES else 'float32')
     length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
     check_attention(config, attention_implementation(config), length)
+    computed_in = 'float32' if whole <= LARGE else dtype
     unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
     plan = PlannedCut(
         folder=folder,
@@ -116,11 +121,12 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         source_parameters=whole,
         parameters=int(count_parameters(layout, shape).total),
         dtype=dtype,
-        computed_in='float32' if whole <= FLOAT32_UP_TO else dtype,
+        computed_in=computed_in,
         rotates=settings.rotate and 'hidden' in axes and unrotated is None,
         unrotated=unrotated,
         length=length,
         memory=0,
+        scratch=DTYPE_BYTES[computed_in] * whole if whole > LARGE else 0,
     )
     scores = settings.scores_by_axis()
     memory = memory_needed(
@@ -133,6 +139,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         {scores[axis] for axis in axes},
         settings.compensate,
         SHARD_BYTES,
+        in_file=bool(plan.scratch) and device == 'cpu',
     )
     return dataclasses.replace(plan, memory=memory)
 

@@ -26,7 +26,8 @@ class CutResult:
             and result, in the type that was computed in.
         disk_bytes (tuple[int, int]): Size of the weights' files of source and result.
         rotated (Rotated | None): What the rotation did; None without.
-        difference (float): Largest difference of a logit between the cut model and what the folder computes.
+        difference (float | None): Largest difference of a logit between the cut model and what the folder computes;
+            None for a large model, whose tensors were compared instead.
     """
 
     folder: Path
@@ -36,7 +37,7 @@ class CutResult:
     speeds: tuple[dict[str, float], dict[str, float]]
     disk_bytes: tuple[int, int]
     rotated: Rotated | None
-    difference: float
+    difference: float | None
 
     def lines(self) -> list[str]:
         """Two tables and what to do next."""
@@ -53,10 +54,13 @@ class CutResult:
             ('tokens/s, writing', f'{before["generate"]:,.1f}', f'{after["generate"]:,.1f}'),
         ]
         lines += ['', *(f'{name:{width}}  {old:>15} to {new:>15}' for name, old, new in rows)]
+        compared = 'every tensor read back and compared with the cut model, bit for bit.'
+        if self.difference is not None:
+            compared = f'opened and compared, logits differ from the cut model by {self.difference:.2g} at most.'
         return [
             *lines,
             '',
-            f'{self.folder}: opened and compared, logits differ from the cut model by {self.difference:.2g} at most.',
+            f'{self.folder}: {compared}',
             'It has not been trained since it was cut. Next: continue its pre-training, `llmshearing train RUN.yaml` '
             f'with model.pretrained_model_name_or_path: {self.folder} (yamls/demo/continue.yaml explains every key).',
         ]

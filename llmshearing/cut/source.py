@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import check_weights
+from llmshearing.checkpoints.weights_in_file import open_in_file
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
 from llmshearing.cut.plan import PlannedCut
 from llmshearing.cut.text import Text
+from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
+from llmshearing.models.source_config import read_config
 from llmshearing.scaling.measure import domain_loss
 
-__all__ = ['check_device', 'losses_of', 'open_source']
+__all__ = ['check_device', 'losses_of', 'open_result', 'open_source']
 
 
 def check_device(device: str | None) -> str:
@@ -31,13 +35,21 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def open_source(plan: PlannedCut, device: str) -> PreTrainedModel:
+def open_source(plan: PlannedCut, device: str, place: Path | None = None) -> PreTrainedModel:
     """The source in evaluation mode, without gradients.
+
+    Args:
+        plan (PlannedCut): What to open it for.
+        device (str): Where to compute.
+        place (Path | None): Folder on the disk that may hold the weights of a large source. Default: they are all in
+            memory.
 
     Raises:
         ValueError: For weights that do not fit the config.
     """
     check_weights(plan.folder, plan.config)
+    if plan.scratch and place is not None:
+        return open_in_file(plan.folder, plan.config, DTYPES[plan.computed_in], place).to(device)
     model, _ = load_causal_lm(
         plan.folder,
         config=plan.config,
@@ -45,6 +57,14 @@ def open_source(plan: PlannedCut, device: str) -> PreTrainedModel:
         **dtype_argument(DTYPES[plan.computed_in]),
     )
     return model.to(device).eval().requires_grad_(False)
+
+
+def open_result(plan: PlannedCut, folder: Path, device: str) -> PreTrainedModel:
+    """The finished folder's model as the source was opened; a large one after its tensors were compared."""
+    dtype = DTYPES[plan.computed_in]
+    if plan.scratch:
+        return open_in_file(folder, read_config(folder), dtype, folder.parent).to(device)
+    return open_strictly(folder, dtype).to(device)
 
 
 def losses_of(model: PreTrainedModel, texts: Sequence[Text], plan: PlannedCut) -> dict[str, float]:

@@ -21,7 +21,7 @@ see :mod:`~llmshearing.masks.layer_merging`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,10 +52,16 @@ class Compensation:
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
         coming (Mapping[str, Tensor] | None): The masks that :meth:`apply` will get, where they are known before the
             batch and nothing is gone yet: layers that go are then merged into those before them. Default: ``None``.
+        paths (Container[str] | None): Modules whose weights may change. Default: all.
     """
 
     def __init__(
-        self, cutter: Cutter, axes: Iterable[str], tokens: int = TOKENS, coming: Mapping[str, Tensor] | None = None
+        self,
+        cutter: Cutter,
+        axes: Iterable[str],
+        tokens: int = TOKENS,
+        coming: Mapping[str, Tensor] | None = None,
+        paths: Container[str] | None = None,
     ):
         self.tokens, self._model, self._cutter = tokens, cutter.model, cutter
         self._sums: dict[str, Tensor] = {}  # over tokens; projection: x x^T; norm: squares, relative to their mean
@@ -66,14 +72,16 @@ class Compensation:
         if cutter.plan is None or cutter.masks is None:
             raise ValueError('compensation watches a batch under masks: call set_masks first.')
         self._before = dict(cutter.plan.cuts(self._flat(cutter.masks)))
-        self._inputs = {path: self._present(path, cut) for path, cut in self._watched(set(axes))}
+        self._inputs = {
+            path: self._present(path, cut) for path, cut in self._watched(set(axes)) if paths is None or path in paths
+        }
         self._handles = [
             self._model.get_submodule(path).register_forward_pre_hook(partial(self._watch, path))
             for path in self._inputs
         ]
         self._merging = None
         if coming is not None and 'layer' in coming:
-            self._merging = LayerMerging(cutter, coming['layer'], tokens)
+            self._merging = LayerMerging(cutter, coming['layer'], tokens, paths)
         self._handles += [
             self._model.register_forward_pre_hook(lambda *_: self._begin(True)),
             self._model.register_forward_hook(lambda *_: self._begin(False), always_call=True),

@@ -13,7 +13,7 @@ of families whose MLPs write to the stream through a norm, and of mixtures of ex
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,12 +65,13 @@ class LayerMerging:
         cutter (Cutter): Of a model none of whose units are gone yet.
         layers (Tensor): Coming mask of the layers, zeros and ones [layers].
         tokens (int): Tokens per rank to look at; later ones of the batch are passed over.
+        paths (Container[str] | None): Modules whose weights may change. Default: all.
 
     Attributes:
         is_forward (bool): A forward pass of the model is in progress; to be set by whoever watches for that.
     """
 
-    def __init__(self, cutter: Cutter, layers: Tensor, tokens: int):
+    def __init__(self, cutter: Cutter, layers: Tensor, tokens: int, paths: Container[str] | None = None):
         self.is_forward = False
         self._model, self._tokens = cutter.model, tokens
         place, self._gaps, self._handles = f'{cutter.family.decoder}.layers', [], []
@@ -78,7 +79,7 @@ class LayerMerging:
         self._multiplier = float(getattr(cutter.model.config, 'residual_multiplier', 1.0))
         for stays, last in find_gaps([value != 0 for value in layers.tolist()]):
             writer = mlp_writer(cutter.family, stays)
-            if writer is None:
+            if writer is None or not (paths is None or f'{place}.{stays}.{writer}' in paths):
                 continue
             gap = _Gap(f'{place}.{stays}.{writer}')
             self._gaps.append(gap)

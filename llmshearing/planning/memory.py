@@ -173,7 +173,7 @@ def estimate_memory(
         activations=round(kept),
         logits_and_temporaries=round(peak) - copies - round(kept),
         teacher=0 if teacher is None else copy_bytes * _share(layout_of(teacher), shape_of(teacher), setup),
-        compensation=compensation_bytes(layout, shape, masked_axes) if compensate else 0,
+        compensation=compensation_bytes(shape, masked_axes, layout.tied) if compensate else 0,
     )
 
 
@@ -194,16 +194,16 @@ def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen
     return (1 if frozen else 2) * seen_bytes * (outside + two_layers)  # parameters and their gradients
 
 
-def compensation_bytes(layout: Layout, shape: ModelShape, masked_axes: Collection[str]) -> int:
+def compensation_bytes(shape: ModelShape, masked_axes: Collection[str], tied: bool) -> int:
     """Bytes of the sums of x x^T while nothing is gone yet. Attention and MLP read the hidden dimensions once each.
 
     Args:
-        layout (Layout): Of the source.
         shape (ModelShape): Shape of the source.
         masked_axes (Collection[str]): Axes whose units may go.
+        tied (bool): The LM head is the embedding, and is not compensated.
     """
     readers = {
-        'hidden': 2 * shape.num_hidden_layers + (not layout.tied),
+        'hidden': 2 * shape.num_hidden_layers + (not tied),
         'query': shape.num_hidden_layers,
         'intermediate': 0 if shape.num_experts else shape.num_hidden_layers,  # routed experts are not compensated
     }

@@ -16,7 +16,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llmshearing import cli
+from llmshearing.checkpoints.weights_in_file import open_in_file
 from llmshearing.cut import cut_source as stages
+from llmshearing.cut import memory
+from llmshearing.cut import plan as plans
+from llmshearing.cut import source as sources
 from llmshearing.cut.cut_source import cut_source
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.text import read_texts
@@ -24,6 +28,7 @@ from llmshearing.masks.record import read_record
 from llmshearing.models.shapes import shape_of
 from llmshearing.rotation import in_memory
 from llmshearing.rotation.stream import check_rotatable
+from llmshearing.utils.numbers import with_unit
 from tests.models.tiny import VARIANTS, tiny_model
 from tests.rotation.test_command import make_text
 
@@ -140,6 +145,27 @@ def test_stopped_anywhere_nothing_is_left_and_the_next_start_is_clean(place, tmp
     (tmp_path / '.out.partial' / 'model.safetensors').write_bytes(b'half')
     cut(place, tmp_path / 'out')
     assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_a_large_source_is_cut_from_a_file_to_the_same_bytes(place, tmp_path, monkeypatch):
+    cut(place, tmp_path / 'whole')
+    opened = []
+    monkeypatch.setattr(plans, 'LARGE', 10_000)
+    monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 1)
+    monkeypatch.setattr(sources, 'open_in_file', lambda *a: opened.append(a[0].name) or open_in_file(*a))
+    monkeypatch.setattr(stages, 'verify_folder', lambda *_: pytest.fail('the folder was opened in float32'))
+    result = cut(place, tmp_path / 'paged')
+    assert opened == ['source', 'paged']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['paged', 'whole']
+    assert load_file(tmp_path / 'paged' / 'model.safetensors').keys() and result.difference is None
+    for name in ('model.safetensors', 'config.json', 'pruning.json'):
+        assert (tmp_path / 'paged' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
+    assert 'every tensor read back and compared' in '\n'.join(result.lines())
+    assert f'meanwhile {with_unit(4 * result.plan.source_parameters, "B")}' in result.plan.lines()[-1]
+    usage, needed = shutil.disk_usage(tmp_path), result.plan.bytes + result.plan.scratch
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(ValueError, match="with the source's weights beside it"):
+        cut(place, tmp_path / 'again')
 
 
 def test_rotation_and_compensation_each_change_the_result(place, tmp_path):

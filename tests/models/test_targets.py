@@ -185,9 +185,7 @@ NEEDS_WHOLE_HEADS = ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'hyperclovax', 'ja
 
 def opens(config, shape):
     """Whether the newest transformers opens such a shape."""
-    return config.model_type not in NEEDS_WHOLE_HEADS or (
-        shape.hidden_size % shape.num_attention_heads == 0
-    )
+    return config.model_type not in NEEDS_WHOLE_HEADS or (shape.hidden_size % shape.num_attention_heads == 0)
 
 
 def spread_by_hand(source, shape, pinned=()):

@@ -1,0 +1,71 @@
+"""A model whose weights lie in a file that is mapped into memory, for models that memory does not hold.
+
+The weights can be read and changed like any others. Pages that nobody looked at lately are the kernel's to write back
+and drop, so a pass over the layers takes the memory of the layers that it is at. The file has no name: whoever is
+killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from llmshearing.checkpoints.parameter_shapes import parameter_shapes
+from llmshearing.checkpoints.source import read_weights
+from llmshearing.compat.transformers import attention_implementation, dtype_argument
+from llmshearing.models.stored import read_parameter
+
+__all__ = ['open_in_file']
+
+ALIGNMENT = 64  # bytes; what vector instructions want
+
+
+def open_in_file(folder: Path, config: PretrainedConfig, dtype: torch.dtype, place: Path) -> PreTrainedModel:
+    """A folder's model in evaluation mode, without gradients; its weights are copied to the file one by one.
+
+    Args:
+        folder (Path): Model folder, whose tensors fit its config
+            (:func:`~llmshearing.checkpoints.source.check_weights`).
+        config (PretrainedConfig): Its config.
+        dtype (torch.dtype): Type of the weights in the file.
+        place (Path): Folder on the disk that shall hold the file.
+    """
+    stored = read_weights(folder, config)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention_implementation(config), **dtype_argument(dtype)
+        )
+    tied = parameter_shapes(config).tied
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    space = _Space(sum(tensor.nbytes + ALIGNMENT for tensor in tensors.values() if tensor.is_meta), place)
+    for name, empty in tensors.items():
+        tensor = read_parameter(config, name, lambda name: stored[name].read())
+        if empty.is_meta:
+            path, _, own_name = name.rpartition('.')
+            held = space.take(empty.shape, empty.dtype).copy_(tensor)
+            model.get_submodule(path)._parameters[own_name] = nn.Parameter(held, requires_grad=False)
+        else:  # a buffer that files hold
+            empty.copy_(tensor)
+    model.tie_weights()
+    return model.eval()
+
+
+class _Space:
+    """A mapped file of so many bytes, handed out piece by piece."""
+
+    def __init__(self, size: int, place: Path):
+        with tempfile.TemporaryFile(dir=place) as file:
+            self._bytes = torch.from_numpy(np.memmap(file, np.uint8, 'w+', shape=(max(size, 1),)))
+        self._used = 0
+
+    def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        size = shape.numel() * dtype.itemsize
+        piece = self._bytes[self._used : self._used + size]
+        self._used += -(-size // ALIGNMENT) * ALIGNMENT
+        return piece.view(dtype).view(shape)
