@@ -54,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         '--held-out', type=int, default=8_192, metavar='N', help='tokens to measure losses on (default: %(default)s)'
     )
     parser.add_argument(
-        '--seq-len', type=int, default=512, metavar='N', help='tokens per sequence of plain text (default: %(default)s)'
+        '--seq-len',
+        type=int,
+        metavar='N',
+        help="tokens per sequence of plain text (default: 512, or the source's positions where they are fewer)",
     )
     parser.add_argument(
         '--batch-tokens',

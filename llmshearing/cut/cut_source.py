@@ -175,6 +175,8 @@ def _cut(
 
 def _check_place(output: Path, plan: PlannedCut) -> None:
     """Refuses an output that is there, cannot be written, or does not fit on its disk."""
+    if output.exists() and output.samefile(plan.folder):
+        raise ValueError(f'--output: {output} is the source itself; name a folder that does not exist.')
     if output.exists():
         raise ValueError(f'--output: {output} exists already; choose another folder, or remove it.')
     refuse_unwritable('--output', output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from llmshearing.masks.state import plan_masks
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.models.source_config import check_attention
+from llmshearing.models.units import mask_shapes
 from llmshearing.rotation.stream import check_rotatable
 from llmshearing.utils.numbers import with_unit
 from llmshearing.utils.paths import expand_path
@@ -112,6 +113,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
     check_attention(config, attention_implementation(config), length)
     computed_in = 'float32' if whole <= LARGE else dtype
+    _check_scores(settings.scores, settings.scores_by_axis(), axes, shape_of(config))
     unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
     plan = PlannedCut(
         folder=folder,
@@ -142,6 +144,18 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         in_file=bool(plan.scratch) and device == 'cpu',
     )
     return dataclasses.replace(plan, memory=memory)
+
+
+def _check_scores(
+    asked: str | Mapping[str, str] | None, by_axis: Mapping[str, str], cut: Collection[str], source: ModelShape
+) -> None:
+    """Refuses scores that decide nothing: of no axis that is cut, or of one that the source does not have."""
+    listed = ', '.join(cut)
+    if isinstance(asked, str) and asked not in {by_axis[axis] for axis in cut}:
+        raise ValueError(f'--scores {asked} scores none of the axes that are cut ({listed}); leave it out.')
+    absent = [] if asked is None or isinstance(asked, str) else sorted(set(asked) - set(mask_shapes(source)))
+    if absent:
+        raise ValueError(f'--scores {absent[0]}=...: the source has no such axis; those that are cut are {listed}.')
 
 
 def _obstacle(config: PretrainedConfig) -> str | None:

@@ -54,7 +54,7 @@ class CutSettings:
         self.scores_by_axis()
         if self.dtype is not None:
             one_of('--dtype', self.dtype, tuple(DTYPES))
-        check_whole('--seed', self.seed, 0)
+        check_whole('--seed', self.seed, 0, 2**63 - 1)
         for name in ('tokens', 'held_out'):
             check_whole(name, getattr(self, name), 1)
         check_whole('seq_len', self.seq_len, 2)

@@ -78,17 +78,26 @@ def cut_shape(
             f'--target names {", ".join(cut)}, which {"--axes" if axes else "--keep-heads"} keeps as in the source; '
             'leave it out of the target, or allow that axis.'
         )
-    if keep_heads and config.model_type in WHOLE_HEADS and any(key in target for key in BUDGETS):
-        pins['multiple_of'] = target.get('multiple_of', fine_multiple(source))
+    if config.model_type in WHOLE_HEADS and any(key in target for key in BUDGETS):
+        target = {'multiple_of': fine_multiple(source), **target}
     try:
         shape = target_shape(config, {**target, **pins})
     except ValueError as error:
-        if not (by_default and keep_heads):
-            raise
-        raise ValueError(f'{error} (With a budget, heads are kept; --no-keep-heads lets them go as well.)') from error
+        if by_default and keep_heads and _is_possible(config, target):
+            raise ValueError(
+                f'{error} (With a budget, heads are kept; --no-keep-heads lets them go as well.)'
+            ) from error
+        raise
     if shape == source:
         raise ValueError(f'the target equals the source ({source}): nothing would be cut; lower at least one number.')
     return shape
+
+
+def _is_possible(config: PretrainedConfig, target: Mapping[str, Any]) -> bool:
+    try:
+        return bool(target_shape(config, target))
+    except ValueError:
+        return False
 
 
 def fine_multiple(source: ModelShape) -> int:

@@ -80,6 +80,11 @@ def read_texts(
     for name, path in zip(_names(paths), paths):
         rows, size, tokens = _sequences(_passages(str(path), text_key, seed, taken), encoder, plan, length, shares)
         for kind, number in zip(rows, shares):
+            if not any(rows) and len(texts):
+                raise ValueError(
+                    f'--text {path}: every passage of its beginning is in another --text, too, or there is none; give '
+                    'each text once.'
+                )
             if not kind:
                 raise ValueError(
                     f'--text {path} holds too little: after setting one of {EVERY} passages aside there are '

@@ -284,7 +284,7 @@ def _unreachable(
 ) -> str:
     source, lines = shape_of(config), []
     for word, found in (('below', below), ('above', above)):
-        if found is not None:
+        if found is not None and _shape(source, found[1]) != source:  # which is no target
             parameters, sizes = found
             away = f'{parameters:,} parameters ({parameters / budget - 1:+.2%})'
             lines.append(f'  - nearest {word}: {away}: {_shape(source, sizes)}')
@@ -293,7 +293,9 @@ def _unreachable(
         embedding = f'{config.vocab_size * hidden:,} parameters at hidden_size={hidden}'
         lines.append(f'  - nothing is smaller: the embedding alone has {embedding}; trim-vocab makes it smaller')
     fixed = f' and {", ".join(f"{key}={value}" for key, value in pins.items())} given' if pins else ''
-    remedy = 'name one of these budgets, lower multiple_of, or give fewer sizes'
+    remedy = 'lower multiple_of, or give fewer sizes'
+    if any('nearest' in line for line in lines):
+        remedy = f'name one of these budgets, {remedy}'
     if below is not None:
         remedy += f', or set tolerance to at least {np.ceil((1 - below[0] / budget) * 1000) / 1000:g}'
     return (

@@ -20,6 +20,21 @@ __all__ = ['read_beginning']
 
 PIECE = 2**20  # bytes read at once
 
+# What the readers advise who writes a spec for `prepare`, and what it is where a text is named by its path alone.
+ADVICE = (
+    ('domains.text: ', ''),
+    ('set text_key to', 'set --text-key to'),
+    (', or format: folder to take each file as a document', ''),
+    (
+        "choose with glob, e.g. '**/*.jsonl', or set format: folder to take each file as one document",
+        "name files of one kind, e.g. 'FOLDER/**/*.jsonl'",
+    ),
+    (
+        'set format to one of jsonl, txt, parquet, or folder (a file is a document)',
+        'give it an ending that tells, such as .txt or .jsonl',
+    ),
+)
+
 
 def read_beginning(option: str, path: str, text_key: str, limit: int) -> Iterator[str]:
     """Documents of a text, until they have enough bytes.
@@ -55,7 +70,9 @@ def read_beginning(option: str, path: str, text_key: str, limit: int) -> Iterato
                 if limit <= 0:
                     break
     except ValueError as error:
-        reason = str(error).removeprefix('domains.text: ').replace('set text_key to', 'set --text-key to')
+        reason = str(error)
+        for for_a_spec, for_a_path in ADVICE:
+            reason = reason.replace(for_a_spec, for_a_path)
         raise ValueError(f'{option} {path}: {reason}') from error
 
 

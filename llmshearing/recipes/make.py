@@ -21,7 +21,15 @@ from llmshearing.recipes.commands import header_lines, preparations, train_comma
 from llmshearing.recipes.data import PreparedData, count_passes, read_data
 from llmshearing.recipes.hardware import Hardware, Placement, place_stage
 from llmshearing.recipes.recipe import STAGES, Recipe
-from llmshearing.recipes.rules import EVAL_SHARE, PAPER_TOKENS, Schedule, eval_sequences, eval_share, make_schedule
+from llmshearing.recipes.rules import (
+    EVAL_SHARE,
+    PAPER_TOKENS,
+    Schedule,
+    batch_size,
+    eval_sequences,
+    eval_share,
+    make_schedule,
+)
 from llmshearing.scaling.fields import read_json
 from llmshearing.utils.numbers import with_unit
 
@@ -95,23 +103,25 @@ def make_recipes(request: Request) -> Made:
         stage: given or min(PAPER_TOKENS[stage], data.tokens(stage))
         for stage, given in zip(STAGES, (request.prune_tokens, request.tokens))
     }
+    trained = {'prune': config, 'continue': with_shape(config, shape, family.has_head_dim)}
+    masked = {'prune': tuple(plan_axes(before, shape)), 'continue': ()}
+    gpus = request.hardware.gpus
+    places = {
+        stage: place_stage(
+            stage, trained[stage], request.hardware, batch_size(stage, gpus), data.max_seq_len, masked[stage]
+        )
+        for stage in STAGES
+    }
+    together = max(place.micro_batch for place in places.values()) * max(gpus, 1)
     schedules = {
-        stage: make_schedule(stage, tokens[stage], data.max_seq_len, request.hardware.gpus, len(data.domains))
+        stage: make_schedule(stage, tokens[stage], data.max_seq_len, gpus, len(data.domains), together)
         for stage in STAGES
     }
     passes = {
         stage: count_passes(data, stage, schedules[stage].steps * schedules[stage].batch, request.max_passes)
         for stage in STAGES
     }
-    trained = {'prune': config, 'continue': with_shape(config, shape, family.has_head_dim)}
-    masked = {'prune': tuple(plan_axes(before, shape)), 'continue': ()}
-    places = {
-        stage: place_stage(
-            stage, trained[stage], request.hardware, schedules[stage].batch, data.max_seq_len, masked[stage]
-        )
-        for stage in STAGES
-    }
-    sequences = _eval_sequences(schedules, places, request.hardware, len(data.domains))
+    sequences = _eval_sequences(schedules, together, len(data.domains))
     keep = shape.hidden_size if shape.hidden_size < before.hidden_size and family.rotates else None
     first = preparations(source, request.data, work, references, sequences, keep, parameters, tokens['continue'])
     recipes, lines = {}, [f'target: {parameters:,} parameters ({shape})', *notes]
@@ -121,6 +131,8 @@ def make_recipes(request: Request) -> Made:
         facts = _facts(data, schedule.steps, schedule.batch, passes[stage], request.hardware, place, share)
         command = train_command(request.hardware.gpus, os.path.join(request.output, f'{stage}.yaml'))
         lines += [f'{stage}: {"; ".join(text for _, text in facts)}']
+        if share > EVAL_SHARE:
+            lines += [f'note: {stage} is too short for less: {sequences} sequences per domain are evaluated at once']
         recipes[stage] = Recipe(
             stage=stage,
             header=header_lines(stage, source, _short(parameters), facts, first, command),
@@ -161,11 +173,8 @@ def make_recipes(request: Request) -> Made:
     return Made(recipes, config, lines)
 
 
-def _eval_sequences(
-    schedules: dict[str, Schedule], places: dict[str, Placement], hardware: Hardware, domains: int
-) -> int:
+def _eval_sequences(schedules: dict[str, Schedule], together: int, domains: int) -> int:
     """Sequences per domain that both stages evaluate: the same, in whole batches, so that references fit both."""
-    together = max(place.micro_batch for place in places.values()) * max(hardware.gpus, 1)
     most = min(eval_sequences(schedule, domains) for schedule in schedules.values())
     return max(most // together, 1) * together
 

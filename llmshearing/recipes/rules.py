@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-__all__ = ['EVAL_SHARE', 'PAPER_TOKENS', 'Schedule', 'eval_sequences', 'eval_share', 'make_schedule']
+__all__ = ['EVAL_SHARE', 'PAPER_TOKENS', 'Schedule', 'batch_size', 'eval_sequences', 'eval_share', 'make_schedule']
 
 PAPER_TOKENS = {'prune': 3200 * 32 * 4096, 'continue': 51200 * 256 * 4096}
 BATCH = {'prune': 32, 'continue': 256}  # sequences per step
@@ -48,7 +48,13 @@ class Schedule:
     save_interval: int
 
 
-def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domains: int) -> Schedule:
+def batch_size(stage: str, gpus: int) -> int:
+    """Sequences per step: the paper's, rounded up to as many on each GPU."""
+    each = max(gpus, 1)
+    return -(-BATCH[stage] // each) * each
+
+
+def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domains: int, together: int = 1) -> Schedule:
     """The schedule of a stage: steps = tokens / (batch x sequence length), down to whole rounds.
 
     Args:
@@ -57,12 +63,12 @@ def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domain
         max_seq_len (int): Tokens per sequence.
         gpus (int): The batch is rounded up to as many sequences on each; 0 is a CPU.
         domains (int): That are evaluated after each round.
+        together (int): Sequences of a domain that are evaluated at once, so that fewer cannot be. Default: ``1``.
 
     Raises:
         ValueError: If that is less than one step.
     """
-    each = max(gpus, 1)
-    batch = -(-BATCH[stage] // each) * each
+    batch = batch_size(stage, gpus)
     steps = int(tokens // (batch * max_seq_len))
     if steps < 1:
         option = '--tokens' if stage == 'continue' else '--prune-tokens'
@@ -70,7 +76,8 @@ def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domain
             f'{option}: {tokens:,.0f} tokens are less than one step of {batch} x {max_seq_len} = '
             f'{batch * max_seq_len:,}; give at least that many.'
         )
-    shortest = math.ceil(LEAST_SEQUENCES * domains * (1 - EVAL_SHARE) / (EVAL_SHARE * FORWARDS_OF_A_STEP * batch))
+    least = -(-LEAST_SEQUENCES // together) * together
+    shortest = math.ceil(least * domains * (1 - EVAL_SHARE) / (EVAL_SHARE * FORWARDS_OF_A_STEP * batch))
     length = min(steps, max(steps // ROUNDS[stage], shortest))
     steps -= steps % length
     return Schedule(

@@ -13,6 +13,7 @@ __all__ = ['DEFAULT_FIXED_AXES', 'DTYPES', 'RotationSettings']
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 DEFAULT_FIXED_AXES = 64
+DEFAULT_LENGTH = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RotationSettings:
         dtype (str | None): Of the written weights; default: the source's.
         tokens (int): To look at.
         held_out (int): Tokens to measure losses on.
-        seq_len (int): Tokens per sequence of plain text.
+        seq_len (int | None): Tokens per sequence of plain text. Default: 512, or the source's positions where they are
+            fewer.
         batch_tokens (int): Tokens in a forward pass, and in a step of learning.
     """
 
@@ -38,7 +40,7 @@ class RotationSettings:
     dtype: str | None = None
     tokens: int = 65_536
     held_out: int = 8_192
-    seq_len: int = 512
+    seq_len: int | None = None
     batch_tokens: int = 2_048
 
     def checked(self, source: SourceFolder) -> RotationSettings:
@@ -67,6 +69,7 @@ class RotationSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f'--{name.replace("_", "-")} {getattr(self, name)}: expected at least 1.')
         positions = getattr(source.config, 'max_position_embeddings', None) or math.inf
-        if not 2 <= self.seq_len <= positions:
-            raise ValueError(f"--seq-len {self.seq_len}: expected 2 to {positions}, the source's positions.")
-        return dataclasses.replace(self, fixed_axes=fixed)
+        seq_len = int(min(DEFAULT_LENGTH, positions)) if self.seq_len is None else self.seq_len
+        if not 2 <= seq_len <= positions:
+            raise ValueError(f"--seq-len {seq_len}: expected 2 to {positions}, the source's positions.")
+        return dataclasses.replace(self, fixed_axes=fixed, seq_len=seq_len)

@@ -68,7 +68,8 @@ def rank_tokens(file: TokenizerFile, counts: Mapping[int, int], named: Iterable[
     for token in wished:
         if token not in file.ids:
             raise ValueError(
-                f'--keep: the tokenizer has no token {token!r}; write them as they stand in tokenizer.json, one a line.'
+                f'--keep: the tokenizer has no token {token!r}; write one a line as it stands in tokenizer.json; '
+                'with escapes, such as \\n, in its quotes.'
             )
     needed = {*file.needed_ids(), *named, *(file.ids[token] for token in wished)}
     if file.kind == 'Unigram':

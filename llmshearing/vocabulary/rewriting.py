@@ -15,6 +15,8 @@ __all__ = ['ids_named', 'new_numbers', 'with_new_ids', 'with_new_ids_in_tokenize
 
 # Keys of config.json and generation_config.json whose values are ids, lists of ids, or lists of those.
 ID_KEYS = re.compile(r'(.*_)?token_ids?|.*_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids')
+# Keys whose values are lists of pairs, and which of the two is ids: the other is a number of its own.
+PAIR_KEYS = {'sequence_bias': 0, 'forced_decoder_ids': 1}
 
 
 def new_numbers(kept: Sequence[int]) -> dict[int, int]:
@@ -32,21 +34,26 @@ def ids_named(settings: Any, rows: int) -> set[int]:
     if isinstance(settings, Mapping):
         found = set()
         for key, value in settings.items():
-            found |= _numbers(value) if _is_of_ids(key) else ids_named(value, rows)
+            if key in PAIR_KEYS and isinstance(value, list):
+                found |= _numbers([pair[PAIR_KEYS[key]] for pair in value])
+            else:
+                found |= _numbers(value) if _is_of_ids(key) else ids_named(value, rows)
         return {number for number in found if 0 <= number < rows}
     return set()
 
 
 def with_new_ids(settings: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """A config's content with its ids renumbered; numbers that are no ids stay."""
-    return {
-        key: _renumbered(value, new)
-        if _is_of_ids(key)
-        else with_new_ids(value, new)
-        if isinstance(value, Mapping)
-        else value
-        for key, value in settings.items()
-    }
+    result = {}
+    for key, value in settings.items():
+        if key in PAIR_KEYS and isinstance(value, list):
+            value = [_renumbered_pair(pair, PAIR_KEYS[key], new) for pair in value]
+        elif _is_of_ids(key):
+            value = _renumbered(value, new)
+        elif isinstance(value, Mapping):
+            value = with_new_ids(value, new)
+        result[key] = value
+    return result
 
 
 def with_new_ids_in_tokenizer(content: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
@@ -106,6 +113,10 @@ def _numbers(value: Any) -> set[int]:
     if isinstance(value, list):
         return set().union(*map(_numbers, value))
     return {value} if isinstance(value, int) and not isinstance(value, bool) else set()
+
+
+def _renumbered_pair(pair: list, place: int, new: Mapping[int, int]) -> list:
+    return [_renumbered(part, new) if number == place else part for number, part in enumerate(pair)]
 
 
 def _renumbered(value: Any, new: Mapping[int, int]) -> Any:

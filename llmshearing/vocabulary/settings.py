@@ -65,7 +65,7 @@ class TrimSettings:
 
 
 def read_wished(path: Path | None) -> list[str]:
-    """The tokens of a ``--keep`` file, one a line, as they stand in ``tokenizer.json``.
+    """The tokens of a ``--keep`` file, one a line; in quotes with escapes as in ``tokenizer.json``, or as they are.
 
     Raises:
         ValueError: If there is no such file, or it is no text.
@@ -75,9 +75,18 @@ def read_wished(path: Path | None) -> list[str]:
     if not Path(path).is_file():
         raise ValueError(f'--keep {path}: no such file; expected one with a token a line.')
     try:
-        return [line for line in Path(path).read_text(encoding='utf-8').split('\n') if line]
+        lines = Path(path).read_text(encoding='utf-8-sig').split('\n')
     except UnicodeDecodeError as error:
         raise ValueError(f'--keep {path} is not UTF-8 ({error}).') from error
+    return [_unquoted(line) for line in (line.removesuffix('\r') for line in lines) if line]
+
+
+def _unquoted(line: str) -> str:
+    try:
+        token = json.loads(line) if line.startswith('"') else line
+    except ValueError:  # the token itself begins with a quote
+        return line
+    return token if isinstance(token, str) and token else line
 
 
 def read_kept(folder: Path, vocabulary: str) -> list[int]:

@@ -201,7 +201,7 @@ def refusal(capsys, *arguments) -> str:
         (['--target', 'params=40k'], 'name some text with --text FILE'),
         (['--target', 'params=1G', '--text', 'TEXT'], 'params: not a count'),
         (['--target', 'params=10M', '--text', 'TEXT'], 'the source has .*pruning only removes'),
-        (['--target', 'params=100', 'multiple_of=8', '--text', 'TEXT'], 'embedding alone has .*--no-keep-heads'),
+        (['--target', 'params=100', 'multiple_of=8', '--text', 'TEXT'], 'embedding alone has'),
         (['--target', 'hidden_size=96', '--text', 'TEXT'], "larger than the source's 48"),
         (['--target', 'hidden_size=48', '--text', 'TEXT'], 'nothing would be cut'),
         (['--target', 'hidden_size=24', '--axes', 'layer', '--text', 'TEXT'], 'names hidden_size, which --axes'),
@@ -211,7 +211,11 @@ def refusal(capsys, *arguments) -> str:
         (['--target', 'hidden_size=24', '--dtype', 'int8', '--text', 'TEXT'], "--dtype='int8' is not possible"),
         (['--target', 'hidden_size=24', '--device', 'tpu9', '--text', 'TEXT'], '--device tpu9 cannot be used'),
         (['--target', 'hidden_size=24', '--text', 'nowhere.jsonl'], 'nowhere.jsonl.* does not exist'),
-        (['--target', 'hidden_size=24', '--output', 'SOURCE', '--text', 'TEXT'], 'exists already'),
+        (['--target', 'hidden_size=24', '--output', 'SOURCE', '--text', 'TEXT'], 'is the source itself'),
+        (['--target', 'hidden_size=24', '--output', 'THERE', '--text', 'TEXT'], 'exists already'),
+        (['--target', 'hidden_size=24', '--seed', str(2**63), '--text', 'TEXT'], 'a whole number from 0 to'),
+        (['--target', 'hidden_size=24', '--scores', 'reap', '--text', 'TEXT'], 'reap scores none of the axes'),
+        (['--target', 'hidden_size=24', '--scores', 'expert=reap', '--text', 'TEXT'], 'has no such axis'),
         (['--target', 'hidden_size=24', '--output', 'TEXT/out', '--text', 'TEXT'], 'as .* is no folder'),
         (['--target', 'hidden_size=24', '--output', 's3://bucket/out', '--text', 'TEXT'], 'on this machine'),
     ],
@@ -219,7 +223,7 @@ def refusal(capsys, *arguments) -> str:
 def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.setattr(stages, 'open_source', lambda *_: pytest.fail('weights were read'))
     names = {'TEXT': str(place / 'text.jsonl'), 'TEXT/out': str(place / 'text.jsonl' / 'out')}
-    names['SOURCE'] = str(place / 'source')
+    names |= {'SOURCE': str(place / 'source'), 'THERE': str(place)}
     options = [names.get(option, option) for option in options]
     if '--output' not in options:
         options += ['--output', tmp_path / 'out']

@@ -56,8 +56,11 @@ def test_heads_and_hidden_size_go_together_where_the_family_couples_them():
 @pytest.mark.parametrize(
     'target, settings, message',
     [
-        ({'params': 10}, {}, r'heads are kept; --no-keep-heads'),
-        ({'params': 10}, {'keep_heads': True}, r'^(?!.*--no-keep-heads)'),
+        ({'params': 5000, **FINE}, {}, r'heads are kept; --no-keep-heads'),
+        ({'params': 5000, **FINE}, {'keep_heads': True}, r'(?s)^(?!.*--no-keep-heads)'),
+        ({'params': 10}, {}, r'(?s)nothing is smaller(?!.*--no-keep-heads)'),  # which would not help
+        ({'params': 10**6}, {}, r'(?s)^(?!.*--no-keep-heads).*only removes'),
+        ({'params': 70_000, 'multiple_of': 48}, {'axes': ['hidden']}, r'(?s)^(?!.*nearest above).*Lower multiple_of'),
         ({'hidden_size': 24}, {'axes': ['head'], 'keep_heads': True}, 'contradict each other'),
         ({'num_key_value_heads': 1}, {'keep_heads': True}, 'num_key_value_heads, which --keep-heads keeps'),
         ({'fraction': {'hidden_size': 0.5}}, {'axes': ['layer']}, 'hidden_size, which --axes keeps'),
@@ -68,6 +71,16 @@ def test_heads_and_hidden_size_go_together_where_the_family_couples_them():
 def test_what_contradicts_itself_is_refused(target, settings, message):
     with pytest.raises(ValueError, match=message):
         cut_shape(tiny_model().config, target, **settings)
+
+
+def test_what_is_advised_is_possible():
+    config = tiny_model().config
+    assert cut_shape(config, {'params': 5000, **FINE}, keep_heads=False)
+    uneven = tiny_model(hidden_size=576, num_attention_heads=9, num_key_value_heads=3, head_dim=64).config
+    budget = {'params': 0.05 * count_parameters(layout_of(uneven), shape_of(uneven)).total}
+    with pytest.raises(ValueError, match='--no-keep-heads'):
+        cut_shape(uneven, budget)
+    assert cut_shape(uneven, budget, keep_heads=False)
 
 
 def test_experts_are_an_axis_of_mixtures_alone():

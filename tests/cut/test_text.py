@@ -56,7 +56,7 @@ def test_no_passage_is_on_both_sides_and_the_seed_decides(tokenizer, tmp_path):
     assert rows(read(tokenizer, path)) == rows([text]) != rows(read(tokenizer, path, seed=18))
     twice = write_jsonl(tmp_path / 'twice.jsonl', documents=[' '.join([f'w{d // 2}'] * 30) for d in range(120)])
     assert rows(read(tokenizer, twice)) == rows([text])
-    with pytest.raises(ValueError, match='too little'):  # nothing that the other file does not have
+    with pytest.raises(ValueError, match='give each text once'):  # nothing that the other file does not have
         read(tokenizer, path, twice)
 
 
@@ -101,6 +101,20 @@ def test_what_is_no_text_is_refused_by_name(tokenizer, tmp_path, content, messag
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f'(?s)--text {path}.*({message})'):
         read(tokenizer, path)
+
+
+def test_advice_is_for_whoever_names_a_path(tokenizer, tmp_path):
+    (tmp_path / 'folder').mkdir()
+    write_jsonl(tmp_path / 'folder' / 'a.jsonl')
+    (tmp_path / 'folder' / 'b.txt').write_text('words ' * 2000)
+    with pytest.raises(ValueError, match=r"name files of one kind, e.g. 'FOLDER/\*\*/\*.jsonl'$"):
+        read(tokenizer, tmp_path / 'folder')
+    assert read(tokenizer, tmp_path / 'folder' / '**' / '*.jsonl')
+    (tmp_path / 'notes').write_text('words ' * 2000)
+    with pytest.raises(ValueError, match=r'give it an ending that tells, such as .txt or .jsonl$'):
+        read(tokenizer, tmp_path / 'notes')
+    (tmp_path / 'notes').rename(tmp_path / 'notes.txt')
+    assert read(tokenizer, tmp_path / 'notes.txt')
 
 
 def test_another_field_and_another_tokenizer(tokenizer, tmp_path):

@@ -62,6 +62,13 @@ def test_short_runs_make_longer_rounds_instead_of_more_evaluation(domains):
     assert sequences >= 16 and eval_share(schedule, domains, sequences) <= EVAL_SHARE
 
 
+@pytest.mark.parametrize('together', [1, 16, 64, 100])
+def test_rounds_are_long_enough_for_the_sequences_that_are_evaluated_at_once(together):
+    schedule = make_schedule('prune', 2000 * 32 * 64, 64, 8, 7, together)
+    sequences = max(eval_sequences(schedule, 7) // together, 1) * together
+    assert eval_share(schedule, 7, sequences) <= EVAL_SHARE
+
+
 @pytest.fixture
 def gib(monkeypatch):
     """In the place of the estimate: 8 GiB that are divided, and 2 (checkpointed: 0.5) for each sequence."""

@@ -15,6 +15,8 @@ from llmshearing.commands.rotate import main
 from llmshearing.rotation import check
 from llmshearing.rotation import rotate_source as stages
 from llmshearing.rotation.corpus import read_corpus
+from llmshearing.rotation.settings import RotationSettings
+from llmshearing.rotation.source_folder import SourceFolder
 from tests.rotation.models import IDS, source_model
 from tests.tiny_run import tiny_tokenizer
 
@@ -259,6 +261,14 @@ def test_prepared_data_and_their_tokenizer(place):
     assert plan_tokenizer(str(work / 'source'), False, True).size == 99
     with pytest.raises(ValueError, match='prepared with the tokenizer .* not the one in'):
         read_corpus(data, work / 'source', 97, 16, 400, 64)
+
+
+def test_the_length_of_plain_text_is_at_most_the_source_s_positions(place):
+    opened = SourceFolder(place / 'source')
+    assert opened.config.max_position_embeddings == 128
+    assert RotationSettings().checked(opened).seq_len == 128
+    with pytest.raises(ValueError, match="--seq-len 512: expected 2 to 128, the source's positions"):
+        RotationSettings(seq_len=512).checked(opened)
 
 
 def test_text_files(tmp_path):

@@ -21,17 +21,18 @@ CONFIG = {
     'suppress_tokens': [4],
     'bad_words_ids': [[3, 2]],
     'use_cache': True,
-    'forced_decoder_ids': [[1, 2]],
+    'forced_decoder_ids': [[1, 2]],  # the token 2 at position 1
+    'sequence_bias': [[[4, 8], -10.0], [[3], 2.0]],
 }
 
 
 def test_ids_in_a_config():
-    assert ids_named(CONFIG, 9) == {1, 2, 3, 4, 5, 7}
+    assert ids_named(CONFIG, 9) == {1, 2, 3, 4, 5, 7, 8}
     assert ids_named(CONFIG, 6) == {1, 2, 3, 4, 5}  # 7 is no row
 
 
 def test_a_config_with_new_ids():
-    changed = with_new_ids(CONFIG, {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 7: 5})
+    changed = with_new_ids(CONFIG, {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 7: 5, 8: 6})
     assert changed == {
         **CONFIG,
         'bos_token_id': 0,
@@ -39,6 +40,8 @@ def test_a_config_with_new_ids():
         'text_config': {'image_token_index': 4, 'hidden_size': 7},
         'suppress_tokens': [3],
         'bad_words_ids': [[2, 1]],
+        'forced_decoder_ids': [[1, 1]],
+        'sequence_bias': [[[3, 6], -10.0], [[2], 2.0]],
     }
 
 

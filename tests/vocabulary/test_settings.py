@@ -26,6 +26,8 @@ def test_wished_tokens_stand_one_a_line(tmp_path):
     path = tmp_path / 'keep.txt'
     path.write_bytes('Ġthe\n\n▁a b\u2028c\n'.encode())
     assert read_wished(path) == ['Ġthe', '▁a b\u2028c'] and read_wished(None) == []
+    path.write_bytes('\ufeffdef\r\n"a\\nb"\n"\n"\\""\n""\n'.encode())  # of Windows, and in quotes
+    assert read_wished(path) == ['def', 'a\nb', '"', '"', '""']
     path.write_bytes(b'\xff')
     with pytest.raises(ValueError, match='is not UTF-8'):
         read_wished(path)
