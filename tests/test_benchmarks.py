@@ -193,6 +193,13 @@ def test_cut_quality(tmp_path, run_quick):
     assert '| by magnitude, without either |' in printed
 
 
+def test_cut_memory(tmp_path):
+    out = tmp_path / 'results.json'
+    printed = run_alone('cut_memory.py', '--model', 'small', '--tokens', '256', '--output', out)
+    numbers = json.loads(out.read_text())
+    assert 0.2 * numbers['said'] < numbers['peak'] < numbers['said'] and '| memory, as said |' in printed
+
+
 def test_vocabulary(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     printed = run_quick('vocabulary.py', '--work', tmp_path / 'work', '--output', out)

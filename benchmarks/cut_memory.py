@@ -1,0 +1,114 @@
+"""Peak memory of `llmshearing cut` on a large source, against what its first lines say.
+
+Writes a LLaMA with random weights in bfloat16, cuts it in a process of its own and samples that process's memory that
+lies in no file: the weights are in one, whose pages the system drops when it needs the room. Linux only.
+
+    python benchmarks/cut_memory.py [--model 7b|1b|small] [--tokens N] [--folder FOLDER] [--output FILE.json]
+
+`7b` needs 40 GB of free disk and, on two cores, hours; `1b` 8 GB and some minutes; `small`, which takes seconds, is cut
+in memory like all sources of its size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from llmshearing.checkpoints.parameter_shapes import expected_shapes
+
+MODELS = {
+    '7b': dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
+    '1b': dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, num_attention_heads=16),
+    'small': dict(hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8),
+}
+SHARE = 0.6  # of the source's parameters
+CUT = """
+import json, sys, threading, time
+from pathlib import Path
+from llmshearing.cut.cut_source import cut_source
+from llmshearing.cut.plan import plan_cut
+from llmshearing.cut.settings import CutSettings
+
+source, text, output, parameters, tokens = sys.argv[1:]
+target, peak, done = {'params': int(parameters), 'tolerance': 0.1}, [0], threading.Event()
+settings = CutSettings(tokens=int(tokens), held_out=256)
+
+
+def watch():
+    while not done.wait(0.02):
+        lines = Path('/proc/self/status').read_text().splitlines()
+        peak[0] = max(peak[0], next(int(line.split()[1]) for line in lines if line.startswith('RssAnon')) * 1024)
+
+
+watching, start = threading.Thread(target=watch), time.perf_counter()
+watching.start()
+try:
+    result = cut_source(source, target, [text], output, settings, 'cpu', lambda line: print(line, file=sys.stderr))
+finally:
+    done.set()
+    watching.join()
+print(json.dumps({'said': result.plan.memory, 'peak': peak[0], 'weights': result.plan.scratch,
+                  'seconds': round(time.perf_counter() - start, 1), 'parameters': result.plan.source_parameters}))
+"""
+
+
+def write_source(folder: Path, config: LlamaConfig) -> int:
+    """Writes random weights, a file a tensor, and a tokenizer; returns how many parameters there are."""
+    folder.mkdir()
+    generator, files, count = torch.Generator().manual_seed(0), {}, 0
+    for number, (name, shape) in enumerate(expected_shapes(config).items()):
+        tensor = torch.randn(shape, generator=generator, dtype=torch.float32) * 0.02
+        files[name] = f'model-{number:05}.safetensors'
+        save_file({name: (tensor + name.endswith('norm.weight')).bfloat16()}, folder / files[name], {'format': 'pt'})
+        count += tensor.numel()
+    index = {'metadata': {'total_size': 2 * count}, 'weight_map': files}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+    config.save_pretrained(folder)
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([__doc__ or ''], vocab_size=300, special_tokens=['</s>'], show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token='</s>').save_pretrained(folder)
+    return count
+
+
+def measure(model: str, place: Path, tokens: int) -> dict[str, float]:
+    """Writes, cuts and deletes; returns bytes and seconds."""
+    config = LlamaConfig(vocab_size=32000, **MODELS[model], torch_dtype='bfloat16', architectures=['LlamaForCausalLM'])
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        source, text = Path(name) / 'source', Path(name) / 'text.txt'
+        parameters = write_source(source, config)
+        text.write_text('\n\n'.join(path.read_text() for path in sorted(Path(__file__).parent.glob('*.py'))))
+        target = str(int(SHARE * parameters))
+        command = [sys.executable, '-c', CUT, str(source), str(text), str(Path(name) / 'out'), target, str(tokens)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError('the measured process failed; see above.')
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', choices=list(MODELS), default='1b')
+    parser.add_argument('--tokens', type=int, default=1024, help='to choose units by (default: %(default)s)')
+    parser.add_argument('--folder', type=Path, default=Path(tempfile.gettempdir()), help='for the models')
+    parser.add_argument('--output', type=Path, help='write the numbers as JSON')
+    arguments = parser.parse_args()
+    numbers = measure(arguments.model, arguments.folder, arguments.tokens)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(numbers, indent=1))
+    sys.stdout.write('| parameters | weights in a file | memory, as said | peak | seconds |\n|---|---|---|---|---|\n')
+    sizes = ' | '.join(f'{numbers[key] / 1e9:.2f} GB' for key in ('weights', 'said', 'peak'))
+    sys.stdout.write(f'| {numbers["parameters"]:,} | {sizes} | {numbers["seconds"]:.0f} |\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
