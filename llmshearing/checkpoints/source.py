@@ -35,8 +35,10 @@ WEIGHT_FILES = (
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
 JOINT_EXPERTS = ('.experts.gate_up_proj', '.experts.down_proj')
+WRAPPERS = ('module.', '_orig_mod.', 'model.module.', 'model._orig_mod.', 'model.model.', 'base_model.model.')
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
+FLOATS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
 # Buffers that older releases of transformers saved, and newer ones compute.
 OLD_BUFFERS = (
     r'rotary_emb\.inv_freq$',
@@ -81,6 +83,12 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
     try:
         check_tensors(str(folder), {name: tensor.shape for name, tensor in stored.items()}, shapes.shapes, shapes.tied)
     except ValueError as error:
+        wrapper = next((prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in stored)), None)
+        if wrapper is not None:
+            raise ValueError(
+                f'{folder}: its tensors are called {wrapper}..., as a wrapper around the model calls them, and '
+                'transformers would fill the model at random; save the model that is inside the wrapper once more.'
+            ) from None
         raise ValueError(
             f'{error}\nMissing tensors would begin at random. Copy the model again, save it with its LM head, or '
             'correct its config.json.'
@@ -153,6 +161,11 @@ def _refuse_pointers(folder: Path) -> None:
 def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder by its name there, not yet read."""
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if name is None and (folder / 'adapter_config.json').is_file():
+        raise ValueError(
+            f'{folder} holds an adapter (LoRA) and no model; merge it into its base model first, with peft: '
+            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER).'
+        )
     if name is None:
         raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.')
     files = [folder / name]

@@ -20,6 +20,7 @@ from typing import Any
 
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
+from llmshearing.utils.paths import local_destination
 
 __all__ = ['main', 'parse_target']
 
@@ -126,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         source = source or source_of_run
     if source is None:
         raise ValueError('name a SOURCE: a model folder or a config.json')
+    if arguments.json is not None:
+        local_destination('--json', arguments.json, 'file')
     config = read_source(source)
     given = {key: getattr(arguments, key) for key in DEFAULTS}
     chosen = {

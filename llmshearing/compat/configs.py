@@ -44,6 +44,7 @@ SHARE_KEYS = {
     'gpt_neox': ('rotary_pct', 'partial_rotary_factor'),
     **dict.fromkeys(('phi3', 'glm', 'glm4', 'nemotron'), ('partial_rotary_factor',)),
 }
+BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
 WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
@@ -63,6 +64,7 @@ def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalised(content['text_config'])
     _refuse_contradictions(content)
+    _check_rotary(content)
     if TRANSFORMERS_5:
         if content.get('rope_parameters'):
             content.pop('rope_scaling', None)  # which would replace it, base and all
@@ -135,6 +137,38 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f'the config says rope_scaling: {scaling} and rope_parameters: {main}; which of the two the model '
                     'was trained with is not known: correct its config.json.'
+                )
+
+
+def _check_rotary(content: Mapping[str, Any]) -> None:
+    """Raises a ValueError for rotary settings that no model computes with, naming the key."""
+    places: list[tuple[str, Any]] = [('rope_scaling', content.get('rope_scaling'))]
+    rotary = content.get('rope_parameters')
+    if isinstance(rotary, dict):
+        nested = {kind: value for kind, value in rotary.items() if isinstance(value, dict)}
+        places += [(f'rope_parameters.{kind}', value) for kind, value in nested.items()] or [
+            ('rope_parameters', rotary)
+        ]
+    places += [('', {key: content[key] for key in BASES if content.get(key) is not None})]
+    for place, settings in places:
+        if not isinstance(settings, dict):
+            continue
+        kind = settings.get('rope_type', settings.get('type'))
+        if settings.get('type', kind) != kind:
+            raise ValueError(f'the config says {place}: {settings}, two kinds at once; correct its config.json.')
+        if kind is None and 'factor' in settings:
+            raise ValueError(
+                f'the config says {place}: {settings} without a rope_type, so its factor would be left out; add the '
+                'kind that the model was trained with, such as rope_type: linear.'
+            )
+        for key in (*BASES, 'factor'):
+            value = settings.get(key, 1.0)
+            if value is None and key == 'factor':
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+                name = f'{place}.{key}' if place else key
+                raise ValueError(
+                    f'the config has {name}: {value!r}; expected a number above 0: correct its config.json.'
                 )
 
 

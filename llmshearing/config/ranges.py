@@ -79,7 +79,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     # Optimizer and schedule.
     ('optimizer*.betas', SHARE),
     ('optimizer*.momentum', SHARE),
-    ('scheduler.alpha*', Range(0, 100)),
+    ('scheduler.alpha*', Range(0, 1)),
     # Loaders.
     ('*loader*.num_workers', WORKERS),
     ('*loader*.prefetch_factor', COUNT),

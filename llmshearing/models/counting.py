@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import ignores_windows
 from llmshearing.models.families import family_of
+from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole, expert_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 __all__ = [
     'DIMENSION_SIZES',
@@ -37,8 +37,6 @@ __all__ = [
     'matrix_parameters',
     'training_flops_per_token',
 ]
-
-OFTEN_WRONG = ('hidden_act', 'rope_scaling', 'rope_theta', 'vocab_size', 'pad_token_id', 'initializer_range')
 
 # Sizes of the dimensions that the family tables name (llmshearing.models.dimensions.DIMENSIONS, and the hidden one).
 DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
@@ -180,7 +178,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     config = with_shape(config, shape, family.has_head_dim)
     if ignores_windows(config):
         config.sliding_window = None  # has no parameters, and transformers would warn of attention that is not run here
-    model = _on_meta(config)
+    model = build_on_meta(config)
     modules = [
         (path, layer, _weights(role, model.get_submodule(path))) for path, role, layer in family.modules(every_kind)
     ]
@@ -200,20 +198,6 @@ def layout_of(config: PretrainedConfig) -> Layout:
             'model with a layer of each kind; this is a bug in llmshearing.'
         )
     return layout
-
-
-def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """A model without memory; modelling code answers a value it does not know in any of five ways."""
-    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen under the meta device
-    try:
-        with torch.device('meta'):
-            return AutoModelForCausalLM.from_config(config, attn_implementation='eager')
-    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        got = ', '.join(f'{key}={getattr(config, key)!r}' for key in OFTEN_WRONG if hasattr(config, key))
-        raise ValueError(
-            f'transformers builds no {config.model_type} model from the config of {config.name_or_path or "the source"}'
-            f' ({type(error).__name__}: {error}); correct what its config.json gives, most often one of {got}.'
-        ) from error
 
 
 def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:

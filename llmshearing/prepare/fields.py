@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from llmshearing.compat.transformers import read_tokenizer
 
-__all__ = ['MISSING', 'ChatTemplate', 'NoChatTemplate', 'field_names', 'find_field']
+__all__ = [
+    'CONVERSATIONS',
+    'MISSING',
+    'ChatTemplate',
+    'NoChatTemplate',
+    'field_names',
+    'find_field',
+    'parse_conversation',
+]
 
 MISSING = object()
+CONVERSATIONS = ('messages', 'conversations', 'conversation')  # usual names of fields with turns
 _ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bing': 'assistant', 'bard': 'assistant'}
 
 
@@ -40,6 +50,15 @@ def field_names(record: Mapping[str, Any], prefix: str = '') -> list[str]:
         if isinstance(value, Mapping) and prefix.count('.') < 2:
             names += field_names(value, f'{prefix}{name}.')
     return names
+
+
+def parse_conversation(text: str) -> str | list[Any]:
+    """The turns that a string holds as JSON, as some tables have them; the string itself where it holds none."""
+    try:
+        turns = json.loads(text)
+    except ValueError:
+        return text
+    return turns if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) for turn in turns) else text
 
 
 class NoChatTemplate(ValueError):

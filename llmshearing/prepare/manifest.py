@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llmshearing.prepare.spec import check_name
+from llmshearing.prepare.spec import MANIFEST, check_name
 
 __all__ = ['MANIFEST', 'folders_of', 'parse_manifest']
-
-MANIFEST = 'manifest.json'
 
 
 def parse_manifest(text: str, where: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llmshearing.prepare.spec import Domain
 __all__ = ['Skipped', 'Source', 'find_sources', 'no_text']
 
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
+_TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
 _COMPRESSED = ('.gz', '.zst', '.bz2', '.xz')
 _HF_MARKERS = ('dataset_info.json', 'dataset_dict.json')
 
@@ -154,6 +155,8 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
         file, content = next(iter(contents.items()))
         fields = field_names(content.record or {})
         raise no_text(domain, file, fields, ', or format: folder to take each file as a document')
+    if all(map(_is_table, contents)):  # a single one among others is a document like them
+        raise _table(next(iter(contents)), where)
     return [Source(file, 'txt' if _ending(file) == 'txt' else 'file') for file in contents]
 
 
@@ -221,12 +224,28 @@ def _kind(path: str, domain: Domain, where: str) -> str:
         return 'json' if content.kind == 'json' else 'jsonl'
     if content.kind in ('jsonl', 'json') and (ending is None or _is_records(path, content, domain)):
         return content.kind
+    if content.kind == 'jsonl' and ending == 'txt':
+        raise no_text(domain, path, field_names(content.record or {}), ', or format: txt to take it as plain text')
+    if _is_table(path):
+        raise _table(path, where)
     if ending is None:
         raise ValueError(
             f'{where}: the format of {path} cannot be told from its name or content; set format to one of jsonl, '
             'txt, parquet, or folder (a file is a document)'
         )
     return ending
+
+
+def _is_table(path: str) -> bool:
+    return _plain_name(path).endswith(_TABLES)
+
+
+def _table(path: str, where: str) -> ValueError:
+    """The error for a table in the place of text."""
+    return ValueError(
+        f'{where}: {path} is a table, and its text would be read with all that separates the cells; write it as '
+        "JSON lines first, for example pandas.read_csv(FILE).to_json('FILE.jsonl', orient='records', lines=True)"
+    )
 
 
 def no_text(domain: Domain, path: str, names: Iterable[str], more: str = '') -> ValueError:

@@ -17,8 +17,19 @@ from llmshearing.utils.checks import check_number, check_whole, is_number
 from llmshearing.utils.paths import expand_path
 from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['DEFAULT_SPLITS', 'FORMATS', 'Domain', 'Spec', 'Split', 'check_name', 'parse_count', 'parse_spec']
+__all__ = [
+    'DEFAULT_SPLITS',
+    'FORMATS',
+    'MANIFEST',
+    'Domain',
+    'Spec',
+    'Split',
+    'check_name',
+    'parse_count',
+    'parse_spec',
+]
 
+MANIFEST = 'manifest.json'
 FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf', 'mds')
 DEFAULT_SPLITS = {'eval': {'fraction': 0.02}, 'prune': {'fraction': 0.1}, 'continue': {}}
 
@@ -243,6 +254,8 @@ def check_name(name: Any, what: str) -> None:
             f'{what} name {name!r}: without quotes YAML reads it as {type(name).__name__}, not as text; '
             "put it in quotes, as '2023' or 'no'"
         )
+    if name == MANIFEST:
+        raise ValueError(f'{what} name {name!r}: a file of that name says what was prepared; choose another name')
     if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', name):
         raise ValueError(f'{what} name {name!r} becomes a folder name; expected letters, digits, "_", "-" and "."')
 

@@ -175,9 +175,10 @@ def scan(item: Input, context: Context) -> None:
         bar.close()
         journal.close()
     if not counts['documents']:
+        first = next((f'; the first, {path}, record {number}: {reason}' for path, number, reason in examples), '')
         raise ValueError(
             f'domains.{domain.name} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
-            'unreadable); check path and text_key, or leave the domain out'
+            f'unreadable{first}); check path and text_key, or leave the domain out'
         )
     for path, number, reason in examples:
         log.warning('domains.%s: skipped %s, record %s: %s', domain.name, path, number, reason)

@@ -8,13 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmshearing.prepare.contents import open_binary, reading
-from llmshearing.prepare.fields import MISSING, ChatTemplate, NoChatTemplate, find_field
+from llmshearing.prepare.fields import (
+    CONVERSATIONS,
+    MISSING,
+    ChatTemplate,
+    NoChatTemplate,
+    find_field,
+    parse_conversation,
+)
 from llmshearing.prepare.pieces import Piece
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 
@@ -114,7 +121,14 @@ def _text_of(record: Any, kind: str, text_key: str) -> str:
             record = file.read()
     if kind in ('files', 'text') and b'\0' in record:
         raise ValueError('it holds NUL bytes: it is no text, or UTF-16 without a byte order mark')
+    if isinstance(record, str) and text_key.split('.')[-1] in CONVERSATIONS:
+        record = parse_conversation(record)
     if isinstance(record, list):
+        if not any(isinstance(turn, Mapping) for turn in record):
+            raise ValueError(
+                f'the text is a list of {len(record)}, neither a string nor a conversation (turns with role and '
+                'content); join it to one string'
+            )
         _chat = _chat or ChatTemplate(_plan.name, _plan.bos is not None, _plan.eos is not None)
         return _chat.render(record)
     if isinstance(record, bytes):

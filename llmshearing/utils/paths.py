@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llmshearing.utils.files import refuse_unwritable
+
 __all__ = [
     'check_mds_index',
     'check_safetensors_index',
@@ -97,6 +99,8 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
     above = next((parent for parent in path.parents if parent.exists()), path)
     if path != above and not above.is_dir():
         raise ValueError(f'{key}: {path} cannot be made, as {above} is no folder; choose another place.')
+    if not path.exists():
+        refuse_unwritable(key, path)
     return path
 
 

@@ -1,6 +1,7 @@
 """Weights that do not fit their config are refused by the tensor's name; what transformers accepts rightly passes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llmshearing.checkpoints.source import check_weights, read_weights, weights_folder
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.source_config import read_config
 from tests.models.tiny import tiny_model
 
@@ -22,8 +24,8 @@ def save(folder, variant='llama', **settings):
 def change(folder, edit):
     """Changes the tensors of a folder in place."""
     weights = load_file(folder / 'model.safetensors')
-    edit(weights)
-    save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
+    edited = edit(weights)
+    save_file(edited if isinstance(edited, dict) else weights, folder / 'model.safetensors', metadata={'format': 'pt'})
 
 
 def check(folder):
@@ -162,4 +164,48 @@ def test_the_config_counts_layers(tmp_path):
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, 'num_hidden_layers': 3}))
     with pytest.raises(ValueError, match='not expected: model.layers.3'):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.'])
+def test_names_of_a_wrapper(prefix, tmp_path):
+    save(tmp_path)
+    change(tmp_path, lambda weights: {f'{prefix}{name}': tensor for name, tensor in weights.items()})
+    wrapped = re.escape({'model.': 'model.model.'}.get(prefix, prefix))
+    with pytest.raises(ValueError, match=rf'tensors are called {wrapped}\.\.\., as a wrapper'):
+        check(tmp_path)
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    save(tmp_path)
+    (tmp_path / 'model.safetensors').rename(tmp_path / 'adapter_model.safetensors')
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    with pytest.raises(ValueError, match='holds an adapter .* merge it into its base model'):
+        check(tmp_path)
+
+
+def test_weights_of_eight_bits_are_named(tmp_path):
+    save(tmp_path)
+    change(tmp_path, lambda weights: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()})
+    with pytest.raises(ValueError, match='is stored as float8_e4m3fn: quantised weights'):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'pad_token_id': 900},
+        {'hidden_act': 'foo'},
+        {'rope_parameters': {'rope_type': 'foo', 'rope_theta': 1e4, 'factor': 2.0}},
+    ],
+)
+def test_configs_that_no_model_is_built_from(settings, tmp_path):
+    if 'rope_parameters' in settings and not TRANSFORMERS_5:
+        settings = {'rope_scaling': settings['rope_parameters']}
+    save(tmp_path)
+    content = json.loads((tmp_path / 'config.json').read_text())
+    for key in ('rope_parameters', 'rope_scaling', 'rope_theta'):
+        content.pop(key, None)
+    (tmp_path / 'config.json').write_text(json.dumps({**content, **settings}))
+    with pytest.raises(ValueError, match='builds no llama model from the config .*most often one of'):
         check(tmp_path)

@@ -44,3 +44,35 @@ def test_what_transformers_4_does_not_compute_is_written_as_it_is(tmp_path):
 def test_main_rotary_is_that_of_full_attention():
     one = {'rope_theta': 1e4}
     assert main_rotary(one) == main_rotary({'full_attention': one, 'sliding_attention': {'rope_theta': 5.0}}) == one
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        ({'rope_scaling': {'factor': 2.0}}, 'without a rope_type'),
+        ({'rope_scaling': {'rope_type': 'default', 'type': 'linear', 'factor': 2.0}}, 'two kinds at once'),
+        ({'rope_scaling': {'type': 'linear', 'factor': '2'}}, "rope_scaling.factor: '2'; expected a number above 0"),
+        ({'rope_parameters': {'rope_type': 'default', 'rope_theta': None}}, 'rope_parameters.rope_theta: None'),
+        (
+            {'rope_parameters': {'full_attention': {'rope_type': 'default', 'rope_theta': 0}}},
+            'full_attention.rope_theta',
+        ),
+        ({'rope_theta': -1e4}, 'the config has rope_theta: -10000.0'),
+        ({'rope_theta': True}, 'the config has rope_theta: True'),
+    ],
+)
+def test_rotary_settings_that_no_model_computes_with(settings, words):
+    with pytest.raises(ValueError, match=words):
+        normalised({'model_type': 'llama', **settings})
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'rope_scaling': None, 'rope_theta': 10000},
+        {'rope_scaling': {'type': 'linear', 'rope_type': 'linear', 'factor': 2}},
+        {'rope_scaling': {'rope_type': 'default'}},
+    ],
+)
+def test_rotary_settings_that_are_fine(settings):
+    assert normalised({'model_type': 'llama', **settings})

@@ -36,6 +36,13 @@ def test_empty_domain(spec, tmp_path, content):
         prepare(spec, workers=1)
 
 
+def test_a_domain_without_text_says_why(spec, tmp_path):
+    (tmp_path / 'none.jsonl').write_text('{"text": ["a", "b"]}\n')
+    spec['domains']['none'] = str(tmp_path / 'none.jsonl')
+    with pytest.raises(ValueError, match='1 unreadable; the first, .*none.jsonl, record 1: the text is a list of 2'):
+        prepare(spec, workers=1)
+
+
 def test_domain_of_duplicates_only(spec, tmp_path):
     spec['domains']['copy'] = write_jsonl(tmp_path / 'copy.jsonl', make_documents(50, 2))
     with pytest.raises(

@@ -56,8 +56,9 @@ def test_a_conversation_is_what_the_tokenizer_makes_of_it(chat, turns):
 @pytest.mark.parametrize(
     ('turns', 'words'),
     [
-        (['why'], "a turn of the conversation is 'why', expected role and content"),
+        (['why'], "the text is a list of 1, neither a string nor a conversation"),
         ([{'content': 'why'}], 'expected role and content'),
+        (['why', 'so'], 'the text is a list of 2, neither a string nor a conversation'),
         ([{'role': 'tool', 'content': 'x'}], 'the chat template refuses the conversation (no tools)'),
     ],
 )
@@ -68,6 +69,16 @@ def test_turns_that_are_none(chat, monkeypatch, turns, words):
     lines = ''.join(json.dumps({'messages': one}) + '\n' for one in (turns, TURNS)).encode()
     bad, good = worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), 'messages', None)
     assert words in bad.reason and good[0].startswith('<s>[user] why')
+
+
+def test_turns_in_a_string_are_read_where_the_field_is_named_for_them(chat, monkeypatch):
+    monkeypatch.setattr(worker, '_chat', None)
+    worker.start(plan_tokenizer(chat, None, None))
+    record = {'messages': json.dumps(TURNS), 'text': json.dumps(TURNS)}
+    line = json.dumps(record).encode()
+    ((rendered, _),) = worker.read_documents(Piece('json', 'a.jsonl', 1, line, len(line)), 'messages', None)
+    ((plain, _),) = worker.read_documents(Piece('json', 'a.jsonl', 1, line, len(line)), 'text', None)
+    assert rendered.startswith('<s>[user] why') and plain == record['text']
 
 
 def test_a_tokenizer_without_a_template(chat, tmp_path):

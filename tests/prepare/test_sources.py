@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 from pathlib import Path
 
 import datasets
@@ -344,6 +345,10 @@ def test_wrong_text_key(tmp_path, make):
         (Domain('d', ('none.jsonl',)), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
         (Domain('d', ('no*.jsonl',)), "'no*.jsonl' matches no file"),
         (Domain('d', ('file.dat',)), 'cannot be told from its name or content; set format'),
+        (Domain('d', ('records.txt',)), "records.txt has no 'text', only body; set text_key to the one"),
+        (Domain('d', ('*.txt',)), 'more.txt has no .text., only body; set text_key .*, or format: txt'),
+        (Domain('d', ('tables',)), 'a.csv is a table, .*; write it as JSON lines'),
+        (Domain('d', ('tables/b.csv',)), 'b.csv is a table'),
         (Domain('d', ('file.dat',), format='hf'), 'is a file; format hf reads a folder'),
         (Domain('d', ('empty',)), "'empty' holds no file"),
         (Domain('d', ('full',), glob='*.c'), "'full' holds no file that matches glob '*.c'"),
@@ -361,11 +366,17 @@ def test_unusable_paths(tmp_path, monkeypatch, domain, words):
     Path('full').mkdir()
     Path('full/a.txt').write_text('a')
     Path('file.dat').write_text('a')
+    for name in ('records', 'more'):
+        Path(f'{name}.txt').write_text('{"body": "a b c"}\n' * 9)
+    for name in ('tables/a.csv', 'tables/b.csv', 'mixed/a.csv', 'mixed/b.py'):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text('id,text\n0,a b\n')
+    assert _read(Domain('d', ('records.txt',), format='txt')) and len(_read(Domain('d', ('mixed',)))) == 2
     Path('array.json').write_text(json.dumps([{'id': 1, 'meta': {'body': 'a'}}], indent=1))
     _saved_splits(tmp_path)
     with pytest.raises(ValueError) as error:
         _read(domain)
-    assert words in str(error.value)
+    assert words in str(error.value) or re.search(words, str(error.value))
 
 
 def test_a_line_longer_than_a_piece_is_searched_once(tmp_path, monkeypatch):

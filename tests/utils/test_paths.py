@@ -75,6 +75,13 @@ def test_a_destination_where_nothing_can_be_written_is_refused_at_once(tmp_path)
             local_destination('out', path, what)
 
 
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='there is no place that nobody can write')
+@pytest.mark.parametrize('what', ['file', 'folder'])
+def test_a_place_that_cannot_be_written_is_refused(what):
+    with pytest.raises(ValueError, match='out: /proc/self/here cannot be written'):
+        local_destination('out', '/proc/self/here', what)
+
+
 def test_only_a_model_folder_is_replaced(tmp_path):
     folder = tmp_path / 'out'
     refuse_existing('export', folder, False)

@@ -1,0 +1,43 @@
+"""A model without memory, from its config: what parameters there are, before any weight is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ['build_on_meta']
+
+# Settings that modelling code trips over when they are wrong.
+OFTEN_WRONG = (
+    'hidden_act',
+    'rope_parameters',
+    'rope_scaling',
+    'rope_theta',
+    'vocab_size',
+    'pad_token_id',
+    'initializer_range',
+)
+
+
+def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """Builds a causal language model on the meta device, of 80 layers in about a second.
+
+    Raises:
+        ValueError: If none can be built, with what its config gives; modelling code answers a value that it does not
+            know in any of six ways.
+    """
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen under the meta device
+    try:
+        with torch.device('meta'):
+            return AutoModelForCausalLM.from_config(config, attn_implementation='eager')
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        got = ', '.join(f'{key}={getattr(config, key)!r}' for key in OFTEN_WRONG if hasattr(config, key))
+        raise ValueError(
+            f'transformers builds no {config.model_type} model from the config of {config.name_or_path or "the source"}'
+            f' ({type(error).__name__}: {error}); correct what its config.json gives, most often one of {got}.'
+        ) from error
