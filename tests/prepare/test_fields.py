@@ -56,7 +56,7 @@ def test_a_conversation_is_what_the_tokenizer_makes_of_it(chat, turns):
 @pytest.mark.parametrize(
     ('turns', 'words'),
     [
-        (['why'], "the text is a list of 1, neither a string nor a conversation"),
+        (['why'], 'the text is a list of 1, neither a string nor a conversation'),
         ([{'content': 'why'}], 'expected role and content'),
         (['why', 'so'], 'the text is a list of 2, neither a string nor a conversation'),
         ([{'role': 'tool', 'content': 'x'}], 'the chat template refuses the conversation (no tools)'),
