@@ -3,7 +3,8 @@
 Writes a LLaMA with random weights in bfloat16, cuts it in a process of its own and samples that process's memory that
 lies in no file: the weights are in one, whose pages the system drops when it needs the room. Linux only.
 
-    python benchmarks/cut_memory.py [--model 7b|1b|small] [--dtype float32] [--tokens N] [--folder FOLDER] [--output FILE.json]
+    python benchmarks/cut_memory.py [--model 7b|1b|small] [--dtype float32] [--tokens N] [--folder FOLDER]
+                                    [--output FILE.json]
 
 `7b` needs 40 GB of free disk and, on two cores, hours; `1b` 10 GB; `small`, which takes seconds, is cut in memory like
 all sources of its size. A large source is computed in the type that is written, and many CPUs take float32 for

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         'llmshearing.commands.import_legacy',
         'turn a first-generation Sheared LLaMA state dict into such a folder, or back',
     ),
+    'text-part': ('llmshearing.commands.text_part', 'write the text part of a multimodal model as a plain decoder'),
     'rotate': (
         'llmshearing.commands.rotate',
         'turn a source into a basis in which its hidden dimensions are cheap to cut',

@@ -23,7 +23,7 @@ from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tens
 from llmshearing.models.stored import stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = ['check_weights', 'read_weights', 'weights_folder']
+__all__ = ['check_weights', 'read_text_weights', 'read_weights', 'weights_folder']
 
 # In order of transformers' own preference.
 WEIGHT_FILES = (
@@ -34,6 +34,7 @@ WEIGHT_FILES = (
 )
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
+TEXT_PART = 'language_model.'  # in names of tensors of a multimodal model
 JOINT_EXPERTS = ('.experts.gate_up_proj', '.experts.down_proj')
 WRAPPERS = ('module.', '_orig_mod.', 'model.module.', 'model._orig_mod.', 'model.model.', 'base_model.model.')
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
@@ -108,6 +109,24 @@ def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTens
         config (PretrainedConfig): Its config.
     """
     return _named_tensors(Path(folder), config, parameter_shapes(config, in_files=True))
+
+
+def read_text_weights(folder: Path, config: PretrainedConfig) -> tuple[dict[str, StoredTensor], int]:
+    """The tensors of a multimodal model's text part, by their names in a folder without the rest, still in their files.
+
+    Args:
+        folder (Path): Folder of the whole model.
+        config (PretrainedConfig): Config of the text part.
+
+    Returns:
+        tuple[dict[str, StoredTensor], int]: The tensors, and how many others the folder has.
+    """
+    _refuse_pointers(folder)
+    expected = parameter_shapes(config, in_files=True).shapes
+    stored = _stored_tensors(folder)
+    renamed = dict(_experts_apart(config, {name.replace(TEXT_PART, '', 1): tensor for name, tensor in stored.items()}))
+    found = {name: tensor for name, tensor in renamed.items() if name in expected}
+    return found, len(renamed) - len(found)
 
 
 def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShapes) -> dict[str, StoredTensor]:

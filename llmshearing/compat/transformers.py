@@ -23,7 +23,6 @@ __all__ = [
     'OPENS_UNEVEN_HEADS',
     'PER_LAYER_LISTS',
     'STRICT_ERROR',
-    'TEXT_PART',
     'WINDOWS_BY_LAYER',
     'attention_implementation',
     'dtype_argument',
@@ -50,17 +49,6 @@ WINDOWS_BY_LAYER = TRANSFORMERS_5
 
 # Settings of a config that hold one entry per decoder layer, read by position.
 PER_LAYER_LISTS = ('layer_rope_theta', 'layer_types', 'no_rope_layers')
-
-# How the text part of a multimodal source becomes a folder of its own, for people to copy.
-TEXT_PART = (
-    'whole = AutoModelForImageTextToText.from_pretrained(SOURCE); '
-    'text = AutoModelForCausalLM.from_config(whole.config.text_config); '
-    'text.model = whole.model.language_model; text.lm_head = whole.lm_head; text.save_pretrained(FOLDER); '
-    'AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)'
-    if TRANSFORMERS_5
-    else 'AutoModelForImageTextToText.from_pretrained(SOURCE).language_model.save_pretrained(FOLDER); '
-    'AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)'
-)
 
 # Rotary settings that modelling code reads whatever their kind is; the last two scale queries (Ministral 3).
 READ_BESIDE_ROTARY = ('rope_theta', 'partial_rotary_factor', 'llama_4_scaling_beta', 'original_max_position_embeddings')

@@ -137,12 +137,10 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
         )
     text = getattr(config, 'text_config', None)
     if text is not None and text.model_type != config.model_type:
-        from llmshearing.compat.transformers import TEXT_PART
-
         raise ValueError(
             f'{where} is a multimodal model ({config.model_type}): only its text part (text_config, a '
-            f'{text.model_type}) can be planned, pruned and trained. Save that part with its tokenizer in a folder of '
-            f'its own and name that folder. With transformers: {TEXT_PART}.'
+            f'{text.model_type}) can be planned, pruned and trained. `llmshearing text-part SOURCE --output FOLDER` '
+            'writes that part as a model of its own.'
         )
 
 

@@ -27,7 +27,8 @@ class CardFacts:
         name (str): Name of the exported model.
         source (str | None): Name of the source model.
         licence (Mapping[str, Any]): :func:`source_licence` of the source.
-        stage (str): ``'pruned'``, ``'cut'``, ``'continued'``, ``'kept'`` (uncut, with masks) or ``'imported'``.
+        stage (str): ``'pruned'``, ``'cut'``, ``'continued'``, ``'kept'`` (uncut, with masks), ``'text'`` or
+            ``'imported'``.
         shape (ModelShape): Shape of the exported model.
         parameters (int): Its parameters, a tied LM head counted once.
         source_shape (ModelShape | None): Shape of the source.
@@ -64,6 +65,7 @@ STAGES = {
     'continued': 'Language model in the standard Hugging Face format, saved from continued pre-training.',
     'kept': 'The weights of {source} in the course of pruning, **uncut**, with the masks learned so far beside them in '
     '`masks/masks.safetensors`, for study. The model in this folder computes without the masks.',
+    'text': 'The text part of {source}, a multimodal model: the same tensors, as a model of its own.',
     'imported': 'Converted from a state dict of the first Sheared LLaMA code; every tensor was accounted for by name.',
 }
 

@@ -4,12 +4,10 @@ import json
 import logging
 
 import pytest
-from transformers import AutoConfig, Gemma3Config, Gemma3TextConfig, LlavaConfig, MistralConfig
+from transformers import AutoConfig, Gemma3Config, LlavaConfig, MistralConfig
 
-from llmshearing.compat.transformers import TEXT_PART
 from llmshearing.config.source import check_source, read_config, refuse_unusable
-from llmshearing.models.families import family_of
-from tests.tiny_run import tiny_source, tiny_tokenizer
+from tests.tiny_run import tiny_source
 
 
 @pytest.fixture(scope='module')
@@ -72,21 +70,3 @@ def test_multimodal_sources_say_how_to_take_the_text_part(tmp_path):
             ValueError, match=f'multimodal model \\({config.model_type}\\).*{config.text_config.model_type}'
         ):
             refuse_unusable('source', read_config('source', str(tmp_path)))
-
-
-def test_the_advice_for_multimodal_sources_works(tmp_path):
-    """What the message tells to call leaves a folder of a family that can be pruned."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-
-    sizes = {'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2}
-    vision = {**sizes, 'image_size': 16, 'patch_size': 8}
-    text = Gemma3TextConfig(**sizes, num_key_value_heads=1, head_dim=8, vocab_size=32)
-    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / 'multimodal')
-    tiny_tokenizer().save_pretrained(tmp_path / 'multimodal')
-    auto = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoTokenizer)
-    folders = {'SOURCE': tmp_path / 'multimodal', 'FOLDER': tmp_path / 'text'}
-    exec(TEXT_PART, {each.__name__: each for each in auto} | folders)
-    taken = read_config('source', str(tmp_path / 'text'))
-    refuse_unusable('source', taken)
-    assert family_of(taken) is not None

@@ -1,0 +1,33 @@
+"""``llmshearing text-part SOURCE --output FOLDER``: the text part of a multimodal model as a model of its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llmshearing.utils.paths import local_destination
+
+__all__ = ['main']
+
+
+def main(argv: list[str]) -> int:
+    """Writes the folder. Returns 0; errors of the user are raised as ValueError."""
+    parser = argparse.ArgumentParser(
+        prog='llmshearing text-part',
+        description='Write the text part of a multimodal model as a plain decoder, which can be planned, cut and '
+        'trained. What sees or hears stays behind.',
+    )
+    parser.add_argument('source', metavar='SOURCE', help='model folder whose config has a text_config')
+    parser.add_argument('--output', required=True, metavar='FOLDER', help='folder to write')
+    parser.add_argument('--overwrite', action='store_true', help='replace FOLDER if it exists')
+    arguments = parser.parse_args(argv)
+    output = local_destination('--output', arguments.output)
+    from llmshearing.export.text_part import write_text_part
+
+    part = write_text_part(Path(arguments.source), output, arguments.overwrite)
+    sys.stdout.write(
+        f'{output}: a {part.model_type} of {part.parameters:,} parameters; {part.tensors} tensors read back bit for '
+        f'bit, {part.left} left behind\n'
+    )
+    return 0

@@ -1,0 +1,112 @@
+"""The text part of a multimodal model as a folder of its own: a plain decoder, which can be planned, cut and trained.
+
+Its tensors are copied one at a time, bit for bit, under the names that they have in a model without the other parts.
+What sees or hears stays behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+
+from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
+from llmshearing.checkpoints.source import read_text_weights
+from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
+from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.export.model_folder import write_model_folder
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.verification import verify_tensors
+from llmshearing.models.shapes import shape_of
+from llmshearing.models.source_config import read_config
+from llmshearing.models.source_files import public_name, read_source_files, source_licence
+from llmshearing.utils.files import refuse_unwritable
+from llmshearing.utils.paths import refuse_existing
+
+__all__ = ['TextPart', 'write_text_part']
+
+SHARD_BYTES = 2 * 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPart:
+    """What was written.
+
+    Attributes:
+        model_type (str): transformers' name of the decoder.
+        parameters (int): Of the decoder, a tied LM head counted once.
+        tensors (int): How many were written, and read back bit for bit.
+        left (int): Tensors of the source that stayed behind.
+    """
+
+    model_type: str
+    parameters: int
+    tensors: int
+    left: int
+
+
+def write_text_part(source: Path, output: Path, overwrite: bool = False) -> TextPart:
+    """Writes the text part of a multimodal model folder.
+
+    Args:
+        source (Path): Folder of a model whose config has a ``text_config``.
+        output (Path): Folder to write.
+        overwrite (bool): Replace an existing model folder. Default: ``False``.
+
+    Raises:
+        ValueError: If the source has no text part that transformers has a causal language model for, if its tensors do
+            not fit that, or if the output exists and may not be replaced.
+    """
+    source, output = Path(source), Path(output)
+    if not (source / 'config.json').is_file():
+        raise ValueError(f'{source} is no model folder: it has no config.json.')
+    config = _text_config(source, read_config(source))
+    refuse_existing('--output', output, overwrite, (source,))
+    refuse_unwritable('--output', output)
+    stored, left = read_text_weights(source, config)
+    head = next(iter(parameter_shapes(_tied(config), in_files=True).tied), None)
+    if head is not None and head not in stored:
+        config = _tied(config)
+    shapes = parameter_shapes(config, in_files=True)
+    check_tensors(str(source), {name: tensor.shape for name, tensor in stored.items()}, shapes.shapes, shapes.tied)
+    files = read_source_files(str(source))
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, tensor.read()) for name, tensor in stored.items() if name not in shapes.tied)
+
+    with ModelFolderWriter(output, SHARD_BYTES, overwrite) as writer:
+        write_model_folder(writer, config, tensors(), read_tokenizer(source), files, None)
+        facts = CardFacts(
+            name=output.name,
+            source=public_name(str(source)),
+            licence=source_licence(files),
+            stage='text',
+            shape=shape_of(config),
+            parameters=writer.parameters,
+        )
+        write_model_card(writer.path, facts, files)
+        count = verify_tensors(writer.path, tensors(), lambda tensor: tensor)
+        writer.commit()
+    return TextPart(config.model_type, writer.parameters, count, left)
+
+
+def _text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
+    text = getattr(whole, 'text_config', None)
+    if text is None or text.model_type == whole.model_type:
+        raise ValueError(f'{source} is a {whole.model_type}, which has no text part beside others; use it as it is.')
+    if getattr(whole, 'quantization_config', None) is not None:
+        raise ValueError(f'{source} has quantised weights; take the model that it was quantised from.')
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f'{source}: transformers has no causal language model of its text part, a {text.model_type}.')
+    if dtype_of(text) is None:
+        set_dtype(text, dtype_of(whole))
+    return text
+
+
+def _tied(config: PretrainedConfig) -> PretrainedConfig:
+    changed = type(config).from_dict(config.to_dict())
+    changed.tie_word_embeddings = True
+    return changed

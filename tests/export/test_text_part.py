@@ -1,0 +1,80 @@
+"""The text part of a multimodal model computes, alone, what it computes inside the whole; what cannot be is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3TextConfig, LlavaConfig, MistralConfig
+
+from llmshearing import cli
+from llmshearing.config.source import read_config, refuse_unusable
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.models.families import family_of
+from tests.tiny_run import tiny_source, tiny_tokenizer
+
+SIZES = {'hidden_size': 16, 'intermediate_size': 24, 'num_hidden_layers': 2, 'num_attention_heads': 2}
+VISION = {**SIZES, 'image_size': 16, 'patch_size': 8}
+TEXT = {**SIZES, 'num_key_value_heads': 1, 'head_dim': 8, 'vocab_size': 64}
+WHOLE = {
+    'gemma3': lambda: Gemma3Config(
+        text_config=Gemma3TextConfig(**TEXT, sliding_window=8).to_dict(), vision_config=VISION, mm_tokens_per_image=4
+    ),
+    'llava': lambda: LlavaConfig(text_config=MistralConfig(**TEXT), vision_config=VISION, image_token_index=60),
+}
+IDS = torch.arange(3, 43).reshape(2, 20)
+
+
+def make_whole(folder, kind):
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(WHOLE[kind]()).eval()
+    model.save_pretrained(folder)
+    tiny_tokenizer(64).save_pretrained(folder)
+    (folder / 'LICENSE').write_text('as it were')
+    return model
+
+
+@pytest.mark.parametrize('kind', WHOLE)
+def test_it_computes_what_it_computed_in_the_whole(kind, tmp_path, capsys):
+    whole = make_whole(tmp_path / 'whole', kind)
+    with pytest.raises(ValueError, match='`llmshearing text-part SOURCE --output FOLDER`'):
+        refuse_unusable('source', read_config('source', str(tmp_path / 'whole')))
+    assert cli.main(['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]) == 0
+    assert 'tensors read back bit for bit' in capsys.readouterr().out
+    taken = read_config('source', str(tmp_path / 'text'))
+    refuse_unusable('source', taken)
+    assert family_of(taken) is not None
+    with torch.no_grad():
+        expected, got = whole(input_ids=IDS).logits, open_strictly(tmp_path / 'text')(IDS).logits
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['text', 'whole']
+    assert (tmp_path / 'text' / 'LICENSE').read_text() == 'as it were'
+    assert 'text part of whole' in (tmp_path / 'text' / 'README.md').read_text()
+
+
+def refusal(capsys, *arguments):
+    assert cli.main(['text-part', *map(str, arguments)]) == 1
+    return capsys.readouterr().err
+
+
+def test_what_is_not_possible_is_one_sentence(tmp_path, capsys):
+    make_whole(tmp_path / 'whole', 'llava')
+    tiny_source(tmp_path / 'plain')
+    out = ['--output', tmp_path / 'text']
+    assert 'is no model folder' in refusal(capsys, tmp_path / 'nowhere', *out)
+    assert 'is a llama, which has no text part beside others' in refusal(capsys, tmp_path / 'plain', *out)
+    assert 'exists already' in refusal(capsys, tmp_path / 'whole', '--output', tmp_path / 'plain')
+    again = ['--output', tmp_path / 'whole', '--overwrite']
+    assert 'is needed' in refusal(capsys, tmp_path / 'whole', *again)
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'less')
+    path = tmp_path / 'less' / 'model.safetensors'
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if name.endswith('layers.1.mlp.up_proj.weight'))]
+    save_file(tensors, path, {'format': 'pt'})
+    assert 'missing: model.layers.1.mlp.up_proj.weight' in refusal(capsys, tmp_path / 'less', *out)
+    config = json.loads((tmp_path / 'whole' / 'config.json').read_text())
+    config['quantization_config'] = {'quant_method': 'awq', 'bits': 4}
+    (tmp_path / 'less' / 'config.json').write_text(json.dumps(config))
+    assert 'quantised' in refusal(capsys, tmp_path / 'less', *out)
+    assert not (tmp_path / 'text').exists()
