@@ -27,6 +27,19 @@ READ_OTHERWISE = (
     'max_window_layers',
 )
 
+# Settings that some families compute with, and what they are where they change nothing.
+CHANGES_NOTHING: dict[str, tuple] = {
+    'alibi': (None, False),
+    'attention_multiplier': (None,),
+    'attn_logit_softcapping': (None,),
+    'embedding_multiplier': (None, 1),
+    'final_logit_softcapping': (None,),
+    'logits_scaling': (None, 1),
+    'no_rope_layers': (None, []),
+    'residual_multiplier': (None, 1),
+    'use_bidirectional_attention': (None, False),
+}
+
 
 def read_config(name: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a model folder or of a model on the hub, with the meaning that its writer gave it.
@@ -56,9 +69,21 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         ValueError: As :func:`read_config`.
     """
     try:
+        _refuse_uncomputed(content)
         return CONFIG_MAPPING[content['model_type']].from_dict(normalised(content), **settings)
     except STRICT_ERROR as error:
         raise ValueError(f'transformers takes no such config: {" ".join(str(error).split())}') from error
+
+
+def _refuse_uncomputed(content: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a setting of other families, which this one would leave out without a word."""
+    for key, neutral in CHANGES_NOTHING.items():
+        given = key in content and content[key] not in neutral
+        if given and not hasattr(CONFIG_MAPPING[content['model_type']](), key):
+            raise ValueError(
+                f'the config has {key}: {content[key]!r}, which transformers does not compute in a '
+                f'{content["model_type"]}; correct its model_type, or remove the key if the model was trained without.'
+            )
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:

@@ -250,3 +250,18 @@ def test_a_tokenizer_as_transformers_5_saves_it(tmp_path):
     tokenizer.save_pretrained(tmp_path / 'again')
     saved = json.loads((tmp_path / 'again' / 'tokenizer_config.json').read_text())
     assert TRANSFORMERS_5 or saved['tokenizer_class'].startswith('PreTrainedTokenizer')  # which both open
+
+
+@pytest.mark.parametrize(
+    'settings', [{'attn_logit_softcapping': 50.0}, {'residual_multiplier': 0.5}, {'no_rope_layers': [1, 1, 1, 0]}]
+)
+def test_settings_of_other_families_are_refused_by_name(settings):
+    ((key, value),) = settings.items()
+    content = json.loads(tiny_model('llama').config.to_json_string(use_diff=False))
+    with pytest.raises(ValueError, match=rf'{key}: .*which transformers does not compute in a llama'):
+        config_from({**content, **settings})
+    assert config_from({**content, 'attn_logit_softcapping': None, 'residual_multiplier': 1.0, 'alibi': False})
+    family = {'attn_logit_softcapping': 'gemma2', 'residual_multiplier': 'granite'}.get(key)
+    if family is not None:
+        content = json.loads(tiny_model(family).config.to_json_string(use_diff=False))
+        assert getattr(config_from({**content, **settings}), key) == value
