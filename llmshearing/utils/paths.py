@@ -99,7 +99,7 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
     above = next((parent for parent in path.parents if parent.exists()), path)
     if path != above and not above.is_dir():
         raise ValueError(f'{key}: {path} cannot be made, as {above} is no folder; choose another place.')
-    if not path.exists():
+    if not path.exists() and os.environ.get('RANK', '0') == '0':  # the only one that writes; others may be elsewhere
         refuse_unwritable(key, path)
     return path
 
