@@ -7,9 +7,7 @@ hidden folder, opens it with transformers, compares logits, and only then gives 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from composer.callbacks import CheckpointSaver
 from composer.core import Callback, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
+from llmshearing.compat.composer import checkpoint_savers, unwrapped
 from llmshearing.export.model_folder import cut_tensors, tensors_of
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
@@ -84,7 +83,7 @@ class ExportPruned(Callback):
                 f'after {duration.to_timestring()}, so the target would not be reached and nothing exported; '
                 'shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
-        if not _saves_checkpoints(state):
+        if not checkpoint_savers(state):
             log.warning(
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
                 'exported, and without a checkpoint the trained weights are lost; set save_folder.'
@@ -92,9 +91,9 @@ class ExportPruned(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = _pruning(state)
-        remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if _saves_checkpoints(state) else '.')
+        remedy = UNCONVERGED_REMEDY + (FROM_CHECKPOINT if checkpoint_savers(state) else '.')
         away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
-        model = _model(state)
+        model = unwrapped(state)
         masks = pruning.final_masks()
         expected = probe_masked(model.cutter, masks)
         held = tensors_of(model.model)
@@ -147,11 +146,3 @@ def _pruning(state: State) -> TargetedPruning:
             'export_pruned exports what targeted_pruning learned; add `targeted_pruning` under `algorithms`.'
         )
     return pruning
-
-
-def _model(state: State) -> Any:
-    return state.model.module if hasattr(state.model, 'module') else state.model
-
-
-def _saves_checkpoints(state: State) -> bool:
-    return any(isinstance(callback, CheckpointSaver) for callback in state.callbacks)

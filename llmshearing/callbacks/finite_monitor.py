@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from composer.callbacks import CheckpointSaver
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from llmshearing.compat.composer import checkpoint_savers, unwrapped
 
 __all__ = ['FiniteMonitor']
 
@@ -66,10 +67,7 @@ class FiniteMonitor(Callback):
             'gradients': [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()],
             'masks': [axis for axis, mask in masks.items() if not torch.isfinite(mask).all()],
             'saved': [
-                path
-                for callback in state.callbacks
-                if isinstance(callback, CheckpointSaver)
-                for path in callback.saved_checkpoints
+                path for saver in checkpoint_savers(state) for path in saver.saved_checkpoints
             ],  # of whole checkpoints rank 0 alone knows
         }
         ranks = dist.all_gather_object(own)
@@ -111,5 +109,4 @@ def _local(gradient: Tensor) -> Tensor:
 
 
 def _masks(state: State) -> dict[str, Tensor]:
-    model = getattr(state.model, 'module', state.model)
-    return getattr(getattr(model, 'cutter', None), 'masks', None) or {}
+    return getattr(getattr(unwrapped(state), 'cutter', None), 'masks', None) or {}

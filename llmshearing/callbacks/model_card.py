@@ -15,6 +15,7 @@ from composer.loggers import Logger
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.checkpoints.tokenizer_files import make_portable
+from llmshearing.compat.composer import unwrapped
 from llmshearing.compat.configs import add_older_names
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.metrics.last_losses import last_losses
@@ -48,7 +49,7 @@ class ModelCard(Callback):
         savers = [callback for callback in state.callbacks if isinstance(callback, HuggingFaceCheckpointer)]
         if not savers:
             raise ValueError('model_card adds to the folders of hf_checkpointer; add that callback or remove this one.')
-        config = _model(state).config
+        config = unwrapped(state).model.config
         shape_of(config)
         self.source = source = self.source or config._name_or_path or None
         self._files = read_source_files(source, getattr(state.model.tokenizer, 'name_or_path', None))
@@ -68,7 +69,7 @@ class ModelCard(Callback):
 
     def add_to(self, state: State, logger: Logger, save_dir: str) -> None:
         """Writes card and licence files and completes configs; the hook of ``hf_checkpointer``, called on rank 0."""
-        model = _model(state)
+        model = unwrapped(state).model
         parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = CardFacts(
             name=f'{Path(self._base_model or "model").name} with {parameters:,} parameters',
@@ -84,7 +85,3 @@ class ModelCard(Callback):
         write_model_card(Path(save_dir), facts, self._files)
         add_older_names(Path(save_dir) / 'config.json')
         make_portable(Path(save_dir))
-
-
-def _model(state: State) -> Any:
-    return getattr(state.model, 'module', state.model).model

@@ -29,6 +29,7 @@ from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.compat.composer import unwrapped
 from llmshearing.masks.record import record_of
 from llmshearing.metrics.logger import MetricsFile
 from llmshearing.metrics.run_log import STATE_VERSION, report_folder, state_path
@@ -176,13 +177,9 @@ class RunReport(Callback):
         self._drawing = self._complaints = None
 
 
-def _model(state: State) -> Any:
-    return state.model.module if hasattr(state.model, 'module') else state.model
-
-
 def _models(state: State, pruned: Path | None) -> dict[str, Any]:
     """Sizes of the model before (``source``) and after pruning (``result``), each None where that does not apply."""
-    model = _model(state)
+    model = unwrapped(state)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
         shape: ModelShape | None = shape_of(model.model.config)

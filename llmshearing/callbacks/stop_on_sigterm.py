@@ -17,10 +17,11 @@ import signal
 from typing import Any
 
 import torch
-from composer.callbacks import CheckpointSaver
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+
+from llmshearing.compat.composer import checkpoint_savers
 
 __all__ = ['StopOnSigterm']
 
@@ -43,7 +44,7 @@ class StopOnSigterm(Callback):
         self._previous: Any = signal.SIG_DFL
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if not self._savers(state):
+        if not checkpoint_savers(state):
             raise ValueError('stop_on_sigterm saves a checkpoint when told to stop: set save_folder, or remove it.')
         self._told = self._leaving = False
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -56,7 +57,7 @@ class StopOnSigterm(Callback):
             return
         log.warning('Told to stop: saving a checkpoint after batch %d.', state.timestamp.batch.value)
         self._leaving = True
-        for saver in self._savers(state):
+        for saver in checkpoint_savers(state):
             saver.save_interval = lambda state, event: True
 
     def epoch_end(self, state: State, logger: Logger) -> None:
@@ -71,17 +72,13 @@ class StopOnSigterm(Callback):
     def _leave(self, state: State, logger: Logger) -> None:
         if not self._leaving:
             return
-        for saver in self._savers(state):
+        for saver in checkpoint_savers(state):
             saver.fit_end(state, logger)  # to a remote folder: waits for the upload, then moves the link to it
         dist.barrier()  # the launcher kills what is left once a rank has gone
         raise SystemExit(EXIT_CODE)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._told = True
-
-    @staticmethod
-    def _savers(state: State) -> list[CheckpointSaver]:
-        return [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
 
 
 def _trained(state: State) -> bool:

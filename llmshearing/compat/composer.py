@@ -1,11 +1,15 @@
-"""Composer 0.32 on versions of PyTorch and transformers that it does not know."""
+"""Composer 0.32: what is behind its wrappers, and what it lacks on versions of PyTorch that it does not know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ['install']
+if TYPE_CHECKING:
+    from composer.callbacks import CheckpointSaver
+    from composer.core import State
+
+__all__ = ['checkpoint_savers', 'install', 'unwrapped']
 
 
 def install() -> None:
@@ -27,6 +31,18 @@ def install() -> None:
         _patch_pytorch.unshard_with_sync = FlatParamHandle.unshard
     if not hasattr(checkpoint.load_sharded_checkpoint, 'stock'):
         checkpoint.load_sharded_checkpoint = _asking_for_less(checkpoint.load_sharded_checkpoint)
+
+
+def unwrapped(state: State) -> Any:
+    """The run's model itself, also where DistributedDataParallel wraps it."""
+    return getattr(state.model, 'module', state.model)
+
+
+def checkpoint_savers(state: State) -> list[CheckpointSaver]:
+    """What saves the run's checkpoints: the Trainer's own saver and those of the user."""
+    from composer.callbacks import CheckpointSaver
+
+    return [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
 
 
 def _asking_for_less(load: Callable) -> Callable:

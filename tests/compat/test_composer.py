@@ -1,5 +1,8 @@
 """Canaries of compat.composer."""
 
+from types import SimpleNamespace
+
+from composer.callbacks import CheckpointSaver
 from composer.trainer import _patch_pytorch
 from composer.utils import checkpoint
 from torch.distributed.fsdp._flat_param import FlatParamHandle
@@ -29,3 +32,10 @@ def test_a_sharded_checkpoint_is_not_asked_for_what_other_versions_do_not_write(
     assert load('path') == {'model': 1, 'schedulers': schedulers}
     assert load('path', ignore_keys=['state/model']) == {'schedulers': schedulers}
     assert load('path', ignore_keys=lambda asked: asked['state'].pop('model')) == {'schedulers': schedulers}
+
+
+def test_the_model_behind_a_wrapper_and_what_saves_checkpoints(tmp_path):
+    model, saver = object(), CheckpointSaver(folder=str(tmp_path), save_interval='1ba')
+    state = SimpleNamespace(model=SimpleNamespace(module=model), callbacks=[object(), saver])
+    assert composer.unwrapped(state) is composer.unwrapped(SimpleNamespace(model=model)) is model
+    assert composer.checkpoint_savers(state) == [saver]

@@ -23,6 +23,7 @@ from llmshearing.algorithms.targeted_pruning.calibration import calibrate
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
 from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
+from llmshearing.compat.composer import unwrapped
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.masks.learner import learner_class
@@ -221,7 +222,7 @@ class TargetedPruning(PruningState, Algorithm):
 
 
 def _model(state: State) -> ShearedCausalLM:
-    model = state.model.module if hasattr(state.model, 'module') else state.model
+    model = unwrapped(state)
     if not isinstance(model, ShearedCausalLM):
         raise ValueError(
             f'targeted_pruning needs the model sheared_causal_lm, got {type(model).__name__}; '
