@@ -1,0 +1,114 @@
+"""What ``run_report`` notes beside the metrics: sizes, settings, where the result is, which units the masks keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+from composer.utils import dist
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
+
+from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
+from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.compat.composer import unwrapped
+from llmshearing.masks.record import record_of
+from llmshearing.metrics.run_log import STATE_VERSION
+from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.shapes import ModelShape, shape_of
+from llmshearing.models.units import kept_units
+from llmshearing.reports.kept import binned
+
+__all__ = ['model_sizes', 'run_note']
+
+
+def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
+    """Sizes of the model before (``source``) and after pruning (``result``), each None where that does not apply."""
+    model = unwrapped(state)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        shape: ModelShape | None = shape_of(model.model.config)
+    except (AttributeError, ValueError):  # not a Hugging Face decoder that we know the shape of
+        shape = None
+    own = {'parameters': parameters, 'shape': None if shape is None else shape.as_dict()}
+    pruning = find_pruning(state)
+    if pruning is not None:
+        result = None
+        if isinstance(pruning.target, ModelShape):
+            count = count_parameters(layout_of(model.model.config), pruning.target).total
+            result = {'parameters': int(count), 'shape': pruning.target.as_dict()}
+        return {'source': own, 'result': result}
+    if pruned is None:
+        return {'source': None, 'result': own}
+    record = json.loads((pruned / 'pruning.json').read_text(encoding='utf-8'))
+    count = count_parameters(layout_of(model.model.config), ModelShape(**record['source_shape'])).total
+    return {'source': {'parameters': int(count), 'shape': record['source_shape']}, 'result': own}
+
+
+def run_note(state: State, models: dict[str, Any], began: float) -> dict[str, Any]:
+    """What the page needs besides the metrics, as plain types; ``began`` is when this process began to train."""
+    elapsed, pruning, spent = state.get_elapsed_duration(), find_pruning(state), state.timestamp.total_wct
+    return {
+        'version': STATE_VERSION,
+        'batch': state.timestamp.batch.value,
+        'tokens': state.timestamp.token.value,
+        'elapsed_share': None if elapsed is None else min(float(elapsed.value), 1.0),
+        'max_duration': None if state.max_duration is None else state.max_duration.to_timestring(),
+        'seconds': spent.total_seconds() or None,
+        'noted': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
+        'settings': _settings(state),
+        'exported': _exported(state, began),
+        **models,
+        'pruning': None if pruning is None else _masks(pruning, state),
+    }
+
+
+def _settings(state: State) -> dict[str, Any]:
+    """What a person asks of a run that is not in its numbers."""
+    pruning = find_pruning(state)
+    rates = [(type(one).__name__, one.param_groups[0]) for one in state.optimizers]
+    settings = {
+        'ranks': dist.get_world_size(),
+        'precision': str(getattr(state.precision, 'value', state.precision)),
+        'micro-batch per rank': state.device_train_microbatch_size,
+        'seed': state.rank_zero_seed,
+        'optimizer': ', '.join(f'{name}, lr {group.get("initial_lr", group["lr"]):g}' for name, group in rates),
+        'mask learning': None if pruning is None else pruning.mask_learning,
+        'algorithms': ', '.join(type(algorithm).__name__ for algorithm in state.algorithms),
+    }
+    settings |= {name: version(name) for name in ('torch', 'transformers', 'mosaicml')}
+    return {name: value for name, value in settings.items() if value not in (None, '')}
+
+
+def _exported(state: State, began: float) -> dict[str, str] | None:
+    """Where the result is, once this process has written it: that of ``export_pruned``, or of ``hf_checkpointer``."""
+    found: list[Path] = []
+    for callback in state.callbacks:
+        if isinstance(callback, ExportPruned):
+            found += [callback.folder / 'config.json']
+        elif isinstance(callback, HuggingFaceCheckpointer) and '://' not in callback.save_dir_format_str:
+            found += Path(callback.save_dir_format_str).glob('huggingface/*/config.json')
+    written = {path: path.stat().st_mtime for path in found if path.is_file()}
+    last = max(written, key=written.__getitem__, default=None)
+    return None if last is None or written[last] < began else {'folder': str(last.parent)}
+
+
+def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
+    """The pruning record if pruning ended now, and the masks as they are: in the Lagrangian way P(z > 0) of each unit.
+
+    Values have three decimals; of the intermediate dimensions there are the means that a page can show.
+    """
+    units = kept_units(pruning.final_masks(), pruning.source)
+    record = dataclasses.asdict(record_of(pruning, units, state.timestamp.batch.value, state.timestamp.token.value))
+    del record['scores'], record['source_name'], record['shape']
+    masks = {}
+    for axis, kept in pruning.learner.expected_kept().items():
+        values = kept.double().numpy()
+        if axis == 'intermediate':
+            values = binned(values)
+        masks[axis] = values.round(3).tolist()
+    return {**record, 'mask_values': masks}
