@@ -11,7 +11,7 @@ from composer.core import Evaluator
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmshearing.callbacks.dynamic_batch_loading.checks import prepare_evaluation
+from llmshearing.callbacks.dynamic_batch_loading.evaluators import prepare_evaluation
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer, tokenizer_identity
 from tests.dynamic_text_run import evaluators
 from tests.dynamic_text_world import close_loaders, dynamic_loader, tiny_tokenizer, write_domains

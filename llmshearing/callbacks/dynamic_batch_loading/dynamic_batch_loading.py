@@ -7,9 +7,11 @@ only what a rule needs besides. Both are saved in the same checkpoint, so they a
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,14 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.callbacks.dynamic_batch_loading import limits, updates
-from llmshearing.callbacks.dynamic_batch_loading.checks import (
-    check_references,
-    check_round_length,
-    check_total,
-    dynamic_dataset,
-    match_evaluators,
-    prepare_evaluation,
-    read_reference_losses,
-    write_mixture,
-)
+from llmshearing.callbacks.dynamic_batch_loading.checks import check_round_length, check_total, dynamic_dataset
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
+from llmshearing.callbacks.dynamic_batch_loading.evaluators import match_evaluators, prepare_evaluation
 from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, planned_samples, weight_ceiling
+from llmshearing.callbacks.dynamic_batch_loading.references import check_references, read_reference_losses
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
+from llmshearing.data.rounds import MixtureRounds
+from llmshearing.utils.files import write_atomically
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['DynamicBatchLoading']
@@ -180,7 +177,7 @@ class DynamicBatchLoading(Callback):
         metrics = self._metrics(dataset, losses)
         logger.log_metrics(metrics | {'mixture/eval_share': self._clock.end_round()})
         if self.weights_file is not None and dist.get_global_rank() == 0:
-            write_mixture(self.weights_file, rounds, dict(zip(rounds.domains, losses.tolist(), strict=True)))
+            _write_mixture(self.weights_file, rounds, dict(zip(rounds.domains, losses.tolist(), strict=True)))
 
     def close(self, state: State, logger: Logger) -> None:
         del logger
@@ -281,3 +278,16 @@ class DynamicBatchLoading(Callback):
         self._memory = list(state['memory'])
         self._rule_weights = list(state['rule_weights'])
         self._mean = (state['mean_count'], list(state['mean']))
+
+
+def _write_mixture(path: Path, rounds: MixtureRounds, losses: Mapping[str, float]) -> None:
+    """Writes the weights that follow the current round, with its losses, as JSON."""
+    used = rounds.used()
+    content = {
+        'round': rounds.state.round,
+        'proportions': rounds.next_weights,
+        'losses': dict(losses),
+        'samples': used,
+        'passes': {name: used[name] / size for name, size in rounds.sizes.items()},
+    }
+    write_atomically(path, json.dumps(content, indent=2) + '\n')

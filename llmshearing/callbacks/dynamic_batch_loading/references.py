@@ -1,0 +1,54 @@
+"""The reference losses that a rule compares with, given in the run file or in a file of their own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ['check_references', 'read_reference_losses']
+
+
+def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str, float]:
+    """Reference losses by domain, given inline or as a JSON file with a ``reference_losses`` mapping.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, holds no such mapping, or a loss that is no finite number.
+    """
+    place = 'reference_losses'
+    if isinstance(source, str):
+        place = source
+        try:
+            content = json.loads(Path(source).read_text(encoding='utf-8'))
+        except ValueError as error:  # also what is no text
+            raise ValueError(
+                f'reference_losses: {source} is not JSON ({error}). Give a file that llmshearing '
+                f'reference-losses wrote, or a loss for each domain.'
+            ) from None
+        source = content.get('reference_losses') if isinstance(content, dict) else None
+        if not isinstance(source, dict):
+            raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
+    bad = {
+        name: loss
+        for name, loss in (source or {}).items()
+        if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)
+    }
+    if bad:
+        raise ValueError(f'Reference losses must be finite numbers, but {place} gives {bad}.')
+    return {name: float(loss) for name, loss in (source or {}).items()}
+
+
+def check_references(domains: Sequence[str], references: Mapping[str, float]) -> None:
+    """Raises if a domain has no reference loss.
+
+    Raises:
+        ValueError: naming the domains.
+    """
+    missing = [name for name in domains if name not in references]
+    if missing:
+        raise ValueError(
+            f'There is no reference loss for domains {missing}, only for {sorted(references)}. Add them '
+            f'to `reference_losses`, or choose update: constant.'
+        )
