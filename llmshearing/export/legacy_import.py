@@ -27,6 +27,7 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import cut_tensors, exported_config, shape_after, write_model_folder
+from llmshearing.export.settings import WriteSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import tensor_files, verify_tensors
 from llmshearing.masks.axes import AxisPlan, keep_largest
@@ -47,31 +48,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportSettings:
-    """How to import.
+class ImportSettings(WriteSettings):
+    """How to import. Head dimension and rotary settings are the source's; by default, its tokenizer, too.
 
     Attributes:
         head_dim (int | None): Width of one attention head; needed where ``source`` is not given.
-        source (str | None): Hugging Face folder of the LLaMA that was pruned: head dimension, rotary
-            settings, licence, tokenizer.
         target (Mapping[str, int] | None): Shape to finish a pruning checkpoint at, under Hugging Face names.
         rms_norm_eps (float | None): Epsilon of the norms; default: the source's, or 1e-5.
-        tokenizer (str | None): Folder to take the tokenizer from; default: the source's.
-        dtype (torch.dtype | None): Type of the written weights; None keeps the file's.
-        max_shard_bytes (int): Largest safetensors file.
-        overwrite (bool): Replace an existing folder.
-        progress (bool): Show a progress bar.
     """
 
     head_dim: int | None = None
-    source: str | None = None
     target: Mapping[str, int] | None = None
     rms_norm_eps: float | None = None
-    tokenizer: str | None = None
-    dtype: torch.dtype | None = None
-    max_shard_bytes: int = 2 * 10**9
-    overwrite: bool = False
-    progress: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +154,6 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
         ValueError: If anything about it is not as expected; nothing is left at ``out``.
     """
     out, folder = Path(out), local_folder(settings.source)
-    if settings.source is not None and folder is None:
-        raise ValueError(f'source: {settings.source} is no folder on this machine.')
     refuse_existing('--out', out, settings.overwrite, (path, folder, settings.tokenizer))
     legacy = read_legacy(path)
     config = _config(legacy, settings, folder)
@@ -211,11 +197,8 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
             source_shape=source if masks else None,
         )
         write_model_card(writer.path, facts, files)
-
-        def convert(tensor: Tensor) -> Tensor:
-            return tensor if settings.dtype is None else tensor.to(settings.dtype)
-
-        report = {'shape': target, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), convert)}
+        compared = verify_tensors(writer.path, tensors('checking'), settings.convert)
+        report: dict[str, Any] = {'shape': target, 'tensors_compared': compared}
         report['parameters'] = writer.parameters
         writer.commit()
     return report

@@ -1,4 +1,4 @@
-"""How a model is exported: one object for the end of a run and for ``llmshearing export``."""
+"""How a model folder is written from a file: what ``llmshearing export`` and ``llmshearing import`` have in common."""
 
 from __future__ import annotations
 
@@ -11,29 +11,56 @@ from torch import Tensor
 from llmshearing.models.source_files import local_folder
 from llmshearing.utils.checks import one_of
 
-__all__ = ['DTYPES', 'MASKS', 'ExportSettings']
+__all__ = ['DTYPES', 'MASKS', 'ExportSettings', 'WriteSettings']
 
 MASKS = ('target', 'current', 'keep')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportSettings:
-    """How to export.
+class WriteSettings:
+    """How to write what a file holds.
+
+    Args:
+        dtype (torch.dtype | None): Type of the written weights; None keeps the file's.
+        max_shard_bytes (int): Largest safetensors file.
+        overwrite (bool): Replace an existing folder.
+        source (str | None): Folder of the source model: name, licence, and what the file lacks of config and tokenizer.
+        tokenizer (str | None): Folder to take the tokenizer from instead.
+        progress (bool): Show a progress bar.
+
+    Raises:
+        ValueError: For a source that is not on this machine.
+    """
+
+    dtype: torch.dtype | None = None
+    max_shard_bytes: int = 2 * 10**9
+    overwrite: bool = False
+    source: str | None = None
+    tokenizer: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.source is not None and local_folder(self.source) is None:
+            raise ValueError(f'source: {self.source} is no folder on this machine.')
+
+    def convert(self, tensor: Tensor) -> Tensor:
+        """A tensor in the type to write it in."""
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings(WriteSettings):
+    """How to export a checkpoint.
+
+    The source may also be the pruned folder that continued pre-training began with; its generation config is taken.
 
     Args:
         masks (str): ``'target'``: cut to exactly the target; ``'current'``: cut as the masks are now; ``'keep'``: uncut
             weights with the masks beside them.
-        dtype (torch.dtype | None): Type of the written weights; None keeps the checkpoint's.
-        max_shard_bytes (int): Largest safetensors file.
         allow_unconverged (bool): Cut to the target although expected counts are further away than ``tolerance``.
         tolerance (float): Allowed distance of expected counts, as a fraction of the target.
-        overwrite (bool): Replace an existing folder.
-        source (str | None): Folder of the source model, or of the pruned one that continued pre-training began with:
-            name, licence, generation config, and config where the checkpoint has none.
-        tokenizer (str | None): Folder to take the tokenizer from instead of the checkpoint.
         metrics (Path | None): Metrics file of the run; its last losses go into the model card.
-        progress (bool): Show a progress bar.
         logits_up_to (int): Parameters of the source up to which the masked model is built and its logits are compared.
 
     Raises:
@@ -41,22 +68,11 @@ class ExportSettings:
     """
 
     masks: str = 'target'
-    dtype: torch.dtype | None = None
-    max_shard_bytes: int = 2 * 10**9
     allow_unconverged: bool = False
     tolerance: float = 0.05
-    overwrite: bool = False
-    source: str | None = None
-    tokenizer: str | None = None
     metrics: Path | None = None
-    progress: bool = True
     logits_up_to: int = 200_000_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of('masks', self.masks, MASKS)
-        if self.source is not None and local_folder(self.source) is None:
-            raise ValueError(f'source: {self.source} is no folder on this machine.')
-
-    def convert(self, tensor: Tensor) -> Tensor:
-        """A tensor in the type to write it in."""
-        return tensor if self.dtype is None else tensor.to(self.dtype)
