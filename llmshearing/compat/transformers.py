@@ -32,6 +32,7 @@ __all__ = [
     'install',
     'layer_kinds',
     'load_causal_lm',
+    'load_complete_causal_lm',
     'read_tokenizer',
     'set_dtype',
     'set_plain_rotary',
@@ -165,6 +166,24 @@ def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, An
         name, output_loading_info=True, trust_remote_code=False, **settings
     )
     return pair
+
+
+def load_complete_causal_lm(where: str, name: str | Path, **settings: Any) -> Any:
+    """A causal language model none of whose weights is amiss.
+
+    Args:
+        where (str): Which model that is, for the message.
+        name (str | Path): Folder, or name on the hub.
+        **settings (Any): For ``from_pretrained``.
+
+    Raises:
+        ValueError: Naming the tensors that are missing, left over or of another shape.
+    """
+    model, info = load_causal_lm(name, **settings)
+    problems = {kind: names for kind, names in info.items() if names}
+    if problems:
+        raise ValueError(f'{where} does not open as a stock model: {problems}')
+    return model
 
 
 def ignores_windows(config: Any) -> bool:

@@ -32,7 +32,7 @@ from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
     forget_own_notes,
-    load_causal_lm,
+    load_complete_causal_lm,
     set_dtype,
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -248,8 +248,4 @@ def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
     attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     settings = {**dtype_argument(dtype), 'attn_implementation': attention}
     # Tensors of another shape are listed like the others, which transformers would end with an error of its own.
-    model, info = load_causal_lm(folder, ignore_mismatched_sizes=True, **settings)
-    problems = {key: value for key, value in info.items() if value}
-    if problems:
-        raise ValueError(f'{folder} does not open as a stock model: {problems}')
-    return model.eval()
+    return load_complete_causal_lm(str(folder), folder, ignore_mismatched_sizes=True, **settings).eval()

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from llmshearing.checkpoints.source import check_weights, weights_folder
-from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm, read_tokenizer
+from llmshearing.compat.transformers import (
+    attention_implementation,
+    dtype_argument,
+    load_complete_causal_lm,
+    read_tokenizer,
+)
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.models.source_config import read_config
 from llmshearing.teacher.settings import TeachSettings
@@ -59,15 +64,13 @@ class Teacher:
             ValueError: If they are not those of the config.
         """
         check_weights(self.folder, self.config, values=False)
-        model, info = load_causal_lm(
+        model = load_complete_causal_lm(
+            f'--teacher {self.folder}',
             str(self.folder),
             config=self.config,
             attn_implementation=attention_implementation(self.config),
             **dtype_argument(getattr(torch, self.dtype)),
         )
-        problems = {key: value for key, value in info.items() if value}
-        if problems:
-            raise ValueError(f'--teacher {self.folder} does not open as a stock model: {problems}')
         kept = None if self.kept is None else torch.tensor(self.kept, device=self.device)
         model.config.use_cache = False
         return LoadedTeacher(model.to(self.device).requires_grad_(False).eval(), self.vocab_size, kept)

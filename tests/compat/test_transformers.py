@@ -19,6 +19,7 @@ from llmshearing.compat.transformers import (
     forget_own_notes,
     layer_kinds,
     load_causal_lm,
+    load_complete_causal_lm,
     read_tokenizer,
     set_dtype,
     set_plain_rotary,
@@ -129,6 +130,8 @@ def test_load_causal_lm_tells_what_is_amiss(tmp_path):
     model.save_pretrained(tmp_path, state_dict=left)
     _, amiss = load_causal_lm(tmp_path)
     assert list(amiss['missing_keys']) == ['model.norm.weight']
+    with pytest.raises(ValueError, match='the model does not open as a stock model: .*missing_keys.*norm.weight'):
+        load_complete_causal_lm('the model', tmp_path)
 
 
 def test_strict_error_is_what_a_config_of_odd_heads_raises():

@@ -21,7 +21,7 @@ from llmfoundry.models.utils import init_empty_weights
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmshearing.compat.transformers import dtype_argument, load_causal_lm, read_tokenizer
+from llmshearing.compat.transformers import dtype_argument, load_complete_causal_lm, read_tokenizer
 from llmshearing.models.source_config import read_config
 
 __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
@@ -133,7 +133,7 @@ def build_teacher(
     )
     if sharding is not None:
         return _read_sharded(name, config, state, sharding, settings), shared
-    teacher = _freeze(_read(name, config, settings))
+    teacher = _read(name, config, settings)
     if state.device.name == 'gpu':
         check_room(sum(p.numel() * p.element_size() for p in teacher.parameters()), torch.cuda.mem_get_info()[0])
     return state.device.module_to_device(teacher), shared
@@ -150,11 +150,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> PreTrainedModel:
-    teacher, info = load_causal_lm(name, config=config, **settings)
-    problems = {key: value for key, value in info.items() if value}
-    if problems:
-        raise ValueError(f'distillation: {name} does not open as a stock model: {problems}')
-    return teacher
+    return _freeze(load_complete_causal_lm(f'distillation: {name}', name, config=config, **settings))
 
 
 def _read_sharded(
@@ -162,7 +158,7 @@ def _read_sharded(
 ) -> PreTrainedModel:
     weights = {}
     if dist.get_global_rank() == 0:
-        teacher = _freeze(_read(name, config, settings))
+        teacher = _read(name, config, settings)
         weights = teacher.state_dict()
     else:
         # Buffers stay real: RoPE keeps a second reference to its frequencies, which nothing would bring back from meta.
