@@ -17,10 +17,9 @@ from composer.loggers import ConsoleLogger, Logger
 from composer.utils import dist
 
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.metrics.names import EVAL_LOSS_METRIC, TRAIN_LOSS, label_of
 
 __all__ = ['ConsoleProgress']
-
-LOSS, EVAL_LOSS = 'loss/train/total', 'LanguageCrossEntropy'
 
 
 class ConsoleProgress(ConsoleLogger):
@@ -53,16 +52,15 @@ class ConsoleProgress(ConsoleLogger):
         """Nothing, as above."""
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        losses = {
-            name.removeprefix('metrics/').removeprefix('eval/').removesuffix(f'/{EVAL_LOSS}'): float(value)
-            for name, value in self.logged_metrics.items()
-            if name.endswith(f'/{EVAL_LOSS}')
-        }
+        labels = {name: label_of(name) for name in self.logged_metrics}
+        losses = {label: float(self.logged_metrics[name]) for name, label in labels.items() if label is not None}
         if losses:
             self._write(
                 f'{_progress(state)}  evaluated: ' + ', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())
             )
-        self.logged_metrics = {name: value for name, value in self.logged_metrics.items() if EVAL_LOSS not in name}
+        self.logged_metrics = {
+            name: value for name, value in self.logged_metrics.items() if EVAL_LOSS_METRIC not in name
+        }
 
     def fit_end(self, state: State, logger: Logger) -> None:
         super().fit_end(state, logger)
@@ -83,8 +81,8 @@ class ConsoleProgress(ConsoleLogger):
         (began, _, share_began), (before, tokens_before, _) = self._start, self._last
         self._last = now
         parts = [_progress(state)]
-        if LOSS in data:
-            parts.append(f'loss {float(data[LOSS]):.4f}')
+        if TRAIN_LOSS in data:
+            parts.append(f'loss {float(data[TRAIN_LOSS]):.4f}')
         if now[0] > before and now[1] > tokens_before:
             parts.append(f'{(now[1] - tokens_before) / (now[0] - before):,.0f} tokens/s')
         if now[2] > share_began:

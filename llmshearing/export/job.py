@@ -31,6 +31,7 @@ from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.lines import read_metrics
+from llmshearing.metrics.names import label_of
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
@@ -43,7 +44,6 @@ __all__ = ['export_checkpoint']
 
 log = logging.getLogger(__name__)
 
-LOSS_NAME = 'LanguageCrossEntropy'
 UNCONVERGED_REMEDY = 'Train on from this checkpoint, or use --allow-unconverged to cut to the target anyway.'
 
 
@@ -194,9 +194,9 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
     losses: dict[str, float] = {}
     if settings.metrics is not None:
         for name, values in read_metrics(settings.metrics).items():
-            until = [value for batch, value in values.items() if batch <= checkpoint.batches]
-            if name.startswith('metrics/') and name.endswith(f'/{LOSS_NAME}') and until:
-                losses[name.removeprefix('metrics/').removeprefix('eval/').removesuffix(f'/{LOSS_NAME}')] = until[-1]
+            label, until = label_of(name), [value for batch, value in values.items() if batch <= checkpoint.batches]
+            if label is not None and until:
+                losses[label] = until[-1]
     return Origin(
         source=checkpoint.source,
         parameters=checkpoint.shapes.count,

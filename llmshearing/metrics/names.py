@@ -19,6 +19,7 @@ __all__ = [
     'TOTAL_TIME',
     'TRAIN_LOSS',
     'eval_loss_name',
+    'label_of',
     'mixture_name',
 ]
 
@@ -37,6 +38,13 @@ LOGIT_DIFFERENCE = 'export/logit_difference'
 def eval_loss_name(label: str) -> str:
     """The evaluation loss of one evaluator, in nats per token."""
     return f'metrics/eval/{label}/{EVAL_LOSS_METRIC}'
+
+
+def label_of(metric: str) -> str | None:
+    """The evaluator whose loss a logged metric is, as in ``eval_loss_name``; None of every other metric."""
+    if not metric.startswith('metrics/') or not metric.endswith(f'/{EVAL_LOSS_METRIC}'):
+        return None
+    return metric.removeprefix('metrics/').removeprefix('eval/').removesuffix(f'/{EVAL_LOSS_METRIC}')
 
 
 def mixture_name(kind: str, domain: str) -> str:

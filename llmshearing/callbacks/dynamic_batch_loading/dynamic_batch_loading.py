@@ -27,6 +27,7 @@ from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, plann
 from llmshearing.callbacks.dynamic_batch_loading.references import check_references, read_reference_losses
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.data.rounds import MixtureRounds
+from llmshearing.metrics.names import EVAL_LOSS_METRIC
 from llmshearing.utils.files import write_atomically
 from llmshearing.utils.paths import local_destination
 
@@ -74,7 +75,7 @@ class DynamicBatchLoading(Callback):
         floor: float = 0.0,
         ceiling: float = 1.0,
         average: bool = False,
-        metric: str = 'LanguageCrossEntropy',
+        metric: str = EVAL_LOSS_METRIC,
         max_eval_sequences: int | None = 500,
         max_eval_share: float = 0.25,
         weights_file: str | None = None,
