@@ -312,7 +312,6 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
 
         Only the first worker of a node makes the work and uses the answer; others may ask before it is written.
         """
-        del world, epoch
         if not is_first_worker(self):
             return 0, 0
         state, batch = self._read_order()
@@ -386,8 +385,10 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
 
 
 def _generate_work(dataset: DynamicTextDataset, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
-    """The batching method: Streaming calls it in the first worker of a node and shares the result with the others."""
-    del epoch, sample_in_epoch  # the order says both
+    """The batching method: Streaming calls it in the first worker of a node and shares the result with the others.
+
+    The order says where the round is, and Streaming need not.
+    """
     return deal(dataset.round_samples(), world, dataset.batch_size)
 
 

@@ -111,12 +111,10 @@ class DynamicBatchLoading(Callback):
         self._far: set[str] = set()  # domains whose weight was warned of
 
     def after_load(self, state: State, logger: Logger) -> None:
-        del logger
         if isinstance(state.train_dataloader, DynamicTextLoader):  # there may be an evaluation before ``fit``
             prepare_evaluation(state, state.train_dataloader.dataset.rounds.domains, self.max_eval_sequences)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        del logger
         dataset = dynamic_dataset(state)
         domains = dataset.rounds.domains
         if self._domains and self._domains != domains:
@@ -139,7 +137,6 @@ class DynamicBatchLoading(Callback):
         self._clock.start_round()
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        del logger
         rounds = dynamic_dataset(state).rounds
         if rounds.finished and rounds.next_weights is None:
             raise ValueError(
@@ -149,12 +146,10 @@ class DynamicBatchLoading(Callback):
             )
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
-        del state, logger
         self._evaluated = set()
         self._clock.start_evaluation()
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        del logger
         self._evaluated.add(str(state.dataloader_label))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
@@ -181,7 +176,6 @@ class DynamicBatchLoading(Callback):
             _write_mixture(self.weights_file, rounds, dict(zip(rounds.domains, losses.tolist(), strict=True)))
 
     def close(self, state: State, logger: Logger) -> None:
-        del logger
         if isinstance(state.train_dataloader, DynamicTextLoader):
             state.train_dataloader.shut_down()
 

@@ -75,13 +75,11 @@ def sheared_unclipped(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.
 
 def constant(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memory]:
     """The weights as they are."""
-    del eta
     return now.weights, memory
 
 
 def ado(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memory]:
     """Weights by how fast each domain's loss falls (arXiv 2410.11820); see ``ado.py`` for the formula."""
-    del eta
     return ado_weights(now.losses, now.samples, now.prior, memory)
 
 
