@@ -7,26 +7,13 @@ a loss, the point where more tokens stop paying, and the split of a budget betwe
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from dataclasses import asdict
 
-import numpy as np
-
-from llmshearing.scaling.fields import count_argument, positive_number, write_json
-from llmshearing.scaling.intervals import jackknife_interval
-from llmshearing.scaling.law_file import RANGES, law_to_json, read_law
-from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training
-from llmshearing.scaling.run_logs import cost_per_token, read_all_runs
-from llmshearing.scaling.spending import (
-    PRUNING_GAIN,
-    Case,
-    Split,
-    diminishing_point,
-    split_beside,
-    split_total,
-    tokens_for_loss,
-)
+from llmshearing.commands.arguments import count_argument
+from llmshearing.scaling.budget_report import SpendingPlan, fit_law_file, make_case, predict_loss, read_costs
+from llmshearing.scaling.fields import positive_number, write_json
+from llmshearing.scaling.law_file import read_law
+from llmshearing.scaling.spending import PRUNING_GAIN, Case
 
 __all__ = ['main']
 
@@ -107,101 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _case(arguments: argparse.Namespace) -> Case:
-    rate = positive_number(arguments.pruning_rate, '--pruning-rate')
-    if rate >= 1:
-        raise ValueError(f'--pruning-rate is the fraction of the parameters removed, between 0 and 1; got {rate:g}')
-    return Case(arguments.params_before, rate, positive_number(arguments.source_loss, '--source-loss'))
+    return make_case(arguments.params_before, arguments.pruning_rate, arguments.source_loss)
 
 
-def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:
-    factors = law.extrapolation(case.params_before, case.pruning_rate, tokens)
-    outside = ', '.join(f'{name} x{factors[name]:.3g}' for name in RANGES if factors[name] > 1)
-    return f'extrapolation factor {factors["factor"]:.3g} ({outside or "inside the range of the runs"})'
-
-
-def _slopes(row: dict) -> str:
-    if row['average_slope'] is None:
-        return ''
-    return (
-        f', average slope difference {row["average_slope_difference"]:.3g} of {row["average_slope"]:.3g} nats per '
-        f'1e9 tokens'
-    )
-
-
-def fit(arguments: argparse.Namespace) -> int:
-    """Runs ``fit``: writes LAW.json and says how well the law fits."""
-    if arguments.huber is not None:
-        positive_number(arguments.huber, '--huber')
-    runs = read_all_runs(arguments.runs)
-    notes = check_runs(runs)
-    law = fit_post_training(runs, arguments.huber)
-    content = law_to_json(law, runs, arguments.huber, notes)
-    write_json(arguments.output, content)
-    quality = content['fit']
-    lines = ['constants: ' + ', '.join(f'{name} {law.constants[name]:.4g}' for name in CONSTANTS)]
-    for row in quality['runs']:
-        worst = 100 * row['worst_residual']
-        lines.append(f'{row["name"]}: {row["points"]} points, worst residual {worst:.2f} %{_slopes(row)}')
-    rms, worst = 100 * quality['rms_residual'], 100 * quality['worst_residual']
-    lines.append(f'all: rms residual {rms:.3f} %, worst {worst:.2f} %{_slopes(quality)}')
-    lines += [f'note: {note}' for note in notes] + [f'written: {arguments.output}']
-    sys.stdout.write('\n'.join(lines) + '\n')
-    return 0
-
-
-def predict(arguments: argparse.Namespace) -> int:
-    """Runs ``predict``: one line with the loss, the extrapolation factor and the interval."""
-    law, others = read_law(arguments.law)
-    case = _case(arguments)
-    reach = _reach(law, case, arguments.tokens)
-    values = [float(one.predict(*_values(case), arguments.tokens)) for one in (law, *others)]
-    if not (all(map(math.isfinite, values)) and values[0] > 0):
-        raise ValueError(
-            f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to this case'
-        )
-    interval = jackknife_interval(values[0], np.array(values[1:]), len(others) - 1)
-    spread = 'no interval from fewer than three runs'
-    if interval is not None:
-        spread = f'90 % {interval[0]:.4f} to {interval[1]:.4f}'
-    sys.stdout.write(f'predicted loss: {values[0]:.6f} | {reach} | {spread}\n')
-    return 0
-
-
-def _values(case: Case) -> tuple[float, float, float]:
-    return case.params_before, case.pruning_rate, case.source_loss
-
-
-def _split_line(split: Split) -> str:
-    held = ', held at the end of the range that has been tried' if split.held else ''
-    return (
-        f'split: {split.pruning_tokens:.4g} pruning tokens and {split.continued_tokens:.4g} continued tokens, '
-        f'total cost {split.total_cost:.4g} (pruning {100 * split.pruning_share:.1f} % of the tokens{held})'
-    )
-
-
-def _costs(arguments: argparse.Namespace) -> tuple[float, float, bool]:
-    """Cost of a token of pruning and of continuing, and whether both were measured."""
-    given = {'--pruning-cost': str(arguments.pruning_cost), '--continue-cost': str(arguments.continue_cost)}
-    logs = [option for option, value in given.items() if value.endswith('.jsonl')]
-    if len(logs) == 2:
-        pruning, continuing = map(cost_per_token, given.values())
-        return pruning, continuing, True
-    if logs:
-        raise ValueError(
-            f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
-            f'give two files or two numbers'
-        )
-    values = []
-    for option, value in given.items():
-        try:
-            values.append(positive_number(float(value), option))
-        except ValueError as error:
-            raise ValueError(f'{option} must be a positive number or a metrics file (.jsonl), got {value!r}') from error
-    return values[0], values[1], False
-
-
-def plan(arguments: argparse.Namespace) -> int:
-    """Runs ``plan``: up to three answers, each with its split and how far it extrapolates."""
+def plan(arguments: argparse.Namespace) -> list[str]:
+    """Up to three answers, each with its split and how far it extrapolates."""
     law, _ = read_law(arguments.law)
     case = _case(arguments)
     for option in ('target_loss', 'least_gain', 'pruning_gain'):
@@ -211,72 +108,28 @@ def plan(arguments: argparse.Namespace) -> int:
         raise ValueError('--more-tokens and --least-gain belong together; give both or neither')
     if arguments.target_loss is None and arguments.more_tokens is None and arguments.total_cost is None:
         raise ValueError('nothing to plan; give --target-loss, --more-tokens with --least-gain, or --total-cost')
-    pruning_cost, continue_cost, measured = _costs(arguments)
-    costs = pruning_cost, continue_cost, arguments.pruning_gain
-    floor = law.floor(*_values(case))
-    lines, answers = [], {}
-
-    def answer(key: str, line: str, split: Split | None, tokens: float) -> None:
-        loss = float(law.predict(*_values(case), tokens)) if tokens > 0 else None
-        lines.append(line if split is None else f'{line}\n  {_split_line(split)}')
-        answers[key] = {'tokens': tokens, 'predicted_loss': loss, 'split': None if split is None else asdict(split)}
-
-    if measured:
-        lines.append(
-            f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
-            f'(x{pruning_cost / continue_cost:.3g}), measured, in hours unless speed_monitor has another '
-            f'time_unit'
-        )
-    lines.append(f'floor: {floor:.4f} is the loss this law never gets below')
+    costs = read_costs(str(arguments.pruning_cost), str(arguments.continue_cost))
+    spending = SpendingPlan(law, case, *costs, arguments.pruning_gain)
     if arguments.target_loss is not None:
-        tokens = tokens_for_loss(law, case, arguments.target_loss)
-        answer(
-            'target_loss',
-            f'tokens needed: {tokens:.6g} for a loss of {arguments.target_loss:g} | {_reach(law, case, tokens)}',
-            split_beside(law, case, tokens, *costs),
-            tokens,
-        )
+        spending.answer_target_loss(arguments.target_loss)
     if arguments.more_tokens is not None:
-        tokens = diminishing_point(law, case, arguments.more_tokens, arguments.least_gain)
-        what = f'another {arguments.more_tokens:g} tokens buy less than {arguments.least_gain:g}'
-        if tokens == 0:
-            answer('diminishing', f'diminishing point: 0; already the first tokens: {what}', None, 0.0)
-        else:
-            loss = float(law.predict(*_values(case), tokens))
-            answer(
-                'diminishing',
-                f'diminishing point: {tokens:.6g} tokens (loss {loss:.4f}), after it {what} | '
-                f'{_reach(law, case, tokens)}',
-                split_beside(law, case, tokens, *costs),
-                tokens,
-            )
+        spending.answer_diminishing(arguments.more_tokens, arguments.least_gain)
     if arguments.total_cost is not None:
-        split = split_total(law, case, arguments.total_cost, *costs)
-        loss = float(law.predict(*_values(case), split.continued_tokens))
-        answer(
-            'total_cost',
-            f'predicted loss: {loss:.6f} for a total cost of {arguments.total_cost:g} | '
-            f'{_reach(law, case, split.continued_tokens)}',
-            split,
-            split.continued_tokens,
-        )
-    if arguments.output:
-        write_json(
-            arguments.output,
-            {
-                'params_before': case.params_before,
-                'pruning_rate': case.pruning_rate,
-                'source_loss': case.source_loss,
-                'floor': floor,
-                'answers': answers,
-            },
-        )
-        lines.append(f'written: {arguments.output}')
-    sys.stdout.write('\n'.join(lines) + '\n')
-    return 0
+        spending.answer_total_cost(arguments.total_cost)
+    if not arguments.output:
+        return spending.lines
+    write_json(arguments.output, spending.as_json())
+    return [*spending.lines, f'written: {arguments.output}']
 
 
 def main(argv: list[str]) -> int:
     """Entry point of ``llmshearing budget``."""
     arguments = _parser().parse_args(argv)
-    return {'fit': fit, 'predict': predict, 'plan': plan}[arguments.command](arguments)
+    if arguments.command == 'fit':
+        lines = fit_law_file(arguments.runs, arguments.huber, arguments.output)
+    elif arguments.command == 'predict':
+        lines = [predict_loss(arguments.law, _case(arguments), arguments.tokens)]
+    else:
+        lines = plan(arguments)
+    sys.stdout.write('\n'.join(lines) + '\n')
+    return 0

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+
+from llmshearing.commands.arguments import parse_target, timed_report
 
 __all__ = ['main']
 
@@ -91,18 +92,12 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     import transformers
 
-    from llmshearing.commands.plan import parse_target
     from llmshearing.cut.cut_source import cut_source
     from llmshearing.cut.settings import CutSettings
     from llmshearing.utils.paths import local_destination
 
     transformers.utils.logging.disable_progress_bar()  # the bars here are those of the stages
-    began = time.monotonic()
-
-    def report(line: str) -> None:
-        sys.stdout.write(f'[{time.monotonic() - began:4.0f} s] {line}\n')
-        sys.stdout.flush()
-
+    report = timed_report()
     settings = CutSettings(
         scores=parse_scores(arguments.scores),
         **{name: getattr(arguments, name) for name in ('axes', 'keep_heads', 'rotate', 'seed', 'dtype', 'text_key')},

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.plan import parse_target
+from llmshearing.commands.arguments import parse_target
 from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.scaling.fields import count_argument
+from llmshearing.commands.arguments import count_argument, parse_target
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -72,7 +72,6 @@ def main(argv: list[str]) -> int:
         if getattr(arguments, name) is None:
             raise ValueError(f'{sentence}.')
     # Torch and transformers are imported only now, so that wrong usage is answered at once.
-    from llmshearing.commands.plan import parse_target
     from llmshearing.recipes.checks import check_text
     from llmshearing.recipes.hardware import Hardware
     from llmshearing.recipes.make import Request, make_recipes

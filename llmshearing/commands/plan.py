@@ -16,13 +16,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from llmshearing.commands.arguments import parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
 from llmshearing.utils.paths import local_destination
 
-__all__ = ['main', 'parse_target']
+__all__ = ['main']
 
 DEFAULTS = {
     'gpus': 8,
@@ -70,39 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     setup.add_argument('--precision', help=f'amp_bf16 or fp32 (default: {DEFAULTS["precision"]})')
     parser.add_argument('--json', metavar='FILE', help='also write the plan as JSON')
     return parser
-
-
-def parse_target(items: list[str]) -> dict[str, Any]:
-    """``['hidden_size=2048', 'fraction.num_hidden_layers=0.5']`` as the mapping that a YAML would hold.
-
-    Raises:
-        ValueError: For an item without ``=``, or a key that is given twice.
-    """
-    target: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition('=')
-        if not equals or not key or not text:
-            raise ValueError(
-                f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5'
-            )
-        place = target
-        if key.startswith('fraction.'):
-            place, key = target.setdefault('fraction', {}), key.removeprefix('fraction.')
-            if not isinstance(place, dict):
-                raise ValueError(f'--target: fraction={place} names no size; keep only those such as {item}')
-        if key in place:
-            raise ValueError(f'--target: {key} is given twice; keep one of them')
-        place[key] = _value(text)
-    return target
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def main(argv: list[str] | None = None) -> int:

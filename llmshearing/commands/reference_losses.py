@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.scaling.fields import count_argument, write_json
+from llmshearing.commands.arguments import count_argument
+from llmshearing.scaling.fields import write_json
 from llmshearing.scaling.points import read_points
 from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses
 from llmshearing.utils.paths import local_destination

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-import time
 from pathlib import Path
+
+from llmshearing.commands.arguments import timed_report
 
 __all__ = ['main']
 
@@ -78,12 +78,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.rotation.settings import RotationSettings
     from llmshearing.utils.paths import local_destination
 
-    began = time.monotonic()
-
-    def report(line: str) -> None:
-        sys.stdout.write(f'[{time.monotonic() - began:6.0f} s] {line}\n')
-        sys.stdout.flush()
-
+    report = timed_report()
     names = ('keep', 'learn', 'fixed_axes', 'untie', 'dtype', 'tokens', 'held_out', 'seq_len', 'batch_tokens')
     rotate_source(
         arguments.source,

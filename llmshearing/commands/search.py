@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+
+from llmshearing.commands.arguments import parse_pairs, timed_report
 
 __all__ = ['main']
 
@@ -55,21 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_sizes(option: str, items: list[str]) -> dict[str, str]:
-    """``['hidden_size=2048']`` as a mapping of text.
-
-    Raises:
-        ValueError: For an item without ``=``, or a key that is given twice.
-    """
-    sizes: dict[str, str] = {}
-    for item in items:
-        key, _, value = item.partition('=')
-        if not key or not value or key in sizes:
-            raise ValueError(f'{option}: expected KEY=VALUE, each key once, got {item!r}.')
-        sizes[key] = value
-    return sizes
-
-
 def _whole(option: str, key: str, text: str) -> int:
     if not text.strip().isdigit():
         raise ValueError(f'{option} {key}={text}: expected a whole number.')
@@ -89,15 +75,10 @@ def main(argv: list[str]) -> int:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # llm-foundry's deprecated arguments are not the user's
-    began = time.monotonic()
-
-    def report(line: str) -> None:
-        sys.stdout.write(f'[{time.monotonic() - began:4.0f} s] {line}\n')
-        sys.stdout.flush()
-
-    limits = {key: text.partition(':') for key, text in parse_sizes('--limit', arguments.limit).items()}
+    report = timed_report()
+    limits = {key: text.partition(':') for key, text in parse_pairs('--limit', arguments.limit).items()}
     settings = SearchSettings(
-        pins={key: _whole('--pin', key, text) for key, text in parse_sizes('--pin', arguments.pin).items()},
+        pins={key: _whole('--pin', key, text) for key, text in parse_pairs('--pin', arguments.pin).items()},
         least={key: _whole('--limit', key, low) for key, (low, _, _) in limits.items() if low},
         most={key: _whole('--limit', key, high) for key, (_, _, high) in limits.items() if high},
         kv_cache=None if arguments.kv_cache is None else parse_size(arguments.kv_cache),

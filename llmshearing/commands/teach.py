@@ -15,8 +15,9 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from llmshearing.commands.arguments import timed_report
 
 __all__ = ['main']
 
@@ -101,12 +102,7 @@ def main(argv: list[str]) -> int:
         device = f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
     if device in (None, 'cpu'):
         torch.set_num_threads(1)  # how many there are decides the last bits; -n takes more cores
-    began = time.monotonic()
-
-    def report(line: str) -> None:
-        sys.stdout.write(f'[{time.monotonic() - began:6.0f} s] {line}\n')
-        sys.stdout.flush()
-
+    report = timed_report()
     output = local_destination('--output', arguments.output)
     ranks = int(os.environ.get('WORLD_SIZE', 1))
     try:

@@ -12,10 +12,9 @@ Prepare data again with the new tokenizer: runs refuse what the old one made.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 
+from llmshearing.commands.arguments import timed_report
 from llmshearing.utils.numbers import parse_size
 
 __all__ = ['main']
@@ -64,12 +63,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.vocabulary.trim_source import trim_source
 
     transformers.utils.logging.disable_progress_bar()
-    began = time.monotonic()
-
-    def report(line: str) -> None:
-        sys.stdout.write(f'[{time.monotonic() - began:4.0f} s] {line}\n')
-        sys.stdout.flush()
-
+    report = timed_report()
     trim_source(
         arguments.source,
         local_destination('--output', arguments.output),

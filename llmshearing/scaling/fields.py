@@ -5,7 +5,6 @@ Nothing here or in the modules beside it imports torch (but ``measure.py``).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import json
@@ -14,26 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from llmshearing.utils.numbers import parse_count
-
-__all__ = [
-    'check_fields',
-    'count_argument',
-    'csv_number',
-    'open_csv',
-    'positive_number',
-    'read_json',
-    'refuse_repeated',
-    'write_json',
-]
-
-
-def count_argument(text: str) -> float:
-    """:func:`~llmshearing.utils.numbers.parse_count` as an argparse type, which keeps its message."""
-    try:
-        return parse_count(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+__all__ = ['check_fields', 'csv_number', 'open_csv', 'positive_number', 'read_json', 'refuse_repeated', 'write_json']
 
 
 def read_json(path: str | Path) -> dict:

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from llmshearing import cli
-from llmshearing.commands.plan import main, parse_target
+from llmshearing.commands.arguments import parse_target
+from llmshearing.commands.plan import main
 from llmshearing.config.source import read_source
 from llmshearing.models.counting import layout_of
 from llmshearing.models.shapes import ModelShape

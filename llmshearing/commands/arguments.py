@@ -1,0 +1,80 @@
+"""What commands have in common: targets and counts as people write them, and lines with the time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from llmshearing.utils.numbers import parse_count
+
+__all__ = ['count_argument', 'parse_pairs', 'parse_target', 'timed_report']
+
+
+def count_argument(text: str) -> float:
+    """:func:`~llmshearing.utils.numbers.parse_count` as an argparse type, which keeps its message."""
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_pairs(option: str, items: list[str]) -> dict[str, str]:
+    """``['hidden_size=2048']`` as a mapping of text.
+
+    Raises:
+        ValueError: For an item without ``=``, or a key that is given twice.
+    """
+    pairs: dict[str, str] = {}
+    for item in items:
+        key, _, value = item.partition('=')
+        if not key or not value or key in pairs:
+            raise ValueError(f'{option}: expected KEY=VALUE, each key once, got {item!r}.')
+        pairs[key] = value
+    return pairs
+
+
+def parse_target(items: list[str]) -> dict[str, Any]:
+    """``['hidden_size=2048', 'fraction.num_hidden_layers=0.5']`` as the mapping that a YAML would hold.
+
+    Raises:
+        ValueError: For an item without ``=``, or a key that is given twice.
+    """
+    target: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition('=')
+        if not equals or not key or not text:
+            raise ValueError(
+                f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5'
+            )
+        place = target
+        if key.startswith('fraction.'):
+            place, key = target.setdefault('fraction', {}), key.removeprefix('fraction.')
+            if not isinstance(place, dict):
+                raise ValueError(f'--target: fraction={place} names no size; keep only those such as {item}')
+        if key in place:
+            raise ValueError(f'--target: {key} is given twice; keep one of them')
+        place[key] = _value(text)
+    return target
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def timed_report() -> Callable[[str], None]:
+    """A function that prints a line behind the seconds since this call."""
+    began = time.monotonic()
+
+    def report(line: str) -> None:
+        sys.stdout.write(f'[{time.monotonic() - began:4.0f} s] {line}\n')
+        sys.stdout.flush()
+
+    return report

@@ -1,0 +1,217 @@
+"""What `llmshearing budget` answers, in lines and as JSON: how a law fits, a loss, and how to spend tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmshearing.scaling.fields import positive_number, write_json
+from llmshearing.scaling.intervals import jackknife_interval
+from llmshearing.scaling.law_file import RANGES, law_to_json, read_law
+from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training
+from llmshearing.scaling.run_logs import cost_per_token, read_all_runs
+from llmshearing.scaling.spending import Case, Split, diminishing_point, split_beside, split_total, tokens_for_loss
+
+__all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_costs']
+
+
+def fit_law_file(runs: Sequence[str], huber: float | None, output: str | Path) -> list[str]:
+    """Fits the law to runs and writes it.
+
+    Args:
+        runs (Sequence[str]): As for :func:`~llmshearing.scaling.run_logs.read_all_runs`.
+        huber (float | None): Relative error beyond which a point counts linearly; None for least squares.
+        output (str | Path): File to write.
+
+    Returns:
+        list[str]: How well it fits.
+    """
+    if huber is not None:
+        positive_number(huber, '--huber')
+    curves = read_all_runs(runs)
+    notes = check_runs(curves)
+    law = fit_post_training(curves, huber)
+    content = law_to_json(law, curves, huber, notes)
+    write_json(output, content)
+    quality = content['fit']
+    lines = ['constants: ' + ', '.join(f'{name} {law.constants[name]:.4g}' for name in CONSTANTS)]
+    for row in quality['runs']:
+        worst = 100 * row['worst_residual']
+        lines.append(f'{row["name"]}: {row["points"]} points, worst residual {worst:.2f} %{_slopes(row)}')
+    rms, worst = 100 * quality['rms_residual'], 100 * quality['worst_residual']
+    lines.append(f'all: rms residual {rms:.3f} %, worst {worst:.2f} %{_slopes(quality)}')
+    return lines + [f'note: {note}' for note in notes] + [f'written: {output}']
+
+
+def make_case(params_before: float, pruning_rate: float, source_loss: float) -> Case:
+    """A pruned model to ask the law about.
+
+    Raises:
+        ValueError: For a rate or a loss that cannot be.
+    """
+    rate = positive_number(pruning_rate, '--pruning-rate')
+    if rate >= 1:
+        raise ValueError(f'--pruning-rate is the fraction of the parameters removed, between 0 and 1; got {rate:g}')
+    return Case(params_before, rate, positive_number(source_loss, '--source-loss'))
+
+
+def predict_loss(law_file: str, case: Case, tokens: float) -> str:
+    """One line with the loss after so many tokens, how far that extrapolates, and the interval.
+
+    Raises:
+        ValueError: If the law gives no sensible loss there.
+    """
+    law, others = read_law(law_file)
+    reach = _reach(law, case, tokens)
+    values = [float(one.predict(*_values(case), tokens)) for one in (law, *others)]
+    if not (all(map(math.isfinite, values)) and values[0] > 0):
+        raise ValueError(
+            f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to this case'
+        )
+    interval = jackknife_interval(values[0], np.array(values[1:]), len(others) - 1)
+    spread = 'no interval from fewer than three runs'
+    if interval is not None:
+        spread = f'90 % {interval[0]:.4f} to {interval[1]:.4f}'
+    return f'predicted loss: {values[0]:.6f} | {reach} | {spread}'
+
+
+def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
+    """Cost of a token of pruning and of continuing, and whether both were measured.
+
+    Args:
+        pruning (str): A number, or a metrics file.
+        continuing (str): The same.
+
+    Raises:
+        ValueError: For anything else, or one of each.
+    """
+    given = {'--pruning-cost': pruning, '--continue-cost': continuing}
+    logs = [option for option, value in given.items() if value.endswith('.jsonl')]
+    if len(logs) == 2:
+        measured = [cost_per_token(value) for value in given.values()]
+        return measured[0], measured[1], True
+    if logs:
+        raise ValueError(
+            f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
+            f'give two files or two numbers'
+        )
+    values = []
+    for option, value in given.items():
+        try:
+            values.append(positive_number(float(value), option))
+        except ValueError as error:
+            raise ValueError(f'{option} must be a positive number or a metrics file (.jsonl), got {value!r}') from error
+    return values[0], values[1], False
+
+
+class SpendingPlan:
+    """Answers about one case, each with the split between pruning and continuing that goes with it.
+
+    Args:
+        law (PostTrainingLaw): The law.
+        case (Case): The pruned model.
+        pruning_cost (float): Cost of a token of pruning.
+        continue_cost (float): Cost of a token of continued pre-training, in the same unit.
+        measured (bool): Both were measured, and are told.
+        pruning_gain (float): Nats by which the loss falls when the pruning tokens double.
+
+    Attributes:
+        lines (list[str]): What to print.
+    """
+
+    def __init__(
+        self,
+        law: PostTrainingLaw,
+        case: Case,
+        pruning_cost: float,
+        continue_cost: float,
+        measured: bool,
+        pruning_gain: float,
+    ):
+        self.law, self.case = law, case
+        self.lines: list[str] = []
+        self._costs = pruning_cost, continue_cost, pruning_gain
+        self._answers: dict[str, Any] = {}
+        self._floor = law.floor(*_values(case))
+        if measured:
+            self.lines.append(
+                f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
+                f'(x{pruning_cost / continue_cost:.3g}), measured, in hours unless speed_monitor has another time_unit'
+            )
+        self.lines.append(f'floor: {self._floor:.4f} is the loss this law never gets below')
+
+    def answer_target_loss(self, loss: float) -> None:
+        """How many tokens reach a loss."""
+        tokens = tokens_for_loss(self.law, self.case, loss)
+        line = f'tokens needed: {tokens:.6g} for a loss of {loss:g} | {_reach(self.law, self.case, tokens)}'
+        self._answer('target_loss', line, split_beside(self.law, self.case, tokens, *self._costs), tokens)
+
+    def answer_diminishing(self, more_tokens: float, least_gain: float) -> None:
+        """After how many tokens others buy too little."""
+        tokens = diminishing_point(self.law, self.case, more_tokens, least_gain)
+        what = f'another {more_tokens:g} tokens buy less than {least_gain:g}'
+        if tokens == 0:
+            self._answer('diminishing', f'diminishing point: 0; already the first tokens: {what}', None, 0.0)
+            return
+        line = (
+            f'diminishing point: {tokens:.6g} tokens (loss {self._loss(tokens):.4f}), after it {what} | '
+            f'{_reach(self.law, self.case, tokens)}'
+        )
+        self._answer('diminishing', line, split_beside(self.law, self.case, tokens, *self._costs), tokens)
+
+    def answer_total_cost(self, cost: float) -> None:
+        """How to divide a cost between both stages."""
+        split = split_total(self.law, self.case, cost, *self._costs)
+        tokens = split.continued_tokens
+        line = (
+            f'predicted loss: {self._loss(tokens):.6f} for a total cost of {cost:g} | '
+            f'{_reach(self.law, self.case, tokens)}'
+        )
+        self._answer('total_cost', line, split, tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        """The case and all answers so far."""
+        return {**dataclasses.asdict(self.case), 'floor': self._floor, 'answers': self._answers}
+
+    def _loss(self, tokens: float) -> float:
+        return float(self.law.predict(*_values(self.case), tokens))
+
+    def _answer(self, key: str, line: str, split: Split | None, tokens: float) -> None:
+        self.lines.append(line if split is None else f'{line}\n  {_split_line(split)}')
+        self._answers[key] = {
+            'tokens': tokens,
+            'predicted_loss': self._loss(tokens) if tokens > 0 else None,
+            'split': None if split is None else dataclasses.asdict(split),
+        }
+
+
+def _values(case: Case) -> tuple[float, float, float]:
+    return case.params_before, case.pruning_rate, case.source_loss
+
+
+def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:
+    factors = law.extrapolation(case.params_before, case.pruning_rate, tokens)
+    outside = ', '.join(f'{name} x{factors[name]:.3g}' for name in RANGES if factors[name] > 1)
+    return f'extrapolation factor {factors["factor"]:.3g} ({outside or "inside the range of the runs"})'
+
+
+def _slopes(row: dict[str, Any]) -> str:
+    if row['average_slope'] is None:
+        return ''
+    return (
+        f', average slope difference {row["average_slope_difference"]:.3g} of {row["average_slope"]:.3g} nats per '
+        f'1e9 tokens'
+    )
+
+
+def _split_line(split: Split) -> str:
+    held = ', held at the end of the range that has been tried' if split.held else ''
+    return (
+        f'split: {split.pruning_tokens:.4g} pruning tokens and {split.continued_tokens:.4g} continued tokens, '
+        f'total cost {split.total_cost:.4g} (pruning {100 * split.pruning_share:.1f} % of the tokens{held})'
+    )
