@@ -13,6 +13,7 @@ import torch
 from streaming.base.partition import get_partitions
 
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, checks, dro, eval_clock, updates
+from llmshearing.callbacks.dynamic_batch_loading.evaluators import prepare_evaluation
 from llmshearing.data import mixture
 from tests.dynamic_text_run import REFERENCES, SIZES, evaluators, metrics_of, read_down, tiny_trainer, weights_of
 from tests.dynamic_text_world import SEQ_LEN, close_loaders, on_ranks, tiny_tokenizer, write_domains
@@ -504,7 +505,7 @@ def test_the_evaluation_counts_tokens_that_equal_padding_as_training_does(folder
     padding = tiny_tokenizer().pad_token_id
     for evaluator in trainer.state.evaluators:
         loader = evaluator.dataloader.dataloader
-        checks.prepare_evaluation(trainer.state, list(SIZES), None)  # again changes nothing
+        prepare_evaluation(trainer.state, list(SIZES), None)  # again changes nothing
         batch = next(iter(loader))
         assert (batch['input_ids'] == padding).any() and torch.equal(batch['labels'], batch['input_ids'])
         assert batch['loss_generating_tokens'] == [SEQ_LEN - 1] * len(batch['labels'])
@@ -551,8 +552,8 @@ def test_the_capped_evaluation_is_of_the_first_sequences(folder, monkeypatch, no
     """As Streaming deals 300 sequences to the ranks; 50 are asked for, in batches of 2 on each rank."""
     evals = evaluators(folder, 2)
     state = SimpleNamespace(evaluators=evals)
-    monkeypatch.setattr(checks.dist, 'get_world_size', lambda: nodes * ranks)
-    checks.prepare_evaluation(state, ['a'], 50)
+    monkeypatch.setattr('composer.utils.dist.get_world_size', lambda: nodes * ranks)
+    prepare_evaluation(state, ['a'], 50)
     limits = [evaluator.subset_num_batches for evaluator in evals]
     canonical = [evaluator.dataloader.dataloader.dataset.num_canonical_nodes for evaluator in evals]
     assert limits[1:] == [None, None] and canonical == [1, None, None]
