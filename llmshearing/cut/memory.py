@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from llmshearing.models.counting import DIMENSION_SIZES, count_parameters, layout_of
+from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.planning.memory import TrainingSetup, compensation_bytes, estimate_memory, merging_bytes
 
@@ -80,7 +81,7 @@ def memory_needed(
     passing = LOGITS * 4 * sequences * length * config.vocab_size
     stages = [passing]
     if compensate:
-        widest = max(DIMENSION_SIZES[name](source) for name in ('hidden', 'query', 'intermediate'))
+        widest = max(DIMENSIONS[name].size(source) for name in ('hidden', 'query', 'intermediate'))
         passes = layers_by_pass(source, axes, range(target.num_hidden_layers))
         sums = max(map(len, passes)) * _sums_of_a_layer(source, axes)
         stages.append(sums + max(passing, 3 * 8 * widest**2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -49,7 +50,8 @@ def open_source(plan: PlannedCut, device: str, place: Path | None = None) -> Pre
     """
     check_weights(plan.folder, plan.config)
     if plan.scratch and place is not None:
-        return open_in_file(plan.folder, plan.config, DTYPES[plan.computed_in], place).to(device)
+        held: Any = open_in_file(plan.folder, plan.config, DTYPES[plan.computed_in], place)
+        return held.to(device)
     model, _ = load_causal_lm(
         plan.folder,
         config=plan.config,
@@ -63,8 +65,10 @@ def open_result(plan: PlannedCut, folder: Path, device: str) -> PreTrainedModel:
     """The finished folder's model as the source was opened; a large one after its tensors were compared."""
     dtype = DTYPES[plan.computed_in]
     if plan.scratch:
-        return open_in_file(folder, read_config(folder), dtype, folder.parent).to(device)
-    return open_strictly(folder, dtype).to(device)
+        model: Any = open_in_file(folder, read_config(folder), dtype, folder.parent)
+    else:
+        model = open_strictly(folder, dtype)
+    return model.to(device)
 
 
 def losses_of(model: PreTrainedModel, texts: Sequence[Text], plan: PlannedCut) -> dict[str, float]:

@@ -33,7 +33,7 @@ from llmshearing.masks.energies import relative_squares
 from llmshearing.masks.layer_merging import LayerMerging
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.dimensions import DIMENSION_AXES
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.module_cut import ModuleCut
 from llmshearing.models.roles import Linear, Norm, PerHead, Whole, expert_of
 
@@ -146,7 +146,7 @@ class Compensation:
             if cut.gain is not None:  # follows by itself
                 continue
             dimension = cut.role.columns if isinstance(cut.role, Linear) else cut.role.dim
-            if path not in unread and axes.intersection(DIMENSION_AXES.get(dimension or '', ())):
+            if path not in unread and dimension is not None and axes.intersection(DIMENSIONS[dimension].axes):
                 yield path, cut
 
     def _present(self, path: str, cut: ModuleCut) -> tuple[Tensor, Tensor]:

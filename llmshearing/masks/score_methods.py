@@ -89,7 +89,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
 @lru_cache(maxsize=64)
 def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | None:
     """Positions along a dimension that go with each unit of an axis, int64 [units, positions]; None where none do."""
-    if dimension not in DIMENSIONS:
+    if dimension is None or dimension == 'hidden':
         return None
     rows = []
     for unit in range(mask_shapes(shape)[axis][1]):
@@ -98,7 +98,7 @@ def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | 
             kept.update(kv_heads=torch.tensor([unit]), heads=unit * shape.group_size + torch.arange(shape.group_size))
         else:
             kept[{'head': 'heads', 'expert': 'experts'}.get(axis, axis)] = torch.tensor([unit])
-        index = DIMENSIONS[dimension](LayerUnits(group_size=shape.group_size, padded=None, **kept), shape)
+        index = DIMENSIONS[dimension].positions(LayerUnits(group_size=shape.group_size, padded=None, **kept), shape)
         if index is None or (axis != 'intermediate') == (dimension in ('intermediate', 'gate_up')):
             return None
         rows.append(index)

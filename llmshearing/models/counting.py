@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from llmshearing.compat.transformers import ignores_windows
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.families import family_of
 from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole, expert_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
-    'DIMENSION_SIZES',
     'Layout',
     'ParameterCounts',
     'Weight',
@@ -37,20 +37,6 @@ __all__ = [
     'matrix_parameters',
     'training_flops_per_token',
 ]
-
-# Sizes of the dimensions that the family tables name (llmshearing.models.dimensions.DIMENSIONS, and the hidden one).
-DIMENSION_SIZES: dict[str, Callable[[ModelShape], int]] = {
-    'hidden': lambda shape: shape.hidden_size,
-    'query': lambda shape: shape.num_attention_heads * shape.head_dim,
-    'key_value': lambda shape: shape.num_key_value_heads * shape.head_dim,
-    'intermediate': lambda shape: shape.intermediate_size,
-    'query_key_value': lambda shape: (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim,
-    'gate_up': lambda shape: 2 * shape.intermediate_size,
-    'query_and_gate': lambda shape: 2 * shape.num_attention_heads * shape.head_dim,
-    'query_key_value_per_head': lambda shape: 3 * shape.num_attention_heads * shape.head_dim,
-    'per_head': lambda shape: shape.num_attention_heads,
-    'expert': lambda shape: shape.num_experts,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +78,7 @@ class Weight:
 
 
 def _size(dimension: str | int, shape: ModelShape) -> int:
-    return dimension if isinstance(dimension, int) else DIMENSION_SIZES[dimension](shape)
+    return dimension if isinstance(dimension, int) else DIMENSIONS[dimension].size(shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,7 +178,7 @@ class CutPlan:
         sides = {side for _, role in self.family.roles() for side in sides_of(role) if side is not None}
         for layer, units in self.units.layers.items():
             for dimension in sides - {'hidden'}:
-                yield (dimension, layer), DIMENSIONS[dimension](units, self.shape)
+                yield (dimension, layer), DIMENSIONS[dimension].positions(units, self.shape)
             if units.padded is not None:
                 yield ('real', layer), blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
 

@@ -1,12 +1,13 @@
-"""The dimensions that the family tables name: which positions along them kept units take.
+"""The dimensions that the family tables name: their sizes, and which positions along them kept units take.
 
-A dimension is the side of a weight, such as the rows of a query projection; its positions follow from the kept units of
-a layer. ``hidden`` is the same in all layers, and the plan of a cut has it.
+A dimension is the side of a weight, such as the rows of a query projection. It is made of parts, one after the other;
+in each part every unit of a kind takes a block of positions. So its size follows from the shape, and its positions
+follow from the kept units of a layer. ``hidden`` is the same in all layers, and the plan of a cut has its positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -15,89 +16,67 @@ from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import LayerUnits
 
-__all__ = ['DIMENSIONS', 'DIMENSION_AXES', 'blocks', 'sides_of']
+__all__ = ['DIMENSIONS', 'Dimension', 'blocks', 'sides_of']
+
+_COUNTS = {
+    'hidden': 'hidden_size',
+    'heads': 'num_attention_heads',
+    'kv_heads': 'num_key_value_heads',
+    'intermediate': 'intermediate_size',
+    'experts': 'num_experts',
+}
 
 
 def blocks(index: Tensor, size: int) -> Tensor:
     """Positions of whole blocks of ``size``: block b covers b*size ... b*size + size - 1."""
-    return (index[:, None] * size + torch.arange(size)).flatten()
+    return index if size == 1 else (index[:, None] * size + torch.arange(size)).flatten()
 
 
-def _query(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else blocks(units.heads, shape.head_dim)
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """One side of a weight.
+
+    Attributes:
+        axes (tuple[str, ...]): Axes whose units take positions with them; where every head has its own keys and
+            values, ``head`` takes those as well.
+        parts (tuple[tuple[str, int], ...]): Kind of unit, as :class:`~llmshearing.models.units.LayerUnits` calls it,
+            and the positions that one takes in multiples of head_dim; 0 where it takes a single one.
+    """
+
+    axes: tuple[str, ...]
+    parts: tuple[tuple[str, int], ...]
+
+    def size(self, shape: ModelShape) -> int:
+        """Positions in all; an array where the shape has arrays."""
+        return sum(count * width for _, count, width in self._sized(shape))
+
+    def positions(self, units: LayerUnits, shape: ModelShape) -> Tensor | None:
+        """Positions that the kept units of a layer take; None where all stay. Not of ``hidden``."""
+        joined, start, kept = [], 0, {name: getattr(units, name) for name, _ in self.parts}
+        if all(index is None for index in kept.values()):
+            return None
+        for name, count, width in self._sized(shape):
+            index = torch.arange(count) if kept[name] is None else kept[name].flatten()
+            joined.append(blocks(index, width) + start)
+            start += count * width
+        return torch.cat(joined)
+
+    def _sized(self, shape: ModelShape) -> list[tuple[str, int, int]]:
+        """Kind, number and width of the units of each part."""
+        return [(name, getattr(shape, _COUNTS[name]), heads * shape.head_dim or 1) for name, heads in self.parts]
 
 
-def _key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.kv_heads is None else blocks(units.kv_heads, shape.head_dim)
-
-
-def _intermediate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.intermediate if units.intermediate is None else units.intermediate.flatten()
-
-
-def _per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.heads
-
-
-def _expert(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return units.experts
-
-
-def _joined(*parts: tuple[Tensor | None, int]) -> Tensor | None:
-    """Positions along an axis that several parts of given sizes share, one after the other."""
-    if all(index is None for index, _ in parts):
-        return None
-    joined, start = [], 0
-    for index, size in parts:
-        joined.append((torch.arange(size) if index is None else index) + start)
-        start += size
-    return torch.cat(joined)
-
-
-def _query_key_value(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    query, key_value = _query(units, shape), _key_value(units, shape)
-    width = shape.num_key_value_heads * shape.head_dim
-    return _joined((query, shape.num_attention_heads * shape.head_dim), (key_value, width), (key_value, width))
-
-
-def _query_and_gate(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else blocks(units.heads, 2 * shape.head_dim)
-
-
-def _gate_up(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return _joined((units.intermediate, shape.intermediate_size), (units.intermediate, shape.intermediate_size))
-
-
-def _query_key_value_per_head(units: LayerUnits, shape: ModelShape) -> Tensor | None:
-    return None if units.heads is None else blocks(units.heads, 3 * shape.head_dim)
-
-
-# Kept positions along a parameter's axis, by the name the family tables use for it; `hidden` is the same in all layers.
-DIMENSIONS: dict[str, Callable[[LayerUnits, ModelShape], Tensor | None]] = {
-    'query': _query,
-    'key_value': _key_value,
-    'intermediate': _intermediate,
-    'query_key_value': _query_key_value,
-    'gate_up': _gate_up,
-    'query_and_gate': _query_and_gate,
-    'query_key_value_per_head': _query_key_value_per_head,
-    'per_head': _per_head,
-    'expert': _expert,
-}
-
-# Axes whose units take positions of each dimension with them; where every head has its own keys and values, `head`
-# takes those as well.
-DIMENSION_AXES: dict[str, tuple[str, ...]] = {
-    'hidden': ('hidden',),
-    'query': ('head', 'kv_group'),
-    'key_value': ('kv_group',),
-    'intermediate': ('intermediate',),
-    'query_key_value': ('head', 'kv_group'),
-    'gate_up': ('intermediate',),
-    'query_and_gate': ('head', 'kv_group'),
-    'query_key_value_per_head': ('head',),
-    'per_head': ('head', 'kv_group'),
-    'expert': ('expert',),
+DIMENSIONS = {
+    'hidden': Dimension(('hidden',), (('hidden', 0),)),
+    'query': Dimension(('head', 'kv_group'), (('heads', 1),)),
+    'key_value': Dimension(('kv_group',), (('kv_heads', 1),)),
+    'intermediate': Dimension(('intermediate',), (('intermediate', 0),)),
+    'query_key_value': Dimension(('head', 'kv_group'), (('heads', 1), ('kv_heads', 1), ('kv_heads', 1))),
+    'gate_up': Dimension(('intermediate',), (('intermediate', 0), ('intermediate', 0))),
+    'query_and_gate': Dimension(('head', 'kv_group'), (('heads', 2),)),
+    'query_key_value_per_head': Dimension(('head',), (('heads', 3),)),
+    'per_head': Dimension(('head', 'kv_group'), (('heads', 0),)),
+    'expert': Dimension(('expert',), (('experts', 0),)),
 }
 
 

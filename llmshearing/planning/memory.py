@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llmshearing.models.counting import DIMENSION_SIZES, Layout, Weight, count_parameters, layout_of
-from llmshearing.models.dimensions import DIMENSION_AXES
+from llmshearing.models.counting import Layout, Weight, count_parameters, layout_of
+from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning.step_trace import trace_step
 
@@ -207,8 +207,8 @@ def compensation_bytes(shape: ModelShape, masked_axes: Collection[str], tied: bo
         'query': shape.num_hidden_layers,
         'intermediate': 0 if shape.num_experts else shape.num_hidden_layers,  # routed experts are not compensated
     }
-    watched = [name for name in readers if set(DIMENSION_AXES[name]) & set(masked_axes)]
-    return sum(MASTER * readers[name] * DIMENSION_SIZES[name](shape) ** 2 for name in watched)
+    watched = [name for name in readers if set(DIMENSIONS[name].axes) & set(masked_axes)]
+    return sum(MASTER * readers[name] * DIMENSIONS[name].size(shape) ** 2 for name in watched)
 
 
 def merging_bytes(shape: ModelShape, kept_layers: int) -> int:
@@ -235,9 +235,9 @@ def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], eve
 
 
 def _is_cut(weight: Weight, masked_axes: Collection[str]) -> bool:
-    axes = {axis for side in (weight.rows, weight.columns) if isinstance(side, str) for axis in DIMENSION_AXES[side]}
+    axes = {axis for side in (weight.rows, weight.columns) if isinstance(side, str) for axis in DIMENSIONS[side].axes}
     if weight.routed:
-        axes |= set(DIMENSION_AXES['expert'])
+        axes |= set(DIMENSIONS['expert'].axes)
     if weight.writes:
         axes |= {'hidden', 'layer'}
     return bool(axes & set(masked_axes))

@@ -52,7 +52,9 @@ def test_per_layer_lists_are_read_by_position():
     if TRANSFORMERS_5:
         assert len(CONFIG_MAPPING['gemma2'](**COMMON).layer_types) == COMMON['num_hidden_layers']
         assert len(CONFIG_MAPPING['smollm3'](**COMMON).no_rope_layers) == COMMON['num_hidden_layers']
-    assert PER_LAYER_LISTS == ('layer_types', 'no_rope_layers')
+    if 'granite_swa' in CONFIG_MAPPING:
+        assert len(CONFIG_MAPPING['granite_swa'](**COMMON).layer_rope_theta) == COMMON['num_hidden_layers']
+    assert PER_LAYER_LISTS == ('layer_rope_theta', 'layer_types', 'no_rope_layers')
 
 
 def test_head_of_gpt_neox_is_where_the_model_has_it():

@@ -7,7 +7,6 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 import llmshearing.models.counting as counting
-from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from tests.models.tiny import VARIANTS, tiny_model
@@ -92,10 +91,6 @@ def test_arrays_of_shapes_are_counted_at_once():
     together = counting.count_parameters(layout, dataclasses.replace(source, hidden_size=hidden)).total
     alone = [counting.count_parameters(layout, dataclasses.replace(source, hidden_size=int(h))).total for h in hidden]
     assert together.tolist() == alone
-
-
-def test_every_dimension_of_the_tables_has_a_size():
-    assert set(counting.DIMENSION_SIZES) == {*DIMENSIONS, 'hidden'}
 
 
 def test_a_table_that_misses_a_parameter_is_refused(monkeypatch):

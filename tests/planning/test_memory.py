@@ -10,7 +10,6 @@ from transformers import LlamaConfig
 
 from llmshearing.compat.transformers import layer_kinds
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import shape_of
 from llmshearing.planning import memory, step_trace
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
@@ -126,10 +125,6 @@ def test_parts_of_a_large_model_are_sensible(sharding, precision, checkpointing)
         autocast_keeps = not axes and (precision, sharding) == ('amp_bf16', 'ddp')
         cut_ones_live = axes == AXES and not checkpointing
         assert (parts.weight_copies > 2 * 6.4e9) == (autocast_keeps or cut_ones_live)
-
-
-def test_every_dimension_has_its_axes():
-    assert set(memory.DIMENSION_AXES) == {*DIMENSIONS, 'hidden'}
 
 
 def test_impossible_setups_are_refused_at_once():
