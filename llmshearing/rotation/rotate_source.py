@@ -32,7 +32,7 @@ from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, str
 from llmshearing.rotation.paging import paged_model
 from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
-from llmshearing.rotation.settings import DTYPES, RotationSettings
+from llmshearing.rotation.settings import DEFAULT_LENGTH, DTYPES, RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder, open_source
 from llmshearing.utils.paths import refuse_existing
 
@@ -76,7 +76,8 @@ def rotate_source(
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     vocabulary = opened.config.vocab_size
     wanted = max(settings.tokens, settings.learn * settings.batch_tokens)
-    corpus = read_corpus(Path(data), opened.path, vocabulary, settings.seq_len, wanted, settings.held_out)
+    length = settings.seq_len or DEFAULT_LENGTH
+    corpus = read_corpus(Path(data), opened.path, vocabulary, length, wanted, settings.held_out)
     report(
         f'{opened.path}: {opened.parameters:,} parameters, hidden_size {opened.parts.hidden_size}; '
         f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'

@@ -9,7 +9,7 @@ import torch
 
 from llmshearing.rotation.source_folder import SourceFolder
 
-__all__ = ['DEFAULT_FIXED_AXES', 'DTYPES', 'RotationSettings']
+__all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'DTYPES', 'RotationSettings']
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 DEFAULT_FIXED_AXES = 64
