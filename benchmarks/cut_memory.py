@@ -3,7 +3,7 @@
 Writes a LLaMA with random weights in bfloat16, cuts it in a process of its own and samples that process's memory that
 lies in no file: the weights are in one, whose pages the system drops when it needs the room. Linux only.
 
-    python benchmarks/cut_memory.py [--model 7b|1b|small] [--dtype float32] [--tokens N] [--folder FOLDER]
+    python benchmarks/cut_memory.py [--model 7b|1b|small | --quick] [--dtype float32] [--tokens N] [--folder FOLDER]
                                     [--output FILE.json]
 
 `7b` needs 40 GB of free disk and, on two cores, hours; `1b` 10 GB; `small`, which takes seconds, is cut in memory like
@@ -109,11 +109,14 @@ def measure(model: str, place: Path, tokens: int, dtype: str) -> dict[str, float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', choices=list(MODELS), default='1b')
+    parser.add_argument('--quick', action='store_true', help='the same as --model small --tokens 256')
     parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of the result')
     parser.add_argument('--tokens', type=int, default=1024, help='to choose units by (default: %(default)s)')
     parser.add_argument('--folder', type=Path, default=Path(tempfile.gettempdir()), help='for the models')
     parser.add_argument('--output', type=Path, help='write the numbers as JSON')
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.model, arguments.tokens = 'small', 256
     numbers = measure(arguments.model, arguments.folder, arguments.tokens, arguments.dtype)
     if arguments.output:
         arguments.output.write_text(json.dumps(numbers, indent=1))

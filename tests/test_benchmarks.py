@@ -195,7 +195,7 @@ def test_cut_quality(tmp_path, run_quick):
 
 def test_cut_memory(tmp_path):
     out = tmp_path / 'results.json'
-    printed = run_alone('cut_memory.py', '--model', 'small', '--tokens', '256', '--output', out)
+    printed = run_alone('cut_memory.py', '--output', out)
     numbers = json.loads(out.read_text())
     assert 0.2 * numbers['said'] < numbers['peak'] < numbers['said'] and '| memory, as said |' in printed
 

@@ -37,7 +37,9 @@ def test_it_is_the_model_that_transformers_opens(variant, dtype, tmp_path):
         assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     with torch.no_grad():
-        assert torch.equal(model(IDS, use_cache=False).logits, expected.eval()(IDS, use_cache=False).logits)
+        got, wanted = (one(IDS, use_cache=False).logits for one in (model, expected.eval()))
+    # Kernels go by the place of a weight in memory, so they may sum up in another order.
+    torch.testing.assert_close(got, wanted, **({} if dtype == torch.float32 else {'atol': 0.1, 'rtol': 0.1}))
 
 
 def test_weights_can_be_changed_and_lie_in_the_file(tmp_path):

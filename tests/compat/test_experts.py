@@ -59,8 +59,9 @@ def test_recorded_outputs_are_found_by_the_name_of_the_class():
 
 
 @pytest.mark.skipif('gpt_oss' not in VARIANTS, reason='transformers 4 has no such model')
-def test_gpt_oss_has_no_sdpa():
-    assert not tiny_model('gpt_oss')._supports_sdpa and NO_SDPA == ('gpt_oss',)
+def test_models_with_sinks_have_no_sdpa():
+    assert NO_SDPA == ('gpt_oss', 'granite_swa')
+    assert not any(tiny_model(variant)._supports_sdpa for variant in NO_SDPA if variant in VARIANTS)
 
 
 def test_a_config_has_the_name_of_the_number_of_experts_that_either_generation_reads(tmp_path):
