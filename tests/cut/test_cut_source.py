@@ -160,7 +160,7 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ['paged', 'whole']
     assert result.difference is None
     configs, kept = zip(
-        *(((tmp_path / name / 'config.json').read_text(), read_record(tmp_path / name)['kept']) for name in OUTPUTS)
+        *(((tmp_path / name / 'config.json').read_text(), read_record(tmp_path / name).kept) for name in OUTPUTS)
     )
     assert configs[0] == configs[1] and kept[0] == kept[1]
     whole, paged = (load_file(tmp_path / name / 'model.safetensors') for name in OUTPUTS)
