@@ -69,8 +69,9 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         ValueError: As :func:`read_config`.
     """
     try:
+        content = normalised(content)
         _refuse_uncomputed(content)
-        return CONFIG_MAPPING[content['model_type']].from_dict(normalised(content), **settings)
+        return CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
     except STRICT_ERROR as error:
         raise ValueError(f'transformers takes no such config: {" ".join(str(error).split())}') from error
 
