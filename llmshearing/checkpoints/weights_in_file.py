@@ -7,6 +7,7 @@ killed leaves nothing behind.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def open_in_file(folder: Path, config: PretrainedConfig, dtype: torch.dtype, pla
         config (PretrainedConfig): Its config.
         dtype (torch.dtype): Type of the weights in the file.
         place (Path): Folder on the disk that shall hold the file.
+
+    Raises:
+        OSError: If the disk has no room for them.
     """
     stored = read_weights(folder, config)
     with init_empty_weights(include_buffers=False):
@@ -60,8 +64,10 @@ class _Space:
     """A mapped file of so many bytes, handed out piece by piece."""
 
     def __init__(self, size: int, place: Path):
+        size = max(size, 1)
         with tempfile.TemporaryFile(dir=place) as file:
-            self._bytes = torch.from_numpy(np.memmap(file, np.uint8, 'w+', shape=(max(size, 1),)))
+            os.posix_fallocate(file.fileno(), 0, size)  # or a disk that is full later would end the process by a signal
+            self._bytes = torch.from_numpy(np.memmap(file, np.uint8, 'r+', shape=(size,)))
         self._used = 0
 
     def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,9 @@
 """Weights in a mapped file are the ones that transformers reads, and take no memory that cannot be dropped."""
 
 import copy
+import errno
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,16 @@ def test_weights_can_be_changed_and_lie_in_the_file(tmp_path):
             parameter.zero_()
     assert own_memory() - before < 0.2 * size
     assert not model.lm_head.weight.any() and model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_disk_without_room_is_found_before_a_weight_is_written(tmp_path, monkeypatch):
+    def full(handle, start, size):
+        raise OSError(errno.ENOSPC, f'no room for {size}')
+
+    tiny_model().save_pretrained(tmp_path / 'model')
+    config = read_config(tmp_path / 'model')
+    size = sum(tensor.nbytes + 64 for tensor in tiny_model().state_dict().values())
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    with pytest.raises(OSError, match=f'no room for {size}'):
+        open_in_file(tmp_path / 'model', config, torch.float32, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['model']
