@@ -106,6 +106,11 @@ def reading(path: str) -> Iterator[None]:
                 f'{path} was compressed with a window of more than 128 MB (zstd --long); decompress it with '
                 f'`zstd -d --long=31`, or compress it again with --long=27 at most'
             ) from error
+        if isinstance(error, gzip.BadGzipFile) and 'Not a gzipped file' in str(error):  # its beginning was one
+            raise ValueError(
+                f'{path} holds other bytes after its gzip data; write it again without them: '
+                'gzip -dc FILE.gz > FILE (it warns of them and leaves them out)'
+            ) from error
         raise ValueError(f'{path} is broken or truncated ({error}); fetch it again') from error
 
 

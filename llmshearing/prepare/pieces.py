@@ -16,7 +16,7 @@ from typing import Any
 
 from llmshearing.data.mds import read_index, read_rows
 from llmshearing.prepare.contents import json_values, open_binary, reading
-from llmshearing.prepare.fields import MISSING, field_names, find_field
+from llmshearing.prepare.fields import MISSING, find_field
 from llmshearing.prepare.sources import Source, no_text
 from llmshearing.prepare.spec import Domain
 
@@ -137,7 +137,7 @@ def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
         if isinstance(record, dict):
             records.append(record)
     if records and all(find_field(record, domain.text_key) is MISSING for record in records):
-        raise no_text(domain, source.path, field_names(records[0]))
+        raise no_text(domain, source.path, records[0])
     return bool(records)
 
 
@@ -165,7 +165,7 @@ def _column(domain: Domain, path: str, names: Iterable[str]) -> str:
     names, key = list(names), domain.text_key
     if found := [name for name in names if key == name or key.startswith(f'{name}.')]:
         return max(found, key=len)
-    raise no_text(domain, path, names)
+    raise no_text(domain, path, dict.fromkeys(names))
 
 
 def _values(rows: Iterable[dict[str, Any]], domain: Domain) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob as globbing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +23,15 @@ __all__ = ['Skipped', 'Source', 'find_sources', 'no_text']
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
 _TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
 _COMPRESSED = ('.gz', '.zst', '.bz2', '.xz')
+_KINDS = {
+    'jsonl': 'JSON lines',
+    'json': 'JSON',
+    'txt': 'plain text',
+    'file': 'files that are a document each',
+    'parquet': 'Parquet',
+    'hf': 'a Hugging Face data set',
+    'mds': 'MDS',
+}
 _HF_MARKERS = ('dataset_info.json', 'dataset_dict.json')
 
 Skipped = dict[str, list[str]]
@@ -62,7 +71,8 @@ def find_sources(domain: Domain, skipped: Skipped | None = None) -> list[Source]
         skipped (Skipped, optional): Gets the paths that are not read.
 
     Raises:
-        ValueError: If a path does not exist, matches nothing, or its format cannot be told.
+        ValueError: If a path does not exist, matches nothing, its format cannot be told, or a setting of the domain
+            means nothing for what was found.
     """
     sources: list[Source] = []
     skipped = {} if skipped is None else skipped
@@ -81,7 +91,27 @@ def find_sources(domain: Domain, skipped: Skipped | None = None) -> list[Source]
             sources += [Source(match, _kind(match, domain, where)) for match in found]
         else:
             raise ValueError(f'{where} does not exist; relative paths start at the current folder, {os.getcwd()}')
+    _check_settings(domain, sources)
     return sources
+
+
+def _check_settings(domain: Domain, sources: Sequence[Source]) -> None:
+    """Raises for a setting that nothing found goes by: whoever wrote it expects other documents than come out."""
+    kinds = {source.kind for source in sources}
+    folders = any(map(os.path.isdir, domain.path)) and bool(kinds - {'hf', 'mds'})
+    useless = {
+        'separator': (domain.separator is not None and 'txt' not in kinds, 'plain text in .txt files'),
+        'glob': (domain.glob is not None and not folders, 'folders of files'),
+        'hf_split': (domain.hf_split is not None and 'hf' not in kinds, 'data sets of datasets.save_to_disk'),
+        'text_key': (domain.text_key != Domain.text_key and kinds <= {'txt', 'file'}, 'records, such as JSON lines'),
+    }
+    for key, (is_useless, what) in useless.items():
+        if is_useless:
+            found = ', '.join(_KINDS[kind] for kind in sorted(kinds))
+            raise ValueError(
+                f'domains.{domain.name}.{key} is {getattr(domain, key)!r}, which is for {what}, but what was found is '
+                f'read as {found}; remove {key}, or correct path or format'
+            )
 
 
 def _skip(skipped: Skipped, reason: str, paths: Iterable[str]) -> None:
@@ -153,8 +183,7 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
         )
     if all(content.kind in ('jsonl', 'json') and content.record is not None for content in contents.values()):
         file, content = next(iter(contents.items()))
-        fields = field_names(content.record or {})
-        raise no_text(domain, file, fields, ', or format: folder to take each file as a document')
+        raise no_text(domain, file, content.record or {}, ', or format: folder to take each file as a document')
     if all(map(_is_table, contents)):  # a single one among others is a document like them
         raise _table(next(iter(contents)), where)
     return [Source(file, 'txt' if _ending(file) == 'txt' else 'file') for file in contents]
@@ -225,7 +254,7 @@ def _kind(path: str, domain: Domain, where: str) -> str:
     if content.kind in ('jsonl', 'json') and (ending is None or _is_records(path, content, domain)):
         return content.kind
     if content.kind == 'jsonl' and ending == 'txt':
-        raise no_text(domain, path, field_names(content.record or {}), ', or format: txt to take it as plain text')
+        raise no_text(domain, path, content.record or {}, ', or format: txt to take it as plain text')
     if _is_table(path):
         raise _table(path, where)
     if ending is None:
@@ -248,9 +277,13 @@ def _table(path: str, where: str) -> ValueError:
     )
 
 
-def no_text(domain: Domain, path: str, names: Iterable[str], more: str = '') -> ValueError:
-    """The error for records without the field that is to hold their text."""
-    return ValueError(
-        f'domains.{domain.name}: {path} has no {domain.text_key!r}, only {", ".join(names)}; set '
-        f'text_key to the one that holds the text{more}'
-    )
+def no_text(domain: Domain, path: str, record: Mapping[str, Any], more: str = '') -> ValueError:
+    """The error for records without the field that is to hold their text, shown by one of them."""
+    found = f'domains.{domain.name}: {path} has no {domain.text_key!r}, only {", ".join(field_names(record))}'
+    for name, value in record.items():
+        if isinstance(value, list) and value and find_field(value[0], domain.text_key) is not MISSING:
+            return ValueError(
+                f'{found}; its records are in the list {name!r}: write that list alone, for example with '
+                f"jq -c '.{name}[]' FILE.json > FILE.jsonl"
+            )
+    return ValueError(f'{found}; set text_key to the one that holds the text{more}')

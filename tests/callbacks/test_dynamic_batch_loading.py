@@ -584,3 +584,25 @@ def test_states_of_other_versions_and_rules(caplog):
     DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'memory': [1.0]})
     assert 'taken with update=ado' in caplog.text
     assert set(updates.NEEDS_REFERENCES) < set(updates.RULES)
+
+
+def test_an_evaluator_that_reads_the_data_of_another_domain_is_refused(folder, tmp_path):
+    wrong = [*evaluators(folder, domains=['a', 'b']), *evaluators(folder, domains=['b'])]
+    wrong[2].label = 'eval/c'
+    with pytest.raises(ValueError, match="evaluator of domain 'c' reads .*/b, which is named like domain 'b'.* Give it"):
+        tiny_trainer(folder, eval_dataloader=wrong).fit()
+
+    shutil.copytree(folder / 'a', tmp_path / 'all')  # a name that says nothing
+    wrong = [*evaluators(tmp_path, domains=['all', 'all']), *evaluators(folder, domains=['c'])]
+    wrong[0].label, wrong[1].label = 'eval/a', 'eval/b'
+    with pytest.raises(ValueError, match="evaluators of the domains 'a' and 'b' both read .*/all; give each its own"):
+        tiny_trainer(folder, eval_dataloader=wrong).fit()
+
+
+def test_an_evaluator_that_reads_what_is_trained_on_is_warned_of(folder, tmp_path, caplog):
+    for name in ('a', 'b'):
+        shutil.copytree(folder / name, tmp_path / name)
+    held_out = [*evaluators(tmp_path, domains=['a', 'b']), *evaluators(folder, domains=['c'])]
+    tiny_trainer(folder, '3ba', eval_dataloader=held_out).fit()
+    told = [record.getMessage() for record in caplog.records if 'which the run trains on' in record.getMessage()]
+    assert len(told) == 1 and told[0].startswith("The evaluator of domain 'c' reads ")

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import re
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -324,6 +325,15 @@ def test_truncated_and_broken_files(tmp_path, name):
             _read(domain)
 
 
+def test_bytes_after_gzip_data_are_told_and_the_advice_leaves_them_out(tmp_path):
+    write_jsonl(tmp_path / 'a.jsonl', ['x' * 50, 'y'])
+    path, text = tmp_path / 'a.jsonl.gz', (tmp_path / 'a.jsonl').read_bytes()
+    path.write_bytes(gzip.compress(text) + b'rest of a download')
+    with pytest.raises(ValueError, match=r'a.jsonl.gz holds other bytes after its gzip data; .* gzip -dc FILE.gz > FI'):
+        _read(Domain('d', (str(path),)))
+    assert subprocess.run(['gzip', '-dc', path], capture_output=True).stdout == text
+
+
 def test_truncated_parquet(tmp_path):
     domain = _parquet(tmp_path)
     data = (tmp_path / 'a.parquet').read_bytes()
@@ -354,10 +364,26 @@ def test_wrong_text_key(tmp_path, make):
         (Domain('d', ('full',), glob='*.c'), "'full' holds no file that matches glob '*.c'"),
         (Domain('d', ('full',), format='hf'), 'is not a data set on disk'),
         (Domain('d', ('array.json',)), "array.json has no 'text', only id, meta, meta.body; set text_key"),
+        (Domain('d', ('nested.json',)), "only data; its records are in the list 'data': .* jq -c '.data\\[\\]' FILE"),
         (Domain('d', ('full',), format='mds'), 'full has no index.json: it is not an MDS folder'),
         (Domain('d', ('array.json',), format='parquet'), 'format is parquet, but array.json is no Parquet file; set'),
         (Domain('d', ('ds',)), 'has the splits train, test; set hf_split'),
         (Domain('d', ('ds',), hf_split='dev'), "hf_split is 'dev'; ds has train, test"),
+        (
+            Domain('d', ('full',), hf_split='dev'),
+            "d.hf_split is 'dev', which is for data sets of .* read as plain text",
+        ),
+        (
+            Domain('d', ('full',), text_key='body'),
+            "text_key is 'body', which is for records, .* read as plain text; rem",
+        ),
+        (Domain('d', ('full/a.txt',), glob='*.txt'), "glob is '*.txt', which is for folders of files, but"),
+        (Domain('d', ('ds',), glob='*.arrow', hf_split='test'), 'glob is .* what was found is read as a Hugging Face'),
+        (
+            Domain('d', ('array.json',), 'auto', 'id', separator='%'),
+            "separator is '%', which is for plain text .* JSON",
+        ),
+        (Domain('d', ('full',), 'folder', separator='%'), 'separator is .* read as files that are a document each'),
     ],
 )
 def test_unusable_paths(tmp_path, monkeypatch, domain, words):
@@ -373,6 +399,7 @@ def test_unusable_paths(tmp_path, monkeypatch, domain, words):
         Path(name).write_text('id,text\n0,a b\n')
     assert _read(Domain('d', ('records.txt',), format='txt')) and len(_read(Domain('d', ('mixed',)))) == 2
     Path('array.json').write_text(json.dumps([{'id': 1, 'meta': {'body': 'a'}}], indent=1))
+    Path('nested.json').write_text(json.dumps({'data': [{'text': 'a'}, {'text': 'b'}]}))
     _saved_splits(tmp_path)
     with pytest.raises(ValueError) as error:
         _read(domain)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from composer.core import State, TimeUnit
+from composer.core import Evaluator, State, TimeUnit
 from composer.utils import dist
 from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import StreamingDataset
@@ -15,6 +17,8 @@ from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
 from llmshearing.data.fingerprint import check_tokenizer, folders_of
 from llmshearing.data.rounds import MixtureRounds
 
+log = logging.getLogger(__name__)
+
 __all__ = ['match_evaluators', 'prepare_evaluation']
 
 
@@ -22,7 +26,8 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
     """The evaluator's label for each domain: its name, or ``eval/`` and its name, as llm-foundry makes of ``label``.
 
     Raises:
-        ValueError: if a domain has no evaluator, or one that lacks the metric or does not run when rounds end.
+        ValueError: if a domain has no evaluator, or one that lacks the metric, does not run when rounds end, or reads
+            the data of another domain.
     """
     by_label = {evaluator.label: evaluator for evaluator in state.evaluators}
     labels, length = {}, dataset.rounds.round_batches
@@ -53,7 +58,41 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
             )
         if interval is not None and interval.unit == TimeUnit.BATCH:
             _check_clock(dataset.rounds, state, length)
+    _check_folders(dataset, {name: by_label[label] for name, label in labels.items()})
     return labels
+
+
+def _check_folders(dataset: DynamicTextDataset, evaluators: Mapping[str, Evaluator]) -> None:
+    """Refuses an evaluator with the data of another domain, and warns of one with data that is trained on.
+
+    Whose data a folder holds is told by its name, as ``prepare`` writes them: ``eval/python``, or ``python/eval`` where
+    a split is named.
+    """
+    trained = {os.path.realpath(local) for local, _ in folders_of(dataset)}
+    read_by: dict[str, str] = {}
+    for name, evaluator in evaluators.items():
+        data = getattr(evaluator.dataloader.dataloader, 'dataset', None)
+        for stream in data.streams if isinstance(data, StreamingDataset) else []:
+            place, folder = stream.remote or stream.local, os.path.realpath(os.path.join(stream.local, stream.split))
+            names = [os.path.basename(part.rstrip('/')) for part in (place, stream.split)]
+            others = [part for part in names if part in evaluators]
+            if others and name not in names:
+                raise ValueError(
+                    f'The evaluator of domain {name!r} reads {place}, which is named like domain {others[0]!r}; the '
+                    f'mixture would follow losses of other data. Give it the data of {name!r}, or rename the folder.'
+                )
+            if read_by.setdefault(folder, name) != name:
+                raise ValueError(
+                    f'The evaluators of the domains {read_by[folder]!r} and {name!r} both read {place}; give each its '
+                    'own held-out data.'
+                )
+            if folder in trained:
+                log.warning(
+                    'The evaluator of domain %r reads %s, which the run trains on: its loss will fall by what is '
+                    'learnt by heart. Give it held-out data, such as the split eval of `llmshearing prepare`.',
+                    name,
+                    place,
+                )
 
 
 def _check_clock(rounds: MixtureRounds, state: State, interval: int) -> None:
