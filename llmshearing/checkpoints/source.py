@@ -194,8 +194,15 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         if missing:
             raise ValueError(f'{folder}: {name} lists {", ".join(missing)}, which are not there; copy them as well.')
     stored: dict[str, StoredTensor] = {}
+    held_by: dict[str, Path] = {}
     for file in files:
-        stored.update(_in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file))
+        for name, tensor in _in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file):
+            if name in stored and not torch.equal(stored[name].read(), tensor.read()):
+                raise ValueError(
+                    f'{folder}: {name} is in {held_by[name].name} and, with other values, in {file.name}: files of two '
+                    'models lie in one folder; copy the model again into an empty one.'
+                )
+            stored[name], held_by[name] = tensor, file
     return stored
 
 

@@ -129,6 +129,18 @@ def test_shards_and_pickles(tmp_path):
         check(pickled)
 
 
+def test_a_tensor_in_two_shards(tmp_path):
+    """Which of them counts, releases of transformers do not agree on; equal ones do no harm."""
+    tiny_model('llama').save_pretrained(tmp_path, max_shard_size='50KB')
+    first, second = sorted(tmp_path.glob('model-*.safetensors'))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor}, second, metadata={'format': 'pt'})
+    check(tmp_path)
+    save_file({**load_file(second), name: tensor + 1}, second, metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match=f'{name} is in {first.name} and, with other values, in {second.name}: .* copy'):
+        check(tmp_path)
+
+
 @pytest.mark.skipif(EXPERTS_ARE_MODULES, reason='transformers 4 reads experts one by one alone')
 @pytest.mark.parametrize('variant', ['qwen3_moe', 'qwen2_moe', 'qwen3_5_moe_text'])
 def test_experts_in_one_tensor(variant, tmp_path):
