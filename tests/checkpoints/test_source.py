@@ -137,7 +137,7 @@ def test_a_tensor_in_two_shards(tmp_path):
     save_file({**load_file(second), name: tensor}, second, metadata={'format': 'pt'})
     check(tmp_path)
     save_file({**load_file(second), name: tensor + 1}, second, metadata={'format': 'pt'})
-    with pytest.raises(ValueError, match=f'{name} is in {first.name} and, with other values, in {second.name}: .* copy'):
+    with pytest.raises(ValueError, match=f'{name} is in {first.name} and, with other values, in {second.name}'):
         check(tmp_path)
 
 
