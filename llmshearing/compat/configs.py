@@ -44,6 +44,15 @@ SHARE_KEYS = {
     'gpt_neox': ('rotary_pct', 'partial_rotary_factor'),
     **dict.fromkeys(('phi3', 'glm', 'glm4', 'nemotron'), ('partial_rotary_factor',)),
 }
+# Keys of the first configs of a type that vLLM and llama.cpp read, and which of transformers' numbers each of them is.
+SAME_NUMBERS = {
+    'lfm2': {
+        'block_dim': 'hidden_size',
+        'conv_dim': 'hidden_size',
+        'block_ff_dim': 'intermediate_size',
+        'num_heads': 'num_attention_heads',
+    }
+}
 BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
@@ -99,6 +108,7 @@ def add_older_names(path: Path) -> None:
         main = {**main_rotary(older['rope_parameters'])}
         older.update(rope_theta=main.pop('rope_theta', None), rope_scaling=main)
     content.update({key: value for key, value in older.items() if value is not None or key in content})
+    content.update({key: content[name] for key, name in SAME_NUMBERS.get(content['model_type'], {}).items()})
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 
 

@@ -35,7 +35,7 @@ from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.module_cut import ModuleCut
-from llmshearing.models.roles import Linear, Norm, PerHead, Whole, expert_of
+from llmshearing.models.roles import Linear, Norm, PerUnit, Whole, expert_of
 
 __all__ = ['Compensation', 'regress']
 
@@ -139,7 +139,7 @@ class Compensation:
         for path, cut in self._before.items():
             if (
                 not isinstance(cut, ModuleCut)
-                or isinstance(cut.role, (Whole, PerHead))
+                or isinstance(cut.role, (Whole, PerUnit))
                 or expert_of(cut.role) is not None
             ):
                 continue

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from llmshearing.masks.expert_scores import add_expert_magnitudes, frequency, inner_activation, reap
 from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
 from llmshearing.models.dimensions import DIMENSIONS
-from llmshearing.models.roles import Experts, Linear, Norm, PerHead, Whole, expert_of
+from llmshearing.models.roles import Experts, Linear, Norm, PerUnit, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
@@ -62,7 +62,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     squares = {axis: torch.zeros(shapes[axis]) for axis in axes}
     counts = {axis: torch.zeros(shapes[axis]) for axis in axes}
     for path, role, layer in family.modules(shape.num_hidden_layers):
-        if isinstance(role, (Whole, PerHead, Experts)) or expert_of(role) is not None:
+        if isinstance(role, (Whole, PerUnit, Experts)) or expert_of(role) is not None:
             continue
         weight = model.get_parameter(f'{path}.weight').detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
@@ -73,9 +73,9 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
         for side, dimension in enumerate(sides):
             along = weight.movedim(side, 0).flatten(1).sum(1) if weight.dim() > 1 else weight
             each = weight.numel() / len(along)
-            if 'hidden' in axes and dimension == 'hidden':
-                squares['hidden'] += along
-                counts['hidden'] += each
+            if 'hidden' in axes and dimension is not None and DIMENSIONS[dimension].is_of_stream:
+                squares['hidden'] += along.view(-1, shape.hidden_size).sum(0)
+                counts['hidden'] += each * len(along) / shape.hidden_size
             for axis in set(axes) - {'layer', 'hidden'}:
                 index = _positions(axis, dimension, shape)
                 if index is not None:
@@ -89,7 +89,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
 @lru_cache(maxsize=64)
 def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | None:
     """Positions along a dimension that go with each unit of an axis, int64 [units, positions]; None where none do."""
-    if dimension is None or dimension == 'hidden':
+    if dimension is None or DIMENSIONS[dimension].is_of_stream:
         return None
     rows = []
     for unit in range(mask_shapes(shape)[axis][1]):

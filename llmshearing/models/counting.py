@@ -20,7 +20,7 @@ from llmshearing.compat.transformers import ignores_windows
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.families import family_of
 from llmshearing.models.on_meta import build_on_meta
-from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole, expert_of
+from llmshearing.models.roles import Experts, Norm, PerUnit, Role, Whole, expert_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
 
 if TYPE_CHECKING:
@@ -190,8 +190,9 @@ def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:
     """What a module holds, as the table sees it."""
     if isinstance(role, Whole):
         return [Weight(module.get_parameter(name).numel(), 1) for name in role.parameters]
-    if isinstance(role, PerHead):
-        return [Weight('per_head', 1) for _ in role.parameters]
+    if isinstance(role, PerUnit):
+        held = [getattr(module, name, None) for name in (*role.parameters, *role.optional)]
+        return [Weight(role.dim, tensor[0].numel()) for tensor in held if tensor is not None]
     if isinstance(role, Experts):
         bias = getattr(module, 'gate_up_proj_bias', None) is not None
         return [

@@ -25,7 +25,7 @@ from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.cutting import CutPlan, flatten_masks, to_device
 from llmshearing.models.families import family_of
 from llmshearing.models.mixtures import ALIGNED_EXPERTS
-from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerUnit, Role, Whole
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import AXES, mask_shapes
 
@@ -124,6 +124,17 @@ class _CutAttention(_Cuttable):
         if self.own is not None:
             replaced |= self.own.parameters(self._parameters)
         return self._stock(replaced, *args, **kwargs)
+
+
+class _CutMixer(_Cuttable):
+    """A mixer whose stock forward reads the parameters of a module inside it by itself, such as a convolution's."""
+
+    def forward(self, *args, **kwargs):
+        if self.cut is None:
+            return super().forward(*args, **kwargs)
+        name, cut = self.cut
+        inside = self.get_submodule(name)
+        return self._stock({name: _StandIn(inside, cut.parameters(inside._parameters))}, *args, **kwargs)
 
 
 class _CutMLP(_Cuttable):
@@ -252,8 +263,11 @@ class Cutter:
         self._embedding = _mix_in(decoder.get_submodule(self.family.embedding), _CutEmbedding)
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
         self._modules: dict[str, _Cuttable] = {}
+        self._mixers: dict[str, _CutMixer] = {}  # by the path of the module inside
         for path, role, _ in self.family.modules(self.shape.num_hidden_layers):
-            if path != self._embedding_path and not isinstance(role, (Whole, PerHead)):
+            if isinstance(role, PerUnit) and not path.endswith(f'.{self.family.attention}'):
+                self._mixers[path] = _mix_in(model.get_submodule(path.rpartition('.')[0]), _CutMixer)
+            elif path != self._embedding_path and not isinstance(role, (Whole, PerUnit)):
                 self._modules[path] = _mix_in(model.get_submodule(path), _mixin_for(role))
         layers = list(decoder.get_submodule('layers').children())
         self._attention = {
@@ -284,7 +298,7 @@ class Cutter:
             self.masks = self.plan = self._values = None
             self._decoder.cut = self._embedding.cut = None
             self._balance_over(self.shape.num_experts)
-            for module in (*self._modules.values(), *self._attention.values(), *self._mlp):
+            for module in (*self._modules.values(), *self._attention.values(), *self._mixers.values(), *self._mlp):
                 module.cut = None
             return
         self.masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
@@ -331,7 +345,9 @@ class Cutter:
         for path, cut in plan.cuts(values):
             if path in self._modules:
                 self._modules[path].cut = cut
-            elif isinstance(cut.role, PerHead):
+            elif path in self._mixers:
+                self._mixers[path].cut = (path.rpartition('.')[2], cut)
+            elif isinstance(cut.role, PerUnit):
                 cast(_CutAttention, self.model.get_submodule(path)).own = cut
         for layer, units in plan.units.layers.items():
             if layer in self._attention:

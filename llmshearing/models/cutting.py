@@ -19,7 +19,7 @@ from llmshearing.models.dimensions import DIMENSIONS, blocks, sides_of
 from llmshearing.models.experts import ExpertsCut
 from llmshearing.models.gains import gain_factors, stream_norms
 from llmshearing.models.module_cut import ModuleCut, product_of
-from llmshearing.models.roles import Experts, Family, Linear, Norm, PerHead, Role, Whole, expert_of
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerUnit, Role, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, Units, kept_units, mask_shapes
 
@@ -151,12 +151,12 @@ class CutPlan:
         return self.shape.num_experts if experts is None else len(experts)
 
     def _module_cut(
-        self, role: Linear | Norm | Whole | PerHead, layer: int | None, scales: dict, gain: Tensor | None
+        self, role: Linear | Norm | Whole | PerUnit, layer: int | None, scales: dict, gain: Tensor | None
     ) -> ModuleCut:
         if isinstance(role, Whole):
             return ModuleCut(role)
-        if isinstance(role, PerHead):
-            return ModuleCut(role, self._position('per_head', layer))
+        if isinstance(role, PerUnit):
+            return ModuleCut(role, self._position(role.dim, layer))
         row_scale = None
         if role.writes:
             row_scale = scales.get(('write', layer))
@@ -171,13 +171,17 @@ class CutPlan:
         )
 
     def _position(self, dimension: str | None, layer: int | None) -> Tensor | None:
-        return None if dimension is None else self._index.get((dimension, None if dimension == 'hidden' else layer))
+        if dimension is None:
+            return None
+        return self._index.get((dimension, None if DIMENSIONS[dimension].is_of_stream else layer))
 
     def _index_pieces(self) -> Iterator[tuple[tuple[str, int | None], Tensor | None]]:
-        yield ('hidden', None), self.units.hidden
         sides = {side for _, role in self.family.roles() for side in sides_of(role) if side is not None}
+        of_stream = {side for side in sides if DIMENSIONS[side].is_of_stream}
+        for dimension in of_stream:
+            yield (dimension, None), DIMENSIONS[dimension].positions(self.units, self.shape)
         for layer, units in self.units.layers.items():
-            for dimension in sides - {'hidden'}:
+            for dimension in sides - of_stream:
                 yield (dimension, layer), DIMENSIONS[dimension].positions(units, self.shape)
             if units.padded is not None:
                 yield ('real', layer), blocks(torch.nonzero(~units.padded).flatten(), self.shape.head_dim)
@@ -226,6 +230,7 @@ class CutPlan:
             layer_scale = scales.get(('layer', layer))
             layer_scale = None if layer_scale is None else layer_scale.expand(self.hidden_count())
             scales['write', layer] = product_of(scales.get(('hidden', None)), layer_scale)
+            scales['channels', layer] = scales.get(('hidden', None))
             scales['query', layer] = product_of(scales.get(('head', layer)), scales.get(('kv_group', layer)))
         return scales
 

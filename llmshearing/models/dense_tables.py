@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX
-from llmshearing.models.roles import Family, Linear, Norm, PerHead, Whole
+from llmshearing.models.roles import Family, Linear, Norm, PerUnit, Whole
 from llmshearing.models.table_parts import (
     HEAD_NORMS,
     POST_NORMS,
@@ -34,6 +34,7 @@ __all__ = [
     'HUNYUAN',
     'HYPERCLOVAX',
     'JAIS2',
+    'LFM2',
     'LLAMA',
     'NEMOTRON',
     'OLMO2',
@@ -48,7 +49,7 @@ LLAMA = Family(layer={**pre_norms(), **attention(), **gated_mlp()})
 
 QWEN3 = Family(layer={**LLAMA.layer, **HEAD_NORMS})
 
-GRANITE_SWA = Family(layer={**LLAMA.layer, 'self_attn': PerHead(('sinks',))})
+GRANITE_SWA = Family(layer={**LLAMA.layer, 'self_attn': PerUnit(('sinks',))})
 
 # Granite, with norms on what is added to the stream where its config says so.
 HYPERCLOVAX = Family(
@@ -162,6 +163,35 @@ QWEN3_5 = Family(
         'linear_attention': gated_delta_net('in_proj_qkv', 'in_proj_z', 'in_proj_b', 'in_proj_a'),
     },
     norm_offset=1.0,
+    layer_types=kinds,
+)
+
+# Short convolutions, and every so many layers attention. A convolution has a channel per hidden dimension.
+LFM2 = Family(
+    layer={
+        'operator_norm': Norm(reads=True, feeds='attention'),
+        'ffn_norm': Norm(reads=True, feeds='mlp'),
+        'feed_forward.w1': Linear('intermediate', 'hidden'),
+        'feed_forward.w3': Linear('intermediate', 'hidden'),
+        'feed_forward.w2': Linear('hidden', 'intermediate', writes=True),
+    },
+    layer_of_kind={
+        'full_attention': {
+            'self_attn.q_proj': Linear('query', 'hidden'),
+            'self_attn.k_proj': Linear('key_value', 'hidden'),
+            'self_attn.v_proj': Linear('key_value', 'hidden'),
+            'self_attn.out_proj': Linear('hidden', 'query', writes=True),
+            'self_attn.q_layernorm': Norm(dim=None),
+            'self_attn.k_layernorm': Norm(dim=None),
+        },
+        'conv': {
+            'conv.in_proj': Linear('three_channels', 'hidden'),
+            'conv.conv': PerUnit(('weight',), dim='channels', optional=('bias',)),
+            'conv.out_proj': Linear('hidden', 'channels', writes=True),
+        },
+    },
+    final_norm='embedding_norm',
+    mlp='feed_forward',
     layer_types=kinds,
 )
 

@@ -2,7 +2,8 @@
 
 A dimension is the side of a weight, such as the rows of a query projection. It is made of parts, one after the other;
 in each part every unit of a kind takes a block of positions. So its size follows from the shape, and its positions
-follow from the kept units of a layer. ``hidden`` is the same in all layers, and the plan of a cut has its positions.
+follow from the kept units of a layer. ``hidden`` is the residual stream, the same in all layers. ``channels`` are inner
+ones of a mixer that has as many of them as hidden dimensions: those at the same places go.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from llmshearing.models.roles import Experts, Norm, PerHead, Role, Whole
+from llmshearing.models.roles import Experts, Norm, PerUnit, Role, Whole
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.units import LayerUnits
+from llmshearing.models.units import LayerUnits, Units
 
 __all__ = ['DIMENSIONS', 'Dimension', 'blocks', 'sides_of']
 
@@ -50,8 +51,13 @@ class Dimension:
         """Positions in all; an array where the shape has arrays."""
         return sum(count * width for _, count, width in self._sized(shape))
 
-    def positions(self, units: LayerUnits, shape: ModelShape) -> Tensor | None:
-        """Positions that the kept units of a layer take; None where all stay. Not of ``hidden``."""
+    @property
+    def is_of_stream(self) -> bool:
+        """Whether it goes with the residual stream, and is so the same in all layers."""
+        return self.axes == ('hidden',)
+
+    def positions(self, units: LayerUnits | Units, shape: ModelShape) -> Tensor | None:
+        """Positions that the kept units of a layer take, or those of the stream; None where all stay."""
         joined, start, kept = [], 0, {name: getattr(units, name) for name, _ in self.parts}
         if all(index is None for index in kept.values()):
             return None
@@ -68,6 +74,8 @@ class Dimension:
 
 DIMENSIONS = {
     'hidden': Dimension(('hidden',), (('hidden', 0),)),
+    'channels': Dimension(('hidden',), (('hidden', 0),)),
+    'three_channels': Dimension(('hidden',), (('hidden', 0),) * 3),
     'query': Dimension(('head', 'kv_group'), (('heads', 1),)),
     'key_value': Dimension(('kv_group',), (('kv_heads', 1),)),
     'intermediate': Dimension(('intermediate',), (('intermediate', 0),)),
@@ -84,8 +92,8 @@ def sides_of(role: Role) -> tuple[str | None, ...]:
     """Dimensions of a module's parameters."""
     if isinstance(role, Whole):
         return ()
-    if isinstance(role, PerHead):
-        return ('per_head',)
+    if isinstance(role, PerUnit):
+        return (role.dim,)
     if isinstance(role, Experts):
         return ('hidden', 'expert', 'intermediate')
     return (role.dim,) if isinstance(role, Norm) else (role.rows, role.columns)

@@ -37,6 +37,7 @@ TABLES: dict[str, Family] = {
     'hunyuan_v1_dense': dense.HUNYUAN,
     'hyperclovax': dense.HYPERCLOVAX,
     'jais2': dense.JAIS2,
+    'lfm2': dense.LFM2,
     'llama': dense.LLAMA,
     'ministral': dense.LLAMA,
     'ministral3': dense.LLAMA,

@@ -6,7 +6,7 @@ import dataclasses
 
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.models.dense_tables import QWEN3_5
-from llmshearing.models.roles import EXPERT, Experts, Family, Linear, Norm, PerHead, Role, StoredExperts
+from llmshearing.models.roles import EXPERT, Experts, Family, Linear, Norm, PerUnit, Role, StoredExperts
 from llmshearing.models.table_parts import HEAD_NORMS, attention, gated_delta_net, pre_norms
 
 __all__ = ['GPT_OSS', 'MIXTRAL', 'OLMOE', 'QWEN2_MOE', 'QWEN3_5_MOE', 'QWEN3_MOE', 'QWEN3_NEXT']
@@ -74,7 +74,7 @@ OLMOE = Family(
 GPT_OSS = Family(
     layer={
         **pre_norms(),
-        'self_attn': PerHead(('sinks',)),
+        'self_attn': PerUnit(('sinks',)),
         **attention(),
         'mlp.router': Linear('expert', 'hidden'),
         'mlp.experts': Experts(transposed=True, interleaved=True),

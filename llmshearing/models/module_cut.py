@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmshearing.models.roles import Linear, Norm, PerHead, Whole
+from llmshearing.models.roles import Linear, Norm, PerUnit, Whole
 
 __all__ = ['ModuleCut', 'cut_weight', 'product_of']
 
@@ -100,7 +100,7 @@ class ModuleCut:
     """The cut of one module.
 
     Attributes:
-        role (Linear | Norm | Whole | PerHead): What the module is.
+        role (Linear | Norm | Whole | PerUnit): What the module is.
         rows (Tensor | None): Kept positions along the rows (Linear) or the dimension (Norm).
         columns (Tensor | None): Kept positions along the columns (Linear).
         row_scale (Tensor | None): float32 [kept rows].
@@ -110,7 +110,7 @@ class ModuleCut:
             multiplied by.
     """
 
-    role: Linear | Norm | Whole | PerHead
+    role: Linear | Norm | Whole | PerUnit
     rows: Tensor | None = None
     columns: Tensor | None = None
     row_scale: Tensor | None = None
@@ -122,7 +122,7 @@ class ModuleCut:
         """The cut parameters of the module, from its full ones (``weight`` and perhaps ``bias``)."""
         if isinstance(self.role, Whole):
             return {name: tensor for name, tensor in full.items() if tensor is not None}
-        if isinstance(self.role, PerHead):
+        if isinstance(self.role, PerUnit):
             return {name: self._vector(tensor, None) for name, tensor in full.items() if tensor is not None}
         weight, bias = full['weight'], full.get('bias')
         if weight is None:

@@ -16,7 +16,7 @@ from llmshearing.models.shapes import shape_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['EXPERT', 'Experts', 'Family', 'Linear', 'Norm', 'PerHead', 'Role', 'StoredExperts', 'Whole', 'expert_of']
+__all__ = ['EXPERT', 'Experts', 'Family', 'Linear', 'Norm', 'PerUnit', 'Role', 'StoredExperts', 'Whole', 'expert_of']
 
 EXPERT = '{expert}'  # in a path: the number of a routed expert
 
@@ -124,16 +124,20 @@ class Whole:
 
 
 @dataclasses.dataclass(frozen=True)
-class PerHead:
-    """Parameters of an attention module itself, with one number per query head, such as attention sinks.
+class PerUnit:
+    """Parameters of a module that have an entry per unit along their first dimension.
+
+    Those of an attention module itself, such as attention sinks, or of a depthwise convolution.
 
     Attributes:
         parameters (tuple[str, ...]): Their names in the module.
+        dim (str): Dimension that their first one is.
+        optional (tuple[str, ...]): Names of those that it may hold besides.
     """
 
-    optional: ClassVar[tuple[str, ...]] = ()
-
     parameters: tuple[str, ...]
+    dim: str = 'per_head'
+    optional: tuple[str, ...] = ()
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -141,7 +145,7 @@ class PerHead:
         return self.parameters
 
 
-Role = Linear | Norm | Whole | Experts | PerHead
+Role = Linear | Norm | Whole | Experts | PerUnit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +157,8 @@ class Family:
             ``{expert}`` is that of a module of every routed expert.
         layer_of_kind (Mapping[str, Mapping[str, Role]]): Where layers differ by more than how they attend: the modules
             that a layer of each kind has besides. Kinds as in ``layer_types``. A mixer that is not attention is opaque:
-            its inner sizes stay, and what reads and writes the stream follows hidden and layer masks.
+            its inner sizes stay, or follow hidden masks, and what reads and writes the stream follows hidden and layer
+            masks.
         decoder (str): Path of the module that embeds the tokens and runs the layers.
         embedding (str): Path of the embedding inside the decoder.
         final_norm (str): Path of the last norm inside the decoder.

@@ -102,11 +102,23 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         hidden_size=config.hidden_size,
         num_attention_heads=heads,
         num_key_value_heads=getattr(config, 'num_key_value_heads', None) or heads,
-        intermediate_size=getattr(config, own_key(config.model_type, 'intermediate_size')),
+        intermediate_size=_mlp_width(config),
         head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
         num_experts=getattr(config, own_key(config.model_type, 'num_experts')) if is_mixture else 0,
         num_experts_per_tok=experts_per_token(config),
     )
+
+
+def _mlp_width(config: PretrainedConfig) -> int:
+    """Width of the MLP, which LFM2 computes from the ``intermediate_size`` of its config."""
+    width = getattr(config, own_key(config.model_type, 'intermediate_size'))
+    if not getattr(config, 'block_auto_adjust_ff_dim', False):
+        return width
+    width = int(2 * width / 3)
+    if config.block_ffn_dim_multiplier is None:
+        return width
+    step = config.block_multiple_of
+    return -(-int(config.block_ffn_dim_multiplier * width) // step) * step
 
 
 def check_heads(source: ModelShape) -> None:
@@ -183,6 +195,9 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
         if field.name in MIXTURE_FIELDS and not shape.num_experts:
             continue
         setattr(config, own_key(config.model_type, field.name), getattr(shape, field.name))
+    if hasattr(config, 'block_auto_adjust_ff_dim'):
+        config.block_auto_adjust_ff_dim = False  # intermediate_size is the width itself
+        config.full_attn_idxs = None  # layer_types says it
     for name in PER_LAYER_LISTS:
         entries = getattr(config, name, None)
         if isinstance(entries, (list, tuple)):  # the pattern goes on

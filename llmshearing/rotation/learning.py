@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from llmshearing.rotation.channels import Channels
 from llmshearing.rotation.folding import column_squares, scalar_gain
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
@@ -58,7 +59,17 @@ def folded_parameters(model: PreTrainedModel, final_gain: Tensor | None = None) 
         for name in readers:
             state[name] = state[name] * (gain / scale).to(state[name])
         state[f'{norm.path}.weight'] = torch.full_like(weight, scale)
+    for channels in parts.channels:
+        order = channels.order(lambda path: state[f'{path}.weight'])
+        for name, path, kind in _along(channels, state):
+            state[name] = channels.taken(path, kind, state[name], order, len(order))
     return state
+
+
+def _along(channels: Channels, state: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
+    """Name, module path and kind of the parameters of a mixer that run along its channels."""
+    names = [(f'{path}.{kind}', path, kind) for path in channels.sides for kind in ('weight', 'bias')]
+    return [each for each in names if each[0] in state]
 
 
 def cut_parameters(
@@ -89,6 +100,10 @@ def cut_parameters(
             norm = parts.norms[norms[path]]
             tensor = (mixed @ tensor.to(mixed.dtype) * factors[norms[path]] - norm.offset).to(tensor.dtype)
         result[name] = tensor
+    leading = torch.arange(subspace.shape[1])
+    for channels in parts.channels:
+        for name, path, kind in _along(channels, result):
+            result[name] = channels.taken(path, kind, result[name], leading, parts.hidden_size)
     return result
 
 

@@ -191,7 +191,7 @@ def _decoder(model: PreTrainedModel, parts: StreamParts) -> nn.Module:
 
 
 def _epsilon(model: PreTrainedModel) -> float:
-    return float(getattr(model.config, 'rms_norm_eps', 0.0))
+    return float(getattr(model.config, 'rms_norm_eps', getattr(model.config, 'norm_eps', 0.0)))
 
 
 def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmshearing.compat.transformers import attention_implementation, dtype_argument
 from llmshearing.models.families import family_of
-from llmshearing.models.roles import Norm, PerHead, Whole
+from llmshearing.models.roles import Norm, PerUnit, Whole
 
 __all__ = ['Paged', 'paged_model']
 
@@ -52,7 +52,7 @@ def paged_model(source: Paged, dtype: torch.dtype, device: torch.device | str = 
     for path, role, _ in family_of(source.config).modules(source.config.num_hidden_layers):
         module = model.get_submodule(path)
         names = [name for name, parameter in module.named_parameters(recurse=False)]
-        if isinstance(role, (Norm, PerHead, Whole)):
+        if isinstance(role, (Norm, PerUnit, Whole)):
             _read(module, path, names, source, dtype, device)
         else:
             _page(module, path, names, source, dtype, device)

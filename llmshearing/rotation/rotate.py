@@ -1,7 +1,8 @@
 """A model in another basis of its residual stream: one tensor in, one tensor out, and the same function.
 
 Readers, embedding and LM head become ``W diag(g) / s Q``, writers ``Q^T W`` and ``Q^T b``, every reading norm one gain
-s (:mod:`llmshearing.rotation.folding`); everything else stays. Products are made in float64, a block of rows at a time,
+s (:mod:`llmshearing.rotation.folding`); inner channels of some mixers change places
+(:mod:`llmshearing.rotation.channels`); everything else stays. Products are made in float64, a block of rows at a time,
 and rounded once to the stored type: rotating in bfloat16 would cost as much as the rotation gains. s is rounded first
 and the readers divided by what was stored, so its rounding costs nothing.
 """
@@ -98,6 +99,7 @@ def rotated_tensors(
     norm_of, norms, writers = parts.norm_of, {norm.path: norm for norm in parts.norms}, set(parts.writers)
     tied_head = rotation.final_gain is not None
     gains: dict[str, tuple[float, Tensor]] = {}
+    channels_of, orders = parts.channels_of, dict[int, Tensor]()
 
     def checked(name: str) -> Tensor:
         tensor = get(name)
@@ -113,9 +115,22 @@ def rotated_tensors(
             gains[norm.path] = folded_gains(norm, checked, dtype)
         return gains[norm.path]
 
+    def folded(path: str) -> Tensor:
+        weight = get(f'{path}.weight')
+        return weight * gain_of(norm_of[path])[1].to(weight) if path in norm_of else weight
+
+    def in_order(path: str, kind: str, tensor: Tensor) -> Tensor:
+        channels = channels_of[path]
+        if id(channels) not in orders:
+            orders[id(channels)] = channels.order(folded)
+        order = orders[id(channels)]
+        return channels.taken(path, kind, tensor, order, len(order))
+
     for name in names:
         path, _, kind = name.rpartition('.')
         tensor = checked(name)
+        if path in channels_of:
+            tensor = in_order(path, kind, tensor)
         target = tensor.dtype if dtype is None else dtype
         if path == parts.embedding or (tied_head and path == parts.head):
             tensor = times_basis(_widened(tensor, target), basis)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmshearing.models.families import family_of
 from llmshearing.models.roles import Family, Linear, Norm
+from llmshearing.rotation.channels import Channels, channels_among
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -54,6 +55,7 @@ class StreamParts:
         tied (bool): The LM head is the embedding.
         hidden_size (int): Width of the stream.
         scales_embedding (bool): Embeddings are multiplied by sqrt(hidden_size) before they begin the stream.
+        channels (tuple[Channels, ...]): Of each mixer that has as many channels as the stream has dimensions.
     """
 
     norms: tuple[ReadingNorm, ...]
@@ -63,6 +65,7 @@ class StreamParts:
     tied: bool
     hidden_size: int
     scales_embedding: bool = False
+    channels: tuple[Channels, ...] = ()
 
     @property
     def final_norm(self) -> ReadingNorm:
@@ -73,6 +76,11 @@ class StreamParts:
     def norm_of(self) -> dict[str, ReadingNorm]:
         """The norm that each reader reads."""
         return {reader: norm for norm in self.norms for reader in norm.readers}
+
+    @property
+    def channels_of(self) -> dict[str, Channels]:
+        """The channels that each module's weights run along."""
+        return {path: channels for channels in self.channels for path in channels.sides}
 
 
 def check_rotatable(config: PretrainedConfig) -> Family:
@@ -111,9 +119,10 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
         ValueError: As :func:`check_rotatable`.
     """
     family = check_rotatable(config)
-    norms, writers = [], []
+    norms, writers, channels = [], [], []
     for layer in range(config.num_hidden_layers):
         place = f'{family.decoder}.layers.{layer}.'
+        channels.append(channels_among({place + path: role for path, role in family.roles(layer)}))
         for path, role in family.roles(layer):
             if isinstance(role, Norm) and role.reads:
                 readers = tuple(
@@ -135,4 +144,5 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
         tied=bool(config.tie_word_embeddings),
         hidden_size=config.hidden_size,
         scales_embedding=family.scales_embedding,
+        channels=tuple(each for each in channels if each is not None),
     )

@@ -10,7 +10,7 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks import compensation
 from llmshearing.masks.compensation import Compensation, regress
 from llmshearing.models.cutting import CutPlan, flatten_masks
-from llmshearing.models.roles import Linear, Norm, PerHead, expert_of
+from llmshearing.models.roles import Linear, Norm, PerUnit, expert_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.units import AXES, mask_shapes
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
@@ -105,7 +105,7 @@ def test_a_unit_that_repeats_another_goes_without_a_trace(tmp_path, monkeypatch,
         for path, cut in only[0].items():
             side = getattr(cut, 'rows', None)
             written = isinstance(cut.role, Linear) and cut.role.rows not in (None, 'hidden')
-            written |= isinstance(cut.role, PerHead)
+            written |= isinstance(cut.role, PerUnit)
             if side is not None and (written or getattr(cut.role, 'axis', 'hidden') not in (None, 'hidden')):
                 for parameter in model.model.get_submodule(path).parameters(recurse=False):
                     parameter[only[1][path].rows] = parameter[side]

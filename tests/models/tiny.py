@@ -95,6 +95,8 @@ MORE_VARIANTS: dict[str, dict] = {
     'hyperclovax': {'residual_multiplier': 0.5, 'logits_scaling': 2.0},
     'hyperclovax-pre': {'use_post_norm': False},
     'jais2': {},
+    'lfm2': {'layer_types': ['conv', 'full_attention'] * 2, 'block_auto_adjust_ff_dim': False},
+    'lfm2-adjusted': {'full_attn_idxs': [1, 3], 'intermediate_size': 96, 'block_multiple_of': 16, 'conv_bias': True},
     'ministral': {'head_dim': 12, 'sliding_window': 8},
     'ministral3': {'head_dim': 12},
     'nemotron': {'head_dim': 12, 'partial_rotary_factor': 0.5},
