@@ -76,16 +76,16 @@ def masks_for(shape: Any, axes: tuple[str, ...]) -> Any:
     """The drawing of masks at the start of pruning, for halving every axis."""
     import dataclasses
 
-    from llmshearing.masks.lagrangian import LagrangianMasks
     from llmshearing.masks.axes import plan_axes
+    from llmshearing.masks.lagrangian import LagrangianMasks
+    from llmshearing.masks.learner import LearnerSettings
 
     sizes = {f.name: getattr(shape, f.name) for f in dataclasses.fields(shape)}
     kept = ('head_dim', 'num_experts_per_tok')
     halved = {name: max(1, size // 2) for name, size in sizes.items() if size and name not in kept}
     plans = plan_axes(shape, dataclasses.replace(shape, **halved))
     plans = {axis: plan for axis, plan in plans.items() if axis in axes}
-    rates = {'learning_rate': 1.0, 'multiplier_learning_rate': 1.0, 'damping': 0.0}
-    return LagrangianMasks(plans, **rates, start_sparsity=0.0, seed=17)
+    return LagrangianMasks(plans, LearnerSettings(multiplier_damping=0.0))
 
 
 def run_loop(config: Any, micro_batch: int, seq_len: int, precision: str, checkpointing: bool, axes: tuple) -> None:

@@ -46,7 +46,7 @@ class _OwnLearner(TargetedPruning):
 
     def _prepare(self, state: State) -> None:
         super()._prepare(state)
-        self.learner = self.learner_class.from_settings(self.plans, self.settings)
+        self.learner = self.learner_class(self.plans, self.settings)
 
 
 class _ScaledNoise(LagrangianMasks):

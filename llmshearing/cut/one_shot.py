@@ -74,7 +74,7 @@ def choose_in_one_shot(
     pruning.source, pruning.target = cutter.shape, target
     pruning.plans = plan_masks(cutter.model.config, target)
     settings = LearnerSettings(seed=calibration.seed)
-    pruning.learner = learner_class(pruning.mask_learning).from_settings(pruning.plans, settings)
+    pruning.learner = learner_class(pruning.mask_learning)(pruning.plans, settings)
     pruning.learner.start_from({axis: measured.scores[axis] for axis in pruning.plans})
     if 'hidden' in pruning.plans:
         pruning.norm_energies = measured.energies

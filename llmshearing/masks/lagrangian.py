@@ -40,11 +40,7 @@ class LagrangianMasks:
 
     Args:
         plans (Mapping[str, AxisPlan]): Axes to prune.
-        learning_rate (float): AdamW step of ``log_alpha``.
-        multiplier_learning_rate (float): AdamW step of lambda and phi, which ascend.
-        damping (float): Weight of the gap's last change, in batches, in the ascent of lambda.
-        start_sparsity (float): Target fraction removed at the beginning of the warm-up.
-        seed (int): Seeds the start and the noise.
+        settings (LearnerSettings): The learning rates, the damping, the start and the seed.
         constraints (Sequence[Constraint] | None): What the expected counts must meet. Default: the
             target of every axis.
     """
@@ -55,52 +51,31 @@ class LagrangianMasks:
     finds_widths: ClassVar[bool] = True
 
     def __init__(
-        self,
-        plans: Mapping[str, AxisPlan],
-        learning_rate: float,
-        multiplier_learning_rate: float,
-        damping: float,
-        start_sparsity: float,
-        seed: int,
-        constraints: Sequence[Constraint] | None = None,
+        self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
     ):
         self.constraints = (
             [AxisConstraint(plan) for plan in plans.values()] if constraints is None else list(constraints)
         )
-        self.plans, self.start_sparsity, self.seed = dict(plans), start_sparsity, seed
-        generator = torch.Generator().manual_seed(seed)
+        self.plans, self.start_sparsity, self.seed = dict(plans), settings.start_sparsity, settings.seed
+        generator = torch.Generator().manual_seed(settings.seed)
         self.log_alpha = {axis: _start_distinct(plan, generator) for axis, plan in self.plans.items()}
         self.multipliers = {constraint.name: torch.zeros(2, requires_grad=True) for constraint in self.constraints}
+        self._base_rates = (settings.learning_rate, settings.multiplier_learning_rate)
         self.optimizer = torch.optim.AdamW(
             [
-                {'params': list(self.log_alpha.values()), 'lr': learning_rate},
-                {'params': list(self.multipliers.values()), 'lr': multiplier_learning_rate, 'maximize': True},
+                {'params': list(self.log_alpha.values()), 'lr': self._base_rates[0]},
+                {'params': list(self.multipliers.values()), 'lr': self._base_rates[1], 'maximize': True},
             ],
             betas=(0.9, 0.95),
             weight_decay=0.0,
         )
-        self.damping = damping
+        self.damping = settings.multiplier_damping
         self.gaps: dict[str, float] = {}
-        self._base_rates = (learning_rate, multiplier_learning_rate)
         self._gates: dict[str, Tensor] = {}
 
     @classmethod
-    def from_settings(
-        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
-    ) -> LagrangianMasks:
-        return cls(
-            plans,
-            settings.learning_rate,
-            settings.multiplier_learning_rate,
-            settings.multiplier_damping,
-            settings.start_sparsity,
-            settings.seed,
-            constraints,
-        )
-
-    @classmethod
     def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> LagrangianMasks:
-        learner = cls.from_settings(plans, LearnerSettings())
+        learner = cls(plans, LearnerSettings())
         learner.log_alpha = check_saved(plans, state.get('log_alpha', {}))  # all that masks are made of
         return learner
 

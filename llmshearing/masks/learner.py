@@ -67,10 +67,9 @@ class MaskLearner(Protocol):
     finds_widths: ClassVar[bool]
     plans: dict[str, AxisPlan]
 
-    @classmethod
-    def from_settings(
-        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
-    ) -> MaskLearner:
+    def __init__(
+        self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+    ):
         """A learner at its start.
 
         Args:

@@ -21,7 +21,8 @@ class OneShotMasks:
 
     Args:
         plans (Mapping[str, AxisPlan]): Axes to prune.
-        seed (int): Orders the units until they are scored.
+        settings (LearnerSettings): The seed, which orders the units until they are scored.
+        constraints (Sequence[Constraint] | None): Not looked at; the target of every axis is met.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -29,20 +30,15 @@ class OneShotMasks:
     removes_for_good: ClassVar[bool] = True
     finds_widths: ClassVar[bool] = False
 
-    def __init__(self, plans: Mapping[str, AxisPlan], seed: int = 17):
+    def __init__(
+        self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+    ):
         self.plans = dict(plans)
-        self.importance = random_order(plans, seed)
-
-    @classmethod
-    def from_settings(
-        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
-    ) -> OneShotMasks:
-        del constraints
-        return cls(plans, settings.seed)
+        self.importance = random_order(plans, settings.seed)
 
     @classmethod
     def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> OneShotMasks:
-        learner = cls(plans)
+        learner = cls(plans, LearnerSettings())
         learner.load_state_dict(state)
         return learner
 

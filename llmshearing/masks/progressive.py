@@ -27,6 +27,7 @@ __all__ = ['ProgressiveMasks', 'random_order']
 
 TINY = 1e-6  # an order among equals
 REMOVED = -1e9  # below any sum of importances
+DECAY = 0.9  # of the running mean of |d loss / d z|
 
 
 @mask_learners('progressive')
@@ -35,10 +36,9 @@ class ProgressiveMasks:
 
     Args:
         plans (Mapping[str, AxisPlan]): Axes to prune.
-        start_sparsity (float): Fraction removed at the beginning of the warm-up.
-        seed (int): Orders the units before any gradient was seen.
-        fade (float): Share of the warm-up, below 1, during which a mask falls from one to zero; 0 for at once.
-        decay (float): Of the running mean of |d loss / d z|.
+        settings (LearnerSettings): The start, the fade, which is below 1, and the seed, which orders the units before
+            any gradient was seen.
+        constraints (Sequence[Constraint] | None): Not looked at; the target of every axis is met.
 
     Attributes:
         left_at (dict[str, Tensor]): Elapsed share of the warm-up at which each unit was told to go, infinity for those
@@ -51,23 +51,17 @@ class ProgressiveMasks:
     finds_widths: ClassVar[bool] = False
 
     def __init__(
-        self, plans: Mapping[str, AxisPlan], start_sparsity: float, seed: int, fade: float = 0.0, decay: float = 0.9
+        self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
     ):
-        self.plans, self.start_sparsity, self.fade, self.decay = dict(plans), start_sparsity, fade, decay
-        self.importance = random_order(plans, seed)
+        self.plans, self.start_sparsity, self.fade = dict(plans), settings.start_sparsity, settings.fade
+        self.decay = DECAY
+        self.importance = random_order(plans, settings.seed)
         self.left_at = {axis: torch.full(plan.mask_shape, math.inf) for axis, plan in self.plans.items()}
         self.progress = 0.0
 
     @classmethod
-    def from_settings(
-        cls, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
-    ) -> ProgressiveMasks:
-        del constraints
-        return cls(plans, settings.start_sparsity, settings.seed, settings.fade)
-
-    @classmethod
     def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> ProgressiveMasks:
-        learner = cls.from_settings(plans, LearnerSettings(fade=state['fade']))
+        learner = cls(plans, LearnerSettings(fade=state['fade']))
         learner.load_state_dict(state)
         return learner
 

@@ -15,6 +15,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
+from llmshearing.masks.learner import LearnerSettings
 from llmshearing.models.shapes import ModelShape, resolve_target
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
@@ -142,7 +143,7 @@ def test_evaluation_uses_masks_without_noise(source):
 
 def test_masks_start_nearly_open_and_all_different():
     plans = plan_axes(SHAPE, resolve_target(SHAPE, TARGET))
-    learner = LagrangianMasks(plans, 1.0, 1.0, 20.0, 0.0, seed=3)
+    learner = LagrangianMasks(plans, LearnerSettings(seed=3))
     for axis, kept in learner.expected_kept().items():
         assert kept.min() > 0.99
         assert len(kept.unique()) == kept.numel() or axis == 'intermediate'
@@ -151,7 +152,7 @@ def test_masks_start_nearly_open_and_all_different():
 
 def test_log_alpha_is_clamped_and_stays_clamped():
     plans = plan_axes(SHAPE, resolve_target(SHAPE, TARGET))
-    learner = LagrangianMasks(plans, 50.0, 1.0, 20.0, 0.0, seed=3)
+    learner = LagrangianMasks(plans, LearnerSettings(learning_rate=50.0, seed=3))
     for batch in range(3):
         learner.draw(batch, 0.0)
         learner.update({axis: torch.randn(plan.mask_shape) for axis, plan in plans.items()}, 0.0, 1.0)

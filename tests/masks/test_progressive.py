@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llmshearing.masks.axes import AxisPlan
+from llmshearing.masks.learner import LearnerSettings
 from llmshearing.masks.progressive import ProgressiveMasks
 
 PLAN = AxisPlan('hidden', (10,), units=10, keep=4)
@@ -11,7 +12,7 @@ PLAN = AxisPlan('hidden', (10,), units=10, keep=4)
 
 def masks_of(fade, **settings):
     """Units of importance 1 to 10, of which the lower six are to go."""
-    masks = ProgressiveMasks({'hidden': PLAN}, settings.pop('start_sparsity', 0.0), seed=0, fade=fade, **settings)
+    masks = ProgressiveMasks({'hidden': PLAN}, LearnerSettings(seed=0, fade=fade, **settings))
     masks.start_from({'hidden': torch.arange(1.0, 11.0)})
     return masks
 

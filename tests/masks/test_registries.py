@@ -109,7 +109,7 @@ def test_every_learner_of_ours_keeps_to_the_protocol(name):
     assert members - {'plans'} <= set(dir(learner))
     source = ModelShape(4, 48, 6, 2, 64, 8)
     plans = plan_axes(source, resolve_target(source, TARGET))
-    made = learner.from_settings(plans, LearnerSettings(seed=5))
+    made = learner(plans, LearnerSettings(seed=5))
     generator = torch.Generator().manual_seed(1)
     made.start_from({axis: torch.rand(plan.mask_shape, generator=generator) for axis, plan in plans.items()})
     made.draw(0, 0.0)

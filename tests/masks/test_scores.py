@@ -13,6 +13,7 @@ from llmshearing.algorithms.targeted_pruning.calibration import calibration_batc
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
+from llmshearing.masks.learner import LearnerSettings
 from llmshearing.masks.progressive import ProgressiveMasks
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units, scoring_methods
 from llmshearing.models.shapes import resolve_target, shape_of
@@ -134,7 +135,7 @@ def test_perplexity_and_block_importance_of_layers(calibration):
 def test_learned_masks_start_in_the_order_of_the_scores(source, learner):
     shape = shape_of(AutoConfig.from_pretrained(source))
     plans = plan_axes(shape, resolve_target(shape, TARGET))
-    masks = learner(plans, 1.0, 1.0, 20.0, 0.0, 3) if learner is LagrangianMasks else learner(plans, 0.0, 3)
+    masks = learner(plans, LearnerSettings(seed=3))
     generator = torch.Generator().manual_seed(5)
     scores = {axis: torch.rand(plan.mask_shape, generator=generator) for axis, plan in plans.items()}
     masks.start_from(scores)
@@ -147,7 +148,7 @@ def test_learned_masks_start_in_the_order_of_the_scores(source, learner):
 def test_scores_are_the_first_value_of_progressive_means(source):
     shape = shape_of(AutoConfig.from_pretrained(source))
     plans = plan_axes(shape, resolve_target(shape, {'hidden_size': shape.hidden_size - 2}))
-    masks = ProgressiveMasks(plans, 0.0, seed=3, decay=0.9)
+    masks = ProgressiveMasks(plans, LearnerSettings(seed=3))
     scores = torch.linspace(1, 2, shape.hidden_size)
     gradient = -torch.linspace(2, 1, shape.hidden_size) * 1e-6  # on another scale, and the other way round
     masks.start_from({'hidden': scores * 1e3})
@@ -159,7 +160,7 @@ def test_scores_are_the_first_value_of_progressive_means(source):
         masks.update({'hidden': gradient}, 1.0, 1.0)
     assert (masks.draw(40, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]  # who has gone stays away
     # Scores below zero keep their order.
-    masks = ProgressiveMasks(plans, 0.0, seed=3)
+    masks = ProgressiveMasks(plans, LearnerSettings(seed=3))
     masks.start_from({'hidden': scores - 1.9})
     assert (masks.draw(0, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]
 

@@ -167,7 +167,7 @@ class TargetedPruning(PruningState, Algorithm):
                 'batch, and with them the tokens that the router sends. Use progressive or one_shot, or leave out '
                 'num_experts.'
             )
-        self.learner = learner_class(self.mask_learning).from_settings(self.plans, self.settings, constraints)
+        self.learner = learner_class(self.mask_learning)(self.plans, self.settings, constraints)
         if self.settings.freeze_weights:
             model.requires_grad_(False)
         log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
