@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any
 
+from llmshearing.config.yaml_file import read_yaml
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 
@@ -106,23 +107,14 @@ def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no YAML or holds something else, or a value refers to nothing, in one line.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{path} does not exist; expected a YAML file')
     if bad := [o for o in overrides if '=' not in o]:
         raise ValueError(f'{bad[0]!r} is not of the form key=value')
-    try:
-        spec = OmegaConf.load(path)
-        if not OmegaConf.is_dict(spec):
-            raise ValueError(f'it holds {OmegaConf.to_container(spec)!r}, expected a mapping from keys to values')
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(spec, OmegaConf.from_dotlist(overrides)), resolve=True)
-        return merged
-    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
-        keys = f', with {" ".join(overrides)}' if overrides else ''
-        raise ValueError(f'{path}{keys}: {" ".join(str(error).split())}') from error
+    spec = read_yaml(f'{path}, with {" ".join(overrides)}' if overrides else path, path, overrides)
+    if not isinstance(spec, dict):
+        raise ValueError(f'{path}: it holds {spec!r}, expected a mapping from keys to values')
+    return spec
 
 
 def main(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.config.source import read_source
+from llmshearing.config.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -23,15 +24,9 @@ def read_planned_run(path: str) -> tuple[str | None, dict[str, Any], dict[str, A
     Raises:
         ValueError: If it is no such YAML.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if not Path(path).is_file():
         raise ValueError(f'--config: {path}: no such file')
-    try:
-        run = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, OmegaConfBaseException) as error:  # OSError: neither a mapping nor a list
-        raise ValueError(f'--config: {path}: {error}') from error
+    run = read_yaml(f'--config: {path}', path)
     if not isinstance(run, dict):
         raise ValueError(f'--config: {path} must be a mapping of keys to values, got {type(run).__name__}')
     algorithms = _section(run, 'algorithms', path)

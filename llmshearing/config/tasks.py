@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.config.parts import constructor_of
+from llmshearing.config.yaml_file import read_yaml
 from llmshearing.utils.checks import check_name, check_whole
 from llmshearing.utils.settings import check_keys
 
@@ -42,14 +43,7 @@ def check_tasks(config: Mapping[str, Any]) -> None:
 
 
 def _read_tasks(path: str) -> Any:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f'icl_tasks: {path} cannot be read ({error}).') from error
+    content = read_yaml(f'icl_tasks: {path} cannot be read', path)
     tasks = content.get('icl_tasks') if isinstance(content, dict) else None
     if not isinstance(tasks, list):
         raise ValueError(f'icl_tasks: {path} holds no list `icl_tasks`.')
