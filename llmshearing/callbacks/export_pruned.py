@@ -25,6 +25,7 @@ from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
+from llmshearing.utils.checks import one_of
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import local_destination, refuse_existing
 
@@ -60,9 +61,8 @@ class ExportPruned(Callback):
         overwrite: bool = False,
         max_shard_bytes: int = 5 * 10**9,
     ):
-        if dtype not in DTYPES:
-            raise ValueError(f'dtype={dtype!r} is not possible; choose one of {", ".join(DTYPES)}.')
-        self.folder, self.dtype = local_destination('folder', folder), DTYPES[dtype]
+        self.dtype = DTYPES[one_of('dtype', dtype, tuple(DTYPES))]
+        self.folder = local_destination('folder', folder)
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
         self.difference: float | None = None  # of the exported folder's logits, once it is checked
 

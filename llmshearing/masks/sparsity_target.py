@@ -13,6 +13,7 @@ from typing import Any
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, mask_shapes
+from llmshearing.utils.checks import is_number
 
 __all__ = ['NOT_EXPORTABLE', 'SparsityTarget', 'plan_open_axes', 'read_sparsity_target']
 
@@ -64,7 +65,7 @@ def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Spars
         if key not in ('sparsity', 'axes')
     ]
     sparsity = target['sparsity']
-    if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool) or not 0 < sparsity < 1:
+    if not is_number(sparsity) or not 0 < sparsity < 1:
         problems.append(f'sparsity={sparsity!r}: must be a number above 0 and below 1.')
     axes = target.get('axes', possible)
     if isinstance(axes, str) or not axes or any(axis not in possible for axis in axes):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
 from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key
+from llmshearing.utils.checks import is_whole
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -223,7 +224,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     unknown = sorted(set(target) - set(possible))
     if unknown:
         raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(possible)}.')
-    not_int = {k: v for k, v in target.items() if not isinstance(v, int) or isinstance(v, bool)}
+    not_int = {k: v for k, v in target.items() if not is_whole(v)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')
     shape = dataclasses.replace(source, **with_heads(source, dict(target)))

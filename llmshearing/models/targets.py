@@ -33,6 +33,7 @@ from llmshearing.models.shapes import (
     shape_of,
     with_heads,
 )
+from llmshearing.utils.checks import is_number, is_whole
 from llmshearing.utils.numbers import parse_count, parse_size
 from llmshearing.utils.suggestions import did_you_mean
 
@@ -99,12 +100,12 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
 def _named_shape(config: PretrainedConfig, target: Mapping[str, Any], uneven: bool) -> ModelShape:
     family, source = family_of(config), shape_of(config)
     check_heads(source)
-    if set(target) <= set(TARGET_KEYS) and not any(map(_is_number_problem, target.values())):
+    if set(target) <= set(TARGET_KEYS) and all(map(is_whole, target.values())):
         return resolve_target(source, target, family.has_head_dim)
     problems = [*_key_problems(target, source), *_option_problems(target)]
     fractions = target.get('fraction')
     problems += _fraction_problems(fractions, target, source)
-    pins = {key: value for key, value in target.items() if key in TARGET_KEYS and not _is_number_problem(value)}
+    pins = {key: value for key, value in target.items() if key in TARGET_KEYS and is_whole(value)}
     not_whole = [key for key in TARGET_KEYS if key in target and key not in pins]
     problems += [f'{key}={target[key]!r}: must be a whole number.' for key in not_whole]
     if not family.has_head_dim:
@@ -195,10 +196,10 @@ def _option_problems(target: Mapping[str, Any]) -> list[str]:
     if target.get('dtype', 'bfloat16') not in DTYPE_BYTES:
         problems.append(f'dtype={target["dtype"]!r}: must be one of {", ".join(DTYPE_BYTES)}.')
     multiple_of = target.get('multiple_of', MULTIPLE_OF)
-    if _is_number_problem(multiple_of) or multiple_of < 1:
+    if not is_whole(multiple_of) or multiple_of < 1:
         problems.append(f'multiple_of={multiple_of!r}: must be a whole number of 1 or more, such as 64.')
     tolerance = target.get('tolerance', TOLERANCE)
-    if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
+    if not is_number(tolerance) or not 0 < tolerance < 1:
         problems.append(f'tolerance={tolerance!r}: must be between 0 and 1, such as {TOLERANCE}.')
     return problems
 
@@ -217,16 +218,12 @@ def _fraction_problems(fractions: Any, target: Mapping[str, Any], source: ModelS
             continue
         if key in target:
             problems.append(f'{key} is given as a size and as a fraction; keep one of them.')
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not is_number(value):
             problems.append(f'fraction.{key}={value!r}: must be a number above 0 and at most 1.')
         elif not 0 < value <= 1:
             nearest = '1.0, which keeps everything' if value > 1 else f'{1 / getattr(source, key):.2g}, which keeps one'
             problems.append(f'fraction.{key}={value}: must be above 0 and at most 1; nearest: {nearest}.')
     return problems
-
-
-def _is_number_problem(value: Any) -> bool:
-    return not isinstance(value, int) or isinstance(value, bool)
 
 
 def _coupled_pins(pins: dict[str, int], source: ModelShape) -> dict[str, int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.utils.checks import is_whole
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -27,8 +29,7 @@ def with_vocabulary(config: PretrainedConfig, vocab_size: Any) -> PretrainedConf
     Raises:
         ValueError: If the source has fewer, or it is no whole number.
     """
-    whole = isinstance(vocab_size, int) and not isinstance(vocab_size, bool)
-    if not whole or not 0 < vocab_size <= config.vocab_size:
+    if not is_whole(vocab_size) or not 0 < vocab_size <= config.vocab_size:
         raise ValueError(
             f'target: vocab_size={vocab_size!r} is not possible; a whole number from 1 to {config.vocab_size}, which '
             'the source has.'

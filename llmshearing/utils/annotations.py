@@ -11,12 +11,13 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from llmshearing.utils.checks import is_number, is_whole
 
 __all__ = ['described', 'misfit', 'parameters_of', 'takes_any_key']
 
@@ -95,9 +96,9 @@ def _fits(value: Any, annotation: Any) -> bool | None:
     if kind is None or kind is types.NoneType:
         return value is None
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number(value)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_whole(value)
     if kind in (str, bool):
         return isinstance(value, kind)
     if kind is Path:

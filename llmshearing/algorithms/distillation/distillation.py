@@ -24,7 +24,7 @@ from llmshearing.algorithms.distillation.divergence import TeacherTarget, distil
 from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
-from llmshearing.utils.checks import check_precision
+from llmshearing.utils.checks import check_precision, is_number, is_whole
 
 __all__ = ['Distillation', 'predicting_positions']
 
@@ -84,7 +84,7 @@ class Distillation(Algorithm):
     ):
         self.weight = _above_zero('weight', weight)
         self.temperature = _above_zero('temperature', temperature)
-        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+        if top_k is not None and (not is_whole(top_k) or top_k < 1):
             raise ValueError(
                 f'distillation: top_k={top_k!r} is not possible; '
                 'it must be a whole number above 0, or null for all tokens.'
@@ -184,6 +184,6 @@ class Distillation(Algorithm):
 
 
 def _above_zero(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float('inf'):
+    if not is_number(value) or value <= 0:
         raise ValueError(f'distillation: {name}={value!r} is out of range; it must be a number above 0.')
     return value
