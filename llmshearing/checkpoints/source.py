@@ -23,7 +23,9 @@ from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tens
 from llmshearing.models.stored import stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = ['check_weights', 'read_text_weights', 'read_weights', 'weights_folder']
+__all__ = ['WHOLE_UP_TO', 'check_weights', 'read_text_weights', 'read_weights', 'weight_files', 'weights_folder']
+
+WHOLE_UP_TO = 10**9  # parameters; commands compute larger sources in the type they are stored in, read from their files
 
 # In order of transformers' own preference.
 WEIGHT_FILES = (
@@ -61,6 +63,11 @@ def weights_folder(name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder that hold its weights, in the order of their names."""
+    return sorted(path for pattern in ('*.safetensors', '*.bin') for path in folder.glob(pattern))
 
 
 def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -> None:

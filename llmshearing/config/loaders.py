@@ -19,15 +19,6 @@ from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['check_dataset']
 
-# Keys of llm-foundry's packing and collating, beside those of its streaming text data set.
-COLLATING = (
-    'eos_token_id',
-    'bos_token_id',
-    'override_eos_token_id_mismatch_error',
-    'override_bos_token_id_mismatch_error',
-    'seq_parallel_replication',
-)
-
 
 def check_dataset(where: str, loader: str, dataset: Mapping[str, Any]) -> None:
     """Raises a ValueError that names a key of ``dataset`` that cannot be used.
@@ -58,8 +49,10 @@ def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
     """The index of a local split is there and stays in its folder; what is remote is only known once it is fetched."""
     from llmfoundry.data.text_data import StreamingTextDataset
 
+    from llmshearing.data.dynamic_text import COLLATOR_KEYS
+
     known = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
-    refuse_unknown(where, dataset, [*known, *COLLATING])
+    refuse_unknown(where, dataset, [*known, *COLLATOR_KEYS])
     check_keys(where, _checked_streams(where, dataset), StreamingTextDataset, given=('tokenizer', 'batch_size'))
     check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
     if dataset.get('remote') or dataset.get('streams'):
@@ -109,8 +102,10 @@ def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
     from llmfoundry.data.finetuning.tasks import dataset_constructor
     from llmfoundry.data.text_data import StreamingTextDataset
 
+    from llmshearing.data.dynamic_text import COLLATOR_KEYS
+
     streaming = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
-    refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATING])
+    refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATOR_KEYS])
     settings = _checked_streams(where, dataset)
     check_keys(where, settings, _finetuning, StreamingTextDataset, given=('tokenizer', 'batch_size'))
     check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)

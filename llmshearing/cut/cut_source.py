@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
+from llmshearing.checkpoints.source import weight_files
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.memory import layers_by_pass
 from llmshearing.cut.one_shot import prune_in_one_shot
-from llmshearing.cut.plan import SHARD_BYTES, PlannedCut, plan_cut
+from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.progress import stage_bar
 from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
@@ -29,7 +30,7 @@ from llmshearing.export.model_folder import cut_tensors, tensors_of
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
 from llmshearing.export.settings import DTYPES
-from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.scores import Calibration
 from llmshearing.masks.state import PruningState
@@ -48,7 +49,6 @@ NO_TEXT = (
     'name some text with --text FILE ...: units are chosen by what they do on it, so text of the kind that the model '
     'is for keeps what it is for, and other text would keep something else.'
 )
-WEIGHTS = ('*.safetensors', '*.bin')
 
 Report = Callable[[str], None]
 
@@ -245,4 +245,4 @@ def _export(
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
+    return sum(path.stat().st_size for path in weight_files(folder))

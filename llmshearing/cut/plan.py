@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from llmshearing.checkpoints.source import WHOLE_UP_TO
 from llmshearing.compat.transformers import attention_implementation, dtype_of
 from llmshearing.config.source import read_source
 from llmshearing.cut.memory import memory_needed
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.target import cut_shape
 from llmshearing.export.settings import DTYPES
+from llmshearing.export.shard_writer import SHARD_BYTES
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.state import plan_masks
 from llmshearing.models.counting import count_parameters, layout_of
@@ -26,11 +28,9 @@ from llmshearing.rotation.stream import check_rotatable
 from llmshearing.utils.numbers import with_unit
 from llmshearing.utils.paths import expand_path
 
-__all__ = ['SHARD_BYTES', 'PlannedCut', 'plan_cut']
+__all__ = ['PlannedCut', 'plan_cut']
 
-LARGE = 10**9  # parameters of sources that are computed in the type they are stored in, from a file
 TOKENS_PER_PASS = 2048
-SHARD_BYTES = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     dtype = settings.dtype or (stored if stored in DTYPES else 'float32')
     length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
     check_attention(config, attention_implementation(config), length)
-    computed_in = 'float32' if whole <= LARGE else dtype
+    computed_in = 'float32' if whole <= WHOLE_UP_TO else dtype
     _check_scores(settings.scores, settings.scores_by_axis(), axes, shape_of(config))
     unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
     plan = PlannedCut(
@@ -128,7 +128,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         unrotated=unrotated,
         length=length,
         memory=0,
-        scratch=DTYPE_BYTES[computed_in] * whole if whole > LARGE else 0,
+        scratch=DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0,
     )
     scores = settings.scores_by_axis()
     memory = memory_needed(

@@ -23,7 +23,13 @@ from llmshearing.data.fingerprint import vocabulary_size
 from llmshearing.data.stored_teacher import BesideTokens
 from llmshearing.utils.checks import check_number, check_whole
 
-__all__ = ['DynamicTextDataset', 'DynamicTextLoader', 'build_dynamic_text_dataloader', 'count_every_token']
+__all__ = [
+    'COLLATOR_KEYS',
+    'DynamicTextDataset',
+    'DynamicTextLoader',
+    'build_dynamic_text_dataloader',
+    'count_every_token',
+]
 
 
 class DynamicTextLoader(DataLoader):
@@ -98,7 +104,8 @@ def count_every_token(loader: DataLoader) -> None:
         loader.collate_fn = LossGeneratingTokensCollatorWrapper(unpadded, counting.token_counting_func)
 
 
-_COLLATOR_KEYS = (
+# Keys of llm-foundry's packing and collating, beside those of its streaming text data set.
+COLLATOR_KEYS = (
     'eos_token_id',
     'bos_token_id',
     'override_eos_token_id_mismatch_error',
@@ -121,7 +128,7 @@ _STREAMING_KEYS = (
 def dataset_keys() -> list[str]:
     """The keys that may stand below ``train_loader.dataset`` in a YAML."""
     own = set(inspect.signature(DynamicTextDataset).parameters) - {'tokenizer', 'batch_size', 'kwargs'}
-    return sorted(own | {*_STREAMING_KEYS, *_COLLATOR_KEYS})
+    return sorted(own | {*_STREAMING_KEYS, *COLLATOR_KEYS})
 
 
 def build_dynamic_text_dataloader(
@@ -176,7 +183,7 @@ def build_dynamic_text_dataloader(
     text_dataset = DynamicTextDataset(
         tokenizer=tokenizer,
         batch_size=batch_size,
-        **{key: value for key, value in config.items() if key not in _COLLATOR_KEYS},
+        **{key: value for key, value in config.items() if key not in COLLATOR_KEYS},
     )
     collate_fn, loader_batch_size = construct_from_registry(
         name='text_collator',

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from llmshearing.utils.paths import refuse_existing
 
-__all__ = ['ModelFolderWriter']
+__all__ = ['SHARD_BYTES', 'ModelFolderWriter']
 
+SHARD_BYTES = 10**9  # of commands that hold a shard beside a model while it fills
 INDEX_NAME = 'model.safetensors.index.json'
 
 

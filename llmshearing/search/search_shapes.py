@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from llmshearing.checkpoints.source import weight_files
 from llmshearing.config.process import prepare_process
 from llmshearing.config.source import read_source
 from llmshearing.cut.cut_source import NO_TEXT, cut_source
@@ -222,12 +223,13 @@ def _description(
     for each in texts:
         for row in (*each.seen, *each.held_out):
             seen.update(row.tobytes())
-    weights = [path for kind in ('*.safetensors', '*.bin') for path in sorted(plan.folder.glob(kind))]
     config = (plan.folder / 'config.json').read_bytes()
     return {
         'source': {
             'config': hashlib.sha256(config).hexdigest(),
-            'weights': [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+            'weights': [
+                [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weight_files(plan.folder)
+            ],
         },
         'budgets': list(budgets),
         'text': {'names': [each.name for each in texts], 'tokens': seen.hexdigest()},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmshearing.checkpoints.source import check_weights, weights_folder
+from llmshearing.checkpoints.source import check_weights, weight_files, weights_folder
 from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
@@ -29,8 +29,6 @@ from llmshearing.utils.checks import check_whole
 from llmshearing.vocabulary.settings import read_kept
 
 __all__ = ['Teacher', 'hash_of_model', 'open_teacher']
-
-WEIGHTS = ('*.safetensors', '*.bin')
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def open_teacher(name: str, settings: TeachSettings, device: str) -> Teacher:
 def hash_of_model(folder: Path) -> str:
     """SHA-256 of a model's config and weights, by the content of their files."""
     told = hashlib.sha256()
-    for path in [folder / 'config.json', *sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))]:
+    for path in [folder / 'config.json', *weight_files(folder)]:
         with open(path, 'rb') as file:
             told.update(f'{path.name} {hashlib.file_digest(file, "sha256").hexdigest()}\n'.encode())
     return told.hexdigest()

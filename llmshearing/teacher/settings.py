@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmshearing.data.teacher_column import ColumnFormat, most_tokens
+from llmshearing.export.settings import DTYPES
 from llmshearing.utils.checks import check_number, check_one_of, check_whole
 
-__all__ = ['DTYPES', 'TeachSettings']
-
-DTYPES = ('float32', 'bfloat16', 'float16')
+__all__ = ['TeachSettings']
 
 
 @dataclass(frozen=True)

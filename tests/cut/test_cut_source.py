@@ -151,7 +151,7 @@ def test_stopped_anywhere_nothing_is_left_and_the_next_start_is_clean(place, tmp
 def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, monkeypatch):
     cut(place, tmp_path / 'whole')
     opened = []
-    monkeypatch.setattr(plans, 'LARGE', 10_000)
+    monkeypatch.setattr(plans, 'WHOLE_UP_TO', 10_000)
     monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 1)
     monkeypatch.setattr(sources, 'open_in_file', lambda *a: opened.append(a[0].name) or open_in_file(*a))
     monkeypatch.setattr(stages, 'verify_folder', lambda *_: pytest.fail('the folder was opened in float32'))
