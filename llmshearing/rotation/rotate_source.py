@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmshearing.checkpoints.source import WHOLE_UP_TO
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.settings import DTYPES
+from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
 from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
@@ -32,14 +34,12 @@ from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, str
 from llmshearing.rotation.paging import paged_model
 from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
-from llmshearing.rotation.settings import DEFAULT_LENGTH, DTYPES, RotationSettings
+from llmshearing.rotation.settings import DEFAULT_LENGTH, RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder, open_source
 from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['rotate_source', 'step_size']
 
-SHARD_BYTES = 10**9  # a shard is held in memory while it fills
-WHOLE_UP_TO = 10**9  # parameters; larger sources run in the type they are stored in, read from their files as they run
 SAVE_EVERY = 8  # batches or steps between two saves
 ENERGY_BATCHES = 8
 

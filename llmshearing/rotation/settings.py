@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import torch
-
+from llmshearing.export.settings import DTYPES
 from llmshearing.rotation.source_folder import SourceFolder
 
-__all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'DTYPES', 'RotationSettings']
+__all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'RotationSettings']
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 DEFAULT_FIXED_AXES = 64
 DEFAULT_LENGTH = 512
 

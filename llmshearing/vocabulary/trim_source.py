@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
-from llmshearing.checkpoints.source import check_weights, read_weights
+from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights, read_weights
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.fingerprint import fast_backend
-from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.models.source_config import read_config
 from llmshearing.prepare.tokenizer import TokenizerPlan, plan_tokenizer
 from llmshearing.utils.files import refuse_unwritable
@@ -45,9 +45,6 @@ from llmshearing.vocabulary.text import DomainText, count_tokens, find_texts
 from llmshearing.vocabulary.tokenizer_file import TokenizerFile, check_tokenizer_file, read_tokenizer_file
 
 __all__ = ['trim_source']
-
-SHARD_BYTES = 10**9  # a shard is held in memory while it fills
-WHOLE_UP_TO = 10**9  # parameters; larger models are run in the type they are stored in, read from their files
 
 Report = Callable[[str], None]
 
