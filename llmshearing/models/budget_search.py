@@ -23,7 +23,7 @@ import numpy as np
 
 from llmshearing.models.counting import Layout, count_parameters, layout_of
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, resolve_target, shape_of
+from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, possible_heads, resolve_target, shape_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -158,8 +158,7 @@ def _heads(source: ModelShape, pins: Mapping[str, int]) -> list[tuple[int, int]]
     if pinned:
         shape = resolve_target(source, pinned)
         return [(shape.num_attention_heads, shape.num_key_value_heads)]
-    groups, size = source.num_key_value_heads, source.group_size
-    return [(n * size, n) for n in range(1, groups + 1)] + [(n * groups, groups) for n in range(1, size)]
+    return possible_heads(source)
 
 
 class _Counts:

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.utils.numbers import multiples_beside
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -91,7 +93,7 @@ def check_aligned(model_type: str, source: Any, shape: Any) -> None:
         return
     step, ways = ALIGNED_EXPERTS, []
     for name, (size, most) in odd.items():
-        near = [n for n in (size // step * step, -(-size // step) * step) if 0 < n <= most]
+        near = multiples_beside(size, step, most)
         ways.append(f'{own_key(model_type, name)}={" or ".join(map(str, near or [most]))}')
     listed = ', '.join(f'{own_key(model_type, name)}={size}' for name, (size, _) in odd.items())
     raise ValueError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
 from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key
 from llmshearing.utils.checks import is_whole
+from llmshearing.utils.numbers import multiples_beside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,6 +29,7 @@ __all__ = [
     'check_buildable',
     'check_heads',
     'check_whole_heads',
+    'possible_heads',
     'resolve_target',
     'shape_of',
     'with_heads',
@@ -132,6 +134,12 @@ def check_heads(source: ModelShape) -> None:
         )
 
 
+def possible_heads(source: ModelShape) -> list[tuple[int, int]]:
+    """Query and KV heads that a source can be cut to: whole groups fewer first, then fewer in every group."""
+    groups, size = source.num_key_value_heads, source.group_size
+    return [(n * size, n) for n in range(1, groups + 1)] + [(n * groups, groups) for n in range(1, size)]
+
+
 def check_whole_heads(model_type: str, source: ModelShape, shape: ModelShape) -> None:
     """Raises a ValueError for a shape that newer releases of transformers do not open, naming the nearest that they do.
 
@@ -143,7 +151,7 @@ def check_whole_heads(model_type: str, source: ModelShape, shape: ModelShape) ->
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     if model_type not in WHOLE_HEADS or hidden % heads == 0:
         return
-    near = [n for n in (hidden // heads * heads, -(-hidden // heads) * heads) if 0 < n <= source.hidden_size]
+    near = multiples_beside(hidden, heads, source.hidden_size)
     step = shape.num_key_value_heads if shape.group_size > 1 else 1
     possible = [n for n in range(step, source.num_attention_heads + 1, step) if hidden % n == 0]
     ways = [f'hidden_size={" or ".join(map(str, near))}'] if near else []

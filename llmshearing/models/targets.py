@@ -29,6 +29,7 @@ from llmshearing.models.shapes import (
     check_buildable,
     check_heads,
     check_whole_heads,
+    possible_heads,
     resolve_target,
     shape_of,
     with_heads,
@@ -259,9 +260,7 @@ def nearest_heads(source: ModelShape, heads: float, hidden_size: int = 0) -> tup
         heads (float): Wished query heads.
         hidden_size (int): What the query heads must divide. Default: ``0``, which all do.
     """
-    size, groups = source.group_size, source.num_key_value_heads
-    possible = [(count * size, count) for count in range(1, groups + 1)]
-    possible += [(count * groups, groups) for count in range(1, size)]
+    possible = possible_heads(source)
     dividing = [pair for pair in possible if hidden_size % pair[0] == 0] or possible
     return min(dividing, key=lambda pair: abs(pair[0] - heads))  # of equally near ones the first: whole groups
 

@@ -7,6 +7,7 @@ The tables of families were read in vLLM's model files and tried with transforme
 from __future__ import annotations
 
 from llmshearing.models.shapes import WHOLE_HEADS, ModelShape
+from llmshearing.utils.numbers import multiples_beside
 
 __all__ = ['neighbours', 'serving_warnings']
 
@@ -17,7 +18,7 @@ K_QUANT_BLOCK = 256  # weights of a row that llama.cpp's K-quants pack together
 
 def neighbours(value: int, step: int, most: int) -> str:
     """The multiples of ``step`` next to ``value`` that are possible, in words."""
-    near = [n for n in (value // step * step, -(-value // step) * step) if 0 < n <= most]
+    near = multiples_beside(value, step, most)
     return f'nearest: {" or ".join(map(str, near))}' if near else "none fits below the source's size"
 
 

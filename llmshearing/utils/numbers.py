@@ -1,4 +1,4 @@
-"""Numbers as people write them: counts such as ``1.3B`` and sizes such as ``2.5GB``."""
+"""Numbers as people write them, such as ``1.3B`` and ``2.5GB``, and the multiples that are proposed beside one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-__all__ = ['parse_count', 'parse_size', 'unit_of', 'with_unit']
+__all__ = ['multiples_beside', 'parse_count', 'parse_size', 'unit_of', 'with_unit']
 
 _COUNT = re.compile(r'^([0-9_]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmbt]?)$', re.IGNORECASE)
 _UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'b': 10**9, 't': 10**12}
@@ -44,6 +44,11 @@ def parse_size(value: Any) -> int:
             f'not a size: {value!r}; expected bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as 2.5GB'
         )
     return int(size)
+
+
+def multiples_beside(value: int, step: int, most: int) -> list[int]:
+    """The multiples of ``step`` next below and above a value that is none, of those from 1 to ``most``."""
+    return [n for n in (value // step * step, -(-value // step) * step) if 0 < n <= most]
 
 
 def unit_of(value: float, unit: str, binary: bool = False) -> tuple[float, str]:
