@@ -77,15 +77,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
                 f'layer {layer} would stand at position {position}, where this model type has a layer of another kind '
                 '(sliding or full attention); keep layers in an order that repeats the pattern.'
             )
-    counts = {
-        layer: (
-            (source.num_key_value_heads if kept.kv_heads is None else len(kept.kv_heads)),
-            (source.num_attention_heads if kept.heads is None else len(kept.heads)),
-            (source.intermediate_size if kept.intermediate is None else kept.intermediate.shape[-1]),
-            (source.num_experts if kept.experts is None else len(kept.experts)),
-        )
-        for layer, kept in units.layers.items()
-    }
+    counts = {layer: kept.counts(source) for layer, kept in units.layers.items()}
     padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
     if len(set(counts.values())) != 1 or padded or min(counts[next(iter(counts))][:3]) == 0:
         listed = ', '.join(
@@ -106,7 +98,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
     return dataclasses.replace(
         source,
         num_hidden_layers=len(counts),
-        hidden_size=source.hidden_size if units.hidden is None else len(units.hidden),
+        hidden_size=units.hidden_count(source),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         intermediate_size=intermediate,

@@ -51,11 +51,6 @@ def describe_widths(widths: Sequence[LayerWidths]) -> str:
 def _widths(layer: int, units: LayerUnits | None, shape: ModelShape) -> LayerWidths:
     if units is None:
         return LayerWidths(layer, 0, 0, 0)
-    heads = shape.num_attention_heads if units.heads is None else len(units.heads)
+    counts = units.counts(shape)
     padding = 0 if units.padded is None else int(units.padded.sum())
-    return LayerWidths(
-        layer=layer,
-        heads=heads - padding,
-        kv_heads=shape.num_key_value_heads if units.kv_heads is None else len(units.kv_heads),
-        intermediate=shape.intermediate_size if units.intermediate is None else units.intermediate.shape[-1],
-    )
+    return LayerWidths(layer, counts.heads - padding, counts.kv_heads, counts.intermediate)

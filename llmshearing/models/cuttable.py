@@ -116,10 +116,8 @@ class _CutAttention(_Cuttable):
         if not units.has_attention:
             hidden_states = kwargs['hidden_states'] if 'hidden_states' in kwargs else args[0]
             return torch.zeros_like(hidden_states), None
-        numbers = {
-            'num_attention_heads': _count(units.heads, shape.num_attention_heads),
-            'num_key_value_heads': _count(units.kv_heads, shape.num_key_value_heads),
-        }
+        counts = units.counts(shape)
+        numbers = {'num_attention_heads': counts.heads, 'num_key_value_heads': counts.kv_heads}
         replaced = {'num_key_value_groups': units.group_size, 'config': _StandIn(self.config, numbers), **numbers}
         if self.own is not None:
             replaced |= self.own.parameters(self._parameters)
@@ -204,10 +202,6 @@ class _CutDecoder(_Cuttable):
             self._modules['layers'] = layers
             for name, entries in lists.items():
                 setattr(self.config, name, entries)
-
-
-def _count(index: Tensor | None, everything: int) -> int:
-    return everything if index is None else len(index)
 
 
 def _mixin_for(role: Role) -> type[_Cuttable]:
@@ -311,8 +305,8 @@ class Cutter:
         self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
         self._values = to_device(flatten_masks(self.masks), device).requires_grad_()
         self._decoder.cut = self
-        kept = [units.experts for units in self.plan.units.layers.values()]
-        self._balance_over(_count(kept[0] if kept else None, self.shape.num_experts))
+        kept = [units.counts(self.shape).experts for units in self.plan.units.layers.values()]
+        self._balance_over(kept[0] if kept else self.shape.num_experts)
 
     def _balance_over(self, num_experts: int) -> None:
         """How many experts the stock forward takes for there, where it adds the loss that balances their use."""

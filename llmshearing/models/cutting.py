@@ -105,7 +105,7 @@ class CutPlan:
 
     def hidden_count(self) -> int:
         """How many hidden dimensions are kept."""
-        return self.shape.hidden_size if self.units.hidden is None else len(self.units.hidden)
+        return self.units.hidden_count(self.shape)
 
     def place_of_expert(self, layer: int, expert: int) -> int | None:
         """Where among the kept experts of a kept layer one stands; None where it goes."""
@@ -117,7 +117,7 @@ class CutPlan:
 
     def _experts_cut(self, role: Experts, layer: int, scales: dict) -> ExpertsCut:
         """The cut of all experts of a layer."""
-        count = self._expert_count(layer)
+        count = self.units.layers[layer].counts(self.shape).experts
         write, expert = scales.get(('write', layer)), scales.get(('expert', layer))
         row_scale = None if write is None else write[None]
         if expert is not None:
@@ -145,10 +145,6 @@ class CutPlan:
         row_scale = None if rows is None else rows[place if len(rows) > 1 else 0]
         inner = whole.inner_scale
         return ModuleCut(role, self.hidden_index(), dimensions, row_scale, None if inner is None else inner[place])
-
-    def _expert_count(self, layer: int) -> int:
-        experts = self.units.layers[layer].experts
-        return self.shape.num_experts if experts is None else len(experts)
 
     def _module_cut(
         self, role: Linear | Norm | Whole | PerUnit, layer: int | None, scales: dict, gain: Tensor | None

@@ -15,15 +15,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llmshearing.models.shapes import ModelShape
 
-__all__ = ['AXES', 'LayerUnits', 'Units', 'check_masks', 'kept_units', 'mask_shapes']
+__all__ = ['AXES', 'LayerCounts', 'LayerUnits', 'Units', 'check_masks', 'kept_units', 'mask_shapes']
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate', 'expert')
+
+
+class LayerCounts(NamedTuple):
+    """How many units of each kind a layer has; heads include padding, and experts are 0 where there are none."""
+
+    kv_heads: int
+    heads: int
+    intermediate: int
+    experts: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +67,15 @@ class LayerUnits:
         """Whether the MLP has an intermediate dimension left."""
         return self.intermediate is None or len(self.intermediate) > 0
 
+    def counts(self, source: ModelShape) -> LayerCounts:
+        """How many units are kept of a layer of such a source."""
+        return LayerCounts(
+            kv_heads=_count(self.kv_heads, source.num_key_value_heads),
+            heads=_count(self.heads, source.num_attention_heads),
+            intermediate=_count(self.intermediate, source.intermediate_size),
+            experts=_count(self.experts, source.num_experts),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Units:
@@ -64,6 +83,10 @@ class Units:
 
     hidden: Tensor | None
     layers: dict[int, LayerUnits]
+
+    def hidden_count(self, source: ModelShape) -> int:
+        """How many hidden dimensions are kept of such a source."""
+        return _count(self.hidden, source.hidden_size)
 
 
 def mask_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -107,6 +130,10 @@ def kept_units(masks: Mapping[str, Tensor], shape: ModelShape, multiple_of: int 
     layer_mask = masks.get('layer')
     layers = range(shape.num_hidden_layers) if layer_mask is None else torch.nonzero(layer_mask).flatten().tolist()
     return Units(hidden, {layer: _layer_units(masks, layer, shape, multiple_of) for layer in layers})
+
+
+def _count(kept: Tensor | None, everything: int) -> int:
+    return everything if kept is None else kept.shape[-1]
 
 
 def _kept(mask: Tensor | None, multiple_of: int = 1) -> Tensor | None:
