@@ -43,8 +43,8 @@ def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def check_run(config: dict[str, Any]) -> dict[str, Any]:
-    """Checks a configuration and changes nothing; returns it.
+def check_run(config: dict[str, Any]) -> None:
+    """Checks a configuration and changes nothing.
 
     Args:
         config (dict[str, Any]): A whole llm-foundry training configuration with one of our parts.
@@ -75,7 +75,6 @@ def check_run(config: dict[str, Any]) -> dict[str, Any]:
         check_pruning(config, source)
     if 'export_pruned' in callbacks:
         check_export(config)
-    return config
 
 
 def _check_rounds(config: Mapping[str, Any]) -> None:
