@@ -54,8 +54,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the key, what it is, and what it could be.
     """
-    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
-
     _check_top_level(config)
     check_ranges(config)
     for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
@@ -68,36 +66,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     scheduler = check_section('scheduler', config['scheduler'], 'schedulers')
     build_for_checks('scheduler', scheduler, _without(config['scheduler'], 'name'))
     check_section('train_loader', config['train_loader'], 'dataloaders')
-    for number, loader in enumerate(_eval_loaders(config)):
-        where = f'eval_loader[{number}]' if config.get('eval_loaders') else 'eval_loader'
-        check_name(f'{where}.name', loader.get('name'))
-        check_section(where, {key: value for key, value in loader.items() if key != 'label'}, 'dataloaders')
-    _check_labels(config)
-    for name, settings in (config.get('algorithms') or {}).items():
-        algorithm = _check_entry('algorithms', name, settings, 'algorithms')
-        checked = PruningSettings if name == 'targeted_pruning' else algorithm
-        build_for_checks(f'algorithms.{name}', checked, settings or {})
-        if name == 'gradient_clipping':
-            check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
-    for name, settings in (config.get('callbacks') or {}).items():
-        callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
-        if name in BUILT_CALLBACKS:
-            build_for_checks(f'callbacks.{name}', callback, settings or {})
-        if name == 'early_stopper':
-            _check_monitored(settings, config)
-        if name == 'generate_callback' and not settings['prompts']:
-            raise ValueError('callbacks.generate_callback.prompts: expected at least one prompt, got none.')
-        if name == 'hf_checkpointer':
-            check_one_of(
-                f'callbacks.{name}.precision',
-                (settings or {}).get('precision', 'float32'),
-                ('float32', 'float16', 'bfloat16'),
-            )
-            check_time(f'callbacks.{name}.save_interval', settings['save_interval'], above_zero=True)
-    for name, settings in (config.get('loggers') or {}).items():
-        logger = _check_entry('loggers', name, settings, 'loggers')
-        if name in ('metrics_file', 'console_progress'):
-            build_for_checks(f'loggers.{name}', logger, settings or {})
+    _check_eval_loaders(config)
+    _check_algorithms(config.get('algorithms') or {})
+    _check_callbacks(config)
+    _check_loggers(config.get('loggers') or {})
     _check_profiler(config.get('profiler'))
     check_tasks(config)
     _check_compilation(config.get('compile_config'), config.get('algorithms') or {})
@@ -185,16 +157,50 @@ def _check_tokenizer(settings: Mapping[str, Any]) -> None:
         raise ValueError(f'tokenizer.kwargs: expected keys and values, got {settings["kwargs"]!r}.')
 
 
-def _eval_loaders(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return config.get('eval_loaders') or ([config['eval_loader']] if config.get('eval_loader') else [])
-
-
-def _check_labels(config: Mapping[str, Any]) -> None:
-    labels = [loader.get('label') for loader in config.get('eval_loaders') or []]
+def _check_eval_loaders(config: Mapping[str, Any]) -> None:
+    listed = config.get('eval_loaders') or []
+    for number, loader in enumerate(listed or ([config['eval_loader']] if config.get('eval_loader') else [])):
+        where = f'eval_loader[{number}]' if listed else 'eval_loader'
+        check_name(f'{where}.name', loader.get('name'))
+        check_section(where, _without(loader, 'label'), 'dataloaders')
+    labels = [loader.get('label') for loader in listed]
     for number, label in enumerate(labels):
         check_name(f'eval_loader[{number}].label', label)
         if labels.index(label) != number:
             raise ValueError(f'eval_loader[{number}].label: {label!r} is the label of another one already.')
+
+
+def _check_algorithms(algorithms: Mapping[str, Any]) -> None:
+    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
+
+    for name, settings in algorithms.items():
+        algorithm = _check_entry('algorithms', name, settings, 'algorithms')
+        checked = PruningSettings if name == 'targeted_pruning' else algorithm
+        build_for_checks(f'algorithms.{name}', checked, settings or {})
+        if name == 'gradient_clipping':
+            check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
+
+
+def _check_callbacks(config: Mapping[str, Any]) -> None:
+    for name, settings in (config.get('callbacks') or {}).items():
+        callback = _check_entry('callbacks', name, settings, 'callbacks', 'callbacks_with_config')
+        if name in BUILT_CALLBACKS:
+            build_for_checks(f'callbacks.{name}', callback, settings or {})
+        if name == 'early_stopper':
+            _check_monitored(settings, config)
+        if name == 'generate_callback' and not settings['prompts']:
+            raise ValueError('callbacks.generate_callback.prompts: expected at least one prompt, got none.')
+        if name == 'hf_checkpointer':
+            precision = (settings or {}).get('precision', 'float32')
+            check_one_of(f'callbacks.{name}.precision', precision, ('float32', 'float16', 'bfloat16'))
+            check_time(f'callbacks.{name}.save_interval', settings['save_interval'], above_zero=True)
+
+
+def _check_loggers(loggers: Mapping[str, Any]) -> None:
+    for name, settings in loggers.items():
+        logger = _check_entry('loggers', name, settings, 'loggers')
+        if name in ('metrics_file', 'console_progress'):
+            build_for_checks(f'loggers.{name}', logger, settings or {})
 
 
 def _check_monitored(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
