@@ -26,7 +26,6 @@ from streaming import Stream
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import (
-    Reader,
     ToldOfFailures,
     World,
     distributed,
@@ -49,7 +48,7 @@ from llmshearing.data.shard_checks import (
     verify_shard,
 )
 from llmshearing.data.shared_order import shared_order, starting
-from llmshearing.data.stored_teacher import StoredTeacher, check_same_teacher, read_note
+from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote, check_same_teacher, read_note
 from llmshearing.data.streams import DomainConfig, DomainStream, build_domain_streams, read_proportions
 from llmshearing.utils.checks import check_number, check_whole
 
@@ -147,13 +146,11 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         check_numbers(kwargs | own | {'max_passes': max_passes})
         self.vocab_size = vocabulary_size(tokenizer)
         streams = build_domain_streams(domains, local, remote, split)
-        check_tokenizer(
-            tokenizer, [(os.path.join(stream.local, stream.split), stream.remote) for stream in streams.values()]
-        )
+        check_tokenizer(tokenizer, [(_folder_of(stream), stream.remote) for stream in streams.values()])
 
         started_dist = distributed.maybe_init_dist()
         streams = {name: self._packed(name, stream, tokenizer, max_seq_len) for name, stream in streams.items()}
-        folders = [os.path.abspath(os.path.join(stream.local, stream.split)) for stream in streams.values()]
+        folders = [os.path.abspath(_folder_of(stream)) for stream in streams.values()]
         # The first rank of each node marks the run as alive and has the memory from which that node's workers are told.
         with starting(folders) as self._marker:
             super().__init__(
@@ -173,20 +170,8 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             torch.distributed.destroy_process_group()
 
         check_stored(self, self.read_tokens, list(streams), max_seq_len, self.vocab_size)
-        notes = {
-            name: read_note(os.path.join(stream.local, stream.split)) for name, stream in zip(streams, self.streams)
-        }
-        self.teacher = None
-        if teacher:
-            taught = check_same_teacher(notes)
-            self.teacher = StoredTeacher(next(iter(taught.values())), tokenizer)
-            for (name, note), shards in zip(taught.items(), self._shards_by_domain()):
-                check_teacher(self.teacher, name, note, shards, self.read_tokens, max_seq_len)
-        # A teacher's column changes no token: a run may go over to taught data, and back.
-        fingerprints = {
-            name: fingerprint(shards) if note is None else note.data
-            for (name, note), shards in zip(notes.items(), self._shards_by_domain())
-        }
+        notes = {name: read_note(_folder_of(stream)) for name, stream in zip(streams, self.streams)}
+        self.teacher = self._open_teacher(notes) if teacher else None
         self.max_passes = max_passes
         self.rounds = MixtureRounds(
             sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
@@ -195,7 +180,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             global_batch_size=batch_size * parallel_world(self).num_ranks,
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
-            fingerprints=fingerprints,
+            fingerprints=self._fingerprints(notes),
             restart_on_new_data=restart_on_new_data,
         )
         self.batching_method = 'mixture'
@@ -208,7 +193,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
     @staticmethod
     def _packed(name: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
         """The stream of a domain; where it holds raw text, that of its packed form, made by the node's first rank."""
-        folder = os.path.join(stream.local, stream.split)
+        folder = _folder_of(stream)
         if stream.remote or not holds_text(folder):
             return stream
         packed = packed_folder(name, folder, tokenizer, max_seq_len)
@@ -217,9 +202,24 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         distributed.barrier()
         return DomainStream(local=str(packed))
 
-    def _shards_by_domain(self) -> list[list[Reader]]:
+    def _open_teacher(self, notes: Mapping[str, TeacherNote | None]) -> StoredTeacher:
+        taught = check_same_teacher(notes)
+        teacher = StoredTeacher(next(iter(taught.values())), self.tokenizer)
+        for (name, note), shards in zip(taught.items(), self._by_domain(self.shards)):
+            check_teacher(teacher, name, note, shards, self.read_tokens, self.max_seq_len)
+        return teacher
+
+    def _fingerprints(self, notes: Mapping[str, TeacherNote | None]) -> dict[str, str]:
+        """Of the tokens alone, which a teacher's column does not change: a run may go over to taught data, and back."""
+        return {
+            name: fingerprint(shards) if note is None else note.data
+            for (name, note), shards in zip(notes.items(), self._by_domain(self.shards))
+        }
+
+    def _by_domain(self, values: Any) -> list[Any]:
+        """What there is one of for each shard, in parts, one for each domain."""
         return [
-            self.shards[begin : begin + count]
+            values[begin : begin + count]
             for begin, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
         ]
 
@@ -320,15 +320,11 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
     def round_samples(self) -> np.ndarray:
         """Samples still to serve in the round, int64 [batches, global batch], in global order."""
         state, batch = self._read_order()
-        sizes = [
-            self.samples_per_shard[begin : begin + count]
-            for begin, count in zip(self.shard_offset_per_stream, self.shards_per_stream, strict=True)
-        ]
         samples = mixture.round_samples(
             state,
             self.rounds.round_batches,
             self.rounds.global_batch_size,
-            sizes,
+            self._by_domain(self.samples_per_shard),
             self.shuffle_seed,
             self.shuffle_block_size,
         )
@@ -359,6 +355,10 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             return served
         where = partial(shard_path, self.shards[self._shard])
         return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, where)}
+
+
+def _folder_of(stream: Stream) -> str:
+    return os.path.join(stream.local, stream.split)
 
 
 def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:

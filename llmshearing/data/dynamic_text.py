@@ -163,37 +163,29 @@ def build_dynamic_text_dataloader(
     """
     if tokenizer is None:
         raise ValueError('The dynamic_text loader needs a tokenizer, but got None.')
-    config = dict(dataset)
-    if not config.pop('shuffle', True):
-        raise ValueError('dynamic_text always shuffles, but got shuffle: false. Remove it, or use the `text` loader.')
-    unknown = sorted(set(config) - set(dataset_keys()))
-    if unknown:
-        raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
-    check_numbers(config)
+    config = _checked_settings(dataset)
     check_whole('num_workers', num_workers, 0)
     check_number('timeout', timeout, 0)
     if num_workers and prefetch_factor is not None:
         check_whole('prefetch_factor', prefetch_factor, 1)
-    config['replication'], batch_size = construct_from_registry(
-        name='dataset_replication_validator',
-        registry=registry.dataset_replication_validators,
-        partial_function=False,
-        kwargs={'dataset_cfg': config, 'tokenizer': tokenizer, 'device_batch_size': device_batch_size},
+    config['replication'], batch_size = _construct(
+        registry.dataset_replication_validators,
+        'dataset_replication_validator',
+        dataset_cfg=config,
+        tokenizer=tokenizer,
+        device_batch_size=device_batch_size,
     )
     text_dataset = DynamicTextDataset(
         tokenizer=tokenizer,
         batch_size=batch_size,
         **{key: value for key, value in config.items() if key not in COLLATOR_KEYS},
     )
-    collate_fn, loader_batch_size = construct_from_registry(
-        name='text_collator',
-        registry=registry.collators,
-        partial_function=False,
-        kwargs={
-            'dataloader_cfg': {'name': 'dynamic_text', 'dataset': config},
-            'tokenizer': tokenizer,
-            'dataset_batch_size': batch_size,
-        },
+    collate_fn, loader_batch_size = _construct(
+        registry.collators,
+        'text_collator',
+        dataloader_cfg={'name': 'dynamic_text', 'dataset': config},
+        tokenizer=tokenizer,
+        dataset_batch_size=batch_size,
     )
     if not isinstance(collate_fn, LossGeneratingTokensCollatorWrapper):
         collate_fn = LossGeneratingTokensCollatorWrapper(collate_fn, get_tokens_per_batch_func())
@@ -211,9 +203,21 @@ def build_dynamic_text_dataloader(
     count_every_token(loader)
     if text_dataset.teacher is not None:
         loader.collate_fn = BesideTokens(loader.collate_fn)
-    return construct_from_registry(
-        name='data_spec',
-        registry=registry.data_specs,
-        partial_function=False,
-        kwargs={'dl': loader, 'dataset_cfg': config},
-    )
+    return _construct(registry.data_specs, 'data_spec', dl=loader, dataset_cfg=config)
+
+
+def _checked_settings(dataset: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a loader's ``dataset`` that decide something, their keys and numbers checked."""
+    config = dict(dataset)
+    if not config.pop('shuffle', True):
+        raise ValueError('dynamic_text always shuffles, but got shuffle: false. Remove it, or use the `text` loader.')
+    unknown = sorted(set(config) - set(dataset_keys()))
+    if unknown:
+        raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
+    check_numbers(config)
+    return config
+
+
+def _construct(parts: Any, name: str, **arguments: Any) -> Any:
+    """What llm-foundry, or a plug-in in its place, has in a registry under a name, called."""
+    return construct_from_registry(name=name, registry=parts, partial_function=False, kwargs=arguments)
