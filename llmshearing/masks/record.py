@@ -1,7 +1,8 @@
-"""``pruning.json``: what a pruning run kept and how sure its masks were. One class writes it and reads it.
+"""``pruning.json``: what a pruning run kept and how sure its masks were.
 
-``export_pruned`` and ``llmshearing export`` write the file beside the exported weights; reports, the budget law and the
-next stage's report read it.
+``export_pruned`` and ``llmshearing export`` write the file beside the exported weights. :func:`read_record` takes whole
+records alone; the budget law, the next stage's report and pages, which are made without torch, read the keys that they
+need from the JSON itself, also from a record that has no others.
 """
 
 from __future__ import annotations
