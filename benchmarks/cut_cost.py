@@ -28,12 +28,14 @@ from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from llmshearing.data.mds import read_tokens
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.scores import Calibration, score_units, scoring_methods
 from llmshearing.masks.axes import AxisPlan, keep_largest, plan_axes
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
-from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
+from llmshearing.scaling.loss import domain_loss
+from llmshearing.scaling.measure import find_domains
 
 BEST = {'layer': 'block_importance'}  # and activations for the widths, where several axes are cut
 

@@ -44,7 +44,7 @@ from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.rotation.in_memory import rotate_in_memory
-from llmshearing.scaling.measure import domain_loss
+from llmshearing.scaling.loss import domain_loss
 
 # Of the parameters, and of the hidden size where that is cut.
 SHARES = {0.8: 0.875, 0.6: 0.75, 0.4: 0.625}

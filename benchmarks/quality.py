@@ -52,13 +52,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.data.mds import read_tokens
 from llmshearing.models.shapes import with_shape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.rotation.rotate_source import rotate_source
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.scaling.points import points_from_models
-from llmshearing.scaling.measure import domain_loss, find_domains, read_tokens
+from llmshearing.scaling.loss import domain_loss
+from llmshearing.scaling.measure import find_domains
 from llmshearing.scaling.reference_loss import check_points, fit_law
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.teach import teach

@@ -30,6 +30,7 @@ from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from llmshearing.data.mds import read_tokens
 from llmshearing.rotation.basis import by_energy, fixed_positions, principal_basis
 from llmshearing.rotation.energy import energy_kept, gain_factors
 from llmshearing.rotation.folding import common_gain, odd_axes
@@ -37,7 +38,7 @@ from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_paramet
 from llmshearing.rotation.moments import stream_mean_squares, stream_moments
 from llmshearing.rotation.rotate_source import step_size
 from llmshearing.rotation.stream import stream_parts
-from llmshearing.scaling.measure import find_domains, read_tokens
+from llmshearing.scaling.measure import find_domains
 
 ENERGY_BATCHES = 4
 FIXED = 64

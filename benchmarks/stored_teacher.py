@@ -33,7 +33,7 @@ from streaming import MDSWriter
 from transformers import AutoTokenizer
 
 from llmshearing.algorithms.distillation import Distillation
-from llmshearing.scaling.measure import read_tokens
+from llmshearing.data.mds import read_tokens
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.teach import teach
 

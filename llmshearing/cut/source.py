@@ -17,7 +17,7 @@ from llmshearing.cut.text import Text
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
 from llmshearing.models.source_config import read_config
-from llmshearing.scaling.measure import domain_loss
+from llmshearing.scaling.loss import domain_loss
 
 __all__ = ['check_device', 'losses_of', 'open_result', 'open_source']
 

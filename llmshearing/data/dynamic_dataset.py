@@ -37,6 +37,7 @@ from llmshearing.compat.streaming import (
 )
 from llmshearing.data import mixture
 from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
+from llmshearing.data.mds import tokens_of
 from llmshearing.data.packing import holds_text, pack_text, packed_folder
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.data.shard_checks import (
@@ -343,8 +344,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
 
     def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
         """Token ids of a stored sample, whichever way they are stored."""
-        tokens = sample['tokens']
-        return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, self.token_encoding_type)
+        return tokens_of(sample, self.token_encoding_type)
 
     def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
         tokens = self.read_tokens(sample)

@@ -1,8 +1,12 @@
-"""Reading MDS folders without a data set: shard by shard, each compared with the index first."""
+"""Reading MDS folders without a data set: shard by shard, each compared with the index first.
+
+The decision here: what is read once, in order, needs no dataset with its shared memory and workers, and a command that
+reads so leaves nothing behind. One shard is in memory at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +17,17 @@ from llmshearing.utils.paths import check_mds_index
 if TYPE_CHECKING:
     from llmshearing.compat.streaming import FileInfo, MDSReader
 
-__all__ = ['decompressed', 'read_index', 'read_rows', 'read_whole', 'row_bounds']
+__all__ = [
+    'decode_rows',
+    'decompressed',
+    'read_index',
+    'read_rows',
+    'read_token_index',
+    'read_tokens',
+    'read_whole',
+    'row_bounds',
+    'tokens_of',
+]
 
 
 def read_index(folder: str | Path) -> list[MDSReader]:
@@ -22,21 +36,44 @@ def read_index(folder: str | Path) -> list[MDSReader]:
     Raises:
         ValueError: If its index is missing, or none of MDS shards.
     """
-    from llmshearing.compat.streaming import MDSReader, reader_from_json
-
     path = Path(folder) / 'index.json'
     if not path.exists():
         raise ValueError(f'{folder} has no index.json: it is not an MDS folder, or was never finished')
     try:
-        shards = check_mds_index(path)
-        if other := [shard['format'] for shard in shards if shard['format'] != 'mds']:
-            raise ValueError(f'it has shards of the format {other[0]!r}')
-        readers = [reader_from_json(str(folder), None, shard) for shard in shards]
-        return [reader for reader in readers if isinstance(reader, MDSReader)]
+        return [_reader(folder, shard) for shard in check_mds_index(path)]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not an index of MDS shards ({error}); fetch or prepare the folder again'
         ) from error
+
+
+def _reader(folder: str | Path, shard: dict[str, Any]) -> MDSReader:
+    from llmshearing.compat.streaming import MDSReader
+
+    if shard.get('format') != 'mds':
+        raise ValueError(f'it has shards of the format {shard.get("format")!r}')
+    for key, kind in {'column_names': list, 'column_encodings': list, 'raw_data': dict}.items():
+        if not isinstance(shard.get(key), kind):
+            raise ValueError(f'a shard has {shard.get(key)!r} for {key}')
+    return MDSReader.from_json(str(folder), None, shard)
+
+
+def read_token_index(folder: str | Path) -> list[MDSReader]:
+    """The readers of a folder's shards, which have a column ``tokens``.
+
+    Raises:
+        ValueError: As :func:`read_index`, or if the column is missing, or neither of arrays nor of bytes.
+    """
+    readers = read_index(folder)
+    for reader in readers:
+        encoding = dict(zip(reader.column_names, reader.column_encodings)).get('tokens')
+        if encoding is None:
+            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got {reader.column_names}')
+        if encoding != 'bytes' and not encoding.startswith('ndarray'):
+            raise ValueError(
+                f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the text first'
+            )
+    return readers
 
 
 def read_whole(path: Path, stored: FileInfo) -> bytes:
@@ -49,9 +86,9 @@ def read_whole(path: Path, stored: FileInfo) -> bytes:
 
     data = path.read_bytes() if path.exists() else b''
     if len(data) != stored.bytes:
+        reason = 'it was cut or changed' if path.exists() else f'shard {path.name} is missing'
         raise ValueError(
-            f'{path} has {len(data)} bytes, its index says {stored.bytes}: it is missing or cut; '
-            'fetch or prepare it again'
+            f'{path} has {len(data)} bytes, its index says {stored.bytes}: {reason}; fetch or prepare it again'
         )
     for algorithm, expected in stored.hashes.items():
         if get_hash(algorithm, data) != expected:
@@ -88,8 +125,17 @@ def row_bounds(reader: MDSReader, data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint32, reader.samples + 1, 4)  # after their number
 
 
-def read_rows(folder: str | Path, reader: MDSReader) -> Iterator[dict[str, Any]]:
-    """The samples of a shard.
+def decode_rows(reader: MDSReader, data: bytes) -> Iterator[dict[str, Any]]:
+    """The samples of a shard, from its decompressed content."""
+    bounds = row_bounds(reader, data)
+    for start, end in zip(bounds, bounds[1:]):
+        yield reader.decode_sample(data[start:end])
+
+
+def read_rows(
+    folder: str | Path, reader: MDSReader, take: Callable[[dict[str, Any]], Any] = lambda sample: sample
+) -> Iterator[Any]:
+    """The samples of a shard, or of each what ``take`` makes of it.
 
     Raises:
         ValueError: If it is missing, changed or damaged.
@@ -101,6 +147,29 @@ def read_rows(folder: str | Path, reader: MDSReader) -> Iterator[dict[str, Any]]
     data = read_whole(path, stored)
     data = decompressed(path, reader, data) if stored is reader.zip_data else data
     reader.validate(allow_unsafe_types=False)
-    bounds = row_bounds(reader, data)
-    for start, end in zip(bounds, bounds[1:]):
-        yield reader.decode_sample(data[start:end])
+    try:
+        for sample in decode_rows(reader, data):
+            yield take(sample)
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} is damaged ({error}); fetch or prepare it again') from error
+
+
+def tokens_of(sample: Mapping[str, Any], encoding: Any = np.int64) -> np.ndarray:
+    """Token ids of a stored sample: an array of whole numbers, or bytes, as llm-foundry's older converters write them.
+
+    Args:
+        sample (Mapping[str, Any]): Has ``tokens``.
+        encoding (Any): NumPy's type of the ids in bytes. Default: int64.
+    """
+    tokens = sample['tokens']
+    return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, encoding)
+
+
+def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:
+    """The token sequences of an MDS folder in order, each int64 [tokens].
+
+    Raises:
+        ValueError: As :func:`read_token_index` and :func:`read_rows`.
+    """
+    for reader in read_token_index(folder):
+        yield from read_rows(folder, reader, lambda sample: tokens_of(sample).reshape(-1).astype(np.int64))

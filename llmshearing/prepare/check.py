@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmshearing.data.mds import decompressed, read_index, read_whole, row_bounds
+from llmshearing.data.mds import decode_rows, decompressed, read_index, read_whole, row_bounds, tokens_of
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 
 if TYPE_CHECKING:
@@ -77,12 +77,8 @@ def _check_teacher(path: Path, reader: MDSReader, data: bytes) -> None:
 
     note, data = read_note(path.parent), decompressed(path, reader, data)
     reader.validate(allow_unsafe_types=False)
-    bounds = row_bounds(reader, data)
-    for number, (start, end) in enumerate(zip(bounds, bounds[1:])):
-        sample = reader.decode_sample(data[start:end])
-        tokens = sample['tokens']
-        tokens = np.frombuffer(tokens, np.int64) if isinstance(tokens, bytes) else tokens
-        if note is None or tag_of(tokens, note.key) != sample[TEACHER_OF]:
+    for number, sample in enumerate(decode_rows(reader, data)):
+        if note is None or tag_of(tokens_of(sample), note.key) != sample[TEACHER_OF]:
             raise ValueError(
                 f"{path}: the teacher's column of sample {number} does not belong to its tokens, or is of another "
                 'teacher than its index says; run llmshearing teach again'
@@ -119,12 +115,11 @@ def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]
     data = decompressed(path, reader, data)
     try:
         reader.validate(allow_unsafe_types=False)
-        starts = row_bounds(reader, data)
         if reader.column_names == ['tokens'] and reader.column_sizes[0]:  # nothing but ids, one sample after the other
-            parts = [np.frombuffer(data, columns['tokens'].split(':')[1], offset=int(starts[0]))]
+            first = int(row_bounds(reader, data)[0])
+            parts = [np.frombuffer(data, columns['tokens'].split(':')[1], offset=first)]
         else:
-            samples = (reader.decode_sample(data[start:end])['tokens'] for start, end in zip(starts, starts[1:]))
-            parts = (np.frombuffer(ids, np.int64) if isinstance(ids, bytes) else ids for ids in samples)
+            parts = map(tokens_of, decode_rows(reader, data))
         ranges = [_range(ids) for ids in parts if ids.size]
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise ValueError(f'{path}: its token ids cannot be read ({error}); fetch or prepare it again') from error

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.data.mds import read_tokens
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 from llmshearing.prepare.tokenizer import plan_tokenizer
-from llmshearing.scaling.measure import read_tokens
 
 __all__ = ['Corpus', 'read_corpus']
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from llmshearing.compat import composer, llmfoundry
 from llmshearing.cut.text import Text, calibration_batches
-from llmshearing.scaling.measure import domain_loss
+from llmshearing.scaling.loss import domain_loss
 from llmshearing.search.settings import SearchSettings
 
 __all__ = ['measured_steps', 'train_candidate']

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmshearing.data.mds import read_index
+from llmshearing.data.mds import read_index, read_rows, tokens_of
 from llmshearing.data.stored_teacher import TEACHER
 from llmshearing.data.teacher_column import ColumnFormat
 
@@ -119,10 +119,7 @@ def _length(encoding: str, reader: MDSReader, path: Path) -> int | None:
         return None
     if not encoding.startswith(('bytes', 'ndarray')):
         raise ValueError(f'{path}: its tokens are {encoding}; expected ndarray or bytes of int64.')
-    from llmshearing.data.mds import read_rows
-
-    tokens = next(read_rows(path.parent, reader))['tokens']
-    return len(tokens) // 8 if isinstance(tokens, bytes) else len(tokens)
+    return len(next(read_rows(path.parent, reader, tokens_of)))
 
 
 def check_room(tasks: list[ShardTask], form: ColumnFormat, length: int) -> None:

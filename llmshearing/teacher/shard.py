@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from llmshearing.data.mds import read_rows
+from llmshearing.data.mds import read_rows, tokens_of
 from llmshearing.data.stored_teacher import TEACHER, TEACHER_OF, tag_of
 from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.teacher.folders import ShardTask
@@ -25,13 +25,7 @@ from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.sampling import encode, uniform_numbers
 from llmshearing.teacher.work import Work
 
-__all__ = ['teach_shard', 'tokens_of']
-
-
-def tokens_of(sample: dict[str, Any]) -> np.ndarray:
-    """Token ids of a stored sample: an array of whole numbers, or bytes of int64 as llm-foundry writes them."""
-    tokens = sample['tokens']
-    return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, np.int64)
+__all__ = ['teach_shard']
 
 
 def teach_shard(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from llmshearing.data.fingerprint import check_tokenizer
+from llmshearing.data.mds import read_tokens
 from llmshearing.prepare import worker
 from llmshearing.prepare.beginning import read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
-from llmshearing.scaling.measure import read_tokens
 
 __all__ = ['READ_BYTES', 'DomainText', 'count_tokens', 'find_texts']
 
