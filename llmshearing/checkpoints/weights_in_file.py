@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 from llmshearing.checkpoints.source import read_weights
-from llmshearing.compat.transformers import attention_implementation, dtype_argument
+from llmshearing.models.on_meta import build_empty
 from llmshearing.models.stored import read_parameter
 
 __all__ = ['open_in_file']
@@ -41,10 +40,7 @@ def open_in_file(folder: Path, config: PretrainedConfig, dtype: torch.dtype, pla
         OSError: If the disk has no room for them.
     """
     stored = read_weights(folder, config)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention_implementation(config), **dtype_argument(dtype)
-        )
+    model = build_empty(config, dtype)
     tied = parameter_shapes(config).tied
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     space = _Space(sum(tensor.nbytes + ALIGNMENT for tensor in tensors.values() if tensor.is_meta), place)

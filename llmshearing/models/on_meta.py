@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import init_empty_weights
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+from llmshearing.compat.transformers import attention_implementation, dtype_argument
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ['build_on_meta']
+__all__ = ['build_empty', 'build_on_meta']
 
 # Settings that modelling code trips over when they are wrong.
 OFTEN_WRONG = (
@@ -41,3 +44,16 @@ def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
             f'transformers builds no {config.model_type} model from the config of {config.name_or_path or "the source"}'
             f' ({type(error).__name__}: {error}); correct what its config.json gives, most often one of {got}.'
         ) from error
+
+
+def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Builds a causal language model whose parameters take no memory; its buffers are there.
+
+    Args:
+        config (PretrainedConfig): Its config.
+        dtype (torch.dtype): Of the parameters.
+    """
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention_implementation(config), **dtype_argument(dtype)
+        )

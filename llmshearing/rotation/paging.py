@@ -7,45 +7,27 @@ Norms are small and stay, so that code that looks at them needs no care. There a
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
-from accelerate import init_empty_weights
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
-from llmshearing.compat.transformers import attention_implementation, dtype_argument
+from llmshearing.checkpoints.stored_model import StoredModel
 from llmshearing.models.families import family_of
+from llmshearing.models.on_meta import build_empty
 from llmshearing.models.roles import Norm, PerUnit, Whole
 
-__all__ = ['Paged', 'paged_model']
+__all__ = ['paged_model']
 
 
-class Paged(Protocol):
-    """A model in files, such as a :class:`~llmshearing.rotation.source_folder.SourceFolder`.
-
-    Attributes:
-        config (PretrainedConfig): Its config.
-    """
-
-    config: PretrainedConfig
-
-    def get(self, name: str) -> Tensor:
-        """Reads one parameter by its name in memory; the embedding where a tied head is asked for."""
-        ...
-
-
-def paged_model(source: Paged, dtype: torch.dtype, device: torch.device | str = 'cpu') -> PreTrainedModel:
+def paged_model(source: StoredModel, dtype: torch.dtype, device: torch.device | str = 'cpu') -> PreTrainedModel:
     """The source's model in evaluation mode; embedding, projections and LM head are read at every use.
 
     Args:
-        source (Paged): An opened folder.
+        source (StoredModel): Its files.
         dtype (torch.dtype): To compute in.
         device (torch.device | str): Where to compute.
     """
-    attention = attention_implementation(source.config)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(source.config, attn_implementation=attention, **dtype_argument(dtype))
+    model = build_empty(source.config, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -60,10 +42,10 @@ def paged_model(source: Paged, dtype: torch.dtype, device: torch.device | str = 
 
 
 def _read(
-    module: nn.Module, path: str, names: list[str], source: Paged, dtype: torch.dtype, device: torch.device | str
+    module: nn.Module, path: str, names: list[str], source: StoredModel, dtype: torch.dtype, device: torch.device | str
 ) -> None:
     for name in names:
-        tensor = source.get(f'{path}.{name}').to(device, dtype)
+        tensor = source.get(f'{path}.{name}').to(device, dtype, copy=True)  # a map of the file that stays is memory
         module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
 

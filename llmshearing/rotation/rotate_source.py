@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmshearing.checkpoints.source import WHOLE_UP_TO
+from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
@@ -35,7 +35,7 @@ from llmshearing.rotation.paging import paged_model
 from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
 from llmshearing.rotation.settings import DEFAULT_LENGTH, RotationSettings
-from llmshearing.rotation.source_folder import SourceFolder, open_source
+from llmshearing.rotation.source_folder import SourceFolder
 from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['rotate_source', 'step_size']
@@ -70,7 +70,7 @@ def rotate_source(
         ValueError: For a source that cannot be rotated, settings or data that do not fit it, or a result that does not
             compute what the source does; if ``output`` exists and may not be replaced.
     """
-    opened, output = open_source(source), Path(output)
+    opened, output = SourceFolder(Path(source)), Path(output)
     settings = settings.checked(opened)
     refuse_existing('--output', output, overwrite, (opened.path, data))
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -82,7 +82,7 @@ def rotate_source(
         f'{opened.path}: {opened.parameters:,} parameters, hidden_size {opened.parts.hidden_size}; '
         f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'
     )
-    opened.check_finite()
+    check_weights(opened.path, opened.config)
     key = settings_key(
         {
             **dataclasses.asdict(settings),
@@ -258,7 +258,7 @@ class _Work:
         """Rewrites every tensor and puts the source's other files beside them."""
         source = self.source
         stored = source.dtype if self.settings.dtype is None else DTYPES[self.settings.dtype]
-        names = [*source.names, source.head] if self.settings.untie else source.names
+        names = [*source.names, f'{source.parts.head}.weight'] if self.settings.untie else source.names
         chosen = None if self.settings.dtype is None else stored
         rotated = rotated_tensors(source.parts, rotation, names, source.get, chosen, self.device)
         for number, (name, tensor) in enumerate(rotated, 1):
@@ -276,7 +276,7 @@ class _Work:
         model = paged_model(self.source, torch.float64, self.device)
         set_final_gain(model, rotation.final_gain)
         expected = probe_logits(model, batches)
-        written = open_source(folder)
+        written = SourceFolder(folder)
         model = paged_model(written, torch.float64, self.device)
         difference = check_logits(probe_logits(model, batches), expected, stored, str(folder))
         small = written.parameters <= WHOLE_UP_TO

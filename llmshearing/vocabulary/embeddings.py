@@ -6,7 +6,6 @@ families is needed. A tied head is in no file, or is in one as a copy, which los
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -15,30 +14,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Pret
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.models.families import stored_name
-from llmshearing.models.stored import read_parameter
 
-__all__ = ['StoredModel', 'rows_by_token', 'trimmed_tensors', 'vocabulary_rows']
-
-
-@dataclasses.dataclass
-class StoredModel:
-    """A model in files, for :func:`llmshearing.rotation.paging.paged_model`.
-
-    Attributes:
-        config (PretrainedConfig): Its config.
-        stored (Mapping[str, StoredTensor]): Its tensors by their names in files.
-        embedding (str): Name of the embedding there, which a tied head is.
-    """
-
-    config: PretrainedConfig
-    stored: Mapping[str, StoredTensor]
-    embedding: str
-
-    def get(self, name: str) -> Tensor:
-        """Reads one parameter by its name in memory; the embedding where a tied head is asked for."""
-        return read_parameter(
-            self.config, name, lambda stored: self.stored[stored if stored in self.stored else self.embedding].read()
-        )
+__all__ = ['rows_by_token', 'trimmed_tensors', 'vocabulary_rows']
 
 
 def rows_by_token(config: PretrainedConfig) -> dict[str, int]:

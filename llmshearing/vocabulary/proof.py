@@ -23,6 +23,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.source import read_weights
+from llmshearing.checkpoints.stored_model import StoredModel
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.fingerprint import SAMPLE, fast_backend
 from llmshearing.export.model_folder import open_strictly
@@ -30,7 +31,7 @@ from llmshearing.export.probe import probe_input
 from llmshearing.models.families import find_table
 from llmshearing.models.source_config import read_config
 from llmshearing.rotation.paging import paged_model
-from llmshearing.vocabulary.embeddings import StoredModel, trimmed_tensors
+from llmshearing.vocabulary.embeddings import trimmed_tensors
 from llmshearing.vocabulary.rewriting import new_numbers
 
 __all__ = ['Agreement', 'check_logits', 'check_tensors_equal', 'check_tokenizer_folder', 'check_words']
