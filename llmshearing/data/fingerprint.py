@@ -21,9 +21,11 @@ from streaming import StreamingDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
+from llmshearing.compat.transformers import read_tokenizer
 
 __all__ = [
     'MANIFEST',
+    'check_model_tokenizer',
     'check_tokenizer',
     'describe_tokenizer',
     'fast_backend',
@@ -91,6 +93,24 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
                     _compare(tokenizer, made_with, place)
                     compared.add(place)
                 break
+
+
+def check_model_tokenizer(model: str | Path, folders: Iterable[str | Path]) -> None:
+    """Compares the tokenizer in a model's folder with the one that made the data; one that has none gets a warning.
+
+    Args:
+        model (str | Path): Folder, or name on the hub.
+        folders (Iterable[str | Path]): MDS folders on this machine.
+
+    Raises:
+        ValueError: As :func:`check_tokenizer`.
+    """
+    try:
+        tokenizer = read_tokenizer(model)
+    except (OSError, ValueError, KeyError):  # a model without one; what else is wrong with it is told when it is loaded
+        log.warning('%s has no tokenizer that could be compared with the one that made the data.', model)
+        return
+    check_tokenizer(tokenizer, [(str(folder), None) for folder in folders])
 
 
 def folders_of(dataset: StreamingDataset) -> list[tuple[str, str | None]]:

@@ -13,7 +13,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import read_tokens
-from llmshearing.prepare.manifest import MANIFEST, parse_manifest
-from llmshearing.prepare.tokenizer import plan_tokenizer
+from llmshearing.scaling.loss import batches
 
 __all__ = ['Corpus', 'read_corpus']
 
@@ -54,12 +53,7 @@ class Corpus:
 
     def batches(self, sequences: int, held_out: bool = False) -> list[Tensor]:
         """Batches [at most ``sequences``, tokens] in order; a change of length begins a new one."""
-        result, rows = [], self.held_out if held_out else self.seen
-        for _, group in itertools.groupby(rows, len):
-            group = list(group)
-            for start in range(0, len(group), sequences):
-                result.append(torch.from_numpy(np.stack(group[start : start + sequences])))
-        return result
+        return [torch.from_numpy(batch) for batch in batches(self.held_out if held_out else self.seen, sequences)]
 
 
 def read_corpus(data: Path, tokenizer_folder: Path, vocabulary: int, length: int, tokens: int, held_out: int) -> Corpus:
@@ -111,7 +105,7 @@ def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.n
         return [], []
     folders = sorted(path.parent for path in data.rglob('index.json'))
     if folders:
-        _check_tokenizer(data, tokenizer_folder)
+        check_model_tokenizer(tokenizer_folder, folders)
     by_split: dict[str, list[Path]] = {}
     for folder in folders:
         parents = folder.relative_to(data).parts
@@ -123,27 +117,6 @@ def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.n
 
 def _bytes(folders: list[Path]) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
-
-
-def _check_tokenizer(data: Path, folder: Path) -> None:
-    """Compares with the tokenizer in the manifest, if ``data`` is a prepared folder, or a split or a domain of it."""
-    made: dict[str, Any] = {}
-    for where in (place / MANIFEST for place in (data, data.parent, data.parent.parent)):
-        if where.is_file():
-            try:
-                made = parse_manifest(where.read_text(encoding='utf-8'), where).get('tokenizer') or {}
-            except ValueError:  # of that name, but not ours: then the folder is any MDS folder
-                continue
-            break
-    if 'fingerprint' not in made:
-        return
-    own = plan_tokenizer(str(folder), made.get('bos_token_id') is not None, made.get('eos_token_id') is not None)
-    if own.fingerprint != made['fingerprint']:
-        raise ValueError(
-            f'{where}: the data were prepared with the tokenizer {made.get("name")!r} '
-            f'({made.get("vocab_size")} ids), which is not the one in {folder} ({own.size} ids); prepare '
-            "them with the source's."
-        )
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,14 +11,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from llmshearing.compat.transformers import dtype_argument, load_causal_lm, read_tokenizer
-from llmshearing.data.fingerprint import check_tokenizer
+from llmshearing.compat.transformers import dtype_argument, load_causal_lm
+from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import read_token_index, read_tokens
 from llmshearing.scaling.loss import domain_loss
 
 __all__ = ['DTYPES', 'count_parameters', 'find_domains', 'load_model', 'measure_models']
-
-log = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -80,16 +77,6 @@ def count_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_data(name: str, domains: dict[str, Path]) -> None:
-    """Raises a ValueError if the data were made with another tokenizer than the one in the model's folder."""
-    try:
-        tokenizer = read_tokenizer(name)
-    except (OSError, ValueError, KeyError):  # a model without one; what else is wrong with it is told when it is loaded
-        log.warning('%s has no tokenizer that could be compared with the one that made the data.', name)
-        return
-    check_tokenizer(tokenizer, [(str(folder), None) for folder in domains.values()])
-
-
 def measure_models(
     models: Sequence[str],
     domains: dict[str, Path],
@@ -122,7 +109,7 @@ def measure_models(
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     points = []
     for name in models:
-        _check_data(name, domains)
+        check_model_tokenizer(name, domains.values())
         model = load_model(name, dtype, device)
         entry = {'name': name, 'params': count_parameters(model), 'losses': {}, 'evaluation': {}}
         for domain, folder in domains.items():

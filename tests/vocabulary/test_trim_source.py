@@ -264,7 +264,7 @@ def test_prepared_data(place, tmp_path, capsys):
     trimmed = AutoTokenizer.from_pretrained(tmp_path / 'small')
     with pytest.raises(ValueError, match='made with another tokenizer'):
         check_tokenizer(trimmed, [(str(tmp_path / 'mds' / 'train' / 'code'), None)])
-    with pytest.raises(ValueError, match='prepared with the tokenizer'):
+    with pytest.raises(ValueError, match='made with another tokenizer'):
         read_corpus(tmp_path / 'mds', tmp_path / 'small', SIZE, 16, 100, 50)
     prepare(
         {**settings, 'tokenizer': str(tmp_path / 'small'), 'out': str(tmp_path / 'new'), 'splits': splits},
