@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import check_tensors, expected_shapes
+from llmshearing.checkpoints.source import read_weights
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import cut_tensors, exported_config, shape_after, write_model_folder
 from llmshearing.export.settings import WriteSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
-from llmshearing.export.verification import tensor_files, verify_tensors
+from llmshearing.export.verification import verify_tensors
 from llmshearing.masks.axes import AxisPlan, keep_largest
 from llmshearing.masks.hard_concrete import deterministic_gate
 from llmshearing.models.counting import layout_of
@@ -227,23 +227,16 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
         raise ValueError(f'{out} is a folder, but a state dict is one file; name such as {out / "model.pt"}.')
     if out.exists() and not overwrite:
         raise ValueError(f'{out} exists already; choose another file or allow overwriting it (--overwrite).')
-    layout_of(config)  # refuses what no model can be built from
-    state = {}
-    try:
-        for name, path in tensor_files(folder).items():
-            with safe_open(path, 'pt') as file:
-                state[name] = file.get_tensor(name)
-    except SafetensorError as error:
-        raise ValueError(f'{folder}: its safetensors files cannot be read ({error}); copy them again.') from error
-    check_tensors(str(folder), {name: tuple(tensor.shape) for name, tensor in state.items()}, expected_shapes(config))
-    unnamed = [name for name in state if legacy_name(name) is None]
+    stored = read_weights(folder, config)
+    check_tensors(str(folder), {name: tensor.shape for name, tensor in stored.items()}, expected_shapes(config))
+    unnamed = [name for name in stored if legacy_name(name) is None]
     if unnamed:
         raise ValueError(
             f'{folder}: {", ".join(unnamed[:12])} has no legacy name (biases are not part of that format).'
         )
     with atomic_path(out) as partial:
-        torch.save({legacy_name(name): tensor for name, tensor in state.items()}, partial)
-    return len(state)
+        torch.save({legacy_name(name): tensor.read() for name, tensor in stored.items()}, partial)
+    return len(stored)
 
 
 def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) -> PretrainedConfig:

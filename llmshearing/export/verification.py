@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
 from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
+from llmshearing.checkpoints.source import read_weights
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import Probe, probe_input
-from llmshearing.export.shard_writer import INDEX_NAME
 from llmshearing.models.mixtures import experts_per_token
 from llmshearing.models.stored import stored_tensors
-from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = ['tensor_files', 'verify_folder', 'verify_tensors']
+__all__ = ['verify_folder', 'verify_tensors']
 
 # Largest difference of any logit, as a fraction of the largest one, by the precision the folder was written in: float32
 # rounding, or one rounding of the weights.
@@ -90,32 +88,17 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
             says, or not equal.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    files = tensor_files(folder)
-    shapes = {}
-    for path in sorted(set(files.values())):
-        with safe_open(path, 'pt') as file:
-            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
+    written = read_weights(folder, config)
     expected = parameter_shapes(config, in_files=True)
+    shapes = {name: tensor.shape for name, tensor in written.items()}
     check_tensors(str(folder), shapes, expected.shapes, expected.tied)
     compared = 0
     for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
-        if name not in files:
+        if name not in written:
             raise ValueError(f'{folder}: {name} was not written.')
-        with safe_open(files[name], 'pt') as file:  # opened anew, so that no mapped page stays
-            written = file.get_tensor(name)
-            if not torch.equal(written, convert(tensor)):
-                raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
+        if not torch.equal(written[name].read(), convert(tensor)):
+            raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
         compared += 1
-    if compared != len(shapes):
-        raise ValueError(f'{folder}: {len(shapes)} tensors were written, {compared} were meant.')
+    if compared != len(written):
+        raise ValueError(f'{folder}: {len(written)} tensors were written, {compared} were meant.')
     return compared
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Which safetensors file of a model folder holds which tensor."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        return {name: folder / file for name, file in check_safetensors_index(index).items()}
-    path = folder / 'model.safetensors'
-    with safe_open(path, 'pt') as file:
-        return dict.fromkeys(file.keys(), path)

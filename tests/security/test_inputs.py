@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 from streaming import MDSWriter, StreamingDataset
 
 from llmshearing import cli, train
+from llmshearing.checkpoints.source import read_weights
 from llmshearing.config.run import check_run, prepare_run
 from llmshearing.config.secrets import check_no_secrets, find_secrets
 from llmshearing.data.streams import build_domain_streams
-from llmshearing.export.verification import tensor_files
+from llmshearing.models.source_config import read_config
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from tests.security.attack import disarmed, remote_code_model
 from tests.tiny_run import tiny_source
@@ -106,7 +107,7 @@ def test_a_sharded_model_cannot_name_files_elsewhere(config, tmp_path, file):
     index = tmp_path / 'source' / 'model.safetensors.index.json'
     index.write_text(json.dumps({'metadata': {}, 'weight_map': {'model.norm.weight': file}}))
     with pytest.raises(ValueError, match='outside the folder'):
-        tensor_files(tmp_path / 'source')
+        read_weights(tmp_path / 'source', read_config(tmp_path / 'source'))
     with pytest.raises(ValueError, match='outside the folder'):
         check_run(config)
 
