@@ -7,9 +7,10 @@ activations (Sun et al. 2024, arXiv 2402.17762), which costs 0.4 to 0.9 nats whe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
-__all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments', 'watch_stream']
+__all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
 
 Batch = Tensor | Mapping[str, Tensor]
 Reduce = Callable[[Tensor], None]
@@ -65,34 +66,6 @@ class StreamMoments:
         return moments
 
 
-@contextlib.contextmanager
-def watch_stream(
-    model: nn.Module, parts: StreamParts, see: Callable[[int, Tensor], None], epsilon: float
-) -> Iterator[None]:
-    """Calls ``see(norm, x_hat)`` for each reading norm in every forward pass inside the block.
-
-    ``x_hat`` is the norm's normalised input, [batch, tokens, hidden] in float32 or wider.
-    """
-
-    def hook(number: int) -> Callable:
-        def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach()
-            x = x if x.dtype == torch.float64 else x.float()
-            see(number, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon))
-
-        return before
-
-    handles = [
-        model.get_submodule(norm.path).register_forward_pre_hook(hook(number))
-        for number, norm in enumerate(parts.norms)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def stream_moments(
     model: PreTrainedModel,
@@ -118,21 +91,14 @@ def stream_moments(
     if moments is None:
         moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
     last = len(parts.norms) - 1
-    wanted = None
 
-    def see(norm: int, x_hat: Tensor) -> None:
-        rows = x_hat.flatten(0, 1).double()
-        rows = rows if wanted is None else rows[wanted]
+    def see(norm: int, rows: Tensor) -> None:
+        rows = rows.double()
         moments.squares[norm] += rows.square().sum(0)
         if norm < last or final_norm:
             moments.covariance += rows.T @ rows
 
-    with watch_stream(model, parts, see, _epsilon(model)):
-        for batch in batches:
-            ids, mask = _unpacked(batch, model, parts)
-            wanted = None if mask is None else mask.flatten().bool()
-            _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
-            moments.tokens += ids.numel() if wanted is None else int(wanted.sum().item())
+    moments.tokens += _observe(model, batches, see)
     return moments.reduced(reduce)
 
 
@@ -159,25 +125,42 @@ def stream_mean_squares(
     width = parts.hidden_size if basis is None else basis.shape[1]
     device = stream_device(model, parts)
     squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=device)
-    count = torch.zeros(1, dtype=torch.float64, device=device)
-    wanted = None
 
-    def see(norm: int, x_hat: Tensor) -> None:
-        rows = x_hat.flatten(0, 1)
-        rows = rows if wanted is None else rows[wanted]
+    def see(norm: int, rows: Tensor) -> None:
         rows = rows if basis is None else rows @ basis.to(rows)
         squares[norm] += rows.double().square().sum(0)
 
-    with watch_stream(model, parts, see, _epsilon(model)):
-        for batch in batches:
-            ids, mask = _unpacked(batch, model, parts)
-            wanted = None if mask is None else mask.flatten().bool()
-            _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
-            count += ids.numel() if wanted is None else wanted.sum()
+    count = torch.tensor([_observe(model, batches, see)], dtype=torch.float64, device=device)
     if reduce is not None:
         reduce(squares)
         reduce(count)
     return squares / count.clamp_min(1)
+
+
+def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[int, Tensor], None]) -> int:
+    """Calls ``see(norm, x_hat)`` for each reading norm in a forward pass of every batch.
+
+    ``x_hat`` is the norm's normalised input [tokens, hidden], without the tokens that a mask leaves out, in float32 or
+    wider. Returns the number of tokens.
+    """
+    parts, tokens, wanted = stream_parts(model.config), 0, None
+    epsilon = float(getattr(model.config, 'rms_norm_eps', getattr(model.config, 'norm_eps', 0.0)))
+
+    def before(norm: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        x = x if x.dtype == torch.float64 else x.float()
+        rows = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)).flatten(0, 1)
+        see(norm, rows if wanted is None else rows[wanted])
+
+    with ExitStack() as hooks:
+        for number, norm in enumerate(parts.norms):
+            hooks.enter_context(model.get_submodule(norm.path).register_forward_pre_hook(partial(before, number)))
+        for batch in batches:
+            ids, mask = _unpacked(batch, model, parts)
+            wanted = None if mask is None else mask.flatten().bool()
+            _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
+            tokens += ids.numel() if wanted is None else int(wanted.sum().item())
+    return tokens
 
 
 def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
@@ -188,10 +171,6 @@ def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
 def _decoder(model: PreTrainedModel, parts: StreamParts) -> nn.Module:
     """The model without its LM head, which nothing here needs."""
     return model.get_submodule(parts.final_norm.path.rpartition('.')[0])
-
-
-def _epsilon(model: PreTrainedModel) -> float:
-    return float(getattr(model.config, 'rms_norm_eps', getattr(model.config, 'norm_eps', 0.0)))
 
 
 def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
