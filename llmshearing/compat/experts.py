@@ -64,7 +64,7 @@ def watch_experts(block: nn.Module, names: Any, see: Callable[[RoutedTokens], No
         see (Callable): Is given the :class:`RoutedTokens` of one expert.
 
     Returns:
-        Any: A handle with ``remove``.
+        Any: torch's handle of the hook, which ends with a ``with``.
     """
     if EXPERTS_ARE_MODULES:
 

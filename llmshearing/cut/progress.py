@@ -23,8 +23,5 @@ def stage_bar(decoder: nn.Module, name: str, passes: int, shown: bool) -> Iterat
         shown (bool): Whether to show it at all.
     """
     with tqdm(total=passes, desc=name, leave=False, disable=not (shown and sys.stderr.isatty())) as bar:
-        handle = decoder.register_forward_hook(lambda *_: bar.update())
-        try:
+        with decoder.register_forward_hook(lambda *_: bar.update()):
             yield
-        finally:
-            handle.remove()

@@ -6,6 +6,7 @@ models a few tokens are a hundred times as large as the rest, and a plain mean w
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -37,16 +38,11 @@ def norm_energies(calibration: Calibration) -> Tensor:
         sums[number] += share * relative_squares(rows, isinstance(module, nn.LayerNorm)).mean(0)  # share: of this pass
 
     cutter.set_masks(None)
-    handles = [
-        cutter.model.get_submodule(path).register_forward_pre_hook(partial(add, number))
-        for number, path in enumerate(norms)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for number, path in enumerate(norms):
+            hooks.enter_context(cutter.model.get_submodule(path).register_forward_pre_hook(partial(add, number)))
         for part, share in calibration.passes():
             calibration.loss_of(part)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calibration.average(sums)
 
 

@@ -12,7 +12,8 @@ and goes first. Calibration batches are taken in turn from all evaluation sets o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,16 +28,13 @@ __all__ = ['add_expert_magnitudes', 'frequency', 'inner_activation', 'reap']
 @contextmanager
 def _watched(calibration: Calibration, see: Callable[[int, RoutedTokens], None]) -> Iterator[None]:
     """Calls ``see(layer, tokens)`` for every expert that tokens are routed to in the passes of this context."""
-    cutter, handles = calibration.cutter, []
+    cutter = calibration.cutter
     layers = cutter.model.get_submodule(f'{cutter.family.decoder}.layers').children()
-    try:
+    with ExitStack() as hooks:
         for number, layer in enumerate(layers):
             block = layer.get_submodule(cutter.family.mlp)
-            handles.append(watch_experts(block, cutter.family, lambda tokens, number=number: see(number, tokens)))
+            hooks.enter_context(watch_experts(block, cutter.family, partial(see, number)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sums(calibration: Calibration, width: int, value: Callable[[RoutedTokens], Tensor]) -> tuple[Tensor, Tensor]:

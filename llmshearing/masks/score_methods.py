@@ -16,8 +16,8 @@ the others over sequences or labels, so none depends on how a batch is spread ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from typing import Any
 
@@ -108,15 +108,6 @@ def _positions(axis: str, dimension: str | None, shape: ModelShape) -> Tensor | 
     return torch.stack(rows)
 
 
-@contextmanager
-def _remove_after(handles: list) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     """Root mean square of what a unit carries."""
     cutter, model = calibration.cutter, calibration.cutter.model
@@ -134,20 +125,20 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     def carried(axis: str, layer: int | None, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         add(axis, layer, inputs[0], units)
 
-    handles = []
+    hooks = ExitStack()
     for path, role, layer in family.modules(shape.num_hidden_layers):
         module: nn.Module = model.get_submodule(path)
         if isinstance(role, Norm) and role.reads and 'hidden' in axes:
-            handles.append(module.register_forward_hook(normed))
+            hooks.enter_context(module.register_forward_hook(normed))
         for axis, dimension, units in (
             ('head', 'query', shape.num_attention_heads),
             ('kv_group', 'query', shape.num_key_value_heads),
             ('intermediate', 'intermediate', shape.intermediate_size),
         ):
             if axis in axes and isinstance(role, Linear) and role.columns == dimension and expert_of(role) is None:
-                handles.append(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
+                hooks.enter_context(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
     cutter.set_masks(None)
-    with _remove_after(handles), torch.no_grad():
+    with hooks, torch.no_grad():
         for part, share in calibration.passes():
             calibration.loss_of(part)
     scores = {axis: calibration.average(value).sqrt() for axis, value in squares.items()}
@@ -171,9 +162,10 @@ def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str,
 
         return compare
 
-    handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
     cutter.set_masks(None)
-    with _remove_after(handles), torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for index, layer in enumerate(layers):
+            hooks.enter_context(layer.register_forward_hook(hook(index), with_kwargs=True))
         for part, share in calibration.passes():
             calibration.loss_of(part)
     return {'layer': calibration.average(change)}

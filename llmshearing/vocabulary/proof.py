@@ -207,9 +207,8 @@ def _run(folder: Path, embedding: str, ids: Tensor, dtype: torch.dtype, whole: b
         model = paged_model(StoredModel(config, read_weights(folder, config), embedding), dtype)
     entered: list[Tensor] = []
     head: Any = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0]))
-    logits = model(input_ids=ids, use_cache=False).logits
-    hook.remove()
+    with head.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0])):
+        logits = model(input_ids=ids, use_cache=False).logits
     return entered[0], logits
 
 
