@@ -24,7 +24,7 @@ from streaming.base import distributed
 from streaming.base.batching import batching_methods
 from streaming.base.compression import decompress, get_compressions, is_compression
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
-from streaming.base.format import FileInfo, get_index_basename, reader_from_json
+from streaming.base.format import FileInfo, get_index_basename
 from streaming.base.format.base.reader import Reader
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, get_hashes, is_hash
@@ -61,7 +61,6 @@ __all__ = [
     'parallel_world',
     'rank_world',
     'read_remote_text',
-    'reader_from_json',
     'register_batching',
     'run_number',
     'writable_schemes',

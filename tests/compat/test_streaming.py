@@ -172,7 +172,7 @@ def test_guard_numbers_tries_again(folder, unguarded, monkeypatch):
 
 def test_readers(folder):
     index = json.loads((folder / touched.get_index_basename()).read_text())
-    reader = touched.reader_from_json(str(folder), None, index['shards'][0])
+    reader = touched.MDSReader.from_json(str(folder), None, index['shards'][0])
     assert isinstance(reader, touched.MDSReader) and isinstance(reader, touched.Reader)
     raw, packed = reader.file_pairs[0]
     assert isinstance(raw, touched.FileInfo) and (reader.raw_data, reader.zip_data) == (raw, packed)

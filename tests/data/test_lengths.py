@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from llmshearing.compat.streaming import reader_from_json
+from llmshearing.compat.streaming import MDSReader
 from llmshearing.data.lengths import local_bytes, token_sizes
 from llmshearing.prepare.check import check
 from tests.dynamic_text_world import close_loaders, dynamic_loader
@@ -76,14 +76,14 @@ def test_shards_of_another_length(tmp_path):
 def test_sizes_are_those_of_the_stored_tokens(tmp_path, kind):
     write(tmp_path, ODD, **kind)
     for shard in json.loads((tmp_path / 'index.json').read_text())['shards']:
-        reader = reader_from_json(str(tmp_path), None, shard)
+        reader = MDSReader.from_json(str(tmp_path), None, shard)
         sizes = token_sizes(reader, local_bytes(reader)).tolist()
         assert len(sizes) == reader.samples and len(set(sizes)) <= 2
 
 
 def test_nothing_is_read_where_the_encoding_fixes_the_length(tmp_path):
     write(tmp_path / 'a', LENGTHS, encoding='ndarray:uint16:8')
-    reader = reader_from_json(
+    reader = MDSReader.from_json(
         str(tmp_path / 'a'), None, json.loads((tmp_path / 'a/index.json').read_text())['shards'][0]
     )
     assert token_sizes(reader, b'') is None
