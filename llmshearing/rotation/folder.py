@@ -52,6 +52,8 @@ def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folde
     """The source's ``config.json`` with nothing changed but what the rotation changes."""
     key = 'dtype' if 'dtype' in settings else 'torch_dtype'  # of transformers 5, and before
     settings = {**settings, key: str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
+    if 'tie_embedding' in settings:  # the first configs of LFM2, where transformers takes it before the other
+        settings['tie_embedding'] = tied
     settings.pop('auto_map', None)  # leads to code
     (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
 

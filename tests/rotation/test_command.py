@@ -17,6 +17,7 @@ from llmshearing.rotation import rotate_source as stages
 from llmshearing.rotation.corpus import read_corpus
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
+from tests.models.tiny import VARIANTS
 from tests.rotation.models import IDS, source_model
 from tests.tiny_run import tiny_tokenizer
 
@@ -116,6 +117,18 @@ def test_untied_on_request(place):
     assert 'lm_head.weight' in load_file(folder / 'model.safetensors')
     assert json.loads((folder / 'config.json').read_text())['tie_word_embeddings'] is False
     torch.testing.assert_close(logits(folder), logits(place / 'tied'), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif('lfm2' not in VARIANTS, reason='transformers 4 has no such model')
+def test_untied_where_the_config_has_the_key_of_the_first_lfm2(place):
+    make_source(place / 'lfm2', 'lfm2', spread=0.01)
+    path = place / 'lfm2' / 'config.json'
+    settings = json.loads(path.read_text())
+    settings['tie_embedding'] = settings.pop('tie_word_embeddings')
+    path.write_text(json.dumps(settings))
+    folder = run(place, 'lfm2', 'lfm2-untied', '--untie')
+    assert not AutoModelForCausalLM.from_pretrained(folder).config.tie_word_embeddings
+    torch.testing.assert_close(logits(folder), logits(place / 'lfm2'), rtol=0, atol=1e-4)
 
 
 def test_a_common_gain_that_costs_too_much_is_refused(place, monkeypatch):
