@@ -4,10 +4,10 @@ The rule. A shape has five ratios to the source: of hidden size, intermediate si
 (the last two with half a weight each, as they move together). Of all shapes on the lattice below whose parameter count
 lies within ``tolerance`` under the budget, the one is taken whose ratios are closest to each other: the smallest
 weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers.
-Pinned sizes are kept and take no part in the comparison. The lattice: every number of layers; multiples of
-``multiple_of`` for hidden and intermediate size (for some model types the hidden size is a multiple of the query heads
-as well); whole KV groups fewer, or all KV heads with fewer query heads each. The experts of a mixture stay unless
-their number is pinned.
+Pinned sizes are kept and take no part in the comparison. The lattice: every number of layers among which one has
+attention; multiples of ``multiple_of`` for hidden and intermediate size (for some model types the hidden size is a
+multiple of the query heads as well); whole KV groups fewer, or all KV heads with fewer query heads each. The experts of
+a mixture stay unless their number is pinned.
 
 The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
 directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
@@ -27,6 +27,8 @@ from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, possible_heads, r
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from llmshearing.models.roles import Family
 
 __all__ = ['search_budget', 'shapes_within']
 
@@ -92,7 +94,7 @@ def search_budget(
     if 'num_experts' in pins:
         source = dataclasses.replace(source, num_experts=pins['num_experts'])
     whole_heads = whole_heads and config.model_type in WHOLE_HEADS
-    lattice = _lattice(source, multiple_of, pins, family.has_head_dim, whole_heads)
+    lattice = _lattice(source, multiple_of, pins, family, whole_heads)
     best = below = above = None
     for layers in lattice.layers:
         counts = _Counts(layout, source, lattice, layers)
@@ -120,7 +122,7 @@ def shapes_within(
     family, source, layout = family_of(config), shape_of(config), layout_of(config)
     if 'num_experts' in pins:
         source = dataclasses.replace(source, num_experts=pins['num_experts'])
-    lattice = _lattice(source, multiple_of, pins, family.has_head_dim, whole_heads and config.model_type in WHOLE_HEADS)
+    lattice = _lattice(source, multiple_of, pins, family, whole_heads and config.model_type in WHOLE_HEADS)
     if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
         whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * source.group_size
         lattice = dataclasses.replace(lattice, widths=lattice.widths[whole_groups])
@@ -132,11 +134,11 @@ def shapes_within(
 
 
 def _lattice(
-    source: ModelShape, multiple_of: int, pins: Mapping[str, int], has_head_dim: bool, whole_heads: bool
+    source: ModelShape, multiple_of: int, pins: Mapping[str, int], family: Family, whole_heads: bool
 ) -> _Lattice:
     hidden = [pins['hidden_size']] if 'hidden_size' in pins else range(multiple_of, source.hidden_size + 1, multiple_of)
     heads = _heads(source, pins)
-    widths = [(h, *pair) for h in hidden for pair in heads if has_head_dim or h == pair[0] * source.head_dim]
+    widths = [(h, *pair) for h in hidden for pair in heads if family.has_head_dim or h == pair[0] * source.head_dim]
     if whole_heads:
         widths = [(h, *pair) for h, *pair in widths if h % pair[0] == 0]
     intermediate = (multiple_of, source.intermediate_size // multiple_of * multiple_of)
@@ -149,7 +151,10 @@ def _lattice(
     pinned = set(pins)
     if pinned & {'num_attention_heads', 'num_key_value_heads'}:
         pinned |= {'num_attention_heads', 'num_key_value_heads'}
-    layers = [pins['num_hidden_layers']] if 'num_hidden_layers' in pins else range(1, source.num_hidden_layers + 1)
+    most = source.num_hidden_layers
+    layers = range(min(family.least_layers, most), most + 1)
+    if 'num_hidden_layers' in pins:
+        layers = [pins['num_hidden_layers']]
     return _Lattice(list(layers), np.array(widths), intermediate, tuple(key for key in WEIGHTS if key not in pinned))
 
 

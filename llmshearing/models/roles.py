@@ -237,6 +237,11 @@ class Family:
         """Whether a layer has the heads that masks are about."""
         return any(path.startswith(f'{self.attention}.') for path, _ in self.roles(layer))
 
+    @property
+    def least_layers(self) -> int:
+        """How many layers a finished model has at least: up to the first with attention, without which none runs."""
+        return 1 + next(filter(self.has_attention, range(len(self.kinds))), len(self.kinds))
+
     def stored_name(self, name: str) -> str:
         """Name in a model folder of a parameter of the model."""
         if self.stored_head is not None and name.startswith(f'{self.head}.'):

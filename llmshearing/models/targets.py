@@ -94,8 +94,25 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     if not uneven:
         check_whole_heads(config.model_type, shape_of(config), shape)
     check_aligned(config.model_type, shape_of(config), shape)
+    _check_attention(config, shape)
     check_buildable(config, shape, family_of(config).has_head_dim)
     return shape
+
+
+def _check_attention(config: PretrainedConfig, shape: ModelShape) -> None:
+    """Raises a ValueError for a target without any layer that has attention, which transformers runs with no cache."""
+    family = family_of(config)
+    if not family.kinds or shape.num_hidden_layers >= family.least_layers:
+        return
+    if family.least_layers > len(family.kinds):
+        raise ValueError(
+            'no layer of the source has attention (layer_types); transformers runs no such model with a cache.'
+        )
+    raise ValueError(
+        f'num_hidden_layers={shape.num_hidden_layers} leaves no layer with attention: the kinds of layers keep their '
+        f'order (layer_types: {", ".join(family.kinds[: family.least_layers])}, ...), and transformers runs no such '
+        f'model with a cache; set at least {family.least_layers}.'
+    )
 
 
 def _named_shape(config: PretrainedConfig, target: Mapping[str, Any], uneven: bool) -> ModelShape:

@@ -148,6 +148,23 @@ def test_rotary_factors_that_are_tied_to_a_size():
     assert (shape.hidden_size, shape.num_attention_heads) == (24, 3)
 
 
+@pytest.mark.skipif('lfm2' not in VARIANTS, reason='transformers 4 has no such model')
+def test_a_finished_model_has_attention_somewhere():
+    """transformers runs no model with a cache that has none; kinds of layers keep their order."""
+    config = tiny_model('lfm2', layer_types=['conv', 'conv', 'full_attention', 'conv']).config
+    assert target_shape(config, {'num_hidden_layers': 3}).num_hidden_layers == 3
+    message = '=2 leaves no layer with attention.*conv, conv, full_attention, .*set at least 3'
+    for target in ({'num_hidden_layers': 2}, {'fraction': {'num_hidden_layers': 0.5}}):
+        with pytest.raises(ValueError, match=message):
+            target_shape(config, target)
+    for share in (0.3, 0.5, 0.7):
+        found = target_shape(config, {'params': int(share * count(config, shape_of(config))), 'multiple_of': 1})
+        assert found.num_hidden_layers > 2
+    without = tiny_model('lfm2', layer_types=['conv'] * 4).config
+    with pytest.raises(ValueError, match='no layer of the source has attention'):
+        target_shape(without, {'hidden_size': 40})
+
+
 def test_types_without_that_rule_take_any_shape():
     for variant in ('mistral', 'qwen2', 'granite'):
         assert target_shape(tiny_model(variant).config, {'hidden_size': 40, 'num_key_value_heads': 1}).hidden_size == 40
