@@ -15,53 +15,9 @@ from typing import Any
 from llmshearing.config.yaml_file import read_yaml
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
+from llmshearing.prepare.tables import check_table, feeding_table
 
-__all__ = ['check_table', 'feeding_table', 'main']
-
-
-def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
-    """A table of what each split holds and how long it lasts.
-
-    Args:
-        manifest (dict[str, Any]): From :func:`llmshearing.prepare.pipeline.prepare`.
-        batch_size (int): Sequences in a global batch.
-
-    Returns:
-        str: One row per domain and one for the total, whose last column is the number of whole batches, that is of
-        training steps, in one pass over the split when domains are drawn in proportion to their size.
-    """
-    rows = [('split', 'domain', 'documents', 'tokens', 'budget', 'sequences', f'steps of {batch_size}')]
-    for split, total in manifest['splits'].items():
-        for name, domain in manifest['domains'].items():
-            entry = domain['splits'].get(split)
-            if entry is None:
-                continue
-            budget = entry['budget_tokens']
-            missed = f'{entry["tokens"] / budget:.0%} of {budget:,}' if budget else ''
-            met = '-' if budget is None else 'met' if entry['budget_met'] else missed
-            rows.append(
-                (
-                    split,
-                    name,
-                    f'{entry["documents"]:,}',
-                    f'{entry["tokens"]:,}',
-                    met,
-                    f'{entry["samples"]:,}',
-                    f'{entry["samples"] // batch_size:,}',
-                )
-            )
-        rows.append(
-            (
-                split,
-                'all',
-                f'{total["documents"]:,}',
-                f'{total["tokens"]:,}',
-                '',
-                f'{total["samples"]:,}',
-                f'{total["samples"] // batch_size:,}',
-            )
-        )
-    return _aligned(rows, 'llrrrrr')
+__all__ = ['main']
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,29 +32,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--check', metavar='FOLDER', help='check finished MDS folders and do nothing else')
     parser.add_argument('--vocab-size', type=int, help="with --check: the model's vocabulary, for all ids to be in")
     return parser
-
-
-def check_table(found: dict[str, dict[str, Any]]) -> str:
-    """One row for each folder of :func:`llmshearing.prepare.check.check`."""
-    rows = [('folder', 'samples', 'shards', 'bytes', 'columns', 'checked', 'largest id')]
-    for name, facts in found.items():
-        columns = ', '.join(f'{column} {encoding}' for column, encoding in facts['columns'].items())
-        checked = ', '.join(['size', *facts['hashes']])
-        largest = '-' if facts['largest_id'] is None else f'{facts["largest_id"]:,}'
-        rows.append(
-            (name, f'{facts["samples"]:,}', f'{facts["shards"]:,}', f'{facts["bytes"]:,}', columns, checked, largest)
-        )
-    return _aligned(rows, 'lrrrllr')
-
-
-def _aligned(rows: list[tuple[str, ...]], sides: str) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if side == 'l' else cell.rjust(width) for cell, width, side in zip(row, widths, sides)
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:

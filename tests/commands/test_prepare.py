@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from streaming import MDSWriter
 
 from llmshearing.cli import main
-from llmshearing.commands.prepare import feeding_table
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
+from llmshearing.prepare.tables import feeding_table
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
