@@ -15,7 +15,6 @@ import argparse
 import sys
 
 from llmshearing.commands.arguments import count_argument, parse_target
-from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
 
@@ -72,34 +71,17 @@ def main(argv: list[str]) -> int:
         if getattr(arguments, name) is None:
             raise ValueError(f'{sentence}.')
     # Torch and transformers are imported only now, so that wrong usage is answered at once.
-    from llmshearing.recipes.checks import check_text
     from llmshearing.recipes.hardware import Hardware
-    from llmshearing.recipes.make import Request, make_recipes
-    from llmshearing.recipes.recipe import render
-    from llmshearing.utils.files import write_atomically
+    from llmshearing.recipes.make import Request
+    from llmshearing.recipes.write import write_recipes
 
-    output = local_destination('--output', arguments.output)
+    names = ('data', 'tokens', 'prune_tokens', 'max_passes', 'work', 'output')
     request = Request(
         source=arguments.source.rstrip('/') or '/',
         target=parse_target(arguments.target),
         hardware=Hardware(arguments.gpus, arguments.gpu_memory),
         references=arguments.reference_losses,
-        **{
-            name: getattr(arguments, name)
-            for name in ('data', 'tokens', 'prune_tokens', 'max_passes', 'work', 'output')
-        },
+        **{name: getattr(arguments, name) for name in names},
     )
-    taken = [name for name in ('prune.yaml', 'continue.yaml') if (output / name).exists()]
-    if taken and not arguments.overwrite:
-        raise ValueError(f'--output {output} has {" and ".join(taken)} already; give another folder, or --overwrite.')
-    made = make_recipes(request)
-    texts = {f'{stage}.yaml': render(recipe) for stage, recipe in made.recipes.items()}
-    for name, text in texts.items():
-        check_text(name, text, made.config)
-    output.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomically(output / name, text)
-    written = [f'written: {output / name}' for name in texts]
-    sys.stdout.write('\n'.join([*made.lines[: made.lines.index('next:')], *written]) + '\n')
-    sys.stdout.write('\n'.join(made.lines[made.lines.index('next:') :]) + '\n')
+    sys.stdout.write('\n'.join(write_recipes(request, arguments.overwrite)) + '\n')
     return 0

@@ -73,11 +73,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """Both recipes by stage, the source's config, and the lines to print."""
+    """Both recipes by stage, the source's config, lines that say what was worked out, and the commands to run."""
 
     recipes: dict[str, Recipe]
     config: PretrainedConfig
     lines: list[str]
+    commands: list[str]
 
 
 def make_recipes(request: Request) -> Made:
@@ -164,13 +165,12 @@ def make_recipes(request: Request) -> Made:
             sharded=request.hardware.sharded,
             checkpointing=place.checkpointing,
         )
-    lines += ['next:', *(f'  {command}' for command in first.values())]
     given = {'prune': f' variables.source={shlex.quote(f"{work}/rotated")}' if keep else '', 'continue': ''}
-    lines += [
-        f'  {train_command(request.hardware.gpus, os.path.join(request.output, f"{stage}.yaml"))}{given[stage]}'
+    runs = [
+        train_command(request.hardware.gpus, os.path.join(request.output, f'{stage}.yaml')) + given[stage]
         for stage in STAGES
     ]
-    return Made(recipes, config, lines)
+    return Made(recipes, config, lines, [*first.values(), *runs])
 
 
 def _eval_sequences(schedules: dict[str, Schedule], together: int, domains: int) -> int:
