@@ -12,12 +12,11 @@ from several machines.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from llmshearing.commands.arguments import timed_report
+from llmshearing.teacher.processes import choose_device, read_rank, start_processes
 
 __all__ = ['main']
 
@@ -62,29 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _start(argv: list[str], processes: int) -> int:
-    """Runs the command in several processes; returns the first exit code that is not 0."""
-    command = [sys.executable, '-m', 'llmshearing.cli', 'teach', *argv, '-n', '1']
-    environment = {**os.environ, 'WORLD_SIZE': str(processes)}
-    running = [
-        subprocess.Popen(command, env={**environment, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
-        for rank in range(processes)
-    ]
-    try:
-        return next((code for code in [process.wait() for process in running] if code), 0)
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
-
-
 def main(argv: list[str]) -> int:
     """Runs the command. Returns 0 when done, and where other processes are at work on the rest."""
     arguments = _parser().parse_args(argv)
     if arguments.n < 1:
         raise ValueError(f'-n {arguments.n}: expected at least one process.')
     if arguments.n > 1:
-        return _start(argv, arguments.n)
+        return start_processes(argv, arguments.n)
     import torch
     import transformers
 
@@ -97,16 +80,12 @@ def main(argv: list[str]) -> int:
         **{name: getattr(arguments, name) for name in names}, splits=arguments.splits and tuple(arguments.splits)
     )
     transformers.utils.logging.disable_progress_bar()
-    device, rank = arguments.device, int(os.environ.get('RANK', 0))
-    if device is None and torch.cuda.is_available():
-        device = f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
-    if device in (None, 'cpu'):
+    device = arguments.device or choose_device()
+    if device == 'cpu':
         torch.set_num_threads(1)  # how many there are decides the last bits; -n takes more cores
-    report = timed_report()
     output = local_destination('--output', arguments.output)
-    ranks = int(os.environ.get('WORLD_SIZE', 1))
     try:
-        teach(arguments.data, arguments.teacher, output, settings, device, rank % ranks, ranks, report)
+        teach(arguments.data, arguments.teacher, output, settings, device, *read_rank(), timed_report())
     except KeyboardInterrupt:
         sys.stderr.write('llmshearing teach: interrupted; the same command continues where it stopped\n')
         return 130

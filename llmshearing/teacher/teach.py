@@ -6,6 +6,7 @@ number of ranks are what they are without. Folders that are not taught are copie
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
 from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
@@ -24,6 +23,7 @@ from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 from llmshearing.teacher.folders import ShardTask, check_room, find_folders, list_shards
 from llmshearing.teacher.model import Teacher, hash_of_model, open_teacher
+from llmshearing.teacher.processes import choose_device
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.shard import teach_shard
 from llmshearing.teacher.work import Work
@@ -51,7 +51,8 @@ def teach(
         teacher (str): Hugging Face folder or cached name.
         output (Path): Folder to make. An interrupted call goes on when it is repeated.
         settings (TeachSettings): What is kept, and how the teacher is asked.
-        device (str | None): Such as ``cuda:1``. Default: a GPU if there is one, by ``rank``.
+        device (str | None): Such as ``cuda:1``. Default: that of
+            :func:`~llmshearing.teacher.processes.choose_device`.
         rank (int): Of this process among those that were started together; says where it begins. Default: 0.
         ranks (int): How many there are. Default: 1.
         report (Callable): Receives a line now and then.
@@ -62,9 +63,39 @@ def teach(
     Raises:
         ValueError: If data, teacher, settings and output do not fit each other, in one sentence, before any work.
     """
-    data, output = Path(data), Path(output)
-    if device is None:
-        device = f'cuda:{rank % torch.cuda.device_count()}' if torch.cuda.is_available() else 'cpu'
+    output = Path(output)
+    job = _open_job(Path(data), teacher, output, settings, device or choose_device())
+    if output.exists():
+        _check_same(output, job)
+        report(f'{output} is complete')
+        return True
+    tokens, form = sum(task.reader.samples for task in job.tasks) * job.length, job.form
+    report(
+        f'{tokens:,} tokens in {len(job.tasks)} shards of {", ".join(job.folders)}; {form.width} bytes per token '
+        f'({form.kind}, {form.count} of {form.vocab_size:,} tokens), {tokens * form.width / 1e9:.3g} GB more'
+    )
+    work = Work(output)
+    work.begin(job.plan)
+    _teach_shards(work, job, settings, rank, ranks, report)
+    return _finish(work, job, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is to be done: folders to teach and to copy, shards, tokens per sample, who teaches, what is kept."""
+
+    data: Path
+    folders: list[str]
+    copied: list[str]
+    tasks: list[ShardTask]
+    length: int
+    teacher: Teacher
+    form: ColumnFormat
+    plan: dict[str, Any]
+
+
+def _open_job(data: Path, teacher: str, output: Path, settings: TeachSettings, device: str) -> _Job:
+    """Everything that can refuse a call without the teacher's weights."""
     if output.resolve() == data.resolve() or data.resolve() in output.resolve().parents:
         raise ValueError(f'--output {output}: lies in the data that are read; choose another folder.')
     folders, copied = find_folders(data, settings.splits)
@@ -74,39 +105,30 @@ def teach(
     check_tokenizer(opened.tokenizer, [(str(data / folder), None) for folder in folders])
     check_room(tasks, form, length)
     refuse_unwritable('--output', output)
-    plan = _plan(tasks, opened, form, settings)
-    if output.exists():
-        _check_same(output, folders, plan)
-        report(f'{output} is complete')
-        return True
-    samples = sum(task.reader.samples for task in tasks)
-    report(
-        f'{samples * length:,} tokens in {len(tasks)} shards of {", ".join(folders)}; {form.width} bytes per token '
-        f'({form.kind}, {form.count} of {form.vocab_size:,} tokens), {samples * length * form.width / 1e9:.3g} GB more'
-    )
-    work = Work(output)
-    work.begin(plan)
+    return _Job(data, folders, copied, tasks, length, opened, form, _plan(tasks, opened, form, settings))
+
+
+def _teach_shards(work: Work, job: _Job, settings: TeachSettings, rank: int, ranks: int, report: Report) -> None:
+    """Teaches every shard that is not done and that no other process holds."""
     loaded = None
-    begin = len(tasks) * rank // ranks  # a stretch of its own first, so that few meet
-    for number, task in enumerate([*tasks[begin:], *tasks[:begin]], 1):
-        if work.is_done(task) or output.exists():
+    begin = len(job.tasks) * rank // ranks  # a stretch of its own first, so that few meet
+    for number, task in enumerate([*job.tasks[begin:], *job.tasks[:begin]], 1):
+        if work.is_done(task) or work.output.exists():
             continue
         with work.taken(task) as mine:
             if not mine:
                 continue
-            loaded = loaded or opened.load()
+            loaded = loaded or job.teacher.load()
             began = time.monotonic()
+            sizes = (job.length, settings.batch_tokens, settings.temperature)
             try:
-                teach_shard(
-                    task, data, loaded, form, plan['key'], length, settings.batch_tokens, settings.temperature, work
-                )
+                teach_shard(task, job.data, loaded, job.form, job.plan['key'], *sizes, work)
             except FileNotFoundError:
-                if not output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
+                if not work.output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
                     raise
                 continue
-            rate = task.reader.samples * length / max(time.monotonic() - began, 1e-9)
-            report(f'{task.folder}/{task.name} ({number} of {len(tasks)}): {rate:,.0f} tokens/s')
-    return _finish(work, data, tasks, folders, copied, plan, report)
+            rate = task.reader.samples * job.length / max(time.monotonic() - began, 1e-9)
+            report(f'{task.folder}/{task.name} ({number} of {len(job.tasks)}): {rate:,.0f} tokens/s')
 
 
 def _plan(tasks: list[ShardTask], opened: Teacher, form: ColumnFormat, settings: TeachSettings) -> dict[str, Any]:
@@ -135,36 +157,28 @@ def _plan(tasks: list[ShardTask], opened: Teacher, form: ColumnFormat, settings:
     return plan
 
 
-def _check_same(output: Path, folders: list[str], plan: dict[str, Any]) -> None:
-    for folder in folders:
+def _check_same(output: Path, job: _Job) -> None:
+    for folder in job.folders:
         note = read_note(output / folder)
-        if note is None or note.key != plan['key'] or note.data != plan['data'][folder]:
+        if note is None or note.key != job.plan['key'] or note.data != job.plan['data'][folder]:
             raise ValueError(
                 f'--output {output} exists and is not what this call would make; choose another folder or remove it.'
             )
 
 
-def _finish(
-    work: Work,
-    data: Path,
-    tasks: list[ShardTask],
-    folders: list[str],
-    copied: list[str],
-    plan: dict[str, Any],
-    report: Report,
-) -> bool:
+def _finish(work: Work, job: _Job, report: Report) -> bool:
     with work.finishing() as mine:
         if not mine:
             return work.output.exists()
-        waiting = [task for task in tasks if not work.is_done(task)]
+        waiting = [task for task in job.tasks if not work.is_done(task)]
         if waiting:
             report(f'{len(waiting)} shards are in the hands of other processes; if one of them ended, repeat the call')
             return False
-        for folder in folders:
-            _write_index(work, folder, [task for task in tasks if task.folder == folder], plan)
-        for folder in copied:
-            _copy(data / folder, work.data / folder)
-        _write_manifest(data, work.data, plan, folders)
+        for folder in job.folders:
+            _write_index(work, folder, [task for task in job.tasks if task.folder == folder], job.plan)
+        for folder in job.copied:
+            _copy(job.data / folder, work.data / folder)
+        _write_manifest(work.data, job)
         work.commit()
     report(f'written: {work.output}')
     return True
@@ -194,9 +208,9 @@ def _copy(source: Path, target: Path) -> None:
             os.replace(new, target / path.name)
 
 
-def _write_manifest(data: Path, target: Path, plan: dict[str, Any], folders: list[str]) -> None:
+def _write_manifest(target: Path, job: _Job) -> None:
     """The manifest of prepare with what was taught by whom; nothing where the data have none."""
-    path = data / MANIFEST
+    path = job.data / MANIFEST
     if not path.is_file():
         return
     text = path.read_text(encoding='utf-8')
@@ -205,4 +219,5 @@ def _write_manifest(data: Path, target: Path, plan: dict[str, Any], folders: lis
     except ValueError:  # another program's
         write_atomically(target / MANIFEST, text)
         return
-    write_atomically(target / MANIFEST, json.dumps({**manifest, NOTE: {**plan, 'folders': folders}}, indent=2) + '\n')
+    taught = {**job.plan, 'folders': job.folders}
+    write_atomically(target / MANIFEST, json.dumps({**manifest, NOTE: taught}, indent=2) + '\n')

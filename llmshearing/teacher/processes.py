@@ -1,0 +1,52 @@
+"""Processes that teach together: how they are started, which of them this is, and which device is its own.
+
+They find their number where torchrun leaves it, in the environment, so torchrun may start them too. Torch is imported
+only where a device is chosen: whoever starts processes waits for none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+__all__ = ['choose_device', 'read_rank', 'start_processes']
+
+
+def start_processes(arguments: list[str], count: int) -> int:
+    """Runs ``llmshearing teach`` in several processes on this machine.
+
+    Args:
+        arguments (list[str]): Of the command.
+        count (int): How many.
+
+    Returns:
+        int: The first exit code that is not 0, else 0.
+    """
+    command = [sys.executable, '-m', 'llmshearing.cli', 'teach', *arguments, '-n', '1']
+    environment = {**os.environ, 'WORLD_SIZE': str(count)}
+    running = [
+        subprocess.Popen(command, env={**environment, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
+        for rank in range(count)
+    ]
+    try:
+        return next((code for code in [process.wait() for process in running] if code), 0)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+
+
+def read_rank() -> tuple[int, int]:
+    """The number of this process among those that were started together, from 0, and how many there are."""
+    ranks = int(os.environ.get('WORLD_SIZE', 1))
+    return int(os.environ.get('RANK', 0)) % ranks, ranks
+
+
+def choose_device() -> str:
+    """A GPU of this machine, the next one for each process on it; ``'cpu'`` where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
