@@ -12,7 +12,7 @@ import sys
 from llmshearing.commands.arguments import count_argument
 from llmshearing.scaling.fields import write_json
 from llmshearing.scaling.points import read_points
-from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses
+from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses, report_lines
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -105,30 +105,7 @@ def fit(arguments: argparse.Namespace) -> int:
         points, arguments.params, arguments.tokens, arguments.huber, arguments.interval, arguments.seed
     )
     write_json(arguments.output, report)
-    reach = report['extrapolation']
-    where = 'inside' if reach['factor'] == 1 else f'{reach["octaves"]:.2f} octaves outside'
-    lines = [
-        f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g} ({where} the '
-        f'measured range)'
-    ]
-    width = max(map(len, report['domains']))
-    for domain, result in report['domains'].items():
-        low_high = result['interval']
-        spread = 'no interval'
-        if low_high is not None:
-            spread = f'90 % {low_high[0]:.4f} to {low_high[1]:.4f}'
-        constants = ', '.join(
-            f'{name} {"-" if value is None else format(value, ".4g")}' for name, value in result['constants'].items()
-        )
-        lines.append(
-            f'{domain:<{width}}  predicted loss: {result["predicted_loss"]:.4f}  {spread}  worst residual '
-            f'{100 * result["worst_residual"]:.2f} %  ({constants})'
-        )
-    # What holds for every domain is said once.
-    notes = list(report['notes'])
-    for domain, result in report['domains'].items():
-        notes += [f'{domain}: {note}' for note in result['notes']]
-    lines += [f'note: {note}' for note in notes] + [f'written: {arguments.output}']
+    lines = [*report_lines(report), f'written: {arguments.output}']
     sys.stdout.write('\n'.join(lines) + '\n')
     return 0
 

@@ -35,6 +35,7 @@ __all__ = [
     'leave_one_out',
     'noise_amplification',
     'predict_reference_losses',
+    'report_lines',
 ]
 
 INTERVALS = ('leave-one-out', 'bootstrap')
@@ -254,3 +255,27 @@ def predict_reference_losses(
         'domains': domains,
         'notes': notes,
     }
+
+
+def report_lines(report: dict) -> list[str]:
+    """A report in lines: how far the target lies outside, each domain's prediction, and all notes.
+
+    Args:
+        report (dict): From :func:`predict_reference_losses`.
+    """
+    reach = report['extrapolation']
+    where = 'inside' if reach['factor'] == 1 else f'{reach["octaves"]:.2f} octaves outside'
+    head = f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g}'
+    lines, notes = [f'{head} ({where} the measured range)'], list(report['notes'])
+    width = max(map(len, report['domains']))
+    for domain, fit in report['domains'].items():
+        spread = 'no interval' if fit['interval'] is None else '90 % {:.4f} to {:.4f}'.format(*fit['interval'])
+        constants = ', '.join(
+            f'{name} {"-" if value is None else format(value, ".4g")}' for name, value in fit['constants'].items()
+        )
+        lines.append(
+            f'{domain:<{width}}  predicted loss: {fit["predicted_loss"]:.4f}  {spread}  worst residual '
+            f'{100 * fit["worst_residual"]:.2f} %  ({constants})'
+        )
+        notes += [f'{domain}: {note}' for note in fit['notes']]
+    return [*lines, *(f'note: {note}' for note in notes)]
