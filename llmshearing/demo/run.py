@@ -1,7 +1,7 @@
 """The demo: the whole way on one machine, from a real pre-trained model and real text to a report.
 
 Each phase prints what it does and how long it took; source model, text and prepared data are kept and reused by the
-next demo in the same folder. Training runs through the composer launcher and the YAMLs in ``yamls/demo``, like any
+next demo in the same folder. Training runs through ``llmshearing train`` and the YAMLs in ``yamls/demo``, like any
 other run; whatever else needs torch runs in a process of its own that ends with it, so that training has the
 machine's memory to itself.
 """
@@ -27,12 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 YAMLS = ROOT / 'yamls' / 'demo'
 DOMAINS = ('python', 'api_docs', 'descriptions', 'licences')
 MAX_SEQ_LEN = 256
+BATCH_TOKENS = 4 * MAX_SEQ_LEN
 EVAL_TOKENS = 4096
 KEPT_HIDDEN, ROTATION_TOKENS = 384, 8192  # the target's hidden size, and tokens to find the basis on
 FIXED_AXES = 128  # on so few tokens the usual 64 cost 0.012 nats before any cut, more than is allowed
 PROMPTS = ('The capital of France is', 'def read_lines(path):\n', 'Redistribution and use in source and binary forms')
-
-SECONDS: dict[str, float] = {}
 
 
 def say(text: str) -> None:
@@ -40,14 +39,20 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def phase(title: str) -> Iterator[None]:
-    """Announces a phase and measures it."""
-    say(f'\n=== {title}')
-    start = time.monotonic()
-    yield
-    SECONDS[title] = time.monotonic() - start
-    say(f'--- {title}: {SECONDS[title]:.0f} s')
+class Phases:
+    """The parts of a demo: each is announced, and its seconds are kept by its title, in the order of running."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def begin(self, title: str) -> Iterator[None]:
+        """Announces a phase and measures the block."""
+        say(f'\n=== {title}')
+        start = time.monotonic()
+        yield
+        self.seconds[title] = time.monotonic() - start
+        say(f'--- {title}: {self.seconds[title]:.0f} s')
 
 
 def apart(function: str, *arguments: Any) -> Any:
@@ -65,16 +70,8 @@ def _call(function: str, arguments: tuple) -> Any:
 
 
 def train(yaml: Path, *overrides: str) -> None:
-    """Runs one YAML through the composer launcher; its progress goes to the terminal."""
-    command = [
-        sys.executable,
-        '-m',
-        'composer.cli.launcher',
-        '-n',
-        '1',
-        str(ROOT / 'llmshearing' / 'train.py'),
-        str(yaml),
-    ]
+    """Runs one YAML as a user does; its progress goes to the terminal."""
+    command = [sys.executable, '-m', 'llmshearing.cli', 'train', '-n', '1', str(yaml)]
     environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore', 'TRANSFORMERS_VERBOSITY': 'error'}
     result = subprocess.run([*command, *overrides], env=environment)
     if result.returncode:
@@ -156,81 +153,86 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         )
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with phase('source model'):
+    started, phases = time.monotonic(), Phases()
+    source, losses = _make_source(work, phases)
+    _train_all(work, prune_steps, continue_steps, phases)
+    folders = {
+        'pruned': work / 'pruned',
+        'continued': work / 'continue' / 'huggingface' / 'final',
+        'scratch': work / 'scratch' / 'huggingface' / 'final',
+    }
+    with phases.begin('losses of the results'):
+        losses.update(apart('run:losses_of', folders, work / 'data'))
+    with phases.begin('opened by plain transformers'):
+        check = Path(__file__).with_name('check_result.py')
+        subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
+    with phases.begin('speed and samples'):
+        seen = apart('run:speed_and_samples', {'source': source, 'result': folders['continued']})
+    report = apart('report:write_report', work, _results(losses, seen, prune_steps, continue_steps, phases.seconds))
+    say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
+
+
+def _make_source(work: Path, phases: Phases) -> tuple[Path, dict[str, dict[str, float]]]:
+    """Everything before training, as far as it is not there yet; returns the source's folder and its losses."""
+    with phases.begin('source model'):
         source, seen = apart('run:source_model', work)
         say(json.dumps(seen, indent=1, ensure_ascii=False))
-    with phase('text and tokens'):
+    with phases.begin('text and tokens'):
         if not (work / 'data' / 'manifest.json').is_file():
             apart('run:prepare_data', work)
-    with phase('rotating the source'):
+    with phases.begin('rotating the source'):
         if not (work / 'rotated' / 'rotation.json').is_file():
             apart('run:rotate', work)
-    with phase('losses of the source'):
+    with phases.begin('losses of the source'):
         losses = apart('run:losses_of', {'source': source}, work / 'data')
         (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
+    return source, losses
+
+
+def _train_all(work: Path, prune_steps: int, continue_steps: int, phases: Phases) -> None:
+    """The three runs."""
     for name in ('prune', 'continue', 'scratch'):
         (work / f'{name}_metrics.jsonl').unlink(missing_ok=True)
     variables = f'variables.work={work}'
-    prune_round, continue_round = prune_steps // 2, continue_steps // 3
-    with phase('pruning'):
-        train(
-            YAMLS / 'prune.yaml',
-            variables,
-            f'variables.source={work / "rotated"}',
-            f'max_duration={prune_steps}ba',
-            f'eval_interval={prune_round}ba',
-            f'train_loader.dataset.round_batches={prune_round}',
-        )
-    with phase('continued pre-training'):
-        train(
-            YAMLS / 'continue.yaml',
-            variables,
-            f'max_duration={continue_steps}ba',
-            f'eval_interval={continue_round}ba',
-            f'train_loader.dataset.round_batches={continue_round}',
-        )
-    with phase('same shape from random weights'):
+    with phases.begin('pruning'):
+        source = f'variables.source={work / "rotated"}'
+        train(YAMLS / 'prune.yaml', variables, source, *_lengths(prune_steps, rounds=2))
+    with phases.begin('continued pre-training'):
+        train(YAMLS / 'continue.yaml', variables, *_lengths(continue_steps, rounds=3))
+    with phases.begin('same shape from random weights'):
         steps = prune_steps + continue_steps
         shares = [
             f'train_loader.dataset.proportions.{name}_{split}={count}'
             for name in DOMAINS
             for split, count in (('prune', prune_steps), ('continue', continue_steps))
         ]
-        train(
-            YAMLS / 'scratch.yaml',
-            variables,
-            f'max_duration={steps}ba',
-            f'train_loader.dataset.round_batches={steps}',
-            *shares,
-        )
-    folders = {
-        'pruned': work / 'pruned',
-        'continued': work / 'continue' / 'huggingface' / 'final',
-        'scratch': work / 'scratch' / 'huggingface' / 'final',
-    }
-    with phase('losses of the results'):
-        losses.update(apart('run:losses_of', folders, work / 'data'))
-    with phase('opened by plain transformers'):
-        check = Path(__file__).with_name('check_result.py')
-        subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
-    with phase('speed and samples'):
-        seen = apart('run:speed_and_samples', {'source': source, 'result': folders['continued']})
+        length = (f'max_duration={steps}ba', f'train_loader.dataset.round_batches={steps}')
+        train(YAMLS / 'scratch.yaml', variables, *length, *shares)
+
+
+def _lengths(steps: int, rounds: int) -> list[str]:
+    """Keys of a run of so many steps whose mixture is updated in so many rounds."""
+    length = steps // rounds
+    return [f'max_duration={steps}ba', f'eval_interval={length}ba', f'train_loader.dataset.round_batches={length}']
+
+
+def _results(
+    losses: dict[str, dict[str, float]],
+    seen: dict[str, tuple[dict[str, Any], list[dict[str, str]]]],
+    prune_steps: int,
+    continue_steps: int,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """What :func:`~llmshearing.demo.report.write_report` takes."""
     from llmshearing.demo.measure import peak_memory_bytes
 
-    per_step = 4 * MAX_SEQ_LEN
-    results = {
+    steps = {'pruned': prune_steps, 'continued': continue_steps, 'scratch': prune_steps + continue_steps}
+    return {
         'source_name': 'SmolLM2-135M-Instruct',
         'models': {name: facts for name, (facts, _) in seen.items()},
         'losses': losses,
-        'tokens': {
-            'pruned': prune_steps * per_step,
-            'continued': continue_steps * per_step,
-            'scratch': (prune_steps + continue_steps) * per_step,
-        },
+        'tokens': {name: count * BATCH_TOKENS for name, count in steps.items()},
         'samples': {name: samples for name, (_, samples) in seen.items()},
-        'seconds': dict(SECONDS),
+        'seconds': seconds,
         'peak_memory_bytes': peak_memory_bytes(),
     }
-    report = apart('report:write_report', work, results)
-    say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
