@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f'{sentence}.')
     # Torch and transformers are imported only now, so that wrong usage is answered at once.
     from llmshearing.recipes.hardware import Hardware
-    from llmshearing.recipes.make import Request
+    from llmshearing.recipes.request import Request
     from llmshearing.recipes.write import write_recipes
 
     names = ('data', 'tokens', 'prune_tokens', 'max_passes', 'work', 'output')

@@ -6,8 +6,9 @@ The decision here: nothing is written unless both files are good.
 from __future__ import annotations
 
 from llmshearing.recipes.checks import check_text
-from llmshearing.recipes.make import Request, make_recipes
+from llmshearing.recipes.make import make_recipes
 from llmshearing.recipes.recipe import STAGES, render
+from llmshearing.recipes.request import Request
 from llmshearing.utils.files import write_atomically
 from llmshearing.utils.paths import local_destination
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from llmshearing import cli
 from llmshearing.commands.init import main
-from llmshearing.recipes import make
+from llmshearing.recipes import request
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 
@@ -153,7 +153,7 @@ def test_a_name_that_cannot_be_had(monkeypatch):
     def fail(*arguments):
         raise ValueError('SOURCE: no\n  such name.')
 
-    monkeypatch.setattr(make, 'read_config', fail)
+    monkeypatch.setattr(request, 'read_config', fail)
     with pytest.raises(ValueError, match='^SOURCE: no such name. Give a folder with its config.json instead'):
         main(['no/such', *TARGET, '--data', 'data', '--gpus', '8'])
 
