@@ -16,7 +16,7 @@ import yaml
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import LICENCE_FILES, TAG
 
-__all__ = ['CardFacts', 'model_card', 'write_model_card']
+__all__ = ['CardFacts', 'derived_licence', 'front_matter', 'model_card', 'write_model_card']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +70,30 @@ STAGES = {
 }
 
 
+def front_matter(licence: Mapping[str, Any], tag: str, base_model: str | None) -> str:
+    """What the hub reads of a card, with its lines of dashes.
+
+    Args:
+        licence (Mapping[str, Any]): :func:`~llmshearing.models.source_files.source_licence` of the source.
+        tag (str): What was done to it.
+        base_model (str | None): Name of the source, where it is known.
+    """
+    head = {'library_name': 'transformers', **licence, 'tags': [tag, TAG]}
+    head |= {'base_model': base_model} if base_model else {}
+    return f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---'
+
+
+def derived_licence(licence: Mapping[str, Any]) -> str:
+    """The last section of a card on a source in another form."""
+    terms = licence.get('license')
+    found = f': {terms}' if terms else ', which was not found beside it; look it up before you share this model'
+    return f'## Licence\n\nDerived from the source model and under its licence{found}.'
+
+
 def model_card(facts: CardFacts) -> str:
     """The text of the folder's ``README.md``."""
-    head: dict[str, Any] = {'library_name': 'transformers', **facts.licence, 'tags': ['structured-pruning', TAG]}
-    if facts.source:
-        head['base_model'] = facts.source
     parts = [
-        f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
+        front_matter(facts.licence, 'structured-pruning', facts.source),
         f'# {facts.name}',
         STAGES[facts.stage].format(source=facts.source or 'a source model'),
         *([facts.caution] if facts.caution else []),

@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from llmshearing.models.source_files import LICENCE_FILES, TAG, read_source_files, source_licence
+from llmshearing.export.model_card import derived_licence, front_matter
+from llmshearing.models.source_files import read_source_files, source_licence
 from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
 from llmshearing.rotation.energy import energy_table, table_widths
 from llmshearing.utils.files import write_atomically
 
-__all__ = ['PICTURE', 'RECORD', 'copy_companions', 'plot_energy', 'write_card', 'write_config']
+__all__ = ['PICTURE', 'RECORD', 'plot_energy', 'write_card', 'write_config']
 
 RECORD, PICTURE = 'rotation.json', 'energy_kept.svg'
-# Companions are copied as they are: byte for byte what the source has. No code is.
-COMPANIONS = (
-    'tokenizer*',
-    'special_tokens_map.json',
-    'added_tokens.json',
-    'vocab.*',
-    'merges.txt',
-    '*.model',
-    'chat_template*',
-    'generation_config.json',
-    *LICENCE_FILES,
-)
-NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
-
-
-def copy_companions(source: Path, folder: Path) -> list[str]:
-    """Copies tokenizer, generation config and licence files unchanged; returns their names."""
-    names = {
-        path.name
-        for pattern in COMPANIONS
-        for path in source.glob(pattern)
-        if path.is_file() and path.suffix not in NO_COMPANIONS
-    }
-    for name in sorted(names):
-        shutil.copyfile(source / name, folder / name)
-    return sorted(names)
 
 
 def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folder: Path) -> None:
@@ -83,7 +56,6 @@ def plot_energy(kept: Tensor, target: int | None, path: Path) -> None:
 def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, folder: Path) -> None:
     """``README.md``: derived from what, how, under which licence, what was checked, and the table."""
     licence = source_licence(read_source_files(str(source)))
-    head = {'library_name': 'transformers', **licence, 'tags': ['rotated', TAG], 'base_model': record['source']}
     tied = record['tied']
     if tied:
         ends = (
@@ -98,9 +70,9 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
         if record['learned']
         else 'the principal directions of the normalised residual stream, by falling energy'
     )
-    losses, terms = record['loss'], licence.get('license')
+    losses = record['loss']
     parts = [
-        f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
+        front_matter(licence, 'rotated', record['source']),
         f'# {name}',
         f'{record["source"]} in another basis of its residual stream: {basis}. It is the same model, of the same shape '
         f'and size, and computes the same function; what differs is which hidden dimensions can be cut at little cost: '
@@ -114,7 +86,6 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
         f'- loss on held-out text: source {losses["source"]:.4f}, this model {losses["rotated"]:.4f} nats per token',
         f'## Energy kept\n\n![energy kept against hidden size]({PICTURE})\n\n'
         f'{energy_table(kept, table_widths(kept.shape[1]))}',
-        '## Licence\n\nDerived from the source model and under its licence'
-        f'{f": {terms}" if terms else ", which was not found beside it; look it up before you share this model"}.',
+        derived_licence(licence),
     ]
     (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')

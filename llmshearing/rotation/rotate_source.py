@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights
+from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
@@ -27,7 +28,7 @@ from llmshearing.rotation.basis import completed_basis, energies, fixed_position
 from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import energy_kept, energy_table, gain_factors, table_widths
-from llmshearing.rotation.folder import PICTURE, RECORD, copy_companions, plot_energy, write_card, write_config
+from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llmshearing.models.source_files import TAG, read_source_files, source_licence
-from llmshearing.rotation.folder import copy_companions
+from llmshearing.export.companions import copy_companions
+from llmshearing.export.model_card import derived_licence, front_matter
+from llmshearing.models.source_files import read_source_files, source_licence
 from llmshearing.vocabulary.growth import growth_table, size_table
 from llmshearing.vocabulary.rewriting import new_numbers, with_new_ids, with_new_ids_in_tokenizer
 from llmshearing.vocabulary.settings import RECORD
@@ -63,12 +62,10 @@ def write_record(record: Mapping[str, Any], folder: Path) -> None:
 def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path) -> None:
     """``README.md``: derived from what, how, under which licence, what was checked, and the table."""
     licence = source_licence(read_source_files(str(source)))
-    head = {'library_name': 'transformers', **licence, 'tags': ['vocabulary-trimmed', TAG]}
-    head['base_model'] = record['source']
-    checked, terms = record['checked'], licence.get('license')
+    checked = record['checked']
     before, after = record['size_before'], len(record['kept'])
     parts = [
-        f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---',
+        front_matter(licence, 'vocabulary-trimmed', record['source']),
         f'# {name}',
         f'{record["source"]} with {after:,} of its {before:,} tokens. On text whose tokens all stay it has the same '
         'tokens and computes the same; other text is written with more, smaller tokens.',
@@ -86,10 +83,7 @@ def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path)
         parts.append(
             f'## Tokens per byte\n\n{table}\n\n![tokens per byte against vocabulary size]({PICTURE})\n\n{by_size}'
         )
-    parts.append(
-        '## Licence\n\nDerived from the source model and under its licence'
-        f'{f": {terms}" if terms else ", which was not found beside it; look it up before you share this model"}.'
-    )
+    parts.append(derived_licence(licence))
     (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
 
 

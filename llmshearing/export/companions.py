@@ -1,0 +1,30 @@
+"""Files of a source that a folder made from it has, too: tokenizer, generation config, licence. No code."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from llmshearing.models.source_files import LICENCE_FILES
+
+__all__ = ['copy_companions']
+
+COMPANIONS = (
+    'tokenizer*',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.*',
+    'merges.txt',
+    '*.model',
+    'chat_template*',
+    'generation_config.json',
+    *LICENCE_FILES,
+)
+NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies tokenizer, generation config and licence files as they are, byte for byte."""
+    for path in {path for pattern in COMPANIONS for path in source.glob(pattern)}:
+        if path.is_file() and path.suffix not in NO_COMPANIONS:
+            shutil.copyfile(path, folder / path.name)
