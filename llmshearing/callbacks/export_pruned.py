@@ -11,14 +11,12 @@ import logging
 from composer.core import Callback, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.compat.composer import checkpoint_savers, unwrapped
-from llmshearing.export.model_folder import cut_tensors, tensors_of
+from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
-from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
 from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
@@ -96,21 +94,9 @@ class ExportPruned(Callback):
         model = unwrapped(state)
         masks = pruning.final_masks()
         expected = probe_masked(model.cutter, masks)
-        held = tensors_of(model.model)
-
-        def full(name: str) -> Tensor | None:
-            tensor = held.get(name)
-            if tensor is None:
-                return None
-            return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor.detach().cpu()
-
         cutter, config = model.cutter, model.model.config
         plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
-        if shape_left(config, plan) != pruning.target:
-            raise RuntimeError(
-                f'the masks leave {shape_left(config, plan)}, the target is {pruning.target}; '
-                'this is a bug in llmshearing.'
-            )
+        check_shape_left(config, plan, pruning.target)
         source, files = pruning.origin or (None, {})
         origin = Origin(
             source=source,
@@ -123,7 +109,7 @@ class ExportPruned(Callback):
             files=files,
             tokenizer=model.get_metadata()['tokenizer'] or None,
         )
-        tensors = cut_tensors(cutter.family, plan, masks, full, config.tie_word_embeddings)
+        tensors = cut_tensors(cutter.family, plan, masks, full_tensors(model.model), config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
             for _ in tensors:  # takes part in gathering
                 pass

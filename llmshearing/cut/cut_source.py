@@ -26,7 +26,7 @@ from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import check_device, losses_of, open_result, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, calibration_batches, read_texts
-from llmshearing.export.model_folder import cut_tensors, tensors_of
+from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
 from llmshearing.export.settings import DTYPES
@@ -212,7 +212,7 @@ def _export(
     """
     masks, model = pruning.final_masks(), cutter.model
     cuts = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
-    held = tensors_of(model)
+    full = full_tensors(model)
     origin = Origin(
         source=str(plan.folder),
         parameters=plan.source_parameters,
@@ -226,9 +226,6 @@ def _export(
         recipe=recipe,
     )
     dtype = DTYPES[plan.dtype]
-
-    def full(name: str) -> Tensor | None:
-        return held[name].detach().cpu() if name in held else None
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         return cut_tensors(cutter.family, cuts, masks, full, model.config.tie_word_embeddings)

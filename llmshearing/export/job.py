@@ -23,7 +23,7 @@ from llmshearing.compat.transformers import attention_implementation, dtype_argu
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_input
-from llmshearing.export.pruned_folder import Origin, shape_left, write_pruned_folder
+from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
 from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
@@ -93,9 +93,8 @@ def _write_cut(
         masks = pruning.current_masks()
     config, family = checkpoint.config, family_of(checkpoint.config)
     plan = CutPlan(family, pruning.source, masks, energies=pruning.norm_energies)
-    shape = shape_left(config, plan)
-    if settings.masks == 'target' and shape != pruning.target:
-        raise RuntimeError(f'the masks leave {shape}, the target is {pruning.target}; this is a bug in llmshearing.')
+    if settings.masks == 'target':
+        check_shape_left(config, plan, pruning.target)
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         cut = cut_tensors(family, plan, masks, checkpoint.get, config.tie_word_embeddings)

@@ -26,7 +26,8 @@ from llmshearing.checkpoints.source import read_weights
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
 from llmshearing.export.model_card import CardFacts, write_model_card
-from llmshearing.export.model_folder import cut_tensors, exported_config, shape_after, write_model_folder
+from llmshearing.export.model_folder import cut_tensors, exported_config, write_model_folder
+from llmshearing.export.pruned_folder import check_shape_left
 from llmshearing.export.settings import WriteSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_tensors
@@ -168,10 +169,7 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     target = resolve_target(source, settings.target) if settings.target else source
     masks = finish_legacy_masks(legacy.scores, source, target)
     plan = CutPlan(LLAMA, source, masks)
-    if shape_after(plan.units, source) != target:
-        raise RuntimeError(
-            f'the masks leave {shape_after(plan.units, source)}, the target is {target}; this is a bug in llmshearing.'
-        )
+    check_shape_left(config, plan, target)
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         cut = cut_tensors(

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.export.model_folder import cut_tensors, exported_config, tensors_of, write_model_folder
+from llmshearing.export.model_folder import cut_tensors, exported_config, full_tensors, write_model_folder
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import shape_left
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -52,15 +51,10 @@ def export_model(
         raise ValueError('export_model writes what masks leave, and none are set; call cutter.set_masks first.')
     model, masks, family = cutter.model, cutter.masks, cutter.family
     plan = CutPlan(family, cutter.shape, masks, energies=cutter.norm_energies)
-    shape, held = shape_left(model.config, plan), tensors_of(model)
-
-    def full(name: str) -> Tensor | None:
-        return held[name].detach().cpu() if name in held else None
-
-    expected = probe_masked(cutter, masks)
+    shape, expected = shape_left(model.config, plan), probe_masked(cutter, masks)
     with ModelFolderWriter(Path(folder), max_shard_bytes, overwrite) as writer:
         config = exported_config(model.config, family, shape, dtype, list(plan.units.layers))
-        tensors = cut_tensors(family, plan, masks, full, model.config.tie_word_embeddings)
+        tensors = cut_tensors(family, plan, masks, full_tensors(model), model.config.tie_word_embeddings)
         write_model_folder(writer, config, tensors, tokenizer, files or {}, dtype)
         verify_folder(writer.path, expected, dtype)
         writer.commit()

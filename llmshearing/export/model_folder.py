@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
+from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -47,9 +48,9 @@ __all__ = [
     'Tokenizer',
     'cut_tensors',
     'exported_config',
+    'full_tensors',
     'open_strictly',
     'shape_after',
-    'tensors_of',
     'write_model_folder',
 ]
 
@@ -106,10 +107,21 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
     )
 
 
-def tensors_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a model by its name, whether its layers are wrapped for checkpointing or not."""
+def full_tensors(model: torch.nn.Module) -> Callable[[str], Tensor | None]:
+    """What :func:`cut_tensors` gets tensors by: each parameter and buffer whole, on the CPU; None for other names.
+
+    A sharded one is gathered from all ranks when it is asked for. Names are those without checkpointing.
+    """
     named = (*model.named_buffers(), *model.named_parameters(remove_duplicate=False))
-    return {name.replace(_CHECKPOINT_PREFIX, ''): tensor for name, tensor in named}
+    held = {name.replace(_CHECKPOINT_PREFIX, ''): tensor for name, tensor in named}
+
+    def full(name: str) -> Tensor | None:
+        tensor = held.get(name)
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        return None if tensor is None else tensor.detach().cpu()
+
+    return full
 
 
 def cut_tensors(

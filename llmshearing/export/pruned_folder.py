@@ -21,13 +21,14 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
+from llmshearing.masks.sparsity_target import SparsityTarget
 from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import public_name, source_licence
 
-__all__ = ['Origin', 'shape_left', 'write_pruned_folder']
+__all__ = ['Origin', 'check_shape_left', 'shape_left', 'write_pruned_folder']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,13 @@ def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
     """The uniform shape that the plan's kept units leave; a ValueError where there is none."""
     types = plan.family.layer_types
     return shape_after(plan.units, plan.shape, types(config) if types else None)
+
+
+def check_shape_left(config: PretrainedConfig, plan: CutPlan, target: ModelShape | SparsityTarget) -> None:
+    """A RuntimeError where final masks leave another shape than they were made for."""
+    shape = shape_left(config, plan)
+    if shape != target:
+        raise RuntimeError(f'the masks leave {shape}, the target is {target}; this is a bug in llmshearing.')
 
 
 def write_pruned_folder(

@@ -11,9 +11,9 @@ import torch
 from llmshearing.export.model_folder import (
     cut_tensors,
     exported_config,
+    full_tensors,
     open_strictly,
     shape_after,
-    tensors_of,
     write_model_folder,
 )
 from llmshearing.export.probe import Probe, probe_input
@@ -60,11 +60,10 @@ def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     """Writes the model under masks with the functions that the callback uses."""
     family, shape = family_of(model.config), shape_of(model.config)
     plan = CutPlan(family, shape, masks)
-    held = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
     target = shape_after(plan.units, shape, family.layer_types(model.config) if family.layer_types else None)
     config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
     with ModelFolderWriter(folder, **writer_settings) as writer:
-        tensors = cut_tensors(family, plan, masks, held.get, model.config.tie_word_embeddings)
+        tensors = cut_tensors(family, plan, masks, full_tensors(model), model.config.tie_word_embeddings)
         write_model_folder(writer, config, tensors, None, {}, dtype)
         writer.commit()
     return target
