@@ -98,6 +98,8 @@ def find_sources(domain: Domain, skipped: Skipped | None = None) -> list[Source]
 def _check_settings(domain: Domain, sources: Sequence[Source]) -> None:
     """Raises for a setting that nothing found goes by: whoever wrote it expects other documents than come out."""
     kinds = {source.kind for source in sources}
+    if not kinds:  # empty files alone, which is told where documents are read
+        return
     folders = any(map(os.path.isdir, domain.path)) and bool(kinds - {'hf', 'mds'})
     useless = {
         'separator': (domain.separator is not None and 'txt' not in kinds, 'plain text in .txt files'),

@@ -479,3 +479,12 @@ def test_token_ids_are_no_text(tmp_path):
         writer.write({'tokens': b'12345678'})
     with pytest.raises(ValueError, match='holds token ids already; name its folders as domains of dynamic_text'):
         _read(Domain('d', (str(tmp_path),)))
+
+
+def test_a_folder_of_empty_files_alone_goes_by_any_setting(tmp_path):
+    """Without a document in sight no setting is wrong; the domain that has none is refused later, as without it."""
+    (tmp_path / 'a.txt').touch()
+    skipped: dict[str, list[str]] = {}
+    for settings in ({'separator': '---'}, {'text_key': 'body'}, {'glob': '*.txt'}):
+        assert find_sources(Domain('d', (str(tmp_path),), **settings), skipped) == []
+    assert skipped['empty'] == [str(tmp_path / 'a.txt')] * 3
