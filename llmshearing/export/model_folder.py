@@ -76,7 +76,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
         if layer_types is not None and layer_types[layer] != layer_types[position]:
             raise ValueError(
                 f'layer {layer} would stand at position {position}, where this model type has a layer of another kind '
-                '(sliding or full attention); keep layers in an order that repeats the pattern.'
+                '(layer_types); keep layers in an order that repeats the pattern.'
             )
     counts = {layer: kept.counts(source) for layer, kept in units.layers.items()}
     padded = [layer for layer, kept in units.layers.items() if kept.padded is not None]
