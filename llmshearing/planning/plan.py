@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.masks.axes import plan_axes
+from llmshearing.masks.axes import AxisPlan, plan_axes
 from llmshearing.models.counting import (
     Layout,
     active_parameters,
@@ -73,56 +73,73 @@ def make_plan(
         ValueError: If the model type is not supported.
     """
     family, source, layout = family_of(config), shape_of(config), layout_of(config)
-    plan: dict[str, Any] = {
+    axes: dict[str, AxisPlan] = {}
+    if target is None:
+        notes, estimates = [], {'training': estimate_memory(config, setup)}
+    else:
+        axes, finished = plan_axes(source, target), with_shape(config, target, family.has_head_dim)
+        estimates = {
+            'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher, compensate),
+            'continued pre-training': estimate_memory(finished, setup),
+        }
+        kept = count_parameters(layout, target).total / count_parameters(layout, source).total
+        notes = shape_guidance(source, target, kept)
+    notes += _memory_notes(layout, source, target, setup, freeze_weights, teacher is not None, compensate)
+    return {
         'model_type': config.model_type,
         'setup': dataclasses.asdict(setup),
         'source': _describe(layout, source, setup.seq_len),
         'target': None if target is None else _describe(layout, target, setup.seq_len),
-        'cut': {},
+        'cut': {axis: _describe_cut(source, axis, rows) for axis, rows in axes.items()},
+        'memory': {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()},
+        'notes': notes,
+        'warnings': [
+            *shape_warnings(source, target or source, layout),
+            *serving_warnings(config.model_type, source, target or source),
+            *_run_warnings(config, source, target, setup, estimates),
+        ],
     }
-    if target is None:
-        estimates = {'training': estimate_memory(config, setup)}
-    else:
-        axes = plan_axes(source, target)
-        for axis, rows in axes.items():
-            grouped = axis == 'head' and source.group_size > 1
-            where = 'query heads of each KV head, in every layer' if grouped else PER_ROW[axis]
-            if axis == 'intermediate' and source.num_experts:
-                where = 'of every routed expert, in every layer'
-            plan['cut'][axis] = {'units': rows.units, 'keep': rows.keep, 'removed': rows.final_sparsity, 'where': where}
-        estimates = {
-            'pruning': estimate_memory(config, setup, tuple(axes), freeze_weights, teacher, compensate),
-            'continued pre-training': estimate_memory(with_shape(config, target, family.has_head_dim), setup),
-        }
-    plan['memory'] = {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()}
-    plan['notes'] = []
-    if target is not None:
-        share = plan['target']['parameters'] / plan['source']['parameters']
-        plan['notes'] += shape_guidance(source, target, share)
+
+
+def _describe_cut(source: ModelShape, axis: str, rows: AxisPlan) -> dict[str, Any]:
+    where = PER_ROW[axis]
+    if axis == 'head' and source.group_size > 1:
+        where = 'query heads of each KV head, in every layer'
+    if axis == 'intermediate' and source.num_experts:
+        where = 'of every routed expert, in every layer'
+    return {'units': rows.units, 'keep': rows.keep, 'removed': rows.final_sparsity, 'where': where}
+
+
+def _memory_notes(
+    layout: Layout,
+    source: ModelShape,
+    target: ModelShape | None,
+    setup: TrainingSetup,
+    freeze_weights: bool,
+    distilled: bool,
+    compensate: bool,
+) -> list[str]:
+    """What the estimates leave out, or count differently."""
+    notes = []
     if freeze_weights:
-        plan['notes'].append(
+        notes.append(
             'freeze_weights: pruning has no gradients and optimizer states of weights; activations are counted as if '
             'the weights were trained.'
         )
     merged = 0 if target is None else merging_bytes(source, target.num_hidden_layers)
     if compensate and merged:
-        plan['notes'].append(
+        notes.append(
             f'compensate: with mask_learning: one_shot, layers that go are merged into those before them; the sums for '
             f'that, up to {with_unit(merged, "B")} per GPU during the first batch, are not counted.'
         )
-    if teacher is not None:
+    if distilled:
         vocabulary = layout.embedding.size(source) // source.hidden_size
         logits = setup.micro_batch * setup.seq_len * vocabulary * (2 if setup.precision == 'amp_bf16' else 4)
-        plan['notes'].append(
+        notes.append(
             'distillation: the weights of the teacher are counted; its forward pass, its logits and the gradient of '
             f'the divergence are not. Without top_k the latter two take up to {logits / 2**30:.2f} GiB each.'
         )
-    plan['warnings'] = [
-        *shape_warnings(source, target or source, layout),
-        *serving_warnings(config.model_type, source, target or source),
-        *_run_warnings(config, source, target, setup, estimates),
-    ]
-    return plan
+    return notes
 
 
 def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]:
