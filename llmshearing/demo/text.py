@@ -29,6 +29,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmshearing.utils.files import write_atomically
+
 __all__ = [
     'DOMAINS',
     'Document',
@@ -329,7 +331,6 @@ def harvest_text(
         raise ValueError(f'domains to harvest: got {names}, unknown {unknown}; choose from {list(DOMAINS)}')
     if max_chars <= 0:
         raise ValueError(f'max_chars must be positive, got {max_chars}; 2000000 gives about half a million tokens')
-    out = Path(out)
     found: dict[str, list[Document]] = {}
     for name in names:
         domain = DOMAINS[name]
@@ -345,14 +346,11 @@ def harvest_text(
                 f'domain {name!r}: found {len(found[name])} documents in this installation, need at least '
                 f'{MIN_DOCUMENTS}; leave it out with domains={[n for n in names if n != name]}'
             )
-    out.mkdir(parents=True, exist_ok=True)
     for name, documents in found.items():
         # The order of collection may be by length; the order in the file should not be.
         random.Random(f'{seed}/{name}/order').shuffle(documents)
-        partial = out / f'.{name}.jsonl.partial'
-        with partial.open('w', encoding='utf-8') as stream:
-            stream.writelines(json.dumps(document._asdict(), ensure_ascii=False) + '\n' for document in documents)
-        partial.replace(out / f'{name}.jsonl')
+        lines = (json.dumps(document._asdict(), ensure_ascii=False) + '\n' for document in documents)
+        write_atomically(Path(out) / f'{name}.jsonl', ''.join(lines))
     return {
         name: {'documents': len(documents), 'chars': sum(len(document.text) for document in documents)}
         for name, documents in found.items()

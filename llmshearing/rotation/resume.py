@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from llmshearing.utils.files import atomic_path
 
 __all__ = ['RotationState', 'settings_key']
 
@@ -52,11 +53,8 @@ class RotationState:
 
     def save(self, stage: str, tensors: dict[str, Tensor]) -> None:
         """Replaces what is saved of a stage."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(stage)
-        waiting = path.with_suffix('.new')
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, waiting, {'key': self.key})
-        os.replace(waiting, path)
+        with atomic_path(self._path(stage)) as new:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, new, {'key': self.key})
 
     def remove(self) -> None:
         """Of a rotation that is done, nothing stays."""

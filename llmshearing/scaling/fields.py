@@ -13,6 +13,8 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from llmshearing.utils.files import write_atomically
+
 __all__ = ['check_fields', 'csv_number', 'open_csv', 'positive_number', 'read_json', 'refuse_repeated', 'write_json']
 
 
@@ -32,10 +34,7 @@ def read_json(path: str | Path) -> dict:
 
 def write_json(path: str | Path, content: dict) -> None:
     """Writes JSON with a final newline; parent folders are made. Not-a-number is refused, as JSON has no such value."""
-    path = Path(path)
-    text = json.dumps(content, indent=2, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + '\n', encoding='utf-8')
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + '\n')
 
 
 def positive_number(value: object, what: str) -> float:
