@@ -16,7 +16,7 @@ import numpy as np
 
 from llmshearing.scaling.fields import check_fields, csv_number, open_csv, positive_number
 
-__all__ = ['Curve', 'check_curve', 'read_curve_csv']
+__all__ = ['Curve', 'parse_curve', 'read_curve_csv']
 
 CURVE_FIELDS = {'params_before', 'pruning_rate', 'source_loss', 'curve', 'name', 'comment'}
 
@@ -67,7 +67,7 @@ def read_curve_csv(path: str | Path) -> list[list[float]]:
         ]
 
 
-def check_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -> Curve:
+def parse_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -> Curve:
     """One entry of RUNS.json as a :class:`Curve`; paths in it are relative to ``folder``.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmshearing.metrics.names import TOTAL_TIME
 from llmshearing.metrics.run_log import REFERENCES, RunLog, find_logs, mean_loss, read_run, run_name
-from llmshearing.scaling.curves import Curve, check_curve
+from llmshearing.scaling.curves import Curve, parse_curve
 from llmshearing.scaling.fields import positive_number, read_json
 
 __all__ = ['cost_per_token', 'curve_of_log', 'curve_points', 'post_training_log', 'read_all_runs', 'read_runs']
@@ -108,7 +108,7 @@ def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:
 
 
 def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dict[str, Any]:
-    """A row of RUNS.json that names a log, written out for :func:`~llmshearing.scaling.curves.check_curve`.
+    """A row of RUNS.json that names a log, written out for :func:`~llmshearing.scaling.curves.parse_curve`.
 
     Args:
         row: ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``), ``source_losses`` (file, or
@@ -146,25 +146,25 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
     }
 
 
-def check_run(row: object, where: str, folder: Path = Path()) -> Curve:
+def read_entry(row: object, where: str, folder: Path = Path()) -> Curve:
     """One entry of RUNS.json as a curve.
 
-    It is a curve written out (:func:`~llmshearing.scaling.curves.check_curve`) or one of this suite's runs, named by
+    It is a curve written out (:func:`~llmshearing.scaling.curves.parse_curve`) or one of this suite's runs, named by
     its ``log`` (:func:`row_of_log`).
     """
     if isinstance(row, dict) and 'log' in row:
         written_out = row_of_log(row, where, folder)
-        return check_curve(written_out, where, folder, str((folder / row['log']).resolve()))
-    return check_curve(row, where, folder)
+        return parse_curve(written_out, where, folder, str((folder / row['log']).resolve()))
+    return parse_curve(row, where, folder)
 
 
 def curve_of_log(path: str | Path) -> Curve:
     """The run of one metrics file, with everything found beside it. Raises ValueError as :func:`row_of_log`."""
-    return check_run({'log': str(path)}, str(path))
+    return read_entry({'log': str(path)}, str(path))
 
 
 def read_runs(path: str | Path) -> list[Curve]:
-    """Reads RUNS.json. Raises ValueError as :func:`check_run`, or where the file has no list of runs."""
+    """Reads RUNS.json. Raises ValueError as :func:`read_entry`, or where the file has no list of runs."""
     path = Path(path)
     content = read_json(path)
     runs = content.get('runs')
@@ -173,7 +173,7 @@ def read_runs(path: str | Path) -> list[Curve]:
             f'{path}: expected {{"runs": [...]}} with one object per run, which has the fields '
             f'params_before, pruning_rate, source_loss and curve; got the fields {sorted(content)}'
         )
-    return [check_run(row, f'{path}: run {number}', path.parent) for number, row in enumerate(runs, 1)]
+    return [read_entry(row, f'{path}: run {number}', path.parent) for number, row in enumerate(runs, 1)]
 
 
 def read_all_runs(sources: Sequence[str]) -> list[Curve]:

@@ -11,7 +11,7 @@ import pytest
 from llmshearing.cli import main
 from llmshearing.metrics.run_log import mean_loss
 from llmshearing.scaling.law_file import read_law
-from llmshearing.scaling.run_logs import check_run, cost_per_token, curve_of_log, post_training_log, read_all_runs
+from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, post_training_log, read_all_runs, read_entry
 from tests.metrics.logs import DOMAINS, TOKENS_PER_BATCH, eval_loss, write_log, write_run
 from tests.models.tiny import tiny_model
 
@@ -135,14 +135,14 @@ def test_parameters_from_the_pruned_folder(tmp_path):
     )
     counts = [sum(p.numel() for p in model.parameters()) for model in (source, target)]
     row = {'log': log.name, 'pruned': 'pruned', 'source_losses': dict.fromkeys(DOMAINS, 2.0)}
-    run = check_run(row, 'here', tmp_path)
+    run = read_entry(row, 'here', tmp_path)
     assert (run.params_before, run.pruning_rate, run.source_loss) == (
         counts[0],
         pytest.approx(1 - counts[1] / counts[0]),
         2.0,
     )
     # What is given goes before what is found.
-    run = check_run({**row, 'params_before': 7.0, 'pruning_rate': 0.25, 'source_loss': 1.5}, 'here', tmp_path)
+    run = read_entry({**row, 'params_before': 7.0, 'pruning_rate': 0.25, 'source_loss': 1.5}, 'here', tmp_path)
     assert (run.params_before, run.pruning_rate, run.source_loss) == (7.0, 0.25, 1.5)
 
 
@@ -177,7 +177,7 @@ def test_what_is_missing_is_asked_for(tmp_path, change, words):
         write_log(tmp_path / path, pruning=False)
     (tmp_path / 'noeval.jsonl').write_text('{"batch": 0, "time/token": 0}\n{"batch": 1, "time/token": 10}\n')
     with pytest.raises(ValueError, match=words):
-        check_run({'log': 'continue_metrics.jsonl', **change}, 'row', tmp_path)
+        read_entry({'log': 'continue_metrics.jsonl', **change}, 'row', tmp_path)
 
 
 def test_costs_measured_in_runs(tmp_path, folders, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from llmshearing.scaling.curves import read_curve_csv
 from llmshearing.scaling.points import points_from_models, read_points
-from llmshearing.scaling.run_logs import check_run, read_runs
+from llmshearing.scaling.run_logs import read_entry, read_runs
 
 MODELS = [
     {'params': 7e7, 'losses': {'cc': 3.0, 'wiki': 2.8}},
@@ -153,7 +153,7 @@ def test_runs_with_inline_and_csv_curves(tmp_path):
 )
 def test_bad_runs(fields, message):
     with pytest.raises(ValueError, match=message):
-        check_run(RUN | fields, 'runs.json: run 1')
+        read_entry(RUN | fields, 'runs.json: run 1')
 
 
 def test_runs_without_the_list_say_what_a_run_needs(tmp_path):
