@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
 
 __all__ = ['ids_named', 'new_numbers', 'with_new_ids', 'with_new_ids_in_tokenizer']
 
@@ -63,7 +63,7 @@ def with_new_ids_in_tokenizer(content: Mapping[str, Any], kept: Sequence[int]) -
         content (Mapping[str, Any]): The source's.
         kept (Sequence[int]): Old ids in the order of the new ones.
     """
-    file, new = check_tokenizer_file(dict(content)), new_numbers(kept)
+    file, new = parse_tokenizer_file(dict(content)), new_numbers(kept)
     model = dict(file.model)
     if file.kind == 'Unigram':
         model['vocab'] = [entry for number, entry in enumerate(model['vocab']) if number in new]

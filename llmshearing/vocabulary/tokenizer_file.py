@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-__all__ = ['TOKENIZER', 'TokenizerFile', 'check_tokenizer_file', 'read_tokenizer_file']
+__all__ = ['TOKENIZER', 'TokenizerFile', 'parse_tokenizer_file', 'read_tokenizer_file']
 
 TOKENIZER = 'tokenizer.json'
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')
@@ -108,12 +108,12 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
             'AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER).'
         )
     try:
-        return check_tokenizer_file(json.loads(path.read_text(encoding='utf-8')))
+        return parse_tokenizer_file(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} cannot be trimmed: {error}') from error
 
 
-def check_tokenizer_file(content: dict[str, Any]) -> TokenizerFile:
+def parse_tokenizer_file(content: dict[str, Any]) -> TokenizerFile:
     """What :func:`read_tokenizer_file` does with the JSON.
 
     Raises:

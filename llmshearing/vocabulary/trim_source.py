@@ -42,7 +42,7 @@ from llmshearing.vocabulary.proof import check_logits, check_tensors_equal, chec
 from llmshearing.vocabulary.rewriting import ids_named
 from llmshearing.vocabulary.settings import TrimSettings, read_kept, read_wished
 from llmshearing.vocabulary.text import DomainText, count_tokens, find_texts
-from llmshearing.vocabulary.tokenizer_file import TokenizerFile, check_tokenizer_file, read_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import TokenizerFile, parse_tokenizer_file, read_tokenizer_file
 
 __all__ = ['trim_source']
 
@@ -156,7 +156,7 @@ def _open(folder: Path) -> _Source:
         raise ValueError(f'{folder}: the tokenizer does not do what its tokenizer.json says; it cannot be trimmed.')
     # transformers adds tokens that tokenizer_config.json alone lists.
     added = json.loads(plan.backend)['added_tokens']
-    file = check_tokenizer_file({**file.content, 'added_tokens': added})
+    file = parse_tokenizer_file({**file.content, 'added_tokens': added})
     if max(file.ids.values()) >= rows:
         raise ValueError(
             f'{folder}: the tokenizer has the id {max(file.ids.values())}, but the embedding {rows} rows; put the '

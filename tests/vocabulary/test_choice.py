@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from llmshearing.vocabulary.choice import rank_tokens
 from llmshearing.vocabulary.derivation import Derivations
 from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
-from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
 from tests.vocabulary.sources import KINDS, pages, tokenizer_json
 from tests.vocabulary.test_derivation import MERGES, content_of
 
@@ -24,7 +24,7 @@ def counted(kind: str) -> tuple[dict, Counter]:
 
 
 def test_the_most_made_tokens_stay():
-    file = check_tokenizer_file(content_of(MERGES))
+    file = parse_tokenizer_file(content_of(MERGES))
     counts = {file.ids['abc']: 3, file.ids['aba']: 2}
     ranking = rank_tokens(file, counts, [], [])
     names = {number: token for token, number in file.ids.items()}
@@ -34,7 +34,7 @@ def test_the_most_made_tokens_stay():
 
 
 def test_what_is_wished_brings_its_parts():
-    file = check_tokenizer_file(content_of(MERGES))
+    file = parse_tokenizer_file(content_of(MERGES))
     ranking = rank_tokens(file, {}, [], ['aba'])
     assert set(ranking.needed) == {file.ids[token] for token in [*'abcd', 'ab', 'aba']}
     with pytest.raises(ValueError, match="--keep: the tokenizer has no token 'xyz'"):
@@ -44,7 +44,7 @@ def test_what_is_wished_brings_its_parts():
 @pytest.mark.parametrize('kind', ['byte-level', 'llama3', 'byte-fallback'])
 def test_every_size_is_closed_and_met_exactly(kind):
     content, counts = counted(kind)
-    file = check_tokenizer_file(content)
+    file = parse_tokenizer_file(content)
     ranking, derivations = rank_tokens(file, counts, [], []), Derivations(file)
     assert sorted([*ranking.needed, *ranking.others]) == sorted(file.ids.values())
     for size in range(len(ranking.needed), len(file.ids) + 1, 7):
@@ -57,7 +57,7 @@ def test_every_size_is_closed_and_met_exactly(kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_fewer_tokens_never_make_a_text_shorter(kind):
     content, counts = counted(kind)
-    ranking = rank_tokens(check_tokenizer_file(content), counts, [], [])
+    ranking = rank_tokens(parse_tokenizer_file(content), counts, [], [])
     lengths, text = [], pages()[1][:6000]
     for size in range(len(ranking.needed), len(ranking.needed) + len(ranking.others) + 1, 40):
         tokenizer = Tokenizer.from_str(json.dumps(with_new_ids_in_tokenizer(content, ranking.kept(size))))
@@ -67,7 +67,7 @@ def test_fewer_tokens_never_make_a_text_shorter(kind):
 
 def test_new_ids_follow_the_old_order_with_added_tokens_last():
     content, counts = counted('llama3')
-    file = check_tokenizer_file(content)
+    file = parse_tokenizer_file(content)
     ranking = rank_tokens(file, counts, [700], [])  # a row without a token, which a config names
     kept = ranking.kept(400)
     added = sorted(file.added_ids.values())
@@ -86,7 +86,7 @@ def path_of(content: dict, text: str) -> list[str]:
 
 
 def test_the_most_used_pieces_stay_and_of_equals_the_likelier():
-    file = check_tokenizer_file(unigram({'a': -3.0, 'b': -9.0, 'ab': -4.0, 'ba': -2.0, 'c': -5.0}))
+    file = parse_tokenizer_file(unigram({'a': -3.0, 'b': -9.0, 'ab': -4.0, 'ba': -2.0, 'c': -5.0}))
     ranking = rank_tokens(file, {file.ids['ab']: 7, file.ids['a']: 2}, [], [])
     names = {number: token for token, number in file.ids.items()}
     assert [names[number] for number in ranking.needed] == ['<unk>', 'b']
@@ -96,7 +96,7 @@ def test_the_most_used_pieces_stay_and_of_equals_the_likelier():
 def test_the_piece_of_least_score_decides_what_an_unknown_character_costs():
     """Of xayz the path x, ay, z has -25; x, unknown, yz has -12 less than the least score."""
     content = unigram({'x': -1.0, 'ay': -12.0, 'z': -12.0, 'yz': -1.0, 'q': -100.0, 'w': -2.0})
-    file = check_tokenizer_file(content)
+    file = parse_tokenizer_file(content)
     path = ['x', 'ay', 'z']
     assert path_of(content, 'xayz') == path
     kept = sorted({*file.needed_ids(), *(file.ids[piece] for piece in [*path, 'yz'])})
@@ -114,7 +114,7 @@ def test_a_path_of_kept_pieces_stays_the_best(seed):
     )
     vocab = [[piece, 0.0 if piece == '<unk>' else -float(rng.randrange(1, 6))] for piece in pieces]
     content = {'added_tokens': [], 'model': {'type': 'Unigram', 'unk_id': 0, 'vocab': vocab, 'byte_fallback': True}}
-    needed = check_tokenizer_file(content).needed_ids()
+    needed = parse_tokenizer_file(content).needed_ids()
     kept = sorted({*needed, *rng.sample(range(len(vocab)), len(vocab) // 2)})
     before, after = (
         Tokenizer(models.Unigram([tuple(entry) for entry in one['model']['vocab']], one['model']['unk_id'], True))

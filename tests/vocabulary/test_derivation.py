@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 
 from llmshearing.vocabulary.derivation import Derivations, derive
 from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
-from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
 
 MERGES = [('b', 'c'), ('a', 'b'), ('a', 'bc'), ('ab', 'a')]
 
@@ -57,14 +57,14 @@ def random_merges(rng: random.Random, count: int = 14) -> list[tuple[str, str]]:
 def test_the_words_of_tokenizers(seed):
     rng = random.Random(seed)
     content = content_of(random_merges(rng))
-    derivations = Derivations(check_tokenizer_file(content))
+    derivations = Derivations(parse_tokenizer_file(content))
     for _ in range(100):
         word = ''.join(rng.choices('abc', k=rng.randrange(1, 14)))
         assert derive(word, derivations.ranks)[0] == tokens_of(content, word)
 
 
 def test_uses_count_parts_too():
-    derivations = Derivations(check_tokenizer_file(content_of(MERGES)))
+    derivations = Derivations(parse_tokenizer_file(content_of(MERGES)))
     uses = derivations.uses({'abc': 3, 'bc': 1, 'aba': 2, 'd': 5})
     assert uses == {'abc': 3, 'bc': 4, 'aba': 2, 'ab': 2, 'a': 7, 'b': 6, 'c': 4, 'd': 5}
     assert derivations.last_rank('a') == -1 and derivations.last_rank('abc') == 2
@@ -72,7 +72,7 @@ def test_uses_count_parts_too():
 
 def test_a_token_that_merges_never_make_has_no_derivation():
     content = content_of([('b', 'c'), ('a', 'b'), ('ab', 'c')])  # abc is always a, bc
-    derivations = Derivations(check_tokenizer_file(content))
+    derivations = Derivations(parse_tokenizer_file(content))
     assert derivations.of('abc') is None and tokens_of(content, 'abc') == ['a', 'bc']
     assert derivations.last_rank('abc') == 3
 
@@ -82,7 +82,7 @@ def test_a_token_that_merges_never_make_has_no_derivation():
 def test_words_of_a_closed_set_keep_their_tokens(seed, ignore_merges):
     rng = random.Random(seed)
     content = content_of(random_merges(rng), ignore_merges=ignore_merges)
-    file = check_tokenizer_file(content)
+    file = parse_tokenizer_file(content)
     derivations = Derivations(file)
     kept = set('abcd')
     for token in rng.sample(sorted(file.ids), 6):

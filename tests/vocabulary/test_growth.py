@@ -17,7 +17,7 @@ from llmshearing.vocabulary.growth import (
     tokens_per_byte,
 )
 from llmshearing.vocabulary.text import DomainText
-from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
 from tests.vocabulary.sources import pages, tokenizer_json
 
 
@@ -30,7 +30,7 @@ def domain(*passages: str) -> DomainText:
 
 def test_bytes_alone_take_one_token_per_byte():
     content = json.loads(tokenizer_json('byte-level'))
-    ranking = rank_tokens(check_tokenizer_file(content), {}, [], [])
+    ranking = rank_tokens(parse_tokenizer_file(content), {}, [], [])
     text = domain('naïve 你好', pages()[1][:500])
     least = len(ranking.needed)
     measured = measure_growth(content, ranking, [least, 640], [text])['some']

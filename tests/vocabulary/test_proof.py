@@ -14,7 +14,7 @@ from llmshearing.vocabulary.choice import rank_tokens
 from llmshearing.vocabulary.embeddings import rows_by_token
 from llmshearing.vocabulary.proof import check_logits, check_tokenizer_folder, check_words
 from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
-from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
 from tests.models.tiny import tiny_model
 from tests.vocabulary.sources import KINDS, make_source, pages, tokenizer_json
 
@@ -22,7 +22,7 @@ from tests.vocabulary.sources import KINDS, make_source, pages, tokenizer_json
 def trimmed(kind: str, size: int = 450) -> tuple[dict, list[int]]:
     content = json.loads(tokenizer_json(kind))
     counts = dict.fromkeys(Tokenizer.from_str(tokenizer_json(kind)).encode(pages()[1]).ids, 1)
-    kept = rank_tokens(check_tokenizer_file(content), counts, [], []).kept(size)
+    kept = rank_tokens(parse_tokenizer_file(content), counts, [], []).kept(size)
     return with_new_ids_in_tokenizer(content, kept), kept
 
 

@@ -7,12 +7,12 @@ import json
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from llmshearing.vocabulary.tokenizer_file import check_tokenizer_file, read_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file, read_tokenizer_file
 from tests.vocabulary.sources import BYTES, KINDS, SPECIAL, tokenizer_json
 
 
 def needed(kind: str) -> set[str]:
-    file = check_tokenizer_file(json.loads(tokenizer_json(kind)))
+    file = parse_tokenizer_file(json.loads(tokenizer_json(kind)))
     names = {number: token for token, number in file.ids.items()}
     return {names[number] for number in file.needed_ids()}
 
@@ -66,7 +66,7 @@ def test_a_folder_without_one_is_refused(tmp_path):
 
 def test_merges_of_older_files():
     content = json.loads(tokenizer_json('byte-level'))
-    pairs = check_tokenizer_file(content).merges
+    pairs = parse_tokenizer_file(content).merges
     content['model']['merges'] = [' '.join(pair) for pair in pairs]
     del content['model']['type']
-    assert check_tokenizer_file(content).merges == pairs
+    assert parse_tokenizer_file(content).merges == pairs
