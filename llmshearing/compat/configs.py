@@ -16,7 +16,15 @@ from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['FULL', 'SLIDING', 'WINDOW_BUT_EVERY', 'WINDOW_FROM_LAYER', 'add_older_names', 'main_rotary', 'normalised']
+__all__ = [
+    'FULL',
+    'SLIDING',
+    'WINDOW_BUT_EVERY',
+    'WINDOW_FROM_LAYER',
+    'add_older_names',
+    'main_rotary',
+    'normalise_config',
+]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +67,7 @@ WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th
 WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
 
 
-def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
+def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json in the words of the installed transformers.
 
     Args:
@@ -71,7 +79,7 @@ def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
     if isinstance(content.get('text_config'), dict):
-        content['text_config'] = normalised(content['text_config'])
+        content['text_config'] = normalise_config(content['text_config'])
     _refuse_contradictions(content)
     _check_rotary(content)
     if TRANSFORMERS_5:

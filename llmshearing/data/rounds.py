@@ -188,10 +188,10 @@ class MixtureRounds:
                     f'in, with {key}={obj[key]}, but now it is {now[key]}. Set it back, or resume from a '
                     f'checkpoint between rounds.'
                 )
-        news = self._news(obj, now)
-        if news and not self.restart_on_new_data:
+        changes = self._describe_changes(obj, now)
+        if changes and not self.restart_on_new_data:
             raise ValueError(
-                f'{news} To continue exactly, set it back; to go on with the data as it is now, from its '
+                f'{changes} To continue exactly, set it back; to go on with the data as it is now, from its '
                 f'first sample, set restart_on_new_data: true in train_loader.dataset.'
             )
         self.first_batch = self.batch = obj['batch_in_round']
@@ -204,12 +204,12 @@ class MixtureRounds:
             weights = self._initial_weights
             self._next_weights = weights if self.batch == self.shape[0] else None  # that round has been evaluated
         used, carry = obj['used'], obj['carry']
-        if news:
-            log.warning('%s The data starts afresh.', news)
+        if changes:
+            log.warning('%s The data starts afresh.', changes)
             used = carry = [0] * len(self.sizes)
         self.state = mixture.MixtureState(obj['round'], tuple(used), tuple(carry), weights)
 
-    def _news(self, obj: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    def _describe_changes(self, obj: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         """A sentence about what the data of a checkpoint has else than this, empty if nothing."""
         for key in ('domains', 'sizes', *self._order):
             if obj[key] != now[key]:

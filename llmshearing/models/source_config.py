@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from llmshearing.compat.configs import SLIDING, WINDOW_BUT_EVERY, WINDOW_FROM_LAYER, normalised
+from llmshearing.compat.configs import SLIDING, WINDOW_BUT_EVERY, WINDOW_FROM_LAYER, normalise_config
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
 
 __all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'read_config']
@@ -69,7 +69,7 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         ValueError: As :func:`read_config`.
     """
     try:
-        content = normalised(content)
+        content = normalise_config(content)
         _refuse_uncomputed(content)
         return CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
     except STRICT_ERROR as error:

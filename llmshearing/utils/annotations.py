@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from llmshearing.utils.checks import is_number, is_whole
 
-__all__ = ['described', 'misfit', 'parameters_of', 'takes_any_key']
+__all__ = ['described', 'expected_instead', 'parameters_of', 'takes_any_key']
 
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 MAPPINGS = (dict, collections.abc.Mapping)
@@ -74,7 +74,7 @@ def _function_of(constructor: Callable) -> Callable:
     return next((one for one in hidden if getattr(one, '__name__', '') == '__init__'), function)
 
 
-def misfit(value: Any, annotation: Any) -> str | None:
+def expected_instead(value: Any, annotation: Any) -> str | None:
     """What a value should be instead, in words; None if it can be used for the annotation.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from llmshearing.utils.annotations import misfit, parameters_of, takes_any_key
+from llmshearing.utils.annotations import expected_instead, parameters_of, takes_any_key
 from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['check_keys']
@@ -48,6 +48,6 @@ def check_keys(
         raise ValueError(f'{where}: missing {", ".join(missing)}.')
     for key, value in settings.items():
         annotation, _ = parameters.get(key, (Any, False))
-        expected = None if value is None and key in MAY_BE_NULL else misfit(value, annotation)
+        expected = None if value is None and key in MAY_BE_NULL else expected_instead(value, annotation)
         if expected is not None:
             raise ValueError(f'{where}.{key}: expected {expected}, got {value!r}.')

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from llmshearing.compat.configs import add_older_names, main_rotary, normalised
+from llmshearing.compat.configs import add_older_names, main_rotary, normalise_config
 from llmshearing.compat.transformers import set_dtype
 from llmshearing.compat.versions import TRANSFORMERS_5
 from tests.models.tiny import OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model
@@ -22,7 +22,7 @@ def test_add_older_names_adds_and_changes_nothing(variant, tmp_path):
     after = json.loads(path.read_text())
     changed = {key for key, value in before.items() if after[key] != value}
     assert changed <= (set() if before.get('use_sliding_window', True) else {'sliding_window'})  # which is not in use
-    assert normalised(after)  # no contradiction in it
+    assert normalise_config(after)  # no contradiction in it
     again = AutoConfig.from_pretrained(tmp_path)
     assert (main_rotary(again.rope_parameters)['rope_theta'] if TRANSFORMERS_5 else again.rope_theta) == ROTARY_BASE
     if TRANSFORMERS_5:
@@ -63,7 +63,7 @@ def test_main_rotary_is_that_of_full_attention():
 )
 def test_rotary_settings_that_no_model_computes_with(settings, words):
     with pytest.raises(ValueError, match=words):
-        normalised({'model_type': 'llama', **settings})
+        normalise_config({'model_type': 'llama', **settings})
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_rotary_settings_that_no_model_computes_with(settings, words):
     ],
 )
 def test_rotary_settings_that_are_fine(settings):
-    assert normalised({'model_type': 'llama', **settings})
+    assert normalise_config({'model_type': 'llama', **settings})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
-from llmshearing.compat.configs import add_older_names, normalised
+from llmshearing.compat.configs import add_older_names, normalise_config
 from llmshearing.compat.experts import even_routing
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES, NO_SDPA
 from llmshearing.models.families import family_of
@@ -70,5 +70,7 @@ def test_a_config_has_the_name_of_the_number_of_experts_that_either_generation_r
     add_older_names(path)
     content = json.loads(path.read_text())
     assert content['num_experts'] == content['num_local_experts'] == 3
-    config = CONFIG_MAPPING['qwen3_moe'].from_dict(normalised({'model_type': 'qwen3_moe', 'num_local_experts': 3}))
+    config = CONFIG_MAPPING['qwen3_moe'].from_dict(
+        normalise_config({'model_type': 'qwen3_moe', 'num_local_experts': 3})
+    )
     assert config.num_experts == 3
