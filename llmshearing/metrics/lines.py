@@ -14,12 +14,12 @@ import json
 import logging
 from pathlib import Path
 
-__all__ = ['read_metrics', 'read_points']
+__all__ = ['read_metrics', 'read_metric_lines']
 
 log = logging.getLogger(__name__)
 
 
-def read_points(path: Path) -> tuple[dict[str, dict[int, float]], int]:
+def read_metric_lines(path: Path) -> tuple[dict[str, dict[int, float]], int]:
     """Reads a metrics file, whole, resumed, torn by a kill or in the middle of being written.
 
     Where a batch was logged more than once the last value counts. Values that are not finite stay.
@@ -56,8 +56,8 @@ def read_points(path: Path) -> tuple[dict[str, dict[int, float]], int]:
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Value by batch, by metric, as :func:`read_points`; lines that could not be read are said in a warning."""
-    metrics, broken = read_points(Path(path))
+    """Value by batch, by metric, as :func:`read_metric_lines`; lines that could not be read are said in a warning."""
+    metrics, broken = read_metric_lines(Path(path))
     if broken:
         log.warning('%s: lines that could not be read, as after a kill, and were left out: %d', path, broken)
     return metrics

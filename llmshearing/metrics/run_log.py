@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.metrics import names
-from llmshearing.metrics.lines import read_points
+from llmshearing.metrics.lines import read_metric_lines
 
 __all__ = [
     'STATE_VERSION',
@@ -163,9 +163,9 @@ def read_series(path: Path) -> tuple[dict[str, Series], int]:
         tuple: Series by metric, and the number of lines that could not be read.
 
     Raises:
-        ValueError: As :func:`~llmshearing.metrics.lines.read_points`.
+        ValueError: As :func:`~llmshearing.metrics.lines.read_metric_lines`.
     """
-    values, broken = read_points(path)
+    values, broken = read_metric_lines(path)
     return {
         name: (np.array([*points], dtype=np.float64), np.array([*points.values()], dtype=np.float64))
         for name, points in values.items()

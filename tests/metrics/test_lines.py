@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from llmshearing.metrics.lines import read_metrics, read_points
+from llmshearing.metrics.lines import read_metric_lines, read_metrics
 from llmshearing.metrics.logger import MetricsFile
 
 
@@ -31,7 +31,7 @@ def test_what_a_resumed_run_went_back_on_is_gone(tmp_path):
     write(path, {'batch': 140, 'only/before': 3.0})  # a start that logged nothing else
     start(path, 140, 150, 2.0)
     start(path, 100, 105, 5.0)
-    metrics, broken = read_points(path)
+    metrics, broken = read_metric_lines(path)
     assert list(metrics['loss']) == list(range(105)) and not broken
     assert metrics['loss'][99] == 1.0 and {metrics['loss'][batch] for batch in range(100, 105)} == {5.0}
     # The evaluation before the checkpoint of batch 100 is not made again, and is the last there is.
@@ -43,14 +43,14 @@ def test_a_run_that_begins_anew_has_no_past(tmp_path):
     path = write(tmp_path / 'm.jsonl', {'batch': 0, 'eval': 9.0, 'gone': 1.0})
     start(path, 0, 30, 1.0)
     write(path, {'batch': 0, 'eval': 8.0}, {'batch': 0, 'loss': 4.0}, {'batch': 0})
-    assert read_points(path) == ({'eval': {0: 8.0}, 'loss': {0: 4.0}}, 0)
+    assert read_metric_lines(path) == ({'eval': {0: 8.0}, 'loss': {0: 4.0}}, 0)
 
 
 def test_one_start_keeps_everything_of_a_batch(tmp_path):
     path = write(
         tmp_path / 'm.jsonl', {'batch': 0, 'a': 1}, {'batch': 0, 'b': 2}, {'batch': 1, 'a': 3}, {'batch': 1, 'b': 4}
     )
-    assert read_points(path) == ({'a': {0: 1.0, 1: 3.0}, 'b': {0: 2.0, 1: 4.0}}, 0)
+    assert read_metric_lines(path) == ({'a': {0: 1.0, 1: 3.0}, 'b': {0: 2.0, 1: 4.0}}, 0)
 
 
 def test_a_torn_line_is_left_out_and_said(tmp_path, caplog):
@@ -74,7 +74,7 @@ def test_the_first_line_after_a_kill_can_be_read(tmp_path, before):
     logger.init(None, None)
     assert path.is_file() == bool(before)  # a run that has not logged anything has no log
     logger.log_metrics({'x': 2.0, 'text': 'no number'}, 1)
-    metrics, broken = read_points(path)
+    metrics, broken = read_metric_lines(path)
     assert metrics['x'] == ({0: 1.0, 1: 2.0} if before else {1: 2.0})
     assert broken == (not before.endswith('\n') and bool(before))
     assert path.read_text().count('\n') == len(path.read_text().splitlines())
