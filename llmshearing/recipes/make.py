@@ -11,7 +11,7 @@ from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.scores import RECOMMENDED_SCORES
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, with_shape
-from llmshearing.recipes.commands import header_lines, preparations
+from llmshearing.recipes.command_lines import header_lines, preparations
 from llmshearing.recipes.data import count_passes
 from llmshearing.recipes.hardware import Placement, place_stage
 from llmshearing.recipes.recipe import Recipe

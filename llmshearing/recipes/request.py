@@ -14,7 +14,7 @@ from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.targets import target_shape
-from llmshearing.recipes.commands import train_command
+from llmshearing.recipes.command_lines import train_command
 from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
