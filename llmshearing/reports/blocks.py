@@ -20,7 +20,7 @@ __all__ = [
     'Block',
     'Card',
     'Code',
-    'Curve',
+    'CurveSpec',
     'Picture',
     'Section',
     'Table',
@@ -83,8 +83,19 @@ class Code:
     text: str
 
 
-# Title, caption, label by metric, label of the vertical axis, and which of smooth, steps and from_zero are set.
-Curve = tuple[str, str, Mapping[str, str], str, Mapping[str, bool]]
+@dataclass(frozen=True)
+class CurveSpec:
+    """What :func:`curves` draws in a picture: labels are by metric; how it is drawn as in :func:`series_lines`."""
+
+    title: str
+    caption: str
+    labels: Mapping[str, str]
+    y_label: str
+    smooth: bool = False
+    steps: bool = False
+    from_zero: bool = False
+
+
 Block = str | Verdict | Card | Table | Picture | Code
 
 
@@ -188,7 +199,7 @@ def curve(
 
 
 def curves(
-    runs: Sequence[RunLog], table: Mapping[str, Curve], more: Mapping[str, Sequence[Line]] | None = None
+    runs: Sequence[RunLog], table: Mapping[str, CurveSpec], more: Mapping[str, Sequence[Line]] | None = None
 ) -> list[Picture]:
     """Pictures from a table by their names.
 
@@ -198,9 +209,9 @@ def curves(
         more: Lines to add to a picture, by its name.
     """
     pictures = []
-    for name, (title, caption, metrics, y_label, settings) in table.items():
-        lines = series_lines(runs, metrics, settings.get('smooth', False), settings.get('steps', False))
+    for name, spec in table.items():
+        lines = series_lines(runs, spec.labels, spec.smooth, spec.steps)
         if lines:
             lines += (more or {}).get(name, ())
-            pictures += curve(name, title, caption, lines, y_label, settings.get('from_zero', False))
+            pictures += curve(name, spec.title, spec.caption, lines, spec.y_label, spec.from_zero)
     return pictures

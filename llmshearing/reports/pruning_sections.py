@@ -9,6 +9,7 @@ from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports import kept
 from llmshearing.reports.blocks import (
     Block,
+    CurveSpec,
     Picture,
     Section,
     Table,
@@ -33,7 +34,7 @@ def sparsity_picture(runs: Sequence[RunLog]) -> list[Picture]:
     """How much is gone by now."""
     caption = 'Expected overall sparsity, from the product of all masks.'
     metrics = {EXPECTED_SPARSITY: 'expected', f'{PRUNING}sparsity/target': 'target'}
-    return curves(runs, {'sparsity': ("share of the layers' weights removed", caption, metrics, 'share', {})})
+    return curves(runs, {'sparsity': CurveSpec("share of the layers' weights removed", caption, metrics, 'share')})
 
 
 def counts_section(runs: Sequence[RunLog]) -> Section | None:
@@ -75,10 +76,10 @@ def constraints_section(runs: Sequence[RunLog]) -> Section | None:
         return {f'{PRUNING}{name}/{kind}': name for name in names}
 
     penalties = {f'{PRUNING}penalty': 'sum'} | of('penalty')
-    table = {'penalty': ('penalty', 'Penalty of all constraints and of each.', penalties, 'nats', {})}
+    table = {'penalty': CurveSpec('penalty', 'Penalty of all constraints and of each.', penalties, 'nats')}
     for kind in ('lambda', 'phi'):
         caption = f'Multiplier {kind} of every constraint.'
-        table[f'multipliers_{kind}'] = (f'multiplier {kind}', caption, of(kind), kind, {})
+        table[f'multipliers_{kind}'] = CurveSpec(f'multiplier {kind}', caption, of(kind), kind)
     metrics = {f'{PRUNING}penalty': 'penalty, all'}
     for kind in ('penalty', 'lambda', 'phi'):
         metrics |= {metric: f'{kind} of {name}' for metric, name in of(kind).items()}

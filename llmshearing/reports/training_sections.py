@@ -16,7 +16,18 @@ from llmshearing.metrics.names import (
     mixture_name,
 )
 from llmshearing.metrics.run_log import RunLog
-from llmshearing.reports.blocks import NATS, Block, Curve, Section, Table, curves, number, percent, series_lines, union
+from llmshearing.reports.blocks import (
+    NATS,
+    Block,
+    CurveSpec,
+    Section,
+    Table,
+    curves,
+    number,
+    percent,
+    series_lines,
+    union,
+)
 from llmshearing.reports.pruning_sections import sparsity_picture
 from llmshearing.reports.svg import COLOURS, GREY, Line
 
@@ -43,9 +54,9 @@ def first_pictures(runs: Sequence[RunLog]) -> list[Block]:
     sources = _level_lines(runs, evaluators, 'source_losses', eval_loss_name)
     dotted = '; dotted: the source' if sources else ''
     losses = {eval_loss_name(name): name for name in evaluators}
-    table: dict[str, Curve] = {
-        'loss': ('training loss', 'Training loss.', {TRAIN_LOSS: 'loss'}, NATS, {'smooth': True}),
-        'eval_loss': ('evaluation loss', f'Evaluation loss of every evaluator{dotted}.', losses, NATS, {}),
+    table = {
+        'loss': CurveSpec('training loss', 'Training loss.', {TRAIN_LOSS: 'loss'}, NATS, smooth=True),
+        'eval_loss': CurveSpec('evaluation loss', f'Evaluation loss of every evaluator{dotted}.', losses, NATS),
     }
     if any(run.is_pruning for run in runs):
         return [*curves(runs, table, {'eval_loss': sources}), *sparsity_picture(runs)]
@@ -55,11 +66,12 @@ def first_pictures(runs: Sequence[RunLog]) -> list[Block]:
 def training_section(runs: Sequence[RunLog]) -> Section:
     """Learning rates, throughput and time in evaluation; what was not logged is named with what would log it."""
     speed, share = 'Tokens per second of training, over all ranks.', 'Share of the time in evaluation, by mixing round.'
-    rates, zero, smooth = learning_rates(runs), {'from_zero': True}, {'from_zero': True, 'smooth': True}
+    rates, speeds = learning_rates(runs), {TOKENS_PER_SECOND: 'tokens/s'}
+    shares = {EVAL_SHARE: 'share of a mixing round'}
     table = {
-        'learning_rate': ('learning rates', 'Learning rates.', rates, 'learning rate', zero),
-        'throughput': ('throughput', speed, {TOKENS_PER_SECOND: 'tokens/s'}, 'tokens per second', smooth),
-        'eval_share': ('time in evaluation', share, {EVAL_SHARE: 'share of a mixing round'}, 'share of time', zero),
+        'learning_rate': CurveSpec('learning rates', 'Learning rates.', rates, 'learning rate', from_zero=True),
+        'throughput': CurveSpec('throughput', speed, speeds, 'tokens per second', smooth=True, from_zero=True),
+        'eval_share': CurveSpec('time in evaluation', share, shares, 'share of time', from_zero=True),
     }
     logged = {
         f'evaluation loss (eval_loader with the metric {EVAL_LOSS_METRIC})': any(run.domain_losses() for run in runs),
@@ -78,11 +90,10 @@ def _domains(runs: Sequence[RunLog]) -> list[str]:
     return union(run.names(mixture_name('weight', '')) for run in runs)
 
 
-def _weights(domains: Sequence[str]) -> dict[str, Curve]:
+def _weights(domains: Sequence[str]) -> dict[str, CurveSpec]:
     weights = {mixture_name('weight', name): name for name in domains}
     caption = 'Weight of every domain, from the update on.'
-    how = {'from_zero': True, 'steps': True}
-    return {'mixture_weights': ('mixture weights', caption, weights, 'weight', how)}
+    return {'mixture_weights': CurveSpec('mixture weights', caption, weights, 'weight', steps=True, from_zero=True)}
 
 
 def mixture_section(runs: Sequence[RunLog]) -> Section | None:
@@ -94,7 +105,7 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
     def of(kind: str) -> dict[str, str]:
         return {mixture_name(kind, name): name for name in domains}
 
-    gaps, zero = series_lines(runs, of('gap')), {'from_zero': True}
+    gaps = series_lines(runs, of('gap'))
     more = {
         'domain_losses': _level_lines(runs, domains, 'references', lambda name: mixture_name('loss', name)),
         'domain_gaps': [Line('', gaps[0].x, 0 * gaps[0].x, GREY, ':')] if gaps else [],
@@ -103,10 +114,10 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
     used, passes = 'Share of every domain in the samples so far.', 'How often every domain has been gone through.'
     table = {
         **(_weights(domains) if any(run.is_pruning for run in runs) else {}),
-        'domain_losses': ('domain losses and their references', losses, of('loss'), NATS, {}),
-        'domain_gaps': ('gaps to the reference', gap, of('gap'), NATS, {}),
-        'data_shares': ('data used', used, of('share'), 'share', zero),
-        'passes': ('passes through each domain', passes, of('passes'), 'passes', zero),
+        'domain_losses': CurveSpec('domain losses and their references', losses, of('loss'), NATS),
+        'domain_gaps': CurveSpec('gaps to the reference', gap, of('gap'), NATS),
+        'data_shares': CurveSpec('data used', used, of('share'), 'share', from_zero=True),
+        'passes': CurveSpec('passes through each domain', passes, of('passes'), 'passes', from_zero=True),
     }
     rows = [['domain', 'run', 'weight', 'loss', 'reference', 'gap', 'data used', 'passes']]
     for name in domains:
