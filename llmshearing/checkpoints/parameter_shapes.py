@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.models.families import stored_name
 from llmshearing.models.on_meta import build_on_meta
-from llmshearing.models.stored import stored_tensors
+from llmshearing.models.stored_names import stored_tensors
 
 __all__ = ['ParameterShapes', 'check_tensors', 'expected_shapes', 'parameter_shapes']
 

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
-from llmshearing.models.stored import stored_tensors
+from llmshearing.models.stored_names import stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['WHOLE_UP_TO', 'check_weights', 'read_text_weights', 'read_weights', 'weight_files', 'weights_folder']

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
-from llmshearing.models.stored import read_parameter
+from llmshearing.models.stored_names import read_parameter
 
 __all__ = ['StoredModel']
 

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 from llmshearing.checkpoints.source import read_weights
 from llmshearing.models.on_meta import build_empty
-from llmshearing.models.stored import read_parameter
+from llmshearing.models.stored_names import read_parameter
 
 __all__ = ['open_in_file']
 

@@ -41,7 +41,7 @@ from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.mixtures import check_aligned
 from llmshearing.models.roles import Family, expert_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.models.stored import stored_tensors
+from llmshearing.models.stored_names import stored_tensors
 from llmshearing.models.units import Units
 
 __all__ = [

@@ -18,7 +18,7 @@ from llmshearing.checkpoints.source import read_weights
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.models.mixtures import experts_per_token
-from llmshearing.models.stored import stored_tensors
+from llmshearing.models.stored_names import stored_tensors
 
 __all__ = ['verify_folder', 'verify_tensors']
 

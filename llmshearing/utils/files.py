@@ -39,11 +39,15 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Writes a whole file through :func:`atomic_path`; the content is on the disk before the name is.
 
     Args:
-        path (str | Path): File to write or replace.
+        path (str | Path): File to write or replace; what is none, such as ``/dev/stdout``, is written to.
         content (str | bytes): Text is written as UTF-8.
     """
+    content = content.encode('utf-8') if isinstance(content, str) else content
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(content)
+        return
     with atomic_path(path) as partial, open(partial, 'wb') as file:
-        file.write(content.encode('utf-8') if isinstance(content, str) else content)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

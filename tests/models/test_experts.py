@@ -12,7 +12,7 @@ from llmshearing.models.counting import active_parameters, count_parameters, lay
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of, with_shape
-from llmshearing.models.stored import read_parameter, stored_tensors
+from llmshearing.models.stored_names import read_parameter, stored_tensors
 from llmshearing.models.targets import target_shape
 from tests.export.test_model_folder import AXES, IDS, uniform_soft_masks
 from tests.models.tiny import MIXTURES, tiny_model

@@ -55,3 +55,13 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         write_atomically(path, 'new')
     assert path.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    """A pipe or ``/dev/stdout`` keeps its name; a file in its place would reach nobody."""
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, 'text')
+    assert os.read(reader, 99) == b'text' and pipe.is_fifo()
+    os.close(reader)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing import cli
 from llmshearing.data.fingerprint import check_tokenizer
-from llmshearing.models.stored import stored_tensors
+from llmshearing.models.stored_names import stored_tensors
 from llmshearing.models.targets import target_shape
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.rotation.corpus import read_corpus
