@@ -127,6 +127,12 @@ GROUPS: dict[str, list[Arm]] = {
     'scores of one run': [
         _one_run('progressive to 20%, one run, from activation', 0.2, scores=ACTIVATION),
         _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
+        _one_run(
+            'progressive to 20%, one run, from activation, all layers at once',
+            0.2,
+            scores=ACTIVATION,
+            variant='all layers at once',
+        ),
         _one_run('progressive to 5%, one run, from activation', 0.05, scores=ACTIVATION),
         _one_run('lagrangian to 50%, one run, from activation', 0.5, 'lagrangian', scores=ACTIVATION),
         _one_run('progressive to 20%, one run, from activation, compensated', 0.2, scores=ACTIVATION, compensate=True),

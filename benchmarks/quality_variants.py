@@ -181,6 +181,14 @@ class KeptScores(TargetedPruning):
         self.learner.decay = 1.0
 
 
+class AllLayersAtOnce(TargetedPruning):
+    """Heads and KV groups go in all layers when the schedule has come to the next whole one."""
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        self.learner.layer_by_layer = False
+
+
 VARIANTS: dict[str, type[TargetedPruning]] = {
     'as it is': TargetedPruning,
     'truncation': Truncation,
@@ -191,4 +199,5 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'cubic schedule': CubicSchedule,
     'late schedule': LateSchedule,
     'kept scores': KeptScores,
+    'all layers at once': AllLayersAtOnce,
 }

@@ -7,7 +7,9 @@ vote and scores of any kind can be its first value.
 
 A unit that goes does so little by little: its mask falls from one to zero in a straight line, over a share of the
 warm-up, while the weights around it learn to do without it. It does not come back, unless the finished model needs a
-layer of its kind. The last units are told to go early enough for all masks to be zero or one when the warm-up ends.
+layer of its kind. Heads and KV groups are few in a layer: where the schedule says a fraction of one, some layers have
+lost it and others not yet, those first where it matters least. The last units are told to go early enough for all masks
+to be zero or one when the warm-up ends.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ __all__ = ['ProgressiveMasks', 'random_order']
 TINY = 1e-6  # an order among equals
 REMOVED = -1e9  # below any sum of importances
 DECAY = 0.9  # of the running mean of |d loss / d z|
+LAYER_BY_LAYER = ('head', 'kv_group')  # axes with few units in a row
 
 
 @mask_learners('progressive')
@@ -58,6 +61,7 @@ class ProgressiveMasks:
         self.importance = random_order(plans, settings.seed)
         self.left_at = {axis: torch.full(plan.mask_shape, math.inf) for axis, plan in self.plans.items()}
         self.progress = 0.0
+        self.layer_by_layer = True
 
     @classmethod
     def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> ProgressiveMasks:
@@ -77,8 +81,8 @@ class ProgressiveMasks:
         left_now = progress if progress > 0 else -math.inf  # what the schedule starts from is gone at once
         for axis, plan in self.plans.items():
             sparsity = target_sparsity(progress / (1 - self.fade), self.start_sparsity, plan.final_sparsity)
-            keep = max(plan.fixed_keep, min(plan.units, math.ceil(plan.units * (1 - sparsity) - 1e-6)))
-            stays = keep_largest(plan, self.scores()[axis], keep)
+            keep = max(plan.fixed_keep, plan.units * (1 - sparsity))
+            stays = keep_largest(plan, self.scores()[axis], self._whole_units(plan, keep))
             self.left_at[axis] = torch.where(stays, math.inf, self.left_at[axis].clamp(max=left_now))
         return self.current_masks()
 
@@ -128,12 +132,26 @@ class ProgressiveMasks:
             'left_at': {axis: value.clone() for axis, value in self.left_at.items()},
             'progress': self.progress,
             'fade': self.fade,  # for exports of the masks of the moment
+            'layer_by_layer': self.layer_by_layer,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.importance = check_saved(self.plans, state.get('importance', {}))
         self.left_at = check_saved(self.plans, state.get('left_at', {}))
         self.progress = state['progress']
+        self.layer_by_layer = state.get('layer_by_layer', False)  # checkpoints before it existed go on as they began
+
+    def _whole_units(self, plan: AxisPlan, keep: float) -> Tensor | int:
+        """Units that each row keeps where the schedule says a fraction: one more, or one more in some layers alone."""
+        least = math.floor(keep + 1e-6)
+        if not self.layer_by_layer or plan.axis not in LAYER_BY_LAYER or least == plan.units:
+            return min(plan.units, math.ceil(keep - 1e-6))
+        layers = plan.mask_shape[0]
+        weakest = plan.rows(self.scores()[plan.axis]).topk(least + 1).values[:, -1]  # of one unit more
+        order = weakest.view(layers, -1).sum(1).argsort(descending=True, stable=True)
+        more = torch.zeros(layers, dtype=torch.long)
+        more[order[: math.ceil((keep - least) * layers - 1e-6)]] = 1
+        return least + more.repeat_interleave(len(weakest) // layers)
 
     def _stays(self, axis: str) -> Tensor:
         """One where a unit has not been told to go, else zero."""

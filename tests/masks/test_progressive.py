@@ -64,3 +64,45 @@ def test_masks_go_on_from_their_state():
     )
     for step in range(5, 12):
         assert torch.equal(resumed.draw(step, step / 10)['hidden'], whole.draw(step, step / 10)['hidden'])
+
+
+def schedule(axis, shape, units, keep, weakest, fade=0.0):
+    """Units that rows keep along the way; ``weakest`` is the importance of the least important unit of each row."""
+    plan = AxisPlan(axis, shape, units=units, keep=keep)
+    masks = ProgressiveMasks({axis: plan}, LearnerSettings(fade=fade))
+    importance = torch.full((len(weakest), units), 5.0) + torch.arange(units)
+    importance[:, 0] = torch.tensor(weakest)
+    masks.start_from({axis: importance.view(shape)})
+    return [plan.rows(masks.draw(step, step / 100)[axis]).sum(1).int().tolist() for step in range(101)]
+
+
+def test_layers_lose_a_kv_group_one_after_the_other_where_it_matters_least():
+    got = schedule('kv_group', (4, 3), 3, 2, [0.1, 0.4, 0.2, 0.3])
+    when = [next(step for step, counts in enumerate(got) if counts[row] == 2) for row in range(4)]
+    assert when == [25, 100, 50, 75]  # a quarter of the layers by each quarter of the schedule
+    assert got[-1] == [2, 2, 2, 2]
+    for step, counts in enumerate(got):
+        due = 4 * (3 - step / 100)
+        assert due - 1e-4 <= sum(counts) < due + 1
+
+
+def test_all_groups_of_a_layer_keep_the_same_number_of_heads():
+    got = schedule('head', (2, 4), 2, 1, [0.1, 0.4, 0.2, 0.2])  # rows are groups; layers matter 0.5 and 0.4
+    assert got[49] == [2, 2, 2, 2] and got[50] == [2, 2, 1, 1] and got[99] == [2, 2, 1, 1] and got[100] == [1] * 4
+
+
+def test_other_axes_lose_a_unit_in_all_rows_at_once():
+    got = schedule('intermediate', (4, 3), 3, 2, [0.1, 0.4, 0.2, 0.3])
+    assert got[99] == [3] * 4 and got[100] == [2] * 4
+
+
+def test_a_run_from_before_layers_took_turns_goes_on_as_it_began():
+    plans = {'kv_group': AxisPlan('kv_group', (4, 3), units=3, keep=2)}
+    masks, resumed = ProgressiveMasks(plans, LearnerSettings(seed=0)), ProgressiveMasks(plans, LearnerSettings(seed=0))
+    state = masks.state_dict()
+    assert state.pop('layer_by_layer')
+    resumed.load_state_dict(state)
+    fade = LearnerSettings().fade
+    for each, kept in ((masks, 10), (resumed, 12)):
+        each.draw(0, 0.5 * (1 - fade))
+        assert (each.left_at['kv_group'] == float('inf')).sum() == kept
