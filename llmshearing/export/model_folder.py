@@ -88,7 +88,7 @@ def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | N
         raise ValueError(
             'the masks leave layers of different shapes, which a stock model cannot hold: '
             f'{listed or "no layer at all"}{f"; unequal groups in layers {padded}" if padded else ""}. '
-            'Prune to a target shape, or evaluate this model as it is.'
+            'Cut to a target shape (--masks target, where the run has one), or evaluate this model as it is.'
         )
     kv_heads, heads, intermediate, experts = next(iter(counts.values()))
     if experts < source.num_experts_per_tok:
