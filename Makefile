@@ -1,4 +1,4 @@
-# make demo   prune a real 135M model on this machine (about twelve minutes after installation)
+# make demo   prune a real 135M model on this machine (twelve to seventeen minutes after installation)
 # make test   the tests (make test-all: the slow ones, too; make test-core: the core)
 # make test-across   what one stack writes the other reads: exports and checkpoints, in both environments
 # make lint   ruff and import-linter; make types: pyright
