@@ -79,10 +79,11 @@ class ProgressiveMasks:
         del batch
         self.progress = progress
         left_now = progress if progress > 0 else -math.inf  # what the schedule starts from is gone at once
+        scores = self.scores()
         for axis, plan in self.plans.items():
             sparsity = target_sparsity(progress / (1 - self.fade), self.start_sparsity, plan.final_sparsity)
             keep = max(plan.fixed_keep, plan.units * (1 - sparsity))
-            stays = keep_largest(plan, self.scores()[axis], self._whole_units(plan, keep))
+            stays = keep_largest(plan, scores[axis], self._whole_units(plan, scores[axis], keep))
             self.left_at[axis] = torch.where(stays, math.inf, self.left_at[axis].clamp(max=left_now))
         return self.current_masks()
 
@@ -141,13 +142,13 @@ class ProgressiveMasks:
         self.progress = state['progress']
         self.layer_by_layer = state.get('layer_by_layer', False)  # checkpoints before it existed go on as they began
 
-    def _whole_units(self, plan: AxisPlan, keep: float) -> Tensor | int:
+    def _whole_units(self, plan: AxisPlan, scores: Tensor, keep: float) -> Tensor | int:
         """Units that each row keeps where the schedule says a fraction: one more, or one more in some layers alone."""
         least = math.floor(keep + 1e-6)
         if not self.layer_by_layer or plan.axis not in LAYER_BY_LAYER or least == plan.units:
             return min(plan.units, math.ceil(keep - 1e-6))
         layers = plan.mask_shape[0]
-        weakest = plan.rows(self.scores()[plan.axis]).topk(least + 1).values[:, -1]  # of one unit more
+        weakest = plan.rows(scores).topk(least + 1).values[:, -1]  # of one unit more
         order = weakest.view(layers, -1).sum(1).argsort(descending=True, stable=True)
         more = torch.zeros(layers, dtype=torch.long)
         more[order[: math.ceil((keep - least) * layers - 1e-6)]] = 1

@@ -17,9 +17,9 @@ from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
 from llmshearing.data.fingerprint import check_tokenizer, folders_of
 from llmshearing.data.rounds import MixtureRounds
 
-log = logging.getLogger(__name__)
-
 __all__ = ['match_evaluators', 'prepare_evaluation']
+
+log = logging.getLogger(__name__)
 
 
 def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> dict[str, str]:
