@@ -61,6 +61,8 @@ SAME_NUMBERS = {
         'num_heads': 'num_attention_heads',
     }
 }
+# Kinds of layers in the first configs of a type, which transformers 5 reads as well.
+OLDER_KINDS = {'granitemoehybrid': {'linear_attention': 'mamba', 'full_attention': 'attention'}}
 BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
@@ -117,6 +119,8 @@ def add_older_names(path: Path) -> None:
         older.update(rope_theta=main.pop('rope_theta', None), rope_scaling=main)
     content.update({key: value for key, value in older.items() if value is not None or key in content})
     content.update({key: content[name] for key, name in SAME_NUMBERS.get(content['model_type'], {}).items()})
+    if content['model_type'] in OLDER_KINDS:
+        content['layer_types'] = [OLDER_KINDS[content['model_type']][kind] for kind in content['layer_types']]
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 
 

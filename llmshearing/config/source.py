@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.models.shapes import TARGET_KEYS
+from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.scaling.fields import read_json
 from llmshearing.utils.checks import is_whole
 from llmshearing.utils.paths import expand_path
@@ -96,8 +96,9 @@ def read_source(source: str) -> PretrainedConfig:
         raise ValueError(f'{path} is no Hugging Face config: its model_type is {content.get("model_type")!r}')
     for key in ('vocab_size', 'max_position_embeddings', *TARGET_KEYS):
         value = content.get(key)
-        if value is not None and (not is_whole(value) or value < 1):
-            raise ValueError(f'{path}: {key} must be a whole number of 1 or more, got {value!r}')
+        least = 0 if key in MIXTURE_FIELDS else 1
+        if value is not None and (not is_whole(value) or value < least):
+            raise ValueError(f'{path}: {key} must be a whole number of {least} or more, got {value!r}')
     try:
         config = source_config.read_config(path)
     except (OSError, KeyError, TypeError, AttributeError) as error:

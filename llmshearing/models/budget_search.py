@@ -6,8 +6,8 @@ lies within ``tolerance`` under the budget, the one is taken whose ratios are cl
 weighted variance of their logarithms; of equally close ones the one with the most parameters, then the most layers.
 Pinned sizes are kept and take no part in the comparison. The lattice: every number of layers among which one has
 attention; multiples of ``multiple_of`` for hidden and intermediate size (for some model types the hidden size is a
-multiple of the query heads as well); whole KV groups fewer, or all KV heads with fewer query heads each. The experts of
-a mixture stay unless their number is pinned.
+multiple of the query heads as well, for others it divides the channels of mixers); whole KV groups fewer, or all KV
+heads with fewer query heads each. The experts of a mixture stay unless their number is pinned.
 
 The count is linear in the intermediate size, so for each of the other sizes the few best intermediate sizes are found
 directly, and the whole lattice of a 70B model is searched in a second. The result is counted once more, exactly.
@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmshearing.models.counting import Layout, count_parameters, layout_of
+from llmshearing.models.derived_settings import mixer_channels
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, possible_heads, resolve_target, shape_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-    from llmshearing.models.roles import Family
 
 __all__ = ['search_budget', 'shapes_within']
 
@@ -93,8 +92,7 @@ def search_budget(
     own = source
     if 'num_experts' in pins:
         source = dataclasses.replace(source, num_experts=pins['num_experts'])
-    whole_heads = whole_heads and config.model_type in WHOLE_HEADS
-    lattice = _lattice(source, multiple_of, pins, family, whole_heads)
+    lattice = _lattice(config, source, multiple_of, pins, whole_heads)
     best = below = above = None
     for layers in lattice.layers:
         counts = _Counts(layout, source, lattice, layers)
@@ -119,10 +117,10 @@ def shapes_within(
 
     Heads go in whole KV groups here. The arguments are those of :func:`search_budget`.
     """
-    family, source, layout = family_of(config), shape_of(config), layout_of(config)
+    source, layout = shape_of(config), layout_of(config)
     if 'num_experts' in pins:
         source = dataclasses.replace(source, num_experts=pins['num_experts'])
-    lattice = _lattice(source, multiple_of, pins, family, whole_heads and config.model_type in WHOLE_HEADS)
+    lattice = _lattice(config, source, multiple_of, pins, whole_heads)
     if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
         whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * source.group_size
         lattice = dataclasses.replace(lattice, widths=lattice.widths[whole_groups])
@@ -134,13 +132,16 @@ def shapes_within(
 
 
 def _lattice(
-    source: ModelShape, multiple_of: int, pins: Mapping[str, int], family: Family, whole_heads: bool
+    config: PretrainedConfig, source: ModelShape, multiple_of: int, pins: Mapping[str, int], whole_heads: bool
 ) -> _Lattice:
+    family, channels = family_of(config), mixer_channels(config)
     hidden = [pins['hidden_size']] if 'hidden_size' in pins else range(multiple_of, source.hidden_size + 1, multiple_of)
     heads = _heads(source, pins)
     widths = [(h, *pair) for h in hidden for pair in heads if family.has_head_dim or h == pair[0] * source.head_dim]
-    if whole_heads:
+    if whole_heads and config.model_type in WHOLE_HEADS:
         widths = [(h, *pair) for h, *pair in widths if h % pair[0] == 0]
+    if channels is not None:
+        widths = [(h, *pair) for h, *pair in widths if channels % h == 0]
     intermediate = (multiple_of, source.intermediate_size // multiple_of * multiple_of)
     if 'intermediate_size' in pins:
         intermediate = (pins['intermediate_size'], pins['intermediate_size'])

@@ -188,11 +188,12 @@ def layout_of(config: PretrainedConfig) -> Layout:
 
 def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:
     """What a module holds, as the table sees it."""
-    if isinstance(role, Whole):
-        return [Weight(module.get_parameter(name).numel(), 1) for name in role.parameters]
-    if isinstance(role, PerUnit):
-        held = [getattr(module, name, None) for name in (*role.parameters, *role.optional)]
-        return [Weight(role.dim, tensor[0].numel()) for tensor in held if tensor is not None]
+    if isinstance(role, (Whole, PerUnit)):
+        named = [getattr(module, name, None) for name in (*role.parameters, *role.optional)]
+        held = [tensor for tensor in named if tensor is not None]
+        if isinstance(role, Whole):
+            return [Weight(tensor.numel(), 1) for tensor in held]
+        return [Weight(role.dim, tensor[0].numel()) for tensor in held]
     if isinstance(role, Experts):
         bias = getattr(module, 'gate_up_proj_bias', None) is not None
         return [

@@ -14,6 +14,7 @@ from llmshearing.models.table_parts import (
     gated_delta_net,
     gated_mlp,
     kinds,
+    mamba,
     plain_mlp,
     pre_norms,
     sandwich_norms,
@@ -30,6 +31,7 @@ __all__ = [
     'GLM',
     'GLM4',
     'GPT_NEOX',
+    'GRANITE_HYBRID',
     'GRANITE_SWA',
     'HUNYUAN',
     'HYPERCLOVAX',
@@ -192,6 +194,18 @@ LFM2 = Family(
     },
     final_norm='embedding_norm',
     mlp='feed_forward',
+    layer_types=kinds,
+)
+
+# Granite 4 without routed experts: attention alone, or Mamba mixers and every so many layers attention.
+GRANITE_HYBRID = Family(
+    layer={
+        **pre_norms(),
+        'shared_mlp.input_linear': Linear('gate_up', 'hidden'),
+        'shared_mlp.output_linear': Linear('hidden', 'intermediate', writes=True),
+    },
+    layer_of_kind={'full_attention': attention(), 'linear_attention': mamba()},
+    mlp='shared_mlp',
     layer_types=kinds,
 )
 

@@ -34,6 +34,7 @@ TABLES: dict[str, Family] = {
     'gpt_oss': mixtures.GPT_OSS,
     'granite': dense.LLAMA,
     'granite_swa': dense.GRANITE_SWA,
+    'granitemoehybrid': dense.GRANITE_HYBRID,
     'hunyuan_v1_dense': dense.HUNYUAN,
     'hyperclovax': dense.HYPERCLOVAX,
     'jais2': dense.JAIS2,

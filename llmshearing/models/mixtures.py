@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     'ALIGNED_EXPERTS',
     'MIXTURES',
-    'MixtureKeys',
+    'OwnKeys',
     'check_aligned',
     'check_mixture',
     'experts_per_token',
@@ -29,8 +29,8 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureKeys:
-    """What a mixture's config calls the numbers of a shape.
+class OwnKeys:
+    """What a config calls the numbers of a shape, where it has words of its own.
 
     Attributes:
         num_experts (str): Routed experts of a layer.
@@ -45,20 +45,24 @@ class MixtureKeys:
 ALIGNED_EXPERTS = 8
 
 # By transformers' model_type.
-MIXTURES: dict[str, MixtureKeys] = {
-    'gpt_oss': MixtureKeys('num_local_experts', 'intermediate_size'),
-    'mixtral': MixtureKeys('num_local_experts', 'intermediate_size'),
-    'olmoe': MixtureKeys('num_experts', 'intermediate_size'),
-    'qwen2_moe': MixtureKeys(),
-    'qwen3_5_moe_text': MixtureKeys(),
-    'qwen3_moe': MixtureKeys(),
-    'qwen3_next': MixtureKeys(),
+MIXTURES: dict[str, OwnKeys] = {
+    'gpt_oss': OwnKeys('num_local_experts', 'intermediate_size'),
+    'mixtral': OwnKeys('num_local_experts', 'intermediate_size'),
+    'olmoe': OwnKeys('num_experts', 'intermediate_size'),
+    'qwen2_moe': OwnKeys(),
+    'qwen3_5_moe_text': OwnKeys(),
+    'qwen3_moe': OwnKeys(),
+    'qwen3_next': OwnKeys(),
 }
+
+
+# Other types with words of their own. Granite's hybrid without experts has the shared one alone, which is its MLP.
+OTHERS = {'granitemoehybrid': OwnKeys('num_local_experts', 'shared_intermediate_size')}
 
 
 def own_key(model_type: str, name: str) -> str:
     """What a model type's config calls a number of a shape."""
-    return getattr(MIXTURES.get(model_type), name, name)
+    return getattr((MIXTURES | OTHERS).get(model_type), name, name)
 
 
 def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any
     Raises:
         ValueError: If it says the same number twice.
     """
-    names = MIXTURES.get(model_type)
+    names = (MIXTURES | OTHERS).get(model_type)
     if names is None:
         return dict(target)
     shape_keys = {getattr(names, field.name): field.name for field in dataclasses.fields(names)}
@@ -109,6 +113,11 @@ def experts_per_token(config: PretrainedConfig) -> int:
 
 def check_mixture(config: PretrainedConfig) -> None:
     """Raises a ValueError for a mixture that the tables do not describe: some layers without experts, or too few."""
+    if config.model_type in OTHERS and config.num_local_experts:
+        raise ValueError(
+            f'the config has num_local_experts={config.num_local_experts}; a {config.model_type} can be pruned where '
+            'it has no routed experts (0); no table describes the others.'
+        )
     if config.model_type not in MIXTURES:
         return
     if getattr(config, 'mlp_only_layers', None) or getattr(config, 'decoder_sparse_step', 1) != 1:

@@ -110,12 +110,12 @@ class Whole:
     Attributes:
         parameters (tuple[str, ...]): Their names in the module.
         buffers (tuple[str, ...]): Names of its constants that files hold as well.
+        optional (tuple[str, ...]): Names of parameters that it may hold besides.
     """
-
-    optional: ClassVar[tuple[str, ...]] = ()
 
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @property
     def needed(self) -> tuple[str, ...]:

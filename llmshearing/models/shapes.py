@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
+from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
 from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key
 from llmshearing.utils.checks import is_whole
 from llmshearing.utils.numbers import multiples_beside
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     'DTYPE_BYTES',
     'KEPT_FIELDS',
+    'MIXTURE_FIELDS',
     'ModelShape',
     'TARGET_KEYS',
     'WHOLE_HEADS',
@@ -105,23 +107,11 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         hidden_size=config.hidden_size,
         num_attention_heads=heads,
         num_key_value_heads=getattr(config, 'num_key_value_heads', None) or heads,
-        intermediate_size=_mlp_width(config),
+        intermediate_size=mlp_width(config),
         head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
         num_experts=getattr(config, own_key(config.model_type, 'num_experts')) if is_mixture else 0,
         num_experts_per_tok=experts_per_token(config),
     )
-
-
-def _mlp_width(config: PretrainedConfig) -> int:
-    """Width of the MLP, which LFM2 computes from the ``intermediate_size`` of its config."""
-    width = getattr(config, own_key(config.model_type, 'intermediate_size'))
-    if not getattr(config, 'block_auto_adjust_ff_dim', False):
-        return width
-    width = int(2 * width / 3)
-    if config.block_ffn_dim_multiplier is None:
-        return width
-    step = config.block_multiple_of
-    return -(-int(config.block_ffn_dim_multiplier * width) // step) * step
 
 
 def check_heads(source: ModelShape) -> None:
@@ -175,9 +165,9 @@ def check_buildable(config: PretrainedConfig, shape: ModelShape, has_head_dim: b
         shape (ModelShape): Shape to reach.
         has_head_dim (bool): As for :func:`with_shape`.
     """
-    source = shape_of(config)
+    source, cut = shape_of(config), with_shape(config, shape, has_head_dim)
     try:
-        type(config).from_dict(with_shape(config, shape, has_head_dim).to_dict())
+        type(config).from_dict(cut.to_dict())
     except REFUSALS as error:
         raise ValueError(
             f'transformers takes no {config.model_type} of the target ({shape}), so it could not be exported: {error} '
@@ -194,8 +184,12 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
         shape (ModelShape): The new shape.
         has_head_dim (bool): Whether this model type reads ``head_dim``. Where it does not, the head dimension is
             ``hidden_size / num_attention_heads`` and is not written.
+
+    Raises:
+        ValueError: If its Mamba mixers cannot go with that hidden size.
     """
-    config = copy.deepcopy(config)
+    check_mixer_channels(config, shape.hidden_size)
+    config, channels = copy.deepcopy(config), mixer_channels(config)
     for field in dataclasses.fields(shape):
         if field.name == 'head_dim' and not has_head_dim:
             continue
@@ -204,9 +198,7 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
         if field.name in MIXTURE_FIELDS and not shape.num_experts:
             continue
         setattr(config, own_key(config.model_type, field.name), getattr(shape, field.name))
-    if hasattr(config, 'block_auto_adjust_ff_dim'):
-        config.block_auto_adjust_ff_dim = False  # intermediate_size is the width itself
-        config.full_attn_idxs = None  # layer_types says it
+    set_derived(config, channels)
     for name in PER_LAYER_LISTS:
         entries = getattr(config, name, None)
         if isinstance(entries, (list, tuple)):  # the pattern goes on

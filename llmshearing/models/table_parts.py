@@ -18,6 +18,7 @@ __all__ = [
     'gated_delta_net',
     'gated_mlp',
     'kinds',
+    'mamba',
     'plain_mlp',
     'pre_norms',
     'sandwich_norms',
@@ -99,4 +100,15 @@ def gated_delta_net(*inputs: str) -> dict[str, Role]:
         'linear_attn.conv1d': Whole(('weight',)),
         'linear_attn.norm': Whole(('weight',)),
         'linear_attn.out_proj': Linear('hidden', None, writes=True),
+    }
+
+
+def mamba() -> dict[str, Role]:
+    """A Mamba 2 mixer, opaque."""
+    return {
+        'mamba': Whole(('dt_bias', 'A_log', 'D')),
+        'mamba.in_proj': Linear(None, 'hidden'),
+        'mamba.conv1d': Whole(('weight',), optional=('bias',)),
+        'mamba.norm': Whole(('weight',)),
+        'mamba.out_proj': Linear('hidden', None, writes=True),
     }

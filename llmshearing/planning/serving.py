@@ -12,7 +12,7 @@ from llmshearing.utils.numbers import multiples_beside
 __all__ = ['neighbours', 'serving_warnings']
 
 # vLLM computes head_dim as hidden_size / num_attention_heads for these, whatever the config says.
-HEAD_DIM_FROM_HIDDEN = ('lfm2', 'qwen2', 'olmo2', 'starcoder2')
+HEAD_DIM_FROM_HIDDEN = ('granitemoehybrid', 'lfm2', 'qwen2', 'olmo2', 'starcoder2')
 K_QUANT_BLOCK = 256  # weights of a row that llama.cpp's K-quants pack together
 
 

@@ -112,3 +112,15 @@ def test_sizes_of_lfm2_under_the_names_of_its_first_configs(tmp_path):
     assert content['num_heads'] == shape.num_attention_heads
     assert content['block_auto_adjust_ff_dim'] is False
     assert shape_of(AutoConfig.from_pretrained(tmp_path / 'out')) == shape
+
+
+@pytest.mark.skipif('granitemoehybrid' not in VARIANTS, reason='transformers 4 has no such model')
+def test_kinds_of_layers_of_granite_as_its_first_configs_call_them(tmp_path):
+    """As vLLM reads them; transformers 5 reads both and writes the newer words."""
+    model = rotary_model('granitemoehybrid-mamba')
+    shape = export(model, uniform_soft_masks(model.config, AXES), tmp_path / 'out')
+    content = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert content['layer_types'] == ['mamba', 'attention'] * (shape.num_hidden_layers // 2)
+    assert content['mamba_expand'] * shape.hidden_size == content['mamba_n_heads'] * content['mamba_d_head']
+    assert content['shared_intermediate_size'] == content['intermediate_size'] == shape.intermediate_size
+    assert shape_of(AutoConfig.from_pretrained(tmp_path / 'out')) == shape

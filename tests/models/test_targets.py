@@ -165,6 +165,24 @@ def test_a_finished_model_has_attention_somewhere():
         target_shape(without, {'hidden_size': 40})
 
 
+@pytest.mark.skipif('granitemoehybrid' not in VARIANTS, reason='transformers 4 has no such model')
+def test_hidden_sizes_of_granite_divide_the_channels_of_its_mixers():
+    config = tiny_model('granitemoehybrid-mamba').config  # 288 channels
+    for hidden in (36, 32, 24):
+        shape = target_shape(config, {'hidden_size': hidden})
+        cut = with_shape(config, shape)
+        assert cut.mamba_expand * hidden == 288 and (cut.mamba_n_heads, cut.mamba_d_head) == (12, 24)
+    with pytest.raises(ValueError, match='hidden_size=40: the Mamba mixers .* keep their 288 channels.*32, 36, 48'):
+        target_shape(config, {'hidden_size': 40})
+    without = tiny_model('granitemoehybrid').config  # attention alone
+    cut = with_shape(without, target_shape(without, {'hidden_size': 40, 'shared_intermediate_size': 24}))
+    type(cut).from_dict(cut.to_dict())  # whose settings of mixers are checked although there are none
+    assert (cut.hidden_size, cut.shared_intermediate_size, cut.intermediate_size) == (40, 24, 24)
+    without.num_local_experts = 4
+    with pytest.raises(ValueError, match='num_local_experts=4; a granitemoehybrid can be pruned where it has no'):
+        target_shape(without, {'hidden_size': 40})
+
+
 def test_types_without_that_rule_take_any_shape():
     for variant in ('mistral', 'qwen2', 'granite'):
         assert target_shape(tiny_model(variant).config, {'hidden_size': 40, 'num_key_value_heads': 1}).hidden_size == 40
@@ -202,6 +220,8 @@ NEEDS_WHOLE_HEADS = ('arcee', 'cwm', 'gemma2', 'gemma3_text', 'hyperclovax', 'ja
 
 def opens(config, shape):
     """Whether the newest transformers opens such a shape."""
+    if config.model_type == 'granitemoehybrid' and 'linear_attention' in config.layer_types:
+        return config.mamba_n_heads * config.mamba_d_head % shape.hidden_size == 0
     return config.model_type not in NEEDS_WHOLE_HEADS or (shape.hidden_size % shape.num_attention_heads == 0)
 
 

@@ -79,6 +79,7 @@ DELTA_NETS = {
     'linear_num_value_heads': 4,
     'partial_rotary_factor': 0.5,
 }
+NO_EXPERTS = {'num_local_experts': 0, 'num_experts_per_tok': 0, 'shared_intermediate_size': 64, 'mamba_n_heads': 8}
 SLIDING = {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'] * 2}
 # Of transformers 5; of 4 those that it has.
 MORE_VARIANTS: dict[str, dict] = {
@@ -91,6 +92,16 @@ MORE_VARIANTS: dict[str, dict] = {
     'glm4': {'head_dim': 8, 'partial_rotary_factor': 0.5},
     'gpt_oss': {'head_dim': 8, **SLIDING, 'num_local_experts': 6, 'num_experts_per_tok': 2},
     'granite_swa': {**SLIDING, 'attention_multiplier': 0.2, 'layer_rope_theta': [1e4, 0, 5e5, 1e4]},
+    'granitemoehybrid': {**NO_EXPERTS, 'layer_types': ['attention'] * 4, 'position_embedding_type': 'rope'},
+    'granitemoehybrid-mamba': {
+        **NO_EXPERTS,
+        'layer_types': ['mamba', 'attention'] * 2,
+        'mamba_n_heads': 12,
+        'mamba_d_head': 24,
+        'mamba_d_state': 16,
+        'mamba_chunk_size': 8,
+        'residual_multiplier': 0.5,
+    },
     'hunyuan_v1_dense': {'head_dim': 12},
     'hyperclovax': {'residual_multiplier': 0.5, 'logits_scaling': 2.0},
     'hyperclovax-pre': {'use_post_norm': False},
@@ -185,6 +196,8 @@ def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     model_type = variant.split('-')[0]
     if 'intermediate_size' in overrides and model_type in MIXTURE_KEYS:
         settings[own_key(model_type, 'intermediate_size')] = overrides['intermediate_size']
+    if 'mamba_d_head' in settings:
+        settings['mamba_expand'] = settings['mamba_n_heads'] * settings['mamba_d_head'] // settings['hidden_size']
     config = CONFIG_MAPPING[model_type](**settings)
     config._attn_implementation = attention_implementation(config)
     model = AutoModelForCausalLM.from_config(config).eval()
