@@ -8,6 +8,7 @@ headers of the files, which takes milliseconds.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
-from llmshearing.models.stored_names import stored_tensors
+from llmshearing.models.families import find_table
+from llmshearing.models.stored_names import stored_pieces, stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['WHOLE_UP_TO', 'check_weights', 'read_text_weights', 'read_weights', 'weight_files', 'weights_folder']
@@ -131,7 +133,7 @@ def read_text_weights(folder: Path, config: PretrainedConfig) -> tuple[dict[str,
     _refuse_pointers(folder)
     expected = parameter_shapes(config, in_files=True).shapes
     stored = _stored_tensors(folder)
-    renamed = dict(_experts_apart(config, {name.replace(TEXT_PART, '', 1): tensor for name, tensor in stored.items()}))
+    renamed = _as_expected(config, {name.replace(TEXT_PART, '', 1): tensor for name, tensor in stored.items()})
     found = {name: tensor for name, tensor in renamed.items() if name in expected}
     return found, len(renamed) - len(found)
 
@@ -147,31 +149,57 @@ def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShap
         for name, tensor in stored.items()
         if not any(pattern.search(name) for pattern in ignored)
     }
-    return dict(_experts_apart(config, named))
+    return _as_expected(config, named)
 
 
-def _experts_apart(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    """Experts that a folder holds in one tensor, as some releases of transformers wrote them, one by one."""
+def _as_expected(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors as :mod:`~llmshearing.models.stored_names` says that files hold them, which transformers varies.
+
+    Some releases wrote all experts of a layer into one tensor. Where a kind of layer has names of its own in files,
+    others use them in every layer, and cut what lies there in pieces into equal ones.
+    """
+    named = dict(stored)
+    for name in [name for name in named if name.endswith(JOINT_EXPERTS)]:
+        parts = _parts(config, name, [named.pop(name)])
+        twice = next((part for part in parts if part in named), None)
+        if twice is not None:
+            raise ValueError(
+                f'the folder holds {twice} twice: by itself and within {name}; remove the file that is left over of '
+                'another export.'
+            )
+        named |= parts
+    family = find_table(config.model_type)
+    if family is None or family.stored_pieces is None:
+        return named
+    for layer, (inside, pieces) in itertools.product(
+        range(config.num_hidden_layers), family.stored_pieces.names.items()
+    ):
+        place = f'{family.decoder}.layers.{layer}.'
+        name, others = f'{place}{inside}', [f'{place}{piece}' for piece in pieces]
+        if not stored_pieces(config, name):
+            if others[0] in named:
+                named[name] = named.pop(others[0])
+        elif name in named or all(piece in named for piece in others):
+            held = [named.pop(piece) for piece in ([name] if name in named else others)]
+            rows = family.stored_pieces.rows(config) if len(others) > 1 else [held[0].shape[0]]
+            fits = sum(tensor.shape[0] for tensor in held) == sum(rows)
+            named |= _parts(config, name, held) if fits else dict(zip(others, held))
+    return named
+
+
+def _parts(config: PretrainedConfig, name: str, held: list[StoredTensor]) -> dict[str, StoredTensor]:
+    """What files hold of a parameter that lies in other pieces, or in one: read when it is asked for."""
 
     @functools.lru_cache(maxsize=1)  # its parts are asked for in turn
-    def read_parts(name: str) -> dict[str, Tensor]:
-        return dict(stored_tensors(config, name, stored[name].read()))
+    def read_parts() -> dict[str, Tensor]:
+        return dict(stored_tensors(config, name, torch.cat([tensor.read() for tensor in held])))
 
-    def reader(name: str, part: str) -> Callable[[], Tensor]:
-        return lambda: read_parts(name)[part].clone()
+    def reader(part: str) -> Callable[[], Tensor]:
+        return lambda: read_parts()[part].clone()
 
-    for name, tensor in stored.items():
-        if not name.endswith(JOINT_EXPERTS):
-            yield name, tensor
-            continue
-        for part, view in stored_tensors(config, name, torch.empty(tensor.shape, device='meta')):
-            if part != name and part in stored:
-                raise ValueError(
-                    f'the folder holds {part} twice: by itself and within {name}; remove the file that is left over of '
-                    'another export.'
-                )
-            read = tensor.read if part == name else reader(name, part)
-            yield part, StoredTensor(tuple(view.shape), tensor.dtype, read)
+    shape = (sum(tensor.shape[0] for tensor in held), *held[0].shape[1:])
+    views = stored_tensors(config, name, torch.empty(shape, device='meta'))
+    return {part: StoredTensor(tuple(view.shape), held[0].dtype, reader(part)) for part, view in views}
 
 
 def _refuse_pointers(folder: Path) -> None:

@@ -63,6 +63,7 @@ SAME_NUMBERS = {
 }
 # Kinds of layers in the first configs of a type, which transformers 5 reads as well.
 OLDER_KINDS = {'granitemoehybrid': {'linear_attention': 'mamba', 'full_attention': 'attention'}}
+WITHOUT_ROTARY = ('olmo_hybrid',)  # where rope_theta is None
 BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
@@ -100,7 +101,8 @@ def add_older_names(path: Path) -> None:
     """Adds to a config.json of transformers 5 what it says in the words of transformers 4.
 
     transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000. What
-    version 4 does not compute is told, and rotary settings are written as they are, for programs that do.
+    version 4 does not compute is told, and rotary settings are written as they are, for programs that do. Kinds of
+    layers are written in older words where transformers 5 reads those as well.
 
     Args:
         path (Path): The config.json.
@@ -185,7 +187,7 @@ def _check_rotary(content: Mapping[str, Any]) -> None:
             )
         for key in (*BASES, 'factor'):
             value = settings.get(key, 1.0)
-            if value is None and key == 'factor':
+            if value is None and (key == 'factor' or content.get('model_type') in WITHOUT_ROTARY):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
                 name = f'{place}.{key}' if place else key

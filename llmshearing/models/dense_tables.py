@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX
-from llmshearing.models.roles import Family, Linear, Norm, PerUnit, Whole
+from llmshearing.models.roles import Family, Linear, Norm, PerUnit, StoredPieces, Whole
 from llmshearing.models.table_parts import (
     HEAD_NORMS,
     POST_NORMS,
@@ -40,6 +40,7 @@ __all__ = [
     'LLAMA',
     'NEMOTRON',
     'OLMO2',
+    'OLMO_HYBRID',
     'PHI3',
     'QWEN3',
     'QWEN3_5',
@@ -126,6 +127,35 @@ OLMO2 = Family(
         **gated_mlp(writes=False),
         **POST_NORMS,
     }
+)
+
+# Gated delta nets before norms of their own, and every so many layers attention as in OLMo 2.
+OLMO_HYBRID = Family(
+    layer={},
+    layer_of_kind={
+        'full_attention': OLMO2.layer,
+        'linear_attention': {
+            **pre_norms(),
+            **gated_delta_net(
+                *('q_proj', 'k_proj', 'v_proj', 'a_proj', 'b_proj', 'g_proj'), norm='o_norm', output='o_proj'
+            ),
+            **gated_mlp(),
+        },
+    },
+    layer_types=kinds,
+    stored_pieces=StoredPieces(
+        kind='linear_attention',
+        names={
+            'input_layernorm.weight': ('attention_layer_norm.weight',),
+            'post_attention_layernorm.weight': ('feedforward_layer_norm.weight',),
+            'linear_attn.conv1d.weight': tuple(f'linear_attn.{part}_conv1d.weight' for part in 'qkv'),
+        },
+        rows=lambda config: (
+            config.linear_num_key_heads * config.linear_key_head_dim,
+            config.linear_num_key_heads * config.linear_key_head_dim,
+            config.linear_num_value_heads * config.linear_value_head_dim,
+        ),
+    ),
 )
 
 ARCEE = Family(layer={**pre_norms(), **attention(), **plain_mlp()})

@@ -47,6 +47,7 @@ TABLES: dict[str, Family] = {
     'nemotron': dense.NEMOTRON,
     'olmo2': dense.OLMO2,
     'olmo3': dense.OLMO2,
+    'olmo_hybrid': dense.OLMO_HYBRID,
     'olmoe': mixtures.OLMOE,
     'phi3': dense.PHI3,
     'qwen2': dense.LLAMA,

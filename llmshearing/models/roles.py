@@ -16,7 +16,19 @@ from llmshearing.models.shapes import shape_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['EXPERT', 'Experts', 'Family', 'Linear', 'Norm', 'PerUnit', 'Role', 'StoredExperts', 'Whole', 'expert_of']
+__all__ = [
+    'EXPERT',
+    'Experts',
+    'Family',
+    'Linear',
+    'Norm',
+    'PerUnit',
+    'Role',
+    'StoredExperts',
+    'StoredPieces',
+    'Whole',
+    'expert_of',
+]
 
 EXPERT = '{expert}'  # in a path: the number of a routed expert
 
@@ -104,6 +116,22 @@ class StoredExperts:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredPieces:
+    """How a model folder holds layers of one kind, where their tensors have other names or lie there in pieces.
+
+    Attributes:
+        kind (str): Kind of these layers.
+        names (Mapping[str, tuple[str, ...]]): Names in files by the one in memory, all inside the layer. Of several
+            each holds so many rows of the parameter, one after the other.
+        rows (Callable): From the config to the rows of each of several.
+    """
+
+    kind: str
+    names: Mapping[str, tuple[str, ...]]
+    rows: Callable[[PretrainedConfig], tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Whole:
     """Parameters that a module holds besides its submodules and that are never cut, such as those of an activation.
 
@@ -168,6 +196,7 @@ class Family:
         mlp (str): Path of the MLP inside a layer.
         expert_names (tuple[str, str, str]): Gate, up and down projection of a routed expert, where each is a module.
         stored_experts (StoredExperts | None): How a model folder holds its experts, where that is another way.
+        stored_pieces (StoredPieces | None): How it holds layers of one kind, where that is another way.
         norm_offset (float): Gain offset of the final norm.
         has_head_dim (bool): The config has a ``head_dim`` of its own, so hidden_size is free of heads x head_dim.
         scales_embedding (bool): The model multiplies embeddings by sqrt(hidden_size). The cut model does the same with
@@ -188,6 +217,7 @@ class Family:
     mlp: str = 'mlp'
     expert_names: tuple[str, str, str] = ('gate_proj', 'up_proj', 'down_proj')
     stored_experts: StoredExperts | None = None
+    stored_pieces: StoredPieces | None = None
     norm_offset: float = 0.0
     has_head_dim: bool = True
     scales_embedding: bool = False

@@ -1,4 +1,4 @@
-"""Parameters in memory and tensors in a model folder: other names for some, and experts one by one.
+"""Parameters in memory and tensors in a model folder: other names for some, experts one by one, others in pieces.
 
 Files hold each projection of each expert as a tensor of its own, as transformers of either generation writes and reads
 them; in memory transformers 5 has one parameter for all gate and up projections of a layer, and one for all down
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llmshearing.compat.transformers import layer_kinds
 from llmshearing.models.families import find_table, stored_name
 from llmshearing.models.roles import StoredExperts
 from llmshearing.models.shapes import shape_of
@@ -20,7 +21,7 @@ from llmshearing.models.shapes import shape_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['read_parameter', 'stored_tensors']
+__all__ = ['read_parameter', 'stored_pieces', 'stored_tensors']
 
 
 def stored_tensors(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -32,8 +33,13 @@ def stored_tensors(config: PretrainedConfig, name: str, tensor: Tensor) -> Itera
         tensor (Tensor): The parameter.
 
     Yields:
-        tuple[str, Tensor]: Name and tensor; of experts each projection of each of them, views of the parameter.
+        tuple[str, Tensor]: Name and tensor; of experts each projection of each of them, and of others each piece:
+            views of the parameter.
     """
+    names = stored_pieces(config, name)
+    if names:
+        yield from zip(names, tensor.split(_rows(config, names, len(tensor))))
+        return
     path, projections, stored = _place(config, name)
     if stored is None or not projections:
         yield path, tensor
@@ -51,6 +57,9 @@ def read_parameter(config: PretrainedConfig, name: str, read: Callable[[str], Te
         name (str): Name of the parameter in memory.
         read (Callable): A tensor of the folder, by its name there.
     """
+    names = stored_pieces(config, name)
+    if names:
+        return torch.cat([read(piece) for piece in names])
     path, projections, stored = _place(config, name)
     if stored is None or not projections:
         return read(path)
@@ -58,6 +67,27 @@ def read_parameter(config: PretrainedConfig, name: str, read: Callable[[str], Te
     return torch.stack(
         [torch.cat([read(f'{path}.{e}.{projection}.weight') for projection in projections]) for e in experts]
     )
+
+
+def stored_pieces(config: PretrainedConfig, name: str) -> tuple[str, ...]:
+    """Names in a model folder of a parameter whose layer lies there in another way, in order; none for any other."""
+    family = find_table(config.model_type)
+    held = None if family is None else family.stored_pieces
+    layers = '' if family is None else f'{family.decoder}.layers.'
+    if held is None or not name.startswith(layers):
+        return ()
+    layer, _, inside = name.removeprefix(layers).partition('.')
+    if (layer_kinds(config) or ())[int(layer)] != held.kind:
+        return ()
+    return tuple(f'{layers}{layer}.{piece}' for piece in held.names.get(inside, ()))
+
+
+def _rows(config: PretrainedConfig, names: tuple[str, ...], rows: int) -> list[int]:
+    """Rows of each piece of a parameter that has so many."""
+    family = find_table(config.model_type)
+    if len(names) == 1 or family is None or family.stored_pieces is None:
+        return [rows]
+    return list(family.stored_pieces.rows(config))
 
 
 def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...], StoredExperts | None]:

@@ -92,14 +92,14 @@ def fused_mlp(writes: bool = True) -> dict[str, Role]:
     }
 
 
-def gated_delta_net(*inputs: str) -> dict[str, Role]:
+def gated_delta_net(*inputs: str, norm: str = 'norm', output: str = 'out_proj') -> dict[str, Role]:
     """Linear attention by the gated delta rule, opaque; ``inputs`` name its projections from the stream."""
     return {
         **{f'linear_attn.{name}': Linear(None, 'hidden') for name in inputs},
         'linear_attn': Whole(('dt_bias', 'A_log')),
         'linear_attn.conv1d': Whole(('weight',)),
-        'linear_attn.norm': Whole(('weight',)),
-        'linear_attn.out_proj': Linear('hidden', None, writes=True),
+        f'linear_attn.{norm}': Whole(('weight',)),
+        f'linear_attn.{output}': Linear('hidden', None, writes=True),
     }
 
 

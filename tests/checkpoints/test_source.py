@@ -13,7 +13,7 @@ from llmshearing.checkpoints.source import check_weights, read_weights, weights_
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.source_config import read_config
-from tests.models.tiny import tiny_model
+from tests.models.tiny import VARIANTS, tiny_model
 
 
 def save(folder, variant='llama', **settings):
@@ -139,6 +139,43 @@ def test_a_tensor_in_two_shards(tmp_path):
     save_file({**load_file(second), name: tensor + 1}, second, metadata={'format': 'pt'})
     with pytest.raises(ValueError, match=f'{name} is in {first.name} and, with other values, in {second.name}'):
         check(tmp_path)
+
+
+@pytest.mark.skipif('olmo_hybrid' not in VARIANTS, reason='transformers 4 has no such model')
+def test_layers_of_olmo_hybrid_in_each_form_that_transformers_opens(tmp_path):
+    model = tiny_model('olmo_hybrid')
+    rows, place = (16, 16, 48), 'model.layers.0.'
+    model.save_pretrained(tmp_path / 'by-transformers')  # pieces of equal rows, and the same names in all layers
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer in (0, 2):
+        for ours, theirs in (
+            ('input_layernorm', 'attention_layer_norm'),
+            ('post_attention_layernorm', 'feedforward_layer_norm'),
+        ):
+            first[f'model.layers.{layer}.{theirs}.weight'] = first.pop(f'model.layers.{layer}.{ours}.weight')
+        conv = first.pop(f'model.layers.{layer}.linear_attn.conv1d.weight')
+        pieces = {
+            f'model.layers.{layer}.linear_attn.{part}_conv1d.weight': w for part, w in zip('qkv', conv.split(rows))
+        }
+        first |= {name: tensor.clone() for name, tensor in pieces.items()}
+    stored = load_file(tmp_path / 'by-transformers' / 'model.safetensors')
+    assert 'model.layers.1.feedforward_layer_norm.weight' in stored
+    assert stored[f'{place}linear_attn.v_conv1d.weight'].shape[0] == 26
+    for form, weights in (('first', first), ('memory', model.state_dict())):
+        shutil.copytree(tmp_path / 'by-transformers', tmp_path / form)
+        save_file(dict(weights), tmp_path / form / 'model.safetensors', metadata={'format': 'pt'})
+    ids = torch.arange(20)[None]
+    for form in ('by-transformers', 'first', 'memory'):
+        check(tmp_path / form)
+        read = {name: tensor.read() for name, tensor in read_weights(tmp_path / form, model.config).items()}
+        assert set(read) == set(first) and all(torch.equal(read[name], first[name]) for name in first)
+        opened = AutoModelForCausalLM.from_pretrained(tmp_path / form).eval()
+        torch.testing.assert_close(opened(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    change(tmp_path / 'first', lambda w: w.update({f'{place}linear_attn.v_conv1d.weight': torch.ones(49, 1, 4)}))
+    with pytest.raises(
+        ValueError, match=r'layers.0.linear_attn.v_conv1d.weight is \[49, 1, 4\], expected \[48, 1, 4\]'
+    ):
+        check(tmp_path / 'first')
 
 
 @pytest.mark.skipif(EXPERTS_ARE_MODULES, reason='transformers 4 reads experts one by one alone')

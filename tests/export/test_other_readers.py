@@ -10,13 +10,16 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from llmshearing.compat.transformers import dtype_of
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.shapes import shape_of
-from tests.export.test_model_folder import AXES, export, uniform_soft_masks
-from tests.models.tiny import AXES_OF, OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model
+from llmshearing.models.source_config import read_config
+from tests.export.test_model_folder import AXES, export, masked_logits, uniform_soft_masks
+from tests.models.tiny import AXES_OF, OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model, tiny_model
 
 KINDS = {'llama-rope3': ('llama3', 8.0), 'llama-linear': ('linear', 4.0), 'llama-yarn': ('yarn', 2.0)}
 KINDS |= {'gemma3_text-linear': ('linear', 8.0), 'phi3-longrope': ('longrope', None)}
@@ -124,3 +127,21 @@ def test_kinds_of_layers_of_granite_as_its_first_configs_call_them(tmp_path):
     assert content['mamba_expand'] * shape.hidden_size == content['mamba_n_heads'] * content['mamba_d_head']
     assert content['shared_intermediate_size'] == content['intermediate_size'] == shape.intermediate_size
     assert shape_of(AutoConfig.from_pretrained(tmp_path / 'out')) == shape
+
+
+@pytest.mark.skipif('olmo_hybrid' not in VARIANTS, reason='transformers 4 has no such model')
+def test_layers_of_olmo_hybrid_as_its_first_folders_hold_them(tmp_path):
+    """Without rotary embeddings, as it was published."""
+    model = tiny_model('olmo_hybrid-nope')
+    masks = uniform_soft_masks(model.config, AXES)
+    export(model, masks, tmp_path / 'out')
+    stored = load_file(tmp_path / 'out' / 'model.safetensors')
+    rows = {part: stored[f'model.layers.0.linear_attn.{part}_conv1d.weight'].shape[0] for part in 'qkv'}
+    assert rows == {'q': 16, 'k': 16, 'v': 48}
+    assert 'model.layers.0.attention_layer_norm.weight' in stored
+    assert 'model.layers.1.post_attention_layernorm.weight' in stored
+    config = read_config(tmp_path / 'out')
+    assert config.rope_parameters['rope_theta'] is None
+    exported, ids = open_strictly(tmp_path / 'out'), torch.arange(1, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids).logits, masked_logits(model, masks, ids), atol=1e-5, rtol=0)

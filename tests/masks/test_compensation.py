@@ -119,7 +119,8 @@ def test_a_unit_that_repeats_another_goes_without_a_trace(tmp_path, monkeypatch,
         cut_with_compensation(model, masks, batch)
         got = model(batch).logits
     # Norms over all heads (OLMo 2) see another mean of squares once a head is gone, so there it is only nearly equal.
-    tolerance = 0.3 if variant in ('olmo2', 'olmo3', 'olmoe') and axis == 'kv_group' else 1e-3
+    nearly = {'olmo2': 0.3, 'olmo3': 0.3, 'olmoe': 0.3, 'olmo_hybrid': 0.5}
+    tolerance = nearly.get(variant, 1e-3) if axis == 'kv_group' else 1e-3
     error = (got - want).abs().max() / (untouched - want).abs().max()
     assert error < tolerance, error
 

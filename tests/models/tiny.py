@@ -70,15 +70,14 @@ VARIANTS |= {
     'qwen3_moe': {'head_dim': 16, 'moe_intermediate_size': 64, 'norm_topk_prob': True, **EXPERTS},
 }
 
-DELTA_NETS = {
-    'head_dim': 8,
+MIXERS = {
     'layer_types': ['linear_attention', 'full_attention'] * 2,
     'linear_key_head_dim': 8,
     'linear_value_head_dim': 12,
     'linear_num_key_heads': 2,
     'linear_num_value_heads': 4,
-    'partial_rotary_factor': 0.5,
 }
+DELTA_NETS = {'head_dim': 8, **MIXERS, 'partial_rotary_factor': 0.5}
 NO_EXPERTS = {'num_local_experts': 0, 'num_experts_per_tok': 0, 'shared_intermediate_size': 64, 'mamba_n_heads': 8}
 SLIDING = {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'] * 2}
 # Of transformers 5; of 4 those that it has.
@@ -112,6 +111,7 @@ MORE_VARIANTS: dict[str, dict] = {
     'ministral3': {'head_dim': 12},
     'nemotron': {'head_dim': 12, 'partial_rotary_factor': 0.5},
     'olmo3': SLIDING,
+    'olmo_hybrid': MIXERS,
     'olmoe': {'num_key_value_heads': 6, **EXPERTS},
     'qwen2_moe': {'moe_intermediate_size': 64, 'shared_expert_intermediate_size': 32, **EXPERTS},
     'qwen3_5_moe_text': {**DELTA_NETS, 'moe_intermediate_size': 64, 'shared_expert_intermediate_size': 32, **EXPERTS},
@@ -182,6 +182,9 @@ CONFIGS: dict[str, dict] = {
     'starcoder2-windows': {'use_bias': True, 'hidden_act': 'gelu_pytorch_tanh', 'sliding_window': 8},
     'gpt_neox-base': {'num_key_value_heads': None, 'rotary_pct': 0.75, 'rotary_emb_base': 50000},
 }
+
+if 'olmo_hybrid' in VARIANTS:
+    CONFIGS['olmo_hybrid-nope'] = {**MIXERS, 'rope_parameters': {'rope_type': 'default', 'rope_theta': None}}
 
 
 MIXTURES = [name for name in VARIANTS if name in MIXTURE_KEYS]

@@ -7,7 +7,7 @@ import torch
 from llmshearing.rotation.stream import stream_parts
 from tests.models.tiny import MIXTURES, VARIANTS, tiny_model
 
-NORMED_WRITERS = ('exaone4', 'gemma2', 'gemma3_text', 'glm4', 'hyperclovax', 'olmo2', 'olmo3')
+NORMED_WRITERS = ('exaone4', 'gemma2', 'gemma3_text', 'glm4', 'hyperclovax', 'olmo2', 'olmo3', 'olmo_hybrid')
 REFUSED = (*NORMED_WRITERS, *MIXTURES, 'cohere2', 'gpt_neox', 'jais2', 'nemotron', 'starcoder2')
 REFUSED = tuple(name for name in REFUSED if name in VARIANTS)  # transformers 4 has fewer
 ROTATABLE = [name for name in VARIANTS if name.partition('-')[0] not in REFUSED]
