@@ -280,8 +280,14 @@ def main() -> int:
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument('--smollm', action='store_true', help='prune SmolLM2-135M instead of the small source')
     sources.add_argument('--mixture', action='store_true', help='prune the experts of a small mixture instead')
-    parser.add_argument('--groups', nargs='+', choices=list(GROUPS), help='default: ways, with --mixture experts')
-    parser.add_argument('--arms', nargs='+', choices=list(arms), help='instead of groups')
+    parser.add_argument(
+        '--groups',
+        nargs='+',
+        choices=list(GROUPS),
+        metavar='GROUP',
+        help='of arms; default: ways, with --mixture experts',
+    )
+    parser.add_argument('--arms', nargs='+', choices=list(arms), metavar='ARM', help='instead of groups')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--steps', type=int, help='budget of every arm; default: 600, with --smollm 100')
     parser.add_argument('--rate', type=float, help='peak learning rate; default: 2e-3, with --smollm 1e-3')

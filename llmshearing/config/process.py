@@ -22,7 +22,6 @@ ENVIRONMENT = {
     'FSDP_VERSION': '2',  # read by Composer when it builds the trainer; FSDP1 cannot shard on CPU and is not tested
     'TOKENIZERS_PARALLELISM': 'false',  # threads of the tokenizer do not survive the forks of loaders
 }
-# Modules whose deprecations are theirs to mend; they fill the first screen of a run.
 # What other libraries say of themselves once per run, which is no setting of the user's.
 KNOWN = (
     'pkg_resources is deprecated as an API',
@@ -31,6 +30,7 @@ KNOWN = (
     'Specifying the ConsoleLogger via `loggers`',  # ours is one, and takes nothing from those arguments
     "'pin_memory' argument is set as true but no accelerator",
 )
+# Modules whose deprecations are theirs to mend; they fill the first screen of a run.
 NOISY = ('pkg_resources', 'composer', 'llmfoundry', 'streaming', 'torch', 'torchmetrics', 'transformers', 'google')
 
 
@@ -73,6 +73,12 @@ def _silence_deprecations() -> None:
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
     for message in KNOWN:
         warnings.filterwarnings('ignore', message=rf'\s*{message}')
+    logging.getLogger('transformers.configuration_utils').addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but transformers' word on an attribute that Composer and llm-foundry ask for."""
+    return 'use_return_dict' not in record.getMessage()
 
 
 def _add_resume_settings(config: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@ with what was got, what is possible, what to change."""
 
 import copy
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -383,3 +385,10 @@ def test_checks_change_nothing(config, monkeypatch):
     check_run(config)
     assert config == before and dict(os.environ) == environment
     assert logging.getLogger('llmshearing').level == level
+
+
+def test_transformers_words_on_what_composer_asks_for_stay_out_of_the_console():
+    ask = 'from transformers import LlamaConfig; LlamaConfig().use_return_dict'
+    script = f'from llmshearing.config.process import prepare_process; prepare_process(); {ask}'
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    assert 'use_return_dict' not in done.stderr
