@@ -23,7 +23,7 @@ from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.cutting import CutPlan
-from llmshearing.utils.checks import one_of
+from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import local_destination, refuse_existing
 
@@ -59,7 +59,8 @@ class ExportPruned(Callback):
         overwrite: bool = False,
         max_shard_bytes: int = 5 * 10**9,
     ):
-        self.dtype = DTYPES[one_of('dtype', dtype, tuple(DTYPES))]
+        check_one_of('dtype', dtype, DTYPES)
+        self.dtype = DTYPES[dtype]
         self.folder = local_destination('folder', folder)
         self.allow_unconverged, self.overwrite, self.max_shard_bytes = allow_unconverged, overwrite, max_shard_bytes
         self.difference: float | None = None  # of the exported folder's logits, once it is checked

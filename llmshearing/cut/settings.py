@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from llmshearing.export.settings import DTYPES
 from llmshearing.masks.scores import RECOMMENDED_SCORES, method_by_axis
 from llmshearing.models.units import AXES
-from llmshearing.utils.checks import check_whole, one_of
+from llmshearing.utils.checks import check_one_of, check_whole
 
 __all__ = ['CutSettings']
 
@@ -53,7 +53,7 @@ class CutSettings:
     def __post_init__(self) -> None:
         self.scores_by_axis()
         if self.dtype is not None:
-            one_of('--dtype', self.dtype, tuple(DTYPES))
+            check_one_of('--dtype', self.dtype, DTYPES)
         check_whole('--seed', self.seed, 0, 2**63 - 1)
         for name in ('tokens', 'held_out'):
             check_whole(name, getattr(self, name), 1)

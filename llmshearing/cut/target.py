@@ -17,7 +17,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.mixtures import with_shape_keys
 from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, shape_of
 from llmshearing.models.targets import MULTIPLE_OF, target_shape
-from llmshearing.utils.checks import one_of
+from llmshearing.utils.checks import check_one_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,7 +59,7 @@ def cut_shape(
     source = shape_of(config)
     possible = {axis: keys for axis, keys in AXIS_KEYS.items() if keys[0] in source.as_dict()}
     for axis in axes or ():
-        one_of('--axes', axis, tuple(possible))
+        check_one_of('--axes', axis, possible)
     target = with_shape_keys(config.model_type, target)
     fraction = target.get('fraction')
     if isinstance(fraction, Mapping):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmshearing.models.source_files import local_folder
-from llmshearing.utils.checks import one_of
+from llmshearing.utils.checks import check_one_of
 
 __all__ = ['DTYPES', 'MASKS', 'ExportSettings', 'WriteSettings']
 
@@ -75,4 +75,4 @@ class ExportSettings(WriteSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of('masks', self.masks, MASKS)
+        check_one_of('masks', self.masks, MASKS)

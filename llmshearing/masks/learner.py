@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.constraints import Constraint
-from llmshearing.utils.checks import one_of
+from llmshearing.utils.checks import check_one_of
 
 __all__ = ['LearnerSettings', 'MaskLearner', 'check_saved', 'learner_class', 'mask_learners']
 
@@ -159,7 +159,7 @@ def learner_class(name: str) -> type[MaskLearner]:
     Raises:
         ValueError: If there is none of that name; names those there are.
     """
-    one_of('mask_learning', name, tuple(mask_learners.get_all()))
+    check_one_of('mask_learning', name, mask_learners.get_all())
     return mask_learners.get(name)
 
 

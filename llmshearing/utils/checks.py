@@ -1,8 +1,4 @@
-"""Checks of single values, each with one error that says where, what was expected and what is there.
-
-Two families. ``within`` and ``one_of`` stand in constructors and return the value; ``check_...`` stand where a whole
-configuration is read and return nothing.
-"""
+"""Checks of single values, each with one error that says where, what was expected and what is there."""
 
 from __future__ import annotations
 
@@ -10,17 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = [
-    'check_name',
-    'check_number',
-    'check_one_of',
-    'check_precision',
-    'check_whole',
-    'is_number',
-    'is_whole',
-    'one_of',
-    'within',
-]
+__all__ = ['check_name', 'check_number', 'check_one_of', 'check_precision', 'check_whole', 'is_number', 'is_whole']
 
 
 def is_number(value: Any) -> bool:
@@ -31,28 +17,6 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
-    """``value`` if it is among ``possible``.
-
-    Raises:
-        ValueError: If not.
-    """
-    if value not in possible:
-        raise ValueError(f'{name}={value!r} is not possible; choose one of {", ".join(possible)}.')
-    return value
-
-
-def within(name: str, value: float, low: float, high: float) -> float:
-    """``value`` if it is a number from ``low`` to ``high``.
-
-    Raises:
-        ValueError: If not.
-    """
-    if not is_number(value) or not low <= value <= high:
-        raise ValueError(f'{name}={value!r} is out of range; it must be a number from {low} to {high}.')
-    return value
 
 
 def check_number(key: str, value: Any, least: float, most: float = math.inf, above: bool = False) -> None:

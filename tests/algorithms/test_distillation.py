@@ -258,11 +258,11 @@ def test_evaluation_asks_no_teacher(folders):
 @pytest.mark.parametrize(
     'settings, message',
     [
-        ({'weight': 0}, 'weight=0 is out of range'),
-        ({'temperature': -1.0}, 'temperature=-1.0 is out of range'),
-        ({'temperature': float('nan')}, 'temperature=nan is out of range'),
-        ({'top_k': 0}, 'top_k=0 is not possible'),
-        ({'top_k': 2.5}, 'top_k=2.5 is not possible'),
+        ({'weight': 0}, 'weight: expected a number above 0, got 0'),
+        ({'temperature': -1.0}, 'temperature: expected a number above 0, got -1.0'),
+        ({'temperature': float('nan')}, 'temperature: expected a number above 0, got nan'),
+        ({'top_k': 0}, 'top_k: expected a whole number of at least 1, got 0'),
+        ({'top_k': 2.5}, 'top_k: expected a whole number of at least 1, got 2.5'),
         ({'teacher': '/no/such/folder'}, '/no/such/folder is no Hugging Face model folder'),
     ],
 )

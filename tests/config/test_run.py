@@ -76,7 +76,7 @@ def test_runs_without_our_parts_are_left_alone():
         ('algorithms.targeted_pruning.target.width', 4, 'unknown key.*width'),
         ('algorithms.targeted_pruning.warm_up', '2ba', "unknown key 'warm_up'. Did you mean 'warmup'"),
         ('algorithms.targeted_pruning.target', KeyError, 'algorithms.targeted_pruning: missing target'),
-        ('algorithms.targeted_pruning.mask_learning', 'magic', 'choose one of lagrangian, progressive'),
+        ('algorithms.targeted_pruning.mask_learning', 'magic', 'expected one of lagrangian, progressive'),
         ('algorithms.targeted_pruning.warmup', 'soon', 'soon'),
         ('algorithms.targeted_pruning.warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
         ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),

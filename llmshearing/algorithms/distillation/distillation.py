@@ -24,7 +24,7 @@ from llmshearing.algorithms.distillation.divergence import TeacherTarget, distil
 from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
-from llmshearing.utils.checks import check_precision, is_number, is_whole
+from llmshearing.utils.checks import check_number, check_precision, check_whole
 
 __all__ = ['Distillation', 'predicting_positions']
 
@@ -69,8 +69,7 @@ class Distillation(Algorithm):
 
     Raises:
         ValueError: For values out of range or a folder without a model here, and at the start of the run for a teacher
-        that does
-            not fit the student.
+            that does not fit the student.
     """
 
     def __init__(
@@ -82,14 +81,11 @@ class Distillation(Algorithm):
         shared_vocab_size: int | None = None,
         stored: bool = False,
     ):
-        self.weight = _above_zero('weight', weight)
-        self.temperature = _above_zero('temperature', temperature)
-        if top_k is not None and (not is_whole(top_k) or top_k < 1):
-            raise ValueError(
-                f'distillation: top_k={top_k!r} is not possible; '
-                'it must be a whole number above 0, or null for all tokens.'
-            )
-        self.top_k = top_k
+        for name, value in (('weight', weight), ('temperature', temperature)):
+            check_number(f'distillation.{name}', value, 0, above=True)
+        if top_k is not None:  # all tokens
+            check_whole('distillation.top_k', top_k, 1)
+        self.weight, self.temperature, self.top_k = weight, temperature, top_k
         self.shared_vocab_size = shared_vocab_size
         if (teacher is None) != bool(stored):
             given = 'neither' if teacher is None else 'both'
@@ -181,9 +177,3 @@ class Distillation(Algorithm):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the teacher never changes and is read again from its folder."""
         return {}
-
-
-def _above_zero(name: str, value: float) -> float:
-    if not is_number(value) or value <= 0:
-        raise ValueError(f'distillation: {name}={value!r} is out of range; it must be a number above 0.')
-    return value

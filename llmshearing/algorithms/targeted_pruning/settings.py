@@ -13,7 +13,7 @@ from llmshearing.algorithms.targeted_pruning.elapsed import read_time
 from llmshearing.masks.learner import LearnerSettings, learner_class
 from llmshearing.masks.scores import method_by_axis, scoring_methods
 from llmshearing.models.units import AXES
-from llmshearing.utils.checks import one_of, within
+from llmshearing.utils.checks import check_number, check_one_of
 
 __all__ = ['PruningSettings']
 
@@ -91,9 +91,9 @@ class PruningSettings(LearnerSettings):
     def __post_init__(self) -> None:
         self.target = dict(self.target)
         for name, (least, largest) in RANGES.items():
-            setattr(self, name, within(name, getattr(self, name), least, largest))
+            check_number(name, getattr(self, name), least, largest)
         self.calibration_batches, self.multiple_of = int(self.calibration_batches), int(self.multiple_of)
-        one_of('eval_masks', self.eval_masks, EVAL_MASKS)
+        check_one_of('eval_masks', self.eval_masks, EVAL_MASKS)
         method_by_axis(self.scores or {}, AXES)  # refuses unknown names
         self._take_former_name()
         self.warmup = read_time('warmup', self.warmup)
