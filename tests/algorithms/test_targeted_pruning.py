@@ -172,7 +172,7 @@ def test_targets_are_checked_before_the_first_step(source, settings, message):
 @pytest.mark.parametrize(
     'settings, message',
     [
-        ({'mask_learning': 'magic'}, "mask_learning: expected one of lagrangian, progressive, got 'magic'"),
+        ({'mask_learning': 'magic'}, "mask_learning: expected one of lagrangian, progressive, .*got 'magic'"),
         ({'eval_masks': 'soft'}, "eval_masks: expected one of .*, got 'soft'"),
         ({'start_sparsity': 1.5}, 'start_sparsity: expected a number of at least 0 and at most .*, got 1.5'),
         ({'learning_rate': '1'}, "learning_rate: expected a number .*, got '1'"),
