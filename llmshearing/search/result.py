@@ -16,6 +16,7 @@ from llmshearing.search.candidates import name_of, target_of
 
 __all__ = ['Candidate', 'SearchResult', 'pareto_front']
 
+DRAWS = 2000
 KEYS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
 
 
@@ -82,13 +83,21 @@ class SearchResult:
         allowed = [each for each in self.candidates if each.budget == budget and self.is_allowed(each)]
         return min(allowed, key=lambda each: each.order, default=None)
 
-    def order_agreement(self) -> float | None:
-        """Spearman's correlation of losses before and after training, over the trained ones; None below three."""
-        trained = [each for each in self.candidates if each.curve]
-        if len(trained) < 3:
+    def order_agreement(self) -> tuple[float, float, float] | None:
+        """Whether the order before training is that after it.
+
+        Returns:
+            tuple[float, float, float] | None: Spearman's correlation of both losses over the candidates that were
+            trained, and its 90 % interval by drawing candidates anew; None below three.
+        """
+        pairs = np.array([(each.cut_loss, each.trained_loss) for each in self.candidates if each.curve])
+        if len(pairs) < 3:
             return None
-        ranks = [np.argsort(np.argsort(losses)) for losses in zip(*((c.cut_loss, c.trained_loss) for c in trained))]
-        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        generator = np.random.default_rng(0)
+        drawn = (pairs[generator.integers(len(pairs), size=len(pairs))] for _ in range(DRAWS))
+        found = [_rank_correlation(some) for some in drawn if (np.ptp(some, axis=0) > 0).all()]
+        low, high = np.quantile(found, (0.05, 0.95))
+        return _rank_correlation(pairs), float(low), float(high)
 
     def table(self) -> list[str]:
         """A row per candidate, best first."""
@@ -111,7 +120,11 @@ class SearchResult:
         lines, agreement = self.table(), self.order_agreement()
         if agreement is not None:
             trained = sum(bool(each.curve) for each in self.candidates)
-            lines.append(f'order of {trained} candidates before and after training: rank correlation {agreement:.2f}')
+            found, low, high = agreement
+            lines.append(
+                f'order of {trained} candidates before and after training: rank correlation {found:.2f} '
+                f'({low:.2f} to {high:.2f} where candidates are drawn anew, 90 %)'
+            )
         factors = [each.extrapolated['factor'] for each in self.candidates if each.extrapolated]
         if factors:
             lines.append(f'"at the end": {max(factors):,.0f} times more tokens than were trained on, +- 90 % interval')
@@ -163,6 +176,13 @@ def pareto_front(x: Sequence[float], loss: Sequence[float], larger_is_better: bo
         if not front or loss[index] < loss[front[-1]]:
             front.append(index)
     return sorted(front, key=lambda i: x[i])
+
+
+def _rank_correlation(pairs: np.ndarray) -> float:
+    """Spearman's, of two columns; equal values share a rank."""
+    columns = [np.unique(column, return_inverse=True, return_counts=True) for column in pairs.T]
+    ranks = [(np.cumsum(counts) - (counts - 1) / 2)[inverse] for _, inverse, counts in columns]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _at_the_end(extrapolated: dict[str, Any] | None) -> str:

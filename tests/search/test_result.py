@@ -1,0 +1,46 @@
+"""What a search says of its candidates, against values by hand."""
+
+import pytest
+
+from llmshearing.models.shapes import ModelShape
+from llmshearing.search.result import Candidate, SearchResult
+
+
+def result(losses):
+    """A search whose candidates have such mean losses, cut and trained; None where one was not trained."""
+    shape = ModelShape(2, 32, 4, 2, 64, 8)
+    speed = {'forward': 1.0, 'generate': 1.0}
+    curves = [[] if after is None else [{'step': 1, 'tokens': 1, 'losses': {'text': after}}] for _, after in losses]
+    return SearchResult(
+        [Candidate(shape, '1M', 1000, {'text': cut}, speed, False, curve) for (cut, _), curve in zip(losses, curves)],
+        {'text': 1.0},
+    )
+
+
+@pytest.mark.parametrize(
+    'losses, expected',
+    [
+        ([(5.0, 2.0), (6.0, 2.1), (7.0, 2.4), (8.0, 2.5)], 1.0),
+        ([(5.0, 2.5), (6.0, 2.4), (7.0, 2.1), (8.0, 2.0)], -1.0),
+        ([(5.0, 2.1), (6.0, 2.0), (7.0, 2.4), (8.0, 2.5)], 0.8),  # 1 - 6 * 2 / (4 * 15)
+        ([(5.0, 2.1), (6.0, 2.0), (7.0, 2.4), (8.0, 2.5), (4.0, None)], 0.8),
+        ([(5.0, 2.0), (5.0, 2.1), (7.0, 2.4)], 0.866),  # ranks 1.5, 1.5, 3 and 1, 2, 3
+    ],
+)
+def test_the_correlation_of_both_orders_by_hand(losses, expected):
+    found, low, high = result(losses).order_agreement()
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert -1 <= low <= found + 1e-9 and found - 1e-9 <= high <= 1
+    assert low == high or abs(expected) < 1  # candidates drawn anew keep a perfect order
+
+
+def test_the_interval_narrows_with_more_candidates():
+    few = [(float(i), 0.1 * (i + (i % 2) * 3)) for i in range(5)]
+    many = [(float(i), 0.1 * (i + (i % 2) * 3)) for i in range(40)]
+    (_, low, high), (_, lower, higher) = result(few).order_agreement(), result(many).order_agreement()
+    assert higher - lower < (high - low) / 2
+    assert f'({lower:.2f} to {higher:.2f}' in '\n'.join(result(many).lines())
+
+
+def test_two_candidates_have_no_order_to_compare():
+    assert result([(5.0, 2.0), (6.0, 2.1)]).order_agreement() is None
