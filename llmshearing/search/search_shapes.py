@@ -79,16 +79,14 @@ def search_shapes(
     work = _Work(plan, texts, lessons, folder, settings, device, report, list(text))
     names = ', '.join(each.name for each in texts)
     report(f'{len(proposed)} candidates, compared on held-out text of {names}; {with_unit(plan.memory, "B")} of memory')
-    for budget, shape in proposed:
-        work.once(name_of(shape), partial(work.measure, shape))
+    work.share({name_of(shape): partial(work.measure, shape) for _, shape in proposed})
     found = [work.candidate(budget, shape, shape == _first(proposed, budget)) for budget, shape in proposed]
     if settings.steps:
         chosen = [each for budget in budgets for each in _to_train(found, budget, settings.train)]
         report(
             f'training {len(chosen)} of them, {settings.steps} steps of {settings.batch_size * plan.length:,} tokens'
         )
-        for each in chosen:
-            work.once(f'{name_of(each.shape)}-trained', partial(work.train, each.shape))
+        work.share({f'{name_of(each.shape)}-trained': partial(work.train, each.shape) for each in chosen})
         found = [work.candidate(each.budget, each.shape, each.proportional) for each in found]
     return _tell(found, budgets, work)
 
@@ -107,13 +105,14 @@ class _Work:
     paths: list[str | Path]
     judge: Judge | None = None
 
-    def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> None:
-        """Makes a record unless it is there; waits where another process is at it."""
-        while self.folder.read(name) is None:
-            with self.folder.claim(name) as mine:
-                if mine and self.folder.read(name) is None:
-                    self.folder.write(name, make())
-            if not mine:
+    def share(self, records: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:
+        """Makes the records that are not there, each that no other process is at; then waits for those of others."""
+        while missing := [name for name in records if self.folder.read(name) is None]:
+            for name in missing:
+                with self.folder.claim(name) as mine:
+                    if mine and self.folder.read(name) is None:
+                        self.folder.write(name, records[name]())
+            if any(self.folder.read(name) is None for name in missing):
                 time.sleep(WAIT)
 
     def measure(self, shape: ModelShape) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from functools import partial
 from statistics import mean
 
 import pytest
@@ -109,23 +110,32 @@ def test_two_at_once_share_the_candidates(place, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, 'WAIT', 0.05)
     folder = SearchFolder(tmp_path / 'search', {'a': 1})
     work = [stages._Work(*[None] * 3, folder, *[None] * 4) for _ in range(2)]
-    began, end, made = threading.Event(), threading.Event(), []
+    began, others_done, made = threading.Event(), threading.Event(), []
 
     def slow():
-        made.append('slow')
         began.set()
-        assert end.wait(20)
+        assert others_done.wait(20)  # by the other one, while this one is at it
         return {'by': 'first'}
 
-    first = threading.Thread(target=work[0].once, args=('name', slow))
+    def quick(name):
+        made.append(name)
+        if len(made) == 2:
+            others_done.set()
+        return {'by': 'second'}
+
+    names = ('a', 'b', 'c')
+    first = threading.Thread(target=work[0].share, args=({**dict.fromkeys(names, lambda: {'by': 'first'}), 'a': slow},))
     first.start()
     assert began.wait(20)
-    second = threading.Thread(target=work[1].once, args=('name', lambda: made.append('again') or {}))
+    second = threading.Thread(target=work[1].share, args=({name: partial(quick, name) for name in names},))
     second.start()
-    end.set()
     first.join(20)
     second.join(20)
-    assert made == ['slow'] and folder.read('name') == {'by': 'first'}
+    assert made == ['b', 'c'] and {name: folder.read(name)['by'] for name in names} == {
+        'a': 'first',
+        'b': 'second',
+        'c': 'second',
+    }
 
 
 def test_the_folder_of_something_else_is_refused(place, tmp_path):
