@@ -58,6 +58,7 @@ setup(
         'tokenizers>=0.21',
         'numpy>=1.26',
         'catalogue>=2.0.10,<3',  # registries of learners and scoring methods, as in llm-foundry
+        'filelock>=3.12',
         'scipy>=1.11',
         'jinja2>=3.1',
         'setuptools<81',  # llm-foundry imports pkg_resources at run time

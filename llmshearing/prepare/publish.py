@@ -8,7 +8,6 @@ each new one follows its shards: a loader believes the index.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
 from llmshearing.prepare.remote import empty_index, has_index, read_remote, upload, upload_text
 from llmshearing.prepare.spec import Domain, Spec
 from llmshearing.utils.files import write_atomically
+from llmshearing.utils.locks import hold_lock
 
 __all__ = [
     'claim_remote',
@@ -46,13 +46,9 @@ def locked(work: Path) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f'{work.parent} is, or lies below, a file; expected a folder: change out or work') from error
-    with open(work / 'lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f'another prepare is at work in {work}; wait for it, or set work to another folder'
-            ) from error
+    with hold_lock(work / 'lock') as mine:
+        if not mine:
+            raise ValueError(f'another prepare is at work in {work}; wait for it, or set work to another folder')
         try:
             yield
         finally:

@@ -6,15 +6,14 @@ candidate is finished. Whoever works on one holds the lock beside it, which the 
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from llmshearing.utils.files import write_atomically
+from llmshearing.utils.locks import hold_lock
 
 __all__ = ['SearchFolder']
 
@@ -55,16 +54,6 @@ class SearchFolder:
         """Keeps what is known of a candidate."""
         write_atomically(self.path / 'candidates' / f'{name}.json', json.dumps(record, indent=1))
 
-    @contextlib.contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
+    def claim(self, name: str) -> AbstractContextManager[bool]:
         """Whether this process may work on a candidate: not while another one does."""
-        lock = FileLock(self.path / 'candidates' / f'{name}.lock')
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        return hold_lock(self.path / 'candidates' / f'{name}.lock')

@@ -9,8 +9,6 @@ where a disk has no locks, two may do the same shard, to the same bytes. The las
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +19,7 @@ from typing import Any
 
 from llmshearing.teacher.folders import ShardTask
 from llmshearing.utils.files import write_atomically
+from llmshearing.utils.locks import hold_lock
 
 __all__ = ['Work']
 
@@ -48,7 +47,7 @@ class Work:
             ValueError: If another plan was begun there, naming what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / 'lock', wait=True):
+        with hold_lock(self.folder / 'lock', wait=True):
             if not self._plan.is_file():
                 write_atomically(self._plan, json.dumps(plan, indent=1) + '\n')
         there = json.loads(self._plan.read_text(encoding='utf-8'))
@@ -79,7 +78,7 @@ class Work:
         """Holds a shard for the block; False where another process has it, or has done it."""
         path = self._entry_path(task).with_suffix('.lock')
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path, wait=False) as mine:
+        with hold_lock(path) as mine:
             yield mine and not self.is_done(task)
 
     def new_folder(self) -> Path:
@@ -108,7 +107,7 @@ class Work:
         if not self.folder.is_dir():
             yield False
             return
-        with _locked(self.folder / 'lock', wait=True):
+        with hold_lock(self.folder / 'lock', wait=True):
             yield not self.output.exists()
             if self.output.exists():  # another process, or this one; whoever came late made the folder again
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -119,18 +118,3 @@ class Work:
 
     def _entry_path(self, task: ShardTask) -> Path:
         return self.folder / 'entries' / task.folder / f'{task.name}.json'
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Holds a lock for the block; yields whether it was free. A file system without locks never refuses."""
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        yield True
