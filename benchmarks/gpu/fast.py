@@ -7,34 +7,30 @@ at the end set the kinds beside each other. ``prune_step.py`` defines the steps;
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from prune_step import all_ones, mask_activations, target_masks
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from prune_step import target_masks
+from torch import Tensor
 
 from benchmarks.gpu import timing
 from benchmarks.gpu.cases import Case, NotThere, Row
 from benchmarks.gpu.machine import matmul_rate
+from benchmarks.gpu.pairs import LARGE, SMALL, TOY, Setting
 from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.steps import COMPILED, COURSE, MAIN, ON_THE_WAY, PRUNING, WITH_NOISE, Kind, noisy_masks
 from benchmarks.gpu.trained import RUNS, Run, measure_run
-from llmshearing.masks.axes import plan_axes
-from llmshearing.masks.hard_concrete import sample_gate
 from llmshearing.models.cuttable import Cutter
-from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
+from llmshearing.models.shapes import with_shape
 
 __all__ = ['cases']
 
 DATASHEET = {'H100': 989e12, 'H200': 989e12}  # dense bfloat16, SXM
 MATMUL = 'matrix product'
-PRUNING = {'all kept': 'pruning, all kept', 'target': 'pruning, at target'}
 RATIOS = (
     ('all kept / dense', PRUNING['all kept'], 'dense source', 1.03),
     ('at target / target model', PRUNING['target'], 'target model', 1.05),
@@ -50,200 +46,6 @@ RATIOS = (
 )
 WHOLE_RUN, WHOLE_RUN_AIM = 'whole run / activation-masked run', 0.35
 WARMUP_SHARE = 0.2  # of a pruning run, as in the paper
-COURSE = (0.25, 0.5, 0.75)
-DRAWS = 6  # masks of the noise that a step takes in turn
-LIKELY, UNLIKELY = 2.5, -4.2  # log alpha of gates that are open, and closed, in most draws
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A source and a target.
-
-    Attributes:
-        name (str): As in the table.
-        source (dict): Settings of a LlamaConfig.
-        target (dict): What differs in the target.
-        length (int): Tokens per sequence.
-        tokens (tuple[int, ...]): Per micro-batch.
-        checkpointing (int): From so many tokens on, activations are computed twice, by every kind of step.
-    """
-
-    name: str
-    source: Mapping[str, Any]
-    target: Mapping[str, Any]
-    length: int
-    tokens: tuple[int, ...]
-    checkpointing: int
-
-
-LLAMA_32 = dict(vocab_size=128256, tie_word_embeddings=True, rope_theta=500000.0, max_position_embeddings=8192)
-SMALL = Pair(
-    'Llama-3.2-1B to 0.4B',
-    dict(
-        LLAMA_32,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-    ),
-    dict(hidden_size=1280, intermediate_size=4608, num_hidden_layers=12, num_attention_heads=16, num_key_value_heads=8),
-    4096,
-    (16384, 8192, 32768),
-    32768,
-)
-LARGE = Pair(
-    'Llama-3.2-3B to 1B',
-    dict(
-        LLAMA_32,
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=28,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        head_dim=128,
-    ),
-    dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16, num_key_value_heads=8),
-    4096,
-    (8192, 16384, 32768),
-    16384,
-)
-TOY = Pair(
-    'toy',
-    dict(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    ),
-    dict(hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2),
-    32,
-    (64,),
-    1 << 30,
-)
-
-
-@dataclasses.dataclass
-class Setting:
-    """One pair at one number of tokens on one device: what every kind of step is built from."""
-
-    pair: Pair
-    tokens: int
-    device: str
-
-    @property
-    def config(self) -> LlamaConfig:
-        return LlamaConfig(use_cache=False, bos_token_id=0, eos_token_id=0, **self.pair.source)
-
-    @property
-    def shapes(self) -> tuple[ModelShape, ModelShape]:
-        source = shape_of(self.config)
-        return source, resolve_target(source, dict(self.pair.target), True)
-
-    @property
-    def ids(self) -> Tensor:
-        length = min(self.pair.length, self.tokens)
-        ids = torch.randint(
-            3, self.config.vocab_size, (self.tokens // length, length), generator=torch.Generator().manual_seed(1)
-        )
-        return ids.to(self.device)
-
-    def model(self, of_target: bool = False) -> nn.Module:
-        """The source, or the target's shape, in bfloat16 with random weights and in training mode."""
-        torch.manual_seed(0)
-        config = with_shape(self.config, self.shapes[1], True) if of_target else self.config
-        with torch.device(self.device):
-            model = AutoModelForCausalLM.from_config(
-                config, torch_dtype=torch.bfloat16, attn_implementation='sdpa'
-            ).train()
-        if self.tokens >= self.pair.checkpointing:
-            model.gradient_checkpointing_enable({'use_reentrant': False})
-        return model
-
-    @property
-    def label(self) -> str:
-        checkpointing = ', checkpointing' if self.tokens >= self.pair.checkpointing else ''
-        return f'{self.pair.name}, {self.tokens} tokens{checkpointing}'
-
-    def flops(self, number: int) -> float:
-        """Of the source's (0) or the target's (1) products in a step; what is computed twice counts once.
-
-        Forward and backward, and of causal attention the half that is needed.
-        """
-        shape = self.shapes[number]
-        query = shape.num_attention_heads * shape.head_dim
-        key_value = shape.num_key_value_heads * shape.head_dim
-        layer = 2 * shape.hidden_size * (query + key_value) + 3 * shape.hidden_size * shape.intermediate_size
-        weights = shape.num_hidden_layers * layer + shape.hidden_size * self.config.vocab_size
-        attention = shape.num_hidden_layers * query * min(self.pair.length, self.tokens)
-        return 6.0 * self.tokens * (weights + attention)
-
-
-def run_step(model: nn.Module, ids: Tensor) -> None:
-    """Forward and backward of one micro-batch."""
-    model.zero_grad(set_to_none=True)
-    model(input_ids=ids, labels=ids).loss.backward()
-
-
-def dense(setting: Setting, of_target: bool = False, compiled: bool = False) -> Callable[[], None]:
-    model, ids = setting.model(of_target), setting.ids
-    if compiled:
-        model.compile()
-    return lambda: run_step(model, ids)
-
-
-def activations(setting: Setting) -> Callable[[], None]:
-    """The usual way to mask; it computes everything, whatever the masks are."""
-    model, ids = setting.model(), setting.ids
-    masks = {axis: mask.to(setting.device, torch.bfloat16) for axis, mask in all_ones(setting.shapes[0]).items()}
-    mask_activations(model, masks)
-    return lambda: run_step(model, ids)
-
-
-def pruning(setting: Setting, masks: list[dict[str, Tensor]], multiple_of: int = 1, compiled: bool = False):
-    """A step that takes the given masks in turn."""
-    model, ids = setting.model(), setting.ids
-    cutter, turn = Cutter(model), itertools.cycle(masks)
-    if compiled:
-        model.compile()
-
-    def step() -> None:
-        cutter.set_masks(next(turn), multiple_of)
-        run_step(model, ids)
-        cutter.mask_gradients()
-
-    return step
-
-
-def noisy_masks(source: ModelShape, target: ModelShape, fixed: tuple[str, ...] = ('layer',)) -> list[dict[str, Tensor]]:
-    """Draws of gates that have learned their target: counts vary from step to step and from layer to layer.
-
-    Args:
-        fixed (tuple[str, ...]): Axes that keep exactly the target's units.
-    """
-    exact, plans = target_masks(source, target), plan_axes(source, target)
-    draws = []
-    for number in range(DRAWS):
-        generator = torch.Generator().manual_seed(number)
-        draw = {}
-        for axis in plans:
-            log_alpha = torch.where(exact[axis] > 0, LIKELY, UNLIKELY)
-            draw[axis] = exact[axis] if axis in fixed else sample_gate(log_alpha, generator)
-        draws.append(draw)
-    return draws
-
-
-def optimizer_step(setting: Setting) -> Callable[[], None]:
-    """AdamW on the source: its cost depends on what is stored, not on masks."""
-    model = setting.model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=setting.device == 'cuda')
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return lambda: optimizer.step()
 
 
 def measure(kind: Kind, setting: Setting, quick: bool, rows: Mapping) -> Row:
@@ -333,52 +135,6 @@ def trained(run: Run, setting: Setting, work: Path, rows: Mapping) -> Row:
     config = with_shape(setting.config, setting.shapes[1], True) if run.of_target else setting.config
     length = min(setting.pair.length, setting.tokens)
     return measure_run(run, config, dict(setting.pair.target), setting.tokens, length, setting.device, work)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """One kind of step.
-
-    Attributes:
-        name (str): As in the table.
-        build (Callable): Makes the model and returns the step.
-        counted (int | None): Whose products its rate counts: 0 the source's, 1 the target's, None: it has no rate.
-    """
-
-    name: str
-    build: Callable[[Setting], Callable[[], None]]
-    counted: int | None
-
-
-def _at(progress: float) -> Callable[[Setting], Callable[[], None]]:
-    return lambda setting: pruning(setting, [target_masks(*setting.shapes, progress)])
-
-
-def _noisy(multiple_of: int, fixed: tuple[str, ...] = ('layer',)) -> Callable[[Setting], Callable[[], None]]:
-    return lambda setting: pruning(setting, noisy_masks(*setting.shapes, fixed), multiple_of)
-
-
-MAIN = (
-    Kind('dense source', dense, 0),
-    Kind(PRUNING['all kept'], lambda setting: pruning(setting, [all_ones(setting.shapes[0])]), 0),
-    Kind(PRUNING['target'], _at(1.0), 1),
-    Kind('target model', lambda setting: dense(setting, of_target=True), 1),
-    Kind('activation masking', activations, 0),
-)
-ON_THE_WAY = tuple(Kind(f'pruning, {share:.0%} of the warm-up', _at(share), None) for share in COURSE)
-WITH_NOISE = (
-    *(Kind(f'pruning, noisy counts, multiple_of {multiple}', _noisy(multiple), 1) for multiple in (1, 64, 128)),
-    Kind('pruning, noisy counts but hidden, multiple_of 64', _noisy(64, ('layer', 'hidden')), 1),
-    Kind('optimizer on the source', optimizer_step, None),
-)
-COMPILED = (
-    Kind('target model, compiled', lambda setting: dense(setting, of_target=True, compiled=True), 1),
-    Kind(
-        'pruning, at target, compiled',
-        lambda setting: pruning(setting, [target_masks(*setting.shapes)], compiled=True),
-        1,
-    ),
-)
 
 
 def _cases_of(setting: Setting, settings: Settings, kinds: tuple[Kind, ...], more: bool, runs: bool) -> list[Case]:
