@@ -7,6 +7,7 @@ entry point of the group ``llmshearing_families``.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import catalogue
@@ -26,9 +27,15 @@ for _model_type, _table in TABLES.items():
     families(_model_type, func=_table)
 
 
+@functools.cache
+def _from_entry_point(model_type: str) -> Family | None:
+    """The table that another package brings; asked for once, as a look at all packages takes milliseconds."""
+    return families.get_entry_point(model_type)
+
+
 def find_table(model_type: str) -> Family | None:
     """The table of a model type, as it is registered, or None."""
-    return families.get(model_type) if model_type in families else None
+    return _from_entry_point(model_type) or catalogue.REGISTRY.get((*families.namespace, model_type))
 
 
 def stored_name(config: PretrainedConfig, name: str) -> str:

@@ -30,7 +30,7 @@ def test_no_family_is_left_out():
 
 @pytest.mark.parametrize(
     ('variant', 'learner', 'batches'),
-    [(name, 'progressive', 30) for name in RUNS] + [(name, 'lagrangian', 250) for name in RUNS if name in PAPERS_WAY],
+    [(name, 'progressive', 15) for name in RUNS] + [(name, 'lagrangian', 250) for name in RUNS if name in PAPERS_WAY],
 )
 def test_a_run_ends_at_exactly_its_target(variant, learner, batches, tmp_path):
     source = tiny_source(tmp_path / 'source', variant)
