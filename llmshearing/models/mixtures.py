@@ -1,4 +1,4 @@
-"""Mixtures of experts: what their configs call the numbers of a shape, and which of them can be pruned.
+"""Mixtures of experts: what configs call the numbers of a shape, and which of these models can be pruned.
 
 In a mixture the ``intermediate_size`` of a shape is the width of one routed expert, ``num_experts`` how many routed
 experts a layer has, and ``num_experts_per_tok`` how many of them compute each token (top-k), which never changes. A
@@ -56,13 +56,13 @@ MIXTURES: dict[str, OwnKeys] = {
 }
 
 
-# Other types with words of their own. Granite's hybrid without experts has the shared one alone, which is its MLP.
-OTHERS = {'granitemoehybrid': OwnKeys('num_local_experts', 'shared_intermediate_size')}
+# Types without experts that have words of their own. Granite's hybrid then has the shared expert alone, its MLP.
+DENSE = {'granitemoehybrid': OwnKeys('num_local_experts', 'shared_intermediate_size')}
 
 
 def own_key(model_type: str, name: str) -> str:
     """What a model type's config calls a number of a shape."""
-    return getattr((MIXTURES | OTHERS).get(model_type), name, name)
+    return getattr((MIXTURES | DENSE).get(model_type), name, name)
 
 
 def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any
     Raises:
         ValueError: If it says the same number twice.
     """
-    names = (MIXTURES | OTHERS).get(model_type)
+    names = (MIXTURES | DENSE).get(model_type)
     if names is None:
         return dict(target)
     shape_keys = {getattr(names, field.name): field.name for field in dataclasses.fields(names)}
@@ -113,7 +113,7 @@ def experts_per_token(config: PretrainedConfig) -> int:
 
 def check_mixture(config: PretrainedConfig) -> None:
     """Raises a ValueError for a mixture that the tables do not describe: some layers without experts, or too few."""
-    if config.model_type in OTHERS and config.num_local_experts:
+    if config.model_type in DENSE and config.num_local_experts:
         raise ValueError(
             f'the config has num_local_experts={config.num_local_experts}; a {config.model_type} can be pruned where '
             'it has no routed experts (0); no table describes the others.'
