@@ -125,6 +125,12 @@ class SearchResult:
                 f'order of {trained} candidates before and after training: rank correlation {found:.2f} '
                 f'({low:.2f} to {high:.2f} where candidates are drawn anew, 90 %)'
             )
+        worse = [each for each in self.candidates if each.curve and each.trained_loss > each.cut_loss]
+        if worse:
+            lines.append(
+                f'{len(worse)} of the trained candidates ended above where their cuts began, so this training tells nothing of them: '
+                'lower --learning-rate, or raise --batch-size'
+            )
         factors = [each.extrapolated['factor'] for each in self.candidates if each.extrapolated]
         if factors:
             lines.append(f'"at the end": {max(factors):,.0f} times more tokens than were trained on, +- 90 % interval')
