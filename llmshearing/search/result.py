@@ -128,8 +128,8 @@ class SearchResult:
         worse = [each for each in self.candidates if each.curve and each.trained_loss > each.cut_loss]
         if worse:
             lines.append(
-                f'{len(worse)} of the trained candidates ended above where their cuts began, so this training tells nothing of them: '
-                'lower --learning-rate, or raise --batch-size'
+                f'{len(worse)} of the trained candidates ended above where their cuts began, so this training tells '
+                'nothing of them: lower --learning-rate, or raise --batch-size'
             )
         factors = [each.extrapolated['factor'] for each in self.candidates if each.extrapolated]
         if factors:

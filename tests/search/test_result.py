@@ -48,5 +48,7 @@ def test_two_candidates_have_no_order_to_compare():
 
 def test_training_that_does_harm_is_told():
     harmed = '\n'.join(result([(5.0, 2.0), (2.0, 2.5), (6.0, 2.1)]).lines())
-    assert '1 of the trained candidates ended above where their cuts began' in harmed and 'lower --learning-rate' in harmed
+    assert (
+        '1 of the trained candidates ended above where their cuts began' in harmed and 'lower --learning-rate' in harmed
+    )
     assert 'began' not in '\n'.join(result([(5.0, 2.0), (6.0, 2.1)]).lines())
