@@ -212,10 +212,16 @@ def refusal(capsys, *arguments) -> str:
         (['--target', 'hidden_size=96', '--text', 'TEXT'], "larger than the source's 48"),
         (['--target', 'hidden_size=48', '--text', 'TEXT'], 'nothing would be cut'),
         (['--target', 'hidden_size=24', '--axes', 'layer', '--text', 'TEXT'], 'names hidden_size, which --axes'),
-        (['--target', 'hidden_size=24', '--axes', 'width', '--text', 'TEXT'], "--axes: expected one of .*, got 'width'"),
+        (
+            ['--target', 'hidden_size=24', '--axes', 'width', '--text', 'TEXT'],
+            "--axes: expected one of .*, got 'width'",
+        ),
         (['--target', 'hidden_size=24', '--scores', 'best', '--text', 'TEXT'], "unknown method 'best'"),
         (['--target', 'hidden_size=24', '--scores', 'a', 'b', '--text', 'TEXT'], 'AXIS=METHOD of each axis'),
-        (['--target', 'hidden_size=24', '--dtype', 'int8', '--text', 'TEXT'], "--dtype: expected one of .*, got 'int8'"),
+        (
+            ['--target', 'hidden_size=24', '--dtype', 'int8', '--text', 'TEXT'],
+            "--dtype: expected one of .*, got 'int8'",
+        ),
         (['--target', 'hidden_size=24', '--device', 'tpu9', '--text', 'TEXT'], '--device tpu9 cannot be used'),
         (['--target', 'hidden_size=24', '--text', 'nowhere.jsonl'], 'nowhere.jsonl.* does not exist'),
         (['--target', 'hidden_size=24', '--output', 'SOURCE', '--text', 'TEXT'], 'is the source itself'),
