@@ -121,8 +121,9 @@ def add_older_names(path: Path) -> None:
         older.update(rope_theta=main.pop('rope_theta', None), rope_scaling=main)
     content.update({key: value for key, value in older.items() if value is not None or key in content})
     content.update({key: content[name] for key, name in SAME_NUMBERS.get(content['model_type'], {}).items()})
-    if content['model_type'] in OLDER_KINDS:
-        content['layer_types'] = [OLDER_KINDS[content['model_type']][kind] for kind in content['layer_types']]
+    older_kinds = OLDER_KINDS.get(content['model_type'])
+    if older_kinds:
+        content['layer_types'] = [older_kinds.get(kind, kind) for kind in content['layer_types']]
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
 
 

@@ -47,7 +47,7 @@ class Work:
             ValueError: If another plan was begun there, naming what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self.folder / 'lock', wait=True):
+        with hold_lock(self.folder / 'lock', wait=True, optional=True):
             if not self._plan.is_file():
                 write_atomically(self._plan, json.dumps(plan, indent=1) + '\n')
         there = json.loads(self._plan.read_text(encoding='utf-8'))
@@ -78,7 +78,7 @@ class Work:
         """Holds a shard for the block; False where another process has it, or has done it."""
         path = self._entry_path(task).with_suffix('.lock')
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(path) as mine:
+        with hold_lock(path, optional=True) as mine:
             yield mine and not self.is_done(task)
 
     def new_folder(self) -> Path:
@@ -107,7 +107,7 @@ class Work:
         if not self.folder.is_dir():
             yield False
             return
-        with hold_lock(self.folder / 'lock', wait=True):
+        with hold_lock(self.folder / 'lock', wait=True, optional=True):
             yield not self.output.exists()
             if self.output.exists():  # another process, or this one; whoever came late made the folder again
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A lock keeps other processes out, goes with the process that holds it, and is no hindrance where a disk has none."""
+"""A lock keeps other processes out, goes with the process that holds it, and is no hindrance where none is needed."""
 
 import errno
 import signal
@@ -37,17 +37,19 @@ def test_others_are_kept_out_until_the_holder_dies(tmp_path):
 
 
 @pytest.mark.parametrize('error', [OSError(errno.ENOLCK, 'no locks'), NotImplementedError('no flock')])
-def test_a_disk_without_locks_never_refuses(tmp_path, monkeypatch, error):
+def test_a_disk_without_locks_is_for_work_that_two_may_do(tmp_path, monkeypatch, error):
     def acquire(*_, **__):
         raise error
 
     monkeypatch.setattr(FileLock, 'acquire', acquire)
-    with hold_lock(tmp_path / 'lock') as mine:
+    with hold_lock(tmp_path / 'lock', optional=True) as mine:
         assert mine
+    with pytest.raises(OSError), hold_lock(tmp_path / 'lock'):
+        pass
 
 
 def test_other_errors_are_told(tmp_path):
     path = tmp_path / 'file'
     path.write_text('')
-    with pytest.raises(OSError), hold_lock(path / 'lock'):
+    with pytest.raises(OSError), hold_lock(path / 'lock', optional=True):
         pass

@@ -83,7 +83,7 @@ class Distillation(Algorithm):
     ):
         for name, value in (('weight', weight), ('temperature', temperature)):
             check_number(f'distillation.{name}', value, 0, above=True)
-        if top_k is not None:  # all tokens
+        if top_k is not None:  # else all tokens
             check_whole('distillation.top_k', top_k, 1)
         self.weight, self.temperature, self.top_k = weight, temperature, top_k
         self.shared_vocab_size = shared_vocab_size
