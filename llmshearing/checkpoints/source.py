@@ -7,6 +7,7 @@ headers of the files, which takes milliseconds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -25,7 +26,15 @@ from llmshearing.models.families import find_table
 from llmshearing.models.stored_names import stored_pieces, stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = ['WHOLE_UP_TO', 'check_weights', 'read_text_weights', 'read_weights', 'weight_files', 'weights_folder']
+__all__ = [
+    'WHOLE_UP_TO',
+    'MultimodalWeights',
+    'check_weights',
+    'read_multimodal_weights',
+    'read_weights',
+    'weight_files',
+    'weights_folder',
+]
 
 WHOLE_UP_TO = 10**9  # parameters; commands compute larger sources in the type they are stored in, read from their files
 
@@ -120,22 +129,42 @@ def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTens
     return _named_tensors(Path(folder), config, parameter_shapes(config, in_files=True))
 
 
-def read_text_weights(folder: Path, config: PretrainedConfig) -> tuple[dict[str, StoredTensor], int]:
-    """The tensors of a multimodal model's text part, by their names in a folder without the rest, still in their files.
+@dataclasses.dataclass(frozen=True)
+class MultimodalWeights:
+    """The tensors of a multimodal model, still in their files.
+
+    Attributes:
+        text (dict[str, StoredTensor]): Of its text part, by their names in a folder without the rest.
+        others (dict[str, StoredTensor]): Of all other parts, by their names in the folder.
+        before (str): What stands in names before the words for the text part.
+    """
+
+    text: dict[str, StoredTensor]
+    others: dict[str, StoredTensor]
+    before: str
+
+    def name_inside(self, name: str) -> str:
+        """What the whole model's files call a tensor of a decoder's folder."""
+        inside = name.startswith(self.before)
+        return f'{self.before}{TEXT_PART}{name.removeprefix(self.before)}' if inside else name
+
+
+def read_multimodal_weights(folder: Path, config: PretrainedConfig) -> MultimodalWeights:
+    """The tensors of a multimodal model, its text part apart from the others.
 
     Args:
         folder (Path): Folder of the whole model.
         config (PretrainedConfig): Config of the text part.
-
-    Returns:
-        tuple[dict[str, StoredTensor], int]: The tensors, and how many others the folder has.
     """
     _refuse_pointers(folder)
     expected = parameter_shapes(config, in_files=True).shapes
     stored = _stored_tensors(folder)
     renamed = _as_expected(config, {name.replace(TEXT_PART, '', 1): tensor for name, tensor in stored.items()})
-    found = {name: tensor for name, tensor in renamed.items() if name in expected}
-    return found, len(renamed) - len(found)
+    return MultimodalWeights(
+        text={name: tensor for name, tensor in renamed.items() if name in expected},
+        others={name: tensor for name, tensor in stored.items() if TEXT_PART not in name and name not in expected},
+        before=next((name.split(TEXT_PART)[0] for name in stored if TEXT_PART in name), ''),
+    )
 
 
 def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShapes) -> dict[str, StoredTensor]:
@@ -168,7 +197,7 @@ def _as_expected(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> d
                 'another export.'
             )
         named |= parts
-    family = find_table(config.model_type)
+    family = find_table(config)
     if family is None or family.stored_pieces is None:
         return named
     for layer, (inside, pieces) in itertools.product(

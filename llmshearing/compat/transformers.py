@@ -25,17 +25,22 @@ __all__ = [
     'STRICT_ERROR',
     'WINDOWS_BY_LAYER',
     'attention_implementation',
+    'attention_of',
     'dtype_argument',
     'dtype_of',
     'forget_own_notes',
     'ignores_windows',
     'install',
     'layer_kinds',
+    'left_out_names',
     'load_causal_lm',
     'load_complete_causal_lm',
+    'load_multimodal',
     'read_tokenizer',
+    'set_attention',
     'set_dtype',
     'set_plain_rotary',
+    'tied_names',
     'without_packed_masks',
 ]
 
@@ -121,6 +126,26 @@ def attention_implementation(config: Any, wanted: str = 'sdpa') -> str:
     return 'eager' if wanted == 'sdpa' and impossible else wanted
 
 
+def attention_of(config: Any) -> str | None:
+    """The attention that a config's model is computed with; None where nothing has chosen one yet."""
+    return config._attn_implementation
+
+
+def set_attention(config: Any, name: str | None) -> None:
+    """Chooses the attention that a config's model is computed with."""
+    config._attn_implementation = name
+
+
+def tied_names(model: Any) -> tuple[str, ...]:
+    """Names of the parameters that are another one's tensor where the config ties embedding and LM head."""
+    return tuple(model._tied_weights_keys or ())
+
+
+def left_out_names(model: Any) -> tuple[str, ...]:
+    """Patterns of the names in files that no parameter belongs to and that loading leaves out."""
+    return tuple(model._keys_to_ignore_on_load_unexpected or ())
+
+
 def install() -> None:
     """Lets transformers 4 open the tokenizers that transformers 5 saves under its own class, ``TokenizersBackend``.
 
@@ -179,11 +204,34 @@ def load_complete_causal_lm(where: str, name: str | Path, **settings: Any) -> An
     Raises:
         ValueError: Naming the tensors that are missing, left over or of another shape.
     """
-    model, info = load_causal_lm(name, **settings)
+    return _complete(where, *load_causal_lm(name, **settings))
+
+
+def _complete(where: str, model: Any, info: Mapping[str, Any]) -> Any:
     problems = {kind: names for kind, names in info.items() if names}
     if problems:
         raise ValueError(f'{where} does not open as a stock model: {problems}')
     return model
+
+
+def load_multimodal(folder: Path, dtype: Any) -> Any:
+    """A multimodal model folder in evaluation mode, by the class that its config names; no code of its own is run.
+
+    Raises:
+        ValueError: If this version of transformers has no such class, or tensors are missing, left over or of another
+            shape.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    names = config.architectures or ['none']
+    model_class = getattr(transformers, names[0], None)
+    if model_class is None:
+        raise ValueError(f'{folder}: transformers {transformers.__version__} has no class {names[0]}.')
+    model, info = model_class.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype_argument(dtype)
+    )
+    return _complete(str(folder), model, info).eval()
 
 
 def ignores_windows(config: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
-from llmshearing.checkpoints.source import read_text_weights
+from llmshearing.checkpoints.source import read_multimodal_weights
 from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import write_model_folder
@@ -26,7 +26,7 @@ from llmshearing.models.source_files import public_name, read_source_files, sour
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
-__all__ = ['TextPart', 'write_text_part']
+__all__ = ['SHARD_BYTES', 'TextPart', 'text_config', 'write_text_part']
 
 SHARD_BYTES = 2 * 10**9
 
@@ -63,10 +63,11 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
     source, output = Path(source), Path(output)
     if not (source / 'config.json').is_file():
         raise ValueError(f'{source} is no model folder: it has no config.json.')
-    config = _text_config(source, read_config(source))
+    config = text_config(source, read_config(source))
     refuse_existing('--output', output, overwrite, (source,))
     refuse_unwritable('--output', output)
-    stored, left = read_text_weights(source, config)
+    weights = read_multimodal_weights(source, config)
+    stored = weights.text
     head = next(iter(parameter_shapes(_tied(config), in_files=True).tied), None)
     if head is not None and head not in stored:
         config = _tied(config)
@@ -90,10 +91,15 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
         write_model_card(writer.path, facts, files)
         count = verify_tensors(writer.path, tensors(), lambda tensor: tensor)
         writer.commit()
-    return TextPart(config.model_type, writer.parameters, count, left)
+    return TextPart(config.model_type, writer.parameters, count, len(weights.others))
 
 
-def _text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
+def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
+    """Config of a multimodal model's text part, as that of a model of its own.
+
+    Raises:
+        ValueError: If the model has none that transformers has a causal language model for, or quantised weights.
+    """
     text = getattr(whole, 'text_config', None)
     if text is None or text.model_type == whole.model_type:
         raise ValueError(f'{source} is a {whole.model_type}, which has no text part beside others; use it as it is.')

@@ -14,15 +14,19 @@ from llmshearing.compat.transformers import (
     STRICT_ERROR,
     WINDOWS_BY_LAYER,
     attention_implementation,
+    attention_of,
     dtype_argument,
     dtype_of,
     forget_own_notes,
     layer_kinds,
+    left_out_names,
     load_causal_lm,
     load_complete_causal_lm,
     read_tokenizer,
+    set_attention,
     set_dtype,
     set_plain_rotary,
+    tied_names,
     without_packed_masks,
 )
 from llmshearing.compat.versions import TRANSFORMERS_5
@@ -89,6 +93,24 @@ def test_attention_implementation_soft_caps_where_the_config_asks():
     config = CONFIG_MAPPING['gemma2'](**COMMON, attn_logit_softcapping=50.0)
     assert attention_implementation(config) == 'eager' and attention_implementation(llama()) == 'sdpa'
     assert attention_implementation(config, 'flash_attention_2') == 'flash_attention_2'
+
+
+def test_set_attention_is_what_the_model_computes_with():
+    model = AutoModelForCausalLM.from_config(llama(), attn_implementation='eager')
+    assert attention_of(model.config) == 'eager'
+    set_attention(model.config, 'nothing of this name')
+    with pytest.raises((KeyError, ValueError), match='nothing of this name'):
+        model(torch.arange(3, 9)[None])
+
+
+def test_tied_names_are_those_of_the_shared_tensor():
+    model = AutoModelForCausalLM.from_config(llama(tie_word_embeddings=True))
+    assert tied_names(model) == ('lm_head.weight',)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_left_out_names_are_patterns_of_tensors_that_loading_leaves_out():
+    assert 'attention.bias' in left_out_names(tiny_model('gpt_neox')) and left_out_names(tiny_model()) == ()
 
 
 def test_forget_own_notes_keeps_them_out_of_config_json(tmp_path):

@@ -1,0 +1,170 @@
+"""A multimodal model whose text part is a smaller decoder: the way back from :mod:`~llmshearing.export.text_part`.
+
+What sees or hears is carried along bit for bit. It hands over vectors of the text part's hidden size, in the text
+part's basis, so both must be the source's: layers, heads and MLPs may be fewer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from llmshearing.checkpoints.source import MultimodalWeights, read_multimodal_weights, read_weights, weight_files
+from llmshearing.compat.transformers import dtype_of, load_multimodal
+from llmshearing.export.model_card import derived_licence, front_matter
+from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.probe import probe_input
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.text_part import SHARD_BYTES, text_config
+from llmshearing.export.verification import TOLERANCE
+from llmshearing.models.families import family_of
+from llmshearing.models.source_config import read_config
+from llmshearing.models.source_files import public_name, read_source_files, source_licence
+from llmshearing.utils.files import refuse_unwritable
+from llmshearing.utils.paths import refuse_existing
+
+__all__ = ['WholeModel', 'write_whole_model']
+
+SAME_BASIS = 0.5  # cosine of the embeddings' rows: training turns them little, a rotation leaves about none of it
+OWN_SETTINGS = ('architectures', 'auto_map', 'transformers_version', '_name_or_path')  # of a config that stands alone
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeModel:
+    """What was written.
+
+    Attributes:
+        model_type (str): transformers' name of the multimodal model.
+        parameters (int): Of the whole, a tied LM head counted once.
+        replaced (int): Tensors of its text part.
+        carried (int): Tensors of the source's other parts.
+        difference (float): Largest one of its logits on text from the decoder's.
+    """
+
+    model_type: str
+    parameters: int
+    replaced: int
+    carried: int
+    difference: float
+
+
+def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool = False) -> WholeModel:
+    """Writes a multimodal model folder with another decoder in its text part's place, and opens it with transformers.
+
+    Args:
+        source (Path): Folder of a model whose config has a ``text_config``.
+        decoder (Path): Model folder that was made from its text part, of the same hidden size and vocabulary.
+        output (Path): Folder to write.
+        overwrite (bool): Replace an existing model folder. Default: ``False``.
+
+    Raises:
+        ValueError: If the decoder does not go with the source's other parts, if the output exists and may not be
+            replaced, or if what was written does not open or computes something else on text.
+    """
+    source, decoder, output = Path(source), Path(decoder), Path(output)
+    whole, config = read_config(source), read_config(decoder)
+    _check_sizes(source, text_config(source, whole), decoder, config)
+    refuse_existing('--output', output, overwrite, (source, decoder))
+    refuse_unwritable('--output', output)
+    weights, stored = read_multimodal_weights(source, text_config(source, whole)), read_weights(decoder, config)
+    embedding = f'{family_of(config).decoder}.{family_of(config).embedding}.weight'
+    _check_basis(weights, stored[embedding].read(), embedding, decoder)
+    settings = _settings(source, decoder, config)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from ((weights.name_inside(name), tensor.read()) for name, tensor in stored.items())
+        yield from ((name, tensor.read()) for name, tensor in weights.others.items())
+
+    files = read_source_files(str(source))
+    with ModelFolderWriter(output, SHARD_BYTES, overwrite) as writer:
+        _copy_small_files(source, writer.path)
+        for name, tensor in tensors():
+            writer.add(name, tensor)
+        writer.finish_tensors()
+        (writer.path / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
+        (writer.path / 'README.md').write_text(_card(output.name, source, files), encoding='utf-8')
+        difference = _compare(writer.path, decoder, dtype_of(config))
+        writer.commit()
+    return WholeModel(whole.model_type, writer.parameters, len(stored), len(weights.others), difference)
+
+
+def _check_sizes(source: Path, text: PretrainedConfig, decoder: Path, config: PretrainedConfig) -> None:
+    for name in ('model_type', 'hidden_size', 'vocab_size'):
+        wanted, got = getattr(text, name), getattr(config, name)
+        if wanted != got:
+            raise ValueError(
+                f'{decoder} has {name}={got}, the text part of {source} {wanted}: its other parts go with that alone. '
+                'Prune the text part without hidden_size in the target, and do not trim its vocabulary.'
+            )
+
+
+def _check_basis(weights: MultimodalWeights, embedding: Tensor, name: str, decoder: Path) -> None:
+    pair = (tensor.float() for tensor in (weights.text[name].read(), embedding))
+    cosine = torch.nn.functional.cosine_similarity(*pair, dim=-1).median().item()
+    if cosine < SAME_BASIS:
+        raise ValueError(
+            f"{decoder}: its embedding is not the source's (median cosine {cosine:.2f}): it comes from a rotated "
+            "source or from another one, and the source's other parts write into the basis that it had. Prune the text "
+            'part as it is, without `llmshearing rotate`.'
+        )
+
+
+def _settings(source: Path, decoder: Path, config: PretrainedConfig) -> dict[str, Any]:
+    """The source's config.json with the decoder's as its text part."""
+    settings, text = (json.loads((folder / 'config.json').read_text('utf-8')) for folder in (source, decoder))
+    if 'text_config' not in settings:
+        raise ValueError(
+            f'{source}: its config.json has the settings of its text part among the others; open it with transformers '
+            'and save its config once more.'
+        )
+    settings['text_config'] = {key: value for key, value in text.items() if key not in OWN_SETTINGS}
+    dtypes = {key: text[key] for key in ('dtype', 'torch_dtype') if key in settings and key in text}
+    return {**settings, **dtypes, 'tie_word_embeddings': config.tie_word_embeddings}
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    """Tokenizer, processor, generation settings, licence: what is neither weights nor said anew."""
+    weights = {path.name for path in weight_files(source)}
+    for path in source.iterdir():
+        new = path.name in ('config.json', 'README.md') or path.name.endswith('.index.json')
+        if path.is_file() and not new and path.name not in weights and path.suffix != '.py':
+            shutil.copy(path, folder / path.name)
+
+
+def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:
+    """Largest difference of the logits on text, both computed in the decoder's type."""
+    dtype = dtype or torch.float32
+    model = open_strictly(decoder, dtype)
+    ids = probe_input(model.config.vocab_size)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits.float()
+        del model
+        got = load_multimodal(folder, dtype)(input_ids=ids, use_cache=False).logits.float()
+    difference = (got - expected).abs().max().item()
+    allowed = TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
+    if not difference <= allowed:
+        raise ValueError(
+            f'{folder}: its logits on text differ from those of the decoder by {difference:.3g}, allowed is '
+            f'{allowed:.3g}.'
+        )
+    return difference
+
+
+def _card(name: str, source: Path, files: dict[str, str]) -> str:
+    public, licence = public_name(str(source)), source_licence(files)
+    parts = [
+        front_matter(licence, 'structured-pruning', public),
+        f'# {name}',
+        f'{public} with a pruned text part. Its other parts are those of the source, bit for bit, and were not trained '
+        'to go with it: look at what it says of images before you use it.',
+        derived_licence(licence),
+    ]
+    return '\n\n'.join(parts) + '\n'

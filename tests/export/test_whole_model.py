@@ -1,0 +1,82 @@
+"""A pruned decoder, put back into the multimodal model, computes there what it computes alone; images still count."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from llmshearing import cli
+from tests.export.test_text_part import IDS, WHOLE, make_whole
+
+
+def text_of(folder, whole):
+    assert cli.main(['text-part', str(whole), '--output', str(folder / 'text')]) == 0
+    return folder / 'text'
+
+
+def cut_text(folder, whole, *target):
+    lines = folder / 'lines.jsonl'
+    passages = (' '.join(f'w{i * j % 50}' for j in range(90)) for i in range(40))
+    lines.write_text(''.join(json.dumps({'text': passage}) + '\n' for passage in passages))
+    command = ['cut', str(text_of(folder, whole)), '--target', *target, '--text', str(lines)]
+    assert cli.main([*command, '--output', str(folder / 'small')]) == 0
+    return folder / 'small'
+
+
+@pytest.mark.parametrize('kind', WHOLE)
+def test_the_whole_computes_what_its_new_decoder_computes(kind, tmp_path, capsys):
+    before = make_whole(tmp_path / 'whole', kind)
+    (tmp_path / 'whole' / 'preprocessor_config.json').write_text('{"size": 16}')
+    small = cut_text(tmp_path, tmp_path / 'whole', 'num_hidden_layers=1', 'intermediate_size=16')
+    out = tmp_path / 'out'
+    assert cli.main(['text-part', str(tmp_path / 'whole'), '--put-back', str(small), '--output', str(out)]) == 0
+    assert 'others are as they were' in capsys.readouterr().out
+    model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values())
+    text = model.config.text_config
+    assert (text.num_hidden_layers, text.intermediate_size) == (1, 16)
+    kept, now = before.state_dict(), model.state_dict()
+    others = [name for name in kept if 'language_model' not in name and 'lm_head' not in name]
+    assert others and all(torch.equal(kept[name], now[name]) for name in others)
+    assert (out / 'preprocessor_config.json').read_text() == '{"size": 16}' and (out / 'tokenizer.json').is_file()
+    assert (out / 'LICENSE').read_text() == 'as it were'
+    assert 'whole with a pruned text part' in (out / 'README.md').read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['lines.jsonl', 'out', 'small', 'text', 'whole']
+
+
+def test_it_still_sees(tmp_path):
+    make_whole(tmp_path / 'whole', 'llava')
+    small = cut_text(tmp_path, tmp_path / 'whole', 'num_hidden_layers=1')
+    out = tmp_path / 'out'
+    assert cli.main(['text-part', str(tmp_path / 'whole'), '--put-back', str(small), '--output', str(out)]) == 0
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    ids = IDS[:1].clone()
+    ids[0, 2:6] = model.config.image_token_index  # an image of 16 x 16 is four patches
+    with torch.no_grad():
+        black, white = (model(input_ids=ids, pixel_values=torch.full((1, 3, 16, 16), x)).logits for x in (-1.0, 1.0))
+    assert torch.equal(black[:, :2], white[:, :2]) and not torch.allclose(black[:, -1], white[:, -1], atol=1e-6)
+
+
+def refusal(capsys, *arguments):
+    assert cli.main(['text-part', *map(str, arguments)]) == 1
+    return capsys.readouterr().err
+
+
+def test_a_decoder_that_does_not_go_with_the_rest_is_refused(tmp_path, capsys):
+    make_whole(tmp_path / 'whole', 'llava')
+    small = cut_text(tmp_path, tmp_path / 'whole', 'hidden_size=8')
+    out = ['--output', tmp_path / 'out']
+    put = [tmp_path / 'whole', '--put-back']
+    assert 'has hidden_size=8, the text part of' in refusal(capsys, *put, small, *out)
+    shutil.copytree(tmp_path / 'text', tmp_path / 'turned')
+    path = tmp_path / 'turned' / 'model.safetensors'
+    tensors = load_file(path)
+    tensors['model.embed_tokens.weight'] = tensors['model.embed_tokens.weight'].flip(1).contiguous()
+    save_file(tensors, path, {'format': 'pt'})
+    assert "its embedding is not the source's" in refusal(capsys, *put, tmp_path / 'turned', *out)
+    assert 'exists already' in refusal(capsys, *put, tmp_path / 'text', '--output', small)
+    assert 'is needed' in refusal(capsys, *put, tmp_path / 'text', '--output', tmp_path / 'text', '--overwrite')
+    assert not (tmp_path / 'out').exists()
