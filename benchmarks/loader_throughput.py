@@ -29,6 +29,7 @@ from tokenizers.models import WordLevel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from llmshearing.compat.torch import shut_down_workers
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 
 DOMAINS = {'cc': 0.67, 'github': 0.045, 'book': 0.045, 'stackexchange': 0.02, 'wiki': 0.045, 'arxiv': 0.025, 'c4': 0.15}
@@ -101,7 +102,7 @@ def measure(kind: str, folder: Path, settings: argparse.Namespace) -> dict[str, 
         (firsts if first else times).append(now - last)
         last = now
     seconds = last - began
-    loader._iterator._shutdown_workers()
+    shut_down_workers(loader)
     samples = settings.rounds * settings.round_batches * settings.batch_size
     return {
         'samples_per_second': samples / seconds,

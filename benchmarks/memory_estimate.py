@@ -47,8 +47,10 @@ QUICK = ('small, pruning', 'small, plain')
 def config_of(model_type: str, sizes: dict[str, int], seq_len: int) -> Any:
     from transformers import CONFIG_MAPPING
 
+    from llmshearing.compat.transformers import set_attention
+
     config = CONFIG_MAPPING[model_type](max_position_embeddings=seq_len, use_cache=False, **sizes)
-    config._attn_implementation = 'sdpa'
+    set_attention(config, 'sdpa')
     return config
 
 

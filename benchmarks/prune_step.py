@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from llmshearing.compat.transformers import set_attention
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.axes import plan_axes
 from llmshearing.models.cuttable import Cutter
@@ -71,7 +72,7 @@ FAMILIES: dict[str, tuple[str, dict, dict]] = {
 
 def build(config) -> nn.Module:
     torch.manual_seed(0)
-    config._attn_implementation = 'sdpa'
+    set_attention(config, 'sdpa')
     config.use_cache = False
     return AutoModelForCausalLM.from_config(config).train()
 

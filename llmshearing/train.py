@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 
+from llmshearing.compat.composer import had_begun
 from llmshearing.config.process import prepare_process
 
 __all__ = ['main']
@@ -59,11 +60,9 @@ def _foreign_place(error: BaseException) -> str | None:
 
     Our checks come first, so what is left are settings of parts that we do not know.
     """
-    frames = list(traceback.walk_tb(error.__traceback__))
-    names = [frame.f_globals.get('__name__', '') for frame, _ in frames]
-    training = any(frame.f_code.co_name == '_train_loop' for frame, _ in frames)
+    names = [frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name for name in names if name.startswith('llmshearing.') and not name.endswith('.train')]
-    return None if training or ours else names[-1]
+    return None if had_begun(error) or ours else names[-1]
 
 
 def _check_document(path: str, overrides: list[str]) -> None:

@@ -51,10 +51,8 @@ class FiniteMonitor(Callback):
         }
         broken = torch.stack(self._broken).any()
         if gradients:
-            every = list(gradients.values())
-            norms = torch._foreach_norm(every, math.inf)  # pyright: ignore[reportPrivateImportUsage]  # as torch clips
-            largest = torch.stack([norm.to(broken.device) for norm in norms])
-            broken = broken | ~torch.isfinite(largest).all()
+            largest = torch.nn.utils.get_total_norm(gradients.values(), math.inf)
+            broken = broken | ~torch.isfinite(largest.to(broken.device))
         masks = _masks(state)
         found = broken.to(torch.int32) | int(any(not torch.isfinite(mask).all() for mask in masks.values()))
         dist.all_reduce(found, reduce_operation='MAX')

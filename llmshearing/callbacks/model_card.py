@@ -51,7 +51,7 @@ class ModelCard(Callback):
             raise ValueError('model_card adds to the folders of hf_checkpointer; add that callback or remove this one.')
         config = unwrapped(state).model.config
         shape_of(config)
-        self.source = source = self.source or config._name_or_path or None
+        self.source = source = self.source or config.name_or_path or None
         self._files = read_source_files(source, getattr(state.model.tokenizer, 'name_or_path', None))
         self._licence = source_licence(self._files)
         self._base_model = derived_from(self._files) or public_name(source)  # a pruned folder names its own source

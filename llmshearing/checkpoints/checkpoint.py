@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
 from llmshearing.checkpoints.shards import load_stored_shards
+from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
 from llmshearing.models.families import find_table
 from llmshearing.models.source_config import config_from, read_config
@@ -181,9 +181,9 @@ def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
 
 def _hugging_face_name(name: str, config: PretrainedConfig) -> str:
     """A parameter's name in the model's own memory, whichever generation of transformers the run had."""
-    name = name.replace(_CHECKPOINT_PREFIX, '').removeprefix('model.')
-    family = find_table(config.model_type)
-    if family is not None and family.stored_head is not None:
+    name = name.replace(CHECKPOINT_PREFIX, '').removeprefix('model.')
+    family = find_table(config)
+    if family is not None and family.head in family.stored_names:
         for head in HEADS:
             if name.startswith(f'{head}.'):
                 return f'{family.head}.{name.removeprefix(f"{head}.")}'

@@ -20,8 +20,9 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.torch_version import TorchVersion
+
+from llmshearing.compat.torch import FakeTensor, FakeTensorMode, place_in_file
 
 __all__ = ['SAFE_GLOBALS', 'StoredTensor', 'foreign_globals', 'load_stored', 'read_all', 'reading_numbers']
 
@@ -138,9 +139,7 @@ def _replaced(tree: Any, matches: Callable[[Any], bool], replace: Callable[[Any]
 
 def _stored(path: Path, fake: FakeTensor) -> StoredTensor:
     shape, stride, dtype = tuple(fake.shape), fake.stride(), fake.dtype
-    begin = fake.untyped_storage()._checkpoint_offset
-    assert begin is not None  # torch.load notes it under a fake mode
-    start = begin + int(fake.storage_offset()) * dtype.itemsize
+    start = place_in_file(fake) + int(fake.storage_offset()) * dtype.itemsize
     length = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride))
 
     def read() -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from transformers import PretrainedConfig
 
+from llmshearing.compat.transformers import left_out_names, tied_names
 from llmshearing.models.families import stored_name
 from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.stored_names import stored_tensors
@@ -52,7 +53,7 @@ def parameter_shapes(config: PretrainedConfig, in_files: bool = False) -> Parame
     def named(name: str) -> str:
         return stored_name(config, name) if in_files else name
 
-    tied = (model._tied_weights_keys or ()) if config.tie_word_embeddings else ()
+    tied = tied_names(model) if config.tie_word_embeddings else ()
     return ParameterShapes(
         {
             stored: tuple(part.shape)
@@ -60,7 +61,7 @@ def parameter_shapes(config: PretrainedConfig, in_files: bool = False) -> Parame
             for stored, part in (stored_tensors(config, name, tensor) if in_files else ((name, tensor),))
         },
         frozenset(map(named, tied)),
-        tuple(getattr(model, '_keys_to_ignore_on_load_unexpected', None) or ()),
+        left_out_names(model),
     )
 
 

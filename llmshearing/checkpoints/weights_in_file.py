@@ -49,7 +49,7 @@ def open_in_file(folder: Path, config: PretrainedConfig, dtype: torch.dtype, pla
         if empty.is_meta:
             path, _, own_name = name.rpartition('.')
             held = space.take(empty.shape, empty.dtype).copy_(tensor)
-            model.get_submodule(path)._parameters[own_name] = nn.Parameter(held, requires_grad=False)
+            setattr(model.get_submodule(path), own_name, nn.Parameter(held, requires_grad=False))
         else:  # a buffer that files hold
             empty.copy_(tensor)
     model.tie_weights()

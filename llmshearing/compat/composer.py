@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from composer.callbacks import CheckpointSaver
     from composer.core import State
 
-__all__ = ['checkpoint_savers', 'install', 'unwrapped']
+__all__ = ['checkpoint_savers', 'had_begun', 'install', 'unwrapped']
 
 
 def install() -> None:
@@ -43,6 +44,11 @@ def checkpoint_savers(state: State) -> list[CheckpointSaver]:
     from composer.callbacks import CheckpointSaver
 
     return [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
+
+
+def had_begun(error: BaseException) -> bool:
+    """Whether training had begun when an error was raised: it came through the Trainer's loop."""
+    return any(frame.f_code.co_name == '_train_loop' for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _asking_for_less(load: Callable) -> Callable:

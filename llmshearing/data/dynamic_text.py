@@ -18,6 +18,7 @@ from llmfoundry.utils.registry_utils import construct_from_registry
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.compat.torch import shut_down_workers
 from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
 from llmshearing.data.stored_teacher import BesideTokens
@@ -45,11 +46,8 @@ class DynamicTextLoader(DataLoader):
             yield batch
 
     def shut_down(self) -> None:
-        """Ends the workers now. Left to the garbage collector, each takes five seconds to be given up."""
-        if self.num_workers and self._iterator is not None:
-            workers: Any = self._iterator
-            workers._shutdown_workers()
-            self._iterator = None
+        """Ends the workers now."""
+        shut_down_workers(self)
 
 
 class UnpaddedLabels:

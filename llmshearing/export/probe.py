@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
-from llmshearing.compat.transformers import attention_implementation
+from llmshearing.compat.transformers import attention_implementation, attention_of, set_attention
 
 if TYPE_CHECKING:
     from llmshearing.models.cuttable import Cutter
@@ -79,12 +79,12 @@ def _exact_products() -> Iterator[None]:
 @contextlib.contextmanager
 def _own_attention(config: PretrainedConfig) -> Iterator[None]:
     """PyTorch's attention in place of FlashAttention, whose kernels take half precision only."""
-    before = config._attn_implementation
+    before = attention_of(config)
     if before != 'flash_attention_2':
         yield
         return
-    config._attn_implementation = attention_implementation(config)
+    set_attention(config, attention_implementation(config))
     try:
         yield
     finally:
-        config._attn_implementation = before
+        set_attention(config, before)

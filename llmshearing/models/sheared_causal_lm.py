@@ -16,7 +16,7 @@ from llmfoundry.utils.config_utils import set_config_overrides
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from llmshearing.compat import composer, llmfoundry
-from llmshearing.compat.transformers import attention_implementation, set_dtype
+from llmshearing.compat.transformers import attention_implementation, set_attention, set_dtype
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.source_config import read_config
 
@@ -84,7 +84,7 @@ class ShearedCausalLM(ComposerHFCausalLM):
         if cls.subselect_config_attr is not None:
             config = getattr(config, cls.subselect_config_attr, config)
         config.use_cache = False
-        config._attn_implementation = attn_implementation
+        set_attention(config, attn_implementation)
         set_dtype(config, torch.float32)
         set_config_overrides(config, config_overrides)
         return config

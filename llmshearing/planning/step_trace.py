@@ -22,18 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.compat.experts import even_routing
+from llmshearing.compat.torch import FakeTensorMode, TorchDispatchMode, tree_leaves
 from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,
     ignores_windows,
     layer_kinds,
+    set_attention,
     set_plain_rotary,
     without_packed_masks,
 )
@@ -128,7 +127,7 @@ def _traceable(config: PretrainedConfig, kinds: list) -> PretrainedConfig:
     if layer_kinds(config):
         config.layer_types = kinds
     config.use_cache = False
-    config._attn_implementation = attention_implementation(config)
+    set_attention(config, attention_implementation(config))
     set_plain_rotary(config)  # it changes values and not sizes, and some kinds look at data
     if ignores_windows(config):
         config.sliding_window = None

@@ -46,17 +46,18 @@ def _read(
 ) -> None:
     for name in names:
         tensor = source.get(f'{path}.{name}').to(device, dtype, copy=True)  # a map of the file that stays is memory
-        module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
 
 
 def _page(module: nn.Module, path: str, names: list[str], *where) -> None:
-    empty = {name: module._parameters[name] for name in names}
+    empty = {name: getattr(module, name) for name in names}
 
     def before(module: nn.Module, _inputs: tuple) -> None:
         _read(module, path, names, *where)
 
     def after(module: nn.Module, _inputs: tuple, _output: torch.Tensor) -> None:
-        module._parameters.update(empty)
+        for name, parameter in empty.items():
+            setattr(module, name, parameter)
 
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after, always_call=True)

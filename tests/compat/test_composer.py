@@ -2,10 +2,15 @@
 
 from types import SimpleNamespace
 
+import torch
+from composer import Trainer
 from composer.callbacks import CheckpointSaver
+from composer.models import ComposerClassifier
 from composer.trainer import _patch_pytorch
 from composer.utils import checkpoint
+from torch import nn
 from torch.distributed.fsdp._flat_param import FlatParamHandle
+from torch.utils.data import DataLoader, TensorDataset
 
 from llmshearing.compat import composer
 
@@ -39,3 +44,30 @@ def test_the_model_behind_a_wrapper_and_what_saves_checkpoints(tmp_path):
     state = SimpleNamespace(model=SimpleNamespace(module=model), callbacks=[object(), saver])
     assert composer.unwrapped(state) is composer.unwrapped(SimpleNamespace(model=model)) is model
     assert composer.checkpoint_savers(state) == [saver]
+
+
+def test_had_begun_is_true_of_errors_out_of_the_trainers_loop():
+    def error_of(act):
+        try:
+            act()
+        except RuntimeError as error:
+            return error
+
+    class Broken(ComposerClassifier):
+        def loss(self, outputs, batch, *args, **kwargs):
+            raise RuntimeError('in the loop')
+
+    def train():
+        data = TensorDataset(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+        Trainer(
+            model=Broken(nn.Linear(3, 2), num_classes=2),
+            train_dataloader=DataLoader(data, batch_size=2),
+            max_duration='1ba',
+            progress_bar=False,
+            device='cpu',
+        ).fit()
+
+    def fail():
+        raise RuntimeError('before it')
+
+    assert composer.had_begun(error_of(train)) and not composer.had_begun(error_of(fail))

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmshearing.compat.configs import add_older_names
-from llmshearing.compat.transformers import attention_implementation, read_tokenizer
+from llmshearing.compat.transformers import attention_implementation, read_tokenizer, set_attention
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.source_config import (
     check_attention,
@@ -35,7 +35,7 @@ only_4 = pytest.mark.skipif(TRANSFORMERS_5, reason='transformers 5 computes it')
 
 
 def built(config, weights):
-    config._attn_implementation = attention_implementation(config)
+    set_attention(config, attention_implementation(config))
     model = AutoModelForCausalLM.from_config(config).eval()
     model.load_state_dict(weights)
     return model

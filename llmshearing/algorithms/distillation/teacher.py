@@ -21,7 +21,7 @@ from llmfoundry.models.utils import init_empty_weights
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmshearing.compat.transformers import dtype_argument, load_complete_causal_lm, read_tokenizer
+from llmshearing.compat.transformers import attention_of, dtype_argument, load_complete_causal_lm, read_tokenizer
 from llmshearing.models.source_config import read_config
 
 __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
@@ -129,7 +129,7 @@ def build_teacher(
     shared = check_vocabulary(config, student.config, _tokenizer(name), student.tokenizer, shared_vocab_size)
     settings = dict(
         **dtype_argument(torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32),
-        attn_implementation=getattr(student.config, '_attn_implementation', None),
+        attn_implementation=attention_of(student.config),
     )
     if sharding is not None:
         return _read_sharded(name, config, state, sharding, settings), shared

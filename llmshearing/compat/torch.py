@@ -1,0 +1,47 @@
+"""torch: names that it does not export, and what it offers no way to ask for.
+
+Fake tensors have shapes and no data; a dispatch mode sees every operation. Activation checkpointing puts a prefix
+before the names of what it wraps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+__all__ = [
+    'CHECKPOINT_PREFIX',
+    'FakeTensor',
+    'FakeTensorMode',
+    'TorchDispatchMode',
+    'own_parameters',
+    'place_in_file',
+    'shut_down_workers',
+    'tree_leaves',
+]
+
+
+def own_parameters(module: nn.Module) -> dict[str, Tensor | None]:
+    """A module's own parameters, not those of modules inside it; None for a bias that it could have and has not."""
+    return dict(module._parameters)
+
+
+def place_in_file(fake: FakeTensor) -> int:
+    """Byte at which the storage of a tensor begins in the file that ``torch.load`` read it from under a fake mode."""
+    place = fake.untyped_storage()._checkpoint_offset
+    assert place is not None
+    return place
+
+
+def shut_down_workers(loader: DataLoader) -> None:
+    """Ends a loader's workers now. Left to the garbage collector, each takes five seconds to be given up."""
+    workers: Any = loader._iterator
+    if loader.num_workers and workers is not None:
+        workers._shutdown_workers()
+        loader._iterator = None

@@ -1,0 +1,68 @@
+"""Canaries of compat.torch."""
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.data import DataLoader
+
+from llmshearing.compat.torch import (
+    CHECKPOINT_PREFIX,
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    own_parameters,
+    place_in_file,
+    shut_down_workers,
+    tree_leaves,
+)
+
+
+def test_checkpoint_prefix_is_what_activation_checkpointing_puts_before_names():
+    layer = nn.ModuleDict({'mlp': checkpoint_wrapper(nn.Linear(2, 2, bias=False))})
+    (name,) = layer.mlp.state_dict(prefix='mlp.')
+    named = [name for name, _ in checkpoint_wrapper(layer.mlp).named_parameters()]
+    assert name == 'mlp.weight' and named == ['weight']
+    ((held, _),) = nn.Module.named_parameters(layer)
+    assert held.replace(CHECKPOINT_PREFIX, '') == 'mlp.weight' != held
+
+
+def test_fake_tensors_have_shapes_and_a_dispatch_mode_sees_operations():
+    class Seen(TorchDispatchMode):
+        shapes = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.shapes += [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+            return out
+
+    with FakeTensorMode():
+        weight, x = torch.empty(3, 2), torch.empty(5, 2)
+        with Seen() as seen:
+            product = x @ weight.T
+    assert isinstance(product, FakeTensor) and seen.shapes[-1] == (5, 3)
+
+
+def test_place_in_file_is_where_the_storage_begins(tmp_path):
+    path, expected = tmp_path / 'two.pt', {'first': torch.arange(5.0), 'second': torch.arange(7) + 10}
+    torch.save(expected, path)
+    with FakeTensorMode():
+        fakes = torch.load(path)
+    for name, tensor in expected.items():
+        found = path.read_bytes()[place_in_file(fakes[name]) :][: tensor.nbytes]
+        assert torch.equal(torch.frombuffer(bytearray(found), dtype=tensor.dtype), tensor)
+
+
+def test_own_parameters_name_a_bias_that_is_not_there():
+    assert own_parameters(nn.Linear(2, 3, bias=False)).keys() == {'weight', 'bias'}
+    assert own_parameters(nn.Sequential(nn.Linear(2, 3))) == {}
+
+
+def test_shut_down_workers_ends_them_and_the_loader_can_go_on():
+    loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True)
+    assert next(iter(loader)).tolist() == [0, 1]
+    (worker,) = loader._iterator._workers
+    shut_down_workers(loader)
+    assert not worker.is_alive()
+    shut_down_workers(loader)
+    assert len(list(loader)) == 4
+    shut_down_workers(loader)
