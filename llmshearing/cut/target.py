@@ -60,10 +60,10 @@ def cut_shape(
     possible = {axis: keys for axis, keys in AXIS_KEYS.items() if keys[0] in source.as_dict()}
     for axis in axes or ():
         check_one_of('--axes', axis, possible)
-    target = with_shape_keys(config.model_type, target)
+    target = with_shape_keys(config, target)
     fraction = target.get('fraction')
     if isinstance(fraction, Mapping):
-        target['fraction'] = fraction = with_shape_keys(config.model_type, fraction)
+        target['fraction'] = fraction = with_shape_keys(config, fraction)
     named = {*target, *(fraction if isinstance(fraction, Mapping) else ())}
     by_default = keep_heads is None
     if by_default:

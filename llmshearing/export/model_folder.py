@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -28,6 +27,7 @@ from transformers import (
 
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.configs import add_older_names
+from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.compat.transformers import (
     PER_LAYER_LISTS,
     attention_implementation,
@@ -113,7 +113,7 @@ def full_tensors(model: torch.nn.Module) -> Callable[[str], Tensor | None]:
     A sharded one is gathered from all ranks when it is asked for. Names are those without checkpointing.
     """
     named = (*model.named_buffers(), *model.named_parameters(remove_duplicate=False))
-    held = {name.replace(_CHECKPOINT_PREFIX, ''): tensor for name, tensor in named}
+    held = {name.replace(CHECKPOINT_PREFIX, ''): tensor for name, tensor in named}
 
     def full(name: str) -> Tensor | None:
         tensor = held.get(name)
@@ -173,7 +173,7 @@ def exported_config(
     Raises:
         ValueError: For a mixture of experts of sizes that transformers does not compute.
     """
-    check_aligned(config.model_type, shape_of(config), shape)
+    check_aligned(config, shape_of(config), shape)
     source, config = config, with_shape(config, shape, family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from llmshearing.compat.torch import own_parameters
 from llmshearing.compat.transformers import PER_LAYER_LISTS
 from llmshearing.models.roles import Experts, Linear, Norm, Role
 
@@ -129,7 +130,7 @@ class CutMixer(Cuttable):
             return super().forward(*args, **kwargs)
         name, cut = self.cut
         inside = self.get_submodule(name)
-        return self._stock({name: _StandIn(inside, cut.parameters(inside._parameters))}, *args, **kwargs)
+        return self._stock({name: _StandIn(inside, cut.parameters(own_parameters(inside)))}, *args, **kwargs)
 
 
 class CutMLP(Cuttable):
@@ -173,6 +174,8 @@ class CutMixture(Cuttable):
 
     def forward(self, *args, **kwargs):
         experts = self._modules.get('experts')
+        if self.cut is not None and hasattr(self, 'input_size'):  # what Granite's takes its output to be wide
+            return self._stock({'input_size': args[0].shape[-1]}, *args, **kwargs)
         if self.cut is None or not isinstance(experts, nn.ModuleList) or self.cut.experts is None:
             return super().forward(*args, **kwargs)
         kept = [experts[index] for index in self.cut.experts.tolist()]

@@ -18,7 +18,7 @@ __all__ = ['check_mixer_channels', 'mixer_channels', 'mlp_width', 'set_derived']
 
 def mlp_width(config: PretrainedConfig) -> int:
     """Width of the MLP, which LFM2 computes from the ``intermediate_size`` of its config."""
-    width = getattr(config, own_key(config.model_type, 'intermediate_size'))
+    width = getattr(config, own_key(config, 'intermediate_size'))
     if not getattr(config, 'block_auto_adjust_ff_dim', False):
         return width
     width = int(2 * width / 3)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import catalogue
 
 from llmshearing.models.family_tables import TABLES
-from llmshearing.models.mixtures import check_mixture
+from llmshearing.models.mixtures import check_mixture, table_name
 from llmshearing.models.roles import Family
 from llmshearing.utils.suggestions import nearest
 
@@ -28,19 +28,20 @@ for _model_type, _table in TABLES.items():
 
 
 @functools.cache
-def _from_entry_point(model_type: str) -> Family | None:
+def _from_entry_point(name: str) -> Family | None:
     """The table that another package brings; asked for once, as a look at all packages takes milliseconds."""
-    return families.get_entry_point(model_type)
+    return families.get_entry_point(name)
 
 
-def find_table(model_type: str) -> Family | None:
-    """The table of a model type, as it is registered, or None."""
-    return _from_entry_point(model_type) or catalogue.REGISTRY.get((*families.namespace, model_type))
+def find_table(config: PretrainedConfig) -> Family | None:
+    """The table of a config's model, as it is registered, or None."""
+    name = table_name(config)
+    return _from_entry_point(name) or catalogue.REGISTRY.get((*families.namespace, name))
 
 
 def stored_name(config: PretrainedConfig, name: str) -> str:
     """Name in a model folder of a parameter of the model in memory; the same for types without a table."""
-    family = find_table(config.model_type)
+    family = find_table(config)
     return name if family is None else family.stored_name(name)
 
 
@@ -51,7 +52,7 @@ def family_of(config: PretrainedConfig) -> Family:
         ValueError: For a model type without a table, naming the supported ones, and for a mixture of experts with
             layers that have none.
     """
-    family = find_table(config.model_type)
+    family = find_table(config)
     if family is not None:
         check_mixture(config)
         return family.for_layers_of(config)

@@ -35,6 +35,7 @@ TABLES: dict[str, Family] = {
     'granite': dense.LLAMA,
     'granite_swa': dense.GRANITE_SWA,
     'granitemoehybrid': dense.GRANITE_HYBRID,
+    'granitemoehybrid-experts': mixtures.GRANITE_EXPERTS,
     'hunyuan_v1_dense': dense.HUNYUAN,
     'hyperclovax': dense.HYPERCLOVAX,
     'jais2': dense.JAIS2,

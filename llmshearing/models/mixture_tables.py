@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
-from llmshearing.models.dense_tables import QWEN3_5
+from llmshearing.models.dense_tables import GRANITE_HYBRID, QWEN3_5
 from llmshearing.models.roles import EXPERT, Experts, Family, Linear, Norm, PerUnit, Role, StoredExperts
 from llmshearing.models.table_parts import HEAD_NORMS, attention, gated_delta_net, pre_norms
 
-__all__ = ['GPT_OSS', 'MIXTRAL', 'OLMOE', 'QWEN2_MOE', 'QWEN3_5_MOE', 'QWEN3_MOE', 'QWEN3_NEXT']
+__all__ = ['GPT_OSS', 'GRANITE_EXPERTS', 'MIXTRAL', 'OLMOE', 'QWEN2_MOE', 'QWEN3_5_MOE', 'QWEN3_MOE', 'QWEN3_NEXT']
 
 
 def _experts() -> dict[str, Role]:
@@ -79,6 +79,24 @@ GPT_OSS = Family(
         'mlp.router': Linear('expert', 'hidden'),
         'mlp.experts': Experts(transposed=True, interleaved=True),
     }
+)
+
+# Granite 4 with routed experts; files have them as one tensor, as memory has.
+GRANITE_EXPERTS = dataclasses.replace(
+    GRANITE_HYBRID,
+    layer={
+        **pre_norms(),
+        'block_sparse_moe.router': Linear('expert', 'hidden'),
+        'block_sparse_moe.experts': Experts(),
+        'shared_mlp.input_linear': Linear(None, 'hidden'),
+        'shared_mlp.output_linear': Linear('hidden', None, writes=True),
+    },
+    mlp='block_sparse_moe',
+    stored_names={
+        'block_sparse_moe.router': 'block_sparse_moe.router.layer',
+        'block_sparse_moe.experts.gate_up_proj': 'block_sparse_moe.input_linear.weight',
+        'block_sparse_moe.experts.down_proj': 'block_sparse_moe.output_linear.weight',
+    },
 )
 
 QWEN3_5_MOE = dataclasses.replace(

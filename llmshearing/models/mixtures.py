@@ -24,6 +24,7 @@ __all__ = [
     'check_mixture',
     'experts_per_token',
     'own_key',
+    'table_name',
     'with_shape_keys',
 ]
 
@@ -44,9 +45,10 @@ class OwnKeys:
 # Torch multiplies all experts at once where their rows begin at multiples of 16 bytes, which are 8 numbers of bfloat16.
 ALIGNED_EXPERTS = 8
 
-# By transformers' model_type.
+# By the name of the table.
 MIXTURES: dict[str, OwnKeys] = {
     'gpt_oss': OwnKeys('num_local_experts', 'intermediate_size'),
+    'granitemoehybrid-experts': OwnKeys('num_local_experts', 'intermediate_size'),
     'mixtral': OwnKeys('num_local_experts', 'intermediate_size'),
     'olmoe': OwnKeys('num_experts', 'intermediate_size'),
     'qwen2_moe': OwnKeys(),
@@ -56,69 +58,70 @@ MIXTURES: dict[str, OwnKeys] = {
 }
 
 
-# Types without experts that have words of their own. Granite's hybrid then has the shared expert alone, its MLP.
+# Types that can be without experts, and then have words of their own. Granite's MLP is then the shared expert alone.
 DENSE = {'granitemoehybrid': OwnKeys('num_local_experts', 'shared_intermediate_size')}
 
 
-def own_key(model_type: str, name: str) -> str:
-    """What a model type's config calls a number of a shape."""
-    return getattr((MIXTURES | DENSE).get(model_type), name, name)
+def table_name(config: PretrainedConfig) -> str:
+    """Name of the table that describes a config's model: its model type, and another where that has two kinds."""
+    routed = config.model_type in DENSE and config.num_local_experts
+    return f'{config.model_type}-experts' if routed else config.model_type
 
 
-def with_shape_keys(model_type: str, target: Mapping[str, Any]) -> dict[str, Any]:
+def own_key(config: PretrainedConfig, name: str) -> str:
+    """What a config calls a number of a shape."""
+    return getattr((MIXTURES | DENSE).get(table_name(config)), name, name)
+
+
+def with_shape_keys(config: PretrainedConfig, target: Mapping[str, Any]) -> dict[str, Any]:
     """A target whose keys are a shape's where it used the names of a mixture's config.
 
     Raises:
         ValueError: If it says the same number twice.
     """
-    names = (MIXTURES | DENSE).get(model_type)
+    names = (MIXTURES | DENSE).get(table_name(config))
     if names is None:
         return dict(target)
     shape_keys = {getattr(names, field.name): field.name for field in dataclasses.fields(names)}
     twice = sorted(key for key, ours in shape_keys.items() if key != ours and key in target and ours in target)
     if twice:
         raise ValueError(
-            f'{twice[0]} and {shape_keys[twice[0]]} are the same number of a {model_type}; keep the first.'
+            f'{twice[0]} and {shape_keys[twice[0]]} are the same number of a {config.model_type}; keep the first.'
         )
     return {shape_keys.get(key, key): value for key, value in target.items()}
 
 
-def check_aligned(model_type: str, source: Any, shape: Any) -> None:
+def check_aligned(config: PretrainedConfig, source: Any, shape: Any) -> None:
     """Raises a ValueError for sizes of a mixture that transformers' usual way to compute experts does not take.
 
     Args:
-        model_type (str): Of the config.
+        config (PretrainedConfig): Of the source.
         source (ModelShape): Shape of the source.
         shape (ModelShape): Shape to reach.
     """
     sizes = {key: (getattr(shape, key), getattr(source, key)) for key in ('hidden_size', 'intermediate_size')}
     odd = {name: pair for name, pair in sizes.items() if pair[0] % ALIGNED_EXPERTS and pair[0] != pair[1]}
-    if model_type not in MIXTURES or not odd:
+    if table_name(config) not in MIXTURES or not odd:
         return
     step, ways = ALIGNED_EXPERTS, []
     for name, (size, most) in odd.items():
         near = multiples_beside(size, step, most)
-        ways.append(f'{own_key(model_type, name)}={" or ".join(map(str, near or [most]))}')
-    listed = ', '.join(f'{own_key(model_type, name)}={size}' for name, (size, _) in odd.items())
+        ways.append(f'{own_key(config, name)}={" or ".join(map(str, near or [most]))}')
+    listed = ', '.join(f'{own_key(config, name)}={size}' for name, (size, _) in odd.items())
     raise ValueError(
-        f'{listed}: transformers computes experts of a {model_type} by a kernel that takes multiples of {step} alone; '
-        f'nearest: {", ".join(ways)}.'
+        f'{listed}: transformers computes experts of a {config.model_type} by a kernel that takes multiples of {step} '
+        f'alone; nearest: {", ".join(ways)}.'
     )
 
 
 def experts_per_token(config: PretrainedConfig) -> int:
     """Routed experts that compute each token; 0 where there are none."""
-    return config.num_experts_per_tok if config.model_type in MIXTURES else 0
+    return config.num_experts_per_tok if table_name(config) in MIXTURES else 0
 
 
 def check_mixture(config: PretrainedConfig) -> None:
     """Raises a ValueError for a mixture that the tables do not describe: some layers without experts, or too few."""
-    if config.model_type in DENSE and config.num_local_experts:
-        raise ValueError(
-            f'the config has num_local_experts={config.num_local_experts}; a {config.model_type} can be pruned where '
-            'it has no routed experts (0); no table describes the others.'
-        )
-    if config.model_type not in MIXTURES:
+    if table_name(config) not in MIXTURES:
         return
     if getattr(config, 'mlp_only_layers', None) or getattr(config, 'decoder_sparse_step', 1) != 1:
         raise ValueError(
@@ -126,7 +129,7 @@ def check_mixture(config: PretrainedConfig) -> None:
             f'decoder_sparse_step={config.decoder_sparse_step}), which no table describes; a {config.model_type} can '
             'be pruned where every layer has experts.'
         )
-    experts, per_token = getattr(config, own_key(config.model_type, 'num_experts')), config.num_experts_per_tok
+    experts, per_token = getattr(config, own_key(config, 'num_experts')), config.num_experts_per_tok
     if not 1 <= per_token <= experts:
         raise ValueError(
             f'the config has num_experts_per_tok={per_token} of {experts} experts; between 1 and {experts} are '

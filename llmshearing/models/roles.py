@@ -191,7 +191,7 @@ class Family:
         embedding (str): Path of the embedding inside the decoder.
         final_norm (str): Path of the last norm inside the decoder.
         head (str): Path of the LM head.
-        stored_head (str | None): Its path in a model folder, where that is another one.
+        stored_names (Mapping[str, str]): Paths of modules or parameters that are other ones in a model folder.
         attention (str): Path of the attention module inside a layer.
         mlp (str): Path of the MLP inside a layer.
         expert_names (tuple[str, str, str]): Gate, up and down projection of a routed expert, where each is a module.
@@ -212,7 +212,7 @@ class Family:
     embedding: str = 'embed_tokens'
     final_norm: str = 'norm'
     head: str = 'lm_head'
-    stored_head: str | None = None
+    stored_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     attention: str = 'self_attn'
     mlp: str = 'mlp'
     expert_names: tuple[str, str, str] = ('gate_proj', 'up_proj', 'down_proj')
@@ -274,8 +274,9 @@ class Family:
 
     def stored_name(self, name: str) -> str:
         """Name in a model folder of a parameter of the model."""
-        if self.stored_head is not None and name.startswith(f'{self.head}.'):
-            return f'{self.stored_head}{name.removeprefix(self.head)}'
+        for path, stored in self.stored_names.items():
+            if f'.{path}.' in f'.{name}.':
+                return f'.{name}.'.replace(f'.{path}.', f'.{stored}.', 1).strip('.')
         return name
 
     def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
 from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
-from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key
+from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key, table_name
 from llmshearing.utils.checks import is_whole
 from llmshearing.utils.numbers import multiples_beside
 
@@ -101,7 +101,7 @@ class ModelShape:
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
     """Reads the shape from a Hugging Face config of a decoder."""
-    heads, is_mixture = config.num_attention_heads, config.model_type in MIXTURES
+    heads, is_mixture = config.num_attention_heads, table_name(config) in MIXTURES
     return ModelShape(
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -109,7 +109,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         num_key_value_heads=getattr(config, 'num_key_value_heads', None) or heads,
         intermediate_size=mlp_width(config),
         head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
-        num_experts=getattr(config, own_key(config.model_type, 'num_experts')) if is_mixture else 0,
+        num_experts=getattr(config, own_key(config, 'num_experts')) if is_mixture else 0,
         num_experts_per_tok=experts_per_token(config),
     )
 
@@ -197,7 +197,7 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
             continue
         if field.name in MIXTURE_FIELDS and not shape.num_experts:
             continue
-        setattr(config, own_key(config.model_type, field.name), getattr(shape, field.name))
+        setattr(config, own_key(config, field.name), getattr(shape, field.name))
     set_derived(config, channels)
     for name in PER_LAYER_LISTS:
         entries = getattr(config, name, None)

@@ -71,7 +71,7 @@ def read_parameter(config: PretrainedConfig, name: str, read: Callable[[str], Te
 
 def stored_pieces(config: PretrainedConfig, name: str) -> tuple[str, ...]:
     """Names in a model folder of a parameter whose layer lies there in another way, in order; none for any other."""
-    family = find_table(config.model_type)
+    family = find_table(config)
     held = None if family is None else family.stored_pieces
     layers = '' if family is None else f'{family.decoder}.layers.'
     if held is None or not name.startswith(layers):
@@ -84,7 +84,7 @@ def stored_pieces(config: PretrainedConfig, name: str) -> tuple[str, ...]:
 
 def _rows(config: PretrainedConfig, names: tuple[str, ...], rows: int) -> list[int]:
     """Rows of each piece of a parameter that has so many."""
-    family = find_table(config.model_type)
+    family = find_table(config)
     if len(names) == 1 or family is None or family.stored_pieces is None:
         return [rows]
     return list(family.stored_pieces.rows(config))
@@ -92,7 +92,7 @@ def _rows(config: PretrainedConfig, names: tuple[str, ...], rows: int) -> list[i
 
 def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...], StoredExperts | None]:
     """Name of a parameter in files, or the path of its experts and the names of their projections."""
-    family = find_table(config.model_type)
+    family = find_table(config)
     stored = None if family is None else family.stored_experts
     if family is None or stored is None:
         return stored_name(config, name), (), None

@@ -81,9 +81,9 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
         ValueError: Names every problem of the target, each with what would be possible; an unreachable budget names the
             nearest shapes on both sides.
     """
-    target = with_shape_keys(config.model_type, _plain(target))
+    target = with_shape_keys(config, _plain(target))
     if isinstance(target.get('fraction'), dict):
-        target['fraction'] = with_shape_keys(config.model_type, target['fraction'])
+        target['fraction'] = with_shape_keys(config, target['fraction'])
     uneven = target.pop('uneven_heads', False)
     if not isinstance(uneven, bool) or (uneven and not OPENS_UNEVEN_HEADS):
         raise ValueError(
@@ -93,7 +93,7 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     shape = _named_shape(config, target, uneven)
     if not uneven:
         check_whole_heads(config.model_type, shape_of(config), shape)
-    check_aligned(config.model_type, shape_of(config), shape)
+    check_aligned(config, shape_of(config), shape)
     _check_attention(config, shape)
     check_buildable(config, shape, family_of(config).has_head_dim)
     return shape

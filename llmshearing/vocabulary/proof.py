@@ -201,7 +201,7 @@ def check_logits(
 def _run(folder: Path, embedding: str, ids: Tensor, dtype: torch.dtype, whole: bool) -> tuple[Tensor, Tensor]:
     """What enters the LM head, [1, tokens, hidden], and the logits, [1, tokens, vocabulary]."""
     config = read_config(folder)
-    if whole or find_table(config.model_type) is None:
+    if whole or find_table(config) is None:
         model = open_strictly(folder, dtype)
     else:
         model = paged_model(StoredModel(config, read_weights(folder, config), embedding), dtype)

@@ -12,7 +12,7 @@ import torch
 from llmshearing.checkpoints.weights_in_file import open_in_file
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
 from llmshearing.models.source_config import read_config
-from tests.models.tiny import VARIANTS, tiny_model
+from tests.models.tiny import MIXTURES, VARIANTS, tiny_model
 
 IDS = torch.arange(2 * 20).reshape(2, 20) * 7 % 97
 
@@ -41,7 +41,12 @@ def test_it_is_the_model_that_transformers_opens(variant, dtype, tmp_path):
     with torch.no_grad():
         got, wanted = (one(IDS, use_cache=False).logits for one in (model, expected.eval()))
     # Kernels go by the place of a weight in memory, so they may sum up in another order.
-    torch.testing.assert_close(got, wanted, **({} if dtype == torch.float32 else {'atol': 0.1, 'rtol': 0.1}))
+    if dtype == torch.float32:
+        torch.testing.assert_close(got, wanted)
+    elif variant in MIXTURES:  # rounding may send a token to another expert
+        assert (got - wanted).square().mean().sqrt() <= 5e-2 * wanted.square().mean().sqrt()
+    else:
+        torch.testing.assert_close(got, wanted, atol=0.1, rtol=0.1)
 
 
 def test_weights_can_be_changed_and_lie_in_the_file(tmp_path):

@@ -25,7 +25,7 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.units import kept_units, mask_shapes
-from tests.models.tiny import MIXTURES, VARIANTS, tiny_model
+from tests.models.tiny import CONFIGS, MIXTURES, VARIANTS, tiny_model
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 
@@ -81,6 +81,7 @@ IDS = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(4))
 
 SUBSETS = [*[(axis,) for axis in AXES], AXES]
 CASES = [(variant, axes) for variant in VARIANTS for axes in SUBSETS] + [(variant, ('expert',)) for variant in MIXTURES]
+CASES += [(variant, AXES) for variant in CONFIGS if variant == 'granitemoehybrid-mamba_experts']
 
 
 @pytest.mark.parametrize('variant, axes', CASES, ids=lambda value: value if isinstance(value, str) else '+'.join(value))

@@ -19,6 +19,7 @@ WITHOUT = {
     'olmo3',
     'exaone4',
     'hyperclovax',
+    'granitemoehybrid-experts',
     'mixtral',
     'qwen3_moe',
     'olmoe',

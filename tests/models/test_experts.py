@@ -30,7 +30,8 @@ def computes_by_hand(model, z):
         normalises = getattr(model.config, 'norm_topk_prob', True)
 
         def forward(x, block=block, gate_up=gate_up, down=down, mask=z[number], normalises=normalises):
-            logits = (x @ block.gate.weight.T).masked_fill(mask == 0, float('-inf'))
+            router = block.router if hasattr(block, 'router') else block.gate
+            logits = (x @ router.weight.T).masked_fill(mask == 0, float('-inf'))
             shares, chosen = logits.softmax(-1).topk(min(per_token, int((mask != 0).sum())), dim=-1)
             shares = shares / shares.sum(-1, keepdim=True) if normalises else shares
             gates = torch.zeros_like(logits).scatter(-1, chosen, shares) * mask

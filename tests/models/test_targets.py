@@ -178,9 +178,9 @@ def test_hidden_sizes_of_granite_divide_the_channels_of_its_mixers():
     cut = with_shape(without, target_shape(without, {'hidden_size': 40, 'shared_intermediate_size': 24}))
     type(cut).from_dict(cut.to_dict())  # whose settings of mixers are checked although there are none
     assert (cut.hidden_size, cut.shared_intermediate_size, cut.intermediate_size) == (40, 24, 24)
-    without.num_local_experts = 4
-    with pytest.raises(ValueError, match='num_local_experts=4; a granitemoehybrid can be pruned where it has no'):
-        target_shape(without, {'hidden_size': 40})
+    mixture = tiny_model('granitemoehybrid-experts').config
+    cut = with_shape(mixture, target_shape(mixture, {'num_local_experts': 4, 'intermediate_size': 24}))
+    assert (cut.num_local_experts, cut.intermediate_size, cut.shared_intermediate_size) == (4, 24, 32)
 
 
 def test_types_without_that_rule_take_any_shape():

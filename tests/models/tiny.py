@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmshearing.compat.transformers import attention_implementation
+from llmshearing.compat.transformers import attention_implementation, set_attention
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.mixtures import MIXTURES as MIXTURE_KEYS
 from llmshearing.models.mixtures import own_key
@@ -79,6 +79,7 @@ MIXERS = {
 }
 DELTA_NETS = {'head_dim': 8, **MIXERS, 'partial_rotary_factor': 0.5}
 NO_EXPERTS = {'num_local_experts': 0, 'num_experts_per_tok': 0, 'shared_intermediate_size': 64, 'mamba_n_heads': 8}
+MAMBA = {'mamba_n_heads': 12, 'mamba_d_head': 24, 'mamba_d_state': 16, 'mamba_chunk_size': 8}
 SLIDING = {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'] * 2}
 # Of transformers 5; of 4 those that it has.
 MORE_VARIANTS: dict[str, dict] = {
@@ -95,11 +96,15 @@ MORE_VARIANTS: dict[str, dict] = {
     'granitemoehybrid-mamba': {
         **NO_EXPERTS,
         'layer_types': ['mamba', 'attention'] * 2,
-        'mamba_n_heads': 12,
-        'mamba_d_head': 24,
-        'mamba_d_state': 16,
-        'mamba_chunk_size': 8,
+        **MAMBA,
         'residual_multiplier': 0.5,
+    },
+    'granitemoehybrid-experts': {
+        'layer_types': ['attention'] * 4,
+        'num_local_experts': 6,
+        'num_experts_per_tok': 2,
+        'shared_intermediate_size': 32,
+        'mamba_n_heads': 8,
     },
     'hunyuan_v1_dense': {'head_dim': 12},
     'hyperclovax': {'residual_multiplier': 0.5, 'logits_scaling': 2.0},
@@ -183,6 +188,15 @@ CONFIGS: dict[str, dict] = {
     'gpt_neox-base': {'num_key_value_heads': None, 'rotary_pct': 0.75, 'rotary_emb_base': 50000},
 }
 
+if 'granitemoehybrid' in VARIANTS:
+    CONFIGS['granitemoehybrid-mamba_experts'] = {
+        'layer_types': ['mamba', 'attention'] * 2,
+        **MAMBA,
+        'mamba_d_head': 20,  # 240 channels, a multiple of hidden sizes that experts can have
+        'num_local_experts': 6,
+        'num_experts_per_tok': 2,
+        'shared_intermediate_size': 32,
+    }
 if 'olmo_hybrid' in VARIANTS:
     CONFIGS['olmo_hybrid-nope'] = {**MIXERS, 'rope_parameters': {'rope_type': 'default', 'rope_theta': None}}
 
@@ -197,12 +211,12 @@ def tiny_model(variant: str = 'llama', seed: int = 0, **overrides):
     settings = copy.deepcopy({**COMMON, **(VARIANTS | CONFIGS)[variant], **overrides})
     settings = {name: value for name, value in settings.items() if value is not None or name == 'sliding_window'}
     model_type = variant.split('-')[0]
-    if 'intermediate_size' in overrides and model_type in MIXTURE_KEYS:
-        settings[own_key(model_type, 'intermediate_size')] = overrides['intermediate_size']
     if 'mamba_d_head' in settings:
         settings['mamba_expand'] = settings['mamba_n_heads'] * settings['mamba_d_head'] // settings['hidden_size']
     config = CONFIG_MAPPING[model_type](**settings)
-    config._attn_implementation = attention_implementation(config)
+    if 'intermediate_size' in overrides:
+        setattr(config, own_key(config, 'intermediate_size'), overrides['intermediate_size'])
+    set_attention(config, attention_implementation(config))
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
