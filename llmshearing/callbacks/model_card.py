@@ -20,7 +20,7 @@ from llmshearing.compat.configs import add_older_names
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.models.shapes import shape_of
-from llmshearing.models.source_files import derived_from, public_name, read_source_files, source_licence
+from llmshearing.models.source_files import derived_from, public_name, read_source_files
 
 __all__ = ['ModelCard']
 
@@ -42,7 +42,6 @@ class ModelCard(Callback):
         self.source = source
         self._files: dict[str, str] = {}
         self._base_model: str | None = None
-        self._licence: dict[str, Any] = {}
         self._losses: dict[str, float] = {}
 
     def init(self, state: State, logger: Logger) -> None:
@@ -53,8 +52,8 @@ class ModelCard(Callback):
         shape_of(config)
         self.source = source = self.source or config.name_or_path or None
         self._files = read_source_files(source, getattr(state.model.tokenizer, 'name_or_path', None))
-        self._licence = source_licence(self._files)
-        self._base_model = derived_from(self._files) or public_name(source)  # a pruned folder names its own source
+        # A card that cannot be read is refused here. A pruned folder names its own source.
+        self._base_model = derived_from(self._files) or public_name(source)
         for saver in savers:
             saver.save_additional_contents = self.add_to
 
@@ -74,7 +73,6 @@ class ModelCard(Callback):
         facts = CardFacts(
             name=f'{Path(self._base_model or "model").name} with {parameters:,} parameters',
             source=self._base_model,
-            licence=self._licence,
             stage='continued',
             shape=shape_of(model.config),
             parameters=parameters,

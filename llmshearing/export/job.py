@@ -22,7 +22,7 @@ from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
-from llmshearing.export.probe import Probe, probe_input
+from llmshearing.export.probe import Probe, probe_masked
 from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
 from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -36,7 +36,7 @@ from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
-from llmshearing.models.source_files import derived_from, local_folder, public_name, source_licence
+from llmshearing.models.source_files import derived_from, local_folder, public_name
 from llmshearing.models.units import kept_units
 from llmshearing.utils.paths import refuse_existing
 
@@ -101,7 +101,7 @@ def _write_cut(
         count = sum(
             1 for path, _ in plan.cuts(flatten_masks(masks)) if not (config.tie_word_embeddings and path == family.head)
         )
-        return _shown(cut, what, count, settings.progress)
+        return iter(tqdm(cut, desc=what, unit='tensor', total=count, disable=not settings.progress))
 
     origin = dataclasses.replace(_origin(checkpoint, settings), unconverged=away)
     shape = write_pruned_folder(writer, pruning, config, plan, tensors('writing'), settings.dtype, origin)
@@ -121,7 +121,8 @@ def _write_uncut(
     names = [name for name in checkpoint.weights if name not in checkpoint.shapes.tied]
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
-        return _shown(((name, checkpoint.weights[name].read()) for name in names), what, len(names), settings.progress)
+        shown = tqdm(names, desc=what, unit='tensor', disable=not settings.progress)
+        return ((name, checkpoint.weights[name].read()) for name in shown)
 
     config, shape, origin = checkpoint.config, shape_of(checkpoint.config), _origin(checkpoint, settings)
     source = public_name(origin.source)
@@ -143,7 +144,6 @@ def _write_uncut(
     facts = CardFacts(
         name=writer.folder.name,
         source=source,
-        licence=source_licence(origin.files),
         stage=stage,
         shape=shape,
         parameters=writer.parameters,
@@ -184,9 +184,7 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor], energies: Tensor
     model.tie_weights()
     cutter = Cutter(model.eval())
     cutter.norm_energies = energies
-    cutter.set_masks(masks)
-    with torch.no_grad():
-        return Probe(model(probe_input(checkpoint.config.vocab_size), use_cache=False).logits)
+    return probe_masked(cutter, masks)
 
 
 def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
@@ -221,13 +219,3 @@ def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
 def _lowest(checkpoint: Checkpoint) -> torch.dtype:
     """The least precise type among the checkpoint's weights."""
     return min((stored.dtype for stored in checkpoint.weights.values()), key=lambda dtype: -torch.finfo(dtype).eps)
-
-
-def _shown(
-    tensors: Iterator[tuple[str, Tensor]], what: str, count: int, progress: bool
-) -> Iterator[tuple[str, Tensor]]:
-    """Passes tensors on under a progress bar."""
-    with tqdm(total=count, desc=what, unit='tensor', disable=not progress) as bar:
-        for item in tensors:
-            yield item
-            bar.update()

@@ -38,7 +38,7 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.models.dense_tables import LLAMA
 from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with_shape
 from llmshearing.models.source_config import read_config
-from llmshearing.models.source_files import local_folder, public_name, read_source_files, source_licence
+from llmshearing.models.source_files import local_folder, public_name, read_source_files
 from llmshearing.models.units import mask_shapes
 from llmshearing.utils.files import atomic_path
 from llmshearing.utils.paths import refuse_existing
@@ -188,7 +188,6 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
         facts = CardFacts(
             name=out.name,
             source=public_name(settings.source),
-            licence=source_licence(files),
             stage='imported',
             shape=target,
             parameters=writer.parameters,

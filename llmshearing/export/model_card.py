@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.source_files import LICENCE_FILES, TAG
+from llmshearing.models.source_files import LICENCE_FILES, TAG, source_licence
 
 __all__ = ['CardFacts', 'derived_licence', 'front_matter', 'model_card', 'write_model_card']
 
@@ -26,7 +26,6 @@ class CardFacts:
     Attributes:
         name (str): Name of the exported model.
         source (str | None): Name of the source model.
-        licence (Mapping[str, Any]): :func:`source_licence` of the source.
         stage (str): ``'pruned'``, ``'cut'``, ``'continued'``, ``'kept'`` (uncut, with masks), ``'text'`` or
             ``'imported'``.
         shape (ModelShape): Shape of the exported model.
@@ -43,7 +42,6 @@ class CardFacts:
 
     name: str
     source: str | None
-    licence: Mapping[str, Any]
     stage: str
     shape: ModelShape
     parameters: int
@@ -90,10 +88,10 @@ def derived_licence(licence: Mapping[str, Any]) -> str:
     return f'## Licence\n\nDerived from the source model and under its licence{found}.'
 
 
-def model_card(facts: CardFacts) -> str:
+def model_card(facts: CardFacts, licence: Mapping[str, Any]) -> str:
     """The text of the folder's ``README.md``."""
     parts = [
-        front_matter(facts.licence, 'structured-pruning', facts.source),
+        front_matter(licence, 'structured-pruning', facts.source),
         f'# {facts.name}',
         STAGES[facts.stage].format(source=facts.source or 'a source model'),
         *([facts.caution] if facts.caution else []),
@@ -112,7 +110,7 @@ def model_card(facts: CardFacts) -> str:
             f'## Loss\n\nLast evaluation of {facts.losses_of}, cross-entropy per token.\n\n'
             f'| evaluation set | loss |\n|---|---|\n{rows}'
         )
-    parts.append(f'## Licence\n\n{_licence_text(facts)}')
+    parts.append(f'## Licence\n\n{_licence_text(facts, licence)}')
     parts.append(
         '## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
         "model = AutoModelForCausalLM.from_pretrained('path/to/this/folder')\n"
@@ -131,11 +129,9 @@ def _shape_table(facts: CardFacts) -> str:
     return '| | source | this model |\n|---|---|---|\n' + '\n'.join(lines)
 
 
-def _licence_text(facts: CardFacts) -> str:
-    if facts.licence.get('license'):
-        named = ' '.join(
-            str(facts.licence[key]) for key in ('license', 'license_name', 'license_link') if facts.licence.get(key)
-        )
+def _licence_text(facts: CardFacts, licence: Mapping[str, Any]) -> str:
+    if licence.get('license'):
+        named = ' '.join(str(licence[key]) for key in ('license', 'license_name', 'license_link') if licence.get(key))
         return f'Derived from {facts.source or "the source model"} and under its licence: {named}.'
     if facts.source is None and facts.stage == 'continued':
         return (
@@ -157,7 +153,7 @@ def write_model_card(folder: Path, facts: CardFacts, files: Mapping[str, str]) -
         files (Mapping[str, str]): Small files of the source
             (:func:`~llmshearing.models.source_files.read_source_files`).
     """
-    (folder / 'README.md').write_text(model_card(facts), encoding='utf-8')
+    (folder / 'README.md').write_text(model_card(facts, source_licence(files)), encoding='utf-8')
     for name in LICENCE_FILES:
         if name in files:
             (folder / name).write_text(files[name], encoding='utf-8')

@@ -26,7 +26,7 @@ from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.source_files import public_name, source_licence
+from llmshearing.models.source_files import public_name
 
 __all__ = ['Origin', 'check_shape_left', 'shape_left', 'write_pruned_folder']
 
@@ -114,7 +114,6 @@ def write_pruned_folder(
     facts = CardFacts(
         name=writer.folder.name,
         source=public_name(origin.source),
-        licence=source_licence(origin.files),
         stage=origin.stage,
         shape=shape,
         parameters=writer.parameters,

@@ -22,7 +22,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_tensors
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config
-from llmshearing.models.source_files import public_name, read_source_files, source_licence
+from llmshearing.models.source_files import public_name, read_source_files
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
@@ -83,7 +83,6 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
         facts = CardFacts(
             name=output.name,
             source=public_name(str(source)),
-            licence=source_licence(files),
             stage='text',
             shape=shape_of(config),
             parameters=writer.parameters,
