@@ -216,26 +216,23 @@ def write_model_folder(
     add_older_names(writer.path / 'config.json')
     if tokenizer is not None:
         write_tokenizer(tokenizer, writer.path, files)
-    _save_generation_config(_generation_config(files, config), writer.path)
+    _write_generation_config(files, config, writer.path)
 
 
-def _generation_config(files: Mapping[str, str], config: PretrainedConfig) -> GenerationConfig:
-    """The source's; where it has none, what the config says of special tokens."""
-    if 'generation_config.json' in files:
-        return GenerationConfig.from_dict(json.loads(files['generation_config.json']))
-    return GenerationConfig.from_model_config(config)
-
-
-def _save_generation_config(config: GenerationConfig, folder: Path) -> None:
-    """Writes it, or what of it transformers agrees to write.
+def _write_generation_config(files: Mapping[str, str], config: PretrainedConfig, folder: Path) -> None:
+    """Writes the source's, or what of it transformers agrees to write; without one, the special tokens of the config.
 
     Some sources have one that can be read and not saved, such as a temperature without ``do_sample``. What it says of
     special tokens is needed; the rest changes nothing where nothing is sampled.
     """
+    if 'generation_config.json' in files:
+        generation = GenerationConfig.from_dict(json.loads(files['generation_config.json']))
+    else:
+        generation = GenerationConfig.from_model_config(config)
     try:
-        config.save_pretrained(folder)
+        generation.save_pretrained(folder)
     except ValueError as error:
-        kept = {name: getattr(config, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+        kept = {name: getattr(generation, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
         log.warning(
             "Of the source's generation_config only special tokens are kept, as transformers will not save it: %s",
             error,

@@ -79,15 +79,7 @@ def read_sparsity_target(target: Mapping[str, Any], source: ModelShape) -> Spars
 
 def plan_open_axes(source: ModelShape, target: SparsityTarget) -> dict[str, AxisPlan]:
     """The axes with masks; how many units stay in a row is left open."""
-    shapes, units = mask_shapes(source), _units_per_row(source)
+    shapes = mask_shapes(source)
+    units = {axis: shape[-1] for axis, shape in shapes.items()}
+    units['intermediate'] = source.intermediate_size  # in a mixture, of one expert
     return {axis: AxisPlan(axis, shapes[axis], units[axis], keep=None) for axis in target.axes}
-
-
-def _units_per_row(source: ModelShape) -> dict[str, int]:
-    return {
-        'hidden': source.hidden_size,
-        'layer': source.num_hidden_layers,
-        'head': source.num_attention_heads,
-        'kv_group': source.num_key_value_heads,
-        'intermediate': source.intermediate_size,
-    }

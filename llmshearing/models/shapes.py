@@ -40,20 +40,8 @@ __all__ = [
 
 DTYPE_BYTES = {'bfloat16': 2, 'float16': 2, 'float32': 4}
 
-TARGET_KEYS = (
-    'num_hidden_layers',
-    'hidden_size',
-    'num_attention_heads',
-    'num_key_value_heads',
-    'intermediate_size',
-    'head_dim',
-    'num_experts',
-    'num_experts_per_tok',
-)
 MIXTURE_FIELDS = ('num_experts', 'num_experts_per_tok')  # 0 in a model without experts, where nothing names them
 KEPT_FIELDS = ('head_dim', 'num_experts_per_tok')  # which a target cannot change
-
-
 # What a config answers a value with that it does not take.
 REFUSALS = (ValueError, TypeError, KeyError, STRICT_ERROR)
 # Model types of which transformers 5.8 and newer open and save only a hidden_size that is a multiple of
@@ -97,6 +85,9 @@ class ModelShape:
 
     def __str__(self) -> str:
         return ', '.join(f'{name}={value}' for name, value in self.as_dict().items())
+
+
+TARGET_KEYS = tuple(field.name for field in dataclasses.fields(ModelShape))
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:

@@ -23,6 +23,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.mixtures import check_aligned, with_shape_keys
 from llmshearing.models.shapes import (
     DTYPE_BYTES,
+    KEPT_FIELDS,
     TARGET_KEYS,
     WHOLE_HEADS,
     ModelShape,
@@ -43,14 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ['FRACTION_KEYS', 'MULTIPLE_OF', 'OPTION_KEYS', 'TOLERANCE', 'target_shape']
 
-FRACTION_KEYS = (
-    'num_hidden_layers',
-    'hidden_size',
-    'num_attention_heads',
-    'num_key_value_heads',
-    'intermediate_size',
-    'num_experts',
-)
+FRACTION_KEYS = tuple(key for key in TARGET_KEYS if key not in KEPT_FIELDS)
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance', 'uneven_heads')
 OPTION_USERS = {'dtype': ('size',), 'tolerance': ('params', 'size'), 'multiple_of': ('fraction', 'params', 'size')}
 MULTIPLE_OF = 64
