@@ -137,10 +137,7 @@ def _cut(
     model = open_source(plan, device, output.absolute().parent)
     decoder = model.get_submodule(family_of(plan.config).decoder)
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
-    batches = [
-        {key: value.to(device) for key, value in batch.items()}
-        for batch in calibration_batches(texts, plan.sequences_per_pass)
-    ]
+    batches = calibration_batches(texts, plan.sequences_per_pass, device)
     with stage_bar(decoder, 'losses of the source', held_out_passes, progress):
         before = losses_of(model, texts, plan)
     report(f'source: {_in_words(before)} nats per token')

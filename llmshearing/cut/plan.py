@@ -49,6 +49,7 @@ class PlannedCut:
         rotates (bool): Whether the stream is rotated first.
         unrotated (str | None): Why it is not, where it was to be.
         length (int): Tokens per sequence.
+        sequences_per_pass (int): Sequences that one forward pass takes.
         memory (int): Bytes at the peak.
         scratch (int): Bytes that the source's weights take on the output's disk meanwhile; 0 where they are in memory.
     """
@@ -64,13 +65,9 @@ class PlannedCut:
     rotates: bool
     unrotated: str | None
     length: int
+    sequences_per_pass: int
     memory: int
     scratch: int
-
-    @property
-    def sequences_per_pass(self) -> int:
-        """Sequences that one forward pass takes."""
-        return max(1, TOKENS_PER_PASS // self.length)
 
     @property
     def bytes(self) -> int:
@@ -113,9 +110,24 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
     check_attention(config, attention_implementation(config), length)
     computed_in = 'float32' if whole <= WHOLE_UP_TO else dtype
-    _check_scores(settings.scores, settings.scores_by_axis(), axes, shape_of(config))
+    scores = settings.scores_by_axis()
+    _check_scores(settings.scores, scores, axes, shape_of(config))
     unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
-    plan = PlannedCut(
+    scratch = DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0
+    sequences = max(1, TOKENS_PER_PASS // length)
+    memory = memory_needed(
+        config,
+        shape,
+        axes,
+        computed_in,
+        sequences,
+        length,
+        {scores[axis] for axis in axes},
+        settings.compensate,
+        SHARD_BYTES,
+        in_file=bool(scratch) and device == 'cpu',
+    )
+    return PlannedCut(
         folder=folder,
         config=config,
         target=shape,
@@ -127,23 +139,10 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         rotates=settings.rotate and 'hidden' in axes and unrotated is None,
         unrotated=unrotated,
         length=length,
-        memory=0,
-        scratch=DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0,
+        sequences_per_pass=sequences,
+        memory=memory,
+        scratch=scratch,
     )
-    scores = settings.scores_by_axis()
-    memory = memory_needed(
-        config,
-        shape,
-        axes,
-        plan.computed_in,
-        plan.sequences_per_pass,
-        length,
-        {scores[axis] for axis in axes},
-        settings.compensate,
-        SHARD_BYTES,
-        in_file=bool(plan.scratch) and device == 'cpu',
-    )
-    return dataclasses.replace(plan, memory=memory)
 
 
 def _check_scores(

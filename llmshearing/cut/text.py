@@ -20,6 +20,7 @@ from torch import Tensor
 from llmshearing.prepare import worker
 from llmshearing.prepare.beginning import read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
+from llmshearing.scaling.loss import batches
 
 __all__ = ['READ_BYTES', 'Text', 'calibration_batches', 'read_texts']
 
@@ -101,20 +102,18 @@ def read_texts(
     return texts
 
 
-def calibration_batches(texts: Sequence[Text], sequences: int) -> list[dict[str, Tensor]]:
+def calibration_batches(texts: Sequence[Text], sequences: int, device: str = 'cpu') -> list[dict[str, Tensor]]:
     """The sequences that units are chosen by, one of each text in turn, as batches with ``input_ids`` and ``labels``.
 
     Args:
         texts (Sequence[Text]): Of one length.
         sequences (int): In a batch; the last one may have fewer.
+        device (str): Where they are to be. Default: the CPU.
     """
     most = max(len(text.seen) for text in texts)
     rows = [text.seen[number] for number in range(most) for text in texts if number < len(text.seen)]
-    batches = []
-    for start in range(0, len(rows), sequences):
-        ids = torch.from_numpy(np.stack(rows[start : start + sequences]))
-        batches.append({'input_ids': ids, 'labels': ids})
-    return batches
+    stacked = [torch.from_numpy(batch).to(device) for batch in batches(rows, sequences)]
+    return [{'input_ids': ids, 'labels': ids} for ids in stacked]
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:

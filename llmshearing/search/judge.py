@@ -41,10 +41,7 @@ class Judge:
     def __init__(self, plan: PlannedCut, texts: list[Text], settings: CutSettings, device: str):
         self.plan, self.texts, self.settings = plan, texts, settings
         model = open_source(plan, device)
-        batches = [
-            {key: value.to(device) for key, value in batch.items()}
-            for batch in calibration_batches(texts, plan.sequences_per_pass)
-        ]
+        batches = calibration_batches(texts, plan.sequences_per_pass, device)
         self.source_losses = losses_of(model, texts, plan)
         if plan.rotates:
             rotate_in_memory(model, [batch['input_ids'] for batch in batches])
