@@ -28,7 +28,6 @@ from llmshearing.rotation.stream import StreamParts, stream_parts
 
 __all__ = ['SubspaceLearner', 'cut_loss', 'cut_parameters', 'folded_parameters', 'polar_factor']
 
-Reduce = Callable[[Tensor], None]
 LossOf = Callable[[Tensor, Tensor], Tensor]  # of a subspace and a factor for all norms
 STEP = 0.02  # change of U in a step, as a fraction of its length
 GAIN_STEP = 0.01  # change of the logarithm of the common gain
@@ -178,13 +177,12 @@ class SubspaceLearner:
         """U, float64 [hidden, kept]."""
         return torch.cat([self.free, self.axes], 1)
 
-    def step(self, loss_of: LossOf, size: float = 1.0, reduce: Reduce | None = None) -> float:
+    def step(self, loss_of: LossOf, size: float = 1.0) -> float:
         """One step down the loss.
 
         Args:
             loss_of (Callable): Loss of a subspace [hidden, kept] and a scalar factor for all norms, both float32.
             size (float): Fraction of :data:`STEP` to make, for a schedule.
-            reduce (Callable | None): Averages a tensor over ranks in place.
 
         Returns:
             float: The loss before the step.
@@ -195,18 +193,14 @@ class SubspaceLearner:
         free = self.free.float().requires_grad_()
         log_gain = torch.tensor(self.log_gain, dtype=torch.float32, device=free.device, requires_grad=True)
         loss = loss_of(torch.cat([free, self.axes.float()], 1), log_gain.exp())
-        gradient, gain_gradient = torch.autograd.grad(loss, (free, log_gain))
-        flat = torch.cat([gradient.flatten().double(), gain_gradient.double()[None], loss.detach().double()[None]])
-        if reduce is not None:
-            reduce(flat)
-        if not flat.isfinite().all():
+        gradient, slope = torch.autograd.grad(loss, (free, log_gain))
+        if not all(tensor.isfinite().all() for tensor in (loss, gradient, slope)):
             raise ValueError(
                 f'the loss of the cut model is {loss.item()}, or its gradient is not finite, after '
                 f'{self.steps} steps; the model or the data are damaged.'
             )
-        gradient, gain_slope = flat[:-2].view_as(self.free), flat[-2].item()
-        self._move(gradient, gain_slope, size)
-        return flat[-1].item()
+        self._move(gradient.double().contiguous(), slope.item(), size)
+        return loss.item()
 
     def _move(self, gradient: Tensor, gain_slope: float, size: float) -> None:
         self.steps += 1

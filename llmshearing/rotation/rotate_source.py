@@ -134,7 +134,7 @@ class _Work:
 
     def find_rotation(self) -> tuple[Rotation, dict[str, Any], Tensor]:
         """Runs the model: moments, the tied head's gain, the basis. Returns what to do, the record, energy kept."""
-        model = self._model()
+        model = self._model(self.source, whole=self.settings.learn > 0)
         moments = self._moments(model)
         fixed, gain, losses = torch.empty(0, dtype=torch.int64), None, {}
         losses['source'] = held_out_loss(model, self.batches(held_out=True))
@@ -172,13 +172,13 @@ class _Work:
         }
         return Rotation(basis, gain), record, kept
 
-    def _model(self) -> PreTrainedModel:
-        """The source to look at; whole where it is small or a subspace is learned, otherwise from its files."""
-        small = self.source.parameters <= WHOLE_UP_TO
-        dtype = torch.float32 if small else self.source.dtype
-        if small or self.settings.learn:
-            return open_strictly(self.source.path, dtype).to(self.device).requires_grad_(False)
-        return paged_model(self.source, dtype, self.device)
+    def _model(self, folder: SourceFolder, whole: bool = False) -> PreTrainedModel:
+        """A model to look at; a small one in float32, others from their files unless the ``whole`` is needed."""
+        small = folder.parameters <= WHOLE_UP_TO
+        dtype = torch.float32 if small else folder.dtype
+        if small or whole:
+            return open_strictly(folder.path, dtype).to(self.device).requires_grad_(False)
+        return paged_model(folder, dtype, self.device)
 
     def _moments(self, model: PreTrainedModel) -> StreamMoments:
         parts, batches = self.source.parts, self.batches(limit=self.settings.tokens)
@@ -280,14 +280,9 @@ class _Work:
         written = SourceFolder(folder)
         model = paged_model(written, torch.float64, self.device)
         difference = check_logits(probe_logits(model, batches), expected, stored, str(folder))
-        small = written.parameters <= WHOLE_UP_TO
-        if small:
-            model = open_strictly(folder).to(self.device)
-        else:
-            model = paged_model(written, stored, self.device)
         record['checked_in'] = 'float64'
         record['largest_logit_difference'] = difference
-        record['loss']['rotated'] = held_out_loss(model, batches)
+        record['loss']['rotated'] = held_out_loss(self._model(written), batches)
         self.report(
             f'checked in {record["checked_in"]}: logits differ by {difference:.2g} at most; held-out loss '
             f'{record["loss"]["source"]:.4f} before, {record["loss"]["rotated"]:.4f} after'
