@@ -58,9 +58,6 @@ FIELDS_OF_PROCESS = FIELDS[:6]
 def expand_paths(config: dict[str, Any]) -> None:
     """Replaces ``~`` and environment variables in every path of a configuration, in place.
 
-    Args:
-        config (dict[str, Any]): A whole llm-foundry training configuration.
-
     Raises:
         ValueError: For a variable that is not set, or an unknown user.
     """
@@ -82,9 +79,6 @@ def _entries(tree: Any, place: str = '') -> Iterator[tuple[Any, Any, str]]:
 
 def check_names(config: Mapping[str, Any]) -> None:
     """Checks the templates of the names of folders and checkpoints.
-
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration.
 
     Raises:
         ValueError: For a field that does not exist, or a name that leads out of its folder.

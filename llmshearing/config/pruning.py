@@ -49,10 +49,7 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
 
 
 def check_export(config: Mapping[str, Any]) -> None:
-    """Checks ``callbacks.export_pruned`` against the pruning that it exports.
-
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration whose keys have been checked.
+    """Checks ``callbacks.export_pruned``, whose keys have been checked, against the pruning that it exports.
 
     Raises:
         ValueError: If there is nothing to export, or its place is taken.

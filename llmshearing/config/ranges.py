@@ -128,9 +128,6 @@ def range_of(place: str) -> Range:
 def check_ranges(config: Mapping[str, Any]) -> None:
     """Holds every number of a configuration against :data:`RANGES`.
 
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration.
-
     Raises:
         ValueError: Naming the place, the range and the number.
     """

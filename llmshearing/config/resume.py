@@ -25,9 +25,6 @@ LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # 
 def check_resume(config: Mapping[str, Any]) -> None:
     """Checks what a run would resume from.
 
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration.
-
     Raises:
         ValueError: For what cannot work, with the remedy.
     """

@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
     """The config transform: prepares the process, fills defaults in and checks the result.
 
-    Args:
-        config (dict[str, Any]): A whole llm-foundry training configuration.
-
     Raises:
         ValueError: As :func:`check_run`.
     """
@@ -44,10 +41,7 @@ def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_run(config: dict[str, Any]) -> None:
-    """Checks a configuration and changes nothing.
-
-    Args:
-        config (dict[str, Any]): A whole llm-foundry training configuration with one of our parts.
+    """Checks a configuration with one of our parts and changes nothing.
 
     Raises:
         ValueError: Naming what was got, what is possible and what to change.

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from llmshearing.config.loaders import check_dataset
 from llmshearing.config.parts import build_for_checks, constructor_of
 from llmshearing.config.ranges import check_ranges
@@ -48,9 +50,6 @@ BUILT_CALLBACKS = (
 def check_config(config: Mapping[str, Any]) -> None:
     """Checks the top level and every section that llm-foundry builds by name.
 
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration.
-
     Raises:
         ValueError: Naming the key, what it is, and what it could be.
     """
@@ -78,25 +77,21 @@ def check_config(config: Mapping[str, Any]) -> None:
 def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
     """Checks a section whose ``name`` chooses what is built; returns that."""
     constructor = constructor_of(f'{where}.name', section['name'], registry_name)
+    constructors = [constructor]
+    if section['name'] == 'sheared_causal_lm':  # which passes further keys on
+        from llmfoundry.models.hf import ComposerHFCausalLM
+
+        constructors.append(ComposerHFCausalLM)
     check_keys(
         where,
         _without(section, 'name'),
-        *_constructors(constructor, section['name']),
+        *constructors,
         given=GIVEN_BY_LLMFOUNDRY.get(registry_name, ()),
         more=BESIDE_CONSTRUCTOR.get(registry_name, ()),
     )
     if registry_name == 'dataloaders':
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
     return constructor
-
-
-def _constructors(constructor: Callable, name: str) -> tuple[Callable, ...]:
-    """The constructor and, where it passes further keys on, what it passes them to."""
-    if name == 'sheared_causal_lm':
-        from llmfoundry.models.hf import ComposerHFCausalLM
-
-        return constructor, ComposerHFCausalLM
-    return (constructor,)
 
 
 def _check_entry(section: str, name: Any, settings: Any, *registry_names: str) -> Callable:
@@ -134,8 +129,6 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
 
 
 def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
-    import torch
-
     if size == 'auto':
         if not torch.cuda.is_available():
             raise ValueError(
@@ -213,8 +206,6 @@ def _check_monitored(settings: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
-    import torch
-
     if settings.get('param_groups') is None and settings.get('disable_grad') is None:
         build_for_checks(
             'optimizer', optimizer, {**_without(settings, 'name'), 'params': [torch.nn.Parameter(torch.zeros(1))]}
@@ -222,7 +213,6 @@ def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:
 
 
 def _check_precision(precision: Any) -> None:
-    import torch
     from composer.core import Precision
 
     check_one_of('precision', precision, [precision.value for precision in Precision])
@@ -234,8 +224,6 @@ def _check_precision(precision: Any) -> None:
 
 
 def _check_compilation(settings: Mapping[str, Any] | None, algorithms: Mapping[str, Any]) -> None:
-    import torch
-
     if settings is None:
         return
     if 'targeted_pruning' in algorithms:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from llmshearing.compat.versions import GLOO_AVERAGES
 from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.settings import check_keys
@@ -21,9 +23,6 @@ MIXED_PRECISION = ('param_dtype', 'reduce_dtype', 'buffer_dtype')
 
 def check_sharding(config: Mapping[str, Any]) -> None:
     """Checks ``fsdp_config`` and ``model.init_device`` against the machine and against each other.
-
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration.
 
     Raises:
         ValueError: For what cannot work, with the remedy.
@@ -52,8 +51,6 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _check_version(is_pruning: bool) -> None:
-    import torch
-
     reasons = [] if torch.cuda.is_available() else ['FSDP1 cannot start on CPU']
     if is_pruning:
         reasons.append('pruning is built for FSDP2 (FSDP1 flattens the parameters that masks cut)')
@@ -65,8 +62,6 @@ def _check_version(is_pruning: bool) -> None:
 
 
 def _tell_sums_of_gradients(ranks: int) -> None:
-    import torch
-
     if ranks > 1 and not GLOO_AVERAGES and not torch.cuda.is_available():
         log.warning(
             'FSDP2 on CPU: gloo adds gradients up where FSDP2 asks for their average (torch before 2.14), so they '
@@ -77,8 +72,6 @@ def _tell_sums_of_gradients(ranks: int) -> None:
 
 
 def _check_init_device(model: Mapping[str, Any], sharded: bool) -> None:
-    import torch
-
     device = model.get('init_device', 'cpu')
     check_one_of('model.init_device', device, ('cpu', 'mixed', 'meta'))
     if device == 'mixed' and not sharded:

@@ -27,10 +27,7 @@ TOKENIZER_FILES = ('tokenizer_config.json', 'tokenizer.json', 'tokenizer.model',
 
 
 def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
-    """Checks the model and tokenizer sections against the folders that they name.
-
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration whose keys have been checked.
+    """Checks the model and tokenizer sections, whose keys have been checked, against the folders that they name.
 
     Returns:
         PretrainedConfig | None: The source's config with the run's overrides; None for a model of llm-foundry's own.

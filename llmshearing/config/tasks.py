@@ -29,9 +29,6 @@ BESIDE = ('label', 'icl_task_type', 'metric_names', 'batch_size', 'has_categorie
 def check_tasks(config: Mapping[str, Any]) -> None:
     """Checks every task of ``icl_tasks``, written out or in a file of its own.
 
-    Args:
-        config (Mapping[str, Any]): A whole llm-foundry training configuration.
-
     Raises:
         ValueError: Naming the task and the key.
     """
