@@ -6,7 +6,7 @@ noticed until the data is wrong, or at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['check_dataset']
+
+GIVEN = ('tokenizer', 'batch_size')  # by llm-foundry
 
 
 def check_dataset(where: str, loader: str, dataset: Mapping[str, Any]) -> None:
@@ -41,20 +43,13 @@ def _check_dynamic_text(where: str, dataset: Mapping[str, Any]) -> None:
     from llmshearing.data.streams import check_domain_settings
 
     refuse_unknown(where, dataset, [*dataset_keys(), 'shuffle'])
-    check_keys(where, dataset, DynamicTextDataset, StreamingTextDataset, given=('tokenizer', 'batch_size'))
+    check_keys(where, dataset, DynamicTextDataset, StreamingTextDataset, given=GIVEN)
     check_domain_settings(f'{where}.domains', dataset['domains'])
 
 
 def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
     """The index of a local split is there and stays in its folder; what is remote is only known once it is fetched."""
-    from llmfoundry.data.text_data import StreamingTextDataset
-
-    from llmshearing.data.dynamic_text import COLLATOR_KEYS
-
-    known = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
-    refuse_unknown(where, dataset, [*known, *COLLATOR_KEYS])
-    check_keys(where, _checked_streams(where, dataset), StreamingTextDataset, given=('tokenizer', 'batch_size'))
-    check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
+    _check_streaming(where, dataset)
     if dataset.get('remote') or dataset.get('streams'):
         return
     if not dataset.get('local'):
@@ -65,17 +60,26 @@ def _check_text(where: str, dataset: Mapping[str, Any]) -> None:
     check_mds_index(index)
 
 
-def _checked_streams(where: str, dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """The other settings; llm-foundry takes ``streams`` by name, its class a list of what it makes of them."""
+def _check_streaming(where: str, dataset: Mapping[str, Any], *constructors: Callable) -> None:
+    """The keys of Streaming's data sets and of other constructors."""
+    from llmfoundry.data.text_data import StreamingTextDataset
     from streaming import Stream
 
+    from llmshearing.data.dynamic_text import COLLATOR_KEYS
+
+    constructors = (*constructors, StreamingTextDataset)
+    known = [key for constructor in constructors for key in parameters_of(constructor) if key not in GIVEN]
+    refuse_unknown(where, dataset, [*known, *COLLATOR_KEYS])
     streams = dataset.get('streams')
     if streams is not None:
         if not isinstance(streams, Mapping):
             raise ValueError(f'{where}.streams: expected keys and values (settings by name), got {streams!r}.')
         for name, settings in streams.items():
             check_keys(f'{where}.streams.{name}', settings, Stream)
-    return {key: value for key, value in dataset.items() if key != 'streams'}
+    # llm-foundry takes streams by name, its class a list of what it makes of them.
+    others = {key: value for key, value in dataset.items() if key != 'streams'}
+    check_keys(where, others, *constructors, given=GIVEN)
+    check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
 
 
 def _finetuning(
@@ -100,15 +104,8 @@ def _finetuning(
 
 def _check_finetuning(where: str, dataset: Mapping[str, Any]) -> None:
     from llmfoundry.data.finetuning.tasks import dataset_constructor
-    from llmfoundry.data.text_data import StreamingTextDataset
 
-    from llmshearing.data.dynamic_text import COLLATOR_KEYS
-
-    streaming = [key for key in parameters_of(StreamingTextDataset) if key not in ('tokenizer', 'batch_size')]
-    refuse_unknown(where, dataset, [*parameters_of(_finetuning), *streaming, *COLLATOR_KEYS])
-    settings = _checked_streams(where, dataset)
-    check_keys(where, settings, _finetuning, StreamingTextDataset, given=('tokenizer', 'batch_size'))
-    check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
+    _check_streaming(where, dataset, _finetuning)
     function = dataset.get('preprocessing_fn')
     if isinstance(function, str):
         find = dataset_constructor.get_preprocessing_fn_from_str

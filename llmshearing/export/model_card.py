@@ -145,14 +145,7 @@ def _licence_text(facts: CardFacts, licence: Mapping[str, Any]) -> str:
 
 
 def write_model_card(folder: Path, facts: CardFacts, files: Mapping[str, str]) -> None:
-    """Writes ``README.md`` and the source's licence files into a model folder.
-
-    Args:
-        folder (Path): Where to write.
-        facts (CardFacts): What the card tells.
-        files (Mapping[str, str]): Small files of the source
-            (:func:`~llmshearing.models.source_files.read_source_files`).
-    """
+    """Writes ``README.md`` into a model folder, and of the source's small ``files`` those of its licence."""
     (folder / 'README.md').write_text(model_card(facts, source_licence(files)), encoding='utf-8')
     for name in LICENCE_FILES:
         if name in files:

@@ -110,12 +110,7 @@ def keep_largest(plan: AxisPlan, scores: Tensor, keep: Tensor | int | None = Non
 
 
 def finalize_masks(plans: Mapping[str, AxisPlan], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of zeros and ones that keep exactly the target's number of the highest-scored units, float32 by axis.
-
-    Args:
-        plans (Mapping[str, AxisPlan]): The pruned axes.
-        scores (Mapping[str, Tensor]): Mask-shaped scores of each.
-    """
+    """Masks of zeros and ones that keep exactly the target's number of the highest-scored units, float32 by axis."""
     return {axis: keep_largest(plan, scores[axis]).float() for axis, plan in plans.items()}
 
 

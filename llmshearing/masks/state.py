@@ -121,12 +121,7 @@ class PruningState:
 
 
 def plan_masks(config: PretrainedConfig, target: ModelShape | SparsityTarget) -> dict[str, AxisPlan]:
-    """The axes to put masks on, and how many units of each row stay.
-
-    Args:
-        config (PretrainedConfig): The source's.
-        target (ModelShape | SparsityTarget): What to reach.
-    """
+    """The axes of a source to put masks on, and how many units of each row stay."""
     if isinstance(target, SparsityTarget):
         return plan_open_axes(shape_of(config), target)
     layer_types = family_of(config).layer_types

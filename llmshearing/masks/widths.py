@@ -31,12 +31,7 @@ class LayerWidths:
 
 
 def layer_widths(masks: Mapping[str, Tensor], shape: ModelShape) -> list[LayerWidths]:
-    """Widths of all layers of the source.
-
-    Args:
-        masks (Mapping[str, Tensor]): Mask values by axis.
-        shape (ModelShape): Shape of the source.
-    """
+    """Widths that masks leave of all layers of a source of this shape."""
     kept = kept_units(masks, shape).layers
     return [_widths(layer, kept.get(layer), shape) for layer in range(shape.num_hidden_layers)]
 

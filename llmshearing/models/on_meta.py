@@ -47,12 +47,7 @@ def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Builds a causal language model whose parameters take no memory; its buffers are there.
-
-    Args:
-        config (PretrainedConfig): Its config.
-        dtype (torch.dtype): Of the parameters.
-    """
+    """Builds a causal language model whose parameters, of such a type, take no memory; its buffers are there."""
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_implementation(config), **dtype_argument(dtype)

@@ -122,13 +122,7 @@ def possible_heads(source: ModelShape) -> list[tuple[int, int]]:
 
 
 def check_whole_heads(model_type: str, source: ModelShape, shape: ModelShape) -> None:
-    """Raises a ValueError for a shape that newer releases of transformers do not open, naming the nearest that they do.
-
-    Args:
-        model_type (str): transformers' name of the source's type.
-        source (ModelShape): Shape of the source.
-        shape (ModelShape): Shape to reach.
-    """
+    """Raises a ValueError for a shape that newer releases of transformers do not open, naming the nearest they do."""
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     if model_type not in WHOLE_HEADS or hidden % heads == 0:
         return
@@ -146,15 +140,10 @@ def check_whole_heads(model_type: str, source: ModelShape, shape: ModelShape) ->
     )
 
 
-def check_buildable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool = True) -> None:
+def check_buildable(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool) -> None:
     """Raises a ValueError where transformers takes no config of this shape, which an export would end in.
 
     Rotary factors of LongRoPE, for example, are as many as ``hidden_size / num_attention_heads / 2`` to it.
-
-    Args:
-        config (PretrainedConfig): The source's.
-        shape (ModelShape): Shape to reach.
-        has_head_dim (bool): As for :func:`with_shape`.
     """
     source, cut = shape_of(config), with_shape(config, shape, has_head_dim)
     try:
@@ -251,17 +240,13 @@ def _size_problems(source: ModelShape, shape: ModelShape) -> list[str]:
             problems.append(
                 f"{name}={got} is larger than the source's {most}: pruning only removes; set at most {most}."
             )
-    return problems + _expert_problems(source, shape)
-
-
-def _expert_problems(source: ModelShape, shape: ModelShape) -> list[str]:
     per_token = source.num_experts_per_tok
-    if not 0 < shape.num_experts < per_token:
-        return []
-    return [
-        f'num_experts={shape.num_experts} is less than num_experts_per_tok={per_token}, the experts that compute each '
-        f'token: keep {per_token} to {source.num_experts}.'
-    ]
+    if 0 < shape.num_experts < per_token:
+        problems.append(
+            f'num_experts={shape.num_experts} is less than num_experts_per_tok={per_token}, the experts that compute '
+            f'each token: keep {per_token} to {source.num_experts}.'
+        )
+    return problems
 
 
 def _head_problems(source: ModelShape, shape: ModelShape, has_head_dim: bool) -> list[str]:

@@ -25,12 +25,7 @@ __all__ = ['read_parameter', 'stored_pieces', 'stored_tensors']
 
 
 def stored_tensors(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What a model folder holds of a parameter.
-
-    Args:
-        config (PretrainedConfig): Of the model.
-        name (str): Name of the parameter in memory.
-        tensor (Tensor): The parameter.
+    """What a model folder holds of a parameter of that name in memory.
 
     Yields:
         tuple[str, Tensor]: Name and tensor; of experts each projection of each of them, and of others each piece:

@@ -54,8 +54,7 @@ def check_vocabulary(
 
     Raises:
         ValueError: If the vocabularies differ in size and ``shared_vocab_size`` is not given, if it is larger than
-        either, or if an
-            id below it stands for different tokens.
+            either, or if an id below it stands for different tokens.
     """
     smaller = min(teacher.vocab_size, student.vocab_size)
     if shared_vocab_size is None and teacher.vocab_size != student.vocab_size:
@@ -88,15 +87,7 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, st
 
 
 def check_room(needed: int, free: int) -> None:
-    """Refuses a whole copy of the teacher where it does not fit.
-
-    Args:
-        needed (int): Bytes of the teacher's weights.
-        free (int): Bytes free on the device.
-
-    Raises:
-        ValueError: If it does not fit.
-    """
+    """Raises a ValueError where a whole copy of the teacher needs more bytes than are free on the device."""
     if needed > free:
         raise ValueError(
             f'distillation: without FSDP every rank holds the whole teacher, {needed / 1e9:.1f} GB, and this device '

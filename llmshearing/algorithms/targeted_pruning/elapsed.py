@@ -64,12 +64,7 @@ def elapsed_share(state: State, duration: str | Time) -> float:
 
 
 def reaches_end(state: State, duration: str | Time) -> bool:
-    """Whether ``duration`` is over when the run is; taken for granted where their units do not compare.
-
-    Args:
-        state (State): Read for its max_duration.
-        duration (str | Time): In one of :data:`UNITS`.
-    """
+    """Whether ``duration`` is over when the run is; taken for granted where their units do not compare."""
     duration = Time.from_input(duration)
     if duration.unit == TimeUnit.DURATION:
         return duration.value <= 1
