@@ -80,18 +80,17 @@ def read_texts(
     taken: set[bytes] = set()
     for name, path in zip(_names(paths), paths):
         rows, size, tokens = _sequences(_passages(str(path), text_key, seed, taken), encoder, plan, length, shares)
-        for kind, number in zip(rows, shares):
-            if not any(rows) and len(texts):
-                raise ValueError(
-                    f'--text {path}: every passage of its beginning is in another --text, too, or there is none; give '
-                    'each text once.'
-                )
-            if not kind:
-                raise ValueError(
-                    f'--text {path} holds too little: after setting one of {EVERY} passages aside there are '
-                    f'{[len(kind) for kind in rows]} sequences of {length} tokens to choose units by and to measure '
-                    f'losses on; expected up to {shares} and at least one of each. Give more text.'
-                )
+        if texts and not any(rows):
+            raise ValueError(
+                f'--text {path}: every passage of its beginning is in another --text, too, or there is none; give '
+                'each text once.'
+            )
+        if not all(rows):
+            raise ValueError(
+                f'--text {path} holds too little: after setting one of {EVERY} passages aside there are '
+                f'{[len(kind) for kind in rows]} sequences of {length} tokens to choose units by and to measure '
+                f'losses on; expected up to {shares} and at least one of each. Give more text.'
+            )
         largest = max(int(row.max()) for row in (*rows[0], *rows[1]))
         if largest >= vocabulary:
             raise ValueError(

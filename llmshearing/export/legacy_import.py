@@ -195,10 +195,8 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
         )
         write_model_card(writer.path, facts, files)
         compared = verify_tensors(writer.path, tensors('checking'), settings.convert)
-        report: dict[str, Any] = {'shape': target, 'tensors_compared': compared}
-        report['parameters'] = writer.parameters
         writer.commit()
-    return report
+    return {'shape': target, 'tensors_compared': compared, 'parameters': writer.parameters}
 
 
 def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:

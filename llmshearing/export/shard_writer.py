@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import TracebackType
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -62,9 +61,7 @@ class ModelFolderWriter:
         self._total_bytes += tensor.nbytes
         self.parameters += tensor.numel()
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 

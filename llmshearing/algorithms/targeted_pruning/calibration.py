@@ -126,9 +126,8 @@ def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:
             f'the evaluator {evaluator.label!r} has {samples} samples, fewer than the {ranks} ranks; scoring needs '
             'at least one for each: give it more, or leave it out of eval_loader.'
         )
-    for start in range(share * dist.get_global_rank(), samples, share * ranks):
-        if start // (share * ranks) >= samples // (share * ranks):  # the last batch is not whole
-            return
+    for number in range(samples // (share * ranks)):  # whole batches
+        start = share * (number * ranks + dist.get_global_rank())
         batch = evaluator.dataloader.batch_transforms(collate([data[index] for index in range(start, start + share)]))
         _check(batch, evaluator.label)
         yield batch
