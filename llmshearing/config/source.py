@@ -187,7 +187,8 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
         own = getattr(source, key, None)
         if not hasattr(source, key):
             raise ValueError(f'model.config_overrides: {key!r} is no key of the config of a {source.model_type}.')
-        if isinstance(own, (int, float)) and type(own) is not type(value) and not _is_wider(own, value):
+        is_wider = isinstance(own, float) and is_whole(value)
+        if isinstance(own, (int, float)) and type(own) is not type(value) and not is_wider:
             raise ValueError(
                 f'model.config_overrides.{key}: expected {type(own).__name__}, as in the source ({own!r}), '
                 f'got {value!r}.'
@@ -205,11 +206,6 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
             'have another shape). Sizes are changed by pruning (algorithms.targeted_pruning.target); remove them here.'
         )
     return changed
-
-
-def _is_wider(own: Any, value: Any) -> bool:
-    """A whole number where the source has a fraction."""
-    return isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tell_positions(source: PretrainedConfig, max_seq_len: int) -> None:

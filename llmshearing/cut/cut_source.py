@@ -7,7 +7,6 @@ most a hidden folder that the next start removes.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,29 +99,18 @@ def cut_source(
         settings.text_key,
     )
     report(f'text: {_count(texts, "seen"):,} tokens to choose by, {_count(texts, "held_out"):,} held out')
-    measured = _cut(plan, texts, output, settings, device, report, progress)
+    losses, speed, rotated, difference = _cut(plan, texts, output, settings, device, report, progress)
     result = open_result(plan, output, device)  # the source is gone from memory
     return CutResult(
         folder=output,
         plan=plan,
-        losses={name: (loss, measured.after[name]) for name, loss in measured.before.items()},
+        losses=losses,
         bytes_per_token={each.name: each.bytes_per_token for each in texts},
-        speeds=(measured.speed, tokens_per_second(result)),
+        speeds=(speed, tokens_per_second(result)),
         disk_bytes=(_weight_bytes(plan.folder), _weight_bytes(output)),
-        rotated=measured.rotated,
-        difference=measured.difference,
+        rotated=rotated,
+        difference=difference,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """What is measured while the source is in memory."""
-
-    before: dict[str, float]
-    after: dict[str, float]
-    speed: dict[str, float]
-    rotated: Rotated | None
-    difference: float | None
 
 
 def _cut(
@@ -133,7 +121,8 @@ def _cut(
     device: str,
     report: Report,
     progress: bool,
-) -> _Measured:
+) -> tuple[dict[str, tuple[float, float]], dict[str, float], Rotated | None, float | None]:
+    """All that needs the source in memory: losses before and after, its speed, the rotation, a logit's difference."""
     model = open_source(plan, device, output.absolute().parent)
     decoder = model.get_submodule(family_of(plan.config).decoder)
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
@@ -167,7 +156,7 @@ def _cut(
     }
     difference = _export(calibration.cutter, pruning, output, plan, after, recipe)
     calibration.cutter.set_masks(None)  # and with them, that the model refers to itself: it is to leave memory
-    return _Measured(before, after, speed, rotated, difference)
+    return {name: (loss, after[name]) for name, loss in before.items()}, speed, rotated, difference
 
 
 def _check_place(output: Path, plan: PlannedCut) -> None:

@@ -37,16 +37,12 @@ __all__ = ['activation', 'block_importance', 'magnitude', 'perplexity', 'random'
 WIDTH_AXES = tuple(axis for axis in AXES if axis not in ('layer', 'expert'))
 
 
-def _masks_of_ones(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
-    shapes = mask_shapes(calibration.cutter.shape)
-    return {axis: torch.ones(shapes[axis]) for axis in axes}
-
-
 def taylor(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     """Mean absolute derivative of a batch's loss by the masks."""
     cutter, total = calibration.cutter, dict[str, Tensor]()
+    shapes = mask_shapes(cutter.shape)
     for batch in calibration.batches:
-        cutter.set_masks(_masks_of_ones(calibration, axes))
+        cutter.set_masks({axis: torch.ones(shapes[axis]) for axis in axes})
         calibration.backward(batch)
         gradients = cutter.mask_gradients(reduce=calibration.reduce)
         cutter.model.zero_grad(set_to_none=True)

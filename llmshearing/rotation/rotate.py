@@ -126,6 +126,11 @@ def rotated_tensors(
         order = orders[id(channels)]
         return channels.taken(path, kind, tensor, order, len(order))
 
+    def norm_weight(norm: ReadingNorm, weight: Tensor) -> Tensor:
+        if rotation.final_gain is not None and norm == parts.final_norm:
+            return rotation.basis.double().square().T @ rotation.final_gain.to(rotation.basis) - norm.offset
+        return torch.full(weight.shape, gain_of(norm)[0] - norm.offset, dtype=torch.float64, device=weight.device)
+
     for name in names:
         path, _, kind = name.rpartition('.')
         tensor = checked(name)
@@ -141,25 +146,13 @@ def rotated_tensors(
             turned = basis.T @ tensor.to(device, torch.float64) if kind == 'bias' else None
             tensor = turned if turned is not None else times_basis(_widened(tensor.T, target), basis).T
         elif path in norms:
-            tensor = _norm_weight(norms[path], tensor, rotation, gain_of, parts)
+            tensor = norm_weight(norms[path], tensor)
         yield name, tensor.to('cpu' if device != 'cpu' else tensor.device, target).contiguous()
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in the type that its product is to be rounded to, where that is wider than its own."""
     return tensor if tensor.dtype.itemsize >= dtype.itemsize else tensor.to(dtype)
-
-
-def _norm_weight(
-    norm: ReadingNorm,
-    weight: Tensor,
-    rotation: Rotation,
-    gain_of: Callable[[ReadingNorm], tuple[float, Tensor]],
-    parts: StreamParts,
-) -> Tensor:
-    if rotation.final_gain is not None and norm == parts.final_norm:
-        return rotation.basis.double().square().T @ rotation.final_gain.to(rotation.basis) - norm.offset
-    return torch.full(weight.shape, gain_of(norm)[0] - norm.offset, dtype=torch.float64, device=weight.device)
 
 
 @torch.no_grad()
