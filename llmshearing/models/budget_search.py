@@ -106,12 +106,7 @@ def search_budget(
 
 
 def shapes_within(
-    config: PretrainedConfig,
-    budget: int,
-    multiple_of: int,
-    pins: Mapping[str, int],
-    tolerance: float,
-    whole_heads: bool = True,
+    config: PretrainedConfig, budget: int, multiple_of: int, pins: Mapping[str, int], tolerance: float
 ) -> list[ModelShape]:
     """All shapes of the lattice within the tolerance under a budget, each with the largest intermediate size that fits.
 
@@ -120,7 +115,7 @@ def shapes_within(
     source, layout = shape_of(config), layout_of(config)
     if 'num_experts' in pins:
         source = dataclasses.replace(source, num_experts=pins['num_experts'])
-    lattice = _lattice(config, source, multiple_of, pins, whole_heads)
+    lattice = _lattice(config, source, multiple_of, pins, whole_heads=True)
     if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
         whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * source.group_size
         lattice = dataclasses.replace(lattice, widths=lattice.widths[whole_groups])

@@ -232,12 +232,6 @@ def matrix_parameters(layout: Layout, shape: ModelShape) -> int:
     return in_layers + layout.head.size(shape)
 
 
-def _active_matrix_parameters(layout: Layout, shape: ModelShape) -> int:
-    """Of :func:`matrix_parameters` those that one token is multiplied with."""
-    layers = layout.in_layers(lambda w: w.is_matrix * w.active(w.size, shape), shape.num_hidden_layers)
-    return layers + layout.head.size(shape)
-
-
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:
     """Floating-point operations of forward and backward per token, without recomputation.
 
@@ -247,10 +241,10 @@ def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) ->
     recurrence of layers with another mixer is left out; their projections are counted. Of routed experts those count
     that a token goes to.
     """
-    attention = (
-        12 * layout.attention_layers(shape.num_hidden_layers) * shape.num_attention_heads * shape.head_dim * seq_len
-    )
-    return 6 * _active_matrix_parameters(layout, shape) + attention
+    layers = shape.num_hidden_layers
+    matrices = layout.in_layers(lambda w: w.is_matrix * w.active(w.size, shape), layers) + layout.head.size(shape)
+    attention = layout.attention_layers(layers) * shape.num_attention_heads * shape.head_dim * seq_len
+    return 6 * matrices + 12 * attention
 
 
 def kv_cache_bytes_per_token(layout: Layout, shape: ModelShape, dtype: str = 'bfloat16') -> int:

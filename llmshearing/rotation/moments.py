@@ -144,6 +144,7 @@ def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[in
     wider. Returns the number of tokens.
     """
     parts, tokens, wanted = stream_parts(model.config), 0, None
+    decoder = model.get_submodule(parts.final_norm.path.rpartition('.')[0])  # without the LM head, which nothing needs
     epsilon = float(getattr(model.config, 'rms_norm_eps', getattr(model.config, 'norm_eps', 0.0)))
 
     def before(norm: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -158,7 +159,7 @@ def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[in
         for batch in batches:
             ids, mask = _unpacked(batch, model, parts)
             wanted = None if mask is None else mask.flatten().bool()
-            _decoder(model, parts)(input_ids=ids, attention_mask=mask, use_cache=False)
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
             tokens += ids.numel() if wanted is None else int(wanted.sum().item())
     return tokens
 
@@ -166,11 +167,6 @@ def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[in
 def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
     """Where the model computes: where its final norm is. Of a paged model other weights are nowhere."""
     return model.get_parameter(f'{parts.final_norm.path}.weight').device
-
-
-def _decoder(model: PreTrainedModel, parts: StreamParts) -> nn.Module:
-    """The model without its LM head, which nothing here needs."""
-    return model.get_submodule(parts.final_norm.path.rpartition('.')[0])
 
 
 def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
