@@ -68,7 +68,7 @@ def predict_loss(law_file: str, case: Case, tokens: float) -> str:
     """
     law, others = read_law(law_file)
     reach = _reach(law, case, tokens)
-    values = [float(one.predict(*_values(case), tokens)) for one in (law, *others)]
+    values = [float(one.predict(*case, tokens)) for one in (law, *others)]
     if not (all(map(math.isfinite, values)) and values[0] > 0):
         raise ValueError(
             f'the law gives no sensible loss here ({values[0]:.4g}; {reach}); fit it to runs nearer to this case'
@@ -137,7 +137,7 @@ class SpendingPlan:
         self.lines: list[str] = []
         self._costs = pruning_cost, continue_cost, pruning_gain
         self._answers: dict[str, Any] = {}
-        self._floor = law.floor(*_values(case))
+        self._floor = law.floor(*case)
         if measured:
             self.lines.append(
                 f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
@@ -148,50 +148,40 @@ class SpendingPlan:
     def answer_target_loss(self, loss: float) -> None:
         """How many tokens reach a loss."""
         tokens = tokens_for_loss(self.law, self.case, loss)
-        line = f'tokens needed: {tokens:.6g} for a loss of {loss:g} | {_reach(self.law, self.case, tokens)}'
-        self._answer('target_loss', line, split_beside(self.law, self.case, tokens, *self._costs), tokens)
+        self._answer('target_loss', f'tokens needed: {tokens:.6g} for a loss of {loss:g}', tokens)
 
     def answer_diminishing(self, more_tokens: float, least_gain: float) -> None:
         """After how many tokens others buy too little."""
         tokens = diminishing_point(self.law, self.case, more_tokens, least_gain)
         what = f'another {more_tokens:g} tokens buy less than {least_gain:g}'
         if tokens == 0:
-            self._answer('diminishing', f'diminishing point: 0; already the first tokens: {what}', None, 0.0)
+            self.lines.append(f'diminishing point: 0; already the first tokens: {what}')
+            self._answers['diminishing'] = {'tokens': 0.0, 'predicted_loss': None, 'split': None}
             return
-        line = (
-            f'diminishing point: {tokens:.6g} tokens (loss {self._loss(tokens):.4f}), after it {what} | '
-            f'{_reach(self.law, self.case, tokens)}'
-        )
-        self._answer('diminishing', line, split_beside(self.law, self.case, tokens, *self._costs), tokens)
+        point = f'diminishing point: {tokens:.6g} tokens (loss {self._loss(tokens):.4f})'
+        self._answer('diminishing', f'{point}, after it {what}', tokens)
 
     def answer_total_cost(self, cost: float) -> None:
         """How to divide a cost between both stages."""
         split = split_total(self.law, self.case, cost, *self._costs)
         tokens = split.continued_tokens
-        line = (
-            f'predicted loss: {self._loss(tokens):.6f} for a total cost of {cost:g} | '
-            f'{_reach(self.law, self.case, tokens)}'
+        self._answer(
+            'total_cost', f'predicted loss: {self._loss(tokens):.6f} for a total cost of {cost:g}', tokens, split
         )
-        self._answer('total_cost', line, split, tokens)
 
     def as_json(self) -> dict[str, Any]:
         """The case and all answers so far."""
-        return {**dataclasses.asdict(self.case), 'floor': self._floor, 'answers': self._answers}
+        return {**self.case._asdict(), 'floor': self._floor, 'answers': self._answers}
 
     def _loss(self, tokens: float) -> float:
-        return float(self.law.predict(*_values(self.case), tokens))
+        return float(self.law.predict(*self.case, tokens))
 
-    def _answer(self, key: str, line: str, split: Split | None, tokens: float) -> None:
-        self.lines.append(line if split is None else f'{line}\n  {_split_line(split)}')
-        self._answers[key] = {
-            'tokens': tokens,
-            'predicted_loss': self._loss(tokens) if tokens > 0 else None,
-            'split': None if split is None else dataclasses.asdict(split),
-        }
-
-
-def _values(case: Case) -> tuple[float, float, float]:
-    return case.params_before, case.pruning_rate, case.source_loss
+    def _answer(self, key: str, what: str, tokens: float, split: Split | None = None) -> None:
+        reach = _reach(self.law, self.case, tokens)
+        split = split or split_beside(self.law, self.case, tokens, *self._costs)
+        self.lines.append(f'{what} | {reach}\n  {_split_line(split)}')
+        answer = {'tokens': tokens, 'predicted_loss': self._loss(tokens), 'split': dataclasses.asdict(split)}
+        self._answers[key] = answer
 
 
 def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:

@@ -7,7 +7,6 @@ such rows by :mod:`llmshearing.scaling.run_logs`, which also reads the whole fil
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,8 @@ def read_curve_csv(path: str | Path) -> list[list[float]]:
     Raises:
         ValueError: No such file or columns, or a value that is not a positive number.
     """
-    with open_csv(Path(path)) as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        rows.fieldnames = [(column or '').strip() for column in rows.fieldnames or []]
-        if not {'tokens', 'loss'} <= set(rows.fieldnames):
+    with open_csv(Path(path)) as rows:
+        if not {'tokens', 'loss'} <= set(rows.fieldnames or ()):
             raise ValueError(f'{path}: expected columns named tokens and loss, got {rows.fieldnames}')
         return [
             [

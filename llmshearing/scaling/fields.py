@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from llmshearing.utils.files import write_atomically
 
@@ -93,12 +92,14 @@ def csv_number(text: str, what: str) -> float:
 
 
 @contextlib.contextmanager
-def open_csv(path: Path) -> Iterator[TextIO]:
-    """The file for the csv module. Raises ValueError where there is none, or it is no text."""
+def open_csv(path: Path) -> Iterator[csv.DictReader]:
+    """The rows of a CSV by the names in its first line. Raises ValueError where there is none, or it is no text."""
     if not path.is_file():
         raise ValueError(f'{path}: no such file')
     try:
         with path.open(newline='', encoding='utf-8') as file:
-            yield file
+            rows = csv.DictReader(file, skipinitialspace=True)
+            rows.fieldnames = [(column or '').strip() for column in rows.fieldnames or []]
+            yield rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f'{path}: not a CSV ({error})') from error

@@ -8,7 +8,6 @@ are an error; free text goes into ``name`` and ``comment``.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,15 +102,13 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
 
 
 def _models_from_csv(path: Path) -> list[dict]:
-    with open_csv(path) as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        columns = [(column or '').strip() for column in rows.fieldnames or []]
+    with open_csv(path) as rows:
+        columns = list(rows.fieldnames or ())
         if 'params' not in columns or len(set(columns)) < len(columns):
             raise ValueError(
                 f'{path}: the first line must name distinct columns: params, optional tokens and name, '
                 f'and one per domain; got {columns}'
             )
-        rows.fieldnames = columns
         models = []
         for number, row in enumerate(rows, 2):
             where = f'{path}, line {number}'

@@ -99,23 +99,15 @@ class PostTrainingLaw:
         Raises:
             ValueError: Another size (rate) is asked for, and all runs had the same.
         """
-        for single, name, value, (low, high) in (
-            (self.single_size, 'params_before', params_before, self.params_before),
-            (self.single_rate, 'pruning_rate', pruning_rate, self.pruning_rate),
-        ):
-            if single and not low / (1 + _SAME) <= value <= high * (1 + _SAME):
+        asked = {'params_before': params_before, 'pruning_rate': pruning_rate, 'tokens': tokens}
+        for name, single in (('params_before', self.single_size), ('pruning_rate', self.single_rate)):
+            low, high = getattr(self, name)
+            if single and not low / (1 + _SAME) <= asked[name] <= high * (1 + _SAME):
                 raise ValueError(
-                    f'{name} {value:g}: all runs had {low:g}, so the law says nothing about another; fit '
+                    f'{name} {asked[name]:g}: all runs had {low:g}, so the law says nothing about another; fit '
                     f'it to runs with different values'
                 )
-        factors = {
-            name: extrapolation_factor(value, np.array(measured))
-            for name, value, measured in (
-                ('params_before', params_before, self.params_before),
-                ('pruning_rate', pruning_rate, self.pruning_rate),
-                ('tokens', tokens, self.tokens),
-            )
-        }
+        factors = {name: extrapolation_factor(value, np.array(getattr(self, name))) for name, value in asked.items()}
         return {**factors, 'factor': max(factors.values())}
 
 
@@ -165,15 +157,12 @@ def check_runs(runs: Sequence[Curve]) -> list[str]:
             f'too few points: got {points} with {len(tokens)} different token counts, need at least '
             f'{needed} with three for {sizes} sizes and {rates} rates; add curves, or points to them'
         )
-    if sizes < 3:
+    if sizes == 1:
+        notes.append('1 size before pruning: the law holds for this size only')
+    if sizes == 2:
         notes.append(
-            f'{sizes} size{"s" * (sizes > 1)} before pruning: '
-            + (
-                'the law holds for this size only'
-                if sizes == 1
-                else 'two cannot tell the two size exponents apart, so '
-                'predictions for other sizes rest on a prior; three sizes would settle it'
-            )
+            '2 sizes before pruning: two cannot tell the two size exponents apart, so predictions for other sizes rest '
+            'on a prior; three sizes would settle it'
         )
     if rates == 1:
         notes.append('one pruning rate: the law holds for this rate only')

@@ -258,11 +258,7 @@ def predict_reference_losses(
 
 
 def report_lines(report: dict) -> list[str]:
-    """A report in lines: how far the target lies outside, each domain's prediction, and all notes.
-
-    Args:
-        report (dict): From :func:`predict_reference_losses`.
-    """
+    """What :func:`predict_reference_losses` found, in lines: how far outside, each domain's prediction, all notes."""
     reach = report['extrapolation']
     where = 'inside' if reach['factor'] == 1 else f'{reach["octaves"]:.2f} octaves outside'
     head = f'target: {report["params"]:g} parameters, extrapolation factor {reach["factor"]:.3g}'

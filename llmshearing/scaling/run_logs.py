@@ -94,17 +94,15 @@ def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:
                 'of `llmshearing reference-losses measure`'
             )
         losses = content.get('reference_losses', {})
-    missing = [name for name in log.domain_losses() if name not in losses]
+    names = list(log.domain_losses())
+    missing = [name for name in names if name not in losses]
     if missing:
         raise ValueError(
             f'{where}: {origin} has no loss of the source for {missing[0]!r}, which the run is evaluated on; it has '
             f'{sorted(losses)}. Measure the source on the same evaluation sets'
         )
-    return float(
-        np.mean(
-            [positive_number(losses[name], f'{where}: loss of the source for {name!r}') for name in log.domain_losses()]
-        )
-    )
+    values = [positive_number(losses[name], f'{where}: loss of the source for {name!r}') for name in names]
+    return float(np.mean(values))
 
 
 def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dict[str, Any]:

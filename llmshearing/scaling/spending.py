@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import root_scalar
@@ -39,8 +40,7 @@ PRUNING_SHARE = (0.04, 0.32)
 _LOG_MANY_TOKENS = math.log(1e30)
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """What is pruned: size before (N0), fraction removed (rho) and loss of the source (L0)."""
 
     params_before: float
@@ -73,7 +73,7 @@ def tokens_for_loss(law: PostTrainingLaw, case: Case, loss: float) -> float:
     Raises:
         ValueError: The loss is at or below the law's floor, or the law does not depend on tokens.
     """
-    floor = law.floor(case.params_before, case.pruning_rate, case.source_loss)
+    floor = law.floor(*case)
     if loss <= floor:
         raise ValueError(
             f'a loss of {loss:g} cannot be reached: the law never gets below {floor:.4f} for this size '
