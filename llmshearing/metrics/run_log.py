@@ -41,17 +41,9 @@ REFERENCES = 'reference_losses.json'
 PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'seconds', 'pruning', 'exported')  # the rest holds for every start
 NUMBER = (int, float)
 STATE_KINDS: dict[str, tuple[type, ...]] = {
-    'batch': NUMBER,
-    'tokens': NUMBER,
-    'elapsed_share': NUMBER,
-    'seconds': NUMBER,
-    'max_duration': (str,),
-    'noted': (str,),
-    'source': (dict,),
-    'result': (dict,),
-    'pruning': (dict,),
-    'exported': (dict,),
-    'settings': (dict,),
+    **dict.fromkeys(('batch', 'tokens', 'elapsed_share', 'seconds'), NUMBER),
+    **dict.fromkeys(('max_duration', 'noted'), (str,)),
+    **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings'), (dict,)),
 }
 RECORD_KEYS = ('source_shape', 'target_shape', 'axes', 'kept')
 

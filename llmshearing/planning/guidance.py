@@ -17,13 +17,7 @@ MUCH = 0.15  # an axis goes first where it loses this much more of its share tha
 
 
 def shape_guidance(source: ModelShape, target: ModelShape, kept: float) -> list[str]:
-    """Sentences on a target, each with where it is from.
-
-    Args:
-        source (ModelShape): The source's sizes.
-        target (ModelShape): What it is cut to.
-        kept (float): Share of the parameters that stay.
-    """
+    """Sentences on a target, each with where it is from; ``kept`` is the share of the parameters that stay."""
     layers, hidden, heads, intermediate = (
         getattr(target, key) / getattr(source, key)
         for key in ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size')

@@ -213,12 +213,7 @@ def compensation_bytes(shape: ModelShape, masked_axes: Collection[str], tied: bo
 
 
 def merging_bytes(shape: ModelShape, kept_layers: int) -> int:
-    """Bytes of the sums by which layers that go all at once are merged into those before them, at most.
-
-    Args:
-        shape (ModelShape): Shape of the source.
-        kept_layers (int): Layers that stay.
-    """
+    """Bytes of the sums by which layers of a source that go all at once are merged into those before them, at most."""
     if shape.num_experts:
         return 0
     runs = min(kept_layers, shape.num_hidden_layers - kept_layers)

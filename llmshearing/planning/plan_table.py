@@ -40,18 +40,16 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
     lines = [_row(plan['model_type'], *heads)]
     for key in source['shape']:
         lines.append(_compared(f'  {key}', source['shape'][key], target and target['shape'][key]))
-    lines.append(_compared('parameters', source['parameters'], target and target['parameters']))
-    key = 'parameters_without_embeddings'
-    lines.append(_compared('  without embeddings', source[key], target and target[key]))
-    key = 'active_parameters'
-    if key in source:
-        lines.append(_compared('  active per token', source[key], target and target[key]))
     for label, key, text in (
+        ('parameters', 'parameters', '{:,}'.format),
+        ('  without embeddings', 'parameters_without_embeddings', '{:,}'.format),
+        ('  active per token', 'active_parameters', '{:,}'.format),
         ('size in bfloat16', 'bytes_in_bfloat16', lambda value: with_unit(value, 'B')),
         ('training FLOPs per token', 'training_flops_per_token', lambda value: with_unit(value, 'FLOPs')),
-        ('KV cache per token', 'kv_cache_bytes_per_token', lambda value: f'{value:,} bytes'),
+        ('KV cache per token', 'kv_cache_bytes_per_token', '{:,} bytes'.format),
     ):
-        lines.append(_compared(label, source[key], target and target[key], text))
+        if key in source:  # active parameters are those of a mixture of experts
+            lines.append(_compared(label, source[key], target and target[key], text))
     seq_len = plan['setup']['seq_len']
     lines.append(
         f'FLOPs: 6 x matrix parameters (with LM head) + 12 x layers x heads x head_dim x {seq_len} positions. '
@@ -76,13 +74,9 @@ def _cut_lines(plan: dict[str, Any]) -> list[str]:
 
 def _memory_lines(plan: dict[str, Any]) -> list[str]:
     setup, memory = plan['setup'], plan['memory']
-    described = ', '.join(
-        (
-            f'{setup["gpus"]} x {setup["sharding"]}',
-            setup['precision'],
-            f'micro-batch {setup["micro_batch"]} x {setup["seq_len"]} tokens',
-            f'activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}',
-        )
+    described = (
+        f'{setup["gpus"]} x {setup["sharding"]}, {setup["precision"]}, micro-batch {setup["micro_batch"]} x '
+        f'{setup["seq_len"]} tokens, activation checkpointing {"on" if setup["activation_checkpointing"] else "off"}'
     )
     scale, unit = unit_of(max(parts['total'] for parts in memory.values()), 'B', binary=True)
     lines = ['', f'memory per GPU: {described}', _row(f'  {unit}', *memory)]

@@ -44,12 +44,7 @@ def with_vocabulary(config: PretrainedConfig, vocab_size: Any) -> PretrainedConf
 
 
 def trim_note(source: int, trimmed: int) -> str:
-    """What has to be done before anything that the plan says is true.
-
-    Args:
-        source (int): Tokens of the source.
-        trimmed (int): Tokens to keep.
-    """
+    """What has to be done before anything that the plan says is true, by the tokens before and after."""
     return (
         f'vocab_size: all of this is for a source with {trimmed:,} of its {source:,} tokens. Make it first, with '
         f'`llmshearing trim-vocab SOURCE --data TEXT --size {trimmed} --output FOLDER`, and prepare the data with its '

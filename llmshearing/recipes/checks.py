@@ -23,12 +23,7 @@ ON_THIS_MACHINE = {'precision': 'fp32', 'fsdp_config': None}
 
 
 def check_text(name: str, text: str, source: PretrainedConfig) -> None:
-    """Checks the text of a run file.
-
-    Args:
-        name (str): Of the file, for the message.
-        text (str): Its content.
-        source (PretrainedConfig): Config of the source.
+    """Checks the text of a run file, which is called ``name`` in the message.
 
     Raises:
         ValueError: As the run would.

@@ -28,39 +28,31 @@ SCORE_NOTES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that differs between two run files of a stage. A ``note`` is the comment behind its key.
+    """Everything that differs between two run files of a stage. ``KEY_note`` is the comment behind a key.
 
     Attributes:
         stage (str): One of :data:`STAGES`.
         header (str): Comment lines at the top, each with its ``#``.
         work (str): Folder of the run.
         source (str): Folder or hub name of the source; stage 1 only.
-        source_note (str): Its comment.
         data (str): Folder that ``llmshearing prepare`` wrote.
-        data_note (str): Its comment.
         max_seq_len (int): Tokens per sequence.
         target (Mapping[str, tuple[int, str]]): Size and comment by key of the target; stage 1 only.
-        target_note (str): Comment on all of them.
         scores (Mapping[str, str]): Method by axis that units go one after the other by; empty for the paper's learned
             masks.
         domains (Sequence[str]): Names, in order.
         proportions (Mapping[str, float]): First mixture by domain; stage 1 only, the second takes what the first left.
-        proportions_note (str): Its comment.
         schedule (Schedule): Steps, batch, rounds, warm-ups.
         micro_batch (int): Sequences per forward on one GPU.
         max_passes (float): Times any domain may be gone through.
         run_name (str): Names the checkpoints.
         update (str): Rule of the mixture.
-        update_note (str): Its comment.
         references (str): File of reference losses; empty where there is none.
         references_note (str): Comment on the file, or on the losses.
         reference_losses (Mapping[str, float]): The losses themselves, where there is no file.
         max_eval_sequences (int): Sequences that are evaluated per domain; 0 leaves the key out.
-        max_eval_sequences_note (str): Its comment.
         max_eval_share (float): Share of the time in evaluation that is warned of; 0 leaves the key out.
-        max_eval_share_note (str): Its comment.
         attention (str): Implementation of attention.
-        attention_note (str): Its comment.
         precision (str): ``amp_bf16`` or ``fp32``.
         sharded (bool): FSDP2 over several GPUs.
         checkpointing (bool): Activation checkpointing, where sharded.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -183,19 +184,10 @@ def series_lines(
     return lines
 
 
-def curve(
-    name: str,
-    title: str,
-    caption: str,
-    lines: Sequence[Line],
-    y_label: str,
-    from_zero: bool = False,
-    x_label: str = 'batch',
-    whole: bool = False,
-) -> list[Picture]:
-    """A picture of lines in a list, empty where there is nothing finite to draw."""
+def curve(name: str, title: str, caption: str, lines: Sequence[Line], y_label: str, **more: Any) -> list[Picture]:
+    """A picture of lines in a list, empty where there is nothing finite to draw; ``more`` is for the panel."""
     drawn = [line for line in lines if np.isfinite(line.y).any()]
-    return [Picture(name, caption, line_panel(title, drawn, y_label, from_zero, x_label, whole))] if drawn else []
+    return [Picture(name, caption, line_panel(title, drawn, y_label, **more))] if drawn else []
 
 
 def curves(
@@ -213,5 +205,5 @@ def curves(
         lines = series_lines(runs, spec.labels, spec.smooth, spec.steps)
         if lines:
             lines += (more or {}).get(name, ())
-            pictures += curve(name, spec.title, spec.caption, lines, spec.y_label, spec.from_zero)
+            pictures += curve(name, spec.title, spec.caption, lines, spec.y_label, from_zero=spec.from_zero)
     return pictures

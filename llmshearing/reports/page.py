@@ -34,16 +34,9 @@ class Chapter:
 
 
 def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter]) -> Path:
-    """Writes the page and its pictures; each file is replaced at once, so a reader never meets half of one.
+    """Writes the page and its pictures, and returns the page's path; ``lead`` is the line below the title.
 
-    Args:
-        folder: Where to; made if needed.
-        title: Of the page.
-        lead: The line below it.
-        chapters: At least one.
-
-    Returns:
-        Path: The page.
+    The folder is made if needed. Each file is replaced at once, so a reader never meets half of one.
     """
     chapters = distinct_keys(chapters)
     for chapter in chapters:

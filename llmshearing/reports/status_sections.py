@@ -37,24 +37,21 @@ def status_section(runs: Sequence[RunLog]) -> Section:
     if len(runs) == 1:
         blocks += _cards(runs[0])
     blocks += first_pictures(runs)
-
-    def over_runs(value: Callable[[RunLog], str]) -> list[str]:
-        return [value(run) for run in runs]
-
-    rows = {
-        'batches': over_runs(lambda run: number(run.batches)),
-        'planned': over_runs(lambda run: run.state.get('max_duration') or '-'),
-        'done': over_runs(lambda run: percent(run.state.get('elapsed_share'))),
-        'tokens': over_runs(lambda run: number(_tokens(run))),
-        'training loss': over_runs(lambda run: number(run.last(TRAIN_LOSS), 5)),
-        'evaluation loss, mean': over_runs(lambda run: number(_mean_loss(run), 5)),
-        'expected sparsity': over_runs(lambda run: percent(run.last(EXPECTED_SPARSITY))),
-        'tokens per second': over_runs(lambda run: number(_speed(run))),
-        'time so far': over_runs(lambda run: duration(_seconds(run))),
-        'time left': over_runs(lambda run: duration(seconds_left(run))),
-        'time in evaluation': over_runs(lambda run: percent(eval_share(run))),
-        'state of': over_runs(lambda run: run.state.get('noted') or '-'),
+    values: dict[str, Callable[[RunLog], str]] = {
+        'batches': lambda run: number(run.batches),
+        'planned': lambda run: run.state.get('max_duration') or '-',
+        'done': lambda run: percent(run.state.get('elapsed_share')),
+        'tokens': lambda run: number(_tokens(run)),
+        'training loss': lambda run: number(run.last(TRAIN_LOSS), 5),
+        'evaluation loss, mean': lambda run: number(_mean_loss(run), 5),
+        'expected sparsity': lambda run: percent(run.last(EXPECTED_SPARSITY)),
+        'tokens per second': lambda run: number(_speed(run)),
+        'time so far': lambda run: duration(_seconds(run)),
+        'time left': lambda run: duration(seconds_left(run)),
+        'time in evaluation': lambda run: percent(eval_share(run)),
+        'state of': lambda run: run.state.get('noted') or '-',
     }
+    rows = {name: [value(run) for run in runs] for name, value in values.items()}
     for metric, text in learning_rates(runs).items():
         rows[f'learning rate, {text}'] = [number(run.last(metric)) for run in runs]
     for key in dict.fromkeys(key for run in runs for key in run.state.get('settings') or {}):

@@ -70,11 +70,11 @@ class Line:
     width: float = 1.9
 
 
-def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most about ``most`` points of a series, evenly chosen, the last always among them."""
-    if len(x) <= most:
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most about :data:`MOST_POINTS` points of a series, evenly chosen, the last always among them."""
+    if len(x) <= MOST_POINTS:
         return x, y
-    chosen = np.unique(np.append(np.arange(0, len(x), -(-len(x) // most)), len(x) - 1))
+    chosen = np.unique(np.append(np.arange(0, len(x), -(-len(x) // MOST_POINTS)), len(x) - 1))
     return x[chosen], y[chosen]
 
 
@@ -179,13 +179,13 @@ class Panel:
         )
 
 
-def limits(values: Sequence[np.ndarray], from_zero: bool = False, margin: float = 0.05) -> tuple[float, float]:
-    """Ends of an axis that all finite values fit between, a margin of their range apart from them."""
+def limits(values: Sequence[np.ndarray], from_zero: bool = False) -> tuple[float, float]:
+    """Ends of an axis that all finite values fit between, a twentieth of their range apart from them."""
     finite = np.concatenate([value[np.isfinite(value)] for value in values])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if from_zero:
         low = min(low, 0.0)
-    room = (high - low or abs(high) or 1.0) * margin
+    room = (high - low or abs(high) or 1.0) * 0.05
     return low if from_zero and low == 0 else low - room, high + room
 
 
@@ -331,13 +331,7 @@ def as_file(svg: str) -> str:
     return svg.replace('<svg ', '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
-def bar_panel(
-    title: str,
-    groups: Sequence[str],
-    bars: Mapping[str, Sequence[float]],
-    y_label: str,
-    colours: Sequence[str] = COLOURS,
-) -> str:
+def bar_panel(title: str, groups: Sequence[str], bars: Mapping[str, Sequence[float]], y_label: str) -> str:
     """Bars side by side.
 
     Args:
@@ -345,7 +339,6 @@ def bar_panel(
         groups: Name of each group.
         bars: Label to [groups] heights; gaps where not finite.
         y_label: With the unit.
-        colours: One per label, used again from the first where there are more labels.
     """
     heights = np.array([list(values) for values in bars.values()], dtype=np.float64)
     panel = Panel(title, (-0.5, len(groups) - 0.5), limits([heights], from_zero=True))
@@ -359,7 +352,7 @@ def bar_panel(
                 top, base = panel.at_y(value), panel.at_y(max(0.0, panel.y[0]))
                 panel.marks.append(
                     f'<rect x="{left:.1f}" y="{min(top, base):.1f}" width="{wide:.1f}" height="{abs(base - top):.1f}" '
-                    f'fill="{colours[i % len(colours)]}"><title>{html.escape(f"{groups[group]}, {label}: {value:.4g}")}'
+                    f'fill="{COLOURS[i % len(COLOURS)]}"><title>{html.escape(f"{groups[group]}, {label}: {value:.4g}")}'
                     '</title></rect>'
                 )
     panel.scale_x('', [])
@@ -372,5 +365,5 @@ def bar_panel(
             panel.text(place, y, name, 'middle')
     below = panel.bottom + (24 + 2.9 * max(map(len, groups)) if turned else 18)
     mark = '<rect y="-6" width="24" height="10" fill="{}"/>'.format
-    entries = [(mark(colours[i % len(colours)]), label) for i, label in enumerate(bars)]
+    entries = [(mark(COLOURS[i % len(COLOURS)]), label) for i, label in enumerate(bars)]
     return panel.svg(panel.legend(entries, below))
