@@ -10,7 +10,13 @@ from typing import Any
 
 from llmshearing.utils.numbers import parse_count
 
-__all__ = ['count_argument', 'parse_pairs', 'parse_target', 'timed_report']
+__all__ = ['command_parser', 'count_argument', 'parse_pairs', 'parse_target', 'timed_report']
+
+
+def command_parser(command: str, text: str | None) -> argparse.ArgumentParser:
+    """The parser of a command, whose help shows the text with its lines as they are."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=f'llmshearing {command}', description=text, formatter_class=raw)
 
 
 def count_argument(text: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import count_argument
+from llmshearing.commands.arguments import command_parser, count_argument
 from llmshearing.scaling.budget_report import SpendingPlan, fit_law_file, make_case, predict_loss, read_costs
 from llmshearing.scaling.fields import positive_number, write_json
 from llmshearing.scaling.law_file import read_law
@@ -30,11 +30,7 @@ def _add_case(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing budget',
-        description=str(__doc__).split('\n\n')[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser('budget', str(__doc__).split('\n\n')[1])
     commands = parser.add_subparsers(dest='command', required=True)
     fit = commands.add_parser('fit', help='fit the law to curves of post-training runs')
     fit.add_argument(

@@ -68,17 +68,12 @@ def main(argv: list[str]) -> int:
 
     if args.push_to_hub:
         check_login(args.push_to_hub)
+    names = ('masks', 'allow_unconverged', 'tolerance', 'overwrite', 'source', 'tokenizer', 'metrics')
     settings = ExportSettings(
-        masks=args.masks,
         dtype=DTYPES.get(args.dtype),
         max_shard_bytes=max_shard_bytes,
-        allow_unconverged=args.allow_unconverged,
-        tolerance=args.tolerance,
-        overwrite=args.overwrite,
-        source=args.source,
-        tokenizer=args.tokenizer,
-        metrics=args.metrics,
         progress=not args.quiet,
+        **{name: getattr(args, name) for name in names},
     )
     with local_copy(args.checkpoint, progress=not args.quiet) as path:
         report = export_checkpoint(path, out, settings)

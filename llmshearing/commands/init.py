@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import count_argument, parse_target
+from llmshearing.commands.arguments import command_parser, count_argument, parse_target
 
 __all__ = ['main']
 
@@ -26,9 +26,7 @@ ASKED = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing init', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser('init', __doc__)
     parser.add_argument('source', metavar='SOURCE', help='model folder, config.json or name on the Hugging Face Hub')
     parser.add_argument(
         '--target', nargs='+', action='extend', metavar='KEY=VALUE', help='as for `llmshearing plan` and `cut`'

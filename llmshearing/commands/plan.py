@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import parse_target
+from llmshearing.commands.arguments import command_parser, parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
 from llmshearing.utils.paths import local_destination
@@ -35,9 +35,7 @@ DEFAULTS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing plan', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser('plan', __doc__)
     parser.add_argument('source', nargs='?', metavar='SOURCE', help='model folder or config.json')
     target = parser.add_argument_group('target (without one, the source alone is described)')
     target.add_argument(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import count_argument
+from llmshearing.commands.arguments import command_parser, count_argument
 from llmshearing.scaling.fields import write_json
 from llmshearing.scaling.points import read_points
 from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses, report_lines
@@ -33,11 +33,7 @@ def _names(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing reference-losses',
-        description=str(__doc__).split('\n\n')[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser('reference-losses', str(__doc__).split('\n\n')[1])
     commands = parser.add_subparsers(dest='command', required=True)
     fit = commands.add_parser('fit', help='predict the losses of a target size from measured models of one family')
     fit.add_argument(

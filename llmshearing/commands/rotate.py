@@ -14,7 +14,7 @@ import argparse
 import re
 from pathlib import Path
 
-from llmshearing.commands.arguments import timed_report
+from llmshearing.commands.arguments import command_parser, timed_report
 
 __all__ = ['main']
 
@@ -27,9 +27,7 @@ def _steps(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing rotate', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser('rotate', __doc__)
     parser.add_argument('source', metavar='SOURCE', type=Path, help='folder of a Hugging Face model (safetensors)')
     parser.add_argument('--data', required=True, type=Path, metavar='DATA', help='text to look at, see above')
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where the rotated model goes')

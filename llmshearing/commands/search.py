@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import parse_pairs, timed_report
+from llmshearing.commands.arguments import command_parser, parse_pairs, timed_report
 
 __all__ = ['main']
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing search', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser('search', __doc__)
     parser.add_argument('source', metavar='SOURCE', help='folder of a Hugging Face model')
     parser.add_argument('--params', nargs='+', required=True, metavar='COUNT', help='budgets, such as 1.3B')
     parser.add_argument('--text', nargs='+', action='extend', default=[], metavar='FILE', help='as for `cut`')

@@ -15,16 +15,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import timed_report
+from llmshearing.commands.arguments import command_parser, timed_report
 from llmshearing.teacher.processes import choose_device, read_rank, start_processes
 
 __all__ = ['main']
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing teach', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser('teach', __doc__)
     parser.add_argument('data', metavar='DATA', help='folder of prepared splits, or any MDS folder')
     parser.add_argument('--teacher', required=True, metavar='MODEL', help='Hugging Face folder or cached name')
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where the data with the column go')

@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmshearing.commands.arguments import timed_report
+from llmshearing.commands.arguments import command_parser, timed_report
 from llmshearing.utils.numbers import parse_size
 
 __all__ = ['main']
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='llmshearing trim-vocab', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser('trim-vocab', __doc__)
     parser.add_argument('source', metavar='SOURCE', type=Path, help='folder of a Hugging Face model')
     parser.add_argument('--data', type=Path, metavar='DATA', help='text to count tokens on, see above')
     parser.add_argument('--size', type=int, metavar='N', help='tokens that stay, exactly so many')
