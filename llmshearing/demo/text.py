@@ -56,22 +56,8 @@ MIN_DOCUMENTS = 20  # fewer cannot be split into training and held-out text
 MIN_BLOCK_SHINGLES = 8  # shorter blocks ("Returns:", a heading) repeat by nature and say nothing about copying
 
 SKIPPED_FOLDERS = frozenset(
-    {
-        'test',
-        'tests',
-        'testing',
-        'idle_test',
-        '_vendor',
-        '_vendored',
-        'vendored',
-        'site-packages',
-        'dist-packages',
-        'encodings',
-        'pydoc_data',
-        'lib2to3',
-        '_bundled',
-        '__pycache__',
-    }
+    'test tests testing idle_test _vendor _vendored vendored site-packages dist-packages encodings pydoc_data lib2to3 '
+    '_bundled __pycache__'.split()
 )
 LICENCE_NAME = re.compile(r'(licen[sc]e|copying|notice|eula|copyright)', re.IGNORECASE)
 LICENCE_SUFFIXES = ('', '.txt', '.md', '.rst', '.apache', '.bsd', '.mit', '.apache2', '.external')
@@ -106,14 +92,10 @@ def installed_files() -> tuple[PackageFile, ...]:
     return tuple(PackageFile(name, files[name]) for name in sorted(files) if files[name].is_file())
 
 
-def _names_skipped_folder(parts: Iterable[str]) -> bool:
-    return any(part in SKIPPED_FOLDERS for part in parts)
-
-
 def python_source(rng: random.Random) -> Iterator[Document]:
     """Modules of the standard library, without tests and tables of character sets."""
     root = Path(sysconfig.get_path('stdlib'))
-    paths = [path for path in sorted(root.rglob('*.py')) if not _names_skipped_folder(path.relative_to(root).parts)]
+    paths = [path for path in sorted(root.rglob('*.py')) if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)]
     # The build settings hold the paths of the machine the interpreter was compiled on.
     paths = [path for path in paths if not path.name.startswith('_sysconfigdata')]
     rng.shuffle(paths)
@@ -159,9 +141,16 @@ def docstring_page(source: str, title: str) -> str:
     return '\n\n\n'.join([title, *entries]) if entries else ''
 
 
-def _one_from_each(groups: Iterable[list[PackageFile]]) -> Iterator[PackageFile]:
-    """The first of every group, then the second of every group, and so on: a large package does not fill a domain."""
-    for row in zip_longest(*groups):
+def _in_turn(groups: dict[str, list[PackageFile]], rng: random.Random) -> Iterator[PackageFile]:
+    """The first of every group, then the second of every group, and so on: a large package does not fill a domain.
+
+    The order of groups, and of files in a group, is by chance.
+    """
+    shuffled = [groups[name] for name in sorted(groups)]
+    rng.shuffle(shuffled)
+    for group in shuffled:
+        rng.shuffle(group)
+    for row in zip_longest(*shuffled):
         yield from (item for item in row if item is not None)
 
 
@@ -170,13 +159,9 @@ def api_documentation(rng: random.Random) -> Iterator[Document]:
     packages: dict[str, list[PackageFile]] = {}
     for file in installed_files():
         parts = file.name.split('/')
-        if file.name.endswith('.py') and len(parts) > 1 and not _names_skipped_folder(parts):
+        if file.name.endswith('.py') and len(parts) > 1 and SKIPPED_FOLDERS.isdisjoint(parts):
             packages.setdefault(parts[0], []).append(file)
-    groups = [packages[name] for name in sorted(packages)]
-    rng.shuffle(groups)
-    for group in groups:
-        rng.shuffle(group)
-    for file in _one_from_each(groups):
+    for file in _in_turn(packages, rng):
         title = file.name.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
         source = file.path.read_text(encoding='utf-8', errors='replace')
         if source.count('"""') >= 6:  # two docstrings besides the module's: parsing costs more than looking
@@ -221,11 +206,7 @@ def cpp_headers(rng: random.Random) -> Iterator[Document]:
     for file in installed_files():
         if file.name.startswith('torch/include/') and file.name.endswith(('.h', '.hpp')):
             folders.setdefault(file.name.rpartition('/')[0], []).append(file)
-    groups = [folders[name] for name in sorted(folders)]
-    rng.shuffle(groups)
-    for group in groups:
-        rng.shuffle(group)
-    for file in _one_from_each(groups):
+    for file in _in_turn(folders, rng):
         yield Document(file.name, file.path.read_text(encoding='utf-8', errors='replace'))
 
 
