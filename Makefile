@@ -2,7 +2,7 @@
 # make test   the tests (make test-all: the slow ones, too; make test-core: the core)
 # make test-across   what one stack writes the other reads: exports and checkpoints, in both environments
 # make lint   ruff and import-linter; make types: pyright
-# make yamls  writes yamls/prune and yamls/continue by the templates of `llmshearing init`
+# make yamls  writes yamls/prune and yamls/continue by the template of `llmshearing init`
 # make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
 #
 # Each builds the environment it needs first. VENV=... says where it lives, WORK=... where the demo works, and

@@ -1,4 +1,4 @@
-"""``make yamls`` writes the YAMLs of real runs, prune/* and continue/*, by the templates of ``llmshearing init``.
+"""``make yamls`` writes the YAMLs of real runs, prune/* and continue/*, by the template of ``llmshearing init``.
 
 Here stands what each of them chooses; what they share is in ``llmshearing/recipes``. The paper's settings are kept
 where they are not what ``init`` would choose: the micro-batches, the mixture of RedPajama and an evaluation of 0.42 of

@@ -1,7 +1,7 @@
 """What one run file is made of, and its text: a template with a comment on every key, filled from a plain dataclass.
 
-The decision here: the templates hold what never changes between runs (the paper's rates, callbacks, checkpoints), so
-there is one place for it and for its comments. The shipped YAMLs are made by the same templates (``yamls/make.py``).
+The decision here: the template holds what never changes between runs (the paper's rates, callbacks, checkpoints), so
+there is one place for it and for its comments. The shipped YAMLs are made by the same template (``yamls/make.py``).
 """
 
 from __future__ import annotations
@@ -109,4 +109,4 @@ def render(recipe: Recipe) -> str:
     environment.filters['scalar'] = _scalar
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     values |= dataclasses.asdict(recipe.schedule) | {'score_notes': SCORE_NOTES}
-    return environment.get_template(f'{recipe.stage}.yaml.j2').render(values)
+    return environment.get_template('run.yaml.j2').render(values)

@@ -1,7 +1,7 @@
 """Numbers of a run from its tokens: steps, rounds, warm-ups, and how much of its time goes to evaluation.
 
 The rules are those of Sheared LLaMA (arXiv 2310.06694, Table 7), read as shares, so that with the paper's tokens they
-give the paper's numbers. Learning rates are the same for all and stand in the templates: weights 1e-4 in both stages,
+give the paper's numbers. Learning rates are the same for all and stand in the template: weights 1e-4 in both stages,
 masks and multipliers 1.0, cosine to a tenth.
 
 Evaluation steers the mixture and is bounded here, not by the paper, whose settings spend 0.42 of pruning on it. Counted
