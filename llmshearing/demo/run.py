@@ -39,20 +39,14 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-class Phases:
-    """The parts of a demo: each is announced, and its seconds are kept by its title, in the order of running."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def begin(self, title: str) -> Iterator[None]:
-        """Announces a phase and measures the block."""
-        say(f'\n=== {title}')
-        start = time.monotonic()
-        yield
-        self.seconds[title] = time.monotonic() - start
-        say(f'--- {title}: {self.seconds[title]:.0f} s')
+@contextmanager
+def phase(title: str, seconds: dict[str, float]) -> Iterator[None]:
+    """A part of the demo: announces it, measures the block, and keeps its seconds by its title."""
+    say(f'\n=== {title}')
+    start = time.monotonic()
+    yield
+    seconds[title] = time.monotonic() - start
+    say(f'--- {title}: {seconds[title]:.0f} s')
 
 
 def apart(function: str, *arguments: Any) -> Any:
@@ -153,53 +147,54 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         )
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    started, phases = time.monotonic(), Phases()
-    source, losses = _make_source(work, phases)
-    _train_all(work, prune_steps, continue_steps, phases)
+    started = time.monotonic()
+    seconds: dict[str, float] = {}  # by phase, in the order of running
+    source, losses = _make_source(work, seconds)
+    _train_all(work, prune_steps, continue_steps, seconds)
     folders = {
         'pruned': work / 'pruned',
         'continued': work / 'continue' / 'huggingface' / 'final',
         'scratch': work / 'scratch' / 'huggingface' / 'final',
     }
-    with phases.begin('losses of the results'):
+    with phase('losses of the results', seconds):
         losses.update(apart('run:losses_of', folders, work / 'data'))
-    with phases.begin('opened by plain transformers'):
+    with phase('opened by plain transformers', seconds):
         check = Path(__file__).with_name('check_result.py')
         subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
-    with phases.begin('speed and samples'):
+    with phase('speed and samples', seconds):
         seen = apart('run:speed_and_samples', {'source': source, 'result': folders['continued']})
-    report = apart('report:write_report', work, _results(losses, seen, prune_steps, continue_steps, phases.seconds))
+    report = apart('report:write_report', work, _results(losses, seen, prune_steps, continue_steps, seconds))
     say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
 
 
-def _make_source(work: Path, phases: Phases) -> tuple[Path, dict[str, dict[str, float]]]:
+def _make_source(work: Path, seconds: dict[str, float]) -> tuple[Path, dict[str, dict[str, float]]]:
     """Everything before training, as far as it is not there yet; returns the source's folder and its losses."""
-    with phases.begin('source model'):
+    with phase('source model', seconds):
         source, seen = apart('run:source_model', work)
         say(json.dumps(seen, indent=1, ensure_ascii=False))
-    with phases.begin('text and tokens'):
+    with phase('text and tokens', seconds):
         if not (work / 'data' / 'manifest.json').is_file():
             apart('run:prepare_data', work)
-    with phases.begin('rotating the source'):
+    with phase('rotating the source', seconds):
         if not (work / 'rotated' / 'rotation.json').is_file():
             apart('run:rotate', work)
-    with phases.begin('losses of the source'):
+    with phase('losses of the source', seconds):
         losses = apart('run:losses_of', {'source': source}, work / 'data')
         (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
     return source, losses
 
 
-def _train_all(work: Path, prune_steps: int, continue_steps: int, phases: Phases) -> None:
+def _train_all(work: Path, prune_steps: int, continue_steps: int, seconds: dict[str, float]) -> None:
     """The three runs."""
     for name in ('prune', 'continue', 'scratch'):
         (work / f'{name}_metrics.jsonl').unlink(missing_ok=True)
     variables = f'variables.work={work}'
-    with phases.begin('pruning'):
+    with phase('pruning', seconds):
         source = f'variables.source={work / "rotated"}'
         train(YAMLS / 'prune.yaml', variables, source, *_lengths(prune_steps, rounds=2))
-    with phases.begin('continued pre-training'):
+    with phase('continued pre-training', seconds):
         train(YAMLS / 'continue.yaml', variables, *_lengths(continue_steps, rounds=3))
-    with phases.begin('same shape from random weights'):
+    with phase('same shape from random weights', seconds):
         steps = prune_steps + continue_steps
         shares = [
             f'train_loader.dataset.proportions.{name}_{split}={count}'
