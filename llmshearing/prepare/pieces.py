@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Any
 
 from llmshearing.data.mds import read_index, read_rows
@@ -20,7 +21,7 @@ from llmshearing.prepare.fields import MISSING, find_field
 from llmshearing.prepare.sources import Source, no_text
 from llmshearing.prepare.spec import Domain
 
-__all__ = ['Piece', 'read_pieces']
+__all__ = ['Piece', 'batched', 'read_pieces']
 
 _LOOKED_AT = 20  # lines
 
@@ -46,34 +47,33 @@ class Piece:
 
 
 def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iterator[Piece]:
-    """Reads a domain from beginning to end.
-
-    Args:
-        domain (Domain): For its text key, separator and split.
-        sources (list[Source]): From :func:`find_sources`.
-        piece_bytes (int): Where a piece grows past this it ends, at the end of a document.
+    """Reads a domain from beginning to end; where a piece grows to ``piece_bytes`` it ends with its last document.
 
     Raises:
         ValueError: If the text key or the split is not there, or a file is broken.
     """
-    files: list[str] = []
-    size = 0
-    for source in sources:
-        whole = source.kind == 'file' or (source.kind == 'txt' and domain.separator is None)
-        if files and (not whole or size >= piece_bytes):
-            yield Piece('files', files[0], 1, tuple(files), size)
-            files, size = [], 0
-        if whole:
-            files.append(source.path)
-            size += os.path.getsize(source.path)
-        elif source.kind in ('jsonl', 'txt'):
-            yield from _read_lines(source, domain, piece_bytes)
-        elif source.kind == 'json':
-            yield from _read_json(source, domain, piece_bytes)
+    readers = {'jsonl': _read_lines, 'txt': _read_lines, 'json': _read_json}  # the others have columns
+    documents = ('file', 'txt') if domain.separator is None else ('file',)
+    for are_documents, some in groupby(sources, lambda source: source.kind in documents):
+        if are_documents:
+            for files, size in batched((source.path for source in some), os.path.getsize, piece_bytes):
+                yield Piece('files', files[0], 1, tuple(files), size)
         else:
-            yield from _read_columns(source, domain, piece_bytes)
-    if files:
-        yield Piece('files', files[0], 1, tuple(files), size)
+            for source in some:
+                yield from readers.get(source.kind, _read_columns)(source, domain, piece_bytes)
+
+
+def batched(items: Iterable[Any], size_of: Callable[[Any], int], most: int) -> Iterator[tuple[list[Any], int]]:
+    """Consecutive items, and the sum of their sizes, which ends a batch where it reaches ``most``."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= most:
+            yield batch, size
+            batch, size = [], 0
+    if batch:
+        yield batch, size
 
 
 def _read_lines(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
@@ -110,20 +110,15 @@ def _last_end(data: bytearray, separator: bytes, start: int) -> int:
 
 
 def _read_json(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
-    first, count, data = 1, 0, bytearray()
+    first = 1
     with reading(source.path), open_binary(source.path) as file:
-        for record in json_values(file, source.path):
-            data += record + b'\n'
-            count += 1
-            if len(data) >= piece_bytes:
-                if first == 1:
-                    _check_text_key(bytes(data), source, domain)
-                yield Piece('json', source.path, first, bytes(data), len(data))
-                first, count, data = first + count, 0, bytearray()
-    if data:
-        if first == 1:
-            _check_text_key(bytes(data), source, domain)
-        yield Piece('json', source.path, first, bytes(data), len(data))
+        lines = (record + b'\n' for record in json_values(file, source.path))
+        for some, size in batched(lines, len, piece_bytes):
+            data = b''.join(some)
+            if first == 1:
+                _check_text_key(data, source, domain)
+            yield Piece('json', source.path, first, data, size)
+            first += len(some)
 
 
 def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
@@ -144,20 +139,18 @@ def _check_text_key(data: bytes, source: Source, domain: Domain) -> bool:
 def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[Piece]:
     import pyarrow
 
-    first, texts, size = 1, [], 0
-    batches = {'parquet': _parquet_batches, 'hf': _hf_batches, 'mds': _mds_batches}[source.kind](source, domain)
+    first = 1
+    rows = {'parquet': _parquet_batches, 'hf': _hf_batches, 'mds': _mds_batches}[source.kind](source, domain)
     try:
-        for batch in batches:
-            for text in batch:
-                texts.append(text)
-                size += len(text) if isinstance(text, str) else 1
-                if size >= piece_bytes:
-                    yield Piece('texts', source.path, first, tuple(texts), size)
-                    first, texts, size = first + len(texts), [], 0
+        for texts, size in batched(chain.from_iterable(rows), _size_of, piece_bytes):
+            yield Piece('texts', source.path, first, tuple(texts), size)
+            first += len(texts)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f'domains.{domain.name}: {source.path} cannot be read ({error}); fetch it again') from error
-    if texts:
-        yield Piece('texts', source.path, first, tuple(texts), size)
+
+
+def _size_of(text: Any) -> int:
+    return len(text) if isinstance(text, str) else 1
 
 
 def _column(domain: Domain, path: str, names: Iterable[str]) -> str:

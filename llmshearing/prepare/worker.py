@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,21 +22,10 @@ from llmshearing.prepare.fields import (
     find_field,
     parse_conversation,
 )
-from llmshearing.prepare.pieces import Piece
+from llmshearing.prepare.pieces import Piece, batched
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 
-__all__ = [
-    'DOCUMENT',
-    'EXAMPLES',
-    'BadRecord',
-    'Scan',
-    'Tokens',
-    'hash_text',
-    'read_documents',
-    'scan_piece',
-    'start',
-    'tokenize_piece',
-]
+__all__ = ['DOCUMENT', 'EXAMPLES', 'BadRecord', 'read_documents', 'scan_piece', 'start', 'tokenize_piece']
 
 # One document: 128 bits of the hash of its text (two words, little endian) and the text's length in UTF-8.
 DOCUMENT = np.dtype([('high', '<u8'), ('low', '<u8'), ('size', '<u8')])
@@ -97,9 +86,7 @@ def read_documents(piece: Piece, text_key: str, separator: str | None) -> Iterat
     """
     for number, path, record in _records(piece, separator):
         try:
-            text = _text_of(record, piece.kind, text_key).removeprefix(
-                '\ufeff'
-            )  # a byte order mark that was copied along
+            text = _text_of(record, piece.kind, text_key).removeprefix('\ufeff')  # a mark that was copied along
             yield text, text.encode('utf-8')
         except NoChatTemplate:
             raise
@@ -160,14 +147,7 @@ def hash_text(encoded: bytes) -> tuple[int, int]:
 
 
 def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes: int) -> Scan:
-    """Hashes the documents of a piece and measures tokens per byte on a few of them.
-
-    Args:
-        piece (Piece): The piece.
-        text_key (str): Field of a JSON record that holds the text.
-        separator (str | None): What ends a document in a piece of kind ``text``.
-        sample_bytes (int): About how much text to tokenize for the measurement.
-    """
+    """Hashes the documents of a piece and measures tokens per byte on about ``sample_bytes`` of them."""
     rows, samples, examples, empty, bad = [], [], [], 0, 0
     for document in read_documents(piece, text_key, separator):
         if isinstance(document, BadRecord):
@@ -190,7 +170,8 @@ def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes:
         chosen.append(text)
         sizes.append(len(text.encode('utf-8')))
         sample_bytes -= sizes[-1]
-    tokens = [len(ids) + _extra(_plan) for batch in _batches(chosen) for ids in _encoder.encode(batch)]
+    around = (_plan.bos is not None) + (_plan.eos is not None)
+    tokens = [len(ids) + around for ids in _encoded(chosen)]
     pairs = list(zip(tokens, sizes, strict=True))
     products = [sum(t * t for t in tokens), sum(t * b for t, b in pairs), sum(b * b for b in sizes)]
     return Scan(documents, empty, bad, examples, [sum(tokens), sum(sizes), *products])
@@ -201,13 +182,8 @@ def tokenize_piece(
 ) -> Tokens:
     """Tokenizes the chosen documents of a piece.
 
-    Args:
-        piece (Piece): The piece.
-        text_key (str): Field of a JSON record that holds the text.
-        separator (str | None): What ends a document in a piece of kind ``text``.
-        documents (np.ndarray): The scan's ``DOCUMENT`` records of this piece, [documents].
-        choice (np.ndarray): Index of the split of each document, -1 for none, [documents].
-        splits (int): Number of splits.
+    ``documents`` are the scan's ``DOCUMENT`` records of this piece, [documents], and ``choice`` has the index of the
+    split of each, -1 for none, [documents].
 
     Raises:
         ValueError: If the piece does not hold the documents that were scanned, or an id does not fit the vocabulary.
@@ -225,9 +201,8 @@ def tokenize_piece(
     if index != len(choice):
         raise _changed(piece)
     lists: list[list[np.ndarray]] = [[] for _ in range(splits)]
-    ids = (ids for batch in _batches(texts) for ids in _encoder.encode(batch))
-    for split, document_ids in zip(wanted, ids, strict=True):
-        lists[split].append(_wrap(document_ids, _plan))
+    for split, ids in zip(wanted, _encoded(texts), strict=True):
+        lists[split].append(_wrap(ids, _plan))
     empty = np.empty(0, _plan.dtype)
     return Tokens(
         [np.concatenate([empty, *arrays]) for arrays in lists],
@@ -239,10 +214,6 @@ def _changed(piece: Piece) -> ValueError:
     return ValueError(f'{piece.path} changed while it was being read; leave the input alone and run again')
 
 
-def _extra(plan: TokenizerPlan) -> int:
-    return (plan.bos is not None) + (plan.eos is not None)
-
-
 def _wrap(ids: np.ndarray, plan: TokenizerPlan) -> np.ndarray:
     """Puts beginning and end ids around a document and brings it to the stored type."""
     if len(ids) and not 0 <= ids.min() <= ids.max() < plan.size:
@@ -251,13 +222,6 @@ def _wrap(ids: np.ndarray, plan: TokenizerPlan) -> np.ndarray:
     return np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)]).astype(plan.dtype)
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _encoded(texts: Iterable[str]) -> Iterator[np.ndarray]:
+    for batch, _ in batched(texts, len, _BATCH_BYTES):
+        yield from _encoder.encode(batch)
