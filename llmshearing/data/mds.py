@@ -20,14 +20,25 @@ if TYPE_CHECKING:
 __all__ = [
     'decode_rows',
     'decompressed',
+    'mds_folders',
     'read_index',
     'read_rows',
     'read_token_index',
     'read_tokens',
     'read_whole',
     'row_bounds',
+    'stored_file',
     'tokens_of',
 ]
+
+
+def mds_folders(root: Path) -> list[str]:
+    """The MDS folders below ``root``, itself among them, as sorted paths below it; hidden ones are unfinished."""
+    return sorted(
+        path.parent.relative_to(root).as_posix()
+        for path in root.rglob('index.json')
+        if not any(part.startswith('.') for part in path.relative_to(root).parts)
+    )
 
 
 def read_index(folder: str | Path) -> list[MDSReader]:
@@ -120,6 +131,14 @@ def decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
     return data
 
 
+def stored_file(folder: str | Path, reader: MDSReader) -> tuple[Path, FileInfo]:
+    """The file that holds a shard, and what the index says of it: the compressed one, unless it is not there."""
+    stored = reader.zip_data or reader.raw_data
+    if reader.zip_data and not Path(folder, stored.basename).exists():
+        stored = reader.raw_data
+    return Path(folder, stored.basename), stored
+
+
 def row_bounds(reader: MDSReader, data: bytes) -> np.ndarray:
     """Where the samples of a shard begin, and where the last one ends, uint32 [samples + 1]."""
     return np.frombuffer(data, np.uint32, reader.samples + 1, 4)  # after their number
@@ -140,10 +159,7 @@ def read_rows(
     Raises:
         ValueError: If it is missing, changed or damaged.
     """
-    stored = reader.zip_data or reader.raw_data
-    path = Path(folder) / stored.basename
-    if reader.zip_data and not path.exists():
-        stored, path = reader.raw_data, Path(folder) / reader.raw_data.basename
+    path, stored = stored_file(folder, reader)
     data = read_whole(path, stored)
     data = decompressed(path, reader, data) if stored is reader.zip_data else data
     reader.validate(allow_unsafe_types=False)

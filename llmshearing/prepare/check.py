@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmshearing.data.mds import decode_rows, decompressed, read_index, read_whole, row_bounds, tokens_of
+from llmshearing.data.mds import decode_rows, decompressed, mds_folders, read_index, read_whole, row_bounds, tokens_of
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 
 if TYPE_CHECKING:
@@ -135,10 +135,6 @@ def _range(ids: np.ndarray) -> tuple[int, int]:
 def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]:
     """Checks one MDS folder, or all folders below a result of `prepare` and its manifest.
 
-    Args:
-        out (Path): An MDS folder or a folder of them.
-        vocab_size (int, optional): See :func:`check_folder`.
-
     Returns:
         dict[str, dict[str, Any]]: What :func:`check_folder` says, by the folder's path below ``out``.
 
@@ -149,11 +145,7 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
     manifest = out / MANIFEST
     if (out / 'index.json').exists() or not out.is_dir():
         return {'.': check_folder(out, vocab_size)}
-    folders = sorted(
-        path.parent.relative_to(out).as_posix()
-        for path in out.rglob('index.json')
-        if not any(part.startswith('.') for part in path.relative_to(out).parts)
-    )
+    folders = mds_folders(out)
     if not folders:
         raise ValueError(f'{out} holds no finished MDS folder')
     result = {folder: check_folder(out / folder, vocab_size) for folder in folders}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmshearing.data.mds import read_index, read_rows, tokens_of
+from llmshearing.data.mds import mds_folders, read_index, read_rows, stored_file, tokens_of
 from llmshearing.data.stored_teacher import TEACHER
 from llmshearing.data.teacher_column import ColumnFormat
 
@@ -50,11 +50,7 @@ def find_folders(data: Path, splits: tuple[str, ...] | None) -> tuple[list[str],
         raise ValueError(f'{data}: the teacher reads data on this machine; copy them here.')
     if not data.is_dir():
         raise ValueError(f'{data}: no such folder.')
-    found = sorted(
-        path.parent.relative_to(data).as_posix()
-        for path in data.rglob('index.json')
-        if not any(part.startswith('.') for part in path.relative_to(data).parts)
-    )
+    found = mds_folders(data)
     if not found:
         raise ValueError(
             f'{data} holds no finished MDS folder (with an index.json); make one with llmshearing prepare.'
@@ -82,11 +78,8 @@ def list_shards(data: Path, folders: list[str]) -> tuple[list[ShardTask], int]:
     tasks, lengths = [], set()
     for folder in folders:
         for reader in read_index(data / folder):
-            stored = reader.zip_data or reader.raw_data
-            if reader.zip_data and not (data / folder / stored.basename).exists():
-                stored = reader.raw_data
+            path, stored = stored_file(data / folder, reader)
             columns = dict(zip(reader.column_names, reader.column_encodings))
-            path = data / folder / stored.basename
             if 'tokens' not in columns:
                 raise ValueError(
                     f'{path} has the columns {sorted(columns)} and no tokens; run llmshearing prepare first.'
