@@ -55,26 +55,20 @@ def derive(text: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> tuple[l
 
 
 class Derivations:
-    """The derivations of a BPE tokenizer's tokens.
-
-    Args:
-        file (TokenizerFile): Of kind BPE.
-    """
+    """The derivations of a BPE tokenizer's tokens."""
 
     def __init__(self, file: TokenizerFile):
         self.file = file
         self.ranks = {pair: rank for rank, pair in enumerate(file.merges)}
-        self._known: dict[str, tuple[list[str], int] | None] = {}
+        self._known: dict[str, tuple[list[str] | None, int]] = {}
 
     def of(self, token: str) -> list[str] | None:
         """The token's characters and what merges make of them, itself last; None if merges do not end with it."""
-        found = self._find(token)
-        return None if found is None else found[0]
+        return self._find(token)[0]
 
     def last_rank(self, token: str) -> int:
         """Place of the last-standing merge of a derivation: -1 for a character, behind all where there is none."""
-        found = self._find(token)
-        return len(self.ranks) if found is None else found[1]
+        return self._find(token)[1]
 
     def uses(self, counts: Mapping[str, int]) -> Counter[str]:
         """How often each token is made, or read as a character, on the way to the tokens of a text.
@@ -92,13 +86,12 @@ class Derivations:
                 used[one] += times * count
         return used
 
-    def _find(self, token: str) -> tuple[list[str], int] | None:
+    def _find(self, token: str) -> tuple[list[str] | None, int]:
         if token not in self._known:
-            found = None
+            found = None, len(self.ranks)
             if all(character in self.file.model_ids for character in token):
                 tokens, made = derive(token, self.ranks)
                 if len(tokens) == 1:
-                    last = max((rank for _, rank in made), default=-1)
-                    found = [*token, *(one for one, _ in made)], last
+                    found = [*token, *(one for one, _ in made)], max((rank for _, rank in made), default=-1)
             self._known[token] = found
         return self._known[token]

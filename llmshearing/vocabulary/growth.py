@@ -25,13 +25,7 @@ SAMPLE_BYTES = 2**18  # of each domain, for each point but the chosen one
 
 
 def tokens_per_byte(tokenizer: Tokenizer, text: DomainText, most: int | None = None) -> float:
-    """Tokens by bytes of a domain's held-out passages.
-
-    Args:
-        tokenizer (Tokenizer): To measure.
-        text (DomainText): The domain.
-        most (int | None): Bytes to look at. Default: all.
-    """
+    """Tokens by bytes of a domain's held-out passages, of which ``most`` bytes are looked at. Default: all."""
     passages, size = [], 0
     for passage in text.held_out:
         passages.append(passage)
@@ -51,14 +45,7 @@ def sizes_between(least: int, present: int, chosen: int, points: int = POINTS) -
 def measure_growth(
     content: Mapping[str, Any], ranking: Ranking, sizes: Sequence[int], texts: Sequence[DomainText]
 ) -> dict[str, list[float]]:
-    """Tokens per byte of each domain at each size.
-
-    Args:
-        content (Mapping[str, Any]): The source's tokenizer as JSON.
-        ranking (Ranking): Which tokens stay at a size.
-        sizes (Sequence[int]): Vocabulary sizes.
-        texts (Sequence[DomainText]): The domains.
-    """
+    """Tokens per byte of each domain at each size; ``content`` is the source's tokenizer as JSON."""
     result: dict[str, list[float]] = {text.name: [] for text in texts}
     for size in sizes:
         tokenizer = Tokenizer.from_str(json.dumps(with_new_ids_in_tokenizer(content, ranking.kept(size))))
@@ -68,12 +55,7 @@ def measure_growth(
 
 
 def growth_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Tokens per byte by domain as markdown.
-
-    Args:
-        before (Mapping[str, float]): With the source's tokenizer.
-        after (Mapping[str, float]): With the trimmed one.
-    """
+    """Tokens per byte by domain as markdown, with the source's tokenizer and with the trimmed one."""
     lines = ['| domain | tokens per byte before | after | more tokens |', '|---|---|---|---|']
     for name, value in before.items():
         growth = 100 * (after[name] / value - 1) if value else 0.0
@@ -82,12 +64,7 @@ def growth_table(before: Mapping[str, float], after: Mapping[str, float]) -> str
 
 
 def size_table(sizes: Sequence[int], measured: Mapping[str, Sequence[float]]) -> str:
-    """Tokens per byte by vocabulary size and domain as markdown.
-
-    Args:
-        sizes (Sequence[int]): Vocabulary sizes.
-        measured (Mapping[str, Sequence[float]]): :func:`measure_growth` at these sizes.
-    """
+    """Tokens per byte by vocabulary size and domain as markdown, from :func:`measure_growth` at these sizes."""
     lines = [f'| tokens | {" | ".join(measured)} |', f'|{"---|" * (len(measured) + 1)}']
     for number, size in enumerate(sizes):
         lines.append(f'| {size:,} | {" | ".join(f"{values[number]:.4f}" for values in measured.values())} |')
@@ -95,13 +72,7 @@ def size_table(sizes: Sequence[int], measured: Mapping[str, Sequence[float]]) ->
 
 
 def growth_picture(sizes: Sequence[int], measured: Mapping[str, Sequence[float]], chosen: int) -> str:
-    """Tokens per byte against vocabulary size, as SVG, with the chosen size marked.
-
-    Args:
-        sizes (Sequence[int]): Rising.
-        measured (Mapping[str, Sequence[float]]): :func:`measure_growth` at these sizes.
-        chosen (int): Of the written model.
-    """
+    """Tokens per byte against rising vocabulary sizes, as SVG, with the chosen size marked."""
     x = np.array(sizes, np.float64)
     lines = [
         Line(name, x, np.array(values, np.float64), COLOURS[number % len(COLOURS)], width=2.2)

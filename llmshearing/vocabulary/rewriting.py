@@ -25,12 +25,7 @@ def new_numbers(kept: Sequence[int]) -> dict[int, int]:
 
 
 def ids_named(settings: Any, rows: int) -> set[int]:
-    """Ids that a config names, at any depth.
-
-    Args:
-        settings (Any): The content of a JSON file.
-        rows (int): Of the embedding; a number outside, such as -1 for no token, is no id.
-    """
+    """Ids that a config names, at any depth; a number outside the embedding's rows, as -1 for no token, is none."""
     if isinstance(settings, Mapping):
         found = set()
         for key, value in settings.items():
@@ -57,12 +52,7 @@ def with_new_ids(settings: Mapping[str, Any], new: Mapping[int, int]) -> dict[st
 
 
 def with_new_ids_in_tokenizer(content: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """A ``tokenizer.json`` that has the kept tokens alone.
-
-    Args:
-        content (Mapping[str, Any]): The source's.
-        kept (Sequence[int]): Old ids in the order of the new ones.
-    """
+    """The source's ``tokenizer.json`` with the kept tokens alone, given by old ids in the order of the new ones."""
     file, new = parse_tokenizer_file(dict(content)), new_numbers(kept)
     model = dict(file.model)
     if file.kind == 'Unigram':

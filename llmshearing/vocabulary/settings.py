@@ -32,11 +32,7 @@ class TrimSettings:
     read_bytes: int = READ_BYTES
 
     def check(self, least: int, present: int) -> int:
-        """The size, if it is possible.
-
-        Args:
-            least (int): Tokens that stay at any size.
-            present (int): Tokens of the source's tokenizer.
+        """The size, if it is possible between the ``least`` that stay at any size and those that are ``present``.
 
         Raises:
             ValueError: Saying which sizes are.
@@ -90,11 +86,7 @@ def _unquoted(line: str) -> str:
 
 
 def read_kept(folder: Path, vocabulary: str) -> list[int]:
-    """The kept ids that another trimmed folder notes.
-
-    Args:
-        folder (Path): Written by this command.
-        vocabulary (str): Hash of the tokens of the tokenizer that is to be trimmed the same way.
+    """The kept ids that another trimmed folder notes, for a tokenizer whose tokens have the hash ``vocabulary``.
 
     Raises:
         ValueError: If it is no such folder, or its source had another tokenizer.

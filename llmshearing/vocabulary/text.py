@@ -83,14 +83,9 @@ def find_texts(data: Path) -> dict[str, list[Path]]:
 def count_tokens(
     texts: dict[str, list[Path]], tokenizer: Any, plan: TokenizerPlan, text_key: str = 'text', limit: int = READ_BYTES
 ) -> list[DomainText]:
-    """Counts the source's tokens on each domain.
+    """Counts the source's tokens on each domain, reading at most ``limit`` bytes of it.
 
-    Args:
-        texts (dict[str, list[Path]]): As :func:`find_texts` gives them.
-        tokenizer (PreTrainedTokenizerBase): The source's.
-        plan (TokenizerPlan): The same, for encoding.
-        text_key (str): Field or column that holds the text. Default: ``'text'``.
-        limit (int): Bytes to read of each domain. Default: :data:`READ_BYTES`.
+    ``texts`` are as :func:`find_texts` gives them; ``plan`` is of the tokenizer, for encoding.
 
     Raises:
         ValueError: For text that cannot be read, or data that another tokenizer prepared.
