@@ -81,10 +81,10 @@ class PackageFile(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def installed_files() -> tuple[PackageFile, ...]:
-    """Every file of every installed distribution, sorted by name. Editable installs list none of their own."""
+    """Every file of every installed distribution but this one, which a checkout lists and an installation does not."""
     files: dict[str, Path] = {}
     for distribution in importlib.metadata.distributions():
-        for file in distribution.files or ():
+        for file in () if distribution.name == 'llmshearing' else distribution.files or ():
             name = file.as_posix()
             # Scripts live outside the folder of packages, and stubs of editable installs name a path of this machine.
             if not name.startswith(('..', '/', '__editable__')) and name not in files:

@@ -107,6 +107,19 @@ def test_large_packages_take_turns(tmp_path, monkeypatch):
     assert 'small/m.py' in sources[:2] and len(sources) == 51 and 'huge/tests/m.py' not in sources
 
 
+def test_a_checkout_on_the_path_adds_nothing_of_its_own(tmp_path, monkeypatch):
+    for name in ('llmshearing', 'other'):
+        (tmp_path / f'{name}.egg-info').mkdir()
+        (tmp_path / f'{name}.egg-info' / 'PKG-INFO').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1\n')
+        (tmp_path / f'{name}.egg-info' / 'SOURCES.txt').write_text(f'{name}_module.py\n')
+        (tmp_path / f'{name}_module.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    harvest.installed_files.cache_clear()
+    names = {file.name for file in harvest.installed_files()}
+    harvest.installed_files.cache_clear()
+    assert 'other_module.py' in names and 'llmshearing_module.py' not in names
+
+
 def test_harvest_of_this_installation(tmp_path):
     summary = harvest_text(tmp_path / 'one', seed=5, max_chars=150_000)
     harvest_text(tmp_path / 'two', seed=5, max_chars=150_000)
