@@ -1,14 +1,16 @@
 """A pruned decoder, put back into the multimodal model, computes there what it computes alone; images still count."""
 
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from llmshearing import cli
+from llmshearing import cli, export
 from tests.export.test_text_part import IDS, WHOLE, make_whole
 
 
@@ -17,10 +19,14 @@ def text_of(folder, whole):
     return folder / 'text'
 
 
-def cut_text(folder, whole, *target):
-    lines = folder / 'lines.jsonl'
+def write_lines(path):
     passages = (' '.join(f'w{i * j % 50}' for j in range(90)) for i in range(40))
-    lines.write_text(''.join(json.dumps({'text': passage}) + '\n' for passage in passages))
+    path.write_text(''.join(json.dumps({'text': passage}) + '\n' for passage in passages))
+    return path
+
+
+def cut_text(folder, whole, *target):
+    lines = write_lines(folder / 'lines.jsonl')
     command = ['cut', str(text_of(folder, whole)), '--target', *target, '--text', str(lines)]
     assert cli.main([*command, '--output', str(folder / 'small')]) == 0
     return folder / 'small'
@@ -45,6 +51,16 @@ def test_the_whole_computes_what_its_new_decoder_computes(kind, tmp_path, capsys
     assert (out / 'LICENSE').read_text() == 'as it were'
     assert 'whole with a pruned text part' in (out / 'README.md').read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['lines.jsonl', 'out', 'small', 'text', 'whole']
+
+
+def test_the_commands_of_the_readme(tmp_path, monkeypatch):
+    readme = Path(export.__file__).with_name('README.md').read_text().replace('=24', '=1').replace('=8192', '=16')
+    make_whole(tmp_path / 'models' / 'whole', 'llava')
+    write_lines(tmp_path / 'notes.jsonl')
+    monkeypatch.chdir(tmp_path)
+    for line in readme.split('```bash\n')[1].split('\n```')[0].splitlines():
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+    assert AutoConfig.from_pretrained(tmp_path / 'models' / 'whole-small').text_config.intermediate_size == 16
 
 
 def test_it_still_sees(tmp_path):
