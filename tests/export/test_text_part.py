@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3TextConfig, LlavaConfig, MistralConfig
 
 from llmshearing import cli
+from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.config.source import read_config, refuse_unusable
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.families import family_of
@@ -23,6 +24,25 @@ WHOLE = {
     ),
     'llava': lambda: LlavaConfig(text_config=MistralConfig(**TEXT), vision_config=VISION, image_token_index=60),
 }
+if TRANSFORMERS_5:
+    from transformers import Ministral3Config, Mistral3Config, Qwen3_5Config
+
+    DELTA_NETS = {
+        **TEXT,
+        'layer_types': ['linear_attention', 'full_attention'],
+        'linear_key_head_dim': 8,
+        'linear_value_head_dim': 8,
+        'linear_num_key_heads': 2,
+        'linear_num_value_heads': 2,
+    }
+    SEEING = {**VISION, 'depth': 1, 'num_heads': 2, 'out_hidden_size': 16, 'num_position_embeddings': 16}
+    TOKENS = {'image_token_id': 60, 'video_token_id': 61, 'vision_start_token_id': 62, 'vision_end_token_id': 63}
+    WHOLE['mistral3'] = lambda: Mistral3Config(
+        text_config=Ministral3Config(**TEXT).to_dict(),
+        vision_config={'model_type': 'pixtral', **VISION},
+        image_token_index=60,
+    )
+    WHOLE['qwen3_5'] = lambda: Qwen3_5Config(text_config=DELTA_NETS, vision_config=SEEING, **TOKENS)
 IDS = torch.arange(3, 43).reshape(2, 20)
 
 
