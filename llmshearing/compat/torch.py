@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
@@ -24,6 +25,7 @@ __all__ = [
     'place_in_file',
     'shut_down_workers',
     'tree_leaves',
+    'usable_device',
 ]
 
 
@@ -45,3 +47,17 @@ def shut_down_workers(loader: DataLoader) -> None:
     if loader.num_workers and workers is not None:
         workers._shutdown_workers()
         loader._iterator = None
+
+
+def usable_device(name: str | None) -> str:
+    """The device of that name, or a GPU if there is one.
+
+    Raises:
+        ValueError: If it cannot be used; torch says so by two kinds of errors, as it knows the device or not.
+    """
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device {name!r} cannot be used: {str(error).splitlines()[0]}') from error
+    return name

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from llmshearing.checkpoints.source import weight_files
+from llmshearing.compat.torch import usable_device
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.memory import layers_by_pass
 from llmshearing.cut.one_shot import prune_in_one_shot
@@ -22,7 +23,7 @@ from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.progress import stage_bar
 from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
-from llmshearing.cut.source import check_device, losses_of, open_result, open_source
+from llmshearing.cut.source import losses_of, open_result, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, calibration_batches, read_texts
 from llmshearing.export.model_folder import cut_tensors, full_tensors
@@ -83,7 +84,7 @@ def cut_source(
     settings, output = settings or CutSettings(), Path(output)
     if not text:
         raise ValueError(NO_TEXT)
-    device = check_device(device)
+    device = usable_device(device)
     plan = plan_cut(source, target, settings, device)
     for line in plan.lines():
         report(line)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import check_weights
@@ -19,21 +18,7 @@ from llmshearing.export.settings import DTYPES
 from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import domain_loss
 
-__all__ = ['check_device', 'losses_of', 'open_result', 'open_source']
-
-
-def check_device(device: str | None) -> str:
-    """The device that is asked for, or a GPU if there is one.
-
-    Raises:
-        ValueError: If it cannot be used.
-    """
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
-        raise ValueError(f'--device {device} cannot be used: {str(error).splitlines()[0]}') from error
-    return device
+__all__ = ['losses_of', 'open_result', 'open_source']
 
 
 def open_source(plan: PlannedCut, device: str, place: Path | None = None) -> PreTrainedModel:

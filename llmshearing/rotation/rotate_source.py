@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights
+from llmshearing.compat.torch import usable_device
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
@@ -74,7 +75,7 @@ def rotate_source(
     opened, output = SourceFolder(Path(source)), Path(output)
     settings = settings.checked(opened)
     refuse_existing('--output', output, overwrite, (opened.path, data))
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = usable_device(device)
     vocabulary = opened.config.vocab_size
     wanted = max(settings.tokens, settings.learn * settings.batch_tokens)
     length = settings.seq_len or DEFAULT_LENGTH

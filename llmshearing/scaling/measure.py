@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from llmshearing.compat.torch import usable_device
 from llmshearing.compat.transformers import dtype_argument, load_causal_lm
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import read_token_index, read_tokens
@@ -53,8 +54,7 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     """
     if dtype not in DTYPES:
         raise ValueError(f'unknown dtype {dtype!r}; one of {", ".join(DTYPES)}')
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = usable_device(None if device == 'auto' else device)
     try:
         model, loading = load_causal_lm(name, **dtype_argument(DTYPES[dtype]))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -66,10 +66,7 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
             f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not '
             f'hold the whole model'
         )
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
+    return model.to(device).eval()
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -17,11 +17,11 @@ from statistics import mean
 from typing import Any
 
 from llmshearing.checkpoints.source import weight_files
+from llmshearing.compat.torch import usable_device
 from llmshearing.config.process import prepare_process
 from llmshearing.config.source import read_source
 from llmshearing.cut.cut_source import NO_TEXT, cut_source
 from llmshearing.cut.plan import PlannedCut, plan_cut
-from llmshearing.cut.source import check_device
 from llmshearing.cut.text import Text, read_texts
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape
@@ -71,7 +71,7 @@ def search_shapes(
     config = read_source(str(source))
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
     plan = _plan_all(source, [shape for _, shape in proposed], settings)
-    device = check_device(device)
+    device = usable_device(device)
     refuse_unwritable('--output', output)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
     lessons = _read_lessons(text, plan, settings) if settings.steps else []

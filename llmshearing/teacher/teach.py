@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmshearing.compat.torch import usable_device
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
 from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
@@ -64,7 +65,7 @@ def teach(
         ValueError: If data, teacher, settings and output do not fit each other, in one sentence, before any work.
     """
     output = Path(output)
-    job = _open_job(Path(data), teacher, output, settings, device or choose_device())
+    job = _open_job(Path(data), teacher, output, settings, usable_device(device or choose_device()))
     if output.exists():
         _check_same(output, job)
         report(f'{output} is complete')

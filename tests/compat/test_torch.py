@@ -1,5 +1,6 @@
 """Canaries of compat.torch."""
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -14,6 +15,7 @@ from llmshearing.compat.torch import (
     place_in_file,
     shut_down_workers,
     tree_leaves,
+    usable_device,
 )
 
 
@@ -66,3 +68,10 @@ def test_shut_down_workers_ends_them_and_the_loader_can_go_on():
     shut_down_workers(loader)
     assert len(list(loader)) == 4
     shut_down_workers(loader)
+
+
+@pytest.mark.parametrize('name', ['cuda:7', 'tpu9'])  # one that torch knows, and one that it does not
+def test_usable_device_refuses_by_name(name):
+    assert usable_device('cpu') == 'cpu' and usable_device(None) in ('cpu', 'cuda')
+    with pytest.raises(ValueError, match=f"device '{name}' cannot be used"):
+        usable_device(name)

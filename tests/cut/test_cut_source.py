@@ -222,7 +222,7 @@ def refusal(capsys, *arguments) -> str:
             ['--target', 'hidden_size=24', '--dtype', 'int8', '--text', 'TEXT'],
             "--dtype: expected one of .*, got 'int8'",
         ),
-        (['--target', 'hidden_size=24', '--device', 'tpu9', '--text', 'TEXT'], '--device tpu9 cannot be used'),
+        (['--target', 'hidden_size=24', '--device', 'tpu9', '--text', 'TEXT'], "device 'tpu9' cannot be used"),
         (['--target', 'hidden_size=24', '--text', 'nowhere.jsonl'], 'nowhere.jsonl.* does not exist'),
         (['--target', 'hidden_size=24', '--output', 'SOURCE', '--text', 'TEXT'], 'is the source itself'),
         (['--target', 'hidden_size=24', '--output', 'THERE', '--text', 'TEXT'], 'exists already'),

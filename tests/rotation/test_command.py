@@ -232,6 +232,7 @@ def test_another_family_is_refused(place, variant):
         (['--fixed-axes', '3'], 'for tied embeddings'),
         (['--seq-len', '1'], '--seq-len 1: expected 2 to 128'),
         (['--tokens', '0'], '--tokens 0'),
+        (['--device', 'tpu9'], "device 'tpu9' cannot be used"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(place, options, message):
