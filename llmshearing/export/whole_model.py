@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from llmshearing.checkpoints.source import MultimodalWeights, read_multimodal_weights, read_weights, weight_files
+from llmshearing.checkpoints.source import (
+    MultimodalWeights,
+    check_weights,
+    read_multimodal_weights,
+    read_weights,
+    weight_files,
+)
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.export.model_folder import open_strictly
@@ -70,10 +76,14 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
             replaced, or if what was written does not open or computes something else on text.
     """
     source, decoder, output = Path(source), Path(decoder), Path(output)
+    for folder in (source, decoder):
+        if not (folder / 'config.json').is_file():
+            raise ValueError(f'{folder} is no model folder: it has no config.json.')
     whole, config = read_config(source), read_config(decoder)
     _check_sizes(source, text_config(source, whole), decoder, config)
     refuse_existing('--output', output, overwrite, (source, decoder))
     refuse_unwritable('--output', output)
+    check_weights(decoder, config)
     weights, stored = read_multimodal_weights(source, text_config(source, whole)), read_weights(decoder, config)
     embedding = f'{family_of(config).decoder}.{family_of(config).embedding}.weight'
     _check_basis(weights, stored[embedding].read(), embedding, decoder)
@@ -107,6 +117,8 @@ def _check_sizes(source: Path, text: PretrainedConfig, decoder: Path, config: Pr
 
 
 def _check_basis(weights: MultimodalWeights, embedding: Tensor, name: str, decoder: Path) -> None:
+    if name not in weights.text:
+        raise ValueError(f'the source has no tensor {name} in its text part; copy it again.')
     pair = (tensor.float() for tensor in (weights.text[name].read(), embedding))
     cosine = torch.nn.functional.cosine_similarity(*pair, dim=-1).median().item()
     if cosine < SAME_BASIS:

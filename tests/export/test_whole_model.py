@@ -93,6 +93,8 @@ def test_a_decoder_that_does_not_go_with_the_rest_is_refused(tmp_path, capsys):
     small = cut_text(tmp_path, tmp_path / 'whole', 'hidden_size=8')
     out = ['--output', tmp_path / 'out']
     put = [tmp_path / 'whole', '--put-back']
+    for pair in ([tmp_path / 'whole', '--put-back', tmp_path / 'no'], [tmp_path / 'no', '--put-back', small]):
+        assert 'no is no model folder: it has no config.json' in refusal(capsys, *pair, *out)
     assert 'has hidden_size=8, the text part of' in refusal(capsys, *put, small, *out)
     shutil.copytree(tmp_path / 'text', tmp_path / 'turned')
     path = tmp_path / 'turned' / 'model.safetensors'
@@ -100,6 +102,9 @@ def test_a_decoder_that_does_not_go_with_the_rest_is_refused(tmp_path, capsys):
     tensors['model.embed_tokens.weight'] = tensors['model.embed_tokens.weight'].flip(1).contiguous()
     save_file(tensors, path, {'format': 'pt'})
     assert "its embedding is not the source's" in refusal(capsys, *put, tmp_path / 'turned', *out)
+    del tensors['model.layers.1.mlp.up_proj.weight']
+    save_file(tensors, path, {'format': 'pt'})
+    assert 'missing: model.layers.1.mlp.up_proj.weight' in refusal(capsys, *put, tmp_path / 'turned', *out)
     assert 'exists already' in refusal(capsys, *put, tmp_path / 'text', '--output', small)
     assert 'is needed' in refusal(capsys, *put, tmp_path / 'text', '--output', tmp_path / 'text', '--overwrite')
     assert not (tmp_path / 'out').exists()
