@@ -22,7 +22,10 @@ def install() -> None:
     - A sharded checkpoint is not asked for what nobody needs and other versions do not write: the copy of the model's
       config and tokenizer, key by key as transformers has them, which Composer does not load, and a mark that PyTorch's
       schedulers have while they are built.
+    - A model is asked whether it is a causal LM by its own config first. Composer imports the code of every model that
+      transformers has, which takes four seconds of each process on the current stack.
     """
+    from composer.models import huggingface
     from composer.trainer import _patch_pytorch
     from composer.utils import checkpoint
     from torch.distributed.fsdp._flat_param import FlatParamHandle
@@ -32,6 +35,8 @@ def install() -> None:
         _patch_pytorch.unshard_with_sync = FlatParamHandle.unshard
     if not hasattr(checkpoint.load_sharded_checkpoint, 'stock'):
         checkpoint.load_sharded_checkpoint = _asking_for_less(checkpoint.load_sharded_checkpoint)
+    if not hasattr(huggingface._is_registered_causal_lm, 'stock'):
+        huggingface._is_registered_causal_lm = _asking_its_config(huggingface._is_registered_causal_lm)
 
 
 def unwrapped(state: State) -> Any:
@@ -67,3 +72,16 @@ def _asking_for_less(load: Callable) -> Callable:
 
     load_sharded_checkpoint.stock = load
     return load_sharded_checkpoint
+
+
+def _asking_its_config(stock: Callable) -> Callable:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    def is_registered_causal_lm(model: Any) -> bool:
+        config = type(getattr(model, 'config', None))
+        if config in MODEL_FOR_CAUSAL_LM_MAPPING and isinstance(model, MODEL_FOR_CAUSAL_LM_MAPPING[config]):
+            return True
+        return stock(model)
+
+    is_registered_causal_lm.stock = stock
+    return is_registered_causal_lm

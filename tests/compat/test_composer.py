@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import torch
 from composer import Trainer
 from composer.callbacks import CheckpointSaver
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, huggingface
 from composer.trainer import _patch_pytorch
 from composer.utils import checkpoint
 from torch import nn
 from torch.distributed.fsdp._flat_param import FlatParamHandle
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmshearing.compat import composer
 
@@ -37,6 +38,26 @@ def test_a_sharded_checkpoint_is_not_asked_for_what_other_versions_do_not_write(
     assert load('path') == {'model': 1, 'schedulers': schedulers}
     assert load('path', ignore_keys=['state/model']) == {'schedulers': schedulers}
     assert load('path', ignore_keys=lambda asked: asked['state'].pop('model')) == {'schedulers': schedulers}
+
+
+def test_a_causal_lm_is_known_without_the_code_of_every_other(monkeypatch):
+    shape = {'hidden_size': 8, 'intermediate_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 1}
+    causal = LlamaForCausalLM(LlamaConfig(vocab_size=8, **shape))
+    composer.install()
+    stock, asked = huggingface._is_registered_causal_lm.stock, []
+    models = [causal, causal.model, nn.Linear(1, 1)]
+    assert [stock(model) for model in models] == [True, False, False]
+
+    def counted(model):
+        asked.append(model)
+        return stock(model)
+
+    monkeypatch.setattr(huggingface, '_is_registered_causal_lm', counted)
+    composer.install()
+    composer.install()
+    assert huggingface._is_registered_causal_lm.stock is counted
+    assert [huggingface._is_registered_causal_lm(model) for model in models] == [True, False, False]
+    assert asked == models[1:]
 
 
 def test_the_model_behind_a_wrapper_and_what_saves_checkpoints(tmp_path):
