@@ -15,7 +15,7 @@ import numpy as np
 
 from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.intervals import extrapolation_factor, jackknife_interval
-from llmshearing.scaling.post_training import check_runs, fit_post_training
+from llmshearing.scaling.post_training import PostTrainingLaw, check_runs, fit_post_training
 
 __all__ = ['extrapolate']
 
@@ -47,11 +47,13 @@ def extrapolate(
     except ValueError:
         return None
 
-    def at(run: Curve) -> float:
-        return float(fit_post_training([run]).predict(source_parameters, rate, source_loss, tokens))
+    def at_the_end(law: PostTrainingLaw) -> float:
+        return float(law.predict(source_parameters, rate, source_loss, tokens))
 
-    loss = at(run)
-    without = [at(replace(run, tokens=np.delete(seen, i), losses=np.delete(losses, i))) for i in range(len(seen))]
-    interval = jackknife_interval(loss, np.array(without), len(seen) - CONSTANTS_OF_A_CURVE)
+    law = fit_post_training([run])
+    loss = at_the_end(law)
+    without = [replace(run, tokens=np.delete(seen, i), losses=np.delete(losses, i)) for i in range(len(seen))]
+    refits = np.array([at_the_end(fit_post_training([fewer], near=law)) for fewer in without])
+    interval = jackknife_interval(loss, refits, len(seen) - CONSTANTS_OF_A_CURVE)
     low, high = interval or (None, None)
     return {'loss': loss, 'low': low, 'high': high, 'factor': extrapolation_factor(tokens, seen)}

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def cut(place: Path, output: str, source: str = 'source', target=None, **setting
     settings = CutSettings(**{**SMALL, **settings})
     text = [place / 'text.jsonl']
     return cut_source(place / source, TARGET if target is None else target, text, place / output, settings, 'cpu')
+
+
+@pytest.fixture(autouse=True)
+def little_speed(monkeypatch):
+    """Measures speed on a few tokens, which is most of what a tiny model's cut takes."""
+    monkeypatch.setattr(stages, 'tokens_per_second', partial(stages.tokens_per_second, new_tokens=2, repeats=1))
 
 
 def files(folder: Path) -> dict[str, bytes]:
