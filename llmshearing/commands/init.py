@@ -56,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a file; or the source's own, or those of a law, for which the command is told; none: a constant mixture "
         '(default: %(default)s)',
     )
+    parser.add_argument(
+        '--teacher',
+        choices=('source', 'stored', 'none'),
+        default='source',
+        help='the source is run beside the student; or its predictions are stored in the data once, for which the '
+        'command is told; or there is none (default: %(default)s)',
+    )
     parser.add_argument('--work', metavar='FOLDER', help='of checkpoints and results (default: runs/NAME)')
     parser.add_argument('--output', default='.', metavar='FOLDER', help='where the two files go (default: here)')
     parser.add_argument('--overwrite', action='store_true', help='replace files of these names')
@@ -73,7 +80,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.recipes.request import Request
     from llmshearing.recipes.write import write_recipes
 
-    names = ('data', 'tokens', 'prune_tokens', 'max_passes', 'work', 'output')
+    names = ('data', 'tokens', 'prune_tokens', 'max_passes', 'teacher', 'work', 'output')
     request = Request(
         source=arguments.source.rstrip('/') or '/',
         target=parse_target(arguments.target),

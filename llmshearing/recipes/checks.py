@@ -22,15 +22,23 @@ __all__ = ['check_text']
 ON_THIS_MACHINE = {'precision': 'fp32', 'fsdp_config': None}
 
 
-def check_text(name: str, text: str, source: PretrainedConfig) -> None:
+def check_text(name: str, text: str, source: PretrainedConfig, data: str) -> None:
     """Checks the text of a run file, which is called ``name`` in the message.
+
+    Args:
+        name (str): Of the file.
+        text (str): Of the file.
+        source (PretrainedConfig): The source's config.
+        data (str): Prepared data as they are there now; what is to be made of them has the same folders.
 
     Raises:
         ValueError: As the run would.
     """
     from omegaconf import OmegaConf
 
-    config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    document = OmegaConf.create(text)
+    document.variables.data = data
+    config: Any = OmegaConf.to_container(document, resolve=True)
     config['eval_loaders'] = config.pop('eval_loader')  # as llm-foundry hands lists on
     config |= ON_THIS_MACHINE
     config['model']['init_device'] = 'cpu'

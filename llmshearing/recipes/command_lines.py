@@ -25,7 +25,15 @@ def train_command(gpus: int, path: str) -> str:
 
 
 def preparations(
-    source: str, data: str, work: str, references: str, sequences: int, keep: int | None, parameters: int, tokens: float
+    source: str,
+    data: str,
+    work: str,
+    references: str,
+    sequences: int,
+    keep: int | None,
+    parameters: int,
+    tokens: float,
+    taught: str | None,
 ) -> dict[str, str]:
     """Commands to run before stage 1, by what they are for.
 
@@ -38,6 +46,7 @@ def preparations(
         keep (int | None): Hidden size of the target, where a rotated source pays.
         parameters (int): Of the target.
         tokens (float): Of continued pre-training.
+        taught (str | None): Folder for the data with the source's predictions, where the runs read them.
     """
     source, data, out = (shlex.quote(path) for path in (source, data, f'{work}/reference_losses.json'))
     commands = {}
@@ -53,6 +62,9 @@ def preparations(
         rotated = shlex.quote(f'{work}/rotated')
         rotate = f'llmshearing rotate {source} --data {data}/prune --output {rotated} --keep {keep}'
         commands[f'a basis in which hidden dimensions cost less; then variables.source={rotated}'] = rotate
+    if taught is not None:
+        teach = f'llmshearing teach {data} --teacher {source} --output {shlex.quote(taught)}'
+        commands["the source's predictions beside the data"] = teach
     return commands
 
 

@@ -76,6 +76,7 @@ def place_stage(
     batch: int,
     max_seq_len: int,
     masked_axes: Collection[str] = (),
+    teacher: PretrainedConfig | None = None,
 ) -> Placement:
     """The micro-batch of a stage: a power of two that divides the sequences of each GPU.
 
@@ -86,6 +87,7 @@ def place_stage(
         batch (int): Sequences per step over all GPUs.
         max_seq_len (int): Tokens per sequence.
         masked_axes (Collection[str]): Axes under masks.
+        teacher (PretrainedConfig | None): Model that is run beside it.
 
     Raises:
         ValueError: If not even one sequence fits, saying which ``--gpus`` or ``--gpu-memory`` would do.
@@ -98,7 +100,7 @@ def place_stage(
     def peak(gpus: int, size: int, checkpointing: bool) -> int:
         sharding = 'fsdp2' if gpus > 1 else 'ddp'
         setup = TrainingSetup(gpus, sharding, size, max_seq_len, checkpointing, hardware.precision)
-        return estimate_memory(config, setup, masked_axes).total
+        return estimate_memory(config, setup, masked_axes, teacher=teacher).total
 
     usable = USABLE * hardware.memory * 2**30
     found = None

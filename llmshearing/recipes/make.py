@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.scores import RECOMMENDED_SCORES
+from llmshearing.models.counting import layout_of, training_flops_per_token
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, with_shape
 from llmshearing.recipes.command_lines import header_lines, preparations
@@ -16,13 +17,26 @@ from llmshearing.recipes.data import count_passes
 from llmshearing.recipes.hardware import Placement, place_stage
 from llmshearing.recipes.recipe import Recipe
 from llmshearing.recipes.request import MEASURED, Request, Run, open_run
-from llmshearing.recipes.rules import EVAL_SHARE, Schedule, batch_size, eval_sequences, eval_share, make_schedule
+from llmshearing.recipes.rules import (
+    EVAL_SHARE,
+    FORWARDS_OF_A_STEP,
+    Schedule,
+    batch_size,
+    eval_sequences,
+    eval_share,
+    make_schedule,
+)
 from llmshearing.utils.numbers import with_unit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ['Made', 'Stage', 'make_recipes']
+
+DATA_NOTES = (
+    'output of `llmshearing prepare` for this tokenizer, string',
+    'output of `llmshearing teach`, see above, string',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +81,9 @@ def make_recipes(request: Request) -> Made:
     most = min(eval_sequences(stage.schedule, domains) for stage in stages)
     sequences = max(most // together, 1) * together
     keep, tokens = run.shape.hidden_size if run.rotates else None, run.tokens('continue')
+    taught = run.taught if request.teacher == 'stored' else None
     first = preparations(
-        run.source, request.data, run.work, request.references, sequences, keep, run.parameters, tokens
+        run.source, request.data, run.work, request.references, sequences, keep, run.parameters, tokens, taught
     )
     recipes, lines = {}, [f'target: {run.parameters:,} parameters ({run.shape})', *notes]
     for stage in stages:
@@ -97,7 +112,9 @@ def _plan_stages(run: Run) -> list[Stage]:
         'continue': (with_shape(run.config, run.shape, family_of(run.config).has_head_dim), ()),
     }
     places = {
-        stage: place_stage(stage, config, request.hardware, batch_size(stage, gpus), data.max_seq_len, masked)
+        stage: place_stage(
+            stage, config, request.hardware, batch_size(stage, gpus), data.max_seq_len, masked, run.teacher
+        )
         for stage, (config, masked) in trained.items()
     }
     together = _together(run, places.values())
@@ -111,6 +128,7 @@ def _plan_stages(run: Run) -> list[Stage]:
 
 def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
     request, data = run.request, run.data
+    stored = request.teacher == 'stored'
     return Recipe(
         stage=stage.name,
         header=header,
@@ -118,9 +136,10 @@ def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
         source=run.source,
         source_note='Hugging Face name or folder of the source'
         + ('; better the rotated one, see above, string' if run.rotates else ' model, string'),
-        data=request.data,
+        teacher=request.teacher,
+        data=run.taught if stored else request.data,
         max_passes=float(request.max_passes),
-        data_note='output of `llmshearing prepare` for this tokenizer, string',
+        data_note=f'output of `llmshearing {"teach" if stored else "prepare"}` for this tokenizer, string',
         max_seq_len=data.max_seq_len,
         target=_target(run.shape),
         scores={axis: RECOMMENDED_SCORES[axis] for axis in stage.masked},
@@ -166,8 +185,19 @@ def _facts(run: Run, stage: Stage, share: float) -> list[tuple[str, str]]:
     return [
         ('Tokens', tokens),
         ('Hardware', where),
+        ('Teacher', _teaching(run)),
         ('Evaluation', f'evaluation is {share:.1%} of the compute, counted in forward passes'),
     ]
+
+
+def _teaching(run: Run) -> str:
+    """Who teaches and what it costs, counted in the matrix products of a step at the target."""
+    if run.teacher is None:
+        return {'stored': 'the source teaches, by what is stored of it', 'none': 'no teacher'}[run.request.teacher]
+    layout, length = layout_of(run.config), run.data.max_seq_len
+    source, target = (training_flops_per_token(layout, shape, length) for shape in (run.before, run.shape))
+    share = 1 + source / FORWARDS_OF_A_STEP / target
+    return f'the source teaches; at the target a step computes {share:.2f} times what it would without'
 
 
 def _target(shape: ModelShape) -> dict[str, tuple[int, str]]:

@@ -16,9 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llmshearing.recipes.rules import Schedule
 
-__all__ = ['STAGES', 'Recipe', 'render']
+__all__ = ['STAGES', 'TEACHERS', 'Recipe', 'render']
 
 STAGES = ('prune', 'continue')
+TEACHERS = ('source', 'stored', 'none')  # run beside the student, in the data by `llmshearing teach`, or not there
 SCORE_NOTES = {
     'activation': 'size of what a unit carries',
     'block_importance': 'change of the residual stream',
@@ -34,7 +35,8 @@ class Recipe:
         stage (str): One of :data:`STAGES`.
         header (str): Comment lines at the top, each with its ``#``.
         work (str): Folder of the run.
-        source (str): Folder or hub name of the source; stage 1 only.
+        source (str): Folder or hub name of the source; stage 1, and stage 2 where it teaches.
+        teacher (str): One of :data:`TEACHERS`.
         data (str): Folder that ``llmshearing prepare`` wrote.
         max_seq_len (int): Tokens per sequence.
         target (Mapping[str, tuple[int, str]]): Size and comment by key of the target; stage 1 only.
@@ -70,6 +72,7 @@ class Recipe:
     run_name: str
     max_passes: float = 4
     source: str = ''
+    teacher: str = 'none'
     source_note: str = ''
     target: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     target_note: str = ''

@@ -41,6 +41,7 @@ class Request:
         tokens (float | None): Of continued pre-training. Default: one pass over the split, the paper's at most.
         prune_tokens (float | None): Of pruning. Default: the same.
         references (str): ``'source'``, ``'law'``, ``'none'``, or a file of reference losses.
+        teacher (str): One of :data:`~llmshearing.recipes.recipe.TEACHERS`.
         max_passes (float): Most passes over a split.
         work (str | None): Folder of the run. Default: ``runs/NAME``.
         output (str): Folder of the run files.
@@ -53,6 +54,7 @@ class Request:
     tokens: float | None = None
     prune_tokens: float | None = None
     references: str = 'source'
+    teacher: str = 'source'
     max_passes: float = MAX_PASSES
     work: str | None = None
     output: str = '.'
@@ -103,6 +105,16 @@ class Run:
     def rotates(self) -> bool:
         """Whether hidden dimensions go and the source may be rotated before."""
         return self.shape.hidden_size < self.before.hidden_size and family_of(self.config).rotates
+
+    @property
+    def taught(self) -> str:
+        """Folder of the data with the source's predictions, where they are stored."""
+        return f'{self.work}/taught'
+
+    @property
+    def teacher(self) -> PretrainedConfig | None:
+        """What is run beside the student."""
+        return self.config if self.request.teacher == 'source' else None
 
     def tokens(self, stage: str) -> float:
         """To train on: what was asked for, else one pass over the split, the paper's at most."""

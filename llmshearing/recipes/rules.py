@@ -14,7 +14,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
-__all__ = ['EVAL_SHARE', 'PAPER_TOKENS', 'Schedule', 'batch_size', 'eval_sequences', 'eval_share', 'make_schedule']
+__all__ = [
+    'EVAL_SHARE',
+    'FORWARDS_OF_A_STEP',
+    'PAPER_TOKENS',
+    'Schedule',
+    'batch_size',
+    'eval_sequences',
+    'eval_share',
+    'make_schedule',
+]
 
 PAPER_TOKENS = {'prune': 3200 * 32 * 4096, 'continue': 51200 * 256 * 4096}
 BATCH = {'prune': 32, 'continue': 256}  # sequences per step

@@ -36,7 +36,7 @@ def write_recipes(request: Request, overwrite: bool = False) -> list[str]:
     made = make_recipes(request)
     texts = {paths[stage]: render(recipe) for stage, recipe in made.recipes.items()}
     for path, text in texts.items():
-        check_text(path.name, text, made.config)
+        check_text(path.name, text, made.config, request.data)
     output.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         write_atomically(path, text)

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 from llmfoundry.command_utils import train
 from omegaconf import OmegaConf
+from transformers import AutoConfig
 
 from llmshearing import cli
 from llmshearing.commands.init import main
+from llmshearing.metrics.lines import read_metrics
+from llmshearing.models.counting import layout_of, training_flops_per_token
+from llmshearing.models.shapes import shape_of
+from llmshearing.models.targets import target_shape
 from llmshearing.recipes import request
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
@@ -95,6 +100,37 @@ def test_the_pruning_run_trains(world, tmp_path, capfd):
     shape = json.loads((tmp_path / 'work' / 'pruned' / 'config.json').read_text())
     assert (shape['num_hidden_layers'], shape['hidden_size'], shape['intermediate_size']) == (3, 36, 40)
     assert json.loads((tmp_path / 'work' / 'mixture.json').read_text())['proportions'].keys() == set(DOMAINS)
+
+
+def test_the_source_teaches_in_both_stages_unless_it_shall_not(world, tmp_path, capsys):
+    prune, proceed = run(world, tmp_path)
+    for config in (prune, proceed):
+        assert config.variables.source == config.algorithms.distillation.teacher == str(world / 'source')
+        assert config.algorithms.distillation.weight == 1.0
+    (factor,) = {float(each) for each in re.findall(r'a step computes ([\d.]+) times', capsys.readouterr().out)}
+    tiny = AutoConfig.from_pretrained(world / 'source')
+    asked = dict(pair.split('=') for pair in TARGET[1:])
+    shapes = shape_of(tiny), target_shape(tiny, {key: int(value) for key, value in asked.items()})
+    source, target = (training_flops_per_token(layout_of(tiny), shape, prune.max_seq_len) for shape in shapes)
+    assert factor == pytest.approx(1 + source / 3 / target, abs=0.006)
+    for config in run(world, tmp_path, '--teacher', 'none', '--overwrite'):
+        assert 'distillation' not in config.algorithms
+    assert 'no teacher' in (tmp_path / 'out' / 'prune.yaml').read_text() and 'source' not in config.variables
+
+
+def test_a_stored_teacher_is_told_of_and_trains(world, tmp_path, capsys):
+    settings = ('--prune-tokens', 4 * 512, '--reference-losses', world / 'references.json', '--teacher', 'stored')
+    config, proceed = run(world, tmp_path, *settings)
+    (command,) = re.findall(r'^  llmshearing (teach .*)$', capsys.readouterr().out, re.M)
+    assert cli.main(command.split()) == 0
+    for each in (config, proceed):
+        assert each.algorithms.distillation.stored and each.variables.data == str(tmp_path / 'work' / 'taught')
+    config.callbacks.export_pruned.allow_unconverged = True
+    for loader in [config.train_loader, *config.eval_loader]:
+        loader.num_workers, loader.prefetch_factor, loader.persistent_workers = 0, None, False
+    train(config).close()
+    metrics = read_metrics(tmp_path / 'work' / 'prune_metrics.jsonl')
+    assert len(metrics['loss/train/distillation']) == 4
 
 
 def test_a_real_source_on_several_gpus_from_its_config_alone(world, tmp_path, capsys):

@@ -71,10 +71,10 @@ def test_rounds_are_long_enough_for_the_sequences_that_are_evaluated_at_once(tog
 
 @pytest.fixture
 def gib(monkeypatch):
-    """In the place of the estimate: 8 GiB that are divided, and 2 (checkpointed: 0.5) for each sequence."""
+    """In the place of the estimate: 8 GiB that are divided, as many of a teacher, 2 (checkpointed: 0.5) a sequence."""
 
-    def estimate(config, setup, masked_axes):
-        divided = 8 / setup.gpus if setup.sharding == 'fsdp2' else 8
+    def estimate(config, setup, masked_axes, teacher):
+        divided = (8 if teacher is None else 16) / (setup.gpus if setup.sharding == 'fsdp2' else 1)
         each = 0.5 if setup.activation_checkpointing else 2
         return SimpleNamespace(total=int((divided + each * setup.micro_batch) * 2**30))
 
@@ -97,6 +97,12 @@ def test_the_micro_batch_is_the_largest_that_fits(gib, gpus, usable, micro_batch
 def test_what_would_do_is_said(gib, gpus, usable, remedy):
     with pytest.raises(ValueError, match=remedy):
         place_stage('prune', SMALL, Hardware(gpus, usable / USABLE), 32, 512)
+
+
+def test_a_teacher_takes_room(gib):
+    hardware = Hardware(4, 1.0001 * 18 / USABLE)
+    places = [place_stage('prune', SMALL, hardware, 32, 512, teacher=teacher) for teacher in (None, SMALL)]
+    assert [place.micro_batch for place in places] == [8, 4]
 
 
 def test_the_peak_is_that_of_planning():
