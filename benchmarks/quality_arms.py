@@ -252,6 +252,7 @@ GROUPS: dict[str, list[Arm]] = {
             ('stored teacher', 0.94, {'stored': True}),
             ('live teacher', 0.51, {}),
             ('live teacher for 0.94 of the steps', 0.94, {}),
+            ('live teacher and its last states', 0.51, {'hidden_weight': 1.0}),
         )
         for weight in (0.5, 1.0)
     ],

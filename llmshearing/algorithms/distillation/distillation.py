@@ -2,8 +2,9 @@
 
 Before a micro-batch's forward pass the teacher is run on it, so that its activations are gone before the student's are
 made; after the loss, the divergence is added. What is stored of a teacher comes with the batch instead. Composer logs
-the parts as ``loss/train/language_model`` and ``loss/train/distillation`` beside the total. A live teacher is held by
-the algorithm, which is in no module tree: no optimizer, gradient clipping or checkpoint sees it.
+the parts as ``loss/train/language_model``, ``loss/train/distillation`` and, if asked for, ``loss/train/hidden_states``
+beside the total. A live teacher is held by the algorithm, which is in no module tree: no optimizer, gradient clipping
+or checkpoint sees it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from llmshearing.algorithms.distillation.divergence import TeacherTarget, distillation_loss, teacher_target
+from llmshearing.algorithms.distillation.last_states import LastStates
 from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
@@ -66,6 +68,9 @@ class Distillation(Algorithm):
             less memory; of a stored teacher, the data say. Default: ``None``, the whole vocabulary.
         shared_vocab_size (int | None): Compare the first so many tokens, for models that pad one vocabulary to
             different sizes. Default: ``None``, all, which must then be equally many.
+        hidden_weight (float): Factor of the distance between the last hidden states of both
+            (:mod:`~llmshearing.algorithms.distillation.last_states`); the teacher must be the model that the student
+            was cut from. Default: ``0.0``.
 
     Raises:
         ValueError: For values out of range or a folder without a model here, and at the start of the run for a teacher
@@ -80,12 +85,15 @@ class Distillation(Algorithm):
         top_k: int | None = None,
         shared_vocab_size: int | None = None,
         stored: bool = False,
+        hidden_weight: float = 0.0,
     ):
         for name, value in (('weight', weight), ('temperature', temperature)):
             check_number(f'distillation.{name}', value, 0, above=True)
         if top_k is not None:  # else all tokens
             check_whole('distillation.top_k', top_k, 1)
+        check_number('distillation.hidden_weight', hidden_weight, 0)
         self.weight, self.temperature, self.top_k = weight, temperature, top_k
+        self.hidden_weight = hidden_weight
         self.shared_vocab_size = shared_vocab_size
         if (teacher is None) != bool(stored):
             given = 'neither' if teacher is None else 'both'
@@ -98,6 +106,11 @@ class Distillation(Algorithm):
                 f'distillation: top_k={top_k} is for a live teacher; a stored one has what llmshearing teach kept '
                 '(--draws, --top-k). Remove top_k.'
             )
+        if stored and hidden_weight:
+            raise ValueError(
+                f'distillation: hidden_weight={hidden_weight} needs a live teacher; hidden states are not stored. '
+                'Remove hidden_weight, or give teacher in place of stored.'
+            )
         self.stored = stored
         self.teacher_name = str(teacher)
         if not stored and missing_folder(self.teacher_name):
@@ -107,6 +120,7 @@ class Distillation(Algorithm):
         self._inputs: frozenset[str] = frozenset()
         self._note: TeacherNote | None = None
         self._target: TeacherTarget | None = None
+        self._last_states: LastStates | None = None
 
     def match(self, event: Event, state: State) -> bool:
         return event in (Event.INIT, Event.FIT_START, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
@@ -141,6 +155,8 @@ class Distillation(Algorithm):
             raise ValueError(
                 f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.'
             )
+        if self.hidden_weight:
+            self._last_states = LastStates(student, self.teacher)
         self._inputs = frozenset(inspect.signature(self.teacher.forward).parameters) - {'labels'}
         log.info('Distilling from %s over %d tokens.', self.teacher_name, self.vocab_size)
 
@@ -168,11 +184,12 @@ class Distillation(Algorithm):
         positions = predicting_positions(state.batch['labels'])
         outputs: Any = state.outputs  # a mapping, which Composer's annotation leaves out
         divergence = distillation_loss(outputs['logits'], target, positions)
-        return {
-            'total': state.loss + self.weight * divergence,
-            'language_model': state.loss,
-            'distillation': divergence,
-        }
+        parts = {'language_model': state.loss, 'distillation': divergence}
+        total = state.loss + self.weight * divergence
+        if self._last_states is not None:
+            parts['hidden_states'] = self._last_states.distance(positions)
+            total = total + self.hidden_weight * parts['hidden_states']
+        return {'total': total, **parts}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the teacher never changes and is read again from its folder."""
