@@ -1,7 +1,7 @@
 """Distils on this process's share of each global batch; rank 0 saves what the test compares.
 
-usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp``, ``fsdp2`` and ``fsdp2+pruning``; FOLDER
-holds teacher and student.
+usage: distillation_worker.py FOLDER OUT MODE [MODE ...] with modes ``ddp`` and ``fsdp2``, each also with ``+pruning``
+and ``+pruning+hidden``; FOLDER holds teacher and student, which in the last is its own teacher.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, '
 
 def run(folder: Path, mode: str) -> dict:
     """One run; returns its losses per batch and the share of the teacher's numbers that this rank holds."""
-    distillation = Distillation(str(folder / 'teacher'), weight=2.0, temperature=2.0, top_k=20)
+    sharded, pruning, hidden = ('fsdp2' in mode), ('pruning' in mode), ('hidden' in mode)
+    teacher = str(folder / ('student' if hidden else 'teacher'))
+    distillation = Distillation(teacher, weight=2.0, temperature=2.0, top_k=20, hidden_weight=float(hidden))
     log = InMemoryLogger()
-    sharded, pruning = 'fsdp2' in mode, 'pruning' in mode
     settings = dict(
         pretrained_model_name_or_path=str(folder / 'student'),
         attn_implementation='sdpa',
@@ -56,11 +57,10 @@ def run(folder: Path, mode: str) -> dict:
     )
     trainer.fit()
     trainer.close()
-    teacher = list(distillation.teacher.parameters())
-    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in teacher) / sum(
-        p.numel() for p in teacher
-    )
-    losses = {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in ('total', 'distillation')}
+    frozen = list(distillation.teacher.parameters())
+    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in frozen) / sum(p.numel() for p in frozen)
+    names = ('total', 'distillation', *(['hidden_states'] if hidden else []))
+    losses = {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in names}
     return {'losses': losses, 'held': held}
 
 

@@ -20,15 +20,17 @@ def test_two_ranks_equal_one(tmp_path):
     )
     tiny_source(tmp_path / 'student')
     worker = str(ROOT / 'tests/distributed/distillation_worker.py')
-    process = launch(2, [worker, str(tmp_path), str(tmp_path / 'two.pt'), 'ddp', 'fsdp2', 'fsdp2+pruning'])
+    modes = ['ddp', 'fsdp2', 'fsdp2+pruning', 'ddp+pruning+hidden', 'fsdp2+pruning+hidden']
+    process = launch(2, [worker, str(tmp_path), str(tmp_path / 'two.pt'), *modes])
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     two = torch.load(tmp_path / 'two.pt', weights_only=True)
-    one, pruning = run(tmp_path, 'one'), run(tmp_path, 'one+pruning')
-    for mode, expected in (('ddp', one), ('fsdp2', one), ('fsdp2+pruning', pruning)):
+    one, pruning, hidden = (run(tmp_path, mode) for mode in ('one', 'one+pruning', 'one+pruning+hidden'))
+    for mode, expected in zip(modes, (one, one, pruning, hidden, hidden)):
         for name, losses in expected['losses'].items():
             torch.testing.assert_close(
                 torch.tensor(two[mode]['losses'][name]), torch.tensor(losses), rtol=1e-5, atol=1e-6
             )
+    assert hidden['losses']['hidden_states'][-1] > 1e-3
     assert one['losses'] != pruning['losses']
     assert one['held'] == two['ddp']['held'] == 1.0
     assert 0.45 < two['fsdp2']['held'] < 0.52 and 0.45 < two['fsdp2+pruning']['held'] < 0.52
