@@ -58,10 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--teacher',
-        choices=('source', 'stored', 'none'),
-        default='source',
-        help='the source is run beside the student; or its predictions are stored in the data once, for which the '
-        'command is told; or there is none (default: %(default)s)',
+        choices=('none', 'source', 'stored'),
+        default='none',
+        help='the source is run beside the student, or its predictions are stored in the data once, for which the '
+        'command is told: better at equal tokens, for more compute (default: %(default)s)',
     )
     parser.add_argument('--work', metavar='FOLDER', help='of checkpoints and results (default: runs/NAME)')
     parser.add_argument('--output', default='.', metavar='FOLDER', help='where the two files go (default: here)')

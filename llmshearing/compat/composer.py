@@ -78,10 +78,9 @@ def _asking_its_config(stock: Callable) -> Callable:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     def is_registered_causal_lm(model: Any) -> bool:
-        config = type(getattr(model, 'config', None))
-        if config in MODEL_FOR_CAUSAL_LM_MAPPING and isinstance(model, MODEL_FOR_CAUSAL_LM_MAPPING[config]):
-            return True
-        return stock(model)
+        config: Any = type(getattr(model, 'config', None))
+        own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config] if config in MODEL_FOR_CAUSAL_LM_MAPPING else ()
+        return isinstance(model, own) or stock(model)
 
     is_registered_causal_lm.stock = stock
     return is_registered_causal_lm

@@ -193,7 +193,7 @@ def _facts(run: Run, stage: Stage, share: float) -> list[tuple[str, str]]:
 def _teaching(run: Run) -> str:
     """Who teaches and what it costs, counted in the matrix products of a step at the target."""
     if run.teacher is None:
-        return {'stored': 'the source teaches, by what is stored of it', 'none': 'no teacher'}[run.request.teacher]
+        return {'stored': 'the source teaches, by what is stored of it', 'none': 'none'}[run.request.teacher]
     layout, length = layout_of(run.config), run.data.max_seq_len
     source, target = (training_flops_per_token(layout, shape, length) for shape in (run.before, run.shape))
     share = 1 + source / FORWARDS_OF_A_STEP / target

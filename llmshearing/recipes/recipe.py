@@ -19,7 +19,7 @@ from llmshearing.recipes.rules import Schedule
 __all__ = ['STAGES', 'TEACHERS', 'Recipe', 'render']
 
 STAGES = ('prune', 'continue')
-TEACHERS = ('source', 'stored', 'none')  # run beside the student, in the data by `llmshearing teach`, or not there
+TEACHERS = ('none', 'source', 'stored')  # not there, run beside the student, or in the data by `llmshearing teach`
 SCORE_NOTES = {
     'activation': 'size of what a unit carries',
     'block_importance': 'change of the residual stream',

@@ -54,7 +54,7 @@ class Request:
     tokens: float | None = None
     prune_tokens: float | None = None
     references: str = 'source'
-    teacher: str = 'source'
+    teacher: str = 'none'
     max_passes: float = MAX_PASSES
     work: str | None = None
     output: str = '.'

@@ -102,8 +102,8 @@ def test_the_pruning_run_trains(world, tmp_path, capfd):
     assert json.loads((tmp_path / 'work' / 'mixture.json').read_text())['proportions'].keys() == set(DOMAINS)
 
 
-def test_the_source_teaches_in_both_stages_unless_it_shall_not(world, tmp_path, capsys):
-    prune, proceed = run(world, tmp_path)
+def test_the_source_teaches_in_both_stages_where_it_shall(world, tmp_path, capsys):
+    prune, proceed = run(world, tmp_path, '--teacher', 'source')
     for config in (prune, proceed):
         assert config.variables.source == config.algorithms.distillation.teacher == str(world / 'source')
         assert config.algorithms.distillation.weight == 1.0
@@ -113,9 +113,10 @@ def test_the_source_teaches_in_both_stages_unless_it_shall_not(world, tmp_path, 
     shapes = shape_of(tiny), target_shape(tiny, {key: int(value) for key, value in asked.items()})
     source, target = (training_flops_per_token(layout_of(tiny), shape, prune.max_seq_len) for shape in shapes)
     assert factor == pytest.approx(1 + source / 3 / target, abs=0.006)
-    for config in run(world, tmp_path, '--teacher', 'none', '--overwrite'):
+    assert 'times what it would without\n' in (tmp_path / 'out' / 'prune.yaml').read_text()
+    for config in run(world, tmp_path, '--overwrite'):
         assert 'distillation' not in config.algorithms
-    assert 'no teacher' in (tmp_path / 'out' / 'prune.yaml').read_text() and 'source' not in config.variables
+    assert 'source' not in config.variables
 
 
 def test_a_stored_teacher_is_told_of_and_trains(world, tmp_path, capsys):
