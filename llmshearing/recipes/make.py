@@ -185,19 +185,20 @@ def _facts(run: Run, stage: Stage, share: float) -> list[tuple[str, str]]:
     return [
         ('Tokens', tokens),
         ('Hardware', where),
-        ('Teacher', _teaching(run)),
+        *_teaching(run),
         ('Evaluation', f'evaluation is {share:.1%} of the compute, counted in forward passes'),
     ]
 
 
-def _teaching(run: Run) -> str:
-    """Who teaches and what it costs, counted in the matrix products of a step at the target."""
+def _teaching(run: Run) -> list[tuple[str, str]]:
+    """What a live teacher costs is counted in the matrix products of a step at the target."""
     if run.teacher is None:
-        return {'stored': 'the source teaches, by what is stored of it', 'none': 'none'}[run.request.teacher]
+        stored = run.request.teacher == 'stored'
+        return [('Teacher', 'the source teaches, by what is stored of it')] if stored else []
     layout, length = layout_of(run.config), run.data.max_seq_len
     source, target = (training_flops_per_token(layout, shape, length) for shape in (run.before, run.shape))
-    share = 1 + source / FORWARDS_OF_A_STEP / target
-    return f'the source teaches; at the target a step computes {share:.2f} times what it would without'
+    times = 1 + source / FORWARDS_OF_A_STEP / target
+    return [('Teacher', f'the source teaches; at the target a step computes {times:.2f} times what it would without')]
 
 
 def _target(shape: ModelShape) -> dict[str, tuple[int, str]]:

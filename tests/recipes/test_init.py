@@ -116,6 +116,7 @@ def test_the_source_teaches_in_both_stages_where_it_shall(world, tmp_path, capsy
     assert 'times what it would without\n' in (tmp_path / 'out' / 'prune.yaml').read_text()
     for config in run(world, tmp_path, '--overwrite'):
         assert 'distillation' not in config.algorithms
+    assert 'eacher' not in (tmp_path / 'out' / 'prune.yaml').read_text() + capsys.readouterr().out
     assert 'source' not in config.variables
 
 
