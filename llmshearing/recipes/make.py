@@ -139,7 +139,9 @@ def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
         teacher=request.teacher,
         data=run.taught if stored else request.data,
         max_passes=float(request.max_passes),
-        data_note=f'output of `llmshearing {"teach" if stored else "prepare"}` for this tokenizer, string',
+        data_note='output of `llmshearing teach`, see above, string'
+        if stored
+        else 'output of `llmshearing prepare` for this tokenizer, string',
         max_seq_len=data.max_seq_len,
         target=_target(run.shape),
         scores={axis: RECOMMENDED_SCORES[axis] for axis in stage.masked},
