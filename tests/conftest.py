@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import re
 import resource
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -97,9 +98,10 @@ def nothing_left_behind():
 
 
 def remove_unused_segments() -> None:
-    """Removes Streaming's segments of this session that no process has open.
+    """Removes Streaming's segments of this session that no process has open, and locks that no segment goes with.
 
-    The youngest stay: they may be of a test that another process runs at this moment.
+    The youngest stay: they may be of a test that another process runs at this moment. Streaming looks through the locks
+    of all numbers for each data set, and never removes one.
     """
     ours = {path for path in SHARED.glob('[0-9]*_*') if SEGMENT.fullmatch(path.name) and _is_of_this_session(path)}
     used = set()
@@ -110,6 +112,10 @@ def remove_unused_segments() -> None:
             continue
     for path in ours:
         if path.name not in used:
+            path.unlink(missing_ok=True)
+    taken = {path.name.partition('_')[0] for path in SHARED.glob('[0-9]*_*')}
+    for path in Path(tempfile.gettempdir()).glob('[0-9]*_*_filelock'):
+        if path.name.partition('_')[0] not in taken and _is_of_this_session(path):
             path.unlink(missing_ok=True)
 
 
