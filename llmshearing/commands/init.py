@@ -15,6 +15,7 @@ import argparse
 import sys
 
 from llmshearing.commands.arguments import command_parser, count_argument, parse_target
+from llmshearing.recipes.rules import TEACHERS
 
 __all__ = ['main']
 
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--teacher',
-        choices=('none', 'source', 'stored'),
+        choices=TEACHERS,
         default='none',
         help='the source is run beside the student, or its predictions are stored in the data once, for which the '
         'command is told: better at equal tokens, for more compute (default: %(default)s)',

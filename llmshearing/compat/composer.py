@@ -23,7 +23,7 @@ def install() -> None:
       config and tokenizer, key by key as transformers has them, which Composer does not load, and a mark that PyTorch's
       schedulers have while they are built.
     - A model is asked whether it is a causal LM by its own config first. Composer imports the code of every model that
-      transformers has, which takes four seconds of each process on the current stack.
+      transformers has, in each process.
     """
     from composer.models import huggingface
     from composer.trainer import _patch_pytorch

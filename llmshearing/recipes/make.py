@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ['Made', 'Stage', 'make_recipes']
 
-DATA_NOTES = (
-    'output of `llmshearing prepare` for this tokenizer, string',
-    'output of `llmshearing teach`, see above, string',
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Made:

@@ -16,10 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llmshearing.recipes.rules import Schedule
 
-__all__ = ['STAGES', 'TEACHERS', 'Recipe', 'render']
+__all__ = ['STAGES', 'Recipe', 'render']
 
 STAGES = ('prune', 'continue')
-TEACHERS = ('none', 'source', 'stored')  # not there, run beside the student, or in the data by `llmshearing teach`
 SCORE_NOTES = {
     'activation': 'size of what a unit carries',
     'block_importance': 'change of the residual stream',
@@ -36,7 +35,7 @@ class Recipe:
         header (str): Comment lines at the top, each with its ``#``.
         work (str): Folder of the run.
         source (str): Folder or hub name of the source; stage 1, and stage 2 where it teaches.
-        teacher (str): One of :data:`TEACHERS`.
+        teacher (str): One of :data:`~llmshearing.recipes.rules.TEACHERS`.
         data (str): Folder that ``llmshearing prepare`` wrote.
         max_seq_len (int): Tokens per sequence.
         target (Mapping[str, tuple[int, str]]): Size and comment by key of the target; stage 1 only.

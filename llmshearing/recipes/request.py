@@ -41,7 +41,7 @@ class Request:
         tokens (float | None): Of continued pre-training. Default: one pass over the split, the paper's at most.
         prune_tokens (float | None): Of pruning. Default: the same.
         references (str): ``'source'``, ``'law'``, ``'none'``, or a file of reference losses.
-        teacher (str): One of :data:`~llmshearing.recipes.recipe.TEACHERS`.
+        teacher (str): One of :data:`~llmshearing.recipes.rules.TEACHERS`.
         max_passes (float): Most passes over a split.
         work (str | None): Folder of the run. Default: ``runs/NAME``.
         output (str): Folder of the run files.

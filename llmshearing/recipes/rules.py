@@ -18,6 +18,7 @@ __all__ = [
     'EVAL_SHARE',
     'FORWARDS_OF_A_STEP',
     'PAPER_TOKENS',
+    'TEACHERS',
     'Schedule',
     'batch_size',
     'eval_sequences',
@@ -34,6 +35,7 @@ SAVES, LONGEST_UNSAVED = 4, 2000  # checkpoints of a short run; batches between 
 EVAL_SHARE = 0.1  # most of a run's compute that goes to evaluation
 LEAST_SEQUENCES, MOST_SEQUENCES = 16, 500  # evaluated per domain; the most is the default of dynamic_batch_loading
 FORWARDS_OF_A_STEP = 3
+TEACHERS = ('none', 'source', 'stored')  # not there, run beside the student, or in the data by `llmshearing teach`
 
 
 @dataclasses.dataclass(frozen=True)
