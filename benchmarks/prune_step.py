@@ -1,8 +1,8 @@
 """What a pruning step costs, beside the steps it should cost as much as.
 
 In one process, in turn, so that a noisy machine is noisy for all of them: the dense source's training step, a pruning
-step with everything kept, a pruning step at the target, the target model's own training step, and the usual way to
-mask, which multiplies activations and computes everything. A step is forward and backward of one micro-batch; the
+step with everything kept, a pruning step at the target while masks are learned and after they are frozen, the target
+model's own training step, and the usual way to mask, which multiplies activations and computes everything. A step is forward and backward of one micro-batch; the
 optimizer's step, which depends on the number of stored parameters and not on masks, is measured on its own; so are
 evaluation, a step after which a twentieth of what is to go leaves with compensation, and the same tokens in four
 accumulated micro-batches, each of which cuts anew. Medians over rounds, and medians of the ratios within each round.
@@ -194,8 +194,10 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
 
     fewer = {axis: (mask > 0).float() for axis, mask in target_masks(shape, target, 0.05).items()}
 
+    frozen = {axis: (mask > 0).float() for axis, mask in at_target.items()}
+
     def pruning(masks, run=step, **options):
-        cutter.set_masks(masks)
+        cutter.set_masks(masks, constant=masks is frozen)
         run(masked, ids, **options)
 
     def compensating():
@@ -211,13 +213,14 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'pruning, all kept': lambda: pruning(ones),
         'pruning, all kept, compensating': compensating,
         'pruning, at target': lambda: pruning(at_target),
+        'pruning, frozen': lambda: pruning(frozen),
         'target model': lambda: step(own, ids),
         "the target's products alone": matrix_products(own, ids.numel()),
         'activation masking': lambda: step(activations, ids),
         'optimizer on the source': lambda: optimizer.step(),
         'evaluation, at target': lambda: pruning(at_target, evaluate),
         'evaluation, target model': lambda: evaluate(own, ids),
-        f'{MICRO_BATCHES} micro-batches, at target': lambda: pruning(at_target, micro_batches=MICRO_BATCHES),
+        f'{MICRO_BATCHES} micro-batches, frozen': lambda: pruning(frozen, micro_batches=MICRO_BATCHES),
         f'{MICRO_BATCHES} micro-batches, target model': lambda: step(own, ids, MICRO_BATCHES),
     }
     if course:
@@ -239,13 +242,14 @@ def measure(family: str, size: str, tokens: int, rounds: int, course: bool) -> d
         'all kept / dense source': ratio('pruning, all kept', 'dense source'),
         'compensating / all kept': ratio('pruning, all kept, compensating', 'pruning, all kept'),
         'at target / target model': ratio('pruning, at target', 'target model'),
+        'frozen / target model': ratio('pruning, frozen', 'target model'),
         'at target / dense source': ratio('pruning, at target', 'dense source'),
         'at target / activation masking': ratio('pruning, at target', 'activation masking'),
         "at target / the target's products alone": ratio('pruning, at target', "the target's products alone"),
         'activation masking / dense source': ratio('activation masking', 'dense source'),
         'evaluation, at target / target model': ratio('evaluation, at target', 'evaluation, target model'),
-        f'{MICRO_BATCHES} micro-batches, at target / target model': ratio(
-            f'{MICRO_BATCHES} micro-batches, at target', f'{MICRO_BATCHES} micro-batches, target model'
+        f'{MICRO_BATCHES} micro-batches, frozen / target model': ratio(
+            f'{MICRO_BATCHES} micro-batches, frozen', f'{MICRO_BATCHES} micro-batches, target model'
         ),
     }
     if course:

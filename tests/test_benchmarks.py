@@ -66,7 +66,7 @@ def test_prune_step(tmp_path, run_quick):
             'at target / target model',
             'whole run / activation-masked run',
             'evaluation, at target / target model',
-            '4 micro-batches, at target / target model',
+            '4 micro-batches, frozen / target model',
         }
 
 
@@ -119,7 +119,10 @@ def test_step_memory(tmp_path):
 def test_step_profile(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     run_quick('step_profile.py', '--tokens', '256', '--output', out)
-    for shares in json.loads(out.read_text()).values():
+    results = json.loads(out.read_text())
+    operators = [shares.pop('operators') for shares in results.values()]
+    assert operators[1] > operators[2] > operators[3]  # learned masks, frozen ones, the target model
+    for shares in results.values():
         whole = sum(share for name, share in shares.items() if not name.startswith(('of everything else', '(within')))
         assert whole == pytest.approx(1, abs=1e-6) and shares['matrix products'] > 0.05
 

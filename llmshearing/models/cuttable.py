@@ -6,7 +6,7 @@ of its forward, so they cost nothing, not even communication; an attention or ML
 without running.
 
 A set of masks is installed by :meth:`Cutter.set_masks` and stays until the next; every forward pass binds it anew, so
-several micro-batches may run, recompute and backpropagate under the same masks.
+several micro-batches may run, recompute and backpropagate under the same masks. Constant masks are bound once.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Cutter:
         self.masks: dict[str, Tensor] | None = None
         self.plan: CutPlan | None = None
         self._values: Tensor | None = None
+        self._constants: tuple[tuple, Tensor] | None = None  # how constant masks were installed, and their values
         decoder = model.get_submodule(self.family.decoder)
         self._embedding = mix_in(decoder.get_submodule(self.family.embedding), CutEmbedding)
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
@@ -89,7 +90,7 @@ class Cutter:
         if self.shape.num_experts:
             record_router_logits(decoder, stock)
 
-    def set_masks(self, masks: Mapping[str, Tensor] | None, multiple_of: int = 1) -> None:
+    def set_masks(self, masks: Mapping[str, Tensor] | None, multiple_of: int = 1, constant: bool = False) -> None:
         """Installs masks for the coming forward passes; None restores the stock model.
 
         Gradients with respect to the masks are accumulated over backward passes until the next call; read them with
@@ -100,9 +101,11 @@ class Cutter:
                 :func:`~llmshearing.models.units.mask_shapes`; axes that are left out are not cut.
             multiple_of (int): Round kept intermediate counts up to this with zero-mask units; in a mixture also to a
                 multiple of :data:`~llmshearing.models.mixtures.ALIGNED_EXPERTS`.
+            constant (bool): Nothing is learned from these masks: they get no gradient, units at one are not scaled,
+                and the same ones installed again cost nothing.
         """
         if not masks:
-            self.masks = self.plan = self._values = None
+            self.masks = self.plan = self._values = self._constants = None
             self._decoder.cut = self._embedding.cut = None
             self._balance_over(self.shape.num_experts)
             for module in (*self._modules.values(), *self._attention.values(), *self._mixers.values(), *self._mlp):
@@ -115,11 +118,18 @@ class Cutter:
         device = self._embedding.get_parameter('weight').device
         if self.shape.num_experts:
             multiple_of = math.lcm(multiple_of, ALIGNED_EXPERTS)
-        self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies)
-        self._values = to_device(flatten_masks(self.masks), device).requires_grad_()
+        values = flatten_masks(self.masks)
+        how = (tuple(self.masks), multiple_of, device, id(self.norm_energies))
+        if constant and self._constants and how == self._constants[0] and torch.equal(values, self._constants[1]):
+            return
+        self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies, constant)
+        self._values = to_device(values, device).requires_grad_(not constant)
+        self._constants = (how, values) if constant else None
         self._decoder.cut = self
         kept = [units.counts(self.shape).experts for units in self.plan.units.layers.values()]
         self._balance_over(kept[0] if kept else self.shape.num_experts)
+        if constant:
+            self._bind()
 
     def _balance_over(self, num_experts: int) -> None:
         """How many experts the stock forward takes for there, where it adds the loss that balances their use."""
@@ -143,9 +153,15 @@ class Cutter:
 
     def bind(self) -> list[int]:
         """Gives every module its cut for the forward pass that begins. Returns the kept layers in order."""
-        plan, values, shape = self.plan, self._values, self.shape
-        if plan is None or values is None:
+        if self.plan is None:
             raise ValueError('a forward pass with masks needs masks: call set_masks first.')
+        if self._constants is None:
+            self._bind()
+        return list(self.plan.units.layers)
+
+    def _bind(self) -> None:
+        plan, values, shape = self.plan, self._values, self.shape
+        assert plan is not None and values is not None
         kept = plan.hidden_count()
         ratio = math.sqrt(kept / shape.hidden_size) if self.family.scales_embedding else 1.0
         self._embedding.cut = (plan.hidden_index(), math.sqrt(kept), ratio)
@@ -160,4 +176,3 @@ class Cutter:
             if layer in self._attention:
                 self._attention[layer].cut = (units, shape)
             self._mlp[layer].cut = units
-        return list(plan.units.layers)

@@ -46,6 +46,7 @@ class CutPlan:
         multiple_of (int): See :func:`~llmshearing.models.units.kept_units`.
         energies (Tensor | None): float32 [norms, hidden], for the gains of norms (:mod:`~llmshearing.models.gains`).
             Default: ``None``; gains then do not make up for hidden dimensions that went.
+        constant (bool): The masks are not learned from: where they keep units at exactly one, nothing is scaled.
     """
 
     def __init__(
@@ -56,11 +57,15 @@ class CutPlan:
         device: torch.device | str = 'cpu',
         multiple_of: int = 1,
         energies: Tensor | None = None,
+        constant: bool = False,
     ):
         self.family, self.shape = family, shape
         self.units: Units = kept_units(masks, shape, multiple_of)
         self._starts = _axis_starts(masks, shape)
         gather = self._gather_pieces()
+        if constant:
+            values = flatten_masks(masks)
+            gather = {key: place for key, place in gather.items() if (values[place] != 1).any()}
         index = {key: value for key, value in self._index_pieces() if value is not None}
         self._gather_sizes = {key: len(value) for key, value in gather.items()}
         on_device = _to_device([_concatenated(gather.values()), *index.values()], device)
@@ -214,7 +219,8 @@ class CutPlan:
         """Factor of each norm's gain by module path; constants to autograd."""
         if not self._norms:
             return {}
-        values = scales['hidden', None].detach()
+        values = scales.get(('hidden', None))
+        values = self._energies.new_ones(self.hidden_count()) if values is None else values.detach()
         return dict(zip(self._norms, gain_factors(self._energies, self.hidden_index(), values, self._reads)))
 
     def _scales(self, values: Tensor) -> dict[tuple[str, int | None], Tensor | None]:

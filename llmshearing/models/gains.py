@@ -46,6 +46,7 @@ def gain_factors(energies: Tensor, kept: Tensor | None, values: Tensor, reads: T
         Tensor: float32 [norms]; one for a norm that was never given anything but zeros.
     """
     left = energies if kept is None else energies.index_select(1, kept)
-    left = torch.where(reads, left @ values.square(), left.sum(1)) / left.shape[1]
+    scaled = (left * values.square()).sum(1)  # not a matrix product, which autocast would round to bfloat16
+    left = torch.where(reads, scaled, left.sum(1)) / left.shape[1]
     whole = energies.mean(1)
     return torch.where(whole > 0, left / whole.clamp(min=torch.finfo(whole.dtype).tiny), 1.0).sqrt()

@@ -55,6 +55,15 @@ def test_factors_are_those_of_the_formula():
     torch.testing.assert_close(everything, torch.ones(2))
 
 
+def test_factors_are_not_rounded_under_autocast():
+    energies, values = torch.rand(3, 48), torch.rand(48)
+    reads = torch.tensor([True, True, False])
+    want = gain_factors(energies, None, values, reads)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = gain_factors(energies, None, values, reads)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+
+
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_energies_are_the_relative_mean_squares_of_what_norms_read(variant):
     model = tiny_model(variant)

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from llmshearing.models.cuttable import Cutter
+from llmshearing.models.gains import stream_norms
 from llmshearing.models.module_cut import cut_weight
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.units import mask_shapes
 from tests.models.reference import masked_llama_logits
-from tests.models.tiny import random_masks, tiny_model
+from tests.models.tiny import VARIANTS, random_masks, tiny_model
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 SUBSETS = [subset for size in (1, 2, 5) for subset in itertools.combinations(AXES, size)]
@@ -123,6 +125,49 @@ def test_micro_batches_accumulate_mask_gradients():
         (loss_of(model(part).logits, part) / 2).backward()
     for axis, gradient in cutter.mask_gradients().items():
         torch.testing.assert_close(gradient, whole[axis], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_constant_masks_compute_the_same_bits_and_learn_nothing(variant):
+    results = []
+    for constant in (False, True):
+        model = tiny_model(variant)
+        cutter = Cutter(model)
+        axes = sorted(set(mask_shapes(cutter.shape)) - {'expert'})
+        masks = {axis: (mask > 0).float() for axis, mask in random_masks(cutter.shape, axes).items()}
+        generator = torch.Generator().manual_seed(3)
+        cutter.norm_energies = torch.rand(len(stream_norms(cutter.family, cutter.shape.num_hidden_layers)), cutter.shape.hidden_size, generator=generator)
+        cutter.set_masks(masks, constant=constant)
+        logits = model(input_ids(), use_cache=False).logits
+        loss_of(logits, input_ids()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append((logits, gradients, cutter.mask_gradients()))
+    (learned, want, _), (constant, got, mask_gradients) = results
+    assert torch.equal(learned, constant) and want.keys() == got.keys()
+    for name, gradient in want.items():
+        assert torch.equal(gradient, got[name]), name
+    assert not any(gradient.any() for gradient in mask_gradients.values())
+
+
+def test_constant_masks_are_installed_once_and_soft_ones_scale():
+    model = tiny_model()
+    cutter, ids = Cutter(model), input_ids()
+    soft = random_masks(cutter.shape, AXES)
+    cutter.set_masks(soft)
+    want = model(ids).logits
+    cutter.set_masks(soft, constant=True)
+    plan = cutter.plan
+    torch.testing.assert_close(model(ids).logits, want, rtol=0, atol=0)
+    cutter.set_masks({axis: mask.clone() for axis, mask in soft.items()}, constant=True)
+    assert cutter.plan is plan
+    hard = {axis: (mask > 0).float() for axis, mask in soft.items()}
+    cutter.set_masks(hard, constant=True)
+    assert cutter.plan is not plan and not torch.allclose(model(ids).logits, want)
+    cutter.set_masks(soft)
+    torch.testing.assert_close(model(ids).logits, want, rtol=0, atol=0)
+    cutter.set_masks(None)
+    cutter.set_masks(soft, constant=True)
+    assert torch.equal(model(ids).logits, want)
 
 
 def test_gradient_checkpointing_of_layers_gives_the_same_gradients():

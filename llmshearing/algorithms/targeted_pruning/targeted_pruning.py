@@ -175,7 +175,8 @@ class TargetedPruning(PruningState, Algorithm):
     def _install(self, state: State, masks: Mapping[str, Tensor], multiple_of: int = 1) -> None:
         cutter = _model(state).cutter
         cutter.norm_energies = self.norm_energies
-        cutter.set_masks(masks, multiple_of)
+        learns = self.frozen_masks is None or self.settings.freeze_weights  # a loss must depend on something
+        cutter.set_masks(masks, multiple_of, constant=not learns)
 
     def _width_metrics(self) -> dict[str, float]:
         return {
