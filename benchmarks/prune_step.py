@@ -1,11 +1,12 @@
 """What a pruning step costs, beside the steps it should cost as much as.
 
 In one process, in turn, so that a noisy machine is noisy for all of them: the dense source's training step, a pruning
-step with everything kept, a pruning step at the target while masks are learned and after they are frozen, the target
-model's own training step, and the usual way to mask, which multiplies activations and computes everything. A step is forward and backward of one micro-batch; the
-optimizer's step, which depends on the number of stored parameters and not on masks, is measured on its own; so are
-evaluation, a step after which a twentieth of what is to go leaves with compensation, and the same tokens in four
-accumulated micro-batches, each of which cuts anew. Medians over rounds, and medians of the ratios within each round.
+step with everything kept, pruning steps at the target while masks are learned and after they are frozen, the target
+model's own training step, and the usual way to mask, which multiplies activations and computes everything. A step is
+forward and backward of one micro-batch; the optimizer's step, which depends on the number of stored parameters and not
+on masks, is measured on its own; so are evaluation, a step after which a twentieth of what is to go leaves with
+compensation, and the same tokens in four accumulated micro-batches, each of which cuts anew. Medians over rounds, and
+medians of the ratios within each round.
 
 ``--course`` adds steps on the way, at a quarter, a half and three quarters of the warm-up, and states what a whole run
 costs whose warm-up is a fifth of it (as in the paper) beside the same run with multiplied activations.

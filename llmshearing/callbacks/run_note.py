@@ -18,7 +18,7 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.compat.composer import unwrapped
 from llmshearing.masks.record import record_of
 from llmshearing.metrics.run_log import STATE_VERSION
-from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.counting import count_parameters, count_source, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
@@ -45,8 +45,13 @@ def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
     if pruned is None:
         return {'source': None, 'result': own}
     record = json.loads((pruned / 'pruning.json').read_text(encoding='utf-8'))
-    count = count_parameters(layout_of(model.model.config), ModelShape(**record['source_shape'])).total
-    return {'source': {'parameters': int(count), 'shape': record['source_shape']}, 'result': own}
+    count = record.get('source_parameters')
+    if count is None:  # an older record
+        try:
+            count = count_source(layout_of(model.model.config), ModelShape(**record['source_shape']))
+        except (KeyError, TypeError, ValueError):
+            return {'source': None, 'result': own}
+    return {'source': {'parameters': count, 'shape': record['source_shape']}, 'result': own}
 
 
 def run_note(state: State, models: dict[str, Any], began: float) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
     """
     units = kept_units(pruning.final_masks(), pruning.source)
     record = dataclasses.asdict(record_of(pruning, units, state.timestamp.batch.value, state.timestamp.token.value))
-    del record['scores'], record['source_name'], record['shape']
+    del record['scores'], record['source_name'], record['shape'], record['source_parameters']
     masks = {}
     for axis, kept in pruning.learner.expected_kept().items():
         values = kept.double().numpy()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.scaling.fields import read_json
 from llmshearing.utils.checks import is_whole
-from llmshearing.utils.paths import expand_path
+from llmshearing.utils.paths import expand_path, names_a_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -146,8 +146,7 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
 def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
     """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
     folder = Path(name)
-    is_path = name.startswith(('/', '.')) or name.count('/') > 1
-    if (is_path or folder.is_dir()) and not any((folder / file).is_file() for file in files):
+    if (names_a_path(name) or folder.is_dir()) and not any((folder / file).is_file() for file in files):
         raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 __all__ = ['tokens_per_second']
 
@@ -42,20 +42,14 @@ def tokens_per_second(
             torch.cuda.synchronize(model.device)
         return time.perf_counter() - start
 
-    generate: Any = model.generate
+    generate, own_settings = cast(Any, model).generate, model.generation_config
+    model.generation_config = GenerationConfig(pad_token_id=0)  # the source's may sample, or ask for a tokenizer
     reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
     generating = [
-        seconds(
-            generate,
-            ids[:, :PROMPT],
-            attention_mask=torch.ones_like(ids[:, :PROMPT]),
-            do_sample=False,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            pad_token_id=0,
-        )
+        seconds(generate, ids[:, :PROMPT], attention_mask=torch.ones_like(ids[:, :PROMPT]), max_new_tokens=new_tokens)
         for _ in range(repeats + 1)
     ]
+    model.generation_config = own_settings
     # The first call of each kind allocates and is left out.
     return {
         'forward': length / statistics.median(reading[1:]),

@@ -117,8 +117,6 @@ def decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
     """
     from llmshearing.compat.streaming import decompress
 
-    if not reader.zip_data:
-        return data
     try:
         data = decompress(reader.compression, data)
     except Exception as error:  # every compression's library has its own kinds

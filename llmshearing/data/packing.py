@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_index, read_rows
+from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import check_mds_index
 
 __all__ = ['holds_text', 'pack_text', 'packed_folder', 'separators']
@@ -119,8 +120,14 @@ def pack_text(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase,
     Raises:
         ValueError: If there is less than one sample.
     """
-    if (out / 'index.json').exists():
+    if (out / 'index.json').exists():  # perhaps where nothing can be written
         return
+    with hold_lock(out.with_name('.packing.lock'), wait=True, optional=True):  # against other nodes and runs
+        if not (out / 'index.json').exists():
+            _pack(folder, out, tokenizer, max_seq_len)
+
+
+def _pack(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> None:
     new = out.with_name(f'{out.name}.new')
     shutil.rmtree(new, ignore_errors=True)
     rest, written = np.empty(0, np.uint32), 0

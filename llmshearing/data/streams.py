@@ -18,7 +18,8 @@ import numpy as np
 from streaming import Stream
 
 from llmshearing.compat.streaming import Reader, World, get_index_basename
-from llmshearing.utils.paths import check_mds_index, expand_path, plain_name
+from llmshearing.data.mds import read_index
+from llmshearing.utils.paths import expand_path, plain_name
 from llmshearing.utils.settings import check_keys
 
 __all__ = [
@@ -121,24 +122,19 @@ def _index_problem(local: str, split: str | None) -> str | None:
     if not os.path.isfile(path):
         return f'no {path}'
     try:
-        shards = check_mds_index(Path(path))
+        readers = read_index(folder)
     except ValueError as error:
         return str(error)
-    if not sum(shard['samples'] for shard in shards):
+    if not sum(reader.samples for reader in readers):
         return f'{path} lists no samples'
-    for shard in shards:
-        wanted = [shard[kind] for kind in ('raw_data', 'zip_data') if shard.get(kind)]
-        there = [
-            (info, os.path.join(folder, info['basename']))
-            for info in wanted
-            if os.path.isfile(os.path.join(folder, info['basename']))
-        ]
+    for reader in readers:
+        there = [info for info in (reader.raw_data, reader.zip_data) if info and Path(folder, info.basename).is_file()]
         if not there:
-            return f'shard {wanted[0]["basename"]} of {path} is missing'
-        info, file = there[0]
-        if os.path.getsize(file) != info['bytes']:
-            return f'{file} has {os.path.getsize(file)} bytes where its index says {info["bytes"]}'
-        if info is not shard['raw_data'] and not os.access(folder, os.W_OK):
+            return f'shard {reader.raw_data.basename} of {path} is missing'
+        file = Path(folder, there[0].basename)
+        if file.stat().st_size != there[0].bytes:
+            return f'{file} has {file.stat().st_size} bytes where its index says {there[0].bytes}'
+        if there[0] is not reader.raw_data and not os.access(folder, os.W_OK):
             return (
                 f'its shards are compressed, and {folder} cannot be written to unpack them; name it as its `remote`, '
                 'and a folder that can as `local`'

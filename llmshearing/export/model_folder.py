@@ -182,6 +182,7 @@ def exported_config(
         if isinstance(entries, (list, tuple)):
             setattr(config, name, [entries[layer] for layer in layers])
     config.use_cache = True
+    vars(config).pop('auto_map', None)  # leads to code, which is not copied
     set_dtype(config, dtype)
     return config
 
@@ -233,6 +234,7 @@ def _write_generation_config(files: Mapping[str, str], config: PretrainedConfig,
         generation.save_pretrained(folder)
     except ValueError as error:
         kept = {name: getattr(generation, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+        kept = {name: ids for name, ids in kept.items() if isinstance(ids, list) or (ids is not None and ids >= 0)}
         log.warning(
             "Of the source's generation_config only special tokens are kept, as transformers will not save it: %s",
             error,
@@ -240,13 +242,19 @@ def _write_generation_config(files: Mapping[str, str], config: PretrainedConfig,
         GenerationConfig(**kept).save_pretrained(folder)
 
 
-def open_strictly(folder: Path, dtype: torch.dtype = torch.float32):
+def open_strictly(folder: Path, dtype: torch.dtype = torch.float32, config: PretrainedConfig | None = None):
     """Opens a model folder with transformers and refuses missing, extra or mis-shaped tensors.
+
+    Args:
+        folder (Path): The folder.
+        dtype (torch.dtype): To compute in.
+        config (PretrainedConfig | None): Of a folder that another version of transformers may have written
+            (:func:`~llmshearing.models.source_config.read_config`). Default: as the installed one reads it.
 
     Raises:
         ValueError: Naming the tensors.
     """
-    attention = attention_implementation(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    settings = {**dtype_argument(dtype), 'attn_implementation': attention}
+    config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    settings = {**dtype_argument(dtype), 'config': config, 'attn_implementation': attention_implementation(config)}
     # Tensors of another shape are listed like the others, which transformers would end with an error of its own.
     return load_complete_causal_lm(str(folder), folder, ignore_mismatched_sizes=True, **settings).eval()

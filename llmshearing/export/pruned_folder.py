@@ -109,7 +109,9 @@ def write_pruned_folder(
         dtype,
     )
     name = Path(origin.source or 'unknown').name
-    write_record(writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape))
+    write_record(
+        writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape, origin.parameters)
+    )
     recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape), **origin.recipe}
     facts = CardFacts(
         name=writer.folder.name,

@@ -66,10 +66,18 @@ class ModelFolderWriter:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def commit(self) -> None:
-        """Makes the folder visible under its name, replacing an old one where that is allowed."""
+        """Makes the folder visible under its name, replacing an old one where that is allowed.
+
+        Raises:
+            ValueError: If the destination exists by now and may not be replaced.
+        """
+        refuse_existing('export', self.folder, self.overwrite)  # again: hours may have passed
+        old = self.folder.with_name(f'{self.path.name}.old')
+        shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
-            shutil.rmtree(self.folder)
+            self.folder.rename(old)
         self.path.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def finish_tensors(self) -> None:
         """Writes the last shard and, with more than one, the index."""

@@ -154,7 +154,7 @@ def _copy_small_files(source: Path, folder: Path) -> None:
 def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:
     """Largest difference of the logits on text, both computed in the decoder's type."""
     dtype = dtype or torch.float32
-    model = open_strictly(decoder, dtype)
+    model = open_strictly(decoder, dtype, read_config(decoder))
     ids = probe_input(model.config.vocab_size)
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits.float()

@@ -37,6 +37,7 @@ class PruningRecord:
         batches (int): Batches trained.
         tokens (int): Tokens trained on.
         source_name (str): Name of the source, without its folder.
+        source_parameters (int | None): Parameters of the source.
         axes (list[dict[str, Any]]): An :class:`~llmshearing.masks.axis_reports.AxisReport` for each pruned axis.
         kept (dict[str, Any]): Kept units (:func:`kept_indices`).
         scores (dict[str, Any]): Score of every unit by axis, intermediate dimensions left out.
@@ -52,6 +53,7 @@ class PruningRecord:
     kept: dict[str, Any]
     shape: dict[str, int] | None = None
     source_name: str = 'unknown'
+    source_parameters: int | None = None
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: int = RECORD_VERSION
 
@@ -63,6 +65,7 @@ def record_of(
     tokens: int,
     source_name: str = 'unknown',
     shape: ModelShape | None = None,
+    source_parameters: int | None = None,
 ) -> PruningRecord:
     """The record of a pruning run.
 
@@ -73,6 +76,7 @@ def record_of(
         tokens (int): Tokens trained on.
         source_name (str): Name of the source, without its folder.
         shape (ModelShape | None): Shape of the written model.
+        source_parameters (int | None): Parameters of the source.
     """
     return PruningRecord(
         source_shape=pruning.source.as_dict(),
@@ -82,6 +86,7 @@ def record_of(
         batches=batches,
         tokens=tokens,
         source_name=source_name,
+        source_parameters=source_parameters,
         axes=[dataclasses.asdict(report) for report in pruning.reports()],
         kept=kept_indices(units),
         scores={axis: value.tolist() for axis, value in pruning.learner.scores().items() if axis != 'intermediate'},

@@ -32,6 +32,7 @@ __all__ = [
     'Weight',
     'active_parameters',
     'count_parameters',
+    'count_source',
     'kv_cache_bytes_per_token',
     'layout_of',
     'matrix_parameters',
@@ -218,6 +219,17 @@ def count_parameters(layout: Layout, shape: ModelShape) -> ParameterCounts:
         final_norm=layout.final_norm.parameters(shape),
         head=layout.head.parameters(shape) - (layout.head.size(shape) if layout.tied else 0),
     )
+
+
+def count_source(layout: Layout, source: ModelShape) -> int:
+    """Parameters of a source by the layout of what it was cut to.
+
+    Raises:
+        ValueError: If layers are of several kinds, and the cut model's do not say which the source has.
+    """
+    if layout.kinds and len(layout.kinds) < source.num_hidden_layers:
+        raise ValueError('the kinds of the layers that went are not known')
+    return int(count_parameters(layout, source).total)
 
 
 def active_parameters(layout: Layout, shape: ModelShape) -> int:

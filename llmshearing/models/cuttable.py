@@ -36,7 +36,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.mixtures import ALIGNED_EXPERTS
 from llmshearing.models.roles import Family, PerUnit, Whole
 from llmshearing.models.shapes import ModelShape, shape_of
-from llmshearing.models.units import AXES, mask_shapes
+from llmshearing.models.units import AXES, check_masks
 
 __all__ = ['Cutter']
 
@@ -111,10 +111,8 @@ class Cutter:
             for module in (*self._modules.values(), *self._attention.values(), *self._mixers.values(), *self._mlp):
                 module.cut = None
             return
+        check_masks(masks, self.shape)
         self.masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
-        unknown, possible = set(masks) - set(mask_shapes(self.shape)), mask_shapes(self.shape)
-        if unknown:
-            raise ValueError(f'unknown mask axes {sorted(unknown)}; possible: {", ".join(possible)}.')
         device = self._embedding.get_parameter('weight').device
         if self.shape.num_experts:
             multiple_of = math.lcm(multiple_of, ALIGNED_EXPERTS)

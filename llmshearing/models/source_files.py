@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from llmshearing.utils.paths import names_a_path
+
 __all__ = ['LICENCE_FILES', 'TAG', 'derived_from', 'local_folder', 'public_name', 'read_source_files', 'source_licence']
 
 TAG = 'llmshearing'
@@ -30,6 +32,9 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
     Args:
         model (str | None): Folder, or name of a hub's model that this machine has in its cache.
         tokenizer (str | None): The same of the tokenizer. Default: ``None``, the model's.
+
+    Raises:
+        ValueError: If generation settings or front matter cannot be read, which an export would need at its end.
     """
     files = {}
     for where, names in ((model, MODEL_FILES), (tokenizer or model, TOKENIZER_FILES)):
@@ -39,6 +44,9 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
                 files[name] = path.read_text(encoding='utf-8', errors='replace')
     if 'README.md' in files:
         files['README.md'] = _front_matter(files['README.md'])
+        _card(files)
+    if 'generation_config.json' in files:
+        _check_generation(files['generation_config.json'])
     return files
 
 
@@ -75,8 +83,7 @@ def public_name(source: str | None) -> str | None:
     """The source's name without the folders it happens to be in; a hub name stays whole."""
     if source is None:
         return None
-    is_path = source.startswith(('/', '.', '~')) or source.count('/') != 1 or Path(source).is_dir()
-    return Path(source).name if is_path else source
+    return Path(source).name if names_a_path(source) or Path(source).is_dir() else source
 
 
 def _find(where: str, name: str) -> Path | None:
@@ -91,6 +98,18 @@ def _find(where: str, name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(path) if isinstance(path, str) else None
+
+
+def _check_generation(text: str) -> None:
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_dict(json.loads(text))
+    except Exception as error:  # settings of every kind are read there
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the source's generation_config.json cannot be read ({reason}); mend or remove it."
+        ) from error
 
 
 def _front_matter(text: str) -> str:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmshearing.data.mds import decode_rows, decompressed, mds_folders, read_index, read_whole, row_bounds, tokens_of
+from llmshearing.data.mds import (
+    decode_rows,
+    decompressed,
+    mds_folders,
+    read_index,
+    read_whole,
+    row_bounds,
+    stored_file,
+    tokens_of,
+)
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
 
 if TYPE_CHECKING:
@@ -48,11 +57,11 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
     }
     size_of_tokens = None
     for reader in readers:
-        stored = reader.zip_data or reader.raw_data
-        path = folder / stored.basename
+        path, stored = stored_file(folder, reader)
         data = read_whole(path, stored)
         facts['samples'] += reader.samples
         facts['bytes'] += len(data)
+        data = decompressed(path, reader, data) if stored is reader.zip_data else data
         facts['columns'] = dict(zip(reader.column_names, reader.column_encodings))
         facts['hashes'] |= set(stored.hashes)
         if 'teacher_of' in reader.column_names:
@@ -75,7 +84,7 @@ def _check_teacher(path: Path, reader: MDSReader, data: bytes) -> None:
     """Refuses a teacher's column that belongs to other tokens in any sample."""
     from llmshearing.data.stored_teacher import TEACHER_OF, read_note, tag_of
 
-    note, data = read_note(path.parent), decompressed(path, reader, data)
+    note = read_note(path.parent)
     reader.validate(allow_unsafe_types=False)
     for number, sample in enumerate(decode_rows(reader, data)):
         if note is None or tag_of(tokens_of(sample), note.key) != sample[TEACHER_OF]:
@@ -92,7 +101,7 @@ def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | N
     if 'tokens' not in reader.column_names or not reader.column_sizes.count(None):
         return expected
     try:
-        sizes = token_sizes(reader, decompressed(path, reader, data))
+        sizes = token_sizes(reader, data)
     except (ValueError, IndexError) as error:
         raise ValueError(f'{path}: its token ids cannot be read ({error}); fetch or prepare it again') from error
     if odd := find_odd_sample(sizes, expected):
@@ -112,7 +121,6 @@ def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]
             f'{path} has no token ids to compare with --vocab-size: its columns are {columns}, expected '
             'tokens as ndarray or bytes; tokenize the text first, or leave --vocab-size out'
         )
-    data = decompressed(path, reader, data)
     try:
         reader.validate(allow_unsafe_types=False)
         if reader.column_names == ['tokens'] and reader.column_sizes[0]:  # nothing but ids, one sample after the other

@@ -122,8 +122,26 @@ def _with_documents(spec: Mapping[str, Any] | Spec, documents: Mapping[str, Iter
     return {**spec, 'domains': domains}
 
 
+def _refuse_own_output(spec: Spec, inputs: Iterable[Input]) -> None:
+    """Raises a ValueError where what is written would be read as text, now or the next time."""
+    if spec.out is None:
+        return
+    out, work = Path(spec.out).resolve(), Path(spec.work).resolve()
+    for item in inputs:
+        read = [Path(source.path).resolve() for source in item.sources]
+        whole = [Path(path).resolve() for path in item.domain.path if item.domain.glob is None and Path(path).is_dir()]
+        inside = [path for path in read if path.is_relative_to(out) and not path.is_relative_to(work)]
+        inside += [path for path in whole if out.is_relative_to(path)]
+        if inside:
+            raise ValueError(
+                f'domains.{item.domain.name}: {inside[0]} and out, {spec.out}, lie in one another, so what is written '
+                'would be read as text; choose another out, or leave it out by a glob'
+            )
+
+
 def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[str, Any]:
     inputs = [find_input(domain) for domain in spec.domains]
+    _refuse_own_output(spec, inputs)
     tokenizer = plan_tokenizer(spec.tokenizer, spec.bos, spec.eos)
     if tokenizer.bos is None and tokenizer.eos is None:
         log.warning('Neither bos nor eos is put between documents: they run into each other.')

@@ -35,14 +35,14 @@ _SLICE = 1 << 13  # characters of one document that count in the estimate of tok
 
 _encoder: Encoder  # these two by `start`
 _plan: TokenizerPlan
-_chat: ChatTemplate | None = None  # made when the first conversation is met
+_chat: ChatTemplate | None = None  # made when the tokenizer's first conversation is met
 
 
 def start(plan: TokenizerPlan) -> None:
-    """Makes this process ready to tokenize; called once, before any piece."""
-    global _encoder, _plan
+    """Makes this process ready to tokenize; called before any piece."""
+    global _encoder, _plan, _chat
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one process per core already
-    _encoder, _plan = Encoder(plan.backend, plan.name), plan
+    _encoder, _plan, _chat = Encoder(plan.backend, plan.name), plan, None
 
 
 class BadRecord(NamedTuple):

@@ -19,6 +19,7 @@ from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
 from llmshearing.scaling.fields import read_json
+from llmshearing.utils.paths import names_a_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -143,7 +144,7 @@ def open_run(request: Request) -> tuple[Run, list[str]]:
 
 def _read_source(source: str) -> PretrainedConfig:
     """Of a folder or file as it is; anything else that looks like a name is one on the hub."""
-    if Path(source).exists() or source.startswith(('.', '/', '~')) or source.count('/') > 1:
+    if Path(source).exists() or names_a_path(source):
         return read_source(source)
     try:
         config = read_config('SOURCE', source)

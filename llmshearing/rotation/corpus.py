@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.fingerprint import check_model_tokenizer
-from llmshearing.data.mds import read_tokens
+from llmshearing.data.mds import mds_folders, read_tokens
 from llmshearing.scaling.loss import batches
 
 __all__ = ['Corpus', 'read_corpus']
@@ -103,7 +103,7 @@ def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.n
     """Sequences to look at and to hold out, one stream per domain; nothing where there are no MDS folders."""
     if not data.is_dir():
         return [], []
-    folders = sorted(path.parent for path in data.rglob('index.json'))
+    folders = [data / folder for folder in mds_folders(data)]
     if folders:
         check_model_tokenizer(tokenizer_folder, folders)
     by_split: dict[str, list[Path]] = {}

@@ -178,7 +178,7 @@ class _Work:
         small = folder.parameters <= WHOLE_UP_TO
         dtype = torch.float32 if small else folder.dtype
         if small or whole:
-            return open_strictly(folder.path, dtype).to(self.device).requires_grad_(False)
+            return open_strictly(folder.path, dtype, folder.config).to(self.device).requires_grad_(False)
         return paged_model(folder, dtype, self.device)
 
     def _moments(self, model: PreTrainedModel) -> StreamMoments:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from llmshearing.compat.torch import usable_device
-from llmshearing.compat.transformers import dtype_argument, load_causal_lm
+from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
 from llmshearing.data.fingerprint import check_model_tokenizer
-from llmshearing.data.mds import read_token_index, read_tokens
+from llmshearing.data.mds import mds_folders, read_token_index, read_tokens
+from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import domain_loss
 
 __all__ = ['DTYPES', 'count_parameters', 'find_domains', 'load_model', 'measure_models']
@@ -33,7 +34,7 @@ def find_domains(data: str | Path, split: str = 'eval', domains: Sequence[str] |
         raise ValueError(
             f'{root}: no such folder; expected one MDS folder per domain below it, as `llmshearing prepare` writes'
         )
-    found = {path.parent.name: path.parent for path in sorted(root.glob('*/index.json'))}
+    found = {folder: root / folder for folder in mds_folders(root) if folder != '.' and '/' not in folder}
     if not found:
         raise ValueError(f'{root}: no domain found; expected folders with an index.json below it')
     unknown = [domain for domain in domains or () if domain not in found]
@@ -56,7 +57,11 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
         raise ValueError(f'unknown dtype {dtype!r}; one of {", ".join(DTYPES)}')
     device = usable_device(None if device == 'auto' else device)
     try:
-        model, loading = load_causal_lm(name, **dtype_argument(DTYPES[dtype]))
+        config = read_config(name)
+        attention = attention_implementation(config)
+        model, loading = load_causal_lm(
+            name, config=config, attn_implementation=attention, **dtype_argument(DTYPES[dtype])
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error

@@ -67,13 +67,20 @@ def _parameters(log: RunLog, pruned: Path | None, where: str) -> tuple[float, fl
     record = read_json(pruned / 'pruning.json')
     read_json(pruned / 'config.json')  # a clear message where it is missing
     # Imported here: only this case needs torch and transformers.
-    from llmshearing.models.counting import count_parameters, layout_of
+    from llmshearing.models.counting import count_parameters, count_source, layout_of
     from llmshearing.models.shapes import ModelShape
     from llmshearing.models.source_config import read_config
 
     layout = layout_of(read_config(pruned))
-    counts = [count_parameters(layout, ModelShape(**record[f'{name}_shape'])).total for name in ('source', 'target')]
-    return float(counts[0]), float(counts[1])
+    try:
+        source, target = (ModelShape(**record[f'{name}_shape']) for name in ('source', 'target'))
+        before = record.get('source_parameters') or count_source(layout, source)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{where}: {pruned / "pruning.json"} does not say how many parameters the source has ({error}); give '
+            '"params_before" and "pruning_rate"'
+        ) from error
+    return float(before), float(count_parameters(layout, target).total)
 
 
 def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:

@@ -88,7 +88,7 @@ class SearchResult:
 
         Returns:
             tuple[float, float, float] | None: Spearman's correlation of both losses over the candidates that were
-            trained, and its 90 % interval by drawing candidates anew; None below three.
+            trained, and its 90 % interval by drawing candidates anew; None below three, or where losses tie.
         """
         pairs = np.array([(each.cut_loss, each.trained_loss) for each in self.candidates if each.curve])
         if len(pairs) < 3:
@@ -96,6 +96,8 @@ class SearchResult:
         generator = np.random.default_rng(0)
         drawn = (pairs[generator.integers(len(pairs), size=len(pairs))] for _ in range(DRAWS))
         found = [_rank_correlation(some) for some in drawn if (np.ptp(some, axis=0) > 0).all()]
+        if not found:
+            return None
         low, high = np.quantile(found, (0.05, 0.95))
         return _rank_correlation(pairs), float(low), float(high)
 

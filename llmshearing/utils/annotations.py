@@ -91,7 +91,7 @@ def _fits(value: Any, annotation: Any) -> bool | None:
         answers = [_fits(value, argument) for argument in arguments]
         return True if True in answers else (False if False in answers else None)
     if origin is typing.Literal:
-        return value in arguments
+        return any(value == one and type(value) is type(one) for one in arguments)  # true is not 1
     kind = origin or annotation
     if kind is None or kind is types.NoneType:
         return value is None

@@ -24,6 +24,7 @@ __all__ = [
     'check_safetensors_index',
     'expand_path',
     'local_destination',
+    'names_a_path',
     'plain_name',
     'refuse_existing',
 ]
@@ -102,6 +103,11 @@ def local_destination(key: str, path: Any, what: str = 'folder') -> Path:
     if not path.exists() and os.environ.get('RANK', '0') == '0':  # the only one that writes; others may be elsewhere
         refuse_unwritable(key, path)
     return path
+
+
+def names_a_path(name: str) -> bool:
+    """Whether a model's name can only be that of a file or folder; others may be one on the hub."""
+    return name.startswith(('/', '.', '~')) or name.count('/') > 1
 
 
 def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Iterable[str | Path | None] = ()) -> None:

@@ -202,7 +202,7 @@ def _run(folder: Path, embedding: str, ids: Tensor, dtype: torch.dtype, whole: b
     """What enters the LM head, [1, tokens, hidden], and the logits, [1, tokens, vocabulary]."""
     config = read_config(folder)
     if whole or find_table(config) is None:
-        model = open_strictly(folder, dtype)
+        model = open_strictly(folder, dtype, config)
     else:
         model = paged_model(StoredModel(config, read_weights(folder, config), embedding), dtype)
     entered: list[Tensor] = []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.data.fingerprint import check_tokenizer
-from llmshearing.data.mds import read_tokens
+from llmshearing.data.mds import mds_folders, read_tokens
 from llmshearing.prepare import worker
 from llmshearing.prepare.beginning import read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
@@ -67,7 +67,7 @@ def find_texts(data: Path) -> dict[str, list[Path]]:
         raise ValueError(f'--data {data}: no such file or folder.')
     if data.is_file():
         return {_stem(data): [data]}
-    folders = sorted(path.parent for path in data.rglob('index.json'))
+    folders = [data / folder for folder in mds_folders(data)]
     found: dict[str, list[Path]] = {}
     for folder in folders:  # the same domain in several splits is one
         found.setdefault(folder.name, []).append(folder)
@@ -127,10 +127,11 @@ def _count_text(domain: DomainText, passages: Iterable[str], encoder: Encoder) -
 def _count_prepared(domain: DomainText, folder: Path, tokenizer: Any, limit: int) -> None:
     seen, last = 0, None
     for number, ids in enumerate(read_tokens(folder), 1):
-        if ids.min() < 0 or ids.max() >= len(domain.counts):
+        least, largest = ids.min(), ids.max()
+        if least < 0 or largest >= len(domain.counts):
             raise ValueError(
-                f'--data: {folder} holds the token {ids.max()}, and the tokenizer has {len(domain.counts)}: another '
-                'one prepared it; give data of the source, or text.'
+                f'--data: {folder} holds the token {least if least < 0 else largest}, and the tokenizer has '
+                f'{len(domain.counts)}: another one prepared it; give data of the source, or text.'
             )
         if number % EVERY == 0 and domain.has_room():
             domain.hold_out(_decoded(tokenizer, ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -102,3 +103,12 @@ def test_too_little_text(tmp_path, made):
     with pytest.raises(ValueError, match='holds 2 tokens of text, less than one sample of 32'):
         loader(tmp_path, made)
     assert not list((tmp_path / 'raw').glob('.packed*'))
+
+
+def test_two_runs_may_pack_one_folder_at_once(folder, made):
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    out = packing.packed_folder('raw', folder / 'raw', tokenizer, 32)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(packing.pack_text, folder / 'raw', out, tokenizer, 32) for _ in range(3)]:
+            done.result()
+    assert np.array_equal(read_tokens(out), packed(made))

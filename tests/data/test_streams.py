@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from llmshearing.config.loaders import check_dataset
@@ -55,3 +57,11 @@ def test_a_file_of_proportions_that_is_something_else(tmp_path, content, words):
     assert str(path) in str(error.value) and words in str(error.value)
     path.write_text('{"proportions": {"a": 1, "b": 0.5}}')
     assert read_proportions(str(path)) == {'a': 1, 'b': 0.5}
+
+
+@pytest.mark.parametrize('shard', [{}, {'samples': 1}, {'samples': 1, 'format': 'mds'}])
+def test_an_index_of_another_form_is_named(tmp_path, shard):
+    (tmp_path / 'web').mkdir()
+    (tmp_path / 'web' / 'index.json').write_text(json.dumps({'version': 2, 'shards': [shard]}))
+    with pytest.raises(ValueError, match='Cannot read 1 of 1 domains .*not an index of MDS shards'):
+        build_domain_streams(['web'], str(tmp_path), None)

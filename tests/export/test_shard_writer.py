@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from llmshearing.export.shard_writer import ModelFolderWriter
+
 SCRIPT = """
 import resource, sys
 from pathlib import Path
@@ -32,3 +34,21 @@ def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_what_came_to_the_destination_meanwhile_is_not_removed(tmp_path, overwrite):
+    with pytest.raises(ValueError), ModelFolderWriter(tmp_path / 'out', overwrite=overwrite) as writer:
+        (tmp_path / 'out').mkdir()
+        (tmp_path / 'out' / 'precious.txt').write_text('mine')
+        writer.commit()
+    assert [path.name for path in tmp_path.iterdir()] == ['out'] and (tmp_path / 'out' / 'precious.txt').exists()
+
+
+def test_a_model_folder_is_replaced_where_that_is_allowed(tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'config.json').write_text('{}')
+    with ModelFolderWriter(tmp_path / 'out', overwrite=True) as writer:
+        (writer.path / 'new').touch()
+        writer.commit()
+    assert [path.name for path in tmp_path.iterdir()] == ['out'] and [*(tmp_path / 'out').iterdir()][0].name == 'new'

@@ -136,7 +136,11 @@ def test_constant_masks_compute_the_same_bits_and_learn_nothing(variant):
         axes = sorted(set(mask_shapes(cutter.shape)) - {'expert'})
         masks = {axis: (mask > 0).float() for axis, mask in random_masks(cutter.shape, axes).items()}
         generator = torch.Generator().manual_seed(3)
-        cutter.norm_energies = torch.rand(len(stream_norms(cutter.family, cutter.shape.num_hidden_layers)), cutter.shape.hidden_size, generator=generator)
+        cutter.norm_energies = torch.rand(
+            len(stream_norms(cutter.family, cutter.shape.num_hidden_layers)),
+            cutter.shape.hidden_size,
+            generator=generator,
+        )
         cutter.set_masks(masks, constant=constant)
         logits = model(input_ids(), use_cache=False).logits
         loss_of(logits, input_ids()).backward()
@@ -210,7 +214,7 @@ def test_cut_weight_derivatives_by_finite_differences():
 
 def test_wrong_masks_are_refused_by_name():
     cutter = Cutter(tiny_model())
-    with pytest.raises(ValueError, match="unknown mask axes \\['width'\\]"):
+    with pytest.raises(ValueError, match="unknown mask axis 'width'"):
         cutter.set_masks({'width': torch.ones(4)})
     with pytest.raises(ValueError, match=r"mask 'head' has shape \(4, 4\), expected \(4, 6\)"):
         cutter.set_masks({'head': torch.ones(4, 4)})

@@ -99,3 +99,22 @@ def test_input_that_changes_during_the_run(spec, monkeypatch):
     monkeypatch.setattr(pipeline, 'mark_duplicates', mark)
     with pytest.raises(ValueError, match='code.jsonl changed while it was being read'):
         prepare(spec, workers=1)
+
+
+def test_what_is_written_is_never_read_as_text(spec, tmp_path):
+    """A folder that is read whole must not hold ``out``; a glob may leave it out."""
+    (tmp_path / 'pages').mkdir()
+    for number, text in enumerate(make_documents(30, 5)):
+        (tmp_path / 'pages' / f'{number}.txt').write_text(text)
+    spec['domains'] = {'pages': str(tmp_path / 'pages')}
+    spec['out'] = str(tmp_path / 'pages' / 'mds')
+    with pytest.raises(ValueError, match='domains.pages: .* lie in one another'):
+        prepare(spec, workers=1)
+    assert not (tmp_path / 'pages' / 'mds' / 'manifest.json').exists()
+    spec['domains'] = {'pages': {'path': str(tmp_path / 'pages'), 'glob': '*.txt'}}
+    first = prepare(spec, workers=1)
+    assert prepare(spec, workers=1) == first
+    spec['domains'] = {'pages': {'path': str(tmp_path / 'pages'), 'glob': '**/*'}}
+    with pytest.raises(ValueError, match='domains.pages: .* lie in one another'):
+        prepare(spec, workers=1, overwrite=True)
+    assert (tmp_path / 'pages' / 'mds' / 'manifest.json').exists()

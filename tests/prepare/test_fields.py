@@ -62,17 +62,15 @@ def test_a_conversation_is_what_the_tokenizer_makes_of_it(chat, turns):
         ([{'role': 'tool', 'content': 'x'}], 'the chat template refuses the conversation (no tools)'),
     ],
 )
-def test_turns_that_are_none(chat, monkeypatch, turns, words):
+def test_turns_that_are_none(chat, turns, words):
     """One such record is a bad one among others."""
-    monkeypatch.setattr(worker, '_chat', None)
     worker.start(plan_tokenizer(chat, None, None))
     lines = ''.join(json.dumps({'messages': one}) + '\n' for one in (turns, TURNS)).encode()
     bad, good = worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), 'messages', None)
     assert words in bad.reason and good[0].startswith('<s>[user] why')
 
 
-def test_turns_in_a_string_are_read_where_the_field_is_named_for_them(chat, monkeypatch):
-    monkeypatch.setattr(worker, '_chat', None)
+def test_turns_in_a_string_are_read_where_the_field_is_named_for_them(chat):
     worker.start(plan_tokenizer(chat, None, None))
     record = {'messages': json.dumps(TURNS), 'text': json.dumps(TURNS)}
     line = json.dumps(record).encode()
@@ -107,3 +105,17 @@ def test_prepare_writes_conversations(chat, tmp_path):
     )
     assert manifest['domains']['c']['documents'] == 40
     assert np.array_equal(np.concatenate(read_tokens(Path(tmp_path, 'out/continue/c'))), ids[: len(ids) // 32 * 32])
+
+
+def test_the_next_tokenizer_writes_by_its_own_template(chat, tmp_path):
+    other = AutoTokenizer.from_pretrained(chat)
+    other.chat_template = "{% for turn in messages %}<{{ turn['role'] }}> {{ turn['content'] }}\n{% endfor %}"
+    other.save_pretrained(tmp_path)
+    line, rendered = json.dumps({'messages': TURNS}).encode(), []
+    for name in (chat, str(tmp_path)):
+        worker.start(plan_tokenizer(name, None, None))
+        ((text, _),) = worker.read_documents(Piece('json', 'a.jsonl', 1, line, len(line)), 'messages', None)
+        whole = AutoTokenizer.from_pretrained(name).apply_chat_template(TURNS, tokenize=False)
+        assert whole.startswith(text)  # without the end token, which is put there when it is packed
+        rendered.append(text)
+    assert rendered[0] != rendered[1]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from llmshearing.cli import main
+from llmshearing.compat.transformers import TRANSFORMERS_5
 from llmshearing.metrics.run_log import mean_loss
+from llmshearing.models.shapes import shape_of
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.run_logs import cost_per_token, curve_of_log, post_training_log, read_all_runs, read_entry
 from tests.metrics.logs import DOMAINS, TOKENS_PER_BATCH, eval_loss, write_log, write_run
@@ -237,3 +239,21 @@ def test_the_cost_is_that_of_a_real_run(tmp_path):
     trainer.close()
     timestamp = trainer.state.timestamp
     assert cost_per_token(path) == pytest.approx(timestamp.total_wct.total_seconds() / timestamp.token.value, rel=1e-3)
+
+
+def test_a_source_with_layers_of_several_kinds_is_counted_or_asked_for(tmp_path):
+    """The cut model's layers do not say of which kinds those were that went."""
+    log = write_log(tmp_path / 'continue_metrics.jsonl', pruning=False)
+    kinds = ['linear_attention', 'full_attention'] * 2
+    target = tiny_model('qwen3_5_text', num_hidden_layers=2, layer_types=kinds[:2]) if TRANSFORMERS_5 else None
+    if target is None:
+        pytest.skip('transformers 4 has no family with layers of several kinds')
+    shape = shape_of(target.config)
+    shapes = {'source_shape': {**shape.as_dict(), 'num_hidden_layers': 4}, 'target_shape': shape.as_dict()}
+    target.config.save_pretrained(tmp_path / 'pruned')
+    row = {'log': log.name, 'pruned': 'pruned', 'source_losses': dict.fromkeys(DOMAINS, 2.0)}
+    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps(shapes))
+    with pytest.raises(ValueError, match='kinds of the layers that went .* give "params_before"'):
+        read_entry(row, 'here', tmp_path)
+    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps({**shapes, 'source_parameters': 123456}))
+    assert read_entry(row, 'here', tmp_path).params_before == 123456

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from streaming import MDSWriter
 from transformers import AutoTokenizer
 
 from llmshearing.prepare.tokenizer import plan_tokenizer
+from llmshearing.rotation.corpus import _mds_streams
+from llmshearing.scaling.measure import find_domains
 from llmshearing.vocabulary import text as module
 from llmshearing.vocabulary.text import count_tokens, find_texts
 from tests.vocabulary.sources import make_text, make_tokenizer
@@ -59,3 +63,17 @@ def test_text_of_another_field_is_named(folder, tmp_path):
     (tmp_path / 'a.jsonl').write_text('\n')
     with pytest.raises(ValueError, match='--data'):
         count(folder, tmp_path)
+
+
+def test_hidden_folders_are_unfinished(tmp_path):
+    for name in ('continue/web', '.prepare/x.shards/continue', 'continue/.web.old'):
+        write_mds(tmp_path / name)
+    assert find_texts(tmp_path) == {'web': [tmp_path / 'continue' / 'web']}
+    assert find_domains(tmp_path, 'continue') == {'web': tmp_path / 'continue' / 'web'}
+    seen, held = _mds_streams(tmp_path, tmp_path)
+    assert (len(seen), len(held)) == (1, 0)
+
+
+def write_mds(folder):
+    with MDSWriter(out=str(folder), columns={'tokens': 'ndarray:uint32'}) as writer:
+        writer.write({'tokens': np.arange(8, dtype=np.uint32)})

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmshearing.compat.transformers import attention_of, dtype_argument, load_complete_causal_lm, read_tokenizer
 from llmshearing.models.source_config import read_config
+from llmshearing.utils.paths import names_a_path
 
 __all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
 
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def missing_folder(name: str) -> bool:
-    """Whether a name that can only be that of a folder (a repository's is ``owner/name``) has no model in it."""
-    is_folder = name.startswith(('/', '.', '~')) or name.count('/') != 1
-    return is_folder and not (Path(name).expanduser() / 'config.json').is_file()
+    """Whether a name that can only be that of a folder has no model in it."""
+    folder = Path(name).expanduser()
+    return (names_a_path(name) or folder.is_dir()) and not (folder / 'config.json').is_file()
 
 
 def check_vocabulary(

@@ -1,0 +1,39 @@
+"""Small files of a source are read before the first batch, and what an export cannot use of them is left out."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from llmshearing.cut.speed import tokens_per_second
+from llmshearing.export.model_folder import write_model_folder
+from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.models.source_files import read_source_files
+from tests.models.tiny import tiny_model
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'words'),
+    [
+        ('generation_config.json', '{', "the source's generation_config.json cannot be read"),
+        ('generation_config.json', '[]', "the source's generation_config.json cannot be read"),
+        ('README.md', '---\nlicense: [mit\n---\n', "front matter of the source's README.md, .* is not YAML"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named_at_once(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_source_files(str(tmp_path))
+
+
+def test_a_padding_token_below_zero_is_left_out(tmp_path):
+    model = tiny_model()
+    settings = {'pad_token_id': -1, 'eos_token_id': [2, 17], 'bos_token_id': 1}
+    (tmp_path / 'generation_config.json').write_text(json.dumps(settings))
+    files = read_source_files(str(tmp_path))
+    with ModelFolderWriter(tmp_path / 'out') as writer:
+        write_model_folder(writer, model.config, model.named_parameters(), None, files, None)
+        writer.commit()
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+    assert opened.generation_config.eos_token_id == [2, 17] and opened.generation_config.pad_token_id in (None, -1)
+    assert min(tokens_per_second(opened.eval(), length=16, new_tokens=2, repeats=1).values()) > 0
