@@ -44,12 +44,15 @@ def tokens_per_second(
 
     generate, own_settings = cast(Any, model).generate, model.generation_config
     model.generation_config = GenerationConfig(pad_token_id=0)  # the source's may sample, or ask for a tokenizer
+    prompt = ids[:, :PROMPT]
     reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
-    generating = [
-        seconds(generate, ids[:, :PROMPT], attention_mask=torch.ones_like(ids[:, :PROMPT]), max_new_tokens=new_tokens)
-        for _ in range(repeats + 1)
-    ]
-    model.generation_config = own_settings
+    try:
+        generating = [
+            seconds(generate, prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens)
+            for _ in range(repeats + 1)
+        ]
+    finally:
+        model.generation_config = own_settings
     # The first call of each kind allocates and is left out.
     return {
         'forward': length / statistics.median(reading[1:]),

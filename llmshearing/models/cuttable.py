@@ -66,7 +66,7 @@ class Cutter:
         self.masks: dict[str, Tensor] | None = None
         self.plan: CutPlan | None = None
         self._values: Tensor | None = None
-        self._constants: tuple[tuple, Tensor] | None = None  # how constant masks were installed, and their values
+        self._constants: tuple[tuple, Tensor | None, Tensor] | None = None  # how, with which energies, which values
         decoder = model.get_submodule(self.family.decoder)
         self._embedding = mix_in(decoder.get_submodule(self.family.embedding), CutEmbedding)
         self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
@@ -112,17 +112,19 @@ class Cutter:
                 module.cut = None
             return
         check_masks(masks, self.shape)
-        self.masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
+        masks = {axis: masks[axis].detach().float().cpu() for axis in AXES if axis in masks}
         device = self._embedding.get_parameter('weight').device
         if self.shape.num_experts:
             multiple_of = math.lcm(multiple_of, ALIGNED_EXPERTS)
-        values = flatten_masks(self.masks)
-        how = (tuple(self.masks), multiple_of, device, id(self.norm_energies))
-        if constant and self._constants and how == self._constants[0] and torch.equal(values, self._constants[1]):
-            return
-        self.plan = CutPlan(self.family, self.shape, self.masks, device, multiple_of, self.norm_energies, constant)
+        values, how = flatten_masks(masks), (tuple(masks), multiple_of, device)
+        if constant and self._constants is not None:
+            before, energies, old = self._constants
+            if how == before and energies is self.norm_energies and torch.equal(values, old):
+                return
+        self.plan = CutPlan(self.family, self.shape, masks, device, multiple_of, self.norm_energies, constant)
+        self.masks = masks
         self._values = to_device(values, device).requires_grad_(not constant)
-        self._constants = (how, values) if constant else None
+        self._constants = (how, self.norm_energies, values) if constant else None
         self._decoder.cut = self
         kept = [units.counts(self.shape).experts for units in self.plan.units.layers.values()]
         self._balance_over(kept[0] if kept else self.shape.num_experts)

@@ -128,15 +128,19 @@ def _refuse_own_output(spec: Spec, inputs: Iterable[Input]) -> None:
         return
     out, work = Path(spec.out).resolve(), Path(spec.work).resolve()
     for item in inputs:
-        read = [Path(source.path).resolve() for source in item.sources]
+        read = [Path(source.path).resolve() for source in item.sources if source.kind not in ('mds', 'hf')]
         whole = [Path(path).resolve() for path in item.domain.path if item.domain.glob is None and Path(path).is_dir()]
         inside = [path for path in read if path.is_relative_to(out) and not path.is_relative_to(work)]
-        inside += [path for path in whole if out.is_relative_to(path)]
+        inside += [path for path in whole if read and out.is_relative_to(path) and not _is_hidden(out, path)]
         if inside:
             raise ValueError(
                 f'domains.{item.domain.name}: {inside[0]} and out, {spec.out}, lie in one another, so what is written '
                 'would be read as text; choose another out, or leave it out by a glob'
             )
+
+
+def _is_hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith('.') for part in path.relative_to(below).parts)
 
 
 def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[str, Any]:

@@ -33,7 +33,7 @@ EXAMPLES = 5  # bad records shown
 _BATCH_BYTES = 1 << 18  # text tokenized at once: enough to be fast, little enough to keep memory flat
 _SLICE = 1 << 13  # characters of one document that count in the estimate of tokens per byte
 
-_encoder: Encoder  # these two by `start`
+_encoder: Encoder  # these by `start`
 _plan: TokenizerPlan
 _chat: ChatTemplate | None = None  # made when the tokenizer's first conversation is met
 

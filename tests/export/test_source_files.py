@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
-from llmshearing.cut.speed import tokens_per_second
-from llmshearing.export.model_folder import write_model_folder
+from llmshearing.export.model_folder import exported_config, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.models.families import family_of
+from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import read_source_files
 from tests.models.tiny import tiny_model
 
@@ -34,6 +36,17 @@ def test_a_padding_token_below_zero_is_left_out(tmp_path):
     with ModelFolderWriter(tmp_path / 'out') as writer:
         write_model_folder(writer, model.config, model.named_parameters(), None, files, None)
         writer.commit()
+    assert json.loads((tmp_path / 'out' / 'generation_config.json').read_text()).get('pad_token_id') is None
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
-    assert opened.generation_config.eos_token_id == [2, 17] and opened.generation_config.pad_token_id in (None, -1)
-    assert min(tokens_per_second(opened.eval(), length=16, new_tokens=2, repeats=1).values()) > 0
+    assert opened.generation_config.eos_token_id == [2, 17]
+
+
+def test_code_of_the_source_is_not_named_by_an_export(tmp_path):
+    model = tiny_model()
+    model.config.auto_map = {'AutoConfig': 'configuration_tiny.TinyConfig'}
+    family, shape = family_of(model.config), shape_of(model.config)
+    exported_config(model.config, family, shape, torch.float32, range(shape.num_hidden_layers)).save_pretrained(
+        tmp_path
+    )
+    assert 'auto_map' not in json.loads((tmp_path / 'config.json').read_text())
+    assert model.config.auto_map

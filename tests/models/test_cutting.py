@@ -220,3 +220,4 @@ def test_wrong_masks_are_refused_by_name():
         cutter.set_masks({'head': torch.ones(4, 4)})
     with pytest.raises(ValueError, match='keeps no dimension'):
         cutter.set_masks({'hidden': torch.zeros(48)})
+    assert cutter.masks is None and cutter.plan is None

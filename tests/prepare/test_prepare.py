@@ -15,7 +15,9 @@ from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llmshearing.data.mds import decompressed, read_index, read_whole, stored_file
 from llmshearing.prepare import pipeline, stages
+from llmshearing.prepare.check import check
 from llmshearing.prepare.pack import Journal
 from llmshearing.prepare.pipeline import prepare
 from tests.prepare.prepare_inputs import make_documents, read_tokens, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
@@ -275,3 +277,16 @@ def test_working_folder_on_another_disk(spec, tmp_path):
     finally:
         shutil.rmtree(other)
     assert tree(Path(spec['out'])) == tree(tmp_path / 'whole')
+
+
+def test_shards_that_streaming_has_unpacked_are_checked_as_they_are(spec):
+    spec.update(compression='zstd:3', shard_size='4kb')
+    prepare(spec, workers=1)
+    folder = Path(spec['out']) / 'continue' / 'code'
+    packed = check(folder)
+    for reader in read_index(folder):
+        path, stored = stored_file(folder, reader)
+        (folder / reader.raw_data.basename).write_bytes(decompressed(path, reader, read_whole(path, stored)))
+        path.unlink()
+    unpacked = check(folder)[next(iter(packed))]
+    assert unpacked['samples'] == next(iter(packed.values()))['samples'] > 0

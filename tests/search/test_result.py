@@ -52,3 +52,7 @@ def test_training_that_does_harm_is_told():
         '1 of the trained candidates ended above where their cuts began' in harmed and 'lower --learning-rate' in harmed
     )
     assert 'began' not in '\n'.join(result([(5.0, 2.0), (6.0, 2.1)]).lines())
+
+
+def test_losses_that_tie_have_no_order():
+    assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement() is None

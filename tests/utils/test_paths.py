@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.utils.paths import expand_path, local_destination, refuse_existing
+from llmshearing.utils.paths import expand_path, local_destination, names_a_path, refuse_existing
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,11 @@ def test_only_a_model_folder_is_replaced(tmp_path):
     (folder / 'checkpoints').mkdir()
     with pytest.raises(ValueError, match='is no model folder .it holds checkpoints.'):
         refuse_existing('export', folder, True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'path'),
+    [('gpt2', False), ('owner/name', False), ('a/b/c', True), ('./a', True), ('~/a', True), ('/a', True)],
+)
+def test_a_name_of_the_hub_has_an_owner_or_none(name, path):
+    assert names_a_path(name) == path
