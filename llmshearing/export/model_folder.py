@@ -230,11 +230,12 @@ def _write_generation_config(files: Mapping[str, str], config: PretrainedConfig,
         generation = GenerationConfig.from_dict(json.loads(files['generation_config.json']))
     else:
         generation = GenerationConfig.from_model_config(config)
+    if isinstance(generation.pad_token_id, int) and generation.pad_token_id < 0:  # transformers 5 does not save it
+        generation.pad_token_id = None
     try:
         generation.save_pretrained(folder)
     except ValueError as error:
         kept = {name: getattr(generation, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-        kept = {name: ids for name, ids in kept.items() if isinstance(ids, list) or (ids is not None and ids >= 0)}
         log.warning(
             "Of the source's generation_config only special tokens are kept, as transformers will not save it: %s",
             error,
