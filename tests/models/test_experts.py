@@ -248,5 +248,5 @@ def test_too_few_experts_do_not_leave(tmp_path):
 
 def test_a_dense_model_has_no_such_axis():
     cutter = Cutter(tiny_model('llama'))
-    with pytest.raises(ValueError, match=r"unknown mask axes \['expert'\]; possible: hidden, .*, intermediate\."):
+    with pytest.raises(ValueError, match=r"unknown mask axis 'expert'; possible: hidden, .*, intermediate\."):
         cutter.set_masks({'expert': torch.ones(4, 6)})
