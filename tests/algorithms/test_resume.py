@@ -6,6 +6,7 @@ from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.masks.state import STATE_VERSION
+from llmshearing.models.cuttable import Cutter
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
@@ -80,3 +81,20 @@ def test_the_mask_state_is_plain_and_small(source, tmp_path):
     torch.save(pruning.state_dict(), tmp_path / 'masks.pt')
     state = torch.load(tmp_path / 'masks.pt', weights_only=True)
     assert state['version'] == STATE_VERSION and state['learner']['log_alpha']['hidden'].dtype == torch.float32
+
+
+@pytest.mark.parametrize('mask_learning', ['progressive', 'lagrangian', 'one_shot'])
+def test_that_frozen_masks_are_constants_changes_no_bit_of_a_run(source, tmp_path, mask_learning, monkeypatch):
+    settings = {'freeze_masks_after': '4ba', 'scores': 'magnitude', 'multiple_of': 16}
+    constant, _, losses = run(source, tmp_path / 'constant', mask_learning, **settings)
+    set_masks, seen = Cutter.set_masks, set()
+
+    def set_learned(self, masks, multiple_of=1, constant=False):
+        seen.add(constant)
+        set_masks(self, masks, multiple_of)
+
+    monkeypatch.setattr(Cutter, 'set_masks', set_learned)
+    learned, _, expected = run(source, tmp_path / 'learned', mask_learning, **settings)
+    assert True in seen and losses == expected and len(losses) == BATCHES
+    for (name, mine), theirs in zip(constant.state.model.named_parameters(), learned.state.model.parameters()):
+        assert torch.equal(mine, theirs), name
