@@ -4,13 +4,14 @@
     llmshearing rotate models/llama --data text.jsonl --output models/llama-rotated --keep 2048 --learn 200ba
 
 The result is a stock model of the source's shape that computes the same function; prune it in place of the source.
-DATA is a folder that `llmshearing prepare` wrote, or any folder of MDS data, or .jsonl (with "text") and .txt files.
+DATA is a folder that `llmshearing prepare` wrote, or any folder of MDS data, or text as JSON lines, Parquet or .txt.
 A rotation that was stopped goes on when it is started again with the same options.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser('rotate', __doc__)
     parser.add_argument('source', metavar='SOURCE', type=Path, help='folder of a Hugging Face model (safetensors)')
     parser.add_argument('--data', required=True, type=Path, metavar='DATA', help='text to look at, see above')
+    parser.add_argument('--text-key', default='text', metavar='KEY', help='field that holds it (default: %(default)s)')
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where the rotated model goes')
     parser.add_argument('--keep', type=int, metavar='N', help='hidden_size that the model will be cut to')
     parser.add_argument(
@@ -77,7 +79,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.utils.paths import local_destination
 
     report = timed_report()
-    names = ('keep', 'learn', 'fixed_axes', 'untie', 'dtype', 'tokens', 'held_out', 'seq_len', 'batch_tokens')
+    names = [field.name for field in dataclasses.fields(RotationSettings)]
     rotate_source(
         arguments.source,
         arguments.data,

@@ -63,8 +63,8 @@ def separators(
     for name, wanted, token_id in (('bos', bos, begin), ('eos', eos, end)):
         if wanted and token_id is None:
             raise ValueError(
-                f'{name} is wanted between documents but the tokenizer has no {name} token; set '
-                f'{name}: false, or give the tokenizer one'
+                f'{name} is wanted between documents but the tokenizer has no {name} token; name one in its '
+                f'tokenizer_config.json ("{name}_token"), or set {name}: false in the spec of `llmshearing prepare`'
             )
     return (begin if bos else None), (end if eos else None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from pathlib import Path
 
 from llmshearing.prepare import worker
 from llmshearing.prepare.contents import open_binary, reading
@@ -16,7 +17,7 @@ from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
 from llmshearing.utils.paths import expand_path
 
-__all__ = ['read_beginning']
+__all__ = ['read_beginning', 'text_files']
 
 PIECE = 2**20  # bytes read at once
 
@@ -34,6 +35,14 @@ ADVICE = (
         'give it an ending that tells, such as .txt or .jsonl',
     ),
 )
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file, or all files of a folder in the order of their names; hidden ones are left out."""
+    if path.is_file():
+        return [path]
+    files = (found for found in sorted(path.rglob('*')) if found.is_file())
+    return [file for file in files if not any(part.startswith('.') for part in file.relative_to(path).parts)]
 
 
 def read_beginning(option: str, path: str, text_key: str, limit: int) -> Iterator[str]:

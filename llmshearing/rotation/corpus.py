@@ -1,7 +1,7 @@
 """Text for the rotation: a few token sequences to look at, and others, held out, to measure losses on.
 
 ``--data`` is what is at hand: a folder that ``llmshearing prepare`` wrote (its largest split is looked at, ``eval`` is
-held out), any folder with MDS domains, or plain text, ``.jsonl`` with a ``text`` or ``.txt``. Domains and files take
+held out), any folder with MDS domains, or text (JSON lines, Parquet, plain text, told by their content). Domains and files take
 turns, so that all of them count; without a split of its own every tenth sequence is held out.
 """
 
@@ -10,22 +10,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import mds_folders, read_tokens
+from llmshearing.prepare import worker
+from llmshearing.prepare.beginning import read_beginning, text_files
+from llmshearing.prepare.tokenizer import Encoder, plan_tokenizer
 from llmshearing.scaling.loss import batches
 
 __all__ = ['Corpus', 'read_corpus']
 
+READ_BYTES = 32  # of a file of text, for each token that is wanted
 EVERY = 10  # one of so many sequences is held out
 HELD_OUT_SPLIT = 'eval'
 
@@ -56,7 +57,15 @@ class Corpus:
         return [torch.from_numpy(batch) for batch in batches(self.held_out if held_out else self.seen, sequences)]
 
 
-def read_corpus(data: Path, tokenizer_folder: Path, vocabulary: int, length: int, tokens: int, held_out: int) -> Corpus:
+def read_corpus(
+    data: Path,
+    tokenizer_folder: Path,
+    vocabulary: int,
+    length: int,
+    tokens: int,
+    held_out: int,
+    text_key: str = 'text',
+) -> Corpus:
     """Reads what is needed of ``data`` and no more.
 
     Args:
@@ -66,17 +75,22 @@ def read_corpus(data: Path, tokenizer_folder: Path, vocabulary: int, length: int
         length (int): Tokens per sequence of plain text.
         tokens (int): To look at.
         held_out (int): Tokens to measure losses on.
+        text_key (str): Field or column that holds the text. Default: ``'text'``.
 
     Raises:
-        ValueError: If there is no text, or the data were prepared with another tokenizer.
+        ValueError: If there is no text, or a file cannot be read as such, or the data were prepared with another tokenizer.
     """
     data = Path(data)
     if not data.exists():
         raise ValueError(f'--data {data}: no such file or folder.')
     seen_streams, held_streams = _mds_streams(data, tokenizer_folder)
     if not seen_streams:
-        tokenizer = _tokenizer(tokenizer_folder)
-        seen_streams = [_packed(path, tokenizer, length) for path in _text_files(data)]
+        plan = plan_tokenizer(str(tokenizer_folder), None, None)
+        worker.start(plan)  # conversations are written by the tokenizer's template
+        encoder, limit = Encoder(plan.backend, plan.name), READ_BYTES * (tokens + held_out)
+        texts = (read_beginning('--data', str(path), text_key, limit) for path in text_files(data))
+        before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
+        seen_streams = [_packed(documents, encoder, before, after, length) for documents in texts]
     if held_streams:
         seen = _taken(_in_turn(seen_streams), tokens)
         held = _taken(_in_turn(held_streams), held_out)
@@ -119,44 +133,14 @@ def _bytes(folders: list[Path]) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return read_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f'{folder} holds no tokenizer that can be loaded ({str(error).splitlines()[0]}), so text '
-            'cannot be read; put it there, or give prepared data.'
-        ) from error
-
-
-def _text_files(data: Path) -> list[Path]:
-    files = [data] if data.is_file() else sorted(p for p in data.rglob('*') if p.suffix in ('.jsonl', '.txt'))
-    files = [path for path in files if path.suffix in ('.jsonl', '.txt')]
-    if not files:
-        raise ValueError(f'--data {data}: expected a folder of MDS splits (with index.json), .jsonl or .txt files.')
-    return files
-
-
-def _documents(path: Path) -> Iterator[str]:
-    with path.open(encoding='utf-8') as file:
-        if path.suffix == '.txt':
-            yield file.read()
-            return
-        for number, line in enumerate(file, 1):
-            try:
-                text = json.loads(line)['text'] if line.strip() else ''
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: expected {{"text": ...}}, got {line[:60]!r}.') from error
-            yield text
-
-
-def _packed(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[np.ndarray]:
-    """Documents one after the other, the end token between them, cut into sequences."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def _packed(
+    documents: Iterable[str], encoder: Encoder, before: list[int], after: list[int], length: int
+) -> Iterator[np.ndarray]:
+    """Documents one after the other with what `prepare` puts between them, cut into sequences."""
     waiting: list[int] = []
-    for text in _documents(path):
+    for text in documents:
         if text:
-            waiting += tokenizer(text, add_special_tokens=False, verbose=False)['input_ids'] + end
+            waiting += [*before, *encoder.encode([text])[0].tolist(), *after]
         while len(waiting) >= length:
             yield np.array(waiting[:length], np.int64)
             del waiting[:length]

@@ -29,6 +29,7 @@ class RotationSettings:
         seq_len (int | None): Tokens per sequence of plain text. Default: 512, or the source's positions where they are
             fewer.
         batch_tokens (int): Tokens in a forward pass, and in a step of learning.
+        text_key (str): Field or column that holds the text.
     """
 
     keep: int | None = None
@@ -40,6 +41,7 @@ class RotationSettings:
     held_out: int = 8_192
     seq_len: int | None = None
     batch_tokens: int = 2_048
+    text_key: str = 'text'
 
     def checked(self, source: SourceFolder) -> RotationSettings:
         """The settings completed for a source.

@@ -18,7 +18,7 @@ import numpy as np
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.data.mds import mds_folders, read_tokens
 from llmshearing.prepare import worker
-from llmshearing.prepare.beginning import read_beginning
+from llmshearing.prepare.beginning import read_beginning, text_files
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 
 __all__ = ['READ_BYTES', 'DomainText', 'count_tokens', 'find_texts']
@@ -65,16 +65,13 @@ def find_texts(data: Path) -> dict[str, list[Path]]:
     data = Path(data)
     if not data.exists():
         raise ValueError(f'--data {data}: no such file or folder.')
-    if data.is_file():
-        return {_stem(data): [data]}
-    folders = [data / folder for folder in mds_folders(data)]
+    folders = [data / folder for folder in mds_folders(data)] if data.is_dir() else []
     found: dict[str, list[Path]] = {}
     for folder in folders:  # the same domain in several splits is one
         found.setdefault(folder.name, []).append(folder)
     if not folders:
-        for path in sorted(data.rglob('*')):
-            if path.is_file() and not any(part.startswith('.') for part in path.relative_to(data).parts):
-                found.setdefault(_stem(path), []).append(path)
+        for path in text_files(data):
+            found.setdefault(_stem(path), []).append(path)
     if not found:
         raise ValueError(f'--data {data}: the folder is empty; give text, or a folder of `llmshearing prepare`.')
     return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -294,8 +297,40 @@ def test_text_files(tmp_path):
     assert len(corpus.seen) + len(corpus.held_out) == 12 and len(corpus.held_out) == 1
     assert corpus.seen[0].tolist() == [3 + i for i in range(20)]  # files take turns
     assert corpus.seen[1].tolist() == [3 + i for i in range(20)]
-    (tmp_path / 'text' / 'b.jsonl').write_text('{"no": 1}\n')
-    with pytest.raises(ValueError, match='b.jsonl, line 1: expected'):
+    (tmp_path / 'text' / 'b.jsonl').write_text('{"body": "w1 w2"}\n')
+    with pytest.raises(ValueError, match="b.jsonl: .*b.jsonl has no 'text', only body; set --text-key"):
         read_corpus(tmp_path / 'text', tmp_path / 'source', 97, 20, 200, 40)
     with pytest.raises(ValueError, match='no such file'):
         read_corpus(tmp_path / 'nowhere', tmp_path / 'source', 97, 20, 200, 40)
+
+
+@pytest.mark.parametrize('form', ['utf-16', 'utf-8-sig', 'jsonl', 'text_key', 'parquet', 'gzip'])
+def test_text_is_read_by_its_content(tmp_path, form):
+    make_source(tmp_path / 'source')
+    text, path, key = ' '.join(f'w{i % 90}' for i in range(300)), tmp_path / 'a.txt', 'text'
+    record = json.dumps({'text': text})
+    if form.startswith('utf'):
+        path.write_text(text, encoding=form)
+    elif form == 'jsonl':
+        path.with_suffix('.json').write_text(record + '\n')
+    elif form == 'text_key':
+        key = 'meta.body'
+        path.with_suffix('.jsonl').write_text(json.dumps({'meta': {'body': text}}))
+    elif form == 'parquet':
+        pyarrow.parquet.write_table(pyarrow.table({'text': [text]}), path.with_suffix('.parquet'))
+    else:
+        path.with_suffix('.jsonl.gz').write_bytes(gzip.compress(record.encode()))
+    (data,) = tmp_path.glob('a.*')
+    corpus = read_corpus(data, tmp_path / 'source', 97, 20, 200, 40, key)
+    assert corpus.seen[0].tolist() == [3 + i for i in range(20)]
+
+
+def test_json_lines_in_a_text_file_are_records(tmp_path):
+    make_source(tmp_path / 'source')
+    make_text(tmp_path / 'b.jsonl', 50)
+    data = (tmp_path / 'b.jsonl').rename(tmp_path / 'b.txt')
+    corpus = read_corpus(data, tmp_path / 'source', 97, 20, 200, 40)
+    assert 0 not in corpus.seen[0]
+    data.write_text('{"body": "w1 w2"}\n' * 3)
+    with pytest.raises(ValueError, match="has no 'text', only body"):
+        read_corpus(data, tmp_path / 'source', 97, 20, 200, 40)
