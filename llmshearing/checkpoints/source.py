@@ -176,7 +176,7 @@ def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShap
     named = {
         f'{prefix}{name}': tensor
         for name, tensor in stored.items()
-        if not any(pattern.search(name) for pattern in ignored)
+        if f'{prefix}{name}' in shapes.shapes or not any(pattern.search(name) for pattern in ignored)
     }
     return _as_expected(config, named)
 

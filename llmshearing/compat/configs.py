@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
@@ -46,6 +48,7 @@ ROTARY_KEYS = {
         'mscale_all_dim',
     ),
 }
+OLDER_ROTARY_NAMES = {'su': 'longrope'}  # of the first Phi 3
 # Names of the base and of the rotated share of a head in transformers 4, by model type; the others rotate whole heads.
 BASE_KEYS = {'gpt_neox': ('rotary_emb_base', 'rope_theta')}
 SHARE_KEYS = {
@@ -83,6 +86,7 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalise_config(content['text_config'])
+    _rename_rotary(content)
     _refuse_contradictions(content)
     _check_rotary(content)
     if TRANSFORMERS_5:
@@ -165,6 +169,15 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
                 )
 
 
+def _rename_rotary(content: dict[str, Any]) -> None:
+    """A kind of rotary embedding by its name of today."""
+    for place in ('rope_scaling', 'rope_parameters'):
+        settings = content.get(place)
+        for key in ('type', 'rope_type') if isinstance(settings, dict) else ():
+            if settings.get(key) in OLDER_ROTARY_NAMES:
+                settings[key] = OLDER_ROTARY_NAMES[settings[key]]
+
+
 def _check_rotary(content: Mapping[str, Any]) -> None:
     """Raises a ValueError for rotary settings that no model computes with, naming the key."""
     places: list[tuple[str, Any]] = [('rope_scaling', content.get('rope_scaling'))]
@@ -176,11 +189,22 @@ def _check_rotary(content: Mapping[str, Any]) -> None:
         ]
     places += [('', {key: content[key] for key in BASES if content.get(key) is not None})]
     for place, settings in places:
-        if not isinstance(settings, dict):
+        if settings is None:
             continue
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f'the config has {place}: {settings!r}; expected a mapping, or null: correct its config.json.'
+            )
         kind = settings.get('rope_type', settings.get('type'))
         if settings.get('type', kind) != kind:
             raise ValueError(f'the config says {place}: {settings}, two kinds at once; correct its config.json.')
+        if kind not in (None, 'default', 'mrope', *ROPE_INIT_FUNCTIONS):  # the former two are no function everywhere
+            known = f'the installed transformers knows {", ".join(ROPE_INIT_FUNCTIONS)}; correct its config.json.'
+            raise ValueError(
+                f'the config has {place}.rope_type: {kind!r}; {known}'
+                if TRANSFORMERS_5
+                else _refusal(f'{place}.rope_type', kind)
+            )
         if kind is None and 'factor' in settings:
             raise ValueError(
                 f'the config says {place}: {settings} without a rope_type, so its factor would be left out; add the '

@@ -102,11 +102,18 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     config, folder = read_source(str(source)), Path(expand_path('SOURCE', str(source)))
     if not folder.is_dir():
         raise ValueError(f'{source} is a config alone; name the folder that has the weights and the tokenizer as well.')
+    stored = str(dtype_of(config) or torch.float32).removeprefix('torch.')
+    dtype = settings.dtype or (stored if stored in DTYPES else 'float32')
+    if 'size' in target and target.get('dtype', dtype) != dtype:
+        raise ValueError(
+            f'--target counts its size in {target["dtype"]}, but the weights will be written in {dtype}; leave dtype '
+            f'out of the target, or add --dtype {target["dtype"]}.'
+        )
+    if 'size' in target:
+        target = {**target, 'dtype': dtype}
     shape = cut_shape(config, target, settings.axes, settings.keep_heads)
     axes, layout = plan_masks(config, shape), layout_of(config)
     whole = int(count_parameters(layout, shape_of(config)).total)
-    stored = str(dtype_of(config) or torch.float32).removeprefix('torch.')
-    dtype = settings.dtype or (stored if stored in DTYPES else 'float32')
     length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
     check_attention(config, attention_implementation(config), length)
     computed_in = 'float32' if whole <= WHOLE_UP_TO else dtype

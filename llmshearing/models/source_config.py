@@ -72,8 +72,9 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         content = normalise_config(content)
         _refuse_uncomputed(content)
         return CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
-    except STRICT_ERROR as error:
-        raise ValueError(f'transformers takes no such config: {" ".join(str(error).split())}') from error
+    except (STRICT_ERROR, KeyError) as error:  # a KeyError: rotary settings of which one is missing
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f'transformers takes no such config: {" ".join(str(reason).split())}') from error
 
 
 def _refuse_uncomputed(content: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
 MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
 TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
+OF_A_FORWARD_PASS = ('_', 'output_', 'return_dict', 'transformers_version', 'use_cache')
 LARGEST = 4 * 2**20  # bytes; a tokenizer_config.json with thousands of added tokens has one
 
 
@@ -45,6 +46,9 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
     if 'README.md' in files:
         files['README.md'] = _front_matter(files['README.md'])
         _card(files)
+    config = _find(model, 'config.json') if model else None
+    if 'generation_config.json' not in files and config is not None and (settings := _generation_settings(config)):
+        files['generation_config.json'] = json.dumps(settings)
     if 'generation_config.json' in files:
         _check_generation(files['generation_config.json'])
     return files
@@ -98,6 +102,15 @@ def _find(where: str, name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(path) if isinstance(path, str) else None
+
+
+def _generation_settings(config: Path) -> dict[str, Any]:
+    """Those in a config.json, where transformers looks for them if there is no file of their own."""
+    from transformers import GenerationConfig
+
+    names = {name for name in GenerationConfig().to_dict() if not name.startswith(OF_A_FORWARD_PASS)}
+    content = json.loads(config.read_text(encoding='utf-8'))
+    return {name: value for name, value in content.items() if name in names and value is not None}
 
 
 def _check_generation(text: str) -> None:

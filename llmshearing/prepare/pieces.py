@@ -50,9 +50,11 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
     """Reads a domain from beginning to end; where a piece grows to ``piece_bytes`` it ends with its last document.
 
     Raises:
-        ValueError: If the text key or the split is not there, or a file is broken.
+        ValueError: If the text key, the separator or the split is not there, or a file is broken.
     """
     readers = {'jsonl': _read_lines, 'txt': _read_lines, 'json': _read_json}  # the others have columns
+    unseparated: Piece | None = None
+    separates = domain.separator is None
     documents = ('file', 'txt') if domain.separator is None else ('file',)
     for are_documents, some in groupby(sources, lambda source: source.kind in documents):
         if are_documents:
@@ -60,7 +62,16 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
                 yield Piece('files', files[0], 1, tuple(files), size)
         else:
             for source in some:
-                yield from readers.get(source.kind, _read_columns)(source, domain, piece_bytes)
+                for piece in readers.get(source.kind, _read_columns)(source, domain, piece_bytes):
+                    if piece.kind == 'text' and not separates:
+                        unseparated, separates = piece, domain.separator.encode() in piece.data
+                    yield piece
+    if unseparated is not None and not separates:
+        windows = '; its lines end with "\\r\\n"' if b'\r\n' in unseparated.data else ''
+        raise ValueError(
+            f'domains.{domain.name}.separator is {domain.separator!r}, which is nowhere in {unseparated.path}{windows}'
+            '; correct it, or leave it out to take each file as one document'
+        )
 
 
 def batched(items: Iterable[Any], size_of: Callable[[Any], int], most: int) -> Iterator[tuple[list[Any], int]]:

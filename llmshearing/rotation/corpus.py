@@ -1,8 +1,8 @@
 """Text for the rotation: a few token sequences to look at, and others, held out, to measure losses on.
 
 ``--data`` is what is at hand: a folder that ``llmshearing prepare`` wrote (its largest split is looked at, ``eval`` is
-held out), any folder with MDS domains, or text (JSON lines, Parquet, plain text, told by their content). Domains and files take
-turns, so that all of them count; without a split of its own every tenth sequence is held out.
+held out), any folder with MDS domains, or text (JSON lines, Parquet, plain text, told by their content). Domains and
+files take turns, so that all of them count; without a split of its own every tenth sequence is held out.
 """
 
 from __future__ import annotations
@@ -58,13 +58,7 @@ class Corpus:
 
 
 def read_corpus(
-    data: Path,
-    tokenizer_folder: Path,
-    vocabulary: int,
-    length: int,
-    tokens: int,
-    held_out: int,
-    text_key: str = 'text',
+    data: Path, tokenizer_folder: Path, vocabulary: int, length: int, tokens: int, held_out: int, text_key: str = 'text'
 ) -> Corpus:
     """Reads what is needed of ``data`` and no more.
 
@@ -78,7 +72,7 @@ def read_corpus(
         text_key (str): Field or column that holds the text. Default: ``'text'``.
 
     Raises:
-        ValueError: If there is no text, or a file cannot be read as such, or the data were prepared with another tokenizer.
+        ValueError: If there is no text, a file cannot be read as such, or the data are of another tokenizer.
     """
     data = Path(data)
     if not data.exists():

@@ -79,9 +79,7 @@ def rotate_source(
     vocabulary = opened.config.vocab_size
     wanted = max(settings.tokens, settings.learn * settings.batch_tokens)
     length = settings.seq_len or DEFAULT_LENGTH
-    corpus = read_corpus(
-        Path(data), opened.path, vocabulary, length, wanted, settings.held_out, settings.text_key
-    )
+    corpus = read_corpus(Path(data), opened.path, vocabulary, length, wanted, settings.held_out, settings.text_key)
     report(
         f'{opened.path}: {opened.parameters:,} parameters, hidden_size {opened.parts.hidden_size}; '
         f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'

@@ -77,7 +77,11 @@ def teach(
     )
     work = Work(output)
     work.begin(job.plan)
-    _teach_shards(work, job, settings, rank, ranks, report)
+    try:
+        _teach_shards(work, job, settings, rank, ranks, report)
+    except ValueError:
+        work.drop_if_empty()  # whoever corrects the call may begin anew
+        raise
     return _finish(work, job, report)
 
 
@@ -104,6 +108,12 @@ def _open_job(data: Path, teacher: str, output: Path, settings: TeachSettings, d
     opened = open_teacher(teacher, settings, device)
     form = settings.format(opened.vocab_size)
     check_tokenizer(opened.tokenizer, [(str(data / folder), None) for folder in folders])
+    positions = getattr(opened.config, 'max_position_embeddings', None)
+    if positions is not None and length > positions:
+        raise ValueError(
+            f'{data}: its samples have {length} tokens, and {opened.name} has {positions} positions '
+            '(max_position_embeddings); prepare shorter sequences, or choose another teacher.'
+        )
     check_room(tasks, form, length)
     refuse_unwritable('--output', output)
     return _Job(data, folders, copied, tasks, length, opened, form, _plan(tasks, opened, form, settings))

@@ -59,6 +59,11 @@ class Work:
                 'Give the same options to go on with it, remove it, or choose another --output.'
             )
 
+    def drop_if_empty(self) -> None:
+        """Removes the folder where it has no finished shard."""
+        if not any(self.folder.glob('entries/**/*.json')):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def is_done(self, task: ShardTask) -> bool:
         """Whether a shard is there, as long as its entry says."""
         entry = self.entry(task)

@@ -126,6 +126,10 @@ def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Ite
         ValueError: If it exists and may not be replaced.
     """
     folder = Path(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(
+            f'{where}: {folder} is a link to {os.readlink(folder)}, which is not there; name that instead.'
+        )
     if not folder.exists():
         return
     if not overwrite:
@@ -155,6 +159,10 @@ def check_safetensors_index(path: Path) -> dict[str, str]:
     weight_map = index.get('weight_map') if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise ValueError(f'{path} holds no mapping "weight_map" from tensor to file.')
+    if not isinstance(index.get('metadata'), dict):
+        raise ValueError(
+            f'{path} holds no mapping "metadata", which transformers reads; write "metadata": {{}} into it.'
+        )
     return {name: plain_name(str(path), file) for name, file in weight_map.items()}
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from llmshearing.checkpoints.source import check_weights, read_weights, weights_folder
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
@@ -39,6 +39,13 @@ def set_value(weights, name, value):
 @pytest.mark.parametrize('variant', ['llama', 'llama-tied', 'gpt_neox', 'gemma2'])
 def test_whole_sources_pass(variant, tmp_path):
     check(save(tmp_path, variant))
+
+
+def test_a_bias_that_is_called_like_an_old_buffer_is_there(tmp_path):
+    config = GPT2Config(n_layer=2, n_embd=48, n_head=4, vocab_size=97, n_positions=128)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert 'transformer.h.0.attn.c_attn.bias' in read_weights(tmp_path, config)
+    check(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +240,14 @@ def test_an_adapter_is_no_model(tmp_path):
         check(tmp_path)
 
 
+def test_an_index_that_transformers_would_not_read(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size=40_000)
+    path = tmp_path / 'model.safetensors.index.json'
+    path.write_text(json.dumps({'weight_map': json.loads(path.read_text())['weight_map']}))
+    with pytest.raises(ValueError, match='index.json holds no mapping "metadata", which transformers reads'):
+        check(tmp_path)
+
+
 def test_weights_of_eight_bits_are_named(tmp_path):
     save(tmp_path)
     change(tmp_path, lambda weights: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()})
@@ -245,7 +260,7 @@ def test_weights_of_eight_bits_are_named(tmp_path):
     [
         {'pad_token_id': 900},
         {'hidden_act': 'foo'},
-        {'rope_parameters': {'rope_type': 'foo', 'rope_theta': 1e4, 'factor': 2.0}},
+        {'rope_parameters': {'rope_type': 'mrope', 'rope_theta': 1e4, 'factor': 2.0}},
     ],
 )
 def test_configs_that_no_model_is_built_from(settings, tmp_path):

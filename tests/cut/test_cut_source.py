@@ -223,6 +223,10 @@ def refusal(capsys, *arguments) -> str:
             ['--target', 'hidden_size=24', '--axes', 'width', '--text', 'TEXT'],
             "--axes: expected one of .*, got 'width'",
         ),
+        (
+            ['--target', 'size=200KB', 'dtype=bfloat16', '--text', 'TEXT'],
+            'counts its size in bfloat16, but .* in float32; leave dtype out of the target, or add --dtype bfloat16',
+        ),
         (['--target', 'hidden_size=24', '--scores', 'best', '--text', 'TEXT'], "unknown method 'best'"),
         (['--target', 'hidden_size=24', '--scores', 'a', 'b', '--text', 'TEXT'], 'AXIS=METHOD of each axis'),
         (
@@ -249,6 +253,13 @@ def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, ca
         options += ['--output', tmp_path / 'out']
     assert re.search(message, refusal(capsys, place / 'source', *options), re.DOTALL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(('dtype', 'width'), [(None, 4), ('bfloat16', 2)])
+def test_a_size_counts_bytes_of_what_is_written(place, dtype, width):
+    asked = {'size': 40_000 * width, 'multiple_of': 4, 'tolerance': 0.05}
+    plan = plans.plan_cut(place / 'source', asked, CutSettings(dtype=dtype))
+    assert plan.parameters * width == plan.bytes and 38_000 * width < plan.bytes < 42_000 * width
 
 
 def test_sources_that_cannot_be_cut(place, tmp_path, capsys):

@@ -28,6 +28,22 @@ def test_files_that_cannot_be_read_are_named_at_once(tmp_path, name, content, wo
         read_source_files(str(tmp_path))
 
 
+def test_generation_settings_of_an_older_config_are_kept(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / 'generation_config.json').unlink(missing_ok=True)
+    content = json.loads((tmp_path / 'config.json').read_text())
+    settings = {'do_sample': True, 'temperature': 0.6, 'eos_token_id': [2, 17]}
+    (tmp_path / 'config.json').write_text(json.dumps({**content, **settings}))
+    files = read_source_files(str(tmp_path))
+    model = tiny_model()
+    with ModelFolderWriter(tmp_path / 'out') as writer:
+        write_model_folder(writer, model.config, model.named_parameters(), None, files, None)
+        writer.commit()
+    expected, got = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path, tmp_path / 'out'))
+    for name, value in settings.items():
+        assert getattr(got.generation_config, name) == getattr(expected.generation_config, name) == value
+
+
 def test_a_padding_token_below_zero_is_left_out(tmp_path):
     model = tiny_model()
     settings = {'pad_token_id': -1, 'eos_token_id': [2, 17], 'bos_token_id': 1}

@@ -112,6 +112,30 @@ def test_what_transformers_4_cannot_open_is_told(tmp_path, caplog):
     assert json.loads(path.read_text())['rope_parameters'] == {'rope_type': 'proportional'}
 
 
+@pytest.mark.parametrize(
+    ('rotary', 'message'),
+    [
+        ({'type': 'yarn2', 'factor': 2.0}, "rope_scaling.rope_type: 'yarn2'"),
+        ({'type': 'linear'}, 'Missing required keys.*factor'),
+        ('linear', "rope_scaling: 'linear'; expected a mapping"),
+    ],
+)
+def test_rotary_settings_that_nobody_computes(rotary, message):
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
+    with pytest.raises(ValueError, match=message):
+        config_from({**content, 'rope_scaling': rotary})
+
+
+def test_su_is_longrope_by_its_first_name():
+    content = {key: value for key, value in WRITTEN['phi3'].items() if key != 'rope_parameters'}
+    content['original_max_position_embeddings'] = 64
+    factors = {'short_factor': [1.0, 2.0, 3.0, 4.0], 'long_factor': [2.0] * 4}
+    both = [config_from({**content, 'rope_scaling': {'type': kind, **factors}}) for kind in ('su', 'longrope')]
+    assert both[0].rope_scaling == both[1].rope_scaling
+    for got, expected in zip(*map(inverse_frequencies, both)):
+        torch.testing.assert_close(got, expected)
+
+
 def test_longrope_of_phi3():
     factors = {'short_factor': [1.0, 2.0, 3.0, 4.0], 'long_factor': [2.0] * 4}
     rotary = {'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 1.0, **factors}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import dataclasses
 import gzip
 import io
 import json
@@ -270,6 +271,17 @@ def test_separators_that_overlap_themselves(tmp_path, piece_bytes):
     (tmp_path / 'a.txt').write_text(text)
     expected = [part for part in text.split('\n\n') if part and not part.isspace()]
     assert _read(Domain('d', (str(tmp_path / 'a.txt'),), separator='\n\n'), piece_bytes) == expected
+
+
+def test_a_separator_that_is_nowhere_is_refused(tmp_path):
+    (tmp_path / 'a.txt').write_bytes(b'one\r\n\r\ntwo\r\n')
+    (tmp_path / 'b.txt').write_bytes(b'three')
+    domain = Domain('d', (str(tmp_path / '*.txt'),), separator='\n\n')
+    with pytest.raises(ValueError, match=r"domains.d.separator is '\\n\\n', which is nowhere in .*b.txt"):
+        _read(domain)
+    with pytest.raises(ValueError, match=r'nowhere in .*a.txt; its lines end with "\\r\\n"; correct it'):
+        _read(dataclasses.replace(domain, path=(str(tmp_path / 'a.txt'),)))
+    assert _read(dataclasses.replace(domain, separator='\r\n\r\n')) == ['one', 'two\r\n', 'three']
 
 
 def test_a_folder_of_record_files(tmp_path):

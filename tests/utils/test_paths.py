@@ -111,3 +111,9 @@ def test_only_a_model_folder_is_replaced(tmp_path):
 )
 def test_a_name_of_the_hub_has_an_owner_or_none(name, path):
     assert names_a_path(name) == path
+
+
+def test_a_link_to_nothing_is_no_destination(tmp_path):
+    (tmp_path / 'link').symlink_to(tmp_path / 'away')
+    with pytest.raises(ValueError, match='link is a link to .*away, which is not there'):
+        refuse_existing('export', tmp_path / 'link', True)
