@@ -56,6 +56,8 @@ def usable_device(name: str | None) -> str:
         ValueError: If it cannot be used; torch says so by two kinds of errors, as it knows the device or not.
     """
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if name == 'meta':
+        raise ValueError("device 'meta' cannot be used: tensors have no values there")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -20,7 +20,7 @@ def read_yaml(where: str, path: str, overrides: Sequence[str] = ()) -> Any:
         ValueError: If the file cannot be read, is no YAML, refers to nothing or has no place for an override; one line.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
     from yaml import YAMLError
 
     try:
@@ -28,5 +28,10 @@ def read_yaml(where: str, path: str, overrides: Sequence[str] = ()) -> Any:
         if overrides:
             content = OmegaConf.merge(content, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(content, resolve=True)
+    except InterpolationKeyError as error:
+        raise ValueError(
+            f'{where}: {str(error).splitlines()[0]}; ${{NAME}} is another key of the file, an environment variable is '
+            '${oc.env:NAME}, or $NAME in a path'
+        ) from error
     except (ValueError, TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f'{where}: {" ".join(str(error).split())}') from error

@@ -7,6 +7,7 @@ folder that looks like a model.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['SHARD_BYTES', 'ModelFolderWriter']
@@ -36,7 +38,7 @@ class ModelFolderWriter:
         parameters (int): Numbers written so far.
 
     Raises:
-        ValueError: If the destination exists and may not be replaced.
+        ValueError: If the destination exists and may not be replaced, or another process writes it.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False):
@@ -46,11 +48,19 @@ class ModelFolderWriter:
         self._shards: list[list[str]] = []
         self._total_bytes = 0
         self.parameters = 0
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> ModelFolderWriter:
         refuse_existing('export', self.folder, self.overwrite)
+        lock = self.folder.with_name(f'{self.path.name}.lock')
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        if not self._held.enter_context(hold_lock(lock, optional=True)):
+            raise ValueError(
+                f'export: another process is writing {self.folder}; wait for it, or choose another folder.'
+            )
+        self._held.callback(lock.unlink, missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        self.path.mkdir()
         return self
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -64,6 +74,7 @@ class ModelFolderWriter:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is not None:
             shutil.rmtree(self.path, ignore_errors=True)
+        self._held.close()
 
     def commit(self) -> None:
         """Makes the folder visible under its name, replacing an old one where that is allowed.

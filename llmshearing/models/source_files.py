@@ -20,6 +20,7 @@ __all__ = ['LICENCE_FILES', 'TAG', 'derived_from', 'local_folder', 'public_name'
 
 TAG = 'llmshearing'
 LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
+NOTHING = ('', '~', 'null')  # in YAML
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
 MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
 TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
@@ -42,7 +43,7 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
         for name in names:
             path = _find(where, name) if where else None
             if path is not None and path.stat().st_size <= LARGEST:
-                files[name] = path.read_text(encoding='utf-8', errors='replace')
+                files[name] = _read_text(path)
     if 'README.md' in files:
         files['README.md'] = _front_matter(files['README.md'])
         _card(files)
@@ -64,7 +65,7 @@ def source_licence(files: Mapping[str, str]) -> dict[str, Any]:
         ValueError: If the front matter is not YAML.
     """
     head = _card(files)
-    return {key: head[key] for key in LICENCE_KEYS if key in head}
+    return {key: head[key] for key in LICENCE_KEYS if head.get(key, '') not in NOTHING}
 
 
 def derived_from(files: Mapping[str, str]) -> str | None:
@@ -104,6 +105,14 @@ def _find(where: str, name: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def _read_text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode('utf-8')
+    except UnicodeDecodeError:
+        return content.decode('latin-1')  # as older licences are
+
+
 def _generation_settings(config: Path) -> dict[str, Any]:
     """Those in a config.json, where transformers looks for them if there is no file of their own."""
     from transformers import GenerationConfig
@@ -135,9 +144,9 @@ def _front_matter(text: str) -> str:
 def _card(files: Mapping[str, str]) -> dict[str, Any]:
     head = files.get('README.md', '').removeprefix('---\n').removesuffix('\n---\n')
     try:
-        content = yaml.safe_load(head)
+        content = yaml.load(head, Loader=yaml.BaseLoader)  # all strings: the language `no` is no boolean
     except yaml.YAMLError as error:
         raise ValueError(
             f"the front matter of the source's README.md, between the first two lines of ---, is not YAML: {error}"
         ) from error
-    return json.loads(json.dumps(content, default=str)) if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) else {}

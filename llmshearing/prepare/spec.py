@@ -167,6 +167,9 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
                 f'splits.{split.name} has neither fraction nor tokens, so it would take every document of '
                 f'{greedy[0]} and leave none to {splits[-1].name}; give it one, or list it last'
             )
+    budgets = [domain.tokens.get(split.name, split.tokens) for domain in domains for split in splits]
+    if not any(budget is None or budget > 0 for budget in budgets):
+        raise ValueError('every split of every domain has tokens: 0, so nothing would be written; raise one of them')
     return Spec(
         tokenizer=expand_path('tokenizer', str(raw['tokenizer'])),
         max_seq_len=_whole(raw['max_seq_len'], 'max_seq_len', least=2),

@@ -35,6 +35,8 @@ _VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]*)\})', re.ASCII)
 def expand_path(key: str, path: str) -> str:
     """``path`` with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced as a shell does.
 
+    A file that is there by its name, with a ``$`` that is no variable's, is taken as it is.
+
     Args:
         key (str): Where it was given, for the message.
         path (str): A path on this machine, or a remote address, in which only variables are replaced.
@@ -44,6 +46,8 @@ def expand_path(key: str, path: str) -> str:
     """
     for match in _VARIABLE.finditer(path):
         name = match[1] or match[2]
+        if name not in os.environ and os.path.exists(path):
+            return path
         if name not in os.environ:
             raise ValueError(
                 f'{key}: {path!r} has the environment variable {name!r}, which is not set; set it, or write the path.'

@@ -70,7 +70,9 @@ def test_shut_down_workers_ends_them_and_the_loader_can_go_on():
     shut_down_workers(loader)
 
 
-@pytest.mark.parametrize('name', ['cuda:7', 'tpu9'])  # one that torch knows, and one that it does not
+@pytest.mark.parametrize(
+    'name', ['cuda:7', 'tpu9', 'meta']
+)  # one that torch knows, one that it does not, one without values
 def test_usable_device_refuses_by_name(name):
     assert usable_device('cpu') == 'cpu' and usable_device(None) in ('cpu', 'cuda')
     with pytest.raises(ValueError, match=f"device '{name}' cannot be used"):

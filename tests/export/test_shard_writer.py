@@ -45,6 +45,15 @@ def test_what_came_to_the_destination_meanwhile_is_not_removed(tmp_path, overwri
     assert [path.name for path in tmp_path.iterdir()] == ['out'] and (tmp_path / 'out' / 'precious.txt').exists()
 
 
+def test_two_exports_to_one_destination_do_not_mix(tmp_path):
+    with ModelFolderWriter(tmp_path / 'out') as first:
+        (first.path / 'mine').touch()
+        with pytest.raises(ValueError, match='another process is writing .*out'), ModelFolderWriter(tmp_path / 'out'):
+            pass
+        first.commit()
+    assert [path.name for path in tmp_path.iterdir()] == ['out'] and (tmp_path / 'out' / 'mine').exists()
+
+
 def test_a_model_folder_is_replaced_where_that_is_allowed(tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'config.json').write_text('{}')

@@ -10,7 +10,7 @@ from llmshearing.export.model_folder import exported_config, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
-from llmshearing.models.source_files import read_source_files
+from llmshearing.models.source_files import read_source_files, source_licence
 from tests.models.tiny import tiny_model
 
 
@@ -42,6 +42,14 @@ def test_generation_settings_of_an_older_config_are_kept(tmp_path):
     expected, got = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path, tmp_path / 'out'))
     for name, value in settings.items():
         assert getattr(got.generation_config, name) == getattr(expected.generation_config, name) == value
+
+
+def test_licence_files_and_languages_as_they_are_written(tmp_path):
+    (tmp_path / 'README.md').write_text('---\nlicense: mit\nlicense_link:\nlanguage: [no, en]\n---\n# x\n')
+    (tmp_path / 'LICENSE').write_bytes('© 2019 Müller'.encode('latin-1'))
+    files = read_source_files(str(tmp_path))
+    assert files['LICENSE'] == '© 2019 Müller'
+    assert source_licence(files) == {'license': 'mit', 'language': ['no', 'en']}
 
 
 def test_a_padding_token_below_zero_is_left_out(tmp_path):

@@ -140,6 +140,13 @@ def zstd_lines(records) -> bytes:
     return pyarrow.compress(lines(records), codec='zstd', asbytes=True)
 
 
+def pzstd_lines(records) -> bytes:
+    """A frame that says the size of the next, before each, as the parallel compressor writes it."""
+    frames = [pyarrow.compress(lines([record]), codec='zstd', asbytes=True) for record in records]
+    sizes = (b'\x50\x2a\x4d\x18' + bytes([4, 0, 0, 0]) + len(frame).to_bytes(4, 'little') for frame in frames)
+    return b''.join(size + frame for size, frame in zip(sizes, frames))
+
+
 def bz2_list(records) -> bytes:
     return bz2.compress(a_list(records))
 
@@ -183,6 +190,7 @@ BY_CONTENT = [
     _stored('part-{:05}', lines),
     _stored('part-{:05}', gzipped_lines),
     _stored('{}.jsonl', zstd_lines),
+    _stored('{}.jsonl.zst', pzstd_lines),
     _stored('{}.data', bz2_list),
     _stored('{}.jsonl.xz', xz_lines),
     _stored('{}.jsonl.gz', lines),  # unpacked by a downloader that kept the name

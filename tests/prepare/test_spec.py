@@ -105,6 +105,7 @@ def test_places(out, expected):
         ({'splits': {'a': {'fraction': 0}}}, 'splits.a.fraction: expected a number above 0 and at most 1, got 0'),
         ({'splits': {'a': {'fraction': 0.6}, 'b': {'fraction': 0.5}}}, 'add up to 1.1'),
         ({'splits': {'a': {}, 'b': {}}}, 'splits.a has neither fraction nor tokens'),
+        ({'splits': {'a': {'tokens': 0}, 'b': {'tokens': 0}}}, 'every split of every domain has tokens: 0'),
         ({'splits': {'a': {'tokens': 'few'}}}, 'splits.a.tokens is'),
         ({'bos': 'maybe'}, "bos is 'maybe'; expected auto, true or false"),
         ({'out': 3}, 'out is 3; expected a folder'),

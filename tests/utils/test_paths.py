@@ -52,6 +52,14 @@ def test_what_a_shell_would_lose_is_refused(path, words):
     assert words in str(error.value)
 
 
+def test_a_file_with_a_dollar_in_its_name_is_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('cost$each.txt').touch()
+    assert expand_path('--text', 'cost$each.txt') == 'cost$each.txt'
+    monkeypatch.setenv('each', 's')
+    assert expand_path('--text', 'cost$each.txt') == 'costs.txt'
+
+
 def test_the_advice_for_a_folder_with_a_tilde_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert expand_path('out', './~nobody-of-that-name') == './~nobody-of-that-name'
