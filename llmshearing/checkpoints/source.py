@@ -30,6 +30,7 @@ __all__ = [
     'WHOLE_UP_TO',
     'MultimodalWeights',
     'check_weights',
+    'files_read',
     'read_multimodal_weights',
     'read_weights',
     'weight_files',
@@ -77,7 +78,7 @@ def weights_folder(name: str) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder that hold its weights, in the order of their names."""
+    """All files of a model folder that hold weights, in the order of their names; other programs' are among them."""
     return sorted(path for pattern in ('*.safetensors', '*.bin') for path in folder.glob(pattern))
 
 
@@ -241,8 +242,12 @@ def _refuse_pointers(folder: Path) -> None:
                     )
 
 
-def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder by its name there, not yet read."""
+def files_read(folder: Path) -> list[Path]:
+    """The files that transformers reads a model's weights from.
+
+    Raises:
+        ValueError: If there are none, or one of several is missing.
+    """
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None and (folder / 'adapter_config.json').is_file():
         raise ValueError(
@@ -257,9 +262,14 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ValueError(f'{folder}: {name} lists {", ".join(missing)}, which are not there; copy them as well.')
+    return files
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder by its name there, not yet read."""
     stored: dict[str, StoredTensor] = {}
     held_by: dict[str, Path] = {}
-    for file in files:
+    for file in files_read(folder):
         for name, tensor in _in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file):
             if name in stored and not torch.equal(stored[name].read(), tensor.read()):
                 raise ValueError(

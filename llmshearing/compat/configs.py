@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmshearing.compat.versions import TRANSFORMERS_5
@@ -86,6 +87,7 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalise_config(content['text_config'])
+    _check_dtype(content)
     _rename_rotary(content)
     _refuse_contradictions(content)
     _check_rotary(content)
@@ -167,6 +169,15 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
                     f'the config says rope_scaling: {scaling} and rope_parameters: {main}; which of the two the model '
                     'was trained with is not known: correct its config.json.'
                 )
+
+
+def _check_dtype(content: Mapping[str, Any]) -> None:
+    for key in ('dtype', 'torch_dtype'):
+        name = content.get(key)
+        if isinstance(name, str) and not isinstance(getattr(torch, name.removeprefix('torch.'), None), torch.dtype):
+            raise ValueError(
+                f'the config has {key}: {name!r}; expected a type such as bfloat16: correct its config.json.'
+            )
 
 
 def _rename_rotary(content: dict[str, Any]) -> None:

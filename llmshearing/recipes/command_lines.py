@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 
-__all__ = ['header_lines', 'preparations', 'train_command']
+from llmshearing.recipes.recipe import as_yaml
+
+__all__ = ['header_lines', 'override', 'preparations', 'train_command']
 
 NODE = 8  # GPUs
 LABEL = 13  # columns before the text of a header line
@@ -22,6 +24,11 @@ def train_command(gpus: int, path: str) -> str:
     if gpus > NODE:
         options = f'--world_size {gpus} --node_rank RANK --master_addr FIRST_NODE --master_port 29400 -n {NODE}'
     return f'llmshearing train {options} {shlex.quote(path)}'
+
+
+def override(key: str, value: str) -> str:
+    """A key and its value as the last words of ``llmshearing train`` take them, in a shell."""
+    return shlex.quote(f'{key}={as_yaml(value)}')
 
 
 def preparations(
@@ -59,9 +66,9 @@ def preparations(
         fit = f'llmshearing reference-losses fit POINTS.json --params {parameters} --tokens {tokens:.0f} --output {out}'
         commands['the losses of this size by a law of three or more measured models'] = fit
     if keep is not None:
-        rotated = shlex.quote(f'{work}/rotated')
-        rotate = f'llmshearing rotate {source} --data {data}/prune --output {rotated} --keep {keep}'
-        commands[f'a basis in which hidden dimensions cost less; then variables.source={rotated}'] = rotate
+        rotated = f'{work}/rotated'
+        rotate = f'llmshearing rotate {source} --data {data}/prune --output {shlex.quote(rotated)} --keep {keep}'
+        commands[f'a basis in which hidden dimensions cost less; then {override("variables.source", rotated)}'] = rotate
     if taught is not None:
         teach = f'llmshearing teach {data} --teacher {source} --output {shlex.quote(taught)}'
         commands["the source's predictions beside the data"] = teach

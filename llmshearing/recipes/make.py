@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from llmshearing.masks.scores import RECOMMENDED_SCORES
 from llmshearing.models.counting import layout_of, training_flops_per_token
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, with_shape
-from llmshearing.recipes.command_lines import header_lines, preparations
+from llmshearing.recipes.command_lines import header_lines, override, preparations
 from llmshearing.recipes.data import count_passes
 from llmshearing.recipes.hardware import Placement, place_stage
 from llmshearing.recipes.recipe import Recipe
@@ -90,7 +89,7 @@ def make_recipes(request: Request) -> Made:
             lines += [f'note: {short}: {sequences} sequences per domain are evaluated at once']
         header = header_lines(stage.name, run.source, run.size, facts, first, run.command(stage.name))
         recipes[stage.name] = _recipe(run, stage, header, sequences)
-    rotated = f' variables.source={shlex.quote(f"{run.work}/rotated")}' if run.rotates else ''
+    rotated = f' {override("variables.source", f"{run.work}/rotated")}' if run.rotates else ''
     trainings = [run.command('prune') + rotated, run.command('continue')]
     return Made(recipes, run.config, lines, [*first.values(), *trainings])
 

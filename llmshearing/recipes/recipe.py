@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llmshearing.recipes.rules import Schedule
 
-__all__ = ['STAGES', 'Recipe', 'render']
+__all__ = ['STAGES', 'Recipe', 'as_yaml', 'render']
 
 STAGES = ('prune', 'continue')
 SCORE_NOTES = {
@@ -94,7 +94,7 @@ class Recipe:
     checkpointing: bool = True
 
 
-def _scalar(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value as YAML writes it, quoted where plain text would mean something else."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).split('\n')[0]
 
@@ -108,7 +108,7 @@ def render(recipe: Recipe) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters['scalar'] = _scalar
+    environment.filters['scalar'] = as_yaml
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     values |= dataclasses.asdict(recipe.schedule) | {'score_notes': SCORE_NOTES}
     return environment.get_template('run.yaml.j2').render(values)

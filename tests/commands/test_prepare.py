@@ -76,10 +76,7 @@ def test_table():
         (['list.yaml'], "list.yaml: it holds ['a'], expected a mapping from keys to values"),
         (['broken.yaml'], 'broken.yaml: while parsing a flow sequence'),
         (['binary.yaml'], "binary.yaml: 'utf-8' codec can't decode"),
-        (
-            ['refers.yaml'],
-            "refers.yaml: Interpolation key 'no.such' not found; ${NAME} is another key of the file",
-        ),
+        (['refers.yaml'], "refers.yaml: Interpolation key 'no.such' not found; ${NAME} is another key of the file"),
         (['{yaml}', 'domains=[1]'], 'spec.yaml, with domains=[1]: Cannot merge incompatible'),
         (['{yaml}', 'domains=[1'], 'spec.yaml, with domains=[1: while parsing'),
         (['{yaml}', 'max_seq_len=.inf'], 'max_seq_len: expected a whole number of at least 2, got inf'),

@@ -126,6 +126,14 @@ def test_rotary_settings_that_nobody_computes(rotary, message):
         config_from({**content, 'rope_scaling': rotary})
 
 
+@pytest.mark.parametrize('key', ['dtype', 'torch_dtype'])
+def test_a_type_that_is_none(key):
+    content = {name: value for name, value in WRITTEN['llama'].items() if name not in ('dtype', 'torch_dtype')}
+    with pytest.raises(ValueError, match=f"the config has {key}: 'auto'; expected a type such as bfloat16"):
+        config_from({**content, key: 'auto'})
+    assert config_from({**content, key: 'bfloat16'})
+
+
 def test_su_is_longrope_by_its_first_name():
     content = {key: value for key, value in WRITTEN['phi3'].items() if key != 'rope_parameters'}
     content['original_max_position_embeddings'] = 64

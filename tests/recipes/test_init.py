@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from llmshearing.models.counting import layout_of, training_flops_per_token
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.targets import target_shape
 from llmshearing.recipes import request
+from llmshearing.recipes.command_lines import override
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 
@@ -88,6 +90,12 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
     assert f'--max-sequences {counts.pop()} ' in out and not counts, 'references are of what both stages evaluate'
     assert f'/prune.yaml variables.source={tmp_path}/work/rotated\n' in out, 'what was rotated is what is pruned'
     assert out.rstrip().endswith(f'llmshearing train -n 1 {tmp_path}/out/continue.yaml')
+
+
+@pytest.mark.parametrize('path', ['runs/rotated', "my: model, #1 'x'/rotated", 'a b/[c]', '1.5', 'no'])
+def test_an_override_survives_shell_and_yaml(path):
+    (word,) = shlex.split(override('variables.source', path))
+    assert OmegaConf.from_dotlist([word]).variables.source == path
 
 
 def test_the_pruning_run_trains(world, tmp_path, capfd):
