@@ -48,7 +48,7 @@ WEIGHT_FILES = (
 )
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
-TEXT_PART = 'language_model.'  # in names of tensors of a multimodal model
+TEXT_PARTS = ('language_model.', 'text_model.')  # in names of tensors of a multimodal model
 JOINT_EXPERTS = ('.experts.gate_up_proj', '.experts.down_proj')
 WRAPPERS = ('module.', '_orig_mod.', 'model.module.', 'model._orig_mod.', 'model.model.', 'base_model.model.')
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
@@ -137,17 +137,19 @@ class MultimodalWeights:
     Attributes:
         text (dict[str, StoredTensor]): Of its text part, by their names in a folder without the rest.
         others (dict[str, StoredTensor]): Of all other parts, by their names in the folder.
-        before (str): What stands in names before the words for the text part.
+        part (str): The words for the text part in names.
+        before (str): What stands before them.
     """
 
     text: dict[str, StoredTensor]
     others: dict[str, StoredTensor]
+    part: str
     before: str
 
     def name_inside(self, name: str) -> str:
         """What the whole model's files call a tensor of a decoder's folder."""
         inside = name.startswith(self.before)
-        return f'{self.before}{TEXT_PART}{name.removeprefix(self.before)}' if inside else name
+        return f'{self.before}{self.part}{name.removeprefix(self.before)}' if inside else name
 
 
 def read_multimodal_weights(folder: Path, config: PretrainedConfig) -> MultimodalWeights:
@@ -160,11 +162,13 @@ def read_multimodal_weights(folder: Path, config: PretrainedConfig) -> Multimoda
     _refuse_pointers(folder)
     expected = parameter_shapes(config, in_files=True).shapes
     stored = _stored_tensors(folder)
-    renamed = _as_expected(config, {name.replace(TEXT_PART, '', 1): tensor for name, tensor in stored.items()})
+    part = next((part for part in TEXT_PARTS if any(part in name for name in stored)), TEXT_PARTS[0])
+    renamed = _as_expected(config, {name.replace(part, '', 1): tensor for name, tensor in stored.items()})
     return MultimodalWeights(
         text={name: tensor for name, tensor in renamed.items() if name in expected},
-        others={name: tensor for name, tensor in stored.items() if TEXT_PART not in name and name not in expected},
-        before=next((name.split(TEXT_PART)[0] for name in stored if TEXT_PART in name), ''),
+        others={name: tensor for name, tensor in stored.items() if part not in name and name not in expected},
+        part=part,
+        before=next((name.split(part)[0] for name in stored if part in name), ''),
     )
 
 

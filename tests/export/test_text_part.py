@@ -6,7 +6,16 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3TextConfig, LlavaConfig, MistralConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    Gemma3TextConfig,
+    Idefics3Config,
+    LlamaConfig,
+    LlavaConfig,
+    MistralConfig,
+    SmolVLMConfig,
+)
 
 from llmshearing import cli
 from llmshearing.compat.versions import TRANSFORMERS_5
@@ -23,6 +32,12 @@ WHOLE = {
         text_config=Gemma3TextConfig(**TEXT, sliding_window=8).to_dict(), vision_config=VISION, mm_tokens_per_image=4
     ),
     'llava': lambda: LlavaConfig(text_config=MistralConfig(**TEXT), vision_config=VISION, image_token_index=60),
+    'idefics3': lambda: Idefics3Config(
+        text_config=LlamaConfig(**TEXT), vision_config=VISION, image_token_id=60, scale_factor=2, pad_token_id=0
+    ),
+    'smolvlm': lambda: SmolVLMConfig(
+        text_config=LlamaConfig(**TEXT), vision_config=VISION, image_token_id=60, scale_factor=2, pad_token_id=0
+    ),
 }
 if TRANSFORMERS_5:
     from transformers import Ministral3Config, Mistral3Config, Qwen3_5Config
