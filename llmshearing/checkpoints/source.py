@@ -7,53 +7,29 @@ headers of the files, which takes milliseconds.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
+from llmshearing.checkpoints.weight_files import find_tensors
 from llmshearing.models.families import find_table
 from llmshearing.models.stored_names import stored_pieces, stored_tensors
-from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = [
-    'WHOLE_UP_TO',
-    'MultimodalWeights',
-    'check_weights',
-    'files_read',
-    'read_multimodal_weights',
-    'read_weights',
-    'weight_files',
-    'weights_folder',
-]
+__all__ = ['WHOLE_UP_TO', 'name_as_expected', 'check_weights', 'read_weights']
 
 WHOLE_UP_TO = 10**9  # parameters; commands compute larger sources in the type they are stored in, read from their files
 
-# In order of transformers' own preference.
-WEIGHT_FILES = (
-    'model.safetensors',
-    'model.safetensors.index.json',
-    'pytorch_model.bin',
-    'pytorch_model.bin.index.json',
-)
-POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
-TEXT_PARTS = ('language_model.', 'text_model.')  # in names of tensors of a multimodal model
 JOINT_EXPERTS = ('.experts.gate_up_proj', '.experts.down_proj')
 WRAPPERS = ('module.', '_orig_mod.', 'model.module.', 'model._orig_mod.', 'model.model.', 'base_model.model.')
-LFS_POINTER = b'version https://git-lfs.github.com/spec/'
-FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
-FLOATS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
 # Buffers that older releases of transformers saved, and newer ones compute.
 OLD_BUFFERS = (
     r'rotary_emb\.inv_freq$',
@@ -61,25 +37,6 @@ OLD_BUFFERS = (
     r'attention\.masked_bias$',
     r'rotary_emb\.(cos|sin)_cached$',
 )
-
-
-def weights_folder(name: str) -> Path | None:
-    """The folder of a model: itself, or where the hub's cache has it; None where it is not on this machine."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name, 'config.json')
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """All files of a model folder that hold weights, in the order of their names; other programs' are among them."""
-    return sorted(path for pattern in ('*.safetensors', '*.bin') for path in folder.glob(pattern))
 
 
 def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -> None:
@@ -130,52 +87,9 @@ def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTens
     return _named_tensors(Path(folder), config, parameter_shapes(config, in_files=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class MultimodalWeights:
-    """The tensors of a multimodal model, still in their files.
-
-    Attributes:
-        text (dict[str, StoredTensor]): Of its text part, by their names in a folder without the rest.
-        others (dict[str, StoredTensor]): Of all other parts, by their names in the folder.
-        part (str): The words for the text part in names.
-        before (str): What stands before them.
-    """
-
-    text: dict[str, StoredTensor]
-    others: dict[str, StoredTensor]
-    part: str
-    before: str
-
-    def name_inside(self, name: str) -> str:
-        """What the whole model's files call a tensor of a decoder's folder."""
-        inside = name.startswith(self.before)
-        return f'{self.before}{self.part}{name.removeprefix(self.before)}' if inside else name
-
-
-def read_multimodal_weights(folder: Path, config: PretrainedConfig) -> MultimodalWeights:
-    """The tensors of a multimodal model, its text part apart from the others.
-
-    Args:
-        folder (Path): Folder of the whole model.
-        config (PretrainedConfig): Config of the text part.
-    """
-    _refuse_pointers(folder)
-    expected = parameter_shapes(config, in_files=True).shapes
-    stored = _stored_tensors(folder)
-    part = next((part for part in TEXT_PARTS if any(part in name for name in stored)), TEXT_PARTS[0])
-    renamed = _as_expected(config, {name.replace(part, '', 1): tensor for name, tensor in stored.items()})
-    return MultimodalWeights(
-        text={name: tensor for name, tensor in renamed.items() if name in expected},
-        others={name: tensor for name, tensor in stored.items() if part not in name and name not in expected},
-        part=part,
-        before=next((name.split(part)[0] for name in stored if part in name), ''),
-    )
-
-
 def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShapes) -> dict[str, StoredTensor]:
     """What the files hold, with the names of a whole model and without the buffers that are computed now."""
-    _refuse_pointers(folder)
-    stored = _stored_tensors(folder)
+    stored = find_tensors(folder)
     prefix = _missing_prefix(stored, shapes)
     ignored = [re.compile(pattern) for pattern in (*shapes.ignored, *OLD_BUFFERS)]
     named = {
@@ -183,10 +97,10 @@ def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShap
         for name, tensor in stored.items()
         if f'{prefix}{name}' in shapes.shapes or not any(pattern.search(name) for pattern in ignored)
     }
-    return _as_expected(config, named)
+    return name_as_expected(config, named)
 
 
-def _as_expected(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def name_as_expected(config: PretrainedConfig, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors as :mod:`~llmshearing.models.stored_names` says that files hold them, which transformers varies.
 
     Some releases wrote all experts of a layer into one tensor. Where a kind of layer has names of its own in files,
@@ -234,80 +148,6 @@ def _parts(config: PretrainedConfig, name: str, held: list[StoredTensor]) -> dic
     shape = (sum(tensor.shape[0] for tensor in held), *held[0].shape[1:])
     views = stored_tensors(config, name, torch.empty(shape, device='meta'))
     return {part: StoredTensor(tuple(view.shape), held[0].dtype, reader(part)) for part, view in views}
-
-
-def _refuse_pointers(folder: Path) -> None:
-    for pattern in POINTED_TO:
-        for path in sorted(folder.glob(pattern)):
-            with path.open('rb') as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise ValueError(
-                        f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.'
-                    )
-
-
-def files_read(folder: Path) -> list[Path]:
-    """The files that transformers reads a model's weights from.
-
-    Raises:
-        ValueError: If there are none, or one of several is missing.
-    """
-    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if name is None and (folder / 'adapter_config.json').is_file():
-        raise ValueError(
-            f'{folder} holds an adapter (LoRA) and no model; merge it into its base model first, with peft: '
-            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER).'
-        )
-    if name is None:
-        raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.')
-    files = [folder / name]
-    if name.endswith('.index.json'):
-        files = [folder / file for file in sorted(set(check_safetensors_index(folder / name).values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(f'{folder}: {name} lists {", ".join(missing)}, which are not there; copy them as well.')
-    return files
-
-
-def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder by its name there, not yet read."""
-    stored: dict[str, StoredTensor] = {}
-    held_by: dict[str, Path] = {}
-    for file in files_read(folder):
-        for name, tensor in _in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file):
-            if name in stored and not torch.equal(stored[name].read(), tensor.read()):
-                raise ValueError(
-                    f'{folder}: {name} is in {held_by[name].name} and, with other values, in {file.name}: files of two '
-                    'models lie in one folder; copy the model again into an empty one.'
-                )
-            stored[name], held_by[name] = tensor, file
-    return stored
-
-
-def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    try:
-        with safe_open(path, 'pt') as file:
-            for name in file.keys():
-                part = file.get_slice(name)
-                kind = part.get_dtype()
-                yield name, StoredTensor(tuple(part.get_shape()), FLOATS.get(kind, torch.int8), _reader(path, name))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path} cannot be read ({error}): it was cut off or is damaged; copy it again.') from error
-
-
-def _reader(path: Path, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        with safe_open(path, 'pt') as file:  # opened anew, so that no mapped page stays
-            return file.get_tensor(name)
-
-    return read
-
-
-def _in_pickle(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    content: Any = load_stored(path)
-    for name, tensor in content.items() if isinstance(content, dict) else ():
-        if isinstance(tensor, StoredTensor):
-            yield name, tensor
 
 
 def _missing_prefix(stored: dict[str, StoredTensor], shapes: ParameterShapes) -> str:

@@ -152,7 +152,8 @@ def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
 
 def _check_weights(model: Mapping[str, Any], source: PretrainedConfig) -> None:
     """Every tensor is there, fits the config and holds numbers; the numbers are looked at by one process of a node."""
-    from llmshearing.checkpoints.source import check_weights, weights_folder
+    from llmshearing.checkpoints.source import check_weights
+    from llmshearing.checkpoints.weight_files import weights_folder
 
     folder = weights_folder(model['pretrained_model_name_or_path']) if model.get('pretrained', True) else None
     if folder is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmshearing.checkpoints.source import files_read
+from llmshearing.checkpoints.weight_files import find_weights
 from llmshearing.compat.torch import usable_device
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.memory import layers_by_pass
@@ -229,4 +229,4 @@ def _export(
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in files_read(folder))
+    return sum(path.stat().st_size for path in find_weights(folder))

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
+from llmshearing.checkpoints.multimodal import read_multimodal_weights
 from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
-from llmshearing.checkpoints.source import read_multimodal_weights
 from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import write_model_folder

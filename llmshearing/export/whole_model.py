@@ -17,13 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from llmshearing.checkpoints.source import (
-    MultimodalWeights,
-    check_weights,
-    read_multimodal_weights,
-    read_weights,
-    weight_files,
-)
+from llmshearing.checkpoints.multimodal import MultimodalWeights, read_multimodal_weights
+from llmshearing.checkpoints.source import check_weights, read_weights
+from llmshearing.checkpoints.weight_files import weight_files
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.export.model_folder import open_strictly

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from llmshearing.checkpoints.source import weight_files
+from llmshearing.checkpoints.weight_files import weight_files
 from llmshearing.compat.torch import usable_device
 from llmshearing.config.process import prepare_process
 from llmshearing.config.source import read_source

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmshearing.checkpoints.source import check_weights, weight_files, weights_folder
+from llmshearing.checkpoints.source import check_weights
+from llmshearing.checkpoints.weight_files import weight_files, weights_folder
 from llmshearing.compat.transformers import (
     attention_implementation,
     dtype_argument,

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from llmshearing.checkpoints.source import check_weights, read_weights, weights_folder
+from llmshearing.checkpoints.source import check_weights, read_weights
+from llmshearing.checkpoints.weight_files import find_weights, weights_folder
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.source_config import read_config
@@ -246,6 +247,12 @@ def test_an_index_that_transformers_would_not_read(tmp_path):
     path.write_text(json.dumps({'weight_map': json.loads(path.read_text())['weight_map']}))
     with pytest.raises(ValueError, match='index.json holds no mapping "metadata", which transformers reads'):
         check(tmp_path)
+
+
+def test_other_programs_copies_are_not_the_weights(tmp_path):
+    save(tmp_path)
+    shutil.copy(tmp_path / 'model.safetensors', tmp_path / 'consolidated.safetensors')
+    assert [path.name for path in find_weights(tmp_path)] == ['model.safetensors']
 
 
 def test_weights_of_eight_bits_are_named(tmp_path):

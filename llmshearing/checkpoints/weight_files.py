@@ -1,0 +1,126 @@
+"""The files of a model folder that hold weights, and the tensors in them, each read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.utils.paths import check_safetensors_index
+
+__all__ = ['find_weights', 'find_tensors', 'weight_files', 'weights_folder']
+
+# In order of transformers' own preference.
+WEIGHT_FILES = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
+LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
+FLOATS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
+
+
+def weights_folder(name: str) -> Path | None:
+    """The folder of a model: itself, or where the hub's cache has it; None where it is not on this machine."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, 'config.json')
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """All files of a model folder that hold weights, in the order of their names; other programs' are among them."""
+    return sorted(path for pattern in ('*.safetensors', '*.bin') for path in folder.glob(pattern))
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files that transformers reads a model's weights from.
+
+    Raises:
+        ValueError: If there are none, or one of several is missing.
+    """
+    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if name is None and (folder / 'adapter_config.json').is_file():
+        raise ValueError(
+            f'{folder} holds an adapter (LoRA) and no model; merge it into its base model first, with peft: '
+            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER).'
+        )
+    if name is None:
+        raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.')
+    files = [folder / name]
+    if name.endswith('.index.json'):
+        files = [folder / file for file in sorted(set(check_safetensors_index(folder / name).values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(f'{folder}: {name} lists {", ".join(missing)}, which are not there; copy them as well.')
+    return files
+
+
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder by its name there, not yet read.
+
+    Raises:
+        ValueError: If there are no weights, a file cannot be read, or two hold one tensor with different values.
+    """
+    _refuse_pointers(folder)
+    stored: dict[str, StoredTensor] = {}
+    held_by: dict[str, Path] = {}
+    for file in find_weights(folder):
+        for name, tensor in _in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file):
+            if name in stored and not torch.equal(stored[name].read(), tensor.read()):
+                raise ValueError(
+                    f'{folder}: {name} is in {held_by[name].name} and, with other values, in {file.name}: files of two '
+                    'models lie in one folder; copy the model again into an empty one.'
+                )
+            stored[name], held_by[name] = tensor, file
+    return stored
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for pattern in POINTED_TO:
+        for path in sorted(folder.glob(pattern)):
+            with path.open('rb') as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ValueError(
+                        f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.'
+                    )
+
+
+def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        with safe_open(path, 'pt') as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                kind = part.get_dtype()
+                yield name, StoredTensor(tuple(part.get_shape()), FLOATS.get(kind, torch.int8), _reader(path, name))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} cannot be read ({error}): it was cut off or is damaged; copy it again.') from error
+
+
+def _reader(path: Path, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        with safe_open(path, 'pt') as file:  # opened anew, so that no mapped page stays
+            return file.get_tensor(name)
+
+    return read
+
+
+def _in_pickle(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    content: Any = load_stored(path)
+    for name, tensor in content.items() if isinstance(content, dict) else ():
+        if isinstance(tensor, StoredTensor):
+            yield name, tensor
