@@ -184,9 +184,9 @@ def _rename_rotary(content: dict[str, Any]) -> None:
     """A kind of rotary embedding by its name of today."""
     for place in ('rope_scaling', 'rope_parameters'):
         settings = content.get(place)
-        for key in ('type', 'rope_type') if isinstance(settings, dict) else ():
-            if settings.get(key) in OLDER_ROTARY_NAMES:
-                settings[key] = OLDER_ROTARY_NAMES[settings[key]]
+        if isinstance(settings, dict):
+            kinds = {key: settings[key] for key in ('type', 'rope_type') if key in settings}
+            settings.update({key: OLDER_ROTARY_NAMES.get(kind, kind) for key, kind in kinds.items()})
 
 
 def _check_rotary(content: Mapping[str, Any]) -> None:

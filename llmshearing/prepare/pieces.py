@@ -53,8 +53,8 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
         ValueError: If the text key, the separator or the split is not there, or a file is broken.
     """
     readers = {'jsonl': _read_lines, 'txt': _read_lines, 'json': _read_json}  # the others have columns
-    unseparated: Piece | None = None
-    separates = domain.separator is None
+    separator = (domain.separator or '').encode()
+    unseparated, separates = None, not separator
     documents = ('file', 'txt') if domain.separator is None else ('file',)
     for are_documents, some in groupby(sources, lambda source: source.kind in documents):
         if are_documents:
@@ -64,7 +64,7 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
             for source in some:
                 for piece in readers.get(source.kind, _read_columns)(source, domain, piece_bytes):
                     if piece.kind == 'text' and not separates:
-                        unseparated, separates = piece, domain.separator.encode() in piece.data
+                        unseparated, separates = piece, separator in piece.data
                     yield piece
     if unseparated is not None and not separates:
         windows = '; its lines end with "\\r\\n"' if b'\r\n' in unseparated.data else ''
