@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.data.mds import MANIFEST
 
 __all__ = [
-    'MANIFEST',
     'check_model_tokenizer',
     'check_tokenizer',
     'describe_tokenizer',
@@ -36,7 +36,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MANIFEST = 'manifest.json'
 PROBES = ('Hello, world!', '  two\n\tlines ', 'x', 'na\u00efve \u4f60\u597d \U0001f600 1234567890', 'a  b   c\r\n')
 SAMPLE = (
     "It's 1,234.5 of HTTP requests: the model_layer's weights (d\u00e9j\u00e0 vu) were re-read, weren't they?\n"

@@ -18,6 +18,7 @@ from streaming import StreamingDataset
 
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
 from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
+from llmshearing.data.mds import foreign_id
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
 __all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
@@ -160,7 +161,7 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
     """
     if len(tokens) != max_seq_len:
         _refuse_length(domain, len(tokens), max_seq_len)
-    if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
+    if foreign_id(tokens, vocab_size) is not None:
         raise ValueError(
             f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
             f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '

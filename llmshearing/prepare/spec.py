@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from llmshearing.data.mds import MANIFEST
 from llmshearing.utils import numbers
 from llmshearing.utils.checks import check_number, check_whole, is_number
 from llmshearing.utils.paths import expand_path
@@ -29,7 +30,6 @@ __all__ = [
     'parse_spec',
 ]
 
-MANIFEST = 'manifest.json'
 FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf', 'mds')
 DEFAULT_SPLITS = {'eval': {'fraction': 0.02}, 'prune': {'fraction': 0.1}, 'continue': {}}
 
