@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.utils.files import dump_json
 
 __all__ = [
     'FULL',
@@ -124,7 +125,7 @@ def add_older_names(path: Path) -> None:
     older_kinds = OLDER_KINDS.get(content['model_type'])
     if older_kinds:
         content['layer_types'] = [older_kinds.get(kind, kind) for kind in content['layer_types']]
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    dump_json(path, content, sort_keys=True)
 
 
 def main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
