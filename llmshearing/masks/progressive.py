@@ -57,7 +57,6 @@ class ProgressiveMasks:
         self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
     ):
         self.plans, self.start_sparsity, self.fade = dict(plans), settings.start_sparsity, settings.fade
-        self.decay = DECAY
         self.importance = random_order(plans, settings.seed)
         self.left_at = {axis: torch.full(plan.mask_shape, math.inf) for axis, plan in self.plans.items()}
         self.progress = 0.0
@@ -93,7 +92,7 @@ class ProgressiveMasks:
         metrics = {}
         for axis, plan in self.plans.items():
             gradient = _relative(gradients[axis].abs(), self._stays(axis))
-            self.importance[axis].mul_(self.decay).add_(gradient, alpha=1 - self.decay)
+            self.importance[axis].mul_(DECAY).add_(gradient, alpha=1 - DECAY)
             target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             metrics[f'{axis}/target'] = plan.units * (1 - target)
         return metrics

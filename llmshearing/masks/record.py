@@ -67,17 +67,7 @@ def record_of(
     shape: ModelShape | None = None,
     source_parameters: int | None = None,
 ) -> PruningRecord:
-    """The record of a pruning run.
-
-    Args:
-        pruning (PruningState): The masks and how they were learned.
-        units (Units): The kept units.
-        batches (int): Batches trained.
-        tokens (int): Tokens trained on.
-        source_name (str): Name of the source, without its folder.
-        shape (ModelShape | None): Shape of the written model.
-        source_parameters (int | None): Parameters of the source.
-    """
+    """The record of a pruning run; what its parts are, :class:`PruningRecord` says."""
     return PruningRecord(
         source_shape=pruning.source.as_dict(),
         target_shape=pruning.target.as_dict(),
