@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from streaming import StreamingDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
@@ -29,7 +28,6 @@ __all__ = [
     'check_tokenizer',
     'describe_tokenizer',
     'fast_backend',
-    'folders_of',
     'tokenizer_identity',
     'vocabulary_size',
 ]
@@ -110,11 +108,6 @@ def check_model_tokenizer(model: str | Path, folders: Iterable[str | Path]) -> N
         log.warning('%s has no tokenizer that could be compared with the one that made the data.', model)
         return
     check_tokenizer(tokenizer, [(str(folder), None) for folder in folders])
-
-
-def folders_of(dataset: StreamingDataset) -> list[tuple[str, str | None]]:
-    """The MDS folders that a data set reads, as :func:`check_tokenizer` takes them."""
-    return [(os.path.join(stream.local, stream.split), stream.remote) for stream in dataset.streams]
 
 
 def _tokenizer_in(place: str) -> dict[str, Any] | None:

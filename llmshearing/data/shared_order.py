@@ -93,10 +93,7 @@ _is_starting = False
 def starting(folders: Sequence[str]) -> Iterator[RunMarker | None]:
     """Removes what dead runs left, then keeps other runs of this user from starting until the block is left.
 
-    To be entered on every rank: the first of each node does it, the others wait for it.
-
-    Args:
-        folders: local folders of the run that starts.
+    To be entered on every rank, with its local folders: the first of each node does it, the others wait for it.
 
     Yields:
         The run's marker, to be kept as long as the run; None on other ranks than the first of a node.

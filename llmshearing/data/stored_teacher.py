@@ -126,10 +126,7 @@ def tag_of(tokens: np.ndarray, key: str) -> np.uint64:
 
 
 def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> dict[str, TeacherNote]:
-    """The notes of all domains, whose teacher and settings must be one.
-
-    Args:
-        notes (Mapping[str, TeacherNote | None]): By domain.
+    """The notes of all domains by name, whose teacher and settings must be one.
 
     Raises:
         ValueError: Naming a domain without a column, or two that differ.
@@ -193,13 +190,7 @@ class StoredTeacher:
         return torch.from_numpy(sample[TEACHER].copy())
 
     def check_index(self, domain: str, note: TeacherNote, shards: Sequence[MDSReader], length: int) -> None:
-        """Compares the shards that an index lists with those that its note was written for.
-
-        Args:
-            domain (str): Name of the domain, for the message.
-            note (TeacherNote): Of this index.
-            shards (Sequence[MDSReader]): Of this index.
-            length (int): Tokens per sample.
+        """Compares the shards that an index lists, of samples so long, with those that its note was written for.
 
         Raises:
             ValueError: Naming a shard that is missing, was added or is another one.
