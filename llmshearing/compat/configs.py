@@ -104,9 +104,6 @@ def add_older_names(path: Path) -> None:
     transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000. What
     version 4 does not compute is told, and rotary settings are written as they are, for programs that do. Kinds of
     layers are written in older words where transformers 5 reads those as well.
-
-    Args:
-        path (Path): The config.json.
     """
     content = json.loads(path.read_text(encoding='utf-8'))
     older = dict(content)

@@ -179,11 +179,8 @@ def read_tokenizer(name: str | Path) -> Any:
 def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
     """A causal language model and what of its weights was amiss, by kind; no code of its own is run.
 
-    Type checkers cannot follow what transformers writes of this pair, nor of the model's ``to`` and ``generate``.
-
-    Args:
-        name (str | Path): Folder, or name on the hub.
-        **settings (Any): For ``from_pretrained``.
+    ``settings`` are those of ``from_pretrained``. Type checkers cannot follow what transformers writes of this pair,
+    nor of the model's ``to`` and ``generate``.
     """
     from transformers import AutoModelForCausalLM
 

@@ -19,9 +19,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The name is new each time, so that two processes that write the same file do not mix; the last one stays. Folders
     above ``path`` are made. A link is followed: the file that it leads to is replaced.
-
-    Args:
-        path (str | Path): Destination of the file.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)

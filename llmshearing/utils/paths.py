@@ -58,11 +58,7 @@ def expand_path(key: str, path: str) -> str:
 
 
 def plain_name(index: str, name: Any) -> str:
-    """``name`` if it is a file name without any folder.
-
-    Args:
-        index (str): Where the name stands, for the message.
-        name (Any): The name.
+    """``name``, which stands in ``index``, if it is a file name without any folder.
 
     Raises:
         ValueError: For anything else.
