@@ -12,7 +12,7 @@ import llmshearing.algorithms.distillation.divergence as divergence
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.algorithms.distillation.distillation import predicting_positions
 from llmshearing.algorithms.distillation.divergence import distillation_loss, teacher_target
-from llmshearing.algorithms.distillation.teacher import check_room
+from llmshearing.algorithms.distillation.teacher import check_copy_fits
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import Sequences, tiny_source, tiny_tokenizer, tiny_trainer
@@ -295,6 +295,6 @@ def test_teachers_that_do_not_fit_are_refused_before_training(folders, tmp_path)
         (tmp_path / 'other' / name).unlink(missing_ok=True)  # transformers 5 writes two of them
     with pytest.raises(ValueError, match='has no tokenizer'):
         start(tmp_path / 'other')
-    check_room(10, 10)
+    check_copy_fits(10, 10)
     with pytest.raises(ValueError, match='13.5 GB, and this device has 4.0 GB free. Set fsdp_config'):
-        check_room(13_500_000_000, 4_000_000_000)
+        check_copy_fits(13_500_000_000, 4_000_000_000)

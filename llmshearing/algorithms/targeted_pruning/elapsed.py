@@ -11,12 +11,12 @@ from typing import Any
 
 from composer.core import State, Time, TimeUnit
 
-__all__ = ['elapsed_share', 'reaches_end', 'read_time']
+__all__ = ['elapsed_share', 'reaches_end', 'schedule_time']
 
 UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH, TimeUnit.DURATION)
 
 
-def read_time(name: str, value: Any) -> Time:
+def schedule_time(name: str, value: Any) -> Time:
     """A time of the schedule.
 
     Args:
