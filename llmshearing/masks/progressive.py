@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan, finalize_masks, keep_largest
 from llmshearing.masks.constraints import Constraint, target_sparsity
-from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
+from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
 
 __all__ = ['ProgressiveMasks', 'random_order']
 
@@ -122,9 +122,7 @@ class ProgressiveMasks:
         return finalize_masks(self.plans, self.scores())
 
     def hard_counts(self) -> dict[str, list[int]]:
-        return {
-            axis: (self.plans[axis].rows(mask) > 0.5).sum(1).tolist() for axis, mask in self.current_masks().items()
-        }
+        return count_hard(self.plans, self.current_masks())
 
     def state_dict(self) -> dict[str, Any]:
         return {
