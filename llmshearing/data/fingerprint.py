@@ -28,6 +28,7 @@ __all__ = [
     'check_tokenizer',
     'describe_tokenizer',
     'fast_backend',
+    'plain_ids',
     'tokenizer_identity',
     'vocabulary_size',
 ]
@@ -52,7 +53,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a manifest says of a tokenizer for :func:`check_tokenizer`: ``vocab_size``, ``vocabulary``, ``sample``."""
     size = vocabulary_size(tokenizer)
-    ids = _encode(tokenizer, SAMPLE)
+    (ids,) = plain_ids(tokenizer, [SAMPLE])
     return {
         'vocab_size': size,
         'vocabulary': _vocabulary_hash(tokenizer, size),
@@ -160,7 +161,7 @@ def _compare(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any], plac
 
 def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any]) -> str | None:
     there = [int(token) for token in sample['ids'].split()]
-    here = _encode(tokenizer, sample['text'])
+    (here,) = plain_ids(tokenizer, [sample['text']])
     for position, (one, other) in enumerate(zip(there, here)):
         if one != other:
             after = tokenizer.decode(here[max(0, position - 4) : position])
@@ -168,8 +169,9 @@ def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any
     return None if len(there) == len(here) else f'it makes {len(there)} ids of a sample, this one {len(here)}'
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer([text], add_special_tokens=False, verbose=False)['input_ids'][0]
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, without what the tokenizer would put around it."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
 
 
 def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase, size: int) -> str:

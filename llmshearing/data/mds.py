@@ -141,7 +141,7 @@ def stored_file(folder: str | Path, reader: MDSReader) -> tuple[Path, FileInfo]:
     return Path(folder, stored.basename), stored
 
 
-def row_bounds(reader: MDSReader, data: bytes) -> np.ndarray:
+def row_bounds(reader: MDSReader, data: bytes | np.ndarray) -> np.ndarray:
     """Where the samples of a shard begin, and where the last one ends, uint32 [samples + 1]."""
     return np.frombuffer(data, np.uint32, reader.samples + 1, 4)  # after their number
 
