@@ -38,14 +38,10 @@ class RoutedTokens:
 
 
 def record_router_logits(decoder: nn.Module, stock: type) -> None:
-    """Lets a decoder whose class was changed hand out its routers' logits, which transformers 5 finds by its class.
+    """Lets a decoder whose class was ``stock`` hand out its routers' logits, which transformers 5 finds by its class.
 
     The hooks that record them are put on all of its layers now, and not in the first forward pass, which may be through
     some of the layers only. They do nothing unless a model's config or a caller asks for ``output_router_logits``.
-
-    Args:
-        decoder (nn.Module): The decoder, of its new class.
-        stock (type): The class that it had.
     """
     if EXPERTS_ARE_MODULES:
         return

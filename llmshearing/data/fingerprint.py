@@ -74,8 +74,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
     Raises:
         ValueError: If the tokenizer makes other ids, naming the manifest and the first difference.
     """
-    read: dict[str, dict[str, Any] | None] = {}
-    compared: set[str] = set()
+    described: dict[str, bool] = {}  # by place: whether a manifest of ours is there, which is then compared
     for local, remote in folders:
         above = Path(local).absolute()
         places = [str(folder / MANIFEST) for folder in (above, *above.parents[:2])]
@@ -83,13 +82,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
             parts = remote.rstrip('/').split('/')
             places += ['/'.join([*parts[: len(parts) - up], MANIFEST]) for up in range(min(3, len(parts) - 2))]
         for place in places:
-            if place not in read:
-                read[place] = _tokenizer_in(place)
-            made_with = read[place]
-            if made_with is not None:
-                if place not in compared:
+            if place not in described:
+                made_with = _tokenizer_in(place)
+                described[place] = made_with is not None
+                if made_with is not None:
                     _compare(tokenizer, made_with, place)
-                    compared.add(place)
+            if described[place]:
                 break
 
 

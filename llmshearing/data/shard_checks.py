@@ -64,13 +64,7 @@ def check_stored(
     max_seq_len: int,
     vocab_size: int,
 ) -> None:
-    """Checks what can be known of the stored tokens before training: from the index, and from a sample if one is here.
-
-    Args:
-        domains: shards by domain.
-        read_tokens: from a sample to its tokens.
-        max_seq_len: expected tokens per sample.
-        vocab_size: token ids must be below this.
+    """Checks what can be known of domains' tokens before training: from the index, and from a sample if one is here.
 
     Raises:
         ValueError: if a domain holds no ``tokens``, or ``tokens`` that do not fit.

@@ -174,13 +174,8 @@ class StoredTeacher:
     def read(self, sample: Mapping[str, Any], tokens: np.ndarray, where: Callable[[], str]) -> Tensor:
         """The bytes of a sample's column, uint8 [length, bytes per token].
 
-        Args:
-            sample (Mapping[str, Any]): As it is stored.
-            tokens (np.ndarray): Its tokens.
-            where (Callable): Names its shard, for the message.
-
         Raises:
-            ValueError: If it was made of other tokens, by another teacher or with other settings.
+            ValueError: If it was made of other tokens, by another teacher or with other settings; ``where`` names it.
         """
         if np.uint64(sample[TEACHER_OF]) != tag_of(tokens, self.note.key):
             raise ValueError(

@@ -17,11 +17,7 @@ UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH, TimeUn
 
 
 def schedule_time(name: str, value: Any) -> Time:
-    """A time of the schedule.
-
-    Args:
-        name (str): Of the setting, for the message.
-        value (str | Time): In one of :data:`UNITS`.
+    """A time of the schedule, in one of :data:`UNITS`.
 
     Raises:
         ValueError: If it is no time, below zero, or in another unit.
