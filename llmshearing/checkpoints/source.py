@@ -23,7 +23,6 @@ from transformers import PretrainedConfig
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
 from llmshearing.models.families import find_table
-from llmshearing.models.source_files import find_file
 from llmshearing.models.stored_names import stored_pieces, stored_tensors
 from llmshearing.utils.paths import check_safetensors_index
 
@@ -67,8 +66,14 @@ def weights_folder(name: str) -> Path | None:
     """The folder of a model: itself, or where the hub's cache has it; None where it is not on this machine."""
     if Path(name).is_dir():
         return Path(name)
-    config = find_file(name, 'config.json')
-    return None if config is None else config.parent
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, 'config.json')
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def weight_files(folder: Path) -> list[Path]:

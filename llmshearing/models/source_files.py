@@ -16,22 +16,13 @@ import yaml
 
 from llmshearing.utils.paths import names_a_path
 
-__all__ = [
-    'LICENCE_FILES',
-    'TAG',
-    'derived_from',
-    'find_file',
-    'local_folder',
-    'public_name',
-    'read_source_files',
-    'source_licence',
-]
+__all__ = ['LICENCE_FILES', 'TAG', 'derived_from', 'local_folder', 'public_name', 'read_source_files', 'source_licence']
 
 TAG = 'llmshearing'
 LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
-MODEL_TEXTS = ('README.md', 'generation_config.json', *LICENCE_FILES)
-TOKENIZER_TEXTS = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
+MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
+TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
 LARGEST = 4 * 2**20  # bytes; a tokenizer_config.json with thousands of added tokens has one
 
 
@@ -46,9 +37,9 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
         ValueError: If generation settings or front matter cannot be read, which an export would need at its end.
     """
     files = {}
-    for where, names in ((model, MODEL_TEXTS), (tokenizer or model, TOKENIZER_TEXTS)):
+    for where, names in ((model, MODEL_FILES), (tokenizer or model, TOKENIZER_FILES)):
         for name in names:
-            path = find_file(where, name) if where else None
+            path = _find(where, name) if where else None
             if path is not None and path.stat().st_size <= LARGEST:
                 files[name] = path.read_text(encoding='utf-8', errors='replace')
     if 'README.md' in files:
@@ -92,8 +83,7 @@ def public_name(source: str | None) -> str | None:
     return Path(source).name if names_a_path(source) or Path(source).is_dir() else source
 
 
-def find_file(where: str, name: str) -> Path | None:
-    """A file of a model on this machine: in its folder, or in the hub's cache."""
+def _find(where: str, name: str) -> Path | None:
     folder = Path(where)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
