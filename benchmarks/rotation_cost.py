@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM
 
 from llmshearing.data.mds import read_tokens
 from llmshearing.rotation.basis import by_energy, fixed_positions, principal_basis
-from llmshearing.rotation.energy import energy_kept, gain_factors
+from llmshearing.rotation.energy import cut_gain_factors, energy_kept
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import stream_mean_squares, stream_moments
@@ -116,7 +116,7 @@ class Cuts:
     def cut(self, basis: Tensor, tied: bool, corrected: bool = True) -> dict[str, Any]:
         """Loss of the leading directions."""
         squares = stream_mean_squares(self.model, self.seen[:ENERGY_BATCHES], basis)
-        factors = gain_factors(squares, self.kept).float() if corrected else torch.ones(len(self.parts.norms))
+        factors = cut_gain_factors(squares, self.kept).float() if corrected else torch.ones(len(self.parts.norms))
         with torch.no_grad():
             parameters = cut_parameters(self.parts, self.folded[tied], basis[:, : self.kept].float(), factors)
             return {'loss': self.loss(parameters), 'energy_kept': energy_kept(squares)[:, self.kept - 1].mean().item()}
@@ -124,7 +124,7 @@ class Cuts:
     def learn(self, basis: Tensor, tied: bool, steps: int) -> Iterator[dict[str, Any]]:
         """Losses of a learned subspace on the way and at the end."""
         squares = stream_mean_squares(self.model, self.seen[:ENERGY_BATCHES], basis)
-        factors = gain_factors(squares, self.kept).float()
+        factors = cut_gain_factors(squares, self.kept).float()
         learner = SubspaceLearner.start(basis, self.kept, self.fixed if tied else None)
         seen = []
 

@@ -97,6 +97,14 @@ def nothing_left_behind():
     end_threads(threads)  # the last, as it may fail
 
 
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """Folder of a tiny random source model with its tokenizer."""
+    from tests.tiny_run import tiny_source
+
+    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
+
+
 def remove_unused_segments() -> None:
     """Removes Streaming's segments of this session that no process has open, and locks that no segment goes with.
 

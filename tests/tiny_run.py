@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.core import DataSpec
+from composer.loggers import InMemoryLogger
 from composer.optim import CosineAnnealingWithWarmupScheduler
 from composer.utils import dist
+from llmfoundry.models.hf import ComposerHFCausalLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +35,18 @@ def tiny_source(folder: Path, variant: str = 'llama', **overrides) -> Path:
     tiny_model(variant, **overrides).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def stock(folder: Path) -> ComposerHFCausalLM:
+    """llm-foundry's own model of a folder, which knows no masks."""
+    return ComposerHFCausalLM(
+        tokenizer=tiny_tokenizer(),
+        pretrained_model_name_or_path=str(folder),
+        pretrained=True,
+        use_train_metrics=False,
+        trust_remote_code=False,
+        attn_implementation='sdpa',
+    )
 
 
 class Sequences(Dataset):
@@ -86,3 +100,9 @@ def tiny_trainer(
         device='cpu',
     )
     return Trainer(**{**settings, **trainer_settings})
+
+
+def losses_by_name(log: InMemoryLogger) -> dict[str, list[float]]:
+    """Every part of the training loss that was logged, batch by batch."""
+    names = [name.rpartition('/')[2] for name in log.data if name.startswith('loss/train/')]
+    return {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in names}

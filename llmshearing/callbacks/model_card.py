@@ -58,10 +58,8 @@ class ModelCard(Callback):
             saver.save_additional_contents = self.add_to
 
     def state_dict(self) -> dict[str, Any]:
+        """The source, for exports from checkpoints; a resumed run knows its own, so nothing of it is restored."""
         return {'source': (self.source, self._files)}  # one entry: a sharded checkpoint of before has no others
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the source is noted for exports from checkpoints, and a resumed run knows its own."""
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._losses = last_losses(state)

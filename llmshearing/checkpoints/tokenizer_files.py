@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import plain_name
 
 __all__ = ['make_portable', 'write_tokenizer', 'write_tokenizer_files']
@@ -46,7 +47,7 @@ def make_portable(folder: Path) -> None:
     """Rewrites a saved tokenizer_config.json so that either generation of transformers opens it; none is no trouble."""
     path = folder / CONFIG_NAME
     if path.is_file():
-        _write_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))))
+        dump_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))), ensure_ascii=False)
 
 
 def write_tokenizer_files(
@@ -73,7 +74,7 @@ def write_tokenizer_files(
                 content = _portable(json.loads(source[name]) if name in source else content)
             elif name == 'tokenizer.json':
                 content = _with_empty_parts(content)
-            _write_json(path, content)
+            dump_json(path, content, ensure_ascii=False)
         elif kind == '.txt':
             path.write_text('\n'.join(content), encoding='utf-8')
         elif kind == '.jinja':
@@ -88,10 +89,6 @@ def write_tokenizer_files(
     for name in TEMPLATES:
         if name in source:
             (folder / name).write_text(source[name], encoding='utf-8')
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:

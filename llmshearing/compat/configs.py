@@ -18,6 +18,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.utils.files import dump_json
 
 __all__ = [
     'FULL',
@@ -109,9 +110,6 @@ def add_older_names(path: Path) -> None:
     transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000. What
     version 4 does not compute is told, and rotary settings are written as they are, for programs that do. Kinds of
     layers are written in older words where transformers 5 reads those as well.
-
-    Args:
-        path (Path): The config.json.
     """
     content = json.loads(path.read_text(encoding='utf-8'))
     older = dict(content)
@@ -130,7 +128,7 @@ def add_older_names(path: Path) -> None:
     older_kinds = OLDER_KINDS.get(content['model_type'])
     if older_kinds:
         content['layer_types'] = [older_kinds.get(kind, kind) for kind in content['layer_types']]
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    dump_json(path, content, sort_keys=True)
 
 
 def main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -38,14 +38,10 @@ class RoutedTokens:
 
 
 def record_router_logits(decoder: nn.Module, stock: type) -> None:
-    """Lets a decoder whose class was changed hand out its routers' logits, which transformers 5 finds by its class.
+    """Lets a decoder whose class was ``stock`` hand out its routers' logits, which transformers 5 finds by its class.
 
     The hooks that record them are put on all of its layers now, and not in the first forward pass, which may be through
     some of the layers only. They do nothing unless a model's config or a caller asks for ``output_router_logits``.
-
-    Args:
-        decoder (nn.Module): The decoder, of its new class.
-        stock (type): The class that it had.
     """
     if EXPERTS_ARE_MODULES:
         return
@@ -66,27 +62,22 @@ def watch_experts(block: nn.Module, names: Any, see: Callable[[RoutedTokens], No
     Returns:
         Any: torch's handle of the hook, which ends with a ``with``.
     """
-    if EXPERTS_ARE_MODULES:
 
-        def before_block(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            for tokens in _through_modules(module, inputs[0].flatten(0, -2), names.expert_names):
-                see(tokens)
-
-        return block.register_forward_pre_hook(before_block)
-
-    def before_experts(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        for tokens in _through_parameters(module, *inputs):
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if EXPERTS_ARE_MODULES:
+            routed = _through_modules(module, inputs[0].flatten(0, -2), names.expert_names)
+        else:
+            routed = _through_parameters(module, *inputs)
+        for tokens in routed:
             see(tokens)
 
-    return block.get_submodule('experts').register_forward_pre_hook(before_experts)
+    return (block if EXPERTS_ARE_MODULES else block.get_submodule('experts')).register_forward_pre_hook(before)
 
 
 def expert_matrices(block: nn.Module, names: Any) -> tuple[Tensor, Tensor]:
     """Weights of all experts: [experts, 2 x intermediate, hidden], gate first, and [experts, hidden, intermediate].
 
-    Args:
-        block (nn.Module): The MLP of a mixture.
-        names (Any): As for :func:`watch_experts`.
+    The arguments are those of :func:`watch_experts`.
     """
     experts: Any = block.get_submodule('experts')
     if EXPERTS_ARE_MODULES:

@@ -179,11 +179,8 @@ def read_tokenizer(name: str | Path) -> Any:
 def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
     """A causal language model and what of its weights was amiss, by kind; no code of its own is run.
 
-    Type checkers cannot follow what transformers writes of this pair, nor of the model's ``to`` and ``generate``.
-
-    Args:
-        name (str | Path): Folder, or name on the hub.
-        **settings (Any): For ``from_pretrained``.
+    ``settings`` are those of ``from_pretrained``. Type checkers cannot follow what transformers writes of this pair,
+    nor of the model's ``to`` and ``generate``.
     """
     from transformers import AutoModelForCausalLM
 
@@ -194,15 +191,10 @@ def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, An
 
 
 def load_complete_causal_lm(where: str, name: str | Path, **settings: Any) -> Any:
-    """A causal language model none of whose weights is amiss.
-
-    Args:
-        where (str): Which model that is, for the message.
-        name (str | Path): Folder, or name on the hub.
-        **settings (Any): For ``from_pretrained``.
+    """A causal language model none of whose weights is amiss; ``settings`` are those of ``from_pretrained``.
 
     Raises:
-        ValueError: Naming the tensors that are missing, left over or of another shape.
+        ValueError: Naming ``where`` and the tensors that are missing, left over or of another shape.
     """
     return _complete(where, *load_causal_lm(name, **settings))
 

@@ -10,9 +10,6 @@ __all__ = ['GLOO_AVERAGES', 'TRANSFORMERS_5', 'major_version']
 def major_version(package: str) -> int:
     """The first number of an installed package's version.
 
-    Args:
-        package (str): Name of the distribution on PyPI.
-
     Raises:
         importlib.metadata.PackageNotFoundError: If it is not installed.
     """

@@ -17,7 +17,7 @@ from llmshearing.utils.paths import expand_path, names_a_path
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_source', 'read_config', 'read_source', 'refuse_unusable']
+__all__ = ['check_source', 'read_config_at', 'read_source', 'refuse_unusable']
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
     if not name:
         raise ValueError(f'{WHERE}: expected a Hugging Face folder or name, got {name!r}.')
     _check_folder(WHERE, name, ('config.json',))
-    source = read_config(WHERE, name, model.get('trust_remote_code', False))
+    source = read_config_at(WHERE, name, model.get('trust_remote_code', False))
     refuse_unusable(f'{WHERE}: {name}', source)
     if model['name'] == 'sheared_causal_lm':
         from llmshearing.models.families import family_of
@@ -57,7 +57,7 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
     return source
 
 
-def read_config(where: str, name: str, trust_remote_code: bool = False) -> PretrainedConfig:
+def read_config_at(where: str, name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a folder or of a name of the hub.
 
     Raises:

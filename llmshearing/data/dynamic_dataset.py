@@ -50,7 +50,14 @@ from llmshearing.data.shard_checks import (
 )
 from llmshearing.data.shared_order import shared_order, starting
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote, check_same_teacher, read_note
-from llmshearing.data.streams import DomainConfig, DomainStream, build_domain_streams, read_proportions
+from llmshearing.data.streams import (
+    DomainConfig,
+    DomainStream,
+    build_domain_streams,
+    read_proportions,
+    stream_folder,
+    stream_places,
+)
 from llmshearing.utils.checks import check_number, check_whole
 
 __all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']
@@ -147,11 +154,11 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         check_numbers(kwargs | own | {'max_passes': max_passes})
         self.vocab_size = vocabulary_size(tokenizer)
         streams = build_domain_streams(domains, local, remote, split)
-        check_tokenizer(tokenizer, [(_folder_of(stream), stream.remote) for stream in streams.values()])
+        check_tokenizer(tokenizer, stream_places(streams.values()))
 
         started_dist = distributed.maybe_init_dist()
         streams = {name: self._packed(name, stream, tokenizer, max_seq_len) for name, stream in streams.items()}
-        folders = [os.path.abspath(_folder_of(stream)) for stream in streams.values()]
+        folders = [os.path.abspath(stream_folder(stream)) for stream in streams.values()]
         # The first rank of each node marks the run as alive and has the memory from which that node's workers are told.
         with starting(folders) as self._marker:
             super().__init__(
@@ -170,8 +177,8 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         if started_dist:
             torch.distributed.destroy_process_group()
 
-        check_stored(self, self.read_tokens, list(streams), max_seq_len, self.vocab_size)
-        notes = {name: read_note(_folder_of(stream)) for name, stream in zip(streams, self.streams)}
+        check_stored(dict(zip(streams, self._by_domain(self.shards))), self.read_tokens, max_seq_len, self.vocab_size)
+        notes = {name: read_note(stream_folder(stream)) for name, stream in zip(streams, self.streams)}
         self.teacher = self._open_teacher(notes) if teacher else None
         self.max_passes = max_passes
         self.rounds = MixtureRounds(
@@ -194,7 +201,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
     @staticmethod
     def _packed(name: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
         """The stream of a domain; where it holds raw text, that of its packed form, made by the node's first rank."""
-        folder = _folder_of(stream)
+        folder = stream_folder(stream)
         if stream.remote or not holds_text(folder):
             return stream
         packed = packed_folder(name, folder, tokenizer, max_seq_len)
@@ -355,10 +362,6 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             return served
         where = partial(shard_path, self.shards[self._shard])
         return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, where)}
-
-
-def _folder_of(stream: Stream) -> str:
-    return os.path.join(stream.local, stream.split)
 
 
 def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:

@@ -17,26 +17,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from streaming import StreamingDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.data.mds import MANIFEST
 
 __all__ = [
-    'MANIFEST',
     'check_model_tokenizer',
     'check_tokenizer',
     'describe_tokenizer',
     'fast_backend',
-    'folders_of',
+    'plain_ids',
     'tokenizer_identity',
     'vocabulary_size',
 ]
 
 log = logging.getLogger(__name__)
 
-MANIFEST = 'manifest.json'
 PROBES = ('Hello, world!', '  two\n\tlines ', 'x', 'na\u00efve \u4f60\u597d \U0001f600 1234567890', 'a  b   c\r\n')
 SAMPLE = (
     "It's 1,234.5 of HTTP requests: the model_layer's weights (d\u00e9j\u00e0 vu) were re-read, weren't they?\n"
@@ -55,7 +53,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a manifest says of a tokenizer for :func:`check_tokenizer`: ``vocab_size``, ``vocabulary``, ``sample``."""
     size = vocabulary_size(tokenizer)
-    ids = _encode(tokenizer, SAMPLE)
+    (ids,) = plain_ids(tokenizer, [SAMPLE])
     return {
         'vocab_size': size,
         'vocabulary': _vocabulary_hash(tokenizer, size),
@@ -76,8 +74,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
     Raises:
         ValueError: If the tokenizer makes other ids, naming the manifest and the first difference.
     """
-    read: dict[str, dict[str, Any] | None] = {}
-    compared: set[str] = set()
+    described: dict[str, bool] = {}  # by place: whether a manifest of ours is there, which is then compared
     for local, remote in folders:
         above = Path(local).absolute()
         places = [str(folder / MANIFEST) for folder in (above, *above.parents[:2])]
@@ -85,13 +82,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
             parts = remote.rstrip('/').split('/')
             places += ['/'.join([*parts[: len(parts) - up], MANIFEST]) for up in range(min(3, len(parts) - 2))]
         for place in places:
-            if place not in read:
-                read[place] = _tokenizer_in(place)
-            made_with = read[place]
-            if made_with is not None:
-                if place not in compared:
+            if place not in described:
+                made_with = _tokenizer_in(place)
+                described[place] = made_with is not None
+                if made_with is not None:
                     _compare(tokenizer, made_with, place)
-                    compared.add(place)
+            if described[place]:
                 break
 
 
@@ -111,11 +107,6 @@ def check_model_tokenizer(model: str | Path, folders: Iterable[str | Path]) -> N
         log.warning('%s has no tokenizer that could be compared with the one that made the data.', model)
         return
     check_tokenizer(tokenizer, [(str(folder), None) for folder in folders])
-
-
-def folders_of(dataset: StreamingDataset) -> list[tuple[str, str | None]]:
-    """The MDS folders that a data set reads, as :func:`check_tokenizer` takes them."""
-    return [(os.path.join(stream.local, stream.split), stream.remote) for stream in dataset.streams]
 
 
 def _tokenizer_in(place: str) -> dict[str, Any] | None:
@@ -168,7 +159,7 @@ def _compare(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any], plac
 
 def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any]) -> str | None:
     there = [int(token) for token in sample['ids'].split()]
-    here = _encode(tokenizer, sample['text'])
+    (here,) = plain_ids(tokenizer, [sample['text']])
     for position, (one, other) in enumerate(zip(there, here)):
         if one != other:
             after = tokenizer.decode(here[max(0, position - 4) : position])
@@ -176,8 +167,9 @@ def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any
     return None if len(there) == len(here) else f'it makes {len(there)} ids of a sample, this one {len(here)}'
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer([text], add_special_tokens=False, verbose=False)['input_ids'][0]
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, without what the tokenizer would put around it."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
 
 
 def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase, size: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.compat.streaming import MDSReader, decompress
+from llmshearing.data.mds import row_bounds
 
 __all__ = ['find_odd_sample', 'local_bytes', 'token_sizes']
 
@@ -32,7 +33,7 @@ def token_sizes(shard: MDSReader, data: Any) -> np.ndarray | None:
     names, sizes = shard.column_names, shard.column_sizes
     if 'tokens' not in names or sizes[names.index('tokens')] is not None:
         return None
-    bounds = np.frombuffer(data, np.uint32, shard.samples + 1, 4).astype(np.int64)  # after the number of samples
+    bounds = row_bounds(shard, data).astype(np.int64)
     variable = [name for name, size in zip(names, sizes) if size is None]
     if len(variable) == 1:  # a sample begins with the sizes of such columns, 4 bytes each
         return np.diff(bounds) - 4 - sum(size for size in sizes if size is not None)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from llmshearing.compat.streaming import FileInfo, MDSReader
 
 __all__ = [
+    'MANIFEST',
     'decode_rows',
     'decompressed',
+    'foreign_id',
     'mds_folders',
     'read_index',
     'read_rows',
@@ -30,6 +32,8 @@ __all__ = [
     'stored_file',
     'tokens_of',
 ]
+
+MANIFEST = 'manifest.json'  # what `llmshearing prepare` writes above its folders
 
 
 def mds_folders(root: Path) -> list[str]:
@@ -137,7 +141,7 @@ def stored_file(folder: str | Path, reader: MDSReader) -> tuple[Path, FileInfo]:
     return Path(folder, stored.basename), stored
 
 
-def row_bounds(reader: MDSReader, data: bytes) -> np.ndarray:
+def row_bounds(reader: MDSReader, data: bytes | np.ndarray) -> np.ndarray:
     """Where the samples of a shard begin, and where the last one ends, uint32 [samples + 1]."""
     return np.frombuffer(data, np.uint32, reader.samples + 1, 4)  # after their number
 
@@ -177,6 +181,17 @@ def tokens_of(sample: Mapping[str, Any], encoding: Any = np.int64) -> np.ndarray
     """
     tokens = sample['tokens']
     return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, encoding)
+
+
+def foreign_id(ids: Any, vocabulary: int) -> int | None:
+    """A token id outside of a vocabulary, None where all are inside: the data were made with another tokenizer.
+
+    Args:
+        ids (Any): Array or tensor of whole numbers, of any shape.
+        vocabulary (int): Ids are to be below this, and not below zero.
+    """
+    least, largest = int(ids.min()), int(ids.max())
+    return least if least < 0 else largest if largest >= vocabulary else None
 
 
 def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:

@@ -136,12 +136,7 @@ def batch_counts(carry: np.ndarray, weights: np.ndarray, batch_size: int) -> np.
 
 
 def round_counts(state: MixtureState, num_batches: int, batch_size: int) -> tuple[np.ndarray, MixtureState]:
-    """Counts of every global batch of a round, and the state after them.
-
-    Args:
-        state: state at the start of the round.
-        num_batches: global batches in the round.
-        batch_size: samples in a global batch.
+    """Counts of every global batch of a round that starts at ``state``, and the state after them.
 
     Returns:
         int64 [num_batches, domains], and the state at the start of the next round, with the weights unchanged.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from streaming import MDSWriter
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.data.fingerprint import describe_tokenizer
+from llmshearing.data.fingerprint import describe_tokenizer, plain_ids
 from llmshearing.data.mds import read_index, read_rows
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import check_mds_index
@@ -98,7 +98,7 @@ def packed_folder(domain: str, folder: str | Path, tokenizer: PreTrainedTokenize
         reason = f'holds raw text, and {folder} cannot be written to pack it there'
     if reason is not None:
         texts = (row['text'] for reader in read_index(folder) for row in read_rows(folder, reader))
-        lengths = np.array([len(ids) for ids in _encode(tokenizer, list(islice(texts, _LOOKED_AT)))])
+        lengths = np.array([len(ids) for ids in plain_ids(tokenizer, list(islice(texts, _LOOKED_AT)))])
         lost = np.maximum(lengths - max_seq_len, 0).sum() / max(lengths.sum(), 1)
         raise ValueError(
             f'Domain {domain!r} {reason}: unpacked, {lost:.0%} of its tokens would be cut off at max_seq_len='
@@ -150,9 +150,5 @@ def _documents(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Iterat
     for reader in read_index(folder):
         rows = read_rows(folder, reader)
         while texts := [row['text'] for row in islice(rows, _BATCH)]:
-            ids = [[*before, *one, *after] for one in _encode(tokenizer, texts) if one]
+            ids = [[*before, *one, *after] for one in plain_ids(tokenizer, texts) if one]
             yield np.array([token for one in ids for token in one], np.uint32)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)['input_ids']

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from streaming import StreamingDataset
 
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
 from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
+from llmshearing.data.mds import foreign_id
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
 __all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
@@ -33,8 +33,7 @@ def verify_shard(shard: Reader, algorithm: str) -> None:
     Raises:
         ValueError: if they differ, or the index has no such hash.
     """
-    info, _ = shard.file_pairs[0]
-    path = os.path.join(shard.dirname, shard.split, info.basename)
+    info, path = shard.file_pairs[0][0], shard_path(shard)
     if algorithm not in info.hashes:
         raise ValueError(f'validate_hash is {algorithm}, but the index of {path} has {sorted(info.hashes)} only.')
     with open(path, 'rb') as file:
@@ -60,27 +59,17 @@ def fingerprint(shards: Sequence[Reader]) -> str:
 
 
 def check_stored(
-    dataset: StreamingDataset,
+    domains: Mapping[str, Sequence[Any]],
     read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
-    domains: Sequence[str],
     max_seq_len: int,
     vocab_size: int,
 ) -> None:
-    """Checks what can be known of the stored tokens before training: from the index, and from a sample if one is here.
-
-    Args:
-        dataset: the data set with one stream per domain.
-        read_tokens: from a sample to its tokens.
-        domains: names of the domains, in the order of the streams.
-        max_seq_len: expected tokens per sample.
-        vocab_size: token ids must be below this.
+    """Checks what can be known of domains' tokens before training: from the index, and from a sample if one is here.
 
     Raises:
         ValueError: if a domain holds no ``tokens``, or ``tokens`` that do not fit.
     """
-    for number, domain in enumerate(domains):
-        begin = int(dataset.shard_offset_per_stream[number])
-        shards = dataset.shards[begin : begin + int(dataset.shards_per_stream[number])]
+    for domain, shards in domains.items():
         columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
         if 'tokens' not in columns:
             found = 'raw text at a remote place' if 'text' in columns else f'the columns {sorted(columns)}'
@@ -88,7 +77,7 @@ def check_stored(
                 f'Domain {domain!r} has {found}, but a column `tokens`, or `text` on this machine, is needed. Make '
                 'one with llmshearing prepare.'
             )
-        shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns.get('tokens', ''))
+        shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns['tokens'])
         if shape and shape.group(1) != str(max_seq_len):
             _refuse_length(domain, shape.group(1), max_seq_len)
         sample = _first_local_sample(shards)
@@ -106,14 +95,6 @@ def check_teacher(
     max_seq_len: int,
 ) -> None:
     """Checks a domain's teacher's column before training: by its index, and by a sample of each shard that is here.
-
-    Args:
-        teacher: what reads the column.
-        domain: name of the domain.
-        note: what its index says of the column.
-        shards: its shards.
-        read_tokens: from a sample to its tokens.
-        max_seq_len: tokens per sample.
 
     Raises:
         ValueError: naming the shard whose column does not belong to its tokens, or is of another teacher.
@@ -138,29 +119,22 @@ def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
         sizes = None if data is None else token_sizes(shard, data)
         if odd := find_odd_sample(sizes, expected):
             number, size, expected = odd
-            path = os.path.join(shard.dirname, shard.split, shard.raw_data.basename)
             raise ValueError(
-                f'Domain {domain!r}: sample {number} of {path} has {size} bytes of tokens where the others have '
-                f'{expected}. All sequences must have the same length: prepare the data again.'
+                f'Domain {domain!r}: sample {number} of {shard_path(shard)} has {size} bytes of tokens where the '
+                f'others have {expected}. All sequences must have the same length: prepare the data again.'
             )
         expected = int(sizes[0]) if sizes is not None and len(sizes) else expected
 
 
 def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
-    """Raises if a stored sample is not what the model expects.
-
-    Args:
-        tokens: token ids of one sample.
-        domain: name of its domain, for the message.
-        max_seq_len: expected length.
-        vocab_size: ids must be below this.
+    """Raises if a stored sample is not what the model expects: so many tokens, with ids below the vocabulary's size.
 
     Raises:
         ValueError: if the length or an id does not fit.
     """
     if len(tokens) != max_seq_len:
         _refuse_length(domain, len(tokens), max_seq_len)
-    if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
+    if foreign_id(tokens, vocab_size) is not None:
         raise ValueError(
             f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
             f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
@@ -178,7 +152,6 @@ def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
 def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:
     """The first sample of the shards that are on this machine already, or None if there is none yet."""
     for shard in shards:
-        raw, _ = shard.file_pairs[0]
-        if len(shard) and os.path.isfile(os.path.join(shard.dirname, shard.split, raw.basename)):
+        if len(shard) and os.path.isfile(shard_path(shard)):
             return shard[0]
     return None

@@ -80,7 +80,10 @@ class RunMarker:
     def set_number(self, number: int | None) -> None:
         """Notes Streaming's number of the run once it is known, and which block that is: numbers are used again."""
         block = None if number is None else _block_id(number)
-        _write(self._file, {'folders': self._folders, 'number': number, 'block': block})
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump({'folders': self._folders, 'number': number, 'block': block}, self._file)
+        self._file.flush()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_file': None}
@@ -93,10 +96,7 @@ _is_starting = False
 def starting(folders: Sequence[str]) -> Iterator[RunMarker | None]:
     """Removes what dead runs left, then keeps other runs of this user from starting until the block is left.
 
-    To be entered on every rank: the first of each node does it, the others wait for it.
-
-    Args:
-        folders: local folders of the run that starts.
+    To be entered on every rank, with its local folders: the first of each node does it, the others wait for it.
 
     Yields:
         The run's marker, to be kept as long as the run; None on other ranks than the first of a node.
@@ -223,10 +223,3 @@ def _lock(file: IO[str], timeout: float) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)
-
-
-def _write(file: IO[str], content: dict[str, Any]) -> None:
-    file.seek(0)
-    file.truncate()
-    json.dump(content, file)
-    file.flush()

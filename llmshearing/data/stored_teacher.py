@@ -126,10 +126,7 @@ def tag_of(tokens: np.ndarray, key: str) -> np.uint64:
 
 
 def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> dict[str, TeacherNote]:
-    """The notes of all domains, whose teacher and settings must be one.
-
-    Args:
-        notes (Mapping[str, TeacherNote | None]): By domain.
+    """The notes of all domains by name, whose teacher and settings must be one.
 
     Raises:
         ValueError: Naming a domain without a column, or two that differ.
@@ -177,13 +174,8 @@ class StoredTeacher:
     def read(self, sample: Mapping[str, Any], tokens: np.ndarray, where: Callable[[], str]) -> Tensor:
         """The bytes of a sample's column, uint8 [length, bytes per token].
 
-        Args:
-            sample (Mapping[str, Any]): As it is stored.
-            tokens (np.ndarray): Its tokens.
-            where (Callable): Names its shard, for the message.
-
         Raises:
-            ValueError: If it was made of other tokens, by another teacher or with other settings.
+            ValueError: If it was made of other tokens, by another teacher or with other settings; ``where`` names it.
         """
         if np.uint64(sample[TEACHER_OF]) != tag_of(tokens, self.note.key):
             raise ValueError(
@@ -193,13 +185,7 @@ class StoredTeacher:
         return torch.from_numpy(sample[TEACHER].copy())
 
     def check_index(self, domain: str, note: TeacherNote, shards: Sequence[MDSReader], length: int) -> None:
-        """Compares the shards that an index lists with those that its note was written for.
-
-        Args:
-            domain (str): Name of the domain, for the message.
-            note (TeacherNote): Of this index.
-            shards (Sequence[MDSReader]): Of this index.
-            length (int): Tokens per sample.
+        """Compares the shards that an index lists, of samples so long, with those that its note was written for.
 
         Raises:
             ValueError: Naming a shard that is missing, was added or is another one.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = [
     'check_domain_settings',
     'read_proportions',
     'resolve_proportions',
+    'stream_folder',
+    'stream_places',
 ]
 
 DomainConfig = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
@@ -42,18 +44,24 @@ class DomainStream(Stream):
         shards = super().get_shards(world, allow_unsafe_types)
         for shard in shards:
             for info in (part for pair in shard.file_pairs for part in pair if part is not None):
-                plain_name(os.path.join(self.local, self.split, get_index_basename()), info.basename)
+                plain_name(os.path.join(stream_folder(self), get_index_basename()), info.basename)
         return shards
+
+
+def stream_folder(stream: Stream) -> str:
+    """The MDS folder of a stream on this machine."""
+    return os.path.join(stream.local, stream.split)
+
+
+def stream_places(streams: Iterable[Stream]) -> list[tuple[str, str | None]]:
+    """The MDS folders of streams, as :func:`~llmshearing.data.fingerprint.check_tokenizer` takes them."""
+    return [(stream_folder(stream), stream.remote) for stream in streams]
 
 
 def check_domain_settings(where: str, domains: Any) -> None:
     """Refuses settings of a domain that its ``Stream`` does not take, or not of that kind.
 
     Streaming's own ways of mixing (``proportion``, ``repeat``, ``choose``) are not for domains: ``proportions`` is.
-
-    Args:
-        where: place of ``domains`` in the configuration, for the message.
-        domains: see :func:`build_domain_streams`.
 
     Raises:
         ValueError: naming the key, and the nearest one that is known.

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
-from llmshearing.masks.layer_merging import LayerMerging
+from llmshearing.masks.layer_merging import LayerMerging, solve_ridge
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.dimensions import DIMENSIONS
@@ -217,9 +217,7 @@ def regress(products: Tensor, stays: Tensor, goes: Tensor, tokens: int) -> Tenso
         Tensor: float32 [inputs that go, inputs that stay].
     """
     rows = products[stays].double()
-    kept = rows[:, stays]
-    kept.diagonal().add_(RIDGE * len(kept) / tokens * kept.diagonal().mean())
-    return torch.cholesky_solve(rows[:, goes], torch.linalg.cholesky(kept)).T.float()
+    return solve_ridge(rows[:, stays], rows[:, goes], RIDGE, tokens).T.float()
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ __all__ = ['norm_energies', 'relative_squares']
 def norm_energies(calibration: Calibration) -> Tensor:
     """Mean squares of the input of every norm over hidden dimensions, each token relative to its own mean.
 
-    Args:
-        calibration (Calibration): Model and batches; the model is left without masks.
+    The model is left without masks.
 
     Returns:
         Tensor: float32 [norms, hidden] on CPU, the same on every rank; norms in the order of

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from llmshearing.compat.experts import RoutedTokens, expert_matrices, watch_experts
 from llmshearing.masks.scores import Calibration
 
-__all__ = ['add_expert_magnitudes', 'frequency', 'inner_activation', 'reap']
+__all__ = ['add_expert_magnitudes', 'frequency', 'inner_activation', 'reap', 'squared']
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def add_expert_magnitudes(calibration: Calibration, squares: dict[str, Tensor], 
     experts, hidden, width = shape.num_experts, shape.hidden_size, shape.intermediate_size
     for layer in range(shape.num_hidden_layers):
         block = cutter.model.get_submodule(f'{cutter.family.decoder}.layers.{layer}.{cutter.family.mlp}')
-        gate_up, down = (_squared(matrix) for matrix in expert_matrices(block, cutter.family))
+        gate_up, down = (squared(matrix) for matrix in expert_matrices(block, cutter.family))
         inner = gate_up.view(experts, 2, width, hidden).sum((1, 3)) + down.sum(1)
         found = {
             'layer': (inner.sum(), 3 * experts * width * hidden),
@@ -98,6 +98,7 @@ def add_expert_magnitudes(calibration: Calibration, squares: dict[str, Tensor], 
             counts[axis][place] += found[axis][1]
 
 
-def _squared(matrix: Tensor) -> Tensor:
+def squared(matrix: Tensor) -> Tensor:
+    """Squares of a whole weight, sharded or not, float32 on the CPU."""
     matrix = matrix.detach()
     return (matrix.full_tensor() if isinstance(matrix, DTensor) else matrix).float().cpu().square()

@@ -27,7 +27,7 @@ from llmshearing.masks.hard_concrete import (
     probability_kept,
     sample_gate,
 )
-from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
+from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
 
 __all__ = ['LagrangianMasks']
 
@@ -151,10 +151,7 @@ class LagrangianMasks:
         return masks
 
     def hard_counts(self) -> dict[str, list[int]]:
-        return {
-            axis: (plan.rows(deterministic_gate(self.log_alpha[axis].detach())) > 0.5).sum(1).tolist()
-            for axis, plan in self.plans.items()
-        }
+        return count_hard(self.plans, {axis: deterministic_gate(value) for axis, value in self.scores().items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {

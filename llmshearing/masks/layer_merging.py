@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.roles import Family, Linear
 
-__all__ = ['LayerMerging', 'find_gaps', 'mlp_writer']
+__all__ = ['LayerMerging', 'find_gaps', 'mlp_writer', 'solve_ridge']
 
 
 def find_gaps(kept: Sequence[bool]) -> list[tuple[int, int]]:
@@ -44,6 +44,15 @@ def mlp_writer(family: Family, layer: int) -> str | None:
         if isinstance(role, Linear) and role.writes and role.columns == 'intermediate' and role.expert is None:
             return None if family.has_experts else path
     return None
+
+
+def solve_ridge(squares: Tensor, products: Tensor, ridge: float, tokens: int) -> Tensor:
+    """(S_xx + lambda I)^-1 S_xr, float64 [inputs, outputs], of sums over so many tokens; changes ``squares``.
+
+    Lambda is ``ridge`` of the mean square of the inputs, times their number per token.
+    """
+    squares.diagonal().add_(ridge * len(squares) / tokens * squares.diagonal().mean())
+    return torch.cholesky_solve(products, torch.linalg.cholesky(squares))
 
 
 @dataclasses.dataclass
@@ -108,11 +117,9 @@ class LayerMerging:
             if reduce is not None:
                 reduce(gap.squares)
                 reduce(gap.products)
-            squares = gap.squares.double()
-            squares.diagonal().add_(ridge * len(squares) / (gap.tokens * ranks) * squares.diagonal().mean())
-            shares = torch.cholesky_solve(gap.products.double(), torch.linalg.cholesky(squares)) / self._multiplier
+            shares = solve_ridge(gap.squares.double(), gap.products.double(), ridge, gap.tokens * ranks)
             weight = self._model.get_parameter(f'{gap.writer}.weight')
-            change = shares.T.to(weight.dtype)
+            change = (shares / self._multiplier).T.to(weight.dtype)
             if isinstance(weight, DTensor):
                 change = distribute_tensor(change.contiguous(), weight.device_mesh, weight.placements)
             weight.add_(change)

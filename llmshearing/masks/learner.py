@@ -19,7 +19,7 @@ from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.constraints import Constraint
 from llmshearing.utils.checks import check_one_of
 
-__all__ = ['LearnerSettings', 'MaskLearner', 'check_saved', 'learner_class', 'mask_learners']
+__all__ = ['LearnerSettings', 'MaskLearner', 'check_saved', 'count_hard', 'learner_class', 'mask_learners']
 
 mask_learners = catalogue.create('llmshearing', 'mask_learners', entry_points=True)
 
@@ -161,6 +161,11 @@ def learner_class(name: str) -> type[MaskLearner]:
     """
     check_one_of('mask_learning', name, mask_learners.get_all())
     return mask_learners.get(name)
+
+
+def count_hard(plans: Mapping[str, AxisPlan], masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Masks above one half in each row."""
+    return {axis: (plan.rows(masks[axis]) > 0.5).sum(1).tolist() for axis, plan in plans.items()}
 
 
 def check_saved(plans: Mapping[str, AxisPlan], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:

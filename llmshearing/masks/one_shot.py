@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan, finalize_masks
 from llmshearing.masks.constraints import Constraint
-from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
+from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
 from llmshearing.masks.progressive import random_order
 
 __all__ = ['OneShotMasks']
@@ -56,8 +56,7 @@ class OneShotMasks:
         return self.deterministic('target')
 
     def hard_counts(self) -> dict[str, list[int]]:
-        masks = self.deterministic('target')
-        return {axis: plan.rows(masks[axis]).sum(1).int().tolist() for axis, plan in self.plans.items()}
+        return count_hard(self.plans, self.deterministic('target'))
 
     def scores(self) -> dict[str, Tensor]:
         return dict(self.importance)

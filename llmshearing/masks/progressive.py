@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan, finalize_masks, keep_largest
 from llmshearing.masks.constraints import Constraint, target_sparsity
-from llmshearing.masks.learner import LearnerSettings, check_saved, mask_learners
+from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
 
 __all__ = ['ProgressiveMasks', 'random_order']
 
@@ -57,7 +57,6 @@ class ProgressiveMasks:
         self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
     ):
         self.plans, self.start_sparsity, self.fade = dict(plans), settings.start_sparsity, settings.fade
-        self.decay = DECAY
         self.importance = random_order(plans, settings.seed)
         self.left_at = {axis: torch.full(plan.mask_shape, math.inf) for axis, plan in self.plans.items()}
         self.progress = 0.0
@@ -93,7 +92,7 @@ class ProgressiveMasks:
         metrics = {}
         for axis, plan in self.plans.items():
             gradient = _relative(gradients[axis].abs(), self._stays(axis))
-            self.importance[axis].mul_(self.decay).add_(gradient, alpha=1 - self.decay)
+            self.importance[axis].mul_(DECAY).add_(gradient, alpha=1 - DECAY)
             target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             metrics[f'{axis}/target'] = plan.units * (1 - target)
         return metrics
@@ -123,9 +122,7 @@ class ProgressiveMasks:
         return finalize_masks(self.plans, self.scores())
 
     def hard_counts(self) -> dict[str, list[int]]:
-        return {
-            axis: (self.plans[axis].rows(mask) > 0.5).sum(1).tolist() for axis, mask in self.current_masks().items()
-        }
+        return count_hard(self.plans, self.current_masks())
 
     def state_dict(self) -> dict[str, Any]:
         return {

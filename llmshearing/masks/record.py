@@ -17,7 +17,7 @@ from torch import Tensor
 from llmshearing.masks.state import PruningState
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import Units
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import load_json, write_atomically
 
 __all__ = ['RECORD_NAME', 'PruningRecord', 'kept_indices', 'read_record', 'record_of', 'write_record']
 
@@ -67,17 +67,7 @@ def record_of(
     shape: ModelShape | None = None,
     source_parameters: int | None = None,
 ) -> PruningRecord:
-    """The record of a pruning run.
-
-    Args:
-        pruning (PruningState): The masks and how they were learned.
-        units (Units): The kept units.
-        batches (int): Batches trained.
-        tokens (int): Tokens trained on.
-        source_name (str): Name of the source, without its folder.
-        shape (ModelShape | None): Shape of the written model.
-        source_parameters (int | None): Parameters of the source.
-    """
+    """The record of a pruning run; what its parts are, :class:`PruningRecord` says."""
     return PruningRecord(
         source_shape=pruning.source.as_dict(),
         target_shape=pruning.target.as_dict(),
@@ -95,8 +85,7 @@ def record_of(
 
 def write_record(folder: Path, record: PruningRecord) -> None:
     """Writes ``pruning.json`` into a folder."""
-    text = json.dumps(dataclasses.asdict(record), indent=1)
-    write_atomically(Path(folder) / RECORD_NAME, text + '\n')
+    write_atomically(Path(folder) / RECORD_NAME, json.dumps(dataclasses.asdict(record), indent=1) + '\n')
 
 
 def read_record(folder: Path) -> PruningRecord:
@@ -109,10 +98,7 @@ def read_record(folder: Path) -> PruningRecord:
     path = Path(folder) / RECORD_NAME
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; give the folder that export_pruned wrote.')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not valid JSON ({error}).') from error
+    content = load_json(path)
     fields = {field.name for field in dataclasses.fields(PruningRecord)}
     version = content.get('version', RECORD_VERSION) if isinstance(content, dict) else None
     if version != RECORD_VERSION:

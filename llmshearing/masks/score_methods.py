@@ -23,9 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from llmshearing.masks.expert_scores import add_expert_magnitudes, frequency, inner_activation, reap
+from llmshearing.masks.expert_scores import add_expert_magnitudes, frequency, inner_activation, reap, squared
 from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.roles import Experts, Linear, Norm, PerUnit, Whole, expert_of
@@ -60,8 +59,7 @@ def magnitude(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor
     for path, role, layer in family.modules(shape.num_hidden_layers):
         if isinstance(role, (Whole, PerUnit, Experts)) or expert_of(role) is not None:
             continue
-        weight = model.get_parameter(f'{path}.weight').detach()
-        weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu().square()
+        weight = squared(model.get_parameter(f'{path}.weight'))
         sides = (role.rows, role.columns) if isinstance(role, Linear) else (role.dim,)
         if 'layer' in axes and layer is not None:
             squares['layer'][layer] += weight.sum()

@@ -154,12 +154,7 @@ def method_by_axis(scores: str | Mapping[str, str], pruned: Collection[str]) -> 
 
 
 def score_units(methods: Mapping[str, str], calibration: Calibration) -> dict[str, Tensor]:
-    """Scores by axis, mask-shaped, float32 on CPU; the model is left without masks and gradients.
-
-    Args:
-        methods (Mapping[str, str]): Method by axis, from :func:`method_by_axis`.
-        calibration (Calibration): Model and batches.
-    """
+    """Scores by the method of each axis, mask-shaped, float32 on CPU; leaves the model without masks and gradients."""
     scores = {}
     for method in dict.fromkeys(methods.values()):
         axes = [axis for axis in methods if methods[axis] == method]

@@ -129,12 +129,9 @@ def plan_masks(config: PretrainedConfig, target: ModelShape | SparsityTarget) ->
 
 
 def find_pruning_state(algorithms: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The state of pruning among the saved states of a run's algorithms, None where there is none.
+    """The state of pruning among the saved states of a run's algorithms by class name, None where there is none.
 
     It is known by what it says it is, never by the name of the class that saved it, which a user may have subclassed.
-
-    Args:
-        algorithms (Mapping[str, Any]): Saved states by class name.
 
     Raises:
         ValueError: If there is more than one.

@@ -46,12 +46,14 @@ class _Lattice:
     """The sizes to search; a pinned size is the only one of its kind.
 
     Attributes:
+        source (ModelShape): The source, with as many experts as are kept.
         layers (list[int]): Numbers of layers.
         widths (np.ndarray): [n, 3]: hidden size, query heads, KV heads of every combination.
         intermediate (tuple[int, int]): Smallest intermediate size, which is also the step, and the largest.
         free (tuple[str, ...]): Keys that are not pinned.
     """
 
+    source: ModelShape
     layers: list[int]
     widths: np.ndarray
     intermediate: tuple[int, int]
@@ -82,27 +84,23 @@ def search_budget(
     Raises:
         ValueError: If no shape lies within the tolerance, naming the nearest ones below and above.
     """
-    family, source, layout = family_of(config), shape_of(config), layout_of(config)
+    source, layout = shape_of(config), layout_of(config)
     whole = count_parameters(layout, source).total
     if budget >= whole:
         raise ValueError(
             f'{named} is {budget:,} parameters, but the source has {whole:,}: pruning only removes; name a smaller '
             'budget.'
         )
-    own = source
-    if 'num_experts' in pins:
-        source = dataclasses.replace(source, num_experts=pins['num_experts'])
-    lattice = _lattice(config, source, multiple_of, pins, whole_heads)
+    lattice = _lattice(config, multiple_of, pins, whole_heads)
     best = below = above = None
     for layers in lattice.layers:
-        counts = _Counts(layout, source, lattice, layers)
+        counts = _Counts(layout, lattice, layers)
         best = _better(best, counts.closest(budget, tolerance))
         below = max(filter(None, (below, counts.largest_within(budget))), default=None)
         above = min(filter(None, (above, counts.smallest_above(budget))), default=None)
     if best is None:
         raise ValueError(_unreachable(config, named, budget, tolerance, multiple_of, pins, below, above))
-    shape = _shape(source, best[2])
-    return resolve_target(own, shape.as_dict(), family.has_head_dim)
+    return resolve_target(source, _shape(lattice.source, best[2]).as_dict(), family_of(config).has_head_dim)
 
 
 def shapes_within(
@@ -112,24 +110,20 @@ def shapes_within(
 
     Heads go in whole KV groups here. The arguments are those of :func:`search_budget`.
     """
-    source, layout = shape_of(config), layout_of(config)
-    if 'num_experts' in pins:
-        source = dataclasses.replace(source, num_experts=pins['num_experts'])
-    lattice = _lattice(config, source, multiple_of, pins, whole_heads=True)
+    layout, lattice = layout_of(config), _lattice(config, multiple_of, pins, whole_heads=True)
     if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
-        whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * source.group_size
+        whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * lattice.source.group_size
         lattice = dataclasses.replace(lattice, widths=lattice.widths[whole_groups])
     found: list[ModelShape] = []
     for layers in lattice.layers:
-        counts = _Counts(layout, source, lattice, layers)
-        found += [_shape(source, sizes) for sizes in counts.all_within(budget, tolerance)]
+        counts = _Counts(layout, lattice, layers)
+        found += [_shape(lattice.source, sizes) for sizes in counts.all_within(budget, tolerance)]
     return found
 
 
-def _lattice(
-    config: PretrainedConfig, source: ModelShape, multiple_of: int, pins: Mapping[str, int], whole_heads: bool
-) -> _Lattice:
-    family, channels = family_of(config), mixer_channels(config)
+def _lattice(config: PretrainedConfig, multiple_of: int, pins: Mapping[str, int], whole_heads: bool) -> _Lattice:
+    family, channels, source = family_of(config), mixer_channels(config), shape_of(config)
+    source = dataclasses.replace(source, num_experts=pins.get('num_experts', source.num_experts))
     hidden = [pins['hidden_size']] if 'hidden_size' in pins else range(multiple_of, source.hidden_size + 1, multiple_of)
     heads = _heads(source, pins)
     widths = [(h, *pair) for h in hidden for pair in heads if family.has_head_dim or h == pair[0] * source.head_dim]
@@ -151,7 +145,8 @@ def _lattice(
     layers = range(min(family.least_layers, most), most + 1)
     if 'num_hidden_layers' in pins:
         layers = [pins['num_hidden_layers']]
-    return _Lattice(list(layers), np.array(widths), intermediate, tuple(key for key in WEIGHTS if key not in pinned))
+    free = tuple(key for key in WEIGHTS if key not in pinned)
+    return _Lattice(source, list(layers), np.array(widths), intermediate, free)
 
 
 def _heads(source: ModelShape, pins: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -165,10 +160,9 @@ def _heads(source: ModelShape, pins: Mapping[str, int]) -> list[tuple[int, int]]
 class _Counts:
     """All widths of the lattice at one number of layers: parameters as ``base + slope * intermediate size``."""
 
-    def __init__(self, layout: Layout, source: ModelShape, lattice: _Lattice, layers: int):
-        self.source, self.lattice, self.layers = source, lattice, layers
-        hidden, heads, kv_heads = lattice.widths.T
-        shape = _shape(source, (layers, hidden, heads, kv_heads, 0))
+    def __init__(self, layout: Layout, lattice: _Lattice, layers: int):
+        self.lattice, self.layers = lattice, layers
+        shape = _shape(lattice.source, (layers, *lattice.widths.T, 0))
         self.base = count_parameters(layout, shape).total
         self.slope = count_parameters(layout, dataclasses.replace(shape, intermediate_size=1)).total - self.base
         self.step, self.most = lattice.intermediate
@@ -176,7 +170,7 @@ class _Counts:
     def closest(self, budget: int, tolerance: float) -> tuple | None:
         """(spread, parameters, sizes) of the shape within the tolerance that has the closest ratios, or None."""
         least = np.maximum(np.ceil(((1 - tolerance) * budget - self.base) / self.slope / self.step), 1) * self.step
-        most = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+        most = self._most_within(budget)
         found = None
         for intermediate in self._near_ideal():
             intermediate = np.clip(intermediate, least, most)
@@ -191,7 +185,7 @@ class _Counts:
 
     def largest_within(self, budget: int) -> tuple | None:
         """(parameters, sizes) of the largest shape within the budget."""
-        intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+        intermediate = self._most_within(budget)
         parameters = np.where(intermediate >= self.step, self.base + self.slope * intermediate, -1)
         index = int(parameters.argmax())
         if parameters[index] < 0:
@@ -200,7 +194,7 @@ class _Counts:
 
     def all_within(self, budget: int, tolerance: float) -> list[tuple[int, ...]]:
         """Sizes of all widths, with the largest intermediate size within the budget."""
-        intermediate = np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+        intermediate = self._most_within(budget)
         enough = self.base + self.slope * intermediate >= (1 - tolerance) * budget
         fitting = np.flatnonzero(enough & (intermediate >= self.step))
         return [self._sizes(int(index), intermediate[index]) for index in fitting]
@@ -214,13 +208,15 @@ class _Counts:
             return None
         return int(parameters[index]), self._sizes(index, intermediate[index])
 
+    def _most_within(self, budget: int) -> np.ndarray:
+        """The largest intermediate size of each width within the budget; less than a step where none is."""
+        return np.minimum((budget - self.base) // self.slope // self.step * self.step, self.most)
+
     def _near_ideal(self) -> Iterator[np.ndarray]:
         """Intermediate sizes either side of the one at which its ratio is the mean of the others, and the largest."""
         ratios = self._ratios(None)
         if ratios and 'intermediate_size' in self.lattice.free:
-            weight = sum(WEIGHTS[key] for key in ratios)
-            mean = sum(WEIGHTS[key] * ratio for key, ratio in ratios.items()) / weight
-            ideal = self.source.intermediate_size * np.exp(mean) / self.step
+            ideal = self.lattice.source.intermediate_size * np.exp(_weighted_mean(ratios)) / self.step
             yield np.floor(ideal).astype(np.int64) * self.step
             yield np.ceil(ideal).astype(np.int64) * self.step
         yield np.full(len(self.lattice.widths), self.most)
@@ -237,18 +233,22 @@ class _Counts:
         if intermediate is not None:
             sizes['intermediate_size'] = np.maximum(intermediate, 1)
         free = [key for key in sizes if key in self.lattice.free]
-        return {key: np.log(sizes[key] / getattr(self.source, key)) for key in free}
+        return {key: np.log(sizes[key] / getattr(self.lattice.source, key)) for key in free}
 
     def _spread(self, intermediate: np.ndarray) -> np.ndarray:
-        ratios, spread = self._ratios(intermediate), np.zeros(len(self.lattice.widths))
+        ratios = self._ratios(intermediate)
         if not ratios:
-            return spread
-        weight = sum(WEIGHTS[key] for key in ratios)
-        mean = sum(WEIGHTS[key] * ratio for key, ratio in ratios.items()) / weight
-        return sum((WEIGHTS[key] * (ratio - mean) ** 2 for key, ratio in ratios.items()), spread) / weight
+            return np.zeros(len(self.lattice.widths))
+        mean = _weighted_mean(ratios)
+        return _weighted_mean({key: (ratio - mean) ** 2 for key, ratio in ratios.items()})
 
     def _sizes(self, index: int, intermediate: float) -> tuple[int, ...]:
         return (self.layers, *self.lattice.widths[index].tolist(), int(intermediate))
+
+
+def _weighted_mean(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    total = sum(WEIGHTS[key] * value for key, value in values.items())
+    return np.asarray(total / sum(WEIGHTS[key] for key in values))
 
 
 def _better(first: tuple | None, second: tuple | None) -> tuple | None:
@@ -261,15 +261,8 @@ def _better(first: tuple | None, second: tuple | None) -> tuple | None:
 
 
 def _shape(source: ModelShape, sizes: Iterable[Any]) -> ModelShape:
-    layers, hidden, heads, kv_heads, intermediate = sizes
-    return dataclasses.replace(
-        source,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=intermediate,
-    )
+    """The source with other sizes, which come in the order of :data:`WEIGHTS`."""
+    return dataclasses.replace(source, **dict(zip(WEIGHTS, sizes, strict=True)))
 
 
 def _unreachable(

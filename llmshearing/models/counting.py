@@ -105,10 +105,9 @@ class Layout:
 
     def in_layers(self, count: Callable[[Weight], int], num_hidden_layers: int) -> int:
         """The sum of ``count`` over all weights of the first so many layers; their number may be an integer array."""
-        total: Any = 0
-        for kind, weights in self.layer.items():
-            total = total + self._layers_of(kind, num_hidden_layers) * sum(map(count, weights))
-        return total
+        return sum(
+            self._layers_of(kind, num_hidden_layers) * sum(map(count, weights)) for kind, weights in self.layer.items()
+        )
 
     def _layers_of(self, kind: str | None, num_hidden_layers: Any) -> Any:
         """How many of the first so many layers are of a kind."""

@@ -36,12 +36,7 @@ def mixer_channels(config: PretrainedConfig) -> int | None:
 
 
 def check_mixer_channels(config: PretrainedConfig, hidden_size: int) -> None:
-    """Raises a ValueError for a hidden size that does not divide the channels of the Mamba mixers.
-
-    Args:
-        config (PretrainedConfig): The source's.
-        hidden_size (int): Hidden size to reach.
-    """
+    """Raises a ValueError for a hidden size that does not divide the channels of the source's Mamba mixers."""
     channels = mixer_channels(config)
     if channels is None or channels % hidden_size == 0:
         return
@@ -55,12 +50,7 @@ def check_mixer_channels(config: PretrainedConfig, hidden_size: int) -> None:
 
 
 def set_derived(config: PretrainedConfig, mixer_channels: int | None) -> None:
-    """Brings these settings in line with sizes that are already in the config, in place.
-
-    Args:
-        config (PretrainedConfig): Of the cut model.
-        mixer_channels (int | None): As the source has them.
-    """
+    """Brings these settings in line with sizes that are already in the config, in place; channels are the source's."""
     if hasattr(config, 'block_auto_adjust_ff_dim'):
         config.block_auto_adjust_ff_dim = False  # intermediate_size is the width itself
         config.full_attn_idxs = None  # layer_types says it

@@ -68,9 +68,6 @@ class ExpertsCut:
         """This cut with a hidden size that kernels take, and how many dimensions were added for that, none of a scale.
 
         Whoever computes with it adds as many zeros to the input and takes as many numbers off the output.
-
-        Args:
-            hidden_size (int): Kept hidden dimensions.
         """
         added = -hidden_size % ALIGNED_EXPERTS
         if self.hidden is None or not added:

@@ -16,6 +16,8 @@ from llmshearing.utils.numbers import multiples_beside
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from llmshearing.models.shapes import ModelShape
+
 __all__ = [
     'ALIGNED_EXPERTS',
     'MIXTURES',
@@ -91,14 +93,8 @@ def with_shape_keys(config: PretrainedConfig, target: Mapping[str, Any]) -> dict
     return {shape_keys.get(key, key): value for key, value in target.items()}
 
 
-def check_aligned(config: PretrainedConfig, source: Any, shape: Any) -> None:
-    """Raises a ValueError for sizes of a mixture that transformers' usual way to compute experts does not take.
-
-    Args:
-        config (PretrainedConfig): Of the source.
-        source (ModelShape): Shape of the source.
-        shape (ModelShape): Shape to reach.
-    """
+def check_aligned(config: PretrainedConfig, source: ModelShape, shape: ModelShape) -> None:
+    """Raises a ValueError for sizes of a mixture that transformers' usual way to compute experts does not take."""
     sizes = {key: (getattr(shape, key), getattr(source, key)) for key in ('hidden_size', 'intermediate_size')}
     odd = {name: pair for name, pair in sizes.items() if pair[0] % ALIGNED_EXPERTS and pair[0] != pair[1]}
     if table_name(config) not in MIXTURES or not odd:

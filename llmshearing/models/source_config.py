@@ -135,12 +135,7 @@ def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_
 
 
 def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
-    """Raises a ValueError where transformers' own reading of a config leaves out what :func:`read_config` takes.
-
-    Args:
-        name (str | Path): Folder, or name on the hub.
-        config (PretrainedConfig): As :func:`read_config` gives it.
-    """
+    """Raises a ValueError where transformers' own reading of a config leaves out what :func:`read_config` takes."""
     try:
         stock = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):

@@ -58,9 +58,6 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
 def source_licence(files: Mapping[str, str]) -> dict[str, Any]:
     """Licence entries of the front matter of a source's ``README.md``; empty where there are none.
 
-    Args:
-        files (Mapping[str, str]): :func:`read_source_files` of the source.
-
     Raises:
         ValueError: If the front matter is not YAML.
     """

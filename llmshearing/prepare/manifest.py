@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llmshearing.prepare.spec import MANIFEST, check_name
+from llmshearing.prepare.spec import MANIFEST, check_folder_name
 
 __all__ = ['MANIFEST', 'folders_of', 'parse_manifest']
 
@@ -28,9 +28,9 @@ def parse_manifest(text: str, where: Any) -> dict[str, Any]:
         if not isinstance(found.get('key'), str):
             raise ValueError('it has no key')
         for domain, entry in _mapping(found.get('domains'), 'domains').items():
-            check_name(domain, 'domain')  # names become paths
+            check_folder_name(domain, 'domain')  # names become paths
             for split, facts in _mapping(_mapping(entry, domain).get('splits'), f'splits of {domain}').items():
-                check_name(split, 'split')
+                check_folder_name(split, 'split')
                 samples = _mapping(facts, f'{split} of {domain}').get('samples')
                 if not isinstance(samples, int) and not found.get('unfinished'):
                     raise ValueError(f'{split} of {domain} has no number of samples')

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from llmshearing.data.mds import MANIFEST
 from llmshearing.utils import numbers
 from llmshearing.utils.checks import check_number, check_whole, is_number
 from llmshearing.utils.paths import expand_path
@@ -24,12 +25,11 @@ __all__ = [
     'Domain',
     'Spec',
     'Split',
-    'check_name',
-    'parse_count',
+    'check_folder_name',
+    'parse_tokens',
     'parse_spec',
 ]
 
-MANIFEST = 'manifest.json'
 FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf', 'mds')
 DEFAULT_SPLITS = {'eval': {'fraction': 0.02}, 'prune': {'fraction': 0.1}, 'continue': {}}
 
@@ -118,7 +118,7 @@ class Spec:
         return domain.tokens.get(split.name, split.tokens)
 
 
-def parse_count(value: Any, what: str) -> int:
+def parse_tokens(value: Any, what: str) -> int:
     """Reads a number of tokens such as ``2_000_000``, ``1e6``, ``'400M'`` or ``'0.4B'``.
 
     Raises:
@@ -202,13 +202,13 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
         raise ValueError(f'splits is {raw!r}; expected a mapping such as {{eval: {{tokens: 2M}}, continue: {{}}}}')
     splits = []
     for name, value in raw.items():
-        check_name(name, 'split')
+        check_folder_name(name, 'split')
         value = {} if value is None else value
         _check_keys(value, ['fraction', 'tokens'], where=f'splits.{name}')
         fraction, tokens = value.get('fraction'), value.get('tokens')
         if fraction is not None:
             check_number(f'splits.{name}.fraction', fraction, 0, 1, above=True)
-        tokens = None if tokens is None else parse_count(tokens, f'splits.{name}.tokens')
+        tokens = None if tokens is None else parse_tokens(tokens, f'splits.{name}.tokens')
         splits.append(Split(name, None if fraction is None else float(fraction), tokens))
     total = sum(s.fraction or 0 for s in splits)
     if total > 1 + 1e-9:
@@ -217,7 +217,7 @@ def _parse_splits(raw: Any) -> tuple[Split, ...]:
 
 
 def _parse_domain(name: Any, raw: Any, splits: list[str]) -> Domain:
-    check_name(name, 'domain')
+    check_folder_name(name, 'domain')
     where = f'domains.{name}'
     raw = {'path': raw} if isinstance(raw, (str, list, tuple)) else raw
     _check_keys(raw, [f.name for f in fields(Domain) if f.name != 'name'], required=('path',), where=where)
@@ -237,7 +237,7 @@ def _parse_domain(name: Any, raw: Any, splits: list[str]) -> Domain:
         format=file_format,
         text_key=str(raw.get('text_key', 'text')),
         **{key: _text(raw.get(key), f'{where}.{key}') for key in ('glob', 'separator', 'hf_split')},
-        tokens={k: parse_count(v, f'{where}.tokens.{k}') for k, v in tokens.items() if v is not None},
+        tokens={k: parse_tokens(v, f'{where}.tokens.{k}') for k, v in tokens.items() if v is not None},
     )
 
 
@@ -250,7 +250,7 @@ def _check_keys(raw: Any, known: list[str], required: tuple[str, ...] = (), wher
             raise ValueError(f'{where} lacks the key {key!r}')
 
 
-def check_name(name: Any, what: str) -> None:
+def check_folder_name(name: Any, what: str) -> None:
     """Raises a ValueError for a name of a domain or split that is not fit for a folder's name."""
     if not isinstance(name, str):
         raise ValueError(

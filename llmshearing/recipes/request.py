@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.config.source import TOKENIZER_FILES, read_config, read_source, refuse_unusable
+from llmshearing.config.source import TOKENIZER_FILES, read_config_at, read_source, refuse_unusable
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of
@@ -147,7 +147,7 @@ def _read_source(source: str) -> PretrainedConfig:
     if Path(source).exists() or names_a_path(source):
         return read_source(source)
     try:
-        config = read_config('SOURCE', source)
+        config = read_config_at('SOURCE', source)
     except ValueError as error:
         problem = ' '.join(str(error).split())  # the hub's own take several lines
         raise ValueError(f'{problem} Give a folder with its config.json instead, or a name that can be had.') from error

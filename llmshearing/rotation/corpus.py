@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
-from llmshearing.data.mds import mds_folders, read_tokens
+from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
 from llmshearing.prepare import worker
 from llmshearing.prepare.beginning import read_beginning, text_files
 from llmshearing.prepare.tokenizer import Encoder, plan_tokenizer
@@ -98,8 +98,8 @@ def read_corpus(
             f'give more text (a sequence has {length} tokens), or a smaller --seq-len.'
         )
     for row in itertools.chain(seen, held):
-        if row.min() < 0 or row.max() >= vocabulary:
-            wrong = row.max() if row.min() >= 0 else row.min()
+        wrong = foreign_id(row, vocabulary)
+        if wrong is not None:
             raise ValueError(
                 f'--data {data} holds token {wrong}, but the source has a vocabulary of {vocabulary}: it '
                 "was prepared with another tokenizer; prepare it with the source's."

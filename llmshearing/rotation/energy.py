@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['energy_kept', 'energy_table', 'gain_factors', 'table_widths']
+__all__ = ['cut_gain_factors', 'energy_kept', 'energy_table', 'table_widths']
 
 
 def energy_kept(mean_squares: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def energy_kept(mean_squares: Tensor) -> Tensor:
     return sums / sums[..., -1:].clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def gain_factors(mean_squares: Tensor, kept: Tensor | int) -> Tensor:
+def cut_gain_factors(mean_squares: Tensor, kept: Tensor | int) -> Tensor:
     """What each reading norm's gain is multiplied by when hidden dimensions go: ``sqrt(d / d' * share)``.
 
     Args:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmshearing.data.mds import foreign_id
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
 __all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
@@ -172,8 +173,8 @@ def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
 def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
     ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch['input_ids'], batch.get('attention_mask'))
     vocabulary = model.get_input_embeddings().get_parameter('weight').shape[0]
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+    wrong = foreign_id(ids, vocabulary)
+    if wrong is not None:
         raise ValueError(
             f'token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with another tokenizer: '
             'prepare them with the one of this model.'

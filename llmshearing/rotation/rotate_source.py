@@ -28,7 +28,7 @@ from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
 from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
-from llmshearing.rotation.energy import energy_kept, energy_table, gain_factors, table_widths
+from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
 from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
@@ -229,7 +229,7 @@ class _Work:
         parts, steps = self.source.parts, self.settings.learn
         batches = self.batches()
         squares = stream_mean_squares(model, batches[:ENERGY_BATCHES], basis.to(self.device))
-        factors = gain_factors(squares, keep).float()
+        factors = cut_gain_factors(squares, keep).float()
         folded = folded_parameters(model, gain)
         saved = self.state.load('subspace')
         if saved is None:

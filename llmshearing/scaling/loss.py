@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from llmshearing.data.mds import foreign_id
+
 __all__ = ['batches', 'domain_loss']
 
 
@@ -56,10 +58,11 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
             raise ValueError(
                 f'{where}: a sequence of {batch.shape[1]} token has no next token to predict; prepare longer ones'
             )
-        if batch.min() < 0 or batch.max() >= vocabulary:
+        wrong = foreign_id(batch, vocabulary)
+        if wrong is not None:
             raise ValueError(
-                f'{where}: token {batch.max() if batch.min() >= 0 else batch.min()} is outside the '
-                f'vocabulary of {vocabulary}; the data were prepared with another tokenizer'
+                f'{where}: token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with '
+                'another tokenizer'
             )
         if positions is not None and batch.shape[1] > positions:
             raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from llmshearing.data.mds import read_rows, tokens_of
+from llmshearing.data.mds import foreign_id, read_rows, tokens_of
 from llmshearing.data.stored_teacher import TEACHER, TEACHER_OF, tag_of
 from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.teacher.folders import ShardTask
@@ -91,8 +91,8 @@ def _taught(
     temperature: float,
 ) -> Iterator[dict[str, Any]]:
     tokens = np.stack([tokens_of(sample) for sample in samples]).astype(np.int64)
-    if tokens.min() < 0 or tokens.max() >= teacher.vocab_size:
-        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
+    wrong = foreign_id(tokens, teacher.vocab_size)
+    if wrong is not None:
         raise ValueError(
             f'{where} holds the token {wrong}, but the teacher has ids below {teacher.vocab_size}: the data were made '
             "with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."

@@ -26,11 +26,7 @@ MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def parameters_of(constructor: Callable) -> dict[str, tuple[Any, bool]]:
-    """Annotation and whether it must be given, by name of the parameter; ``*args`` and ``**kwargs`` are left out.
-
-    Args:
-        constructor (Callable): Class or function.
-    """
+    """Annotation and whether it must be given, by name of the parameter; ``*args`` and ``**kwargs`` are left out."""
     if _hides_fields(constructor):
         hints = typing.get_type_hints(constructor)
         return {
@@ -75,12 +71,7 @@ def _function_of(constructor: Callable) -> Callable:
 
 
 def expected_instead(value: Any, annotation: Any) -> str | None:
-    """What a value should be instead, in words; None if it can be used for the annotation.
-
-    Args:
-        value (Any): From a YAML.
-        annotation (Any): A resolved annotation.
-    """
+    """What a value of a YAML should be instead, in words; None if it can be used for the (resolved) annotation."""
     return None if _fits(value, annotation) in (True, None) else described(annotation)
 
 

@@ -1,14 +1,16 @@
-"""Files that are either the old ones or the new ones, never half of one."""
+"""Files: those that are either the old ones or the new ones, never half of one, and those that hold JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ['atomic_path', 'refuse_unwritable', 'write_atomically']
+__all__ = ['atomic_path', 'dump_json', 'load_json', 'refuse_unwritable', 'write_atomically']
 
 
 @contextlib.contextmanager
@@ -17,9 +19,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The name is new each time, so that two processes that write the same file do not mix; the last one stays. Folders
     above ``path`` are made. A link is followed: the file that it leads to is replaced.
-
-    Args:
-        path (str | Path): Destination of the file.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +49,23 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def load_json(path: str | Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        ValueError: If it is no JSON, naming the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ValueError(f'{path} is not valid JSON ({error}).') from error
+
+
+def dump_json(path: Path, content: Any, **layout: Any) -> None:
+    """Writes JSON as model folders have it, indented by two; ``layout`` is for ``json.dumps``."""
+    path.write_text(json.dumps(content, indent=2, **layout) + '\n', encoding='utf-8')
 
 
 def refuse_unwritable(where: str, folder: str | Path) -> None:

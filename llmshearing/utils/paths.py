@@ -10,14 +10,13 @@ No format that is read here puts shards into other folders, so the rule is simpl
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmshearing.utils.files import refuse_unwritable
+from llmshearing.utils.files import load_json, refuse_unwritable
 
 __all__ = [
     'check_mds_index',
@@ -63,11 +62,7 @@ def expand_path(key: str, path: str) -> str:
 
 
 def plain_name(index: str, name: Any) -> str:
-    """``name`` if it is a file name without any folder.
-
-    Args:
-        index (str): Where the name stands, for the message.
-        name (Any): The name.
+    """``name``, which stands in ``index``, if it is a file name without any folder.
 
     Raises:
         ValueError: For anything else.
@@ -159,7 +154,7 @@ def check_safetensors_index(path: Path) -> dict[str, str]:
     Raises:
         ValueError: If it is no such index, or names a file elsewhere.
     """
-    index = _json(path)
+    index = load_json(path)
     weight_map = index.get('weight_map') if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise ValueError(f'{path} holds no mapping "weight_map" from tensor to file.')
@@ -176,7 +171,7 @@ def check_mds_index(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If it is no such index, or names a file elsewhere.
     """
-    index = _json(path)
+    index = load_json(path)
     shards = index.get('shards') if isinstance(index, dict) else None
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise ValueError(f'{path} holds no list "shards".')
@@ -185,10 +180,3 @@ def check_mds_index(path: Path) -> list[dict[str, Any]]:
             if key.startswith(('raw_', 'zip_')) and isinstance(part, dict):
                 plain_name(str(path), part.get('basename'))
     return shards
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:  # bad JSON, or not UTF-8
-        raise ValueError(f'{path} is not valid JSON ({error}).') from error

@@ -22,12 +22,7 @@ def did_you_mean(name: Any, possible: Iterable[Any]) -> str:
 
 
 def refuse_unknown(where: str, settings: Mapping[Any, Any], possible: Iterable[str]) -> None:
-    """Refuses a key that is not possible.
-
-    Args:
-        where (str): Place in the configuration, for the message.
-        settings (Mapping[Any, Any]): What stands there.
-        possible (Iterable[str]): Its possible keys.
+    """Refuses a key that is not possible at a place in the configuration.
 
     Raises:
         ValueError: Naming the key and the nearest one that is possible. A key that YAML reads as a number, a date or

@@ -10,6 +10,7 @@ from typing import Any
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.models.source_files import read_source_files, source_licence
+from llmshearing.utils.files import dump_json
 from llmshearing.vocabulary.growth import growth_table, size_table
 from llmshearing.vocabulary.rewriting import new_numbers, with_new_ids, with_new_ids_in_tokenizer
 from llmshearing.vocabulary.settings import RECORD
@@ -41,8 +42,8 @@ def write_files(
             path.unlink()
     settings = {**with_new_ids(config, new), 'vocab_size': len(kept)}
     settings.pop('auto_map', None)  # leads to code
-    _write(folder / 'config.json', settings)
-    _write(folder / TOKENIZER, with_new_ids_in_tokenizer(tokenizer.content, kept))
+    dump_json(folder / 'config.json', settings, ensure_ascii=False)
+    dump_json(folder / TOKENIZER, with_new_ids_in_tokenizer(tokenizer.content, kept), ensure_ascii=False)
     for name, change in (
         ('generation_config.json', lambda old: with_new_ids(old, new)),
         ('added_tokens.json', lambda old: {token: new[number] for token, number in old.items() if number in new}),
@@ -50,7 +51,7 @@ def write_files(
     ):
         path = folder / name
         if path.is_file():
-            _write(path, change(json.loads(path.read_text(encoding='utf-8'))))
+            dump_json(path, change(json.loads(path.read_text(encoding='utf-8'))), ensure_ascii=False)
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
@@ -94,7 +95,3 @@ def _tokenizer_config(content: Mapping[str, Any], new: Mapping[int, int]) -> dic
         renumbered = {new[int(number)]: token for number, token in added.items() if int(number) in new}
         result['added_tokens_decoder'] = {str(number): renumbered[number] for number in sorted(renumbered)}
     return result
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')

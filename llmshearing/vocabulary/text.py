@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.data.fingerprint import check_tokenizer
-from llmshearing.data.mds import mds_folders, read_tokens
+from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
 from llmshearing.prepare import worker
 from llmshearing.prepare.beginning import read_beginning, text_files
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
@@ -124,11 +124,11 @@ def _count_text(domain: DomainText, passages: Iterable[str], encoder: Encoder) -
 def _count_prepared(domain: DomainText, folder: Path, tokenizer: Any, limit: int) -> None:
     seen, last = 0, None
     for number, ids in enumerate(read_tokens(folder), 1):
-        least, largest = ids.min(), ids.max()
-        if least < 0 or largest >= len(domain.counts):
+        wrong = foreign_id(ids, len(domain.counts))
+        if wrong is not None:
             raise ValueError(
-                f'--data: {folder} holds the token {least if least < 0 else largest}, and the tokenizer has '
-                f'{len(domain.counts)}: another one prepared it; give data of the source, or text.'
+                f'--data: {folder} holds the token {wrong}, and the tokenizer has {len(domain.counts)}: another one '
+                'prepared it; give data of the source, or text.'
             )
         if number % EVERY == 0 and domain.has_room():
             domain.hold_out(_decoded(tokenizer, ids))

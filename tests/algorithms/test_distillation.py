@@ -5,17 +5,16 @@ import torch
 from composer.core import DataSpec, Evaluator
 from composer.loggers import InMemoryLogger
 from llmfoundry.data.utils import get_tokens_per_batch_func
-from llmfoundry.models.hf import ComposerHFCausalLM
 from torch.utils.data import DataLoader
 
 import llmshearing.algorithms.distillation.divergence as divergence
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.algorithms.distillation.distillation import predicting_positions
 from llmshearing.algorithms.distillation.divergence import distillation_loss, teacher_target
-from llmshearing.algorithms.distillation.teacher import check_room
+from llmshearing.algorithms.distillation.teacher import check_copy_fits
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-from tests.tiny_run import Sequences, tiny_source, tiny_tokenizer, tiny_trainer
+from tests.tiny_run import Sequences, losses_by_name, stock, tiny_source, tiny_tokenizer, tiny_trainer
 
 VOCABULARY = 23
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
@@ -116,17 +115,6 @@ def folders(tmp_path_factory):
     return folder
 
 
-def stock(folder):
-    return ComposerHFCausalLM(
-        tokenizer=tiny_tokenizer(),
-        pretrained_model_name_or_path=str(folder),
-        pretrained=True,
-        use_train_metrics=False,
-        trust_remote_code=False,
-        attn_implementation='sdpa',
-    )
-
-
 def run(folders, algorithms, model=None, **settings):
     """Trains the student of this test's folders; returns the trainer and its losses by name."""
     log = InMemoryLogger()
@@ -135,8 +123,7 @@ def run(folders, algorithms, model=None, **settings):
     )
     trainer.fit()
     trainer.close()
-    names = [name.rpartition('/')[2] for name in log.data if name.startswith('loss/train/')]
-    return trainer, {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in names}
+    return trainer, losses_by_name(log)
 
 
 def test_a_model_is_no_different_from_itself_and_differs_from_another(folders):
@@ -295,6 +282,6 @@ def test_teachers_that_do_not_fit_are_refused_before_training(folders, tmp_path)
         (tmp_path / 'other' / name).unlink(missing_ok=True)  # transformers 5 writes two of them
     with pytest.raises(ValueError, match='has no tokenizer'):
         start(tmp_path / 'other')
-    check_room(10, 10)
+    check_copy_fits(10, 10)
     with pytest.raises(ValueError, match='13.5 GB, and this device has 4.0 GB free. Set fsdp_config'):
-        check_room(13_500_000_000, 4_000_000_000)
+        check_copy_fits(13_500_000_000, 4_000_000_000)

@@ -7,14 +7,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share
-from tests.tiny_run import Sequences, sequences_spec, tiny_source, tiny_trainer
+from tests.tiny_run import Sequences, sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36}
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 def run(source, max_duration, **times):

@@ -7,15 +7,10 @@ from composer.loggers import InMemoryLogger
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.masks.state import STATE_VERSION
 from llmshearing.models.cuttable import Cutter
-from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 BATCHES = 12
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 def run(source, folder, mask_learning, stop=None, load=None, target=TARGET, **pruning_settings):

@@ -7,15 +7,10 @@ from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
+from tests.tiny_run import tiny_tokenizer, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36}
 BATCHES = 3
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 class ShortOfMemory(Callback):

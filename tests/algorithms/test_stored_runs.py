@@ -7,7 +7,6 @@ import pytest
 import torch
 from composer.loggers import InMemoryLogger
 from composer.utils import dist
-from llmfoundry.models.hf import ComposerHFCausalLM
 
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.algorithms.distillation.divergence import distillation_loss, teacher_target
@@ -15,7 +14,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.dynamic_text_world import close_loaders, on_ranks
 from tests.teacher.world import SAMPLES, loader_of, make_world, samples_of, taught, teacher_logits
-from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
+from tests.tiny_run import losses_by_name, stock, tiny_source, tiny_tokenizer, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 
@@ -32,17 +31,6 @@ def world(tmp_path_factory):
     taught(folder, 'all', top_k=97, temperature=2.0)
     taught(folder, 'draws')
     return folder
-
-
-def stock(folder):
-    return ComposerHFCausalLM(
-        tokenizer=tiny_tokenizer(),
-        pretrained_model_name_or_path=str(folder),
-        pretrained=True,
-        use_train_metrics=False,
-        trust_remote_code=False,
-        attn_implementation='sdpa',
-    )
 
 
 def run(world, data, algorithms, model=None, batches=6, batch_size=4, fit=True, **settings):
@@ -62,8 +50,7 @@ def run(world, data, algorithms, model=None, batches=6, batch_size=4, fit=True, 
     if fit:
         trainer.fit()
         trainer.close()
-    names = [name.rpartition('/')[2] for name in log.data if name.startswith('loss/train/')]
-    return trainer, {name: [float(value) for _, value in log.data[f'loss/train/{name}']] for name in names}
+    return trainer, losses_by_name(log)
 
 
 def test_all_that_is_stored_is_the_live_teacher(world):

@@ -17,15 +17,10 @@ from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.masks.learner import LearnerSettings
 from llmshearing.models.shapes import ModelShape, resolve_target
-from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 SHAPE = ModelShape(4, 48, 6, 2, 64, 8)
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 @pytest.mark.parametrize('mask_learning, batches', [('lagrangian', 400), ('progressive', 40)])

@@ -7,17 +7,12 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
-from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'intermediate_size': 32}
 ONE_SHOT = {'mask_learning': 'one_shot', 'scores': 'magnitude'}
 LATER = {'mask_learning': 'progressive', 'start_sparsity': 0.5, 'warmup': '10ba'}
 BATCHES = 4
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 @pytest.fixture

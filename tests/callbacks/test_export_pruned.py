@@ -12,14 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'intermediate_size': 40}
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('export') / 'source')
 
 
 def pruned_with(source, export):

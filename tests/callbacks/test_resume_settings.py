@@ -6,7 +6,7 @@ import pytest
 from composer.core import Callback
 
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
-from tests.tiny_run import tiny_source, tiny_trainer
+from tests.tiny_run import tiny_trainer
 
 BATCHES, STOP = 8, 4
 
@@ -17,11 +17,6 @@ class Rates(Callback):
 
     def batch_start(self, state, logger):
         self.rates.append(state.optimizers[0].param_groups[0]['lr'])
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('source'))
 
 
 def go(source, save=None, rate=1e-3, config=None, **settings):

@@ -6,7 +6,7 @@ import logging
 import pytest
 from transformers import AutoConfig, Gemma3Config, LlavaConfig, MistralConfig
 
-from llmshearing.config.source import check_source, read_config, refuse_unusable
+from llmshearing.config.source import check_source, read_config_at, refuse_unusable
 from tests.tiny_run import tiny_source
 
 
@@ -60,7 +60,7 @@ def test_quantised_sources(source, tmp_path, method):
     config['quantization_config'] = {'quant_method': method, 'bits': 4}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f'quantised weights \\({method}\\).*use the model that it was quantised from'):
-        refuse_unusable(str(tmp_path), read_config('source', str(tmp_path)))
+        refuse_unusable(str(tmp_path), read_config_at('source', str(tmp_path)))
 
 
 def test_multimodal_sources_say_how_to_take_the_text_part(tmp_path):
@@ -69,4 +69,4 @@ def test_multimodal_sources_say_how_to_take_the_text_part(tmp_path):
         with pytest.raises(
             ValueError, match=f'multimodal model \\({config.model_type}\\).*{config.text_config.model_type}'
         ):
-            refuse_unusable('source', read_config('source', str(tmp_path)))
+            refuse_unusable('source', read_config_at('source', str(tmp_path)))

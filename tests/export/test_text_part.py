@@ -19,7 +19,7 @@ from transformers import (
 
 from llmshearing import cli
 from llmshearing.compat.versions import TRANSFORMERS_5
-from llmshearing.config.source import read_config, refuse_unusable
+from llmshearing.config.source import read_config_at, refuse_unusable
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.families import family_of
 from tests.tiny_run import tiny_source, tiny_tokenizer
@@ -74,10 +74,10 @@ def make_whole(folder, kind):
 def test_it_computes_what_it_computed_in_the_whole(kind, tmp_path, capsys):
     whole = make_whole(tmp_path / 'whole', kind)
     with pytest.raises(ValueError, match='`llmshearing text-part SOURCE --output FOLDER`'):
-        refuse_unusable('source', read_config('source', str(tmp_path / 'whole')))
+        refuse_unusable('source', read_config_at('source', str(tmp_path / 'whole')))
     assert cli.main(['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]) == 0
     assert 'tensors read back bit for bit' in capsys.readouterr().out
-    taken = read_config('source', str(tmp_path / 'text'))
+    taken = read_config_at('source', str(tmp_path / 'text'))
     refuse_unusable('source', taken)
     assert family_of(taken) is not None
     with torch.no_grad():

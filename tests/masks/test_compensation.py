@@ -21,11 +21,6 @@ TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, '
 WIDTHS = tuple(axis for axis in AXES if axis != 'layer')
 
 
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
-
-
 def model_of(tmp_path, variant='llama', **overrides):
     return ShearedCausalLM(tiny_tokenizer(), str(tiny_source(tmp_path / 'source', variant, **overrides))).eval()
 

@@ -21,7 +21,7 @@ from llmshearing.models.shapes import shape_of
 from llmshearing.models.units import mask_shapes
 from tests.export.test_model_folder import AXES, IDS, uniform_soft_masks
 from tests.models.tiny import VARIANTS, tiny_model
-from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
 KEPT = (torch.arange(48) % 3 != 0).float()  # 32 of 48
@@ -201,11 +201,6 @@ def run(source, folder, stop=None, load=None, callbacks=(), **settings):
     trainer.fit(duration=stop)
     trainer.close()
     return trainer.state.model, pruning
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 @pytest.mark.parametrize(

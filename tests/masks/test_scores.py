@@ -19,15 +19,10 @@ from llmshearing.masks.scores import Calibration, method_by_axis, score_units, s
 from llmshearing.models.shapes import resolve_target, shape_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.models.reference import masked_llama_logits
-from tests.tiny_run import Sequences, sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
+from tests.tiny_run import Sequences, sequences_spec, tiny_tokenizer, tiny_trainer
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return tiny_source(tmp_path_factory.mktemp('tiny') / 'source')
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from llmshearing.prepare.spec import parse_count, parse_spec
+from llmshearing.prepare.spec import parse_spec, parse_tokens
 
 LEAST = {'tokenizer': 't', 'max_seq_len': 8, 'out': 'o', 'domains': {'web': 'web.jsonl'}}
 YAMLS = Path(__file__).parents[2] / 'yamls' / 'data'
@@ -29,13 +29,13 @@ YAMLS = Path(__file__).parents[2] / 'yamls' / 'data'
     ],
 )
 def test_counts(text, number):
-    assert parse_count(text, 'x') == number
+    assert parse_tokens(text, 'x') == number
 
 
 @pytest.mark.parametrize('text', ['', 'many', '1.5', -1, True, None, '3X', float('nan'), '1e400', [1]])
 def test_counts_refused(text):
     with pytest.raises(ValueError, match='x is .*expected a number of tokens'):
-        parse_count(text, 'x')
+        parse_tokens(text, 'x')
 
 
 def test_defaults():

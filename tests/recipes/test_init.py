@@ -199,7 +199,7 @@ def test_a_name_that_cannot_be_had(monkeypatch):
     def fail(*arguments):
         raise ValueError('SOURCE: no\n  such name.')
 
-    monkeypatch.setattr(request, 'read_config', fail)
+    monkeypatch.setattr(request, 'read_config_at', fail)
     with pytest.raises(ValueError, match='^SOURCE: no such name. Give a folder with its config.json instead'):
         main(['no/such', *TARGET, '--data', 'data', '--gpus', '8'])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis, principal_within
-from llmshearing.rotation.energy import energy_kept, energy_table, gain_factors, table_widths
+from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
 from llmshearing.rotation.folding import column_squares, common_gain, odd_axes, scalar_gain
 
 EYE = torch.eye(6, dtype=torch.float64)
@@ -103,8 +103,8 @@ def test_odd_axes_and_their_gains():
 def test_energy_and_the_factor_that_follows_from_it():
     squares = torch.tensor([[4.0, 2.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     torch.testing.assert_close(energy_kept(squares)[0], torch.tensor([0.5, 0.75, 0.875, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(gain_factors(squares, 1), torch.tensor([2**0.5, 1.0], dtype=torch.float64))
-    assert torch.equal(gain_factors(squares, torch.tensor([0])), gain_factors(squares, 1))
-    assert torch.equal(gain_factors(squares, 4), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(cut_gain_factors(squares, 1), torch.tensor([2**0.5, 1.0], dtype=torch.float64))
+    assert torch.equal(cut_gain_factors(squares, torch.tensor([0])), cut_gain_factors(squares, 1))
+    assert torch.equal(cut_gain_factors(squares, 4), torch.ones(2, dtype=torch.float64))
     assert table_widths(32, 4) == [8, 16, 24, 32] and table_widths(3) == [1, 2, 3]
     assert '| 2 | 62.5 % | 50.0 % | 50.0 % |' in energy_table(energy_kept(squares), [2])

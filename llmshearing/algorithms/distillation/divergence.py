@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmshearing.algorithms.distillation.sampled import SampledLoss, SampledTokens
+from llmshearing.algorithms.distillation.sampled import SampledLoss, SampledTokens, take_gradient
 
 __all__ = ['TeacherTarget', 'TopTokens', 'distillation_loss', 'teacher_target']
 
@@ -143,10 +143,7 @@ class _DistillationLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            raise RuntimeError('the gradient of distillation_loss can be taken once; compute the loss again.')
-        return gradient.mul_(grad_output), None, None
+        return take_gradient(ctx, grad_output), None, None
 
 
 def _full(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,17 +74,15 @@ class LastStates:
         cosines = torch.cosine_similarity(student, teacher, dim=-1)
         if not self._checked and len(positions):
             self._checked = True
-            self._check_basis(cosines.mean().item())
+            cosine = cosines.mean().item()
+            if cosine < LEAST_COSINE:
+                raise ValueError(
+                    f"distillation: hidden_weight compares the student's hidden dimensions with the teacher's of the "
+                    f'same numbers, but their mean cosine is {cosine:.3f}: they are other dimensions. Give the teacher '
+                    'that the student was cut from (the rotated source, where it was rotated), or set hidden_weight to '
+                    '0.'
+                )
         return (1 - cosines).sum() / max(len(positions), 1)
-
-    @staticmethod
-    def _check_basis(cosine: float) -> None:
-        if cosine < LEAST_COSINE:
-            raise ValueError(
-                f"distillation: hidden_weight compares the student's hidden dimensions with the teacher's of the same "
-                f'numbers, but their mean cosine is {cosine:.3f}: they are other dimensions. Give the teacher that the '
-                'student was cut from (the rotated source, where it was rotated), or set hidden_weight to 0.'
-            )
 
 
 def _kept_dimensions(student: HuggingFaceModel) -> tuple[Tensor | None, int]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['SampledTokens', 'SampledLoss']
+__all__ = ['SampledLoss', 'SampledTokens', 'take_gradient']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,16 @@ class SampledLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            raise RuntimeError('the gradient of distillation_loss can be taken once; compute the loss again.')
-        return gradient.mul_(grad_output), None, None, None, None, None
+        return take_gradient(ctx, grad_output), None, None, None, None, None
+
+
+def take_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+    """The gradient of the student's logits that a forward pass has left.
+
+    Raises:
+        RuntimeError: If it was taken before, which changed it.
+    """
+    gradient, ctx.gradient = ctx.gradient, None
+    if gradient is None:
+        raise RuntimeError('the gradient of distillation_loss can be taken once; compute the loss again.')
+    return gradient.mul_(grad_output)

@@ -25,7 +25,7 @@ from llmshearing.compat.transformers import attention_of, dtype_argument, load_c
 from llmshearing.models.source_config import read_config
 from llmshearing.utils.paths import names_a_path
 
-__all__ = ['build_teacher', 'check_room', 'check_vocabulary', 'missing_folder']
+__all__ = ['build_teacher', 'check_copy_fits', 'check_vocabulary', 'missing_folder']
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, st
     return {index: token for token, index in tokenizer.get_vocab().items() if index < size}
 
 
-def check_room(needed: int, free: int) -> None:
+def check_copy_fits(needed: int, free: int) -> None:
     """Raises a ValueError where a whole copy of the teacher needs more bytes than are free on the device."""
     if needed > free:
         raise ValueError(
@@ -127,7 +127,7 @@ def build_teacher(
         return _read_sharded(name, config, state, sharding, settings), shared
     teacher = _read(name, config, settings)
     if state.device.name == 'gpu':
-        check_room(sum(p.numel() * p.element_size() for p in teacher.parameters()), torch.cuda.mem_get_info()[0])
+        check_copy_fits(sum(p.numel() * p.element_size() for p in teacher.parameters()), torch.cuda.mem_get_info()[0])
     return state.device.module_to_device(teacher), shared
 
 

@@ -85,7 +85,11 @@ def calibration_batches(state: State, count: int) -> list[Any]:
         ValueError: If no evaluator measures language modelling, a data set of one cannot be read sample by sample, has
             fewer samples than there are ranks, or gives batches without input_ids and labels.
     """
-    evaluators = [evaluator for evaluator in state.evaluators if _measures_language_modelling(evaluator, state)]
+    evaluators = [
+        evaluator
+        for evaluator in state.evaluators
+        if any(metric in state.eval_metrics.get(evaluator.label, {}) for metric in METRICS)
+    ]
     if not evaluators:
         raise ValueError(
             'units are scored on evaluation batches of language modelling: the run needs an eval_loader whose '
@@ -101,11 +105,6 @@ def calibration_batches(state: State, count: int) -> list[Any]:
             else:
                 batches.append(state.device.batch_to_device(batch))
     return batches
-
-
-def _measures_language_modelling(evaluator: Evaluator, state: State) -> bool:
-    """Whether the loss that pruning trains on is among its metrics."""
-    return any(metric in state.eval_metrics.get(evaluator.label, {}) for metric in METRICS)
 
 
 def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:

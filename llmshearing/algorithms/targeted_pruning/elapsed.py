@@ -11,17 +11,13 @@ from typing import Any
 
 from composer.core import State, Time, TimeUnit
 
-__all__ = ['elapsed_share', 'reaches_end', 'read_time']
+__all__ = ['elapsed_share', 'reaches_end', 'schedule_time']
 
 UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH, TimeUnit.DURATION)
 
 
-def read_time(name: str, value: Any) -> Time:
-    """A time of the schedule.
-
-    Args:
-        name (str): Of the setting, for the message.
-        value (str | Time): In one of :data:`UNITS`.
+def schedule_time(name: str, value: Any) -> Time:
+    """A time of the schedule, in one of :data:`UNITS`.
 
     Raises:
         ValueError: If it is no time, below zero, or in another unit.

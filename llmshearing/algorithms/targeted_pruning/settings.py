@@ -9,7 +9,7 @@ from typing import Any
 
 from composer.core import Time
 
-from llmshearing.algorithms.targeted_pruning.elapsed import read_time
+from llmshearing.algorithms.targeted_pruning.elapsed import schedule_time
 from llmshearing.masks.learner import LearnerSettings, learner_class
 from llmshearing.masks.scores import method_by_axis, scoring_methods
 from llmshearing.models.units import AXES
@@ -96,9 +96,9 @@ class PruningSettings(LearnerSettings):
         check_one_of('eval_masks', self.eval_masks, EVAL_MASKS)
         method_by_axis(self.scores or {}, AXES)  # refuses unknown names
         self._take_former_name()
-        self.warmup = read_time('warmup', self.warmup)
+        self.warmup = schedule_time('warmup', self.warmup)
         if self.freeze_masks_after is not None:
-            self.freeze_masks_after = read_time('freeze_masks_after', self.freeze_masks_after)
+            self.freeze_masks_after = schedule_time('freeze_masks_after', self.freeze_masks_after)
         self._check_learner()
 
     def _take_former_name(self) -> None:
@@ -110,7 +110,7 @@ class PruningSettings(LearnerSettings):
                 'setting; remove lagrangian_warmup.'
             )
         log.warning('lagrangian_warmup is now called warmup; the old name is still read.')
-        self.warmup, self.lagrangian_warmup = read_time('lagrangian_warmup', self.lagrangian_warmup), None
+        self.warmup, self.lagrangian_warmup = schedule_time('lagrangian_warmup', self.lagrangian_warmup), None
 
     def _check_learner(self) -> None:
         learner, named = learner_class(self.mask_learning), f'mask_learning: {self.mask_learning}'

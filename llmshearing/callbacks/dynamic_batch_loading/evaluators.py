@@ -14,8 +14,9 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import StreamingDataset
 
 from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
-from llmshearing.data.fingerprint import check_tokenizer, folders_of
+from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.data.rounds import MixtureRounds
+from llmshearing.data.streams import stream_folder, stream_places
 
 __all__ = ['match_evaluators', 'prepare_evaluation']
 
@@ -68,12 +69,12 @@ def _check_folders(dataset: DynamicTextDataset, evaluators: Mapping[str, Evaluat
     Whose data a folder holds is told by its name, as ``prepare`` writes them: ``eval/python``, or ``python/eval`` where
     a split is named.
     """
-    trained = {os.path.realpath(local) for local, _ in folders_of(dataset)}
+    trained = {os.path.realpath(local) for local, _ in stream_places(dataset.streams)}
     read_by: dict[str, str] = {}
     for name, evaluator in evaluators.items():
         data = getattr(evaluator.dataloader.dataloader, 'dataset', None)
         for stream in data.streams if isinstance(data, StreamingDataset) else []:
-            place, folder = stream.remote or stream.local, os.path.realpath(os.path.join(stream.local, stream.split))
+            place, folder = stream.remote or stream.local, os.path.realpath(stream_folder(stream))
             names = [os.path.basename(part.rstrip('/')) for part in (place, stream.split)]
             others = [part for part in names if part in evaluators]
             if others and name not in names:
@@ -135,7 +136,9 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
     found = [getattr(loader, 'dataset', None) for loader in loaders]
     datasets = [dataset for dataset in found if isinstance(dataset, StreamingTextDataset)]
     if datasets:
-        check_tokenizer(datasets[0].tokenizer, [folder for dataset in datasets for folder in folders_of(dataset)])
+        check_tokenizer(
+            datasets[0].tokenizer, [place for dataset in datasets for place in stream_places(dataset.streams)]
+        )
     for evaluator, loader, dataset in zip(state.evaluators, loaders, found):
         batch_size = getattr(loader, 'batch_size', None)
         if evaluator.label.removeprefix('eval/') not in domains or not batch_size:

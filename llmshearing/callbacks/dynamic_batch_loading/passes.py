@@ -69,10 +69,6 @@ def weight_ceiling(dataset: DynamicTextDataset, ceiling: float) -> np.ndarray:
     ``max_passes`` is kept to the sample: what a domain is still owed (its carried remainder) counts as used. Where
     ``ceiling`` and ``max_passes`` do not go together, ``ceiling`` gives way, by as little as fills the round. If what
     is left of all domains together does not fill it, that is shared out in proportion.
-
-    Args:
-        dataset: the training data.
-        ceiling: the user's limit on any weight.
     """
     rounds, most = dataset.rounds, dataset.most_samples()
     if most is None:

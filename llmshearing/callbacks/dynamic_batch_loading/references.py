@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from llmshearing.utils.checks import is_number
 
 __all__ = ['check_references', 'read_reference_losses']
 
@@ -30,11 +31,7 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
         source = content.get('reference_losses') if isinstance(content, dict) else None
         if not isinstance(source, dict):
             raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
-    bad = {
-        name: loss
-        for name, loss in (source or {}).items()
-        if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)
-    }
+    bad = {name: loss for name, loss in (source or {}).items() if not is_number(loss)}
     if bad:
         raise ValueError(f'Reference losses must be finite numbers, but {place} gives {bad}.')
     return {name: float(loss) for name, loss in (source or {}).items()}
