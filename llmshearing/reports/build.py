@@ -10,8 +10,9 @@ from pathlib import Path
 from llmshearing.metrics.run_log import RunLog, find_logs, read_object, read_run, report_folder, run_name
 from llmshearing.reports.measured import measured_sections
 from llmshearing.reports.page import Chapter, write_page
+from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import constraints_section, counts_section, masks_section
-from llmshearing.reports.status_sections import projection_section, source_and_result_section, status_section
+from llmshearing.reports.status_sections import source_and_result_section, status_section
 from llmshearing.reports.training_sections import mixture_section, training_section
 
 __all__ = ['build_report']

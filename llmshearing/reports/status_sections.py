@@ -1,34 +1,20 @@
-"""The first sections of a page: where the run stands, how it will end, and the source beside the result."""
+"""The sections that every page begins with: where the run stands, and the source beside the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from llmshearing.metrics.names import EXPECTED_SPARSITY, TOKENS_PER_SECOND, TOTAL_TIME, TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog, mean_loss
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.reports.blocks import (
-    NATS,
-    Block,
-    Card,
-    Section,
-    Table,
-    columns,
-    curve,
-    duration,
-    label,
-    number,
-    percent,
-)
-from llmshearing.reports.projection import LAW_NAMES, find_law, planned_tokens, project
-from llmshearing.reports.svg import COLOURS, GREY, Line
+from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent
+from llmshearing.reports.projection import planned_tokens
 from llmshearing.reports.training_sections import eval_share, first_pictures, learning_rates, loss_table
 from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, verdict
 
-__all__ = ['projection_section', 'source_and_result_section', 'status_section']
+__all__ = ['source_and_result_section', 'status_section']
 
 
 def status_section(runs: Sequence[RunLog]) -> Section:
@@ -100,48 +86,6 @@ def _speed(run: RunLog) -> float | None:
     """Tokens per second as logged, or over the whole run."""
     tokens, seconds = _tokens(run), _seconds(run)
     return run.last(TOKENS_PER_SECOND) or (tokens / seconds if tokens and seconds else None)
-
-
-def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | None:
-    """Loss at the planned end by the P2 law, for runs after pruning."""
-    runs = [run for run in runs if not run.is_pruning]
-    if not runs:
-        return None
-    found_laws = {run.name: law or find_law(run.path.parent) for run in runs}
-    paths = {name: path for name, path in found_laws.items() if path is not None}
-    if not paths:
-        text = (
-            f'No P2 law: none of {", ".join(LAW_NAMES)} lies beside the metrics, and --law was not given. '
-            '`llmshearing budget fit` makes one from earlier runs.'
-        )
-        return Section('Projected end', [text])
-    rows, lines, remarks = [], [], []
-    for i, run in enumerate(run for run in runs if run.name in paths):
-        try:
-            found = project(run, paths[run.name])
-        except ValueError as error:
-            remarks.append(f'No projection of {run.name}: {error}.')
-            continue
-        if planned_tokens(run) is None:
-            remarks.append(
-                f'Nothing tells when {run.name} is to end, so the law is shown at its last evaluation; the '
-                'callback run_report notes the plan.'
-            )
-        colour = COLOURS[i % len(COLOURS)]
-        lines.append(Line(label(run, runs, 'measured'), found.curve.tokens, found.curve.losses, colour))
-        lines.append(Line(label(run, runs, 'law'), found.tokens, found.law, GREY if len(runs) == 1 else colour, '--'))
-        losses = (found.curve.losses[-1], found.end, found.shifted_end, found.curve.source_loss)
-        values = [f'{loss:.4f}' for loss in losses]
-        rows.append([run.name, number(found.planned_tokens), *values, f'x{found.extrapolation:.3g}'])
-    header = ['run', 'planned tokens', 'measured last', 'projected end', 'from the last measurement', 'source']
-    caption = 'Mean evaluation loss, and what the law says, by tokens.'
-    pictures = curve('projection', 'loss by tokens after pruning', caption, lines, NATS, x_label='tokens')
-    text = (
-        'The P2 law at the planned number of tokens; and the last measurement plus the fall that the law still'
-        " promises. The extrapolation factor says how far outside the law's own runs this is."
-    )
-    table = Table([[*header, 'extrapolation'], *rows])
-    return Section('Projected end', [text, *pictures, table, *remarks] if rows else remarks)
 
 
 def source_and_result_section(runs: Sequence[RunLog]) -> Section | None:
