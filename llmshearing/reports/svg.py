@@ -255,9 +255,7 @@ def line_panel(
 
 def _kept_colour(value: float) -> str:
     """White for 0, blue for 1/2, dark for 1, in 32 steps, so that equal neighbours become one mark."""
-    value = round(value * 32) / 32
-    low = int(value >= 0.5)
-    mixed = KEPT_COLOURS[low] + (KEPT_COLOURS[low + 1] - KEPT_COLOURS[low]) * (2 * value - low)
+    mixed = (np.interp(round(value * 32) / 32, (0, 0.5, 1), channel) for channel in KEPT_COLOURS.T)
     return '#' + ''.join(f'{round(part):02x}' for part in mixed)
 
 
