@@ -88,5 +88,4 @@ class SearchSettings:
 
         How many candidates there are, how many are trained, and what is told of them in the end may change.
         """
-        record = dataclasses.asdict(self)
-        return {name: value for name, value in record.items() if name not in FREE}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
