@@ -121,9 +121,8 @@ def _teach_shards(work: Work, job: _Job, settings: TeachSettings, rank: int, ran
                 continue
             loaded = loaded or job.teacher.load()
             began = time.monotonic()
-            sizes = (job.length, settings.batch_tokens, settings.temperature)
             try:
-                teach_shard(task, job.data, loaded, job.form, job.plan['key'], *sizes, work)
+                teach_shard(task, job.data, loaded, job.form, job.plan['key'], job.length, settings, work)
             except FileNotFoundError:
                 if not work.output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
                     raise
