@@ -21,16 +21,7 @@ __all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_co
 
 
 def fit_law_file(runs: Sequence[str], huber: float | None, output: str | Path) -> list[str]:
-    """Fits the law to runs and writes it.
-
-    Args:
-        runs (Sequence[str]): As for :func:`~llmshearing.scaling.run_logs.read_all_runs`.
-        huber (float | None): Relative error beyond which a point counts linearly; None for least squares.
-        output (str | Path): File to write.
-
-    Returns:
-        list[str]: How well it fits.
-    """
+    """Fits the law to runs, as :func:`fit_post_training` does, writes it, and says in lines how well it fits."""
     if huber is not None:
         positive_number(huber, '--huber')
     curves = read_all_runs(runs)
@@ -81,11 +72,7 @@ def predict_loss(law_file: str, case: Case, tokens: float) -> str:
 
 
 def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
-    """Cost of a token of pruning and of continuing, and whether both were measured.
-
-    Args:
-        pruning (str): A number, or a metrics file.
-        continuing (str): The same.
+    """Cost of a token of pruning and of continuing, from numbers or metrics files, and whether both were measured.
 
     Raises:
         ValueError: For anything else, or one of each.
