@@ -21,8 +21,9 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.shapes import KEPT_FIELDS, shape_of
+from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config
+from llmshearing.search.candidates import target_of
 
 __all__ = ['bytes_on_disk', 'describe_model', 'generate_samples', 'peak_memory_bytes', 'threads', 'window_loss']
 
@@ -102,5 +103,5 @@ def describe_model(model_dir: Path) -> dict[str, object]:
         'bytes_on_disk': bytes_on_disk(model_dir),
         'forward_tokens_per_second': speed['forward'],
         'generate_tokens_per_second': speed['generate'],
-        'shape': {key: value for key, value in shape.as_dict().items() if key not in KEPT_FIELDS},
+        'shape': target_of(shape),
     }

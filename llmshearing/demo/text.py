@@ -106,14 +106,9 @@ def python_source(rng: random.Random) -> Iterator[Document]:
 
 
 def docstring_page(source: str, title: str) -> str:
-    """Turns a module into a page of documentation: its docstring, then name, signature and docstring of its parts.
+    """Turns a module's source code into a page of documentation, empty where it does not parse or has no docstrings.
 
-    Args:
-        source: the module's source code.
-        title: heading of the page, such as ``torch.nn.functional``.
-
-    Returns:
-        The page, or an empty string where there are no docstrings or the source does not parse.
+    The page is its title, the module's docstring, then name, signature and docstring of its parts.
     """
     try:
         tree = ast.parse(source)
