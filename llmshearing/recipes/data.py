@@ -16,13 +16,7 @@ SPLITS = ('prune', 'continue', 'eval')
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """Prepared data.
-
-    Attributes:
-        folder (str): Where it is.
-        max_seq_len (int): Tokens per sequence.
-        samples (Mapping[str, Mapping[str, int]]): Sequences by split and domain.
-    """
+    """Prepared data: where they are, the tokens of a sequence, and sequences by split and domain."""
 
     folder: str
     max_seq_len: int

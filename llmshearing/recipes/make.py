@@ -46,15 +46,7 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage, worked out.
-
-    Attributes:
-        name (str): One of :data:`~llmshearing.recipes.recipe.STAGES`.
-        masked (tuple[str, ...]): Axes under masks.
-        place (Placement): How it lies on its GPUs.
-        schedule (Schedule): How long it is.
-        passes (float): Over its split.
-    """
+    """A stage, worked out: name, axes under masks, how it lies on its GPUs, how long it is, passes over its split."""
 
     name: str
     masked: tuple[str, ...]

@@ -42,12 +42,7 @@ def target_of(shape: ModelShape) -> dict[str, int]:
 
 
 def propose_shapes(config: PretrainedConfig, budget: str | int, settings: SearchSettings) -> list[ModelShape]:
-    """The candidates of one budget, that with the source's proportions first.
-
-    Args:
-        config (PretrainedConfig): The source's.
-        budget (str | int): Largest number of parameters, such as ``'80M'``.
-        settings (SearchSettings): How many, and what they must keep to.
+    """The candidates of one budget, the largest number of parameters; that with the source's proportions first.
 
     Raises:
         ValueError: If no shape fits; the budget, the pins or the limits that are in the way are named.
