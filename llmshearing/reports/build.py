@@ -62,11 +62,9 @@ def read_together(paths: Sequence[Path], compared: bool) -> list[RunLog]:
     Where runs are compared, one that stands alone says which folder it is of.
     """
     runs = [read_run(path) for path in paths]
-    if compared and len(runs) == 1:
-        runs = [replace(runs[0], name=f'{runs[0].name} ({runs[0].path.resolve().parent.name})')]
-    if len(runs) == 2 and runs[0].name == runs[1].name:
+    if compared and len({run.name for run in runs}) == 1:
         folders = [run.path.resolve().parent.name for run in runs]
-        ends = folders if folders[0] != folders[1] else ['1', '2']
+        ends = folders if len(set(folders)) == len(runs) else ['1', '2']
         runs = [replace(run, name=f'{run.name} ({end})') for run, end in zip(runs, ends)]
     return runs
 

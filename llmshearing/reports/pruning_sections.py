@@ -95,9 +95,9 @@ def constraints_section(runs: Sequence[RunLog]) -> Section | None:
 def masks_section(runs: Sequence[RunLog]) -> Section | None:
     """Masks per layer as heat maps, and lists of the kept layers, heads and dimensions."""
     blocks: list[Block] = []
-    for run in runs:
+    for number_of_run, run in enumerate(runs, 1):
         if run.pruning.get('kept'):
-            place = f'_{runs.index(run) + 1}' if len(runs) > 1 else ''
+            place = f'_{number_of_run}' if len(runs) > 1 else ''
             name = f' ({run.name})' if len(runs) > 1 else ''
             blocks += [*_maps(run, name, place), *_lists(run, name)]
     if not blocks:

@@ -80,8 +80,7 @@ def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
     given = {'--pruning-cost': pruning, '--continue-cost': continuing}
     logs = [option for option, value in given.items() if value.endswith('.jsonl')]
     if len(logs) == 2:
-        measured = [cost_per_token(value) for value in given.values()]
-        return measured[0], measured[1], True
+        return cost_per_token(pruning), cost_per_token(continuing), True
     if logs:
         raise ValueError(
             f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
