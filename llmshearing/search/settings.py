@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +69,7 @@ class SearchSettings:
         check_number('--uneven', self.uneven, 1)
         check_number('--learning-rate', self.learning_rate, 0, above=True)
         if self.latency is not None:
-            check_number('--latency', self.latency, 0, math.inf, above=True)
+            check_number('--latency', self.latency, 0, above=True)
         for option, sizes in (('--pin', self.pins), ('--limit', {**self.least, **self.most})):
             refuse_unknown(option, sizes, TARGET_KEYS)
             for key, value in sizes.items():
