@@ -256,14 +256,11 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
             continue
         pieces = re.split(r'(\n{2,})', text)  # block, gap, block, gap, ...
         blocks, gaps = pieces[::2], [*pieces[1::2], '']
-        counts = []  # per block: how many shingles, and how many of them are new
-        for block in blocks:
-            found = shingles(block)
-            counts.append((len(found), sum(shingle not in seen for shingle in found)))
+        found = [shingles(block) for block in blocks]
+        counts = [(len(each), sum(shingle not in seen for shingle in each)) for each in found]  # all, and new ones
         if 2 * sum(new for _, new in counts) < sum(total for total, _ in counts):
             continue
-        for block in blocks:
-            seen.update(shingles(block))
+        seen.update(*found)
         if prose:
             kept = (
                 block + gap
