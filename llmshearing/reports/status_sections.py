@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,21 +23,8 @@ def status_section(runs: Sequence[RunLog]) -> Section:
     if len(runs) == 1:
         blocks += _cards(runs[0])
     blocks += first_pictures(runs)
-    values: dict[str, Callable[[RunLog], str]] = {
-        'batches': lambda run: number(run.batches),
-        'planned': lambda run: run.state.get('max_duration') or '-',
-        'done': lambda run: percent(run.state.get('elapsed_share')),
-        'tokens': lambda run: number(_tokens(run)),
-        'training loss': lambda run: number(run.last(TRAIN_LOSS), 5),
-        'evaluation loss, mean': lambda run: number(_mean_loss(run), 5),
-        'expected sparsity': lambda run: percent(run.last(EXPECTED_SPARSITY)),
-        'tokens per second': lambda run: number(_speed(run)),
-        'time so far': lambda run: duration(_seconds(run)),
-        'time left': lambda run: duration(seconds_left(run)),
-        'time in evaluation': lambda run: percent(eval_share(run)),
-        'state of': lambda run: run.state.get('noted') or '-',
-    }
-    rows = {name: [value(run) for run in runs] for name, value in values.items()}
+    numbers = [_numbers(run) for run in runs]
+    rows = {name: [of_run[name] for of_run in numbers] for name in numbers[0]}
     for metric, text in learning_rates(runs).items():
         rows[f'learning rate, {text}'] = [number(run.last(metric)) for run in runs]
     for key in dict.fromkeys(key for run in runs for key in run.state.get('settings') or {}):
@@ -47,22 +34,40 @@ def status_section(runs: Sequence[RunLog]) -> Section:
     return Section('Where it stands', [*blocks, *notes, table])
 
 
+def _numbers(run: RunLog) -> dict[str, str]:
+    """What tells where a run stands, as it is shown; a dash for what is not known."""
+    return {
+        'batches': number(run.batches),
+        'planned': run.state.get('max_duration') or '-',
+        'done': percent(run.state.get('elapsed_share')),
+        'tokens': number(_tokens(run)),
+        'training loss': number(run.last(TRAIN_LOSS), 5),
+        'evaluation loss, mean': number(_mean_loss(run), 5),
+        'expected sparsity': percent(run.last(EXPECTED_SPARSITY)),
+        'tokens per second': number(_speed(run)),
+        'time so far': duration(_seconds(run)),
+        'time left': duration(seconds_left(run)),
+        'time in evaluation': percent(eval_share(run)),
+        'state of': run.state.get('noted') or '-',
+    }
+
+
 def _cards(run: RunLog) -> list[Card]:
     """The numbers that are looked for first, as many as are known."""
-    planned, losses = planned_tokens(run), loss_beside_source(run)
-    beside = '' if losses is None else f'source {losses[1]:.4f}'
-    left, parameters = seconds_left(run), [(run.state.get(key) or {}).get('parameters') for key in ('source', 'result')]
-    cards = [
-        Card('done', percent(run.state.get('elapsed_share')), batches_of_plan(run)),
-        Card('evaluation loss, mean', number(_mean_loss(run), 5), beside),
-        Card('training loss', number(run.last(TRAIN_LOSS), 5), NATS),
-        Card('tokens', number(_tokens(run)), '' if planned is None else f'of {number(planned)}'),
-        Card('tokens per second', number(_speed(run)), 'over all ranks'),
-        Card('time so far', duration(_seconds(run)), '' if left is None else f'{duration(left)} left'),
-        Card('parameters', number(parameters[1]), f'of {number(parameters[0])}' if parameters[0] else ''),
-        Card('state of', run.state.get('noted') or '-'),
-    ]
-    return [card for card in cards if card.value != '-']
+    planned, losses, left = planned_tokens(run), loss_beside_source(run), seconds_left(run)
+    before, after = ((run.state.get(key) or {}).get('parameters') for key in ('source', 'result'))
+    numbers = _numbers(run) | {'parameters': number(after)}
+    words = {
+        'done': batches_of_plan(run),
+        'evaluation loss, mean': '' if losses is None else f'source {losses[1]:.4f}',
+        'training loss': NATS,
+        'tokens': '' if planned is None else f'of {number(planned)}',
+        'tokens per second': 'over all ranks',
+        'time so far': '' if left is None else f'{duration(left)} left',
+        'parameters': f'of {number(before)}' if before else '',
+        'state of': '',
+    }
+    return [Card(name, numbers[name], below) for name, below in words.items() if numbers[name] != '-']
 
 
 def _tokens(run: RunLog) -> float | None:
