@@ -9,7 +9,7 @@ import numpy as np
 from llmshearing.metrics.names import EXPECTED_SPARSITY, TOKENS_PER_SECOND, TOTAL_TIME, TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog, mean_loss
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent
+from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent, union
 from llmshearing.reports.projection import planned_tokens
 from llmshearing.reports.training_sections import eval_share, first_pictures, learning_rates, loss_table
 from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, verdict
@@ -27,7 +27,7 @@ def status_section(runs: Sequence[RunLog]) -> Section:
     rows = {name: [of_run[name] for of_run in numbers] for name in numbers[0]}
     for metric, text in learning_rates(runs).items():
         rows[f'learning rate, {text}'] = [number(run.last(metric)) for run in runs]
-    for key in dict.fromkeys(key for run in runs for key in run.state.get('settings') or {}):
+    for key in union(run.state.get('settings') or {} for run in runs):
         rows[key] = [str((run.state.get('settings') or {}).get(key, '-')) for run in runs]
     notes = [f'{run.name}: {note}.' if len(runs) > 1 else f'{note}.' for run in runs for note in run.notes]
     table = Table(columns(runs, rows), 'all numbers and settings', folded=len(runs) == 1)

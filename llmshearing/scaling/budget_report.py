@@ -21,7 +21,7 @@ __all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_co
 
 
 def fit_law_file(runs: Sequence[str], huber: float | None, output: str | Path) -> list[str]:
-    """Fits the law to runs, as :func:`fit_post_training` does, writes it, and says in lines how well it fits."""
+    """Reads runs (:func:`read_all_runs`), fits the law to them, writes it, and says in lines how well it fits."""
     if huber is not None:
         positive_number(huber, '--huber')
     curves = read_all_runs(runs)
