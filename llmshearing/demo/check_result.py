@@ -22,12 +22,7 @@ PROMPTS = (
 
 
 def check(folder, prompts=PROMPTS, max_new_tokens=32):
-    """Opens ``folder`` and generates greedily.
-
-    Args:
-        folder: Hugging Face folder with model and tokenizer.
-        prompts: texts to continue.
-        max_new_tokens: length of each continuation in tokens.
+    """Opens a folder with model and tokenizer and generates greedily.
 
     Returns:
         Pairs of prompt and continuation, and what was opened, in words.

@@ -12,19 +12,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.nn import functional
-from transformers import PreTrainedModel
 
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.shapes import KEPT_FIELDS, shape_of
+from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config
+from llmshearing.search.candidates import target_of
 
-__all__ = ['bytes_on_disk', 'describe_model', 'generate_samples', 'peak_memory_bytes', 'threads', 'window_loss']
+__all__ = ['bytes_on_disk', 'describe_model', 'generate_samples', 'peak_memory_bytes', 'threads']
 
 THREADS = 2
 
@@ -38,31 +36,6 @@ def threads(count: int = THREADS) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@torch.inference_mode()
-def window_loss(model: PreTrainedModel, windows: np.ndarray, batch_size: int = 2) -> float:
-    """Mean next-token loss.
-
-    Args:
-        model: a causal language model.
-        windows: token ids, [windows, length]; every window is predicted from its own beginning.
-        batch_size: windows at a time; the logits take batch_size * length * vocabulary * 4 bytes, twice.
-
-    Returns:
-        Nats per predicted token; there are ``length - 1`` of them in a window.
-    """
-    if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
-        raise ValueError(
-            f'windows must be [windows, length] with at least one window of two tokens, got shape {windows.shape}'
-        )
-    total = 0.0
-    for start in range(0, len(windows), batch_size):
-        ids = torch.from_numpy(windows[start : start + batch_size].astype(np.int64))
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction='sum')
-        total += loss.item()
-    return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
 @torch.inference_mode()
@@ -102,5 +75,5 @@ def describe_model(model_dir: Path) -> dict[str, object]:
         'bytes_on_disk': bytes_on_disk(model_dir),
         'forward_tokens_per_second': speed['forward'],
         'generate_tokens_per_second': speed['generate'],
-        'shape': {key: value for key, value in shape.as_dict().items() if key not in KEPT_FIELDS},
+        'shape': target_of(shape),
     }

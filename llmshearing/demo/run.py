@@ -8,13 +8,12 @@ machine's memory to itself.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -49,18 +48,16 @@ def phase(title: str, seconds: dict[str, float]) -> Iterator[None]:
     say(f'--- {title}: {seconds[title]:.0f} s')
 
 
-def apart(function: str, *arguments: Any) -> Any:
-    """Calls ``module:function`` of ``llmshearing.demo`` in a fresh process and returns what it returns."""
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(_call, function, arguments).result()
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a fresh process and returns what it returns."""
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_without_progress_bars) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def _call(function: str, arguments: tuple) -> Any:
+def _without_progress_bars() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    module, name = function.split(':')
-    return getattr(importlib.import_module(f'llmshearing.demo.{module}'), name)(*arguments)
 
 
 def train(yaml: Path, *overrides: str) -> None:
@@ -157,29 +154,31 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         'scratch': work / 'scratch' / 'huggingface' / 'final',
     }
     with phase('losses of the results', seconds):
-        losses.update(apart('run:losses_of', folders, work / 'data'))
+        losses.update(apart(losses_of, folders, work / 'data'))
     with phase('opened by plain transformers', seconds):
         check = Path(__file__).with_name('check_result.py')
         subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
     with phase('speed and samples', seconds):
-        seen = apart('run:speed_and_samples', {'source': source, 'result': folders['continued']})
-    report = apart('report:write_report', work, _results(losses, seen, prune_steps, continue_steps, seconds))
+        seen = apart(speed_and_samples, {'source': source, 'result': folders['continued']})
+    from llmshearing.demo.report import write_report  # not before the training, which needs the memory
+
+    report = write_report(work, _results(losses, seen, prune_steps, continue_steps, seconds))
     say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
 
 
 def _make_source(work: Path, seconds: dict[str, float]) -> tuple[Path, dict[str, dict[str, float]]]:
     """Everything before training, as far as it is not there yet; returns the source's folder and its losses."""
     with phase('source model', seconds):
-        source, seen = apart('run:source_model', work)
+        source, seen = apart(source_model, work)
         say(json.dumps(seen, indent=1, ensure_ascii=False))
     with phase('text and tokens', seconds):
         if not (work / 'data' / 'manifest.json').is_file():
-            apart('run:prepare_data', work)
+            apart(prepare_data, work)
     with phase('rotating the source', seconds):
         if not (work / 'rotated' / 'rotation.json').is_file():
-            apart('run:rotate', work)
+            apart(rotate, work)
     with phase('losses of the source', seconds):
-        losses = apart('run:losses_of', {'source': source}, work / 'data')
+        losses = apart(losses_of, {'source': source}, work / 'data')
         (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
     return source, losses
 

@@ -28,8 +28,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from llmshearing.compat.transformers import dtype_argument, read_tokenizer
-from llmshearing.demo.measure import generate_samples, threads, window_loss
+from llmshearing.demo.measure import generate_samples, threads
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.scaling.loss import domain_loss
 
 __all__ = [
     'build_source_model',
@@ -311,9 +312,9 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
     for name in MODULES:
         path = Path(sysconfig.get_path('stdlib')) / f'{name}.py'
         ids = tokenizer(path.read_text(encoding='utf-8'))['input_ids']
-        windows.append(ids[len(ids) // 2 :][:length])
+        windows.append(np.array(ids[len(ids) // 2 :][:length]))
     with threads():
-        loss = window_loss(open_strictly(folder), np.array(windows))
+        loss = domain_loss(open_strictly(folder), windows, 2, f'{folder}: loss on the standard library')['loss']
     low, high = LOSS_RANGE
     if not low <= loss <= high:
         raise ValueError(

@@ -106,14 +106,9 @@ def python_source(rng: random.Random) -> Iterator[Document]:
 
 
 def docstring_page(source: str, title: str) -> str:
-    """Turns a module into a page of documentation: its docstring, then name, signature and docstring of its parts.
+    """Turns a module's source code into a page of documentation, empty where it does not parse or has no docstrings.
 
-    Args:
-        source: the module's source code.
-        title: heading of the page, such as ``torch.nn.functional``.
-
-    Returns:
-        The page, or an empty string where there are no docstrings or the source does not parse.
+    The page is its title, the module's docstring, then name, signature and docstring of its parts.
     """
     try:
         tree = ast.parse(source)
@@ -261,14 +256,11 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
             continue
         pieces = re.split(r'(\n{2,})', text)  # block, gap, block, gap, ...
         blocks, gaps = pieces[::2], [*pieces[1::2], '']
-        counts = []  # per block: how many shingles, and how many of them are new
-        for block in blocks:
-            found = shingles(block)
-            counts.append((len(found), sum(shingle not in seen for shingle in found)))
+        found = [shingles(block) for block in blocks]
+        counts = [(len(each), sum(shingle not in seen for shingle in each)) for each in found]  # all, and new ones
         if 2 * sum(new for _, new in counts) < sum(total for total, _ in counts):
             continue
-        for block in blocks:
-            seen.update(shingles(block))
+        seen.update(*found)
         if prose:
             kept = (
                 block + gap

@@ -196,15 +196,9 @@ def _communication(layout: Layout, shape: ModelShape, setup: TrainingSetup, seen
 
 
 def compensation_bytes(shape: ModelShape, masked_axes: Collection[str], tied: bool) -> int:
-    """Bytes of the sums of x x^T while nothing is gone yet. Attention and MLP read the hidden dimensions once each.
-
-    Args:
-        shape (ModelShape): Shape of the source.
-        masked_axes (Collection[str]): Axes whose units may go.
-        tied (bool): The LM head is the embedding, and is not compensated.
-    """
+    """Bytes of the sums of x x^T while nothing is gone yet; attention and MLP read the hidden dimensions once each."""
     readers = {
-        'hidden': 2 * shape.num_hidden_layers + (not tied),
+        'hidden': 2 * shape.num_hidden_layers + (not tied),  # an LM head that is the embedding is not compensated
         'query': shape.num_hidden_layers,
         'intermediate': 0 if shape.num_experts else shape.num_hidden_layers,  # routed experts are not compensated
     }

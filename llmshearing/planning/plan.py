@@ -21,7 +21,6 @@ from llmshearing.models.counting import (
 )
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
-from llmshearing.planning.guidance import shape_guidance
 from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, merging_bytes
 from llmshearing.planning.serving import neighbours, serving_warnings
 from llmshearing.utils.numbers import with_unit
@@ -29,12 +28,13 @@ from llmshearing.utils.numbers import with_unit
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['make_plan', 'shape_warnings']
+__all__ = ['make_plan', 'shape_guidance', 'shape_warnings']
 
 ALIGNED = 64
 TENSOR_CORE = 8  # rows of bfloat16 start at 16 bytes only if their length is a multiple of it
 LEAST_KEPT = 0.25
 MOST_UNEVEN = 3.0
+MUCH = 0.15  # an axis goes first where it loses this much more of its share than another
 GPU_BYTES = 80 * 2**30
 
 PER_ROW = {
@@ -201,6 +201,39 @@ def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> l
             f'params: {count_parameters(layout, target).total} proposes a shape of this size near them.'
         )
     return warnings
+
+
+def shape_guidance(source: ModelShape, target: ModelShape, kept: float) -> list[str]:
+    """What others have measured of the choice of a shape, said where a target does otherwise.
+
+    It is guidance, not law: `llmshearing search` measures it for one source and one kind of text. ``kept`` is the share
+    of the parameters that stay.
+
+    Width keeps more than depth at equal parameters, and depth is faster: Sreenivas et al. 2024 (arXiv 2408.11796).
+    Heads last, and several rounds for small targets: Muralidharan et al. 2024 (arXiv 2407.14679). Fewer layers cost
+    reasoning before they cost knowledge: Gromov et al. 2024 (arXiv 2403.17887).
+    """
+    layers, hidden, heads, intermediate = (
+        getattr(target, key) / getattr(source, key)
+        for key in ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size')
+    )
+    said = []
+    if layers < min(hidden, intermediate) - MUCH:
+        said.append(
+            f'{1 - layers:.0%} of the layers go: at equal parameters, width keeps more than depth and depth is faster '
+            '(arXiv 2408.11796); reasoning suffers first from missing layers (arXiv 2403.17887).'
+        )
+    if heads < min(hidden, intermediate) - MUCH:
+        said.append(
+            f'{1 - heads:.0%} of the heads go: intermediate dimensions before hidden ones before heads costs less '
+            '(arXiv 2407.14679).'
+        )
+    if kept < 0.5:
+        said.append(
+            f'{1 - kept:.0%} of the parameters go in one step: more than half of a model wants stages, each cut '
+            'followed by training (arXiv 2407.14679).'
+        )
+    return [f'guidance: {each} `llmshearing search` compares shapes of this size.' for each in said]
 
 
 def _run_warnings(

@@ -23,12 +23,9 @@ def neighbours(value: int, step: int, most: int) -> str:
 
 
 def serving_warnings(model_type: str, source: ModelShape, target: ModelShape) -> list[str]:
-    """What servers, quantizers and newer transformers will not do with a target that can be reached.
+    """What servers, quantizers and newer transformers will not do with a target that can be reached, or is the source.
 
-    Args:
-        model_type (str): Of the config.
-        source (ModelShape): Sizes that multiples are proposed within.
-        target (ModelShape): The shape to judge; may be the source's.
+    Multiples are proposed up to the source's sizes.
     """
     hidden, heads, head_dim = target.hidden_size, target.num_attention_heads, target.head_dim
     fitting = [n for n in range(1, source.num_attention_heads + 1) if n * head_dim == hidden]

@@ -13,7 +13,6 @@ backward pass (not measured here); workspaces of kernels and fragmentation are n
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import weakref
@@ -205,8 +204,7 @@ def _mask(model: PreTrainedModel, axes: Collection[str]) -> None:
 
 def _micro_batch(model: nn.Module, ids: Tensor, autocast: bool, live: _LiveBytes) -> tuple[int, int, int]:
     base = live.peak = live.live
-    precision = torch.autocast('cpu', torch.bfloat16) if autocast else contextlib.nullcontext()
-    with precision:
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         output = model(input_ids=ids, labels=ids)
     saved, forward = live.live - base, live.peak - base
     live.peak = live.live

@@ -20,11 +20,7 @@ TOKEN_IDS = ('pad_token_id', 'bos_token_id', 'eos_token_id')
 
 
 def with_vocabulary(config: PretrainedConfig, vocab_size: Any) -> PretrainedConfig:
-    """The config of the same model with fewer tokens; ids of special tokens that are not among them are left out.
-
-    Args:
-        config (PretrainedConfig): The source's config, which stays as it is.
-        vocab_size (Any): Tokens to keep, as a target names them.
+    """A copy of the source's config with fewer tokens; ids of special tokens that are not among them are left out.
 
     Raises:
         ValueError: If the source has fewer, or it is no whole number.

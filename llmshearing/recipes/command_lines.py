@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from llmshearing.recipes.recipe import as_yaml
+
+if TYPE_CHECKING:
+    from llmshearing.recipes.request import Run
 
 __all__ = ['header_lines', 'override', 'preparations', 'train_command']
 
@@ -31,61 +35,43 @@ def override(key: str, value: str) -> str:
     return shlex.quote(f'{key}={as_yaml(value)}')
 
 
-def preparations(
-    source: str,
-    data: str,
-    work: str,
-    references: str,
-    sequences: int,
-    keep: int | None,
-    parameters: int,
-    tokens: float,
-    taught: str | None,
-) -> dict[str, str]:
+def preparations(run: Run, sequences: int) -> dict[str, str]:
     """Commands to run before stage 1, by what they are for.
 
-    Args:
-        source (str): Folder or name of the source.
-        data (str): Prepared data.
-        work (str): Folder of the run.
-        references (str): ``'source'``, ``'law'``, or what needs no command.
-        sequences (int): That the run evaluates per domain; references must be measured on the same.
-        keep (int | None): Hidden size of the target, where a rotated source pays.
-        parameters (int): Of the target.
-        tokens (float): Of continued pre-training.
-        taught (str | None): Folder for the data with the source's predictions, where the runs read them.
+    References are measured on as many ``sequences`` per domain as the run evaluates.
     """
-    source, data, out = (shlex.quote(path) for path in (source, data, f'{work}/reference_losses.json'))
+    request = run.request
+    paths = run.source, request.data, f'{run.work}/reference_losses.json'
+    source, data, out = map(shlex.quote, paths)
     commands = {}
-    if references == 'source':
+    if request.references == 'source':
         measure = (
             f'llmshearing reference-losses measure {source} --data {data} --max-sequences {sequences} --output {out}'
         )
         commands["the source's own losses, to aim at (Appendix B of the paper)"] = measure
-    if references == 'law':
-        fit = f'llmshearing reference-losses fit POINTS.json --params {parameters} --tokens {tokens:.0f} --output {out}'
+    if request.references == 'law':
+        size = f'--params {run.parameters} --tokens {run.tokens("continue"):.0f}'
+        fit = f'llmshearing reference-losses fit POINTS.json {size} --output {out}'
         commands['the losses of this size by a law of three or more measured models'] = fit
-    if keep is not None:
-        rotated = f'{work}/rotated'
+    if run.rotates:
+        rotated, keep = f'{run.work}/rotated', run.shape.hidden_size
         rotate = f'llmshearing rotate {source} --data {data}/prune --output {shlex.quote(rotated)} --keep {keep}'
         commands[f'a basis in which hidden dimensions cost less; then {override("variables.source", rotated)}'] = rotate
-    if taught is not None:
-        teach = f'llmshearing teach {data} --teacher {source} --output {shlex.quote(taught)}'
+    if request.teacher == 'stored':
+        teach = f'llmshearing teach {data} --teacher {source} --output {shlex.quote(run.taught)}'
         commands["the source's predictions beside the data"] = teach
     return commands
 
 
-def header_lines(
-    stage: str, source: str, size: str, facts: Iterable[tuple[str, str]], before: Mapping[str, str], command: str
-) -> str:
-    """The comment at the top of a run file."""
+def header_lines(run: Run, stage: str, facts: Iterable[tuple[str, str]], before: Mapping[str, str]) -> str:
+    """The comment at the top of the run file of a stage."""
     rows = [('Made by', MADE_BY), *facts]
     if stage == 'prune':
         for number, (purpose, text) in enumerate(before.items()):
             rows += [('' if number else 'Before', f'{purpose}:'), ('', f'  {text}')]
     else:
         rows += [('Before', 'the pruning run, whose result and last mixture it begins with')]
-    rows += [('Command', command)]
-    lines = [TITLES[stage].format(source=source, size=size), '']
+    rows += [('Command', run.command(stage))]
+    lines = [TITLES[stage].format(source=run.source, size=run.size), '']
     lines += [f'{label + ":" if label else "":<{LABEL - 1}}{text}' for label, text in rows]
     return '\n'.join(f'# {line}'.rstrip() for line in lines)

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmshearing.data.mixture import check_samples
 from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.recipes.rules import TOKENS_OPTION
 
 __all__ = ['PreparedData', 'count_passes', 'read_data']
 
@@ -16,13 +16,7 @@ SPLITS = ('prune', 'continue', 'eval')
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """Prepared data.
-
-    Attributes:
-        folder (str): Where it is.
-        max_seq_len (int): Tokens per sequence.
-        samples (Mapping[str, Mapping[str, int]]): Sequences by split and domain.
-    """
+    """Prepared data: where they are, the tokens of a sequence, and sequences by split and domain."""
 
     folder: str
     max_seq_len: int
@@ -77,12 +71,10 @@ def count_passes(data: PreparedData, split: str, samples: int, max_passes: float
     Raises:
         ValueError: If they are more than ``max_passes``.
     """
-    whole = sum(data.samples[split].values())
-    passes = check_samples({split: 1.0}, {split: whole}, samples)[split]
+    passes = samples / sum(data.samples[split].values())
     if not passes <= max_passes:  # nor what is no number
-        option = '--tokens' if split == 'continue' else '--prune-tokens'
         raise ValueError(
-            f'{option}: {samples * data.max_seq_len:,} tokens take {passes:.1f} passes over the '
+            f'{TOKENS_OPTION[split]}: {samples * data.max_seq_len:,} tokens take {passes:.1f} passes over the '
             f'{data.tokens(split):,} of {data.folder}/{split}, more than --max-passes {max_passes:g}; give fewer '
             'tokens, prepare more data, or allow more passes.'
         )

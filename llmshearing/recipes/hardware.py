@@ -78,16 +78,7 @@ def place_stage(
     masked_axes: Collection[str] = (),
     teacher: PretrainedConfig | None = None,
 ) -> Placement:
-    """The micro-batch of a stage: a power of two that divides the sequences of each GPU.
-
-    Args:
-        stage (str): For the message.
-        config (PretrainedConfig): The model that is trained.
-        hardware (Hardware): What it is trained on.
-        batch (int): Sequences per step over all GPUs.
-        max_seq_len (int): Tokens per sequence.
-        masked_axes (Collection[str]): Axes under masks.
-        teacher (PretrainedConfig | None): Model that is run beside it.
+    """The micro-batch of a stage: a power of two that divides the sequences of each GPU, of ``batch`` over all of them.
 
     Raises:
         ValueError: If not even one sequence fits, saying which ``--gpus`` or ``--gpu-memory`` would do.

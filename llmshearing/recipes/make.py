@@ -45,15 +45,7 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage, worked out.
-
-    Attributes:
-        name (str): One of :data:`~llmshearing.recipes.recipe.STAGES`.
-        masked (tuple[str, ...]): Axes under masks.
-        place (Placement): How it lies on its GPUs.
-        schedule (Schedule): How long it is.
-        passes (float): Over its split.
-    """
+    """A stage, worked out: name, axes under masks, how it lies on its GPUs, how long it is, passes over its split."""
 
     name: str
     masked: tuple[str, ...]
@@ -74,11 +66,7 @@ def make_recipes(request: Request) -> Made:
     # The same in both stages and in whole batches, so that references fit both.
     most = min(eval_sequences(stage.schedule, domains) for stage in stages)
     sequences = max(most // together, 1) * together
-    keep, tokens = run.shape.hidden_size if run.rotates else None, run.tokens('continue')
-    taught = run.taught if request.teacher == 'stored' else None
-    first = preparations(
-        run.source, request.data, run.work, request.references, sequences, keep, run.parameters, tokens, taught
-    )
+    first = preparations(run, sequences)
     recipes, lines = {}, [f'target: {run.parameters:,} parameters ({run.shape})', *notes]
     for stage in stages:
         share = eval_share(stage.schedule, domains, sequences)
@@ -87,7 +75,7 @@ def make_recipes(request: Request) -> Made:
         if share > EVAL_SHARE:
             short = f'{stage.name} is too short for less'
             lines += [f'note: {short}: {sequences} sequences per domain are evaluated at once']
-        header = header_lines(stage.name, run.source, run.size, facts, first, run.command(stage.name))
+        header = header_lines(run, stage.name, facts, first)
         recipes[stage.name] = _recipe(run, stage, header, sequences)
     rotated = f' {override("variables.source", f"{run.work}/rotated")}' if run.rotates else ''
     trainings = [run.command('prune') + rotated, run.command('continue')]
@@ -199,7 +187,7 @@ def _teaching(run: Run) -> list[tuple[str, str]]:
 
 def _target(shape: ModelShape) -> dict[str, tuple[int, str]]:
     notes = {'num_attention_heads': f'int; head_dim stays {shape.head_dim}'}
-    return {key: (getattr(shape, key), notes.get(key, 'int')) for key in shape.as_dict() if key not in KEPT_FIELDS}
+    return {key: (size, notes.get(key, 'int')) for key, size in shape.as_dict().items() if key not in KEPT_FIELDS}
 
 
 def _sizes(shape: ModelShape) -> str:

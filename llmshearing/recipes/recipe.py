@@ -109,6 +109,5 @@ def render(recipe: Recipe) -> str:
         keep_trailing_newline=True,
     )
     environment.filters['scalar'] = as_yaml
-    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    values |= dataclasses.asdict(recipe.schedule) | {'score_notes': SCORE_NOTES}
+    values = {**vars(recipe), **vars(recipe.schedule), 'score_notes': SCORE_NOTES}
     return environment.get_template('run.yaml.j2').render(values)

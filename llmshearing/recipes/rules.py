@@ -19,6 +19,7 @@ __all__ = [
     'FORWARDS_OF_A_STEP',
     'PAPER_TOKENS',
     'TEACHERS',
+    'TOKENS_OPTION',
     'Schedule',
     'batch_size',
     'eval_sequences',
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 PAPER_TOKENS = {'prune': 3200 * 32 * 4096, 'continue': 51200 * 256 * 4096}
+TOKENS_OPTION = {'prune': '--prune-tokens', 'continue': '--tokens'}
 BATCH = {'prune': 32, 'continue': 256}  # sequences per step
 ROUNDS = {'prune': 64, 'continue': 128}  # updates of the mixture in a run
 MASK_WARMUP, RATE_WARMUP = 0.2, 0.1  # shares of pruning
@@ -82,9 +84,8 @@ def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domain
     batch = batch_size(stage, gpus)
     steps = int(tokens // (batch * max_seq_len))
     if steps < 1:
-        option = '--tokens' if stage == 'continue' else '--prune-tokens'
         raise ValueError(
-            f'{option}: {tokens:,.0f} tokens are less than one step of {batch} x {max_seq_len} = '
+            f'{TOKENS_OPTION[stage]}: {tokens:,.0f} tokens are less than one step of {batch} x {max_seq_len} = '
             f'{batch * max_seq_len:,}; give at least that many.'
         )
     least = -(-LEAST_SEQUENCES // together) * together

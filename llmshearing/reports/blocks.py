@@ -193,13 +193,7 @@ def curve(name: str, title: str, caption: str, lines: Sequence[Line], y_label: s
 def curves(
     runs: Sequence[RunLog], table: Mapping[str, CurveSpec], more: Mapping[str, Sequence[Line]] | None = None
 ) -> list[Picture]:
-    """Pictures from a table by their names.
-
-    Args:
-        runs: The runs.
-        table: What is drawn in each picture.
-        more: Lines to add to a picture, by its name.
-    """
+    """Pictures from a table by their names; ``more`` are lines to add to a picture, by its name."""
     pictures = []
     for name, spec in table.items():
         lines = series_lines(runs, spec.labels, spec.smooth, spec.steps)

@@ -10,8 +10,9 @@ from pathlib import Path
 from llmshearing.metrics.run_log import RunLog, find_logs, read_object, read_run, report_folder, run_name
 from llmshearing.reports.measured import measured_sections
 from llmshearing.reports.page import Chapter, write_page
+from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import constraints_section, counts_section, masks_section
-from llmshearing.reports.status_sections import projection_section, source_and_result_section, status_section
+from llmshearing.reports.status_sections import source_and_result_section, status_section
 from llmshearing.reports.training_sections import mixture_section, training_section
 
 __all__ = ['build_report']
@@ -61,11 +62,9 @@ def read_together(paths: Sequence[Path], compared: bool) -> list[RunLog]:
     Where runs are compared, one that stands alone says which folder it is of.
     """
     runs = [read_run(path) for path in paths]
-    if compared and len(runs) == 1:
-        runs = [replace(runs[0], name=f'{runs[0].name} ({runs[0].path.resolve().parent.name})')]
-    if len(runs) == 2 and runs[0].name == runs[1].name:
+    if compared and len({run.name for run in runs}) == 1:
         folders = [run.path.resolve().parent.name for run in runs]
-        ends = folders if folders[0] != folders[1] else ['1', '2']
+        ends = folders if len(set(folders)) == len(runs) else ['1', '2']
         runs = [replace(run, name=f'{run.name} ({end})') for run, end in zip(runs, ends)]
     return runs
 

@@ -46,14 +46,9 @@ def binned(values: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 def ranges(indices: Iterable[int]) -> str:
     """Numbers as a person writes them: ``0-4, 7, 9-10``."""
-    indices = sorted(indices)
-    parts = []
-    start = 0
-    for i, index in enumerate(indices):
-        if i + 1 == len(indices) or indices[i + 1] != index + 1:
-            parts.append(f'{indices[start]}' if start == i else f'{indices[start]}-{index}')
-            start = i + 1
-    return ', '.join(parts) or 'none'
+    ordered = np.array(sorted(indices))
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1)
+    return ', '.join(f'{run[0]}-{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs if len(run)) or 'none'
 
 
 def kept_layers(record: Mapping[str, Any]) -> list[int]:

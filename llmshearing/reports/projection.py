@@ -7,47 +7,20 @@ often wrong about the level (arXiv 2411.10272 judges its fits by the slope for t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from llmshearing.metrics.run_log import RunLog
-from llmshearing.scaling.curves import Curve
+from llmshearing.reports.blocks import NATS, Section, Table, curve, label, number
+from llmshearing.reports.svg import COLOURS, GREY, Line
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.run_logs import curve_of_log
 
-__all__ = ['LAW_NAMES', 'Projection', 'find_law', 'planned_tokens', 'project']
+__all__ = ['planned_tokens', 'projection_section']
 
 LAW_NAMES = ('LAW.json', 'law.json')
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A law's answer for one run.
-
-    Args:
-        curve: What has been measured: tokens and mean loss over the evaluators.
-        tokens: [points] from the first measurement to the planned end.
-        law: [points] predicted loss.
-        planned_tokens: Tokens at the planned end.
-        end: Loss that the law predicts there.
-        shifted_end: The same, moved by the law's error at the last measurement.
-        extrapolation: How many times outside the law's runs the end lies, the largest of its quantities.
-    """
-
-    curve: Curve
-    tokens: np.ndarray
-    law: np.ndarray
-    planned_tokens: float
-    end: float
-    shifted_end: float
-    extrapolation: float
-
-
-def find_law(folder: Path) -> Path | None:
-    """``LAW.json`` (or ``law.json``) in a folder, if there is one."""
-    return next((folder / name for name in LAW_NAMES if (folder / name).is_file()), None)
 
 
 def planned_tokens(run: RunLog) -> float | None:
@@ -56,20 +29,53 @@ def planned_tokens(run: RunLog) -> float | None:
     return tokens / share if share and tokens else None
 
 
-def project(run: RunLog, law_path: Path) -> Projection:
-    """Applies a law to a run.
+def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | None:
+    """Loss at the planned end by the P2 law, for runs after pruning."""
+    runs = [run for run in runs if not run.is_pruning]
+    if not runs:
+        return None
+    found = [(run, path) for run in runs if (path := law or _law_beside(run)) is not None]
+    if not found:
+        text = (
+            f'No P2 law: none of {", ".join(LAW_NAMES)} lies beside the metrics, and --law was not given. '
+            '`llmshearing budget fit` makes one from earlier runs.'
+        )
+        return Section('Projected end', [text])
+    rows, lines, remarks = [], [], []
+    for i, (run, path) in enumerate(found):
+        try:
+            fitted, _ = read_law(str(path))
+            measured = curve_of_log(run.path)
+            planned = planned_tokens(run) or float(measured.tokens[-1])
+            factor = fitted.extrapolation(measured.params_before, measured.pruning_rate, planned)['factor']
+        except ValueError as error:  # what the law needs and the run does not say, or what the law does not cover
+            remarks.append(f'No projection of {run.name}: {error}.')
+            continue
+        if planned_tokens(run) is None:
+            remarks.append(
+                f'Nothing tells when {run.name} is to end, so the law is shown at its last evaluation; the '
+                'callback run_report notes the plan.'
+            )
+        case = measured.params_before, measured.pruning_rate, measured.source_loss
+        last = float(measured.losses[-1])
+        end, by_now = (float(fitted.predict(*case, tokens)) for tokens in (planned, measured.tokens[-1]))
+        until = np.geomspace(measured.tokens[0], max(planned, measured.tokens[-1]), 60)
+        colour = COLOURS[i % len(COLOURS)]
+        law_colour = GREY if len(runs) == 1 else colour
+        lines.append(Line(label(run, runs, 'measured'), measured.tokens, measured.losses, colour))
+        lines.append(Line(label(run, runs, 'law'), until, fitted.predict(*case, until), law_colour, '--'))
+        losses = [f'{loss:.4f}' for loss in (last, end, end + (last - by_now), measured.source_loss)]
+        rows.append([run.name, number(planned), *losses, f'x{factor:.3g}'])
+    header = ['run', 'planned tokens', 'measured last', 'projected end', 'from the last measurement', 'source']
+    caption = 'Mean evaluation loss, and what the law says, by tokens.'
+    pictures = curve('projection', 'loss by tokens after pruning', caption, lines, NATS, x_label='tokens')
+    text = (
+        'The P2 law at the planned number of tokens; and the last measurement plus the fall that the law still'
+        " promises. The extrapolation factor says how far outside the law's own runs this is."
+    )
+    table = Table([[*header, 'extrapolation'], *rows])
+    return Section('Projected end', [text, *pictures, table, *remarks] if rows else remarks)
 
-    Raises:
-        ValueError: The run does not say what the law needs (it is named), or the law does not cover it.
-    """
-    law, _ = read_law(str(law_path))
-    curve = curve_of_log(run.path)
-    planned = planned_tokens(run)
-    if planned is None:
-        planned = float(curve.tokens[-1])
-    case = curve.params_before, curve.pruning_rate, curve.source_loss
-    factor = law.extrapolation(curve.params_before, curve.pruning_rate, planned)['factor']
-    tokens = np.geomspace(curve.tokens[0], max(planned, curve.tokens[-1]), 60)
-    end = float(law.predict(*case, planned))
-    error = float(curve.losses[-1] - law.predict(*case, curve.tokens[-1]))
-    return Projection(curve, tokens, law.predict(*case, tokens), planned, end, end + error, factor)
+
+def _law_beside(run: RunLog) -> Path | None:
+    return next((path for name in LAW_NAMES if (path := run.path.with_name(name)).is_file()), None)

@@ -95,9 +95,9 @@ def constraints_section(runs: Sequence[RunLog]) -> Section | None:
 def masks_section(runs: Sequence[RunLog]) -> Section | None:
     """Masks per layer as heat maps, and lists of the kept layers, heads and dimensions."""
     blocks: list[Block] = []
-    for run in runs:
+    for number_of_run, run in enumerate(runs, 1):
         if run.pruning.get('kept'):
-            place = f'_{runs.index(run) + 1}' if len(runs) > 1 else ''
+            place = f'_{number_of_run}' if len(runs) > 1 else ''
             name = f' ({run.name})' if len(runs) > 1 else ''
             blocks += [*_maps(run, name, place), *_lists(run, name)]
     if not blocks:
@@ -138,13 +138,14 @@ def _maps(run: RunLog, name: str, place: str) -> list[Picture]:
 def _lists(run: RunLog, name: str) -> list[Block]:
     record = run.pruning
     layers, total = kept.kept_layers(record), record['source_shape']['num_hidden_layers']
-    gone, hidden = sorted(set(range(total)) - set(layers)), kept.kept_hidden(record)
+    gone, hidden = kept.removed_layers(record, decided=True), kept.kept_hidden(record)
     sizes = [len(kept.kept_part(record, layer, 'intermediate')) for layer in layers]
+    cells = dict.fromkeys(gone, ['removed'] * 3)
+    for layer, size in zip(layers, sizes):
+        heads = (kept.ranges(kept.kept_part(record, layer, part)) for part in ('kv_heads', 'heads'))
+        cells[layer] = [*heads, f'{size:,}']
     rows = [['layer', 'KV heads', 'heads', 'intermediate dimensions']]
-    for layer in range(total):
-        heads = [kept.ranges(kept.kept_part(record, layer, part)) for part in ('kv_heads', 'heads') if layer in layers]
-        wide = f'{sizes[layers.index(layer)]:,}' if layer in layers else ''
-        rows.append([str(layer), *(heads + [wide] if layer in layers else ['removed'] * 3)])
+    rows += [[str(layer), *cells[layer]] for layer in range(total)]
     at = f' at batch {record["batches"]}' if record.get('batches') is not None else ''
     text = f'No layer is kept{name}.'
     if layers:

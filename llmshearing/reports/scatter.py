@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,10 +36,7 @@ def scatter_panel(
     panel.marks.append(f'<path d="M{"L".join(steps)}" fill="none" stroke="{GREY}" stroke-dasharray="7 4"/>')
     for colour, group in zip(COLOURS, points.values()):
         for a, b, name in group:
-            place = f'cx="{panel.at_x(a):.1f}" cy="{panel.at_y(b):.1f}"'
-            panel.marks.append(
-                f'<circle {place} r="4.5" fill="{colour}"><title>{html.escape(f"{name}: {b:.3f}")}</title></circle>'
-            )
+            panel.dot(a, b, 4.5, colour, f'{name}: {b:.3f}')
     entries = [(f'<circle cx="12" r="4.5" fill="{colour}"/>', label) for colour, label in zip(COLOURS, points)]
     return panel.svg(panel.legend(entries, panel.bottom + 34))
 

@@ -1,34 +1,20 @@
-"""The first sections of a page: where the run stands, how it will end, and the source beside the result."""
+"""The sections that every page begins with: where the run stands, and the source beside the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from llmshearing.metrics.names import EXPECTED_SPARSITY, TOKENS_PER_SECOND, TOTAL_TIME, TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog, mean_loss
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.reports.blocks import (
-    NATS,
-    Block,
-    Card,
-    Section,
-    Table,
-    columns,
-    curve,
-    duration,
-    label,
-    number,
-    percent,
-)
-from llmshearing.reports.projection import LAW_NAMES, find_law, planned_tokens, project
-from llmshearing.reports.svg import COLOURS, GREY, Line
+from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent, union
+from llmshearing.reports.projection import planned_tokens
 from llmshearing.reports.training_sections import eval_share, first_pictures, learning_rates, loss_table
 from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, verdict
 
-__all__ = ['projection_section', 'source_and_result_section', 'status_section']
+__all__ = ['source_and_result_section', 'status_section']
 
 
 def status_section(runs: Sequence[RunLog]) -> Section:
@@ -37,46 +23,51 @@ def status_section(runs: Sequence[RunLog]) -> Section:
     if len(runs) == 1:
         blocks += _cards(runs[0])
     blocks += first_pictures(runs)
-    values: dict[str, Callable[[RunLog], str]] = {
-        'batches': lambda run: number(run.batches),
-        'planned': lambda run: run.state.get('max_duration') or '-',
-        'done': lambda run: percent(run.state.get('elapsed_share')),
-        'tokens': lambda run: number(_tokens(run)),
-        'training loss': lambda run: number(run.last(TRAIN_LOSS), 5),
-        'evaluation loss, mean': lambda run: number(_mean_loss(run), 5),
-        'expected sparsity': lambda run: percent(run.last(EXPECTED_SPARSITY)),
-        'tokens per second': lambda run: number(_speed(run)),
-        'time so far': lambda run: duration(_seconds(run)),
-        'time left': lambda run: duration(seconds_left(run)),
-        'time in evaluation': lambda run: percent(eval_share(run)),
-        'state of': lambda run: run.state.get('noted') or '-',
-    }
-    rows = {name: [value(run) for run in runs] for name, value in values.items()}
+    numbers = [_numbers(run) for run in runs]
+    rows = {name: [of_run[name] for of_run in numbers] for name in numbers[0]}
     for metric, text in learning_rates(runs).items():
         rows[f'learning rate, {text}'] = [number(run.last(metric)) for run in runs]
-    for key in dict.fromkeys(key for run in runs for key in run.state.get('settings') or {}):
+    for key in union(run.state.get('settings') or {} for run in runs):
         rows[key] = [str((run.state.get('settings') or {}).get(key, '-')) for run in runs]
     notes = [f'{run.name}: {note}.' if len(runs) > 1 else f'{note}.' for run in runs for note in run.notes]
     table = Table(columns(runs, rows), 'all numbers and settings', folded=len(runs) == 1)
     return Section('Where it stands', [*blocks, *notes, table])
 
 
+def _numbers(run: RunLog) -> dict[str, str]:
+    """What tells where a run stands, as it is shown; a dash for what is not known."""
+    return {
+        'batches': number(run.batches),
+        'planned': run.state.get('max_duration') or '-',
+        'done': percent(run.state.get('elapsed_share')),
+        'tokens': number(_tokens(run)),
+        'training loss': number(run.last(TRAIN_LOSS), 5),
+        'evaluation loss, mean': number(_mean_loss(run), 5),
+        'expected sparsity': percent(run.last(EXPECTED_SPARSITY)),
+        'tokens per second': number(_speed(run)),
+        'time so far': duration(_seconds(run)),
+        'time left': duration(seconds_left(run)),
+        'time in evaluation': percent(eval_share(run)),
+        'state of': run.state.get('noted') or '-',
+    }
+
+
 def _cards(run: RunLog) -> list[Card]:
     """The numbers that are looked for first, as many as are known."""
-    planned, losses = planned_tokens(run), loss_beside_source(run)
-    beside = '' if losses is None else f'source {losses[1]:.4f}'
-    left, parameters = seconds_left(run), [(run.state.get(key) or {}).get('parameters') for key in ('source', 'result')]
-    cards = [
-        Card('done', percent(run.state.get('elapsed_share')), batches_of_plan(run)),
-        Card('evaluation loss, mean', number(_mean_loss(run), 5), beside),
-        Card('training loss', number(run.last(TRAIN_LOSS), 5), NATS),
-        Card('tokens', number(_tokens(run)), '' if planned is None else f'of {number(planned)}'),
-        Card('tokens per second', number(_speed(run)), 'over all ranks'),
-        Card('time so far', duration(_seconds(run)), '' if left is None else f'{duration(left)} left'),
-        Card('parameters', number(parameters[1]), f'of {number(parameters[0])}' if parameters[0] else ''),
-        Card('state of', run.state.get('noted') or '-'),
-    ]
-    return [card for card in cards if card.value != '-']
+    planned, losses, left = planned_tokens(run), loss_beside_source(run), seconds_left(run)
+    before, after = ((run.state.get(key) or {}).get('parameters') for key in ('source', 'result'))
+    numbers = _numbers(run) | {'parameters': number(after)}
+    words = {
+        'done': batches_of_plan(run),
+        'evaluation loss, mean': '' if losses is None else f'source {losses[1]:.4f}',
+        'training loss': NATS,
+        'tokens': '' if planned is None else f'of {number(planned)}',
+        'tokens per second': 'over all ranks',
+        'time so far': '' if left is None else f'{duration(left)} left',
+        'parameters': f'of {number(before)}' if before else '',
+        'state of': '',
+    }
+    return [Card(name, numbers[name], below) for name, below in words.items() if numbers[name] != '-']
 
 
 def _tokens(run: RunLog) -> float | None:
@@ -100,48 +91,6 @@ def _speed(run: RunLog) -> float | None:
     """Tokens per second as logged, or over the whole run."""
     tokens, seconds = _tokens(run), _seconds(run)
     return run.last(TOKENS_PER_SECOND) or (tokens / seconds if tokens and seconds else None)
-
-
-def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | None:
-    """Loss at the planned end by the P2 law, for runs after pruning."""
-    runs = [run for run in runs if not run.is_pruning]
-    if not runs:
-        return None
-    found_laws = {run.name: law or find_law(run.path.parent) for run in runs}
-    paths = {name: path for name, path in found_laws.items() if path is not None}
-    if not paths:
-        text = (
-            f'No P2 law: none of {", ".join(LAW_NAMES)} lies beside the metrics, and --law was not given. '
-            '`llmshearing budget fit` makes one from earlier runs.'
-        )
-        return Section('Projected end', [text])
-    rows, lines, remarks = [], [], []
-    for i, run in enumerate(run for run in runs if run.name in paths):
-        try:
-            found = project(run, paths[run.name])
-        except ValueError as error:
-            remarks.append(f'No projection of {run.name}: {error}.')
-            continue
-        if planned_tokens(run) is None:
-            remarks.append(
-                f'Nothing tells when {run.name} is to end, so the law is shown at its last evaluation; the '
-                'callback run_report notes the plan.'
-            )
-        colour = COLOURS[i % len(COLOURS)]
-        lines.append(Line(label(run, runs, 'measured'), found.curve.tokens, found.curve.losses, colour))
-        lines.append(Line(label(run, runs, 'law'), found.tokens, found.law, GREY if len(runs) == 1 else colour, '--'))
-        losses = (found.curve.losses[-1], found.end, found.shifted_end, found.curve.source_loss)
-        values = [f'{loss:.4f}' for loss in losses]
-        rows.append([run.name, number(found.planned_tokens), *values, f'x{found.extrapolation:.3g}'])
-    header = ['run', 'planned tokens', 'measured last', 'projected end', 'from the last measurement', 'source']
-    caption = 'Mean evaluation loss, and what the law says, by tokens.'
-    pictures = curve('projection', 'loss by tokens after pruning', caption, lines, NATS, x_label='tokens')
-    text = (
-        'The P2 law at the planned number of tokens; and the last measurement plus the fall that the law still'
-        " promises. The extrapolation factor says how far outside the law's own runs this is."
-    )
-    table = Table([[*header, 'extrapolation'], *rows])
-    return Section('Projected end', [text, *pictures, table, *remarks] if rows else remarks)
 
 
 def source_and_result_section(runs: Sequence[RunLog]) -> Section | None:

@@ -138,6 +138,12 @@ class Panel:
             f'{html.escape(words)}</text>'
         )
 
+    def dot(self, x: float, y: float, radius: float, colour: str, title: str = '') -> None:
+        """Adds a dot where two values meet; a browser shows its title under the mouse."""
+        end = f'><title>{html.escape(title)}</title></circle>' if title else '/>'
+        place = f'cx="{self.at_x(x):.1f}" cy="{self.at_y(y):.1f}"'
+        self.marks.append(f'<circle {place} r="{radius:g}" fill="{colour}"{end}')
+
     def scale_y(self, label: str, values: Sequence[float], lines: bool = True) -> None:
         """Adds numbers on the left, with a line across at each, and what they count."""
         for value in values:
@@ -244,8 +250,7 @@ def line_panel(
         panel.marks.append(f'<path d="{_path(line, panel, x, y)}" {_stroke(line)}/>')
         if np.isfinite(y).sum() == 1:
             at = int(np.isfinite(y).argmax())
-            place = f'cx="{panel.at_x(x[at]):.1f}" cy="{panel.at_y(y[at]):.1f}"'
-            panel.marks.append(f'<circle {place} r="3" fill="{line.colour}"/>')
+            panel.dot(x[at], y[at], 3, line.colour)
         if line.label:
             series.append({'n': line.label, 'c': line.colour, 'x': _rounded(x), 'y': _rounded(y)})
     entries = [(f'<path d="M0 0H24" {_stroke(line)}/>', line.label) for line in lines if line.label]
@@ -255,9 +260,7 @@ def line_panel(
 
 def _kept_colour(value: float) -> str:
     """White for 0, blue for 1/2, dark for 1, in 32 steps, so that equal neighbours become one mark."""
-    value = round(value * 32) / 32
-    low = int(value >= 0.5)
-    mixed = KEPT_COLOURS[low] + (KEPT_COLOURS[low + 1] - KEPT_COLOURS[low]) * (2 * value - low)
+    mixed = (np.interp(round(value * 32) / 32, (0, 0.5, 1), channel) for channel in KEPT_COLOURS.T)
     return '#' + ''.join(f'{round(part):02x}' for part in mixed)
 
 
@@ -301,8 +304,7 @@ def heat_panel(
                 panel.marks.append(f'<rect {wide} fill="{shade}"/>')
     if dots is not None and width <= 40:
         for row, column in zip(*np.nonzero(dots)):
-            place = f'cx="{panel.at_x(column):.1f}" cy="{panel.at_y(row):.1f}"'
-            panel.marks.append(f'<circle {place} r="2.2" fill="{ORANGE}"/>')
+            panel.dot(column, row, 2.2, ORANGE)
     frame = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{cell * rows:.1f}"'
     panel.marks.append(f'<rect {frame} fill="none" stroke="#8C8C8C"/>')
     panel.scale_y(y_label, ticks(0, rows - 1, whole=True, most=max(2, int(cell * rows / 18))), lines=False)

@@ -56,7 +56,7 @@ def _pruning(run: RunLog) -> Verdict:
     listed = '; '.join(f'{axis["axis"]} {number(axis["expected"])} of {axis["target"]:,}' for axis in away or axes)
     where = f'Expected units per row against the target: {listed}.' if listed else ''
     if not ended:
-        first = {True: 'At its target, still training.', False: 'On the way to its target.'}[bool(axes) and not away]
+        first = 'At its target, still training.' if axes and not away else 'On the way to its target.'
         return Verdict(first, f'{where} {_progress(run)}'.strip(), 'open')
     if away:
         return Verdict('Ended away from its target.', f'{where} Next: train longer, or shorten the warm-up.', 'bad')

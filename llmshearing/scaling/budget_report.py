@@ -21,16 +21,7 @@ __all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_co
 
 
 def fit_law_file(runs: Sequence[str], huber: float | None, output: str | Path) -> list[str]:
-    """Fits the law to runs and writes it.
-
-    Args:
-        runs (Sequence[str]): As for :func:`~llmshearing.scaling.run_logs.read_all_runs`.
-        huber (float | None): Relative error beyond which a point counts linearly; None for least squares.
-        output (str | Path): File to write.
-
-    Returns:
-        list[str]: How well it fits.
-    """
+    """Reads runs (:func:`read_all_runs`), fits the law to them, writes it, and says in lines how well it fits."""
     if huber is not None:
         positive_number(huber, '--huber')
     curves = read_all_runs(runs)
@@ -81,11 +72,7 @@ def predict_loss(law_file: str, case: Case, tokens: float) -> str:
 
 
 def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
-    """Cost of a token of pruning and of continuing, and whether both were measured.
-
-    Args:
-        pruning (str): A number, or a metrics file.
-        continuing (str): The same.
+    """Cost of a token of pruning and of continuing, from numbers or metrics files, and whether both were measured.
 
     Raises:
         ValueError: For anything else, or one of each.
@@ -93,8 +80,7 @@ def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
     given = {'--pruning-cost': pruning, '--continue-cost': continuing}
     logs = [option for option, value in given.items() if value.endswith('.jsonl')]
     if len(logs) == 2:
-        measured = [cost_per_token(value) for value in given.values()]
-        return measured[0], measured[1], True
+        return cost_per_token(pruning), cost_per_token(continuing), True
     if logs:
         raise ValueError(
             f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '

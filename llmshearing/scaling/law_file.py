@@ -9,29 +9,23 @@ from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.fields import read_json
 from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, fit_post_training, fit_report
 
-__all__ = ['RANGES', 'law_to_json', 'leave_one_run_out', 'read_law']
+__all__ = ['RANGES', 'law_to_json', 'read_law']
 
 LAW_VERSION = 1
 RANGES = ('params_before', 'pruning_rate', 'tokens')
 _SINGLES = ('single_size', 'single_rate')
 
 
-def leave_one_run_out(law: PostTrainingLaw, runs: Sequence[Curve], huber: float | None) -> list[dict[str, float]]:
-    """Constants of the law fitted without each run in turn; empty for fewer than three runs."""
-    if len(runs) < 3:
-        return []
-    return [fit_post_training([*runs[:i], *runs[i + 1 :]], huber, near=law).constants for i in range(len(runs))]
-
-
 def law_to_json(law: PostTrainingLaw, runs: Sequence[Curve], huber: float | None, notes: list[str]) -> dict:
-    """The content of LAW.json."""
+    """The content of LAW.json, with the constants that each run left out gives where there are three or more."""
+    others = [[*runs[:i], *runs[i + 1 :]] for i in range(len(runs))] if len(runs) > 2 else []
     return {
         'law': 'p2',
         'version': LAW_VERSION,
         'constants': law.constants,
         'range': {name: list(getattr(law, name)) for name in RANGES},
         **{name: getattr(law, name) for name in _SINGLES},
-        'leave_one_out': leave_one_run_out(law, runs, huber),
+        'leave_one_out': [fit_post_training(rest, huber, near=law).constants for rest in others],
         'fit': fit_report(law, runs),
         'notes': notes,
     }

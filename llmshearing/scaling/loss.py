@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -21,14 +22,9 @@ __all__ = ['batches', 'domain_loss']
 
 def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
     """Groups sequences, in order, into arrays [at most batch_size, tokens]; a change of length starts a new batch."""
-    batch: list[np.ndarray] = []
-    for sequence in sequences:
-        if batch and (len(batch) == batch_size or len(sequence) != len(batch[0])):
+    for _, alike in groupby(sequences, len):
+        while batch := list(islice(alike, batch_size)):
             yield np.stack(batch)
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield np.stack(batch)
 
 
 @torch.inference_mode()

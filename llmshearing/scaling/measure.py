@@ -18,7 +18,7 @@ from llmshearing.data.mds import mds_folders, read_token_index, read_tokens
 from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import domain_loss
 
-__all__ = ['DTYPES', 'count_parameters', 'find_domains', 'load_model', 'measure_models']
+__all__ = ['DTYPES', 'find_domains', 'load_model', 'measure_models']
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -74,11 +74,6 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     return model.to(device).eval()
 
 
-def count_parameters(model: torch.nn.Module) -> int:
-    """Exact number of parameters, tied weights counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def measure_models(
     models: Sequence[str],
     domains: dict[str, Path],
@@ -113,7 +108,7 @@ def measure_models(
     for name in models:
         check_model_tokenizer(name, domains.values())
         model = load_model(name, dtype, device)
-        entry = {'name': name, 'params': count_parameters(model), 'losses': {}, 'evaluation': {}}
+        entry = {'name': name, 'params': model.num_parameters(), 'losses': {}, 'evaluation': {}}
         for domain, folder in domains.items():
             sequences = islice(read_tokens(folder), max_sequences)
             measured = domain_loss(model, sequences, batch_size, f'{name}: domain {domain!r}')

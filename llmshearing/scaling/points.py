@@ -74,12 +74,13 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
     for domain in wanted:
         if domain not in known:
             raise ValueError(f'{where}: unknown domain {domain!r}; the models have {known}')
+    needed = known if domains is None else wanted
     for name, model in zip(names, models):
-        missing = [domain for domain in (known if domains is None else wanted) if domain not in model['losses']]
+        missing = [domain for domain in needed if domain not in model['losses']]
         if missing:
             raise ValueError(
                 f'{where}: {name} has no loss for domain {missing[0]!r}; every model needs one for each '
-                f'of {known if domains is None else wanted}: measure it, or choose the domains they share'
+                f'of {needed}: measure it, or choose the domains they share'
             )
     with_tokens = [name for name, model in zip(names, models) if model.get('tokens') is not None]
     if with_tokens and len(with_tokens) < len(models):

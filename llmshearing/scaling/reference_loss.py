@@ -137,7 +137,7 @@ def check_points(points: Points) -> list[str]:
     exact = got == needed == 3
     notes = []
     for domain, losses in points.losses.items():
-        for small, large in ((i, j) for a, i in enumerate(order) for j in order[a + 1 :]):
+        for small, large in itertools.combinations(order, 2):
             if points.params[large] == points.params[small] or tokens[large] < tokens[small]:
                 continue
             rise = losses[large] / losses[small] - 1

@@ -13,6 +13,7 @@ prediction that no language model's loss can be is refused: see :func:`highest_p
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def bootstrap(
     predictions = []
     for _ in range(_RESAMPLES):
         losses = fitted * np.exp(generator.choice(residuals, len(residuals)))
-        resampled = Points(points.params, points.tokens, {domain: losses}, points.names)
+        resampled = replace(points, losses={domain: losses})
         predictions.append(float(_refit(resampled, domain, huber, law).predict(params, tokens)))
     return np.array(predictions)
 
@@ -104,7 +105,7 @@ def noise_amplification(
     for i in range(len(points.params)):
         losses = points.losses[domain].copy()
         losses[i] *= 1 - step
-        moved = fit_law(Points(points.params, points.tokens, {domain: losses}, points.names), domain, huber)
+        moved = fit_law(replace(points, losses={domain: losses}), domain, huber)
         total += ((float(moved.predict(params, tokens)) - base) / (base * step)) ** 2
     return math.sqrt(total)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmshearing.cut.target import cut_shape, fine_multiple
+from llmshearing.cut.target import AXIS_KEYS, cut_shape, fine_multiple
 from llmshearing.models.budget_search import shapes_within
 from llmshearing.models.counting import Layout, kv_cache_bytes_per_token, layout_of
 from llmshearing.models.shapes import KEPT_FIELDS, WHOLE_HEADS, ModelShape, shape_of
@@ -42,12 +42,7 @@ def target_of(shape: ModelShape) -> dict[str, int]:
 
 
 def propose_shapes(config: PretrainedConfig, budget: str | int, settings: SearchSettings) -> list[ModelShape]:
-    """The candidates of one budget, that with the source's proportions first.
-
-    Args:
-        config (PretrainedConfig): The source's.
-        budget (str | int): Largest number of parameters, such as ``'80M'``.
-        settings (SearchSettings): How many, and what they must keep to.
+    """The candidates of one budget, the largest number of parameters; that with the source's proportions first.
 
     Raises:
         ValueError: If no shape fits; the budget, the pins or the limits that are in the way are named.
@@ -55,14 +50,10 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
     source = shape_of(config)
     multiple_of = settings.multiple_of or (fine_multiple(source) if config.model_type in WHOLE_HEADS else MULTIPLE_OF)
     target = {'params': budget, 'multiple_of': multiple_of, 'tolerance': settings.tolerance, **settings.pins}
-    keep_heads = bool(settings.cut.keep_heads)
-    first = cut_shape(config, target, settings.cut.axes, keep_heads)
-    pins = dict(settings.pins)
-    if keep_heads or (settings.cut.axes is not None and 'head' not in settings.cut.axes):
-        pins |= {key: getattr(source, key) for key in ('num_attention_heads', 'num_key_value_heads')}
-    for axis, key in (('layer', KEYS[0]), ('hidden', KEYS[1]), ('intermediate', KEYS[3])):
-        if settings.cut.axes is not None and axis not in settings.cut.axes:
-            pins[key] = getattr(source, key)
+    axes, keep_heads = settings.cut.axes, bool(settings.cut.keep_heads)
+    first = cut_shape(config, target, axes, keep_heads)
+    kept = [axis for axis in AXIS_KEYS if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
+    pins = {**settings.pins, **{key: getattr(source, key) for axis in kept for key in AXIS_KEYS[axis]}}
     shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance)
     layout, free = layout_of(config), [key for key in KEYS if key not in pins]
 

@@ -25,14 +25,9 @@ CONSTANTS_OF_A_CURVE = 3  # floor, factor and power
 def extrapolate(
     curve: Sequence[dict], source_parameters: int, parameters: int, source_loss: float, tokens: int
 ) -> dict | None:
-    """The mean loss over texts after so many tokens.
+    """The mean loss over texts after so many tokens, as ``source_loss`` is a mean over texts.
 
-    Args:
-        curve (Sequence[dict]): Of :func:`~llmshearing.search.training.train_candidate`.
-        source_parameters (int): Parameters of the source.
-        parameters (int): Parameters of the candidate.
-        source_loss (float): Mean loss of the source over texts.
-        tokens (int): Tokens of the real run.
+    The curve is one of :func:`~llmshearing.search.training.train_candidate`.
 
     Returns:
         dict | None: ``loss``, ``low`` and ``high`` (90 %; None without enough points), ``factor``: how many times

@@ -19,11 +19,7 @@ __all__ = ['SearchFolder']
 
 
 class SearchFolder:
-    """The folder of a search.
-
-    Args:
-        path (Path): Made where it is missing.
-        search (Mapping[str, Any]): What decides the result, as plain types.
+    """The folder of a search, made where it is missing; ``search`` is what decides the result, as plain types.
 
     Raises:
         ValueError: If the folder holds something else.

@@ -188,9 +188,9 @@ def pareto_front(x: Sequence[float], loss: Sequence[float], larger_is_better: bo
 
 def _rank_correlation(pairs: np.ndarray) -> float:
     """Spearman's, of two columns; equal values share a rank."""
-    columns = [np.unique(column, return_inverse=True, return_counts=True) for column in pairs.T]
-    ranks = [(np.cumsum(counts) - (counts - 1) / 2)[inverse] for _, inverse, counts in columns]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    from scipy.stats import rankdata
+
+    return float(np.corrcoef(*rankdata(pairs, axis=0).T)[0, 1])
 
 
 def _at_the_end(extrapolated: dict[str, Any] | None) -> str:

@@ -80,7 +80,8 @@ def search_shapes(
     names = ', '.join(each.name for each in texts)
     report(f'{len(proposed)} candidates, compared on held-out text of {names}; {with_unit(plan.memory, "B")} of memory')
     work.share({name_of(shape): partial(work.measure, shape) for _, shape in proposed})
-    found = [work.candidate(budget, shape, shape == _first(proposed, budget)) for budget, shape in proposed]
+    proportional = dict(reversed(proposed))  # by budget: the one that is proposed first
+    found = [work.candidate(budget, shape, shape == proportional[budget]) for budget, shape in proposed]
     if settings.steps:
         chosen = [each for budget in budgets for each in _to_train(found, budget, settings.train)]
         report(
@@ -138,13 +139,9 @@ class _Work:
         self.report(f'{name_of(shape)}: {mean(curve[-1]["losses"].values()):.3f} nats after {curve[-1]["step"]} steps')
         return {'curve': curve}
 
-    def source_losses(self, shape: ModelShape) -> dict[str, float]:
-        """Losses of the source, which every record has."""
-        return self._record(name_of(shape))['source_losses']
-
     def candidate(self, budget: str, shape: ModelShape, proportional: bool) -> Candidate:
         """All that is known of a shape."""
-        record = self._record(name_of(shape))
+        record = self.record(shape)
         curve = (self.folder.read(f'{name_of(shape)}-trained') or {'curve': []})['curve']
         parameters = int(count_parameters(layout_of(self.plan.config), shape).total)
         end = None
@@ -153,8 +150,9 @@ class _Work:
             end = extrapolate(curve, self.plan.source_parameters, parameters, source_loss, self.settings.tokens)
         return Candidate(shape, budget, parameters, record['losses'], record['speed'], proportional, curve, end)
 
-    def _record(self, name: str) -> dict[str, Any]:
-        record = self.folder.read(name)
+    def record(self, shape: ModelShape) -> dict[str, Any]:
+        """What :meth:`measure` found, which is there once it was shared."""
+        record = self.folder.read(name_of(shape))
         assert record is not None
         return record
 
@@ -172,10 +170,6 @@ def _plan_all(source: str | Path, shapes: Sequence[ModelShape], settings: Search
     )
 
 
-def _first(proposed: Sequence[tuple[str, ModelShape]], budget: str) -> ModelShape:
-    return next(shape for each, shape in proposed if each == budget)
-
-
 def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candidate]:
     """The best cuts of a budget, and the one with the source's proportions."""
     mine = sorted((each for each in found if each.budget == budget), key=lambda each: each.cut_loss)
@@ -184,7 +178,7 @@ def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candi
 
 def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> SearchResult:
     order = sorted(found, key=lambda each: (list(budgets).index(each.budget), each.order))
-    result = SearchResult(order, work.source_losses(order[0].shape), work.settings.latency)
+    result = SearchResult(order, work.record(order[0].shape)['source_losses'], work.settings.latency)
     write_atomically(work.folder.path / 'loss.svg', result.picture())
     write_atomically(work.folder.path / 'result.json', json.dumps(result.as_record(), indent=1))
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +69,7 @@ class SearchSettings:
         check_number('--uneven', self.uneven, 1)
         check_number('--learning-rate', self.learning_rate, 0, above=True)
         if self.latency is not None:
-            check_number('--latency', self.latency, 0, math.inf, above=True)
+            check_number('--latency', self.latency, 0, above=True)
         for option, sizes in (('--pin', self.pins), ('--limit', {**self.least, **self.most})):
             refuse_unknown(option, sizes, TARGET_KEYS)
             for key, value in sizes.items():
@@ -88,5 +87,4 @@ class SearchSettings:
 
         How many candidates there are, how many are trained, and what is told of them in the end may change.
         """
-        record = dataclasses.asdict(self)
-        return {name: value for name, value in record.items() if name not in FREE}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from composer import Trainer
 from composer.core import Callback, DataSpec, State
 from composer.loggers import Logger
@@ -43,11 +42,11 @@ class _HeldOutLosses(Callback):
         if step not in self.steps:
             return
         model = cast(PreTrainedModel, state.model.model).eval()
-        with torch.no_grad():
-            losses = {each.name: domain_loss(model, each.held_out, self.batch_size, each.name) for each in self.texts}
+        losses = {
+            each.name: domain_loss(model, each.held_out, self.batch_size, each.name)['loss'] for each in self.texts
+        }
         model.train()
-        tokens = step * state.batch['input_ids'].numel()
-        self.curve.append({'step': step, 'tokens': tokens, 'losses': {name: x['loss'] for name, x in losses.items()}})
+        self.curve.append({'step': step, 'tokens': step * state.batch['input_ids'].numel(), 'losses': losses})
 
 
 def measured_steps(steps: int) -> list[int]:

@@ -106,12 +106,7 @@ class LoadedTeacher:
 
 
 def open_teacher(name: str, settings: TeachSettings, device: str) -> Teacher:
-    """Finds the teacher and checks what can be checked without its weights.
-
-    Args:
-        name (str): Hugging Face folder, or name of a model in the hub's cache.
-        settings (TeachSettings): How it is asked.
-        device (str): Where it is to compute.
+    """Finds the teacher, a folder or a model in the hub's cache, and checks what can be checked without its weights.
 
     Raises:
         ValueError: If there is no such model or tokenizer here, or the tokens cannot be brought together.

@@ -14,15 +14,7 @@ __all__ = ['choose_device', 'read_rank', 'start_processes']
 
 
 def start_processes(arguments: list[str], count: int) -> int:
-    """Runs ``llmshearing teach`` in several processes on this machine.
-
-    Args:
-        arguments (list[str]): Of the command.
-        count (int): How many.
-
-    Returns:
-        int: The first exit code that is not 0, else 0.
-    """
+    """Runs ``llmshearing teach`` in several processes on this machine; their first exit code that is not 0, else 0."""
     command = [sys.executable, '-m', 'llmshearing.cli', 'teach', *arguments, '-n', '1']
     environment = {**os.environ, 'WORLD_SIZE': str(count)}
     running = [

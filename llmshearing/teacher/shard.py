@@ -23,6 +23,7 @@ from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.teacher.folders import ShardTask
 from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.sampling import encode, uniform_numbers
+from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.work import Work
 
 __all__ = ['teach_shard']
@@ -35,22 +36,13 @@ def teach_shard(
     form: ColumnFormat,
     key: str,
     length: int,
-    batch_tokens: int,
-    temperature: float,
+    settings: TeachSettings,
     work: Work,
 ) -> None:
     """Writes a shard with the teacher's column.
 
-    Args:
-        task (ShardTask): Which.
-        data (Path): What it is below of.
-        teacher (LoadedTeacher): Who is asked.
-        form (ColumnFormat): What is kept.
-        key (str): Of the note; it has the seed.
-        length (int): Tokens per sample.
-        batch_tokens (int): In a forward pass, rounded down to whole samples, at least one.
-        temperature (float): Divides the logits.
-        work (Work): Where to put it.
+    ``key`` is that of the note, which has the seed in it; ``length`` is the tokens of a sample. A forward pass takes as
+    many whole samples as have at most ``settings.batch_tokens``, at least one.
 
     Raises:
         ValueError: For a damaged shard, tokens that the teacher does not have, or logits that are no numbers.
@@ -64,9 +56,10 @@ def teach_shard(
     )
     try:
         rows = read_rows(data / task.folder, reader)
-        first, size = 0, max(1, batch_tokens // length)
+        first, size = 0, max(1, settings.batch_tokens // length)
+        where, temperature = f'{data / task.folder / task.name}', settings.temperature
         while samples := list(islice(rows, size)):
-            for sample in _taught(samples, first, f'{data / task.folder / task.name}', teacher, form, key, temperature):
+            for sample in _taught(samples, first, where, teacher, form, key, temperature):
                 writer.write(sample)
             first += len(samples)
         writer.finish()

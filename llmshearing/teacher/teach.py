@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,8 @@ def _teach_shards(work: Work, job: _Job, settings: TeachSettings, rank: int, ran
                 continue
             loaded = loaded or job.teacher.load()
             began = time.monotonic()
-            sizes = (job.length, settings.batch_tokens, settings.temperature)
             try:
-                teach_shard(task, job.data, loaded, job.form, job.plan['key'], *sizes, work)
+                teach_shard(task, job.data, loaded, job.form, job.plan['key'], job.length, settings, work)
             except FileNotFoundError:
                 if not work.output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
                     raise
@@ -161,10 +161,8 @@ def _plan(tasks: list[ShardTask], opened: Teacher, form: ColumnFormat, settings:
     }
     decisive = {name: value for name, value in plan.items() if name != 'teacher'}  # its hash is
     plan['key'] = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-    by_folder: dict[str, list[ShardTask]] = {}
-    for task in tasks:
-        by_folder.setdefault(task.folder, []).append(task)
-    plan['data'] = {folder: fingerprint([task.reader for task in own]) for folder, own in by_folder.items()}
+    by_folder = groupby(tasks, lambda task: task.folder)  # which are listed folder by folder
+    plan['data'] = {folder: fingerprint([task.reader for task in own]) for folder, own in by_folder}
     return plan
 
 

@@ -38,10 +38,7 @@ class Work:
         self._plan = self.folder / 'plan.json'
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Makes the folder, or goes on with what is there of the same plan.
-
-        Args:
-            plan (dict[str, Any]): Everything that decides the result.
+        """Makes the folder, or goes on with what is there of the same plan, which is all that decides the result.
 
         Raises:
             ValueError: If another plan was begun there, naming what differs.
@@ -92,13 +89,7 @@ class Work:
         return Path(tempfile.mkdtemp(dir=self.folder, prefix='new-'))
 
     def put(self, task: ShardTask, file: Path, entry: dict[str, Any]) -> None:
-        """Puts a finished shard in place: the file first, then its entry.
-
-        Args:
-            task (ShardTask): The shard.
-            file (Path): Its content.
-            entry (dict[str, Any]): Its entry for the index, with ``task.name`` as its file.
-        """
+        """Puts a finished shard in place: the file first, then its entry for the index, which has ``task.name``."""
         target = self.data / task.folder / task.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(file, 'rb') as written:  # on the disk before the name is

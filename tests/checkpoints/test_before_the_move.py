@@ -1,6 +1,6 @@
 """Checkpoints that the code wrote before its files moved resume, and their runs' losses are unchanged.
 
-On the machine that wrote them the numbers are the same to the last bit; on another kind of CPU sums are taken in another
+On the machine that wrote them the numbers are the same to the last bit. Another kind of CPU takes sums in another
 order, which is why a millionth is allowed.
 
 ``before_the_move`` was written by commit ae5bf56 on torch 2.7.0: a tiny source, a checkpoint after five of twelve

@@ -1,41 +1,18 @@
-"""Measurements of a folder against transformers' own loss and sums done by hand."""
+"""Measurements of a folder against sums done by hand."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from llmshearing.demo.measure import (
-    bytes_on_disk,
-    describe_model,
-    generate_samples,
-    peak_memory_bytes,
-    threads,
-    window_loss,
-)
+from llmshearing.demo.measure import bytes_on_disk, describe_model, generate_samples, peak_memory_bytes, threads
 from llmshearing.export.model_folder import open_strictly
-from tests.demo.tiny_source import TOKENS, save_tiny, tiny_model
+from tests.demo.tiny_source import TOKENS, save_tiny
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp('model'))
-
-
-@pytest.fixture(scope='module')
-def windows():
-    return np.random.default_rng(0).integers(3, len(TOKENS), size=(7, 16)).astype(np.uint16)
-
-
-def test_loss_is_transformers_own(folder, windows):
-    model = tiny_model()
-    ids = torch.from_numpy(windows.astype(np.int64))
-    with torch.no_grad():
-        expected = [model(input_ids=row[None], labels=row[None]).loss.item() for row in ids]
-    assert window_loss(open_strictly(folder), windows, batch_size=3) == pytest.approx(np.mean(expected), abs=1e-5)
-    with pytest.raises(ValueError, match=r'shape \(0, 16\)'):
-        window_loss(model, windows[:0])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,10 @@ def test_budgets_that_no_model_has(tmp_path, option, value, message):
         ),
         ({'num_key_value_heads': 16}, 'num_attention_heads=8 and num_key_value_heads=16'),
         ({'hidden_act': 'swiglu'}, "builds no llama model .*KeyError: 'swiglu'.* one of hidden_act='swiglu'"),
-        ({'rope_scaling': {'rope_type': 'foo', 'factor': 2}}, r"KeyError: 'foo'.* rope_scaling={'rope_type': 'foo'"),
+        (
+            {'rope_scaling': {'rope_type': 'foo', 'factor': 2}},
+            "has rope_scaling.rope_type: 'foo'|KeyError: 'foo'.* rope_scaling={'rope_type': 'foo'",
+        ),
         ({'pad_token_id': 500}, 'AssertionError: Padding_idx.* vocab_size=320, pad_token_id=500'),
         ({'rope_theta': 'x'}, "rope_theta.*'x'"),
         ({'initializer_range': 'x'}, 'TypeError: .*initializer_range'),

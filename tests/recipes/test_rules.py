@@ -26,10 +26,8 @@ def test_the_papers_tokens_give_the_papers_numbers():
 @pytest.mark.parametrize('domains', [1, 4, 30])
 @pytest.mark.parametrize('stage', ['prune', 'continue'])
 def test_steps_are_whole_rounds_of_the_tokens(tokens, domains, stage):
-    schedule = make_schedule(stage, tokens, 2048, 8, domains) if tokens > 2e6 else None
-    if schedule is None:
-        schedule = make_schedule(stage, tokens, 128, 8, domains)
     length = 2048 if tokens > 2e6 else 128
+    schedule = make_schedule(stage, tokens, length, 8, domains)
     whole = int(tokens // (schedule.batch * length))
     assert schedule.steps % schedule.round_batches == 0
     assert 0 <= whole - schedule.steps < schedule.round_batches <= whole

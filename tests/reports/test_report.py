@@ -15,8 +15,8 @@ import pytest
 from llmshearing.cli import main
 from llmshearing.metrics.run_log import RunLog, read_run
 from llmshearing.reports.kept import meaning
+from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import masks_section
-from llmshearing.reports.status_sections import projection_section
 from llmshearing.reports.svg import bar_panel
 from tests.metrics.logs import pruning_record, write_log, write_run
 
@@ -32,6 +32,8 @@ SECTIONS = {
     ],
     'continue': ['Where it stands', 'Projected end', 'Source beside result', 'Data mixture', 'Training'],
 }
+OF_EVERY_RUN = ['mixture_weights', 'domain_losses', 'domain_gaps', 'data_shares', 'passes', 'loss', 'eval_loss']
+OF_EVERY_RUN += ['learning_rate', 'throughput', 'eval_share']
 PICTURES = {
     'prune': [
         'counts_layer',
@@ -47,30 +49,9 @@ PICTURES = {
         'masks_heads',
         'masks_intermediate',
         'masks_hidden',
-        'mixture_weights',
-        'domain_losses',
-        'domain_gaps',
-        'data_shares',
-        'passes',
-        'loss',
-        'eval_loss',
-        'learning_rate',
-        'throughput',
-        'eval_share',
+        *OF_EVERY_RUN,
     ],
-    'continue': [
-        'projection',
-        'mixture_weights',
-        'domain_losses',
-        'domain_gaps',
-        'data_shares',
-        'passes',
-        'loss',
-        'eval_loss',
-        'learning_rate',
-        'throughput',
-        'eval_share',
-    ],
+    'continue': ['projection', *OF_EVERY_RUN],
 }
 VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
 

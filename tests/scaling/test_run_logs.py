@@ -116,26 +116,13 @@ def test_the_mean_takes_batches_where_all_were_measured():
 def test_parameters_from_the_pruned_folder(tmp_path):
     """Without run_report's note the counts come from the exported folder, and are those of the models themselves."""
     log = write_log(tmp_path / 'continue_metrics.jsonl', pruning=False)
-    source, target = (tiny_model('llama', **shape) for shape in ({}, {'num_hidden_layers': 2, 'intermediate_size': 24}))
-    shapes = [
-        {
-            key: getattr(model.config, key)
-            for key in (
-                'num_hidden_layers',
-                'hidden_size',
-                'num_attention_heads',
-                'num_key_value_heads',
-                'intermediate_size',
-                'head_dim',
-            )
-        }
-        for model in (source, target)
-    ]
+    target = tiny_model('llama', num_hidden_layers=2, intermediate_size=24)
+    models = {'source': tiny_model('llama'), 'target': target}
     target.config.save_pretrained(tmp_path / 'pruned')
     (tmp_path / 'pruned' / 'pruning.json').write_text(
-        json.dumps({'source_shape': shapes[0], 'target_shape': shapes[1]})
+        json.dumps({f'{name}_shape': shape_of(model.config).as_dict() for name, model in models.items()})
     )
-    counts = [sum(p.numel() for p in model.parameters()) for model in (source, target)]
+    counts = [sum(p.numel() for p in model.parameters()) for model in models.values()]
     row = {'log': log.name, 'pruned': 'pruned', 'source_losses': dict.fromkeys(DOMAINS, 2.0)}
     run = read_entry(row, 'here', tmp_path)
     assert (run.params_before, run.pruning_rate, run.source_loss) == (
@@ -194,19 +181,8 @@ def test_costs_measured_in_runs(tmp_path, folders, capsys):
     assert cost_per_token(killed) == pytest.approx(1 / 80 / TOKENS_PER_BATCH)
     law = str(tmp_path / 'law.json')
     assert main(['budget', 'fit', *folders, '--output', law]) == 0
-    case = [
-        'budget',
-        'plan',
-        law,
-        '--params-before',
-        '2e6',
-        '--pruning-rate',
-        '0.5',
-        '--source-loss',
-        '3',
-        '--total-cost',
-        '1e6',
-    ]
+    case = ['budget', 'plan', law, '--params-before', '2e6', '--pruning-rate', '0.5']
+    case += ['--source-loss', '3', '--total-cost', '1e6']
     capsys.readouterr()
     assert main([*case, '--pruning-cost', prune, '--continue-cost', after]) == 0
     output = capsys.readouterr().out

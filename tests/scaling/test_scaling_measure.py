@@ -20,7 +20,7 @@ from llmshearing.data.mds import read_tokens
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import batches, domain_loss
-from llmshearing.scaling.measure import count_parameters, find_domains, load_model, measure_models
+from llmshearing.scaling.measure import find_domains, load_model, measure_models
 from tests.dynamic_text_world import tiny_tokenizer
 from tests.models.tiny import tiny_model
 
@@ -99,16 +99,16 @@ def test_standard_error_is_that_of_the_mean_over_sequences(tiny_llama):
 
 def test_parameters_are_exact_with_tied_weights_once(tiny_llama):
     tied, untied = tiny_llama(), tiny_llama(tie_word_embeddings=False)
-    assert count_parameters(untied) - count_parameters(tied) == 64 * 32
+    assert untied.num_parameters() - tied.num_parameters() == 64 * 32
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
-    assert count_parameters(tied) == 64 * 32 + 2 * layer + 32
+    assert tied.num_parameters() == 64 * 32 + 2 * layer + 32
 
 
 def test_models_and_domains_are_measured(data, source, tmp_path, tiny_llama):
     tiny_llama(seed=1, num_hidden_layers=1).save_pretrained(tmp_path / 'small')
     lines = []
     points = measure_models([source, str(tmp_path / 'small')], find_domains(data), max_sequences=3, report=lines.append)
-    assert [point['params'] for point in points] == [count_parameters(load_model(p['name'])) for p in points]
+    assert [point['params'] for point in points] == [load_model(p['name']).num_parameters() for p in points]
     assert [list(point['losses']) for point in points] == [['code', 'web']] * 2
     assert all(point['evaluation']['web']['sequences'] == 3 for point in points) and len(lines) == 4
     expected = domain_loss(load_model(source), SEQUENCES[:3], 2, 'x')['loss']

@@ -3,10 +3,11 @@
 import pytest
 from transformers import LlamaConfig, Qwen3Config
 
+from llmshearing.cut.settings import CutSettings
 from llmshearing.models.counting import count_parameters, kv_cache_bytes_per_token, layout_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.targets import target_shape
-from llmshearing.search.candidates import name_of, propose_shapes
+from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.settings import SearchSettings
 
 SMOLLM = LlamaConfig(
@@ -42,12 +43,9 @@ def test_all_candidates_fill_the_budget_and_differ(config, budget, count):
             for key in ('num_hidden_layers', 'hidden_size', 'num_key_value_heads', 'intermediate_size')
         ]
         assert max(kept) <= 2 * min(kept)
-        target_shape(config, {key: getattr(shape, key) for key in TARGETS})  # each can be asked for
+        target_shape(config, target_of(shape))  # each can be asked for
     assert shapes == propose_shapes(config, budget, SearchSettings())
     assert shapes[:5] == propose_shapes(config, budget, SearchSettings(candidates=5))
-
-
-TARGETS = ('num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size')
 
 
 def test_pins_limits_and_cache_are_kept_to():
@@ -57,8 +55,6 @@ def test_pins_limits_and_cache_are_kept_to():
     cache = 12_000
     small = propose_shapes(SMOLLM, '80M', SearchSettings(kv_cache=cache))
     assert small and all(kv_cache_bytes_per_token(layout_of(SMOLLM), shape) <= cache for shape in small)
-    from llmshearing.cut.settings import CutSettings
-
     heads = propose_shapes(SMOLLM, '80M', SearchSettings(cut=CutSettings(keep_heads=True)))
     assert {shape.num_attention_heads for shape in heads} == {9}
     # heads that stay do not count among what is to be even

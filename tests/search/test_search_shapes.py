@@ -12,6 +12,7 @@ import pytest
 
 from llmshearing import cli
 from llmshearing.cut.cut_source import cut_source
+from llmshearing.cut.plan import plan_cut
 from llmshearing.cut.settings import CutSettings
 from llmshearing.search import search_shapes as stages
 from llmshearing.search.candidates import name_of, target_of
@@ -149,14 +150,9 @@ def test_too_little_text_for_the_steps_is_said_before_any_work(place, tmp_path):
     with pytest.raises(ValueError, match=r'has 1,\d+ sequences of 20 tokens .* enough for \d+ steps') as error:
         run(place, tmp_path / 'search', steps=10**4)
     possible = int(re.search(r'enough for (\d+) steps', str(error.value)).group(1))
-    assert stages._read_lessons([place / 'text.jsonl'], _plan(place), settings(steps=possible))
+    plan = plan_cut(place / 'source', {'num_hidden_layers': 2}, CutSettings(**SMALL))
+    assert stages._read_lessons([place / 'text.jsonl'], plan, settings(steps=possible))
     assert not (tmp_path / 'search').exists()
-
-
-def _plan(place):
-    from llmshearing.cut.plan import plan_cut
-
-    return plan_cut(place / 'source', {'num_hidden_layers': 2}, CutSettings(**SMALL))
 
 
 def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):

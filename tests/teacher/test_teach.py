@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from llmfoundry.data.text_data import StreamingTextDataset
+from streaming import MDSWriter
 
 from llmshearing import cli
 from llmshearing.data.mds import read_index
@@ -161,10 +162,9 @@ def test_two_processes_of_the_command_write_the_same_bytes(world, done):
 @pytest.mark.parametrize('encoding, options', [('bytes', {}), ('ndarray:uint32', {'compression': 'zstd:3'})])
 def test_other_encodings_and_compressed_shards(world, tmp_path, encoding, options):
     tokens = rows(11, 5)
-    writer = write(tmp_path / 'data', tokens.astype(np.uint32), 'bytes') if encoding == 'bytes' else None
-    if writer is None:
-        from streaming import MDSWriter
-
+    if encoding == 'bytes':
+        write(tmp_path / 'data', tokens, 'bytes')
+    else:
         with MDSWriter(out=str(tmp_path / 'data'), columns={'tokens': encoding}, size_limit=500, **options) as mds:
             for row in tokens:
                 mds.write({'tokens': row.astype(np.uint32)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,24 +67,8 @@ def test_the_full_teacher_without_the_list_and_other_lists_are_refused(place, ca
     assert command(place, 'teacher', 'never') == 1
     assert 'was made with another tokenizer' in capsys.readouterr().err
     make_source(tmp_path / 'other', 'llama3')
-    assert (
-        cli.main(
-            [
-                'teach',
-                str(place / 'data'),
-                '--teacher',
-                str(tmp_path / 'other'),
-                '--output',
-                str(place / 'never'),
-                '--like',
-                str(place / 'student'),
-            ]
-        )
-        == 1
-    )
+    assert command(place, tmp_path / 'other', 'never', '--like', place / 'student') == 1
     assert 'was made from another tokenizer' in capsys.readouterr().err
     assert command(place, 'teacher', 'never', '--like', place / 'source') == 1
     assert 'expected a folder that trim-vocab wrote' in capsys.readouterr().err
-    shutil.copytree(place / 'data', tmp_path / 'data')
-    (tmp_path / 'data/manifest.json').unlink()
     assert not (place / 'never').exists()

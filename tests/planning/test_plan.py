@@ -3,7 +3,7 @@
 import pytest
 
 from llmshearing.models.shapes import ModelShape
-from llmshearing.planning.guidance import shape_guidance
+from llmshearing.planning.plan import shape_guidance
 
 SOURCE = ModelShape(32, 4096, 32, 8, 14336, 128)
 
