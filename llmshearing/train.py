@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from llmfoundry.command_utils import train_from_yaml
     from llmfoundry.utils.exceptions import BaseContextualError
     from omegaconf.errors import OmegaConfBaseException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         _check_document(argv[0], argv[1:])
@@ -40,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get('LLMSHEARING_TRACEBACK'):
             raise
         return _refuse(str(error))
+    except CheckpointException as error:  # of a sharded checkpoint, by rank
+        if os.environ.get('LLMSHEARING_TRACEBACK'):
+            raise
+        return _refuse(str(next(iter(error.failures.values()))[0]))
     except Exception as error:
         place = _foreign_place(error)
         if os.environ.get('LLMSHEARING_TRACEBACK') or place is None:

@@ -17,6 +17,7 @@ from composer.loggers import ConsoleLogger, Logger
 from composer.utils import dist
 
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.config.times import check_time
 from llmshearing.metrics.names import EVAL_LOSS_METRIC, TRAIN_LOSS, label_of
 
 __all__ = ['ConsoleProgress']
@@ -34,6 +35,7 @@ class ConsoleProgress(ConsoleLogger):
     """
 
     def __init__(self, interval: str = '10ba', metrics: Sequence[str] | None = None) -> None:
+        check_time('interval', interval, above_zero=True, units=('ep', 'ba'))
         super().__init__(log_interval=interval, stream='stderr')
         self.metrics = list(metrics or ())
         self.hparams_already_logged_to_console = True  # the configuration is printed by log_config

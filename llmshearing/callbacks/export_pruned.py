@@ -79,8 +79,8 @@ class ExportPruned(Callback):
             assert duration is not None  # the Trainer sets it before training starts
             raise ValueError(
                 f'export_pruned: warmup is {warmup.to_timestring()} and the run ends '
-                f'after {duration.to_timestring()}, so the target would not be reached and nothing exported; '
-                'shorten the warm-up, train longer, or set allow_unconverged: true.'
+                f'after {duration.to_timestring()}, so the target would not be reached before the last batch and '
+                'nothing exported; shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
         if not checkpoint_savers(state):
             log.warning(

@@ -27,6 +27,7 @@ STATE_KEY = 'state.callbacks.ResumeSettings.settings'
 log = logging.getLogger(__name__)
 
 NEW_RUN = 'start a new run, in another save_folder, with load_path: CHECKPOINT and load_weights_only: true'
+FROM_SOURCE = 'start a new run from the source, in another save_folder'  # where weights alone would lose the masks
 # Settings that a checkpoint decides, by dotted place, and the way to have them otherwise.
 FROM_CHECKPOINT = {
     'seed': f'the random state goes on; {NEW_RUN}',
@@ -49,6 +50,7 @@ class ResumeSettings(CallbackWithConfig):
 
     def __init__(self, train_config: dict[str, Any]) -> None:
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
+        self._prunes = _setting(train_config, 'algorithms.targeted_pruning') is not None
         self._saved: dict[str, Any] = {}
         # Of a run of one process llm-foundry notes no fsdp_config; what is no folder of shards does not matter here.
         sharded = {**train_config, 'fsdp_config': {'state_dict_type': 'sharded'}}
@@ -77,7 +79,9 @@ class ResumeSettings(CallbackWithConfig):
         for place, (was, now) in changed.items():
             log.warning('Resumed with %s: %s as configured now; the checkpoint had %s.', place, now, was)
         for place, (was, now) in kept.items():
-            log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, FROM_CHECKPOINT[place])
+            way = FROM_CHECKPOINT[place]
+            way = way.replace(NEW_RUN, FROM_SOURCE) if self._prunes else way
+            log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, way)
 
     def state_dict(self) -> dict[str, Any]:
         """Settings as one text.

@@ -25,7 +25,7 @@ from llmshearing.models.families import find_table
 from llmshearing.models.source_config import config_from, read_config
 from llmshearing.models.source_files import local_folder, read_source_files
 
-__all__ = ['Checkpoint', 'open_checkpoint', 'weight_shapes']
+__all__ = ['Checkpoint', 'holds_masks', 'open_checkpoint', 'weight_shapes']
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,15 @@ def weight_shapes(path: Path, config: PretrainedConfig) -> dict[str, tuple[int, 
     """
     model = _stored_state(path, ('model',))['model']
     return {_hugging_face_name(name, config): stored.shape for name, stored in model.items()}
+
+
+def holds_masks(path: Path) -> bool:
+    """Whether a checkpoint is of the pruning stage; no tensor is read.
+
+    Raises:
+        ValueError: As :func:`open_checkpoint`.
+    """
+    return find_pruning_state(dict(_stored_state(path, ('algorithms',)).get('algorithms') or ())) is not None
 
 
 def _stored_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:

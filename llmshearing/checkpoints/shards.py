@@ -122,7 +122,7 @@ def read_metadata(folder: Path) -> Metadata:
     if not path.is_file():
         raise FileNotFoundError(
             f'{folder} is no sharded checkpoint: it has no {METADATA_NAME}. '
-            'Give the folder of one batch, e.g. .../ep0-ba100.'
+            'Give the folder of one batch, e.g. .../ep0-ba100, or a file, e.g. .../latest-rank0.pt.'
         )
     try:
         metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from llmshearing.utils.checks import check_number
 from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
 
@@ -60,6 +61,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     args = parser.parse_args(argv)
+    check_number('--tolerance', args.tolerance, 0, 1)
+    if args.public and not args.push_to_hub:
+        raise ValueError('--public is for a repository of --push-to-hub; name one, or leave it out.')
     out, max_shard_bytes = local_destination('--out', args.out), parse_size(args.max_shard_size)
     from llmshearing.checkpoints.remote import local_copy
     from llmshearing.export.hub import check_login, push_folder

@@ -55,6 +55,10 @@ def main(argv: list[str]) -> int:
     from llmshearing.export.settings import DTYPES
 
     if args.to_legacy:
+        others = ('head_dim', 'source', 'target', 'rms_norm_eps', 'tokenizer')
+        given = [name for name in others if getattr(args, name) is not None] + ['dtype'] * (args.dtype != 'same')
+        if given:
+            raise ValueError(f'--{given[0].replace("_", "-")} does nothing with --to-legacy; leave it out.')
         sys.stdout.write(f'{args.out}: {export_legacy(args.file, args.out, args.overwrite)} tensors\n')
         return 0
     settings = ImportSettings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.config.times import check_time, check_within_run
@@ -70,6 +71,26 @@ def check_export(config: Mapping[str, Any]) -> None:
         config.get('load_path'),
     )
     refuse_existing(where, settings['folder'], settings.get('overwrite', False), needed)
+    callbacks, loggers = config['callbacks'], config.get('loggers') or {}
+    written = {
+        'save_folder': config.get('save_folder'),
+        'loggers.metrics_file.path': (loggers.get('metrics_file') or {}).get('path'),
+        'callbacks.run_report.folder': (callbacks.get('run_report') or {}).get('folder'),
+        'callbacks.dynamic_batch_loading.weights_file': (callbacks.get('dynamic_batch_loading') or {}).get(
+            'weights_file'
+        ),
+    }
+    folder = Path(settings['folder']).resolve()
+    for place, path in written.items():
+        if (
+            isinstance(path, str)
+            and '://' not in path
+            and folder in (Path(path).resolve(), *Path(path).resolve().parents)
+        ):
+            raise ValueError(
+                f'{where}.folder: {settings["folder"]} is to be new at the end of the run, and {place}: {path} is '
+                'written into it meanwhile; choose another folder.'
+            )
 
 
 def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -34,6 +34,8 @@ def check_resume(config: Mapping[str, Any]) -> None:
     source = resume_source(config)
     if source is not None:
         _check_kind(source, config)
+        resumes = latest is not None and latest.exists()
+        _check_stage(source, config, weights_only=not resumes and bool(config.get('load_weights_only')))
 
 
 def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
@@ -112,6 +114,46 @@ def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
             f'{source} is a sharded checkpoint{found}, and this run reads single files. Set fsdp_config: '
             '{state_dict_type: sharded} (one process will do), or start from its weights alone: llmshearing export.'
         )
+
+
+def _check_stage(source: Path, config: Mapping[str, Any], weights_only: bool) -> None:
+    """Masks and weights belong together: what was begun by pruning goes on as pruning, and nothing else does."""
+    from llmshearing.checkpoints.checkpoint import holds_masks
+
+    try:
+        masked = holds_masks(source)
+    except (ValueError, OSError):  # told by Composer's loading, with the newest checkpoint that can be read
+        return
+    prunes = _prunes(config)
+    if masked and not prunes:
+        raise ValueError(
+            f'{source} is a checkpoint of pruning, and this run has no algorithms.targeted_pruning: it would train the '
+            f'uncut model. Export it (llmshearing export {source} --out FOLDER) and begin with '
+            'model.pretrained_model_name_or_path=FOLDER and no load_path.'
+        )
+    if masked and weights_only:
+        raise ValueError(
+            f'{source} is a checkpoint of pruning, and load_weights_only: true would leave its masks out. Set it to '
+            'false to go on, or begin anew from the source without load_path.'
+        )
+    if prunes and not masked and not weights_only:
+        raise ValueError(
+            f'{source} is no checkpoint of pruning: units would never be scored, as that is done before batch 0. Set '
+            'load_weights_only: true to begin pruning with its weights.'
+        )
+
+
+def _prunes(config: Mapping[str, Any]) -> bool:
+    """Whether the run has targeted_pruning, or an algorithm that another package made of it."""
+    names = config.get('algorithms') or {}
+    if 'targeted_pruning' in names or not names:
+        return bool(names)
+    from llmfoundry.registry import algorithms
+
+    from llmshearing.algorithms.targeted_pruning import TargetedPruning
+
+    known = algorithms.get_all()
+    return any(name in known and issubclass(algorithms.get(name), TargetedPruning) for name in names)
 
 
 def _check_link(latest: Path, is_sharded: bool) -> None:

@@ -119,9 +119,9 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     if level is not None:
         check_one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
     _check_microbatch(config.get('device_train_microbatch_size', 'auto'), config)
-    check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok', 'sec'))
+    check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok'))
     for key in ('eval_interval', 'save_interval'):
-        check_time(key, config.get(key, 1))
+        check_time(key, config.get(key, 1), above_zero=key == 'save_interval' and bool(config.get('save_folder')))
     for key in ('t_warmup', 't_max'):
         if config['scheduler'].get(key) is not None:
             check_within_run(f'scheduler.{key}', config['scheduler'][key], config['max_duration'])

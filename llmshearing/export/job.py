@@ -66,6 +66,7 @@ def export_checkpoint(path: Path, out: Path, settings: ExportSettings | None = N
     needed = (path, settings.source, settings.tokenizer, settings.metrics)
     refuse_existing('--out', out, settings.overwrite, needed)
     checkpoint = open_checkpoint(path, local_folder(settings.source))
+    refuse_existing('--out', out, settings.overwrite, (checkpoint.source,))
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
         if checkpoint.pruning is None:
             if settings.masks != 'target':

@@ -40,6 +40,7 @@ from llmshearing.models.shapes import ModelShape, resolve_target, shape_of, with
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import local_folder, public_name, read_source_files
 from llmshearing.models.units import mask_shapes
+from llmshearing.utils.checks import check_number
 from llmshearing.utils.files import atomic_path
 from llmshearing.utils.paths import refuse_existing
 
@@ -252,10 +253,14 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
     if base.model_type != 'llama':
         raise ValueError(f'source {folder} is a {base.model_type}; the first Sheared LLaMA code knew only llama.')
     if settings.rms_norm_eps is not None:
+        check_number('--rms-norm-eps', settings.rms_norm_eps, 0, above=True)
         base.rms_norm_eps = settings.rms_norm_eps
     head_dim = settings.head_dim
-    if head_dim is None and folder is not None:
-        head_dim = shape_of(base).head_dim
+    if folder is not None:
+        stated = shape_of(base).head_dim
+        if head_dim not in (None, stated):
+            raise ValueError(f'--head-dim {head_dim}: heads of the source {folder} have {stated}; leave it out.')
+        head_dim = stated
     if head_dim is None:
         raise ValueError(
             'the width of one attention head is not in the file; give --head-dim (128 for LLaMA-2) or --source FOLDER.'

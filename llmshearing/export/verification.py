@@ -96,6 +96,8 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
         if name not in written:
             raise ValueError(f'{folder}: {name} was not written.')
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f'{name} holds NaN or infinity: the run diverged; export an earlier checkpoint.')
         if not torch.equal(written[name].read(), convert(tensor)):
             raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
         compared += 1

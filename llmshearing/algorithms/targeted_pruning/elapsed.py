@@ -60,12 +60,20 @@ def elapsed_share(state: State, duration: str | Time) -> float:
 
 
 def reaches_end(state: State, duration: str | Time) -> bool:
-    """Whether ``duration`` is over when the run is; taken for granted where their units do not compare."""
-    duration = Time.from_input(duration)
+    """Whether ``duration`` is over when the last batch begins, whose masks are the run's last.
+
+    Taken for granted where its unit and that of the run do not compare. How much a batch is of a run is known where
+    the run is given in batches; elsewhere the time only has to end before the run.
+    """
+    duration, whole = Time.from_input(duration), state.max_duration
+    if whole is not None and whole.unit == TimeUnit.BATCH:
+        last = whole.value - 1
+        if duration.unit == TimeUnit.DURATION:
+            return duration.value <= last / whole.value
+        return duration.unit != TimeUnit.BATCH or duration.value <= last
     if duration.unit == TimeUnit.DURATION:
-        return duration.value <= 1
-    whole = state.max_duration
-    return whole is None or whole.unit != duration.unit or duration.value <= whole.value
+        return duration.value < 1
+    return whole is None or whole.unit != duration.unit or duration.value < whole.value
 
 
 def _share(state: State, whole: Time, duration: Time) -> float:
