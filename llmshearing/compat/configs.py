@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ def _check_rotary(content: Mapping[str, Any]) -> None:
             value = settings.get(key, 1.0)
             if value is None and (key == 'factor' or content.get('model_type') in WITHOUT_ROTARY):
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
                 name = f'{place}.{key}' if place else key
                 raise ValueError(
                     f'the config has {name}: {value!r}; expected a number above 0: correct its config.json.'

@@ -47,6 +47,12 @@ PATHS = (
     'loggers.wandb.init_kwargs.dir',
     'profiler.json_trace_handler.folder',
 )
+TAKEN_AS_THEY_STAND = (
+    'callbacks.export_pruned.folder',
+    'callbacks.run_report.folder',
+    'callbacks.*.weights_file',
+    'loggers.metrics_file.path',
+)
 FIELDS = (
     'run_name', 'rank', 'local_rank', 'world_size', 'local_world_size', 'node_rank', 'epoch', 'batch',
     'batch_in_epoch', 'sample', 'sample_in_epoch', 'token', 'token_in_epoch', 'total_wct', 'epoch_wct', 'batch_wct',
@@ -89,6 +95,12 @@ def check_names(config: Mapping[str, Any]) -> None:
             _check_inside(key, config[key], 'save_folder')
     if config.get('save_folder') is not None:
         _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
+    for parent, key, place in _entries(dict(config)):
+        if any(fnmatchcase(place, pattern) for pattern in TAKEN_AS_THEY_STAND) and '{' in str(parent[key]):
+            raise ValueError(
+                f'{place}: {parent[key]!r} would be a name with braces: fields are filled in for save_folder and names '
+                'of checkpoints alone. Write what you mean, or ${run_name}.'
+            )
     checkpointer = (config.get('callbacks') or {}).get('hf_checkpointer') or {}
     name = checkpointer.get('huggingface_folder_name')
     if name is not None:

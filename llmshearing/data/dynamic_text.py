@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing.compat.torch import shut_down_workers
 from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
+from llmshearing.data.mds import foreign_id
 from llmshearing.data.stored_teacher import BesideTokens
 from llmshearing.utils.checks import check_number, check_whole
 
@@ -75,10 +76,10 @@ class UnpaddedLabels:
                 for example in examples
             ]
         batch = self.base_collator(examples)
-        largest = int(batch['input_ids'].max())
-        if largest >= self.vocab_size:
+        wrong = foreign_id(batch['input_ids'], self.vocab_size)
+        if wrong is not None:
             raise ValueError(
-                f'The data holds token id {largest}, but the tokenizer has ids below {self.vocab_size}. '
+                f'The data holds token id {wrong}, but the tokenizer has ids below {self.vocab_size}. '
                 f'It was made with another tokenizer: prepare it again, or name that tokenizer.'
             )
         batch['labels'].copy_(batch['input_ids'])

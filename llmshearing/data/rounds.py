@@ -62,6 +62,7 @@ class MixtureRounds:
     ) -> None:
         self.sizes = dict(sizes)
         self.restart_on_new_data = restart_on_new_data
+        self.restarted = False  # from other data; what was learned from numbers of its samples is void
         self.fingerprints = [(fingerprints or {}).get(name, '') for name in self.sizes]
         self.round_batches = round_batches
         self.global_batch_size = global_batch_size
@@ -207,6 +208,7 @@ class MixtureRounds:
         if changes:
             log.warning('%s The data starts afresh.', changes)
             used = carry = [0] * len(self.sizes)
+            self.restarted = True
         self.state = mixture.MixtureState(obj['round'], tuple(used), tuple(carry), weights)
 
     def _describe_changes(self, obj: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from llmshearing.metrics.names import LOGIT_DIFFERENCE
+from llmshearing.metrics.names import LOGIT_DIFFERENCE, TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.blocks import Verdict, duration, number, percent
 
@@ -15,6 +17,10 @@ TOLERANCE = 0.05  # of the target, or half a unit: what targeted_pruning allows 
 
 def verdict(run: RunLog) -> Verdict:
     """How a run stands; everything that is not known is left out."""
+    last = [run.last(TRAIN_LOSS), *(losses[-1] for _, losses in run.domain_losses().values())]
+    if not all(value is None or math.isfinite(value) for value in last):
+        rest = 'Its last loss is no number. Next: go on from an earlier checkpoint, with a lower learning rate.'
+        return Verdict('Diverged.', rest, 'bad')
     return _pruning(run) if run.is_pruning else _training(run)
 
 

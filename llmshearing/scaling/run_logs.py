@@ -100,7 +100,9 @@ def _source_loss(given: object, log: RunLog, folder: Path, where: str) -> float:
                 f'{where}: {path} holds losses that were predicted for a target, not those of the source; use the file '
                 'of `llmshearing reference-losses measure`'
             )
-        losses = content.get('reference_losses', {})
+        losses = content.get('reference_losses')
+        if not isinstance(losses, Mapping):
+            raise ValueError(f'{where}: {path} holds no mapping "reference_losses" from domain to loss')
     names = list(log.domain_losses())
     missing = [name for name in names if name not in losses]
     if missing:

@@ -106,6 +106,8 @@ def _open_job(data: Path, teacher: str, output: Path, settings: TeachSettings, d
         raise ValueError(f'--output {output}: lies in the data that are read; choose another folder.')
     folders, copied = find_folders(data, settings.splits)
     tasks, length = list_shards(data, folders)
+    empty = [folder for folder in folders if folder not in {task.folder for task in tasks}]
+    folders, copied = [folder for folder in folders if folder not in empty], [*copied, *empty]
     opened = open_teacher(teacher, settings, device)
     form = settings.format(opened.vocab_size)
     check_tokenizer(opened.tokenizer, [(str(data / folder), None) for folder in folders])

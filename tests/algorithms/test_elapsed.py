@@ -1,12 +1,14 @@
 """The pruning schedule moves with every batch, in whatever unit times and the run's length are given."""
 
+from types import SimpleNamespace
+
 import pytest
 from composer.core import DataSpec, Time
 from composer.loggers import InMemoryLogger
 from torch.utils.data import DataLoader, IterableDataset
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share
+from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end
 from tests.tiny_run import Sequences, sequences_spec, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36}
@@ -77,6 +79,26 @@ def test_epochs_of_unknown_length_are_refused_before_the_first_step(source, time
     with pytest.raises(ValueError, match='1ep with max_duration 3ba needs the number of batches.*give.*batches'):
         trainer.fit()
     assert trainer.state.timestamp.batch.value == 0
+
+
+@pytest.mark.parametrize(
+    ('run', 'time', 'expected'),
+    [
+        ('8ba', '7ba', True),
+        ('8ba', '8ba', False),
+        ('8ba', '1dur', False),
+        ('8ba', '0.875dur', True),
+        ('8ba', '0.9dur', False),
+        ('1ba', '0.5dur', False),
+        ('100tok', '1dur', False),
+        ('100tok', '0.9dur', True),
+        ('2ep', '2ep', False),
+        ('2ep', '8ba', True),  # of other units, nobody knows
+    ],
+)
+def test_the_last_masks_are_those_of_the_last_batch(run, time, expected):
+    state = SimpleNamespace(max_duration=Time.from_timestring(run))
+    assert reaches_end(state, time) is expected
 
 
 @pytest.mark.parametrize('name', ['warmup', 'freeze_masks_after'])

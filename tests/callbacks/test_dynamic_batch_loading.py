@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -545,6 +546,27 @@ def test_a_run_goes_on_with_other_domains(folder, whole, tmp_path, caplog, stop)
     gaps = {name: metrics[f'mixture/loss/{name}'][0] - REFERENCES[name] for name in ('a', 'c')}
     wanted = {name: np.exp(max(gap, 0)) for name, gap in gaps.items()}  # one update from equal weights
     assert metrics['mixture/weight/a'][0] == pytest.approx(wanted['a'] / sum(wanted.values()), abs=1e-3)
+
+
+def test_curves_over_samples_begin_anew_with_new_data(folder, tmp_path):
+    """Under the same names; samples are counted from 0 again."""
+    settings = dict(save_folder=str(tmp_path / 'save'), save_interval='1ba', save_filename='ba{batch}.pt')
+    tiny_trainer(folder, '6ba', update=DynamicBatchLoading(update='dro'), **settings).fit()
+    other = write_domains(tmp_path / 'other', {name: size + 7 for name, size in SIZES.items()})
+    rule = DynamicBatchLoading(update='dro')
+    trainer = tiny_trainer(
+        other, update=rule, load_path=str(tmp_path / 'save' / 'ba6.pt'), dataset={'restart_on_new_data': True}
+    )
+    base, point = len(SIZES), 2 + len(SIZES)  # numbers of each in what dro remembers; a point's second is log samples
+
+    def samples() -> list[int]:
+        points = rule._memory[base:]
+        return [round(math.exp(points[start + 1])) for start in range(0, len(points), point)]
+
+    before = samples()
+    trainer.fit()
+    assert before and samples() == sorted(samples())
+    assert len(samples()) <= (STEPS - 6) // 3 + 1, 'the points of the old data are gone'
 
 
 @pytest.mark.parametrize(('nodes', 'ranks', 'workers'), [(1, 1, 2), (1, 8, 3), (2, 8, 2), (4, 8, 1)])

@@ -1,6 +1,7 @@
 """Resumption that would begin anew: one message before anything is built."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +97,36 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(confi
     with pytest.raises(ValueError, match=r'layers.3.* is .* there and none here'):
         check_fits(config, fewer)
     check_fits({**config, 'load_strict_model_weights': False}, fewer)
+
+
+OF_PRUNING = str(Path(__file__).parents[1] / 'checkpoints' / 'before_the_move' / 'progressive.pt')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({}, 'is a checkpoint of pruning, and this run has no algorithms.targeted_pruning: .*llmshearing export'),
+        ({'load_weights_only': True}, 'is a checkpoint of pruning, and this run has no'),
+        (
+            {'load_weights_only': True, 'algorithms': {'targeted_pruning': {}}},
+            'load_weights_only: true would leave its masks out',
+        ),
+        ({'algorithms': {'targeted_pruning': {}}}, None),
+    ],
+)
+def test_masks_and_weights_belong_together(config, changes, message):
+    config = {**config, 'load_path': OF_PRUNING, **changes}
+    if message is None:
+        check_resume(config)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_resume(config)
+
+
+def test_pruning_begins_at_batch_0(config, tmp_path):
+    torch.save({'state': {'model': {}, 'algorithms': []}}, tmp_path / 'plain.pt')
+    config = {**config, 'load_path': str(tmp_path / 'plain.pt'), 'algorithms': {'targeted_pruning': {}}}
+    with pytest.raises(ValueError, match='units would never be scored.* Set load_weights_only: true'):
+        check_resume(config)
+    check_resume({**config, 'load_weights_only': True})
+    check_resume({**config, 'algorithms': {}})

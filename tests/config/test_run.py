@@ -109,6 +109,9 @@ def test_runs_without_our_parts_are_left_alone():
         ('precision', 'amp_bf16', 'precision: Composer trains in fp32 only on CPU'),
         ('device_train_microbatch_size', 'auto', 'device_train_microbatch_size: auto .* does not work on CPU'),
         ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
+        ('max_duration', '60sec', 'max_duration: expected a time in ep or ba or sp or tok'),
+        ('loggers.console_progress', {'interval': '0ba'}, 'interval: expected a time above 0'),
+        ('callbacks.export_pruned.folder', 'x/{run_name}', 'would be a name with braces'),
         ('max_duration', '-3ba', 'max_duration: expected a time above 0'),
         ('optimizer.lr', '1e-4', r"optimizer.lr: expected a number, got '1e-4'"),
         ('optimizer.lr', -1.0, 'optimizer.lr: expected a number of at least 0, got -1.0'),
@@ -299,6 +302,18 @@ def test_what_this_package_logs_has_the_level_of_the_run(config):
         assert logger.getEffectiveLevel() == getattr(logging, level.upper())
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('save_interval', '0ba', 'save_interval: expected a time above 0'),
+        ('save_num_checkpoints_to_keep', 0, 'save_num_checkpoints_to_keep: 0 removes every checkpoint'),
+    ],
+)
+def test_a_folder_of_checkpoints_that_stays_empty_is_refused(config, tmp_path, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_run({**config, 'save_folder': str(tmp_path / 'ck'), key: value})
+
+
 def test_an_existing_export_is_refused_before_training(config):
     config = changed(config, 'callbacks.export_pruned.folder', str(Path(config['variables']['work']) / 'source'))
     config['callbacks']['export_pruned']['overwrite'] = False
@@ -307,6 +322,18 @@ def test_an_existing_export_is_refused_before_training(config):
     config['callbacks']['export_pruned']['overwrite'] = True
     with pytest.raises(ValueError, match='is not replaced, as .*/source is needed'):
         prepare_run(config)
+
+
+@pytest.mark.parametrize(
+    'place',
+    ['loggers.metrics_file.path', 'callbacks.dynamic_batch_loading.weights_file', 'callbacks.run_report.folder'],
+)
+def test_an_export_into_files_of_the_run_is_refused(config, tmp_path, place):
+    into = changed(config, 'callbacks.export_pruned.folder', str(tmp_path / 'out'))
+    if place.startswith('callbacks.run_report'):
+        into['callbacks'].setdefault('run_report', {})
+    with pytest.raises(ValueError, match=f'{place}: .* is written into it meanwhile; choose another folder'):
+        prepare_run(changed(into, place, str(tmp_path / 'out' / 'it')))
 
 
 def test_an_export_that_would_remove_the_checkpoints_is_refused(config, tmp_path):

@@ -153,6 +153,7 @@ def test_new_data_starts_afresh_where_that_is_wanted_and_rounds_end_where_they_d
     run(other, 3 - other.batch if other.batch < 3 else 1)
     again.load_state_dict(other.state_dict(other.batch))
     assert (again.state, again.batch) == (other.state, other.batch)
+    assert other.restarted and not again.restarted  # curves over its samples are void in the first
 
 
 def test_between_rounds_their_length_and_the_batch_may_change():

@@ -2,6 +2,7 @@
 nothing else is let through."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -346,6 +347,36 @@ def test_an_existing_folder_stays_unless_told(progressive, tmp_path):
     (tmp_path / 'out' / 'config.json').write_text('{}')  # of a model
     export_checkpoint(checkpoint, tmp_path / 'out', overwriting)
     open_strictly(tmp_path / 'out')
+
+
+def test_the_source_of_the_run_is_not_replaced(progressive, tmp_path):
+    checkpoint, _, _, pruning = progressive
+    source = Path(pruning.origin[0])
+    before = files_of(source)
+    with pytest.raises(ValueError, match='is not replaced, as .* is needed'):
+        export_checkpoint(checkpoint, source, ExportSettings(overwrite=True, progress=False))
+    assert files_of(source) == before
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--tolerance', '5'], '--tolerance: expected a number of at least 0 and at most 1, got 5.0'),
+        (['--tolerance', 'nan'], '--tolerance: expected a number'),
+        (['--public'], '--public is for a repository of --push-to-hub'),
+    ],
+)
+def test_options_that_cannot_be_meant(progressive, tmp_path, capsys, options, words):
+    assert main(['export', str(progressive[0]), '--out', str(tmp_path / 'out'), *options]) == 1
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_the_disk_s_fault(progressive, tmp_path):
+    saved = torch.load(progressive[0], weights_only=False)
+    next(iter(saved['state']['model'].values())).fill_(float('nan'))
+    torch.save(saved, tmp_path / 'nan.pt')
+    with pytest.raises(ValueError, match='holds NaN or infinity: the run diverged'):
+        export_checkpoint(tmp_path / 'nan.pt', tmp_path / 'out', QUIET)
 
 
 def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, capsys):

@@ -298,3 +298,19 @@ def test_names_are_each_other_inverse(model):
         assert hugging_face_name(legacy_name(name)) == name
     assert hugging_face_name('model.transformer.blocks.01.ln_1.weight') is None
     assert hugging_face_name('transformer.wte.weight') is None
+
+
+def test_options_that_contradict_or_do_nothing(model, tmp_path, capsys):
+    torch.save(legacy_state(model), tmp_path / 'old.pt')
+    model.save_pretrained(tmp_path / 'hf')
+    begin = ['import', str(tmp_path / 'old.pt'), '--out', str(tmp_path / 'out'), '--quiet']
+    back = ['import', '--to-legacy', str(tmp_path / 'hf'), '--out', str(tmp_path / 'out')]
+    for command, words in (
+        ([*begin, '--source', str(tmp_path / 'hf'), '--head-dim', '16'], '--head-dim 16: heads of the source'),
+        ([*begin, '--head-dim', '8', '--rms-norm-eps', '-1'], '--rms-norm-eps: expected a number above 0'),
+        ([*back, '--dtype', 'float16'], '--dtype does nothing with --to-legacy'),
+        ([*back, '--head-dim', '8'], '--head-dim does nothing with --to-legacy'),
+    ):
+        assert main(command) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()

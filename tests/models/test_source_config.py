@@ -126,6 +126,13 @@ def test_rotary_settings_that_nobody_computes(rotary, message):
         config_from({**content, 'rope_scaling': rotary})
 
 
+@pytest.mark.parametrize('base', [float('nan'), float('inf'), 0])
+def test_a_base_that_is_none(base):
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
+    with pytest.raises(ValueError, match='rope_theta: .*expected a number above 0'):
+        config_from({**content, 'rope_theta': base})
+
+
 @pytest.mark.parametrize('key', ['dtype', 'torch_dtype'])
 def test_a_type_that_is_none(key):
     content = {name: value for name, value in WRITTEN['llama'].items() if name not in ('dtype', 'torch_dtype')}

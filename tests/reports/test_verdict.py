@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
+from llmshearing.metrics.names import TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog, read_run
 from llmshearing.reports.verdict import loss_beside_source, seconds_left, verdict
 from tests.metrics.logs import DOMAINS, eval_loss, pruning_record, write_log, write_run
@@ -60,6 +62,15 @@ def test_training_after_it(tmp_path):
     assert verdict(finished).first == 'Finished.' and 'The model is in runs/final' in verdict(finished).rest
     assert verdict(dataclasses.replace(run, state={'elapsed_share': 1.0})).first == 'Finished, not exported.'
     assert 'the callback run_report would note' in verdict(dataclasses.replace(run, state={})).rest
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_run_that_diverged_is_not_to_be_exported(prune, value):
+    name = TRAIN_LOSS
+    batches, values = prune.metrics[name]
+    metrics = {**prune.metrics, name: (batches, np.append(values[:-1], value))}
+    said = verdict(dataclasses.replace(with_state(prune, elapsed_share=1.0), metrics=metrics))
+    assert (said.first, said.mood) == ('Diverged.', 'bad') and 'an earlier checkpoint' in said.rest
 
 
 def test_predicted_references_are_not_the_sources_losses(tmp_path):

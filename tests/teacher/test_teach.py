@@ -220,6 +220,16 @@ def test_data_of_another_tokenizer_or_cut_short_are_refused_by_name(world, capsy
     shutil.rmtree(world / 'data-cut')
 
 
+def test_a_folder_without_samples_is_copied(world, tmp_path):
+    shutil.copytree(world / 'data', tmp_path / 'data')
+    empty = tmp_path / 'data' / 'train' / 'c' / 'index.json'
+    empty.parent.mkdir()
+    empty.write_text('{"version": 2, "shards": []}')
+    out = tmp_path / 'out'
+    assert cli.main(['teach', str(tmp_path / 'data'), '--teacher', str(world / 'teacher'), '--output', str(out)]) == 0
+    assert (out / 'train' / 'c' / 'index.json').read_text() == empty.read_text()
+
+
 def test_samples_are_no_longer_than_the_teacher_s_positions(world, capsys):
     tiny_source(world / 'short', max_position_embeddings=8)
     assert 'samples have 16 tokens, and short has 8 positions' in refusal(capsys, world, teacher='short')

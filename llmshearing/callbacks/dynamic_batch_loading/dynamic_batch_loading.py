@@ -124,6 +124,8 @@ class DynamicBatchLoading(Callback):
                 domains,
             )
             self._memory, self._rule_weights, self._mean = [], [], (0, [])
+        if dataset.rounds.restarted:  # curves of losses over samples, which are counted from 0 again
+            self._memory, dataset.rounds.restarted = [], False
         self._domains = domains
         limits.bound(np.ones(len(domains)), self.floor, self.ceiling)
         if self.update in updates.NEEDS_REFERENCES or self.reference_losses and self.update == 'dro':
