@@ -93,6 +93,10 @@ def check_names(config: Mapping[str, Any]) -> None:
         if config.get(key) is not None:
             _check_template(key, config[key], fields)
             _check_inside(key, config[key], 'save_folder')
+    if '..' in PurePosixPath(str(config.get('run_name') or '')).parts:
+        raise ValueError(
+            f'run_name: {config["run_name"]!r} leads out of the folders that are named by it; leave out "..".'
+        )
     if config.get('save_folder') is not None:
         _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
     for parent, key, place in _entries(dict(config)):

@@ -56,6 +56,7 @@ def test_a_variable_that_is_not_set_is_refused_with_its_place():
     [
         ({'save_filename': 'ba{bacth}.pt'}, "unknown field 'bacth'. Did you mean 'batch'"),
         ({'save_filename': 'ba{batch.pt'}, 'no name with fields in braces'),
+        ({'run_name': '../../x'}, "run_name: '../../x' leads out of the folders"),
         ({'save_filename': '../ba{batch}.pt'}, 'leads out of save_folder'),
         ({'save_filename': '/tmp/ba{batch}.pt'}, 'leads out of save_folder'),
         ({'save_latest_filename': 'latest-{batch}'}, "unknown field 'batch'"),
