@@ -13,7 +13,7 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import plain_name
 
-__all__ = ['make_portable', 'write_tokenizer', 'write_tokenizer_files']
+__all__ = ['make_portable', 'read_named_tokenizer', 'write_tokenizer', 'write_tokenizer_files']
 
 CONFIG_NAME = 'tokenizer_config.json'
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
@@ -41,6 +41,20 @@ def write_tokenizer(
         read_tokenizer(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
+
+
+def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a person names.
+
+    Raises:
+        ValueError: If none opens there.
+    """
+    try:
+        return read_tokenizer(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f'{option} {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
+        ) from error
 
 
 def make_portable(folder: Path) -> None:

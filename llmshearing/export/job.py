@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from llmshearing.compat.transformers import attention_implementation, dtype_argument, read_tokenizer, set_dtype
+from llmshearing.checkpoints.tokenizer_files import read_named_tokenizer
+from llmshearing.compat.transformers import attention_implementation, dtype_argument, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_masked
@@ -209,7 +210,7 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
 
 def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
     if settings.tokenizer is not None:
-        return read_tokenizer(settings.tokenizer)
+        return read_named_tokenizer('--tokenizer', settings.tokenizer)
     if not checkpoint.tokenizer:
         log.warning(
             '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path

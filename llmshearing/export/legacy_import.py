@@ -23,6 +23,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import check_tensors, expected_shapes
 from llmshearing.checkpoints.source import read_weights
+from llmshearing.checkpoints.tokenizer_files import read_named_tokenizer
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
 from llmshearing.export.model_card import CardFacts, write_model_card
@@ -290,7 +291,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
 
 def _tokenizer(settings: ImportSettings, folder: Path | None):
     if settings.tokenizer is not None:
-        return read_tokenizer(settings.tokenizer)
+        return read_named_tokenizer('--tokenizer', settings.tokenizer)
     if folder is not None and any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model')):
         return read_tokenizer(folder)
     log.warning('The folder is written without a tokenizer; --tokenizer or --source FOLDER names one.')

@@ -363,6 +363,7 @@ def test_the_source_of_the_run_is_not_replaced(progressive, tmp_path):
     [
         (['--tolerance', '5'], '--tolerance: expected a number of at least 0 and at most 1, got 5.0'),
         (['--tolerance', 'nan'], '--tolerance: expected a number'),
+        (['--tokenizer', '/no/such/folder'], '--tokenizer /no/such/folder: no tokenizer opens there'),
         (['--public'], '--public is for a repository of --push-to-hub'),
     ],
 )
