@@ -45,7 +45,7 @@ STATE_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(('max_duration', 'noted'), (str,)),
     **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings'), (dict,)),
 }
-RECORD_KEYS = ('source_shape', 'target_shape', 'axes', 'kept')
+RECORD_KINDS = {'source_shape': dict, 'target_shape': dict, 'axes': list, 'kept': dict}
 
 Series = tuple[np.ndarray, np.ndarray]  # batches and values, float64 [points] each, by increasing batch
 
@@ -203,7 +203,7 @@ def read_run(path: Path) -> RunLog:
     pruning, exported = state.get('pruning') or {}, None
     if run.is_pruning and not pruning:
         pruning, exported = _exported_record(run, notes)
-    lacking = [key for key in RECORD_KEYS if pruning and key not in pruning]
+    lacking = [key for key, kind in RECORD_KINDS.items() if pruning and not isinstance(pruning.get(key), kind)]
     if lacking:
         notes.append(f'the pruning record lacks {", ".join(lacking)} and was left out')
         pruning, exported = {}, None
@@ -223,6 +223,8 @@ def _state(run: RunLog, notes: list[str]) -> dict[str, Any]:
         )
         return {}
     wrong = [key for key, kinds in STATE_KINDS.items() if not isinstance(state.get(key), (*kinds, type(None)))]
+    sized = (key for key in ('source', 'result') if isinstance(state.get(key), dict))
+    wrong += [key for key in sized if not isinstance(state[key].get('parameters'), (*NUMBER, type(None)))]
     if wrong:
         listed = ', '.join(f'{key}={state[key]!r}' for key in wrong)
         notes.append(f'{path.name} holds {listed}, which run_report never writes; left out')

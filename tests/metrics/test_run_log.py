@@ -67,9 +67,10 @@ def test_several_exports_are_not_guessed_from(tmp_path):
     assert run.pruning == {} and '2 folders with a pruning.json' in run.notes[0]
 
 
-def test_an_incomplete_record_is_left_out(tmp_path):
+@pytest.mark.parametrize('shapes', [{}, {'source_shape': 3, 'target_shape': []}])
+def test_an_incomplete_record_is_left_out(tmp_path, shapes):
     write_run(tmp_path)
-    (tmp_path / 'pruned' / 'pruning.json').write_text('{"axes": [], "kept": {}}')
+    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps({'axes': [], 'kept': {}, **shapes}))
     run = read_run(tmp_path / 'prune_metrics.jsonl')
     assert run.pruning == {} and run.notes == ('the pruning record lacks source_shape, target_shape and was left out',)
 
@@ -99,6 +100,8 @@ def test_a_state_of_other_kinds_is_left_out_and_named(tmp_path):
     run = read_run(log)
     assert run.state == {'version': 1, 'batch': 5, 'result': None, 'max_duration': '40ba'}
     assert run.notes[0].startswith("a_run.json holds elapsed_share='x', source=[1], which run_report never writes")
+    (tmp_path / 'a_run.json').write_text(json.dumps({**state, 'source': {'parameters': 'x'}}))
+    assert 'source' not in read_run(log).state
 
 
 def test_lines_with_numbers_that_are_none_are_skipped(tmp_path):
