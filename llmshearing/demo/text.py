@@ -42,6 +42,7 @@ __all__ = [
     'deduplicate',
     'docstring_page',
     'harvest_text',
+    'installed_distributions',
     'installed_files',
     'licences',
     'package_descriptions',
@@ -79,11 +80,20 @@ class PackageFile(NamedTuple):
     path: Path
 
 
+def installed_distributions() -> Iterator[importlib.metadata.Distribution]:
+    """Every installed distribution once; not the copies that setuptools carries and shows once it is imported."""
+    seen = set()
+    for distribution in importlib.metadata.distributions():
+        if distribution.name not in seen and '_vendor' not in Path(str(distribution.locate_file(''))).parts:
+            seen.add(distribution.name)
+            yield distribution
+
+
 @functools.lru_cache(maxsize=1)
 def installed_files() -> tuple[PackageFile, ...]:
     """Every file of every installed distribution but this one, which a checkout lists and an installation does not."""
     files: dict[str, Path] = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in installed_distributions():
         for file in () if distribution.name == 'llmshearing' else distribution.files or ():
             name = file.as_posix()
             # Scripts live outside the folder of packages, and stubs of editable installs name a path of this machine.
@@ -166,7 +176,7 @@ def api_documentation(rng: random.Random) -> Iterator[Document]:
 def package_descriptions(rng: random.Random) -> Iterator[Document]:
     """The long description of every installed package: the body of its ``METADATA`` (README and change log)."""
     documents = []
-    for distribution in importlib.metadata.distributions():
+    for distribution in installed_distributions():
         metadata: Any = distribution.metadata  # a message
         body = metadata.get_payload() or metadata.get('Description') or ''
         documents.append(Document(f'{metadata["Name"]}/METADATA', body))

@@ -7,7 +7,17 @@ import sys
 import pytest
 
 from llmshearing.demo import text as harvest
-from llmshearing.demo.text import DOMAINS, Document, Domain, cut, deduplicate, docstring_page, harvest_text, shingles
+from llmshearing.demo.text import (
+    DOMAINS,
+    Document,
+    Domain,
+    cut,
+    deduplicate,
+    docstring_page,
+    harvest_text,
+    installed_distributions,
+    shingles,
+)
 
 MIT = """{head}
 
@@ -118,6 +128,18 @@ def test_a_checkout_on_the_path_adds_nothing_of_its_own(tmp_path, monkeypatch):
     names = {file.name for file in harvest.installed_files()}
     harvest.installed_files.cache_clear()
     assert 'other_module.py' in names and 'llmshearing_module.py' not in names
+
+
+def test_the_text_does_not_depend_on_whether_setuptools_was_imported(tmp_path, monkeypatch):
+    """Its import puts the packages that it carries on the path."""
+    plain = [distribution.name for distribution in installed_distributions()]
+    vendored = tmp_path / 'setuptools' / '_vendor'
+    for name in (plain[0], 'nowhere_else'):
+        (vendored / f'{name}-9.9.dist-info').mkdir(parents=True)
+        metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n'
+        (vendored / f'{name}-9.9.dist-info' / 'METADATA').write_text(metadata)
+    monkeypatch.syspath_prepend(str(vendored))
+    assert [distribution.name for distribution in installed_distributions()] == plain
 
 
 def test_harvest_of_this_installation(tmp_path):
