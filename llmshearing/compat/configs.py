@@ -51,7 +51,6 @@ ROTARY_KEYS = {
         'mscale_all_dim',
     ),
 }
-OLDER_ROTARY_NAMES = {'su': 'longrope'}  # of the first Phi 3
 # Names of the base and of the rotated share of a head in transformers 4, by model type; the others rotate whole heads.
 BASE_KEYS = {'gpt_neox': ('rotary_emb_base', 'rope_theta')}
 SHARE_KEYS = {
@@ -183,9 +182,9 @@ def _rename_rotary(content: dict[str, Any]) -> None:
     """A kind of rotary embedding by its name of today."""
     for place in ('rope_scaling', 'rope_parameters'):
         settings = content.get(place)
-        if isinstance(settings, dict):
-            kinds = {key: settings[key] for key in ('type', 'rope_type') if key in settings}
-            settings.update({key: OLDER_ROTARY_NAMES.get(kind, kind) for key, kind in kinds.items()})
+        for key in ('type', 'rope_type'):
+            if isinstance(settings, dict) and settings.get(key) == 'su':  # as the first Phi 3 called it
+                settings[key] = 'longrope'
 
 
 def _check_rotary(content: Mapping[str, Any]) -> None:

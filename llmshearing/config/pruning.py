@@ -82,11 +82,7 @@ def check_export(config: Mapping[str, Any]) -> None:
     }
     folder = Path(settings['folder']).resolve()
     for place, path in written.items():
-        if (
-            isinstance(path, str)
-            and '://' not in path
-            and folder in (Path(path).resolve(), *Path(path).resolve().parents)
-        ):
+        if path and '://' not in path and Path(path).resolve().is_relative_to(folder):
             raise ValueError(
                 f'{where}.folder: {settings["folder"]} is to be new at the end of the run, and {place}: {path} is '
                 'written into it meanwhile; choose another folder.'

@@ -120,13 +120,14 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
         check_one_of('python_log_level', level.lower(), ('debug', 'info', 'warning', 'error', 'critical'))
     _check_microbatch(config.get('device_train_microbatch_size', 'auto'), config)
     check_time('max_duration', config['max_duration'], above_zero=True, units=('ep', 'ba', 'sp', 'tok'))
-    if config.get('save_num_checkpoints_to_keep') == 0 and '://' not in str(config.get('save_folder') or '://'):
+    saved_in = config.get('save_folder')
+    if config.get('save_num_checkpoints_to_keep') == 0 and saved_in and '://' not in str(saved_in):
         raise ValueError(
             'save_num_checkpoints_to_keep: 0 removes every checkpoint from save_folder as soon as it is there; keep '
             'at least 1, or leave save_folder out.'
         )
     for key in ('eval_interval', 'save_interval'):
-        check_time(key, config.get(key, 1), above_zero=key == 'save_interval' and bool(config.get('save_folder')))
+        check_time(key, config.get(key, 1), above_zero=key == 'save_interval' and bool(saved_in))
     for key in ('t_warmup', 't_max'):
         if config['scheduler'].get(key) is not None:
             check_within_run(f'scheduler.{key}', config['scheduler'][key], config['max_duration'])

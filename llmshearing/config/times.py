@@ -60,7 +60,7 @@ def check_within_run(key: str, value: Any, max_duration: Any) -> None:
     """
     time, end = read_time(key, value), read_time('max_duration', max_duration)
     if time.unit.value == 'dur' and time.value > 1:
-        raise ValueError(f'{key}: {value} is longer than the run, so it would never come; the most is 1dur.')
+        raise ValueError(f'{key}: {value} is longer than the run, so it would never come; give less than 1dur.')
     if time.unit == end.unit and time.value > end.value:
         log.warning('%s: %s does not come, because the run ends after %s.', key, value, max_duration)
 

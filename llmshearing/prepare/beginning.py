@@ -13,7 +13,7 @@ from pathlib import Path
 from llmshearing.prepare import worker
 from llmshearing.prepare.contents import open_binary, reading
 from llmshearing.prepare.pieces import read_pieces
-from llmshearing.prepare.sources import find_sources
+from llmshearing.prepare.sources import find_sources, walk_files
 from llmshearing.prepare.spec import Domain
 from llmshearing.utils.paths import expand_path
 
@@ -38,10 +38,10 @@ ADVICE = (
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file, or all files of a folder in the order of their names; hidden ones are left out."""
+    """The file, or all files of a folder and of those linked in it, by name; hidden ones are left out."""
     if path.is_file():
         return [path]
-    files = (found for found in sorted(path.rglob('*')) if found.is_file())
+    files = sorted(found for found in map(Path, walk_files(str(path))) if found.is_file())
     return [file for file in files if not any(part.startswith('.') for part in file.relative_to(path).parts)]
 
 

@@ -18,7 +18,7 @@ from llmshearing.prepare.contents import Content, is_compressed, look_into
 from llmshearing.prepare.fields import MISSING, field_names, find_field
 from llmshearing.prepare.spec import Domain
 
-__all__ = ['Skipped', 'Source', 'find_sources', 'no_text']
+__all__ = ['Skipped', 'Source', 'find_sources', 'no_text', 'walk_files']
 
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
 _TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
@@ -128,19 +128,19 @@ def _expand(pattern: str) -> list[str]:
         return sorted(globbing.glob(pattern))
     first = next(number for number, part in enumerate(parts) if globbing.has_magic(part))
     root = '/'.join(parts[:first]) or ('/' if pattern.startswith('/') else '.')
-    found = (os.path.relpath(path, root).split(os.sep) for path in _walk(root))
+    found = (os.path.relpath(path, root).split(os.sep) for path in walk_files(root))
     matches = ['/'.join(one) for one in found if _matches(one, parts[first:]) and not _is_hidden(one)]
     return sorted(matches if root == '.' else (os.path.join(root, match) for match in matches))
 
 
-def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+def walk_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """All files below a folder, through links too; a folder that is linked inside itself is entered once."""
     real = os.path.realpath(folder)
     if real in above:
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
-            yield from _walk(entry.path, (*above, real))
+            yield from walk_files(entry.path, (*above, real))
         else:
             yield entry.path
 
@@ -194,7 +194,7 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
 def _files_of(folder: Path, domain: Domain, where: str, skipped: Skipped) -> list[str]:
     pattern = (domain.glob or '**/*').split('/')
     files: list[str] = []
-    for path in _walk(str(folder)):
+    for path in walk_files(str(folder)):
         parts = os.path.relpath(path, folder).split(os.sep)
         if _is_hidden(parts):
             _skip(skipped, 'hidden', [path])

@@ -59,3 +59,12 @@ def test_weights_alone_are_a_new_run(source, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         anew, _ = go(source, rate=5e-4, config={'seed': 3}, load_path=str(tmp_path / 'ba4.pt'), load_weights_only=True)
     assert anew == pytest.approx([rate / 2 for rate in whole], rel=1e-12) and 'Resumed with' not in caplog.text
+
+
+def test_a_run_that_prunes_is_not_sent_to_weights_without_masks(source, tmp_path, caplog):
+    pruning = {'algorithms': {'targeted_pruning': {'target': {}}}}
+    go(source, tmp_path, config=pruning)
+    with caplog.at_level(logging.WARNING):
+        go(source, config={'seed': 3, **pruning}, load_path=str(tmp_path / f'ba{STOP}.pt'))
+    assert 'Resumed with seed: 17' in caplog.text and 'start a new run from the source' in caplog.text
+    assert 'load_weights_only' not in caplog.text

@@ -1,6 +1,7 @@
 """What cannot be a run at all ends in one sentence, before llm-foundry reads it."""
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 
 from llmshearing import train
 
@@ -61,3 +62,17 @@ def test_what_other_libraries_raise_before_the_first_batch_is_one_sentence(tmp_p
     ):
         with pytest.raises(KeyError):  # a fault of ours, or after the run began
             main(raised(code, name))
+
+
+def test_a_damaged_sharded_checkpoint_is_one_sentence(tmp_path, capsys, monkeypatch):
+    """What torch raises for several ranks holds what each of them raised."""
+    (tmp_path / 'x.yaml').write_text(WHOLE)
+    failure = CheckpointException('read', {0: (ValueError('shard 3 is missing'), None)})
+
+    def broken(*_):
+        raise failure
+
+    monkeypatch.setattr('llmfoundry.command_utils.train_from_yaml', broken)
+    assert train.main([str(tmp_path / 'x.yaml')]) == 1
+    error = capsys.readouterr().err
+    assert 'ERROR: shard 3 is missing' in error and 'Traceback' not in error

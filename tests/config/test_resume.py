@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import catalogue
 import pytest
 import torch
+from llmfoundry.registry import algorithms
 from torch.distributed import checkpoint as sharded
 
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.config.resume import check_fits, check_resume
 from tests.models.tiny import tiny_model
 
@@ -130,3 +133,14 @@ def test_pruning_begins_at_batch_0(config, tmp_path):
         check_resume(config)
     check_resume({**config, 'load_weights_only': True})
     check_resume({**config, 'algorithms': {}})
+
+
+def test_an_algorithm_that_another_package_made_of_pruning_goes_on(config):
+    class Theirs(TargetedPruning):
+        pass
+
+    algorithms.register('theirs', func=Theirs)
+    try:
+        check_resume({**config, 'load_path': OF_PRUNING, 'algorithms': {'theirs': {}}})
+    finally:
+        catalogue.REGISTRY.pop((*algorithms.namespace, 'theirs'))

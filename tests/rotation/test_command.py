@@ -334,3 +334,12 @@ def test_json_lines_in_a_text_file_are_records(tmp_path):
     data.write_text('{"body": "w1 w2"}\n' * 3)
     with pytest.raises(ValueError, match="has no 'text', only body"):
         read_corpus(data, tmp_path / 'source', 97, 20, 200, 40)
+
+
+def test_text_in_a_linked_folder_is_read(tmp_path):
+    make_source(tmp_path / 'source')
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'a.txt').write_text(' '.join(f'w{i % 90}' for i in range(300)))
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    assert read_corpus(tmp_path / 'data', tmp_path / 'source', 97, 20, 200, 40).seen[0].tolist() == list(range(3, 23))
