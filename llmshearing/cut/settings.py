@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from llmshearing.export.settings import DTYPES
-from llmshearing.masks.scores import RECOMMENDED_SCORES, method_by_axis
+from llmshearing.masks.scores import method_by_axis
 from llmshearing.models.units import AXES
 from llmshearing.utils.checks import check_one_of, check_whole
 
@@ -61,8 +61,4 @@ class CutSettings:
 
     def scores_by_axis(self) -> dict[str, str]:
         """A method for every axis there is."""
-        chosen = self.scores or {}
-        if isinstance(chosen, str):
-            everywhere = method_by_axis(chosen, dict.fromkeys(AXES))  # falls back where the method does not apply
-            chosen = {axis: method for axis, method in everywhere.items() if method == chosen}
-        return method_by_axis({**RECOMMENDED_SCORES, **chosen}, dict.fromkeys(AXES))
+        return method_by_axis(self.scores or {}, AXES)

@@ -127,28 +127,27 @@ def method_by_axis(scores: str | Mapping[str, str], pruned: Collection[str]) -> 
     """Which method scores which pruned axis.
 
     Args:
-        scores (str | Mapping[str, str]): One method for all axes, or a method by axis. A method for widths alone or for
-            layers alone, given for all, leaves the other axes to ``taylor``.
+        scores (str | Mapping[str, str]): One method for all axes, or a method by axis. Axes that are not named, or that
+            the one method does not apply to, go by :data:`RECOMMENDED_SCORES`.
         pruned (Collection[str]): The pruned axes.
 
     Raises:
         ValueError: For an unknown method or axis, or a method that does not apply to its axis.
     """
     methods = scoring_methods.get_all()
-    chosen = dict.fromkeys(pruned, scores) if isinstance(scores, str) else {**dict.fromkeys(pruned, 'taylor'), **scores}
-    result = {}
+    chosen = dict.fromkeys(pruned, scores) if isinstance(scores, str) else scores
+    result = {axis: RECOMMENDED_SCORES[axis] for axis in pruned}
     for axis, method in chosen.items():
         if method not in methods:
             raise ValueError(f'scores: unknown method {method!r}; choose one of {", ".join(methods)}.')
         if axis not in AXES:
             raise ValueError(f'scores: unknown axis {axis!r}; possible: {", ".join(AXES)}.')
-        if axis not in methods[method].axes:
-            if not isinstance(scores, str):
-                raise ValueError(
-                    f'scores: {method} does not apply to {axis}; it applies to {", ".join(methods[method].axes)}.'
-                )
-            method = 'taylor'
-        if axis in pruned:
+        applies = axis in methods[method].axes
+        if not applies and not isinstance(scores, str):
+            raise ValueError(
+                f'scores: {method} does not apply to {axis}; it applies to {", ".join(methods[method].axes)}.'
+            )
+        if applies and axis in pruned:
             result[axis] = method
     return result
 

@@ -102,8 +102,8 @@ def test_one_shot_keeps_the_best_scored_experts(tmp_path, scores):
 
 
 def test_methods_for_experts_are_for_experts():
-    assert method_by_axis('reap', ['expert', 'layer']) == {'expert': 'reap', 'layer': 'taylor'}
-    assert method_by_axis('activation', ['expert', 'hidden']) == {'expert': 'taylor', 'hidden': 'activation'}
+    assert method_by_axis('reap', ['expert', 'layer']) == {'expert': 'reap', 'layer': 'block_importance'}
+    assert method_by_axis('activation', ['expert', 'hidden']) == {'expert': 'reap', 'hidden': 'activation'}
     with pytest.raises(ValueError, match='reap does not apply to hidden; it applies to expert'):
         method_by_axis({'hidden': 'reap'}, ['hidden'])
 

@@ -179,8 +179,10 @@ def test_methods_are_checked(source):
     with pytest.raises(ValueError, match='perplexity does not apply to hidden; it applies to layer'):
         TargetedPruning(TARGET, scores={'hidden': 'perplexity'}, mask_learning='lagrangian')
     plans = {'hidden': None, 'layer': None}
-    assert method_by_axis('perplexity', plans) == {'hidden': 'taylor', 'layer': 'perplexity'}
-    assert method_by_axis({'layer': 'random'}, plans) == {'hidden': 'taylor', 'layer': 'random'}
+    assert method_by_axis('perplexity', plans) == {'hidden': 'activation', 'layer': 'perplexity'}
+    assert method_by_axis({'layer': 'random'}, plans) == {'hidden': 'activation', 'layer': 'random'}
+    heads = {'head': 'magnitude'}  # a target in groups of heads: those go by the best measured, not by the worst
+    assert method_by_axis(heads, {'kv_group': None}) == {'kv_group': 'activation'}
     trainer = tiny_trainer(source, [TargetedPruning(TARGET, scores='taylor', mask_learning='lagrangian')], batches=2)
     with pytest.raises(ValueError, match='needs an eval_loader'):
         trainer.fit()
