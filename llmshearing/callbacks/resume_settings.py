@@ -19,11 +19,12 @@ from composer.loggers import Logger
 from llmfoundry.interfaces import CallbackWithConfig
 
 from llmshearing.checkpoints.shards import read_metadata
-from llmshearing.config.resume import resume_source
+from llmshearing.config.resume import check_stage, prunes, resume_source
 
 __all__ = ['ResumeSettings']
 
 STATE_KEY = 'state.callbacks.ResumeSettings.settings'
+PRUNES = 'prunes'  # beside the settings: whether masks belong to the weights
 log = logging.getLogger(__name__)
 
 NEW_RUN = 'start a new run, in another save_folder, with load_path: CHECKPOINT and load_weights_only: true'
@@ -46,15 +47,21 @@ class ResumeSettings(CallbackWithConfig):
 
     Args:
         train_config (dict[str, Any]): The run's configuration, given by llm-foundry.
+
+    Raises:
+        ValueError: If the checkpoint is of the run's end, and if one that pruned is to go on without masks or the
+            reverse.
     """
 
     def __init__(self, train_config: dict[str, Any]) -> None:
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
-        self._prunes = _setting(train_config, 'algorithms.targeted_pruning') is not None
+        self._prunes = prunes(train_config)
         self._saved: dict[str, Any] = {}
         # Of a run of one process llm-foundry notes no fsdp_config; what is no folder of shards does not matter here.
         sharded = {**train_config, 'fsdp_config': {'state_dict_type': 'sharded'}}
-        self._is_noted = _is_noted_in(resume_source(sharded))
+        self._checkpoint = resume_source(sharded)
+        self._is_noted = _is_noted_in(self._checkpoint)
+        self._trains = not (train_config.get('only_hf_checkpoint') or train_config.get('only_composer_checkpoint'))
         self._groups: list[dict[str, Any]] = []
 
     def before_load(self, state: State, logger: Logger) -> None:
@@ -64,6 +71,9 @@ class ResumeSettings(CallbackWithConfig):
         self._is_noted = True  # from now on
         if state.timestamp.batch.value == 0:  # not resumed
             return
+        elapsed = state.get_elapsed_duration()
+        if self._trains and elapsed is not None and elapsed.value >= 1:
+            raise ValueError(self._over(state))
         changed: dict[str, tuple[Any, Any]] = {}
         for group, own in zip(_groups(state), self._groups):
             saved = _numbers(group)
@@ -83,17 +93,28 @@ class ResumeSettings(CallbackWithConfig):
             way = way.replace(NEW_RUN, FROM_SOURCE) if self._prunes else way
             log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, way)
 
+    def _over(self, state: State) -> str:
+        duration = state.max_duration
+        assert duration is not None  # else nothing would be over
+        return (
+            f'The checkpoint is of batch {state.timestamp.batch.value}, where max_duration: {duration.to_timestring()} '
+            'ends: nothing is left to train. To train on, give a longer max_duration; for the model as it is: '
+            f'llmshearing export {self._checkpoint or "CHECKPOINT"} --out FOLDER.'
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Settings as one text.
 
         A sharded checkpoint is loaded only into the very keys that it holds, and into none where it was written before
         this callback was there.
         """
-        return {'settings': json.dumps(self._own)} if self._is_noted else {}
+        return {'settings': json.dumps({**self._own, PRUNES: self._prunes})} if self._is_noted else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps what the checkpoint was trained with, to be compared once everything is loaded."""
         saved = json.loads(state.get('settings', '{}'))
+        if PRUNES in saved:  # one on this machine was refused before it was loaded
+            check_stage(self._checkpoint or 'load_path', saved[PRUNES], self._prunes)
         self._saved = {place: value for place, value in saved.items() if place in FROM_CHECKPOINT}
 
 
@@ -119,7 +140,8 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {key: value for key, value in group.items() if isinstance(value, (bool, int, float, tuple, list))}
     numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()}
     numbers.pop('params', None)
-    return {**numbers, 'lr': numbers.pop('initial_lr', numbers['lr'])}
+    numbers['lr'] = numbers.pop('initial_lr', numbers['lr'])
+    return numbers
 
 
 def _set(group: dict[str, Any], key: str, value: Any, before: Any) -> None:

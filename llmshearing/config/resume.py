@@ -17,7 +17,7 @@ from llmshearing.checkpoints.validation import is_whole
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_fits', 'check_resume', 'resume_source']
+__all__ = ['check_fits', 'check_resume', 'check_stage', 'prunes', 'resume_source']
 
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
@@ -35,7 +35,8 @@ def check_resume(config: Mapping[str, Any]) -> None:
     if source is not None:
         _check_kind(source, config)
         resumes = latest is not None and latest.exists()
-        _check_stage(source, config, weights_only=not resumes and bool(config.get('load_weights_only')))
+        weights_only = not resumes and bool(config.get('load_weights_only'))
+        _check_masks(source, prunes(config), weights_only)
 
 
 def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
@@ -46,11 +47,12 @@ def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
         source (PretrainedConfig): Config of the source, with the run's overrides.
 
     Raises:
-        ValueError: Naming the first tensor that is not there or has another shape. What cannot be read is told by
-            Composer's loading, with the newest checkpoint that can.
+        ValueError: Naming the first tensor that is not there or has another shape; for a mixture of the other
+            generation of transformers. What cannot be read is told by Composer's loading, with the newest checkpoint
+            that can.
     """
     from llmshearing.checkpoints.checkpoint import weight_shapes
-    from llmshearing.checkpoints.parameter_shapes import parameter_shapes
+    from llmshearing.checkpoints.parameter_shapes import check_generation, parameter_shapes
 
     checkpoint = resume_source(config)
     if checkpoint is None or config.get('load_ignore_keys') or config['model'].get('peft_config'):
@@ -59,6 +61,7 @@ def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
         stored, expected = weight_shapes(checkpoint, source), parameter_shapes(source)
     except (ValueError, KeyError):  # KeyError: no causal language model
         return
+    check_generation(checkpoint, stored, expected.shapes)
     names = {**expected.shapes, **stored}
     if not config.get('load_strict_model_weights', True):
         names = expected.shapes.keys() & stored.keys()
@@ -116,16 +119,29 @@ def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_stage(source: Path, config: Mapping[str, Any], weights_only: bool) -> None:
-    """Masks and weights belong together: what was begun by pruning goes on as pruning, and nothing else does."""
+def _check_masks(source: Path, pruning: bool, weights_only: bool) -> None:
     from llmshearing.checkpoints.checkpoint import holds_masks
 
     try:
         masked = holds_masks(source)
     except (ValueError, OSError):  # told by Composer's loading, with the newest checkpoint that can be read
         return
-    prunes = _prunes(config)
-    if masked and not prunes:
+    check_stage(source, masked, pruning, weights_only)
+
+
+def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: bool = False) -> None:
+    """Masks and weights belong together: what was begun by pruning goes on as pruning, and nothing else does.
+
+    Args:
+        source (Path | str): The checkpoint, for the message.
+        masked (bool): Whether it holds masks.
+        pruning (bool): Whether the run prunes.
+        weights_only (bool): Whether the run takes nothing but its weights. Default: ``False``.
+
+    Raises:
+        ValueError: If the run and the checkpoint do not belong together.
+    """
+    if masked and not pruning:
         raise ValueError(
             f'{source} is a checkpoint of pruning, and this run has no algorithms.targeted_pruning: it would train the '
             f'uncut model. Export it (llmshearing export {source} --out FOLDER) and begin with '
@@ -136,14 +152,14 @@ def _check_stage(source: Path, config: Mapping[str, Any], weights_only: bool) ->
             f'{source} is a checkpoint of pruning, and load_weights_only: true would leave its masks out. Set it to '
             'false to go on, or begin anew from the source without load_path.'
         )
-    if prunes and not masked and not weights_only:
+    if pruning and not masked and not weights_only:
         raise ValueError(
             f'{source} is no checkpoint of pruning: units would never be scored, as that is done before batch 0. Set '
             'load_weights_only: true to begin pruning with its weights.'
         )
 
 
-def _prunes(config: Mapping[str, Any]) -> bool:
+def prunes(config: Mapping[str, Any]) -> bool:
     """Whether the run has targeted_pruning, or an algorithm that another package made of it."""
     names = config.get('algorithms') or {}
     if 'targeted_pruning' in names or not names:

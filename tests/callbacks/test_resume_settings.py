@@ -1,9 +1,10 @@
 """A resumed run has the optimizer's numbers of its configuration, and tells what it takes from the checkpoint."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
-from composer.core import Callback
+from composer.core import Callback, Timestamp
 
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
 from tests.tiny_run import tiny_trainer
@@ -37,6 +38,7 @@ def test_a_lower_rate_holds_from_the_first_resumed_batch(source, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         halved, optimizer = go(source, rate=5e-4, load_path=str(tmp_path / f'ba{STOP}.pt'))
     assert halved == pytest.approx([rate / 2 for rate in whole[STOP:]], rel=1e-12)
+    assert caplog.text.count('Resumed with') == 1
     assert 'Resumed with optimizer.lr: 0.0005 as configured now; the checkpoint had 0.001.' in caplog.text
     assert optimizer.state[optimizer.param_groups[0]['params'][0]]['step'] == BATCHES  # moments went on
 
@@ -52,6 +54,27 @@ def test_what_the_checkpoint_decides_is_named_with_both_values(source, tmp_path,
         "Resumed with train_loader.dataset.proportions: {'a': 1} of the checkpoint, not {'a': 2}: "
         f'{FROM_CHECKPOINT["train_loader.dataset.proportions"]}.',
     ]
+
+
+def test_a_run_that_is_over_says_so(source, tmp_path):
+    go(source, tmp_path)
+    ended = {'load_path': str(tmp_path / f'ba{BATCHES}.pt')}
+    with pytest.raises(ValueError, match=f'of batch {BATCHES}, where max_duration: {BATCHES}ba ends: .* export '):
+        go(source, config=ended, **ended)
+
+
+def test_a_checkpoint_that_only_the_loading_sees_belongs_to_its_stage():
+    pruning, saved = {'algorithms': {'targeted_pruning': {}}}, {}
+    for stage, config in (('prune', pruning), ('train', {})):
+        callback = ResumeSettings(config)
+        callback.after_load(SimpleNamespace(timestamp=Timestamp()), None)
+        saved[stage] = callback.state_dict()
+    ResumeSettings(pruning).load_state_dict(saved['prune'])
+    ResumeSettings({}).load_state_dict(saved['train'])
+    with pytest.raises(ValueError, match='^load_path is a checkpoint of pruning, and this run has no'):
+        ResumeSettings({}).load_state_dict(saved['prune'])
+    with pytest.raises(ValueError, match='^load_path is no checkpoint of pruning'):
+        ResumeSettings(pruning).load_state_dict(saved['train'])
 
 
 def test_weights_alone_are_a_new_run(source, tmp_path, caplog):
