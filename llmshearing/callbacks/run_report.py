@@ -67,7 +67,7 @@ class RunReport(Callback):
         self._metrics: Path  # known when the run begins
         self._page: PageProcess  # likewise
         self._models: dict[str, Any] = {}
-        self._evaluated = False
+        self._evaluated = self._is_over = False
         self._last = self._began = 0.0
         self._read = -1  # bytes of the metrics file at the last refresh
 
@@ -103,17 +103,18 @@ class RunReport(Callback):
             self._refresh(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
+        self._is_over = True
         self._refresh(state)
 
     def close(self, state: State, logger: Logger) -> None:
         """Makes the last page, with what other callbacks have written and logged at the end."""
         if self._models and self._metrics.is_file():  # not if the run was refused before anything was logged
             self._page.finish()
-            if self._metrics.stat().st_size != self._read:
-                self._refresh(state)
+            if self._metrics.stat().st_size != self._read or not self._is_over:
+                self._refresh(state, closing=True)
                 self._page.finish()
 
-    def _refresh(self, state: State) -> None:
+    def _refresh(self, state: State, closing: bool = False) -> None:
         """Notes the state and starts drawing; if the last page is still being drawn, the next occasion will do."""
         if dist.get_global_rank() != 0 or self._page.is_drawing:
             return
@@ -121,7 +122,7 @@ class RunReport(Callback):
         self._last, self._evaluated = time.monotonic(), False
         try:
             self._read = self._metrics.stat().st_size
-            note = json.dumps(run_note(state, self._models, self._began), separators=(',', ':'))
+            note = json.dumps(run_note(state, self._models, self._began, closing), separators=(',', ':'))
             write_atomically(state_path(self._metrics), note)
             self._page.draw()
         except OSError as error:  # a full disk, no memory for a process: training needs neither

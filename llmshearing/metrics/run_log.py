@@ -38,11 +38,13 @@ METRICS_SUFFIX = '_metrics.jsonl'
 STATE_SUFFIX = '_run.json'
 STATE_VERSION = 1
 REFERENCES = 'reference_losses.json'
-PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'seconds', 'pruning', 'exported')  # the rest holds for every start
+# The rest holds for every start.
+PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'seconds', 'closed', 'pruning', 'exported')
 NUMBER = (int, float)
 STATE_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(('batch', 'tokens', 'elapsed_share', 'seconds'), NUMBER),
     **dict.fromkeys(('max_duration', 'noted'), (str,)),
+    'closed': (bool,),
     **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings'), (dict,)),
 }
 RECORD_KINDS = {'source_shape': dict, 'target_shape': dict, 'axes': list, 'kept': dict}

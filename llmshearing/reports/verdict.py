@@ -12,6 +12,7 @@ from llmshearing.reports.blocks import Verdict, duration, number, percent
 
 __all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'verdict']
 
+STOPPED = 'Stopped before its end.'
 TOLERANCE = 0.05  # of the target, or half a unit: what targeted_pruning allows by default
 
 
@@ -27,7 +28,7 @@ def verdict(run: RunLog) -> Verdict:
 def seconds_left(run: RunLog) -> float | None:
     """Time to the planned end if the rest is as fast as the run so far; None where nothing tells."""
     share, seconds = run.state.get('elapsed_share'), run.state.get('seconds')
-    return seconds * (1 / share - 1) if share and seconds and share < 1 else None
+    return seconds * (1 / share - 1) if share and seconds and share < 1 and not _was_left(run) else None
 
 
 def batches_of_plan(run: RunLog) -> str:
@@ -63,6 +64,7 @@ def _pruning(run: RunLog) -> Verdict:
     where = f'Expected units per row against the target: {listed}.' if listed else ''
     if not ended:
         first = 'At its target, still training.' if axes and not away else 'On the way to its target.'
+        first = STOPPED if _was_left(run) else first
         return Verdict(first, f'{where} {_progress(run)}'.strip(), 'open')
     if away:
         return Verdict('Ended away from its target.', f'{where} Next: train longer, or shorten the warm-up.', 'bad')
@@ -79,7 +81,7 @@ def _training(run: RunLog) -> Verdict:
             f"source's {losses[1]:.4f}."
         )
     if run.state.get('elapsed_share') != 1:
-        return Verdict('Training.', f'{beside} {_progress(run)}'.strip(), 'open')
+        return Verdict(STOPPED if _was_left(run) else 'Training.', f'{beside} {_progress(run)}'.strip(), 'open')
     folder = _folder(run)
     if folder is None:
         return Verdict('Finished, not exported.', f'{beside} Next: llmshearing export CHECKPOINT --out FOLDER.', 'open')
@@ -98,4 +100,11 @@ def _progress(run: RunLog) -> str:
     if share is None:
         return f'{run.batches:,} batches so far; the callback run_report would note how many are planned.'
     rest = '' if left is None else f', about {duration(left)} left'
-    return f'{percent(share)} done ({batches_of_plan(run)}){rest}.'
+    following = ' Next: begin it again as before; with autoresume: true it goes on.' if _was_left(run) else ''
+    return f'{percent(share)} done ({batches_of_plan(run)}){rest}.{following}'
+
+
+def _was_left(run: RunLog) -> bool:
+    """Whether the process that trained has gone before the end, and no other has trained on since."""
+    noted = run.state.get('batch')
+    return bool(run.state.get('closed')) and run.state.get('elapsed_share') != 1 and run.batches <= (noted or 0)

@@ -14,6 +14,7 @@ from llmshearing.reports.verdict import loss_beside_source, seconds_left, verdic
 from tests.metrics.logs import DOMAINS, eval_loss, pruning_record, write_log, write_run
 
 HALF = {'elapsed_share': 0.5, 'max_duration': '80ba', 'seconds': 60.0}
+LEFT = {**HALF, 'closed': True, 'batch': 40}
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ def with_state(run, away=0.25, **state):
     [
         (0.25, HALF, 'At its target, still training.', '50.0 % done (batch 40 of 80), about 1 min 00 s left', 'open'),
         (9, HALF, 'On the way to its target.', 'layer 13 of 4; hidden 73 of 64', 'open'),
+        (9, LEFT, 'Stopped before its end.', '50.0 % done (batch 40 of 80). Next: begin it again', 'open'),
+        (9, {**LEFT, 'batch': 20}, 'On the way to its target.', 'about 1 min 00 s left', 'open'),  # trains on since
         (9, {'elapsed_share': 1.0}, 'Ended away from its target.', 'Next: train longer', 'bad'),
         (0.25, {'elapsed_share': 1.0}, 'At its target, not exported.', 'llmshearing export CHECKPOINT', 'open'),
         (0.25, {'exported': {'folder': 'a/b'}}, 'Exported at its target.', 'in a/b, opened with transformers', 'good'),
