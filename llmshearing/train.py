@@ -37,7 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check_document(argv[0], argv[1:])
         train_from_yaml(argv[0], argv[1:]).close()
-    except (ValueError, OSError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        BaseContextualError,
+        OmegaConfBaseException,
+        yaml.YAMLError,
+    ) as error:
         if os.environ.get('LLMSHEARING_TRACEBACK'):
             raise
         return _refuse(str(error))

@@ -31,7 +31,7 @@ class FiniteMonitor(Callback):
     Gradients are seen after ``gradient_clipping``: clipping by norm leaves NaN of an infinite one, by value hides it.
 
     Raises:
-        RuntimeError: On all ranks, naming the batch, what is not finite, on which ranks, and the last checkpoint.
+        FloatingPointError: On all ranks, naming the batch, what is not finite, on which ranks, and the last checkpoint.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class FiniteMonitor(Callback):
         found = broken.to(torch.int32) | int(any(not torch.isfinite(mask).all() for mask in masks.values()))
         dist.all_reduce(found, reduce_operation='MAX')
         if found.item():
-            raise RuntimeError(self._describe(state, gradients, masks))
+            raise FloatingPointError(self._describe(state, gradients, masks))
 
     def _describe(self, state: State, gradients: dict[str, Tensor], masks: dict[str, Tensor]) -> str:
         own = {

@@ -41,7 +41,7 @@ def attempt(rank, stage, work, place, settings):
     try:
         train(stage, work, place, **settings)
         ended = 'finished'
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         ended = str(error)
     except SystemExit as leaving:
         ended = leaving.code

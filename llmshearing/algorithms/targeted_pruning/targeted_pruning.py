@@ -243,7 +243,7 @@ def _schedule_factor(state: State) -> float:
 def _check_finite(gradients: Mapping[str, Tensor], state: State) -> None:
     broken = [axis for axis, gradient in gradients.items() if not torch.isfinite(gradient).all()]
     if broken:
-        raise RuntimeError(
+        raise FloatingPointError(
             f'batch {state.timestamp.batch.value}: the gradient of the {", ".join(broken)} mask is not finite '
             'on some rank. The checkpoints saved so far are intact; resume from the last one with a lower '
             'learning rate or other data.'
