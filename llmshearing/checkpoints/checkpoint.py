@@ -8,22 +8,25 @@ must be there with its shape, and no other: nothing is ever filled in.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
-from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
+from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_generation, check_tensors, parameter_shapes
 from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
 from llmshearing.models.families import find_table
 from llmshearing.models.source_config import config_from, read_config
 from llmshearing.models.source_files import local_folder, read_source_files
+from llmshearing.models.stored_names import read_parameter, stored_tensors
 
 __all__ = ['Checkpoint', 'holds_masks', 'open_checkpoint', 'weight_shapes']
 
@@ -86,8 +89,10 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     path = Path(path)
     state = _stored_state(path, PARTS)
     config, tokenizer = _hugging_face_parts(path, state, source)
-    weights = {_hugging_face_name(name, config): stored for name, stored in state['model'].items()}
     shapes = parameter_shapes(config)
+    weights = {_hugging_face_name(name, config): stored for name, stored in state['model'].items()}
+    weights = _join_experts(config, weights, shapes)
+    check_generation(path, weights, shapes.shapes)
     check_tensors(str(path), {name: stored.shape for name, stored in weights.items()}, shapes.shapes, shapes.tied)
     algorithms = dict(state.get('algorithms') or ())
     pruning, saved = None, find_pruning_state(algorithms)
@@ -127,6 +132,23 @@ def weight_shapes(path: Path, config: PretrainedConfig) -> dict[str, tuple[int, 
     """
     model = _stored_state(path, ('model',))['model']
     return {_hugging_face_name(name, config): stored.shape for name, stored in model.items()}
+
+
+def _join_experts(
+    config: PretrainedConfig, weights: dict[str, StoredTensor], shapes: ParameterShapes
+) -> dict[str, StoredTensor]:
+    """The weights of a mixture as transformers 5 has them, where transformers 4 had every expert by itself.
+
+    Files hold experts in the way of transformers 4, so what joins those joins these.
+    """
+    joined = dict(weights)
+    for name in shapes.shapes.keys() - weights.keys():
+        pieces = dict(stored_tensors(config, name, torch.empty(shapes.shapes[name], device='meta')))
+        if pieces.keys() <= joined.keys():
+            held = {piece: joined.pop(piece) for piece in pieces}
+            read = functools.partial(read_parameter, config, name, lambda piece, held=held: held[piece].read())
+            joined[name] = StoredTensor(shapes.shapes[name], next(iter(held.values())).dtype, read)
+    return joined
 
 
 def holds_masks(path: Path) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from transformers import PretrainedConfig
 
@@ -13,9 +15,10 @@ from llmshearing.models.families import stored_name
 from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.stored_names import stored_tensors
 
-__all__ = ['ParameterShapes', 'check_tensors', 'expected_shapes', 'parameter_shapes']
+__all__ = ['ParameterShapes', 'check_generation', 'check_tensors', 'expected_shapes', 'parameter_shapes']
 
 LISTED = 12  # names in one message
+EXPERT_MODULE = re.compile(r'\.experts\.\d+\.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,26 @@ def parameter_shapes(config: PretrainedConfig, in_files: bool = False) -> Parame
 def expected_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a config's causal language model."""
     return parameter_shapes(config).shapes
+
+
+def check_generation(path: Path, stored: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuses a checkpoint of a mixture that has its experts in the way of the other generation of transformers.
+
+    Args:
+        path (Path): The checkpoint, for the message.
+        stored (Iterable[str]): Names of its weights.
+        expected (Iterable[str]): Names in the memory of the installed transformers.
+
+    Raises:
+        ValueError: If one of them has a module for every expert and the other has not.
+    """
+    theirs, ours = (any(EXPERT_MODULE.search(name) for name in names) for names in (stored, expected))
+    if theirs != ours:
+        written, here = (4, 5) if theirs else (5, 4)
+        raise ValueError(
+            f'{path} is of transformers {written}, which has the experts of a mixture in other tensors than '
+            f'transformers {here} here. Go on with transformers {written}, or export it there.'
+        )
 
 
 def check_tensors(

@@ -2,9 +2,10 @@
 
 usage: side.py write FOLDER | open EXPORTS OUT | resume THEIRS FOLDER
 
-``write`` exports a tiny model of every variant that both stacks have, and runs both stages to their ends with a
-checkpoint after each batch. ``open`` opens such exports with transformers alone: nothing of this package is imported.
-``resume`` goes on from the checkpoints after ``STOP`` batches.
+``write`` exports a tiny model of every variant that both stacks have, runs both stages to their ends with a checkpoint
+after each batch, and prunes a mixture of experts. ``open`` opens such exports with transformers alone: nothing of this
+package is imported.
+``resume`` goes on from the checkpoints after ``STOP`` batches, and exports that of the mixture.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ RUNS = {
 
 def write(folder: Path) -> None:
     """Writes ``exports/VARIANT``, the logits of the masked models that they are of, ``world`` and ``runs/NAME``."""
+    from llmshearing.algorithms.targeted_pruning import TargetedPruning
     from llmshearing.export.model import export_model
     from llmshearing.models.cuttable import Cutter
+    from tests.export.checkpoints import pruning_checkpoint
     from tests.export.test_model_folder import AXES, uniform_soft_masks
     from tests.models.tiny import AXES_OF, NEWER, ROTARY, VARIANTS, rotary_model
     from tests.runs.stages import finish, make_world
@@ -46,6 +49,8 @@ def write(folder: Path) -> None:
     world = make_world(folder / 'world')
     for name, (stage, settings) in RUNS.items():
         finish(stage, world, folder / 'runs' / name, **settings)
+    target = {'num_hidden_layers': 3, 'hidden_size': 36, 'intermediate_size': 40, 'num_experts': 4}
+    pruning_checkpoint(folder / 'mixture', variant='mixtral', pruning=TargetedPruning(target, warmup='3ba'))
 
 
 def open_exports(exports: Path, out: Path) -> None:
@@ -69,13 +74,26 @@ def open_exports(exports: Path, out: Path) -> None:
 
 
 def resume(theirs: Path, folder: Path) -> None:
-    """Goes on with each of the other's runs, to ``NAME``."""
+    """Goes on with each of the other's runs, to ``NAME``, and exports its mixture, or notes why that cannot be."""
+    from llmshearing.checkpoints.source import read_weights
+    from llmshearing.export.job import export_checkpoint
+    from llmshearing.export.settings import ExportSettings
+    from llmshearing.models.source_config import read_config
     from tests.runs.stages import finish
     from tests.runs.test_elastic import saved
 
     for name, (stage, settings) in RUNS.items():
         checkpoint = saved(theirs / 'runs' / name, STOP, sharded='fsdp' in settings)
         finish(stage, theirs / 'world', folder / name, load_path=checkpoint, **settings)
+    exported, found = folder / 'mixture', {}
+    try:
+        export_checkpoint(theirs / 'mixture' / 'checkpoints' / 'ba6.pt', exported, ExportSettings(progress=False))
+        for place in (exported, theirs / 'mixture' / 'pruned'):
+            weights = read_weights(place, read_config(place))
+            found[place.name] = {name: weight.read() for name, weight in weights.items()}
+    except ValueError as error:
+        found['refused'] = str(error)
+    torch.save(found, folder / 'weights of the mixture')
 
 
 if __name__ == '__main__':

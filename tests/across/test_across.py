@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.models.family_tables import TABLES
 from tests.across.side import RUNS, STOP, TEXT
 from tests.models.tiny import NEWER, ROTARY, VARIANTS
@@ -91,6 +92,18 @@ def test_an_export_is_the_same_model_for_the_other_stacks_own_transformers(writt
 def test_where_windows_differ_by_layer_the_stacks_differ_after_them(written, opened, writer, variant):
     masked = torch.load(written[writer] / 'masked', weights_only=True)[variant]
     assert (opened[writer][variant]['logits'] - masked)[:, WINDOW_OF_ALL_LAYERS[variant] :].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('writer', PYTHONS)
+def test_a_mixtures_checkpoint_is_exported_on_the_newer_stack(written, resumed, writer):
+    found = torch.load(resumed[writer] / 'weights of the mixture', weights_only=True)
+    if 'refused' in found:  # of transformers 5, on 4
+        assert 'is of transformers 5, which has the experts of a mixture in other tensors' in found['refused']
+        assert EXPERTS_ARE_MODULES == (writer == 'there')
+        return
+    assert EXPERTS_ARE_MODULES == (writer == 'here')
+    assert found['mixture'].keys() == found['pruned'].keys()
+    assert all(torch.equal(weight, found['pruned'][name]) for name, weight in found['mixture'].items())
 
 
 @pytest.mark.parametrize('writer', PYTHONS)
