@@ -82,7 +82,8 @@ class ExportPruned(Callback):
                 f'after {duration.to_timestring()}, so the target would not be reached before the last batch and '
                 'nothing exported; shorten the warm-up, train longer, or set allow_unconverged: true.'
             )
-        if not checkpoint_savers(state):
+        may_miss = not (self.allow_unconverged or pruning.learner.removes_for_good)
+        if may_miss and not checkpoint_savers(state):
             log.warning(
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
                 'exported, and without a checkpoint the trained weights are lost; set save_folder.'

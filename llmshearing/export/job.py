@@ -131,12 +131,12 @@ def _write_uncut(
     if stage == 'continued':
         source = derived_from(origin.files) or source  # training began with a result of ours, mostly
         if not origin.files:
+            began = f'{origin.source} is not on this machine' if origin.source else 'not noted in it'
             log.warning(
-                '%s: the model that its training began with (%s) is not on this machine, so the card has no licence '
-                'and the generation settings are made up from the config; --source FOLDER names it, for example the '
-                'pruned folder.',
+                '%s: the model that its training began with: %s. So the card has no licence, and the generation '
+                'settings are made up from the config; --source FOLDER names it, for example the pruned folder.',
                 checkpoint.path,
-                origin.source or 'not noted in it',
+                began,
             )
     config.use_cache = True
     set_dtype(config, settings.dtype or checkpoint.weights[names[0]].dtype)

@@ -85,7 +85,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
 
     Raises:
         ValueError: Naming a tensor that is missing, extra, of another shape than the folder's config
-            says, or not equal.
+            says, not finite, or not equal.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     written = read_weights(folder, config)
@@ -96,9 +96,18 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
         if name not in written:
             raise ValueError(f'{folder}: {name} was not written.')
+        meant = convert(tensor)
         if not torch.isfinite(tensor).all():
-            raise ValueError(f'{name} holds NaN or infinity: the run diverged; export an earlier checkpoint.')
-        if not torch.equal(written[name].read(), convert(tensor)):
+            raise ValueError(
+                f'{name} holds NaN or infinity: the run diverged (export an earlier checkpoint), or float16 overflowed '
+                '(take bfloat16 or float32).'
+            )
+        if not torch.isfinite(meant).all():
+            raise ValueError(
+                f'{name} has values up to {tensor.abs().max():.3g}, which {str(meant.dtype).removeprefix("torch.")} '
+                'does not reach; take bfloat16 or float32.'
+            )
+        if not torch.equal(written[name].read(), meant):
             raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
         compared += 1
     if compared != len(written):

@@ -135,3 +135,6 @@ def test_what_can_be_done_after_a_refusal_is_said_truly(source, tmp_path, caplog
     assert 'without a checkpoint the trained weights are lost' in caplog.text
     with pytest.raises(ValueError, match='the last checkpoint can be exported'):
         unconverged(save_folder=str(tmp_path / 'checkpoints')).fit()
+    caplog.clear()
+    pruned_with(source, ExportPruned(str(tmp_path / 'progressive')))  # whose masks are at their target by the schedule
+    assert 'save_folder' not in caplog.text

@@ -380,6 +380,16 @@ def test_weights_that_are_no_numbers_are_not_the_disk_s_fault(progressive, tmp_p
         export_checkpoint(tmp_path / 'nan.pt', tmp_path / 'out', QUIET)
 
 
+def test_weights_that_the_asked_type_does_not_reach_are_not_written_as_infinity(progressive, tmp_path):
+    saved = torch.load(progressive[0], weights_only=False)
+    next(iter(saved['state']['model'].values())).fill_(1e6)
+    torch.save(saved, tmp_path / 'large.pt')
+    settings = ExportSettings(dtype=torch.float16, progress=False)
+    with pytest.raises(ValueError, match='has values up to 1e.06, which float16 does not reach'):
+        export_checkpoint(tmp_path / 'large.pt', tmp_path / 'out', settings)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_remote_checkpoints_and_the_hub(progressive, tmp_path, monkeypatch, capsys):
     import shutil
 
