@@ -90,7 +90,7 @@ class ConsoleProgress(ConsoleLogger):
         if now[2] > share_began:
             parts.append(f'{_duration((now[0] - began) * (1 - now[2]) / (now[2] - share_began))} left')
         kept = [
-            f'{axis} {float(data[f"pruning/{axis}/expected"]):g} ({float(data[f"pruning/{axis}/target"]):.4g})'
+            f'{axis} {float(data[f"pruning/{axis}/expected"]):.4g} ({float(data[f"pruning/{axis}/target"]):.4g})'
             for axis in dict.fromkeys(name.split('/')[1] for name in data if name.startswith('pruning/'))
             if f'pruning/{axis}/expected' in data and f'pruning/{axis}/target' in data
         ]

@@ -311,7 +311,7 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
     windows = []
     for name in MODULES:
         path = Path(sysconfig.get_path('stdlib')) / f'{name}.py'
-        ids = tokenizer(path.read_text(encoding='utf-8'))['input_ids']
+        ids = tokenizer(path.read_text(encoding='utf-8'), verbose=False)['input_ids']
         windows.append(np.array(ids[len(ids) // 2 :][:length]))
     with threads():
         loss = domain_loss(open_strictly(folder), windows, 2, f'{folder}: loss on the standard library')['loss']

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
 from llmshearing.scaling.fields import read_json
+from llmshearing.utils.numbers import unit_of
 from llmshearing.utils.paths import names_a_path
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class Run:
     @property
     def size(self) -> str:
         """Parameters of the target: 1345423360 as 1.3B."""
-        power = min(max(int(math.log10(self.parameters)) // 3, 0), 4)
-        value = self.parameters / 1000**power
-        return (f'{value:.1f}' if value < 10 and power else f'{value:.0f}') + ' KMBT'[power].strip()
+        size, unit = unit_of(float(f'{self.parameters:.2e}'), '')  # 999,960,000 is 1.0B
+        value = self.parameters / size
+        return (f'{value:.1f}' if value < 10 and unit else f'{value:.0f}') + unit.upper().replace('G', 'B')
 
     @property
     def name(self) -> str:

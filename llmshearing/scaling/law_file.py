@@ -38,17 +38,16 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
         ValueError: Not a file that ``budget fit`` wrote.
     """
     content = read_json(path)
+    law, version = content.get('law'), content.get('version')
+    if law is not None and (law, version) != ('p2', LAW_VERSION):
+        raise ValueError(f'{path}: expected law p2, version {LAW_VERSION}; got {law}, {version}')
     try:
-        if content['law'] != 'p2' or content['version'] != LAW_VERSION:
-            raise ValueError(
-                f'{path}: expected law p2, version {LAW_VERSION}; got {content["law"]}, {content["version"]}'
-            )
         where: list[Any] = [tuple(map(float, content['range'][name])) for name in RANGES]
         singles: list[Any] = [bool(content[name]) for name in _SINGLES]
         laws = [
             PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
             for constants in [content['constants'], *content['leave_one_out']]
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: not a law written by `llmshearing budget fit` ({error!r})') from error
     return laws[0], laws[1:]

@@ -51,7 +51,7 @@ def test_the_numbers_are_those_of_the_metrics(run):
     assert f'loss {metrics["loss/train/total"][7]:.4f}  ' in line
     for axis in ('layer', 'hidden', 'kv_group', 'intermediate'):
         expected, target = (metrics[f'pruning/{axis}/{kind}'][7] for kind in ('expected', 'target'))
-        assert f'{axis} {expected:g} ({target:.4g})' in line
+        assert f'{axis} {expected:.4g} ({target:.4g})' in line
     assert re.search(r'[\d,]+ tokens/s  0:0\d left  kept \(to keep\): ', line)
     assert line.endswith('trainer/device_train_microbatch_size 4')
 

@@ -409,11 +409,11 @@ def test_references_come_from_a_file(tmp_path):
             DynamicBatchLoading(str(path))
     for loss in ('"x"', 'null', 'true', 'Infinity'):
         path.write_text(f'{{"reference_losses": {{"a": {loss}, "b": 1.0}}}}')
-        with pytest.raises(ValueError, match=r"must be finite numbers, but .*references.json gives \{'a': "):
+        with pytest.raises(ValueError, match=r"must be numbers of at least 0, but .*references.json gives \{'a': "):
             DynamicBatchLoading(str(path))
     with pytest.raises(FileNotFoundError):
         DynamicBatchLoading(str(tmp_path / 'nothing.json'))
-    with pytest.raises(ValueError, match=r"must be finite numbers, but reference_losses gives \{'a': nan\}"):
+    with pytest.raises(ValueError, match=r"must be numbers of at least 0, but reference_losses gives \{'a': nan\}"):
         DynamicBatchLoading({'a': float('nan')})
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,14 @@ def test_law_survives_its_file(law):
     assert one.params_before == (70e6, 410e6) and one.tokens == (1e8, 2e9) and not one.single_size
     again = float(one.predict(1e9, 0.4, 2.3, 1e9))
     assert all(float(other.predict(1e9, 0.4, 2.3, 1e9)) == pytest.approx(again, rel=1e-3) for other in others)
+
+
+def test_a_law_that_somebody_edited_is_named(law):
+    content = json.loads(Path(law).read_text())
+    content['constants'] = dict.fromkeys(content['constants'], 'big')
+    Path(law).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r'law.*\.json: not a law written by'):
+        read_law(law)
 
 
 def test_two_runs_have_no_interval(workspace, capsys):

@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
 from llmshearing.recipes import hardware as hardware_module
 from llmshearing.recipes.hardware import USABLE, Hardware, place_stage
+from llmshearing.recipes.request import Run
 from llmshearing.recipes.rules import EVAL_SHARE, PAPER_TOKENS, Schedule, eval_sequences, eval_share, make_schedule
 
 SMALL = LlamaConfig(
@@ -20,6 +21,21 @@ def test_the_papers_tokens_give_the_papers_numbers():
     proceed = make_schedule('continue', PAPER_TOKENS['continue'], 4096, 16, 7)
     assert (proceed.steps, proceed.batch, proceed.round_batches) == (51200, 256, 400)
     assert (proceed.rate_warmup, proceed.save_interval) == ('0.03dur', 2000)
+
+
+@pytest.mark.parametrize(
+    'parameters, size',
+    [
+        (1345423360, '1.3B'),
+        (999_960_000, '1.0B'),
+        (999_400_000, '999M'),
+        (53_500_000, '54M'),
+        (7_100, '7.1K'),
+        (64, '64'),
+    ],
+)
+def test_a_target_is_named_by_its_size(parameters, size):
+    assert Run.size.fget(SimpleNamespace(parameters=parameters)) == size
 
 
 @pytest.mark.parametrize('tokens', [1e6, 1.7e7, 4.2e8, 1e10])

@@ -16,7 +16,7 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, holds no such mapping, or a loss that is no finite number.
+        ValueError: if it is no JSON, holds no such mapping, or a loss that is no number of at least 0.
     """
     place = 'reference_losses'
     if isinstance(source, str):
@@ -31,9 +31,9 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
         source = content.get('reference_losses') if isinstance(content, dict) else None
         if not isinstance(source, dict):
             raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
-    bad = {name: loss for name, loss in (source or {}).items() if not is_number(loss)}
+    bad = {name: loss for name, loss in (source or {}).items() if not is_number(loss) or loss < 0}
     if bad:
-        raise ValueError(f'Reference losses must be finite numbers, but {place} gives {bad}.')
+        raise ValueError(f'Reference losses must be numbers of at least 0, but {place} gives {bad}.')
     return {name: float(loss) for name, loss in (source or {}).items()}
 
 
