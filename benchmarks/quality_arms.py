@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 __all__ = ['GROUPS', 'Arm']
 
-DEPTH = {'layer': 'block_importance'}  # and Taylor for the widths
-ACTIVATION = {**DEPTH, **dict.fromkeys(('hidden', 'head', 'kv_group', 'intermediate'), 'activation')}
+WIDTHS = ('hidden', 'head', 'kv_group', 'intermediate')
+DEPTH = {'layer': 'block_importance', 'expert': 'taylor', **dict.fromkeys(WIDTHS, 'taylor')}
+ACTIVATION = {'layer': 'block_importance', 'expert': 'taylor', **dict.fromkeys(WIDTHS, 'activation')}
 LAGRANGIAN = {'mask_learning': 'lagrangian'}
 PROGRESSIVE = {'mask_learning': 'progressive', 'warmup': '0.8dur'}
 

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get('LLMSHEARING_TRACEBACK') or place is None:
             raise
         return _refuse(
-            f'{place} could not use a setting of its own, before the first batch ({type(error).__name__}: {error}).'
+            f'{place} failed before the first batch ({type(error).__name__}: {error}). It is not a part of ours: '
+            'look at the settings that it is given, and whether what they name can be reached.'
         )
     return 0
 
