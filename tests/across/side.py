@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
     world = make_world(folder / 'world')
     for name, (stage, settings) in RUNS.items():
         finish(stage, world, folder / 'runs' / name, **settings)
-    target = {'num_hidden_layers': 3, 'hidden_size': 36, 'intermediate_size': 40, 'num_experts': 4}
+    target = {'num_hidden_layers': 3, 'hidden_size': 32, 'intermediate_size': 40, 'num_experts': 4}
     pruning_checkpoint(folder / 'mixture', variant='mixtral', pruning=TargetedPruning(target, warmup='3ba'))
 
 

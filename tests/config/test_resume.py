@@ -1,6 +1,7 @@
 """Resumption that would begin anew: one message before anything is built."""
 
 import os
+import re
 from pathlib import Path
 
 import catalogue
@@ -10,6 +11,7 @@ from llmfoundry.registry import algorithms
 from torch.distributed import checkpoint as sharded
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.config.resume import check_fits, check_resume
 from tests.models.tiny import tiny_model
 
@@ -85,12 +87,11 @@ def test_a_checkpoint_that_was_cut_off_is_not_offered(config, tmp_path):
 @pytest.mark.parametrize('is_sharded', [False, True])
 @pytest.mark.parametrize('variant', ['llama', 'llama-tied', 'gpt_neox'])
 def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(config, tmp_path, variant, is_sharded):
-    saved = {f'model.{name}': tensor for name, tensor in tiny_model(variant).state_dict().items()}
-    path = tmp_path / 'ck'
+    weights, path = dict(saved(tiny_model(variant))), tmp_path / 'ck'
     if is_sharded:
-        sharded.save({'state': {'model': saved}}, checkpoint_id=path, no_dist=True)
+        sharded.save({'state': {'model': weights}}, checkpoint_id=path, no_dist=True)
     else:
-        torch.save({'state': {'model': saved}}, path)
+        torch.save({'state': {'model': weights}}, path)
     config = {**config, 'load_path': str(path)}
     check_fits(config, tiny_model(variant).config)
     check_fits(config | {'load_path': str(tmp_path / 'none')}, tiny_model(variant, vocab_size=120).config)
@@ -100,6 +101,21 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(confi
     with pytest.raises(ValueError, match=r'layers.3.* is .* there and none here'):
         check_fits(config, fewer)
     check_fits({**config, 'load_strict_model_weights': False}, fewer)
+
+
+def test_a_mixtures_checkpoint_of_the_other_generation_of_transformers_is_refused(config, tmp_path):
+    model = tiny_model('mixtral')
+    other = {re.sub(r'experts\.\d+\.\w+\.weight', 'experts.down_proj', name): tensor for name, tensor in saved(model)}
+    if not EXPERTS_ARE_MODULES:
+        other = {name.replace('experts.down_proj', 'experts.0.w2.weight'): tensor for name, tensor in saved(model)}
+    torch.save({'state': {'model': other}}, tmp_path / 'ck')
+    there, here = (5, 4) if EXPERTS_ARE_MODULES else (4, 5)
+    with pytest.raises(ValueError, match=f'ck is of transformers {there}, .* than transformers {here} here. Go on'):
+        check_fits({**config, 'load_path': str(tmp_path / 'ck')}, model.config)
+
+
+def saved(model):
+    return [(f'model.{name}', tensor) for name, tensor in model.state_dict().items()]
 
 
 OF_PRUNING = str(Path(__file__).parents[1] / 'checkpoints' / 'before_the_move' / 'progressive.pt')
