@@ -9,12 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from streaming import MDSWriter
 
 from llmshearing.cli import main
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.post_training import PostTrainingLaw
-from tests.scaling.conftest import tiny_llama  # noqa: F401
+from tests.scaling.conftest import tiny_llama, write_domains  # noqa: F401
 
 SIZES = (70e6, 410e6, 1.4e9, 6.9e9)
 
@@ -82,11 +81,7 @@ def test_fit_options(workspace, capsys):
 
 
 def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
-    generator = np.random.default_rng(0)
-    for domain in ('code', 'web'):
-        with MDSWriter(out=f'data/eval/{domain}', columns={'tokens': 'ndarray:uint16:32'}) as writer:
-            for _ in range(3):
-                writer.write({'tokens': generator.integers(0, 64, 32).astype(np.uint16)})
+    write_domains()
     for layers in (1, 2, 3):
         tiny_llama(num_hidden_layers=layers).save_pretrained(f'm{layers}')
     assert run('reference-losses measure m1 m2 --data data --tokens 1e9 2e9 --output points2.json') == 0
