@@ -316,7 +316,7 @@ def _with_whole_heads(
     sizes: dict[str, int], source: ModelShape, multiple_of: int, fractions: Mapping[str, float], pins: Mapping[str, int]
 ) -> dict[str, int]:
     """Of the sizes that fractions name, the nearest that make hidden_size a multiple of the query heads, if any do."""
-    heads = with_heads(source, dict(sizes)).get('num_attention_heads', source.num_attention_heads)
+    heads = with_heads(source, sizes).get('num_attention_heads', source.num_attention_heads)
     hidden = sizes.get('hidden_size', source.hidden_size)
     if hidden % heads == 0:
         return sizes
