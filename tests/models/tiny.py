@@ -156,12 +156,8 @@ ROTARY: dict[str, dict] = {
 }
 # What a variant can be cut along at will: longrope's factors are as many as hidden_size / num_attention_heads / 2.
 AXES_OF = {'phi3-longrope': ('layer', 'intermediate')}
-OWN_ROTARY = (
-    'apertus',
-    'cwm',
-    'gpt_oss',
-    'ministral3',
-)  # whose configs bring rotary settings that no other key changes
+# Whose configs bring rotary settings that no other key changes.
+OWN_ROTARY = ('apertus', 'cwm', 'gpt_oss', 'ministral3')
 ROTARY_BASE = 5e5  # not what a reader takes that finds none
 
 
