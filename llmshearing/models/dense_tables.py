@@ -8,6 +8,7 @@ from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX
 from llmshearing.models.roles import Family, Linear, Norm, PerUnit, StoredPieces, Whole
 from llmshearing.models.table_parts import (
     HEAD_NORMS,
+    JOINT_NORMS,
     POST_NORMS,
     attention,
     fused_mlp,
@@ -119,15 +120,7 @@ GLM4 = Family(
 
 EXAONE4 = Family(layer={**attention(writes=False), **HEAD_NORMS, **gated_mlp(writes=False), **POST_NORMS})
 
-OLMO2 = Family(
-    layer={
-        **attention(writes=False),
-        'self_attn.q_norm': Norm('query'),
-        'self_attn.k_norm': Norm('key_value'),
-        **gated_mlp(writes=False),
-        **POST_NORMS,
-    }
-)
+OLMO2 = Family(layer={**attention(writes=False), **JOINT_NORMS, **gated_mlp(writes=False), **POST_NORMS})
 
 # Gated delta nets before norms of their own, and every so many layers attention as in OLMo 2.
 OLMO_HYBRID = Family(
@@ -203,16 +196,11 @@ LFM2 = Family(
     layer={
         'operator_norm': Norm(reads=True, feeds='attention'),
         'ffn_norm': Norm(reads=True, feeds='mlp'),
-        'feed_forward.w1': Linear('intermediate', 'hidden'),
-        'feed_forward.w3': Linear('intermediate', 'hidden'),
-        'feed_forward.w2': Linear('hidden', 'intermediate', writes=True),
+        **gated_mlp('feed_forward', gate='w1', up='w3', down='w2'),
     },
     layer_of_kind={
         'full_attention': {
-            'self_attn.q_proj': Linear('query', 'hidden'),
-            'self_attn.k_proj': Linear('key_value', 'hidden'),
-            'self_attn.v_proj': Linear('key_value', 'hidden'),
-            'self_attn.out_proj': Linear('hidden', 'query', writes=True),
+            **attention(output='out_proj'),
             'self_attn.q_layernorm': Norm(dim=None),
             'self_attn.k_layernorm': Norm(dim=None),
         },
@@ -239,23 +227,14 @@ GRANITE_HYBRID = Family(
     layer_types=kinds,
 )
 
-STARCODER2 = Family(
-    layer={
-        **pre_norms(),
-        **attention(),
-        'mlp.c_fc': Linear('intermediate', 'hidden'),
-        'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
-    },
-    subtracts_mean=True,
-)
+STARCODER2 = Family(layer={**pre_norms(), **attention(), **plain_mlp(up='c_fc', down='c_proj')}, subtracts_mean=True)
 
 GPT_NEOX = Family(
     layer={
         **pre_norms(),
         'attention.query_key_value': Linear('query_key_value_per_head', 'hidden'),
         'attention.dense': Linear('hidden', 'query', writes=True),
-        'mlp.dense_h_to_4h': Linear('intermediate', 'hidden'),
-        'mlp.dense_4h_to_h': Linear('hidden', 'intermediate', writes=True),
+        **plain_mlp(up='dense_h_to_4h', down='dense_4h_to_h'),
     },
     decoder='gpt_neox',
     embedding='embed_in',
