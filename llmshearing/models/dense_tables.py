@@ -61,10 +61,7 @@ HYPERCLOVAX = Family(
     layer_of_kind={
         'pre_norm': LLAMA.layer,
         'post_norm': {
-            'input_layernorm': Norm(reads=True, feeds='attention'),
-            'post_norm1': Norm(writes=True),
-            'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
-            'post_norm2': Norm(writes=True),
+            **sandwich_norms('post_norm1', 'post_attention_layernorm', 'post_norm2'),
             **attention(writes=False),
             **gated_mlp(writes=False),
         },
@@ -87,13 +84,7 @@ GEMMA3 = dataclasses.replace(
 )
 
 VAULTGEMMA = dataclasses.replace(
-    GEMMA,
-    layer={
-        'input_layernorm': Norm(reads=True, offset=1.0, feeds='attention'),
-        'pre_feedforward_layernorm': Norm(reads=True, offset=1.0, feeds='mlp'),
-        **attention(),
-        **gated_mlp(),
-    },
+    GEMMA, layer={**pre_norms(mlp='pre_feedforward_layernorm', offset=1.0), **attention(), **gated_mlp()}
 )
 
 PHI3 = Family(
@@ -109,10 +100,7 @@ GLM = Family(layer={**pre_norms(), **attention(), **fused_mlp()})
 
 GLM4 = Family(
     layer={
-        'input_layernorm': Norm(reads=True, feeds='attention'),
-        'post_self_attn_layernorm': Norm(writes=True),
-        'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
-        'post_mlp_layernorm': Norm(writes=True),
+        **sandwich_norms('post_self_attn_layernorm', 'post_attention_layernorm', 'post_mlp_layernorm'),
         **attention(writes=False),
         **fused_mlp(writes=False),
     }
@@ -159,8 +147,7 @@ NEMOTRON = Family(layer={**pre_norms(offset=1.0), **attention(), **plain_mlp()},
 
 APERTUS = Family(
     layer={
-        'attention_layernorm': Norm(reads=True, feeds='attention'),
-        'feedforward_layernorm': Norm(reads=True, feeds='mlp'),
+        **pre_norms('attention_layernorm', 'feedforward_layernorm'),
         **attention(),
         **HEAD_NORMS,
         **plain_mlp(),
@@ -193,11 +180,7 @@ QWEN3_5 = Family(
 
 # Short convolutions, and every so many layers attention. A convolution has a channel per hidden dimension.
 LFM2 = Family(
-    layer={
-        'operator_norm': Norm(reads=True, feeds='attention'),
-        'ffn_norm': Norm(reads=True, feeds='mlp'),
-        **gated_mlp('feed_forward', gate='w1', up='w3', down='w2'),
-    },
+    layer={**pre_norms('operator_norm', 'ffn_norm'), **gated_mlp('feed_forward', gate='w1', up='w3', down='w2')},
     layer_of_kind={
         'full_attention': {
             **attention(output='out_proj'),

@@ -43,21 +43,28 @@ def kinds(config: PretrainedConfig, pattern: int | None = None) -> tuple:
     return tuple((layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers))
 
 
-def pre_norms(offset: float = 0.0) -> dict[str, Role]:
-    """Norms before attention and MLP, as in LLaMA."""
+def pre_norms(
+    attention: str = 'input_layernorm', mlp: str = 'post_attention_layernorm', offset: float = 0.0
+) -> dict[str, Role]:
+    """Norms before attention and MLP, with names as in LLaMA unless others are given."""
     return {
-        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
-        'post_attention_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
+        attention: Norm(reads=True, offset=offset, feeds='attention'),
+        mlp: Norm(reads=True, offset=offset, feeds='mlp'),
     }
 
 
-def sandwich_norms(offset: float) -> dict[str, Role]:
-    """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
+def sandwich_norms(
+    after_attention: str = 'post_attention_layernorm',
+    before_mlp: str = 'pre_feedforward_layernorm',
+    after_mlp: str = 'post_feedforward_layernorm',
+    offset: float = 0.0,
+) -> dict[str, Role]:
+    """Norms before and after attention and MLP, those after write to the stream; names as in Gemma 2 unless given."""
     return {
         'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
-        'post_attention_layernorm': Norm(writes=True, offset=offset),
-        'pre_feedforward_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
-        'post_feedforward_layernorm': Norm(writes=True, offset=offset),
+        after_attention: Norm(writes=True, offset=offset),
+        before_mlp: Norm(reads=True, offset=offset, feeds='mlp'),
+        after_mlp: Norm(writes=True, offset=offset),
     }
 
 
