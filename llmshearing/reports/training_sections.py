@@ -31,10 +31,10 @@ from llmshearing.reports.blocks import (
 from llmshearing.reports.pruning_sections import sparsity_picture
 from llmshearing.reports.svg import COLOURS, GREY, Line
 
-__all__ = ['eval_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
+__all__ = ['eval_time_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
 
 
-def eval_share(run: RunLog) -> float | None:
+def eval_time_share(run: RunLog) -> float | None:
     """Share of the time spent in evaluation: of the whole run where its times were logged, else a mean over rounds."""
     total, evaluation = run.last(TOTAL_TIME), run.last(EVAL_TIME)
     if total and evaluation is not None:
@@ -78,7 +78,7 @@ def training_section(runs: Sequence[RunLog]) -> Section:
         'learning rates (callback lr_monitor)': bool(rates),
         'throughput (callback speed_monitor)': any(run.series(TOKENS_PER_SECOND) for run in runs),
         'time in evaluation (callback speed_monitor or dynamic_batch_loading)': any(
-            eval_share(run) is not None for run in runs
+            eval_time_share(run) is not None for run in runs
         ),
     }
     missing = [what for what, there in logged.items() if not there]
