@@ -20,11 +20,9 @@ def _experts() -> dict[str, Role]:
 
 # How files hold experts that are one tensor in memory.
 QWEN_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('mlp', 'gate_proj', 'up_proj', 'down_proj')
-MIXTRAL_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('block_sparse_moe', 'w1', 'w3', 'w2')
 
 QWEN3_MOE = Family(layer={**pre_norms(), **attention(), **HEAD_NORMS, **_experts()}, stored_experts=QWEN_FILES)
 
-MIXTRAL = Family(layer={**pre_norms(), **attention(), **_experts()}, stored_experts=MIXTRAL_FILES)
 if EXPERTS_ARE_MODULES:
     MIXTRAL = Family(
         layer={
@@ -35,6 +33,11 @@ if EXPERTS_ARE_MODULES:
         },
         mlp='block_sparse_moe',
         expert_names=('w1', 'w3', 'w2'),
+    )
+else:
+    MIXTRAL = Family(
+        layer={**pre_norms(), **attention(), **_experts()},
+        stored_experts=StoredExperts('block_sparse_moe', 'w1', 'w3', 'w2'),
     )
 
 # Computes every token; its width stays.
