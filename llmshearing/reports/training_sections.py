@@ -124,10 +124,9 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
         for run in runs:
             last = {kind: run.last(mixture_name(kind, name)) for kind in ('weight', 'loss', 'share', 'passes')}
             reference = run.references.get(name)
-            gap = None if reference is None or last['loss'] is None else last['loss'] - reference
-            losses = [number(last['loss'], 5), number(reference, 5), number(gap, 3)]
-            used = [percent(last['share']), number(last['passes'], 3)]
-            rows.append([name, run.name, number(last['weight']), *losses, *used])
+            above = None if reference is None or last['loss'] is None else last['loss'] - reference
+            cells = [number(last['weight']), number(last['loss'], 5), number(reference, 5), number(above, 3)]
+            rows.append([name, run.name, *cells, percent(last['share']), number(last['passes'], 3)])
     text = (
         'Updated at the end of every mixing round from the evaluation losses. Gap: loss minus reference loss. Share: of'
         ' all samples served so far. Passes: how often a domain has been gone through.'
