@@ -84,7 +84,7 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
             )
     with_tokens = [name for name, model in zip(names, models) if model.get('tokens') is not None]
     if with_tokens and len(with_tokens) < len(models):
-        without = next(name for name in names if name not in with_tokens)
+        without = next(name for name, model in zip(names, models) if model.get('tokens') is None)
         raise ValueError(
             f'{where}: {without} has no "tokens" but {with_tokens[0]} has; give them for every model, or '
             f'for none where all were trained on the same number'
