@@ -242,7 +242,7 @@ def fit_post_training(
         'delta': delta,
     }
     ranges = ((float(values.min()), float(values.max())) for values in (size, rate, tokens))
-    return PostTrainingLaw(constants, *ranges, single_size, single_rate)
+    return PostTrainingLaw(constants, *ranges, single_size=single_size, single_rate=single_rate)
 
 
 def predict_run(law: PostTrainingLaw, run: Curve) -> np.ndarray:
