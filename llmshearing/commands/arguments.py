@@ -1,22 +1,37 @@
-"""What commands have in common: targets and counts as people write them, and lines with the time."""
+"""What commands have in common: options as settings, targets and counts as people write them, lines with the time."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from llmshearing.utils.numbers import parse_count
 
-__all__ = ['command_parser', 'count_argument', 'parse_pairs', 'parse_target', 'timed_report']
+__all__ = ['command_parser', 'count_argument', 'parse_pairs', 'parse_target', 'settings_from', 'timed_report']
+
+Settings = TypeVar('Settings')
 
 
 def command_parser(command: str, text: str | None) -> argparse.ArgumentParser:
     """The parser of a command, whose help shows the text with its lines as they are."""
     raw = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(prog=f'llmshearing {command}', description=text, formatter_class=raw)
+
+
+def settings_from(kind: Callable[..., Settings], arguments: argparse.Namespace, **given: Any) -> Settings:
+    """Settings, each as the option of its name says; without such an option it keeps its default.
+
+    Args:
+        kind (Callable): Dataclass of the settings.
+        arguments (argparse.Namespace): The options.
+        **given (Any): Settings that are not what an option says as it stands.
+    """
+    named = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in vars(arguments).items() if name in named} | given)
 
 
 def count_argument(text: str) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_target, timed_report
+from llmshearing.commands.arguments import command_parser, parse_target, settings_from, timed_report
 
 __all__ = ['main']
 
@@ -96,10 +96,7 @@ def main(argv: list[str]) -> int:
 
     transformers.utils.logging.disable_progress_bar()  # the bars here are those of the stages
     report = timed_report()
-    settings = CutSettings(
-        scores=parse_scores(arguments.scores),
-        **{name: getattr(arguments, name) for name in ('axes', 'keep_heads', 'rotate', 'seed', 'dtype', 'text_key')},
-    )
+    settings = settings_from(CutSettings, arguments, scores=parse_scores(arguments.scores))
     result = cut_source(
         arguments.source,
         parse_target(arguments.target),

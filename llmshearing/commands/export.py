@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from llmshearing.commands.arguments import settings_from
 from llmshearing.utils.checks import check_number
 from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         '--public', action='store_true', help='with --push-to-hub: make a new repository public; default: private'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
-    parser.add_argument('--quiet', action='store_true', help='no progress bar')
+    parser.add_argument('--quiet', dest='progress', action='store_false', help='no progress bar')
     args = parser.parse_args(argv)
     check_number('--tolerance', args.tolerance, 0, 1)
     if args.public and not args.push_to_hub:
@@ -72,14 +73,8 @@ def main(argv: list[str]) -> int:
 
     if args.push_to_hub:
         check_login(args.push_to_hub)
-    names = ('masks', 'allow_unconverged', 'tolerance', 'overwrite', 'source', 'tokenizer', 'metrics')
-    settings = ExportSettings(
-        dtype=DTYPES.get(args.dtype),
-        max_shard_bytes=max_shard_bytes,
-        progress=not args.quiet,
-        **{name: getattr(args, name) for name in names},
-    )
-    with local_copy(args.checkpoint, progress=not args.quiet) as path:
+    settings = settings_from(ExportSettings, args, dtype=DTYPES.get(args.dtype), max_shard_bytes=max_shard_bytes)
+    with local_copy(args.checkpoint, progress=args.progress) as path:
         report = export_checkpoint(path, out, settings)
     checked = f'{report["tensors_compared"]} tensors read back bit for bit'
     if 'logit_difference' in report:

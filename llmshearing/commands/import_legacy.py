@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import parse_target
+from llmshearing.commands.arguments import parse_target, settings_from
 from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument('--max-shard-size', default='2GB', help='largest safetensors file, default 2GB')
     parser.add_argument('--overwrite', action='store_true', help='replace what exists')
-    parser.add_argument('--quiet', action='store_true', help='no progress bar')
+    parser.add_argument('--quiet', dest='progress', action='store_false', help='no progress bar')
     args = parser.parse_args(argv)
     local_destination('--out', args.out, 'file' if args.to_legacy else 'folder')
     target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
@@ -61,16 +61,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(f'--{given[0].replace("_", "-")} does nothing with --to-legacy; leave it out.')
         sys.stdout.write(f'{args.out}: {export_legacy(args.file, args.out, args.overwrite)} tensors\n')
         return 0
-    settings = ImportSettings(
-        head_dim=args.head_dim,
-        source=args.source,
-        target=target,
-        rms_norm_eps=args.rms_norm_eps,
-        tokenizer=args.tokenizer,
-        dtype=DTYPES.get(args.dtype),
-        max_shard_bytes=max_shard_bytes,
-        overwrite=args.overwrite,
-        progress=not args.quiet,
+    settings = settings_from(
+        ImportSettings, args, target=target, dtype=DTYPES.get(args.dtype), max_shard_bytes=max_shard_bytes
     )
     report = import_legacy(args.file, args.out, settings)
     sys.stdout.write(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, count_argument, parse_target
+from llmshearing.commands.arguments import command_parser, count_argument, parse_target, settings_from
 from llmshearing.recipes.rules import TEACHERS
 
 __all__ = ['main']
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--reference-losses',
+        dest='references',
         default='source',
         metavar='FILE|source|law|none',
         help="a file; or the source's own, or those of a law, for which the command is told; none: a constant mixture "
@@ -81,13 +82,12 @@ def main(argv: list[str]) -> int:
     from llmshearing.recipes.request import Request
     from llmshearing.recipes.write import write_recipes
 
-    names = ('data', 'tokens', 'prune_tokens', 'max_passes', 'teacher', 'work', 'output')
-    request = Request(
+    request = settings_from(
+        Request,
+        arguments,
         source=arguments.source.rstrip('/') or '/',
         target=parse_target(arguments.target),
         hardware=Hardware(arguments.gpus, arguments.gpu_memory),
-        references=arguments.reference_losses,
-        **{name: getattr(arguments, name) for name in names},
     )
     sys.stdout.write('\n'.join(write_recipes(request, arguments.overwrite)) + '\n')
     return 0

@@ -95,9 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json is not None:
         local_destination('--json', arguments.json, 'file')
     config = read_source(source)
-    given = {key: getattr(arguments, key) for key in DEFAULTS}
     chosen = {
-        key: next(value for value in (given[key], settings.get(key), default) if value is not None)
+        key: next(value for value in (getattr(arguments, key), settings.get(key), default) if value is not None)
         for key, default in DEFAULTS.items()
     }
     # Torch and transformers are imported only now, so that wrong usage is answered at once.

@@ -11,11 +11,10 @@ A rotation that was stopped goes on when it is started again with the same optio
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, timed_report
+from llmshearing.commands.arguments import command_parser, settings_from, timed_report
 
 __all__ = ['main']
 
@@ -79,12 +78,11 @@ def main(argv: list[str]) -> int:
     from llmshearing.utils.paths import local_destination
 
     report = timed_report()
-    names = [field.name for field in dataclasses.fields(RotationSettings)]
     rotate_source(
         arguments.source,
         arguments.data,
         local_destination('--output', arguments.output),
-        RotationSettings(**{name: getattr(arguments, name) for name in names}),
+        settings_from(RotationSettings, arguments),
         arguments.overwrite,
         arguments.device,
         report,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_pairs, timed_report
+from llmshearing.commands.arguments import command_parser, parse_pairs, settings_from, timed_report
 
 __all__ = ['main']
 
@@ -75,7 +75,9 @@ def main(argv: list[str]) -> int:
     transformers.utils.logging.set_verbosity_error()  # llm-foundry's deprecated arguments are not the user's
     report = timed_report()
     limits = {key: text.partition(':') for key, text in parse_pairs('--limit', arguments.limit).items()}
-    settings = SearchSettings(
+    settings = settings_from(
+        SearchSettings,
+        arguments,
         pins={key: _whole('--pin', key, text) for key, text in parse_pairs('--pin', arguments.pin).items()},
         least={key: _whole('--limit', key, low) for key, (low, _, _) in limits.items() if low},
         most={key: _whole('--limit', key, high) for key, (_, _, high) in limits.items() if high},
@@ -87,10 +89,6 @@ def main(argv: list[str]) -> int:
             seq_len=arguments.seq_len,
             text_key=arguments.text_key,
         ),
-        **{
-            name: getattr(arguments, name)
-            for name in 'candidates multiple_of tolerance uneven latency steps train batch_size learning_rate'.split()
-        },
     )
     output = local_destination('--output', arguments.output)
     result = search_shapes(

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, timed_report
+from llmshearing.commands.arguments import command_parser, settings_from, timed_report
 from llmshearing.teacher.processes import choose_device, read_rank, start_processes
 
 __all__ = ['main']
@@ -73,10 +73,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.teacher.teach import teach
     from llmshearing.utils.paths import local_destination
 
-    names = ('draws', 'top_k', 'temperature', 'seed', 'shared_vocab_size', 'like', 'batch_tokens', 'dtype')
-    settings = TeachSettings(
-        **{name: getattr(arguments, name) for name in names}, splits=arguments.splits and tuple(arguments.splits)
-    )
+    settings = settings_from(TeachSettings, arguments, splits=arguments.splits and tuple(arguments.splits))
     transformers.utils.logging.disable_progress_bar()
     device = arguments.device or choose_device()
     if device == 'cpu':

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, timed_report
+from llmshearing.commands.arguments import command_parser, settings_from, timed_report
 from llmshearing.utils.numbers import parse_size
 
 __all__ = ['main']
@@ -65,9 +65,7 @@ def main(argv: list[str]) -> int:
     trim_source(
         arguments.source,
         local_destination('--output', arguments.output),
-        TrimSettings(
-            arguments.size, arguments.multiple_of, arguments.keep, arguments.text_key, parse_size(arguments.read_bytes)
-        ),
+        settings_from(TrimSettings, arguments, read_bytes=parse_size(arguments.read_bytes)),
         arguments.data,
         arguments.like,
         arguments.overwrite,

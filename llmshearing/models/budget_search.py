@@ -38,6 +38,7 @@ WEIGHTS = {
     'num_key_value_heads': 0.5,
     'intermediate_size': 1.0,
 }
+HEADS = ('num_attention_heads', 'num_key_value_heads')  # pinned together: one of them leaves no choice of the other
 SAME_SPREAD = 1e-9  # spreads closer than this are equal
 
 
@@ -111,7 +112,7 @@ def shapes_within(
     Heads go in whole KV groups here. The arguments are those of :func:`search_budget`.
     """
     layout, lattice = layout_of(config), _lattice(config, multiple_of, pins, whole_heads=True)
-    if not {'num_attention_heads', 'num_key_value_heads'} & set(pins):
+    if not set(HEADS) & set(pins):
         whole_groups = lattice.widths[:, 1] == lattice.widths[:, 2] * lattice.source.group_size
         lattice = dataclasses.replace(lattice, widths=lattice.widths[whole_groups])
     found: list[ModelShape] = []
@@ -125,7 +126,10 @@ def _lattice(config: PretrainedConfig, multiple_of: int, pins: Mapping[str, int]
     family, channels, source = family_of(config), mixer_channels(config), shape_of(config)
     source = dataclasses.replace(source, num_experts=pins.get('num_experts', source.num_experts))
     hidden = [pins['hidden_size']] if 'hidden_size' in pins else range(multiple_of, source.hidden_size + 1, multiple_of)
-    heads = _heads(source, pins)
+    heads, given = possible_heads(source), {key: pins[key] for key in HEADS if key in pins}
+    if given:
+        shape = resolve_target(source, given)
+        heads = [(shape.num_attention_heads, shape.num_key_value_heads)]
     widths = [(h, *pair) for h in hidden for pair in heads if family.has_head_dim or h == pair[0] * source.head_dim]
     if whole_heads and config.model_type in WHOLE_HEADS:
         widths = [(h, *pair) for h, *pair in widths if h % pair[0] == 0]
@@ -138,23 +142,13 @@ def _lattice(config: PretrainedConfig, multiple_of: int, pins: Mapping[str, int]
         raise ValueError(
             f'no shape below the source ({source}) has multiples of multiple_of={multiple_of}; lower multiple_of.'
         )
-    pinned = set(pins)
-    if pinned & {'num_attention_heads', 'num_key_value_heads'}:
-        pinned |= {'num_attention_heads', 'num_key_value_heads'}
+    pinned = {*pins, *(HEADS if given else ())}
     most = source.num_hidden_layers
     layers = range(min(family.least_layers, most), most + 1)
     if 'num_hidden_layers' in pins:
         layers = [pins['num_hidden_layers']]
     free = tuple(key for key in WEIGHTS if key not in pinned)
     return _Lattice(source, list(layers), np.array(widths), intermediate, free)
-
-
-def _heads(source: ModelShape, pins: Mapping[str, int]) -> list[tuple[int, int]]:
-    pinned = {key: pins[key] for key in ('num_attention_heads', 'num_key_value_heads') if key in pins}
-    if pinned:
-        shape = resolve_target(source, pinned)
-        return [(shape.num_attention_heads, shape.num_key_value_heads)]
-    return possible_heads(source)
 
 
 class _Counts:

@@ -35,7 +35,6 @@ __all__ = [
     'count_source',
     'kv_cache_bytes_per_token',
     'layout_of',
-    'matrix_parameters',
     'training_flops_per_token',
 ]
 
@@ -235,12 +234,6 @@ def active_parameters(layout: Layout, shape: ModelShape) -> int:
     """Parameters that compute one token: all, but of routed experts only those that it goes to."""
     counts, layers = count_parameters(layout, shape), shape.num_hidden_layers
     return counts.total - counts.layers + layout.in_layers(lambda w: w.active(w.parameters, shape), layers)
-
-
-def matrix_parameters(layout: Layout, shape: ModelShape) -> int:
-    """Elements of all weights that are multiplied as matrices, the LM head included, tied or not."""
-    in_layers = layout.in_layers(lambda weight: weight.is_matrix * weight.size(shape), shape.num_hidden_layers)
-    return in_layers + layout.head.size(shape)
 
 
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:

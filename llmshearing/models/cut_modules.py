@@ -65,13 +65,12 @@ class CutNorm(Cuttable):
     def forward(self, x: Tensor) -> Tensor:
         if self.cut is None:
             return super().forward(x)
-        replaced: dict[str, Any] = self.cut.parameters(self._parameters)
-        replaced['normalized_shape'] = tuple(replaced['weight'].shape)
-        if self.cut.real is None:
+        parameters, real = self.cut.parameters(self._parameters), self.cut.real
+        if real is not None:
+            parameters = {name: value.index_select(0, real) for name, value in parameters.items()}
+        replaced = {**parameters, 'normalized_shape': tuple(parameters['weight'].shape)}
+        if real is None:
             return self._stock(replaced, x)
-        real = self.cut.real
-        replaced = {name: value.index_select(0, real) for name, value in replaced.items() if isinstance(value, Tensor)}
-        replaced['normalized_shape'] = (len(real),)
         out = self._stock(replaced, x.index_select(-1, real))
         return out.new_zeros(x.shape).index_copy(-1, real, out)
 

@@ -88,21 +88,19 @@ class CutPlan:
         kept = set(self.units.layers)
         for path, role, layer in self.family.modules(self.shape.num_hidden_layers):
             if layer is None or layer in kept:
-                yield from ((path, cut) for cut in self._cuts(role, layer, scales, gains.get(path)))
+                cut = self._cut(role, layer, scales, gains.get(path))
+                if cut is not None:
+                    yield path, cut
 
-    def _cuts(
-        self, role: Role, layer: int | None, scales: dict, gain: Tensor | None
-    ) -> Iterator[ModuleCut | ExpertsCut]:
+    def _cut(self, role: Role, layer: int | None, scales: dict, gain: Tensor | None) -> ModuleCut | ExpertsCut | None:
         """The cut of a module; none of an expert that goes."""
+        if isinstance(role, Experts):
+            return None if layer is None else self._experts_cut(role, layer, scales)
         expert = expert_of(role)
-        if isinstance(role, Experts) and layer is not None:
-            yield self._experts_cut(role, layer, scales)
-        elif isinstance(role, Linear) and expert is not None and layer is not None:
+        if isinstance(role, Linear) and expert is not None and layer is not None:
             place = self.place_of_expert(layer, expert)
-            if place is not None:
-                yield self._expert_cut(role, layer, place, scales)
-        elif not isinstance(role, Experts):
-            yield self._module_cut(role, layer, scales, gain)
+            return None if place is None else self._expert_cut(role, layer, place, scales)
+        return self._module_cut(role, layer, scales, gain)
 
     def hidden_index(self) -> Tensor | None:
         """Kept hidden dimensions on the device, or None for all."""

@@ -8,6 +8,7 @@ from llmshearing.compat.transformers import HEAD_OF_GPT_NEOX
 from llmshearing.models.roles import Family, Linear, Norm, PerUnit, StoredPieces, Whole
 from llmshearing.models.table_parts import (
     HEAD_NORMS,
+    JOINT_NORMS,
     POST_NORMS,
     attention,
     fused_mlp,
@@ -60,10 +61,7 @@ HYPERCLOVAX = Family(
     layer_of_kind={
         'pre_norm': LLAMA.layer,
         'post_norm': {
-            'input_layernorm': Norm(reads=True, feeds='attention'),
-            'post_norm1': Norm(writes=True),
-            'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
-            'post_norm2': Norm(writes=True),
+            **sandwich_norms('post_norm1', 'post_attention_layernorm', 'post_norm2'),
             **attention(writes=False),
             **gated_mlp(writes=False),
         },
@@ -86,13 +84,7 @@ GEMMA3 = dataclasses.replace(
 )
 
 VAULTGEMMA = dataclasses.replace(
-    GEMMA,
-    layer={
-        'input_layernorm': Norm(reads=True, offset=1.0, feeds='attention'),
-        'pre_feedforward_layernorm': Norm(reads=True, offset=1.0, feeds='mlp'),
-        **attention(),
-        **gated_mlp(),
-    },
+    GEMMA, layer={**pre_norms(mlp='pre_feedforward_layernorm', offset=1.0), **attention(), **gated_mlp()}
 )
 
 PHI3 = Family(
@@ -108,10 +100,7 @@ GLM = Family(layer={**pre_norms(), **attention(), **fused_mlp()})
 
 GLM4 = Family(
     layer={
-        'input_layernorm': Norm(reads=True, feeds='attention'),
-        'post_self_attn_layernorm': Norm(writes=True),
-        'post_attention_layernorm': Norm(reads=True, feeds='mlp'),
-        'post_mlp_layernorm': Norm(writes=True),
+        **sandwich_norms('post_self_attn_layernorm', 'post_attention_layernorm', 'post_mlp_layernorm'),
         **attention(writes=False),
         **fused_mlp(writes=False),
     }
@@ -119,15 +108,7 @@ GLM4 = Family(
 
 EXAONE4 = Family(layer={**attention(writes=False), **HEAD_NORMS, **gated_mlp(writes=False), **POST_NORMS})
 
-OLMO2 = Family(
-    layer={
-        **attention(writes=False),
-        'self_attn.q_norm': Norm('query'),
-        'self_attn.k_norm': Norm('key_value'),
-        **gated_mlp(writes=False),
-        **POST_NORMS,
-    }
-)
+OLMO2 = Family(layer={**attention(writes=False), **JOINT_NORMS, **gated_mlp(writes=False), **POST_NORMS})
 
 # Gated delta nets before norms of their own, and every so many layers attention as in OLMo 2.
 OLMO_HYBRID = Family(
@@ -166,8 +147,7 @@ NEMOTRON = Family(layer={**pre_norms(offset=1.0), **attention(), **plain_mlp()},
 
 APERTUS = Family(
     layer={
-        'attention_layernorm': Norm(reads=True, feeds='attention'),
-        'feedforward_layernorm': Norm(reads=True, feeds='mlp'),
+        **pre_norms('attention_layernorm', 'feedforward_layernorm'),
         **attention(),
         **HEAD_NORMS,
         **plain_mlp(),
@@ -200,19 +180,10 @@ QWEN3_5 = Family(
 
 # Short convolutions, and every so many layers attention. A convolution has a channel per hidden dimension.
 LFM2 = Family(
-    layer={
-        'operator_norm': Norm(reads=True, feeds='attention'),
-        'ffn_norm': Norm(reads=True, feeds='mlp'),
-        'feed_forward.w1': Linear('intermediate', 'hidden'),
-        'feed_forward.w3': Linear('intermediate', 'hidden'),
-        'feed_forward.w2': Linear('hidden', 'intermediate', writes=True),
-    },
+    layer={**pre_norms('operator_norm', 'ffn_norm'), **gated_mlp('feed_forward', gate='w1', up='w3', down='w2')},
     layer_of_kind={
         'full_attention': {
-            'self_attn.q_proj': Linear('query', 'hidden'),
-            'self_attn.k_proj': Linear('key_value', 'hidden'),
-            'self_attn.v_proj': Linear('key_value', 'hidden'),
-            'self_attn.out_proj': Linear('hidden', 'query', writes=True),
+            **attention(output='out_proj'),
             'self_attn.q_layernorm': Norm(dim=None),
             'self_attn.k_layernorm': Norm(dim=None),
         },
@@ -239,23 +210,14 @@ GRANITE_HYBRID = Family(
     layer_types=kinds,
 )
 
-STARCODER2 = Family(
-    layer={
-        **pre_norms(),
-        **attention(),
-        'mlp.c_fc': Linear('intermediate', 'hidden'),
-        'mlp.c_proj': Linear('hidden', 'intermediate', writes=True),
-    },
-    subtracts_mean=True,
-)
+STARCODER2 = Family(layer={**pre_norms(), **attention(), **plain_mlp(up='c_fc', down='c_proj')}, subtracts_mean=True)
 
 GPT_NEOX = Family(
     layer={
         **pre_norms(),
         'attention.query_key_value': Linear('query_key_value_per_head', 'hidden'),
         'attention.dense': Linear('hidden', 'query', writes=True),
-        'mlp.dense_h_to_4h': Linear('intermediate', 'hidden'),
-        'mlp.dense_4h_to_h': Linear('hidden', 'intermediate', writes=True),
+        **plain_mlp(up='dense_h_to_4h', down='dense_4h_to_h'),
     },
     decoder='gpt_neox',
     embedding='embed_in',

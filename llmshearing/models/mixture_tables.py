@@ -6,46 +6,38 @@ import dataclasses
 
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.models.dense_tables import GRANITE_HYBRID, QWEN3_5
-from llmshearing.models.roles import EXPERT, Experts, Family, Linear, Norm, PerUnit, Role, StoredExperts
-from llmshearing.models.table_parts import HEAD_NORMS, attention, gated_delta_net, pre_norms
+from llmshearing.models.roles import EXPERT, Experts, Family, Linear, PerUnit, Role, StoredExperts
+from llmshearing.models.table_parts import HEAD_NORMS, JOINT_NORMS, attention, gated_delta_net, gated_mlp, pre_norms
 
 __all__ = ['GPT_OSS', 'GRANITE_EXPERTS', 'MIXTRAL', 'OLMOE', 'QWEN2_MOE', 'QWEN3_5_MOE', 'QWEN3_MOE', 'QWEN3_NEXT']
 
 
 def _experts() -> dict[str, Role]:
     """Router and routed experts, as in Qwen's mixtures."""
-    if EXPERTS_ARE_MODULES:
-        return {'mlp.gate': Linear('expert', 'hidden'), **_expert_modules('mlp', 'gate_proj', 'up_proj', 'down_proj')}
-    return {'mlp.gate': Linear('expert', 'hidden'), 'mlp.experts': Experts()}
-
-
-def _expert_modules(mlp: str, gate: str, up: str, down: str) -> dict[str, Role]:
-    """Routed experts of which each is a module."""
-    place = f'{mlp}.experts.{EXPERT}'
-    return {
-        f'{place}.{gate}': Linear('intermediate', 'hidden'),
-        f'{place}.{up}': Linear('intermediate', 'hidden'),
-        f'{place}.{down}': Linear('hidden', 'intermediate', writes=True),
-    }
+    experts = gated_mlp(f'mlp.experts.{EXPERT}') if EXPERTS_ARE_MODULES else {'mlp.experts': Experts()}
+    return {'mlp.gate': Linear('expert', 'hidden'), **experts}
 
 
 # How files hold experts that are one tensor in memory.
 QWEN_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('mlp', 'gate_proj', 'up_proj', 'down_proj')
-MIXTRAL_FILES = None if EXPERTS_ARE_MODULES else StoredExperts('block_sparse_moe', 'w1', 'w3', 'w2')
 
 QWEN3_MOE = Family(layer={**pre_norms(), **attention(), **HEAD_NORMS, **_experts()}, stored_experts=QWEN_FILES)
 
-MIXTRAL = Family(layer={**pre_norms(), **attention(), **_experts()}, stored_experts=MIXTRAL_FILES)
 if EXPERTS_ARE_MODULES:
     MIXTRAL = Family(
         layer={
             **pre_norms(),
             **attention(),
             'block_sparse_moe.gate': Linear('expert', 'hidden'),
-            **_expert_modules('block_sparse_moe', 'w1', 'w3', 'w2'),
+            **gated_mlp(f'block_sparse_moe.experts.{EXPERT}', gate='w1', up='w3', down='w2'),
         },
         mlp='block_sparse_moe',
         expert_names=('w1', 'w3', 'w2'),
+    )
+else:
+    MIXTRAL = Family(
+        layer={**pre_norms(), **attention(), **_experts()},
+        stored_experts=StoredExperts('block_sparse_moe', 'w1', 'w3', 'w2'),
     )
 
 # Computes every token; its width stays.
@@ -60,15 +52,7 @@ QWEN2_MOE = Family(layer={**pre_norms(), **attention(), **_experts(), **SHARED_E
 
 # Its norms over all heads have as many gains as hidden dimensions, so hidden_size is heads x head_dim.
 OLMOE = Family(
-    layer={
-        **pre_norms(),
-        **attention(),
-        'self_attn.q_norm': Norm('query'),
-        'self_attn.k_norm': Norm('key_value'),
-        **_experts(),
-    },
-    stored_experts=QWEN_FILES,
-    has_head_dim=False,
+    layer={**pre_norms(), **attention(), **JOINT_NORMS, **_experts()}, stored_experts=QWEN_FILES, has_head_dim=False
 )
 
 GPT_OSS = Family(

@@ -207,7 +207,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     not_int = {k: v for k, v in target.items() if not is_whole(v)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')
-    shape = dataclasses.replace(source, **with_heads(source, dict(target)))
+    shape = dataclasses.replace(source, **with_heads(source, target))
     problems = _size_problems(source, shape) + _head_problems(source, shape, has_head_dim)
     if problems:
         listed = '\n'.join(f'  - {problem}' for problem in problems)
@@ -215,15 +215,15 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     return shape
 
 
-def with_heads(source: ModelShape, target: dict[str, int]) -> dict[str, int]:
-    """A target with the query heads that its KV heads imply, or the reverse; changed in place."""
+def with_heads(source: ModelShape, target: Mapping[str, int]) -> dict[str, int]:
+    """A target with the query heads that its KV heads imply, or the reverse."""
     heads, kv_heads = target.get('num_attention_heads'), target.get('num_key_value_heads')
     if heads is None and kv_heads is not None:
-        target['num_attention_heads'] = kv_heads * source.group_size
-    elif kv_heads is None and heads is not None:
-        whole_groups = heads % source.group_size == 0
-        target['num_key_value_heads'] = heads // source.group_size if whole_groups else source.num_key_value_heads
-    return target
+        return {**target, 'num_attention_heads': kv_heads * source.group_size}
+    if kv_heads is None and heads is not None:
+        kv_heads = heads // source.group_size if heads % source.group_size == 0 else source.num_key_value_heads
+        return {**target, 'num_key_value_heads': kv_heads}
+    return dict(target)
 
 
 def _size_problems(source: ModelShape, shape: ModelShape) -> list[str]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llmshearing.compat.transformers import layer_kinds
 from llmshearing.models.families import find_table, stored_name
-from llmshearing.models.roles import StoredExperts
 from llmshearing.models.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ def stored_tensors(config: PretrainedConfig, name: str, tensor: Tensor) -> Itera
     if names:
         yield from zip(names, tensor.split(_rows(config, names, len(tensor))))
         return
-    path, projections, stored = _place(config, name)
-    if stored is None or not projections:
+    path, projections = _place(config, name)
+    if not projections:
         yield path, tensor
         return
     for expert, weight in enumerate(tensor):
@@ -55,8 +54,8 @@ def read_parameter(config: PretrainedConfig, name: str, read: Callable[[str], Te
     names = stored_pieces(config, name)
     if names:
         return torch.cat([read(piece) for piece in names])
-    path, projections, stored = _place(config, name)
-    if stored is None or not projections:
+    path, projections = _place(config, name)
+    if not projections:
         return read(path)
     experts = range(shape_of(config).num_experts)
     return torch.stack(
@@ -85,16 +84,15 @@ def _rows(config: PretrainedConfig, names: tuple[str, ...], rows: int) -> list[i
     return list(family.stored_pieces.rows(config))
 
 
-def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...], StoredExperts | None]:
+def _place(config: PretrainedConfig, name: str) -> tuple[str, tuple[str, ...]]:
     """Name of a parameter in files, or the path of its experts and the names of their projections."""
     family = find_table(config)
     stored = None if family is None else family.stored_experts
     if family is None or stored is None:
-        return stored_name(config, name), (), None
+        return stored_name(config, name), ()
     before, found, inside = name.partition(f'.{family.mlp}.')
     if not found:
-        return name, (), stored
-    projections = {'experts.gate_up_proj': (stored.gate, stored.up), 'experts.down_proj': (stored.down,)}.get(
-        inside, ()
-    )
-    return f'{before}.{stored.mlp}.{"experts" if projections else inside}', projections, stored
+        return name, ()
+    of_experts = {'experts.gate_up_proj': (stored.gate, stored.up), 'experts.down_proj': (stored.down,)}
+    projections = of_experts.get(inside, ())
+    return f'{before}.{stored.mlp}.{"experts" if projections else inside}', projections

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'HEAD_NORMS',
+    'JOINT_NORMS',
     'POST_NORMS',
     'attention',
     'fused_mlp',
@@ -27,6 +28,9 @@ __all__ = [
 # Norms over the single head: nothing of them is ever cut.
 HEAD_NORMS = {'self_attn.q_norm': Norm(dim=None), 'self_attn.k_norm': Norm(dim=None)}
 
+# Norms over all heads at once.
+JOINT_NORMS = {'self_attn.q_norm': Norm('query'), 'self_attn.k_norm': Norm('key_value')}
+
 # Norms after attention and MLP and none before.
 POST_NORMS = {'post_attention_layernorm': Norm(writes=True), 'post_feedforward_layernorm': Norm(writes=True)}
 
@@ -39,49 +43,55 @@ def kinds(config: PretrainedConfig, pattern: int | None = None) -> tuple:
     return tuple((layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers))
 
 
-def pre_norms(offset: float = 0.0) -> dict[str, Role]:
-    """Norms before attention and MLP, as in LLaMA."""
+def pre_norms(
+    attention: str = 'input_layernorm', mlp: str = 'post_attention_layernorm', offset: float = 0.0
+) -> dict[str, Role]:
+    """Norms before attention and MLP, with names as in LLaMA unless others are given."""
     return {
-        'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
-        'post_attention_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
+        attention: Norm(reads=True, offset=offset, feeds='attention'),
+        mlp: Norm(reads=True, offset=offset, feeds='mlp'),
     }
 
 
-def sandwich_norms(offset: float) -> dict[str, Role]:
-    """Norms before and after attention and MLP, as in Gemma 2; those after write to the stream."""
+def sandwich_norms(
+    after_attention: str = 'post_attention_layernorm',
+    before_mlp: str = 'pre_feedforward_layernorm',
+    after_mlp: str = 'post_feedforward_layernorm',
+    offset: float = 0.0,
+) -> dict[str, Role]:
+    """Norms before and after attention and MLP, those after write to the stream; names as in Gemma 2 unless given."""
     return {
         'input_layernorm': Norm(reads=True, offset=offset, feeds='attention'),
-        'post_attention_layernorm': Norm(writes=True, offset=offset),
-        'pre_feedforward_layernorm': Norm(reads=True, offset=offset, feeds='mlp'),
-        'post_feedforward_layernorm': Norm(writes=True, offset=offset),
+        after_attention: Norm(writes=True, offset=offset),
+        before_mlp: Norm(reads=True, offset=offset, feeds='mlp'),
+        after_mlp: Norm(writes=True, offset=offset),
     }
 
 
-def attention(writes: bool = True) -> dict[str, Role]:
+def attention(writes: bool = True, output: str = 'o_proj') -> dict[str, Role]:
     """Separate projections; ``writes`` unless a norm stands between them and the stream."""
     return {
         'self_attn.q_proj': Linear('query', 'hidden'),
         'self_attn.k_proj': Linear('key_value', 'hidden'),
         'self_attn.v_proj': Linear('key_value', 'hidden'),
-        'self_attn.o_proj': Linear('hidden', 'query', writes=writes),
+        f'self_attn.{output}': Linear('hidden', 'query', writes=writes),
     }
 
 
-def gated_mlp(writes: bool = True) -> dict[str, Role]:
-    """Gate, up and down projection, as in LLaMA."""
+def gated_mlp(
+    place: str = 'mlp', gate: str = 'gate_proj', up: str = 'up_proj', down: str = 'down_proj', writes: bool = True
+) -> dict[str, Role]:
+    """Gate, up and down projection, with names as in LLaMA unless others are given."""
     return {
-        'mlp.gate_proj': Linear('intermediate', 'hidden'),
-        'mlp.up_proj': Linear('intermediate', 'hidden'),
-        'mlp.down_proj': Linear('hidden', 'intermediate', writes=writes),
+        f'{place}.{gate}': Linear('intermediate', 'hidden'),
+        f'{place}.{up}': Linear('intermediate', 'hidden'),
+        f'{place}.{down}': Linear('hidden', 'intermediate', writes=writes),
     }
 
 
-def plain_mlp() -> dict[str, Role]:
+def plain_mlp(up: str = 'up_proj', down: str = 'down_proj') -> dict[str, Role]:
     """Up and down projection alone."""
-    return {
-        'mlp.up_proj': Linear('intermediate', 'hidden'),
-        'mlp.down_proj': Linear('hidden', 'intermediate', writes=True),
-    }
+    return {f'mlp.{up}': Linear('intermediate', 'hidden'), f'mlp.{down}': Linear('hidden', 'intermediate', writes=True)}
 
 
 def fused_mlp(writes: bool = True) -> dict[str, Role]:

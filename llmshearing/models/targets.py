@@ -285,13 +285,14 @@ def _sizes_of_fractions(
     if not has_head_dim:
         hidden_step = math.lcm(multiple_of, source.head_dim)
         problems += _couple(fractions)
-    if 'num_hidden_layers' in fractions:
-        wish = source.num_hidden_layers * fractions['num_hidden_layers']
-        sizes['num_hidden_layers'] = nearest_multiple(wish, 1, source.num_hidden_layers)
-    if 'num_experts' in fractions:
-        experts = nearest_multiple(source.num_experts * fractions['num_experts'], 1, source.num_experts)
-        sizes['num_experts'] = max(experts, source.num_experts_per_tok)
-    for key, step in (('hidden_size', hidden_step), ('intermediate_size', multiple_of)):
+    steps = {
+        'num_hidden_layers': 1,
+        'hidden_size': hidden_step,
+        'num_key_value_heads': 1,
+        'intermediate_size': multiple_of,
+        'num_experts': 1,
+    }
+    for key, step in steps.items():
         if key in fractions:
             most = getattr(source, key)
             if fractions[key] == 1:
@@ -305,18 +306,22 @@ def _sizes_of_fractions(
                 )
     if problems:
         return {}, problems
-    if has_head_dim:
-        _add_heads(sizes, source, fractions)
-    else:
-        sizes = _coupled_pins(sizes, source)
-    return sizes, []
+    if 'num_experts' in fractions:
+        sizes['num_experts'] = max(sizes['num_experts'], source.num_experts_per_tok)
+    if 'num_attention_heads' in fractions:
+        wish, groups = source.num_attention_heads * fractions['num_attention_heads'], sizes.get('num_key_value_heads')
+        if groups is None:
+            sizes['num_attention_heads'], sizes['num_key_value_heads'] = nearest_heads(source, wish)
+        else:
+            sizes['num_attention_heads'] = nearest_multiple(wish, groups, groups * source.group_size)
+    return sizes if has_head_dim else _coupled_pins(sizes, source), []
 
 
 def _with_whole_heads(
     sizes: dict[str, int], source: ModelShape, multiple_of: int, fractions: Mapping[str, float], pins: Mapping[str, int]
 ) -> dict[str, int]:
     """Of the sizes that fractions name, the nearest that make hidden_size a multiple of the query heads, if any do."""
-    heads = with_heads(source, dict(sizes)).get('num_attention_heads', source.num_attention_heads)
+    heads = with_heads(source, sizes).get('num_attention_heads', source.num_attention_heads)
     hidden = sizes.get('hidden_size', source.hidden_size)
     if hidden % heads == 0:
         return sizes
@@ -346,16 +351,3 @@ def _couple(fractions: dict[str, float]) -> list[str]:
     if coupled:
         fractions['hidden_size'] = next(iter(coupled.values()))
     return []
-
-
-def _add_heads(sizes: dict[str, int], source: ModelShape, fractions: Mapping[str, float]) -> None:
-    if 'num_key_value_heads' in fractions:
-        wish = source.num_key_value_heads * fractions['num_key_value_heads']
-        sizes['num_key_value_heads'] = nearest_multiple(wish, 1, source.num_key_value_heads)
-    if 'num_attention_heads' in fractions:
-        wish = source.num_attention_heads * fractions['num_attention_heads']
-        groups = sizes.get('num_key_value_heads')
-        if groups is None:
-            sizes['num_attention_heads'], sizes['num_key_value_heads'] = nearest_heads(source, wish)
-        else:
-            sizes['num_attention_heads'] = nearest_multiple(wish, groups, groups * source.group_size)

@@ -254,12 +254,12 @@ def _run_warnings(
     longest = getattr(config, 'max_position_embeddings', None)
     if longest is not None and setup.seq_len > longest:
         warnings.append(f"seq_len={setup.seq_len} is more than the source's {longest} positions.")
-    for stage, parts in estimates.items():
-        if parts.total > GPU_BYTES:
-            remedies = [] if setup.activation_checkpointing else ['activation checkpointing']
-            remedies += ['fsdp2'] if setup.sharding == 'ddp' and setup.gpus > 1 else []
-            remedies += ['a smaller micro-batch'] if setup.micro_batch > 1 else []
-            remedies += ['more GPUs'] if setup.sharding == 'fsdp2' else []
-            remedy = ', '.join(remedies) or 'shorter sequences'
-            warnings.append(f'{stage} takes more than a GPU of 80 GiB has; try {remedy}.')
-    return warnings
+    remedies = {
+        'activation checkpointing': not setup.activation_checkpointing,
+        'fsdp2': setup.sharding == 'ddp' and setup.gpus > 1,
+        'a smaller micro-batch': setup.micro_batch > 1,
+        'more GPUs': setup.sharding == 'fsdp2',
+    }
+    remedy = ', '.join(name for name, possible in remedies.items() if possible) or 'shorter sequences'
+    too_large = [stage for stage, parts in estimates.items() if parts.total > GPU_BYTES]
+    return warnings + [f'{stage} takes more than a GPU of 80 GiB has; try {remedy}.' for stage in too_large]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ['USABLE', 'Hardware', 'Placement', 'place_stage']
 
 USABLE = 0.9
-LARGEST = 8  # sequences; more make no step faster at usual lengths
+MICRO_BATCHES = (1, 2, 4, 8)  # sequences; more make no step faster at usual lengths
 ON_CPU = 4
 
 
@@ -84,7 +84,7 @@ def place_stage(
         ValueError: If not even one sequence fits, saying which ``--gpus`` or ``--gpu-memory`` would do.
     """
     each = batch // max(hardware.gpus, 1)
-    sizes = [size for size in (1, 2, 4, 8) if size <= LARGEST and each % size == 0]
+    sizes = [size for size in MICRO_BATCHES if each % size == 0]
     if not hardware.gpus:
         return Placement(max(size for size in sizes if size <= ON_CPU), False, 0)
 

@@ -136,7 +136,6 @@ def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
         run_name=run.name if stage.name == 'prune' else f'{run.name}-continued',
         **_mixture(request.references, run.work),
         max_eval_sequences=sequences,
-        max_eval_sequences_note='per domain, those that reference losses are measured on, int',
         max_eval_share=2 * EVAL_SHARE,
         max_eval_share_note='warn when evaluation takes more of the time, float',
         attention='sdpa',

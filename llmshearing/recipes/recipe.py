@@ -84,7 +84,6 @@ class Recipe:
     references_note: str = ''
     reference_losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     max_eval_sequences: int = 0
-    max_eval_sequences_note: str = ''
     max_eval_share: float = 0.0
     max_eval_share_note: str = ''
     attention: str = 'flash_attention_2'

@@ -11,7 +11,7 @@ from llmshearing.metrics.run_log import RunLog, mean_loss
 from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent, union
 from llmshearing.reports.projection import planned_tokens
-from llmshearing.reports.training_sections import eval_share, first_pictures, learning_rates, loss_table
+from llmshearing.reports.training_sections import eval_time_share, first_pictures, learning_rates, loss_table
 from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, verdict
 
 __all__ = ['source_and_result_section', 'status_section']
@@ -47,7 +47,7 @@ def _numbers(run: RunLog) -> dict[str, str]:
         'tokens per second': number(_speed(run)),
         'time so far': duration(_seconds(run)),
         'time left': duration(seconds_left(run)),
-        'time in evaluation': percent(eval_share(run)),
+        'time in evaluation': percent(eval_time_share(run)),
         'state of': run.state.get('noted') or '-',
     }
 

@@ -31,10 +31,10 @@ from llmshearing.reports.blocks import (
 from llmshearing.reports.pruning_sections import sparsity_picture
 from llmshearing.reports.svg import COLOURS, GREY, Line
 
-__all__ = ['eval_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
+__all__ = ['eval_time_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
 
 
-def eval_share(run: RunLog) -> float | None:
+def eval_time_share(run: RunLog) -> float | None:
     """Share of the time spent in evaluation: of the whole run where its times were logged, else a mean over rounds."""
     total, evaluation = run.last(TOTAL_TIME), run.last(EVAL_TIME)
     if total and evaluation is not None:
@@ -78,7 +78,7 @@ def training_section(runs: Sequence[RunLog]) -> Section:
         'learning rates (callback lr_monitor)': bool(rates),
         'throughput (callback speed_monitor)': any(run.series(TOKENS_PER_SECOND) for run in runs),
         'time in evaluation (callback speed_monitor or dynamic_batch_loading)': any(
-            eval_share(run) is not None for run in runs
+            eval_time_share(run) is not None for run in runs
         ),
     }
     missing = [what for what, there in logged.items() if not there]
@@ -124,10 +124,9 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
         for run in runs:
             last = {kind: run.last(mixture_name(kind, name)) for kind in ('weight', 'loss', 'share', 'passes')}
             reference = run.references.get(name)
-            gap = None if reference is None or last['loss'] is None else last['loss'] - reference
-            losses = [number(last['loss'], 5), number(reference, 5), number(gap, 3)]
-            used = [percent(last['share']), number(last['passes'], 3)]
-            rows.append([name, run.name, number(last['weight']), *losses, *used])
+            above = None if reference is None or last['loss'] is None else last['loss'] - reference
+            cells = [number(last['weight']), number(last['loss'], 5), number(reference, 5), number(above, 3)]
+            rows.append([name, run.name, *cells, percent(last['share']), number(last['passes'], 3)])
     text = (
         'Updated at the end of every mixing round from the evaluation losses. Gap: loss minus reference loss. Share: of'
         ' all samples served so far. Passes: how often a domain has been gone through.'

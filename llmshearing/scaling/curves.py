@@ -92,11 +92,9 @@ def parse_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -
         raise ValueError(
             f'{where}: curve must be a non-empty list of [tokens, loss] pairs or the path of a CSV with these columns'
         )
-    tokens = np.array(
-        [positive_number(point[0], f'{where}: tokens of curve point {i}') for i, point in enumerate(curve, 1)]
-    )
-    losses = np.array(
-        [positive_number(point[1], f'{where}: loss of curve point {i}') for i, point in enumerate(curve, 1)]
+    tokens, losses = (
+        np.array([positive_number(point[i], f'{where}: {what} of curve point {n}') for n, point in enumerate(curve, 1)])
+        for i, what in enumerate(('tokens', 'loss'))
     )
     for i in np.flatnonzero(np.diff(tokens) <= 0):
         raise ValueError(

@@ -8,7 +8,7 @@ are an error; free text goes into ``name`` and ``comment``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +84,19 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
             )
     with_tokens = [name for name, model in zip(names, models) if model.get('tokens') is not None]
     if with_tokens and len(with_tokens) < len(models):
-        without = next(name for name in names if name not in with_tokens)
+        without = next(name for name, model in zip(names, models) if model.get('tokens') is None)
         raise ValueError(
             f'{where}: {without} has no "tokens" but {with_tokens[0]} has; give them for every model, or '
             f'for none where all were trained on the same number'
         )
-    params = np.array([positive_number(m['params'], f'{where}: {n}: params') for n, m in zip(names, models)])
-    tokens = None
-    if with_tokens:
-        tokens = np.array([positive_number(m['tokens'], f'{where}: {n}: tokens') for n, m in zip(names, models)])
+
+    def numbers(what: str, values: Iterable[object]) -> np.ndarray:
+        return np.array([positive_number(value, f'{where}: {name}: {what}') for name, value in zip(names, values)])
+
+    params = numbers('params', (model['params'] for model in models))
+    tokens = numbers('tokens', (model['tokens'] for model in models)) if with_tokens else None
     losses = {
-        domain: np.array(
-            [positive_number(m['losses'][domain], f'{where}: {n}: loss of {domain!r}') for n, m in zip(names, models)]
-        )
-        for domain in wanted
+        domain: numbers(f'loss of {domain!r}', (model['losses'][domain] for model in models)) for domain in wanted
     }
     return Points(params, tokens, losses, names)
 

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,15 +44,23 @@ NOISE_TOLERANCE = 0.03
 _FLAT = 0.02
 # Sizes or rates that differ by less than this count as one.
 _SAME = 0.02
-_GAMMA_BOUNDS, _DELTA_BOUNDS, _POWER_BOUNDS = (-6.0, 6.0), (-2.0, 2.0), (0.01, 3.0)
-_GAMMA_STARTS, _DELTA_STARTS, _ALPHA_STARTS, _BETA_STARTS = (
-    (-2.0, -1.0, 0.0, 1.0),
-    (-0.3, 0.0, 0.3),
-    (0.1, 0.4),
-    (0.1, 0.25, 0.5, 0.9),
-)
-# Directions the runs say nothing about stay at the centre: (centre, weight).
-_GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR = (-1.0, 1e-4), (0.0, 1e-3), (0.3, 1e-3), (0.4, 1e-4)
+
+
+class _Exponent(NamedTuple):
+    """How an exponent is searched; ``prior`` is (centre, weight): it stays there if the runs say nothing about it."""
+
+    bounds: tuple[float, float]
+    starts: tuple[float, ...]
+    prior: tuple[float, float]
+
+
+_EXPONENTS = {
+    'gamma': _Exponent((-6.0, 6.0), (-2.0, -1.0, 0.0, 1.0), (-1.0, 1e-4)),
+    'delta': _Exponent((-2.0, 2.0), (-0.3, 0.0, 0.3), (0.0, 1e-3)),
+    'alpha': _Exponent((0.01, 3.0), (0.1, 0.4), (0.3, 1e-3)),
+    'beta': _Exponent((0.01, 3.0), (0.1, 0.25, 0.5, 0.9), (0.4, 1e-4)),
+}
+_FIXED = {'bounds': (-1e-12, 1e-12), 'starts': (0.0,)}
 
 
 @dataclass(frozen=True)
@@ -201,21 +210,24 @@ def fit_post_training(
         return np.exp(-gamma * log_rate - delta * x)[:, None] * np.stack(columns, axis=1)
 
     below_source = bool(np.any(losses < source))
-    gammas, gamma_bounds = (_GAMMA_STARTS, _GAMMA_BOUNDS) if not single_rate else ((0.0,), (-1e-12, 1e-12))
-    deltas, delta_bounds = (_DELTA_STARTS, _DELTA_BOUNDS) if not single_size else ((0.0,), (-1e-12, 1e-12))
-    alphas = _ALPHA_STARTS if not single_size else (_ALPHA_PRIOR[0],)
-    starts = list(itertools.product(gammas, deltas, alphas, _BETA_STARTS))
+    search = dict(_EXPONENTS)
+    if single_rate:
+        search['gamma'] = search['gamma']._replace(**_FIXED)
+    if single_size:
+        search['delta'] = search['delta']._replace(**_FIXED)
+        search['alpha'] = search['alpha']._replace(starts=search['alpha'].prior[:1])
+    starts = list(itertools.product(*(exponent.starts for exponent in search.values())))
     if near is not None:
-        starts = [tuple(near.constants[name] for name in ('gamma', 'delta', 'alpha', 'beta'))]
+        starts = [tuple(near.constants[name] for name in search)]
     fit = fit_separable(
         basis,
         losses,
         starts,
-        [gamma_bounds, delta_bounds, _POWER_BOUNDS, _POWER_BOUNDS],
+        [exponent.bounds for exponent in search.values()],
         [False, below_source] + ([] if single_size else [False]),
         offset=source,
         huber=huber,
-        priors=[_GAMMA_PRIOR, _DELTA_PRIOR, _ALPHA_PRIOR, _BETA_PRIOR],
+        priors=[exponent.prior for exponent in search.values()],
     )
     gamma, delta, alpha, beta = map(float, fit.exponents)
     data, constant, *rest = map(float, fit.coefficients)
@@ -229,14 +241,8 @@ def fit_post_training(
         'gamma': gamma,
         'delta': delta,
     }
-    return PostTrainingLaw(
-        constants,
-        (float(size.min()), float(size.max())),
-        (float(rate.min()), float(rate.max())),
-        (float(tokens.min()), float(tokens.max())),
-        single_size,
-        single_rate,
-    )
+    ranges = ((float(values.min()), float(values.max())) for values in (size, rate, tokens))
+    return PostTrainingLaw(constants, *ranges, single_size=single_size, single_rate=single_rate)
 
 
 def predict_run(law: PostTrainingLaw, run: Curve) -> np.ndarray:

@@ -21,6 +21,7 @@ __all__ = ['SeparableFit', 'fit_separable', 'log_residuals']
 # A prediction may pass zero while the solver searches; its logarithm is cut here.
 _SMALLEST_RATIO = 1e-6
 _REWEIGHTINGS = 4
+_REFINED = 4  # starts whose fits are refined jointly, the best
 # Coefficients are of order one; the search leaves those on their bound at rounding errors.
 _ZERO = 1e-12
 
@@ -82,7 +83,6 @@ def fit_separable(
     offset: np.ndarray | float = 0.0,
     huber: float | None = None,
     priors: Sequence[tuple[float, float]] | None = None,
-    refine: int = 4,
 ) -> SeparableFit:
     """Fits ``measured = offset + basis(exponents) @ coefficients`` in relative error.
 
@@ -96,7 +96,6 @@ def fit_separable(
         huber: Residual beyond which the loss grows linearly; None for plain least squares.
         priors: (centre, weight) per exponent: adds ``weight * (exponent - centre)`` to the residuals, so that a
             direction the data say nothing about stays at the centre. A weight of 0 means no prior.
-        refine: How many of the best starts are refined jointly.
 
     Returns:
         SeparableFit: the best refined fit.
@@ -122,7 +121,7 @@ def fit_separable(
     lowest = np.concatenate([lower, np.where(free, -np.inf, 0.0)])
     highest = np.concatenate([upper, np.full(len(free), np.inf)])
     found = trials[:1]
-    for _, exponents, coefficients in trials[:refine]:
+    for _, exponents, coefficients in trials[:_REFINED]:
         solution = least_squares(
             lambda unknowns: stacked(unknowns[:n], unknowns[n:]),
             np.concatenate([exponents, coefficients]),

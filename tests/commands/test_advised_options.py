@@ -17,17 +17,7 @@ from llmshearing import cli
 PACKAGE = Path(llmshearing.__file__).parent
 OPTION = r'(?<![\w-])--[a-z][a-z-]+'
 # Of other programs: pip, the clients of the hub, zstd, Composer's launcher.
-OTHERS = {
-    '--dest',
-    '--no-deps',
-    '--only-binary',
-    '--local-dir',
-    '--long',
-    '--private',
-    '--stdout',
-    '--stderr',
-    '--verbose',
-}
+OTHERS = set('--dest --no-deps --only-binary --local-dir --long --private --stdout --stderr --verbose'.split())
 
 
 def strings(node: ast.AST):

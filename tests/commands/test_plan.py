@@ -1,5 +1,6 @@
 """``llmshearing plan``: its lines, its JSON, its warnings, and what it refuses. Everything from a config.json alone."""
 
+import dataclasses
 import json
 import re
 
@@ -15,17 +16,9 @@ from llmshearing.models.shapes import ModelShape
 from llmshearing.planning.memory import TrainingSetup
 from llmshearing.planning.plan import make_plan, shape_warnings
 from llmshearing.planning.vocabulary import with_vocabulary
-from tests.models.tiny import tiny_model
+from tests.models.tiny import LLAMA2_7B, tiny_model
 
-LLAMA2_7B = {
-    'model_type': 'llama',
-    'vocab_size': 32000,
-    'hidden_size': 4096,
-    'intermediate_size': 11008,
-    'num_hidden_layers': 32,
-    'num_attention_heads': 32,
-    'max_position_embeddings': 4096,
-}
+WHOLE, SHEARED = ModelShape(32, 4096, 32, 32, 11008, 128), ModelShape(24, 2048, 16, 16, 5504, 128)
 
 
 @pytest.fixture(scope='module')
@@ -297,19 +290,8 @@ def test_sources_that_are_none(tmp_path, capsys):
 
 
 def warnings_of(source, **sizes):
-    config = read_source(str(source))
-    layout = layout_of(config)
-    whole = ModelShape(32, 4096, 32, 32, 11008, 128)
-    target = {
-        'num_hidden_layers': 24,
-        'hidden_size': 2048,
-        'num_attention_heads': 16,
-        'num_key_value_heads': 16,
-        'intermediate_size': 5504,
-        'head_dim': 128,
-        **sizes,
-    }
-    return '\n'.join(shape_warnings(whole, ModelShape(**target), layout))
+    layout = layout_of(read_source(str(source)))
+    return '\n'.join(shape_warnings(WHOLE, dataclasses.replace(SHEARED, **sizes), layout))
 
 
 @pytest.mark.parametrize(
@@ -336,9 +318,7 @@ def test_the_papers_shape_has_no_warning(source):
 
 
 def test_warnings_of_the_run(source):
-    config = read_source(str(source))
-    same = ModelShape(32, 4096, 32, 32, 11008, 128)
-    plan = make_plan(config, same, TrainingSetup(1, 'ddp', 1, 4097))
+    plan = make_plan(read_source(str(source)), WHOLE, TrainingSetup(1, 'ddp', 1, 4097))
     listed = '\n'.join(plan['warnings'])
     assert 'there is nothing to prune' in listed and "seq_len=4097 is more than the source's 4096 positions" in listed
     assert 'pruning takes more than a GPU of 80 GiB has; try activation checkpointing.' in listed

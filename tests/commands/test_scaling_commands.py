@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streaming import MDSWriter
 
 from llmshearing.cli import main
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.post_training import PostTrainingLaw
-from tests.scaling.conftest import tiny_llama  # noqa: F401
+from tests.scaling.conftest import tiny_llama, write_domains  # noqa: F401
 
 SIZES = (70e6, 410e6, 1.4e9, 6.9e9)
 
@@ -28,7 +27,11 @@ def p2_loss(size, rate, source, tokens):
     return source + rate**1.1 * (0.12 * (size / 1e9) ** -0.3 + 0.5 * (tokens / 1e9) ** -0.35 + 0.06)
 
 
-CASE = ['--params-before', '1.4e9', '--pruning-rate', '0.4', '--source-loss', '2.3']
+CASE = '--params-before 1.4e9 --pruning-rate 0.4 --source-loss 2.3'
+
+
+def run(command: str) -> int:
+    return main(command.split())
 
 
 @pytest.fixture
@@ -54,13 +57,13 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def law(workspace, capsys):
-    assert main(['budget', 'fit', 'runs.json', '--output', 'law.json']) == 0
+    assert run('budget fit runs.json --output law.json') == 0
     capsys.readouterr()
     return 'law.json'
 
 
 def test_fit_contract(workspace, capsys):
-    assert main(['reference-losses', 'fit', 'points.json', '--params', '2700000000', '--output', 'out/ref.json']) == 0
+    assert run('reference-losses fit points.json --params 2700000000 --output out/ref.json') == 0
     references = json.loads((workspace / 'out/ref.json').read_text())['reference_losses']
     assert references == pytest.approx({'cc': reference_loss(2.7e9), 'wiki': reference_loss(2.7e9) - 0.4}, rel=1e-6)
     output = capsys.readouterr().out
@@ -71,81 +74,22 @@ def test_fit_contract(workspace, capsys):
 
 
 def test_fit_options(workspace, capsys):
-    assert (
-        main(
-            [
-                'reference-losses',
-                'fit',
-                'points.json',
-                '--params',
-                '13.8B',
-                '--domains',
-                'wiki',
-                '--huber',
-                '0.01',
-                '--interval',
-                'bootstrap',
-                '--seed',
-                '3',
-                '--output',
-                'ref.json',
-            ]
-        )
-        == 0
-    )
+    options = '--domains wiki --huber 0.01 --interval bootstrap --seed 3'
+    assert run(f'reference-losses fit points.json --params 13.8B {options} --output ref.json') == 0
     report = json.loads((workspace / 'ref.json').read_text())
     assert list(report['reference_losses']) == ['wiki'] and report['interval_kind'] == 'bootstrap'
     assert 'extrapolation factor 2 (1.00 octaves outside the measured range)' in capsys.readouterr().out
 
 
 def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
-    generator = np.random.default_rng(0)
-    for domain in ('code', 'web'):
-        with MDSWriter(out=f'data/eval/{domain}', columns={'tokens': 'ndarray:uint16:32'}) as writer:
-            for _ in range(3):
-                writer.write({'tokens': generator.integers(0, 64, 32).astype(np.uint16)})
+    write_domains()
     for layers in (1, 2, 3):
         tiny_llama(num_hidden_layers=layers).save_pretrained(f'm{layers}')
-    assert (
-        main(
-            [
-                'reference-losses',
-                'measure',
-                'm1',
-                'm2',
-                '--data',
-                'data',
-                '--tokens',
-                '1e9',
-                '2e9',
-                '--output',
-                'points2.json',
-            ]
-        )
-        == 0
-    )
+    assert run('reference-losses measure m1 m2 --data data --tokens 1e9 2e9 --output points2.json') == 0
     points = json.loads((workspace / 'points2.json').read_text())
     assert points.keys() == {'models'} and [m['tokens'] for m in points['models']] == [1e9, 2e9]
-    assert (
-        main(
-            [
-                'reference-losses',
-                'measure',
-                'm3',
-                '--data',
-                'data',
-                '--domains',
-                'web',
-                '--max-sequences',
-                '2',
-                '--batch-size',
-                '1',
-                '--output',
-                'ref3.json',
-            ]
-        )
-        == 0
-    )
+    options = '--domains web --max-sequences 2 --batch-size 1'
+    assert run(f'reference-losses measure m3 --data data {options} --output ref3.json') == 0
     reference = json.loads((workspace / 'ref3.json').read_text())
     assert reference['reference_losses'] == reference['models'][0]['losses']
     assert reference['models'][0]['evaluation']['web']['sequences'] == 2
@@ -157,13 +101,13 @@ def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
             model.pop('tokens', None)
             model['losses'] = {'web': 5 - 0.5 * int(model['name'][1])}
         (workspace / path).write_text(json.dumps(content))
-    assert main(['reference-losses', 'fit', 'points2.json', 'ref3.json', '--params', '20K', '--output', 'r.json']) == 0
+    assert run('reference-losses fit points2.json ref3.json --params 20K --output r.json') == 0
     measured = json.loads((workspace / 'r.json').read_text())['measured_models']
     assert [model['name'] for model in measured] == ['m1', 'm2', 'm3']
 
 
 def test_predict_contract(law, capsys):
-    assert main(['budget', 'predict', law, *CASE, '--tokens', '5000000000']) == 0
+    assert run(f'budget predict {law} {CASE} --tokens 5000000000') == 0
     output = capsys.readouterr().out
     assert output.count('\n') == 1 and output.startswith('predicted loss: ')
     value = float(re.search(r'predicted loss: ([0-9.]+)', output).group(1))
@@ -192,55 +136,18 @@ def test_a_law_that_somebody_edited_is_named(law):
 def test_two_runs_have_no_interval(workspace, capsys):
     content = json.loads((workspace / 'runs.json').read_text())
     (workspace / 'runs.json').write_text(json.dumps({'runs': content['runs'][:2]}))
-    assert main(['budget', 'fit', 'runs.json', '--output', 'law.json']) == 0
+    assert run('budget fit runs.json --output law.json') == 0
     assert 'note: 1 size before pruning: the law holds for this size only' in capsys.readouterr().out
-    assert (
-        main(
-            [
-                'budget',
-                'predict',
-                'law.json',
-                '--params-before',
-                '70e6',
-                '--pruning-rate',
-                '0.4',
-                '--source-loss',
-                '3.3',
-                '--tokens',
-                '1e9',
-            ]
-        )
-        == 0
-    )
+    case = '--params-before 70e6 --pruning-rate 0.4 --source-loss 3.3'
+    assert run(f'budget predict law.json {case} --tokens 1e9') == 0
     assert 'no interval from fewer than three runs' in capsys.readouterr().out
-    assert main(['budget', 'predict', 'law.json', *CASE, '--tokens', '1e9']) == 1
+    assert run(f'budget predict law.json {CASE} --tokens 1e9') == 1
     assert 'all runs had 7e+07' in capsys.readouterr().err
 
 
 def test_plan(law, workspace, capsys):
-    assert (
-        main(
-            [
-                'budget',
-                'plan',
-                law,
-                *CASE,
-                '--target-loss',
-                '2.5',
-                '--more-tokens',
-                '1B',
-                '--least-gain',
-                '0.005',
-                '--total-cost',
-                '1B',
-                '--pruning-cost',
-                '4',
-                '--output',
-                'plan.json',
-            ]
-        )
-        == 0
-    )
+    questions = '--target-loss 2.5 --more-tokens 1B --least-gain 0.005 --total-cost 1B --pruning-cost 4'
+    assert run(f'budget plan {law} {CASE} {questions} --output plan.json') == 0
     output = capsys.readouterr().out
     plan = json.loads((workspace / 'plan.json').read_text())
     tokens = plan['answers']['target_loss']['tokens']
@@ -255,75 +162,60 @@ def test_plan(law, workspace, capsys):
 
 
 def test_plan_when_nothing_is_worth_it(law, capsys):
-    assert main(['budget', 'plan', law, *CASE, '--more-tokens', '1', '--least-gain', '100']) == 0
+    assert run(f'budget plan {law} {CASE} --more-tokens 1 --least-gain 100') == 0
     assert 'diminishing point: ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    'arguments, message',
+    'command, message',
     [
-        (['reference-losses', 'fit', 'none.json', '--params', '1e9', '--output', 'r.json'], 'none.json: no such file'),
+        ('reference-losses fit none.json --params 1e9 --output r.json', 'none.json: no such file'),
+        ('reference-losses fit points.json --params 1e9 --domains arxiv --output r.json', "unknown domain 'arxiv'"),
+        ('reference-losses fit points.json --params 1e9 --tokens 1e12 --output r.json', 'needs at least five models'),
+        ('reference-losses fit bytes.csv --params 1e9 --output r.json', "bytes.csv: not a CSV ('utf-8"),
+        ('reference-losses fit points.json --params 1e9 --seed -1 --output r.json', '--seed must be 0 or more, got -1'),
+        ('reference-losses measure none --data none --output r.json', 'no such folder'),
+        ('reference-losses measure a b --data d --tokens 1 --output r.json', '--tokens has 1 numbers for 2 models'),
+        ('budget fit points.json --output l.json', 'expected {"runs": [...]}'),
+        ('budget fit runs.json --huber -1 --output l.json', '--huber must be finite and positive'),
+        (f'budget predict runs.json {CASE} --tokens 1e9', 'not a law written by'),
         (
-            ['reference-losses', 'fit', 'points.json', '--params', '1e9', '--domains', 'arxiv', '--output', 'r.json'],
-            "unknown domain 'arxiv'",
-        ),
-        (
-            ['reference-losses', 'fit', 'points.json', '--params', '1e9', '--tokens', '1e12', '--output', 'r.json'],
-            'needs at least five models',
-        ),
-        (
-            ['reference-losses', 'fit', 'bytes.csv', '--params', '1e9', '--output', 'r.json'],
-            "bytes.csv: not a CSV ('utf-8",
-        ),
-        (
-            ['reference-losses', 'fit', 'points.json', '--params', '1e9', '--seed', '-1', '--output', 'r.json'],
-            '--seed must be 0 or more, got -1',
-        ),
-        (['reference-losses', 'measure', 'none', '--data', 'none', '--output', 'r.json'], 'no such folder'),
-        (
-            ['reference-losses', 'measure', 'a', 'b', '--data', 'd', '--tokens', '1', '--output', 'r.json'],
-            '--tokens has 1 numbers for 2 models',
-        ),
-        (['budget', 'fit', 'points.json', '--output', 'l.json'], 'expected {"runs": [...]}'),
-        (['budget', 'fit', 'runs.json', '--huber', '-1', '--output', 'l.json'], '--huber must be finite and positive'),
-        (['budget', 'predict', 'runs.json', *CASE, '--tokens', '1e9'], 'not a law written by'),
-        (
-            ['budget', 'predict', 'law.json', *CASE[:2], '--pruning-rate', '40', *CASE[4:], '--tokens', '1e9'],
+            'budget predict law.json --params-before 1.4e9 --pruning-rate 40 --source-loss 2.3 --tokens 1e9',
             '--pruning-rate is the fraction of the parameters removed',
         ),
         (
-            ['budget', 'predict', 'law.json', *CASE[:4], '--source-loss', '-2', '--tokens', '1e9'],
+            'budget predict law.json --params-before 1.4e9 --pruning-rate 0.4 --source-loss -2 --tokens 1e9',
             '--source-loss must be',
         ),
-        (['budget', 'plan', 'law.json', *CASE], 'nothing to plan'),
-        (['budget', 'plan', 'law.json', *CASE, '--more-tokens', '1e9'], 'belong together'),
-        (['budget', 'plan', 'law.json', *CASE, '--target-loss', '1.0'], 'cannot be reached'),
-        (['budget', 'plan', 'law.json', *CASE, '--total-cost', '1e9', '--pruning-cost', '0'], '--pruning-cost must be'),
+        (f'budget plan law.json {CASE}', 'nothing to plan'),
+        (f'budget plan law.json {CASE} --more-tokens 1e9', 'belong together'),
+        (f'budget plan law.json {CASE} --target-loss 1.0', 'cannot be reached'),
+        (f'budget plan law.json {CASE} --total-cost 1e9 --pruning-cost 0', '--pruning-cost must be'),
     ],
 )
-def test_errors_are_one_line_and_exit_code_one(law, workspace, capsys, arguments, message):
+def test_errors_are_one_line_and_exit_code_one(law, workspace, capsys, command, message):
     (workspace / 'bytes.csv').write_bytes(b'\xff\xfe params')
-    assert main(arguments) == 1
+    assert run(command) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
 
 
 @pytest.mark.parametrize(
-    'arguments, message',
+    'command, message',
     [
-        (['reference-losses', 'fit', 'points.json', '--params', '7X', '--output', 'r.json'], "not a count: '7X'"),
-        (['reference-losses', 'measure', 'a', '--data', 'd', '--batch-size', '1.5', '--output', 'r'], 'a whole number'),
+        ('reference-losses fit points.json --params 7X --output r.json', "not a count: '7X'"),
+        ('reference-losses measure a --data d --batch-size 1.5 --output r', 'a whole number'),
         (
-            ['reference-losses', 'fit', 'points.json', '--params', '7B', '--domains', ',', '--output', 'r.json'],
+            'reference-losses fit points.json --params 7B --domains , --output r.json',
             "argument --domains: expected names of domains such as web,code, got ','",
         ),
-        (['budget', 'predict', 'law.json', *CASE[2:], '--tokens', '1e9'], 'required: --params-before'),
-        (['budget'], 'required: command'),
+        ('budget predict law.json --pruning-rate 0.4 --source-loss 2.3 --tokens 1e9', 'required: --params-before'),
+        ('budget', 'required: command'),
     ],
 )
-def test_wrong_usage(workspace, capsys, arguments, message):
+def test_wrong_usage(workspace, capsys, command, message):
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        run(command)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 

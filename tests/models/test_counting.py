@@ -79,7 +79,8 @@ def test_every_family_at_its_own_and_another_shape(variant):
             and model.get_submodule(name.rsplit('.', 1)[0]) is not model.get_input_embeddings()
         )
         tied = model.get_input_embeddings().weight.numel() if config.tie_word_embeddings else 0
-        assert counting.matrix_parameters(layout, shape) == matrices + tied
+        every_expert = dataclasses.replace(shape, num_experts_per_tok=shape.num_experts)
+        assert counting.training_flops_per_token(layout, every_expert, seq_len=0) == 6 * (matrices + tied)
 
 
 def test_arrays_of_shapes_are_counted_at_once():

@@ -149,13 +149,8 @@ def test_parameters_and_the_tensors_of_a_folder_are_one(variant, tmp_path):
         assert torch.equal(read_parameter(model.config, name, files.__getitem__), parameter), name
 
 
-def config_of(model_type, **settings):
-    return CONFIG_MAPPING[model_type](**settings)
-
-
-MIXTRAL_8X7B = config_of('mixtral')
-QWEN3_30B = config_of(
-    'qwen3_moe',
+MIXTRAL_8X7B = CONFIG_MAPPING['mixtral']()
+QWEN3_30B = CONFIG_MAPPING['qwen3_moe'](
     vocab_size=151936,
     hidden_size=2048,
     num_hidden_layers=48,

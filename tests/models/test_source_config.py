@@ -78,6 +78,11 @@ def test_an_export_says_in_the_words_of_transformers_4_what_4_would(variant, tmp
     assert {key: said.get(key) for key in of_4} == of_4
 
 
+def rope(rope_type, rope_theta=1e4, **more):
+    """Rotary settings in the words of transformers 5."""
+    return {'rope_parameters': {'rope_type': rope_type, 'rope_theta': rope_theta, **more}}
+
+
 def inverse_frequencies(config):
     model = AutoModelForCausalLM.from_config(config)
     return model.model.rotary_emb.inv_freq, model.model.rotary_emb.attention_scaling
@@ -85,14 +90,11 @@ def inverse_frequencies(config):
 
 @pytest.mark.parametrize(
     ('rotary', 'expected'),
-    [
-        ({'rope_type': 'default', 'rope_theta': 5e5}, lambda base: base),
-        ({'rope_type': 'linear', 'rope_theta': 5e5, 'factor': 4.0}, lambda base: base / 4),
-    ],
+    [(rope('default', 5e5), lambda base: base), (rope('linear', 5e5, factor=4.0), lambda base: base / 4)],
     ids=['default', 'linear'],
 )
 def test_the_rotary_base_is_the_source_s(rotary, expected):
-    got, _ = inverse_frequencies(config_from({**WRITTEN['llama'], 'rope_parameters': rotary}))
+    got, _ = inverse_frequencies(config_from({**WRITTEN['llama'], **rotary}))
     torch.testing.assert_close(got, expected(5e5 ** -(torch.arange(0, 8, 2) / 8)))
 
 
@@ -153,11 +155,9 @@ def test_su_is_longrope_by_its_first_name():
 
 def test_longrope_of_phi3():
     factors = {'short_factor': [1.0, 2.0, 3.0, 4.0], 'long_factor': [2.0] * 4}
-    rotary = {'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 1.0, **factors}
-    content = {**WRITTEN['phi3'], 'original_max_position_embeddings': 64}
-    got, scaling = inverse_frequencies(
-        config_from({**content, 'rope_parameters': {**rotary, 'original_max_position_embeddings': 64}})
-    )
+    positions = {'original_max_position_embeddings': 64}
+    rotary = rope('longrope', partial_rotary_factor=1.0, **factors, **positions)
+    got, scaling = inverse_frequencies(config_from({**WRITTEN['phi3'], **positions, **rotary}))
     torch.testing.assert_close(got, 1e4 ** -(torch.arange(0, 8, 2) / 8) / torch.tensor(factors['short_factor']))
     assert scaling == pytest.approx((1 + torch.log(torch.tensor(2.0)) / torch.log(torch.tensor(64.0))).sqrt().item())
 
@@ -165,18 +165,11 @@ def test_longrope_of_phi3():
 @pytest.mark.parametrize(
     ('variant', 'changes', 'named'),
     [
-        (
-            'llama',
-            {'rope_theta': 10000.0, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}},
-            'rope_theta',
-        ),
+        ('llama', {'rope_theta': 10000.0, **rope('default', 5e5)}, 'rope_theta'),
         ('gpt_neox', {'rotary_pct': 0.5}, 'rotary_pct'),
         (
             'llama',
-            {
-                'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
-                'rope_parameters': {'rope_type': 'linear', 'rope_theta': 1e4, 'factor': 4.0},
-            },
+            {'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}, **rope('linear', factor=4.0)},
             'rope_scaling',
         ),
     ],
@@ -190,29 +183,10 @@ def test_a_config_that_says_two_things_is_refused(variant, changes, named):
 @pytest.mark.parametrize(
     ('variant', 'changes', 'named'),
     [
-        ('llama', {'rope_parameters': {'rope_type': 'proportional', 'rope_theta': 1e4}}, 'rope_type'),
-        (
-            'llama',
-            {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.5}},
-            'partial_rotary_factor',
-        ),
-        (
-            'llama',
-            {'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 2.0, 'truncate': False}},
-            'truncate',
-        ),
-        (
-            'llama',
-            {
-                'rope_parameters': {
-                    'rope_type': 'yarn',
-                    'rope_theta': 1e4,
-                    'factor': 4.0,
-                    'original_max_position_embeddings': 64,
-                }
-            },
-            'rope_parameters.factor: 4.0',
-        ),
+        ('llama', rope('proportional'), 'rope_type'),
+        ('llama', rope('default', partial_rotary_factor=0.5), 'partial_rotary_factor'),
+        ('llama', rope('yarn', factor=2.0, truncate=False), 'truncate'),
+        ('llama', rope('yarn', factor=4.0, original_max_position_embeddings=64), 'rope_parameters.factor: 4.0'),
         ('gemma2', {'layer_types': ['full_attention', 'sliding_attention'] * 2}, 'layer_types'),
         ('gemma3_text', {'layer_types': ['full_attention'] * 2 + ['sliding_attention'] * 2}, 'layer_types'),
         ('qwen2', {'layer_types': ['sliding_attention', 'full_attention'] * 2}, 'layer_types'),
@@ -267,9 +241,7 @@ def test_soft_capping_needs_an_attention_that_has_it():
 
 @only_4
 def test_stock_readers_are_told_what_they_would_miss(tmp_path):
-    (tmp_path / 'config.json').write_text(
-        json.dumps({**WRITTEN['llama'], 'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}})
-    )
+    (tmp_path / 'config.json').write_text(json.dumps({**WRITTEN['llama'], **rope('default', 5e5)}))
     with pytest.raises(ValueError, match='rope_theta: 10000.0 instead of 500000.0. Set model.name: sheared_causal_lm'):
         check_stock_reading(tmp_path, read_config(tmp_path))
     tiny_model('llama').config.save_pretrained(tmp_path)

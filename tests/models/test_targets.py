@@ -28,6 +28,7 @@ LLAMA31_8B = LlamaConfig(
     num_key_value_heads=8,
 )
 HALVES = {'hidden_size': 0.5, 'num_attention_heads': 0.5, 'intermediate_size': 0.5}
+UNEVEN = {'uneven_heads': True}
 PYTHIA_410M = CONFIG_MAPPING['gpt_neox'](
     vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
 )
@@ -43,71 +44,36 @@ def test_a_shape_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize(
-    'config, target, expected',
+    'config, fraction, more, expected',
     [
-        (LLAMA2_7B, {'fraction': {**HALVES, 'num_hidden_layers': 0.75}}, ModelShape(24, 2048, 16, 16, 5504, 128)),
-        (
-            LLAMA2_7B,
-            {'fraction': {'hidden_size': 0.61, 'num_hidden_layers': 0.01}},
-            ModelShape(1, 2496, 32, 32, 11008, 128),
-        ),
-        (LLAMA2_7B, {'fraction': {'hidden_size': 0.61}, 'multiple_of': 128}, ModelShape(32, 2560, 32, 32, 11008, 128)),
-        (
-            LLAMA2_7B,
-            {'fraction': {'hidden_size': 0.5}, 'intermediate_size': 5505},
-            ModelShape(32, 2048, 32, 32, 5505, 128),
-        ),
+        (LLAMA2_7B, {**HALVES, 'num_hidden_layers': 0.75}, {}, (24, 2048, 16, 16, 5504, 128)),
+        (LLAMA2_7B, {'hidden_size': 0.61, 'num_hidden_layers': 0.01}, {}, (1, 2496, 32, 32, 11008, 128)),
+        (LLAMA2_7B, {'hidden_size': 0.61}, {'multiple_of': 128}, (32, 2560, 32, 32, 11008, 128)),
+        (LLAMA2_7B, {'hidden_size': 0.5}, {'intermediate_size': 5505}, (32, 2048, 32, 32, 5505, 128)),
         # grouped queries: the nearest of whole groups fewer (4, 8, ... 28) and fewer in every group (8, 16, 24)
-        (
-            LLAMA31_8B,
-            {'fraction': {'num_attention_heads': 0.6}, 'uneven_heads': True},
-            ModelShape(32, 4096, 20, 5, 14336, 128),
-        ),
+        (LLAMA31_8B, {'num_attention_heads': 0.6}, UNEVEN, (32, 4096, 20, 5, 14336, 128)),
         # of those whose hidden size is a multiple of them, as newer releases of transformers ask for
-        (LLAMA31_8B, {'fraction': {'num_attention_heads': 0.6}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
-        (
-            LLAMA31_8B,
-            {'fraction': {'num_attention_heads': 0.8}, 'num_key_value_heads': 8},
-            ModelShape(32, 4096, 32, 8, 14336, 128),
-        ),
-        (
-            LLAMA31_8B,
-            {'fraction': {'hidden_size': 0.6, 'num_attention_heads': 0.6}},
-            ModelShape(32, 2560, 20, 5, 14336, 128),
-        ),
-        (
-            LLAMA31_8B,
-            {'fraction': {'hidden_size': 0.6}, 'num_key_value_heads': 3},
-            ModelShape(32, 2496, 12, 3, 14336, 128),
-        ),
-        (LLAMA31_8B, {'fraction': {'num_key_value_heads': 0.5}}, ModelShape(32, 4096, 16, 4, 14336, 128)),
-        (
-            LLAMA31_8B,
-            {'fraction': {'num_attention_heads': 0.7}, 'num_key_value_heads': 8, 'uneven_heads': True},
-            ModelShape(32, 4096, 24, 8, 14336, 128),
-        ),
-        (
-            LLAMA31_8B,
-            {'fraction': {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}, 'uneven_heads': True},
-            ModelShape(32, 4096, 10, 5, 14336, 128),
-        ),
+        (LLAMA31_8B, {'num_attention_heads': 0.6}, {}, (32, 4096, 16, 4, 14336, 128)),
+        (LLAMA31_8B, {'num_attention_heads': 0.8}, {'num_key_value_heads': 8}, (32, 4096, 32, 8, 14336, 128)),
+        (LLAMA31_8B, {'hidden_size': 0.6, 'num_attention_heads': 0.6}, {}, (32, 2560, 20, 5, 14336, 128)),
+        (LLAMA31_8B, {'hidden_size': 0.6}, {'num_key_value_heads': 3}, (32, 2496, 12, 3, 14336, 128)),
+        (LLAMA31_8B, {'num_key_value_heads': 0.5}, {}, (32, 4096, 16, 4, 14336, 128)),
+        (LLAMA31_8B, {'num_attention_heads': 0.7}, {'num_key_value_heads': 8, **UNEVEN}, (32, 4096, 24, 8, 14336, 128)),
+        (LLAMA31_8B, {'num_attention_heads': 0.3, 'num_key_value_heads': 0.6}, UNEVEN, (32, 4096, 10, 5, 14336, 128)),
         # without head_dim, hidden size and heads follow one another
-        (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}}, ModelShape(24, 768, 12, 12, 4096, 64)),
-        (PYTHIA_410M, {'fraction': {'num_attention_heads': 0.3}}, ModelShape(24, 320, 5, 5, 4096, 64)),
-        (PYTHIA_410M, {'fraction': {'hidden_size': 0.75}, 'multiple_of': 256}, ModelShape(24, 768, 12, 12, 4096, 64)),
-        (
-            PYTHIA_410M,
-            {'fraction': {'intermediate_size': 0.5}, 'num_attention_heads': 8},
-            ModelShape(24, 512, 8, 8, 2048, 64),
-        ),
+        (PYTHIA_410M, {'hidden_size': 0.75}, {}, (24, 768, 12, 12, 4096, 64)),
+        (PYTHIA_410M, {'num_attention_heads': 0.3}, {}, (24, 320, 5, 5, 4096, 64)),
+        (PYTHIA_410M, {'hidden_size': 0.75}, {'multiple_of': 256}, (24, 768, 12, 12, 4096, 64)),
+        (PYTHIA_410M, {'intermediate_size': 0.5}, {'num_attention_heads': 8}, (24, 512, 8, 8, 2048, 64)),
     ],
 )
-def test_fractions_are_rounded_to_what_is_possible(config, target, expected):
+def test_fractions_are_rounded_to_what_is_possible(config, fraction, more, expected):
+    target = {'fraction': fraction, **more}
     if TRANSFORMERS_5 and target.get('uneven_heads'):  # no model of such a shape can be opened there
         with pytest.raises(ValueError, match='true with transformers 4 only'):
             target_shape(config, target)
         return
-    assert target_shape(config, target) == expected
+    assert target_shape(config, target) == ModelShape(*expected)
 
 
 def test_a_whole_fraction_keeps_an_unaligned_size():

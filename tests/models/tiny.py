@@ -28,6 +28,17 @@ COMMON = dict(
     eos_token_id=2,
 )
 
+# What the config.json of a model of real size says, for tests that read no weights.
+LLAMA2_7B = {
+    'model_type': 'llama',
+    'vocab_size': 32000,
+    'hidden_size': 4096,
+    'intermediate_size': 11008,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+    'max_position_embeddings': 4096,
+}
+
 # Settings of each family beside COMMON; several entries of one model type cover its variants.
 VARIANTS: dict[str, dict] = {
     'llama': {},
@@ -145,12 +156,8 @@ ROTARY: dict[str, dict] = {
 }
 # What a variant can be cut along at will: longrope's factors are as many as hidden_size / num_attention_heads / 2.
 AXES_OF = {'phi3-longrope': ('layer', 'intermediate')}
-OWN_ROTARY = (
-    'apertus',
-    'cwm',
-    'gpt_oss',
-    'ministral3',
-)  # whose configs bring rotary settings that no other key changes
+# Whose configs bring rotary settings that no other key changes.
+OWN_ROTARY = ('apertus', 'cwm', 'gpt_oss', 'ministral3')
 ROTARY_BASE = 5e5  # not what a reader takes that finds none
 
 

@@ -19,19 +19,11 @@ from llmshearing.models.shapes import shape_of
 from llmshearing.models.targets import target_shape
 from llmshearing.recipes import request
 from llmshearing.recipes.command_lines import override
+from tests.models.tiny import LLAMA2_7B
 from tests.tiny_data import DOMAINS, tiny_data
 from tests.tiny_run import tiny_source
 
 TARGET = ('--target', 'num_hidden_layers=3', 'hidden_size=36', 'num_key_value_heads=1', 'intermediate_size=40')
-LLAMA2 = {
-    'model_type': 'llama',
-    'vocab_size': 32000,
-    'hidden_size': 4096,
-    'intermediate_size': 11008,
-    'num_hidden_layers': 32,
-    'num_attention_heads': 32,
-    'max_position_embeddings': 4096,
-}
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +33,7 @@ def world(tmp_path_factory):
     tiny_data(world)
     (world / 'references.json').write_text(json.dumps({'reference_losses': dict.fromkeys(DOMAINS, 1.0)}))
     (world / 'large').mkdir()
-    (world / 'large' / 'config.json').write_text(json.dumps(LLAMA2))
+    (world / 'large' / 'config.json').write_text(json.dumps(LLAMA2_7B))
     return world
 
 
@@ -50,6 +42,14 @@ def run(world, tmp_path, *more, source='source', target=TARGET, gpus=0):
     arguments += ['--work', str(tmp_path / 'work'), '--gpus', str(gpus)]
     assert main([*arguments, *map(str, more)]) == 0
     return [OmegaConf.load(tmp_path / 'out' / f'{stage}.yaml') for stage in ('prune', 'continue')]
+
+
+def train_here(config):
+    """Trains as the file says, without processes for loading; so few steps are not enough to converge."""
+    config.callbacks.export_pruned.allow_unconverged = True
+    for loader in [config.train_loader, *config.eval_loader]:
+        loader.num_workers, loader.prefetch_factor, loader.persistent_workers = 0, None, False
+    train(config).close()
 
 
 def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, capsys):
@@ -101,10 +101,7 @@ def test_an_override_survives_shell_and_yaml(path):
 def test_the_pruning_run_trains(world, tmp_path, capfd):
     config, _ = run(world, tmp_path, '--prune-tokens', 4 * 512, '--reference-losses', world / 'references.json')
     assert config.max_duration == '4ba'
-    config.callbacks.export_pruned.allow_unconverged = True  # four steps are not enough to converge
-    for loader in [config.train_loader, *config.eval_loader]:
-        loader.num_workers, loader.prefetch_factor, loader.persistent_workers = 0, None, False
-    train(config).close()
+    train_here(config)
     shape = json.loads((tmp_path / 'work' / 'pruned' / 'config.json').read_text())
     assert (shape['num_hidden_layers'], shape['hidden_size'], shape['intermediate_size']) == (3, 36, 40)
     assert json.loads((tmp_path / 'work' / 'mixture.json').read_text())['proportions'].keys() == set(DOMAINS)
@@ -135,10 +132,7 @@ def test_a_stored_teacher_is_told_of_and_trains(world, tmp_path, capsys):
     assert cli.main(command.split()) == 0
     for each in (config, proceed):
         assert each.algorithms.distillation.stored and each.variables.data == str(tmp_path / 'work' / 'taught')
-    config.callbacks.export_pruned.allow_unconverged = True
-    for loader in [config.train_loader, *config.eval_loader]:
-        loader.num_workers, loader.prefetch_factor, loader.persistent_workers = 0, None, False
-    train(config).close()
+    train_here(config)
     metrics = read_metrics(tmp_path / 'work' / 'prune_metrics.jsonl')
     assert len(metrics['loss/train/distillation']) == 4
 

@@ -32,27 +32,14 @@ SECTIONS = {
     ],
     'continue': ['Where it stands', 'Projected end', 'Source beside result', 'Data mixture', 'Training'],
 }
-OF_EVERY_RUN = ['mixture_weights', 'domain_losses', 'domain_gaps', 'data_shares', 'passes', 'loss', 'eval_loss']
-OF_EVERY_RUN += ['learning_rate', 'throughput', 'eval_share']
-PICTURES = {
-    'prune': [
-        'counts_layer',
-        'counts_hidden',
-        'counts_kv_group',
-        'counts_intermediate',
-        'sparsity',
-        'penalty',
-        'multipliers_lambda',
-        'multipliers_phi',
-        'masks_layers',
-        'masks_kv_heads',
-        'masks_heads',
-        'masks_intermediate',
-        'masks_hidden',
-        *OF_EVERY_RUN,
-    ],
-    'continue': ['projection', *OF_EVERY_RUN],
-}
+OF_EVERY_RUN = (
+    'mixture_weights domain_losses domain_gaps data_shares passes loss eval_loss learning_rate throughput eval_share'
+)
+OF_PRUNING = (
+    'counts_layer counts_hidden counts_kv_group counts_intermediate sparsity penalty multipliers_lambda '
+    'multipliers_phi masks_layers masks_kv_heads masks_heads masks_intermediate masks_hidden'
+)
+PICTURES = {'prune': f'{OF_PRUNING} {OF_EVERY_RUN}'.split(), 'continue': f'projection {OF_EVERY_RUN}'.split()}
 VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
 
 

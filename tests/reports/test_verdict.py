@@ -69,9 +69,8 @@ def test_training_after_it(tmp_path):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_a_run_that_diverged_is_not_to_be_exported(prune, value):
-    name = TRAIN_LOSS
-    batches, values = prune.metrics[name]
-    metrics = {**prune.metrics, name: (batches, np.append(values[:-1], value))}
+    batches, values = prune.metrics[TRAIN_LOSS]
+    metrics = {**prune.metrics, TRAIN_LOSS: (batches, np.append(values[:-1], value))}
     said = verdict(dataclasses.replace(with_state(prune, elapsed_share=1.0), metrics=metrics))
     assert (said.first, said.mood) == ('Diverged.', 'bad') and 'an earlier checkpoint' in said.rest
 

@@ -1,7 +1,8 @@
-"""Tiny models for the tests of the scaling laws."""
+"""Tiny models and data for the tests of the scaling laws."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 
@@ -26,3 +27,14 @@ def tiny_llama():
         return LlamaForCausalLM(LlamaConfig(**(shape | overrides))).eval()
 
     return build
+
+
+def write_domains() -> None:
+    """Two domains of three random sequences each, in ``data/eval`` of the current folder."""
+    from streaming import MDSWriter
+
+    generator = np.random.default_rng(0)
+    for domain in ('code', 'web'):
+        with MDSWriter(out=f'data/eval/{domain}', columns={'tokens': 'ndarray:uint16:32'}) as writer:
+            for _ in range(3):
+                writer.write({'tokens': generator.integers(0, 64, 32).astype(np.uint16)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -47,16 +49,14 @@ def random_constants(seed, lowest_e=0.0):
     }, generator
 
 
-def make_run(constants, size, rate, tokens, noise=0.0, generator=None):
-    losses = formula(constants, size, rate, source_loss(size), tokens)
-    if noise:
-        losses = losses * np.exp(noise * generator.standard_normal(len(tokens)))
-    return Curve(size, rate, source_loss(size), tokens, losses, f'{size:g}-{rate:g}')
-
-
 def make_runs(constants, sizes=SIZES, rates=RATES, points=12, noise=0.0, generator=None):
-    tokens = np.geomspace(5e7, 2e9, points)
-    return [make_run(constants, size, rate, tokens, noise, generator) for size in sizes for rate in rates]
+    tokens, runs = np.geomspace(5e7, 2e9, points), []
+    for size, rate in itertools.product(sizes, rates):
+        losses = formula(constants, size, rate, source_loss(size), tokens)
+        if noise:
+            losses = losses * np.exp(noise * generator.standard_normal(len(tokens)))
+        runs.append(Curve(size, rate, source_loss(size), tokens, losses, f'{size:g}-{rate:g}'))
+    return runs
 
 
 def error(law, constants, size, rate, tokens):

@@ -22,6 +22,10 @@ def p2(size, rate, source, tokens):
     return source + rate**1.1 * (0.12 * (size / 1e6) ** -0.3 + 30 * tokens**-0.35)
 
 
+def case_of(run):
+    return run.params_before, run.pruning_rate, run.source_loss
+
+
 def write_lawful_run(folder, size, rate, source):
     """A run whose evaluation loss follows the law, noted by run_report; two evaluators, around the mean."""
     folder.mkdir(parents=True)
@@ -65,11 +69,7 @@ def test_small_runs_predict_a_large_one(tmp_path, folders, capsys):
     for one, two, three in zip(by_folder, by_list, by_file):
         assert one.losses.tolist() == two.losses.tolist() == three.losses.tolist()
         assert one.name == two.name == three.name
-        assert (one.params_before, one.pruning_rate, one.source_loss) == (
-            two.params_before,
-            two.pruning_rate,
-            two.source_loss,
-        )
+        assert case_of(one) == case_of(two)
 
 
 def test_a_run_counts_once(tmp_path, folders, capsys):
@@ -94,7 +94,7 @@ def test_the_curve(tmp_path):
     run = curve_of_log(tmp_path / 'continue_metrics.jsonl')
     assert run.tokens.tolist() == [TOKENS_PER_BATCH * b for b in (10, 20, 30, 40)]
     assert run.losses == pytest.approx([np.mean([eval_loss(b, i) for i in range(3)]) for b in (10, 20, 30, 40)])
-    assert (run.params_before, run.pruning_rate, run.source_loss) == (1e6, pytest.approx(0.6), 2.5)
+    assert case_of(run) == (1e6, pytest.approx(0.6), 2.5)
 
 
 def test_the_curve_ends_where_the_run_that_goes_on_is(tmp_path):
@@ -125,14 +125,10 @@ def test_parameters_from_the_pruned_folder(tmp_path):
     counts = [sum(p.numel() for p in model.parameters()) for model in models.values()]
     row = {'log': log.name, 'pruned': 'pruned', 'source_losses': dict.fromkeys(DOMAINS, 2.0)}
     run = read_entry(row, 'here', tmp_path)
-    assert (run.params_before, run.pruning_rate, run.source_loss) == (
-        counts[0],
-        pytest.approx(1 - counts[1] / counts[0]),
-        2.0,
-    )
+    assert case_of(run) == (counts[0], pytest.approx(1 - counts[1] / counts[0]), 2.0)
     # What is given goes before what is found.
     run = read_entry({**row, 'params_before': 7.0, 'pruning_rate': 0.25, 'source_loss': 1.5}, 'here', tmp_path)
-    assert (run.params_before, run.pruning_rate, run.source_loss) == (7.0, 0.25, 1.5)
+    assert case_of(run) == (7.0, 0.25, 1.5)
 
 
 def test_which_log_of_a_folder(tmp_path):

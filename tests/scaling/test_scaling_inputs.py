@@ -81,6 +81,7 @@ def changed(index, **fields):
         (changed(1, losses={}), 'at least one domain'),
         (changed(1, token=3), "unknown field 'token'"),
         (changed(1, tokens=3e9), 'model 1 has no "tokens" but model 2 has'),
+        ([{**MODELS[0], 'name': '7b', 'tokens': 3e9}, {**MODELS[1], 'name': '7b'}], '7b has no "tokens" but 7b has'),
         (changed(1, params=-1), 'model 2: params must be finite and positive, got -1'),
         (changed(1, params='7B'), "model 2: params must be a positive number, got '7B'"),
         (changed(1, losses={'cc': -2.5, 'wiki': 1.0}), "model 2: loss of 'cc' must be finite and positive, got -2.5"),

@@ -14,7 +14,6 @@ from streaming import MDSWriter
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from llmshearing.compat.transformers import TRANSFORMERS_5
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_tokens
 from llmshearing.export.model_folder import open_strictly
@@ -22,7 +21,7 @@ from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import batches, domain_loss
 from llmshearing.scaling.measure import find_domains, load_model, measure_models
 from tests.dynamic_text_world import tiny_tokenizer
-from tests.models.tiny import tiny_model
+from tests.models.tiny import ROTARY_BASE, rotary_model
 
 SEQUENCES = np.random.default_rng(0).integers(0, 64, (7, 32))
 
@@ -245,19 +244,15 @@ def test_batch_size_is_checked():
 
 def test_a_config_of_either_generation_is_read_as_its_writer_meant_it(tmp_path):
     """Under transformers 4 ``rope_parameters`` alone were taken for nothing, and the base for 10,000."""
-    model = tiny_model('llama', **rotary_base(500000.0)).eval()
+    model = rotary_model('llama')
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
     for key in ('rope_theta', 'rope_scaling', 'rope_parameters'):
         config.pop(key, None)
-    config['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 500000.0}
+    config['rope_parameters'] = {'rope_type': 'default', 'rope_theta': ROTARY_BASE}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         want = model(ids).logits
         assert torch.equal(load_model(str(tmp_path), device='cpu')(ids).logits, want)
         assert torch.equal(open_strictly(tmp_path, config=read_config(tmp_path))(ids).logits, want)
-
-
-def rotary_base(base: float) -> dict:
-    return {'rope_parameters': {'rope_type': 'default', 'rope_theta': base}} if TRANSFORMERS_5 else {'rope_theta': base}

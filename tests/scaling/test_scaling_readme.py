@@ -7,12 +7,11 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
-from streaming import MDSWriter
 
 import llmshearing.scaling
 from llmshearing.cli import main
+from tests.scaling.conftest import write_domains
 
 README = Path(llmshearing.scaling.__file__).with_name('README.md').read_text(encoding='utf-8')
 FILES = re.findall(r'```(?:json|csv) (\S+)\n(.*?)```', README, re.DOTALL)
@@ -30,11 +29,7 @@ def workspace(tmp_path, monkeypatch, tiny_llama):
     for name, content in FILES:
         Path(name).write_text(content, encoding='utf-8')
     tiny_llama().save_pretrained('source')
-    generator = np.random.default_rng(0)
-    for domain in ('code', 'web'):
-        with MDSWriter(out=f'data/eval/{domain}', columns={'tokens': 'ndarray:uint16:32'}) as writer:
-            for _ in range(3):
-                writer.write({'tokens': generator.integers(0, 64, 32).astype(np.uint16)})
+    write_domains()
 
 
 def test_readme_examples(workspace, capsys):
