@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,9 +20,8 @@ from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
-from llmshearing.prepare import worker
-from llmshearing.prepare.beginning import read_beginning, text_files
-from llmshearing.prepare.tokenizer import Encoder, plan_tokenizer
+from llmshearing.prepare.beginning import open_encoder, read_beginning, text_files
+from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
 
 __all__ = ['Corpus', 'read_corpus']
@@ -80,11 +80,9 @@ def read_corpus(
     seen_streams, held_streams = _mds_streams(data, tokenizer_folder)
     if not seen_streams:
         plan = plan_tokenizer(str(tokenizer_folder), None, None)
-        worker.start(plan)  # conversations are written by the tokenizer's template
-        encoder, limit = Encoder(plan.backend, plan.name), READ_BYTES * (tokens + held_out)
+        encoder, limit = open_encoder(plan), READ_BYTES * (tokens + held_out)
         texts = (read_beginning('--data', str(path), text_key, limit) for path in text_files(data))
-        before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
-        seen_streams = [_packed(documents, encoder, before, after, length) for documents in texts]
+        seen_streams = [_packed(documents, encoder, plan, length) for documents in texts]
     if held_streams:
         seen = _taken(_in_turn(seen_streams), tokens)
         held = _taken(_in_turn(held_streams), held_out)
@@ -127,10 +125,9 @@ def _bytes(folders: list[Path]) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
 
-def _packed(
-    documents: Iterable[str], encoder: Encoder, before: list[int], after: list[int], length: int
-) -> Iterator[np.ndarray]:
+def _packed(documents: Iterable[str], encoder: Encoder, plan: TokenizerPlan, length: int) -> Iterator[np.ndarray]:
     """Documents one after the other with what `prepare` puts between them, cut into sequences."""
+    before, after = plan.around
     waiting: list[int] = []
     for text in documents:
         if text:
@@ -142,15 +139,13 @@ def _packed(
 
 def _in_turn(streams: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
     """One of each stream in turn, until all are empty."""
-    streams = list(streams)
+    streams = deque(streams)
     while streams:
-        alive = []
-        for stream in streams:
-            row = next(stream, None)
-            if row is not None:
-                yield row
-                alive.append(stream)
-        streams = alive
+        stream = streams.popleft()
+        row = next(stream, None)
+        if row is not None:
+            yield row
+            streams.append(stream)
 
 
 def _taken(rows: Iterator[np.ndarray], tokens: int, least: int = 1) -> list[np.ndarray]:
