@@ -26,11 +26,17 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
-from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
+from llmshearing.rotation.check import (
+    check_logits,
+    check_raise,
+    held_out_loss,
+    probe_logits,
+    set_final_gain,
+    try_common_gain,
+)
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
 from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
-from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
 from llmshearing.rotation.paging import paged_model
@@ -104,7 +110,7 @@ def rotate_source(
         (writer.path / RECORD).write_text(text + '\n', encoding='utf-8')
         writer.commit()
     work.state.remove()
-    report(f'written to {output}\n\n{energy_table(kept, table_widths(kept.shape[1]))}')
+    report(f'written to {output}\n\n{energy_table(kept)}')
     return record
 
 
@@ -208,19 +214,14 @@ class _Work:
 
     def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
         """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
-        final = self.source.parts.final_norm
-        own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
-        squares = moments.mean_squares()[-1]
-        fixed = odd_axes(own, squares, self.settings.fixed_axes or 0)
-        gain = common_gain(own, fixed)
-        set_final_gain(model, gain)
-        losses['common_gain'] = held_out_loss(model, self.batches(held_out=True))
-        set_final_gain(model, own)
+        squares, count = moments.mean_squares()[-1], self.settings.fixed_axes or 0
+        fixed, gain, loss = try_common_gain(model, squares, count, self.batches(held_out=True))
+        losses['common_gain'] = loss
         self.report(
             f'tied LM head: {len(fixed)} fixed axes, the common gain of the others costs '
-            f'{losses["common_gain"] - losses["source"]:+.4f} nats'
+            f'{loss - losses["source"]:+.4f} nats'
         )
-        check_raise(losses['source'], losses['common_gain'], len(fixed), len(own))
+        check_raise(losses['source'], loss, len(fixed), len(squares))
         return fixed, gain
 
     def _learn(
