@@ -22,9 +22,8 @@ __all__ = ['Content', 'is_compressed', 'json_values', 'look_into', 'open_binary'
 
 HEAD = 1 << 16  # bytes looked at
 _MAGIC = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd', b'BZh': 'bz2', b'\xfd7zXZ\x00': 'xz'}
-_MAGIC |= {
-    bytes([first]) + b'\x2a\x4d\x18': 'zstd' for first in range(0x50, 0x60)
-}  # pzstd, which adds frames of its own
+# pzstd adds frames of its own.
+_MAGIC |= {bytes([first]) + b'\x2a\x4d\x18': 'zstd' for first in range(0x50, 0x60)}
 _MARKS = {  # byte order marks; the longer ones first, as one begins with the other
     codecs.BOM_UTF32_LE: 'utf-32',
     codecs.BOM_UTF32_BE: 'utf-32',
