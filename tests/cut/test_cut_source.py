@@ -31,7 +31,7 @@ from llmshearing.rotation import in_memory
 from llmshearing.rotation.stream import check_rotatable
 from llmshearing.utils.numbers import with_unit
 from tests.models.tiny import VARIANTS, tiny_model
-from tests.rotation.test_command import make_text
+from tests.rotation.models import files, make_text, save_source
 
 TARGET = {'fraction': {'num_hidden_layers': 0.5, 'hidden_size': 0.5, 'intermediate_size': 0.5}, 'multiple_of': 8}
 OUTPUTS = ('whole', 'paged')
@@ -47,11 +47,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_source(folder: Path, variant: str = 'llama', **overrides) -> Path:
-    tiny_model(variant, **overrides).save_pretrained(folder)
-    character_tokenizer().save_pretrained(folder)
-    (folder / 'README.md').write_text('---\nlicense: mit\n---\n# tiny\n')
-    (folder / 'LICENSE').write_text('MIT, as it were')
-    return folder
+    return save_source(folder, tiny_model(variant, **overrides), character_tokenizer())
 
 
 @pytest.fixture(scope='module')
@@ -72,10 +68,6 @@ def cut(place: Path, output: str, source: str = 'source', target=None, **setting
 def little_speed(monkeypatch):
     """Measures speed on a few tokens, which is most of what a tiny model's cut takes."""
     monkeypatch.setattr(stages, 'tokens_per_second', partial(stages.tokens_per_second, new_tokens=2, repeats=1))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])

@@ -6,12 +6,15 @@ The fixtures at the end are imported by the test modules that use them.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -53,6 +56,13 @@ def write_jsonl(path: Path, documents: list[str], key: str = 'text') -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(''.join(json.dumps({'id': i, key: text}) + '\n' for i, text in enumerate(documents)))
     return str(path)
+
+
+def parquet_of(records: list[dict]) -> bytes:
+    """A file of a row for each record."""
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(records), stream)
+    return stream.getvalue()
 
 
 def read_tokens(folder: Path) -> np.ndarray:

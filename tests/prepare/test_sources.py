@@ -6,7 +6,6 @@ import bz2
 import codecs
 import dataclasses
 import gzip
-import io
 import json
 import lzma
 import re
@@ -25,7 +24,7 @@ from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
 from llmshearing.prepare.stages import find_input
 from llmshearing.prepare.worker import BadRecord, read_documents
-from tests.prepare.prepare_inputs import make_documents, write_jsonl
+from tests.prepare.prepare_inputs import make_documents, parquet_of, write_jsonl
 
 TEXTS = [*make_documents(40, 1), 'line one\nline two\r\n', '  leading', 'x' * 5000]
 
@@ -48,8 +47,7 @@ def _gz(folder):
 
 def _zst(folder):
     data = Path(write_jsonl(folder / 'a.jsonl', TEXTS)).read_bytes()
-    frames = [pyarrow.compress(part, codec='zstd', asbytes=True) for part in (data[:3000], data[3000:])]
-    (folder / 'b.jsonl.zst').write_bytes(b''.join(frames))
+    (folder / 'b.jsonl.zst').write_bytes(zstd(data[:3000]) + zstd(data[3000:]))  # two frames
     return Domain('d', (str(folder / 'b.jsonl.zst'),))
 
 
@@ -98,110 +96,55 @@ def _several(folder):
     return Domain('d', (paths[0], str(folder / '[12].jsonl'), paths[3]))
 
 
-def _records(**others) -> list[dict]:
-    return [{'id': i, **others, 'text': text} for i, text in enumerate(TEXTS)]
-
-
-def _stored(name, data, **settings):
-    """A domain of a folder with two files of that kind, by name and content as people have them."""
-
-    def make(folder):
-        for number, part in enumerate((_records()[:11], _records()[11:])):
-            path = folder / 'in' / name.format(number)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data(part))
-        return Domain('d', (str(folder / 'in'),), **settings)
-
-    make.__name__ = f'{name}-{data.__name__}'
-    return make
+def _records() -> list[dict]:
+    return [{'id': i, 'text': text} for i, text in enumerate(TEXTS)]
 
 
 def lines(records) -> bytes:
     return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
 
 
-def a_list(records) -> bytes:
-    return json.dumps(records).encode()
-
-
 def a_list_with_indents(records) -> bytes:
     return json.dumps(records, indent=2, ensure_ascii=False).encode()
 
 
-def objects_over_several_lines(records) -> bytes:
-    return '\n'.join(json.dumps(record, indent=2) for record in records).encode()
-
-
-def gzipped_lines(records) -> bytes:
-    return gzip.compress(lines(records))
-
-
-def zstd_lines(records) -> bytes:
-    return pyarrow.compress(lines(records), codec='zstd', asbytes=True)
-
-
 def pzstd_lines(records) -> bytes:
     """A frame that says the size of the next, before each, as the parallel compressor writes it."""
-    frames = [pyarrow.compress(lines([record]), codec='zstd', asbytes=True) for record in records]
+    frames = [zstd(lines([record])) for record in records]
     sizes = (b'\x50\x2a\x4d\x18' + bytes([4, 0, 0, 0]) + len(frame).to_bytes(4, 'little') for frame in frames)
     return b''.join(size + frame for size, frame in zip(sizes, frames))
 
 
-def bz2_list(records) -> bytes:
-    return bz2.compress(a_list(records))
+def zstd(data: bytes) -> bytes:
+    return pyarrow.compress(data, codec='zstd', asbytes=True)
 
 
-def xz_lines(records) -> bytes:
-    return lzma.compress(lines(records))
+def marked(data: bytes) -> bytes:
+    return b''.join(codecs.BOM_UTF8 + line for line in data.splitlines(keepends=True))
 
 
-def lines_after_a_mark(records) -> bytes:
-    return codecs.BOM_UTF8 + lines(records)
-
-
-def every_line_after_a_mark(records) -> bytes:
-    return b''.join(codecs.BOM_UTF8 + line for line in lines(records).splitlines(keepends=True))
-
-
-def utf16_lines(records) -> bytes:
-    return codecs.BOM_UTF16_BE + lines(records).decode().encode('utf-16-be')
-
-
-def gzipped_utf16_list(records) -> bytes:
-    return gzip.compress(codecs.BOM_UTF16_LE + a_list_with_indents(records).decode().encode('utf-16-le'))
-
-
-def utf32_lines(records) -> bytes:
-    return lines(records).decode().encode('utf-32')
-
-
-def parquet_of(records) -> bytes:
-    stream = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(records), stream)
-    return stream.getvalue()
-
-
-BY_CONTENT = [
-    _stored('c4-train.{:05}-of-00002.json', lines),
-    _stored('{}.json', a_list),
-    _stored('{}.json', a_list_with_indents),
-    _stored('{}.json', objects_over_several_lines),
-    _stored('{}.jsonl', a_list_with_indents),
-    _stored('part-{:05}', lines),
-    _stored('part-{:05}', gzipped_lines),
-    _stored('{}.jsonl', zstd_lines),
-    _stored('{}.jsonl.zst', pzstd_lines),
-    _stored('{}.data', bz2_list),
-    _stored('{}.jsonl.xz', xz_lines),
-    _stored('{}.jsonl.gz', lines),  # unpacked by a downloader that kept the name
-    _stored('{}.jsonl', lines_after_a_mark),
-    _stored('{}.json', every_line_after_a_mark),
-    _stored('{}.jsonl', utf16_lines),
-    _stored('{}.json', gzipped_utf16_list),
-    _stored('{}.txt', utf32_lines),
-    _stored('{}', parquet_of),
-    _stored('{}.jsonl', parquet_of),
-]
+# Names and contents of record files as people have them.
+BY_CONTENT = {
+    'lines-in-json': ('c4-train.{:05}-of-00002.json', lines),
+    'list': ('{}.json', lambda records: json.dumps(records).encode()),
+    'list-with-indents': ('{}.json', a_list_with_indents),
+    'objects-over-lines': ('{}.json', lambda records: '\n'.join(json.dumps(one, indent=2) for one in records).encode()),
+    'list-in-jsonl': ('{}.jsonl', a_list_with_indents),
+    'lines-without-ending': ('part-{:05}', lines),
+    'gzip-without-ending': ('part-{:05}', lambda records: gzip.compress(lines(records))),
+    'zstd-in-jsonl': ('{}.jsonl', lambda records: zstd(lines(records))),
+    'pzstd': ('{}.jsonl.zst', pzstd_lines),
+    'bz2-list': ('{}.data', lambda records: bz2.compress(json.dumps(records).encode())),
+    'xz': ('{}.jsonl.xz', lambda records: lzma.compress(lines(records))),
+    'lines-in-gz': ('{}.jsonl.gz', lines),  # unpacked by a downloader that kept the name
+    'mark': ('{}.jsonl', lambda records: codecs.BOM_UTF8 + lines(records)),
+    'mark-in-every-line': ('{}.json', lambda records: marked(lines(records))),
+    'utf-16': ('{}.jsonl', lambda records: codecs.BOM_UTF16_BE + lines(records).decode().encode('utf-16-be')),
+    'utf-16-list': ('{}.json', lambda records: gzip.compress(a_list_with_indents(records).decode().encode('utf-16'))),
+    'utf-32-in-txt': ('{}.txt', lambda records: lines(records).decode().encode('utf-32')),
+    'parquet-without-ending': ('{}', parquet_of),
+    'parquet-in-jsonl': ('{}.jsonl', parquet_of),
+}
 
 
 def _marked_texts(folder):
@@ -235,13 +178,8 @@ def _mds(folder):
     compressions = (None, 'zstd:3', 'bz2', 'gz', 'br', 'snappy')
     share = -(-len(TEXTS) // len(compressions))
     for number, compression in enumerate(compressions):
-        with MDSWriter(
-            out=str(folder / str(number)),
-            columns={'id': 'int', 'text': 'str'},
-            compression=compression,
-            hashes=['sha1'],
-            size_limit=4000,
-        ) as writer:
+        columns, options = {'id': 'int', 'text': 'str'}, {'compression': compression, 'hashes': ['sha1']}
+        with MDSWriter(out=str(folder / str(number)), columns=columns, size_limit=4000, **options) as writer:
             for i, text in enumerate(TEXTS[number * share : (number + 1) * share]):
                 writer.write({'id': i, 'text': text})
     return Domain('d', tuple(str(folder / str(number)) for number in range(len(compressions))))
@@ -266,11 +204,21 @@ def _linked_pattern(folder):
 @pytest.mark.parametrize(
     'make',
     [_jsonl, _gz, _zst, _parquet, _tree, _txt, _separated, _saved, _saved_splits, _several, _marked_texts]
-    + [_separated_marked, _nested, _nested_columns, _mds, _linked, _linked_pattern, *BY_CONTENT],
+    + [_separated_marked, _nested, _nested_columns, _mds, _linked, _linked_pattern],
     ids=lambda make: make.__name__,
 )
 def test_documents_of_every_format(tmp_path, make, piece_bytes):
     assert _read(make(tmp_path), piece_bytes) == TEXTS
+
+
+@pytest.mark.parametrize('piece_bytes', [64, 1000, 1 << 20])
+@pytest.mark.parametrize('kind', BY_CONTENT)
+def test_records_by_their_content(tmp_path, kind, piece_bytes):
+    """In a folder with two files of a kind."""
+    name, data = BY_CONTENT[kind]
+    for number, part in enumerate((_records()[:11], _records()[11:])):
+        (tmp_path / name.format(number)).write_bytes(data(part))
+    assert _read(Domain('d', (str(tmp_path),)), piece_bytes) == TEXTS
 
 
 @pytest.mark.parametrize('piece_bytes', range(1, 12))
