@@ -5,6 +5,7 @@ The fixtures at the end are imported by the test modules that use them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -109,17 +110,16 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp('tokenizer'))
 
 
+def set_piece_bytes(monkeypatch, size: int) -> None:
+    """Cuts inputs into pieces of that size."""
+    find = lambda domain: dataclasses.replace(stages.find_input(domain), piece_bytes=size)  # noqa: E731
+    monkeypatch.setattr(pipeline, 'find_input', find)
+
+
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Cuts small inputs into several pieces, as large ones are."""
-    find = stages.find_input
-
-    def find_small(domain):
-        item = find(domain)
-        item.piece_bytes = 8000
-        return item
-
-    monkeypatch.setattr(pipeline, 'find_input', find_small)
+    set_piece_bytes(monkeypatch, 8000)
 
 
 @pytest.fixture
