@@ -26,7 +26,7 @@ from tests.prepare.prepare_inputs import make_spec, small_pieces, tokenizer, tre
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, tokenizer):  # noqa: F811
+def whole(tmp_path_factory, tokenizer):
     """A spec, and the folder that an uninterrupted run made of it."""
     found = make_spec(tmp_path_factory.mktemp('whole'), tokenizer)
     prepare(found, workers=2)

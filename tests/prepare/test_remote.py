@@ -30,7 +30,7 @@ def remote(tmp_path):
 
 
 @pytest.fixture
-def pair(spec, remote, tmp_path):  # noqa: F811
+def pair(spec, remote, tmp_path):
     """The spec with a folder of its own and the shared address."""
     return lambda name, **changes: {**spec, **changes, 'out': [str(tmp_path / name), str(remote)]}
 
@@ -128,7 +128,7 @@ def test_nothing_old_stands_over_new_shards(pair, remote, tmp_path, monkeypatch,
         assert tree(remote / folder).items() >= tree(tmp_path / 'b' / folder).items()
 
 
-def test_finished_data_is_not_uploaded_again(pair, spec, remote, tmp_path, monkeypatch):  # noqa: F811
+def test_finished_data_is_not_uploaded_again(pair, spec, remote, tmp_path, monkeypatch):
     prepare(spec, workers=1)
     here = {**spec, 'out': [spec['out'], str(remote)]}
     with monkeypatch.context() as patch:
@@ -179,7 +179,7 @@ def store(monkeypatch):
     monkeypatch.setattr(upload_module, 'StoreUploader', StoreUploader, raising=False)
 
 
-def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monkeypatch):  # noqa: F811
+def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monkeypatch):
     there = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}
     prepare({**spec, 'out': str(tmp_path / 'whole')}, workers=1)
     manifest = prepare(there, workers=1)
@@ -190,7 +190,7 @@ def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monk
     assert prepare({**there, 'seed': 5}, workers=1, overwrite=True) != manifest
 
 
-def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store, monkeypatch):  # noqa: F811
+def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store, monkeypatch):
     """The working folder remembers uploads that are there no more, or that went to another address."""
     there, calls = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}, []
 
@@ -213,7 +213,7 @@ def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store,
         assert tree(remote / folder).items() >= tree(tmp_path / 'whole' / folder).items()
 
 
-def test_what_cannot_be_looked_at_is_not_overwritten(spec, tmp_path, store):  # noqa: F811
+def test_what_cannot_be_looked_at_is_not_overwritten(spec, tmp_path, store):
     there = {**spec, 'out': f'store:/{tmp_path}/secret', 'work': str(tmp_path)}
     for overwrite in (False, True):
         with pytest.raises(ValueError, match='cannot tell whether there is a store:.*/secret/manifest.json .*403'):
