@@ -91,14 +91,8 @@ def rotate_source(
         f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'
     )
     check_weights(opened.path, opened.config)
-    key = settings_key(
-        {
-            **dataclasses.asdict(settings),
-            'source': opened.fingerprint(),
-            'data': corpus.fingerprint(),
-            'device': device.partition(':')[0],
-        }
-    )
+    inputs = {'source': opened.fingerprint(), 'data': corpus.fingerprint(), 'device': device.partition(':')[0]}
+    key = settings_key({**dataclasses.asdict(settings), **inputs})
     work = _Work(opened, settings, corpus, RotationState(output, key), device, report)
     rotation, record, kept = work.find_rotation()
     with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
@@ -188,27 +182,18 @@ class _Work:
         return paged_model(folder, dtype, self.device)
 
     def _moments(self, model: PreTrainedModel) -> StreamMoments:
-        parts, batches = self.source.parts, self.batches(limit=self.settings.tokens)
-        moments, done = StreamMoments.zeros(len(parts.norms), parts.hidden_size, self.device), 0
+        parts, device, batches = self.source.parts, self.device, self.batches(limit=self.settings.tokens)
+        moments, done = StreamMoments.zeros(len(parts.norms), parts.hidden_size, device), 0
         saved = self.state.load('moments')
         if saved is not None:
             done = int(saved['batches'])
-            moments = StreamMoments(
-                saved['covariance'].to(self.device), saved['squares'].to(self.device), int(saved['tokens'])
-            )
+            moments = StreamMoments(saved['covariance'].to(device), saved['squares'].to(device), int(saved['tokens']))
             self.report(f'going on after {done} of {len(batches)} batches')
         for number in range(done, len(batches)):
             stream_moments(model, [batches[number]], moments)
             if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(batches):
-                self.state.save(
-                    'moments',
-                    {
-                        'covariance': moments.covariance,
-                        'squares': moments.squares,
-                        'tokens': torch.tensor(moments.tokens),
-                        'batches': torch.tensor(number + 1),
-                    },
-                )
+                counts = {'tokens': torch.tensor(moments.tokens), 'batches': torch.tensor(number + 1)}
+                self.state.save('moments', {'covariance': moments.covariance, 'squares': moments.squares, **counts})
                 self.report(f'normalised stream: {number + 1} of {len(batches)} batches, {moments.tokens:,} tokens')
         return StreamMoments(moments.covariance.cpu(), moments.squares.cpu(), moments.tokens)
 
@@ -239,16 +224,13 @@ class _Work:
             learner = SubspaceLearner.from_tensors(saved, self.device)
             self.report(f'going on after {learner.steps} of {steps} steps of the subspace')
         losses = []
-        while learner.steps < steps:
+
+        def loss_of(subspace: Tensor, factor: Tensor) -> Tensor:
             ids = batches[learner.steps % len(batches)].to(self.device)
-            losses.append(
-                learner.step(
-                    lambda subspace, factor, ids=ids: cut_loss(
-                        model, cut_parameters(parts, folded, subspace, factors * factor), ids
-                    ),
-                    step_size(learner.steps, steps),
-                )
-            )
+            return cut_loss(model, cut_parameters(parts, folded, subspace, factors * factor), ids)
+
+        while learner.steps < steps:
+            losses.append(learner.step(loss_of, step_size(learner.steps, steps)))
             if learner.steps % SAVE_EVERY == 0 or learner.steps == steps:
                 self.state.save('subspace', dict(learner.tensors()))
                 self.report(
