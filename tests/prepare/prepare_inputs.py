@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from llmshearing.prepare import pipeline, stages
+from llmshearing.prepare.example import train_tokenizer
 
 WORDS = (
     'alpha beta gamma delta epsilon the of and to in is that for it as was with be by on not he his but at are '
@@ -33,23 +32,9 @@ def make_documents(count: int, seed: int, words: tuple[int, int] = (20, 200)) ->
     return [f'{seed}/{i} ' + ' '.join(rng.choices(WORDS, k=rng.randint(*words))) for i in range(count)]
 
 
-def make_tokenizer(folder: Path, vocab_size: int = 400, **options: str) -> str:
+def make_tokenizer(folder: Path, vocab_size: int = 400) -> str:
     """Trains and saves a byte-level BPE tokenizer with ``<s>`` and ``</s>``."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        make_documents(50, 0),
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=['<s>', '</s>'],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    options = options or {'bos_token': '<s>', 'eos_token': '</s>'}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
-    return str(folder)
+    return train_tokenizer(make_documents(50, 0), vocab_size, folder)
 
 
 def write_jsonl(path: Path, documents: list[str], key: str = 'text') -> str:
