@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from streaming import MDSWriter
 
 from llmshearing.cli import main
+from llmshearing.prepare import pipeline
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tables import feeding_table
+from tests.interruptions import stop_after
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -171,10 +173,7 @@ def test_check_of_broken_shards(spec, compression):
 
 
 def test_check_of_an_unfinished_result(spec, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('llmshearing.prepare.pipeline.publish_manifest', stop)
+    stop_after(monkeypatch, pipeline, 'publish_manifest', 0, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(spec, workers=1)
     with pytest.raises(ValueError, match='is unfinished: prepare was interrupted; run it again'):

@@ -30,6 +30,7 @@ from llmshearing.models.shapes import shape_of
 from llmshearing.rotation import in_memory
 from llmshearing.rotation.stream import check_rotatable
 from llmshearing.utils.numbers import with_unit
+from tests.interruptions import stop_after
 from tests.models.tiny import VARIANTS, tiny_model
 from tests.rotation.models import files, make_text, save_source
 
@@ -133,11 +134,8 @@ def test_a_budget_keeps_the_heads_and_says_so(place, tmp_path, capsys):
 
 @pytest.mark.parametrize('where', ['prune_in_one_shot', 'verify_folder'])
 def test_stopped_anywhere_nothing_is_left_and_the_next_start_is_clean(place, tmp_path, monkeypatch, where):
-    def stopped(*arguments, **settings):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stages, where, stopped)
+        stop_after(patch, stages, where, 0, KeyboardInterrupt)
         cut(place, tmp_path / 'out')
     assert list(tmp_path.iterdir()) == []
     (tmp_path / '.out.partial').mkdir()  # of one that was killed, who cannot tidy up

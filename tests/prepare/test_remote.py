@@ -21,6 +21,7 @@ from llmshearing.prepare import pipeline
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.remote import EMPTY_INDEX, read_remote
+from tests.interruptions import Stop, stop_after
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
 
@@ -89,10 +90,6 @@ def test_a_manifest_of_something_else(pair, remote, content):
     assert (remote / 'manifest.json').read_text() == content
     prepare(pair('a'), workers=1, overwrite=True)
     assert check(remote)
-
-
-class Stop(Exception):
-    """Stands for a kill."""
 
 
 def _stop_at_upload(monkeypatch, name, calls):
@@ -192,17 +189,9 @@ def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monk
 
 def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store, monkeypatch):
     """The working folder remembers uploads that are there no more, or that went to another address."""
-    there, calls = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}, []
-
-    def stop(*args):
-        calls.append(args)
-        if len(calls) == 5:
-            raise Stop
-        publish(*args)
-
-    publish = pipeline.publish
+    there = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, 'publish', stop)
+        stop_after(patch, pipeline, 'publish', 4)
         with pytest.raises(Stop):
             prepare(there, workers=1)
     prepare({**there, 'work': str(tmp_path / 'w'), 'seed': 5}, workers=1, overwrite=True)

@@ -18,7 +18,8 @@ from llmshearing.rotation import rotate_source as stages
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
-from tests.models.tiny import VARIANTS
+from tests.interruptions import Stop, stop_after
+from tests.models.tiny import VARIANTS, tiny_model
 from tests.prepare.prepare_inputs import parquet_of
 from tests.rotation.models import IDS, files, make_text, save_source, source_model
 from tests.tiny_run import tiny_tokenizer
@@ -136,19 +137,11 @@ def test_killed_and_started_again_gives_the_same_bytes(place, monkeypatch, stage
         'tensors': ('copy_companions', 0),
         'check': ('check_logits', 0),
     }[stage]
-    real, calls = getattr(stages, name), []
-
-    def killed(*arguments, **keywords):
-        calls.append(name)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return real(*arguments, **keywords)
-
     output = place / 'again' / 'whole'
     shutil.rmtree(output.parent, ignore_errors=True)
     output.parent.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(stages, name, killed)
+        stop_after(patch, stages, name, after, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run(place, 'source', 'again/whole', *options)
     assert not output.exists() and (output.parent / '.whole.rotation').exists()
@@ -166,9 +159,9 @@ STREAM_MOMENTS = stages.stream_moments
 def test_moments_of_other_settings_are_not_used(place, monkeypatch):
     seen = []
     monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: seen.append(1) or STREAM_MOMENTS(*a, **k))
-    monkeypatch.setattr(stages, 'check_logits', lambda *a: (_ for _ in ()).throw(ValueError('stop')))
+    stop_after(monkeypatch, stages, 'check_logits', 0)
     for options in ([], [], ['--dtype', 'bfloat16']):
-        with pytest.raises(ValueError, match='stop'):
+        with pytest.raises(Stop):
             run(place, 'source', 'other', *options)
     assert len(seen) == 30  # the second time none
 
@@ -194,8 +187,6 @@ def test_nan_in_the_source_is_refused_by_name(place):
 
 @pytest.mark.parametrize('variant', ['gemma2', 'gpt_neox'])
 def test_another_family_is_refused(place, variant):
-    from tests.models.tiny import tiny_model
-
     tiny_model(variant).save_pretrained(place / variant)
     with pytest.raises(ValueError, match=f'{variant} cannot be rotated'):
         run(place, variant, 'never')

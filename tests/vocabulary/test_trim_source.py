@@ -19,6 +19,7 @@ from llmshearing.models.targets import target_shape
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.rotation.corpus import read_corpus
 from llmshearing.vocabulary import trim_source as stages
+from tests.interruptions import stop_after
 from tests.models.tiny import VARIANTS, tiny_model
 from tests.rotation.models import files
 from tests.vocabulary.sources import KINDS, SIZES, make_source, make_text, pages
@@ -191,11 +192,8 @@ def test_large_models_are_checked_from_their_files(place, monkeypatch, variant):
 
 @pytest.mark.parametrize('stage', ['write_files', 'check_logits', 'write_record'])
 def test_a_killed_run_leaves_no_folder(place, monkeypatch, stage):
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(stages, stage, killed)
+        stop_after(patch, stages, stage, 0, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             command(place, 'byte-level', 'killed')
     assert not (place / 'killed').exists() and not (place / '.killed.partial').exists()
