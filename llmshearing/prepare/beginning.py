@@ -13,7 +13,7 @@ from pathlib import Path
 from llmshearing.prepare import worker
 from llmshearing.prepare.contents import open_binary, reading
 from llmshearing.prepare.pieces import read_pieces
-from llmshearing.prepare.sources import find_sources, walk_files
+from llmshearing.prepare.sources import find_sources, is_hidden, walk_files
 from llmshearing.prepare.spec import Domain
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 from llmshearing.utils.paths import expand_path
@@ -44,7 +44,7 @@ def text_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     files = sorted(found for found in map(Path, walk_files(str(path))) if found.is_file())
-    return [file for file in files if not any(part.startswith('.') for part in file.relative_to(path).parts)]
+    return [file for file in files if not is_hidden(file.relative_to(path).parts)]
 
 
 def open_encoder(plan: TokenizerPlan) -> Encoder:

@@ -177,12 +177,11 @@ def json_values(file: BinaryIO, path: str) -> Iterator[bytes]:
             is_list |= text[at] == '['
             closed |= text[at] == ']'
             at += 1
+        value = problem = None
         try:
-            value = None if at == len(text) else scan(text, at)
+            value = scan(text, at) if at < len(text) else None
         except (ValueError, RecursionError) as error:
-            value, problem = None, error
-        else:
-            problem = None
+            problem = error
         if value is not None and (value[1] < len(text) or ended):  # a number may go on
             count += 1
             yield text[at : value[1]].encode('utf-8', 'surrogateescape').replace(b'\n', b' ').replace(b'\r', b' ')
