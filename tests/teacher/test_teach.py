@@ -157,8 +157,7 @@ def test_other_encodings_and_compressed_shards(world, tmp_path, encoding, option
         with MDSWriter(out=str(tmp_path / 'data'), columns={'tokens': encoding}, size_limit=500, **options) as mds:
             for row in tokens:
                 mds.write({'tokens': row.astype(np.uint32)})
-    settings = stages.TeachSettings(batch_tokens=3 * LENGTH)
-    assert stages.teach(tmp_path / 'data', str(world / 'teacher'), tmp_path / 'out', settings, 'cpu')
+    taught(world, tmp_path / 'out', tmp_path / 'data')
     names = {path.name for path in (tmp_path / 'data').iterdir()}
     assert {path.name for path in (tmp_path / 'out').iterdir()} == names
     assert len(samples_of(tmp_path / 'out')) == 11 and check(tmp_path / 'out')['.']['samples'] == 11
