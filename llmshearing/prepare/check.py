@@ -156,7 +156,8 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
     if not folders:
         raise ValueError(f'{out} holds no finished MDS folder')
     result = {folder: check_folder(out / folder, vocab_size) for folder in folders}
-    manifest, stated = out / MANIFEST, {'unfinished': (out / '.prepare').exists(), 'domains': {}}
+    manifest = out / MANIFEST
+    stated: dict[str, Any] = {'unfinished': (out / '.prepare').exists(), 'domains': {}}
     if manifest.exists():
         stated = parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
     if stated.get('unfinished'):
