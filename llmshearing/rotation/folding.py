@@ -64,7 +64,8 @@ def folded_gains(norm: ReadingNorm, get: Callable[[str], Tensor]) -> tuple[float
         tuple[float, Tensor]: s, and g as float64 [hidden].
     """
     gain = get(f'{norm.path}.weight').double() + norm.offset
-    return scalar_gain(gain, (column_squares(get(f'{reader}.weight')).to(gain) for reader in norm.readers)), gain
+    squares = (column_squares(get(f'{reader}.weight')).to(gain) for reader in norm.readers)
+    return scalar_gain(gain, squares), gain
 
 
 def odd_axes(gain: Tensor, mean_squares: Tensor, count: int) -> Tensor:

@@ -96,9 +96,8 @@ def rotated_tensors(
         """What a norm keeps, as it will be stored, and what is folded."""
         if norm.path not in gains:
             scale, gain = folded_gains(norm, checked)
-            stored = torch.tensor(scale - norm.offset, dtype=torch.float64).to(
-                dtype or get(f'{norm.path}.weight').dtype
-            )
+            kept_as = dtype or get(f'{norm.path}.weight').dtype
+            stored = torch.tensor(scale - norm.offset, dtype=torch.float64).to(kept_as)
             gains[norm.path] = stored.double().item() + norm.offset, gain
         return gains[norm.path]
 
