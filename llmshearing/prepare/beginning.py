@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmshearing.data.mds import mds_folders
 from llmshearing.prepare import worker
 from llmshearing.prepare.contents import open_binary, reading
 from llmshearing.prepare.pieces import read_pieces
@@ -18,7 +19,7 @@ from llmshearing.prepare.spec import Domain
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 from llmshearing.utils.paths import expand_path
 
-__all__ = ['open_encoder', 'read_beginning', 'read_passages', 'text_files']
+__all__ = ['mds_or_text', 'open_encoder', 'read_beginning', 'read_passages']
 
 PIECE = 2**20  # bytes read at once
 PASSAGE = 4096  # characters
@@ -39,7 +40,19 @@ ADVICE = (
 )
 
 
-def text_files(path: Path) -> list[Path]:
+def mds_or_text(data: Path) -> tuple[list[Path], list[Path]]:
+    """What ``--data`` holds: its MDS folders, or where there are none its files of text.
+
+    Raises:
+        ValueError: If there is no such file or folder.
+    """
+    if not data.exists():
+        raise ValueError(f'--data {data}: no such file or folder.')
+    folders = [data / folder for folder in mds_folders(data)] if data.is_dir() else []
+    return folders, [] if folders else _text_files(data)
+
+
+def _text_files(path: Path) -> list[Path]:
     """The file, or all files of a folder and of those linked in it, by name; hidden ones are left out."""
     if path.is_file():
         return [path]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
-from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
-from llmshearing.prepare.beginning import open_encoder, read_beginning, text_files
+from llmshearing.data.mds import foreign_id, read_tokens
+from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
 
@@ -75,14 +75,15 @@ def read_corpus(
         ValueError: If there is no text, a file cannot be read as such, or the data are of another tokenizer.
     """
     data = Path(data)
-    if not data.exists():
-        raise ValueError(f'--data {data}: no such file or folder.')
-    seen_streams, held_streams = _mds_streams(data, tokenizer_folder)
-    if not seen_streams:
+    folders, files = mds_or_text(data)
+    if folders:
+        check_model_tokenizer(tokenizer_folder, folders)
+        seen_streams, held_streams = _mds_streams(data, folders)
+    else:
         plan = plan_tokenizer(str(tokenizer_folder), None, None)
         encoder, limit = open_encoder(plan), READ_BYTES * (tokens + held_out)
-        texts = (read_beginning('--data', str(path), text_key, limit) for path in text_files(data))
-        seen_streams = [_packed(documents, encoder, plan, length) for documents in texts]
+        texts = (read_beginning('--data', str(path), text_key, limit) for path in files)
+        seen_streams, held_streams = [_packed(documents, encoder, plan, length) for documents in texts], []
     if held_streams:
         seen = _taken(_in_turn(seen_streams), tokens)
         held = _taken(_in_turn(held_streams), held_out)
@@ -105,19 +106,14 @@ def read_corpus(
     return Corpus(seen, held, str(data))
 
 
-def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.ndarray]], list[Iterator[np.ndarray]]]:
-    """Sequences to look at and to hold out, one stream per domain; nothing where there are no MDS folders."""
-    if not data.is_dir():
-        return [], []
-    folders = [data / folder for folder in mds_folders(data)]
-    if folders:
-        check_model_tokenizer(tokenizer_folder, folders)
+def _mds_streams(data: Path, folders: list[Path]) -> tuple[list[Iterator[np.ndarray]], list[Iterator[np.ndarray]]]:
+    """Sequences to look at and to hold out, one stream per domain."""
     by_split: dict[str, list[Path]] = {}
     for folder in folders:
         parents = folder.relative_to(data).parts
         by_split.setdefault(parents[0] if len(parents) > 1 else '', []).append(folder)
     held = by_split.pop(HELD_OUT_SPLIT, []) if len(by_split) > 1 else []
-    seen = max(by_split.values(), key=_bytes, default=[])
+    seen = max(by_split.values(), key=_bytes)
     return [read_tokens(folder) for folder in seen], [read_tokens(folder) for folder in held]
 
 

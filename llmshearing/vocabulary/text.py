@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from llmshearing.data.fingerprint import check_tokenizer
-from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
-from llmshearing.prepare.beginning import open_encoder, read_passages, text_files
+from llmshearing.data.mds import foreign_id, read_tokens
+from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 
 __all__ = ['READ_BYTES', 'DomainText', 'count_tokens', 'find_texts']
@@ -60,16 +60,12 @@ def find_texts(data: Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: If there are none.
     """
-    data = Path(data)
-    if not data.exists():
-        raise ValueError(f'--data {data}: no such file or folder.')
-    folders = [data / folder for folder in mds_folders(data)] if data.is_dir() else []
+    folders, files = mds_or_text(Path(data))
     found: dict[str, list[Path]] = {}
     for folder in folders:  # the same domain in several splits is one
         found.setdefault(folder.name, []).append(folder)
-    if not folders:
-        for path in text_files(data):
-            found.setdefault(path.name.partition('.')[0] or path.name, []).append(path)
+    for path in files:
+        found.setdefault(path.name.partition('.')[0] or path.name, []).append(path)
     if not found:
         raise ValueError(f'--data {data}: the folder is empty; give text, or a folder of `llmshearing prepare`.')
     return found

@@ -124,6 +124,13 @@ def test_learned_is_exact_too_and_names_its_steps(place):
     assert json.loads((folder / 'rotation.json').read_text())['learned']['steps'] == 3
 
 
+def count_batches(monkeypatch) -> list[int]:
+    """A list that grows with each batch that is looked at."""
+    seen, stream_moments = [], stages.stream_moments
+    monkeypatch.setattr(stages, 'stream_moments', lambda *a: seen.append(1) or stream_moments(*a))
+    return seen
+
+
 @pytest.mark.parametrize('stage', ['moments', 'subspace', 'tensors', 'check'])
 def test_killed_and_started_again_gives_the_same_bytes(place, monkeypatch, stage):
     options = ('--keep', '32', '--learn', '4ba')
@@ -145,20 +152,15 @@ def test_killed_and_started_again_gives_the_same_bytes(place, monkeypatch, stage
         with pytest.raises(KeyboardInterrupt):
             run(place, 'source', 'again/whole', *options)
     assert not output.exists() and (output.parent / '.whole.rotation').exists()
-    saw = []
-    monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: saw.append(1) or STREAM_MOMENTS(*a, **k))
+    seen = count_batches(monkeypatch)
     run(place, 'source', 'again/whole', *options)
-    assert len(saw) < 15  # of 15 batches, some were saved
+    assert len(seen) < 15  # of 15 batches, some were saved
     assert files(output) == files(whole)
     assert [path.name for path in output.parent.iterdir()] == ['whole']
 
 
-STREAM_MOMENTS = stages.stream_moments
-
-
 def test_moments_of_other_settings_are_not_used(place, monkeypatch):
-    seen = []
-    monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: seen.append(1) or STREAM_MOMENTS(*a, **k))
+    seen = count_batches(monkeypatch)
     stop_after(monkeypatch, stages, 'check_logits', 0)
     for options in ([], [], ['--dtype', 'bfloat16']):
         with pytest.raises(Stop):
