@@ -89,16 +89,8 @@ def cut_source(
     for line in plan.lines():
         report(line)
     _check_place(output, plan)
-    texts = read_texts(
-        text,
-        plan.folder,
-        plan.config.vocab_size,
-        plan.length,
-        settings.tokens,
-        settings.held_out,
-        settings.seed,
-        settings.text_key,
-    )
+    wanted = (settings.tokens, settings.held_out, settings.seed, settings.text_key)
+    texts = read_texts(text, plan.folder, plan.config.vocab_size, plan.length, *wanted)
     report(f'text: {_count(texts, "seen"):,} tokens to choose by, {_count(texts, "held_out"):,} held out')
     losses, speed, rotated, difference = _cut(plan, texts, output, settings, device, report, progress)
     result = open_result(plan, output, device)  # the source is gone from memory
@@ -139,9 +131,8 @@ def _cut(
         report(f'rotated{fixed}: {rotated.loss_before:.4f} nats on seen text before, {rotated.loss_after:.4f} after')
     calibration = Calibration(Cutter(model), batches, seed=settings.seed)
     scores = settings.scores_by_axis()
-    compensating = settings.compensate * len(
-        layers_by_pass(shape_of(plan.config), plan.axes, range(plan.target.num_hidden_layers))
-    )
+    layers = range(plan.target.num_hidden_layers)
+    compensating = settings.compensate * len(layers_by_pass(shape_of(plan.config), plan.axes, layers))
     passes = len(batches) * (len({scores[axis] for axis in plan.axes}) + 1 + compensating)
     with stage_bar(decoder, 'choosing', passes, progress):
         pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)

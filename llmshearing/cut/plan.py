@@ -122,17 +122,9 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
     scratch = DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0
     sequences = max(1, TOKENS_PER_PASS // length)
+    methods, in_file = {scores[axis] for axis in axes}, bool(scratch) and device == 'cpu'
     memory = memory_needed(
-        config,
-        shape,
-        axes,
-        computed_in,
-        sequences,
-        length,
-        {scores[axis] for axis in axes},
-        settings.compensate,
-        SHARD_BYTES,
-        in_file=bool(scratch) and device == 'cpu',
+        config, shape, axes, computed_in, sequences, length, methods, settings.compensate, SHARD_BYTES, in_file
     )
     return PlannedCut(
         folder=folder,

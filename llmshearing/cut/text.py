@@ -17,15 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmshearing.prepare import worker
-from llmshearing.prepare.beginning import read_beginning
+from llmshearing.prepare.beginning import open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
 
 __all__ = ['READ_BYTES', 'Text', 'calibration_batches', 'read_texts']
 
 READ_BYTES = 32 * 2**20
-PASSAGE = 4096  # characters
 EVERY = 4  # one passage of so many is held out
 TOKENIZED_AT_ONCE = 8  # passages
 
@@ -73,8 +71,7 @@ def read_texts(
         ValueError: For a file that is not there, is no text in UTF-8 or UTF-16, or holds too little.
     """
     plan = plan_tokenizer(str(tokenizer_folder), None, None)
-    worker.start(plan)  # conversations are written by the tokenizer's template
-    encoder = Encoder(plan.backend, plan.name)
+    encoder = open_encoder(plan)
     shares = [-(-tokens // len(paths) // length) for tokens in (seen, held_out)]
     texts: list[Text] = []
     taken: set[bytes] = set()
@@ -125,13 +122,11 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
 def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> list[str]:
     """Passages of the beginning of a text that are not ``taken``, which they then are; in an order by the seed."""
     found: dict[bytes, str] = {}
-    for document in read_beginning('--text', path, text_key, READ_BYTES):
-        for start in range(0, len(document), PASSAGE):
-            passage = document[start : start + PASSAGE]
-            digest = hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()
-            if digest not in taken and not passage.isspace():
-                taken.add(digest)
-                found[digest] = passage
+    for passage in read_passages('--text', path, text_key, READ_BYTES):
+        digest = hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()
+        if digest not in taken:
+            taken.add(digest)
+            found[digest] = passage
     return [found[digest] for digest in sorted(found)]
 
 
@@ -139,7 +134,7 @@ def _sequences(
     passages: Sequence[str], encoder: Encoder, plan: TokenizerPlan, length: int, shares: Sequence[int]
 ) -> tuple[list[list[np.ndarray]], int, int]:
     """Sequences to see and held-out ones, at most ``shares`` of them; bytes and tokens of the held-out passages."""
-    before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
+    before, after = plan.around
     rows: list[list[np.ndarray]] = [[], []]
     waiting: list[list[int]] = [[], []]
     size = tokens = 0

@@ -10,16 +10,19 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmshearing.data.mds import mds_folders
 from llmshearing.prepare import worker
 from llmshearing.prepare.contents import open_binary, reading
 from llmshearing.prepare.pieces import read_pieces
-from llmshearing.prepare.sources import find_sources, walk_files
+from llmshearing.prepare.sources import find_sources, is_hidden, walk_files
 from llmshearing.prepare.spec import Domain
+from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 from llmshearing.utils.paths import expand_path
 
-__all__ = ['read_beginning', 'text_files']
+__all__ = ['mds_or_text', 'open_encoder', 'read_beginning', 'read_passages']
 
 PIECE = 2**20  # bytes read at once
+PASSAGE = 4096  # characters
 
 # What the readers advise who writes a spec for `prepare`, and what it is where a text is named by its path alone.
 ADVICE = (
@@ -37,19 +40,45 @@ ADVICE = (
 )
 
 
-def text_files(path: Path) -> list[Path]:
+def mds_or_text(data: Path) -> tuple[list[Path], list[Path]]:
+    """What ``--data`` holds: its MDS folders, or where there are none its files of text.
+
+    Raises:
+        ValueError: If there is no such file or folder.
+    """
+    if not data.exists():
+        raise ValueError(f'--data {data}: no such file or folder.')
+    folders = [data / folder for folder in mds_folders(data)] if data.is_dir() else []
+    return folders, [] if folders else _text_files(data)
+
+
+def _text_files(path: Path) -> list[Path]:
     """The file, or all files of a folder and of those linked in it, by name; hidden ones are left out."""
     if path.is_file():
         return [path]
     files = sorted(found for found in map(Path, walk_files(str(path))) if found.is_file())
-    return [file for file in files if not any(part.startswith('.') for part in file.relative_to(path).parts)]
+    return [file for file in files if not is_hidden(file.relative_to(path).parts)]
+
+
+def open_encoder(plan: TokenizerPlan) -> Encoder:
+    """The encoder of a tokenizer, whose template writes the conversations that are read from then on."""
+    worker.start(plan)
+    return Encoder(plan.backend, plan.name)
+
+
+def read_passages(option: str, path: str, text_key: str, limit: int) -> Iterator[str]:
+    """The documents of :func:`read_beginning` in passages of :data:`PASSAGE` characters, without blank ones."""
+    for document in read_beginning(option, path, text_key, limit):
+        for start in range(0, len(document), PASSAGE):
+            passage = document[start : start + PASSAGE]
+            if not passage.isspace():
+                yield passage
 
 
 def read_beginning(option: str, path: str, text_key: str, limit: int) -> Iterator[str]:
     """Documents of a text, until they have enough bytes.
 
-    Conversations are written by the tokenizer's template, for which
-    :func:`llmshearing.prepare.worker.start` must have been called.
+    Conversations are written by the tokenizer's template, for which :func:`open_encoder` must have been called.
 
     Args:
         option (str): Where the path was given, such as ``'--text'``, for messages.

@@ -150,25 +150,24 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
         ValueError: For anything that is broken, unfinished or missing.
     """
     out = Path(out)
-    manifest = out / MANIFEST
     if (out / 'index.json').exists() or not out.is_dir():
         return {'.': check_folder(out, vocab_size)}
     folders = mds_folders(out)
     if not folders:
         raise ValueError(f'{out} holds no finished MDS folder')
     result = {folder: check_folder(out / folder, vocab_size) for folder in folders}
+    manifest = out / MANIFEST
+    stated: dict[str, Any] = {'unfinished': (out / '.prepare').exists(), 'domains': {}}
     if manifest.exists():
         stated = parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
-        if stated.get('unfinished'):
-            raise ValueError(f'{out} is unfinished: prepare was interrupted; run it again to continue')
-        for domain, entry in stated['domains'].items():
-            for split, expected in entry['splits'].items():
-                found = result.get(f'{split}/{domain}', {}).get('samples')
-                if found != expected['samples']:
-                    raise ValueError(
-                        f'{out}/{split}/{domain} has {found or "no"} samples, the manifest says '
-                        f'{expected["samples"]}; prepare it again'
-                    )
-    elif (out / '.prepare').exists():
+    if stated.get('unfinished'):
         raise ValueError(f'{out} is unfinished: prepare was interrupted; run it again to continue')
+    for domain, entry in stated['domains'].items():
+        for split, expected in entry['splits'].items():
+            found = result.get(f'{split}/{domain}', {}).get('samples')
+            if found != expected['samples']:
+                raise ValueError(
+                    f'{out}/{split}/{domain} has {found or "no"} samples, the manifest says '
+                    f'{expected["samples"]}; prepare it again'
+                )
     return result

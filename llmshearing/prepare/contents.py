@@ -22,9 +22,8 @@ __all__ = ['Content', 'is_compressed', 'json_values', 'look_into', 'open_binary'
 
 HEAD = 1 << 16  # bytes looked at
 _MAGIC = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd', b'BZh': 'bz2', b'\xfd7zXZ\x00': 'xz'}
-_MAGIC |= {
-    bytes([first]) + b'\x2a\x4d\x18': 'zstd' for first in range(0x50, 0x60)
-}  # pzstd, which adds frames of its own
+# pzstd adds frames of its own.
+_MAGIC |= {bytes([first]) + b'\x2a\x4d\x18': 'zstd' for first in range(0x50, 0x60)}
 _MARKS = {  # byte order marks; the longer ones first, as one begins with the other
     codecs.BOM_UTF32_LE: 'utf-32',
     codecs.BOM_UTF32_BE: 'utf-32',
@@ -178,12 +177,11 @@ def json_values(file: BinaryIO, path: str) -> Iterator[bytes]:
             is_list |= text[at] == '['
             closed |= text[at] == ']'
             at += 1
+        value = problem = None
         try:
-            value = None if at == len(text) else scan(text, at)
+            value = scan(text, at) if at < len(text) else None
         except (ValueError, RecursionError) as error:
-            value, problem = None, error
-        else:
-            problem = None
+            problem = error
         if value is not None and (value[1] < len(text) or ended):  # a number may go on
             count += 1
             yield text[at : value[1]].encode('utf-8', 'surrogateescape').replace(b'\n', b' ').replace(b'\r', b' ')

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['BLOCK', 'Journal', 'check_writer_options', 'read_journal', 'write_samples']
+__all__ = ['Journal', 'check_writer_options', 'read_journal', 'write_samples']
 
 BLOCK = 1 << 22  # ids in memory at once
 

@@ -40,6 +40,7 @@ from llmshearing.prepare.publish import (
     write_state,
 )
 from llmshearing.prepare.remote import check_remote
+from llmshearing.prepare.sources import is_hidden
 from llmshearing.prepare.spec import Spec, parse_spec
 from llmshearing.prepare.stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
 from llmshearing.prepare.tokenizer import plan_tokenizer
@@ -131,16 +132,14 @@ def _refuse_own_output(spec: Spec, inputs: Iterable[Input]) -> None:
         read = [Path(source.path).resolve() for source in item.sources if source.kind not in ('mds', 'hf')]
         whole = [Path(path).resolve() for path in item.domain.path if item.domain.glob is None and Path(path).is_dir()]
         inside = [path for path in read if path.is_relative_to(out) and not path.is_relative_to(work)]
-        inside += [path for path in whole if read and out.is_relative_to(path) and not _is_hidden(out, path)]
+        inside += [
+            path for path in whole if read and out.is_relative_to(path) and not is_hidden(out.relative_to(path).parts)
+        ]
         if inside:
             raise ValueError(
                 f'domains.{item.domain.name}: {inside[0]} and out, {spec.out}, lie in one another, so what is written '
                 'would be read as text; choose another out, or leave it out by a glob'
             )
-
-
-def _is_hidden(path: Path, below: Path) -> bool:
-    return any(part.startswith('.') for part in path.relative_to(below).parts)
 
 
 def _prepare(spec: Spec, workers: int, overwrite: bool, progress: bool) -> dict[str, Any]:

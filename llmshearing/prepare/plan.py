@@ -23,20 +23,7 @@ import numpy as np
 
 from llmshearing.prepare.worker import DOCUMENT
 
-__all__ = [
-    'BINS',
-    'BLOCK',
-    'BUCKET',
-    'DEVIATIONS',
-    'MARGIN',
-    'Demand',
-    'TokenRate',
-    'choose',
-    'intervals',
-    'mark_duplicates',
-    'place',
-    'read_blocks',
-]
+__all__ = ['BINS', 'Demand', 'TokenRate', 'choose', 'intervals', 'mark_duplicates', 'place', 'read_blocks']
 
 BINS = 1 << 18  # intervals end at multiples of 2**-18
 DEVIATIONS = 3  # by how many standard deviations the expected tokens exceed a budget

@@ -18,7 +18,7 @@ from llmshearing.prepare.contents import Content, is_compressed, look_into
 from llmshearing.prepare.fields import MISSING, field_names, find_field
 from llmshearing.prepare.spec import Domain
 
-__all__ = ['Skipped', 'Source', 'find_sources', 'no_text', 'walk_files']
+__all__ = ['Skipped', 'Source', 'find_sources', 'is_hidden', 'no_text', 'walk_files']
 
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
 _TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
@@ -129,7 +129,7 @@ def _expand(pattern: str) -> list[str]:
     first = next(number for number, part in enumerate(parts) if globbing.has_magic(part))
     root = '/'.join(parts[:first]) or ('/' if pattern.startswith('/') else '.')
     found = (os.path.relpath(path, root).split(os.sep) for path in walk_files(root))
-    matches = ['/'.join(one) for one in found if _matches(one, parts[first:]) and not _is_hidden(one)]
+    matches = ['/'.join(one) for one in found if _matches(one, parts[first:]) and not is_hidden(one)]
     return sorted(matches if root == '.' else (os.path.join(root, match) for match in matches))
 
 
@@ -153,7 +153,8 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _is_hidden(parts: Iterable[str]) -> bool:
+def is_hidden(parts: Iterable[str]) -> bool:
+    """Whether a path below a folder, in its parts, is hidden or lies in a hidden folder."""
     return any(part.startswith('.') for part in parts)
 
 
@@ -196,7 +197,7 @@ def _files_of(folder: Path, domain: Domain, where: str, skipped: Skipped) -> lis
     files: list[str] = []
     for path in walk_files(str(folder)):
         parts = os.path.relpath(path, folder).split(os.sep)
-        if _is_hidden(parts):
+        if is_hidden(parts):
             _skip(skipped, 'hidden', [path])
         elif not _matches(parts, pattern):
             _skip(skipped, f'not matched by glob {domain.glob!r}', [path])

@@ -59,6 +59,12 @@ class TokenizerPlan:
     described: dict[str, Any]
     chat_template: str
 
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Ids that stand before and after each document."""
+        before, after = ([] if token is None else [token] for token in (self.bos, self.eos))
+        return before, after
+
 
 def smallest_dtype(vocab_size: int) -> str:
     """The smallest unsigned type whose values reach ``vocab_size - 1``: ``uint16`` or ``uint32``."""

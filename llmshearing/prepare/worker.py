@@ -218,7 +218,7 @@ def _wrap(ids: np.ndarray, plan: TokenizerPlan) -> np.ndarray:
     """Puts beginning and end ids around a document and brings it to the stored type."""
     if len(ids) and not 0 <= ids.min() <= ids.max() < plan.size:
         raise ValueError(f'tokenizer {plan.name!r} made the id {ids.max()}, outside its vocabulary of {plan.size}')
-    before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
+    before, after = plan.around
     return np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)]).astype(plan.dtype)
 
 

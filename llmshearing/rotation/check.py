@@ -1,4 +1,4 @@
-"""Whether a rotated folder computes what its source does, before it is called done."""
+"""Whether a rotated model computes what its source does, before it is called done."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from llmshearing.rotation.exact import exact_logits
+from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.moments import stream_device
 from llmshearing.rotation.stream import stream_parts
 
@@ -22,6 +23,7 @@ __all__ = [
     'held_out_loss',
     'probe_logits',
     'set_final_gain',
+    'try_common_gain',
 ]
 
 # Allowed difference by the type that was stored. In single precision the largest of any logit, as a fraction of the
@@ -29,6 +31,7 @@ __all__ = [
 # the source as the source is from its own float32, so there the root mean square, as a fraction of the logits'.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 LARGEST_RAISE = 0.01  # nats that a tied final norm with one common gain may cost
+PROBE = 512  # tokens
 
 
 def set_final_gain(model: PreTrainedModel, gain: Tensor | None) -> None:
@@ -37,6 +40,30 @@ def set_final_gain(model: PreTrainedModel, gain: Tensor | None) -> None:
         final = stream_parts(model.config).final_norm
         weight = model.get_parameter(f'{final.path}.weight')
         weight.data.copy_(gain.to(weight.device) - final.offset)
+
+
+def try_common_gain(
+    model: PreTrainedModel, mean_squares: Tensor, count: int, batches: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, float]:
+    """What one gain for all axes but ``count`` of a tied final norm costs; the model is then as it was.
+
+    Args:
+        model (PreTrainedModel): Of a rotatable family.
+        mean_squares (Tensor): Mean square of the final norm's normalised input, [hidden].
+        count (int): Axes that keep their own gains.
+        batches (Sequence[Tensor]): To measure the loss on, [batch, tokens] each.
+
+    Returns:
+        tuple[Tensor, Tensor, float]: These axes, int64; the gain in use, float64 [hidden]; the loss with it.
+    """
+    final = stream_parts(model.config).final_norm
+    own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
+    fixed = odd_axes(own, mean_squares, count)
+    gain = common_gain(own, fixed)
+    set_final_gain(model, gain)
+    loss = held_out_loss(model, batches)
+    set_final_gain(model, own)
+    return fixed, gain, loss
 
 
 def check_logits(rotated: Tensor, source: Tensor, stored: torch.dtype, where: str) -> float:
@@ -96,11 +123,11 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Tensor]) -> float:
     return math.fsum(sums) / count
 
 
-def probe_logits(model: PreTrainedModel, batches: list[Tensor], tokens: int = 512) -> Tensor:
+def probe_logits(model: PreTrainedModel, batches: list[Tensor]) -> Tensor:
     """Logits on the beginning of the first batch."""
     ids = batches[0]
-    rows = max(1, tokens // ids.shape[1])
-    return exact_logits(model, ids[:rows, :tokens])
+    rows = max(1, PROBE // ids.shape[1])
+    return exact_logits(model, ids[:rows, :PROBE])
 
 
 def _rms(tensor: Tensor) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,10 +19,9 @@ import torch
 from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
-from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
-from llmshearing.prepare import worker
-from llmshearing.prepare.beginning import read_beginning, text_files
-from llmshearing.prepare.tokenizer import Encoder, plan_tokenizer
+from llmshearing.data.mds import foreign_id, read_tokens
+from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_beginning
+from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
 
 __all__ = ['Corpus', 'read_corpus']
@@ -75,16 +75,15 @@ def read_corpus(
         ValueError: If there is no text, a file cannot be read as such, or the data are of another tokenizer.
     """
     data = Path(data)
-    if not data.exists():
-        raise ValueError(f'--data {data}: no such file or folder.')
-    seen_streams, held_streams = _mds_streams(data, tokenizer_folder)
-    if not seen_streams:
+    folders, files = mds_or_text(data)
+    if folders:
+        check_model_tokenizer(tokenizer_folder, folders)
+        seen_streams, held_streams = _mds_streams(data, folders)
+    else:
         plan = plan_tokenizer(str(tokenizer_folder), None, None)
-        worker.start(plan)  # conversations are written by the tokenizer's template
-        encoder, limit = Encoder(plan.backend, plan.name), READ_BYTES * (tokens + held_out)
-        texts = (read_beginning('--data', str(path), text_key, limit) for path in text_files(data))
-        before, after = ([] if token is None else [token] for token in (plan.bos, plan.eos))
-        seen_streams = [_packed(documents, encoder, before, after, length) for documents in texts]
+        encoder, limit = open_encoder(plan), READ_BYTES * (tokens + held_out)
+        texts = (read_beginning('--data', str(path), text_key, limit) for path in files)
+        seen_streams, held_streams = [_packed(documents, encoder, plan, length) for documents in texts], []
     if held_streams:
         seen = _taken(_in_turn(seen_streams), tokens)
         held = _taken(_in_turn(held_streams), held_out)
@@ -107,19 +106,14 @@ def read_corpus(
     return Corpus(seen, held, str(data))
 
 
-def _mds_streams(data: Path, tokenizer_folder: Path) -> tuple[list[Iterator[np.ndarray]], list[Iterator[np.ndarray]]]:
-    """Sequences to look at and to hold out, one stream per domain; nothing where there are no MDS folders."""
-    if not data.is_dir():
-        return [], []
-    folders = [data / folder for folder in mds_folders(data)]
-    if folders:
-        check_model_tokenizer(tokenizer_folder, folders)
+def _mds_streams(data: Path, folders: list[Path]) -> tuple[list[Iterator[np.ndarray]], list[Iterator[np.ndarray]]]:
+    """Sequences to look at and to hold out, one stream per domain."""
     by_split: dict[str, list[Path]] = {}
     for folder in folders:
         parents = folder.relative_to(data).parts
         by_split.setdefault(parents[0] if len(parents) > 1 else '', []).append(folder)
     held = by_split.pop(HELD_OUT_SPLIT, []) if len(by_split) > 1 else []
-    seen = max(by_split.values(), key=_bytes, default=[])
+    seen = max(by_split.values(), key=_bytes)
     return [read_tokens(folder) for folder in seen], [read_tokens(folder) for folder in held]
 
 
@@ -127,10 +121,9 @@ def _bytes(folders: list[Path]) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
 
-def _packed(
-    documents: Iterable[str], encoder: Encoder, before: list[int], after: list[int], length: int
-) -> Iterator[np.ndarray]:
+def _packed(documents: Iterable[str], encoder: Encoder, plan: TokenizerPlan, length: int) -> Iterator[np.ndarray]:
     """Documents one after the other with what `prepare` puts between them, cut into sequences."""
+    before, after = plan.around
     waiting: list[int] = []
     for text in documents:
         if text:
@@ -142,15 +135,13 @@ def _packed(
 
 def _in_turn(streams: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
     """One of each stream in turn, until all are empty."""
-    streams = list(streams)
+    streams = deque(streams)
     while streams:
-        alive = []
-        for stream in streams:
-            row = next(stream, None)
-            if row is not None:
-                yield row
-                alive.append(stream)
-        streams = alive
+        stream = streams.popleft()
+        row = next(stream, None)
+        if row is not None:
+            yield row
+            streams.append(stream)
 
 
 def _taken(rows: Iterator[np.ndarray], tokens: int, least: int = 1) -> list[np.ndarray]:

@@ -43,20 +43,19 @@ def cut_gain_factors(mean_squares: Tensor, kept: Tensor | int) -> Tensor:
     return (share * mean_squares.shape[1] / part.shape[1]).sqrt()
 
 
-def table_widths(hidden_size: int, steps: int = 16) -> list[int]:
-    """Evenly spaced hidden sizes for a table, the whole one last."""
-    return sorted({max(1, round(hidden_size * step / steps)) for step in range(1, steps + 1)})
+def table_widths(hidden_size: int) -> list[int]:
+    """Sixteen evenly spaced hidden sizes for a table, the whole one last."""
+    return sorted({max(1, round(hidden_size * step / 16)) for step in range(1, 17)})
 
 
-def energy_table(kept: Tensor, widths: list[int]) -> str:
+def energy_table(kept: Tensor) -> str:
     """Energy kept against hidden size as markdown: mean over the norms, the least and the final norm's.
 
     Args:
         kept (Tensor): :func:`energy_kept`, [reading norms, hidden].
-        widths (list[int]): Hidden sizes to show.
     """
     lines = ['| hidden_size | energy kept, mean of norms | least of a norm | final norm |', '|---|---|---|---|']
-    for width in widths:
+    for width in table_widths(kept.shape[1]):
         column = kept[:, width - 1]
         cells = (column.mean().item(), column.min().item(), column[-1].item())
         lines.append(f'| {width} | {" | ".join(f"{100 * cell:.1f} %" for cell in cells)} |')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.models.source_files import read_source_files, source_licence
 from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
-from llmshearing.rotation.energy import energy_table, table_widths
-from llmshearing.utils.files import write_atomically
+from llmshearing.rotation.energy import energy_table
+from llmshearing.utils.files import dump_json, write_atomically
 
 __all__ = ['PICTURE', 'RECORD', 'plot_energy', 'write_card', 'write_config']
 
@@ -28,7 +27,7 @@ def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folde
     if 'tie_embedding' in settings:  # the first configs of LFM2, where transformers takes it before the other
         settings['tie_embedding'] = tied
     settings.pop('auto_map', None)  # leads to code
-    (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
+    dump_json(folder / 'config.json', settings)
 
 
 def plot_energy(kept: Tensor, target: int | None, path: Path) -> None:
@@ -84,8 +83,7 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
         f'{", its final norm with the common gain," if tied else ""} on a sample, computed in '
         f'{record["checked_in"]}: {record["largest_logit_difference"]:.2g}\n'
         f'- loss on held-out text: source {losses["source"]:.4f}, this model {losses["rotated"]:.4f} nats per token',
-        f'## Energy kept\n\n![energy kept against hidden size]({PICTURE})\n\n'
-        f'{energy_table(kept, table_widths(kept.shape[1]))}',
+        f'## Energy kept\n\n![energy kept against hidden size]({PICTURE})\n\n{energy_table(kept)}',
         derived_licence(licence),
     ]
     (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')

@@ -12,12 +12,16 @@ which then must stay axes (:func:`odd_axes`), and one common gain for all others
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-__all__ = ['column_squares', 'common_gain', 'odd_axes', 'scalar_gain']
+if TYPE_CHECKING:
+    from llmshearing.rotation.stream import ReadingNorm
+
+__all__ = ['column_squares', 'common_gain', 'folded_gains', 'odd_axes', 'scalar_gain']
 
 
 def column_squares(weight: Tensor, rows: int = 4096) -> Tensor:
@@ -47,6 +51,21 @@ def scalar_gain(gain: Tensor, squares: Iterable[Tensor]) -> float:
     after = (before * gain.double().square()).sum().item()
     whole = before.sum().item()
     return (after / whole) ** 0.5 if after > 0 and whole > 0 else 1.0
+
+
+def folded_gains(norm: ReadingNorm, get: Callable[[str], Tensor]) -> tuple[float, Tensor]:
+    """The one gain that a norm keeps, and the gain in use that is folded.
+
+    Args:
+        norm (ReadingNorm): The norm.
+        get (Callable): Source parameter by name.
+
+    Returns:
+        tuple[float, Tensor]: s, and g as float64 [hidden].
+    """
+    gain = get(f'{norm.path}.weight').double() + norm.offset
+    squares = (column_squares(get(f'{reader}.weight')).to(gain) for reader in norm.readers)
+    return scalar_gain(gain, squares), gain
 
 
 def odd_axes(gain: Tensor, mean_squares: Tensor, count: int) -> Tensor:

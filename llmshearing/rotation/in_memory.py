@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.rotation.basis import principal_basis
-from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, set_final_gain
-from llmshearing.rotation.folding import common_gain, odd_axes
+from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, try_common_gain
 from llmshearing.rotation.moments import StreamMoments, stream_moments
 from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.settings import DEFAULT_FIXED_AXES
@@ -70,15 +69,10 @@ def _tied_gain(
     model: PreTrainedModel, moments: StreamMoments, batches: Sequence[Tensor], before: float
 ) -> tuple[Tensor, Tensor]:
     """Fixed axes, doubled until one gain for all others costs next to nothing, and the final norm's gain with them."""
-    final = stream_parts(model.config).final_norm
-    own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
-    squares, count = moments.mean_squares()[-1].cpu(), min(DEFAULT_FIXED_AXES, len(own))
+    squares = moments.mean_squares()[-1].cpu()
+    count = min(DEFAULT_FIXED_AXES, len(squares))
     while True:
-        fixed = odd_axes(own, squares, count)
-        gain = common_gain(own, fixed)
-        set_final_gain(model, gain)
-        cost = held_out_loss(model, batches) - before
-        if cost <= LARGEST_RAISE or count == len(own):
-            set_final_gain(model, own)
+        fixed, gain, loss = try_common_gain(model, squares, count, batches)
+        if loss - before <= LARGEST_RAISE or count == len(squares):
             return fixed, gain
-        count = min(2 * count, len(own))
+        count = min(2 * count, len(squares))

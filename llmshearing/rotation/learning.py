@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from llmshearing.rotation.channels import Channels
-from llmshearing.rotation.folding import column_squares, scalar_gain
+from llmshearing.rotation.folding import folded_gains
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
 __all__ = ['SubspaceLearner', 'cut_loss', 'cut_parameters', 'folded_parameters', 'polar_factor']
@@ -49,13 +49,11 @@ def folded_parameters(model: PreTrainedModel, final_gain: Tensor | None = None) 
     state = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
     for norm in parts.norms:
         weight = state[f'{norm.path}.weight']
-        gain = weight.double() + norm.offset
         if norm == parts.final_norm and final_gain is not None:
             state[f'{norm.path}.weight'] = final_gain.to(weight)
             continue
-        readers = [f'{reader}.weight' for reader in norm.readers]
-        scale = scalar_gain(gain, (column_squares(state[name]) for name in readers))
-        for name in readers:
+        scale, gain = folded_gains(norm, state.__getitem__)
+        for name in (f'{reader}.weight' for reader in norm.readers):
             state[name] = state[name] * (gain / scale).to(state[name])
         state[f'{norm.path}.weight'] = torch.full_like(weight, scale)
     for channels in parts.channels:

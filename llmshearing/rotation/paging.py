@@ -7,6 +7,9 @@ Norms are small and stay, so that code that looks at them needs no care. There a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,6 +31,12 @@ def paged_model(source: StoredModel, dtype: torch.dtype, device: torch.device | 
         device (torch.device | str): Where to compute.
     """
     model = build_empty(source.config, dtype)
+
+    def read(module: nn.Module, path: str, names: list[str]) -> None:
+        for name in names:
+            tensor = source.get(f'{path}.{name}').to(device, dtype, copy=True)  # a map of the file that stays is memory
+            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -35,29 +44,19 @@ def paged_model(source: StoredModel, dtype: torch.dtype, device: torch.device | 
         module = model.get_submodule(path)
         names = [name for name, parameter in module.named_parameters(recurse=False)]
         if isinstance(role, (Norm, PerUnit, Whole)):
-            _read(module, path, names, source, dtype, device)
+            read(module, path, names)
         else:
-            _page(module, path, names, source, dtype, device)
+            _page(module, partial(read, module, path, names))
     return model.eval()
 
 
-def _read(
-    module: nn.Module, path: str, names: list[str], source: StoredModel, dtype: torch.dtype, device: torch.device | str
-) -> None:
-    for name in names:
-        tensor = source.get(f'{path}.{name}').to(device, dtype, copy=True)  # a map of the file that stays is memory
-        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-
-
-def _page(module: nn.Module, path: str, names: list[str], *where) -> None:
-    empty = {name: getattr(module, name) for name in names}
-
-    def before(module: nn.Module, _inputs: tuple) -> None:
-        _read(module, path, names, *where)
+def _page(module: nn.Module, read: Callable[[], None]) -> None:
+    """Has a module's parameters read before it is run, and forgotten afterwards."""
+    empty = dict(module.named_parameters(recurse=False))
 
     def after(module: nn.Module, _inputs: tuple, _output: torch.Tensor) -> None:
         for name, parameter in empty.items():
             setattr(module, name, parameter)
 
-    module.register_forward_pre_hook(before)
+    module.register_forward_pre_hook(lambda _module, _inputs: read())
     module.register_forward_hook(after, always_call=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmshearing.rotation.folding import column_squares, scalar_gain
+from llmshearing.rotation.folding import folded_gains
 from llmshearing.rotation.stream import ReadingNorm, StreamParts, stream_parts
 
-__all__ = ['Rotation', 'folded_gains', 'rotate_model', 'rotated_tensors', 'times_basis']
+__all__ = ['Rotation', 'rotate_model', 'rotated_tensors', 'times_basis']
 
 Get = Callable[[str], Tensor]
 
@@ -53,24 +53,6 @@ def times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None, rows:
         block = weight[start : start + rows].to(basis.device, torch.float64)
         out[start : start + rows] = (block @ matrix).to(weight)
     return out
-
-
-def folded_gains(norm: ReadingNorm, get: Get, dtype: torch.dtype | None = None) -> tuple[float, Tensor]:
-    """The one gain that a norm keeps, as it will be stored, and the gain in use that is folded.
-
-    Args:
-        norm (ReadingNorm): The norm.
-        get (Callable): Source parameter by name.
-        dtype (torch.dtype | None): Of the stored gain; default: the norm's own.
-
-    Returns:
-        tuple[float, Tensor]: s, and g as float64 [hidden].
-    """
-    weight = get(f'{norm.path}.weight')
-    gain = weight.double() + norm.offset
-    scale = scalar_gain(gain, (column_squares(get(f'{reader}.weight')).to(gain) for reader in norm.readers))
-    stored = torch.tensor(scale - norm.offset, dtype=torch.float64).to(dtype or weight.dtype)
-    return stored.double().item() + norm.offset, gain
 
 
 def rotated_tensors(
@@ -111,8 +93,12 @@ def rotated_tensors(
         return tensor
 
     def gain_of(norm: ReadingNorm) -> tuple[float, Tensor]:
+        """What a norm keeps, as it will be stored, and what is folded."""
         if norm.path not in gains:
-            gains[norm.path] = folded_gains(norm, checked, dtype)
+            scale, gain = folded_gains(norm, checked)
+            kept_as = dtype or get(f'{norm.path}.weight').dtype
+            stored = torch.tensor(scale - norm.offset, dtype=torch.float64).to(kept_as)
+            gains[norm.path] = stored.double().item() + norm.offset, gain
         return gains[norm.path]
 
     def folded(path: str) -> Tensor:

@@ -26,11 +26,17 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
-from llmshearing.rotation.check import check_logits, check_raise, held_out_loss, probe_logits, set_final_gain
+from llmshearing.rotation.check import (
+    check_logits,
+    check_raise,
+    held_out_loss,
+    probe_logits,
+    set_final_gain,
+    try_common_gain,
+)
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
 from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
-from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
 from llmshearing.rotation.paging import paged_model
@@ -85,14 +91,8 @@ def rotate_source(
         f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'
     )
     check_weights(opened.path, opened.config)
-    key = settings_key(
-        {
-            **dataclasses.asdict(settings),
-            'source': opened.fingerprint(),
-            'data': corpus.fingerprint(),
-            'device': device.partition(':')[0],
-        }
-    )
+    inputs = {'source': opened.fingerprint(), 'data': corpus.fingerprint(), 'device': device.partition(':')[0]}
+    key = settings_key({**dataclasses.asdict(settings), **inputs})
     work = _Work(opened, settings, corpus, RotationState(output, key), device, report)
     rotation, record, kept = work.find_rotation()
     with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
@@ -104,7 +104,7 @@ def rotate_source(
         (writer.path / RECORD).write_text(text + '\n', encoding='utf-8')
         writer.commit()
     work.state.remove()
-    report(f'written to {output}\n\n{energy_table(kept, table_widths(kept.shape[1]))}')
+    report(f'written to {output}\n\n{energy_table(kept)}')
     return record
 
 
@@ -182,45 +182,31 @@ class _Work:
         return paged_model(folder, dtype, self.device)
 
     def _moments(self, model: PreTrainedModel) -> StreamMoments:
-        parts, batches = self.source.parts, self.batches(limit=self.settings.tokens)
-        moments, done = StreamMoments.zeros(len(parts.norms), parts.hidden_size, self.device), 0
+        parts, device, batches = self.source.parts, self.device, self.batches(limit=self.settings.tokens)
+        moments, done = StreamMoments.zeros(len(parts.norms), parts.hidden_size, device), 0
         saved = self.state.load('moments')
         if saved is not None:
             done = int(saved['batches'])
-            moments = StreamMoments(
-                saved['covariance'].to(self.device), saved['squares'].to(self.device), int(saved['tokens'])
-            )
+            moments = StreamMoments(saved['covariance'].to(device), saved['squares'].to(device), int(saved['tokens']))
             self.report(f'going on after {done} of {len(batches)} batches')
         for number in range(done, len(batches)):
             stream_moments(model, [batches[number]], moments)
             if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(batches):
-                self.state.save(
-                    'moments',
-                    {
-                        'covariance': moments.covariance,
-                        'squares': moments.squares,
-                        'tokens': torch.tensor(moments.tokens),
-                        'batches': torch.tensor(number + 1),
-                    },
-                )
+                counts = {'tokens': torch.tensor(moments.tokens), 'batches': torch.tensor(number + 1)}
+                self.state.save('moments', {'covariance': moments.covariance, 'squares': moments.squares, **counts})
                 self.report(f'normalised stream: {number + 1} of {len(batches)} batches, {moments.tokens:,} tokens')
         return StreamMoments(moments.covariance.cpu(), moments.squares.cpu(), moments.tokens)
 
     def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
         """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
-        final = self.source.parts.final_norm
-        own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
-        squares = moments.mean_squares()[-1]
-        fixed = odd_axes(own, squares, self.settings.fixed_axes or 0)
-        gain = common_gain(own, fixed)
-        set_final_gain(model, gain)
-        losses['common_gain'] = held_out_loss(model, self.batches(held_out=True))
-        set_final_gain(model, own)
+        squares, count = moments.mean_squares()[-1], self.settings.fixed_axes or 0
+        fixed, gain, loss = try_common_gain(model, squares, count, self.batches(held_out=True))
+        losses['common_gain'] = loss
         self.report(
             f'tied LM head: {len(fixed)} fixed axes, the common gain of the others costs '
-            f'{losses["common_gain"] - losses["source"]:+.4f} nats'
+            f'{loss - losses["source"]:+.4f} nats'
         )
-        check_raise(losses['source'], losses['common_gain'], len(fixed), len(own))
+        check_raise(losses['source'], loss, len(fixed), len(squares))
         return fixed, gain
 
     def _learn(
@@ -238,16 +224,13 @@ class _Work:
             learner = SubspaceLearner.from_tensors(saved, self.device)
             self.report(f'going on after {learner.steps} of {steps} steps of the subspace')
         losses = []
-        while learner.steps < steps:
+
+        def loss_of(subspace: Tensor, factor: Tensor) -> Tensor:
             ids = batches[learner.steps % len(batches)].to(self.device)
-            losses.append(
-                learner.step(
-                    lambda subspace, factor, ids=ids: cut_loss(
-                        model, cut_parameters(parts, folded, subspace, factors * factor), ids
-                    ),
-                    step_size(learner.steps, steps),
-                )
-            )
+            return cut_loss(model, cut_parameters(parts, folded, subspace, factors * factor), ids)
+
+        while learner.steps < steps:
+            losses.append(learner.step(loss_of, step_size(learner.steps, steps)))
             if learner.steps % SAVE_EVERY == 0 or learner.steps == steps:
                 self.state.save('subspace', dict(learner.tensors()))
                 self.report(

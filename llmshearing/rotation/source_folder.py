@@ -15,6 +15,7 @@ from llmshearing.checkpoints.stored_model import StoredModel
 from llmshearing.compat.huggingface_hub import HUB_COMMAND
 from llmshearing.models.source_config import read_config
 from llmshearing.rotation.stream import StreamParts, stream_parts
+from llmshearing.utils.files import load_json
 
 __all__ = ['SourceFolder']
 
@@ -44,7 +45,7 @@ class SourceFolder(StoredModel):
                 f'first, for example with `{HUB_COMMAND} download NAME --local-dir FOLDER`.'
             )
         config = read_config(self.path)
-        self.settings: dict[str, Any] = json.loads((self.path / 'config.json').read_text(encoding='utf-8'))
+        self.settings: dict[str, Any] = load_json(self.path / 'config.json')
         self.parts: StreamParts = stream_parts(config)
         if not any((self.path / name).is_file() for name in ('model.safetensors', 'model.safetensors.index.json')):
             raise ValueError(

@@ -91,25 +91,21 @@ def check_rotatable(config: PretrainedConfig) -> Family:
             instead. Also for model types without a table.
     """
     family = family_of(config)
-    name = config.model_type
-    writing = family.writing_norms
-    if writing:
-        raise ValueError(
-            f'{name} cannot be rotated: what its layers add to the residual stream comes out of norms '
-            f'({", ".join(writing)}), whose gains scale single coordinates and cannot be folded into anything; '
-            f'{INSTEAD}.'
+    if family.writing_norms:
+        reason = (
+            f'what its layers add to the residual stream comes out of norms ({", ".join(family.writing_norms)}), whose '
+            'gains scale single coordinates and cannot be folded into anything'
         )
-    if family.subtracts_mean:
-        raise ValueError(
-            f'{name} cannot be rotated: its norms are LayerNorms, which subtract the mean over the coordinates, and '
-            f'that mean is another one in every basis and after every cut; {INSTEAD}.'
+    elif family.subtracts_mean:
+        reason = (
+            'its norms are LayerNorms, which subtract the mean over the coordinates, and that mean is another one in '
+            'every basis and after every cut'
         )
-    if family.has_experts:
-        raise ValueError(
-            f'{name} cannot be rotated: it is a mixture of experts, whose experts and routers rotation does not know; '
-            f'{INSTEAD}.'
-        )
-    return family
+    elif family.has_experts:
+        reason = 'it is a mixture of experts, whose experts and routers rotation does not know'
+    else:
+        return family
+    raise ValueError(f'{config.model_type} cannot be rotated: {reason}; {INSTEAD}.')
 
 
 def stream_parts(config: PretrainedConfig) -> StreamParts:

@@ -55,13 +55,9 @@ def teach_shard(
         out=str(new / 'shard'), columns=columns, compression=reader.compression, hashes=hashes, size_limit=None
     )
     try:
-        rows = read_rows(data / task.folder, reader)
-        first, size = 0, max(1, settings.batch_tokens // length)
-        where, temperature = f'{data / task.folder / task.name}', settings.temperature
-        while samples := list(islice(rows, size)):
-            for sample in _taught(samples, first, where, teacher, form, key, temperature):
-                writer.write(sample)
-            first += len(samples)
+        size = max(1, settings.batch_tokens // length)
+        for sample in _taught(task, data / task.folder, teacher, form, key, size, settings.temperature):
+            writer.write(sample)
         writer.finish()
         (entry,) = json.loads((new / 'shard' / 'index.json').read_text(encoding='utf-8'))['shards']
         stored = entry.get('zip_data') or entry['raw_data']
@@ -75,28 +71,25 @@ def teach_shard(
 
 
 def _taught(
-    samples: list[dict[str, Any]],
-    first: int,
-    where: str,
-    teacher: LoadedTeacher,
-    form: ColumnFormat,
-    key: str,
-    temperature: float,
+    task: ShardTask, folder: Path, teacher: LoadedTeacher, form: ColumnFormat, key: str, size: int, temperature: float
 ) -> Iterator[dict[str, Any]]:
-    tokens = np.stack([tokens_of(sample) for sample in samples]).astype(np.int64)
-    wrong = foreign_id(tokens, teacher.vocab_size)
-    if wrong is not None:
-        raise ValueError(
-            f'{where} holds the token {wrong}, but the teacher has ids below {teacher.vocab_size}: the data were made '
-            "with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."
-        )
-    logits = teacher.logits(torch.from_numpy(tokens))
-    for number, (sample, row) in enumerate(zip(samples, logits), first):
-        tag = tag_of(tokens_of(sample), key)
-        try:
-            column = encode(row, form, temperature, uniform_numbers(int(tag), number, len(row)))
-        except FloatingPointError as error:
+    """The samples of a shard with the teacher's column; ``size`` of them are asked for at a time."""
+    rows, where, number = read_rows(folder, task.reader), folder / task.name, 0
+    while samples := list(islice(rows, size)):
+        tokens = np.stack([tokens_of(sample) for sample in samples]).astype(np.int64)
+        wrong = foreign_id(tokens, teacher.vocab_size)
+        if wrong is not None:
             raise ValueError(
-                f'{where}: for sample {number} {error}; check its weights, or take --dtype float32.'
-            ) from error
-        yield {**sample, TEACHER: column, TEACHER_OF: tag}
+                f'{where} holds the token {wrong}, but the teacher has ids below {teacher.vocab_size}: the data were '
+                "made with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."
+            )
+        for sample, row in zip(samples, teacher.logits(torch.from_numpy(tokens))):
+            tag = tag_of(tokens_of(sample), key)
+            try:
+                column = encode(row, form, temperature, uniform_numbers(int(tag), number, len(row)))
+            except FloatingPointError as error:
+                raise ValueError(
+                    f'{where}: for sample {number} {error}; check its weights, or take --dtype float32.'
+                ) from error
+            yield {**sample, TEACHER: column, TEACHER_OF: tag}
+            number += 1

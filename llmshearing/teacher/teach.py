@@ -197,12 +197,10 @@ def _finish(work: Work, job: _Job, report: Report) -> bool:
 
 def _write_index(work: Work, folder: str, tasks: list[ShardTask], plan: dict[str, Any]) -> None:
     entries: list[Any] = [work.entry(task) for task in tasks]
-    marks = {
-        entry['raw_data']['basename']: shard_mark(
-            entry['samples'], entry['raw_data']['bytes'], entry['raw_data']['hashes']
-        )
-        for entry in entries
-    }
+    marks = {}
+    for entry in entries:
+        raw = entry['raw_data']
+        marks[raw['basename']] = shard_mark(entry['samples'], raw['bytes'], raw['hashes'])
     note = {name: plan[name] for name in TeacherNote.__dataclass_fields__ if name in plan}
     note |= {'data': plan['data'][folder], 'shards': marks}
     content = {'version': 2, 'shards': entries, NOTE: TeacherNote(**note).to_json()}

@@ -15,14 +15,15 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Pret
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.models.families import stored_name
 
-__all__ = ['rows_by_token', 'trimmed_tensors', 'vocabulary_rows']
+__all__ = ['rows_by_token', 'trimmed_tensors']
 
 
 def rows_by_token(config: PretrainedConfig) -> dict[str, int]:
     """Rows of each tensor with a row per token, by its name in a model folder; the embedding is the first.
 
     Raises:
-        ValueError: If transformers has no decoder of this type, or it does not say which its embedding is.
+        ValueError: If transformers has no decoder of this type, it does not say which its embedding is, or embedding
+            and LM head have different numbers of rows.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f'transformers has no decoder of model_type {config.model_type!r}; expected one.')
@@ -37,19 +38,9 @@ def rows_by_token(config: PretrainedConfig) -> dict[str, int]:
             raise ValueError(f'model_type {config.model_type!r} does not say which module its embedding is.')
         for name, parameter in [] if path is None else module.named_parameters(recurse=False):
             found[stored_name(config, f'{path}.{name}')] = parameter.shape[0]
+    if len(set(found.values())) != 1:
+        raise ValueError(f'embedding and LM head have different numbers of rows: {found}; expected one number.')
     return found
-
-
-def vocabulary_rows(config: PretrainedConfig) -> int:
-    """Rows of the embedding.
-
-    Raises:
-        ValueError: As :func:`rows_by_token`; also if the LM head has another number of rows.
-    """
-    rows = rows_by_token(config)
-    if len(set(rows.values())) != 1:
-        raise ValueError(f'embedding and LM head have different numbers of rows: {rows}; expected one number.')
-    return next(iter(rows.values()))
 
 
 def trimmed_tensors(

@@ -10,7 +10,7 @@ from typing import Any
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.models.source_files import read_source_files, source_licence
-from llmshearing.utils.files import dump_json
+from llmshearing.utils.files import dump_json, load_json
 from llmshearing.vocabulary.growth import growth_table, size_table
 from llmshearing.vocabulary.rewriting import new_numbers, with_new_ids, with_new_ids_in_tokenizer
 from llmshearing.vocabulary.settings import RECORD
@@ -51,7 +51,7 @@ def write_files(
     ):
         path = folder / name
         if path.is_file():
-            dump_json(path, change(json.loads(path.read_text(encoding='utf-8'))), ensure_ascii=False)
+            dump_json(path, change(load_json(path)), ensure_ascii=False)
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ documents; every eighth of a domain is held out, and not counted, as long as the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 
 from llmshearing.data.fingerprint import check_tokenizer
-from llmshearing.data.mds import foreign_id, mds_folders, read_tokens
-from llmshearing.prepare import worker
-from llmshearing.prepare.beginning import read_beginning, text_files
+from llmshearing.data.mds import foreign_id, read_tokens
+from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 
 __all__ = ['READ_BYTES', 'DomainText', 'count_tokens', 'find_texts']
 
 READ_BYTES = 64 * 10**6  # of each domain
-PASSAGE = 4096  # characters
 EVERY = 8  # one passage of so many is held out
 HELD_OUT_BYTES = 2**20  # of each domain; passages beyond are counted
 AT_ONCE = 32  # passages
@@ -62,16 +60,12 @@ def find_texts(data: Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: If there are none.
     """
-    data = Path(data)
-    if not data.exists():
-        raise ValueError(f'--data {data}: no such file or folder.')
-    folders = [data / folder for folder in mds_folders(data)] if data.is_dir() else []
+    folders, files = mds_or_text(Path(data))
     found: dict[str, list[Path]] = {}
     for folder in folders:  # the same domain in several splits is one
         found.setdefault(folder.name, []).append(folder)
-    if not folders:
-        for path in text_files(data):
-            found.setdefault(_stem(path), []).append(path)
+    for path in files:
+        found.setdefault(path.name.partition('.')[0] or path.name, []).append(path)
     if not found:
         raise ValueError(f'--data {data}: the folder is empty; give text, or a folder of `llmshearing prepare`.')
     return found
@@ -87,8 +81,7 @@ def count_tokens(
     Raises:
         ValueError: For text that cannot be read, or data that another tokenizer prepared.
     """
-    worker.start(plan)  # conversations are written by the tokenizer's template
-    encoder = Encoder(plan.backend, plan.name)
+    encoder = open_encoder(plan)
     prepared = [(str(path), None) for paths in texts.values() for path in paths if path.is_dir()]
     check_tokenizer(tokenizer, prepared)
     found = []
@@ -98,15 +91,15 @@ def count_tokens(
             if path.is_dir():
                 _count_prepared(domain, path, tokenizer, limit // len(paths))
             else:
-                _count_text(domain, _passages(read_beginning('--data', str(path), text_key, limit)), encoder)
+                _count_text(domain, read_passages('--data', str(path), text_key, limit), encoder)
         if not domain.counts.any():
             raise ValueError(f'--data: {paths[0]} holds no text.')
         found.append(domain)
     return found
 
 
-def _count_text(domain: DomainText, passages: Iterable[str], encoder: Encoder) -> None:
-    passages, number = iter(passages), 0
+def _count_text(domain: DomainText, passages: Iterator[str], encoder: Encoder) -> None:
+    number = 0
     while some := list(islice(passages, AT_ONCE)):
         counted = []
         for passage in some:
@@ -144,15 +137,3 @@ def _count_prepared(domain: DomainText, folder: Path, tokenizer: Any, limit: int
 
 def _decoded(tokenizer: Any, ids: np.ndarray) -> str:
     return tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _passages(documents: Iterable[str]) -> Iterator[str]:
-    for document in documents:
-        for start in range(0, len(document), PASSAGE):
-            passage = document[start : start + PASSAGE]
-            if not passage.isspace():
-                yield passage
-
-
-def _stem(path: Path) -> str:
-    return path.name.partition('.')[0] or path.name

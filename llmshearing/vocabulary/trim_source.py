@@ -25,10 +25,10 @@ from llmshearing.data.fingerprint import fast_backend
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.models.source_config import read_config
 from llmshearing.prepare.tokenizer import TokenizerPlan, plan_tokenizer
-from llmshearing.utils.files import refuse_unwritable
+from llmshearing.utils.files import load_json, refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
-from llmshearing.vocabulary.choice import Ranking, rank_tokens
-from llmshearing.vocabulary.embeddings import rows_by_token, trimmed_tensors, vocabulary_rows
+from llmshearing.vocabulary.choice import rank_tokens
+from llmshearing.vocabulary.embeddings import rows_by_token, trimmed_tensors
 from llmshearing.vocabulary.folder import PICTURE, write_card, write_files, write_record
 from llmshearing.vocabulary.growth import (
     growth_picture,
@@ -139,7 +139,7 @@ class _Source:
     def named(self) -> set[int]:
         """Ids that its config files and its tokenizer name."""
         path = self.path / 'generation_config.json'
-        generation = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        generation = load_json(path) if path.is_file() else {}
         return {
             *ids_named(self.settings, self.rows),
             *ids_named(generation, self.rows),
@@ -151,7 +151,8 @@ def _open(folder: Path) -> _Source:
     if not (folder / 'config.json').is_file():
         raise ValueError(f'{folder} holds no config.json; expected the folder of a Hugging Face model.')
     file, config = read_tokenizer_file(folder), read_config(folder)
-    rows, plan, tokenizer = vocabulary_rows(config), plan_tokenizer(str(folder), None, None), read_tokenizer(folder)
+    by_token, plan, tokenizer = rows_by_token(config), plan_tokenizer(str(folder), None, None), read_tokenizer(folder)
+    rows = next(iter(by_token.values()))
     if plan.backend is None:
         raise ValueError(f'{folder}: the tokenizer does not do what its tokenizer.json says; it cannot be trimmed.')
     # transformers adds tokens that tokenizer_config.json alone lists.
@@ -163,12 +164,12 @@ def _open(folder: Path) -> _Source:
             'tokenizer that belongs to the model into its folder.'
         )
     check_weights(folder, config, values=False)  # the numbers in them before they are written
-    settings = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    settings = load_json(folder / 'config.json')
     for key in ('bos_token_id', 'eos_token_id', 'pad_token_id'):  # what the type implies where the file says nothing
         implied = getattr(config, key, None)
         if key not in settings and ids_named({key: implied}, rows):
             settings[key] = implied
-    return _Source(folder, config, settings, file, tokenizer, plan, rows_by_token(config), read_weights(folder, config))
+    return _Source(folder, config, settings, file, tokenizer, plan, by_token, read_weights(folder, config))
 
 
 def _taken_from(source: _Source, like: Path) -> list[int]:
@@ -197,14 +198,9 @@ def _chosen(
     for text in texts:
         report(f'{text.name}: {int(text.counts.sum()):,} tokens counted, {text.size:,} bytes held out')
     ranking = rank_tokens(source.file, dict(enumerate(counts.tolist())), named, wished)
-    return ranking.kept(size), texts, _curve(source, ranking, texts, size)
-
-
-def _curve(source: _Source, ranking: Ranking, texts: Sequence[DomainText], size: int) -> dict[str, Any]:
-    present = len(ranking.needed) + len(ranking.others)
-    sizes = sizes_between(len(ranking.needed), present, size)
-    content = json.loads(str(source.plan.backend))
-    return {'sizes': sizes, 'tokens_per_byte': measure_growth(content, ranking, sizes, texts)}
+    sizes = sizes_between(least, len(ranking.needed) + len(ranking.others), size)
+    growth = measure_growth(json.loads(str(source.plan.backend)), ranking, sizes, texts)
+    return ranking.kept(size), texts, {'sizes': sizes, 'tokens_per_byte': growth}
 
 
 def _check(source: _Source, folder: Path, kept: Sequence[int], texts: Sequence[DomainText]) -> dict[str, Any]:

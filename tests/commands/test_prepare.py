@@ -15,22 +15,24 @@ from omegaconf import OmegaConf
 from streaming import MDSWriter
 
 from llmshearing.cli import main
+from llmshearing.prepare import pipeline
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tables import feeding_table
+from tests.interruptions import stop_after
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def yaml(spec, tmp_path):  # noqa: F811
+def yaml(spec, tmp_path):
     path = tmp_path / 'spec.yaml'
     OmegaConf.save({'variables': {'length': 64}, **spec, 'max_seq_len': '${variables.length}'}, path)
     return str(path)
 
 
-def test_command(spec, yaml, tmp_path, capsys):  # noqa: F811
+def test_command(spec, yaml, tmp_path, capsys):
     out = tmp_path / 'elsewhere'
     code = main(['prepare', yaml, '--out', str(out), 'variables.length=16', '--workers', '1', '--batch-size', '4'])
     assert code == 0
@@ -134,7 +136,7 @@ def test_full_disk_and_interruption_are_one_line(yaml, capsys, monkeypatch):
 # ---------------------------------------------------------------------------------------------- the check
 
 
-def test_check_of_a_result(spec, capsys):  # noqa: F811
+def test_check_of_a_result(spec, capsys):
     manifest = prepare(spec, workers=1)
     found = check(Path(spec['out']), vocab_size=400)
     assert {name: facts['samples'] for name, facts in found.items()} == {
@@ -153,7 +155,7 @@ def test_check_of_a_result(spec, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize('compression', [None, 'zstd:3'])
-def test_check_of_broken_shards(spec, compression):  # noqa: F811
+def test_check_of_broken_shards(spec, compression):
     prepare({**spec, 'compression': compression}, workers=1)
     folder = Path(spec['out']) / 'continue' / 'code'
     shard = next(folder.glob('shard*'))
@@ -170,11 +172,8 @@ def test_check_of_broken_shards(spec, compression):  # noqa: F811
         check(folder)
 
 
-def test_check_of_an_unfinished_result(spec, monkeypatch):  # noqa: F811
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('llmshearing.prepare.pipeline.publish_manifest', stop)
+def test_check_of_an_unfinished_result(spec, monkeypatch):
+    stop_after(monkeypatch, pipeline, 'publish_manifest', 0, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(spec, workers=1)
     with pytest.raises(ValueError, match='is unfinished: prepare was interrupted; run it again'):
@@ -182,7 +181,7 @@ def test_check_of_an_unfinished_result(spec, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize('compression', ['zstd', 'zstd:3', 'gz'])
-def test_check_reads_compressed_ids(spec, compression):  # noqa: F811
+def test_check_reads_compressed_ids(spec, compression):
     spec['compression'] = compression
     prepare({**spec, 'out': spec['out'] + '-plain', 'compression': None}, workers=1)
     prepare(spec, workers=1)
@@ -193,7 +192,7 @@ def test_check_reads_compressed_ids(spec, compression):  # noqa: F811
         check(Path(spec['out']), max(ids.values()))
 
 
-def test_check_of_a_damaged_archive(spec):  # noqa: F811
+def test_check_of_a_damaged_archive(spec):
     prepare({**spec, 'compression': 'zstd:3', 'hashes': []}, workers=1)
     folder = Path(spec['out']) / 'continue' / 'code'
     shard = next(folder.glob('shard*'))
@@ -325,7 +324,7 @@ def test_every_key_is_in_the_readme_and_the_example():
                     assert field.name in text, (path.name, field.name)
 
 
-def test_script_is_the_command(spec, yaml, monkeypatch):  # noqa: F811
+def test_script_is_the_command(spec, yaml, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['prepare.py', yaml, '--quiet', '--workers', '1'])
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(ROOT / 'data_prep' / 'prepare.py'), run_name='__main__')

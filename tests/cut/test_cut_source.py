@@ -30,11 +30,11 @@ from llmshearing.models.shapes import shape_of
 from llmshearing.rotation import in_memory
 from llmshearing.rotation.stream import check_rotatable
 from llmshearing.utils.numbers import with_unit
+from tests.interruptions import stop_after
 from tests.models.tiny import VARIANTS, tiny_model
-from tests.rotation.test_command import make_text
+from tests.rotation.models import files, make_text, save_source
 
 TARGET = {'fraction': {'num_hidden_layers': 0.5, 'hidden_size': 0.5, 'intermediate_size': 0.5}, 'multiple_of': 8}
-OUTPUTS = ('whole', 'paged')
 SMALL = {'tokens': 320, 'held_out': 80, 'seq_len': 20}
 
 
@@ -47,11 +47,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_source(folder: Path, variant: str = 'llama', **overrides) -> Path:
-    tiny_model(variant, **overrides).save_pretrained(folder)
-    character_tokenizer().save_pretrained(folder)
-    (folder / 'README.md').write_text('---\nlicense: mit\n---\n# tiny\n')
-    (folder / 'LICENSE').write_text('MIT, as it were')
-    return folder
+    return save_source(folder, tiny_model(variant, **overrides), character_tokenizer())
 
 
 @pytest.fixture(scope='module')
@@ -72,10 +68,6 @@ def cut(place: Path, output: str, source: str = 'source', target=None, **setting
 def little_speed(monkeypatch):
     """Measures speed on a few tokens, which is most of what a tiny model's cut takes."""
     monkeypatch.setattr(stages, 'tokens_per_second', partial(stages.tokens_per_second, new_tokens=2, repeats=1))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])
@@ -142,11 +134,8 @@ def test_a_budget_keeps_the_heads_and_says_so(place, tmp_path, capsys):
 
 @pytest.mark.parametrize('where', ['prune_in_one_shot', 'verify_folder'])
 def test_stopped_anywhere_nothing_is_left_and_the_next_start_is_clean(place, tmp_path, monkeypatch, where):
-    def stopped(*arguments, **settings):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stages, where, stopped)
+        stop_after(patch, stages, where, 0, KeyboardInterrupt)
         cut(place, tmp_path / 'out')
     assert list(tmp_path.iterdir()) == []
     (tmp_path / '.out.partial').mkdir()  # of one that was killed, who cannot tidy up
@@ -166,11 +155,12 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
     assert opened == ['source', 'paged']
     assert sorted(path.name for path in tmp_path.iterdir()) == ['paged', 'whole']
     assert result.difference is None
-    configs, kept = zip(
-        *(((tmp_path / name / 'config.json').read_text(), read_record(tmp_path / name).kept) for name in OUTPUTS)
-    )
-    assert configs[0] == configs[1] and kept[0] == kept[1]
-    whole, paged = (load_file(tmp_path / name / 'model.safetensors') for name in OUTPUTS)
+    outputs = [tmp_path / 'whole', tmp_path / 'paged']
+    one, other = ((folder / 'config.json').read_text() for folder in outputs)
+    assert one == other
+    one, other = (read_record(folder).kept for folder in outputs)
+    assert one == other
+    whole, paged = (load_file(folder / 'model.safetensors') for folder in outputs)
     assert whole.keys() == paged.keys()
     for name, tensor in whole.items():  # kernels go by the place of a weight in memory
         torch.testing.assert_close(paged[name], tensor, atol=1e-5, rtol=1e-4)
@@ -209,50 +199,51 @@ def refusal(capsys, *arguments) -> str:
     return captured.err
 
 
+@pytest.fixture
+def unread(monkeypatch):
+    """No weight is read."""
+    monkeypatch.setattr(stages, 'open_source', lambda *_: pytest.fail('weights were read'))
+
+
 @pytest.mark.parametrize(
     'options, message',
     [
-        (['--target', 'params=40k'], 'name some text with --text FILE'),
-        (['--target', 'params=1G', '--text', 'TEXT'], 'params: not a count'),
-        (['--target', 'params=10M', '--text', 'TEXT'], 'the source has .*pruning only removes'),
-        (['--target', 'params=100', 'multiple_of=8', '--text', 'TEXT'], 'embedding alone has'),
-        (['--target', 'hidden_size=96', '--text', 'TEXT'], "larger than the source's 48"),
-        (['--target', 'hidden_size=48', '--text', 'TEXT'], 'nothing would be cut'),
-        (['--target', 'hidden_size=24', '--axes', 'layer', '--text', 'TEXT'], 'names hidden_size, which --axes'),
+        ('params=1G', 'params: not a count'),
+        ('params=10M', 'the source has .*pruning only removes'),
+        ('params=100 multiple_of=8', 'embedding alone has'),
+        ('hidden_size=96', "larger than the source's 48"),
+        ('hidden_size=48', 'nothing would be cut'),
+        ('hidden_size=24 --axes layer', 'names hidden_size, which --axes'),
+        ('hidden_size=24 --axes width', "--axes: expected one of .*, got 'width'"),
         (
-            ['--target', 'hidden_size=24', '--axes', 'width', '--text', 'TEXT'],
-            "--axes: expected one of .*, got 'width'",
-        ),
-        (
-            ['--target', 'size=200KB', 'dtype=bfloat16', '--text', 'TEXT'],
+            'size=200KB dtype=bfloat16',
             'counts its size in bfloat16, but .* in float32; leave dtype out of the target, or add --dtype bfloat16',
         ),
-        (['--target', 'hidden_size=24', '--scores', 'best', '--text', 'TEXT'], "unknown method 'best'"),
-        (['--target', 'hidden_size=24', '--scores', 'a', 'b', '--text', 'TEXT'], 'AXIS=METHOD of each axis'),
-        (
-            ['--target', 'hidden_size=24', '--dtype', 'int8', '--text', 'TEXT'],
-            "--dtype: expected one of .*, got 'int8'",
-        ),
-        (['--target', 'hidden_size=24', '--device', 'tpu9', '--text', 'TEXT'], "device 'tpu9' cannot be used"),
-        (['--target', 'hidden_size=24', '--text', 'nowhere.jsonl'], 'nowhere.jsonl.* does not exist'),
-        (['--target', 'hidden_size=24', '--output', 'SOURCE', '--text', 'TEXT'], 'is the source itself'),
-        (['--target', 'hidden_size=24', '--output', 'THERE', '--text', 'TEXT'], 'exists already'),
-        (['--target', 'hidden_size=24', '--seed', str(2**63), '--text', 'TEXT'], 'a whole number from 0 to'),
-        (['--target', 'hidden_size=24', '--scores', 'reap', '--text', 'TEXT'], 'reap scores none of the axes'),
-        (['--target', 'hidden_size=24', '--scores', 'expert=reap', '--text', 'TEXT'], 'has no such axis'),
-        (['--target', 'hidden_size=24', '--output', 'TEXT/out', '--text', 'TEXT'], 'as .* is no folder'),
-        (['--target', 'hidden_size=24', '--output', 's3://bucket/out', '--text', 'TEXT'], 'on this machine'),
+        ('hidden_size=24 --scores best', "unknown method 'best'"),
+        ('hidden_size=24 --scores a b', 'AXIS=METHOD of each axis'),
+        ('hidden_size=24 --dtype int8', "--dtype: expected one of .*, got 'int8'"),
+        ('hidden_size=24 --device tpu9', "device 'tpu9' cannot be used"),
+        ('hidden_size=24 --text nowhere.jsonl', 'nowhere.jsonl.* does not exist'),
+        ('hidden_size=24 --output {place}/source', 'is the source itself'),
+        ('hidden_size=24 --output {place}', 'exists already'),
+        (f'hidden_size=24 --seed {2**63}', 'a whole number from 0 to'),
+        ('hidden_size=24 --scores reap', 'reap scores none of the axes'),
+        ('hidden_size=24 --scores expert=reap', 'has no such axis'),
+        ('hidden_size=24 --output {place}/text.jsonl/out', 'as .* is no folder'),
+        ('hidden_size=24 --output s3://bucket/out', 'on this machine'),
     ],
 )
-def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, capsys, monkeypatch, options, message):
-    monkeypatch.setattr(stages, 'open_source', lambda *_: pytest.fail('weights were read'))
-    names = {'TEXT': str(place / 'text.jsonl'), 'TEXT/out': str(place / 'text.jsonl' / 'out')}
-    names |= {'SOURCE': str(place / 'source'), 'THERE': str(place)}
-    options = [names.get(option, option) for option in options]
-    if '--output' not in options:
-        options += ['--output', tmp_path / 'out']
+def test_what_is_not_possible_is_one_message_before_any_work(place, tmp_path, capsys, unread, options, message):
+    options = ['--target', *options.format(place=place).split()]
+    for option, default in (('--text', place / 'text.jsonl'), ('--output', tmp_path / 'out')):
+        options += [] if option in options else [option, default]
     assert re.search(message, refusal(capsys, place / 'source', *options), re.DOTALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_some_text_must_be_named(place, tmp_path, capsys, unread):
+    line = refusal(capsys, place / 'source', '--target', 'params=40k', '--output', tmp_path / 'out')
+    assert 'name some text with --text FILE' in line and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(('dtype', 'width'), [(None, 4), ('bfloat16', 2)])

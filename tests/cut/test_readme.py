@@ -11,7 +11,7 @@ from pyarrow import parquet
 from transformers import AutoModelForCausalLM
 
 from llmshearing import cli
-from tests.rotation.test_command import make_text
+from tests.rotation.models import make_text
 from tests.tiny_run import tiny_source
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from llmshearing.cut import text as module
 from llmshearing.cut.text import calibration_batches, read_texts
+from llmshearing.prepare import beginning
 from tests.tiny_run import tiny_tokenizer
 
 DOCUMENTS = [' '.join(f'w{(7 * d + i) % 94}' for i in range(40)) for d in range(60)]
@@ -61,7 +62,7 @@ def test_no_passage_is_on_both_sides_and_the_seed_decides(tokenizer, tmp_path):
 
 
 def test_a_long_text_is_taken_apart_and_read_no_further_than_needed(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'PASSAGE', 50)
+    monkeypatch.setattr(beginning, 'PASSAGE', 50)
     path = tmp_path / 'book.txt'
     path.write_text(' '.join(f'w{(i * i + i // 90) % 94}' for i in range(5000)))
     assert [len(kind) for kind in rows(read(tokenizer, path))] == [20, 5]

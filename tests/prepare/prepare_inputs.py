@@ -5,17 +5,20 @@ The fixtures at the end are imported by the test modules that use them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from pyarrow import parquet
 
 from llmshearing.prepare import pipeline, stages
+from llmshearing.prepare.example import train_tokenizer
 
 WORDS = (
     'alpha beta gamma delta epsilon the of and to in is that for it as was with be by on not he his but at are '
@@ -29,23 +32,9 @@ def make_documents(count: int, seed: int, words: tuple[int, int] = (20, 200)) ->
     return [f'{seed}/{i} ' + ' '.join(rng.choices(WORDS, k=rng.randint(*words))) for i in range(count)]
 
 
-def make_tokenizer(folder: Path, vocab_size: int = 400, **options: str) -> str:
+def make_tokenizer(folder: Path, vocab_size: int = 400) -> str:
     """Trains and saves a byte-level BPE tokenizer with ``<s>`` and ``</s>``."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        make_documents(50, 0),
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=['<s>', '</s>'],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    options = options or {'bos_token': '<s>', 'eos_token': '</s>'}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
-    return str(folder)
+    return train_tokenizer(make_documents(50, 0), vocab_size, folder)
 
 
 def write_jsonl(path: Path, documents: list[str], key: str = 'text') -> str:
@@ -53,6 +42,13 @@ def write_jsonl(path: Path, documents: list[str], key: str = 'text') -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(''.join(json.dumps({'id': i, key: text}) + '\n' for i, text in enumerate(documents)))
     return str(path)
+
+
+def parquet_of(records: list[dict]) -> bytes:
+    """A file of a row for each record."""
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(records), stream)
+    return stream.getvalue()
 
 
 def read_tokens(folder: Path) -> np.ndarray:
@@ -99,17 +95,16 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp('tokenizer'))
 
 
+def set_piece_bytes(monkeypatch, size: int) -> None:
+    """Cuts inputs into pieces of that size."""
+    find = lambda domain: dataclasses.replace(stages.find_input(domain), piece_bytes=size)  # noqa: E731
+    monkeypatch.setattr(pipeline, 'find_input', find)
+
+
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Cuts small inputs into several pieces, as large ones are."""
-    find = stages.find_input
-
-    def find_small(domain):
-        item = find(domain)
-        item.piece_bytes = 8000
-        return item
-
-    monkeypatch.setattr(pipeline, 'find_input', find_small)
+    set_piece_bytes(monkeypatch, 8000)
 
 
 @pytest.fixture

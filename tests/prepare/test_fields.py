@@ -33,6 +33,13 @@ def chat(tmp_path_factory):
     return name
 
 
+def read(tokenizer, *records, key='messages'):
+    """What a worker makes of some records."""
+    worker.start(plan_tokenizer(tokenizer, None, None))
+    lines = ''.join(json.dumps(record) + '\n' for record in records).encode()
+    return list(worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), key, None))
+
+
 def test_fields_inside_fields():
     record = {'a': {'b': {'c': 1}, 'b.c': 2}, 'a.b': {'c': 3}, 'd': [4]}
     found = {key: find_field(record, key) for key in ('a.b.c', 'a.b', 'd', 'a.x', 'd.0', 'x')}
@@ -64,18 +71,14 @@ def test_a_conversation_is_what_the_tokenizer_makes_of_it(chat, turns):
 )
 def test_turns_that_are_none(chat, turns, words):
     """One such record is a bad one among others."""
-    worker.start(plan_tokenizer(chat, None, None))
-    lines = ''.join(json.dumps({'messages': one}) + '\n' for one in (turns, TURNS)).encode()
-    bad, good = worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), 'messages', None)
+    bad, good = read(chat, {'messages': turns}, {'messages': TURNS})
     assert words in bad.reason and good[0].startswith('<s>[user] why')
 
 
 def test_turns_in_a_string_are_read_where_the_field_is_named_for_them(chat):
-    worker.start(plan_tokenizer(chat, None, None))
     record = {'messages': json.dumps(TURNS), 'text': json.dumps(TURNS)}
-    line = json.dumps(record).encode()
-    ((rendered, _),) = worker.read_documents(Piece('json', 'a.jsonl', 1, line, len(line)), 'messages', None)
-    ((plain, _),) = worker.read_documents(Piece('json', 'a.jsonl', 1, line, len(line)), 'text', None)
+    ((rendered, _),) = read(chat, record)
+    ((plain, _),) = read(chat, record, key='text')
     assert rendered.startswith('<s>[user] why') and plain == record['text']
 
 
@@ -111,10 +114,9 @@ def test_the_next_tokenizer_writes_by_its_own_template(chat, tmp_path):
     other = AutoTokenizer.from_pretrained(chat)
     other.chat_template = "{% for turn in messages %}<{{ turn['role'] }}> {{ turn['content'] }}\n{% endfor %}"
     other.save_pretrained(tmp_path)
-    line, rendered = json.dumps({'messages': TURNS}).encode(), []
+    rendered = []
     for name in (chat, str(tmp_path)):
-        worker.start(plan_tokenizer(name, None, None))
-        ((text, _),) = worker.read_documents(Piece('json', 'a.jsonl', 1, line, len(line)), 'messages', None)
+        ((text, _),) = read(name, {'messages': TURNS})
         whole = AutoTokenizer.from_pretrained(name).apply_chat_template(TURNS, tokenize=False)
         assert whole.startswith(text)  # without the end token, which is put there when it is packed
         rendered.append(text)

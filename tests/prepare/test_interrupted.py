@@ -22,11 +22,12 @@ from llmshearing.prepare import pipeline, publish
 from llmshearing.prepare.pack import Journal
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tokenizer import plan_tokenizer
+from tests.interruptions import Stop, stop_after
 from tests.prepare.prepare_inputs import make_spec, small_pieces, tokenizer, tree  # noqa: F401
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, tokenizer):  # noqa: F811
+def whole(tmp_path_factory, tokenizer):
     """A spec, and the folder that an uninterrupted run made of it."""
     found = make_spec(tmp_path_factory.mktemp('whole'), tokenizer)
     prepare(found, workers=2)
@@ -39,20 +40,14 @@ def spec(whole, tmp_path):
     return {**whole[0], 'out': str(tmp_path / 'out')}
 
 
-class Stop(Exception):
-    """Stands for a kill at this point: nothing after it runs."""
-
-
-def _stop_after(monkeypatch, owner, name, calls):
-    function, left = getattr(owner, name), [calls]
-
-    def stopping(*args, **options):
-        if left[0] == 0:
-            raise Stop
-        left[0] -= 1
-        return function(*args, **options)
-
-    monkeypatch.setattr(owner, name, stopping)
+def check_unfinished_and_go_on(spec, whole):
+    """Each folder is there whole or not at all, and the next run completes the result."""
+    out = Path(spec['out'])
+    assert not (out / 'manifest.json').exists()
+    for folder in out.glob('[!.]*/*'):
+        assert tree(folder) == tree(whole / folder.relative_to(out))
+    prepare(spec, workers=1)
+    assert tree(out) == tree(whole)
 
 
 @pytest.mark.parametrize(
@@ -75,27 +70,22 @@ def _stop_after(monkeypatch, owner, name, calls):
 )
 def test_interrupted_work_continues(spec, whole, monkeypatch, owner, name, calls):
     with monkeypatch.context() as patch:
-        _stop_after(patch, owner, name, calls)
+        stop_after(patch, owner, name, calls)
         with pytest.raises(Stop):
             prepare(spec, workers=2)
-    out = Path(spec['out'])
-    assert not (out / 'manifest.json').exists()
-    for folder in out.glob('[!.]*/*'):  # each is there whole or not at all
-        assert tree(folder) == tree(whole[1] / folder.relative_to(out))
-    prepare(spec, workers=1)
-    assert tree(out) == tree(whole[1])
+    check_unfinished_and_go_on(spec, whole[1])
 
 
 def test_finished_work_is_not_done_again(spec, monkeypatch):
     with monkeypatch.context() as patch:
-        _stop_after(patch, pipeline, 'publish', 4)
+        stop_after(patch, pipeline, 'publish', 4)
         with pytest.raises(Stop):
             prepare(spec, workers=2)
-    _stop_after(monkeypatch, pipeline, 'tokenize', 0)  # both domains are packed: no tokenizing any more
-    _stop_after(monkeypatch, Journal, 'append', 0)  # and no scanning
+    stop_after(monkeypatch, pipeline, 'tokenize', 0)  # both domains are packed: no tokenizing any more
+    stop_after(monkeypatch, Journal, 'append', 0)  # and no scanning
     manifest = prepare(spec, workers=2)
     before = {path: path.stat().st_mtime_ns for path in Path(spec['out']).rglob('*')}
-    _stop_after(monkeypatch, pipeline, 'scan', 0)
+    stop_after(monkeypatch, pipeline, 'scan', 0)
     assert prepare(spec, workers=2) == manifest
     assert {path: path.stat().st_mtime_ns for path in Path(spec['out']).rglob('*')} == before
 
@@ -174,28 +164,16 @@ def test_two_runs_do_not_share_a_working_folder(spec):
     prepare(spec, workers=1)
 
 
-@pytest.mark.parametrize('target', ['Journal.append', 'MDSWriter.flush_shard', 'write_atomically', 'move_whole'])
-def test_full_disk(spec, whole, monkeypatch, target):
-    owners = {'Journal': Journal, 'MDSWriter': MDSWriter}
-    owner, name = (owners[target.split('.')[0]], target.split('.')[1]) if '.' in target else (publish, target)
-    function, calls = getattr(owner, name), [0]
-
-    def full(*args, **options):
-        calls[0] += 1
-        if calls[0] > 1:
-            raise OSError(errno.ENOSPC, 'No space left on device')
-        return function(*args, **options)
-
+@pytest.mark.parametrize(
+    'owner, name',
+    [(Journal, 'append'), (MDSWriter, 'flush_shard'), (publish, 'write_atomically'), (publish, 'move_whole')],
+)
+def test_full_disk(spec, whole, monkeypatch, owner, name):
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, full)
+        stop_after(patch, owner, name, 1, OSError(errno.ENOSPC, 'No space left on device'))
         with pytest.raises(OSError, match='No space left on device; nothing unfinished was left in place. Make room'):
             prepare(spec, workers=1)
-    out = Path(spec['out'])
-    assert not (out / 'manifest.json').exists()
-    for index in out.glob('[!.]*/*/index.json'):
-        assert tree(index.parent) == tree(whole[1] / index.parent.relative_to(out))
-    prepare(spec, workers=1)
-    assert tree(out) == tree(whole[1])
+    check_unfinished_and_go_on(spec, whole[1])
 
 
 def test_a_small_disk_is_told_before_the_work(spec, whole, monkeypatch, caplog):

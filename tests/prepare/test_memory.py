@@ -14,7 +14,7 @@ from llmshearing.prepare import pipeline
 from llmshearing.prepare import plan as prepare_plan
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.pool import WorkerPool
-from tests.prepare.prepare_inputs import small_pieces  # noqa: F401
+from tests.prepare.prepare_inputs import set_piece_bytes
 
 WORDS = [f'counterproductivelylongword{i}' for i in range(1000)]
 
@@ -35,7 +35,7 @@ def _write(path: Path, size: int) -> str:
     return str(path)
 
 
-def test_memory_is_flat(tmp_path, monkeypatch, small_pieces):  # noqa: F811
+def test_memory_is_flat(tmp_path, monkeypatch):
     reset = Path('/proc/self/clear_refs')
     try:
         reset.write_text('5')  # sets the peak to what is in use now
@@ -50,14 +50,7 @@ def test_memory_is_flat(tmp_path, monkeypatch, small_pieces):  # noqa: F811
         in_workers.extend(_peak(process.pid) for process in self.processes)
         leave(self, *error)
 
-    find = pipeline.find_input
-
-    def find_cut(domain):
-        item = find(domain)
-        item.piece_bytes = 1 << 17
-        return item
-
-    monkeypatch.setattr(pipeline, 'find_input', find_cut)
+    set_piece_bytes(monkeypatch, 1 << 17)
     monkeypatch.setattr(WorkerPool, '__exit__', watched)
     monkeypatch.setattr(prepare_plan, 'BLOCK', 4096)  # what is large for large inputs only, made small
     monkeypatch.setattr(pipeline, 'mark_duplicates', partial(prepare_plan.mark_duplicates, bucket=4096))

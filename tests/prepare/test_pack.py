@@ -17,17 +17,23 @@ def _entry(i):
     return [np.arange(i * 3, dtype=np.uint16), np.full(2, i, np.uint16)]
 
 
+def _continued(folder, first=0):
+    """Opens a journal of four entries and adds those that it lacks; how many it had, and what is there then."""
+    journal = Journal(folder, 'j', 'ab')
+    had = journal.count
+    for i in range(had, 4):
+        journal.append(_entry(i + first), number=i)
+    journal.close()
+    return had, _contents(folder)
+
+
 def _contents(folder):
     return [np.fromfile(folder / f'j.{c}.bin', np.uint16).tolist() for c in 'ab'], list(read_journal(folder, 'j'))
 
 
 @pytest.mark.parametrize('file', ['j.journal', 'j.a.bin', 'j.b.bin'])
 def test_journal_cut_anywhere_continues(tmp_path, file):
-    whole = Journal(tmp_path / 'whole', 'j', 'ab')
-    for i in range(4):
-        whole.append(_entry(i), number=i)
-    whole.close()
-    expected = _contents(tmp_path / 'whole')
+    _, expected = _continued(tmp_path / 'whole')
     size = (tmp_path / 'whole' / file).stat().st_size
     for length in range(0, size + 1, max(1, size // 23)):
         folder = tmp_path / f'{file}{length}'
@@ -37,32 +43,21 @@ def test_journal_cut_anywhere_continues(tmp_path, file):
             (folder / path.name).write_bytes(data[:length] if path.name == file else data + b'beyond'[: len(data) % 7])
         if file != 'j.journal':
             (folder / 'j.journal').write_bytes((tmp_path / 'whole' / 'j.journal').read_bytes())
-        journal = Journal(folder, 'j', 'ab')
-        assert journal.count <= 4 and (journal.count == 4) == (length == size)
-        for i in range(journal.count, 4):
-            journal.append(_entry(i), number=i)
-        journal.close()
-        assert _contents(folder) == expected
+        had, contents = _continued(folder)
+        assert had <= 4 and (had == 4) == (length == size)
+        assert contents == expected
 
 
 @pytest.mark.parametrize('file', ['j.journal', 'j.a.bin', 'j.b.bin'])
 def test_journal_with_zeros_where_data_were_continues(tmp_path, file):
     """What a file may hold after a loss of power: its length, but not its content."""
-    whole = Journal(tmp_path, 'j', 'ab')
-    for i in range(4):
-        whole.append(_entry(i + 1), number=i)
-    whole.close()
-    expected = _contents(tmp_path)
+    _, expected = _continued(tmp_path, first=1)
     size = (tmp_path / file).stat().st_size
     with open(tmp_path / file, 'r+b') as opened:
         opened.seek(size // 2 + 1)
         opened.write(bytes(size - size // 2 - 1))
-    journal = Journal(tmp_path, 'j', 'ab')
-    assert 1 <= journal.count < 4
-    for i in range(journal.count, 4):
-        journal.append(_entry(i + 1), number=i)
-    journal.close()
-    assert _contents(tmp_path) == expected
+    had, contents = _continued(tmp_path, first=1)
+    assert 1 <= had < 4 and contents == expected
 
 
 def test_journal_removes_its_files(tmp_path):
@@ -81,16 +76,8 @@ def test_samples(tmp_path, monkeypatch, dtype, length, samples, block):
     (tmp_path / 'ids').write_bytes(ids.tobytes())
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'left behind').touch()
-    write_samples(
-        tmp_path / 'ids',
-        tmp_path / 'out',
-        samples,
-        length,
-        dtype,
-        compression=None,
-        hashes=['sha1', 'xxh64'],
-        shard_size=2000,
-    )
+    options = {'compression': None, 'hashes': ['sha1', 'xxh64'], 'shard_size': 2000}
+    write_samples(tmp_path / 'ids', tmp_path / 'out', samples, length, dtype, **options)
     assert np.array_equal(read_tokens(tmp_path / 'out'), ids[:-3].reshape(samples, length))
     shards = json.loads((tmp_path / 'out' / 'index.json').read_text())['shards']
     assert all(

@@ -16,11 +16,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmshearing.data.mds import decompressed, read_index, read_whole, stored_file
-from llmshearing.prepare import pipeline, stages
+from llmshearing.prepare import pipeline
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pack import Journal
 from llmshearing.prepare.pipeline import prepare
-from tests.prepare.prepare_inputs import make_documents, read_tokens, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
+from tests.prepare.prepare_inputs import (  # noqa: F401
+    make_documents,
+    read_tokens,
+    set_piece_bytes,
+    small_pieces,
+    spec,
+    tokenizer,
+    tree,
+    write_jsonl,
+)
 
 SPLITS = ('eval', 'prune', 'continue')
 
@@ -86,19 +95,17 @@ def test_the_result_is_that_of_a_plain_computation(spec):
 def test_same_bytes_for_any_number_of_workers_and_pieces(spec, tmp_path, monkeypatch):
     trees = []
     for workers, piece_bytes in ((1, 8000), (3, 8000), (2, 300), (2, 1 << 22)):
-        find = stages.find_input
-
-        def find_cut(domain, size=piece_bytes):
-            item = find(domain)
-            item.piece_bytes = size
-            return item
-
-        monkeypatch.setattr(pipeline, 'find_input', find_cut)
+        set_piece_bytes(monkeypatch, piece_bytes)
         spec['out'] = str(tmp_path / f'{workers}-{piece_bytes}')
         prepare(spec, workers=workers)
         trees.append(tree(Path(spec['out'])))
     assert len(trees[0]) == 13
     assert all(other == trees[0] for other in trees[1:])
+
+
+def shards_of(spec) -> dict[str, str]:
+    """All that a run wrote but the manifest, which names the input."""
+    return {name: content for name, content in tree(Path(spec['out'])).items() if name != 'manifest.json'}
 
 
 def test_file_layout_does_not_matter(spec, tmp_path):
@@ -113,9 +120,7 @@ def test_file_layout_does_not_matter(spec, tmp_path):
         },
     }
     prepare(moved, workers=2)
-    one, two = (tree(Path(s['out'])) for s in (spec, moved))
-    one.pop('manifest.json'), two.pop('manifest.json')
-    assert one == two
+    assert shards_of(moved) == shards_of(spec)
 
 
 def _documents_in(folder: Path, tokenizer) -> set[str]:
@@ -226,9 +231,7 @@ def test_documents_made_in_python(spec, tmp_path):
     texts = _texts(spec)
     prepare(spec, workers=1)
     manifest = prepare(direct, documents={name: iter(documents) for name, documents in texts.items()}, workers=1)
-    one, two = (tree(Path(s['out'])) for s in (spec, direct))
-    one.pop('manifest.json'), two.pop('manifest.json')
-    assert one == two
+    assert shards_of(direct) == shards_of(spec)
     again = prepare(direct, documents=texts, workers=1)  # recognised by its content
     assert again == manifest and not (tmp_path / 'direct' / '.prepare').exists()
 

@@ -21,6 +21,7 @@ from llmshearing.prepare import pipeline
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.remote import EMPTY_INDEX, read_remote
+from tests.interruptions import Stop, stop_after
 from tests.prepare.prepare_inputs import small_pieces, spec, tokenizer, tree  # noqa: F401
 
 
@@ -30,7 +31,7 @@ def remote(tmp_path):
 
 
 @pytest.fixture
-def pair(spec, remote, tmp_path):  # noqa: F811
+def pair(spec, remote, tmp_path):
     """The spec with a folder of its own and the shared address."""
     return lambda name, **changes: {**spec, **changes, 'out': [str(tmp_path / name), str(remote)]}
 
@@ -91,10 +92,6 @@ def test_a_manifest_of_something_else(pair, remote, content):
     assert check(remote)
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
 def _stop_at_upload(monkeypatch, name, calls):
     put, left = LocalUploader.upload_file, [calls]
 
@@ -128,7 +125,7 @@ def test_nothing_old_stands_over_new_shards(pair, remote, tmp_path, monkeypatch,
         assert tree(remote / folder).items() >= tree(tmp_path / 'b' / folder).items()
 
 
-def test_finished_data_is_not_uploaded_again(pair, spec, remote, tmp_path, monkeypatch):  # noqa: F811
+def test_finished_data_is_not_uploaded_again(pair, spec, remote, tmp_path, monkeypatch):
     prepare(spec, workers=1)
     here = {**spec, 'out': [spec['out'], str(remote)]}
     with monkeypatch.context() as patch:
@@ -179,7 +176,7 @@ def store(monkeypatch):
     monkeypatch.setattr(upload_module, 'StoreUploader', StoreUploader, raising=False)
 
 
-def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monkeypatch):  # noqa: F811
+def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monkeypatch):
     there = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}
     prepare({**spec, 'out': str(tmp_path / 'whole')}, workers=1)
     manifest = prepare(there, workers=1)
@@ -190,19 +187,11 @@ def test_a_store_that_can_only_fetch_and_put(spec, remote, tmp_path, store, monk
     assert prepare({**there, 'seed': 5}, workers=1, overwrite=True) != manifest
 
 
-def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store, monkeypatch):  # noqa: F811
+def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store, monkeypatch):
     """The working folder remembers uploads that are there no more, or that went to another address."""
-    there, calls = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}, []
-
-    def stop(*args):
-        calls.append(args)
-        if len(calls) == 5:
-            raise Stop
-        publish(*args)
-
-    publish = pipeline.publish
+    there = {**spec, 'out': f'store:/{remote}', 'work': str(tmp_path)}
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, 'publish', stop)
+        stop_after(patch, pipeline, 'publish', 4)
         with pytest.raises(Stop):
             prepare(there, workers=1)
     prepare({**there, 'work': str(tmp_path / 'w'), 'seed': 5}, workers=1, overwrite=True)
@@ -213,7 +202,7 @@ def test_what_another_run_overwrote_is_made_again(spec, remote, tmp_path, store,
         assert tree(remote / folder).items() >= tree(tmp_path / 'whole' / folder).items()
 
 
-def test_what_cannot_be_looked_at_is_not_overwritten(spec, tmp_path, store):  # noqa: F811
+def test_what_cannot_be_looked_at_is_not_overwritten(spec, tmp_path, store):
     there = {**spec, 'out': f'store:/{tmp_path}/secret', 'work': str(tmp_path)}
     for overwrite in (False, True):
         with pytest.raises(ValueError, match='cannot tell whether there is a store:.*/secret/manifest.json .*403'):

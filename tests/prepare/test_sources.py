@@ -6,7 +6,6 @@ import bz2
 import codecs
 import dataclasses
 import gzip
-import io
 import json
 import lzma
 import re
@@ -25,7 +24,7 @@ from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
 from llmshearing.prepare.stages import find_input
 from llmshearing.prepare.worker import BadRecord, read_documents
-from tests.prepare.prepare_inputs import make_documents, write_jsonl
+from tests.prepare.prepare_inputs import make_documents, parquet_of, write_jsonl
 
 TEXTS = [*make_documents(40, 1), 'line one\nline two\r\n', '  leading', 'x' * 5000]
 
@@ -36,27 +35,30 @@ def _read(domain: Domain, piece_bytes: int = 1000) -> list:
     return [d if isinstance(d, BadRecord) else d[0] for d in documents]
 
 
+def domain_at(*paths: Path | str, **settings) -> Domain:
+    return Domain('d', tuple(map(str, paths)), **settings)
+
+
 def _jsonl(folder):
-    return Domain('d', (write_jsonl(folder / 'a.jsonl', TEXTS),))
+    return domain_at(write_jsonl(folder / 'a.jsonl', TEXTS))
 
 
 def _gz(folder):
     data = Path(write_jsonl(folder / 'a.jsonl', TEXTS, 'content')).read_bytes()
     (folder / 'b.jsonl.gz').write_bytes(gzip.compress(data[:3000]) + gzip.compress(data[3000:]))  # two members
-    return Domain('d', (str(folder / 'b.jsonl.gz'),), text_key='content')
+    return domain_at(folder / 'b.jsonl.gz', text_key='content')
 
 
 def _zst(folder):
     data = Path(write_jsonl(folder / 'a.jsonl', TEXTS)).read_bytes()
-    frames = [pyarrow.compress(part, codec='zstd', asbytes=True) for part in (data[:3000], data[3000:])]
-    (folder / 'b.jsonl.zst').write_bytes(b''.join(frames))
-    return Domain('d', (str(folder / 'b.jsonl.zst'),))
+    (folder / 'b.jsonl.zst').write_bytes(zstd(data[:3000]) + zstd(data[3000:]))  # two frames
+    return domain_at(folder / 'b.jsonl.zst')
 
 
 def _parquet(folder):
     table = pyarrow.table({'id': range(len(TEXTS)), 'body': TEXTS})
     parquet.write_table(table, folder / 'a.parquet', row_group_size=7)
-    return Domain('d', (str(folder / '*.parquet'),), text_key='body')
+    return domain_at(folder / '*.parquet', text_key='body')
 
 
 def _tree(folder):
@@ -66,142 +68,86 @@ def _tree(folder):
         path.write_bytes(text.encode())
     (folder / '.hidden').write_text('not this')
     (folder / 'zz.md').write_text('nor this')
-    return Domain('d', (str(folder),), glob='**/*.py')
+    return domain_at(folder, glob='**/*.py')
 
 
 def _txt(folder):
-    names = []
-    for i, text in enumerate(TEXTS):
-        names.append(str(folder / f'{i:03}.txt'))
-        Path(names[-1]).write_bytes(text.encode())
-    return Domain('d', tuple(names))
+    paths = [folder / f'{i:03}.txt' for i in range(len(TEXTS))]
+    for path, text in zip(paths, TEXTS):
+        path.write_bytes(text.encode())
+    return domain_at(*paths)
 
 
 def _separated(folder):
     (folder / 'all.txt').write_bytes('<|end|>'.join(TEXTS).encode())
-    return Domain('d', (str(folder / 'all.txt'),), separator='<|end|>')
+    return domain_at(folder / 'all.txt', separator='<|end|>')
 
 
 def _saved(folder):
     datasets.Dataset.from_dict({'id': range(len(TEXTS)), 'text': TEXTS}).save_to_disk(str(folder / 'ds'))
-    return Domain('d', (str(folder / 'ds'),))
+    return domain_at(folder / 'ds')
 
 
 def _saved_splits(folder):
     parts = {'train': datasets.Dataset.from_dict({'text': TEXTS}), 'test': datasets.Dataset.from_dict({'text': ['no']})}
     datasets.DatasetDict(parts).save_to_disk(str(folder / 'ds'))
-    return Domain('d', (str(folder / 'ds'),), hf_split='train')
+    return domain_at(folder / 'ds', hf_split='train')
 
 
 def _several(folder):
     paths = [write_jsonl(folder / f'{i}.jsonl', TEXTS[i * 11 : (i + 1) * 11]) for i in range(4)]
-    return Domain('d', (paths[0], str(folder / '[12].jsonl'), paths[3]))
+    return domain_at(paths[0], folder / '[12].jsonl', paths[3])
 
 
-def _records(**others) -> list[dict]:
-    return [{'id': i, **others, 'text': text} for i, text in enumerate(TEXTS)]
-
-
-def _stored(name, data, **settings):
-    """A domain of a folder with two files of that kind, by name and content as people have them."""
-
-    def make(folder):
-        for number, part in enumerate((_records()[:11], _records()[11:])):
-            path = folder / 'in' / name.format(number)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data(part))
-        return Domain('d', (str(folder / 'in'),), **settings)
-
-    make.__name__ = f'{name}-{data.__name__}'
-    return make
+def _records() -> list[dict]:
+    return [{'id': i, 'text': text} for i, text in enumerate(TEXTS)]
 
 
 def lines(records) -> bytes:
     return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
 
 
-def a_list(records) -> bytes:
-    return json.dumps(records).encode()
-
-
 def a_list_with_indents(records) -> bytes:
     return json.dumps(records, indent=2, ensure_ascii=False).encode()
 
 
-def objects_over_several_lines(records) -> bytes:
-    return '\n'.join(json.dumps(record, indent=2) for record in records).encode()
-
-
-def gzipped_lines(records) -> bytes:
-    return gzip.compress(lines(records))
-
-
-def zstd_lines(records) -> bytes:
-    return pyarrow.compress(lines(records), codec='zstd', asbytes=True)
-
-
 def pzstd_lines(records) -> bytes:
     """A frame that says the size of the next, before each, as the parallel compressor writes it."""
-    frames = [pyarrow.compress(lines([record]), codec='zstd', asbytes=True) for record in records]
+    frames = [zstd(lines([record])) for record in records]
     sizes = (b'\x50\x2a\x4d\x18' + bytes([4, 0, 0, 0]) + len(frame).to_bytes(4, 'little') for frame in frames)
     return b''.join(size + frame for size, frame in zip(sizes, frames))
 
 
-def bz2_list(records) -> bytes:
-    return bz2.compress(a_list(records))
+def zstd(data: bytes) -> bytes:
+    return pyarrow.compress(data, codec='zstd', asbytes=True)
 
 
-def xz_lines(records) -> bytes:
-    return lzma.compress(lines(records))
+def marked(data: bytes) -> bytes:
+    return b''.join(codecs.BOM_UTF8 + line for line in data.splitlines(keepends=True))
 
 
-def lines_after_a_mark(records) -> bytes:
-    return codecs.BOM_UTF8 + lines(records)
-
-
-def every_line_after_a_mark(records) -> bytes:
-    return b''.join(codecs.BOM_UTF8 + line for line in lines(records).splitlines(keepends=True))
-
-
-def utf16_lines(records) -> bytes:
-    return codecs.BOM_UTF16_BE + lines(records).decode().encode('utf-16-be')
-
-
-def gzipped_utf16_list(records) -> bytes:
-    return gzip.compress(codecs.BOM_UTF16_LE + a_list_with_indents(records).decode().encode('utf-16-le'))
-
-
-def utf32_lines(records) -> bytes:
-    return lines(records).decode().encode('utf-32')
-
-
-def parquet_of(records) -> bytes:
-    stream = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(records), stream)
-    return stream.getvalue()
-
-
-BY_CONTENT = [
-    _stored('c4-train.{:05}-of-00002.json', lines),
-    _stored('{}.json', a_list),
-    _stored('{}.json', a_list_with_indents),
-    _stored('{}.json', objects_over_several_lines),
-    _stored('{}.jsonl', a_list_with_indents),
-    _stored('part-{:05}', lines),
-    _stored('part-{:05}', gzipped_lines),
-    _stored('{}.jsonl', zstd_lines),
-    _stored('{}.jsonl.zst', pzstd_lines),
-    _stored('{}.data', bz2_list),
-    _stored('{}.jsonl.xz', xz_lines),
-    _stored('{}.jsonl.gz', lines),  # unpacked by a downloader that kept the name
-    _stored('{}.jsonl', lines_after_a_mark),
-    _stored('{}.json', every_line_after_a_mark),
-    _stored('{}.jsonl', utf16_lines),
-    _stored('{}.json', gzipped_utf16_list),
-    _stored('{}.txt', utf32_lines),
-    _stored('{}', parquet_of),
-    _stored('{}.jsonl', parquet_of),
-]
+# Names and contents of record files as people have them.
+BY_CONTENT = {
+    'lines-in-json': ('c4-train.{:05}-of-00002.json', lines),
+    'list': ('{}.json', lambda records: json.dumps(records).encode()),
+    'list-with-indents': ('{}.json', a_list_with_indents),
+    'objects-over-lines': ('{}.json', lambda records: '\n'.join(json.dumps(one, indent=2) for one in records).encode()),
+    'list-in-jsonl': ('{}.jsonl', a_list_with_indents),
+    'lines-without-ending': ('part-{:05}', lines),
+    'gzip-without-ending': ('part-{:05}', lambda records: gzip.compress(lines(records))),
+    'zstd-in-jsonl': ('{}.jsonl', lambda records: zstd(lines(records))),
+    'pzstd': ('{}.jsonl.zst', pzstd_lines),
+    'bz2-list': ('{}.data', lambda records: bz2.compress(json.dumps(records).encode())),
+    'xz': ('{}.jsonl.xz', lambda records: lzma.compress(lines(records))),
+    'lines-in-gz': ('{}.jsonl.gz', lines),  # unpacked by a downloader that kept the name
+    'mark': ('{}.jsonl', lambda records: codecs.BOM_UTF8 + lines(records)),
+    'mark-in-every-line': ('{}.json', lambda records: marked(lines(records))),
+    'utf-16': ('{}.jsonl', lambda records: codecs.BOM_UTF16_BE + lines(records).decode().encode('utf-16-be')),
+    'utf-16-list': ('{}.json', lambda records: gzip.compress(a_list_with_indents(records).decode().encode('utf-16'))),
+    'utf-32-in-txt': ('{}.txt', lambda records: lines(records).decode().encode('utf-32')),
+    'parquet-without-ending': ('{}', parquet_of),
+    'parquet-in-jsonl': ('{}.jsonl', parquet_of),
+}
 
 
 def _marked_texts(folder):
@@ -210,41 +156,36 @@ def _marked_texts(folder):
     for i, text in enumerate(TEXTS):
         data = text.encode(encodings[i % 4])
         (folder / f'{i:03}.txt').write_bytes(gzip.compress(data) if i % 3 == 0 else data)
-    return Domain('d', (str(folder),))
+    return domain_at(folder)
 
 
 def _separated_marked(folder):
     (folder / 'all.txt').write_bytes('<|end|>'.join(['\ufeff' + text for text in TEXTS]).encode('utf-8-sig'))
-    return Domain('d', (str(folder / 'all.txt'),), separator='<|end|>')
+    return domain_at(folder / 'all.txt', separator='<|end|>')
 
 
 def _nested(folder):
     records = [{'id': i, 'meta': {'text.en': text, 'n': None}} for i, text in enumerate(TEXTS)]
     (folder / 'a.jsonl').write_bytes(lines(records))
-    return Domain('d', (str(folder / 'a.jsonl'),), text_key='meta.text.en')
+    return domain_at(folder / 'a.jsonl', text_key='meta.text.en')
 
 
 def _nested_columns(folder):
     records = [{'id': i, 'meta': {'text': text, 'url': 'x'}} for i, text in enumerate(TEXTS)]
     (folder / 'a.parquet').write_bytes(parquet_of(records[:20]))
     datasets.Dataset.from_list(records[20:]).save_to_disk(str(folder / 'ds'))
-    return Domain('d', (str(folder / 'a.parquet'), str(folder / 'ds')), text_key='meta.text')
+    return domain_at(folder / 'a.parquet', folder / 'ds', text_key='meta.text')
 
 
 def _mds(folder):
     compressions = (None, 'zstd:3', 'bz2', 'gz', 'br', 'snappy')
     share = -(-len(TEXTS) // len(compressions))
     for number, compression in enumerate(compressions):
-        with MDSWriter(
-            out=str(folder / str(number)),
-            columns={'id': 'int', 'text': 'str'},
-            compression=compression,
-            hashes=['sha1'],
-            size_limit=4000,
-        ) as writer:
+        columns, options = {'id': 'int', 'text': 'str'}, {'compression': compression, 'hashes': ['sha1']}
+        with MDSWriter(out=str(folder / str(number)), columns=columns, size_limit=4000, **options) as writer:
             for i, text in enumerate(TEXTS[number * share : (number + 1) * share]):
                 writer.write({'id': i, 'text': text})
-    return Domain('d', tuple(str(folder / str(number)) for number in range(len(compressions))))
+    return domain_at(*(folder / str(number) for number in range(len(compressions))))
 
 
 def _linked(folder):
@@ -255,22 +196,32 @@ def _linked(folder):
     (folder / 'in').mkdir()
     (folder / 'in' / 'shards').symlink_to(folder / 'store')
     (folder / 'store' / 'deep' / 'again').symlink_to(folder / 'in')
-    return Domain('d', (str(folder / 'in'),))
+    return domain_at(folder / 'in')
 
 
 def _linked_pattern(folder):
-    return Domain('d', (str(Path(_linked(folder).path[0], '**', '*.jsonl')),))
+    return domain_at(Path(_linked(folder).path[0], '**', '*.jsonl'))
 
 
 @pytest.mark.parametrize('piece_bytes', [64, 1000, 1 << 20])
 @pytest.mark.parametrize(
     'make',
     [_jsonl, _gz, _zst, _parquet, _tree, _txt, _separated, _saved, _saved_splits, _several, _marked_texts]
-    + [_separated_marked, _nested, _nested_columns, _mds, _linked, _linked_pattern, *BY_CONTENT],
+    + [_separated_marked, _nested, _nested_columns, _mds, _linked, _linked_pattern],
     ids=lambda make: make.__name__,
 )
 def test_documents_of_every_format(tmp_path, make, piece_bytes):
     assert _read(make(tmp_path), piece_bytes) == TEXTS
+
+
+@pytest.mark.parametrize('piece_bytes', [64, 1000, 1 << 20])
+@pytest.mark.parametrize('kind', BY_CONTENT)
+def test_records_by_their_content(tmp_path, kind, piece_bytes):
+    """In a folder with two files of a kind."""
+    name, data = BY_CONTENT[kind]
+    for number, part in enumerate((_records()[:11], _records()[11:])):
+        (tmp_path / name.format(number)).write_bytes(data(part))
+    assert _read(domain_at(tmp_path), piece_bytes) == TEXTS
 
 
 @pytest.mark.parametrize('piece_bytes', range(1, 12))
@@ -278,13 +229,13 @@ def test_separators_that_overlap_themselves(tmp_path, piece_bytes):
     text = 'a\n\n\nb\n\n\n\n\nc\n\nd\n'
     (tmp_path / 'a.txt').write_text(text)
     expected = [part for part in text.split('\n\n') if part and not part.isspace()]
-    assert _read(Domain('d', (str(tmp_path / 'a.txt'),), separator='\n\n'), piece_bytes) == expected
+    assert _read(domain_at(tmp_path / 'a.txt', separator='\n\n'), piece_bytes) == expected
 
 
 def test_a_separator_that_is_nowhere_is_refused(tmp_path):
     (tmp_path / 'a.txt').write_bytes(b'one\r\n\r\ntwo\r\n')
     (tmp_path / 'b.txt').write_bytes(b'three')
-    domain = Domain('d', (str(tmp_path / '*.txt'),), separator='\n\n')
+    domain = domain_at(tmp_path / '*.txt', separator='\n\n')
     with pytest.raises(ValueError, match=r"domains.d.separator is '\\n\\n', which is nowhere in .*b.txt"):
         _read(domain)
     with pytest.raises(ValueError, match=r'nowhere in .*a.txt; its lines end with "\\r\\n"; correct it'):
@@ -295,12 +246,12 @@ def test_a_separator_that_is_nowhere_is_refused(tmp_path):
 def test_a_folder_of_record_files(tmp_path):
     write_jsonl(tmp_path / 'x' / '1.jsonl', TEXTS[:5])
     write_jsonl(tmp_path / 'x' / '2.jsonl', TEXTS[5:])
-    assert _read(Domain('d', (str(tmp_path),))) == TEXTS
+    assert _read(domain_at(tmp_path)) == TEXTS
     (tmp_path / 'README').write_text('about')
     with pytest.raises(ValueError, match='both record files .* and others .*README.*; choose with glob'):
-        find_sources(Domain('d', (str(tmp_path),)))
-    assert len(find_sources(Domain('d', (str(tmp_path),), glob='**/*.jsonl'))) == 2
-    assert _read(Domain('d', (str(tmp_path),), format='folder'))[0] == 'about'
+        find_sources(domain_at(tmp_path))
+    assert len(find_sources(domain_at(tmp_path, glob='**/*.jsonl'))) == 2
+    assert _read(domain_at(tmp_path, format='folder'))[0] == 'about'
 
 
 def test_bad_records_have_a_file_and_a_number(tmp_path):
@@ -320,7 +271,7 @@ def test_bad_records_have_a_file_and_a_number(tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_bytes(b'\n'.join(lines))
     for piece_bytes in (1, 30, 1000):
-        found = _read(Domain('d', (str(path),)), piece_bytes)
+        found = _read(domain_at(path), piece_bytes)
         assert [f for f in found if isinstance(f, str)] == ['one', 'three']
         bad = [f for f in found if not isinstance(f, str)]
         assert [b.number for b in bad] == [2, 4, 5, 6, 7, 8, 11] and {b.path for b in bad} == {str(path)}
@@ -331,7 +282,7 @@ def test_bad_records_have_a_file_and_a_number(tmp_path):
 def test_binary_file_in_a_folder_is_a_bad_record(tmp_path):
     (tmp_path / 'a.dat').write_bytes(b'\xff\xfe\x00')
     (tmp_path / 'b.dat').write_text('fine')
-    bad, good = _read(Domain('d', (str(tmp_path),)))
+    bad, good = _read(domain_at(tmp_path))
     assert good == 'fine' and bad.path == str(tmp_path / 'a.dat') and 'not the UTF-16 or UTF-32' in bad.reason
 
 
@@ -350,7 +301,7 @@ def test_bytes_after_gzip_data_are_told_and_the_advice_leaves_them_out(tmp_path)
     path, text = tmp_path / 'a.jsonl.gz', (tmp_path / 'a.jsonl').read_bytes()
     path.write_bytes(gzip.compress(text) + b'rest of a download')
     with pytest.raises(ValueError, match=r'a.jsonl.gz holds other bytes after its gzip data; .* gzip -dc FILE.gz > FI'):
-        _read(Domain('d', (str(path),)))
+        _read(domain_at(path))
     assert subprocess.run(['gzip', '-dc', path], capture_output=True).stdout == text
 
 
@@ -366,44 +317,35 @@ def test_truncated_parquet(tmp_path):
 def test_wrong_text_key(tmp_path, make):
     domain = make(tmp_path)
     with pytest.raises(ValueError, match=r"domains.d: .* has no 'txt', only id, (text|body); set text_key"):
-        _read(Domain('d', domain.path, text_key='txt'))
+        _read(dataclasses.replace(domain, text_key='txt'))
 
 
 @pytest.mark.parametrize(
     ('domain', 'words'),
     [
-        (Domain('d', ('none.jsonl',)), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
-        (Domain('d', ('no*.jsonl',)), "'no*.jsonl' matches no file"),
-        (Domain('d', ('file.dat',)), 'cannot be told from its name or content; set format'),
-        (Domain('d', ('records.txt',)), "records.txt has no 'text', only body; set text_key to the one"),
-        (Domain('d', ('*.txt',)), 'more.txt has no .text., only body; set text_key .*, or format: txt'),
-        (Domain('d', ('tables',)), 'a.csv is a table, .*; write it as JSON lines'),
-        (Domain('d', ('tables/b.csv',)), 'b.csv is a table'),
-        (Domain('d', ('file.dat',), format='hf'), 'is a file; format hf reads a folder'),
-        (Domain('d', ('empty',)), "'empty' holds no file"),
-        (Domain('d', ('full',), glob='*.c'), "'full' holds no file that matches glob '*.c'"),
-        (Domain('d', ('full',), format='hf'), 'is not a data set on disk'),
-        (Domain('d', ('array.json',)), "array.json has no 'text', only id, meta, meta.body; set text_key"),
-        (Domain('d', ('nested.json',)), "only data; its records are in the list 'data': .* jq -c '.data\\[\\]' FILE"),
-        (Domain('d', ('full',), format='mds'), 'full has no index.json: it is not an MDS folder'),
-        (Domain('d', ('array.json',), format='parquet'), 'format is parquet, but array.json is no Parquet file; set'),
-        (Domain('d', ('ds',)), 'has the splits train, test; set hf_split'),
-        (Domain('d', ('ds',), hf_split='dev'), "hf_split is 'dev'; ds has train, test"),
-        (
-            Domain('d', ('full',), hf_split='dev'),
-            "d.hf_split is 'dev', which is for data sets of .* read as plain text",
-        ),
-        (
-            Domain('d', ('full',), text_key='body'),
-            "text_key is 'body', which is for records, .* read as plain text; rem",
-        ),
-        (Domain('d', ('full/a.txt',), glob='*.txt'), "glob is '*.txt', which is for folders of files, but"),
-        (Domain('d', ('ds',), glob='*.arrow', hf_split='test'), 'glob is .* what was found is read as a Hugging Face'),
-        (
-            Domain('d', ('array.json',), 'auto', 'id', separator='%'),
-            "separator is '%', which is for plain text .* JSON",
-        ),
-        (Domain('d', ('full',), 'folder', separator='%'), 'separator is .* read as files that are a document each'),
+        (domain_at('none.jsonl'), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
+        (domain_at('no*.jsonl'), "'no*.jsonl' matches no file"),
+        (domain_at('file.dat'), 'cannot be told from its name or content; set format'),
+        (domain_at('records.txt'), "records.txt has no 'text', only body; set text_key to the one"),
+        (domain_at('*.txt'), 'more.txt has no .text., only body; set text_key .*, or format: txt'),
+        (domain_at('tables'), 'a.csv is a table, .*; write it as JSON lines'),
+        (domain_at('tables/b.csv'), 'b.csv is a table'),
+        (domain_at('file.dat', format='hf'), 'is a file; format hf reads a folder'),
+        (domain_at('empty'), "'empty' holds no file"),
+        (domain_at('full', glob='*.c'), "'full' holds no file that matches glob '*.c'"),
+        (domain_at('full', format='hf'), 'is not a data set on disk'),
+        (domain_at('array.json'), "array.json has no 'text', only id, meta, meta.body; set text_key"),
+        (domain_at('nested.json'), "only data; its records are in the list 'data': .* jq -c '.data\\[\\]' FILE"),
+        (domain_at('full', format='mds'), 'full has no index.json: it is not an MDS folder'),
+        (domain_at('array.json', format='parquet'), 'format is parquet, but array.json is no Parquet file; set'),
+        (domain_at('ds'), 'has the splits train, test; set hf_split'),
+        (domain_at('ds', hf_split='dev'), "hf_split is 'dev'; ds has train, test"),
+        (domain_at('full', hf_split='dev'), "d.hf_split is 'dev', which is for data sets of .* read as plain text"),
+        (domain_at('full', text_key='body'), "text_key is 'body', which is for records, .* read as plain text; rem"),
+        (domain_at('full/a.txt', glob='*.txt'), "glob is '*.txt', which is for folders of files, but"),
+        (domain_at('ds', glob='*.arrow', hf_split='test'), 'glob is .* what was found is read as a Hugging Face'),
+        (domain_at('array.json', text_key='id', separator='%'), "separator is '%', which is for plain text .* JSON"),
+        (domain_at('full', format='folder', separator='%'), 'separator is .* read as files that are a document each'),
     ],
 )
 def test_unusable_paths(tmp_path, monkeypatch, domain, words):
@@ -417,7 +359,7 @@ def test_unusable_paths(tmp_path, monkeypatch, domain, words):
     for name in ('tables/a.csv', 'tables/b.csv', 'mixed/a.csv', 'mixed/b.py'):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text('id,text\n0,a b\n')
-    assert _read(Domain('d', ('records.txt',), format='txt')) and len(_read(Domain('d', ('mixed',)))) == 2
+    assert _read(domain_at('records.txt', format='txt')) and len(_read(domain_at('mixed'))) == 2
     Path('array.json').write_text(json.dumps([{'id': 1, 'meta': {'body': 'a'}}], indent=1))
     Path('nested.json').write_text(json.dumps({'data': [{'text': 'a'}, {'text': 'b'}]}))
     _saved_splits(tmp_path)
@@ -437,7 +379,7 @@ def test_a_line_longer_than_a_piece_is_searched_once(tmp_path, monkeypatch):
             return super().rfind(separator, start)
 
     monkeypatch.setattr(pieces, 'bytearray', Counting, raising=False)
-    assert len(_read(Domain('d', (str(tmp_path / 'a.jsonl'),)), 1 << 12)) == 2
+    assert len(_read(domain_at(tmp_path / 'a.jsonl'), 1 << 12)) == 2
     assert 1 << 20 <= searched < 1.1 * (1 << 20)
 
 
@@ -447,7 +389,7 @@ def test_what_is_not_read_is_counted_and_shown(tmp_path, caplog):
         (tmp_path / 'in' / name).parent.mkdir(exist_ok=True)
         (tmp_path / 'in' / name).touch()
     (tmp_path / 'in' / 'lost.jsonl').symlink_to(tmp_path / 'nowhere')
-    item = find_input(Domain('d', (str(tmp_path / 'in'),), glob='[!R]*'))
+    item = find_input(domain_at(tmp_path / 'in', glob='[!R]*'))
     folder = str(tmp_path / 'in')
     assert item.skipped == {
         'hidden': [f'{folder}/.cache/x.jsonl', f'{folder}/.cache/y.jsonl'],
@@ -463,11 +405,11 @@ def test_json_of_a_source_tree_is_a_document_like_the_others(tmp_path):
     (tmp_path / 'a.py').write_text('import json')
     (tmp_path / 'package.json').write_bytes(a_list_with_indents({'name': 'x'}))
     (tmp_path / 'rows.json').write_bytes(lines([{'a': 1}, {'a': 2}]))
-    assert _read(Domain('d', (str(tmp_path),))) == ['import json', '{\n  "name": "x"\n}', '{"a": 1}\n{"a": 2}\n']
+    assert _read(domain_at(tmp_path)) == ['import json', '{\n  "name": "x"\n}', '{"a": 1}\n{"a": 2}\n']
     (tmp_path / 'a.py').unlink()
     with pytest.raises(ValueError, match="package.json has no 'text', only name; set text_key .* or format: folder"):
-        find_sources(Domain('d', (str(tmp_path),)))
-    assert len(_read(Domain('d', (str(tmp_path),), format='folder'))) == 2
+        find_sources(domain_at(tmp_path))
+    assert len(_read(domain_at(tmp_path, format='folder'))) == 2
 
 
 @pytest.mark.parametrize('cut', [1, 200])
@@ -476,12 +418,12 @@ def test_a_json_list_that_is_broken(tmp_path, cut):
     for broken in (data[:-cut], data[: len(data) // 2] + b'"}}' + data[len(data) // 2 :]):
         (tmp_path / 'a.json').write_bytes(broken)
         with pytest.raises(ValueError, match=r'a.json is broken after \d+ records'):
-            _read(Domain('d', (str(tmp_path / 'a.json'),)))
+            _read(domain_at(tmp_path / 'a.json'))
 
 
 def test_text_without_a_byte_order_mark_in_utf_16(tmp_path):
     (tmp_path / 'a.txt').write_bytes('text'.encode('utf-16-le'))
-    (bad,) = _read(Domain('d', (str(tmp_path),)))
+    (bad,) = _read(domain_at(tmp_path))
     assert 'NUL bytes: it is no text, or UTF-16 without' in bad.reason
 
 
@@ -491,14 +433,14 @@ def test_a_zstd_window_that_is_too_large(tmp_path):
     head = b'\x28\xb5\x2f\xfd' + bytes([0, 31 - 10 << 3]) + (len(block) << 3 | 1).to_bytes(3, 'little')
     (tmp_path / 'a.jsonl.zst').write_bytes(head + block)
     with pytest.raises(ValueError, match='a window of more than 128 MB .*`zstd -d --long=31`'):
-        _read(Domain('d', (str(tmp_path / 'a.jsonl.zst'),)))
+        _read(domain_at(tmp_path / 'a.jsonl.zst'))
 
 
 def test_token_ids_are_no_text(tmp_path):
     with MDSWriter(out=str(tmp_path), columns={'tokens': 'bytes'}) as writer:
         writer.write({'tokens': b'12345678'})
     with pytest.raises(ValueError, match='holds token ids already; name its folders as domains of dynamic_text'):
-        _read(Domain('d', (str(tmp_path),)))
+        _read(domain_at(tmp_path))
 
 
 def test_a_folder_of_empty_files_alone_goes_by_any_setting(tmp_path):
@@ -506,5 +448,5 @@ def test_a_folder_of_empty_files_alone_goes_by_any_setting(tmp_path):
     (tmp_path / 'a.txt').touch()
     skipped: dict[str, list[str]] = {}
     for settings in ({'separator': '---'}, {'text_key': 'body'}, {'glob': '*.txt'}):
-        assert find_sources(Domain('d', (str(tmp_path),), **settings), skipped) == []
+        assert find_sources(domain_at(tmp_path, **settings), skipped) == []
     assert skipped['empty'] == [str(tmp_path / 'a.txt')] * 3

@@ -1,6 +1,9 @@
-"""Tiny models for the tests of rotation, whose gains differ enough that forgetting one is seen."""
+"""Tiny models whose gains differ enough that forgetting one is seen, and folders and text for tests with a source."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import torch
 
@@ -24,3 +27,24 @@ def source_model(variant: str = 'llama', dtype: torch.dtype = torch.float64, spr
             gain = torch.rand(weight.shape, generator=generator, dtype=torch.float64) * spread + 0.1
             weight.copy_(gain - norm.offset)
     return model
+
+
+def save_source(folder: Path, model, tokenizer) -> Path:
+    """A model's folder with its tokenizer, a card and a licence."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / 'README.md').write_text('---\nlicense: mit\nlanguage: en\n---\n# tiny\n')
+    (folder / 'LICENSE').write_text('MIT, as it were')
+    return folder
+
+
+def make_text(path: Path, documents: int = 60) -> Path:
+    """JSON lines of words that :func:`tests.tiny_run.tiny_tokenizer` knows."""
+    lines = [' '.join(f'w{(7 * d + (d % 5 + 1) * i) % 94}' for i in range(25)) for d in range(documents)]
+    path.write_text(''.join(json.dumps({'text': line}) + '\n' for line in lines))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

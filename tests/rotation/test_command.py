@@ -7,8 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,28 +15,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmshearing.commands.rotate import main
 from llmshearing.rotation import check
 from llmshearing.rotation import rotate_source as stages
-from llmshearing.rotation.corpus import read_corpus
+from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
-from tests.models.tiny import VARIANTS
-from tests.rotation.models import IDS, source_model
+from tests.interruptions import Stop, stop_after
+from tests.models.tiny import VARIANTS, tiny_model
+from tests.prepare.prepare_inputs import parquet_of
+from tests.rotation.models import IDS, files, make_text, save_source, source_model
 from tests.tiny_run import tiny_tokenizer
 
+WORDS = ' '.join(f'w{i % 90}' for i in range(300))
+RECORD = json.dumps({'text': WORDS}).encode()
 SIZES = ['--tokens', '600', '--held-out', '100', '--seq-len', '20', '--batch-tokens', '40']
 
 
 def make_source(folder: Path, variant: str = 'llama', spread: float = 1.5, **overrides) -> Path:
-    source_model(variant, torch.float32, spread, **overrides).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    (folder / 'README.md').write_text('---\nlicense: mit\nlanguage: en\n---\n# tiny\n')
-    (folder / 'LICENSE').write_text('MIT, as it were')
-    return folder
-
-
-def make_text(path: Path, documents: int = 60) -> Path:
-    lines = [' '.join(f'w{(7 * d + (d % 5 + 1) * i) % 94}' for i in range(25)) for d in range(documents)]
-    path.write_text(''.join(json.dumps({'text': line}) + '\n' for line in lines))
-    return path
+    return save_source(folder, source_model(variant, torch.float32, spread, **overrides), tiny_tokenizer())
 
 
 @pytest.fixture(scope='module')
@@ -51,30 +43,14 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(place: Path, source: str, output: str, *options: str) -> Path:
-    assert (
-        main(
-            [
-                str(place / source),
-                '--data',
-                str(place / 'text.jsonl'),
-                '--output',
-                str(place / output),
-                *SIZES,
-                *options,
-            ]
-        )
-        == 0
-    )
+    paths = [str(place / source), '--data', str(place / 'text.jsonl'), '--output', str(place / output)]
+    assert main([*paths, *SIZES, *options]) == 0
     return place / output
 
 
 def logits(folder: Path) -> torch.Tensor:
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)(IDS).logits
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_a_rotated_folder_is_the_source_in_another_basis(place, capsys):
@@ -148,6 +124,13 @@ def test_learned_is_exact_too_and_names_its_steps(place):
     assert json.loads((folder / 'rotation.json').read_text())['learned']['steps'] == 3
 
 
+def count_batches(monkeypatch) -> list[int]:
+    """A list that grows with each batch that is looked at."""
+    seen, stream_moments = [], stages.stream_moments
+    monkeypatch.setattr(stages, 'stream_moments', lambda *a: seen.append(1) or stream_moments(*a))
+    return seen
+
+
 @pytest.mark.parametrize('stage', ['moments', 'subspace', 'tensors', 'check'])
 def test_killed_and_started_again_gives_the_same_bytes(place, monkeypatch, stage):
     options = ('--keep', '32', '--learn', '4ba')
@@ -161,39 +144,26 @@ def test_killed_and_started_again_gives_the_same_bytes(place, monkeypatch, stage
         'tensors': ('copy_companions', 0),
         'check': ('check_logits', 0),
     }[stage]
-    real, calls = getattr(stages, name), []
-
-    def killed(*arguments, **keywords):
-        calls.append(name)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return real(*arguments, **keywords)
-
     output = place / 'again' / 'whole'
     shutil.rmtree(output.parent, ignore_errors=True)
     output.parent.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(stages, name, killed)
+        stop_after(patch, stages, name, after, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run(place, 'source', 'again/whole', *options)
     assert not output.exists() and (output.parent / '.whole.rotation').exists()
-    saw = []
-    monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: saw.append(1) or STREAM_MOMENTS(*a, **k))
+    seen = count_batches(monkeypatch)
     run(place, 'source', 'again/whole', *options)
-    assert len(saw) < 15  # of 15 batches, some were saved
+    assert len(seen) < 15  # of 15 batches, some were saved
     assert files(output) == files(whole)
     assert [path.name for path in output.parent.iterdir()] == ['whole']
 
 
-STREAM_MOMENTS = stages.stream_moments
-
-
 def test_moments_of_other_settings_are_not_used(place, monkeypatch):
-    seen = []
-    monkeypatch.setattr(stages, 'stream_moments', lambda *a, **k: seen.append(1) or STREAM_MOMENTS(*a, **k))
-    monkeypatch.setattr(stages, 'check_logits', lambda *a: (_ for _ in ()).throw(ValueError('stop')))
+    seen = count_batches(monkeypatch)
+    stop_after(monkeypatch, stages, 'check_logits', 0)
     for options in ([], [], ['--dtype', 'bfloat16']):
-        with pytest.raises(ValueError, match='stop'):
+        with pytest.raises(Stop):
             run(place, 'source', 'other', *options)
     assert len(seen) == 30  # the second time none
 
@@ -219,8 +189,6 @@ def test_nan_in_the_source_is_refused_by_name(place):
 
 @pytest.mark.parametrize('variant', ['gemma2', 'gpt_neox'])
 def test_another_family_is_refused(place, variant):
-    from tests.models.tiny import tiny_model
-
     tiny_model(variant).save_pretrained(place / variant)
     with pytest.raises(ValueError, match=f'{variant} cannot be rotated'):
         run(place, variant, 'never')
@@ -288,58 +256,58 @@ def test_the_length_of_plain_text_is_at_most_the_source_s_positions(place):
         RotationSettings(seq_len=512).checked(opened)
 
 
+def corpus_of(data: Path, text_key: str = 'text') -> Corpus:
+    """Some sequences of a file or folder beside the source."""
+    return read_corpus(data, data.parent / 'source', 97, 20, 200, 40, text_key)
+
+
 def test_text_files(tmp_path):
     make_source(tmp_path / 'source')
     (tmp_path / 'text').mkdir()
-    (tmp_path / 'text' / 'a.txt').write_text(' '.join(f'w{i % 90}' for i in range(300)))
+    (tmp_path / 'text' / 'a.txt').write_text(WORDS)
     make_text(tmp_path / 'text' / 'b.jsonl', 5)
-    corpus = read_corpus(tmp_path / 'text', tmp_path / 'source', 97, 20, 200, 40)
+    corpus = corpus_of(tmp_path / 'text')
     assert len(corpus.seen) + len(corpus.held_out) == 12 and len(corpus.held_out) == 1
     assert corpus.seen[0].tolist() == [3 + i for i in range(20)]  # files take turns
     assert corpus.seen[1].tolist() == [3 + i for i in range(20)]
     (tmp_path / 'text' / 'b.jsonl').write_text('{"body": "w1 w2"}\n')
     with pytest.raises(ValueError, match="b.jsonl: .*b.jsonl has no 'text', only body; set --text-key"):
-        read_corpus(tmp_path / 'text', tmp_path / 'source', 97, 20, 200, 40)
+        corpus_of(tmp_path / 'text')
     with pytest.raises(ValueError, match='no such file'):
-        read_corpus(tmp_path / 'nowhere', tmp_path / 'source', 97, 20, 200, 40)
+        corpus_of(tmp_path / 'nowhere')
 
 
-@pytest.mark.parametrize('form', ['utf-16', 'utf-8-sig', 'jsonl', 'text_key', 'parquet', 'gzip'])
-def test_text_is_read_by_its_content(tmp_path, form):
+@pytest.mark.parametrize(
+    'name, content, key',
+    [
+        pytest.param('a.txt', WORDS.encode('utf-16'), 'text', id='utf-16'),
+        pytest.param('a.txt', WORDS.encode('utf-8-sig'), 'text', id='utf-8-sig'),
+        pytest.param('a.json', RECORD + b'\n', 'text', id='jsonl'),
+        pytest.param('a.jsonl', json.dumps({'meta': {'body': WORDS}}).encode(), 'meta.body', id='text_key'),
+        pytest.param('a.parquet', parquet_of([{'text': WORDS}]), 'text', id='parquet'),
+        pytest.param('a.jsonl.gz', gzip.compress(RECORD), 'text', id='gzip'),
+    ],
+)
+def test_text_is_read_by_its_content(tmp_path, name, content, key):
     make_source(tmp_path / 'source')
-    text, path, key = ' '.join(f'w{i % 90}' for i in range(300)), tmp_path / 'a.txt', 'text'
-    record = json.dumps({'text': text})
-    if form.startswith('utf'):
-        path.write_text(text, encoding=form)
-    elif form == 'jsonl':
-        path.with_suffix('.json').write_text(record + '\n')
-    elif form == 'text_key':
-        key = 'meta.body'
-        path.with_suffix('.jsonl').write_text(json.dumps({'meta': {'body': text}}))
-    elif form == 'parquet':
-        pyarrow.parquet.write_table(pyarrow.table({'text': [text]}), path.with_suffix('.parquet'))
-    else:
-        path.with_suffix('.jsonl.gz').write_bytes(gzip.compress(record.encode()))
-    (data,) = tmp_path.glob('a.*')
-    corpus = read_corpus(data, tmp_path / 'source', 97, 20, 200, 40, key)
-    assert corpus.seen[0].tolist() == [3 + i for i in range(20)]
+    (tmp_path / name).write_bytes(content)
+    assert corpus_of(tmp_path / name, key).seen[0].tolist() == [3 + i for i in range(20)]
 
 
 def test_json_lines_in_a_text_file_are_records(tmp_path):
     make_source(tmp_path / 'source')
     make_text(tmp_path / 'b.jsonl', 50)
     data = (tmp_path / 'b.jsonl').rename(tmp_path / 'b.txt')
-    corpus = read_corpus(data, tmp_path / 'source', 97, 20, 200, 40)
-    assert 0 not in corpus.seen[0]
+    assert 0 not in corpus_of(data).seen[0]
     data.write_text('{"body": "w1 w2"}\n' * 3)
     with pytest.raises(ValueError, match="has no 'text', only body"):
-        read_corpus(data, tmp_path / 'source', 97, 20, 200, 40)
+        corpus_of(data)
 
 
 def test_text_in_a_linked_folder_is_read(tmp_path):
     make_source(tmp_path / 'source')
     (tmp_path / 'elsewhere').mkdir()
-    (tmp_path / 'elsewhere' / 'a.txt').write_text(' '.join(f'w{i % 90}' for i in range(300)))
+    (tmp_path / 'elsewhere' / 'a.txt').write_text(WORDS)
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'linked').symlink_to(tmp_path / 'elsewhere')
-    assert read_corpus(tmp_path / 'data', tmp_path / 'source', 97, 20, 200, 40).seen[0].tolist() == list(range(3, 23))
+    assert corpus_of(tmp_path / 'data').seen[0].tolist() == list(range(3, 23))

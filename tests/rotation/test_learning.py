@@ -47,8 +47,9 @@ def test_cut_parameters_are_the_leading_dimensions_of_the_rotated_model(variant)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
-def learner_of(model, kept: int = 24):
-    """A learner at the principal directions, and its loss."""
+def new_learner():
+    """A learner of 24 dimensions at the principal directions, and its loss."""
+    model = source_model('llama', torch.float32).requires_grad_(False)
     parts = stream_parts(model.config)
     basis = principal_basis(stream_moments(model, [IDS]).covariance)
     folded, ones = folded_parameters(model), torch.ones(len(parts.norms))
@@ -56,12 +57,11 @@ def learner_of(model, kept: int = 24):
     def loss_of(subspace, factor):
         return cut_loss(model, cut_parameters(parts, folded, subspace, ones * factor), IDS)
 
-    return SubspaceLearner.start(basis, kept), loss_of
+    return SubspaceLearner.start(basis, 24), loss_of
 
 
 def test_learning_lowers_the_loss_and_stays_orthonormal():
-    model = source_model('llama', torch.float32).requires_grad_(False)
-    learner, loss_of = learner_of(model)
+    learner, loss_of = new_learner()
     losses = [learner.step(loss_of) for _ in range(12)]
     assert losses[-1] < losses[0] - 0.2
     subspace = learner.subspace()
@@ -70,8 +70,7 @@ def test_learning_lowers_the_loss_and_stays_orthonormal():
 
 
 def test_a_step_follows_the_gradient_of_the_subspace_and_has_the_stated_size():
-    model = source_model('llama', torch.float32).requires_grad_(False)
-    learner, loss_of = learner_of(model)
+    learner, loss_of = new_learner()
     before = learner.subspace()
     free = before.float().requires_grad_()
     (gradient,) = torch.autograd.grad(loss_of(free, torch.tensor(1.0)), free)
@@ -84,19 +83,17 @@ def test_a_step_follows_the_gradient_of_the_subspace_and_has_the_stated_size():
 
 
 def test_only_the_subspace_matters_to_the_loss():
-    model = source_model('llama', torch.float32).requires_grad_(False)
-    learner, loss_of = learner_of(model)
+    learner, loss_of = new_learner()
     turned = learner.subspace() @ torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
     one = torch.tensor(1.0)
     torch.testing.assert_close(loss_of(turned.float(), one), loss_of(learner.subspace().float(), one))
 
 
 def test_going_on_from_saved_tensors_gives_the_same_bits():
-    model = source_model('llama', torch.float32).requires_grad_(False)
-    whole, loss_of = learner_of(model)
+    whole, loss_of = new_learner()
     for _ in range(4):
         whole.step(loss_of)
-    first, loss_of = learner_of(model)
+    first, loss_of = new_learner()
     for _ in range(2):
         first.step(loss_of)
     second = SubspaceLearner.from_tensors(dict(first.tensors()))

@@ -14,6 +14,7 @@ from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of, with_shape
 from llmshearing.rotation.basis import fixed_positions, principal_basis
+from llmshearing.rotation.check import set_final_gain
 from llmshearing.rotation.exact import exact_logits
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.moments import stream_mean_squares, stream_moments
@@ -48,9 +49,7 @@ def rotation_of(model, fixed_axes: int = 6) -> tuple[Rotation, torch.Tensor]:
 def with_final_gain(model, gain: torch.Tensor):
     """The same model with other gains in its final norm."""
     model = copy.deepcopy(model)
-    final = stream_parts(model.config).final_norm
-    with torch.no_grad():
-        model.get_submodule(final.path).weight.copy_(gain - final.offset)
+    set_final_gain(model, gain)
     return model
 
 

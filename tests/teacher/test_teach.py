@@ -22,6 +22,7 @@ from llmshearing.teacher import teach as stages
 from llmshearing.teacher.folders import list_shards
 from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.work import Work
+from tests.interruptions import Stop, stop_after
 from tests.teacher.world import LENGTH, content, make_world, rows, samples_of, taught, teacher_logits, write
 from tests.tiny_run import tiny_source, tiny_tokenizer
 
@@ -84,42 +85,30 @@ def test_any_number_of_ranks_writes_the_same_bytes(world, done, ranks, monkeypat
     while not output.exists():
         try:
             stages.teach(world / 'data', str(world / 'teacher'), output, settings, 'cpu', calls % ranks, ranks)
-        except Interrupted:
+        except Stop:
             pass
         calls += 1
         assert calls < 30
     assert calls > 9 and content(output) == content(done)
 
 
-class Interrupted(Exception):
-    """Stands for the end of a process."""
-
-
 def one_shard_each(teach_shard):
     def once(*arguments):
         teach_shard(*arguments)
-        raise Interrupted
+        raise Stop
 
     return once
 
 
 def test_a_stopped_call_goes_on_and_leaves_nothing_behind(world, done, monkeypatch):
     calls, original = [], stages.teach_shard
-
-    def stops(task, *arguments):
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        calls.append(task.name)
-        original(task, *arguments)
-
-    monkeypatch.setattr(stages, 'teach_shard', stops)
+    stop_after(monkeypatch, stages, 'teach_shard', 4, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         taught(world, 'stopped')
     assert not (world / 'stopped').exists()
     hidden = world / '.stopped.teaching'
     damaged = next((hidden / 'data').rglob('*.mds'))
     damaged.write_bytes(damaged.read_bytes()[:-1])  # as after a loss of power
-    calls.clear()
     monkeypatch.setattr(stages, 'teach_shard', lambda task, *rest: calls.append(task) or original(task, *rest))
     assert content(taught(world, 'stopped')) == content(done)
     assert len(calls) == 9 - 4 + 1 and not hidden.exists()
@@ -168,8 +157,7 @@ def test_other_encodings_and_compressed_shards(world, tmp_path, encoding, option
         with MDSWriter(out=str(tmp_path / 'data'), columns={'tokens': encoding}, size_limit=500, **options) as mds:
             for row in tokens:
                 mds.write({'tokens': row.astype(np.uint32)})
-    settings = stages.TeachSettings(batch_tokens=3 * LENGTH)
-    assert stages.teach(tmp_path / 'data', str(world / 'teacher'), tmp_path / 'out', settings, 'cpu')
+    taught(world, tmp_path / 'out', tmp_path / 'data')
     names = {path.name for path in (tmp_path / 'data').iterdir()}
     assert {path.name for path in (tmp_path / 'out').iterdir()} == names
     assert len(samples_of(tmp_path / 'out')) == 11 and check(tmp_path / 'out')['.']['samples'] == 11
@@ -254,7 +242,7 @@ def test_a_teacher_of_bad_weights_stops_with_the_sample(world, number, kind, mon
 
 def test_work_of_another_call_is_not_mixed_in(world, monkeypatch):
     monkeypatch.setattr(stages, 'teach_shard', one_shard_each(stages.teach_shard))
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stop):
         taught(world, 'begun')
     with pytest.raises(ValueError, match='holds work of another call: its seed is 17, here 3'):
         taught(world, 'begun', seed=3)

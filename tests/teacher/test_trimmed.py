@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from llmshearing import cli
 from llmshearing.data.stored_teacher import read_note
 from llmshearing.prepare.pipeline import prepare
-from llmshearing.vocabulary.settings import read_kept
 from tests.teacher.world import samples_of, teacher_logits
 from tests.vocabulary.sources import make_source, make_text
 
@@ -41,10 +41,7 @@ def test_a_teacher_with_all_tokens_is_mapped_and_renormalised(place):
     assert command(place, 'teacher', 'mapped', '--like', place / 'student', '--top-k', SIZE) == 0
     samples, note = samples_of(place / 'mapped/train/pages')[:3], read_note(place / 'mapped/train/pages')
     assert note.vocab_size == SIZE and note.vocabulary['vocab_size'] == SIZE
-    from llmshearing.data.fingerprint import describe_tokenizer
-    from tests.vocabulary.sources import make_tokenizer
-
-    kept = np.array(read_kept(place / 'student', describe_tokenizer(make_tokenizer('byte-level'))['vocabulary']))
+    kept = np.array(json.loads((place / 'student' / 'vocabulary.json').read_text())['kept'])
     logits = teacher_logits(place / 'teacher', [kept[row['tokens']] for row in samples])[..., torch.from_numpy(kept)]
     expected = torch.log_softmax(logits, -1).flatten(0, 1)
     _, ids, log_probs = note.format.unpack(torch.from_numpy(np.concatenate([row['teacher'] for row in samples])))

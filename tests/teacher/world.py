@@ -60,7 +60,9 @@ def write(folder: Path, tokens: np.ndarray, encoding: str = f'ndarray:uint16:{LE
     return folder
 
 
-def taught(world: Path, output: str, data: str = 'data', rank: int = 0, ranks: int = 1, **settings: Any) -> Path:
+def taught(
+    world: Path, output: str | Path, data: str | Path = 'data', rank: int = 0, ranks: int = 1, **settings: Any
+) -> Path:
     """``world / output``: the data with a column of the teacher's."""
     options = {'batch_tokens': 3 * LENGTH, **settings}
     assert teach(world / data, str(world / 'teacher'), world / output, TeachSettings(**options), 'cpu', rank, ranks)

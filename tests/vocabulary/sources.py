@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from tests.models.tiny import tiny_model
+from tests.rotation.models import save_source
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ['<unk>', '<s>', '</s>', '<pad>']
@@ -103,11 +104,8 @@ def make_source(folder: Path, kind: str = 'byte-level', variant: str = 'llama', 
     tokenizer = make_tokenizer(kind)
     ids = {f'{name}_token_id': getattr(tokenizer, f'{name}_token_id') for name in ('bos', 'eos', 'pad')}
     settings = {'vocab_size': SIZES[kind], **ids, **overrides}
-    (phi_model(**settings) if variant == 'phi' else tiny_model(variant, **settings)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / 'README.md').write_text('---\nlicense: mit\nlanguage: en\n---\n# tiny\n')
-    (folder / 'LICENSE').write_text('MIT, as it were')
-    return folder
+    model = phi_model(**settings) if variant == 'phi' else tiny_model(variant, **settings)
+    return save_source(folder, model, tokenizer)
 
 
 def phi_model(**settings) -> PhiForCausalLM:

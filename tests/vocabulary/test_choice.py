@@ -79,9 +79,13 @@ def unigram(scores: dict[str, float]) -> dict:
     return {'added_tokens': [], 'model': {'type': 'Unigram', 'unk_id': 0, 'vocab': vocab, 'byte_fallback': True}}
 
 
-def path_of(content: dict, text: str) -> list[str]:
+def tokenizer_of(content: dict) -> Tokenizer:
     model = content['model']
-    tokenizer = Tokenizer(models.Unigram([tuple(entry) for entry in model['vocab']], model['unk_id'], True))
+    return Tokenizer(models.Unigram([tuple(entry) for entry in model['vocab']], model['unk_id'], True))
+
+
+def path_of(content: dict, text: str) -> list[str]:
+    tokenizer = tokenizer_of(content)
     return [tokenizer.id_to_token(number) for number in tokenizer.encode(text).ids]
 
 
@@ -109,17 +113,11 @@ def test_the_piece_of_least_score_decides_what_an_unknown_character_costs():
 def test_a_path_of_kept_pieces_stays_the_best(seed):
     """Random scores with many ties, characters that lose their own piece, and unknown ones."""
     rng = random.Random(seed)
-    pieces = dict.fromkeys(
-        ['<unk>', 'b', 'c', *(''.join(rng.choices('abc', k=rng.randrange(1, 5))) for _ in range(30))]
-    )
-    vocab = [[piece, 0.0 if piece == '<unk>' else -float(rng.randrange(1, 6))] for piece in pieces]
-    content = {'added_tokens': [], 'model': {'type': 'Unigram', 'unk_id': 0, 'vocab': vocab, 'byte_fallback': True}}
-    needed = parse_tokenizer_file(content).needed_ids()
-    kept = sorted({*needed, *rng.sample(range(len(vocab)), len(vocab) // 2)})
-    before, after = (
-        Tokenizer(models.Unigram([tuple(entry) for entry in one['model']['vocab']], one['model']['unk_id'], True))
-        for one in (content, with_new_ids_in_tokenizer(content, kept))
-    )
+    pieces = dict.fromkeys(['b', 'c', *(''.join(rng.choices('abc', k=rng.randrange(1, 5))) for _ in range(30))])
+    content = unigram({piece: -float(rng.randrange(1, 6)) for piece in pieces})
+    needed, size = parse_tokenizer_file(content).needed_ids(), len(content['model']['vocab'])
+    kept = sorted({*needed, *rng.sample(range(size), size // 2)})
+    before, after = tokenizer_of(content), tokenizer_of(with_new_ids_in_tokenizer(content, kept))
     same = 0
     for _ in range(300):
         word = ''.join(rng.choices('abcx', [5, 5, 5, 1], k=rng.randrange(1, 10)))

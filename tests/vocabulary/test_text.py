@@ -9,8 +9,8 @@ import pytest
 from streaming import MDSWriter
 from transformers import AutoTokenizer
 
+from llmshearing.prepare.beginning import mds_or_text
 from llmshearing.prepare.tokenizer import plan_tokenizer
-from llmshearing.rotation.corpus import _mds_streams
 from llmshearing.scaling.measure import find_domains
 from llmshearing.vocabulary import text as module
 from llmshearing.vocabulary.text import count_tokens, find_texts
@@ -70,8 +70,7 @@ def test_hidden_folders_are_unfinished(tmp_path):
         write_mds(tmp_path / name)
     assert find_texts(tmp_path) == {'web': [tmp_path / 'continue' / 'web']}
     assert find_domains(tmp_path, 'continue') == {'web': tmp_path / 'continue' / 'web'}
-    seen, held = _mds_streams(tmp_path, tmp_path)
-    assert (len(seen), len(held)) == (1, 0)
+    assert mds_or_text(tmp_path) == ([tmp_path / 'continue' / 'web'], [])
 
 
 def write_mds(folder):
