@@ -8,7 +8,7 @@ activations (Sun et al. 2024, arXiv 2402.17762), which costs 0.4 to 0.9 nats whe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 
@@ -21,10 +21,13 @@ from llmshearing.rotation.stream import StreamParts, stream_parts
 
 __all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
 
+Batch = Tensor | Mapping[str, Tensor]
+Reduce = Callable[[Tensor], None]
+
 
 @dataclasses.dataclass
 class StreamMoments:
-    """Sums over tokens, so that batches add up.
+    """Sums over tokens, so that batches and ranks add up.
 
     Attributes:
         covariance (Tensor): Outer products of x_hat, summed over tokens and reading norms, float64 [hidden, hidden].
@@ -48,17 +51,39 @@ class StreamMoments:
         """Mean square of x_hat per reading norm and dimension, float64 [reading norms, hidden]."""
         return self.squares / max(self.tokens, 1)
 
+    def reduced(self, reduce: Reduce | None) -> StreamMoments:
+        """The sums over all ranks.
+
+        Args:
+            reduce (Callable | None): Adds up a tensor over ranks in place, such as ``dist.all_reduce``.
+        """
+        if reduce is None:
+            return self
+        tokens = torch.tensor([self.tokens], dtype=torch.int64, device=self.squares.device)
+        moments = StreamMoments(self.covariance.clone(), self.squares.clone())
+        for tensor in (moments.covariance, moments.squares, tokens):
+            reduce(tensor)
+        moments.tokens = int(tokens.item())
+        return moments
+
 
 @torch.no_grad()
 def stream_moments(
-    model: PreTrainedModel, batches: Iterable[Tensor], moments: StreamMoments | None = None
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    moments: StreamMoments | None = None,
+    reduce: Reduce | None = None,
+    final_norm: bool = True,
 ) -> StreamMoments:
     """Second moments of the normalised stream at all reading norms.
 
     Args:
         model (PreTrainedModel): A causal language model of a rotatable family, in evaluation mode.
-        batches (Iterable[Tensor]): Token ids [batch, tokens].
+        batches (Iterable[Tensor | Mapping]): Token ids [batch, tokens], or mappings with ``input_ids`` and perhaps
+            ``attention_mask``; positions that it masks are left out.
         moments (StreamMoments | None): Of earlier batches; added to in place.
+        reduce (Callable | None): Adds up a tensor over ranks in place; every rank gives its own batches.
+        final_norm (bool): Whether the final norm's input counts in the covariance.
 
     Raises:
         ValueError: For a family that cannot be rotated, or token ids that the model does not have.
@@ -66,18 +91,22 @@ def stream_moments(
     parts = stream_parts(model.config)
     if moments is None:
         moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
+    last = len(parts.norms) - 1
 
     def see(norm: int, rows: Tensor) -> None:
         rows = rows.double()
         moments.squares[norm] += rows.square().sum(0)
-        moments.covariance += rows.T @ rows
+        if norm < last or final_norm:
+            moments.covariance += rows.T @ rows
 
     moments.tokens += _observe(model, batches, see)
-    return moments
+    return moments.reduced(reduce)
 
 
 @torch.no_grad()
-def stream_mean_squares(model: PreTrainedModel, batches: Iterable[Tensor], basis: Tensor | None = None) -> Tensor:
+def stream_mean_squares(
+    model: PreTrainedModel, batches: Iterable[Batch], basis: Tensor | None = None, reduce: Reduce | None = None
+) -> Tensor:
     """Mean squares of the normalised stream per reading norm and hidden dimension.
 
     The share of energy that a cut to the dimensions K keeps at a norm is ``row[K].sum() / row.sum()``; the norm's gain
@@ -85,8 +114,9 @@ def stream_mean_squares(model: PreTrainedModel, batches: Iterable[Tensor], basis
 
     Args:
         model (PreTrainedModel): A causal language model of a rotatable family, in evaluation mode.
-        batches (Iterable[Tensor]): As for :func:`stream_moments`.
+        batches (Iterable[Tensor | Mapping]): As for :func:`stream_moments`.
         basis (Tensor | None): Directions, [hidden, dimensions]; default: the coordinates.
+        reduce (Callable | None): Adds up a tensor over ranks in place.
 
     Returns:
         Tensor: float64 [reading norms, hidden or dimensions], norms in the order of the forward pass, the final one
@@ -94,46 +124,60 @@ def stream_mean_squares(model: PreTrainedModel, batches: Iterable[Tensor], basis
     """
     parts = stream_parts(model.config)
     width = parts.hidden_size if basis is None else basis.shape[1]
-    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=stream_device(model, parts))
+    device = stream_device(model, parts)
+    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=device)
 
     def see(norm: int, rows: Tensor) -> None:
         rows = rows if basis is None else rows @ basis.to(rows)
         squares[norm] += rows.double().square().sum(0)
 
-    tokens = _observe(model, batches, see)
-    return squares / max(tokens, 1)
+    count = torch.tensor([_observe(model, batches, see)], dtype=torch.float64, device=device)
+    if reduce is not None:
+        reduce(squares)
+        reduce(count)
+    return squares / count.clamp_min(1)
 
 
-def _observe(model: PreTrainedModel, batches: Iterable[Tensor], see: Callable[[int, Tensor], None]) -> int:
-    """Calls ``see(norm, x_hat)`` for each reading norm in a forward pass of every batch; returns the number of tokens.
+def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[int, Tensor], None]) -> int:
+    """Calls ``see(norm, x_hat)`` for each reading norm in a forward pass of every batch.
 
-    ``x_hat`` is the norm's normalised input [tokens, hidden], in float32 or wider.
+    ``x_hat`` is the norm's normalised input [tokens, hidden], without the tokens that a mask leaves out, in float32 or
+    wider. Returns the number of tokens.
     """
-    parts, tokens = stream_parts(model.config), 0
-    vocabulary = model.get_input_embeddings().get_parameter('weight').shape[0]
+    parts, tokens, wanted = stream_parts(model.config), 0, None
     decoder = model.get_submodule(parts.final_norm.path.rpartition('.')[0])  # without the LM head, which nothing needs
     epsilon = float(getattr(model.config, 'rms_norm_eps', getattr(model.config, 'norm_eps', 0.0)))
 
     def before(norm: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         x = x if x.dtype == torch.float64 else x.float()
-        see(norm, (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)).flatten(0, 1))
+        rows = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)).flatten(0, 1)
+        see(norm, rows if wanted is None else rows[wanted])
 
     with ExitStack() as hooks:
         for number, norm in enumerate(parts.norms):
             hooks.enter_context(model.get_submodule(norm.path).register_forward_pre_hook(partial(before, number)))
-        for ids in batches:
-            wrong = foreign_id(ids, vocabulary)
-            if wrong is not None:
-                raise ValueError(
-                    f'token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with another '
-                    'tokenizer: prepare them with the one of this model.'
-                )
-            decoder(input_ids=ids.to(stream_device(model, parts)), use_cache=False)
-            tokens += ids.numel()
+        for batch in batches:
+            ids, mask = _unpacked(batch, model, parts)
+            wanted = None if mask is None else mask.flatten().bool()
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+            tokens += ids.numel() if wanted is None else int(wanted.sum().item())
     return tokens
 
 
 def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
     """Where the model computes: where its final norm is. Of a paged model other weights are nowhere."""
     return model.get_parameter(f'{parts.final_norm.path}.weight').device
+
+
+def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
+    ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch['input_ids'], batch.get('attention_mask'))
+    vocabulary = model.get_input_embeddings().get_parameter('weight').shape[0]
+    wrong = foreign_id(ids, vocabulary)
+    if wrong is not None:
+        raise ValueError(
+            f'token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with another tokenizer: '
+            'prepare them with the one of this model.'
+        )
+    device = stream_device(model, parts)
+    return ids.to(device), None if mask is None else mask.to(device)
