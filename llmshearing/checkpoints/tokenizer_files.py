@@ -39,7 +39,7 @@ def write_tokenizer(
         make_portable(folder)
     try:
         read_tokenizer(folder)
-    except Exception as error:  # the tokenizers library raises nothing narrower
+    except (OSError, ValueError) as error:
         raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
 
 
@@ -51,7 +51,7 @@ def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
     """
     try:
         return read_tokenizer(name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f'{option} {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
         ) from error

@@ -169,11 +169,21 @@ def install() -> None:
 
 
 def read_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a folder or of a model on the hub, as either generation saved it; no code of its own is run."""
+    """The tokenizer of a folder or of a model on the hub, as either generation saved it; no code of its own is run.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If it does not open. Of damaged files transformers and tokenizers raise whatever they stumble over.
+    """
     from transformers import AutoTokenizer
 
     install()
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f'the tokenizer in {name} does not open ({type(error).__name__}: {error})') from error
 
 
 def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, Any]]:

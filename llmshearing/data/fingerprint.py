@@ -103,7 +103,7 @@ def check_model_tokenizer(model: str | Path, folders: Iterable[str | Path]) -> N
     """
     try:
         tokenizer = read_tokenizer(model)
-    except (OSError, ValueError, KeyError):  # a model without one; what else is wrong with it is told when it is loaded
+    except (OSError, ValueError):  # a model without one; what else is wrong with it is told when it is loaded
         log.warning('%s has no tokenizer that could be compared with the one that made the data.', model)
         return
     check_tokenizer(tokenizer, [(str(folder), None) for folder in folders])

@@ -84,7 +84,7 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
 
     try:
         tokenizer = read_tokenizer(name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f'tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}); expected a folder with '
             'a Hugging Face tokenizer, or a name that is in the cache or can be downloaded'

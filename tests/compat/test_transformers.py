@@ -145,6 +145,14 @@ def test_read_tokenizer_opens_what_either_generation_saved(tmp_path):
         assert read_tokenizer(tmp_path)('w1 w7')['input_ids'] == expected
 
 
+@pytest.mark.parametrize('content', ['{}', '[]', '{"model": 3}', 'x'])
+def test_read_tokenizer_refuses_damaged_files_as_it_does_missing_ones(tmp_path, content):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / 'tokenizer.json').write_text(content)
+    with pytest.raises((OSError, ValueError)):
+        read_tokenizer(tmp_path)
+
+
 def test_load_causal_lm_tells_what_is_amiss(tmp_path):
     model = AutoModelForCausalLM.from_config(llama())
     model.save_pretrained(tmp_path)
