@@ -2,7 +2,8 @@
 
 ``--data`` is what is at hand: a folder that ``llmshearing prepare`` wrote (its largest split is looked at, ``eval`` is
 held out), any folder with MDS domains, or text (JSON lines, Parquet, plain text, told by their content). Domains and
-files take turns, so that all of them count; without a split of its own every tenth sequence is held out.
+files take turns, so that all of them count; without a split of its own every tenth sequence is held out, of fewer than
+ten the last.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def read_corpus(
         held = _taken(_in_turn(held_streams), held_out)
     else:
         both = _taken(_in_turn(seen_streams), tokens + held_out, least=EVERY)
-        held = both[EVERY - 1 :: EVERY] or both[-1:]
-        seen = [row for number, row in enumerate(both) if number % EVERY != EVERY - 1]
+        every = min(EVERY, len(both)) or 1
+        held = both[every - 1 :: every]
+        seen = [row for number, row in enumerate(both) if number % every != every - 1]
     if not seen or not held:
         raise ValueError(
             f'--data {data} holds {len(seen)} sequences to look at and {len(held)} to measure losses on; '

@@ -294,6 +294,16 @@ def test_text_is_read_by_its_content(tmp_path, name, content, key):
     assert corpus_of(tmp_path / name, key).seen[0].tolist() == [3 + i for i in range(20)]
 
 
+def test_what_is_held_out_of_a_short_text_is_not_looked_at(tmp_path):
+    make_source(tmp_path / 'source')
+    (tmp_path / 'a.txt').write_text(' '.join(WORDS.split()[:100]))
+    corpus = corpus_of(tmp_path / 'a.txt')
+    assert (len(corpus.seen), len(corpus.held_out)) == (4, 1)
+    (tmp_path / 'a.txt').write_text(' '.join(WORDS.split()[:30]))
+    with pytest.raises(ValueError, match='holds 0 sequences to look at and 1 to measure losses on; give more text'):
+        corpus_of(tmp_path / 'a.txt')
+
+
 def test_json_lines_in_a_text_file_are_records(tmp_path):
     make_source(tmp_path / 'source')
     make_text(tmp_path / 'b.jsonl', 50)
