@@ -73,16 +73,17 @@ def parse_scores(items: list[str] | None) -> str | dict[str, str] | None:
     """``['taylor']`` or ``['layer=perplexity', 'hidden=activation']`` as the settings take them.
 
     Raises:
-        ValueError: For several items of which one names no axis.
+        ValueError: For several items of which one names no axis, or two the same.
     """
     if not items:
         return None
     if len(items) == 1 and '=' not in items[0]:
         return items[0]
     pairs = [item.partition('=') for item in items]
-    if not all(axis and method for axis, _, method in pairs):
-        raise ValueError(f'--scores: expected one method, or AXIS=METHOD of each axis, got {" ".join(items)!r}.')
-    return {axis: method for axis, _, method in pairs}
+    methods = {axis: method for axis, _, method in pairs}
+    if len(methods) < len(pairs) or not all(axis and method for axis, method in methods.items()):
+        raise ValueError(f'--scores: expected one method, or AXIS=METHOD of each axis once, got {" ".join(items)!r}.')
+    return methods
 
 
 def main(argv: list[str]) -> int:
