@@ -8,9 +8,11 @@ is imported and turns an error in the configuration into one message instead of 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 
 from llmshearing.compat.composer import had_begun
 from llmshearing.config.process import prepare_process
@@ -18,6 +20,7 @@ from llmshearing.config.process import prepare_process
 __all__ = ['main']
 
 REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
 
 
@@ -28,44 +31,53 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(USAGE + '\n')
         return 0 if argv else 2
     prepare_process()
-    import yaml
     from llmfoundry.command_utils import train_from_yaml
-    from llmfoundry.utils.exceptions import BaseContextualError
-    from omegaconf.errors import OmegaConfBaseException
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         _check_document(argv[0], argv[1:])
         train_from_yaml(argv[0], argv[1:]).close()
-    except (
-        ValueError,
-        OSError,
-        FloatingPointError,
-        BaseContextualError,
-        OmegaConfBaseException,
-        yaml.YAMLError,
-    ) as error:
-        if os.environ.get('LLMSHEARING_TRACEBACK'):
+    except (Exception, CheckpointException) as error:  # the second is no Exception
+        problem = _explain(error)
+        if problem is None or os.environ.get('LLMSHEARING_TRACEBACK'):
             raise
-        return _refuse(str(error))
-    except CheckpointException as error:  # of a sharded checkpoint, by rank
-        if os.environ.get('LLMSHEARING_TRACEBACK'):
-            raise
-        return _refuse(str(next(iter(error.failures.values()))[0]))
-    except Exception as error:
-        place = _foreign_place(error)
-        if os.environ.get('LLMSHEARING_TRACEBACK') or place is None:
-            raise
-        return _refuse(
-            f'{place} failed before the first batch ({type(error).__name__}: {error}). It is not a part of ours: '
-            'look at the settings that it is given, and whether what they name can be reached.'
-        )
+        sys.stderr.write(f'\nERROR: {problem}\n(set LLMSHEARING_TRACEBACK=1 to see where this was raised)\n')
+        return 1
     return 0
 
 
-def _refuse(problem: str) -> int:
-    sys.stderr.write(f'\nERROR: {problem}\n(set LLMSHEARING_TRACEBACK=1 to see where this was raised)\n')
-    return 1
+def _explain(error: BaseException) -> str | None:
+    """What a person needs to know of an error; None where that is its traceback."""
+    import yaml
+    from llmfoundry.utils.exceptions import BaseContextualError
+    from omegaconf.errors import OmegaConfBaseException
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    full = next((link for link in _chain(error) if isinstance(link, OSError) and link.errno in NO_ROOM), None)
+    if full is not None:  # PyTorch raises something else over it
+        return (
+            f'{full}. What was being written is not whole. Make room and begin again: with autoresume: true the run '
+            'goes on from the checkpoint before.'
+        )
+    if isinstance(error, CheckpointException):  # of a sharded checkpoint, by rank
+        return str(next(iter(error.failures.values()))[0])
+    own = (ValueError, OSError, FloatingPointError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError)
+    if isinstance(error, own):
+        return str(error)
+    place = _foreign_place(error)
+    if place is None:
+        return None
+    return (
+        f'{place} failed before the first batch ({type(error).__name__}: {error}). It is not a part of ours: look at '
+        'the settings that it is given, and whether what they name can be reached.'
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _foreign_place(error: BaseException) -> str | None:

@@ -1,5 +1,8 @@
 """What cannot be a run at all ends in one sentence, before llm-foundry reads it."""
 
+import errno
+import os
+
 import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -61,6 +64,21 @@ def test_what_other_libraries_raise_before_the_first_batch_is_one_sentence(tmp_p
     ):
         with pytest.raises(KeyError):  # a fault of ours, or after the run began
             main(raised(code, name))
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
+    (tmp_path / 'x.yaml').write_text(WHOLE)
+
+    def save(*_):  # as torch.save does
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError('[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0') from error
+
+    monkeypatch.setattr('llmfoundry.command_utils.train_from_yaml', save)
+    assert train.main([str(tmp_path / 'x.yaml')]) == 1
+    error = capsys.readouterr().err
+    assert 'No space left on device. What was being written is not whole' in error and 'enforce' not in error
 
 
 def test_a_damaged_sharded_checkpoint_is_one_sentence(tmp_path, capsys, monkeypatch):

@@ -41,7 +41,7 @@ def attempt(rank, stage, work, place, settings):
     try:
         train(stage, work, place, **settings)
         ended = 'finished'
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, RuntimeError, OSError) as error:
         ended = str(error)
     except SystemExit as leaving:
         ended = leaving.code
