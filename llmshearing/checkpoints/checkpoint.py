@@ -142,7 +142,7 @@ def _join_experts(
     Files hold experts in the way of transformers 4, so what joins those joins these.
     """
     joined = dict(weights)
-    for name in shapes.shapes.keys() - weights.keys():
+    for name in [name for name in shapes.shapes if name not in weights]:
         pieces = dict(stored_tensors(config, name, torch.empty(shapes.shapes[name], device='meta')))
         if pieces.keys() <= joined.keys():
             held = {piece: joined.pop(piece) for piece in pieces}
