@@ -54,14 +54,15 @@ def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
     return {'source': {'parameters': count, 'shape': record['source_shape']}, 'result': own}
 
 
-def run_note(state: State, models: dict[str, Any], began: float, closing: bool) -> dict[str, Any]:
+def run_note(state: State, models: dict[str, Any], began: float, due: int | None) -> dict[str, Any]:
     """What the page needs besides the metrics, as plain types.
 
     Args:
         state (State): Of the run.
         models (dict[str, Any]): As :func:`model_sizes`.
         began (float): When this process began to train.
-        closing (bool): Whether it trains no more.
+        due (int | None): Unix time by which it will have noted something anew unless it was killed; None where it
+            trains no more.
     """
     elapsed, pruning, spent = state.get_elapsed_duration(), find_pruning(state), state.timestamp.total_wct
     return {
@@ -71,7 +72,8 @@ def run_note(state: State, models: dict[str, Any], began: float, closing: bool) 
         'elapsed_share': None if elapsed is None else min(float(elapsed.value), 1.0),
         'max_duration': None if state.max_duration is None else state.max_duration.to_timestring(),
         'seconds': spent.total_seconds() or None,
-        'closed': closing,
+        'closed': due is None,
+        'due': due,
         'noted': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
         'settings': _settings(state),
         'exported': _exported(state, began),

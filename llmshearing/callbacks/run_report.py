@@ -28,6 +28,8 @@ __all__ = ['RunReport']
 
 log = logging.getLogger(__name__)
 
+SILENCE = 1800.0  # seconds without a note, at least, after which a page says that its run may have been killed
+
 
 class RunReport(Callback):
     """Writes a report page of the run, again and again. Needs the logger ``metrics_file``.
@@ -119,10 +121,12 @@ class RunReport(Callback):
         if dist.get_global_rank() != 0 or self._page.is_drawing:
             return
         self._page.hear()
+        apart = max(self.max_seconds, time.monotonic() - self._last)
+        due = None if closing else round(time.time() + max(SILENCE, 3 * apart))
         self._last, self._evaluated = time.monotonic(), False
         try:
             self._read = self._metrics.stat().st_size
-            note = json.dumps(run_note(state, self._models, self._began, closing), separators=(',', ':'))
+            note = json.dumps(run_note(state, self._models, self._began, due), separators=(',', ':'))
             write_atomically(state_path(self._metrics), note)
             self._page.draw()
         except OSError as error:  # a full disk, no memory for a process: training needs neither

@@ -39,10 +39,10 @@ STATE_SUFFIX = '_run.json'
 STATE_VERSION = 1
 REFERENCES = 'reference_losses.json'
 # The rest holds for every start.
-PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'seconds', 'closed', 'pruning', 'exported')
+PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'seconds', 'closed', 'due', 'pruning', 'exported')
 NUMBER = (int, float)
 STATE_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(('batch', 'tokens', 'elapsed_share', 'seconds'), NUMBER),
+    **dict.fromkeys(('batch', 'tokens', 'elapsed_share', 'seconds', 'due'), NUMBER),
     **dict.fromkeys(('max_duration', 'noted'), (str,)),
     'closed': (bool,),
     **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings'), (dict,)),

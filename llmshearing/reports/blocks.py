@@ -43,11 +43,16 @@ NATS = 'nats per token'
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run stands, in a sentence, and what to do next; the mood is ``good``, ``open``, ``bad`` or empty."""
+    """How a run stands, in a sentence, and what to do next; the mood is ``good``, ``open``, ``bad`` or empty.
+
+    From the Unix time ``due`` on, whoever opens the page also reads ``overdue``.
+    """
 
     first: str
     rest: str = ''
     mood: str = ''
+    due: float | None = None
+    overdue: str = ''
 
 
 @dataclass(frozen=True)

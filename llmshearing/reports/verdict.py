@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from llmshearing.reports.blocks import Verdict, duration, number, percent
 __all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'verdict']
 
 STOPPED = 'Stopped before its end.'
+AGAIN = 'begin it again as before; with autoresume: true it goes on.'
 TOLERANCE = 0.05  # of the target, or half a unit: what targeted_pruning allows by default
 
 
@@ -22,7 +24,10 @@ def verdict(run: RunLog) -> Verdict:
     if not all(value is None or math.isfinite(value) for value in last):
         rest = 'Its last loss is no number. Next: go on from an earlier checkpoint, with a lower learning rate.'
         return Verdict('Diverged.', rest, 'bad')
-    return _pruning(run) if run.is_pruning else _training(run)
+    found = _pruning(run) if run.is_pruning else _training(run)
+    noted = run.state.get('noted')
+    overdue = f'Nothing has been noted since {noted}. If it was killed, {AGAIN}'
+    return replace(found, due=None if _is_over(run) else run.state.get('due'), overdue=overdue)
 
 
 def seconds_left(run: RunLog) -> float | None:
@@ -52,7 +57,7 @@ def loss_beside_source(run: RunLog) -> tuple[float, float] | None:
 def _pruning(run: RunLog) -> Verdict:
     axes = [axis for axis in run.pruning.get('axes', []) if axis.get('target') is not None]
     away = [axis for axis in axes if abs(axis['expected'] - axis['target']) > max(TOLERANCE * axis['target'], 0.5)]
-    folder, ended = _folder(run), run.state.get('elapsed_share') == 1
+    folder = _folder(run)
     if folder is not None:
         difference = run.last(LOGIT_DIFFERENCE)
         checked = 'opened with transformers and compared with the masked model before it got its name'
@@ -62,7 +67,7 @@ def _pruning(run: RunLog) -> Verdict:
         return Verdict(first, rest, 'open' if away else 'good')
     listed = '; '.join(f'{axis["axis"]} {number(axis["expected"])} of {axis["target"]:,}' for axis in away or axes)
     where = f'Expected units per row against the target: {listed}.' if listed else ''
-    if not ended:
+    if not _is_over(run):
         first = 'At its target, still training.' if axes and not away else 'On the way to its target.'
         first = STOPPED if _was_left(run) else first
         return Verdict(first, f'{where} {_progress(run)}'.strip(), 'open')
@@ -80,7 +85,7 @@ def _training(run: RunLog) -> Verdict:
             f'Mean evaluation loss {losses[0]:.4f}, {abs(losses[0] - losses[1]):.4f} {place} the '
             f"source's {losses[1]:.4f}."
         )
-    if run.state.get('elapsed_share') != 1:
+    if not _is_over(run):
         return Verdict(STOPPED if _was_left(run) else 'Training.', f'{beside} {_progress(run)}'.strip(), 'open')
     folder = _folder(run)
     if folder is None:
@@ -100,11 +105,15 @@ def _progress(run: RunLog) -> str:
     if share is None:
         return f'{run.batches:,} batches so far; the callback run_report would note how many are planned.'
     rest = '' if left is None else f', about {duration(left)} left'
-    following = ' Next: begin it again as before; with autoresume: true it goes on.' if _was_left(run) else ''
+    following = f' Next: {AGAIN}' if _was_left(run) else ''
     return f'{percent(share)} done ({batches_of_plan(run)}){rest}.{following}'
+
+
+def _is_over(run: RunLog) -> bool:
+    return run.state.get('elapsed_share') == 1
 
 
 def _was_left(run: RunLog) -> bool:
     """Whether the process that trained has gone before the end, and no other has trained on since."""
     noted = run.state.get('batch')
-    return bool(run.state.get('closed')) and run.state.get('elapsed_share') != 1 and run.batches <= (noted or 0)
+    return bool(run.state.get('closed')) and not _is_over(run) and run.batches <= (noted or 0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,10 +160,13 @@ def test_a_run_that_breaks_off_is_not_said_to_train(tmp_path, source):
     class Fail(Callback):
         def batch_start(self, state, logger):
             if state.timestamp.batch == 3:
+                note.update(json.loads((tmp_path / 'broken_run.json').read_text()))
                 raise ValueError('no')
 
+    note = {}
     with pytest.raises(ValueError, match='no'):
-        train(tmp_path, source, RunReport(), batches=8, name='broken', more=[Fail()])
+        train(tmp_path, source, RunReport(min_seconds=0), batches=8, name='broken', more=[Fail()])
+    assert not note['closed'] and note['due'] > time.time() + 1700  # a page older than that says so
     gc.collect()  # Composer closes the callbacks when the trainer goes
     page = (tmp_path / 'broken_report' / 'report.html').read_text()
     assert 'Stopped before its end.' in page and 'time left' not in page

@@ -10,6 +10,8 @@ import pytest
 
 from llmshearing.metrics.names import TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog, read_run
+from llmshearing.reports.blocks import Section
+from llmshearing.reports.page import Chapter, write_page
 from llmshearing.reports.verdict import loss_beside_source, seconds_left, verdict
 from tests.metrics.logs import DOMAINS, eval_loss, pruning_record, write_log, write_run
 
@@ -65,6 +67,18 @@ def test_training_after_it(tmp_path):
     assert verdict(finished).first == 'Finished.' and 'The model is in runs/final' in verdict(finished).rest
     assert verdict(dataclasses.replace(run, state={'elapsed_share': 1.0})).first == 'Finished, not exported.'
     assert 'the callback run_report would note' in verdict(dataclasses.replace(run, state={})).rest
+
+
+def test_a_killed_run_is_found_out_when_its_page_is_opened_later(tmp_path):
+    run = read_run(write_run(tmp_path))
+    noted = {**HALF, 'noted': '2026-11-29 12:00 UTC', 'due': 1.5e9}
+    said = verdict(dataclasses.replace(run, state=noted))
+    assert (said.first, said.due) == ('Training.', 1.5e9)
+    assert 'since 2026-11-29 12:00 UTC. If it was killed, begin it again' in said.overdue
+    page = write_page(tmp_path / 'page', 'title', 'lead', [Chapter('run', 'run', [Section('now', [said])])])
+    assert '<b data-due="1500000000.0" hidden> Nothing has been noted' in page.read_text()
+    for state in ({**noted, 'elapsed_share': 1.0}, {**noted, 'due': None, 'closed': True, 'batch': 100}):
+        assert verdict(dataclasses.replace(run, state=state)).due is None
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
