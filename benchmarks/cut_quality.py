@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from llmshearing.cut.one_shot import compensate_for
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.target import cut_shape
-from llmshearing.cut.text import Text, calibration_batches, read_texts
+from llmshearing.cut.text import Text, token_batches, read_texts
 from llmshearing.demo.run import DOMAINS
 from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
@@ -111,7 +111,7 @@ def measure(
     """Losses of the source and of every cut."""
     model = open_strictly(source).requires_grad_(False)
     texts = read_texts(files, source, model.config.vocab_size, length, tokens, held_out, 17)
-    batches = calibration_batches(texts, SEQUENCES)
+    batches = token_batches(texts, SEQUENCES)
     result: dict[str, Any] = {'source': mean_loss(model, texts), 'cuts': []}
     rotated = copy.deepcopy(model)
     rotate_in_memory(rotated, [batch['input_ids'] for batch in batches])

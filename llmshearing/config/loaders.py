@@ -12,7 +12,7 @@ from typing import Any
 
 from llmshearing.config.parts import build_for_checks
 from llmshearing.utils.annotations import parameters_of
-from llmshearing.utils.checks import check_whole
+from llmshearing.utils.checks import check_integer
 from llmshearing.utils.paths import check_mds_index
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
@@ -79,7 +79,7 @@ def _check_streaming(where: str, dataset: Mapping[str, Any], *constructors: Call
     # llm-foundry takes streams by name, its class a list of what it makes of them.
     others = {key: value for key, value in dataset.items() if key != 'streams'}
     check_keys(where, others, *constructors, given=GIVEN)
-    check_whole(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
+    check_integer(f'{where}.max_seq_len', dataset['max_seq_len'], least=1)
 
 
 def _finetuning(

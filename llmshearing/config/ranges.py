@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from llmshearing.utils.checks import check_number, check_whole
+from llmshearing.utils.checks import check_integer, check_number
 
 __all__ = ['RANGES', 'Range', 'check_ranges', 'range_of']
 
@@ -139,7 +139,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         if value == 0 and not allowed.zero:
             raise ValueError(f'{shown}: expected a number above 0, or -1 for all, got {value!r}.')
         if allowed.whole:
-            check_whole(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
+            check_integer(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
         else:
             check_number(shown, value, allowed.least, allowed.most, allowed.above)
 

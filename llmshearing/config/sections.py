@@ -20,7 +20,7 @@ from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
 from llmshearing.config.tasks import check_tasks
 from llmshearing.config.times import check_time, check_within_run
-from llmshearing.utils.checks import check_name, check_one_of, check_precision, check_whole
+from llmshearing.utils.checks import check_integer, check_name, check_one_of, check_precision
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
@@ -147,7 +147,7 @@ def _check_microbatch(size: Any, config: Mapping[str, Any]) -> None:
                 'give a number, for example 1.'
             )
         return
-    check_whole('device_train_microbatch_size', size, least=1)
+    check_integer('device_train_microbatch_size', size, least=1)
 
 
 def _check_tokenizer(settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.scaling.fields import read_json
-from llmshearing.utils.checks import is_whole
+from llmshearing.utils.checks import is_integer
 from llmshearing.utils.paths import expand_path, names_a_path
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def read_source(source: str) -> PretrainedConfig:
     for key in ('vocab_size', 'max_position_embeddings', *TARGET_KEYS):
         value = content.get(key)
         least = 0 if key in MIXTURE_FIELDS else 1
-        if value is not None and (not is_whole(value) or value < least):
+        if value is not None and (not is_integer(value) or value < least):
             raise ValueError(f'{path}: {key} must be a whole number of {least} or more, got {value!r}')
     try:
         config = source_config.read_config(path)
@@ -187,7 +187,7 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
         own = getattr(source, key, None)
         if not hasattr(source, key):
             raise ValueError(f'model.config_overrides: {key!r} is no key of the config of a {source.model_type}.')
-        is_wider = isinstance(own, float) and is_whole(value)
+        is_wider = isinstance(own, float) and is_integer(value)
         if isinstance(own, (int, float)) and type(own) is not type(value) and not is_wider:
             raise ValueError(
                 f'model.config_overrides.{key}: expected {type(own).__name__}, as in the source ({own!r}), '

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmshearing.config.parts import constructor_of
 from llmshearing.config.yaml_file import read_yaml
-from llmshearing.utils.checks import check_name, check_whole
+from llmshearing.utils.checks import check_integer, check_name
 from llmshearing.utils.settings import check_keys
 
 __all__ = ['check_tasks']
@@ -62,7 +62,7 @@ def _check_task(where: str, task: Any) -> None:
     if not isinstance(task['num_fewshot'], (list, tuple)):
         raise ValueError(f'{where}.num_fewshot: expected a list of whole numbers, got {task["num_fewshot"]!r}.')
     for count in task['num_fewshot']:
-        check_whole(f'{where}.num_fewshot', count, least=0)
+        check_integer(f'{where}.num_fewshot', count, least=0)
     place = str(task['dataset_uri'])
     if '://' not in place:
         _check_rows(f'{where}.dataset_uri', Path(place), ROWS.get(task['icl_task_type'], ()))

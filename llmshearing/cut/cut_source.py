@@ -25,7 +25,7 @@ from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import losses_of, open_result, open_source
 from llmshearing.cut.speed import tokens_per_second
-from llmshearing.cut.text import Text, calibration_batches, read_texts
+from llmshearing.cut.text import Text, read_texts, token_batches
 from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
@@ -119,7 +119,7 @@ def _cut(
     model = open_source(plan, device, output.absolute().parent)
     decoder = model.get_submodule(family_of(plan.config).decoder)
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
-    batches = calibration_batches(texts, plan.sequences_per_pass, device)
+    batches = token_batches(texts, plan.sequences_per_pass, device)
     with stage_bar(decoder, 'losses of the source', held_out_passes, progress):
         before = losses_of(model, texts, plan)
     report(f'source: {_in_words(before)} nats per token')

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from llmshearing.export.settings import DTYPES
 from llmshearing.masks.scores import method_by_axis
 from llmshearing.models.units import AXES
-from llmshearing.utils.checks import check_one_of, check_whole
+from llmshearing.utils.checks import check_integer, check_one_of
 
 __all__ = ['CutSettings']
 
@@ -54,10 +54,10 @@ class CutSettings:
         self.scores_by_axis()
         if self.dtype is not None:
             check_one_of('--dtype', self.dtype, DTYPES)
-        check_whole('--seed', self.seed, 0, 2**63 - 1)
+        check_integer('--seed', self.seed, 0, 2**63 - 1)
         for name in ('tokens', 'held_out'):
-            check_whole(name, getattr(self, name), 1)
-        check_whole('seq_len', self.seq_len, 2)
+            check_integer(name, getattr(self, name), 1)
+        check_integer('seq_len', self.seq_len, 2)
 
     def scores_by_axis(self) -> dict[str, str]:
         """A method for every axis there is."""

@@ -21,7 +21,7 @@ from llmshearing.prepare.beginning import open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
 
-__all__ = ['READ_BYTES', 'Text', 'calibration_batches', 'read_texts']
+__all__ = ['READ_BYTES', 'Text', 'token_batches', 'read_texts']
 
 READ_BYTES = 32 * 2**20
 EVERY = 4  # one passage of so many is held out
@@ -98,7 +98,7 @@ def read_texts(
     return texts
 
 
-def calibration_batches(texts: Sequence[Text], sequences: int, device: str = 'cpu') -> list[dict[str, Tensor]]:
+def token_batches(texts: Sequence[Text], sequences: int, device: str = 'cpu') -> list[dict[str, Tensor]]:
     """The sequences that units are chosen by, one of each text in turn, as batches with ``input_ids`` and ``labels``.
 
     Args:

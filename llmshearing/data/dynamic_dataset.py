@@ -58,7 +58,7 @@ from llmshearing.data.streams import (
     stream_folder,
     stream_places,
 )
-from llmshearing.utils.checks import check_number, check_whole
+from llmshearing.utils.checks import check_integer, check_number
 
 __all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']
 
@@ -84,7 +84,7 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
     """
     for name, least in LEAST.items():
         if settings.get(name) is not None:
-            check_whole(name, settings[name], least)
+            check_integer(name, settings[name], least)
     for name in ('max_passes', 'download_timeout'):
         if settings.get(name) is not None:
             check_number(name, settings[name], 0, above=True)

@@ -23,7 +23,7 @@ from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
 from llmshearing.data.mds import foreign_id
 from llmshearing.data.stored_teacher import BesideTokens
-from llmshearing.utils.checks import check_number, check_whole
+from llmshearing.utils.checks import check_integer, check_number
 
 __all__ = [
     'COLLATOR_KEYS',
@@ -163,10 +163,10 @@ def build_dynamic_text_dataloader(
     if tokenizer is None:
         raise ValueError('The dynamic_text loader needs a tokenizer, but got None.')
     config = _checked_settings(dataset)
-    check_whole('num_workers', num_workers, 0)
+    check_integer('num_workers', num_workers, 0)
     check_number('timeout', timeout, 0)
     if num_workers and prefetch_factor is not None:
-        check_whole('prefetch_factor', prefetch_factor, 1)
+        check_integer('prefetch_factor', prefetch_factor, 1)
     config['replication'], batch_size = _construct(
         registry.dataset_replication_validators,
         'dataset_replication_validator',

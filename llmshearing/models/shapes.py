@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
 from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
 from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key, table_name
-from llmshearing.utils.checks import is_whole
+from llmshearing.utils.checks import is_integer
 from llmshearing.utils.numbers import multiples_beside
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     unknown = sorted(set(target) - set(possible))
     if unknown:
         raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(possible)}.')
-    not_int = {k: v for k, v in target.items() if not is_whole(v)}
+    not_int = {k: v for k, v in target.items() if not is_integer(v)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')
     shape = dataclasses.replace(source, **with_heads(source, target))

@@ -35,7 +35,7 @@ from llmshearing.models.shapes import (
     shape_of,
     with_heads,
 )
-from llmshearing.utils.checks import is_number, is_whole
+from llmshearing.utils.checks import is_integer, is_number
 from llmshearing.utils.numbers import parse_count, parse_size
 from llmshearing.utils.suggestions import did_you_mean
 
@@ -112,12 +112,12 @@ def _check_attention(config: PretrainedConfig, shape: ModelShape) -> None:
 def _named_shape(config: PretrainedConfig, target: Mapping[str, Any], uneven: bool) -> ModelShape:
     family, source = family_of(config), shape_of(config)
     check_heads(source)
-    if set(target) <= set(TARGET_KEYS) and all(map(is_whole, target.values())):
+    if set(target) <= set(TARGET_KEYS) and all(map(is_integer, target.values())):
         return resolve_target(source, target, family.has_head_dim)
     problems = [*_key_problems(target, source), *_option_problems(target)]
     fractions = target.get('fraction')
     problems += _fraction_problems(fractions, target, source)
-    pins = {key: value for key, value in target.items() if key in TARGET_KEYS and is_whole(value)}
+    pins = {key: value for key, value in target.items() if key in TARGET_KEYS and is_integer(value)}
     not_whole = [key for key in TARGET_KEYS if key in target and key not in pins]
     problems += [f'{key}={target[key]!r}: must be a whole number.' for key in not_whole]
     if not family.has_head_dim:
@@ -208,7 +208,7 @@ def _option_problems(target: Mapping[str, Any]) -> list[str]:
     if target.get('dtype', 'bfloat16') not in DTYPE_BYTES:
         problems.append(f'dtype={target["dtype"]!r}: must be one of {", ".join(DTYPE_BYTES)}.')
     multiple_of = target.get('multiple_of', MULTIPLE_OF)
-    if not is_whole(multiple_of) or multiple_of < 1:
+    if not is_integer(multiple_of) or multiple_of < 1:
         problems.append(f'multiple_of={multiple_of!r}: must be a whole number of 1 or more, such as 64.')
     tolerance = target.get('tolerance', TOLERANCE)
     if not is_number(tolerance) or not 0 < tolerance < 1:

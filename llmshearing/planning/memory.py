@@ -23,7 +23,7 @@ from llmshearing.models.counting import Layout, Weight, count_parameters, layout
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.planning.step_trace import trace_step
-from llmshearing.utils.checks import is_whole
+from llmshearing.utils.checks import is_integer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -71,7 +71,7 @@ class TrainingSetup:
         problems = [
             f'{name}={getattr(self, name)!r}: must be a whole number of 1 or more.'
             for name in ('gpus', 'micro_batch', 'seq_len')
-            if not is_whole(getattr(self, name)) or getattr(self, name) < 1
+            if not is_integer(getattr(self, name)) or getattr(self, name) < 1
         ]
         for name, possible in (('sharding', SHARDING), ('precision', PRECISIONS)):
             if getattr(self, name) not in possible:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.utils.checks import is_whole
+from llmshearing.utils.checks import is_integer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,7 +25,7 @@ def with_vocabulary(config: PretrainedConfig, vocab_size: Any) -> PretrainedConf
     Raises:
         ValueError: If the source has fewer, or it is no whole number.
     """
-    if not is_whole(vocab_size) or not 0 < vocab_size <= config.vocab_size:
+    if not is_integer(vocab_size) or not 0 < vocab_size <= config.vocab_size:
         raise ValueError(
             f'target: vocab_size={vocab_size!r} is not possible; a whole number from 1 to {config.vocab_size}, which '
             'the source has.'

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmshearing.data.mds import MANIFEST
 from llmshearing.utils import numbers
-from llmshearing.utils.checks import check_number, check_whole, is_number
+from llmshearing.utils.checks import check_integer, check_number, is_number
 from llmshearing.utils.paths import expand_path
 from llmshearing.utils.suggestions import refuse_unknown
 
@@ -256,7 +256,7 @@ def check_folder_name(name: Any, what: str) -> None:
 def _whole(value: Any, what: str, least: int) -> int:
     if is_number(value) and value == int(value):  # YAML reads 1e3 as a fraction
         value = int(value)
-    check_whole(what, value, least)
+    check_integer(what, value, least)
     return value
 
 

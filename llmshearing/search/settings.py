@@ -8,7 +8,7 @@ from typing import Any
 
 from llmshearing.cut.settings import CutSettings
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.utils.checks import check_number, check_whole
+from llmshearing.utils.checks import check_integer, check_number
 from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['SearchSettings']
@@ -61,10 +61,10 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         for name, least in (('candidates', 1), ('steps', 0), ('train', 1), ('batch_size', 1)):
-            check_whole(f'--{name.replace("_", "-")}', getattr(self, name), least)
+            check_integer(f'--{name.replace("_", "-")}', getattr(self, name), least)
         for name in ('multiple_of', 'kv_cache', 'tokens'):
             if getattr(self, name) is not None:
-                check_whole(f'--{name.replace("_", "-")}', getattr(self, name), 1)
+                check_integer(f'--{name.replace("_", "-")}', getattr(self, name), 1)
         check_number('--tolerance', self.tolerance, 0, 1, above=True)
         check_number('--uneven', self.uneven, 1)
         check_number('--learning-rate', self.learning_rate, 0, above=True)
@@ -73,7 +73,7 @@ class SearchSettings:
         for option, sizes in (('--pin', self.pins), ('--limit', {**self.least, **self.most})):
             refuse_unknown(option, sizes, TARGET_KEYS)
             for key, value in sizes.items():
-                check_whole(f'{option} {key}', value, 1)
+                check_integer(f'{option} {key}', value, 1)
         for key in set(self.least) & set(self.most):
             if self.least[key] > self.most[key]:
                 raise ValueError(f'--limit {key}={self.least[key]}:{self.most[key]}: the smaller size comes first.')

@@ -26,7 +26,7 @@ from llmshearing.compat.transformers import (
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.models.source_config import read_config
 from llmshearing.teacher.settings import TeachSettings
-from llmshearing.utils.checks import check_whole
+from llmshearing.utils.checks import check_integer
 from llmshearing.vocabulary.settings import read_kept
 
 __all__ = ['Teacher', 'hash_of_model', 'open_teacher']
@@ -124,7 +124,7 @@ def open_teacher(name: str, settings: TeachSettings, device: str) -> Teacher:
         ) from error
     vocab_size, kept = config.vocab_size, None
     if settings.shared_vocab_size is not None:
-        check_whole('--shared-vocab-size', settings.shared_vocab_size, 2, vocab_size)
+        check_integer('--shared-vocab-size', settings.shared_vocab_size, 2, vocab_size)
         vocab_size = settings.shared_vocab_size
     if settings.like is not None:
         kept = tuple(read_kept(settings.like, describe_tokenizer(tokenizer)['vocabulary']))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmshearing.data.teacher_column import ColumnFormat, most_tokens
 from llmshearing.export.settings import DTYPES
-from llmshearing.utils.checks import check_number, check_one_of, check_whole
+from llmshearing.utils.checks import check_integer, check_number, check_one_of
 
 __all__ = ['TeachSettings']
 
@@ -47,10 +47,10 @@ class TeachSettings:
             raise ValueError(f'--draws {self.draws} and --top-k {self.top_k}: one of the two is kept; give one.')
         for option, value in (('--draws', self.draws), ('--top-k', self.top_k)):
             if value is not None:
-                check_whole(option, value, 1, 1024)
+                check_integer(option, value, 1, 1024)
         check_number('--temperature', self.temperature, 0, above=True)
-        check_whole('--seed', self.seed, 0, 2**32 - 1)
-        check_whole('--batch-tokens', self.batch_tokens, 1)
+        check_integer('--seed', self.seed, 0, 2**32 - 1)
+        check_integer('--batch-tokens', self.batch_tokens, 1)
         if self.dtype is not None:
             check_one_of('--dtype', self.dtype, DTYPES)
         if self.like is not None and self.shared_vocab_size is not None:
@@ -63,6 +63,6 @@ class TeachSettings:
             ValueError: If there are fewer than ``top_k``.
         """
         if self.top_k is not None:
-            check_whole('--top-k', self.top_k, 1, vocab_size)
+            check_integer('--top-k', self.top_k, 1, vocab_size)
         kind = 'draws' if self.top_k is None else 'top_k'
         return ColumnFormat(kind, self.draws or self.top_k or most_tokens(kind, vocab_size), vocab_size)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from llmshearing.utils.checks import is_number, is_whole
+from llmshearing.utils.checks import is_integer, is_number
 
 __all__ = ['described', 'expected_instead', 'parameters_of', 'takes_any_key']
 
@@ -89,7 +89,7 @@ def _fits(value: Any, annotation: Any) -> bool | None:
     if kind is float:
         return is_number(value)
     if kind is int:
-        return is_whole(value)
+        return is_integer(value)
     if kind in (str, bool):
         return isinstance(value, kind)
     if kind is Path:

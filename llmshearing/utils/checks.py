@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['check_name', 'check_number', 'check_one_of', 'check_precision', 'check_whole', 'is_number', 'is_whole']
+__all__ = ['check_name', 'check_number', 'check_one_of', 'check_precision', 'check_integer', 'is_number', 'is_integer']
 
 
 def is_number(value: Any) -> bool:
@@ -14,7 +14,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether it is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -38,9 +38,9 @@ def check_number(key: str, value: Any, least: float, most: float = math.inf, abo
         raise ValueError(f'{key}: expected a number {low}{high}, got {value!r}.')
 
 
-def check_whole(key: str, value: Any, least: int, most: int | None = None) -> None:
+def check_integer(key: str, value: Any, least: int, most: int | None = None) -> None:
     """Refuses what is no whole number within the limits."""
-    if not is_whole(value) or value < least or (most is not None and value > most):
+    if not is_integer(value) or value < least or (most is not None and value > most):
         limits = f'of at least {least}' if most is None else f'from {least} to {most}'
         raise ValueError(f'{key}: expected a whole number {limits}, got {value!r}.')
 

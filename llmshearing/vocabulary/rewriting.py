@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmshearing.utils.checks import is_whole
+from llmshearing.utils.checks import is_integer
 from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
 
 __all__ = ['ids_named', 'new_numbers', 'with_new_ids', 'with_new_ids_in_tokenizer']
@@ -103,7 +103,7 @@ def _is_of_ids(key: str) -> bool:
 def _numbers(value: Any) -> set[int]:
     if isinstance(value, list):
         return set().union(*map(_numbers, value))
-    return {value} if is_whole(value) else set()
+    return {value} if is_integer(value) else set()
 
 
 def _renumbered_pair(pair: list, place: int, new: Mapping[int, int]) -> list:
@@ -113,4 +113,4 @@ def _renumbered_pair(pair: list, place: int, new: Mapping[int, int]) -> list:
 def _renumbered(value: Any, new: Mapping[int, int]) -> Any:
     if isinstance(value, list):
         return [_renumbered(one, new) for one in value]
-    return new.get(value, value) if is_whole(value) else value
+    return new.get(value, value) if is_integer(value) else value

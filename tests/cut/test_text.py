@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from llmshearing.cut import text as module
-from llmshearing.cut.text import calibration_batches, read_texts
+from llmshearing.cut.text import read_texts, token_batches
 from llmshearing.prepare import beginning
 from tests.tiny_run import tiny_tokenizer
 
@@ -78,7 +78,7 @@ def test_texts_take_turns_in_the_batches(tokenizer, tmp_path):
     second = write_jsonl(tmp_path / 'more' / 'first.jsonl', documents=['w2 ' * 100, 'w2 ' * 90, 'w2 ' * 80])
     texts = read(tokenizer, first, second, seen=160, held_out=40)
     assert [text.name for text in texts] == [str(first), str(second)]
-    batches = calibration_batches(texts, 3)
+    batches = token_batches(texts, 3)
     assert [len(batch['input_ids']) for batch in batches] == [3, 3, 2]
     assert [row[0].item() for batch in batches for row in batch['input_ids']] == [4, 5] * 4
     assert read(tokenizer, first)[0].name == 'first'

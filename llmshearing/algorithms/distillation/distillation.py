@@ -26,7 +26,7 @@ from llmshearing.algorithms.distillation.last_states import LastStates
 from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
-from llmshearing.utils.checks import check_number, check_precision, check_whole
+from llmshearing.utils.checks import check_integer, check_number, check_precision
 
 __all__ = ['Distillation', 'predicting_positions']
 
@@ -90,7 +90,7 @@ class Distillation(Algorithm):
         for name, value in (('weight', weight), ('temperature', temperature)):
             check_number(f'distillation.{name}', value, 0, above=True)
         if top_k is not None:  # else all tokens
-            check_whole('distillation.top_k', top_k, 1)
+            check_integer('distillation.top_k', top_k, 1)
         check_number('distillation.hidden_weight', hidden_weight, 0)
         self.weight, self.temperature, self.top_k = weight, temperature, top_k
         self.hidden_weight = hidden_weight
