@@ -6,12 +6,14 @@ the spread between seeds and of the domains' gaps to the source, and the cost in
 pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
     python benchmarks/quality.py --work runs/quality [--smollm | --mixture] [--groups ways share ...] [--arms NAME ...]
-                                 [--seeds 1 2 3] [--steps N] [--rate R] [--rotate] [--quick] [--output FILE.json]
+                                 [--seeds 1 2 3] [--steps N] [--rate R] [--tokens N] [--rotate] [--quick]
+                                 [--output FILE.json]
 
 With ``--mixture`` the source is a small mixture of experts, with a work folder of its own, and half of its experts
 go. With ``--rotate`` the source is first rotated to the principal directions of its residual stream, by its training
-text. Results are kept in WORK/results.jsonl; what is there already is not run again. On 2 cores an arm takes about a
-minute, with ``--smollm`` about ten.
+text. With ``--tokens`` its vocabulary is trimmed before, and the target's MLPs get the parameters: losses then compare
+in nats per byte of the same text. Results are kept in WORK/results.jsonl (with ``--tokens`` in a folder below); what is
+there already is not run again. On 2 cores an arm takes about a minute, with ``--smollm`` about ten.
 """
 
 from __future__ import annotations
@@ -43,11 +45,14 @@ from quality_source import (
     SMOLLM,
     ComputeMeter,
     Sizes,
+    held_out_text,
     make_source,
     make_trainer,
+    make_trimmed,
 )
 from quality_variants import VARIANTS
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from vocabulary import nats_and_tokens
 
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
@@ -100,6 +105,15 @@ def losses(model: PreTrainedModel, data: Path, sequences: int | None = None) -> 
     }
     model.train(was_training)
     return result
+
+
+def nats_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Mapping[str, list[str]]
+) -> dict[str, float]:
+    """Loss by domain on passages that do not depend on the vocabulary."""
+    model.eval()
+    sizes = {name: sum(len(passage.encode()) for passage in passages) for name, passages in text.items()}
+    return {name: nats_and_tokens(model, tokenizer, passages)[0] / sizes[name] for name, passages in text.items()}
 
 
 def law_references(params: int, work: Path, sizes: Sizes) -> dict[str, float]:
@@ -199,8 +213,10 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
     model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False)
     model.to(sizes.torch_device)
     record['finished'] = losses(model.model, data, sizes.on_the_way)
+    text = held_out_text(work)
     if one_run:
-        return {**record, 'along': along.record, 'final': losses(model.model, data), 'continue_flops': 0.0}
+        record.update(along=along.record, final=losses(model.model, data), continue_flops=0.0)
+        return {**record, 'nats_per_byte': nats_per_byte(model.model, tokenizer, text)}
     meter, callbacks, interval = ComputeMeter(), [], 0
     if arm.mixture is not None:
         reference = AutoModelForCausalLM.from_pretrained(work / 'source')
@@ -229,7 +245,7 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
     trainer.fit()
     trainer.close()
     record.update(along=along.record, final=losses(model.model, data), continue_flops=meter.flops)
-    return record
+    return {**record, 'nats_per_byte': nats_per_byte(model.model, tokenizer, text)}
 
 
 def _by_arm(records: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
@@ -257,8 +273,9 @@ def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     """The results as markdown: means over seeds and domains."""
     by_arm = _by_arm(records)
     lines = [
-        '| arm | steps | rate | seeds | soft | finished | end, mean | between seeds | spread of gaps | TFLOP |',
-        '|---|---|---|---|---|---|---|---|---|---|',
+        '| arm | steps | rate | seeds | soft | finished | end, mean | between seeds | nats per byte | spread of gaps '
+        '| TFLOP |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
     ]
     ordered = sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1]))
     for (name, steps, rate), group in ordered:
@@ -268,7 +285,21 @@ def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
         cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / 1e12
         finished = statistics.fmean(mean(r['finished']) for r in group)
         end, between = f'{statistics.fmean(ends):.3f}', f'{max(ends) - min(ends):.3f}' if len(ends) > 1 else ''
-        cells = (name, steps, rate, len(group), soft, f'{finished:.3f}', end, between, f'{gaps:.3f}', f'{cost:.2f}')
+        measured = [mean(r['nats_per_byte']) for r in group if 'nats_per_byte' in r]
+        byte = f'{statistics.fmean(measured):.4f}' if measured else ''
+        cells = (
+            name,
+            steps,
+            rate,
+            len(group),
+            soft,
+            f'{finished:.3f}',
+            end,
+            between,
+            byte,
+            f'{gaps:.3f}',
+            f'{cost:.2f}',
+        )
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
@@ -291,6 +322,7 @@ def main() -> int:
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--steps', type=int, help='budget of every arm; default: 600, with --smollm 100')
     parser.add_argument('--rate', type=float, help='peak learning rate; default: 2e-3, with --smollm 1e-3')
+    parser.add_argument('--tokens', type=int, help='give the source fewer tokens first, and its MLPs the parameters')
     parser.add_argument('--rotate', action='store_true', help='prune the source in the principal basis of its stream')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
@@ -309,8 +341,11 @@ def main() -> int:
     wanted = arguments.arms or [name for name, (group, _) in arms.items() if group in groups]
     if arguments.smollm and any(arms[name][1].references == 'law' for name in wanted):
         parser.error('references by a law need a family of sources, and SmolLM2 comes in one size here')
-    source = make_source(work, sizes)
-    references = losses(AutoModelForCausalLM.from_pretrained(source), work / 'data')
+    make_source(work, sizes)
+    if arguments.tokens is not None:
+        held_out, (work, sizes) = held_out_text(work), make_trimmed(work, sizes, arguments.tokens)
+        (work / 'held_out.json').write_text(json.dumps(held_out), encoding='utf-8')
+    references = losses(AutoModelForCausalLM.from_pretrained(work / 'source'), work / 'data')
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {

@@ -1,12 +1,14 @@
 """The source models of ``quality.py``: tokens of five domains, and a LLaMA or a mixture trained on them, or SmolLM2.
 
 Text is what every installation carries (as in the demo). The small source's tokenizer is a byte-level BPE trained on
-it, so that the embedding does not outweigh the layers. Everything is made once per work folder.
+it, so that the embedding does not outweigh the layers. A source can be given fewer tokens first: then its target is
+widened to as many parameters as without. Everything is made once per work folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from collections.abc import Iterator
 
@@ -29,6 +31,7 @@ from transformers import (
 
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.compat import composer, llmfoundry
+from llmshearing.data.mds import read_tokens
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.demo.source_model import build_source_model
@@ -36,6 +39,9 @@ from llmshearing.demo.text import harvest_text
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import flatten_masks
 from llmshearing.models.roles import Linear
+from llmshearing.scaling.measure import find_domains
+from llmshearing.vocabulary.settings import TrimSettings
+from llmshearing.vocabulary.trim_source import trim_source
 
 __all__ = [
     'DOMAINS',
@@ -46,8 +52,10 @@ __all__ = [
     'SMOLLM',
     'ComputeMeter',
     'Sizes',
+    'held_out_text',
     'make_source',
     'make_trainer',
+    'make_trimmed',
 ]
 
 composer.install()
@@ -166,17 +174,7 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
         build_source_model(work / name, work / 'downloads')
     if not (work / 'tokenizer').exists():
         _make_tokenizer(work, sizes)
-    if not (work / 'data' / 'manifest.json').exists():
-        prepare(
-            {
-                'tokenizer': str(work / 'tokenizer'),
-                'max_seq_len': sizes.max_seq_len,
-                'out': str(work / 'data'),
-                'seed': 17,
-                'domains': {name: {'path': str(work / 'text' / f'{name}.jsonl')} for name in DOMAINS},
-                'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
-            }
-        )
+    _prepare(work, work / 'text', sizes)
     if not (work / name).exists():
         special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
         settings = {**sizes.source, **special, 'max_position_embeddings': sizes.max_seq_len}
@@ -192,6 +190,50 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
         tokenizer.save_pretrained(work / name)
         model.model.save_pretrained(work / name)
     return work / name
+
+
+def make_trimmed(work: Path, sizes: Sizes, tokens: int) -> tuple[Path, Sizes]:
+    """The source with so many of its tokens, those that its training text needs, in a work folder of its own.
+
+    The embedding's parameters that go are given back to the target: to its MLPs, in multiples of 64.
+    """
+    below = work / f'{tokens}-tokens'
+    if not (below / 'source').exists():
+        trim_source(work / 'source', below / 'source', TrimSettings(tokens), work / 'data' / 'train')
+    if not (below / 'tokenizer').exists():
+        AutoTokenizer.from_pretrained(below / 'source').save_pretrained(below / 'tokenizer')
+    _prepare(below, work / 'text', sizes)
+    config = AutoConfig.from_pretrained(work / 'source')
+    tables = 1 if config.tie_word_embeddings else 2
+    more = tables * (config.vocab_size - tokens) / (3 * sizes.target['num_hidden_layers'])
+    width = min(sizes.target['intermediate_size'] + 64 * round(more / 64), config.intermediate_size)
+    return below, dataclasses.replace(sizes, target={**sizes.target, 'intermediate_size': width})
+
+
+def held_out_text(work: Path) -> dict[str, list[str]]:
+    """The sequences of ``work`` that are evaluated, as text, by domain: what vocabularies can be compared on."""
+    kept = work / 'held_out.json'
+    if not kept.exists():
+        tokenizer = AutoTokenizer.from_pretrained(work / 'tokenizer')
+        domains = find_domains(work / 'data')
+        texts = {name: [tokenizer.decode(row) for row in read_tokens(folder)] for name, folder in domains.items()}
+        kept.write_text(json.dumps(texts), encoding='utf-8')
+    return json.loads(kept.read_text(encoding='utf-8'))
+
+
+def _prepare(work: Path, text: Path, sizes: Sizes) -> None:
+    if (work / 'data' / 'manifest.json').exists():
+        return
+    prepare(
+        {
+            'tokenizer': str(work / 'tokenizer'),
+            'max_seq_len': sizes.max_seq_len,
+            'out': str(work / 'data'),
+            'seed': 17,
+            'domains': {name: {'path': str(text / f'{name}.jsonl')} for name in DOMAINS},
+            'splits': {'eval': {'fraction': 0.1, 'tokens': sizes.eval_tokens}, 'train': {}},
+        }
+    )
 
 
 def _make_tokenizer(work: Path, sizes: Sizes) -> None:

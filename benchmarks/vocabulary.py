@@ -86,7 +86,7 @@ def nats_and_tokens(
     sums, count = [], 0
     for passage in passages:
         ids = tokenizer(passage, add_special_tokens=False)['input_ids']
-        whole = torch.tensor([[tokenizer.bos_token_id, *ids]])
+        whole = torch.tensor([[tokenizer.bos_token_id, *ids]], device=model.device)
         logits = model(input_ids=whole, use_cache=False).logits[0, :-1].float()
         sums.append(torch.nn.functional.cross_entropy(logits, whole[0, 1:], reduction='sum').item())
         count += len(ids)

@@ -152,6 +152,20 @@ def test_quality(tmp_path, run_quick):
     assert f'| {arms[3]}, rotated | 8 | 0.002 | 1 |' in rotated and f'| {arms[3]} | 8 ' in rotated
 
 
+def test_quality_after_trimming_the_vocabulary(tmp_path, run_quick):
+    common, arm = ('--work', tmp_path / 'work', '--seeds', '1', '--output', tmp_path / 'out.json'), 'one-shot taylor'
+    found = {}
+    for tokens in ([], ['--tokens', '448']):
+        run_quick('quality.py', *common, *tokens, '--arms', arm)
+        (record,) = json.loads((tmp_path / 'out.json').read_text())['records']
+        found[len(tokens)] = record['nats_per_byte']
+    below = tmp_path / 'work' / '448-tokens'
+    assert json.loads((below / 'pruned' / 'config.json').read_text())['vocab_size'] == 448
+    texts = [json.loads((folder / 'held_out.json').read_text()) for folder in (below.parent, below)]
+    assert texts[0] == texts[1] and found[0].keys() == found[2].keys() == texts[0].keys()
+    assert found[0] != found[2] and all(0 < loss < 5 for losses in found.values() for loss in losses.values())
+
+
 def test_quality_of_experts(tmp_path, run_quick):
     out, arms = tmp_path / 'results.json', ['experts, reap', 'experts to 20%, one run, from frequency']
     common = ('--work', tmp_path / 'work', '--seeds', '1', '--mixture', '--output', out)
