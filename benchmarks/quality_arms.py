@@ -182,6 +182,10 @@ GROUPS: dict[str, list[Arm]] = {
             _one_run(f'experts to 20%, one run, from {method}', 0.2, scores={'expert': method})
             for method in EXPERT_SCORES
         ),
+        *(
+            Arm(f'experts, reap, {words}', {**_one_shot({'expert': 'reap'}), 'variant': f'{words} experts'}, 0)
+            for words in ('merged', 'partly merged')
+        ),
     ],
     'mixture': [
         *(

@@ -2,7 +2,8 @@
 
 Each changes one decision of ``targeted_pruning`` and nothing else, so that the decision can be measured: what learned
 masks do with less noise, with noise of its own for every micro-batch, with constraints on the gates that are open
-instead of the expected ones, with another shape of the schedule; and a cut that looks at no weight at all.
+instead of the expected ones, with another shape of the schedule; a cut that looks at no weight at all; and experts that
+go averaged into those that stay.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from composer.core import Event, State
 from composer.loggers import Logger
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
@@ -189,6 +192,50 @@ class AllLayersAtOnce(TargetedPruning):
         self.learner.layer_by_layer = False
 
 
+class MergedExperts(TargetedPruning):
+    """Experts that go are averaged, by their scores, into the one that stays whose router's row is most like theirs.
+
+    Inner dimensions are paired first by their weights. It is written for the experts of transformers 5.
+    """
+
+    untouched = 0.0
+    """Of the experts that stay, how many of the best take nothing over."""
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        super().apply(event, state, logger)
+        if event == Event.FIT_START:
+            cutter, masks, scores = state.model.cutter, self.final_masks()['expert'], self.learner.scores()['expert']
+            for layer, (kept, weights) in enumerate(zip(masks, scores)):
+                path = f'{cutter.family.decoder}.layers.{layer}.{cutter.family.mlp}'
+                self._merge(cutter.model.get_submodule(path), kept != 0, weights)
+
+    @torch.no_grad()
+    def _merge(self, block: torch.nn.Module, kept: Tensor, weights: Tensor) -> None:
+        best_first = weights.argsort(descending=True)
+        stays = best_first[kept[best_first]]
+        stays, goes = stays[round(self.untouched * len(stays)) :], torch.nonzero(~kept).flatten()
+        rows = F.normalize(block.gate.weight, dim=1)
+        nearest = stays[(rows[goes] @ rows[stays].T).argmax(1)]
+        gate_up, down = block.experts.gate_up_proj, block.experts.down_proj
+        size = down.shape[2]
+        # Of every expert all weights of an inner dimension: [inner, 3 x hidden].
+        units = torch.cat([gate_up[:, :size], gate_up[:, size:], down.transpose(1, 2)], 2)
+        for expert in nearest.unique():
+            total, mean = weights[expert].clone(), weights[expert] * units[expert]
+            for other in goes[nearest == expert]:
+                alike = F.normalize(units[expert], dim=1) @ F.normalize(units[other], dim=1).T
+                _, order = linear_sum_assignment(alike.numpy(), maximize=True)
+                total, mean = total + weights[other], mean + weights[other] * units[other][order]
+            gates, ups, downs = (mean / total).chunk(3, dim=1)
+            gate_up[expert], down[expert] = torch.cat([gates, ups]), downs.T
+
+
+class PartlyMergedExperts(MergedExperts):
+    """The better half of those that stay is left as it is."""
+
+    untouched = 0.5
+
+
 VARIANTS: dict[str, type[TargetedPruning]] = {
     'as it is': TargetedPruning,
     'truncation': Truncation,
@@ -200,4 +247,6 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'late schedule': LateSchedule,
     'kept scores': KeptScores,
     'all layers at once': AllLayersAtOnce,
+    'merged experts': MergedExperts,
+    'partly merged experts': PartlyMergedExperts,
 }

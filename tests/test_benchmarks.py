@@ -168,14 +168,16 @@ def test_quality_after_trimming_the_vocabulary(tmp_path, run_quick):
 
 def test_quality_of_experts(tmp_path, run_quick):
     out, arms = tmp_path / 'results.json', ['experts, reap', 'experts to 20%, one run, from frequency']
+    merged = 'experts, reap, partly merged'
     common = ('--work', tmp_path / 'work', '--seeds', '1', '--mixture', '--output', out)
-    printed = run_quick('quality.py', *common, '--arms', *arms)
-    one_shot, progressive = json.loads(out.read_text())['records']
+    printed = run_quick('quality.py', *common, '--arms', *arms, merged)
+    one_shot, progressive, taken_over = json.loads(out.read_text())['records']
     assert json.loads((tmp_path / 'work' / 'pruned' / 'config.json').read_text())['num_experts'] == 2
     # A token's way through the model costs the same whatever experts there are, but for the router.
     costs = [record['prune_flops'] + record['continue_flops'] for record in (one_shot, progressive)]
     assert costs[0] == pytest.approx(costs[1] * 9 / 8, rel=0.02)  # one shot has one step more, to choose in
     assert f'| {arms[1]} | 8 | 0.002 | 1 |' in printed
+    assert taken_over['soft'] != one_shot['soft']  # the same experts, with others in them
 
 
 def test_budget_error(tmp_path, run_quick):
