@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import plain_name
@@ -38,9 +39,13 @@ def write_tokenizer(
         tokenizer.save_pretrained(folder)
         make_portable(folder)
     try:
-        read_tokenizer(folder)
+        opened = read_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
+    settings = folder / CONFIG_NAME
+    if is_general(opened) and settings.is_file():  # not by a class that reads the file otherwise
+        content = json.loads(settings.read_text(encoding='utf-8'))
+        dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
 
 def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
@@ -112,7 +117,7 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {key: value for key, value in settings.items() if key not in ('auto_map', 'backend', 'is_local')}
     if settings.get('tokenizer_class') == 'TokenizersBackend':
-        settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+        settings['tokenizer_class'] = GENERAL_CLASS
     if isinstance(settings.get('extra_special_tokens'), list):
         settings['additional_special_tokens'] = settings.pop('extra_special_tokens')
     return settings

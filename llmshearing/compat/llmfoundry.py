@@ -1,8 +1,9 @@
 """llm-foundry 0.22: on transformers 5, which dropped arguments that it still passes, and on one process.
 
 llm-foundry asks the class attribute ``model_cls`` of its Hugging Face models for ``from_pretrained`` and
-``from_config``. :func:`install` puts an adapter there. It is a patched attribute and not a subclass, because the run
-files of continued pre-training name llm-foundry's own ``hf_causal_lm``.
+``from_config``, and its builder of tokenizers for ``AutoTokenizer``. :func:`install` puts adapters there. They are
+patched attributes and not subclasses, because the run files of continued pre-training name llm-foundry's own
+``hf_causal_lm``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = ['ModelLoader', 'install', 'keep_sharding']
@@ -46,10 +48,12 @@ class ModelLoader:
 
 
 def install() -> None:
-    """Lets llm-foundry's Hugging Face models load under transformers 5; does nothing under 4, or a second time."""
+    """Lets llm-foundry's Hugging Face models and tokenizers load under transformers 5; under 4 nothing."""
     if TRANSFORMERS_5:
         from llmfoundry.models.hf import ComposerHFCausalLM
+        from llmfoundry.utils import builders
 
+        builders.AutoTokenizer = TokenizerLoader  # pyright: ignore[reportAttributeAccessIssue]  # likewise
         ComposerHFCausalLM.model_cls = ModelLoader  # pyright: ignore[reportAttributeAccessIssue]  # stands in for its class
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub.errors
 
+from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
@@ -171,15 +172,15 @@ def install() -> None:
 def read_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or of a model on the hub, as either generation saved it; no code of its own is run.
 
+    Its ids are those of its ``tokenizer.json`` (:mod:`~llmshearing.compat.tokenizers`).
+
     Raises:
         OSError: If there is none.
         ValueError: If it does not open. Of damaged files transformers and tokenizers raise whatever they stumble over.
     """
-    from transformers import AutoTokenizer
-
     install()
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return TokenizerLoader.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         raise
     except Exception as error:

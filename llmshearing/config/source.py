@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.scaling.fields import read_json
 from llmshearing.utils.checks import is_integer
@@ -107,13 +108,12 @@ def read_source(source: str) -> PretrainedConfig:
 def _check_hub_tokenizer(section: Mapping[str, Any]) -> None:
     """Refuses the name of a tokenizer that is in no folder and cannot be had; some of those errors do not name it."""
     from llmfoundry import registry
-    from transformers import AutoTokenizer
 
     name = section['name']
     if name in registry.tokenizers or Path(name).is_dir():
         return
     try:
-        AutoTokenizer.from_pretrained(name, **(section.get('kwargs') or {}))
+        TokenizerLoader.from_pretrained(name, **(section.get('kwargs') or {}))
     except (OSError, ValueError) as error:
         raise ValueError(
             f'tokenizer.name: no tokenizer of {name!r} can be read ({" ".join(str(error).split())}); name a folder '

@@ -20,6 +20,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
+from llmshearing.compat.tokenizers import SAMPLE
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.mds import MANIFEST
 
@@ -36,13 +37,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 PROBES = ('Hello, world!', '  two\n\tlines ', 'x', 'na\u00efve \u4f60\u597d \U0001f600 1234567890', 'a  b   c\r\n')
-SAMPLE = (
-    "It's 1,234.5 of HTTP requests: the model_layer's weights (d\u00e9j\u00e0 vu) were re-read, weren't they?\n"
-    'def f(x):\n    return {"a": x ** 2}  # \u4f60\u597d \U0001f600\n\n'
-    'Stra\u00dfe \u043f\u0440\u0438\u0432\u0435\u0442 \u3053\u3093\u306b\u3061\u306f  \t\\frac{a}{b} '
-    '<p>antidisestablishmentarianism</p>'
-)
-"""Text whose ids stand in every manifest: contractions, digits, spaces, code, letters of several scripts, an emoji."""
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -64,8 +58,9 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[str, str | None]]) -> None:
     """Compares a tokenizer with the one that made the data, where ``prepare`` left its manifest beside the data.
 
-    A manifest is looked for in each folder and the two above it, then at the same places of the remote address. A
-    ``manifest.json`` of another program says nothing of the data: it is passed over with a warning.
+    A manifest is looked for in each folder and the two above it, of a link where it leads to and then where it lies,
+    then at the same places of the remote address. A ``manifest.json`` of another program says nothing of the data: it
+    is passed over with a warning. There is one as well for a folder that its manifest does not list.
 
     Args:
         tokenizer (PreTrainedTokenizerBase): The one that is to fit the data.
@@ -74,20 +69,20 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folders: Iterable[tuple[
     Raises:
         ValueError: If the tokenizer makes other ids, naming the manifest and the first difference.
     """
-    described: dict[str, bool] = {}  # by place: whether a manifest of ours is there, which is then compared
+    manifests: dict[str, dict[str, Any] | None] = {}  # by place; those of ours are compared once
     for local, remote in folders:
-        above = Path(local).absolute()
-        places = [str(folder / MANIFEST) for folder in (above, *above.parents[:2])]
+        paths = dict.fromkeys((Path(local).resolve(), Path(local).absolute()))
+        places = [str(folder / MANIFEST) for path in paths for folder in (path, *path.parents[:2])]
         if remote:
             parts = remote.rstrip('/').split('/')
             places += ['/'.join([*parts[: len(parts) - up], MANIFEST]) for up in range(min(3, len(parts) - 2))]
         for place in places:
-            if place not in described:
-                made_with = _tokenizer_in(place)
-                described[place] = made_with is not None
-                if made_with is not None:
-                    _compare(tokenizer, made_with, place)
-            if described[place]:
+            if place not in manifests:
+                manifests[place] = manifest = _read_manifest(place)
+                if manifest is not None:
+                    _compare(tokenizer, manifest['tokenizer'], place)
+            if (manifest := manifests[place]) is not None:
+                _warn_unlisted(manifest, place, next(iter(paths)))
                 break
 
 
@@ -109,8 +104,24 @@ def check_model_tokenizer(model: str | Path, folders: Iterable[str | Path]) -> N
     check_tokenizer(tokenizer, [(str(folder), None) for folder in folders])
 
 
-def _tokenizer_in(place: str) -> dict[str, Any] | None:
-    """What a manifest says of the tokenizer; ``None`` where there is none, or one that `prepare` did not write."""
+def _warn_unlisted(manifest: dict[str, Any], place: str, folder: Path) -> None:
+    """A folder below a manifest that says nothing of it may have been left by an earlier data set."""
+    parts, domains = folder.parts[-2:], manifest.get('domains')
+    lies_two_below = str(folder.parents[1] / MANIFEST) == place
+    if not lies_two_below or not isinstance(domains, dict):
+        return
+    split, domain = parts
+    if split not in ((domains.get(domain) or {}).get('splits') or ()):
+        log.warning(
+            '%s lies below %s, which does not list it: which tokenizer made it is not known, and it may have been left '
+            'by an earlier data set. Prepare it again, or remove it.',
+            folder,
+            place,
+        )
+
+
+def _read_manifest(place: str) -> dict[str, Any] | None:
+    """The manifest there; ``None`` where there is none, or one that `prepare` did not write."""
     if '://' in place:
         try:
             text = read_remote_text(place)
@@ -126,8 +137,8 @@ def _tokenizer_in(place: str) -> dict[str, Any] | None:
     except ValueError:
         manifest = None
     made_with = manifest.get('tokenizer') if isinstance(manifest, dict) else None
-    if isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
-        return made_with
+    if isinstance(manifest, dict) and isinstance(made_with, dict) and isinstance(made_with.get('vocab_size'), int):
+        return manifest
     log.warning(
         '%s is not a manifest that `llmshearing prepare` wrote: it is not used to compare the tokenizer of the '
         'data with the one here.',

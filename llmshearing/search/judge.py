@@ -17,7 +17,7 @@ from llmshearing.cut.plan import PlannedCut
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import losses_of, open_source
 from llmshearing.cut.speed import tokens_per_second
-from llmshearing.cut.text import Text, calibration_batches
+from llmshearing.cut.text import Text, token_batches
 from llmshearing.export.settings import DTYPES
 from llmshearing.masks.scores import Calibration
 from llmshearing.models.cuttable import Cutter
@@ -41,7 +41,7 @@ class Judge:
     def __init__(self, plan: PlannedCut, texts: list[Text], settings: CutSettings, device: str):
         self.plan, self.texts, self.settings = plan, texts, settings
         model = open_source(plan, device)
-        batches = calibration_batches(texts, plan.sequences_per_pass, device)
+        batches = token_batches(texts, plan.sequences_per_pass, device)
         self.source_losses = losses_of(model, texts, plan)
         if plan.rotates:
             rotate_in_memory(model, [batch['input_ids'] for batch in batches])

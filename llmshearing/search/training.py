@@ -18,10 +18,11 @@ from composer.core import Callback, DataSpec, State
 from composer.loggers import Logger
 from composer.optim import ConstantWithWarmupScheduler, DecoupledAdamW
 from llmfoundry.models.hf import ComposerHFCausalLM
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llmshearing.compat import composer, llmfoundry
-from llmshearing.cut.text import Text, calibration_batches
+from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.cut.text import Text, token_batches
 from llmshearing.scaling.loss import domain_loss
 from llmshearing.search.settings import SearchSettings
 
@@ -70,11 +71,11 @@ def train_candidate(folder: str | Path, texts: Sequence[Text], settings: SearchS
     composer.install()
     llmfoundry.install()
     logging.getLogger('composer').setLevel(logging.WARNING)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     model = ComposerHFCausalLM(
         tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False, init_device='cpu'
     )
-    batches = calibration_batches(texts, settings.batch_size)[: settings.steps]
+    batches = token_batches(texts, settings.batch_size)[: settings.steps]
     measuring = _HeldOutLosses(texts, measured_steps(settings.steps), settings.batch_size)
     gpu = device.startswith('cuda')
     trainer = Trainer(
