@@ -278,6 +278,13 @@ def test_the_first_round_of_a_conversation():
     assert PROMPT.startswith('You are a helpful assistant. Write a response that appropriately completes the request.')
     assert first_round({'conversations': [human, gpt, human, {**gpt, 'value': 'Again.'}]}) == expected
     assert first_round({'conversations': [{'from': 'system', 'value': 'Be kind.'}, human, gpt]}) == expected
+    parts = [{'type': 'text', 'text': 'Wh'}, {'type': 'text', 'text': 'y?'}]
+    assert (
+        first_round({'prompt': None, 'response': None, 'conversations': [{**human, 'value': parts}, gpt]}) == expected
+    )
+    for content in (None, {'a': 1}):
+        with pytest.raises(ValueError, match='expected text'):
+            first_round({'conversations': [human, {**gpt, 'value': content}]})
     messages = [{'role': 'user', 'content': 'Why?'}, {'role': 'assistant', 'content': 'Because.'}]
     assert first_round({'messages': messages}) == first_round({'prompt': 'Why?', 'response': 'Because.'}) == expected
     with pytest.raises(ValueError, match="keys \\['text'\\]"):

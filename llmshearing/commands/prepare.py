@@ -55,7 +55,11 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_intermixed_args(argv)  # options may stand between the overrides
     if args.batch_size < 1:
         raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
+    if args.vocab_size is not None and args.check is None:
+        raise ValueError('--vocab-size belongs to --check FOLDER; leave it out, or check the result with it')
     if args.check is not None:
+        if args.spec is not None or args.out or args.overwrite:
+            raise ValueError('--check FOLDER looks at what is there and prepares nothing; leave the others out')
         found = check(args.check, args.vocab_size)
         sys.stdout.write('' if args.quiet else check_table(found) + '\n')
         return 0

@@ -20,6 +20,8 @@ from llmshearing.teacher.processes import choose_device, read_rank, start_proces
 
 __all__ = ['main']
 
+INTERRUPTED = 130
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser('teach', __doc__)
@@ -65,7 +67,10 @@ def main(argv: list[str]) -> int:
     if arguments.n < 1:
         raise ValueError(f'-n {arguments.n}: expected at least one process.')
     if arguments.n > 1:
-        return start_processes(argv, arguments.n)
+        try:
+            return start_processes(argv, arguments.n)
+        except KeyboardInterrupt:  # of which every process tells
+            return INTERRUPTED
     import torch
     import transformers
 
@@ -83,5 +88,5 @@ def main(argv: list[str]) -> int:
         teach(arguments.data, arguments.teacher, output, settings, device, *read_rank(), timed_report())
     except KeyboardInterrupt:
         sys.stderr.write('llmshearing teach: interrupted; the same command continues where it stopped\n')
-        return 130
+        return INTERRUPTED
     return 0

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.data.turns import content_of, role_of
+
 __all__ = ['PROMPT', 'first_round']
 
 PROMPT = (
     'You are a helpful assistant. Write a response that appropriately completes the request.\n\n'
     '### Input:\n{input}\n\n### Response:'
 )
-USER_NAMES, ASSISTANT_NAMES = ('human', 'user'), ('gpt', 'assistant', 'chatgpt', 'bard', 'bing')
 
 
 def first_round(example: Mapping[str, Any]) -> dict[str, str]:
@@ -32,21 +33,21 @@ def first_round(example: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ValueError: If there is no request followed by an answer, naming the keys that were found.
     """
-    if 'prompt' in example and 'response' in example:
+    if example.get('prompt') is not None and example.get('response') is not None:
         return _pair(example['prompt'], example['response'])
     turns = example.get('conversations') or example.get('messages')
     if not turns:
         raise ValueError(
             f'an example has keys {sorted(example)}; expected conversations, messages, or prompt and response.'
         )
-    turns = [(turn.get('from', turn.get('role')), turn.get('value', turn.get('content'))) for turn in turns]
-    for (speaker, request), (answering, response) in zip(turns, turns[1:]):
-        if speaker in USER_NAMES and answering in ASSISTANT_NAMES:
-            return _pair(request, response)
-    raise ValueError(
-        f'a conversation of {[speaker for speaker, _ in turns]} has no request that is followed by an answer.'
-    )
+    roles = [role_of(turn) for turn in turns]
+    for number, (speaker, answering) in enumerate(zip(roles, roles[1:])):
+        if (speaker, answering) == ('user', 'assistant'):
+            return _pair(content_of(turns[number]), content_of(turns[number + 1]))
+    raise ValueError(f'a conversation of {roles} has no request that is followed by an answer.')
 
 
-def _pair(request: str, response: str) -> dict[str, str]:
+def _pair(request: Any, response: Any) -> dict[str, str]:
+    if not isinstance(request, str) or not isinstance(response, str):
+        raise ValueError(f'a request and its answer are {request!r:.100} and {response!r:.100}, expected text.')
     return {'prompt': PROMPT.format(input=request), 'response': response}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmshearing.utils.paths import check_mds_index
+from llmshearing.utils.paths import check_mds_index, is_hidden, walk_files
 
 if TYPE_CHECKING:
     from llmshearing.compat.streaming import FileInfo, MDSReader
@@ -37,12 +37,9 @@ MANIFEST = 'manifest.json'  # what `llmshearing prepare` writes above its folder
 
 
 def mds_folders(root: Path) -> list[str]:
-    """The MDS folders below ``root``, itself among them, as sorted paths below it; hidden ones are unfinished."""
-    return sorted(
-        path.parent.relative_to(root).as_posix()
-        for path in root.rglob('index.json')
-        if not any(part.startswith('.') for part in path.relative_to(root).parts)
-    )
+    """Sorted paths of the MDS folders below ``root``, itself and linked ones among them; hidden ones are unfinished."""
+    found = (Path(path).parent.relative_to(root) for path in walk_files(str(root)) if Path(path).name == 'index.json')
+    return sorted(folder.as_posix() for folder in found if not is_hidden(folder.parts))
 
 
 def read_index(folder: str | Path) -> list[MDSReader]:

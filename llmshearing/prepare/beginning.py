@@ -14,10 +14,10 @@ from llmshearing.data.mds import mds_folders
 from llmshearing.prepare import worker
 from llmshearing.prepare.contents import open_binary, reading
 from llmshearing.prepare.pieces import read_pieces
-from llmshearing.prepare.sources import find_sources, is_hidden, walk_files
+from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
-from llmshearing.utils.paths import expand_path
+from llmshearing.utils.paths import expand_path, is_hidden, walk_files
 
 __all__ = ['mds_or_text', 'open_encoder', 'read_beginning', 'read_passages']
 

@@ -22,7 +22,7 @@ from llmshearing.data.mds import (
     stored_file,
     tokens_of,
 )
-from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
 
 if TYPE_CHECKING:
     from llmshearing.compat.streaming import MDSReader
@@ -162,6 +162,13 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
         stated = parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
     if stated.get('unfinished'):
         raise ValueError(f'{out} is unfinished: prepare was interrupted; run it again to continue')
+    listed = folders_of(stated)  # others, at a remote address, may have been emptied
+    unlisted = [folder for folder, facts in result.items() if folder not in listed and facts['samples']]
+    if manifest.exists() and unlisted:
+        raise ValueError(
+            f'{manifest} does not list {out}/{unlisted[0]}: an earlier data set left it, or it came from elsewhere; '
+            'remove it, or move it to another place'
+        )
     for domain, entry in stated['domains'].items():
         for split, expected in entry['splits'].items():
             found = result.get(f'{split}/{domain}', {}).get('samples')

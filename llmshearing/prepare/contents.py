@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 __all__ = ['Content', 'is_compressed', 'json_values', 'look_into', 'open_binary', 'reading']
 
-HEAD = 1 << 16  # bytes looked at
+HEAD = 1 << 16  # bytes looked at; as many more as the first record needs, up to MOST
+MOST = 1 << 26
 _MAGIC = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd', b'BZh': 'bz2', b'\xfd7zXZ\x00': 'xz'}
 # pzstd adds frames of its own.
 _MAGIC |= {bytes([first]) + b'\x2a\x4d\x18': 'zstd' for first in range(0x50, 0x60)}
@@ -124,12 +125,20 @@ def look_into(path: str) -> Content:
     """
     try:
         with reading(path), open_binary(path) as file:
-            head = file.read(HEAD)
-            cut = bool(file.read(1))
+            head, more = file.read(HEAD), file.read(1)
+            content = _content_of(head, bool(more))
+            while more and content.kind in ('jsonl', 'json') and content.record is None and len(head) < MOST:
+                head, more = head + more + file.read(len(head)), file.read(1)
+                content = _content_of(head, bool(more))
+            return content
     except ValueError as error:
         if isinstance(error.__cause__, UnicodeError):  # told of the document, should the file be taken as one
             return Content('text')
         raise
+
+
+def _content_of(head: bytes, cut: bool) -> Content:
+    """What begins so; ``cut`` where there is more of it."""
     if head.startswith(b'PAR1'):
         return Content('parquet')
     text = head.decode('utf-8', 'ignore').lstrip()

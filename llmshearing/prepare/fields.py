@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.data.turns import content_of, role_of
 
 __all__ = [
     'CONVERSATIONS',
@@ -20,7 +23,8 @@ __all__ = [
 
 MISSING = object()
 CONVERSATIONS = ('messages', 'conversations', 'conversation')  # usual names of fields with turns
-_ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bing': 'assistant', 'bard': 'assistant'}
+TODAY = datetime.date(2024, 7, 26)  # for templates that write the date: the same text whenever it is prepared
+_DATE = re.compile(r"""strftime_now\(\s*["']([^"']*)["']""")
 
 
 def find_field(record: Any, key: str) -> Any:
@@ -65,6 +69,15 @@ class NoChatTemplate(ValueError):
     """There are conversations, and nothing that says how they are written."""
 
 
+def _dated(template: Any) -> Any:
+    """A template in which :data:`TODAY` is today; several by name, of which transformers chooses, are left alone."""
+    formats = dict.fromkeys(_DATE.findall(template)) if isinstance(template, str) else {}
+    if not formats:
+        return None
+    days = {form: TODAY.strftime(form) for form in formats}
+    return f'{{%- macro strftime_now(form) -%}}{{{{ {days!r}[form] }}}}{{%- endmacro -%}}{template}'
+
+
 class ChatTemplate:
     """Renders conversations as the tokenizer's own template does.
 
@@ -84,6 +97,7 @@ class ChatTemplate:
                 f'the text is a conversation, and tokenizer {name!r} has no chat template to write it with; use a '
                 'tokenizer that has one, or name a field with plain text in text_key'
             )
+        self._template = _dated(self._tokenizer.chat_template)
         self._bos = self._tokenizer.bos_token if bos else None
         self._eos = self._tokenizer.eos_token if eos else None
 
@@ -98,15 +112,11 @@ class ChatTemplate:
         """
         messages = []
         for turn in turns:
-            role = turn.get('role', turn.get('from')) if isinstance(turn, Mapping) else None
-            if role is None:
-                raise ValueError(f'a turn of the conversation is {turn!r}, expected role and content')
+            role = role_of(turn)
             others = {key: value for key, value in turn.items() if key not in ('from', 'value') and value is not None}
-            messages.append(
-                {**others, 'role': _ROLES.get(role, role), 'content': turn.get('content', turn.get('value'))}
-            )
+            messages.append({**others, 'role': role, 'content': content_of(turn)})
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+            text = self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
         except Exception as error:  # jinja2 has its own kinds, and templates raise what they like
             raise ValueError(f'the chat template refuses the conversation ({error})') from error
         if self._bos:

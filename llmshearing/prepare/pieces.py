@@ -54,7 +54,7 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
     """
     readers = {'jsonl': _read_lines, 'txt': _read_lines, 'json': _read_json}  # the others have columns
     separator = (domain.separator or '').encode()
-    unseparated, separates = None, not separator
+    unseparated, separates = None, False
     documents = ('file', 'txt') if domain.separator is None else ('file',)
     for are_documents, some in groupby(sources, lambda source: source.kind in documents):
         if are_documents:
@@ -62,16 +62,28 @@ def read_pieces(domain: Domain, sources: list[Source], piece_bytes: int) -> Iter
                 yield Piece('files', files[0], 1, tuple(files), size)
         else:
             for source in some:
-                for piece in readers.get(source.kind, _read_columns)(source, domain, piece_bytes):
-                    if piece.kind == 'text' and not separates:
-                        unseparated, separates = piece, separator in piece.data
+                pieces = readers.get(source.kind, _read_columns)(source, domain, piece_bytes)
+                if source.kind != 'txt':
+                    yield from pieces
+                    continue
+                here = False
+                for piece in pieces:
+                    here = here or separator in piece.data
+                    if not here and separator.replace(b'\n', b'\r\n') in piece.data:
+                        raise _not_there(domain, piece)
+                    unseparated = piece
                     yield piece
+                separates |= here
     if unseparated is not None and not separates:
-        windows = '; its lines end with "\\r\\n"' if b'\r\n' in unseparated.data else ''
-        raise ValueError(
-            f'domains.{domain.name}.separator is {domain.separator!r}, which is nowhere in {unseparated.path}{windows}'
-            '; correct it, or leave it out to take each file as one document'
-        )
+        raise _not_there(domain, unseparated)
+
+
+def _not_there(domain: Domain, piece: Piece) -> ValueError:
+    windows = '; its lines end with "\\r\\n"' if b'\r\n' in piece.data else ''
+    return ValueError(
+        f'domains.{domain.name}.separator is {domain.separator!r}, which is nowhere in {piece.path}{windows}; correct '
+        'it, or leave it out to take each file as one document'
+    )
 
 
 def batched(items: Iterable[Any], size_of: Callable[[Any], int], most: int) -> Iterator[tuple[list[Any], int]]:
@@ -156,7 +168,9 @@ def _read_columns(source: Source, domain: Domain, piece_bytes: int) -> Iterator[
         for texts, size in batched(chain.from_iterable(rows), _size_of, piece_bytes):
             yield Piece('texts', source.path, first, tuple(texts), size)
             first += len(texts)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:  # the second of a damaged page
+        if getattr(error, 'errno', None) is not None:
+            raise
         raise ValueError(f'domains.{domain.name}: {source.path} cannot be read ({error}); fetch it again') from error
 
 

@@ -30,6 +30,7 @@ from llmshearing.prepare.pack import check_writer_options, write_samples
 from llmshearing.prepare.plan import BINS, mark_duplicates
 from llmshearing.prepare.pool import WorkerPool
 from llmshearing.prepare.publish import (
+    claim_local,
     claim_remote,
     find_finished,
     in_place,
@@ -40,11 +41,11 @@ from llmshearing.prepare.publish import (
     write_state,
 )
 from llmshearing.prepare.remote import check_remote
-from llmshearing.prepare.sources import is_hidden
 from llmshearing.prepare.spec import Spec, parse_spec
 from llmshearing.prepare.stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from llmshearing.prepare.worker import start
+from llmshearing.utils.paths import is_hidden
 
 __all__ = ['prepare']
 
@@ -176,6 +177,7 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
     for item, duplicate in zip(inputs, flags):
         plan(item, context, duplicate)
     _warn_of_small_disk(inputs, context)
+    claim_local(spec, context.key)
     if spec.remote:
         claim_remote(spec, spec.remote, context.key)
     entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}

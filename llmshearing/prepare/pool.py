@@ -114,10 +114,12 @@ class WorkerPool:
             raise value
         return value
 
-    def _death(self, pipe: Connection) -> RuntimeError:
+    def _death(self, pipe: Connection) -> ChildProcessError:
         code = self.processes[self._pipes.index(pipe)].wait()
-        return RuntimeError(
-            f'a worker process of prepare died (exit code {code}); if the machine ran out of memory, use fewer workers'
+        return ChildProcessError(
+            f'a worker process of prepare died (exit code {code}); if the machine ran out of memory, use fewer '
+            '--workers, and a separator where one file is a document of gigabytes; the same command '
+            'continues'
         )
 
 

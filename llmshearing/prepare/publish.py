@@ -7,6 +7,7 @@ each new one follows its shards: a loader believes the index.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ from llmshearing.utils.files import write_atomically
 from llmshearing.utils.locks import hold_lock
 
 __all__ = [
+    'claim_local',
     'claim_remote',
     'find_finished',
     'in_place',
@@ -48,7 +50,7 @@ def locked(work: Path) -> Iterator[None]:
         raise ValueError(f'{work.parent} is, or lies below, a file; expected a folder: change out or work') from error
     with hold_lock(work / 'lock') as mine:
         if not mine:
-            raise ValueError(f'another prepare is at work in {work}; wait for it, or set work to another folder')
+            raise ValueError(f'another prepare is at work in {work}; wait for it, or set work and out to other folders')
         try:
             yield
         finally:
@@ -114,9 +116,8 @@ def _find_local(spec: Spec, out: Path, key: str, overwrite: bool) -> dict[str, A
             return found
         if not overwrite:
             raise _another(str(out), why or 'unfinished, or with folders missing')
-        manifest.unlink()
     for domain in spec.domains:
-        ours = read_state(spec, domain, key) is not None
+        ours = (_stored_state(spec, domain) or {}).get('out') == spec.out  # also of an earlier one that never ended
         for split in spec.splits:
             folder = out / split.name / domain.name
             if folder.exists() and not ours and not overwrite:
@@ -172,6 +173,22 @@ def _folders_wanted(spec: Spec) -> list[str]:
     ]
 
 
+def claim_local(spec: Spec, key: str) -> None:
+    """Removes an earlier data set from ``spec.out``, before the first folder of this one is put in place.
+
+    Its folders go first, those that this run does not write among them, and its manifest last.
+    """
+    manifest = Path(spec.out or '') / MANIFEST
+    if spec.out is None or not manifest.exists():
+        return
+    found, _ = _read_own(manifest.read_text(encoding='utf-8', errors='replace'), manifest, key)
+    with contextlib.suppress(ValueError):  # of another program: replaced with the data
+        found = found or parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
+    for folder in folders_of(found) if found else ():
+        shutil.rmtree(Path(spec.out) / folder, ignore_errors=True)
+    manifest.unlink()
+
+
 def claim_remote(spec: Spec, remote: str, key: str) -> None:
     """Makes the remote address this run's, before its first shard is uploaded.
 
@@ -203,16 +220,18 @@ def _state_path(spec: Spec, domain: Domain) -> Path:
 
 def read_state(spec: Spec, domain: Domain, key: str) -> dict[str, Any] | None:
     """The manifest's entry of a domain whose shards are complete, in the working folder or in place."""
+    state = _stored_state(spec, domain)
+    return state['splits'] if state is not None and state['key'] == key else None
+
+
+def _stored_state(spec: Spec, domain: Domain) -> dict[str, Any] | None:
     path = _state_path(spec, domain)
-    if not path.exists():
-        return None
-    state = json.loads(path.read_text(encoding='utf-8'))
-    return state['splits'] if state['key'] == key else None
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def write_state(spec: Spec, domain: Domain, key: str, splits: dict[str, Any]) -> None:
     """Records that the shards of a domain are complete."""
-    write_atomically(_state_path(spec, domain), json.dumps({'key': key, 'splits': splits}))
+    write_atomically(_state_path(spec, domain), json.dumps({'key': key, 'out': spec.out, 'splits': splits}))
 
 
 def publish(spec: Spec, shards: Path, split: str, domain: str) -> None:
@@ -233,8 +252,11 @@ def in_place(spec: Spec, split: str, domain: str) -> bool:
 
 
 def publish_manifest(spec: Spec, text: str) -> None:
-    """Writes the manifest: the last step of a run."""
+    """Writes the manifest: the last step of a run. Raises a ValueError if another run has done so meanwhile."""
+    manifest = Path(spec.out or '') / MANIFEST
+    if spec.out and manifest.exists():
+        raise ValueError(f'another prepare has finished in {spec.out} meanwhile; prepare again, with another out')
     if spec.remote:
         upload_text(spec.remote, MANIFEST, text)
     if spec.out:
-        write_atomically(Path(spec.out) / MANIFEST, text)
+        write_atomically(manifest, text)

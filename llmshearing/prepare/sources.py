@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob as globbing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 from llmshearing.prepare.contents import Content, is_compressed, look_into
 from llmshearing.prepare.fields import MISSING, field_names, find_field
 from llmshearing.prepare.spec import Domain
+from llmshearing.utils.paths import is_hidden, walk_files
 
-__all__ = ['Skipped', 'Source', 'find_sources', 'is_hidden', 'no_text', 'walk_files']
+__all__ = ['Skipped', 'Source', 'find_sources', 'no_text']
 
 _ENDINGS = {'jsonl': ('.jsonl', '.ndjson', '.json'), 'txt': ('.txt',), 'parquet': ('.parquet', '.pq')}
 _TABLES = ('.csv', '.tsv', '.xlsx', '.xls', '.ods')
@@ -83,11 +84,19 @@ def find_sources(domain: Domain, skipped: Skipped | None = None) -> list[Source]
         elif os.path.exists(path):
             sources.append(Source(path, _kind(path, domain, where)))
         elif globbing.has_magic(path):
-            matches = [match for match in _expand(path) if not os.path.isdir(match)]
+            matches = _expand(path)
+            folders = [match for match in matches if os.path.isdir(match) and '**' not in path.split('/')]
             found = [match for match in matches if os.path.isfile(match)]
-            _skip(skipped, 'links to nothing or no files', (match for match in matches if match not in set(found)))
+            if folders and not found:
+                raise ValueError(
+                    f'{where} matches folders alone, such as {folders[0]}; name the folders, or end the pattern with '
+                    '/**, which takes the files below them'
+                )
             if not found:
                 raise ValueError(f'{where} matches no file; check the pattern and the current folder')
+            _skip(skipped, 'folders, of which a pattern takes none (end it with /**)', folders)
+            others = (match for match in matches if not os.path.isdir(match) and match not in set(found))
+            _skip(skipped, 'links to nothing or no files', others)
             sources += [Source(match, _kind(match, domain, where)) for match in found]
         else:
             raise ValueError(f'{where} does not exist; relative paths start at the current folder, {os.getcwd()}')
@@ -133,29 +142,12 @@ def _expand(pattern: str) -> list[str]:
     return sorted(matches if root == '.' else (os.path.join(root, match) for match in matches))
 
 
-def walk_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """All files below a folder, through links too; a folder that is linked inside itself is entered once."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from walk_files(entry.path, (*above, real))
-        else:
-            yield entry.path
-
-
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not pattern:
         return not parts
     if pattern[0] == '**':
         return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern)) or pattern == ['**']
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def is_hidden(parts: Iterable[str]) -> bool:
-    """Whether a path below a folder, in its parts, is hidden or lies in a hidden folder."""
-    return any(part.startswith('.') for part in parts)
 
 
 def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) -> list[Source]:
@@ -172,6 +164,7 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
     files = _files_of(folder, domain, where, skipped)
     if domain.format != 'auto':
         return [Source(file, _kind(file, domain, where)) for file in files]
+    _refuse_data_sets_below(files, where)
     contents = {file: look_into(file) for file in files}
     _skip(skipped, 'empty', (file for file, content in contents.items() if content.kind == 'empty'))
     contents = {file: content for file, content in contents.items() if content.kind != 'empty'}
@@ -208,6 +201,21 @@ def _files_of(folder: Path, domain: Domain, where: str, skipped: Skipped) -> lis
     if not files:
         raise ValueError(f'{where} holds no file' + (f' that matches glob {domain.glob!r}' if domain.glob else ''))
     return sorted(files)
+
+
+def _refuse_data_sets_below(files: Sequence[str], where: str) -> None:
+    """Raises for a folder of saved data sets: their shards are no text, and what describes them is."""
+    above = {os.path.dirname(file) for file in files if os.path.basename(file) in (*_HF_MARKERS, 'index.json')}
+    saved = sorted(folder for folder in above if _is_saved(Path(folder)) or _is_mds(Path(folder)))
+    if saved:
+        raise ValueError(
+            f'{where} holds data sets, such as {saved[0]}, whose files are no text; list each as a path of its '
+            'own, or leave them out by a glob'
+        )
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / _HF_MARKERS[1]).exists() or ((folder / _HF_MARKERS[0]).exists() and any(folder.glob('*.arrow')))
 
 
 def _is_mds(folder: Path) -> bool:

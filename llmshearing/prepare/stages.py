@@ -27,6 +27,7 @@ __all__ = ['VERSION', 'Context', 'Input', 'digest', 'find_input', 'plan', 'scan'
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the journals; a change starts work afresh
+ENOUGH = 0.5  # of a sample, by the measured tokens per byte: what is refused before anything is tokenized
 _SAMPLE_BYTES = 2 << 20  # text of a domain that is tokenized to estimate tokens per byte
 
 
@@ -86,8 +87,8 @@ class Input:
     duplicates: int = 0
 
     def scan_name(self, tokenizer: TokenizerPlan) -> str:
-        """Name of the scan's journal (the measured tokens per byte depend on the tokenizer)."""
-        return f'{self.domain.name}-{digest([VERSION, self.key, tokenizer.fingerprint])}'
+        """Name of the scan's journal (conversations and the measured tokens per byte depend on the tokenizer)."""
+        return f'{self.domain.name}-{digest([VERSION, self.key, tokenizer.fingerprint, tokenizer.chat_template])}'
 
     def scan_path(self, spec: Spec, tokenizer: TokenizerPlan) -> Path:
         """File of the scan's ``DOCUMENT`` records."""
@@ -180,6 +181,14 @@ def scan(item: Input, context: Context) -> None:
             f'domains.{domain.name} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
             f'unreadable{first}); check path and text_key, or leave the domain out'
         )
+    if counts['bad'] > len(examples):
+        log.warning(
+            'domains.%s: %d records were unreadable and left out, %d were read. The first %d:',
+            domain.name,
+            counts['bad'],
+            counts['documents'],
+            len(examples),
+        )
     for path, number, reason in examples:
         log.warning('domains.%s: skipped %s, record %s: %s', domain.name, path, number, reason)
     item.counts, item.sample = counts, sample
@@ -211,9 +220,11 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
     item.ends = intervals(demands, size, size_squared, item.rate(), spec.max_seq_len)
     item.chosen = np.diff(np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], item.ends])]).tolist()
     item.chosen_bytes = int(size[: item.ends[-1]].sum())
-    for split, budget, chosen in zip(spec.splits, budgets, item.chosen):
-        if budget != 0 and not chosen:
-            raise too_small(item, split.name, 0, spec)
+    sizes = np.diff(np.concatenate([[0], np.cumsum(size)])[np.concatenate([[0], item.ends])])
+    for split, budget, chosen, split_bytes in zip(spec.splits, budgets, item.chosen, sizes):
+        tokens = round(float(split_bytes) * item.rate().mean)
+        if budget != 0 and (not chosen or tokens < ENOUGH * spec.max_seq_len):  # before hours of work
+            raise too_small(item, split.name, tokens, spec)
 
 
 def too_small(item: Input, split: str, tokens: int, spec: Spec) -> ValueError:

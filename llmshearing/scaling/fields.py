@@ -23,7 +23,7 @@ def read_json(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f'{path}: no such file')
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = json.loads(path.read_text(encoding='utf-8-sig'))  # some editors begin with a byte order mark
     except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
         raise ValueError(f'{path}: not JSON ({error})') from error
     if not isinstance(content, dict):
@@ -97,7 +97,7 @@ def open_csv(path: Path) -> Iterator[csv.DictReader]:
     if not path.is_file():
         raise ValueError(f'{path}: no such file')
     try:
-        with path.open(newline='', encoding='utf-8') as file:
+        with path.open(newline='', encoding='utf-8-sig') as file:  # as Excel saves
             rows = csv.DictReader(file, skipinitialspace=True)
             rows.fieldnames = [(column or '').strip() for column in rows.fieldnames or []]
             yield rows

@@ -82,6 +82,7 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
                 f'{where}: {name} has no loss for domain {missing[0]!r}; every model needs one for each '
                 f'of {needed}: measure it, or choose the domains they share'
             )
+    _check_evaluations(models, names, wanted, where)
     with_tokens = [name for name, model in zip(names, models) if model.get('tokens') is not None]
     if with_tokens and len(with_tokens) < len(models):
         without = next(name for name, model in zip(names, models) if model.get('tokens') is None)
@@ -99,6 +100,26 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
         domain: numbers(f'loss of {domain!r}', (model['losses'][domain] for model in models)) for domain in wanted
     }
     return Points(params, tokens, losses, names)
+
+
+def _check_evaluations(models: Sequence[dict], names: Sequence[str], domains: Sequence[str], where: str) -> None:
+    """Losses on other text cannot be compared; ``measure`` notes how much there was of each domain."""
+    for domain in domains:
+        noted = {
+            name: (model['evaluation'].get(domain) or {}).get('tokens')
+            for name, model in zip(names, models)
+            if isinstance(model.get('evaluation'), dict)
+        }
+        sizes: dict[int, str] = {}
+        for name, tokens in noted.items():
+            if tokens is not None:
+                sizes.setdefault(tokens, name)
+        if len(sizes) > 1:
+            (one, first), (other, second) = list(sizes.items())[:2]
+            raise ValueError(
+                f'{where}: {first} was measured on {one} tokens of {domain!r} and {second} on {other}; measure all '
+                'models on the same data, with the same tokenizer and --max-sequences'
+            )
 
 
 def _models_from_csv(path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,32 @@ __all__ = [
     'check_mds_index',
     'check_safetensors_index',
     'expand_path',
+    'is_hidden',
     'local_destination',
     'names_a_path',
     'plain_name',
     'refuse_existing',
+    'walk_files',
 ]
 
 _VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]*)\})', re.ASCII)
+
+
+def walk_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """All files below a folder, through links too; a folder that is linked inside itself is entered once."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from walk_files(entry.path, (*above, real))
+        else:
+            yield entry.path
+
+
+def is_hidden(parts: Iterable[str]) -> bool:
+    """Whether a path below a folder, in its parts, is hidden or lies in a hidden folder."""
+    return any(part.startswith('.') for part in parts)
 
 
 def expand_path(key: str, path: str) -> str:

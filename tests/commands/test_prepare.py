@@ -75,6 +75,8 @@ def test_table():
         (['{yaml}', '--batch-size', '0'], '--batch-size is 0; expected at least 1'),
         (['{yaml}', 'domains.web=none.jsonl'], "domains.web: 'none.jsonl' does not exist"),
         (['--check', 'nowhere'], 'nowhere has no index.json'),
+        (['--check', 'nowhere', '--overwrite'], '--check FOLDER looks at what is there and prepares nothing'),
+        (['{yaml}', '--vocab-size', '3'], '--vocab-size belongs to --check FOLDER'),
         (['list.yaml'], "list.yaml: it holds ['a'], expected a mapping from keys to values"),
         (['broken.yaml'], 'broken.yaml: while parsing a flow sequence'),
         (['binary.yaml'], "binary.yaml: 'utf-8' codec can't decode"),

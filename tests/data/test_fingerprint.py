@@ -112,6 +112,17 @@ def test_a_manifest_of_before_has_a_fingerprint_only(made, tmp_path):
         check_tokenizer(stored_anew(made, swap('\u0102', '\u0103')), [(str(folder), None)])
 
 
+def test_the_manifest_of_linked_data_lies_where_the_link_leads(made, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    folder = write_manifest(tmp_path / 'there', tokenizer)
+    (tmp_path / 'mix' / 'prune').mkdir(parents=True)
+    (tmp_path / 'mix' / 'prune' / 'web').symlink_to(folder)
+    check_tokenizer(tokenizer, [(str(tmp_path / 'mix' / 'prune' / 'web'), None)])
+    other = stored_anew(made, swap('a', 'b'))
+    with pytest.raises(ValueError, match='below .*there was made with another tokenizer'):
+        check_tokenizer(other, [(str(tmp_path / 'mix' / 'prune' / 'web'), None)])
+
+
 def test_the_manifest_of_remote_data_counts_too(made, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(made)
     remote = write_manifest(tmp_path / 'remote', tokenizer)

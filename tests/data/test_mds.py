@@ -1,9 +1,9 @@
-"""Token ids against the size of a vocabulary, as arrays and as tensors."""
+"""MDS folders as they lie on a disk, and token ids against the size of a vocabulary."""
 
 import numpy as np
 import torch
 
-from llmshearing.data.mds import foreign_id
+from llmshearing.data.mds import foreign_id, mds_folders
 
 
 def test_an_id_outside_the_vocabulary_is_found_whichever_side_it_lies_on():
@@ -11,3 +11,12 @@ def test_an_id_outside_the_vocabulary_is_found_whichever_side_it_lies_on():
     assert foreign_id(inside, 8) is None and foreign_id(inside, 7) == 7
     assert foreign_id(torch.tensor([[5, 9], [-2, -1]]), 8) == -2
     assert foreign_id(np.array([np.iinfo(np.uint64).max]), 8) == np.iinfo(np.uint64).max
+
+
+def test_linked_folders_are_found_and_unfinished_ones_are_not(tmp_path):
+    for folder in ('a/eval/web', 'mix/eval/code', 'mix/.new/eval/web'):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'index.json').write_text('{}')
+    (tmp_path / 'mix' / 'eval' / 'web').symlink_to(tmp_path / 'a' / 'eval' / 'web')
+    (tmp_path / 'mix' / 'eval' / 'again').symlink_to(tmp_path / 'mix')  # round and round
+    assert mds_folders(tmp_path / 'mix') == ['eval/code', 'eval/web']

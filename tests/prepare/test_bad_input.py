@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from llmshearing.prepare import pipeline
+from llmshearing.data.fingerprint import check_tokenizer
+from llmshearing.prepare import pipeline, publish
+from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 from tests.prepare.prepare_inputs import make_documents, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
@@ -26,6 +30,15 @@ def test_bad_lines_are_counted_and_limited(spec, caplog):
     entry = prepare(spec, workers=2)['domains']['code']
     assert (entry['bad_lines'], entry['empty'], entry['documents']) == (2, 1, 51)
     assert f'domains.code: skipped {path}, record 5: Unterminated string' in caplog.text
+
+
+def test_all_that_is_left_out_is_counted(spec, tmp_path, caplog):
+    (tmp_path / 'files').mkdir()
+    for number, text in enumerate(make_documents(30, 5)):
+        (tmp_path / 'files' / f'{number}.txt').write_bytes(text.encode() if number % 3 else text.encode() + b'\xe9')
+    spec['domains'] = {'files': str(tmp_path / 'files')}
+    prepare(spec, workers=1)
+    assert 'domains.files: 10 records were unreadable and left out, 20 were read. The first 5:' in caplog.text
 
 
 @pytest.mark.parametrize('content', ['', '\n \n', '{"text": ""}\n{"text": " \\n"}\n'])
@@ -57,6 +70,61 @@ def test_split_without_a_sample(spec, tmp_path):
         prepare(spec, workers=1)
     spec['domains']['one'] = {'path': spec['domains']['one'], 'tokens': {'eval': 0, 'prune': 0}}
     assert list(prepare(spec, workers=1)['domains']['one']['splits']) == ['continue']
+
+
+def test_a_split_without_a_sample_is_told_before_anything_is_tokenized(spec, tmp_path, monkeypatch):
+    spec['domains']['one'] = write_jsonl(tmp_path / 'one.jsonl', ['a few words', 'and more', 'of them'] * 2)
+    monkeypatch.setattr(pipeline, 'tokenize', None)
+    with pytest.raises(ValueError, match=r"domains.one: split '\w+' gets \d+ tokens"):
+        prepare(spec, workers=1)
+
+
+def test_what_an_unfinished_run_left_gives_way_to_the_next_one(spec, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, 'publish_manifest', stop)
+        prepare(spec, workers=1)
+    assert (Path(spec['out']) / 'continue').exists()
+    prepare({**spec, 'seed': 4}, workers=1)  # another request, as after an error that says what to change
+    check(Path(spec['out']))
+
+
+def test_a_failed_overwrite_leaves_what_was_there(spec):
+    prepare(spec, workers=1)
+    before = tree(Path(spec['out']))
+    with pytest.raises(ValueError, match='less than one sample'):
+        prepare({**spec, 'max_seq_len': 100_000}, workers=1, overwrite=True)
+    shutil.rmtree(Path(spec['out']) / '.prepare')
+    assert tree(Path(spec['out'])) == before
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_data_set(spec):
+    prepare(spec, workers=1)
+    fewer = {**spec, 'domains': {'code': spec['domains']['code']}}
+    prepare(fewer, workers=1, overwrite=True)
+    assert {path.parent.name for path in Path(spec['out']).glob('*/*/index.json')} == {'code'}
+
+
+def test_a_folder_that_the_manifest_does_not_list_is_found(spec, caplog):
+    prepare(spec, workers=1)
+    out = Path(spec['out'])
+    shutil.copytree(out / 'continue' / 'code', out / 'continue' / 'older')
+    with pytest.raises(ValueError, match='manifest.json does not list .*continue/older: an earlier data set left it'):
+        check(out)
+    check_tokenizer(AutoTokenizer.from_pretrained(spec['tokenizer']), [(str(out / 'continue' / 'older'), None)])
+    assert 'which does not list it: which tokenizer made it is not known' in caplog.text
+
+
+def test_two_that_prepare_into_one_place_are_told(spec, tmp_path, monkeypatch):
+    def meanwhile(plan, text):
+        (Path(spec['out']) / 'manifest.json').write_text('{}')
+        publish.publish_manifest(plan, text)
+
+    monkeypatch.setattr(pipeline, 'publish_manifest', meanwhile)
+    with pytest.raises(ValueError, match='another prepare has finished in .* meanwhile'):
+        prepare({**spec, 'work': str(tmp_path / 'work')}, workers=1)
 
 
 def test_workers_are_counted_from_one(spec):
@@ -115,6 +183,6 @@ def test_what_is_written_is_never_read_as_text(spec, tmp_path):
     first = prepare(spec, workers=1)
     assert prepare(spec, workers=1) == first
     spec['domains'] = {'pages': {'path': str(tmp_path / 'pages'), 'glob': '**/*'}}
-    with pytest.raises(ValueError, match='domains.pages: .* lie in one another'):
+    with pytest.raises(ValueError, match='domains.pages: .* holds data sets, .*leave them out by a glob'):
         prepare(spec, workers=1, overwrite=True)
     assert (tmp_path / 'pages' / 'mds' / 'manifest.json').exists()

@@ -40,6 +40,24 @@ def read(tokenizer, *records, key='messages'):
     return list(worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), key, None))
 
 
+def test_what_is_said_is_text(chat):
+    parts = [{'type': 'text', 'text': 'wh'}, {'type': 'text', 'text': 'y'}]
+    template = ChatTemplate(chat, bos=True, eos=True)
+    assert template.render([{'role': 'user', 'content': parts}, TURNS[1]]) == '[user] why</s>\n[assistant] so'
+    for content in ({}, None, 7, [{'type': 'image'}], []):
+        with pytest.raises(ValueError, match='the content of a turn of the conversation is .*, expected text'):
+            template.render([TURNS[0], {'role': 'assistant', 'content': content}])
+    calls = [{'role': 'assistant', 'content': None, 'tool_calls': [{'name': 'f'}]}]
+    assert template.render(calls).startswith('[assistant]')  # the rest is the template's
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day(chat, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    assert ChatTemplate(str(tmp_path), bos=False, eos=True).render(TURNS[:1]) == '26 Jul 2024<s>[user] why'
+
+
 def test_fields_inside_fields():
     record = {'a': {'b': {'c': 1}, 'b.c': 2}, 'a.b': {'c': 3}, 'd': [4]}
     found = {key: find_field(record, key) for key in ('a.b.c', 'a.b', 'd', 'a.x', 'd.0', 'x')}

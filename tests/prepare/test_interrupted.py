@@ -152,7 +152,7 @@ def test_a_killed_worker_is_reported(spec, monkeypatch):
     scan = pipeline.scan
     monkeypatch.setattr(pipeline, 'scan', lambda item, context: (scan(item, context), kill(item, context)))
     with pytest.raises(
-        RuntimeError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory'
+        ChildProcessError, match='a worker process of prepare died .exit code -9.; if the machine ran out of memory'
     ):
         prepare(spec, workers=1)
 

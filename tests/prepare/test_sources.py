@@ -19,6 +19,7 @@ from pyarrow import parquet
 from streaming import MDSWriter
 
 from llmshearing.prepare import pieces
+from llmshearing.prepare.contents import HEAD
 from llmshearing.prepare.pieces import read_pieces
 from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
@@ -236,11 +237,55 @@ def test_a_separator_that_is_nowhere_is_refused(tmp_path):
     (tmp_path / 'a.txt').write_bytes(b'one\r\n\r\ntwo\r\n')
     (tmp_path / 'b.txt').write_bytes(b'three')
     domain = domain_at(tmp_path / '*.txt', separator='\n\n')
-    with pytest.raises(ValueError, match=r"domains.d.separator is '\\n\\n', which is nowhere in .*b.txt"):
-        _read(domain)
     with pytest.raises(ValueError, match=r'nowhere in .*a.txt; its lines end with "\\r\\n"; correct it'):
-        _read(dataclasses.replace(domain, path=(str(tmp_path / 'a.txt'),)))
+        _read(domain)
+    with pytest.raises(ValueError, match=r"domains.d.separator is '\\n\\n', which is nowhere in .*b.txt; correct it"):
+        _read(dataclasses.replace(domain, path=(str(tmp_path / 'b.txt'),)))
     assert _read(dataclasses.replace(domain, separator='\r\n\r\n')) == ['one', 'two\r\n', 'three']
+
+
+def test_one_file_with_other_line_ends_is_not_one_document(tmp_path):
+    (tmp_path / 'a.txt').write_bytes(b'one\n\ntwo\n\n')
+    (tmp_path / 'b.txt').write_bytes(b'three\r\n\r\nfour\r\n')
+    (tmp_path / 'c.txt').write_bytes(b'five')  # a single document is none of these
+    with pytest.raises(ValueError, match=r'nowhere in .*b.txt; its lines end with "\\r\\n"'):
+        _read(domain_at(tmp_path / '*.txt', separator='\n\n'))
+    assert _read(domain_at(tmp_path / '[ac].txt', separator='\n\n')) == ['one', 'two', 'five']
+
+
+@pytest.mark.parametrize('written', ['lines', 'list'])
+def test_records_that_are_longer_than_what_is_looked_at(tmp_path, written):
+    (tmp_path / 'x').mkdir()
+    records = [{'text': 'w ' * HEAD}, {'text': 'short'}]
+    lines = '\n'.join(map(json.dumps, records))
+    (tmp_path / 'x' / 'part-000.json').write_text(lines if written == 'lines' else json.dumps(records))
+    assert _read(domain_at(tmp_path / 'x')) == [record['text'] for record in records]
+
+
+def test_folders_that_a_pattern_matches_are_told(tmp_path):
+    write_jsonl(tmp_path / 'a.jsonl', TEXTS[:2])
+    write_jsonl(tmp_path / 'sub' / 'b.jsonl', TEXTS[2:])
+    skipped = {}
+    find_sources(domain_at(tmp_path / '*'), skipped)
+    ((reason, paths),) = skipped.items()
+    assert 'of which a pattern takes none' in reason and paths == [str(tmp_path / 'sub')]
+    assert len(_read(domain_at(tmp_path / '**'))) == len(TEXTS)
+    (tmp_path / 'a.jsonl').unlink()
+    with pytest.raises(ValueError, match='matches folders alone, such as .*sub; name .*, or end .* with /\\*\\*'):
+        _read(domain_at(tmp_path / '*'))
+
+
+@pytest.mark.parametrize('kind', ['hf', 'mds'])
+def test_a_folder_of_data_sets_is_no_folder_of_text(tmp_path, kind):
+    if kind == 'hf':
+        datasets.Dataset.from_dict({'text': TEXTS}).save_to_disk(str(tmp_path / 'sets' / 'one'))
+    else:
+        with MDSWriter(out=str(tmp_path / 'sets' / 'one'), columns={'text': 'str'}) as writer:
+            for text in TEXTS:
+                writer.write({'text': text})
+    with pytest.raises(ValueError, match='holds data sets, such as .*one, whose files are no text; list each'):
+        _read(domain_at(tmp_path / 'sets'))
+    assert _read(domain_at(tmp_path / 'sets' / 'one')) == TEXTS
 
 
 def test_a_folder_of_record_files(tmp_path):

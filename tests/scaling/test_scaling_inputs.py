@@ -53,6 +53,22 @@ def test_a_model_counts_once(tmp_path):
     assert len(read_points([tmp_path / 'a.json', tmp_path / 'b.csv']).params) == 4
 
 
+def test_models_measured_on_other_text_are_not_joined():
+    measured = [{**model, 'name': f'm{i}', 'evaluation': {'cc': {'tokens': 5000}}} for i, model in enumerate(MODELS)]
+    assert points_from_models(measured, 'here').names == ['m0', 'm1', 'm2']
+    measured[2]['evaluation'] = {'cc': {'tokens': 3100}}
+    with pytest.raises(ValueError, match="here: m0 was measured on 5000 tokens of 'cc' and m2 on 3100"):
+        points_from_models(measured, 'here')
+    assert points_from_models(measured, 'here', ['wiki']).names == ['m0', 'm1', 'm2']
+
+
+def test_byte_order_marks_are_no_part_of_the_first_name(tmp_path):
+    (tmp_path / 'a.csv').write_text('params,cc\n7e7,3.0\n', encoding='utf-8-sig')
+    (tmp_path / 'a.json').write_text(json.dumps({'models': MODELS}), encoding='utf-8-sig')
+    assert list(read_points([tmp_path / 'a.csv']).losses) == ['cc']
+    assert list(read_points([tmp_path / 'a.json']).losses) == ['cc', 'wiki']
+
+
 @pytest.mark.parametrize('tokens', [None, 2e10])
 def test_models_of_one_size_differ_by_their_tokens(tmp_path, tokens):
     models = [{**MODELS[i], 'tokens': 1e10} for i in (0, 1)] + [{**MODELS[0], 'tokens': tokens or 1e10}]

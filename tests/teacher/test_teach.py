@@ -208,6 +208,16 @@ def test_data_of_another_tokenizer_or_cut_short_are_refused_by_name(world, capsy
     shutil.rmtree(world / 'data-cut')
 
 
+def test_an_odd_sample_is_named_before_any_work(world, capsys):
+    folder = world / 'data-odd' / 'train' / 'a'
+    with MDSWriter(out=str(folder), columns={'tokens': 'bytes'}) as writer:
+        for length in (16, 16, 15, 16):
+            writer.write({'tokens': np.arange(length).tobytes()})
+    said = refusal(capsys, world, data='data-odd')
+    assert 'train/a/shard.00000.mds: sample 2 has 120 bytes of tokens where the others have 128' in said
+    shutil.rmtree(world / 'data-odd')
+
+
 def test_a_folder_without_samples_is_copied(world, tmp_path):
     shutil.copytree(world / 'data', tmp_path / 'data')
     empty = tmp_path / 'data' / 'train' / 'c' / 'index.json'
