@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.config.resume import leaves_masks_out
 from llmshearing.config.times import check_time, check_within_run
 from llmshearing.utils.paths import refuse_existing
 
@@ -110,6 +111,12 @@ def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -
         raise ValueError(
             'save_weights_only: true leaves the masks out of the checkpoints, so they can be neither resumed nor '
             'exported; set it to false for pruning.'
+        )
+    left_out = leaves_masks_out(config.get('save_ignore_keys'), config)
+    if left_out is not None:
+        raise ValueError(
+            f'save_ignore_keys: {left_out!r} leaves the masks out of the checkpoints, so they can be neither resumed '
+            'nor exported; remove it for pruning.'
         )
     sharding = config.get('fsdp_config')
     if sharding and settings.get('freeze_weights') and sharding.get('state_dict_type', 'full') == 'full':

@@ -131,6 +131,19 @@ OF_PRUNING = str(Path(__file__).parents[1] / 'checkpoints' / 'before_the_move' /
             'load_weights_only: true would leave its masks out',
         ),
         ({'algorithms': {'targeted_pruning': {}}}, None),
+        (
+            {'algorithms': {'targeted_pruning': {}}, 'load_ignore_keys': ['rng', 'state/algorithms*']},
+            r"load_ignore_keys: 'state/algorithms\*' leaves the masks of .* out.*Remove it",
+        ),
+        (
+            {'algorithms': {'distillation': {}, 'targeted_pruning': {}}, 'load_ignore_keys': ['state/algorithms/1']},
+            "load_ignore_keys: 'state/algorithms/1' leaves the masks",
+        ),
+        ({'algorithms': {'targeted_pruning': {}}, 'load_ignore_keys': ['rng', 'state/dataset_state*']}, None),
+        (
+            {'algorithms': {'distillation': {}, 'targeted_pruning': {}}, 'load_ignore_keys': ['state/algorithms/0']},
+            None,
+        ),
     ],
 )
 def test_masks_and_weights_belong_together(config, changes, message):
@@ -148,6 +161,10 @@ def test_pruning_begins_at_batch_0(config, tmp_path):
     with pytest.raises(ValueError, match='units would never be scored.* Set load_weights_only: true'):
         check_resume(config)
     check_resume({**config, 'load_weights_only': True})
+    ignoring = {**config, 'load_path': 's3://bucket/ck.pt', 'load_ignore_keys': ['state/algorithms']}
+    with pytest.raises(ValueError, match='leaves the masks of s3://bucket/ck.pt out'):
+        check_resume(ignoring)
+    check_resume({**ignoring, 'load_weights_only': True})
     check_resume({**config, 'algorithms': {}})
 
 

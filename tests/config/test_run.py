@@ -96,6 +96,8 @@ def test_runs_without_our_parts_are_left_alone():
         ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
         ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
         ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
+        ('save_ignore_keys', ['rng', 'state/*'], r"save_ignore_keys: 'state/\*' leaves the masks out"),
+        ('save_ignore_keys', ['state/algorithms/TargetedPruning'], 'leaves the masks out .* remove it for pruning'),
         (
             'callbacks.export_pruned.folder',
             's3://bucket/x',
