@@ -38,7 +38,8 @@ def check_resume(config: Mapping[str, Any]) -> None:
         weights_only = not resumes and bool(config.get('load_weights_only'))
         _check_masks(source, prunes(config), weights_only)
     if not resumes:  # else Composer ignores nothing
-        _check_ignored(source or config.get('load_path'), config)
+        _check_ignored('load_', source or config.get('load_path'), config, config)
+    _check_loading_callback(config)
 
 
 def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
@@ -121,26 +122,40 @@ def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_masks(source: Path, pruning: bool, weights_only: bool) -> None:
+def _check_masks(source: Path, pruning: bool, weights_only: bool, where: str = '') -> None:
     from llmshearing.checkpoints.checkpoint import holds_masks
 
     try:
         masked = holds_masks(source)
     except (ValueError, OSError):  # told by Composer's loading, with the newest checkpoint that can be read
         return
-    check_stage(source, masked, pruning, weights_only)
+    check_stage(source, masked, pruning, weights_only, where)
 
 
-def _check_ignored(source: Path | str | None, config: Mapping[str, Any]) -> None:
-    left_out = leaves_masks_out(config.get('load_ignore_keys'), config)
-    if source is not None and left_out is not None and not config.get('load_weights_only'):
+def _check_loading_callback(config: Mapping[str, Any]) -> None:
+    """What Composer's own callback loads beside ``load_path`` is held against the run in the same way."""
+    where, settings = 'callbacks.load_checkpoint.', (config.get('callbacks') or {}).get('load_checkpoint') or {}
+    path = settings.get('load_path')
+    if path is None:
+        return
+    if '://' not in path and Path(path).exists():
+        _check_masks(Path(path).resolve(), prunes(config), bool(settings.get('load_weights_only')), where)
+    _check_ignored(where, path, settings, config)
+
+
+def _check_ignored(
+    where: str, source: Path | str | None, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    key = f'{where}ignore_keys'
+    left_out = leaves_masks_out(settings.get(key.rpartition('.')[2]), config)
+    if source is not None and left_out is not None and not settings.get('load_weights_only'):
         raise ValueError(
-            f'load_ignore_keys: {left_out!r} leaves the masks of {source} out, and units would never be scored anew. '
+            f'{key}: {left_out!r} leaves the masks of {source} out, and units would never be scored anew. '
             'Remove it to go on; to begin pruning with the weights of another checkpoint, set load_weights_only: true.'
         )
 
 
-def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: bool = False) -> None:
+def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: bool = False, where: str = '') -> None:
     """Masks and weights belong together: what was begun by pruning goes on as pruning, and nothing else does.
 
     Args:
@@ -148,6 +163,7 @@ def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: b
         masked (bool): Whether it holds masks.
         pruning (bool): Whether the run prunes.
         weights_only (bool): Whether the run takes nothing but its weights. Default: ``False``.
+        where (str): The section whose ``load_path`` it is, with its dot. Default: ``''``, the top level.
 
     Raises:
         ValueError: If the run and the checkpoint do not belong together.
@@ -156,17 +172,17 @@ def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: b
         raise ValueError(
             f'{source} is a checkpoint of pruning, and this run has no algorithms.targeted_pruning: it would train the '
             f'uncut model. Export it (llmshearing export {source} --out FOLDER) and begin with '
-            'model.pretrained_model_name_or_path=FOLDER and no load_path.'
+            f'model.pretrained_model_name_or_path=FOLDER and no {where}load_path.'
         )
     if masked and weights_only:
         raise ValueError(
-            f'{source} is a checkpoint of pruning, and load_weights_only: true would leave its masks out. Set it to '
-            'false to go on, or begin anew from the source without load_path.'
+            f'{source} is a checkpoint of pruning, and {where}load_weights_only: true would leave its masks out. '
+            f'Set it to false to go on, or begin anew from the source without {where}load_path.'
         )
     if pruning and not masked and not weights_only:
         raise ValueError(
             f'{source} is no checkpoint of pruning: units would never be scored, as that is done before batch 0. Set '
-            'load_weights_only: true to begin pruning with its weights.'
+            f'{where}load_weights_only: true to begin pruning with its weights.'
         )
 
 
