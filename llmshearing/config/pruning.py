@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ['check_export', 'check_pruning']
+
+log = logging.getLogger(__name__)
 
 TIMES = ('warmup', 'lagrangian_warmup', 'freeze_masks_after')
 
@@ -45,6 +48,7 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
             check_time(f'{where}.{key}', settings[key])
             check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
     _check_checkpoints(settings, config)
+    _tell_what_is_lost(settings, config)
     target = PruningSettings(**settings).target
     if read_sparsity_target(target, shape_of(source)) is None:
         target_shape(source, target)
@@ -88,6 +92,17 @@ def check_export(config: Mapping[str, Any]) -> None:
                 f'{where}.folder: {settings["folder"]} is to be new at the end of the run, and {place}: {path} is '
                 'written into it meanwhile; choose another folder.'
             )
+
+
+def _tell_what_is_lost(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Warns of a run that leaves nothing but its log; somebody may want no more than that."""
+    if 'export_pruned' in (config.get('callbacks') or {}) or config.get('save_folder'):
+        return
+    exports = 'sparsity' not in settings['target']
+    log.warning(
+        'This run keeps nothing of what it prunes. Set save_folder for checkpoints%s.',
+        ', or callbacks.export_pruned: {folder: ...} for the pruned model' if exports else '',
+    )
 
 
 def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:

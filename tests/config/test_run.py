@@ -353,6 +353,17 @@ def test_epochs_are_told_in_batches(config, caplog):
     assert f'max_duration: 10 ends after {10 * batches} batches' in caplog.text
 
 
+def test_a_pruning_run_that_keeps_nothing_is_told_before_it_begins(config, caplog):
+    assert 'save_folder' not in config
+    with caplog.at_level(logging.WARNING):
+        prepare_run(copy.deepcopy(config))
+        without = changed(config, 'callbacks.export_pruned', KeyError)
+        prepare_run({**copy.deepcopy(without), 'save_folder': 'x'})
+        assert 'keeps nothing' not in caplog.text
+        prepare_run(without)
+    assert 'keeps nothing of what it prunes. Set save_folder for checkpoints, or callbacks.export_pruned' in caplog.text
+
+
 def test_compilation_of_the_next_stage_is_checked(config):
     config = changed(config, 'algorithms', None)
     del config['callbacks']['export_pruned']
