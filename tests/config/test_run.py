@@ -132,6 +132,7 @@ def test_runs_without_our_parts_are_left_alone():
         ('compile_config', {}, 'a model that is being pruned is not compiled'),
         ('algorithms.targeted_pruning.warmup', '2dur', 'longer than the run.* give less than 1dur'),
         ('scheduler.t_warmup', '1.5dur', 'scheduler.t_warmup: 1.5dur is longer than the run'),
+        ('scheduler.t_warmup', '3tok', 'scheduler.t_warmup: 3tok is in tok, and max_duration: 48ba'),
         (
             'eval_loaders.1.dataset.max_seq_len',
             8,
