@@ -10,8 +10,8 @@ from llmshearing.commands.search import main
     [
         (
             'hidden_size=64',
-            '--limit hidden_size=64: expected LEAST:MOST. hidden_size=64: is at least, hidden_size=:64 at most; for one '
-            'size alone: --pin hidden_size=64.',
+            '--limit hidden_size=64: expected LEAST:MOST. hidden_size=64: is at least, hidden_size=:64 at most; for '
+            'one size alone: --pin hidden_size=64.',
         ),
         ('hidden_size=:', '--limit hidden_size=:: expected LEAST:MOST. hidden_size=SIZE: is at least'),
         ('hidden_size=4:x', '--limit hidden_size=x: expected a whole number'),
