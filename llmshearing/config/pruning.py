@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.config.resume import leaves_masks_out
-from llmshearing.config.times import check_time, check_within_run
+from llmshearing.config.times import check_within_run
 from llmshearing.utils.paths import refuse_existing
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     Raises:
         ValueError: For a target that cannot be reached, and for settings whose result would not be the pruned model.
     """
-    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
     from llmshearing.masks.sparsity_target import read_sparsity_target
     from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
@@ -45,11 +44,10 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
         )
     for key in TIMES:
         if settings.get(key) is not None:
-            check_time(f'{where}.{key}', settings[key])
             check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
     _check_checkpoints(settings, config)
     _tell_what_is_lost(settings, config)
-    target = PruningSettings(**settings).target
+    target = settings['target']
     if read_sparsity_target(target, shape_of(source)) is None:
         target_shape(source, target)
 
