@@ -12,10 +12,12 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from llmshearing.compat.composer import had_begun
 from llmshearing.config.process import prepare_process
+from llmshearing.utils.suggestions import did_you_mean
 
 __all__ = ['main']
 
@@ -94,14 +96,16 @@ def _check_document(path: str, overrides: list[str]) -> None:
     """Checks what llm-foundry takes for granted of a file.
 
     It holds keys and values, keys are text, those which are read first are there, and the command line puts nothing
-    else in the place of a section.
+    else in the place of a section and names no variable that is not there.
     """
     from omegaconf import DictConfig, OmegaConf
 
     content = OmegaConf.load(path)
     if not isinstance(content, DictConfig) or not all(isinstance(key, str) for key in content):
         raise ValueError(f'{path}: expected keys and values at the top level, every key as text.')
+    known = content.get('variables')
     for override in overrides:
+        _check_variable(override, known, path)
         try:
             content = OmegaConf.merge(content, OmegaConf.from_cli([override]))
         except TypeError as error:
@@ -109,6 +113,16 @@ def _check_document(path: str, overrides: list[str]) -> None:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise ValueError(f'{path}: missing {", ".join(missing)}.')
+
+
+def _check_variable(override: str, known: Any, path: str) -> None:
+    """Refuses a variable that the file does not have, so that nothing in it could ask for it."""
+    key = override.partition('=')[0].strip()
+    name = key.removeprefix('variables.')
+    names = list(known) if isinstance(known, Mapping) else []
+    if name != key and name.partition('.')[0] not in names:
+        possible = f'Possible: {", ".join(names)}.' if names else 'It has none.'
+        raise ValueError(f'{override}: {path} has no variable {name!r}.{did_you_mean(name, names)} {possible}')
 
 
 if __name__ == '__main__':

@@ -57,9 +57,7 @@ class ResumeSettings(CallbackWithConfig):
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
         self._prunes = prunes(train_config)
         self._saved: dict[str, Any] = {}
-        # Of a run of one process llm-foundry notes no fsdp_config; what is no folder of shards does not matter here.
-        sharded = {**train_config, 'fsdp_config': {'state_dict_type': 'sharded'}}
-        self._checkpoint = resume_source(sharded)
+        self._checkpoint = _checkpoint_of(train_config)
         self._is_noted = _is_noted_in(self._checkpoint)
         self._trains = not (train_config.get('only_hf_checkpoint') or train_config.get('only_composer_checkpoint'))
         self._groups: list[dict[str, Any]] = []
@@ -116,6 +114,13 @@ class ResumeSettings(CallbackWithConfig):
         if PRUNES in saved:  # one on this machine was refused before it was loaded
             check_stage(self._checkpoint or 'load_path', saved[PRUNES], self._prunes)
         self._saved = {place: value for place, value in saved.items() if place in FROM_CHECKPOINT}
+
+
+def _checkpoint_of(config: dict[str, Any]) -> Path | None:
+    """What a run goes on from: by either link, as llm-foundry notes no fsdp_config of a run of one process."""
+    by_link = {**config, 'load_path': None}
+    sharded = {**by_link, 'fsdp_config': {'state_dict_type': 'sharded'}}
+    return resume_source(sharded) or resume_source(by_link) or resume_source(config)
 
 
 def _is_noted_in(checkpoint: Path | None) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.core import State
-from composer.utils import dist
+from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
@@ -106,7 +106,8 @@ def _exported(state: State, began: float) -> dict[str, str] | None:
         if isinstance(callback, ExportPruned):
             found += [callback.folder / 'config.json']
         elif isinstance(callback, HuggingFaceCheckpointer) and '://' not in callback.save_dir_format_str:
-            found += Path(callback.save_dir_format_str).glob('huggingface/*/config.json')
+            folder = format_name_with_dist_and_time(callback.save_dir_format_str, state.run_name, state.timestamp)
+            found += Path(folder).glob('huggingface/*/config.json')
     written = {path: path.stat().st_mtime for path in found if path.is_file()}
     last = max(written, key=written.__getitem__, default=None)
     return None if last is None or written[last] < began else {'folder': str(last.parent)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 PARTS = ('model', 'algorithms', 'callbacks', 'integrations', 'timestamp')
 HEADS = ('lm_head', 'embed_out')
 NOTE_SOURCE = ('ExportPruned', 'ModelCard')  # callbacks whose state names the model that the run began with
+NOTE_PRUNES = 'ResumeSettings'  # the callback whose settings say whether the run prunes
 # Entries of a stored config that lead to code or belong to this process.
 NO_SETTINGS = ('_name_or_path', 'auto_map', 'trust_remote_code', 'code_revision', '_attn_implementation_autoset')
 
@@ -98,6 +100,11 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     pruning, saved = None, find_pruning_state(algorithms)
     if saved is not None:
         pruning = read_pruning_state(read_all(saved), config)
+    elif _is_of_pruning(state.get('callbacks') or {}):
+        raise ValueError(
+            f'{path} is a checkpoint of pruning without its masks (save_ignore_keys): what it holds is the uncut '
+            'model. Name another checkpoint of the run; without one, prune anew from the source.'
+        )
     elif not {'algorithms', 'timestamp'} & set(state):
         log.warning(
             '%s holds weights only (save_weights_only). If it is from the pruning stage, its masks are not in it, and '
@@ -171,6 +178,11 @@ def _stored_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             f'{path} is no Composer checkpoint (no state -> model in it). Legacy state dicts: `llmshearing import`.'
         )
     return state
+
+
+def _is_of_pruning(callbacks: Mapping[str, Any]) -> bool:
+    """Whether the run noted that it prunes, whatever else is in its checkpoint."""
+    return bool(json.loads((callbacks.get(NOTE_PRUNES) or {}).get('settings', '{}')).get('prunes'))
 
 
 def _noted(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:

@@ -82,6 +82,8 @@ def parse_target(items: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    if text.lower() in ('true', 'false'):  # as YAML reads it
+        return text.lower() == 'true'
     for kind in (int, float):
         try:
             return kind(text)

@@ -14,6 +14,7 @@ from llmshearing.scaling.budget_report import SpendingPlan, fit_law_file, make_c
 from llmshearing.scaling.fields import positive_number, write_json
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.spending import PRUNING_GAIN, Case
+from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
 
@@ -121,6 +122,8 @@ def plan(arguments: argparse.Namespace) -> list[str]:
 def main(argv: list[str]) -> int:
     """Entry point of ``llmshearing budget``."""
     arguments = _parser().parse_args(argv)
+    if getattr(arguments, 'output', None):
+        local_destination('--output', arguments.output, 'file')
     if arguments.command == 'fit':
         lines = fit_law_file(arguments.runs, arguments.huber, arguments.output)
     elif arguments.command == 'predict':

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import settings_from
+from llmshearing.commands.arguments import command_parser, settings_from
 from llmshearing.utils.checks import check_number
 from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
@@ -16,10 +15,9 @@ __all__ = ['main']
 
 def main(argv: list[str]) -> int:
     """Exports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
-    parser = argparse.ArgumentParser(
-        prog='llmshearing export',
-        description='Write a Composer checkpoint (one file or a sharded folder) as a stock Hugging Face folder, and '
-        'check it.',
+    parser = command_parser(
+        'export',
+        'Write a Composer checkpoint (one file or a sharded folder) as a stock Hugging Face folder, and check it.',
     )
     parser.add_argument('checkpoint', help='.pt file or sharded checkpoint folder, here (or a link to one) or remote')
     parser.add_argument('--out', required=True, help='folder to write')

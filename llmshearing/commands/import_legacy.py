@@ -5,11 +5,10 @@ See ``conversion/README.md``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import parse_target, settings_from
+from llmshearing.commands.arguments import command_parser, parse_target, settings_from
 from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
 
@@ -18,9 +17,8 @@ __all__ = ['main']
 
 def main(argv: list[str]) -> int:
     """Imports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
-    parser = argparse.ArgumentParser(
-        prog='llmshearing import',
-        description='Turn a state dict of the first Sheared LLaMA code into a Hugging Face folder, or back.',
+    parser = command_parser(
+        'import', 'Turn a state dict of the first Sheared LLaMA code into a Hugging Face folder, or back.'
     )
     parser.add_argument(
         'file', type=Path, help='state dict, bare or under state -> model; with --to-legacy a Hugging Face folder'

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from llmshearing.commands.arguments import command_parser, parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
+from llmshearing.utils.files import write_atomically
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -119,5 +119,5 @@ def main(argv: list[str] | None = None) -> int:
     plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(plan, indent=1) + '\n', encoding='utf-8')
+        write_atomically(arguments.json, json.dumps(plan, indent=1) + '\n')
     return 0

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any
 
+from llmshearing.commands.arguments import command_parser
 from llmshearing.config.yaml_file import read_yaml
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
@@ -21,7 +22,7 @@ __all__ = ['main']
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='llmshearing prepare', description='Turn raw text into tokenized MDS splits.')
+    parser = command_parser('prepare', 'Turn raw text into tokenized MDS splits.')
     parser.add_argument('spec', nargs='?', help='YAML file: see data_prep/README.md and yamls/data/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='change keys, e.g. max_seq_len=2048')
     parser.add_argument('--out', help='output folder or remote address, instead of the one in the spec')

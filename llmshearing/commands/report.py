@@ -6,10 +6,10 @@ draws a second run into the same panels, chapter by chapter. torch is not needed
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from llmshearing.commands.arguments import command_parser
 from llmshearing.reports.build import build_report
 
 __all__ = ['main']
@@ -17,7 +17,7 @@ __all__ = ['main']
 
 def main(argv: list[str]) -> int:
     """Entry point of ``llmshearing report``."""
-    parser = argparse.ArgumentParser(prog='llmshearing report', description=str(__doc__).split('\n\n')[1])
+    parser = command_parser('report', str(__doc__).split('\n\n')[1])
     parser.add_argument('run', metavar='RUN', type=Path, help='metrics file, or folder with some')
     parser.add_argument('--compare', metavar='RUN2', type=Path, help='another run to draw into the same panels')
     parser.add_argument(

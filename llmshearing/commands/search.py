@@ -60,6 +60,21 @@ def _whole(option: str, key: str, text: str) -> int:
     return int(text)
 
 
+def _limits(items: list[str]) -> dict[str, tuple[str, str]]:
+    """Least and most of each key as text; empty where there is no such limit."""
+    limits = {}
+    for key, text in parse_pairs('--limit', items).items():
+        low, colon, high = text.partition(':')
+        if not colon or not (low or high):
+            size = low or 'SIZE'
+            raise ValueError(
+                f'--limit {key}={text}: expected LEAST:MOST. {key}={size}: is at least, {key}=:{size} at most; for one '
+                f'size alone: --pin {key}={size}.'
+            )
+        limits[key] = low, high
+    return limits
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; returns 0. A user's mistake is a ValueError or OSError."""
     arguments = _parser().parse_args(argv)
@@ -74,13 +89,13 @@ def main(argv: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # llm-foundry's deprecated arguments are not the user's
     report = timed_report()
-    limits = {key: text.partition(':') for key, text in parse_pairs('--limit', arguments.limit).items()}
+    limits = _limits(arguments.limit)
     settings = settings_from(
         SearchSettings,
         arguments,
         pins={key: _whole('--pin', key, text) for key, text in parse_pairs('--pin', arguments.pin).items()},
-        least={key: _whole('--limit', key, low) for key, (low, _, _) in limits.items() if low},
-        most={key: _whole('--limit', key, high) for key, (_, _, high) in limits.items() if high},
+        least={key: _whole('--limit', key, low) for key, (low, _) in limits.items() if low},
+        most={key: _whole('--limit', key, high) for key, (_, high) in limits.items() if high},
         kv_cache=None if arguments.kv_cache is None else parse_size(arguments.kv_cache),
         tokens=None if arguments.tokens is None else int(parse_count(arguments.tokens)),
         cut=CutSettings(

@@ -5,10 +5,10 @@ With ``--put-back DECODER``, the multimodal model with that decoder in its text 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from llmshearing.commands.arguments import command_parser
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -16,10 +16,10 @@ __all__ = ['main']
 
 def main(argv: list[str]) -> int:
     """Writes the folder. Returns 0; errors of the user are raised as ValueError."""
-    parser = argparse.ArgumentParser(
-        prog='llmshearing text-part',
-        description='Write the text part of a multimodal model as a plain decoder, which can be planned, cut and '
-        'trained. What sees or hears stays behind. Or put what was made of it back into the whole.',
+    parser = command_parser(
+        'text-part',
+        'Write the text part of a multimodal model as a plain decoder, which can be planned, cut and trained.\n'
+        'What sees or hears stays behind. Or put what was made of it back into the whole.',
     )
     parser.add_argument('source', metavar='SOURCE', help='model folder whose config has a text_config')
     parser.add_argument('--output', required=True, metavar='FOLDER', help='folder to write')

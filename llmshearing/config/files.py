@@ -59,6 +59,9 @@ FIELDS = (
 )  # fmt: skip
 # Known before the first batch; a folder and the link to the last checkpoint have no time in their names.
 FIELDS_OF_PROCESS = FIELDS[:6]
+# What no two checkpoints of a run have in common: one of these fields, or an epoch and one that counts within it.
+COUNTS_ON = {'batch', 'sample', 'token', 'total_wct'}
+COUNTS_WITHIN = {'batch_in_epoch', 'sample_in_epoch', 'token_in_epoch', 'epoch_wct'}
 
 
 def expand_paths(config: dict[str, Any]) -> None:
@@ -87,12 +90,14 @@ def check_names(config: Mapping[str, Any]) -> None:
     """Checks the templates of the names of folders and checkpoints.
 
     Raises:
-        ValueError: For a field that does not exist, or a name that leads out of its folder.
+        ValueError: For a field that does not exist, a name that leads out of its folder, or one that the next
+            checkpoint has as well where old ones are deleted.
     """
     for key, fields in (('save_filename', FIELDS), ('save_latest_filename', FIELDS_OF_PROCESS)):
         if config.get(key) is not None:
             _check_template(key, config[key], fields)
             _check_inside(key, config[key], 'save_folder')
+    _check_one_name_each(config)
     if '..' in PurePosixPath(str(config.get('run_name') or '')).parts:
         raise ValueError(
             f'run_name: {config["run_name"]!r} leads out of the folders that are named by it; leave out "..".'
@@ -123,6 +128,23 @@ def _check_template(key: str, template: str, fields: tuple[str, ...]) -> None:
                 f'{key}: {template!r} has the unknown field {field!r}.{did_you_mean(field, fields)} '
                 f'Possible: {", ".join(fields)}.'
             )
+
+
+def _check_one_name_each(config: Mapping[str, Any]) -> None:
+    """Refuses names by which Composer, deleting an old checkpoint, deletes the one that took its name."""
+    name, kept = config.get('save_filename'), config.get('save_num_checkpoints_to_keep') or -1
+    is_sharded = (config.get('fsdp_config') or {}).get('state_dict_type') == 'sharded'  # named by a folder's template
+    if name is None or not config.get('save_folder') or kept < 1 or is_sharded:
+        return
+    fields = {field for _, field, _, _ in string.Formatter().parse(name)}
+    if not (fields & COUNTS_ON or ('epoch' in fields and fields & COUNTS_WITHIN)):
+        path = PurePosixPath(name)
+        better = path.with_name(f'{path.stem}-ba{{batch}}{path.suffix}')
+        raise ValueError(
+            f'save_filename: {name!r} is the name of more than one checkpoint, and save_num_checkpoints_to_keep: '
+            f'{kept} would delete the newest as an old one. Write {str(better)!r}, or keep all names apart by another '
+            f'of {", ".join(sorted(COUNTS_ON))}; or set save_num_checkpoints_to_keep: -1.'
+        )
 
 
 def _check_inside(key: str, name: str, folder: str) -> None:

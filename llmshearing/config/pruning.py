@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.config.times import check_time, check_within_run
+from llmshearing.config.resume import leaves_masks_out
+from llmshearing.config.times import check_within_run
 from llmshearing.utils.paths import refuse_existing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ['check_export', 'check_pruning']
+
+log = logging.getLogger(__name__)
 
 TIMES = ('warmup', 'lagrangian_warmup', 'freeze_masks_after')
 
@@ -27,7 +31,6 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     Raises:
         ValueError: For a target that cannot be reached, and for settings whose result would not be the pruned model.
     """
-    from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
     from llmshearing.masks.sparsity_target import read_sparsity_target
     from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
@@ -41,10 +44,10 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
         )
     for key in TIMES:
         if settings.get(key) is not None:
-            check_time(f'{where}.{key}', settings[key])
             check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
     _check_checkpoints(settings, config)
-    target = PruningSettings(**settings).target
+    _tell_what_is_lost(settings, config)
+    target = settings['target']
     if read_sparsity_target(target, shape_of(source)) is None:
         target_shape(source, target)
 
@@ -89,6 +92,17 @@ def check_export(config: Mapping[str, Any]) -> None:
             )
 
 
+def _tell_what_is_lost(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Warns of a run that leaves nothing but its log; somebody may want no more than that."""
+    if 'export_pruned' in (config.get('callbacks') or {}) or config.get('save_folder'):
+        return
+    exports = 'sparsity' not in settings['target']
+    log.warning(
+        'This run keeps nothing of what it prunes. Set save_folder for checkpoints%s.',
+        ', or callbacks.export_pruned: {folder: ...} for the pruned model' if exports else '',
+    )
+
+
 def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuses checkpoints that a pruning run could not go on from, or be exported from."""
     if 'mono_checkpoint_saver' in (config.get('callbacks') or {}):
@@ -110,6 +124,12 @@ def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -
         raise ValueError(
             'save_weights_only: true leaves the masks out of the checkpoints, so they can be neither resumed nor '
             'exported; set it to false for pruning.'
+        )
+    left_out = leaves_masks_out(config.get('save_ignore_keys'), config)
+    if left_out is not None:
+        raise ValueError(
+            f'save_ignore_keys: {left_out!r} leaves the masks out of the checkpoints, so they can be neither resumed '
+            'nor exported; remove it for pruning.'
         )
     sharding = config.get('fsdp_config')
     if sharding and settings.get('freeze_weights') and sharding.get('state_dict_type', 'full') == 'full':

@@ -8,7 +8,8 @@ word.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from llmshearing.checkpoints.validation import is_whole
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_fits', 'check_resume', 'check_stage', 'prunes', 'resume_source']
+__all__ = ['check_fits', 'check_resume', 'check_stage', 'leaves_masks_out', 'prunes', 'resume_source']
 
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
@@ -31,12 +32,14 @@ def check_resume(config: Mapping[str, Any]) -> None:
     latest = _latest(config)
     if latest is not None and not config.get('load_path'):
         _check_link(latest, _is_sharded(config))
-    source = resume_source(config)
+    source, resumes = resume_source(config), latest is not None and latest.exists()
     if source is not None:
         _check_kind(source, config)
-        resumes = latest is not None and latest.exists()
         weights_only = not resumes and bool(config.get('load_weights_only'))
         _check_masks(source, prunes(config), weights_only)
+    if not resumes:  # else Composer ignores nothing
+        _check_ignored('load_', source or config.get('load_path'), config, config)
+    _check_loading_callback(config)
 
 
 def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
@@ -119,17 +122,40 @@ def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_masks(source: Path, pruning: bool, weights_only: bool) -> None:
+def _check_masks(source: Path, pruning: bool, weights_only: bool, where: str = '') -> None:
     from llmshearing.checkpoints.checkpoint import holds_masks
 
     try:
         masked = holds_masks(source)
     except (ValueError, OSError):  # told by Composer's loading, with the newest checkpoint that can be read
         return
-    check_stage(source, masked, pruning, weights_only)
+    check_stage(source, masked, pruning, weights_only, where)
 
 
-def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: bool = False) -> None:
+def _check_loading_callback(config: Mapping[str, Any]) -> None:
+    """What Composer's own callback loads beside ``load_path`` is held against the run in the same way."""
+    where, settings = 'callbacks.load_checkpoint.', (config.get('callbacks') or {}).get('load_checkpoint') or {}
+    path = settings.get('load_path')
+    if path is None:
+        return
+    if '://' not in path and Path(path).exists():
+        _check_masks(Path(path).resolve(), prunes(config), bool(settings.get('load_weights_only')), where)
+    _check_ignored(where, path, settings, config)
+
+
+def _check_ignored(
+    where: str, source: Path | str | None, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    key = f'{where}ignore_keys'
+    left_out = leaves_masks_out(settings.get(key.rpartition('.')[2]), config)
+    if source is not None and left_out is not None and not settings.get('load_weights_only'):
+        raise ValueError(
+            f'{key}: {left_out!r} leaves the masks of {source} out, and units would never be scored anew. '
+            'Remove it to go on; to begin pruning with the weights of another checkpoint, set load_weights_only: true.'
+        )
+
+
+def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: bool = False, where: str = '') -> None:
     """Masks and weights belong together: what was begun by pruning goes on as pruning, and nothing else does.
 
     Args:
@@ -137,6 +163,7 @@ def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: b
         masked (bool): Whether it holds masks.
         pruning (bool): Whether the run prunes.
         weights_only (bool): Whether the run takes nothing but its weights. Default: ``False``.
+        where (str): The section whose ``load_path`` it is, with its dot. Default: ``''``, the top level.
 
     Raises:
         ValueError: If the run and the checkpoint do not belong together.
@@ -145,31 +172,58 @@ def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: b
         raise ValueError(
             f'{source} is a checkpoint of pruning, and this run has no algorithms.targeted_pruning: it would train the '
             f'uncut model. Export it (llmshearing export {source} --out FOLDER) and begin with '
-            'model.pretrained_model_name_or_path=FOLDER and no load_path.'
+            f'model.pretrained_model_name_or_path=FOLDER and no {where}load_path.'
         )
     if masked and weights_only:
         raise ValueError(
-            f'{source} is a checkpoint of pruning, and load_weights_only: true would leave its masks out. Set it to '
-            'false to go on, or begin anew from the source without load_path.'
+            f'{source} is a checkpoint of pruning, and {where}load_weights_only: true would leave its masks out. '
+            f'Set it to false to go on, or begin anew from the source without {where}load_path.'
         )
     if pruning and not masked and not weights_only:
         raise ValueError(
             f'{source} is no checkpoint of pruning: units would never be scored, as that is done before batch 0. Set '
-            'load_weights_only: true to begin pruning with its weights.'
+            f'{where}load_weights_only: true to begin pruning with its weights.'
         )
 
 
 def prunes(config: Mapping[str, Any]) -> bool:
     """Whether the run has targeted_pruning, or an algorithm that another package made of it."""
+    return _pruning_name(config) is not None
+
+
+def leaves_masks_out(patterns: Iterable[str] | None, config: Mapping[str, Any]) -> str | None:
+    """The first of the patterns that Composer would ignore of a checkpoint by which the masks go; None without one.
+
+    Args:
+        patterns (Iterable[str] | None): Such as ``save_ignore_keys`` and ``load_ignore_keys``.
+        config (Mapping[str, Any]): A whole llm-foundry training configuration.
+    """
+    name = _pruning_name(config)
+    if name is None:
+        return None
+    # Composer keeps a list, whose entries it calls by number; by its name somebody means the same.
+    own = (list(config['algorithms']).index(name), _class_name(name))
+    paths = ['state', 'state/algorithms', *(f'state/algorithms/{entry}' for entry in own)]
+    matching = (one for one in patterns or () if any(fnmatchcase(path, one) for path in paths))
+    return next(matching, None)
+
+
+def _pruning_name(config: Mapping[str, Any]) -> str | None:
     names = config.get('algorithms') or {}
     if 'targeted_pruning' in names or not names:
-        return bool(names)
+        return 'targeted_pruning' if names else None
     from llmfoundry.registry import algorithms
 
     from llmshearing.algorithms.targeted_pruning import TargetedPruning
 
     known = algorithms.get_all()
-    return any(name in known and issubclass(algorithms.get(name), TargetedPruning) for name in names)
+    return next((name for name in names if name in known and issubclass(algorithms.get(name), TargetedPruning)), None)
+
+
+def _class_name(name: str) -> str:
+    from llmfoundry.registry import algorithms
+
+    return algorithms.get(name).__qualname__
 
 
 def _check_link(latest: Path, is_sharded: bool) -> None:

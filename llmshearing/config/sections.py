@@ -19,7 +19,7 @@ from llmshearing.config.parts import build_for_checks, constructor_of
 from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
 from llmshearing.config.tasks import check_tasks
-from llmshearing.config.times import check_time, check_within_run
+from llmshearing.config.times import check_time, check_warmup, check_within_run
 from llmshearing.utils.checks import check_integer, check_name, check_one_of, check_precision
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
@@ -131,6 +131,7 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
     for key in ('t_warmup', 't_max'):
         if config['scheduler'].get(key) is not None:
             check_within_run(f'scheduler.{key}', config['scheduler'][key], config['max_duration'])
+    check_warmup(config['scheduler'], config['max_duration'])
     check_time('console_log_interval', config.get('console_log_interval', '1ba'), above_zero=True, units=('ep', 'ba'))
 
 

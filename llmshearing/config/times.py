@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer.core import Time
 
-__all__ = ['check_time', 'check_within_run', 'describe_epochs', 'read_time']
+__all__ = ['check_time', 'check_warmup', 'check_within_run', 'describe_epochs', 'read_time']
 
 log = logging.getLogger(__name__)
 
+# Schedulers that hold the warm-up against the end.
+COMPARING = ('constant_with_warmup', 'cosine_with_warmup', 'linear_decay_with_warmup')
 EXPECTED = 'expected a time such as 100ba, 1ep or 0.1dur'
 
 
@@ -63,6 +65,32 @@ def check_within_run(key: str, value: Any, max_duration: Any) -> None:
         raise ValueError(f'{key}: {value} is longer than the run, so it would never come; give less than 1dur.')
     if time.unit == end.unit and time.value > end.value:
         log.warning('%s: %s does not come, because the run ends after %s.', key, value, max_duration)
+
+
+def check_warmup(scheduler: Mapping[str, Any], max_duration: Any) -> None:
+    """Refuses a warm-up that Composer cannot compare with the time at which the learning rate ends.
+
+    Args:
+        scheduler (Mapping[str, Any]): The section; its times are valid.
+        max_duration (Any): Length of the run.
+
+    Raises:
+        ValueError: If one is counted in another unit than the other.
+    """
+    name, warmup = scheduler.get('name'), scheduler.get('t_warmup')
+    if warmup is None or name not in COMPARING:
+        return
+    end = scheduler.get('t_max', '1dur')
+    whole = read_time('max_duration', max_duration).unit.value
+    units = [read_time(f'scheduler.{key}', time).unit.value for key, time in (('t_warmup', warmup), ('t_max', end))]
+    units = [whole if unit == 'dur' else unit for unit in units]
+    counted = ['ba' if unit == 'ep' else unit for unit in units]  # Composer counts the batches of epochs
+    if counted[0] != counted[1]:
+        ends = f'max_duration: {max_duration}' if 't_max' not in scheduler else f't_max: {end}'
+        raise ValueError(
+            f'scheduler.t_warmup: {warmup} is in {units[0]}, and {ends}, where the learning rate of {name} ends, in '
+            f'{units[1]}; write a time in {units[1]}, or a part of the run such as 0.1dur.'
+        )
 
 
 def describe_epochs(config: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +15,11 @@ from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import constraints_section, counts_section, masks_section
 from llmshearing.reports.status_sections import source_and_result_section, status_section
 from llmshearing.reports.training_sections import mixture_section, training_section
+from llmshearing.utils.paths import local_destination
 
 __all__ = ['build_report']
+
+log = logging.getLogger(__name__)
 
 
 def chapter_of(runs: Sequence[RunLog], law: Path | None) -> Chapter:
@@ -86,9 +90,18 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
     """
     if law is not None and not law.is_file():
         raise ValueError(f'--law {law}: no such file; expected what `llmshearing budget fit` writes')
+    if out is not None:
+        local_destination('--out', out)
     logs = find_logs(run)
     groups = [[path] for path in logs] if compare is None else matched(logs, find_logs(compare))
-    chapters = [chapter_of(read_together(group, compare is not None), law) for group in groups]
+    together = [read_together(group, compare is not None) for group in groups]
+    if law is not None and all(one.is_pruning for runs in together for one in runs):
+        log.warning(
+            '--law %s has no effect: the law is of training after pruning, and there is none in %s.',
+            law,
+            ', '.join(path.name for group in groups for path in group),
+        )
+    chapters = [chapter_of(runs, law) for runs in together]
     measured = read_object(run / 'report' / 'report.json', []).get('results', {}) if run.is_dir() else {}
     found = measured_sections(measured)
     if found:

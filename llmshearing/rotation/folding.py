@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 __all__ = ['column_squares', 'common_gain', 'folded_gains', 'odd_axes', 'scalar_gain']
 
 
-def column_squares(weight: Tensor, rows: int = 4096) -> Tensor:
+ROWS = 4096  # of a weight that are turned into float64 at once
+
+
+def column_squares(weight: Tensor) -> Tensor:
     """Squared length of every column of a matrix, float64 [columns], a block of rows at a time.
 
     Args:
         weight (Tensor): [out, in].
-        rows (int): Rows that are turned into float64 at once.
     """
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
-    for block in weight.split(rows):
+    for block in weight.split(ROWS):
         total += block.double().square().sum(0)
     return total
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmshearing.rotation.folding import folded_gains
+from llmshearing.rotation.folding import ROWS, folded_gains
 from llmshearing.rotation.stream import ReadingNorm, StreamParts, stream_parts
 
 __all__ = ['Rotation', 'rotate_model', 'rotated_tensors', 'times_basis']
@@ -38,20 +38,19 @@ class Rotation:
     final_gain: Tensor | None = None
 
 
-def times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None, rows: int = 4096) -> Tensor:
+def times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None) -> Tensor:
     """``weight diag(gain) basis`` in the weight's dtype, computed in float64 on the basis' device.
 
     Args:
         weight (Tensor): [out, hidden].
         basis (Tensor): float64 [hidden, directions].
         gain (Tensor | None): float64 [hidden].
-        rows (int): Rows that are turned into float64 at once.
     """
     matrix = basis if gain is None else gain.to(basis)[:, None] * basis
     out = torch.empty(weight.shape[0], basis.shape[1], dtype=weight.dtype, device=weight.device)
-    for start in range(0, len(weight), rows):
-        block = weight[start : start + rows].to(basis.device, torch.float64)
-        out[start : start + rows] = (block @ matrix).to(weight)
+    for start in range(0, len(weight), ROWS):
+        block = weight[start : start + ROWS].to(basis.device, torch.float64)
+        out[start : start + ROWS] = (block @ matrix).to(weight)
     return out
 
 

@@ -7,6 +7,7 @@ candidates span what the budget, the pins and the limits allow, and which they a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -57,17 +58,30 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
     shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance)
     layout, free = layout_of(config), [key for key in KEYS if key not in pins]
 
-    def is_allowed(shape: ModelShape) -> bool:
-        return _is_within(shape, settings, layout) and _is_even(shape, source, free, settings.uneven)
-
-    fitting = [shape for shape in shapes if is_allowed(shape) and shape != source]
-    if not fitting:
+    within = [shape for shape in shapes if _is_within(shape, settings, layout) and shape != source]
+    if not within:
         raise ValueError(
-            f'--params {budget}: none of the {len(shapes)} shapes of this size keeps to --limit, --kv-cache and '
-            f"--uneven {settings.uneven:g}; the one with the source's proportions is {first}. Widen a limit."
+            f'--params {budget}: none of the {len(shapes)} shapes of this size keeps to {_limits(settings)}; the one '
+            f"with the source's proportions is {first}. Widen a limit."
         )
-    start = first if is_allowed(first) else _nearest(first, fitting, source)
+    fitting = [shape for shape in within if _is_even(shape, source, free, settings.uneven)]
+    if not fitting:
+        unevenness = [_unevenness(shape, source, free) for shape in within]
+        least = min(unevenness)
+        raise ValueError(
+            f'--params {budget}: none of the {len(within)} shapes of this size keeps to --uneven {settings.uneven:g}. '
+            f'Sizes go in steps and heads in whole groups (of {source.num_key_value_heads}), so the most even shape is '
+            f'{within[unevenness.index(least)]}, which keeps {least:.2f} times as much of one axis as of another. Give '
+            f'--uneven {math.ceil(100 * least) / 100:g} or more, or another budget.'
+        )
+    is_possible = _is_within(first, settings, layout) and _is_even(first, source, free, settings.uneven)
+    start = first if is_possible else _nearest(first, fitting, source)
     return _spread(start, fitting, source, settings.candidates)
+
+
+def _limits(settings: SearchSettings) -> str:
+    given = {'--limit': settings.least or settings.most, '--kv-cache': settings.kv_cache}
+    return ' and '.join(option for option, value in given.items() if value)
 
 
 def _is_within(shape: ModelShape, settings: SearchSettings, layout: Layout) -> bool:
@@ -82,6 +96,12 @@ def _is_even(shape: ModelShape, source: ModelShape, free: Sequence[str], uneven:
     """Whether the shares that are kept of the sizes that are free lie near enough to each other."""
     kept = [getattr(shape, key) / getattr(source, key) for key in free]
     return not kept or max(kept) <= uneven * min(kept)
+
+
+def _unevenness(shape: ModelShape, source: ModelShape, free: Sequence[str]) -> float:
+    """How many times the share of the axis of which least is kept is kept of the one of which most is."""
+    kept = [getattr(shape, key) / getattr(source, key) for key in free]
+    return max(kept) / min(kept)
 
 
 def _places(shapes: Sequence[ModelShape], source: ModelShape) -> np.ndarray:

@@ -4,7 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from composer.core import Callback, Timestamp
+from composer.core import Callback, Time, Timestamp
 
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
 from tests.tiny_run import tiny_trainer
@@ -61,6 +61,19 @@ def test_a_run_that_is_over_says_so(source, tmp_path):
     ended = {'load_path': str(tmp_path / f'ba{BATCHES}.pt')}
     with pytest.raises(ValueError, match=f'of batch {BATCHES}, where max_duration: {BATCHES}ba ends: .* export '):
         go(source, config=ended, **ended)
+
+
+def test_the_checkpoint_of_a_run_that_is_over_is_named(tmp_path):
+    save = tmp_path / 'save'
+    save.mkdir()
+    for name in ('ba8.pt', 'ba4.pt'):
+        (save / name).touch()
+    (save / 'latest-rank0.pt').symlink_to('ba8.pt')
+    config = {'save_folder': str(save), 'autoresume': True, 'load_path': str(save / 'ba4.pt')}
+    state = SimpleNamespace(timestamp=Timestamp(batch=8), max_duration=Time.from_timestring('8ba'))
+    assert f'llmshearing export {save / "ba8.pt"} --out' in ResumeSettings(config)._over(state)
+    (save / 'latest-rank0.pt').unlink()
+    assert f'llmshearing export {save / "ba4.pt"} --out' in ResumeSettings(config)._over(state)
 
 
 def test_a_checkpoint_that_only_the_loading_sees_belongs_to_its_stage():

@@ -39,7 +39,7 @@ def cells(lines, label):
 
 
 def test_source_and_target_side_by_side(source, capsys, tmp_path):
-    out = tmp_path / 'plan.json'
+    out = tmp_path / 'new' / 'plan.json'  # in a folder that is not there yet
     lines = printed(capsys, source, '--params', '1.35e9', '--target', 'num_hidden_layers=24', '--json', out)
     assert cells(lines, 'hidden_size') == ['4,096', '2,048', '50.0%']
     assert cells(lines, 'num_hidden_layers') == ['32', '24', '75.0%']

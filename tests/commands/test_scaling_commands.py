@@ -178,6 +178,8 @@ def test_plan_when_nothing_is_worth_it(law, capsys):
         ('reference-losses measure a b --data d --tokens 1 --output r.json', '--tokens has 1 numbers for 2 models'),
         ('budget fit points.json --output l.json', 'expected {"runs": [...]}'),
         ('budget fit runs.json --huber -1 --output l.json', '--huber must be finite and positive'),
+        ('budget fit runs.json --output out', '--output: expected a file, and out is a folder; choose another place'),
+        (f'budget plan law.json {CASE} --target-loss 2.5 --output out', '--output: expected a file, and out is a'),
         (f'budget predict runs.json {CASE} --tokens 1e9', 'not a law written by'),
         (
             'budget predict law.json --params-before 1.4e9 --pruning-rate 40 --source-loss 2.3 --tokens 1e9',
@@ -195,6 +197,7 @@ def test_plan_when_nothing_is_worth_it(law, capsys):
 )
 def test_errors_are_one_line_and_exit_code_one(law, workspace, capsys, command, message):
     (workspace / 'bytes.csv').write_bytes(b'\xff\xfe params')
+    (workspace / 'out').mkdir()
     assert run(command) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''

@@ -21,6 +21,12 @@ WHOLE = '\n'.join(f'{key}: {{}}' for key in train.REQUIRED) + '\nalgorithms: {ta
         ('1: 2', [], 'every key as text'),
         (WHOLE.replace('model: {}', ''), [], 'missing model.'),
         (WHOLE, ['max_duration=3ba', 'algorithms=[]'], 'algorithms=[]: does not fit what'),
+        (
+            WHOLE + 'variables: {data: x, work: y}\n',
+            ['variables.work=z', 'variables.dat=/x'],
+            "no variable 'dat'. Did you mean 'data'? Possible: data, work.",
+        ),
+        (WHOLE, ['variables.dat=/x'], "no variable 'dat'. It has none."),
     ],
 )
 def test_one_sentence(tmp_path, capsys, content, overrides, message):

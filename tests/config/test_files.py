@@ -5,6 +5,7 @@ import pytest
 from llmshearing.config.files import check_names, expand_paths
 
 BASE = {'tokenizer': {'name': 'x'}}
+SAVED = {'save_folder': 'runs', 'save_num_checkpoints_to_keep': 2}
 
 
 def test_every_path_is_expanded_and_nothing_else(monkeypatch):
@@ -67,6 +68,9 @@ def test_a_variable_that_is_not_set_is_refused_with_its_place():
             'huggingface_folder_name: .* leads out of its save_folder',
         ),
         ({'callbacks': {'hf_checkpointer': {'huggingface_folder_name': 'ba{x}'}}}, "unknown field 'x'"),
+        (SAVED | {'save_filename': 'x.pt'}, "save_filename: 'x.pt' is .* Write 'x-ba{batch}.pt'"),
+        (SAVED | {'save_filename': 'a/ep{epoch}-rank{rank}.pt'}, "Write 'a/ep{epoch}-rank{rank}-ba{batch}.pt'"),
+        (SAVED | {'save_filename': 'ba{batch_in_epoch}.pt'}, 'save_num_checkpoints_to_keep: 2 would delete the newest'),
     ],
 )
 def test_names_that_cannot_be_meant_are_refused(settings, message):
@@ -77,3 +81,18 @@ def test_names_that_cannot_be_meant_are_refused(settings, message):
 def test_usual_names_pass():
     check_names({**BASE, 'save_filename': 'ep{epoch}/ba{batch}-rank{rank}.pt', 'save_folder': 's3://b/{run_name}'})
     check_names({**BASE, 'callbacks': {'hf_checkpointer': {'huggingface_folder_name': 'ba{batch}'}}})
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'save_filename': 'ba{batch}.pt'},
+        {'save_filename': 'ep{epoch}-ba{batch_in_epoch}.pt'},
+        {'save_filename': '{token}.pt'},
+        {'save_filename': 'x.pt', 'save_num_checkpoints_to_keep': -1},
+        {'save_filename': 'x.pt', 'save_folder': None},
+        {'save_filename': 'x.pt', 'fsdp_config': {'state_dict_type': 'sharded'}},
+    ],
+)
+def test_names_that_tell_checkpoints_apart_pass(settings):
+    check_names({**BASE, **SAVED, **settings})

@@ -119,6 +119,7 @@ def saved(model):
 
 
 OF_PRUNING = str(Path(__file__).parents[1] / 'checkpoints' / 'before_the_move' / 'progressive.pt')
+PRUNES = {'algorithms': {'targeted_pruning': {}}}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,19 @@ OF_PRUNING = str(Path(__file__).parents[1] / 'checkpoints' / 'before_the_move' /
             'load_weights_only: true would leave its masks out',
         ),
         ({'algorithms': {'targeted_pruning': {}}}, None),
+        (
+            {'algorithms': {'targeted_pruning': {}}, 'load_ignore_keys': ['rng', 'state/algorithms*']},
+            r"load_ignore_keys: 'state/algorithms\*' leaves the masks of .* out.*Remove it",
+        ),
+        (
+            {'algorithms': {'distillation': {}, 'targeted_pruning': {}}, 'load_ignore_keys': ['state/algorithms/1']},
+            "load_ignore_keys: 'state/algorithms/1' leaves the masks",
+        ),
+        ({'algorithms': {'targeted_pruning': {}}, 'load_ignore_keys': ['rng', 'state/dataset_state*']}, None),
+        (
+            {'algorithms': {'distillation': {}, 'targeted_pruning': {}}, 'load_ignore_keys': ['state/algorithms/0']},
+            None,
+        ),
     ],
 )
 def test_masks_and_weights_belong_together(config, changes, message):
@@ -148,7 +162,35 @@ def test_pruning_begins_at_batch_0(config, tmp_path):
     with pytest.raises(ValueError, match='units would never be scored.* Set load_weights_only: true'):
         check_resume(config)
     check_resume({**config, 'load_weights_only': True})
+    ignoring = {**config, 'load_path': 's3://bucket/ck.pt', 'load_ignore_keys': ['state/algorithms']}
+    with pytest.raises(ValueError, match='leaves the masks of s3://bucket/ck.pt out'):
+        check_resume(ignoring)
+    check_resume({**ignoring, 'load_weights_only': True})
     check_resume({**config, 'algorithms': {}})
+
+
+@pytest.mark.parametrize(
+    ('changes', 'settings', 'message'),
+    [
+        ({}, {'load_weights_only': True}, r'begin with .*=FOLDER and no callbacks.load_checkpoint.load_path\.'),
+        (
+            PRUNES,
+            {'load_weights_only': True},
+            'callbacks.load_checkpoint.load_weights_only: true would leave its masks',
+        ),
+        (PRUNES, {'ignore_keys': ['state/algorithms']}, "callbacks.load_checkpoint.ignore_keys: 'state/algorithms'"),
+        (PRUNES, {'load_path': 's3://bucket/ck.pt', 'ignore_keys': ['state/*']}, 'the masks of s3://bucket/ck.pt out'),
+        (PRUNES, {}, None),
+        ({}, {'load_path': '/no/such.pt'}, None),
+    ],
+)
+def test_what_the_callback_of_composer_loads_is_held_against_the_run_too(config, changes, settings, message):
+    config = {**config, **changes, 'callbacks': {'load_checkpoint': {'load_path': OF_PRUNING, **settings}}}
+    if message is None:
+        check_resume(config)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_resume(config)
 
 
 def test_an_algorithm_that_another_package_made_of_pruning_goes_on(config):

@@ -96,6 +96,8 @@ def test_runs_without_our_parts_are_left_alone():
         ('fsdp_config', {'mixed_precision': {'param_type': 'bf16'}}, "'param_type'. Did you mean 'param_dtype'"),
         ('tokenizer.kwargs', {'auth': '0123456789' * 4}, 'looks like a secret'),
         ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
+        ('save_ignore_keys', ['rng', 'state/*'], r"save_ignore_keys: 'state/\*' leaves the masks out"),
+        ('save_ignore_keys', ['state/algorithms/TargetedPruning'], 'leaves the masks out .* remove it for pruning'),
         (
             'callbacks.export_pruned.folder',
             's3://bucket/x',
@@ -130,6 +132,7 @@ def test_runs_without_our_parts_are_left_alone():
         ('compile_config', {}, 'a model that is being pruned is not compiled'),
         ('algorithms.targeted_pruning.warmup', '2dur', 'longer than the run.* give less than 1dur'),
         ('scheduler.t_warmup', '1.5dur', 'scheduler.t_warmup: 1.5dur is longer than the run'),
+        ('scheduler.t_warmup', '3tok', 'scheduler.t_warmup: 3tok is in tok, and max_duration: 48ba'),
         (
             'eval_loaders.1.dataset.max_seq_len',
             8,
@@ -349,6 +352,17 @@ def test_epochs_are_told_in_batches(config, caplog):
     with caplog.at_level(logging.WARNING):
         prepare_run(changed(config, 'max_duration', 10))
     assert f'max_duration: 10 ends after {10 * batches} batches' in caplog.text
+
+
+def test_a_pruning_run_that_keeps_nothing_is_told_before_it_begins(config, caplog):
+    assert 'save_folder' not in config
+    with caplog.at_level(logging.WARNING):
+        prepare_run(copy.deepcopy(config))
+        without = changed(config, 'callbacks.export_pruned', KeyError)
+        prepare_run({**copy.deepcopy(without), 'save_folder': 'x'})
+        assert 'keeps nothing' not in caplog.text
+        prepare_run(without)
+    assert 'keeps nothing of what it prunes. Set save_folder for checkpoints, or callbacks.export_pruned' in caplog.text
 
 
 def test_compilation_of_the_next_stage_is_checked(config):

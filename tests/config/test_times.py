@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from llmshearing.config.times import check_time, check_within_run, describe_epochs
+from llmshearing.config.times import check_time, check_warmup, check_within_run, describe_epochs
 
 
 def run(duration, batches=5):
@@ -30,6 +30,33 @@ def test_a_time_after_the_end_of_a_trial_is_told(caplog):
         assert not caplog.text
         check_within_run('x.warmup', '640ba', '10ba')
     assert 'x.warmup: 640ba does not come, because the run ends after 10ba' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('settings', 'duration', 'message'),
+    [
+        (
+            {},
+            '4608tok',
+            r'scheduler.t_warmup: 3ba is in ba, and max_duration: 4608tok, .* in tok; write a time in tok, or',
+        ),
+        ({}, '288sp', 'write a time in sp, or a part of the run such as 0.1dur'),
+        ({'t_max': '9tok'}, '10ba', 't_warmup: 3ba is in ba, and t_max: 9tok, .* write a time in tok'),
+        ({'t_warmup': '3tok'}, '2ep', 't_warmup: 3tok is in tok, and max_duration: 2ep, .* write a time in ep'),
+        ({}, '2ep', None),
+        ({}, '10ba', None),
+        ({'t_warmup': '0.1dur'}, '4608tok', None),
+        ({'t_max': '9ba'}, '4608tok', None),
+        ({'name': 'odd'}, '4608tok', None),
+    ],
+)
+def test_a_warm_up_is_in_the_unit_of_the_end(settings, duration, message):
+    scheduler = {'name': 'cosine_with_warmup', 't_warmup': '3ba', **settings}
+    if message is None:
+        check_warmup(scheduler, duration)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_warmup(scheduler, duration)
 
 
 @pytest.mark.parametrize('duration, batches', [('1ep', 5), ('2ep', 10), (10, 50)])

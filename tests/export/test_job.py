@@ -108,6 +108,21 @@ def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
     assert main(['export', str(tmp_path / 'weights.pt'), '--out', 's3://bucket/out']) == 1
 
 
+def test_a_checkpoint_of_pruning_without_its_masks_is_refused(progressive, tmp_path):
+    checkpoint, *_ = progressive
+    saved = torch.load(checkpoint, weights_only=False)
+    del saved['state']['algorithms']
+    for prunes in (False, True):
+        saved['state']['callbacks']['ResumeSettings'] = {'settings': json.dumps({'prunes': prunes})}
+        torch.save(saved, tmp_path / 'without.pt')
+        if prunes:
+            with pytest.raises(ValueError, match='without.pt is a checkpoint of pruning without its masks'):
+                export_checkpoint(tmp_path / 'without.pt', tmp_path / 'pruned', QUIET)
+        else:
+            export_checkpoint(tmp_path / 'without.pt', tmp_path / 'uncut', QUIET)
+    assert not (tmp_path / 'pruned').exists()
+
+
 def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     checkpoint, _, _, pruning = lagrangian
     settings = ExportSettings(masks='current', progress=False)

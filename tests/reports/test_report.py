@@ -193,6 +193,18 @@ def test_what_a_projection_lacks_is_said(tmp_path):
     assert projected.blocks[0].startswith('No projection of continue: ') and 'source_losses' in projected.blocks[0]
 
 
+def test_a_law_that_no_run_is_held_against_is_told(tmp_path, caplog):
+    write_log(tmp_path / 'prune_metrics.jsonl', pruning=True)
+    law(tmp_path)
+    given = ['report', str(tmp_path), '--law', str(tmp_path / 'LAW.json')]
+    assert main(given[:2]) == 0 and 'no effect' not in caplog.text
+    assert main(given) == 0
+    assert 'LAW.json has no effect: the law is of training after pruning, and there is none in prune_' in caplog.text
+    caplog.clear()
+    write_log(tmp_path / 'continue_metrics.jsonl', pruning=False)
+    assert main(given) == 0 and 'no effect' not in caplog.text
+
+
 def test_two_runs_in_the_same_panels(tmp_path, folder, capsys):
     other = tmp_path / 'other'
     write_run(other, offset=0.5)
@@ -294,6 +306,7 @@ def test_errors_are_one_line(tmp_path, folder, capsys):
     for arguments, words in (
         (['report', str(tmp_path)], 'no *_metrics.jsonl in it'),
         (['report', str(folder), '--law', str(tmp_path / 'no.json')], 'no such file'),
+        (['report', str(folder), '--out', __file__], '--out: expected a folder, and'),
     ):
         assert main(arguments) == 1
         error = capsys.readouterr().err

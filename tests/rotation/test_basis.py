@@ -76,10 +76,11 @@ def test_a_covariance_without_tokens_or_with_nan_is_refused():
     assert principal_within(EYE, EYE[:, :0]).shape == (6, 0)
 
 
-def test_one_gain_that_keeps_the_readers_size():
+def test_one_gain_that_keeps_the_readers_size(monkeypatch):
+    monkeypatch.setattr('llmshearing.rotation.folding.ROWS', 4)  # so that there are several blocks
     weights = [torch.randn(9, 6), torch.randn(5, 6)]
     gain = torch.rand(6) + 0.1
-    scale = scalar_gain(gain, [column_squares(weight, rows=4) for weight in weights])
+    scale = scalar_gain(gain, [column_squares(weight) for weight in weights])
     size = sum(weight.square().sum() for weight in weights).sqrt()
     folded = sum((weight * gain / scale).square().sum() for weight in weights).sqrt()
     torch.testing.assert_close(folded, size)

@@ -68,6 +68,12 @@ def test_pins_limits_and_cache_are_kept_to():
         ('500M', {}, 'pruning only removes'),
         ('1M', {}, 'no shape lies'),
         ('80M', {'most': {'hidden_size': 64}}, 'none of the .* shapes of this size keeps to --limit'),
+        ('80M', {'kv_cache': 1}, 'of this size keeps to --kv-cache; .* Widen a limit'),
+        (
+            '30M',
+            {'uneven': 1.2},
+            '--uneven 1.2. Sizes go in steps and heads in whole groups .of 3.* keeps 1.33 times .* --uneven 1.34',
+        ),
         ('80M', {'pins': {'num_hidden_layers': 31}}, '31'),
         ('many', {}, 'many'),
     ],
@@ -75,6 +81,10 @@ def test_pins_limits_and_cache_are_kept_to():
 def test_what_cannot_be_is_refused(budget, settings, message):
     with pytest.raises(ValueError, match=message):
         propose_shapes(SMOLLM, budget, SearchSettings(**settings))
+
+
+def test_the_unevenness_that_a_refusal_asks_for_is_enough():
+    assert propose_shapes(SMOLLM, '30M', SearchSettings(uneven=1.34))
 
 
 @pytest.mark.parametrize(
