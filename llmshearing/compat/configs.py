@@ -29,6 +29,7 @@ __all__ = [
     'add_older_names',
     'main_rotary',
     'normalise_config',
+    'with_stock_type',
 ]
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
 WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
+ONE_WINDOW = ('mistral', 'phi3', 'starcoder2')  # for all layers, or none; kinds of layers are not looked at
 
 
 def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +106,21 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def with_stock_type(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in the words of the installed transformers, with the model type that ``AutoConfig`` takes it for.
+
+    transformers 5 opens a Mistral that lists kinds of layers as a Ministral, which computes them. It has no Ministral
+    without windows; a Mistral without them is what that one means.
+    """
+    content = dict(content)
+    if TRANSFORMERS_5 and content['model_type'] == 'mistral' and 'layer_types' in content:
+        if set(content['layer_types'] or ()) <= {FULL} and content.get('sliding_window', 0) is None:
+            del content['layer_types']
+        else:
+            content['model_type'] = 'ministral'
+    return content
+
+
 def add_older_names(path: Path) -> None:
     """Adds to a config.json of transformers 5 what it says in the words of transformers 4.
 
@@ -112,6 +129,8 @@ def add_older_names(path: Path) -> None:
     layers are written in older words where transformers 5 reads those as well.
     """
     content = json.loads(path.read_text(encoding='utf-8'))
+    if content.get('model_type') in ONE_WINDOW:
+        content.pop('layer_types', None)  # its code has no use for them, and AutoConfig would take another code
     older = dict(content)
     for convert in (_convert_dtype, _convert_rotary, _convert_layer_types, _convert_experts, _refuse_looking_ahead):
         attempt = copy.deepcopy(older)
@@ -333,7 +352,7 @@ def _convert_layer_types(content: dict[str, Any]) -> None:
     elif model_type in WINDOW_BUT_EVERY:
         content['sliding_window_pattern'] = every = sliding.index(False) + 1 if False in sliding else len(kinds) + 1
         possible = [(layer + 1) % every != 0 for layer in range(len(kinds))]
-    elif model_type in ('mistral', 'phi3', 'starcoder2'):  # one window for all layers, or none
+    elif model_type in ONE_WINDOW:
         if not all(sliding):
             content['sliding_window'] = None
         possible = [all(sliding)] * len(kinds)

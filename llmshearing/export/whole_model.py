@@ -23,7 +23,7 @@ from llmshearing.checkpoints.weight_files import weight_files
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.export.probe import probe_input
+from llmshearing.export.probe import probe_input, probe_length
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_part import SHARD_BYTES, text_config
 from llmshearing.export.verification import TOLERANCE
@@ -151,7 +151,7 @@ def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:
     """Largest difference of the logits on text, both computed in the decoder's type."""
     dtype = dtype or torch.float32
     model = open_strictly(decoder, dtype, read_config(decoder))
-    ids = probe_input(model.config.vocab_size)
+    ids = probe_input(model.config.vocab_size, probe_length(model.config))
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits.float()
         del model

@@ -12,7 +12,14 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from llmshearing.compat.configs import SLIDING, WINDOW_BUT_EVERY, WINDOW_FROM_LAYER, normalise_config
+from llmshearing.compat.configs import (
+    FULL,
+    SLIDING,
+    WINDOW_BUT_EVERY,
+    WINDOW_FROM_LAYER,
+    normalise_config,
+    with_stock_type,
+)
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
 
 __all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'read_config']
@@ -69,9 +76,11 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         ValueError: As :func:`read_config`.
     """
     try:
-        content = normalise_config(content)
+        content = with_stock_type(normalise_config(content))
         _refuse_uncomputed(content)
-        return CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
+        config = CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
+        _refuse_unread_kinds(content, config)
+        return config
     except (STRICT_ERROR, KeyError) as error:  # a KeyError: rotary settings of which one is missing
         reason = error.args[0] if isinstance(error, KeyError) else error
         raise ValueError(f'transformers takes no such config: {" ".join(str(reason).split())}') from error
@@ -82,10 +91,23 @@ def _refuse_uncomputed(content: Mapping[str, Any]) -> None:
     for key, neutral in CHANGES_NOTHING.items():
         given = key in content and content[key] not in neutral
         if given and not hasattr(CONFIG_MAPPING[content['model_type']](), key):
-            raise ValueError(
-                f'the config has {key}: {content[key]!r}, which transformers does not compute in a '
-                f'{content["model_type"]}; correct its model_type, or remove the key if the model was trained without.'
-            )
+            raise _uncomputed(content, key)
+
+
+def _refuse_unread_kinds(content: Mapping[str, Any], config: PretrainedConfig) -> None:
+    """Raises a ValueError for kinds of layers other than those that a type without such a setting computes."""
+    kinds = content.get('layer_types')
+    if not kinds or hasattr(type(config)(), 'layer_types'):
+        return
+    if set(kinds) != {SLIDING if getattr(config, 'sliding_window', None) else FULL}:
+        raise _uncomputed(content, 'layer_types')
+
+
+def _uncomputed(content: Mapping[str, Any], key: str) -> ValueError:
+    return ValueError(
+        f'the config has {key}: {content[key]!r}, which transformers does not compute in a {content["model_type"]}; '
+        'correct its model_type, or remove the key if the model was trained without.'
+    )
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:

@@ -16,7 +16,7 @@ from llmshearing.export.model_folder import (
     shape_after,
     write_model_folder,
 )
-from llmshearing.export.probe import Probe, probe_input
+from llmshearing.export.probe import Probe, probe_input, probe_masked
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.record import kept_indices
@@ -182,6 +182,18 @@ def test_a_folder_that_computes_something_else_is_not_reported(tmp_path):
     verify_folder(folder, Probe(other_sums, on_gpu=True), torch.float32)
     with pytest.raises(ValueError, match='logits differ'):
         verify_folder(folder, Probe(other_sums), torch.float32)
+
+
+def test_a_window_in_the_wrong_layers_is_found(tmp_path):
+    model = tiny_model('ministral' if 'ministral' in VARIANTS else 'mistral', sliding_window=64)
+    export(model, {}, tmp_path / 'out')
+    expected = probe_masked(Cutter(model), {})
+    assert verify_folder(tmp_path / 'out', expected, torch.float32) <= 1e-5
+    settings = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    changed = {'layer_types': ['full_attention'] * 4} if 'layer_types' in settings else {'sliding_window': None}
+    (tmp_path / 'out' / 'config.json').write_text(json.dumps({**settings, **changed}))
+    with pytest.raises(ValueError, match='logits differ'):
+        verify_folder(tmp_path / 'out', expected, torch.float32)
 
 
 def test_half_precision_logits_are_compared_as_a_whole(tmp_path):

@@ -276,3 +276,35 @@ def test_settings_of_other_families_are_refused_by_name(settings):
     if family is not None:
         content = json.loads(tiny_model(family).config.to_json_string(use_diff=False))
         assert getattr(config_from({**content, **settings}), key) == value
+
+
+@pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 has no Ministral, and refuses what it does not compute')
+def test_a_mistral_with_kinds_of_layers_is_what_transformers_opens(tmp_path):
+    kinds = ['full_attention', 'sliding_attention', 'sliding_attention', 'sliding_attention']
+    tiny_model('mistral', layer_types=kinds).save_pretrained(tmp_path / 'source')
+    config = read_config(tmp_path / 'source')
+    assert config.model_type == 'ministral' and layer_windows(config) == (8, [False, True, True, True])
+    stock, ours = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / 'source', config=taken).eval() for taken in (None, config)
+    )
+    assert torch.equal(logits(ours), logits(stock))
+
+
+@pytest.mark.parametrize('variant', ['mistral', 'phi3'])
+def test_kinds_that_a_model_does_not_look_at_are_not_exported(variant, tmp_path):
+    model = tiny_model(variant, sliding_window=8, layer_types=['full_attention'] * 4)
+    export(model, {}, tmp_path / 'out')
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / 'out').eval()
+    assert exported.config.model_type == variant and layer_windows(exported.config) == (8, [True] * 4)
+    assert torch.equal(logits(exported), logits(model))
+
+
+@pytest.mark.parametrize(
+    ('variant', 'changes'),
+    [('phi3', {'sliding_window': 8}), ('llama', {'layer_types': ['full_attention', 'sliding_attention'] * 2})],
+)
+def test_kinds_that_a_model_would_leave_out_are_refused(variant, changes):
+    content = {**WRITTEN[variant], 'layer_types': ['sliding_attention', 'full_attention'] * 2, **changes}
+    with pytest.raises(ValueError, match='layer_types: .*does not compute'):
+        config_from(content)
+    assert config_from({**content, 'sliding_window': None, 'layer_types': ['full_attention'] * 4})
