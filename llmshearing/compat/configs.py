@@ -269,6 +269,7 @@ def _convert_rotary(content: dict[str, Any]) -> None:
     """``rope_parameters`` to ``rope_theta``, ``rope_scaling`` and what else transformers 4 calls its parts."""
     rotary = content.pop('rope_parameters', None)
     if rotary is None:
+        _check_older_rotary(content)
         return
     model_type = content.get('model_type', '')
     by_kind = {kind: value for kind, value in rotary.items() if isinstance(value, dict)}
@@ -295,14 +296,34 @@ def _convert_rotary(content: dict[str, Any]) -> None:
     content['rope_scaling'] = _rope_scaling(content, kind, main)
 
 
-def _rope_scaling(content: dict[str, Any], kind: str, main: dict[str, Any]) -> dict[str, Any] | None:
+def _check_older_rotary(content: dict[str, Any]) -> None:
+    """Holds ``rope_scaling`` against the same rules; keys in it that neither generation reads may stay."""
+    scaling = content.get('rope_scaling')
+    if scaling is None or _kind(scaling) not in ROTARY_KEYS:  # such as mrope, which configs have names of their own for
+        return
+    kind = _kind(scaling)
+    base = next((content[key] for key in BASES if content.get(key) is not None), None)
+    for key, value in (('rope_theta', base), ('partial_rotary_factor', content.get('partial_rotary_factor', 1.0))):
+        if scaling.get(key, value) != value:
+            raise ValueError(_refusal(f'rope_scaling.{key}', scaling[key]))
+    main = {key: value for key, value in scaling.items() if key in (*ROTARY_KEYS[kind], 'truncate')}
+    original = 'original_max_position_embeddings'
+    if kind == 'longrope':
+        main[original] = scaling.get(original, content.get(original))
+        content['rope_scaling'] = {key: value for key, value in scaling.items() if key != original}
+    _rope_scaling(content, kind, main, 'rope_scaling')
+
+
+def _rope_scaling(
+    content: dict[str, Any], kind: str, main: dict[str, Any], place: str = 'rope_parameters'
+) -> dict[str, Any] | None:
     """The ``rope_scaling`` that transformers 4 computes the same with."""
     longest, original = content.get('max_position_embeddings'), main.get('original_max_position_embeddings')
     if kind == 'longrope':  # version 4 reads it beside rope_scaling
         main.pop('original_max_position_embeddings', None)
         if original is not None:
             if content.get('original_max_position_embeddings', original) != original:
-                raise ValueError(_refusal('rope_parameters.original_max_position_embeddings', original))
+                raise ValueError(_refusal(f'{place}.original_max_position_embeddings', original))
             content['original_max_position_embeddings'] = original
     if kind == 'dynamic' and original == longest:
         main.pop('original_max_position_embeddings', None)
@@ -310,18 +331,16 @@ def _rope_scaling(content: dict[str, Any], kind: str, main: dict[str, Any]) -> d
         del main['truncate']
     if kind in ('yarn', 'longrope') and original and longest and main.get('factor') is not None:
         if longest / original != main['factor']:  # version 4 takes the quotient whatever factor says
-            raise ValueError(
-                f'{_refusal("rope_parameters.factor", main["factor"])[:-1]} (it takes {longest} / {original}).'
-            )
+            raise ValueError(f'{_refusal(f"{place}.factor", main["factor"])[:-1]} (it takes {longest} / {original}).')
     main = {key: value for key, value in main.items() if value is not None}
     unknown = [key for key in main if key not in ROTARY_KEYS[kind]]
     if unknown:
-        raise ValueError(_refusal(f'rope_parameters.{unknown[0]}', main[unknown[0]]))
+        raise ValueError(_refusal(f'{place}.{unknown[0]}', main[unknown[0]]))
     if kind == 'default':
         return None
     if content.get('model_type') == 'phi3':  # which takes exactly these
         if main.get('attention_factor') is not None:
-            raise ValueError(_refusal('rope_parameters.attention_factor', main['attention_factor']))
+            raise ValueError(_refusal(f'{place}.attention_factor', main['attention_factor']))
         return {'type': kind, 'short_factor': main['short_factor'], 'long_factor': main['long_factor']}
     return {'rope_type': kind, **main}
 

@@ -199,6 +199,45 @@ def test_what_transformers_4_does_not_compute_is_refused_by_name(variant, change
         config_from({**WRITTEN[variant], **changes})
 
 
+YARN = {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embeddings': 64}
+LONG = {'type': 'longrope', 'short_factor': [1.0] * 4, 'long_factor': [2.0] * 4}
+
+
+@only_4
+@pytest.mark.parametrize(
+    ('scaling', 'named'),
+    [
+        ({**YARN, 'factor': 4.0}, 'rope_scaling.factor: 4.0'),
+        ({**YARN, 'truncate': False}, 'rope_scaling.truncate: False'),
+        ({**YARN, 'rope_theta': 5e5}, 'rope_scaling.rope_theta: 500000.0'),
+        ({'type': 'linear', 'factor': 4.0, 'partial_rotary_factor': 0.5}, 'rope_scaling.partial_rotary_factor: 0.5'),
+        ({**LONG, 'factor': 4.0, 'original_max_position_embeddings': 64}, 'rope_scaling.factor: 4.0'),
+    ],
+)
+def test_what_transformers_4_would_leave_out_of_older_rotary_settings_is_refused(scaling, named):
+    with pytest.raises(ValueError, match=f'{named}.*transformers 4 does not compute'):
+        config_from({**WRITTEN_4['llama'], 'rope_scaling': scaling})
+
+
+@pytest.mark.parametrize(
+    'scaling',
+    [
+        {**YARN, 'finetuned': True, 'rope_theta': 1e4},
+        {'type': 'dynamic', 'factor': 4.0, 'original_max_position_embeddings': 64},
+        {'type': 'linear', 'factor': 4.0, 'partial_rotary_factor': 1.0},
+        {'rope_type': 'default'},
+    ],
+)
+def test_older_rotary_settings_that_either_generation_computes_are_read(scaling):
+    assert inverse_frequencies(config_from({**WRITTEN_4['llama'], 'rope_scaling': scaling}))
+
+
+def test_longrope_with_its_first_length_among_its_settings():
+    content = {**WRITTEN_4['llama'], 'rope_scaling': {**LONG, 'original_max_position_embeddings': 64}}
+    got, scaling = inverse_frequencies(config_from(content))
+    assert scaling == pytest.approx((1 + torch.log(torch.tensor(2.0)) / torch.log(torch.tensor(64.0))).sqrt().item())
+
+
 def test_layer_types_of_another_length_are_refused():
     with pytest.raises(ValueError, match='layer_types'):
         config_from({**WRITTEN['gemma2'], 'layer_types': ['sliding_attention', 'full_attention']})
