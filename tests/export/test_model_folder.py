@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from llmshearing.export.model_folder import (
     cut_tensors,
@@ -24,6 +25,7 @@ from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.source_config import read_config
 from llmshearing.models.units import kept_units, mask_shapes
 from tests.models.tiny import CONFIGS, MIXTURES, VARIANTS, tiny_model
 
@@ -133,6 +135,15 @@ assert not any(name.startswith("llmshearing") for name in sys.modules)
 assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 2
 """
     subprocess.run([sys.executable, '-c', script], check=True, cwd=tmp_path)
+
+
+def test_the_config_names_the_class_that_opens_the_folder(tmp_path):
+    model = tiny_model('llama-tied')
+    model.model.save_pretrained(tmp_path / 'source')  # a LlamaModel, as AutoModel has it
+    source = AutoModelForCausalLM.from_pretrained(tmp_path / 'source', config=read_config(tmp_path / 'source'))
+    export(source, {}, tmp_path / 'out')
+    assert open_strictly(tmp_path / 'out').config.architectures == ['LlamaForCausalLM']
+    assert json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'] == ['LlamaForCausalLM']
 
 
 def test_layers_of_different_shapes_do_not_leave(tmp_path):
