@@ -23,6 +23,7 @@ from llmshearing.utils.files import dump_json
 
 __all__ = [
     'FULL',
+    'SHARE_KEYS',
     'SLIDING',
     'WINDOW_BUT_EVERY',
     'WINDOW_FROM_LAYER',

@@ -6,7 +6,7 @@ cannot (:mod:`llmshearing.compat.configs`). A config that says two different thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from llmshearing.compat.configs import (
     FULL,
+    SHARE_KEYS,
     SLIDING,
     WINDOW_BUT_EVERY,
     WINDOW_FROM_LAYER,
+    main_rotary,
     normalise_config,
     with_stock_type,
 )
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
+from llmshearing.models.family_tables import TABLES
 
 __all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'read_config']
 
@@ -45,6 +48,14 @@ CHANGES_NOTHING: dict[str, tuple] = {
     'no_rope_layers': (None, []),
     'residual_multiplier': (None, 1),
     'use_bidirectional_attention': (None, False),
+}
+# The same, held against types with a table alone: code of others reads some of them though their configs name none.
+CHANGES_NOTHING_HERE: dict[str, tuple] = {
+    'clip_qkv': (None,),
+    'logit_scale': (None, 1),
+    'partial_rotary_factor': (None, 1),
+    'query_pre_attn_scalar': (None,),
+    'rotary_pct': (None, 1),
 }
 
 
@@ -88,10 +99,27 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
 
 def _refuse_uncomputed(content: Mapping[str, Any]) -> None:
     """Raises a ValueError for a setting of other families, which this one would leave out without a word."""
-    for key, neutral in CHANGES_NOTHING.items():
-        given = key in content and content[key] not in neutral
-        if given and not hasattr(CONFIG_MAPPING[content['model_type']](), key):
-            raise _uncomputed(content, key)
+    model_type = content['model_type']
+    neutral = {**CHANGES_NOTHING, **(CHANGES_NOTHING_HERE if model_type in TABLES else {})}
+    for key in neutral:
+        for name, value in _said(content, key):
+            if value not in neutral[key] and not _computes(model_type, key):
+                raise _uncomputed(name, value, model_type)
+
+
+def _said(content: Mapping[str, Any], key: str, place: str = '') -> Iterator[tuple[str, Any]]:
+    """What a config says of a key, itself and among its rotary settings, and where."""
+    if key in content:
+        yield place + key, content[key]
+    for name, settings in content.items():
+        if isinstance(settings, Mapping) and (place or name in ('rope_scaling', 'rope_parameters')):
+            yield from _said(settings, key, f'{place}{name}.')
+
+
+def _computes(model_type: str, key: str) -> bool:
+    config = CONFIG_MAPPING[model_type]()
+    rotary = main_rotary(getattr(config, 'rope_parameters', None) or {})
+    return hasattr(config, key) or key in rotary or key in SHARE_KEYS.get(model_type, ())
 
 
 def _refuse_unread_kinds(content: Mapping[str, Any], config: PretrainedConfig) -> None:
@@ -100,13 +128,13 @@ def _refuse_unread_kinds(content: Mapping[str, Any], config: PretrainedConfig) -
     if not kinds or hasattr(type(config)(), 'layer_types'):
         return
     if set(kinds) != {SLIDING if getattr(config, 'sliding_window', None) else FULL}:
-        raise _uncomputed(content, 'layer_types')
+        raise _uncomputed('layer_types', kinds, content['model_type'])
 
 
-def _uncomputed(content: Mapping[str, Any], key: str) -> ValueError:
+def _uncomputed(name: str, value: Any, model_type: str) -> ValueError:
     return ValueError(
-        f'the config has {key}: {content[key]!r}, which transformers does not compute in a {content["model_type"]}; '
-        'correct its model_type, or remove the key if the model was trained without.'
+        f'the config has {name}: {value!r}, which transformers does not compute in a {model_type}; correct its '
+        'model_type, or remove the key if the model was trained without.'
     )
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.transformers import attention_implementation, read_tokenizer, set_attention
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.family_tables import TABLES
+from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import (
     check_attention,
     check_stock_reading,
@@ -347,3 +349,49 @@ def test_kinds_that_a_model_would_leave_out_are_refused(variant, changes):
     with pytest.raises(ValueError, match='layer_types: .*does not compute'):
         config_from(content)
     assert config_from({**content, 'sliding_window': None, 'layer_types': ['full_attention'] * 4})
+
+
+SHARE = {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.5}
+
+
+@pytest.mark.parametrize(
+    ('variant', 'settings', 'named'),
+    [
+        ('llama', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor: 0.5'),
+        ('llama', {'rotary_pct': 0.25}, 'rotary_pct: 0.25'),
+        ('qwen2', {'clip_qkv': 8.0}, 'clip_qkv: 8.0'),
+        ('mistral', {'logit_scale': 0.1}, 'logit_scale: 0.1'),
+        ('gemma', {'query_pre_attn_scalar': 24}, 'query_pre_attn_scalar: 24'),
+        ('phi3', {'rotary_pct': 0.25}, 'rotary_pct: 0.25'),
+        pytest.param(
+            *('olmo2', {'rope_parameters': SHARE}, 'rope_parameters.partial_rotary_factor: 0.5'),
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='refused as what transformers 4 does not compute'),
+        ),
+        pytest.param(
+            *('gemma3_text', {'rope_parameters': {'full_attention': SHARE}}, 'full_attention.partial_rotary_factor'),
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='refused as what transformers 4 does not compute'),
+        ),
+    ],
+)
+def test_settings_that_few_families_compute_are_refused_by_name(variant, settings, named):
+    content = {**WRITTEN[variant], **settings}
+    with pytest.raises(ValueError, match=f'{named}.*does not compute in a {variant}'):
+        config_from(content)
+    (key,) = settings
+    if key != 'rope_parameters':
+        assert config_from({**content, key: None})
+
+
+def test_half_a_head_is_rotated_where_the_family_has_it():
+    without = {key: value for key, value in WRITTEN['gpt_neox'].items() if key not in ('rope_parameters', 'rotary_pct')}
+    for content in ({**without, 'rotary_pct': 0.5}, {**without, 'rope_parameters': SHARE}):
+        model = AutoModelForCausalLM.from_config(config_from(content))
+        assert len(model.gpt_neox.rotary_emb.inv_freq) == 2
+
+
+@pytest.mark.parametrize('model_type', [name for name in TABLES if name in CONFIG_MAPPING])
+def test_what_a_type_says_of_itself_is_taken(model_type, tmp_path):
+    config = CONFIG_MAPPING[model_type]()
+    config.to_json_file(tmp_path / 'config.json', use_diff=False)
+    again = read_config(tmp_path)
+    assert type(again) is type(config) and shape_of(again) == shape_of(config)
