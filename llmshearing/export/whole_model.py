@@ -29,7 +29,7 @@ from llmshearing.export.text_part import SHARD_BYTES, text_config
 from llmshearing.export.verification import TOLERANCE
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
-from llmshearing.models.source_files import public_name, read_source_files, source_licence
+from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
@@ -141,10 +141,12 @@ def _settings(source: Path, decoder: Path, config: PretrainedConfig) -> dict[str
 def _copy_small_files(source: Path, folder: Path) -> None:
     """Tokenizer, processor, generation settings, licence: what is neither weights nor said anew."""
     weights = {path.name for path in weight_files(source)}
-    for path in source.iterdir():
+    for path in (*source.iterdir(), *source.glob(f'{TEMPLATE_FOLDER}/*.jinja')):
         new = path.name in ('config.json', 'README.md') or path.name.endswith('.index.json')
         if path.is_file() and not new and path.name not in weights and path.suffix != '.py':
-            shutil.copy(path, folder / path.name)
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
 
 
 def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:

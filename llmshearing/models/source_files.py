@@ -16,7 +16,16 @@ import yaml
 
 from llmshearing.utils.paths import names_a_path
 
-__all__ = ['LICENCE_FILES', 'TAG', 'derived_from', 'local_folder', 'public_name', 'read_source_files', 'source_licence']
+__all__ = [
+    'LICENCE_FILES',
+    'TAG',
+    'TEMPLATE_FOLDER',
+    'derived_from',
+    'local_folder',
+    'public_name',
+    'read_source_files',
+    'source_licence',
+]
 
 TAG = 'llmshearing'
 LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
@@ -24,6 +33,7 @@ NOTHING = ('', '~', 'null')  # in YAML
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
 MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
 TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
+TEMPLATE_FOLDER = 'additional_chat_templates'  # beside those, one file for each template that has a name
 OF_A_FORWARD_PASS = ('_', 'output_', 'return_dict', 'transformers_version', 'use_cache')
 LARGEST = 4 * 2**20  # bytes; a tokenizer_config.json with thousands of added tokens has one
 
@@ -39,7 +49,8 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
         ValueError: If generation settings or front matter cannot be read, which an export would need at its end.
     """
     files = {}
-    for where, names in ((model, MODEL_FILES), (tokenizer or model, TOKENIZER_FILES)):
+    tokenizer = tokenizer or model
+    for where, names in ((model, MODEL_FILES), (tokenizer, (*TOKENIZER_FILES, *_named_templates(tokenizer)))):
         for name in names:
             path = _find(where, name) if where else None
             if path is not None and path.stat().st_size <= LARGEST:
@@ -100,6 +111,12 @@ def _find(where: str, name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(path) if isinstance(path, str) else None
+
+
+def _named_templates(where: str | None) -> list[str]:
+    settings = _find(where, 'tokenizer_config.json') if where else None
+    paths = settings.parent.glob(f'{TEMPLATE_FOLDER}/*.jinja') if settings else ()
+    return sorted(f'{TEMPLATE_FOLDER}/{path.name}' for path in paths)
 
 
 def _read_text(path: Path) -> str:

@@ -187,6 +187,21 @@ def test_what_the_source_has_travels_in_the_checkpoint(tmp_path, monkeypatch, ca
     assert '--source' not in caplog.text
 
 
+def test_every_chat_template_travels(tmp_path):
+    templates = {'default': '{{ messages }}', 'rag': '{{ documents }}'}
+
+    def add_templates(source):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = templates
+        tokenizer.save_pretrained(source)
+
+    checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, add=add_templates)
+    (tmp_path / 'source').rename(tmp_path / 'moved')
+    export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    for folder in (tmp_path / 'out', pruned):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == templates
+
+
 def test_what_a_named_source_lacks_is_as_the_run_noted_it(tmp_path):
     checkpoint, _, _, _ = pruning_checkpoint(tmp_path, add=add_settings)
     (tmp_path / 'bare').mkdir()
