@@ -192,7 +192,8 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
 def _check_dtype(content: Mapping[str, Any]) -> None:
     for key in ('dtype', 'torch_dtype'):
         name = content.get(key)
-        if isinstance(name, str) and not isinstance(getattr(torch, name.removeprefix('torch.'), None), torch.dtype):
+        found = getattr(torch, name.removeprefix('torch.'), None) if isinstance(name, str) else None
+        if not (name is None or isinstance(found, torch.dtype) or isinstance(name, dict)):  # a mapping: for each part
             raise ValueError(
                 f'the config has {key}: {name!r}; expected a type such as bfloat16: correct its config.json.'
             )

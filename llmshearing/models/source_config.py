@@ -37,6 +37,9 @@ READ_OTHERWISE = (
     'max_window_layers',
 )
 
+# What config classes raise for values that they compute with before they look at them.
+STUMBLES = (IndexError, TypeError, ZeroDivisionError)
+
 # Settings that some families compute with, and what they are where they change nothing.
 CHANGES_NOTHING: dict[str, tuple] = {
     'alibi': (None, False),
@@ -92,9 +95,26 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         config = CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
         _refuse_unread_kinds(content, config)
         return config
+    except STUMBLES as error:
+        reason = f'{type(error).__name__}: {error}; among what it says, look at {_odd_settings(content)}'
+        raise ValueError(f'transformers takes no such config of a {content["model_type"]}: {reason}.') from error
     except (STRICT_ERROR, KeyError) as error:  # a KeyError: rotary settings of which one is missing
         reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f'transformers takes no such config: {" ".join(str(reason).split())}') from error
+        raise ValueError(
+            f'transformers takes no such config of a {content["model_type"]}: {" ".join(str(reason).split())}'
+        ) from error
+
+
+def _odd_settings(content: Mapping[str, Any]) -> str:
+    """Settings that are nothing, or of another kind than in transformers' own config of the type."""
+    usual = CONFIG_MAPPING[content['model_type']]().to_dict()
+    odd = {
+        key: value
+        for key, value in content.items()
+        if isinstance(usual.get(key), (int, float))
+        and (not isinstance(value, (int, float)) or value == 0 != usual[key])
+    }
+    return ', '.join(f'{key}: {value!r}' for key, value in odd.items()) or 'the sizes'
 
 
 def _refuse_uncomputed(content: Mapping[str, Any]) -> None:

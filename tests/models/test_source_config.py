@@ -395,3 +395,22 @@ def test_what_a_type_says_of_itself_is_taken(model_type, tmp_path):
     config.to_json_file(tmp_path / 'config.json', use_diff=False)
     again = read_config(tmp_path)
     assert type(again) is type(config) and shape_of(again) == shape_of(config)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'settings', 'named'),
+    [
+        ('llama', {'num_attention_heads': 0}, r'a llama: ZeroDivisionError.*num_attention_heads: 0'),
+        ('llama', {'dtype': []}, r'the config has dtype: \[\]; expected a type such as bfloat16'),
+        ('llama', {'torch_dtype': 0}, r'the config has torch_dtype: 0; expected a type such as bfloat16'),
+        pytest.param(
+            *('gpt_neox', {'hidden_size': [48]}, r'a gpt_neox: TypeError.*hidden_size: \[48\]'),
+            marks=only_4,  # transformers 5 says so itself
+        ),
+    ],
+)
+def test_what_a_config_class_stumbles_over_is_one_sentence(variant, settings, named):
+    content = {key: value for key, value in WRITTEN_4[variant].items() if key not in ('torch_dtype', 'head_dim')}
+    with pytest.raises(ValueError, match=named) as error:
+        config_from({**content, **settings})
+    assert '\n' not in str(error.value)
