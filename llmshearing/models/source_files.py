@@ -21,6 +21,7 @@ __all__ = [
     'TAG',
     'TEMPLATE_FOLDER',
     'derived_from',
+    'find_file',
     'local_folder',
     'public_name',
     'read_source_files',
@@ -52,13 +53,13 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
     tokenizer = tokenizer or model
     for where, names in ((model, MODEL_FILES), (tokenizer, (*TOKENIZER_FILES, *_named_templates(tokenizer)))):
         for name in names:
-            path = _find(where, name) if where else None
+            path = find_file(where, name) if where else None
             if path is not None and path.stat().st_size <= LARGEST:
                 files[name] = _read_text(path)
     if 'README.md' in files:
         files['README.md'] = _front_matter(files['README.md'])
         _card(files)
-    config = _find(model, 'config.json') if model else None
+    config = find_file(model, 'config.json') if model else None
     if 'generation_config.json' not in files and config is not None and (settings := _generation_settings(config)):
         files['generation_config.json'] = json.dumps(settings)
     if 'generation_config.json' in files:
@@ -87,19 +88,8 @@ def derived_from(files: Mapping[str, str]) -> str | None:
     return source if isinstance(tags, list) and TAG in tags and isinstance(source, str) else None
 
 
-def local_folder(source: str | None) -> Path | None:
-    """The source's folder where it is on this machine."""
-    return Path(source) if source and Path(source).is_dir() else None
-
-
-def public_name(source: str | None) -> str | None:
-    """The source's name without the folders it happens to be in; a hub name stays whole."""
-    if source is None:
-        return None
-    return Path(source).name if names_a_path(source) or Path(source).is_dir() else source
-
-
-def _find(where: str, name: str) -> Path | None:
+def find_file(where: str, name: str) -> Path | None:
+    """A file of a model's folder, or of the hub's cache of it; None where it is not on this machine."""
     folder = Path(where)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -113,8 +103,20 @@ def _find(where: str, name: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def local_folder(source: str | None) -> Path | None:
+    """The source's folder where it is on this machine."""
+    return Path(source) if source and Path(source).is_dir() else None
+
+
+def public_name(source: str | None) -> str | None:
+    """The source's name without the folders it happens to be in; a hub name stays whole."""
+    if source is None:
+        return None
+    return Path(source).name if names_a_path(source) or Path(source).is_dir() else source
+
+
 def _named_templates(where: str | None) -> list[str]:
-    settings = _find(where, 'tokenizer_config.json') if where else None
+    settings = find_file(where, 'tokenizer_config.json') if where else None
     paths = settings.parent.glob(f'{TEMPLATE_FOLDER}/*.jinja') if settings else ()
     return sorted(f'{TEMPLATE_FOLDER}/{path.name}' for path in paths)
 
