@@ -56,7 +56,8 @@ class Checkpoint:
         tokens (int): Tokens trained on.
         source (str | None): Name or folder of the source, where the run noted it.
         files (dict[str, str]): Small files of the source
-            (:func:`~llmshearing.models.source_files.read_source_files`): of the given folder, or as the run noted them.
+            (:func:`~llmshearing.models.source_files.read_source_files`): of its folder, and what that lacks as the run
+            noted it.
     """
 
     path: Path
@@ -113,10 +114,10 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
         )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
     noted, files = _noted(pruning, state.get('callbacks') or {})
-    if source is not None:
-        noted, files = str(source), read_source_files(str(source))
-    elif local_folder(noted) is not None:
-        files = {**files, **read_source_files(noted)}
+    noted = noted if source is None else str(source)
+    folder = local_folder(noted)
+    if folder is not None:
+        files = {**files, **_files_of(folder, files)}
     return Checkpoint(
         path,
         config,
@@ -192,6 +193,15 @@ def _noted(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[
         if note is not None:
             return (note, {}) if isinstance(note, str) else (note[0], dict(note[1]))
     return None, {}
+
+
+def _files_of(folder: Path, noted: Mapping[str, str]) -> dict[str, str]:
+    """Small files of the source's folder. Generation settings that only its config has do not replace noted ones."""
+    name = 'generation_config.json'
+    files = read_source_files(str(folder))
+    if name in noted and not (folder / name).is_file():
+        files.pop(name, None)
+    return files
 
 
 def _hugging_face_parts(

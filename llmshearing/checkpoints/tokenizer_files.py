@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.models.source_files import TEMPLATE_FOLDER
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import plain_name
 
@@ -105,9 +106,12 @@ def write_tokenizer_files(
                 f"the checkpoint's tokenizer has a file {name!r}, which is not written (code, or unknown); "
                 'give --tokenizer FOLDER.'
             )
-    for name in TEMPLATES:
-        if name in source:
-            (folder / name).write_text(source[name], encoding='utf-8')
+    for name, text in source.items():
+        inside, _, plain = name.rpartition('/')
+        if name in TEMPLATES or inside == TEMPLATE_FOLDER:
+            path = folder / inside / plain_name("the checkpoint's tokenizer", plain)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding='utf-8')
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.models.source_files import find_file
 from llmshearing.utils.paths import check_safetensors_index
 
 __all__ = ['find_weights', 'find_tensors', 'weight_files', 'weights_folder']
@@ -32,14 +33,8 @@ def weights_folder(name: str) -> Path | None:
     """The folder of a model: itself, or where the hub's cache has it; None where it is not on this machine."""
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name, 'config.json')
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None
+    config = find_file(name, 'config.json')
+    return None if config is None else config.parent
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ def install() -> None:
       schedulers have while they are built.
     - A model is asked whether it is a causal LM by its own config first. Composer imports the code of every model that
       transformers has, in each process.
+    - A tokenizer of several chat templates is kept with all of them in its tokenizer_config.json. transformers 5 saves
+      them in a folder, which Composer takes for a file of a kind that it does not know.
     """
     from composer.models import huggingface
     from composer.trainer import _patch_pytorch
@@ -37,6 +40,8 @@ def install() -> None:
         checkpoint.load_sharded_checkpoint = _asking_for_less(checkpoint.load_sharded_checkpoint)
     if not hasattr(huggingface._is_registered_causal_lm, 'stock'):
         huggingface._is_registered_causal_lm = _asking_its_config(huggingface._is_registered_causal_lm)
+    if not hasattr(huggingface.HuggingFaceModel.get_metadata, 'stock'):
+        huggingface.HuggingFaceModel.get_metadata = _with_templates_inside(huggingface.HuggingFaceModel.get_metadata)
 
 
 def unwrapped(state: State) -> Any:
@@ -84,3 +89,18 @@ def _asking_its_config(stock: Callable) -> Callable:
 
     is_registered_causal_lm.stock = stock
     return is_registered_causal_lm
+
+
+def _with_templates_inside(stock: Callable) -> Callable:
+    def get_metadata(self: Any) -> dict[str, Any]:
+        tokenizer = self.tokenizer
+        if not isinstance(getattr(tokenizer, 'chat_template', None), dict):
+            return stock(self)
+        tokenizer.save_pretrained = functools.partial(tokenizer.save_pretrained, save_jinja_files=False)
+        try:
+            return stock(self)
+        finally:
+            del tokenizer.save_pretrained
+
+    get_metadata.stock = stock
+    return get_metadata

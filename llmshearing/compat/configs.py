@@ -23,12 +23,14 @@ from llmshearing.utils.files import dump_json
 
 __all__ = [
     'FULL',
+    'SHARE_KEYS',
     'SLIDING',
     'WINDOW_BUT_EVERY',
     'WINDOW_FROM_LAYER',
     'add_older_names',
     'main_rotary',
     'normalise_config',
+    'with_stock_type',
 ]
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 WINDOW_BUT_EVERY = ('gemma3_text', 'cohere2')  # every sliding_window_pattern-th layer attends to everything
 WINDOW_FROM_LAYER = ('qwen2', 'qwen3')  # the first max_window_layers layers attend to everything
+ONE_WINDOW = ('mistral', 'phi3', 'starcoder2')  # for all layers, or none; kinds of layers are not looked at
 
 
 def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +107,21 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def with_stock_type(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in the words of the installed transformers, with the model type that ``AutoConfig`` takes it for.
+
+    transformers 5 opens a Mistral that lists kinds of layers as a Ministral, which computes them. It has no Ministral
+    without windows; a Mistral without them is what that one means.
+    """
+    content = dict(content)
+    if TRANSFORMERS_5 and content['model_type'] == 'mistral' and 'layer_types' in content:
+        if set(content['layer_types'] or ()) <= {FULL} and content.get('sliding_window', 0) is None:
+            del content['layer_types']
+        else:
+            content['model_type'] = 'ministral'
+    return content
+
+
 def add_older_names(path: Path) -> None:
     """Adds to a config.json of transformers 5 what it says in the words of transformers 4.
 
@@ -112,6 +130,8 @@ def add_older_names(path: Path) -> None:
     layers are written in older words where transformers 5 reads those as well.
     """
     content = json.loads(path.read_text(encoding='utf-8'))
+    if content.get('model_type') in ONE_WINDOW:
+        content.pop('layer_types', None)  # its code has no use for them, and AutoConfig would take another code
     older = dict(content)
     for convert in (_convert_dtype, _convert_rotary, _convert_layer_types, _convert_experts, _refuse_looking_ahead):
         attempt = copy.deepcopy(older)
@@ -172,7 +192,8 @@ def _refuse_contradictions(content: Mapping[str, Any]) -> None:
 def _check_dtype(content: Mapping[str, Any]) -> None:
     for key in ('dtype', 'torch_dtype'):
         name = content.get(key)
-        if isinstance(name, str) and not isinstance(getattr(torch, name.removeprefix('torch.'), None), torch.dtype):
+        found = getattr(torch, name.removeprefix('torch.'), None) if isinstance(name, str) else None
+        if not (name is None or isinstance(found, torch.dtype) or isinstance(name, dict)):  # a mapping: for each part
             raise ValueError(
                 f'the config has {key}: {name!r}; expected a type such as bfloat16: correct its config.json.'
             )
@@ -250,6 +271,7 @@ def _convert_rotary(content: dict[str, Any]) -> None:
     """``rope_parameters`` to ``rope_theta``, ``rope_scaling`` and what else transformers 4 calls its parts."""
     rotary = content.pop('rope_parameters', None)
     if rotary is None:
+        _check_older_rotary(content)
         return
     model_type = content.get('model_type', '')
     by_kind = {kind: value for kind, value in rotary.items() if isinstance(value, dict)}
@@ -276,14 +298,34 @@ def _convert_rotary(content: dict[str, Any]) -> None:
     content['rope_scaling'] = _rope_scaling(content, kind, main)
 
 
-def _rope_scaling(content: dict[str, Any], kind: str, main: dict[str, Any]) -> dict[str, Any] | None:
+def _check_older_rotary(content: dict[str, Any]) -> None:
+    """Holds ``rope_scaling`` against the same rules; keys in it that neither generation reads may stay."""
+    scaling = content.get('rope_scaling')
+    if scaling is None or _kind(scaling) not in ROTARY_KEYS:  # such as mrope, which configs have names of their own for
+        return
+    kind = _kind(scaling)
+    base = next((content[key] for key in BASES if content.get(key) is not None), None)
+    for key, value in (('rope_theta', base), ('partial_rotary_factor', content.get('partial_rotary_factor', 1.0))):
+        if scaling.get(key, value) != value:
+            raise ValueError(_refusal(f'rope_scaling.{key}', scaling[key]))
+    main = {key: value for key, value in scaling.items() if key in (*ROTARY_KEYS[kind], 'truncate')}
+    original = 'original_max_position_embeddings'
+    if kind == 'longrope':
+        main[original] = scaling.get(original, content.get(original))
+        content['rope_scaling'] = {key: value for key, value in scaling.items() if key != original}
+    _rope_scaling(content, kind, main, 'rope_scaling')
+
+
+def _rope_scaling(
+    content: dict[str, Any], kind: str, main: dict[str, Any], place: str = 'rope_parameters'
+) -> dict[str, Any] | None:
     """The ``rope_scaling`` that transformers 4 computes the same with."""
     longest, original = content.get('max_position_embeddings'), main.get('original_max_position_embeddings')
     if kind == 'longrope':  # version 4 reads it beside rope_scaling
         main.pop('original_max_position_embeddings', None)
         if original is not None:
             if content.get('original_max_position_embeddings', original) != original:
-                raise ValueError(_refusal('rope_parameters.original_max_position_embeddings', original))
+                raise ValueError(_refusal(f'{place}.original_max_position_embeddings', original))
             content['original_max_position_embeddings'] = original
     if kind == 'dynamic' and original == longest:
         main.pop('original_max_position_embeddings', None)
@@ -291,18 +333,16 @@ def _rope_scaling(content: dict[str, Any], kind: str, main: dict[str, Any]) -> d
         del main['truncate']
     if kind in ('yarn', 'longrope') and original and longest and main.get('factor') is not None:
         if longest / original != main['factor']:  # version 4 takes the quotient whatever factor says
-            raise ValueError(
-                f'{_refusal("rope_parameters.factor", main["factor"])[:-1]} (it takes {longest} / {original}).'
-            )
+            raise ValueError(f'{_refusal(f"{place}.factor", main["factor"])[:-1]} (it takes {longest} / {original}).')
     main = {key: value for key, value in main.items() if value is not None}
     unknown = [key for key in main if key not in ROTARY_KEYS[kind]]
     if unknown:
-        raise ValueError(_refusal(f'rope_parameters.{unknown[0]}', main[unknown[0]]))
+        raise ValueError(_refusal(f'{place}.{unknown[0]}', main[unknown[0]]))
     if kind == 'default':
         return None
     if content.get('model_type') == 'phi3':  # which takes exactly these
         if main.get('attention_factor') is not None:
-            raise ValueError(_refusal('rope_parameters.attention_factor', main['attention_factor']))
+            raise ValueError(_refusal(f'{place}.attention_factor', main['attention_factor']))
         return {'type': kind, 'short_factor': main['short_factor'], 'long_factor': main['long_factor']}
     return {'rope_type': kind, **main}
 
@@ -333,7 +373,7 @@ def _convert_layer_types(content: dict[str, Any]) -> None:
     elif model_type in WINDOW_BUT_EVERY:
         content['sliding_window_pattern'] = every = sliding.index(False) + 1 if False in sliding else len(kinds) + 1
         possible = [(layer + 1) % every != 0 for layer in range(len(kinds))]
-    elif model_type in ('mistral', 'phi3', 'starcoder2'):  # one window for all layers, or none
+    elif model_type in ONE_WINDOW:
         if not all(sliding):
             content['sliding_window'] = None
         possible = [all(sliding)] * len(kinds)

@@ -38,6 +38,7 @@ __all__ = [
     'load_complete_causal_lm',
     'load_multimodal',
     'read_tokenizer',
+    'rotary_of',
     'set_attention',
     'set_dtype',
     'set_plain_rotary',
@@ -95,6 +96,15 @@ def set_dtype(config: Any, dtype: Any) -> None:
 def dtype_argument(dtype: Any) -> dict[str, Any]:
     """The keyword argument of ``from_pretrained`` and ``from_config`` that names the type of the weights."""
     return {'dtype' if TRANSFORMERS_5 else 'torch_dtype': dtype}
+
+
+def rotary_of(config: Any) -> dict[str, Any]:
+    """Rotary settings of a LLaMA's config in the words of transformers 5: kind, base and what the kind has besides."""
+    if TRANSFORMERS_5:
+        return dict(config.rope_parameters)
+    scaling = config.rope_scaling or {}
+    kind = scaling.get('rope_type', scaling.get('type', 'default'))
+    return {**scaling, 'rope_type': kind, 'rope_theta': config.rope_theta}
 
 
 def set_plain_rotary(config: Any) -> None:

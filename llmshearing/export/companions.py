@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from llmshearing.models.source_files import LICENCE_FILES
+from llmshearing.models.source_files import LICENCE_FILES, TEMPLATE_FOLDER
 
 __all__ = ['copy_companions']
 
@@ -17,6 +17,7 @@ COMPANIONS = (
     'merges.txt',
     '*.model',
     'chat_template*',
+    f'{TEMPLATE_FOLDER}/*.jinja',
     'generation_config.json',
     *LICENCE_FILES,
 )
@@ -27,4 +28,6 @@ def copy_companions(source: Path, folder: Path) -> None:
     """Copies tokenizer, generation config and licence files as they are, byte for byte."""
     for path in {path for pattern in COMPANIONS for path in source.glob(pattern)}:
         if path.is_file() and path.suffix not in NO_COMPANIONS:
-            shutil.copyfile(path, folder / path.name)
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)

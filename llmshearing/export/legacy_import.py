@@ -24,7 +24,7 @@ from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.checkpoints.parameter_shapes import check_tensors, expected_shapes
 from llmshearing.checkpoints.source import read_weights
 from llmshearing.checkpoints.tokenizer_files import read_named_tokenizer
-from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.compat.transformers import read_tokenizer, rotary_of
 from llmshearing.export.legacy_names import LEGACY_MASKS, hugging_face_name, is_ignored, legacy_name, mask_axis
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import cut_tensors, exported_config, write_model_folder
@@ -208,8 +208,8 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
         int: Number of tensors written.
 
     Raises:
-        ValueError: If the model is no multi-head LLaMA without biases and with a head of its own, or its tensors do
-            not fit its config.
+        ValueError: If the model is no multi-head LLaMA without biases, with a head of its own and LLaMA's first rotary
+            settings, or its tensors do not fit its config.
     """
     folder, out = Path(folder), Path(out)
     config = read_config(folder)
@@ -219,6 +219,13 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
             f'{folder}: only LLaMA with as many KV heads as heads and an LM head of its own has such a state dict; '
             f'got model_type {config.model_type!r}, {shape.num_attention_heads} heads, {shape.num_key_value_heads} KV '
             f'heads, tie_word_embeddings={config.tie_word_embeddings}.'
+        )
+    rotary = rotary_of(config)
+    if rotary['rope_type'] != 'default' or rotary['rope_theta'] != 10000:
+        listed = ', '.join(f'{key}: {value}' for key, value in rotary.items())
+        raise ValueError(
+            f'{folder}: its rotary settings are {listed}, and whoever reads such a state dict computes with a base of '
+            '10000 without scaling; use the folder as it is.'
         )
     if out.is_dir():
         raise ValueError(f'{out} is a folder, but a state dict is one file; name such as {out / "model.pt"}.')

@@ -212,7 +212,7 @@ def write_model_folder(
     writer.finish_tensors()
     forget_own_notes(config)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    config.architectures = config.architectures or [model_class.__name__]
+    config.architectures = [model_class.__name__]  # the source may have been saved as another, without its head
     config.save_pretrained(writer.path)
     add_older_names(writer.path / 'config.json')
     if tokenizer is not None:

@@ -18,11 +18,16 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
 from llmshearing.compat.transformers import attention_implementation, attention_of, set_attention
+from llmshearing.models.source_config import layer_windows
 
 if TYPE_CHECKING:
     from llmshearing.models.cuttable import Cutter
 
-__all__ = ['Probe', 'probe_input', 'probe_masked']
+__all__ = ['Probe', 'probe_input', 'probe_length', 'probe_masked']
+
+SHORTEST = 48  # tokens
+LONGEST = 128  # logits of more take hundreds of megabytes in a large vocabulary
+BEYOND = 16  # tokens that a window hides something from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +45,20 @@ class Probe:
     on_gpu: bool = False
 
 
-def probe_input(vocab_size: int, length: int = 48) -> Tensor:
+def probe_input(vocab_size: int, length: int = SHORTEST) -> Tensor:
     """Token ids [1, length] spread over the vocabulary, always the same."""
     return (torch.arange(length) * 7919 % vocab_size)[None]
+
+
+def probe_length(config: PretrainedConfig) -> int:
+    """Tokens of a probe: more than fit in the config's sliding window, where that takes no long probe.
+
+    Windows of 512 tokens and more, as most models have them, no probe reaches: which layers they hold for is then the
+    config's word alone.
+    """
+    windows = layer_windows(config)
+    length = SHORTEST if windows is None else max(SHORTEST, windows[0] + BEYOND)
+    return length if length <= LONGEST else SHORTEST
 
 
 def probe_masked(cutter: Cutter, masks: Mapping[str, Tensor]) -> Probe:
@@ -51,7 +67,7 @@ def probe_masked(cutter: Cutter, masks: Mapping[str, Tensor]) -> Probe:
     model, was_training = cutter.model, cutter.model.training
     model.eval()
     device = next(model.parameters()).device
-    ids = probe_input(model.config.vocab_size).to(device)
+    ids = probe_input(model.config.vocab_size, probe_length(model.config)).to(device)
     with torch.no_grad(), _exact_products(), _own_attention(model.config):
         logits = model(ids, use_cache=False).logits
     model.train(was_training)

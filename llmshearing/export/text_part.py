@@ -7,12 +7,14 @@ What sees or hears stays behind.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
+from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.multimodal import read_multimodal_weights
 from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
 from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
@@ -69,8 +71,8 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
     weights = read_multimodal_weights(source, config)
     stored = weights.text
     head = next(iter(parameter_shapes(_tied(config), in_files=True).tied), None)
-    if head is not None and head not in stored:
-        config = _tied(config)
+    if head is not None:
+        config = _tied(config, _is_tied(stored, head, config.tie_word_embeddings))
     shapes = parameter_shapes(config, in_files=True)
     check_tensors(str(source), {name: tensor.shape for name, tensor in stored.items()}, shapes.shapes, shapes.tied)
     files = read_source_files(str(source))
@@ -111,7 +113,18 @@ def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
     return text
 
 
-def _tied(config: PretrainedConfig) -> PretrainedConfig:
+def _is_tied(stored: Mapping[str, StoredTensor], head: str, says_so: bool) -> bool:
+    """Whether the LM head is the embedding. A whole has a word of its own for that, so the tensors are asked first."""
+    if head not in stored:
+        return True
+    if not says_so:
+        return False
+    tensor = stored[head].read()
+    alike = (other for name, other in stored.items() if name != head and other.shape == stored[head].shape)
+    return any(torch.equal(other.read(), tensor) for other in alike)
+
+
+def _tied(config: PretrainedConfig, is_tied: bool = True) -> PretrainedConfig:
     changed = type(config).from_dict(config.to_dict())
-    changed.tie_word_embeddings = True
+    changed.tie_word_embeddings = is_tied
     return changed

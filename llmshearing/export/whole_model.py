@@ -23,13 +23,13 @@ from llmshearing.checkpoints.weight_files import weight_files
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_licence, front_matter
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.export.probe import probe_input
+from llmshearing.export.probe import probe_input, probe_length
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_part import SHARD_BYTES, text_config
 from llmshearing.export.verification import TOLERANCE
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
-from llmshearing.models.source_files import public_name, read_source_files, source_licence
+from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
@@ -141,17 +141,19 @@ def _settings(source: Path, decoder: Path, config: PretrainedConfig) -> dict[str
 def _copy_small_files(source: Path, folder: Path) -> None:
     """Tokenizer, processor, generation settings, licence: what is neither weights nor said anew."""
     weights = {path.name for path in weight_files(source)}
-    for path in source.iterdir():
+    for path in (*source.iterdir(), *source.glob(f'{TEMPLATE_FOLDER}/*.jinja')):
         new = path.name in ('config.json', 'README.md') or path.name.endswith('.index.json')
         if path.is_file() and not new and path.name not in weights and path.suffix != '.py':
-            shutil.copy(path, folder / path.name)
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
 
 
 def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:
     """Largest difference of the logits on text, both computed in the decoder's type."""
     dtype = dtype or torch.float32
     model = open_strictly(decoder, dtype, read_config(decoder))
-    ids = probe_input(model.config.vocab_size)
+    ids = probe_input(model.config.vocab_size, probe_length(model.config))
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits.float()
         del model

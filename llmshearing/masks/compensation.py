@@ -181,8 +181,8 @@ class Compensation:
             if self._owner[path] == path:
                 self._add(path, x, lambda rows: rows.T @ rows)
         else:
-            present = self._inputs[path][1]
-            self._add(path, x, lambda rows: relative_squares(rows, isinstance(module, nn.LayerNorm), present).sum(0))
+            present, is_centred = self._inputs[path][1], self._cutter.family.subtracts_mean
+            self._add(path, x, lambda rows: relative_squares(rows, is_centred, present).sum(0))
 
     def _add(self, path: str, x: Tensor, moment: Callable[[Tensor], Tensor]) -> None:
         wanted = self.tokens - self._seen.get(path, 0)

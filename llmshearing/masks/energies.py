@@ -34,7 +34,7 @@ def norm_energies(calibration: Calibration) -> Tensor:
 
     def add(number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        sums[number] += share * relative_squares(rows, isinstance(module, nn.LayerNorm)).mean(0)  # share: of this pass
+        sums[number] += share * relative_squares(rows, cutter.family.subtracts_mean).mean(0)  # share: of this pass
 
     cutter.set_masks(None)
     with ExitStack() as hooks:

@@ -6,14 +6,24 @@ cannot (:mod:`llmshearing.compat.configs`). A config that says two different thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from llmshearing.compat.configs import SLIDING, WINDOW_BUT_EVERY, WINDOW_FROM_LAYER, normalise_config
+from llmshearing.compat.configs import (
+    FULL,
+    SHARE_KEYS,
+    SLIDING,
+    WINDOW_BUT_EVERY,
+    WINDOW_FROM_LAYER,
+    main_rotary,
+    normalise_config,
+    with_stock_type,
+)
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
+from llmshearing.models.family_tables import TABLES
 
 __all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'read_config']
 
@@ -27,6 +37,9 @@ READ_OTHERWISE = (
     'max_window_layers',
 )
 
+# What config classes raise for values that they compute with before they look at them.
+STUMBLES = (IndexError, TypeError, ZeroDivisionError)
+
 # Settings that some families compute with, and what they are where they change nothing.
 CHANGES_NOTHING: dict[str, tuple] = {
     'alibi': (None, False),
@@ -38,6 +51,14 @@ CHANGES_NOTHING: dict[str, tuple] = {
     'no_rope_layers': (None, []),
     'residual_multiplier': (None, 1),
     'use_bidirectional_attention': (None, False),
+}
+# The same, held against types with a table alone: code of others reads some of them though their configs name none.
+CHANGES_NOTHING_HERE: dict[str, tuple] = {
+    'clip_qkv': (None,),
+    'logit_scale': (None, 1),
+    'partial_rotary_factor': (None, 1),
+    'query_pre_attn_scalar': (None,),
+    'rotary_pct': (None, 1),
 }
 
 
@@ -69,23 +90,72 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
         ValueError: As :func:`read_config`.
     """
     try:
-        content = normalise_config(content)
+        content = with_stock_type(normalise_config(content))
         _refuse_uncomputed(content)
-        return CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
+        config = CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
+        _refuse_unread_kinds(content, config)
+        return config
+    except STUMBLES as error:
+        reason = f'{type(error).__name__}: {error}; among what it says, look at {_odd_settings(content)}'
+        raise ValueError(f'transformers takes no such config of a {content["model_type"]}: {reason}.') from error
     except (STRICT_ERROR, KeyError) as error:  # a KeyError: rotary settings of which one is missing
         reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f'transformers takes no such config: {" ".join(str(reason).split())}') from error
+        raise ValueError(
+            f'transformers takes no such config of a {content["model_type"]}: {" ".join(str(reason).split())}'
+        ) from error
+
+
+def _odd_settings(content: Mapping[str, Any]) -> str:
+    """Settings that are nothing, or of another kind than in transformers' own config of the type."""
+    usual = CONFIG_MAPPING[content['model_type']]().to_dict()
+    odd = {
+        key: value
+        for key, value in content.items()
+        if isinstance(usual.get(key), (int, float))
+        and (not isinstance(value, (int, float)) or value == 0 != usual[key])
+    }
+    return ', '.join(f'{key}: {value!r}' for key, value in odd.items()) or 'the sizes'
 
 
 def _refuse_uncomputed(content: Mapping[str, Any]) -> None:
     """Raises a ValueError for a setting of other families, which this one would leave out without a word."""
-    for key, neutral in CHANGES_NOTHING.items():
-        given = key in content and content[key] not in neutral
-        if given and not hasattr(CONFIG_MAPPING[content['model_type']](), key):
-            raise ValueError(
-                f'the config has {key}: {content[key]!r}, which transformers does not compute in a '
-                f'{content["model_type"]}; correct its model_type, or remove the key if the model was trained without.'
-            )
+    model_type = content['model_type']
+    neutral = {**CHANGES_NOTHING, **(CHANGES_NOTHING_HERE if model_type in TABLES else {})}
+    for key in neutral:
+        for name, value in _said(content, key):
+            if value not in neutral[key] and not _computes(model_type, key):
+                raise _uncomputed(name, value, model_type)
+
+
+def _said(content: Mapping[str, Any], key: str, place: str = '') -> Iterator[tuple[str, Any]]:
+    """What a config says of a key, itself and among its rotary settings, and where."""
+    if key in content:
+        yield place + key, content[key]
+    for name, settings in content.items():
+        if isinstance(settings, Mapping) and (place or name in ('rope_scaling', 'rope_parameters')):
+            yield from _said(settings, key, f'{place}{name}.')
+
+
+def _computes(model_type: str, key: str) -> bool:
+    config = CONFIG_MAPPING[model_type]()
+    rotary = main_rotary(getattr(config, 'rope_parameters', None) or {})
+    return hasattr(config, key) or key in rotary or key in SHARE_KEYS.get(model_type, ())
+
+
+def _refuse_unread_kinds(content: Mapping[str, Any], config: PretrainedConfig) -> None:
+    """Raises a ValueError for kinds of layers other than those that a type without such a setting computes."""
+    kinds = content.get('layer_types')
+    if not kinds or hasattr(type(config)(), 'layer_types'):
+        return
+    if set(kinds) != {SLIDING if getattr(config, 'sliding_window', None) else FULL}:
+        raise _uncomputed('layer_types', kinds, content['model_type'])
+
+
+def _uncomputed(name: str, value: Any, model_type: str) -> ValueError:
+    return ValueError(
+        f'the config has {name}: {value!r}, which transformers does not compute in a {model_type}; correct its '
+        'model_type, or remove the key if the model was trained without.'
+    )
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:

@@ -16,7 +16,17 @@ import yaml
 
 from llmshearing.utils.paths import names_a_path
 
-__all__ = ['LICENCE_FILES', 'TAG', 'derived_from', 'local_folder', 'public_name', 'read_source_files', 'source_licence']
+__all__ = [
+    'LICENCE_FILES',
+    'TAG',
+    'TEMPLATE_FOLDER',
+    'derived_from',
+    'find_file',
+    'local_folder',
+    'public_name',
+    'read_source_files',
+    'source_licence',
+]
 
 TAG = 'llmshearing'
 LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
@@ -24,6 +34,7 @@ NOTHING = ('', '~', 'null')  # in YAML
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
 MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
 TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
+TEMPLATE_FOLDER = 'additional_chat_templates'  # beside those, one file for each template that has a name
 OF_A_FORWARD_PASS = ('_', 'output_', 'return_dict', 'transformers_version', 'use_cache')
 LARGEST = 4 * 2**20  # bytes; a tokenizer_config.json with thousands of added tokens has one
 
@@ -39,15 +50,16 @@ def read_source_files(model: str | None, tokenizer: str | None = None) -> dict[s
         ValueError: If generation settings or front matter cannot be read, which an export would need at its end.
     """
     files = {}
-    for where, names in ((model, MODEL_FILES), (tokenizer or model, TOKENIZER_FILES)):
+    tokenizer = tokenizer or model
+    for where, names in ((model, MODEL_FILES), (tokenizer, (*TOKENIZER_FILES, *_named_templates(tokenizer)))):
         for name in names:
-            path = _find(where, name) if where else None
+            path = find_file(where, name) if where else None
             if path is not None and path.stat().st_size <= LARGEST:
                 files[name] = _read_text(path)
     if 'README.md' in files:
         files['README.md'] = _front_matter(files['README.md'])
         _card(files)
-    config = _find(model, 'config.json') if model else None
+    config = find_file(model, 'config.json') if model else None
     if 'generation_config.json' not in files and config is not None and (settings := _generation_settings(config)):
         files['generation_config.json'] = json.dumps(settings)
     if 'generation_config.json' in files:
@@ -76,6 +88,21 @@ def derived_from(files: Mapping[str, str]) -> str | None:
     return source if isinstance(tags, list) and TAG in tags and isinstance(source, str) else None
 
 
+def find_file(where: str, name: str) -> Path | None:
+    """A file of a model's folder, or of the hub's cache of it; None where it is not on this machine."""
+    folder = Path(where)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(where, name)
+    except HFValidationError:
+        return None
+    return Path(path) if isinstance(path, str) else None
+
+
 def local_folder(source: str | None) -> Path | None:
     """The source's folder where it is on this machine."""
     return Path(source) if source and Path(source).is_dir() else None
@@ -88,18 +115,10 @@ def public_name(source: str | None) -> str | None:
     return Path(source).name if names_a_path(source) or Path(source).is_dir() else source
 
 
-def _find(where: str, name: str) -> Path | None:
-    folder = Path(where)
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(where, name)
-    except HFValidationError:
-        return None
-    return Path(path) if isinstance(path, str) else None
+def _named_templates(where: str | None) -> list[str]:
+    settings = find_file(where, 'tokenizer_config.json') if where else None
+    paths = settings.parent.glob(f'{TEMPLATE_FOLDER}/*.jinja') if settings else ()
+    return sorted(f'{TEMPLATE_FOLDER}/{path.name}' for path in paths)
 
 
 def _read_text(path: Path) -> str:

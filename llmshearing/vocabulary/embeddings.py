@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.models.families import stored_name
+from llmshearing.models.on_meta import build_on_meta
 
 __all__ = ['rows_by_token', 'trimmed_tensors']
 
@@ -27,9 +28,7 @@ def rows_by_token(config: PretrainedConfig) -> dict[str, int]:
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f'transformers has no decoder of model_type {config.model_type!r}; expected one.')
-    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code, which must not happen on the meta device
-    with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(config)
+    model = build_on_meta(config)
     embedding = model.get_input_embeddings()
     found = {}
     for module in (embedding, model.get_output_embeddings()):

@@ -92,6 +92,7 @@ def _tokenizer_config(content: Mapping[str, Any], new: Mapping[int, int]) -> dic
     result = dict(content)
     added = content.get('added_tokens_decoder')
     if isinstance(added, dict):
-        renumbered = {new[int(number)]: token for number, token in added.items() if int(number) in new}
-        result['added_tokens_decoder'] = {str(number): renumbered[number] for number in sorted(renumbered)}
+        result['added_tokens_decoder'] = {
+            str(place): added[str(number)] for number, place in new.items() if str(number) in added
+        }
     return result

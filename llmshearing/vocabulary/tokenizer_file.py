@@ -21,6 +21,7 @@ __all__ = ['TOKENIZER', 'TokenizerFile', 'parse_tokenizer_file', 'read_tokenizer
 
 TOKENIZER = 'tokenizer.json'
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')
+BYTES = 256
 KINDS = ('BPE', 'Unigram')
 
 
@@ -63,9 +64,9 @@ class TokenizerFile:
     def needed_ids(self) -> set[int]:
         """Ids that stay whatever the text is: added tokens, the unknown token, and what any text can be written with.
 
-        That is one token per byte where there are such. Where there are none, a character without a token would be lost
-        as unknown, so all tokens of one character stay. Of Unigram the piece of least score stays too: the score of an
-        unknown character is counted from it (:mod:`llmshearing.vocabulary.choice`).
+        That is one token per byte where there are such. Where one of them is missing, or not fallen back on, characters
+        without a token would be lost as unknown, so all tokens of one character stay. Of Unigram the piece of least
+        score stays too: the score of an unknown character is counted from it (:mod:`llmshearing.vocabulary.choice`).
         """
         padding = self.content.get('padding') or {}
         needed = {*self.added_ids.values(), *_ids_in(self.content.get('post_processor'))}
@@ -73,7 +74,7 @@ class TokenizerFile:
         bytes_ = {number for token, number in self.model_ids.items() if BYTE_TOKEN.fullmatch(token)}
         if self._is_byte_level():
             bytes_ |= {self.model_ids[token] for token in ByteLevel.alphabet() if token in self.model_ids}
-        elif not self.model.get('byte_fallback'):
+        elif not self.model.get('byte_fallback') or len(bytes_) < BYTES:
             bytes_ |= {number for token, number in self.model_ids.items() if len(token) == 1}
         if self.model.get('unk_token') in self.ids:
             needed.add(self.ids[self.model['unk_token']])

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmshearing.compat import composer
+from tests.tiny_run import tiny_tokenizer
 
 
 def test_install_gives_composer_the_two_names_it_uses():
@@ -58,6 +59,18 @@ def test_a_causal_lm_is_known_without_the_code_of_every_other(monkeypatch):
     assert huggingface._is_registered_causal_lm.stock is counted
     assert [huggingface._is_registered_causal_lm(model) for model in models] == [True, False, False]
     assert asked == models[1:]
+
+
+def test_a_checkpoint_holds_every_chat_template():
+    shape = {'hidden_size': 8, 'intermediate_size': 8, 'num_attention_heads': 2, 'num_hidden_layers': 1}
+    tokenizer, templates = tiny_tokenizer(), {'default': '{{ messages }}', 'rag': '{{ documents }}'}
+    tokenizer.chat_template = templates
+    model = huggingface.HuggingFaceModel(LlamaForCausalLM(LlamaConfig(vocab_size=97, **shape)), tokenizer)
+    composer.install()
+    composer.install()
+    kept = model.get_metadata()['tokenizer']['tokenizer_config.json']['content']['chat_template']
+    assert {item['name']: item['template'] for item in kept} == templates
+    assert 'save_pretrained' not in vars(tokenizer)
 
 
 def test_the_model_behind_a_wrapper_and_what_saves_checkpoints(tmp_path):

@@ -1,7 +1,9 @@
 """Export from checkpoints: the same folder as the callback writes, for each stage and mask choice;
 nothing else is let through."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,33 @@ def test_what_the_source_has_travels_in_the_checkpoint(tmp_path, monkeypatch, ca
         assert 'license: llama2\n' in card and 'base_model: source\n' in card
         assert (folder / 'LICENSE').read_text() == 'Do what is right.\n'
     assert '--source' not in caplog.text
+
+
+def test_every_chat_template_travels(tmp_path):
+    templates = {'default': '{{ messages }}', 'rag': '{{ documents }}'}
+
+    def add_templates(source):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = templates
+        tokenizer.save_pretrained(source)
+
+    checkpoint, pruned, _, _ = pruning_checkpoint(tmp_path, add=add_templates)
+    (tmp_path / 'source').rename(tmp_path / 'moved')
+    export_checkpoint(checkpoint, tmp_path / 'out', QUIET)
+    for folder in (tmp_path / 'out', pruned):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == templates
+
+
+def test_what_a_named_source_lacks_is_as_the_run_noted_it(tmp_path):
+    checkpoint, _, _, _ = pruning_checkpoint(tmp_path, add=add_settings)
+    (tmp_path / 'bare').mkdir()
+    shutil.copy(tmp_path / 'source' / 'config.json', tmp_path / 'bare')
+    (tmp_path / 'bare' / 'LICENSE').write_text('Another.\n')
+    (tmp_path / 'source').rename(tmp_path / 'moved')
+    export_checkpoint(checkpoint, tmp_path / 'out', dataclasses.replace(QUIET, source=str(tmp_path / 'bare')))
+    assert json.loads((tmp_path / 'out' / 'generation_config.json').read_text())['eos_token_id'] == [2, 17]
+    assert 'license: llama2\n' in (tmp_path / 'out' / 'README.md').read_text()
+    assert (tmp_path / 'out' / 'LICENSE').read_text() == 'Another.\n'
 
 
 class OfAUser(TargetedPruning):

@@ -287,6 +287,20 @@ def test_models_without_such_a_state_dict_are_refused(variant, tmp_path):
     assert not (tmp_path / 'out.pt').exists()
 
 
+@pytest.mark.parametrize(
+    ('settings', 'named'),
+    [
+        ({'rope_theta': 5e5}, 'rope_theta: 500000.0'),
+        ({'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}}, 'rope_type: linear'),
+    ],
+)
+def test_rotary_settings_that_no_state_dict_has_are_refused(settings, named, tmp_path):
+    tiny_model('llama-mha', **settings).save_pretrained(tmp_path / 'folder')
+    with pytest.raises(ValueError, match=f'{named}.* a base of 10000 without scaling'):
+        export_legacy(tmp_path / 'folder', tmp_path / 'out.pt')
+    assert not (tmp_path / 'out.pt').exists()
+
+
 def test_biases_have_no_legacy_name(tmp_path):
     tiny_model('llama-biases', num_key_value_heads=6).save_pretrained(tmp_path / 'folder')
     with pytest.raises(ValueError, match='self_attn.q_proj.bias.* has no legacy name'):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from llmshearing.export.model_folder import (
     cut_tensors,
@@ -16,7 +17,7 @@ from llmshearing.export.model_folder import (
     shape_after,
     write_model_folder,
 )
-from llmshearing.export.probe import Probe, probe_input
+from llmshearing.export.probe import Probe, probe_input, probe_masked
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.record import kept_indices
@@ -24,6 +25,7 @@ from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import families, family_of
 from llmshearing.models.shapes import shape_of
+from llmshearing.models.source_config import read_config
 from llmshearing.models.units import kept_units, mask_shapes
 from tests.models.tiny import CONFIGS, MIXTURES, VARIANTS, tiny_model
 
@@ -135,6 +137,15 @@ assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 2
     subprocess.run([sys.executable, '-c', script], check=True, cwd=tmp_path)
 
 
+def test_the_config_names_the_class_that_opens_the_folder(tmp_path):
+    model = tiny_model('llama-tied')
+    model.model.save_pretrained(tmp_path / 'source')  # a LlamaModel, as AutoModel has it
+    source = AutoModelForCausalLM.from_pretrained(tmp_path / 'source', config=read_config(tmp_path / 'source'))
+    export(source, {}, tmp_path / 'out')
+    assert open_strictly(tmp_path / 'out').config.architectures == ['LlamaForCausalLM']
+    assert json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'] == ['LlamaForCausalLM']
+
+
 def test_layers_of_different_shapes_do_not_leave(tmp_path):
     model = tiny_model()
     masks = {'intermediate': torch.ones(4, 64)}
@@ -182,6 +193,18 @@ def test_a_folder_that_computes_something_else_is_not_reported(tmp_path):
     verify_folder(folder, Probe(other_sums, on_gpu=True), torch.float32)
     with pytest.raises(ValueError, match='logits differ'):
         verify_folder(folder, Probe(other_sums), torch.float32)
+
+
+def test_a_window_in_the_wrong_layers_is_found(tmp_path):
+    model = tiny_model('ministral' if 'ministral' in VARIANTS else 'mistral', sliding_window=64)
+    export(model, {}, tmp_path / 'out')
+    expected = probe_masked(Cutter(model), {})
+    assert verify_folder(tmp_path / 'out', expected, torch.float32) <= 1e-5
+    settings = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    changed = {'layer_types': ['full_attention'] * 4} if 'layer_types' in settings else {'sliding_window': None}
+    (tmp_path / 'out' / 'config.json').write_text(json.dumps({**settings, **changed}))
+    with pytest.raises(ValueError, match='logits differ'):
+        verify_folder(tmp_path / 'out', expected, torch.float32)
 
 
 def test_half_precision_logits_are_compared_as_a_whole(tmp_path):

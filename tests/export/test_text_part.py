@@ -88,6 +88,31 @@ def test_it_computes_what_it_computed_in_the_whole(kind, tmp_path, capsys):
     assert 'text part of whole' in (tmp_path / 'text' / 'README.md').read_text()
 
 
+@pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 ties the head of a whole where its text config says so')
+def test_a_head_of_its_own_stays_where_the_text_config_says_tied(tmp_path, monkeypatch):
+    monkeypatch.setitem(WHOLE, 'untied', lambda: untied)
+    untied = WHOLE['gemma3']()
+    untied.tie_word_embeddings, untied.text_config.tie_word_embeddings = False, True
+    whole = make_whole(tmp_path / 'whole', 'untied')
+    assert cli.main(['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]) == 0
+    text = open_strictly(tmp_path / 'text')
+    assert not text.config.tie_word_embeddings
+    with torch.no_grad():
+        torch.testing.assert_close(text(IDS).logits, whole(input_ids=IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_a_head_that_is_the_embedding_is_written_once(tmp_path):
+    make_whole(tmp_path / 'whole', 'gemma3')
+    path = tmp_path / 'whole' / 'model.safetensors'
+    tensors = load_file(path)
+    embedding = next(name for name in tensors if name.endswith('embed_tokens.weight'))
+    tensors[embedding.replace('model.embed_tokens', 'lm_head')] = tensors[embedding].clone()
+    save_file(tensors, path, {'format': 'pt'})
+    assert cli.main(['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]) == 0
+    assert open_strictly(tmp_path / 'text').config.tie_word_embeddings
+    assert not any('lm_head' in name for name in load_file(tmp_path / 'text' / 'model.safetensors'))
+
+
 def refusal(capsys, *arguments):
     assert cli.main(['text-part', *map(str, arguments)]) == 1
     return capsys.readouterr().err

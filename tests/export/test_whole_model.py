@@ -39,6 +39,8 @@ def test_the_whole_computes_what_its_new_decoder_computes(kind, tmp_path, capsys
     layers = 2 if kind == 'qwen3_5' else 1  # its first layer has no attention
     before = make_whole(tmp_path / 'whole', kind)
     (tmp_path / 'whole' / 'preprocessor_config.json').write_text('{"size": 16}')
+    (tmp_path / 'whole' / 'additional_chat_templates').mkdir()
+    (tmp_path / 'whole' / 'additional_chat_templates' / 'rag.jinja').write_text('{{ documents }}')
     masks = {'layer': torch.tensor([1.0, float(layers > 1)]), 'intermediate': torch.ones(2, 24)}
     masks['intermediate'][:, :8] = 0
     decoder = open_strictly(text_of(tmp_path, tmp_path / 'whole'))
@@ -57,6 +59,7 @@ def test_the_whole_computes_what_its_new_decoder_computes(kind, tmp_path, capsys
     assert others and all(torch.equal(kept[name], now[name]) for name in others)
     assert (out / 'preprocessor_config.json').read_text() == '{"size": 16}' and (out / 'tokenizer.json').is_file()
     assert (out / 'LICENSE').read_text() == 'as it were'
+    assert (out / 'additional_chat_templates' / 'rag.jinja').read_text() == '{{ documents }}'
     assert 'whole with a pruned text part' in (out / 'README.md').read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'small', 'text', 'whole']
 

@@ -14,6 +14,7 @@ from llmshearing.models.roles import Linear, Norm, PerUnit, expert_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.units import AXES, mask_shapes
 from llmshearing.planning.memory import TrainingSetup, estimate_memory
+from tests.masks.test_energies import subtracts_mean
 from tests.models.tiny import MIXTURES, VARIANTS, random_masks
 from tests.tiny_run import sequences_spec, tiny_source, tiny_tokenizer, tiny_trainer
 
@@ -163,7 +164,7 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
             want = before[name].clone()
             want[:, stays] += before[name][:, ~stays] @ regress(x.T @ x, stays, ~stays, len(x))
         else:
-            if isinstance(model.model.get_submodule(path), torch.nn.LayerNorm):
+            if subtracts_mean(model.model.get_submodule(path), x):
                 x = x - x.mean(-1, keepdim=True)
             squares = x.square() / x.square().mean(-1, keepdim=True)
             factor = squares[:, stays].mean().sqrt()

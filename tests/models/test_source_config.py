@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.transformers import attention_implementation, read_tokenizer, set_attention
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.family_tables import TABLES
+from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import (
     check_attention,
     check_stock_reading,
@@ -199,6 +201,45 @@ def test_what_transformers_4_does_not_compute_is_refused_by_name(variant, change
         config_from({**WRITTEN[variant], **changes})
 
 
+YARN = {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embeddings': 64}
+LONG = {'type': 'longrope', 'short_factor': [1.0] * 4, 'long_factor': [2.0] * 4}
+
+
+@only_4
+@pytest.mark.parametrize(
+    ('scaling', 'named'),
+    [
+        ({**YARN, 'factor': 4.0}, 'rope_scaling.factor: 4.0'),
+        ({**YARN, 'truncate': False}, 'rope_scaling.truncate: False'),
+        ({**YARN, 'rope_theta': 5e5}, 'rope_scaling.rope_theta: 500000.0'),
+        ({'type': 'linear', 'factor': 4.0, 'partial_rotary_factor': 0.5}, 'rope_scaling.partial_rotary_factor: 0.5'),
+        ({**LONG, 'factor': 4.0, 'original_max_position_embeddings': 64}, 'rope_scaling.factor: 4.0'),
+    ],
+)
+def test_what_transformers_4_would_leave_out_of_older_rotary_settings_is_refused(scaling, named):
+    with pytest.raises(ValueError, match=f'{named}.*transformers 4 does not compute'):
+        config_from({**WRITTEN_4['llama'], 'rope_scaling': scaling})
+
+
+@pytest.mark.parametrize(
+    'scaling',
+    [
+        {**YARN, 'finetuned': True, 'rope_theta': 1e4},
+        {'type': 'dynamic', 'factor': 4.0, 'original_max_position_embeddings': 64},
+        {'type': 'linear', 'factor': 4.0, 'partial_rotary_factor': 1.0},
+        {'rope_type': 'default'},
+    ],
+)
+def test_older_rotary_settings_that_either_generation_computes_are_read(scaling):
+    assert inverse_frequencies(config_from({**WRITTEN_4['llama'], 'rope_scaling': scaling}))
+
+
+def test_longrope_with_its_first_length_among_its_settings():
+    content = {**WRITTEN_4['llama'], 'rope_scaling': {**LONG, 'original_max_position_embeddings': 64}}
+    got, scaling = inverse_frequencies(config_from(content))
+    assert scaling == pytest.approx((1 + torch.log(torch.tensor(2.0)) / torch.log(torch.tensor(64.0))).sqrt().item())
+
+
 def test_layer_types_of_another_length_are_refused():
     with pytest.raises(ValueError, match='layer_types'):
         config_from({**WRITTEN['gemma2'], 'layer_types': ['sliding_attention', 'full_attention']})
@@ -276,3 +317,100 @@ def test_settings_of_other_families_are_refused_by_name(settings):
     if family is not None:
         content = json.loads(tiny_model(family).config.to_json_string(use_diff=False))
         assert getattr(config_from({**content, **settings}), key) == value
+
+
+@pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 has no Ministral, and refuses what it does not compute')
+def test_a_mistral_with_kinds_of_layers_is_what_transformers_opens(tmp_path):
+    kinds = ['full_attention', 'sliding_attention', 'sliding_attention', 'sliding_attention']
+    tiny_model('mistral', layer_types=kinds).save_pretrained(tmp_path / 'source')
+    config = read_config(tmp_path / 'source')
+    assert config.model_type == 'ministral' and layer_windows(config) == (8, [False, True, True, True])
+    stock, ours = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / 'source', config=taken).eval() for taken in (None, config)
+    )
+    assert torch.equal(logits(ours), logits(stock))
+
+
+@pytest.mark.parametrize('variant', ['mistral', 'phi3'])
+def test_kinds_that_a_model_does_not_look_at_are_not_exported(variant, tmp_path):
+    model = tiny_model(variant, sliding_window=8, layer_types=['full_attention'] * 4)
+    export(model, {}, tmp_path / 'out')
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / 'out').eval()
+    assert exported.config.model_type == variant and layer_windows(exported.config) == (8, [True] * 4)
+    assert torch.equal(logits(exported), logits(model))
+
+
+@pytest.mark.parametrize(
+    ('variant', 'changes'),
+    [('phi3', {'sliding_window': 8}), ('llama', {'layer_types': ['full_attention', 'sliding_attention'] * 2})],
+)
+def test_kinds_that_a_model_would_leave_out_are_refused(variant, changes):
+    content = {**WRITTEN[variant], 'layer_types': ['sliding_attention', 'full_attention'] * 2, **changes}
+    with pytest.raises(ValueError, match='layer_types: .*does not compute'):
+        config_from(content)
+    assert config_from({**content, 'sliding_window': None, 'layer_types': ['full_attention'] * 4})
+
+
+SHARE = {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.5}
+
+
+@pytest.mark.parametrize(
+    ('variant', 'settings', 'named'),
+    [
+        ('llama', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor: 0.5'),
+        ('llama', {'rotary_pct': 0.25}, 'rotary_pct: 0.25'),
+        ('qwen2', {'clip_qkv': 8.0}, 'clip_qkv: 8.0'),
+        ('mistral', {'logit_scale': 0.1}, 'logit_scale: 0.1'),
+        ('gemma', {'query_pre_attn_scalar': 24}, 'query_pre_attn_scalar: 24'),
+        ('phi3', {'rotary_pct': 0.25}, 'rotary_pct: 0.25'),
+        pytest.param(
+            *('olmo2', {'rope_parameters': SHARE}, 'rope_parameters.partial_rotary_factor: 0.5'),
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='refused as what transformers 4 does not compute'),
+        ),
+        pytest.param(
+            *('gemma3_text', {'rope_parameters': {'full_attention': SHARE}}, 'full_attention.partial_rotary_factor'),
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='refused as what transformers 4 does not compute'),
+        ),
+    ],
+)
+def test_settings_that_few_families_compute_are_refused_by_name(variant, settings, named):
+    content = {**WRITTEN[variant], **settings}
+    with pytest.raises(ValueError, match=f'{named}.*does not compute in a {variant}'):
+        config_from(content)
+    (key,) = settings
+    if key != 'rope_parameters':
+        assert config_from({**content, key: None})
+
+
+def test_half_a_head_is_rotated_where_the_family_has_it():
+    without = {key: value for key, value in WRITTEN['gpt_neox'].items() if key not in ('rope_parameters', 'rotary_pct')}
+    for content in ({**without, 'rotary_pct': 0.5}, {**without, 'rope_parameters': SHARE}):
+        model = AutoModelForCausalLM.from_config(config_from(content))
+        assert len(model.gpt_neox.rotary_emb.inv_freq) == 2
+
+
+@pytest.mark.parametrize('model_type', [name for name in TABLES if name in CONFIG_MAPPING])
+def test_what_a_type_says_of_itself_is_taken(model_type, tmp_path):
+    config = CONFIG_MAPPING[model_type]()
+    config.to_json_file(tmp_path / 'config.json', use_diff=False)
+    again = read_config(tmp_path)
+    assert type(again) is type(config) and shape_of(again) == shape_of(config)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'settings', 'named'),
+    [
+        ('llama', {'num_attention_heads': 0}, r'a llama: ZeroDivisionError.*num_attention_heads: 0'),
+        ('llama', {'dtype': []}, r'the config has dtype: \[\]; expected a type such as bfloat16'),
+        ('llama', {'torch_dtype': 0}, r'the config has torch_dtype: 0; expected a type such as bfloat16'),
+        pytest.param(
+            *('gpt_neox', {'hidden_size': [48]}, r'a gpt_neox: TypeError.*hidden_size: \[48\]'),
+            marks=only_4,  # transformers 5 says so itself
+        ),
+    ],
+)
+def test_what_a_config_class_stumbles_over_is_one_sentence(variant, settings, named):
+    content = {key: value for key, value in WRITTEN_4[variant].items() if key not in ('torch_dtype', 'head_dim')}
+    with pytest.raises(ValueError, match=named) as error:
+        config_from({**content, **settings})
+    assert '\n' not in str(error.value)

@@ -39,6 +39,19 @@ def test_characters_stay_where_there_are_no_bytes():
     assert needed('unigram') >= {token for token in vocab if len(token) == 1}
 
 
+@pytest.mark.parametrize('kind', ['byte-fallback', 'unigram-bytes'])
+def test_characters_stay_where_bytes_are_missing(kind):
+    content = json.loads(tokenizer_json(kind))
+    vocab, absent = content['model']['vocab'], BYTES[200]
+    if isinstance(vocab, dict):
+        vocab['<other>'] = vocab.pop(absent)
+    else:
+        vocab[[token for token, _ in vocab].index(absent)][0] = '<other>'
+    file = parse_tokenizer_file(content)
+    characters = {number for token, number in file.model_ids.items() if len(token) == 1}
+    assert characters and characters <= file.needed_ids()
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
