@@ -55,7 +55,8 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
     first = cut_shape(config, target, axes, keep_heads)
     kept = [axis for axis in AXIS_KEYS if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
     pins = {**settings.pins, **{key: getattr(source, key) for axis in kept for key in AXIS_KEYS[axis]}}
-    shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance)
+    # Pins may leave no other shape than the one of the source's proportions, whose heads need not go in whole groups.
+    shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance) or [first]
     layout, free = layout_of(config), [key for key in KEYS if key not in pins]
 
     within = [shape for shape in shapes if _is_within(shape, settings, layout) and shape != source]

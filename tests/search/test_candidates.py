@@ -83,6 +83,12 @@ def test_what_cannot_be_is_refused(budget, settings, message):
         propose_shapes(SMOLLM, budget, SearchSettings(**settings))
 
 
+def test_a_shape_that_no_search_of_whole_groups_finds_is_a_candidate(monkeypatch):
+    (first, *_) = propose_shapes(SMOLLM, '80M', SearchSettings())
+    monkeypatch.setattr('llmshearing.search.candidates.shapes_within', lambda *_: [])
+    assert propose_shapes(SMOLLM, '80M', SearchSettings()) == [first]
+
+
 def test_the_unevenness_that_a_refusal_asks_for_is_enough():
     assert propose_shapes(SMOLLM, '30M', SearchSettings(uneven=1.34))
 
