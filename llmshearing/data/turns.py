@@ -16,8 +16,8 @@ def role_of(turn: Any) -> str:
     Raises:
         ValueError: If it is no turn.
     """
-    role = turn.get('role', turn.get('from')) if isinstance(turn, Mapping) else None
-    if role is None:
+    role: Any = turn.get('role', turn.get('from')) if isinstance(turn, Mapping) else None
+    if not isinstance(role, str):
         raise ValueError(f'a turn of the conversation is {turn!r}, expected role and content')
     return _ROLES.get(role, role)
 

@@ -7,6 +7,7 @@ families is needed. A tied head is in no file, or is in one as a copy, which los
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def rows_by_token(config: PretrainedConfig) -> dict[str, int]:
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f'transformers has no decoder of model_type {config.model_type!r}; expected one.')
-    model = build_on_meta(config)
+    model: Any = build_on_meta(config)
     embedding = model.get_input_embeddings()
     found = {}
     for module in (embedding, model.get_output_embeddings()):
