@@ -8,7 +8,6 @@ is imported and turns an error in the configuration into one message instead of 
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -17,12 +16,12 @@ from typing import Any
 
 from llmshearing.compat.composer import had_begun
 from llmshearing.config.process import prepare_process
+from llmshearing.utils.files import NO_ROOM
 from llmshearing.utils.suggestions import did_you_mean
 
 __all__ = ['main']
 
 REQUIRED = ('global_train_batch_size', 'model', 'tokenizer', 'optimizer', 'scheduler', 'train_loader')
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USAGE = 'usage: composer [-n PROCESSES] llmshearing/train.py RUN.yaml [key=value ...]'
 
 

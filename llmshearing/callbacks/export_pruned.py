@@ -14,10 +14,10 @@ from composer.utils import dist
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.compat.composer import checkpoint_savers, unwrapped
+from llmshearing.compat.torch import DTYPES
 from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
-from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged

@@ -65,9 +65,10 @@ def main(argv: list[str]) -> int:
         raise ValueError('--public is for a repository of --push-to-hub; name one, or leave it out.')
     out, max_shard_bytes = local_destination('--out', args.out), parse_size(args.max_shard_size)
     from llmshearing.checkpoints.remote import local_copy
+    from llmshearing.compat.torch import DTYPES
     from llmshearing.export.hub import check_login, push_folder
     from llmshearing.export.job import export_checkpoint
-    from llmshearing.export.settings import DTYPES, ExportSettings
+    from llmshearing.export.settings import ExportSettings
 
     if args.push_to_hub:
         check_login(args.push_to_hub)

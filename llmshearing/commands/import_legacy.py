@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     local_destination('--out', args.out, 'file' if args.to_legacy else 'folder')
     target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
+    from llmshearing.compat.torch import DTYPES
     from llmshearing.export.legacy_import import ImportSettings, export_legacy, import_legacy
-    from llmshearing.export.settings import DTYPES
 
     if args.to_legacy:
         others = ('head_dim', 'source', 'target', 'rms_norm_eps', 'tokenizer')

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -52,7 +51,7 @@ def _read_spec(path: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command. Returns 0 when done, 1 when the disk is full, 130 when interrupted."""
+    """Runs the command. Returns 0 when done, 130 when interrupted."""
     args = _parser().parse_intermixed_args(argv)  # options may stand between the overrides
     if args.batch_size < 1:
         raise ValueError(f'--batch-size is {args.batch_size}; expected at least 1')
@@ -73,11 +72,6 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(format='%(message)s', level=logging.ERROR if args.quiet else logging.WARNING)
     try:
         manifest = prepare(spec, workers=args.workers, overwrite=args.overwrite, progress=not args.quiet)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        sys.stderr.write(f'llmshearing prepare: {error}\n')
-        return 1
     except KeyboardInterrupt:
         sys.stderr.write('llmshearing prepare: interrupted; the same command continues where it stopped\n')
         return 130

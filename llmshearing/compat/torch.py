@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 __all__ = [
     'CHECKPOINT_PREFIX',
+    'DTYPES',
     'FakeTensor',
     'FakeTensorMode',
     'TorchDispatchMode',
@@ -27,6 +28,8 @@ __all__ = [
     'tree_leaves',
     'usable_device',
 ]
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # that models are written in
 
 
 def own_parameters(module: nn.Module) -> dict[str, Tensor | None]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from llmshearing.checkpoints.weight_files import find_weights
-from llmshearing.compat.torch import usable_device
+from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.memory import layers_by_pass
 from llmshearing.cut.one_shot import prune_in_one_shot
@@ -29,7 +29,6 @@ from llmshearing.cut.text import Text, read_texts, token_batches
 from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
-from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.scores import Calibration

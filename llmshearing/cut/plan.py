@@ -11,12 +11,12 @@ import torch
 from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.source import WHOLE_UP_TO
+from llmshearing.compat.torch import DTYPES
 from llmshearing.compat.transformers import attention_implementation, dtype_of
 from llmshearing.config.source import read_source
 from llmshearing.cut.memory import memory_needed
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.target import cut_shape
-from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.state import plan_masks

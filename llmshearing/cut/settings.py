@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from llmshearing.export.settings import DTYPES
+from llmshearing.compat.torch import DTYPES
 from llmshearing.masks.scores import method_by_axis
 from llmshearing.models.units import AXES
 from llmshearing.utils.checks import check_integer, check_one_of

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import check_weights
 from llmshearing.checkpoints.weights_in_file import open_in_file
+from llmshearing.compat.torch import DTYPES
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
 from llmshearing.cut.plan import PlannedCut
 from llmshearing.cut.text import Text
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.export.settings import DTYPES
 from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import domain_loss
 

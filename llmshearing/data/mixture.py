@@ -33,7 +33,6 @@ __all__ = [
     'hash64',
     'hash_key',
     'initial_state',
-    'passes',
     'quantize',
     'round_counts',
     'round_samples',
@@ -253,11 +252,6 @@ def round_samples(
         samples[domain == number] = offset + domain_samples(sizes, start, stop, seed, number, block)
         offset += int(sizes.sum())
     return samples.reshape(num_batches, batch_size)
-
-
-def passes(used: Sequence[int], sizes: Sequence[int]) -> list[float]:
-    """How many times each domain has been gone through, with fractions."""
-    return [count / size for count, size in zip(used, sizes, strict=True)]
 
 
 def check_samples(

@@ -11,10 +11,9 @@ from torch import Tensor
 from llmshearing.models.source_files import local_folder
 from llmshearing.utils.checks import check_one_of
 
-__all__ = ['DTYPES', 'MASKS', 'ExportSettings', 'WriteSettings']
+__all__ = ['MASKS', 'ExportSettings', 'WriteSettings']
 
 MASKS = ('target', 'current', 'keep')
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)

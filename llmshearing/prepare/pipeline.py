@@ -12,7 +12,6 @@ and ``manifest.json`` is written last.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -45,13 +44,12 @@ from llmshearing.prepare.spec import Spec, parse_spec
 from llmshearing.prepare.stages import VERSION, Context, Input, digest, find_input, plan, scan, tokenize, too_small
 from llmshearing.prepare.tokenizer import plan_tokenizer
 from llmshearing.prepare.worker import start
+from llmshearing.utils.files import NO_ROOM
 from llmshearing.utils.paths import is_hidden
 
 __all__ = ['prepare']
 
 log = logging.getLogger(__name__)
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(
@@ -89,7 +87,7 @@ def prepare(
     try:
         return _prepare(spec, workers or len(os.sched_getaffinity(0)), overwrite, progress)
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in NO_ROOM:
             raise
         raise OSError(
             error.errno,

@@ -20,10 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights
-from llmshearing.compat.torch import usable_device
+from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.export.settings import DTYPES
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
 from llmshearing.rotation.check import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from llmshearing.export.settings import DTYPES
+from llmshearing.compat.torch import DTYPES
 from llmshearing.rotation.source_folder import SourceFolder
 
 __all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'RotationSettings']

@@ -7,20 +7,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from llmshearing.compat.torch import usable_device
+from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import mds_folders, read_token_index, read_tokens
 from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import domain_loss
 
-__all__ = ['DTYPES', 'find_domains', 'load_model', 'measure_models']
-
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+__all__ = ['find_domains', 'load_model', 'measure_models']
 
 
 def find_domains(data: str | Path, split: str = 'eval', domains: Sequence[str] | None = None) -> dict[str, Path]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from llmshearing.compat.torch import DTYPES
 from llmshearing.compat.transformers import dtype_argument
 from llmshearing.cut.one_shot import Measured, choose_in_one_shot, measure_units
 from llmshearing.cut.plan import PlannedCut
@@ -18,7 +19,6 @@ from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import losses_of, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, token_batches
-from llmshearing.export.settings import DTYPES
 from llmshearing.masks.scores import Calibration
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import family_of

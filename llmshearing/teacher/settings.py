@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmshearing.compat.torch import DTYPES
 from llmshearing.data.teacher_column import ColumnFormat, most_tokens
-from llmshearing.export.settings import DTYPES
 from llmshearing.utils.checks import check_integer, check_number, check_one_of
 
 __all__ = ['TeachSettings']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ['atomic_path', 'dump_json', 'load_json', 'refuse_unwritable', 'write_atomically']
+__all__ = ['NO_ROOM', 'atomic_path', 'dump_json', 'load_json', 'refuse_unwritable', 'write_atomically']
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of the errors of a full disk
 
 
 @contextlib.contextmanager
