@@ -16,6 +16,7 @@ from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'as_in_file', 'is_general']
 
+OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
 GENERAL_CLASS = 'PreTrainedTokenizerFast'  # by which either generation opens a tokenizer.json as it is
 
 SAMPLE = (
@@ -51,7 +52,8 @@ def as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
         str(name),
         'tokenizer.json',
         _raise_exceptions_for_missing_entries=False,
-        **{key: value for key, value in settings.items() if key in ('revision', 'cache_dir', 'token', 'subfolder')},
+        _raise_exceptions_for_connection_errors=False,
+        **{key: value for key, value in settings.items() if key in OF_THE_HUB},
     )
     if file is None:
         return tokenizer
