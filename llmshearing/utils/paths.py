@@ -30,6 +30,7 @@ __all__ = [
     'walk_files',
 ]
 
+INSIDE = ('masks', 'additional_chat_templates')  # folders in a model folder that we write
 _VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]*)\})', re.ASCII)
 
 
@@ -132,7 +133,7 @@ def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Ite
     """Refuses a destination that is there already, or that must not be replaced whatever the user says.
 
     Replacing a folder removes it with all that is in it, so it must look like a model folder: files, a config.json
-    among them.
+    among them, and no other folders than we write.
 
     Args:
         where (str): What writes there, for the message.
@@ -156,7 +157,7 @@ def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Ite
             '--overwrite).'
         )
     inside = sorted(folder.iterdir())
-    other = next((entry for entry in inside if entry.is_dir()), None)
+    other = next((entry for entry in inside if entry.is_dir() and entry.name not in INSIDE), None)
     if inside and (other is not None or not (folder / 'config.json').is_file()):
         raise ValueError(
             f'{where}: {folder} is no model folder (it holds {(other or inside[0]).name}), so it is not replaced; '

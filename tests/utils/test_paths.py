@@ -108,6 +108,8 @@ def test_only_a_model_folder_is_replaced(tmp_path):
     for needed in (folder, folder / 'checkpoint.pt'):
         with pytest.raises(ValueError, match=f'is not replaced, as {needed} is needed'):
             refuse_existing('export', folder, True, (needed,))
+    (folder / 'masks').mkdir()  # as `export --masks keep` writes
+    refuse_existing('export', folder, True)
     (folder / 'checkpoints').mkdir()
     with pytest.raises(ValueError, match='is no model folder .it holds checkpoints.'):
         refuse_existing('export', folder, True)
