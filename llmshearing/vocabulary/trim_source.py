@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights, read_weights
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.config.source import refuse_unusable
 from llmshearing.data.fingerprint import fast_backend
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.models.source_config import read_config
@@ -151,6 +152,7 @@ def _open(folder: Path) -> _Source:
     if not (folder / 'config.json').is_file():
         raise ValueError(f'{folder} holds no config.json; expected the folder of a Hugging Face model.')
     file, config = read_tokenizer_file(folder), read_config(folder)
+    refuse_unusable(str(folder), config)
     by_token, plan, tokenizer = rows_by_token(config), plan_tokenizer(str(folder), None, None), read_tokenizer(folder)
     rows = next(iter(by_token.values()))
     if plan.backend is None:

@@ -304,6 +304,11 @@ def test_refusals_of_source_text_and_place(place, capsys):
     save_file(tensors, cut / 'model.safetensors', {'format': 'pt'})
     assert command(place, 'cut', 'never') == 1 and not (place / 'never').exists()
     assert 'missing: model.norm.weight' in capsys.readouterr().err  # in several lines
+    quantised = shutil.copytree(place / 'byte-level', place / 'quantised')
+    settings = json.loads((quantised / 'config.json').read_text())
+    quantised_by = {'quant_method': 'gptq', 'bits': 4}
+    (quantised / 'config.json').write_text(json.dumps({**settings, 'quantization_config': quantised_by}))
+    assert 'has quantised weights (gptq)' in refusal(capsys, place, 'quantised')
     make_source(place / 'few-rows', vocab_size=600)
     assert 'has the id 639, but the embedding 600 rows' in refusal(capsys, place, 'few-rows')
     run(place, 'byte-level', 'there')
