@@ -85,10 +85,10 @@ def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
     write_domains()
     for layers in (1, 2, 3):
         tiny_llama(num_hidden_layers=layers).save_pretrained(f'm{layers}')
-    assert run('reference-losses measure m1 m2 --data data --tokens 1e9 2e9 --output points2.json') == 0
+    options = '--domains web --max-sequences 2 --batch-size 1'
+    assert run(f'reference-losses measure m1 m2 --data data {options} --tokens 1e9 2e9 --output points2.json') == 0
     points = json.loads((workspace / 'points2.json').read_text())
     assert points.keys() == {'models'} and [m['tokens'] for m in points['models']] == [1e9, 2e9]
-    options = '--domains web --max-sequences 2 --batch-size 1'
     assert run(f'reference-losses measure m3 --data data {options} --output ref3.json') == 0
     reference = json.loads((workspace / 'ref3.json').read_text())
     assert reference['reference_losses'] == reference['models'][0]['losses']

@@ -90,11 +90,11 @@ def path_of(content: dict, text: str) -> list[str]:
 
 
 def test_the_most_used_pieces_stay_and_of_equals_the_likelier():
-    file = parse_tokenizer_file(unigram({'a': -3.0, 'b': -9.0, 'ab': -4.0, 'ba': -2.0, 'c': -5.0}))
-    ranking = rank_tokens(file, {file.ids['ab']: 7, file.ids['a']: 2}, [], [])
+    file = parse_tokenizer_file(unigram({'aa': -3.0, 'bb': -9.0, 'ab': -4.0, 'ba': -2.0, 'cc': -5.0}))
+    ranking = rank_tokens(file, {file.ids['ab']: 7, file.ids['aa']: 2}, [], [])
     names = {number: token for token, number in file.ids.items()}
-    assert [names[number] for number in ranking.needed] == ['<unk>', 'b']
-    assert [names[number] for number in ranking.others] == ['ab', 'a', 'ba', 'c']
+    assert [names[number] for number in ranking.needed] == ['<unk>', 'bb']
+    assert [names[number] for number in ranking.others] == ['ab', 'aa', 'ba', 'cc']
 
 
 def test_the_piece_of_least_score_decides_what_an_unknown_character_costs():
