@@ -15,7 +15,7 @@ from llmshearing.models.source_files import TEMPLATE_FOLDER
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import plain_name
 
-__all__ = ['make_portable', 'read_named_tokenizer', 'write_tokenizer', 'write_tokenizer_files']
+__all__ = ['make_portable', 'name_general_class', 'read_named_tokenizer', 'write_tokenizer', 'write_tokenizer_files']
 
 CONFIG_NAME = 'tokenizer_config.json'
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
@@ -43,10 +43,22 @@ def write_tokenizer(
         opened = read_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f'the written tokenizer does not open ({error}); give another one: --tokenizer.') from error
+    name_general_class(folder, opened)
+
+
+def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
+    """Has a folder's tokenizer.json opened as it is by anyone, where the class of its settings would not do so.
+
+    Args:
+        folder (Path): With the files of a tokenizer.
+        opened (PreTrainedTokenizerBase): The same one, as :func:`~llmshearing.compat.transformers.read_tokenizer`
+            opened it: of the general class where the named one makes other ids.
+    """
     settings = folder / CONFIG_NAME
-    if is_general(opened) and settings.is_file():  # not by a class that reads the file otherwise
+    if is_general(opened) and settings.is_file():
         content = json.loads(settings.read_text(encoding='utf-8'))
-        dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
+        if content.get('tokenizer_class') not in (GENERAL_CLASS, 'TokenizersBackend'):  # the same by another name
+            dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
 
 def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:

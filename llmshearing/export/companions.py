@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
+from llmshearing.checkpoints.tokenizer_files import name_general_class
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import LICENCE_FILES, TEMPLATE_FOLDER
 
 __all__ = ['copy_companions']
@@ -25,9 +28,14 @@ NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copies tokenizer, generation config and licence files as they are, byte for byte."""
+    """Copies tokenizer, generation config and licence files as they are, byte for byte.
+
+    Alone the class of a tokenizer is named anew where transformers would open another one by it.
+    """
     for path in {path for pattern in COMPANIONS for path in source.glob(pattern)}:
         if path.is_file() and path.suffix not in NO_COMPANIONS:
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+    with contextlib.suppress(OSError, ValueError):  # a source without a tokenizer
+        name_general_class(folder, read_tokenizer(source))

@@ -15,6 +15,7 @@ from llmshearing.compat.tokenizers import SAMPLE, TokenizerLoader, is_general
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
+from llmshearing.export.companions import copy_companions
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 THREE_DIGITS = (
@@ -67,10 +68,15 @@ def test_the_file_decides(folder):
     assert TRANSFORMERS_5 == (ids(AutoTokenizer.from_pretrained(folder)) != expected)  # as long as it is needed
 
 
-def test_what_is_written_is_opened_alike_by_anyone(folder, tmp_path):
-    written = tmp_path / 'written'
+@pytest.mark.parametrize('way', ['written', 'copied'])
+def test_what_is_written_is_opened_alike_by_anyone(folder, tmp_path, way):
+    written = tmp_path / way
     written.mkdir()
-    write_tokenizer(read_tokenizer(folder), written, {})
+    if way == 'written':
+        write_tokenizer(read_tokenizer(folder), written, {})
+    else:
+        copy_companions(folder, written)
+        assert (written / 'tokenizer.json').read_bytes() == (folder / 'tokenizer.json').read_bytes()
     (written / 'config.json').write_text(json.dumps({'model_type': 'llama'}))
     assert ids_in_file(written) == ids(AutoTokenizer.from_pretrained(written)) == ids_in_file(folder)
 
