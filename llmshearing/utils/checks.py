@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['check_name', 'check_number', 'check_one_of', 'check_precision', 'check_integer', 'is_number', 'is_integer']
+__all__ = ['check_integer', 'check_name', 'check_number', 'check_one_of', 'check_precision', 'is_integer', 'is_number']
 
 
 def is_number(value: Any) -> bool:
