@@ -22,6 +22,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_losses
+from llmshearing.metrics.logger import metrics_of
 from llmshearing.models.cutting import CutPlan
 from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.files import refuse_unwritable
@@ -95,6 +96,7 @@ class ExportPruned(Callback):
         away = refuse_unconverged(pruning, pruning.settings.tolerance, self.allow_unconverged, remedy)
         model = unwrapped(state)
         masks = pruning.final_masks()
+        model.cutter.norm_energies = pruning.norm_energies  # not there yet where no batch was trained
         expected = probe_masked(model.cutter, masks)
         cutter, config = model.cutter, model.model.config
         plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
@@ -105,7 +107,7 @@ class ExportPruned(Callback):
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
-            losses=last_losses(state),
+            losses=last_losses(state, metrics_of(logger)),
             losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
             unconverged=away,
             files=files,

@@ -19,6 +19,7 @@ from llmshearing.compat.composer import unwrapped
 from llmshearing.compat.configs import add_older_names
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.metrics.last_losses import last_losses
+from llmshearing.metrics.logger import metrics_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import derived_from, public_name, read_source_files
 
@@ -60,6 +61,10 @@ class ModelCard(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The source, for exports from checkpoints; a resumed run knows its own, so nothing of it is restored."""
         return {'source': (self.source, self._files)}  # one entry: a sharded checkpoint of before has no others
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value > 0:  # resumed: it may save again before it evaluates
+            self._losses = last_losses(state, metrics_of(logger))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._losses = last_losses(state)

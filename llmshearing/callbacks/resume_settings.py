@@ -18,6 +18,7 @@ from composer.core import State
 from composer.loggers import Logger
 from llmfoundry.interfaces import CallbackWithConfig
 
+from llmshearing.callbacks.missed_end import make_up_missed_end
 from llmshearing.checkpoints.shards import read_metadata
 from llmshearing.config.resume import check_stage, prunes, resume_source
 
@@ -49,7 +50,8 @@ class ResumeSettings(CallbackWithConfig):
         train_config (dict[str, Any]): The run's configuration, given by llm-foundry.
 
     Raises:
-        ValueError: If the checkpoint is of the run's end, and if one that pruned is to go on without masks or the
+        SystemExit: With 0, if the checkpoint is of the run's end and the export that was missing is there now.
+        ValueError: If it is of the end and nothing was missing, and if one that pruned is to go on without masks or the
             reverse.
     """
 
@@ -71,6 +73,8 @@ class ResumeSettings(CallbackWithConfig):
             return
         elapsed = state.get_elapsed_duration()
         if self._trains and elapsed is not None and elapsed.value >= 1:
+            if make_up_missed_end(state, logger):
+                raise SystemExit(0)  # nothing is left to train, which is an error to Composer
             raise ValueError(self._over(state))
         changed: dict[str, tuple[Any, Any]] = {}
         for group, own in zip(_groups(state), self._groups):

@@ -20,7 +20,7 @@ from composer.utils import dist
 
 from llmshearing.callbacks.page_process import PageProcess
 from llmshearing.callbacks.run_note import model_sizes, run_note
-from llmshearing.metrics.logger import MetricsFile
+from llmshearing.metrics.logger import metrics_of
 from llmshearing.metrics.run_log import report_folder, state_path
 from llmshearing.utils.files import write_atomically
 
@@ -74,8 +74,8 @@ class RunReport(Callback):
         self._read = -1  # bytes of the metrics file at the last refresh
 
     def init(self, state: State, logger: Logger) -> None:
-        files = [destination for destination in logger.destinations if isinstance(destination, MetricsFile)]
-        if not files:
+        metrics = metrics_of(logger)
+        if metrics is None:
             raise ValueError(
                 'run_report reads what the logger metrics_file writes; add `metrics_file: {path: ...}` under `loggers`.'
             )
@@ -86,7 +86,7 @@ class RunReport(Callback):
             )
         if self.law is not None and not self.law.is_file():
             raise ValueError(f'run_report: there is no file law={str(self.law)!r}; `llmshearing budget fit` writes it.')
-        self._metrics = files[0].path.resolve()
+        self._metrics = metrics.resolve()
         self.folder = self.folder or report_folder(self._metrics)
         self._page = PageProcess(self._metrics, self.folder, self.law)
 

@@ -31,8 +31,7 @@ from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.axis_reports import AxisReport
 from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
-from llmshearing.metrics.lines import read_metrics
-from llmshearing.metrics.names import label_of
+from llmshearing.metrics.last_losses import last_logged_losses
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
@@ -190,18 +189,12 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor], energies: Tensor
 
 
 def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
-    losses: dict[str, float] = {}
-    if settings.metrics is not None:
-        for name, values in read_metrics(settings.metrics).items():
-            label, until = label_of(name), [value for batch, value in values.items() if batch <= checkpoint.batches]
-            if label is not None and until:
-                losses[label] = until[-1]
     return Origin(
         source=checkpoint.source,
         parameters=checkpoint.shapes.count,
         batches=checkpoint.batches,
         tokens=checkpoint.tokens,
-        losses=losses,
+        losses={} if settings.metrics is None else last_logged_losses(settings.metrics, checkpoint.batches),
         losses_of='the masked model during the run' if checkpoint.pruning is not None else 'this model',
         files=checkpoint.files,
         tokenizer=_tokenizer(checkpoint, settings),

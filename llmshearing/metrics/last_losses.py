@@ -1,19 +1,42 @@
-"""The losses that a model card tells: those of each evaluation set's last evaluation."""
+"""The losses that a model card tells: those of each evaluation set's last evaluation, in nats per token."""
 
 from __future__ import annotations
 
-from composer.core import State
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmshearing.metrics.names import EVAL_LOSS_METRIC
+from llmshearing.metrics.lines import read_metrics
+from llmshearing.metrics.names import EVAL_LOSS_METRIC, label_of
 
-__all__ = ['last_losses']
+if TYPE_CHECKING:
+    from composer.core import State
+
+__all__ = ['last_losses', 'last_logged_losses']
 
 
-def last_losses(state: State) -> dict[str, float]:
-    """Cross-entropy of each evaluator's last evaluation, in nats per token; every rank must ask."""
+def last_losses(state: State, metrics: Path | None = None) -> dict[str, float]:
+    """Cross-entropy of each evaluator's last evaluation; every rank must ask.
+
+    Args:
+        state (State): Of the run.
+        metrics (Path | None): What the logger ``metrics_file`` wrote, for a run that was resumed after its last
+            evaluation. Default: ``None``, such a run has no losses.
+    """
     losses = {}
-    for label, metrics in state.eval_metrics.items():
-        metric = metrics.get(EVAL_LOSS_METRIC)
+    for label, evaluated in state.eval_metrics.items():
+        metric = evaluated.get(EVAL_LOSS_METRIC)
         if metric is not None and metric.update_called:
             losses[label.removeprefix('eval/')] = float(metric.compute())
+    if not losses and metrics is not None and metrics.is_file():
+        return last_logged_losses(metrics, state.timestamp.batch.value)
+    return losses
+
+
+def last_logged_losses(metrics: Path, batch: int) -> dict[str, float]:
+    """The same up to a batch, from what the logger ``metrics_file`` wrote."""
+    losses = {}
+    for name, values in read_metrics(metrics).items():
+        label, until = label_of(name), [value for at, value in values.items() if at <= batch]
+        if label is not None and until:
+            losses[label] = until[-1]
     return losses

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from composer.utils import dist
 
 from llmshearing.utils.paths import local_destination
 
-__all__ = ['MetricsFile']
+__all__ = ['MetricsFile', 'metrics_of']
 
 
 class MetricsFile(LoggerDestination):
@@ -52,3 +53,9 @@ class MetricsFile(LoggerDestination):
         }
         with self.path.open('a', encoding='utf-8') as file:
             file.write(json.dumps({'batch': step, **numbers}) + '\n')
+
+
+def metrics_of(logger: Logger) -> Path | None:
+    """The file of a run's metrics, for rank 0 to read; None for a run without ``metrics_file``."""
+    files = (destination.path for destination in logger.destinations if isinstance(destination, MetricsFile))
+    return next(files, None)

@@ -1,16 +1,18 @@
 """The folders of llm-foundry's hf_checkpointer get a card and the licence of what training began with."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from composer.core import Evaluator
+from composer.core import Evaluator, Timestamp
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.callbacks.model_card import ModelCard
 from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import ExportSettings
+from llmshearing.metrics.logger import MetricsFile
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 LICENCE = 'Do with it as you like.\n'
@@ -21,6 +23,18 @@ def source(tmp_path):
     folder = tiny_source(tmp_path / 'source')
     (folder / 'LICENSE').write_text(LICENCE)
     return folder
+
+
+def test_resumed_after_its_last_evaluation_a_run_tells_the_losses_that_it_logged(tmp_path):
+    file = MetricsFile(str(tmp_path / 'metrics.jsonl'))
+    for batch, loss in ((2, 4.5), (4, 4.25), (6, 4.0)):
+        file.log_metrics({'metrics/eval/held_out/LanguageCrossEntropy': loss, 'loss/train/total': 5.0}, batch)
+    card, logger = ModelCard(), SimpleNamespace(destinations=[file])
+    card.after_load(SimpleNamespace(timestamp=Timestamp(batch=5), eval_metrics={}), logger)
+    assert card._losses == {'held_out': 4.25}
+    fresh = ModelCard()
+    fresh.after_load(SimpleNamespace(timestamp=Timestamp(), eval_metrics={}), logger)
+    assert fresh._losses == {}
 
 
 def continued(source, work, card):

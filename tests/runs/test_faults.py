@@ -13,12 +13,15 @@ import torch
 from composer.core import Callback
 from composer.utils import dist
 
+from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.finite_monitor import FiniteMonitor
+from llmshearing.callbacks.resume_settings import ResumeSettings
 from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
 from llmshearing.checkpoints.validation import validate_checkpoint
 from llmshearing.data import shared_order
 from llmshearing.masks import state
 from tests.dynamic_text_world import FORK, on_ranks
+from tests.runs import stages
 from tests.runs.stages import BATCHES, finish, lines, make_world, outcome, start, train
 
 HOOK = {'CHECKPOINT_VALIDATION_FUNCTION': 'llmshearing.checkpoints.validation.validate_checkpoint'}
@@ -165,6 +168,35 @@ def test_told_to_stop_in_its_last_batch_a_run_comes_to_its_end(work, tmp_path, s
     assert attempt_once(stage, work, tmp_path, **settings) == 'finished'
     assert [path.name for path in (tmp_path / 'save').glob('ba*.pt')] == ['ba9.pt']
     assert stage == 'continue' or (tmp_path / 'exported' / 'config.json').is_file()
+
+
+class NoEnd(ExportPruned):
+    """Dies where the export would begin."""
+
+    def fit_end(self, state, logger):
+        os._exit(9)
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_killed_before_its_export_a_run_makes_up_for_it(work, tmp_path, monkeypatch, ranks):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    for place in (whole, killed):
+        place.mkdir()
+    settings = {'batches': 9, 'autoresume': True}
+    on_ranks(ranks, attempt, 'prune', work, whole, settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, 'ExportPruned', NoEnd)
+        with pytest.raises(AssertionError):
+            on_ranks(ranks, attempt, 'prune', work, killed, settings)
+    assert os.readlink(killed / 'save' / 'latest-rank0.pt') == 'ba9.pt' and not (killed / 'exported').exists()
+    resumed = {**settings, 'callbacks': [ResumeSettings({'save_folder': str(killed / 'save'), 'autoresume': True})]}
+    on_ranks(ranks, attempt, 'prune', work, killed, resumed)
+    assert [ended(killed, rank) for rank in range(ranks)] == [0] * ranks
+    assert contents(killed / 'exported') == contents(whole / 'exported')
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def test_stop_on_sigterm_needs_checkpoints():

@@ -1,0 +1,50 @@
+"""What a run that was killed between its last checkpoint and its end had still to do.
+
+Composer refuses to train a run that is over, before any callback hears of its end. So the export is made up for as soon
+as the checkpoint is loaded, with every rank there.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from composer.core import Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from llmshearing.algorithms.targeted_pruning import find_pruning
+from llmshearing.callbacks.console_progress import ConsoleProgress
+from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.callbacks.run_report import RunReport
+
+__all__ = ['make_up_missed_end']
+
+log = logging.getLogger(__name__)
+
+
+def make_up_missed_end(state: State, logger: Logger) -> bool:
+    """Exports what the run did not, and has it told and drawn as at the end of any run.
+
+    Args:
+        state (State): With the last checkpoint loaded.
+        logger (Logger): Of the run.
+
+    Returns:
+        bool: Whether there was something left to do.
+
+    Raises:
+        ValueError: As :class:`ExportPruned` at the start and the end of a run.
+    """
+    exports = [callback for callback in state.callbacks if isinstance(callback, ExportPruned)]
+    is_missing = [any(export.overwrite or not export.folder.exists() for export in exports)]
+    dist.broadcast_object_list(is_missing)  # rank 0 writes; other nodes may not see the place
+    pruning = find_pruning(state)
+    if pruning is None or not is_missing[0]:
+        return False
+    log.info('Training is over at batch %d; only the export was left to do.', state.timestamp.batch.value)
+    tellers = [callback for callback in state.callbacks if isinstance(callback, ConsoleProgress | RunReport)]
+    for event in (Event.FIT_START, Event.FIT_END):
+        pruning.apply(event, state, logger)
+        for callback in exports + tellers:
+            callback.run_event(event, state, logger)
+    return True
