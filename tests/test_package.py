@@ -2,10 +2,11 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,25 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     process = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert 'prepare' in process.stdout
+
+
+def imported_libraries():
+    for path in (ROOT / 'llmshearing').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module
+
+
+def test_what_the_package_imports_is_what_it_asks_for():
+    setup = ast.parse((ROOT / 'setup.py').read_text()).body[-1]
+    (asked,) = (keyword.value for keyword in setup.value.keywords if keyword.arg == 'install_requires')
+    asked = {re.split('[<>=]', text)[0].replace('-', '_').lower() for text in ast.literal_eval(asked)}
+    of_module = packages_distributions()
+    libraries = {name.split('.')[0] for name in imported_libraries()} - {*sys.stdlib_module_names, 'llmshearing'}
+    missing = [name for name in libraries if not {d.replace('-', '_').lower() for d in of_module[name]} & asked]
+    assert not missing
 
 
 def test_every_entry_point_loads():
