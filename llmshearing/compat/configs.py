@@ -139,7 +139,7 @@ def add_older_names(path: Path) -> None:
             convert(attempt)
             older = attempt
         except ValueError as error:
-            log.warning('%s can be opened by transformers 5 only: %s', path.parent, error)
+            log.warning('The written folder can be opened by transformers 5 only: %s', error)
     if older.get('rope_parameters'):
         main = {**main_rotary(older['rope_parameters'])}
         older.update(rope_theta=main.pop('rope_theta', None), rope_scaling=main)

@@ -43,9 +43,11 @@ from llmshearing.models.roles import Family, expert_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.models.stored_names import stored_tensors
 from llmshearing.models.units import Units
+from llmshearing.planning.serving import position_warnings
 
 __all__ = [
     'Tokenizer',
+    'check_finite',
     'cut_tensors',
     'exported_config',
     'full_tensors',
@@ -55,6 +57,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# Settings of a generation config that matter only where tokens are drawn.
+SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'epsilon_cutoff', 'eta_cutoff')
 
 # As transformers has it in memory, or as Composer keeps its files in a checkpoint.
 Tokenizer = PreTrainedTokenizerBase | Mapping[str, Mapping[str, Any]] | None
@@ -205,11 +210,18 @@ def write_model_folder(
         files (Mapping[str, str]): Small files of the source
             (:func:`~llmshearing.models.source_files.read_source_files`).
         dtype (torch.dtype | None): Type of the written weights; None keeps each tensor's own.
+
+    Raises:
+        ValueError: As :func:`check_finite`.
     """
     for name, tensor in tensors:
         for stored, part in stored_tensors(config, name, tensor):
-            writer.add(stored, part if dtype is None else part.to(dtype))
+            written = part if dtype is None else part.to(dtype)
+            check_finite(stored, part, written)
+            writer.add(stored, written)
     writer.finish_tensors()
+    for warning in position_warnings(config):
+        log.warning('%s', warning)
     forget_own_notes(config)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config.architectures = [model_class.__name__]  # the source may have been saved as another, without its head
@@ -220,27 +232,55 @@ def write_model_folder(
     _write_generation_config(files, config, writer.path)
 
 
+def check_finite(name: str, tensor: Tensor, written: Tensor) -> None:
+    """Refuses NaN and infinity, also where the type that is written makes them.
+
+    Raises:
+        ValueError: Naming the tensor and what to do.
+    """
+    if torch.isfinite(written).all():
+        return
+    if not torch.isfinite(tensor).all():
+        raise ValueError(
+            f'{name} holds NaN or infinity: the run diverged (export an earlier checkpoint), or float16 overflowed '
+            '(take bfloat16 or float32).'
+        )
+    raise ValueError(
+        f'{name} has values up to {tensor.abs().max():.3g}, which {str(written.dtype).removeprefix("torch.")} '
+        'does not reach; take bfloat16 or float32.'
+    )
+
+
 def _write_generation_config(files: Mapping[str, str], config: PretrainedConfig, folder: Path) -> None:
     """Writes the source's, or what of it transformers agrees to write; without one, the special tokens of the config.
 
-    Some sources have one that can be read and not saved, such as a temperature without ``do_sample``. What it says of
-    special tokens is needed; the rest changes nothing where nothing is sampled.
+    Some sources have one that can be read and not saved, such as a temperature without ``do_sample``. How to sample
+    then goes, since it changes nothing where nothing is sampled; if the rest cannot be saved either, all but special
+    tokens goes.
     """
     if 'generation_config.json' in files:
-        generation = GenerationConfig.from_dict(json.loads(files['generation_config.json']))
+        content = json.loads(files['generation_config.json'])
     else:
-        generation = GenerationConfig.from_model_config(config)
-    if isinstance(generation.pad_token_id, int) and generation.pad_token_id < 0:  # transformers 5 does not save it
-        generation.pad_token_id = None
-    try:
-        generation.save_pretrained(folder)
-    except ValueError as error:
-        kept = {name: getattr(generation, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-        log.warning(
-            "Of the source's generation_config only special tokens are kept, as transformers will not save it: %s",
-            error,
-        )
-        GenerationConfig(**kept).save_pretrained(folder)
+        content = GenerationConfig.from_model_config(config).to_diff_dict()
+    if isinstance(content.get('pad_token_id'), int) and content['pad_token_id'] < 0:  # transformers 5 does not save it
+        content['pad_token_id'] = None
+    unsampled = {} if content.get('do_sample') else {key: content[key] for key in content if key not in SAMPLING}
+    special = {key: content[key] for key in content if key in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    for attempt in (content, unsampled or content, special):
+        try:
+            GenerationConfig.from_dict(attempt).save_pretrained(folder)
+        except ValueError as error:
+            reason = ' '.join(str(error).split())
+            continue
+        left_out = sorted(content.keys() - attempt.keys())
+        if left_out:
+            log.warning(
+                "Of the source's generation_config these are left out, as transformers does not save it with them: %s "
+                '(%s)',
+                ', '.join(left_out),
+                reason,
+            )
+        return
 
 
 def open_strictly(folder: Path, dtype: torch.dtype = torch.float32, config: PretrainedConfig | None = None):

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
 from llmshearing.checkpoints.source import read_weights
-from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.model_folder import check_finite, open_strictly
 from llmshearing.export.probe import Probe, probe_input
 from llmshearing.models.mixtures import experts_per_token
 from llmshearing.models.stored_names import stored_tensors
@@ -62,7 +62,8 @@ def verify_folder(folder: Path, expected: Probe, dtype: torch.dtype) -> float:
         difference = (_spread(logits - expected.logits) / _spread(expected.logits)).item()
     if not difference <= allowed:
         raise ValueError(
-            f'{folder}: logits differ from the masked model by {difference:.3g} ({what}), allowed is {allowed:.3g}.'
+            f'what was written computes logits that differ from the masked model by {difference:.3g} ({what}), '
+            f'allowed is {allowed:.3g}.'
         )
     return largest
 
@@ -97,16 +98,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
         if name not in written:
             raise ValueError(f'{folder}: {name} was not written.')
         meant = convert(tensor)
-        if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f'{name} holds NaN or infinity: the run diverged (export an earlier checkpoint), or float16 overflowed '
-                '(take bfloat16 or float32).'
-            )
-        if not torch.isfinite(meant).all():
-            raise ValueError(
-                f'{name} has values up to {tensor.abs().max():.3g}, which {str(meant.dtype).removeprefix("torch.")} '
-                'does not reach; take bfloat16 or float32.'
-            )
+        check_finite(name, tensor, meant)
         if not torch.equal(written[name].read(), meant):
             raise ValueError(f'{folder}: {name} was read back with other values than were written; check the disk.')
         compared += 1

@@ -6,13 +6,28 @@ The tables of families were read in vLLM's model files and tried with transforme
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llmshearing.models.shapes import WHOLE_HEADS, ModelShape
 from llmshearing.utils.numbers import multiples_beside
 
-__all__ = ['neighbours', 'serving_warnings']
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ['neighbours', 'position_warnings', 'serving_warnings']
 
 # vLLM computes head_dim as hidden_size / num_attention_heads for these, whatever the config says.
 HEAD_DIM_FROM_HIDDEN = ('granitemoehybrid', 'lfm2', 'qwen2', 'olmo2', 'starcoder2')
+# Programs that tell kinds of layers by the layer's number, whatever the config's list says: the list, what stands in it
+# at positions 0, 1, 2 ..., over and over, the program and what it does.
+BY_NUMBER: dict[str, tuple[str, tuple[int | str, ...], str]] = {
+    'smollm3': ('no_rope_layers', (1, 1, 1, 0), 'llama.cpp leaves rotary embedding out of every fourth layer'),
+    'gpt_oss': (
+        'layer_types',
+        ('sliding_attention', 'full_attention'),
+        'releases of vLLM give a window to every other layer',
+    ),
+}
 K_QUANT_BLOCK = 256  # weights of a row that llama.cpp's K-quants pack together
 
 
@@ -41,6 +56,13 @@ def serving_warnings(model_type: str, source: ModelShape, target: ModelShape) ->
             f'hidden_size={hidden} is no multiple of num_attention_heads={heads}: transformers 5 refuses such a '
             f'{model_type} config; {remedy} could be opened.'
         )
+    if model_type in BY_NUMBER and target.num_hidden_layers < source.num_hidden_layers:
+        name, kinds, rule = BY_NUMBER[model_type]
+        warnings.append(
+            f'num_hidden_layers={target.num_hidden_layers}: {rule} of a {model_type} by its number, whatever {name} of '
+            f'the config says. Unless the layers that stay repeat that pattern of {len(kinds)}, it computes something '
+            'else than transformers; the export says whether they do.'
+        )
     rows = {'hidden_size': hidden, 'num_attention_heads x head_dim': heads * head_dim}
     rows['intermediate_size'] = target.intermediate_size
     odd = {name: size for name, size in rows.items() if size % K_QUANT_BLOCK}
@@ -57,3 +79,17 @@ def serving_warnings(model_type: str, source: ModelShape, target: ModelShape) ->
             f'{K_QUANT_BLOCK} proposes such sizes.'
         )
     return warnings
+
+
+def position_warnings(config: PretrainedConfig) -> list[str]:
+    """Which programs would compute another model than this config says, as they tell kinds of layers by number."""
+    if config.model_type not in BY_NUMBER:
+        return []
+    name, kinds, rule = BY_NUMBER[config.model_type]
+    listed = getattr(config, name, None) or []
+    if all(kind == kinds[number % len(kinds)] for number, kind in enumerate(listed)):
+        return []
+    return [
+        f'{rule} of a {config.model_type} by its number, and {name} of this model is another list. It computes '
+        'something else than transformers does; look at what it generates before you serve it so.'
+    ]

@@ -20,7 +20,8 @@ __all__ = ['PICTURE', 'write_card', 'write_files', 'write_record']
 
 PICTURE = 'tokens_per_byte.svg'
 # Other forms of the same vocabulary, which would hold what is gone; tokenizer.json has all that they say.
-OTHER_FORMS = ('vocab.*', 'merges.txt', '*.model')
+OTHER_FORMS = ('vocab.*', 'merges.txt', '*.model', 'tokenizer*')
+OWN_FORM = (TOKENIZER, 'tokenizer_config.json')
 
 
 def write_files(
@@ -39,7 +40,8 @@ def write_files(
     copy_companions(source, folder)
     for pattern in OTHER_FORMS:
         for path in folder.glob(pattern):
-            path.unlink()
+            if path.name not in OWN_FORM:
+                path.unlink()
     settings = {**with_new_ids(config, new), 'vocab_size': len(kept)}
     settings.pop('auto_map', None)  # leads to code
     dump_json(folder / 'config.json', settings, ensure_ascii=False)

@@ -7,13 +7,16 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.export.probe import probe_input
 from tests.tiny_run import sequences_spec, tiny_trainer
 
+SAMPLED = {'temperature': 0.6, 'top_p': 0.9}
+KEPT = {'eos_token_id': 5, 'do_sample': False, 'suppress_tokens': [7], 'max_new_tokens': 33, 'stop_strings': ['x']}
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'intermediate_size': 40}
 
 
@@ -67,13 +70,26 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_built(tmp
 def test_a_generation_config_that_transformers_does_not_save_costs_no_model(source, tmp_path, caplog):
     other = tmp_path / 'source'
     shutil.copytree(source, other)
-    (other / 'generation_config.json').write_text(json.dumps({'temperature': 0.6, 'top_p': 0.9, 'eos_token_id': 5}))
+    (other / 'generation_config.json').write_text(json.dumps({**SAMPLED, **KEPT}))
     with warnings.catch_warnings():
         warnings.simplefilter('always')  # transformers refuses what it would warn of, were it heard
         pruned_with(other, ExportPruned(str(tmp_path / 'out')))
     written = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
-    assert written['eos_token_id'] == 5 and 'temperature' not in written
-    assert 'only special tokens are kept' in caplog.text
+    assert KEPT.items() <= written.items() and not written.keys() & SAMPLED.keys()
+    assert 'these are left out, as transformers does not save it with them: temperature, top_p (' in caplog.text
+
+
+def test_a_value_that_float16_does_not_reach_is_refused(source, tmp_path):
+    other = tmp_path / 'source'
+    shutil.copytree(source, other)
+    model = AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[96] = 70000.0  # of a token that the probe does not have
+    model.save_pretrained(other)
+    assert 96 not in probe_input(97)
+    with pytest.raises(ValueError, match='embed_tokens.weight has values up to 7e[+]04, which float16 does not reach'):
+        pruned_with(other, ExportPruned(str(tmp_path / 'out'), dtype='float16'))
+    assert not list(tmp_path.glob('*out*'))
 
 
 def test_tf32_does_not_make_the_exported_model_look_wrong(source, tmp_path, monkeypatch):

@@ -187,11 +187,11 @@ def test_a_folder_that_computes_something_else_is_not_reported(tmp_path):
     expected = masked_logits(model, masks, probe_input(97))
     folder = tmp_path / 'out'
     assert verify_folder(folder, Probe(expected), torch.float32) <= 1e-5
-    with pytest.raises(ValueError, match='logits differ'):
+    with pytest.raises(ValueError, match='logits that differ'):
         verify_folder(folder, Probe(expected + 0.01), torch.float32)
     other_sums = expected + 5e-5 * expected.abs().max() * torch.randn(expected.shape).clamp(-1, 1)
     verify_folder(folder, Probe(other_sums, on_gpu=True), torch.float32)
-    with pytest.raises(ValueError, match='logits differ'):
+    with pytest.raises(ValueError, match='logits that differ'):
         verify_folder(folder, Probe(other_sums), torch.float32)
 
 
@@ -203,7 +203,7 @@ def test_a_window_in_the_wrong_layers_is_found(tmp_path):
     settings = json.loads((tmp_path / 'out' / 'config.json').read_text())
     changed = {'layer_types': ['full_attention'] * 4} if 'layer_types' in settings else {'sliding_window': None}
     (tmp_path / 'out' / 'config.json').write_text(json.dumps({**settings, **changed}))
-    with pytest.raises(ValueError, match='logits differ'):
+    with pytest.raises(ValueError, match='logits that differ'):
         verify_folder(tmp_path / 'out', expected, torch.float32)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import LlamaConfig, Qwen2Config
 
 from llmshearing.commands.plan import main
 from llmshearing.models.shapes import ModelShape
-from llmshearing.planning.serving import serving_warnings
+from llmshearing.planning.serving import position_warnings, serving_warnings
 
 SOURCE = ModelShape(28, 3584, 28, 4, 18944, 128)
 
@@ -88,3 +90,20 @@ def test_small_models_have_small_units(tmp_path, capsys):
     assert unit == ['MiB', 'training']
     (total,) = (float(line.split()[-1]) for line in lines if line.startswith('  total'))
     assert 1 < total < 1024
+
+
+@pytest.mark.parametrize(
+    'model_type, name, right, wrong',
+    [
+        ('smollm3', 'no_rope_layers', [1, 1, 1, 0, 1], [1, 1, 0, 1]),
+        ('gpt_oss', 'layer_types', ['sliding_attention', 'full_attention'], ['sliding_attention'] * 2),
+    ],
+)
+def test_layers_that_programs_know_by_their_number(model_type, name, right, wrong):
+    fewer = dataclasses.replace(SOURCE, num_hidden_layers=20)
+    assert f'whatever {name} of the config says' in '\n'.join(serving_warnings(model_type, SOURCE, fewer))
+    assert 'by its number' not in '\n'.join(serving_warnings(model_type, SOURCE, SOURCE))
+    assert not position_warnings(SimpleNamespace(model_type=model_type, **{name: right}))
+    (warning,) = position_warnings(SimpleNamespace(model_type=model_type, **{name: wrong}))
+    assert f'{name} of this model is another list' in warning
+    assert not position_warnings(SimpleNamespace(model_type='llama', **{name: wrong}))

@@ -162,12 +162,13 @@ def test_the_files_of_a_folder(place):
 
 def test_other_forms_of_the_vocabulary_are_left_out(place):
     source = shutil.copytree(place / 'byte-level', place / 'forms')
-    for name in ('vocab.json', 'merges.txt', 'tokenizer.model'):
+    others = {'vocab.json', 'merges.txt', 'tokenizer.model', 'tokenizer.model.v3', 'tokenizer.tiktoken'}
+    for name in others:
         (source / name).write_text('old')
     added = {'<s>': 1, '</s>': 2}
     (source / 'added_tokens.json').write_text(json.dumps(added))
     folder = run(place, 'forms', 'forms-trimmed')
-    assert not {path.name for path in folder.iterdir()} & {'vocab.json', 'merges.txt', 'tokenizer.model'}
+    assert not {path.name for path in folder.iterdir()} & others
     assert json.loads((folder / 'added_tokens.json').read_text()) == added
 
 
