@@ -22,6 +22,7 @@ from llmshearing.metrics.last_losses import last_losses
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import derived_from, public_name, read_source_files
+from llmshearing.utils.files import give_usual_modes
 
 __all__ = ['ModelCard']
 
@@ -86,3 +87,4 @@ class ModelCard(Callback):
         write_model_card(Path(save_dir), facts, self._files)
         add_older_names(Path(save_dir) / 'config.json')
         make_portable(Path(save_dir))
+        give_usual_modes(Path(save_dir))

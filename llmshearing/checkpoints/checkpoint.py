@@ -28,6 +28,7 @@ from llmshearing.models.families import find_table
 from llmshearing.models.source_config import config_from, read_config
 from llmshearing.models.source_files import local_folder, read_source_files
 from llmshearing.models.stored_names import read_parameter, stored_tensors
+from llmshearing.utils.files import load_json
 
 __all__ = ['Checkpoint', 'holds_masks', 'open_checkpoint', 'weight_shapes']
 
@@ -116,6 +117,13 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     noted, files = _noted(pruning, state.get('callbacks') or {})
     noted = noted if source is None else str(source)
     folder = local_folder(noted)
+    if source is not None and (source / 'config.json').is_file():
+        kind = load_json(source / 'config.json').get('model_type')
+        if kind != config.model_type:
+            raise ValueError(
+                f'--source {source} is a {kind}, and {path} of a {config.model_type}; name the model that its training '
+                'began with, or leave --source out.'
+            )
     if folder is not None:
         files = {**files, **_files_of(folder, files)}
     return Checkpoint(

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general
+from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general, sample_ids
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import TEMPLATE_FOLDER
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import plain_name
 
-__all__ = ['make_portable', 'name_general_class', 'read_named_tokenizer', 'write_tokenizer', 'write_tokenizer_files']
+__all__ = [
+    'check_same_ids',
+    'make_portable',
+    'name_general_class',
+    'read_named_tokenizer',
+    'write_tokenizer',
+    'write_tokenizer_files',
+]
 
 CONFIG_NAME = 'tokenizer_config.json'
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
@@ -73,6 +81,45 @@ def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
         raise ValueError(
             f'{option} {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
         ) from error
+
+
+def check_same_ids(
+    named: PreTrainedTokenizerBase, trained: Mapping[str, Mapping[str, Any]], rows: int, option: str
+) -> None:
+    """Refuses a tokenizer whose ids are not those that a model was trained on.
+
+    Args:
+        named (PreTrainedTokenizerBase): What would be written; it may have more tokens than the model's.
+        trained (Mapping[str, Mapping[str, Any]]): The model's, as Composer keeps it; empty where that is not known.
+        rows (int): Rows of the embedding.
+        option (str): Names it in the message.
+
+    Raises:
+        ValueError: Naming a token, or what is too many.
+    """
+    ids = named.get_vocab()
+    largest = max(ids.values(), default=0)
+    if largest >= rows:
+        raise ValueError(
+            f'{option} has ids up to {largest}, and the embedding of this model {rows} rows; name the tokenizer that '
+            'it was trained with.'
+        )
+    if not trained:
+        return
+    with TemporaryDirectory() as place:
+        write_tokenizer_files(trained, Path(place))
+        try:
+            own = read_tokenizer(place)
+        except (OSError, ValueError):  # so another one has to be named
+            return
+    other = next((token for token, number in own.get_vocab().items() if ids.get(token) != number), None)
+    if other is None and sample_ids(own) == sample_ids(named):
+        return
+    difference = 'it splits text otherwise' if other is None else f'{other!r} has another id or none in it'
+    raise ValueError(
+        f'{option} is not the tokenizer that this model was trained with: {difference}. Without --tokenizer the one in '
+        'the checkpoint is written.'
+    )
 
 
 def make_portable(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'as_in_file', 'is_general']
+__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'as_in_file', 'is_general', 'sample_ids']
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
 GENERAL_CLASS = 'PreTrainedTokenizerFast'  # by which either generation opens a tokenizer.json as it is
@@ -58,8 +58,12 @@ def as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
     if file is None:
         return tokenizer
     general = PreTrainedTokenizerFast.from_pretrained(name, **settings)
-    ours, theirs = (one.encode(SAMPLE, add_special_tokens=False, verbose=False) for one in (tokenizer, general))
-    return tokenizer if ours == theirs else general
+    return tokenizer if sample_ids(tokenizer) == sample_ids(general) else general
+
+
+def sample_ids(tokenizer: Any) -> list[int]:
+    """What a tokenizer makes of :data:`SAMPLE`."""
+    return tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False)
 
 
 def is_general(tokenizer: Any) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from llmshearing.checkpoints.tokenizer_files import read_named_tokenizer
+from llmshearing.checkpoints.tokenizer_files import check_same_ids, read_named_tokenizer
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
@@ -203,7 +203,9 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
 
 def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
     if settings.tokenizer is not None:
-        return read_named_tokenizer('--tokenizer', settings.tokenizer)
+        named = read_named_tokenizer('--tokenizer', settings.tokenizer)
+        check_same_ids(named, checkpoint.tokenizer, checkpoint.config.vocab_size, f'--tokenizer {settings.tokenizer}')
+        return named
     if not checkpoint.tokenizer:
         log.warning(
             '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmshearing.utils.files import give_usual_modes
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import refuse_existing
 
@@ -83,6 +84,7 @@ class ModelFolderWriter:
             ValueError: If the destination exists by now and may not be replaced.
         """
         refuse_existing('export', self.folder, self.overwrite)  # again: hours may have passed
+        give_usual_modes(self.path)
         old = self.folder.with_name(f'{self.path.name}.old')
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():

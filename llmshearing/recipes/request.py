@@ -17,6 +17,7 @@ from llmshearing.recipes.command_lines import train_command
 from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
+from llmshearing.rotation.folder import RECORD as ROTATION
 from llmshearing.scaling.fields import read_json
 from llmshearing.utils.numbers import unit_of
 from llmshearing.utils.paths import names_a_path
@@ -104,8 +105,9 @@ class Run:
 
     @property
     def rotates(self) -> bool:
-        """Whether hidden dimensions go and the source may be rotated before."""
-        return self.shape.hidden_size < self.before.hidden_size and family_of(self.config).rotates
+        """Whether hidden dimensions go and the source may be rotated before, and is not yet."""
+        is_cut = self.shape.hidden_size < self.before.hidden_size
+        return is_cut and family_of(self.config).rotates and not (Path(self.source) / ROTATION).is_file()
 
     @property
     def taught(self) -> str:

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ['NO_ROOM', 'atomic_path', 'dump_json', 'load_json', 'refuse_unwritable', 'write_atomically']
+__all__ = [
+    'NO_ROOM',
+    'atomic_path',
+    'dump_json',
+    'give_usual_modes',
+    'load_json',
+    'refuse_unwritable',
+    'write_atomically',
+]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of the errors of a full disk
 
@@ -71,6 +79,13 @@ def dump_json(path: Path, content: Any, **layout: Any) -> None:
     path.write_text(json.dumps(content, indent=2, **layout) + '\n', encoding='utf-8')
 
 
+def give_usual_modes(folder: Path) -> None:
+    """Gives every file below a folder the permissions of new ones; safetensors writes for the owner alone."""
+    for path in folder.rglob('*'):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(_new_mode())
+
+
 def refuse_unwritable(where: str, folder: str | Path) -> None:
     """Raises a ValueError if no folder could be made there, and leaves none behind.
 
@@ -88,8 +103,10 @@ def refuse_unwritable(where: str, folder: str | Path) -> None:
 
 def _mode(path: Path) -> int:
     """Permissions that the file has, or that a new one would get."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
+    return path.stat().st_mode & 0o777 if path.exists() else _new_mode()
+
+
+def _new_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -10,7 +10,8 @@ import pytest
 import torch
 from llmfoundry.models.hf import ComposerHFCausalLM
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.cli import main
@@ -227,6 +228,46 @@ def test_what_a_named_source_lacks_is_as_the_run_noted_it(tmp_path):
     assert json.loads((tmp_path / 'out' / 'generation_config.json').read_text())['eos_token_id'] == [2, 17]
     assert 'license: llama2\n' in (tmp_path / 'out' / 'README.md').read_text()
     assert (tmp_path / 'out' / 'LICENSE').read_text() == 'Another.\n'
+
+
+def test_a_source_of_another_type_is_refused(progressive, tmp_path):
+    (tmp_path / 'config.json').write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ValueError, match='--source .* is a qwen3, and .* of a llama; name the model that its training'):
+        export_checkpoint(progressive[0], tmp_path / 'out', dataclasses.replace(QUIET, source=str(tmp_path)))
+
+
+def test_a_tokenizer_of_other_ids_is_refused(progressive, tmp_path):
+    own = tiny_tokenizer()
+
+    def with_tokenizer(name, tokenizer):
+        tokenizer.save_pretrained(tmp_path / name)
+        return dataclasses.replace(QUIET, tokenizer=str(tmp_path / name))
+
+    def changed(change):
+        content = json.loads(own.backend_tokenizer.to_str())
+        change(content['model']['vocab'])
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
+
+    def swap(vocabulary):
+        vocabulary['w3'], vocabulary['w4'] = vocabulary['w4'], vocabulary['w3']
+
+    for name, tokenizer, words in (
+        ('more', changed(lambda vocabulary: vocabulary.update(new=4000)), 'has ids up to 4000, and the embedding'),
+        ('swapped', changed(swap), "is not the tokenizer that this model was trained with: 'w[34]' has another id"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export_checkpoint(progressive[0], tmp_path / 'out', with_tokenizer(name, tokenizer))
+    assert not (tmp_path / 'out').exists()
+    export_checkpoint(progressive[0], tmp_path / 'out', with_tokenizer('same', own))
+
+
+def test_others_may_read_what_is_written(progressive, tmp_path):
+    checkpoint, pruned, _, _ = progressive
+    export_checkpoint(checkpoint, tmp_path / 'out', dataclasses.replace(QUIET, masks='keep'))
+    (tmp_path / 'new').touch()
+    usual = (tmp_path / 'new').stat().st_mode
+    for folder in (tmp_path / 'out', pruned):
+        assert {path.stat().st_mode for path in folder.rglob('*') if path.is_file()} == {usual}
 
 
 class OfAUser(TargetedPruning):

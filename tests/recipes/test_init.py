@@ -125,6 +125,16 @@ def test_the_source_teaches_in_both_stages_where_it_shall(world, tmp_path, capsy
     assert 'source' not in config.variables
 
 
+def test_a_source_that_is_rotated_is_not_rotated_again(world, tmp_path, capsys):
+    source = shutil.copytree(world / 'source', tmp_path / 'turned')
+    run(world, tmp_path, source=source)
+    assert 'llmshearing rotate' in capsys.readouterr().out
+    (source / 'rotation.json').write_text('{}')
+    run(world, tmp_path, '--overwrite', source=source)
+    assert 'rotate' not in capsys.readouterr().out.replace(str(tmp_path), '')
+    assert 'the rotated one' not in (tmp_path / 'out' / 'prune.yaml').read_text()
+
+
 def test_a_stored_teacher_is_told_of_and_trains(world, tmp_path, capsys):
     settings = ('--prune-tokens', 4 * 512, '--reference-losses', world / 'references.json', '--teacher', 'stored')
     config, proceed = run(world, tmp_path, *settings)
