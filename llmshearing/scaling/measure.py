@@ -62,11 +62,10 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error
-    if loading['missing_keys'] or loading['mismatched_keys']:
-        wrong = sorted(map(str, [*loading['missing_keys'], *loading['mismatched_keys']]))
+    if loading['missing_keys']:
         raise ValueError(
-            f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not '
-            f'hold the whole model'
+            f'{name}: weights are missing, among them {min(loading["missing_keys"])}; the folder does not hold the '
+            'whole model'
         )
     return model.to(device).eval()
 

@@ -230,7 +230,7 @@ def test_models_that_cannot_be_loaded(tmp_path, source):
     weights = load_file(f'{source}/model.safetensors')
     weights.pop('model.layers.1.mlp.up_proj.weight')
     save_file(weights, f'{source}/model.safetensors', metadata={'format': 'pt'})
-    with pytest.raises(ValueError, match='weights missing .* model.layers.1.mlp.up_proj.weight'):
+    with pytest.raises(ValueError, match='weights are missing, .* model.layers.1.mlp.up_proj.weight'):
         load_model(source)
     (tmp_path / 'source/model.safetensors').write_bytes(b'not tensors')
     with pytest.raises(ValueError, match='not a Hugging Face model that can be loaded'):
