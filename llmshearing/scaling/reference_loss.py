@@ -247,7 +247,7 @@ def fit_bounded(
     return LossLaw(references[0], constant + term, term * alpha, alpha, *references[1:], *data, *beta)
 
 
-def fit_law(points: Points, domain: str, huber: float | None = None) -> LossLaw:
+def fit_law(points: Points, domain: str) -> LossLaw:
     """The law of one domain: exact for three models with equal tokens, otherwise the bounded fit.
 
     The points must have passed :func:`check_points`.
@@ -255,7 +255,7 @@ def fit_law(points: Points, domain: str, huber: float | None = None) -> LossLaw:
     losses, differ = points.losses[domain], tokens_differ(points)
     if not differ and len(points.params) == 3:
         return interpolate_three(points.params, losses)
-    return fit_bounded(points.params, losses, points.tokens if differ else None, huber)
+    return fit_bounded(points.params, losses, points.tokens if differ else None)
 
 
 def law_notes(law: LossLaw) -> list[str]:
