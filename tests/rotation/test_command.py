@@ -202,7 +202,7 @@ def test_another_family_is_refused(place, variant):
         (['--untie'], 'has weights of its own already'),
         (['--fixed-axes', '3'], 'for tied embeddings'),
         (['--seq-len', '1'], '--seq-len 1: expected 2 to 128'),
-        (['--tokens', '0'], '--tokens 0'),
+        (['--tokens', '0'], '--tokens: expected a whole number of at least 1, got 0'),
         (['--device', 'tpu9'], "device 'tpu9' cannot be used"),
     ],
 )
