@@ -22,7 +22,8 @@ class RotationSettings:
     Attributes:
         keep (int | None): Hidden size that the source is to be cut to; needed to learn, otherwise only marked.
         learn (int): Steps of the learned subspace; 0 leaves the principal directions.
-        fixed_axes (int | None): Axes of a tied source that stay unrotated; default 64, or all where there are fewer.
+        fixed_axes (int | None): Axes of a tied source that stay unrotated. Default: 64, or all where there are fewer,
+            doubled until one gain for all others costs next to nothing.
         untie (bool): Give a tied source's LM head weights of its own.
         dtype (str | None): Of the written weights; default: the source's.
         tokens (int): To look at.

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmshearing.commands.rotate import main
 from llmshearing.rotation import check
 from llmshearing.rotation import rotate_source as stages
+from llmshearing.rotation import settings as rotation_settings
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
@@ -116,6 +117,14 @@ def test_a_common_gain_that_costs_too_much_is_refused(place, monkeypatch):
     with pytest.raises(ValueError, match='3 fixed axes.*allowed is -1.0.*--fixed-axes 16; or --untie'):
         run(place, 'odd', 'odd-rotated', '--fixed-axes', '3')
     assert not (place / 'odd-rotated').exists()
+
+
+def test_as_many_axes_are_fixed_as_it_takes(place, monkeypatch):
+    monkeypatch.setattr(rotation_settings, 'DEFAULT_FIXED_AXES', 6)
+    losses = iter([9.0, 9.0, 0.0])  # with 6, 12 and 24 axes fixed
+    monkeypatch.setattr(check, 'held_out_loss', lambda model, batches: next(losses))
+    record = json.loads((run(place, 'tied', 'tied-24') / 'rotation.json').read_text())
+    assert len(record['fixed_axes']) == 24 and record['settings']['fixed_axes'] == 6
 
 
 def test_learned_is_exact_too_and_names_its_steps(place):

@@ -197,7 +197,7 @@ def test_large_models_are_checked_from_their_files(place, monkeypatch, variant):
     assert not opened and record_of(folder)['checked']['largest_logit_difference'] < 1e-5
 
 
-@pytest.mark.parametrize('stage', ['write_files', 'check_logits', 'write_record'])
+@pytest.mark.parametrize('stage', ['write_files', 'check_logits', 'write_trim_record'])
 def test_a_killed_run_leaves_no_folder(place, monkeypatch, stage):
     with monkeypatch.context() as patch:
         stop_after(patch, stages, stage, 0, KeyboardInterrupt)
