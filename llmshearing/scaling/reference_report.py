@@ -6,7 +6,7 @@ many constants as there are models nothing is left over to judge it by; then the
 and it gives the factor by which the law enlarges measurement noise instead.
 
 A reference far above what the model will reach makes its domain look finished, and the mixture starves it. So a
-prediction that no language model's loss can be is refused: see :func:`highest_plausible`.
+prediction that no language model's loss can be is refused: see :func:`_highest_plausible`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmshearing.scaling.reference_loss import (
     tokens_differ,
 )
 
-__all__ = ['highest_plausible', 'leave_one_out', 'noise_amplification', 'predict_reference_losses', 'report_lines']
+__all__ = ['noise_amplification', 'predict_reference_losses', 'report_lines']
 
 # Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds
 # make the fit stiffer for real errors than for infinitesimal ones.
@@ -48,7 +48,7 @@ def _refit(points: Points, domain: str, near: LossLaw) -> LossLaw:
     return fit_bounded(points.params, points.losses[domain], tokens, near=near)
 
 
-def leave_one_out(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None) -> np.ndarray:
+def _leave_one_out(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None) -> np.ndarray:
     """[models] predictions from all models but one. A model is kept where fewer than three sizes would remain."""
     predictions = []
     for left_out in range(len(points.params)):
@@ -78,7 +78,7 @@ def noise_amplification(points: Points, domain: str, law: LossLaw, params: float
     return math.sqrt(total)
 
 
-def highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
+def _highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
     """The loss above which a prediction is refused.
 
     That of uniform guessing, or the largest measured one times what the steepest known law could add between the
@@ -101,7 +101,7 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
             f'{params:g} parameters, which no loss can be '
             f'({"; ".join(law_notes(law)) or "too far outside"}); measure models nearer to the target'
         )
-    most = highest_plausible(points, domain, params, tokens)
+    most = _highest_plausible(points, domain, params, tokens)
     if predicted > most:
         raise ValueError(
             f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} nats for '
@@ -115,7 +115,7 @@ def _fit_domain(points: Points, domain: str, params: float, tokens: float | None
     notes = law_notes(law)
     low_high = amplification = None
     if freedom > 0:
-        low_high = jackknife_interval(predicted, leave_one_out(points, domain, law, params, tokens), freedom)
+        low_high = jackknife_interval(predicted, _leave_one_out(points, domain, law, params, tokens), freedom)
         if low_high is None:
             notes.append('no interval: leaving out one model leaves too few sizes')
     else:
@@ -159,7 +159,7 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
 
     Raises:
         ValueError: Points that cannot be fitted (:func:`check_points`), or a law that predicts no positive loss, or one
-            above :func:`highest_plausible`.
+            above :func:`_highest_plausible`.
     """
     notes = check_points(points)
     if points.tokens is not None and tokens_differ(points):
