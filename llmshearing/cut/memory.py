@@ -28,18 +28,15 @@ SUMS_AT_ONCE = 3 * 10**9  # bytes of what compensation adds up in a pass over th
 LOGITS = 3  # copies of a pass: as they come, in float32, and their logarithms
 
 
-def layers_by_pass(
-    shape: ModelShape, axes: Collection[str], kept: Sequence[int], at_once: int | None = None
-) -> list[list[int]]:
+def layers_by_pass(shape: ModelShape, axes: Collection[str], kept: Sequence[int]) -> list[list[int]]:
     """Which layers each pass of compensation sees to, one at least: the last ones first.
 
     Args:
         shape (ModelShape): Shape of the source.
         axes (Collection[str]): Pruned axes.
         kept (Sequence[int]): Layers that stay.
-        at_once (int | None): Bytes of the sums of a pass. Default: :data:`SUMS_AT_ONCE`.
     """
-    count = max(1, (at_once or SUMS_AT_ONCE) // max(1, _sums_of_a_layer(shape, axes)))
+    count = max(1, SUMS_AT_ONCE // max(1, _sums_of_a_layer(shape, axes)))
     return [list(kept[max(0, end - count) : end]) for end in range(len(kept), 0, -count)]
 
 

@@ -81,7 +81,7 @@ def _front_matter(licence: Mapping[str, Any], tag: str, base_model: str | None) 
     return f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---'
 
 
-def derived_card(licence: Mapping[str, Any], tag: str, base_model: str, name: str, *sections: str) -> str:
+def derived_card(licence: Mapping[str, Any], tag: str, base_model: str | None, name: str, *sections: str) -> str:
     """The text of the card of a source in another form; arguments as of the front matter, then its title and body."""
     terms = licence.get('license')
     found = f': {terms}' if terms else ', which was not found beside it; look it up before you share this model'

@@ -1,5 +1,6 @@
 """The memory that a cut is said to take, part by part."""
 
+from llmshearing.cut import memory
 from llmshearing.cut.memory import PROCESS, layers_by_pass, memory_needed
 from llmshearing.models.shapes import ModelShape
 from tests.models.tiny import tiny_model
@@ -30,12 +31,15 @@ def test_weights_and_whatever_is_largest_on_top():
 SMALL = dict(num_hidden_layers=3, hidden_size=24, intermediate_size=32, head_dim=8)
 
 
-def test_a_pass_of_compensation_sees_to_as_many_layers_as_memory_takes():
+def test_a_pass_of_compensation_sees_to_as_many_layers_as_memory_takes(monkeypatch):
     shape = ModelShape(8, 48, 6, 2, 64, 8)
     layer = 4 * (3 * 48**2 + 64**2 + 64 * (64 + 48))
     axes = ('layer', 'hidden', 'intermediate')
     assert layers_by_pass(shape, axes, [0, 2, 3, 5, 7]) == [[0, 2, 3, 5, 7]]
-    assert layers_by_pass(shape, axes, [0, 2, 3, 5, 7], 2 * layer) == [[5, 7], [2, 3], [0]]  # the last ones first
-    assert layers_by_pass(shape, axes, [0, 2, 3], 1) == [[3], [2], [0]]
     assert layers_by_pass(shape, ('expert',), [0, 1]) == [[0, 1]]  # nothing is added up
-    assert layers_by_pass(shape, ('layer',), [0, 2], 4 * 64 * (64 + 48)) == [[2], [0]]
+    monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 2 * layer)
+    assert layers_by_pass(shape, axes, [0, 2, 3, 5, 7]) == [[5, 7], [2, 3], [0]]  # the last ones first
+    monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 4 * 64 * (64 + 48))
+    assert layers_by_pass(shape, ('layer',), [0, 2]) == [[2], [0]]
+    monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 1)
+    assert layers_by_pass(shape, axes, [0, 2, 3]) == [[3], [2], [0]]
