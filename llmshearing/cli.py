@@ -1,7 +1,7 @@
 """``llmshearing COMMAND ...``: one entry point, one module per command.
 
-Each command lives beside the code it drives and has a ``main(argv)`` with its own argument parser; it is imported only
-when it is called, so that ``llmshearing --help`` and the small commands start without importing torch.
+Each command is a module of ``commands`` and has a ``main(argv)`` with its own argument parser; it is imported only when
+it is called, so that ``llmshearing --help`` and the small commands start without importing torch.
 
 What a user can mend is one line on stderr: a wrong value, a file that cannot be read or written, a remote store that
 cannot be reached. The clients of the stores have exceptions of their own, and any of them may not be installed; one

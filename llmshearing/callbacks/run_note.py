@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +15,13 @@ from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.compat.composer import unwrapped
-from llmshearing.masks.record import record_of
+from llmshearing.masks.record import RECORD_NAME, record_of
 from llmshearing.metrics.run_log import STATE_VERSION
 from llmshearing.models.counting import count_parameters, count_source, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
+from llmshearing.utils.files import load_json
 
 __all__ = ['model_sizes', 'run_note']
 
@@ -44,7 +44,7 @@ def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
         return {'source': own, 'result': result}
     if pruned is None:
         return {'source': None, 'result': own}
-    record = json.loads((pruned / 'pruning.json').read_text(encoding='utf-8'))
+    record = load_json(pruned / RECORD_NAME)
     count = record.get('source_parameters')
     if count is None:  # an older record
         try:

@@ -20,6 +20,7 @@ from composer.utils import dist
 
 from llmshearing.callbacks.page_process import PageProcess
 from llmshearing.callbacks.run_note import model_sizes, run_note
+from llmshearing.masks.record import RECORD_NAME
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.metrics.run_log import report_folder, state_path
 from llmshearing.utils.files import write_atomically
@@ -79,7 +80,7 @@ class RunReport(Callback):
             raise ValueError(
                 'run_report reads what the logger metrics_file writes; add `metrics_file: {path: ...}` under `loggers`.'
             )
-        if self.pruned is not None and not (self.pruned / 'pruning.json').is_file():
+        if self.pruned is not None and not (self.pruned / RECORD_NAME).is_file():
             raise ValueError(
                 f'run_report: there is no pruning.json in pruned={str(self.pruned)!r}; give the folder that'
                 ' export_pruned wrote.'

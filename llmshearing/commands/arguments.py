@@ -42,7 +42,7 @@ def count_argument(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def parse_pairs(option: str, items: list[str]) -> dict[str, str]:
+def parse_pairs(option: str, items: list[str], expected: str = 'KEY=VALUE, each key once') -> dict[str, str]:
     """``['hidden_size=2048']`` as a mapping of text.
 
     Raises:
@@ -52,7 +52,7 @@ def parse_pairs(option: str, items: list[str]) -> dict[str, str]:
     for item in items:
         key, _, value = item.partition('=')
         if not key or not value or key in pairs:
-            raise ValueError(f'{option}: expected KEY=VALUE, each key once, got {item!r}.')
+            raise ValueError(f'{option}: expected {expected}, got {item!r}.')
         pairs[key] = value
     return pairs
 
@@ -61,35 +61,18 @@ def parse_target(items: list[str]) -> dict[str, Any]:
     """``['hidden_size=2048', 'fraction.num_hidden_layers=0.5']`` as the mapping that a YAML would hold.
 
     Raises:
-        ValueError: For an item without ``=``, or a key that is given twice.
+        ValueError: As :func:`parse_pairs`, and for a fraction of no size beside those of some.
     """
-    target: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition('=')
-        if not equals or not key or not text:
-            raise ValueError(
-                f'--target: not KEY=VALUE: {item!r}; expected such as hidden_size=2048 or fraction.hidden_size=0.5'
-            )
-        place = target
-        if key.startswith('fraction.'):
-            place, key = target.setdefault('fraction', {}), key.removeprefix('fraction.')
-            if not isinstance(place, dict):
-                raise ValueError(f'--target: fraction={place} names no size; keep only those such as {item}')
-        if key in place:
-            raise ValueError(f'--target: {key} is given twice; keep one of them')
-        place[key] = _value(text)
+    from omegaconf import OmegaConf
+
+    pairs = parse_pairs('--target', items, 'KEY=VALUE, such as hidden_size=2048, each key once')
+    fractions = [item for item in items if item.startswith('fraction.')]
+    if 'fraction' in pairs and fractions:
+        raise ValueError(
+            f'--target: fraction={pairs["fraction"]} names no size; keep only those such as {fractions[0]}'
+        )
+    target: Any = OmegaConf.to_container(OmegaConf.from_dotlist(items))
     return target
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ('true', 'false'):  # as YAML reads it
-        return text.lower() == 'true'
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def timed_report() -> Callable[[str], None]:

@@ -40,12 +40,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar='RUNS',
         help='RUNS.json, or runs of this suite, each a metrics file (.jsonl) or its folder',
     )
-    fit.add_argument(
-        '--huber',
-        type=float,
-        metavar='ERROR',
-        help='relative error beyond which a point counts linearly (default: least squares)',
-    )
     fit.add_argument('--output', required=True, metavar='LAW.json')
     predict = commands.add_parser('predict', help='loss after a number of post-training tokens')
     _add_case(predict)
@@ -125,7 +119,7 @@ def main(argv: list[str]) -> int:
     if getattr(arguments, 'output', None):
         local_destination('--output', arguments.output, 'file')
     if arguments.command == 'fit':
-        lines = fit_law_file(arguments.runs, arguments.huber, arguments.output)
+        lines = fit_law_file(arguments.runs, arguments.output)
     elif arguments.command == 'predict':
         lines = [predict_loss(arguments.law, _case(arguments), arguments.tokens)]
     else:

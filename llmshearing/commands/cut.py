@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_target, settings_from, timed_report
+from llmshearing.commands.arguments import command_parser, parse_pairs, parse_target, settings_from, timed_report
 
 __all__ = ['main']
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         '--axes',
         nargs='+',
         metavar='AXIS',
-        help='what may be cut, of layer, hidden, head and intermediate (default: all)',
+        help='what may be cut, of layer, hidden, head, intermediate and expert (default: all)',
     )
     parser.add_argument(
         '--keep-heads',
@@ -75,15 +75,9 @@ def parse_scores(items: list[str] | None) -> str | dict[str, str] | None:
     Raises:
         ValueError: For several items of which one names no axis, or two the same.
     """
-    if not items:
-        return None
-    if len(items) == 1 and '=' not in items[0]:
+    if items and len(items) == 1 and '=' not in items[0]:
         return items[0]
-    pairs = [item.partition('=') for item in items]
-    methods = {axis: method for axis, _, method in pairs}
-    if len(methods) < len(pairs) or not all(axis and method for axis, method in methods.items()):
-        raise ValueError(f'--scores: expected one method, or AXIS=METHOD of each axis once, got {" ".join(items)!r}.')
-    return methods
+    return parse_pairs('--scores', items or [], 'one method, or AXIS=METHOD of each axis once') or None
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ import sys
 from llmshearing.commands.arguments import command_parser, count_argument
 from llmshearing.scaling.fields import write_json
 from llmshearing.scaling.points import read_points
-from llmshearing.scaling.reference_report import INTERVALS, predict_reference_losses, report_lines
+from llmshearing.scaling.reference_report import predict_reference_losses, report_lines
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -49,16 +49,6 @@ def _parser() -> argparse.ArgumentParser:
         help='training tokens to predict at, where the models differ in theirs (default: the most of any)',
     )
     fit.add_argument('--domains', type=_names, metavar='A,B', help='only these domains (default: all)')
-    fit.add_argument(
-        '--huber',
-        type=float,
-        metavar='ERROR',
-        help='relative error beyond which a point counts linearly, against outliers (default: least squares)',
-    )
-    fit.add_argument(
-        '--interval', choices=INTERVALS, default=INTERVALS[0], help='how the interval is made (default: %(default)s)'
-    )
-    fit.add_argument('--seed', type=int, default=17, help='of the bootstrap (default: %(default)s)')
     fit.add_argument('--output', required=True, metavar='REF.json', help='where to write the reference losses')
 
     measure = commands.add_parser('measure', help='loss of models on prepared evaluation splits')
@@ -94,12 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def fit(arguments: argparse.Namespace) -> int:
     """Runs ``fit``: writes REF.json and one line per domain."""
-    if arguments.seed < 0:
-        raise ValueError(f'--seed must be 0 or more, got {arguments.seed}')
     points = read_points(arguments.points, arguments.domains)
-    report = predict_reference_losses(
-        points, arguments.params, arguments.tokens, arguments.huber, arguments.interval, arguments.seed
-    )
+    report = predict_reference_losses(points, arguments.params, arguments.tokens)
     write_json(arguments.output, report)
     lines = [*report_lines(report), f'written: {arguments.output}']
     sys.stdout.write('\n'.join(lines) + '\n')

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from llmshearing.export.shard_writer import SHARD_BYTES
+from llmshearing.masks.scores import scoring_methods
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
@@ -19,26 +21,22 @@ from llmshearing.planning.memory import TrainingSetup, compensation_bytes, estim
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['BACKWARD_METHODS', 'SUMS_AT_ONCE', 'layers_by_pass', 'memory_needed']
+__all__ = ['SUMS_AT_ONCE', 'layers_by_pass', 'memory_needed']
 
-BACKWARD_METHODS = ('taylor',)
 PROCESS = 6 * 10**8  # Python with torch and transformers, and their kernels
 SUMS_AT_ONCE = 3 * 10**9  # bytes of what compensation adds up in a pass over the text
 LOGITS = 3  # copies of a pass: as they come, in float32, and their logarithms
 
 
-def layers_by_pass(
-    shape: ModelShape, axes: Collection[str], kept: Sequence[int], at_once: int | None = None
-) -> list[list[int]]:
+def layers_by_pass(shape: ModelShape, axes: Collection[str], kept: Sequence[int]) -> list[list[int]]:
     """Which layers each pass of compensation sees to, one at least: the last ones first.
 
     Args:
         shape (ModelShape): Shape of the source.
         axes (Collection[str]): Pruned axes.
         kept (Sequence[int]): Layers that stay.
-        at_once (int | None): Bytes of the sums of a pass. Default: :data:`SUMS_AT_ONCE`.
     """
-    count = max(1, (at_once or SUMS_AT_ONCE) // max(1, _sums_of_a_layer(shape, axes)))
+    count = max(1, SUMS_AT_ONCE // max(1, _sums_of_a_layer(shape, axes)))
     return [list(kept[max(0, end - count) : end]) for end in range(len(kept), 0, -count)]
 
 
@@ -58,7 +56,6 @@ def memory_needed(
     length: int,
     methods: Collection[str] = (),
     compensate: bool = True,
-    shard_bytes: int = 10**9,
     in_file: bool = False,
 ) -> int:
     """Bytes at the peak, on one device or the CPU.
@@ -72,7 +69,6 @@ def memory_needed(
         length (int): Tokens in each.
         methods (Collection[str]): Scoring methods. Default: none.
         compensate (bool): Whether weights are compensated. Default: ``True``.
-        shard_bytes (int): Largest file, which is held while it fills. Default: 1 GB.
         in_file (bool): The weights lie in a file, and the finished folder is compared tensor by tensor. Default:
             ``False``.
     """
@@ -85,10 +81,10 @@ def memory_needed(
         passes = layers_by_pass(source, axes, range(target.num_hidden_layers))
         sums = max(map(len, passes)) * _sums_of_a_layer(source, axes)
         stages.append(sums + max(passing, 3 * 8 * widest**2))
-    if set(methods) & set(BACKWARD_METHODS):
+    if any(scoring_methods.get(method).needs_gradients for method in methods):
         setup = TrainingSetup(1, 'ddp', sequences, length, precision='fp32')
         step = estimate_memory(config, setup, axes, freeze_weights=True)
         stages.append(step.total - step.parameters)
     result = 4 * count_parameters(layout, target).total
-    stages.append(result * (not in_file) + min(shard_bytes, result))
+    stages.append(result * (not in_file) + min(SHARD_BYTES, result))  # a file of it is held while it fills
     return PROCESS + weights + max(stages)

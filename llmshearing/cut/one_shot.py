@@ -86,9 +86,7 @@ def choose_in_one_shot(
 
 
 @torch.no_grad()
-def compensate_for(
-    calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool = True, at_once: int | None = None
-) -> None:
+def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_layers: bool = True) -> None:
     """Changes the weights so that the units that ``masks`` keep take over from the others.
 
     What is added up over the tokens is the square of a layer's widths, which of all layers is more than a large model.
@@ -100,13 +98,12 @@ def compensate_for(
             :data:`~llmshearing.masks.compensation.TOKENS` tokens.
         masks (Mapping[str, Tensor]): Zeros and ones by axis; they are not set.
         merge_layers (bool): Also put what layers add that go into the MLPs before them. Default: ``True``.
-        at_once (int | None): Bytes of the sums of a pass. Default: 3 GB.
     """
     cutter = calibration.cutter
     cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
     modules = list(cutter.family.modules(cutter.shape.num_hidden_layers))
     paths = {path for path, _, layer in modules if layer is None}
-    for layers in layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers), at_once):
+    for layers in layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers)):
         paths |= {path for path, _, layer in modules if layer in layers}
         _compensate(calibration, masks, merge_layers, paths)
         paths = set()

@@ -17,14 +17,13 @@ from llmshearing.config.source import read_source
 from llmshearing.cut.memory import memory_needed
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.target import cut_shape
-from llmshearing.export.shard_writer import SHARD_BYTES
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.state import plan_masks
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.models.source_config import check_attention
 from llmshearing.models.units import mask_shapes
-from llmshearing.rotation.stream import check_rotatable
+from llmshearing.rotation.stream import why_not_rotatable
 from llmshearing.utils.numbers import with_unit
 from llmshearing.utils.paths import expand_path
 
@@ -77,7 +76,8 @@ class PlannedCut:
     def lines(self) -> list[str]:
         """The plan in words."""
         meanwhile = f', and meanwhile {with_unit(self.scratch, "B")} for the weights' if self.scratch else ''
-        basis = ', in a rotated basis' if self.rotates else f' ({self.unrotated})' if self.unrotated else ''
+        basis = ', in a rotated basis' if self.rotates else ''
+        basis += f' ({self.config.model_type} cannot be rotated: {self.unrotated})' if self.unrotated else ''
         return [
             f'source: {self.source_parameters:,} parameters, {shape_of(self.config)}',
             f'target: {self.parameters:,} parameters ({self.parameters / self.source_parameters:.1%}), {self.target}',
@@ -119,13 +119,12 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     computed_in = 'float32' if whole <= WHOLE_UP_TO else dtype
     scores = settings.scores_by_axis()
     _check_scores(settings.scores, scores, axes, shape_of(config))
-    unrotated = _obstacle(config) if settings.rotate and 'hidden' in axes else None
+    rotates = settings.rotate and 'hidden' in axes
+    unrotated = why_not_rotatable(config) if rotates else None
     scratch = DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0
     sequences = max(1, TOKENS_PER_PASS // length)
     methods, in_file = {scores[axis] for axis in axes}, bool(scratch) and device == 'cpu'
-    memory = memory_needed(
-        config, shape, axes, computed_in, sequences, length, methods, settings.compensate, SHARD_BYTES, in_file
-    )
+    memory = memory_needed(config, shape, axes, computed_in, sequences, length, methods, settings.compensate, in_file)
     return PlannedCut(
         folder=folder,
         config=config,
@@ -135,7 +134,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         parameters=int(count_parameters(layout, shape).total),
         dtype=dtype,
         computed_in=computed_in,
-        rotates=settings.rotate and 'hidden' in axes and unrotated is None,
+        rotates=rotates and unrotated is None,
         unrotated=unrotated,
         length=length,
         sequences_per_pass=sequences,
@@ -154,12 +153,3 @@ def _check_scores(
     absent = [] if asked is None or isinstance(asked, str) else sorted(set(asked) - set(mask_shapes(source)))
     if absent:
         raise ValueError(f'--scores {absent[0]}=...: the source has no such axis; those that are cut are {listed}.')
-
-
-def _obstacle(config: PretrainedConfig) -> str | None:
-    """Why a family's stream cannot be rotated; None where it can be."""
-    try:
-        check_rotatable(config)
-    except ValueError as error:
-        return str(error).partition(',')[0].partition(';')[0]
-    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 
 from torch import nn
@@ -22,6 +21,6 @@ def stage_bar(decoder: nn.Module, name: str, passes: int, shown: bool) -> Iterat
         passes (int): About how many there will be.
         shown (bool): Whether to show it at all.
     """
-    with tqdm(total=passes, desc=name, leave=False, disable=not (shown and sys.stderr.isatty())) as bar:
+    with tqdm(total=passes, desc=name, leave=False, disable=None if shown else True) as bar:
         with decoder.register_forward_hook(lambda *_: bar.update()):
             yield

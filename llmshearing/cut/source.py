@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from llmshearing.checkpoints.source import check_weights
 from llmshearing.checkpoints.weights_in_file import open_in_file
 from llmshearing.compat.torch import DTYPES
-from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
 from llmshearing.cut.plan import PlannedCut
 from llmshearing.cut.text import Text
 from llmshearing.export.model_folder import open_strictly
@@ -37,13 +36,7 @@ def open_source(plan: PlannedCut, device: str, place: Path | None = None) -> Pre
     if plan.scratch and place is not None:
         held: Any = open_in_file(plan.folder, plan.config, DTYPES[plan.computed_in], place)
         return held.to(device)
-    model, _ = load_causal_lm(
-        plan.folder,
-        config=plan.config,
-        attn_implementation=attention_implementation(plan.config),
-        **dtype_argument(DTYPES[plan.computed_in]),
-    )
-    return model.to(device).eval().requires_grad_(False)
+    return open_strictly(plan.folder, DTYPES[plan.computed_in], plan.config).to(device).requires_grad_(False)
 
 
 def open_result(plan: PlannedCut, folder: Path, device: str) -> PreTrainedModel:

@@ -13,19 +13,17 @@ from transformers import GenerationConfig, PreTrainedModel
 __all__ = ['tokens_per_second']
 
 PROMPT = 8  # tokens that generation starts from
+REPEATS = 3  # after one that does not count
 
 
 @torch.inference_mode()
-def tokens_per_second(
-    model: PreTrainedModel, length: int = 512, new_tokens: int = 32, repeats: int = 3
-) -> dict[str, float]:
-    """Speed of a model at batch 1 where it is and in its own type; medians.
+def tokens_per_second(model: PreTrainedModel, length: int = 512, new_tokens: int = 32) -> dict[str, float]:
+    """Speed of a model at batch 1 where it is and in its own type; medians of :data:`REPEATS`.
 
     Args:
         model (PreTrainedModel): In evaluation mode.
         length (int): Tokens of the text that is read, at most the model's positions. Default: ``512``.
         new_tokens (int): Tokens to generate, at most what the positions leave. Default: ``32``.
-        repeats (int): Measurements of each, after one that does not count. Default: ``3``.
 
     Returns:
         dict[str, float]: ``forward``: tokens/s of reading; ``generate``: tokens/s of greedy generation.
@@ -45,11 +43,11 @@ def tokens_per_second(
     generate, own_settings = cast(Any, model).generate, model.generation_config
     model.generation_config = GenerationConfig(pad_token_id=0)  # the source's may sample, or ask for a tokenizer
     prompt = ids[:, :PROMPT]
-    reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(repeats + 1)]
+    reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(REPEATS + 1)]
     try:
         generating = [
             seconds(generate, prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens)
-            for _ in range(repeats + 1)
+            for _ in range(REPEATS + 1)
         ]
     finally:
         model.generation_config = own_settings

@@ -16,7 +16,7 @@ import yaml
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import LICENCE_FILES, TAG, source_licence
 
-__all__ = ['CardFacts', 'derived_licence', 'front_matter', 'model_card', 'write_model_card']
+__all__ = ['CardFacts', 'derived_card', 'model_card', 'write_model_card']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ STAGES = {
 }
 
 
-def front_matter(licence: Mapping[str, Any], tag: str, base_model: str | None) -> str:
+def _front_matter(licence: Mapping[str, Any], tag: str, base_model: str | None) -> str:
     """What the hub reads of a card, with its lines of dashes.
 
     Args:
@@ -81,17 +81,18 @@ def front_matter(licence: Mapping[str, Any], tag: str, base_model: str | None) -
     return f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---'
 
 
-def derived_licence(licence: Mapping[str, Any]) -> str:
-    """The last section of a card on a source in another form."""
+def derived_card(licence: Mapping[str, Any], tag: str, base_model: str | None, name: str, *sections: str) -> str:
+    """The text of the card of a source in another form; arguments as of the front matter, then its title and body."""
     terms = licence.get('license')
     found = f': {terms}' if terms else ', which was not found beside it; look it up before you share this model'
-    return f'## Licence\n\nDerived from the source model and under its licence{found}.'
+    last = f'## Licence\n\nDerived from the source model and under its licence{found}.'
+    return '\n\n'.join([_front_matter(licence, tag, base_model), f'# {name}', *sections, last]) + '\n'
 
 
 def model_card(facts: CardFacts, licence: Mapping[str, Any]) -> str:
     """The text of the folder's ``README.md``."""
     parts = [
-        front_matter(licence, 'structured-pruning', facts.source),
+        _front_matter(licence, 'structured-pruning', facts.source),
         f'# {facts.name}',
         STAGES[facts.stage].format(source=facts.source or 'a source model'),
         *([facts.caution] if facts.caution else []),

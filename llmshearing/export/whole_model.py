@@ -21,7 +21,7 @@ from llmshearing.checkpoints.multimodal import MultimodalWeights, read_multimoda
 from llmshearing.checkpoints.source import check_weights, read_weights
 from llmshearing.checkpoints.weight_files import weight_files
 from llmshearing.compat.transformers import dtype_of, load_multimodal
-from llmshearing.export.model_card import derived_licence, front_matter
+from llmshearing.export.model_card import derived_card
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import probe_input, probe_length
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -170,11 +170,8 @@ def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:
 
 def _card(name: str, source: Path, files: dict[str, str]) -> str:
     public, licence = public_name(str(source)), source_licence(files)
-    parts = [
-        front_matter(licence, 'structured-pruning', public),
-        f'# {name}',
+    what = (
         f'{public} with a pruned text part. Its other parts are those of the source, bit for bit, and were not trained '
-        'to go with it: look at what it says of images before you use it.',
-        derived_licence(licence),
-    ]
-    return '\n\n'.join(parts) + '\n'
+        'to go with it: look at what it says of images before you use it.'
+    )
+    return derived_card(licence, 'structured-pruning', public, name, what)

@@ -198,4 +198,4 @@ for _method, _axes in (
     (reap, ('expert',)),
     (frequency, ('expert',)),
 ):
-    scoring_methods(_method.__name__, func=ScoringMethod(_method, _axes))
+    scoring_methods(_method.__name__, func=ScoringMethod(_method, _axes, needs_gradients=_method is taylor))

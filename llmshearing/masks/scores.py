@@ -44,10 +44,12 @@ class ScoringMethod:
         score (Callable): From a :class:`Calibration` and names of axes to scores by axis, mask-shaped, on any device,
             the same on every rank; higher is more important.
         axes (tuple[str, ...]): Axes that it applies to.
+        needs_gradients (bool): It runs backward passes, for which memory is reckoned with.
     """
 
     score: Callable[[Calibration, Sequence[str]], dict[str, Tensor]]
     axes: tuple[str, ...] = AXES
+    needs_gradients: bool = False
 
 
 def _keep(tensor: Tensor) -> None:

@@ -251,7 +251,7 @@ def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) ->
     return 6 * matrices + 12 * attention
 
 
-def kv_cache_bytes_per_token(layout: Layout, shape: ModelShape, dtype: str = 'bfloat16') -> int:
-    """Bytes of keys and values that generation keeps for each token of the context."""
+def kv_cache_bytes_per_token(layout: Layout, shape: ModelShape) -> int:
+    """Bytes of keys and values, in bfloat16, that generation keeps for each token of the context."""
     layers = layout.attention_layers(shape.num_hidden_layers)
-    return 2 * layers * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES[dtype]
+    return 2 * layers * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES['bfloat16']

@@ -39,9 +39,9 @@ PARTS = {
 PART_NAMES = {'kv_heads': 'KV heads', 'heads': 'heads', 'intermediate': 'intermediate', 'experts': 'experts'}
 
 
-def binned(values: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Means of ``bins`` nearly equal runs of columns, [rows, columns] to [rows, min(bins, columns)]."""
-    return np.stack([part.mean(axis=1) for part in np.array_split(values, min(bins, values.shape[1]), axis=1)], axis=1)
+def binned(values: np.ndarray) -> np.ndarray:
+    """Means of nearly equal runs of columns, [rows, columns] to [rows, min(BINS, columns)]."""
+    return np.stack([part.mean(axis=1) for part in np.array_split(values, min(BINS, values.shape[1]), axis=1)], axis=1)
 
 
 def ranges(indices: Iterable[int]) -> str:

@@ -19,14 +19,14 @@ from llmshearing.reports.blocks import Picture, Section
 from llmshearing.reports.svg import as_file
 from llmshearing.utils.files import write_atomically
 
-__all__ = ['PAGE', 'Chapter', 'distinct_keys', 'write_page']
+__all__ = ['Chapter', 'write_page']
 
 PAGE = 'report.html'
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A stage of training: its title, a word for file names and links (:func:`distinct_keys`), and its sections."""
+    """A stage of training: its title, a word for file names and links (:func:`_distinct_keys`), and its sections."""
 
     title: str
     key: str
@@ -38,7 +38,7 @@ def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter])
 
     The folder is made if needed. Each file is replaced at once, so a reader never meets half of one.
     """
-    chapters = distinct_keys(chapters)
+    chapters = _distinct_keys(chapters)
     for chapter in chapters:
         for picture in _pictures(chapter):
             write_atomically(folder / f'{chapter.key}_{picture.name}.svg', as_file(picture.svg))
@@ -51,7 +51,7 @@ def write_page(folder: Path, title: str, lead: str, chapters: Sequence[Chapter])
     return page
 
 
-def distinct_keys(chapters: Sequence[Chapter]) -> list[Chapter]:
+def _distinct_keys(chapters: Sequence[Chapter]) -> list[Chapter]:
     """The chapters, with a number behind each key that is an earlier one's, or names a picture of it."""
     named: list[Chapter] = []
     taken: set[str] = set()

@@ -78,9 +78,9 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[chosen], y[chosen]
 
 
-def smoothed(y: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Mean over a window that ends at each value, ``share`` of the series long; skips what is not finite."""
-    window = max(1, round(share * len(y)))
+def smoothed(y: np.ndarray) -> np.ndarray:
+    """Mean over a window that ends at each value, a fiftieth of the series long; skips what is not finite."""
+    window = max(1, round(0.02 * len(y)))
     finite = np.isfinite(y)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])

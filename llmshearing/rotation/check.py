@@ -21,6 +21,7 @@ __all__ = [
     'check_logits',
     'check_raise',
     'held_out_loss',
+    'least_common_gain',
     'probe_logits',
     'set_final_gain',
     'try_common_gain',
@@ -64,6 +65,17 @@ def try_common_gain(
     loss = held_out_loss(model, batches)
     set_final_gain(model, own)
     return fixed, gain, loss
+
+
+def least_common_gain(
+    model: PreTrainedModel, mean_squares: Tensor, count: int, batches: Sequence[Tensor], before: float
+) -> tuple[Tensor, Tensor, float]:
+    """As :func:`try_common_gain`, with ``count`` doubled until the loss is next to what it was ``before``."""
+    while True:
+        tried = try_common_gain(model, mean_squares, count, batches)
+        if tried[-1] - before <= LARGEST_RAISE or count == len(mean_squares):
+            return tried
+        count = min(2 * count, len(mean_squares))
 
 
 def check_logits(rotated: Tensor, source: Tensor, stored: torch.dtype, where: str) -> float:

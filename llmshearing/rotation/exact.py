@@ -1,7 +1,7 @@
 """float64 all the way: transformers' RMSNorms compute in float32 whatever their input is.
 
 Two models that compute the same function in exact arithmetic differ by 1e-7 through that alone, which would hide small
-mistakes. Inside :func:`exact_norms` a model in float64 rounds nowhere to less, and a rotated model agrees with its
+mistakes. Inside :func:`_exact_norms` a model in float64 rounds nowhere to less, and a rotated model agrees with its
 source to 1e-12.
 """
 
@@ -19,11 +19,11 @@ from llmshearing.models.roles import Norm
 from llmshearing.rotation.moments import stream_device
 from llmshearing.rotation.stream import check_rotatable, stream_parts
 
-__all__ = ['exact_logits', 'exact_norms']
+__all__ = ['exact_logits']
 
 
 @contextlib.contextmanager
-def exact_norms(model: PreTrainedModel) -> Iterator[None]:
+def _exact_norms(model: PreTrainedModel) -> Iterator[None]:
     """All RMSNorms of a rotatable model compute in the type of their input inside the block."""
     family = check_rotatable(model.config)
     norms = [
@@ -54,5 +54,5 @@ def _forward(norm: nn.Module, offset: float) -> Callable[[Tensor], Tensor]:
 def exact_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [batch, tokens, vocabulary] on CPU, with norms in the model's own type."""
     device = stream_device(model, stream_parts(model.config))
-    with exact_norms(model):
+    with _exact_norms(model):
         return model(input_ids=ids.to(device), use_cache=False).logits.cpu()

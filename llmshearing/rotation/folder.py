@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmshearing.export.model_card import derived_licence, front_matter
+from llmshearing.export.model_card import derived_card
 from llmshearing.models.source_files import read_source_files, source_licence
 from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
 from llmshearing.rotation.energy import energy_table
@@ -71,8 +71,6 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
     )
     losses = record['loss']
     parts = [
-        front_matter(licence, 'rotated', record['source']),
-        f'# {name}',
         f'{record["source"]} in another basis of its residual stream: {basis}. It is the same model, of the same shape '
         f'and size, and computes the same function; what differs is which hidden dimensions can be cut at little cost: '
         f'the last ones. {ends}',
@@ -84,6 +82,6 @@ def write_card(source: Path, name: str, record: dict[str, Any], kept: Tensor, fo
         f'{record["checked_in"]}: {record["largest_logit_difference"]:.2g}\n'
         f'- loss on held-out text: source {losses["source"]:.4f}, this model {losses["rotated"]:.4f} nats per token',
         f'## Energy kept\n\n![energy kept against hidden size]({PICTURE})\n\n{energy_table(kept)}',
-        derived_licence(licence),
     ]
-    (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+    card = derived_card(licence, 'rotated', record['source'], name, *parts)
+    (folder / 'README.md').write_text(card, encoding='utf-8')

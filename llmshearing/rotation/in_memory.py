@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.rotation.basis import principal_basis
-from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, try_common_gain
-from llmshearing.rotation.moments import StreamMoments, stream_moments
+from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, least_common_gain
+from llmshearing.rotation.moments import stream_moments
 from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.settings import DEFAULT_FIXED_AXES
 from llmshearing.rotation.stream import stream_parts
@@ -54,7 +54,9 @@ def rotate_in_memory(model: PreTrainedModel, batches: Sequence[Tensor]) -> Rotat
     moments = stream_moments(model, batches)
     fixed, gain = torch.empty(0, dtype=torch.int64), None
     if stream_parts(model.config).tied:
-        fixed, gain = _tied_gain(model, moments, batches[:1], before)
+        squares = moments.mean_squares()[-1].cpu()
+        count = min(DEFAULT_FIXED_AXES, len(squares))
+        fixed, gain, _ = least_common_gain(model, squares, count, batches[:1], before)
     rotate_model(model, Rotation(principal_basis(moments.covariance, fixed), gain))
     after = held_out_loss(model, batches[:1])
     if not after - before <= 2 * LARGEST_RAISE:
@@ -63,16 +65,3 @@ def rotate_in_memory(model: PreTrainedModel, batches: Sequence[Tensor]) -> Rotat
             'in its own basis with --no-rotate, and please report this source.'
         )
     return Rotated(len(fixed), before, after)
-
-
-def _tied_gain(
-    model: PreTrainedModel, moments: StreamMoments, batches: Sequence[Tensor], before: float
-) -> tuple[Tensor, Tensor]:
-    """Fixed axes, doubled until one gain for all others costs next to nothing, and the final norm's gain with them."""
-    squares = moments.mean_squares()[-1].cpu()
-    count = min(DEFAULT_FIXED_AXES, len(squares))
-    while True:
-        fixed, gain, loss = try_common_gain(model, squares, count, batches)
-        if loss - before <= LARGEST_RAISE or count == len(squares):
-            return fixed, gain
-        count = min(2 * count, len(squares))

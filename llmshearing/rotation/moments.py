@@ -69,11 +69,7 @@ class StreamMoments:
 
 @torch.no_grad()
 def stream_moments(
-    model: PreTrainedModel,
-    batches: Iterable[Batch],
-    moments: StreamMoments | None = None,
-    reduce: Reduce | None = None,
-    final_norm: bool = True,
+    model: PreTrainedModel, batches: Iterable[Batch], moments: StreamMoments | None = None, reduce: Reduce | None = None
 ) -> StreamMoments:
     """Second moments of the normalised stream at all reading norms.
 
@@ -83,7 +79,6 @@ def stream_moments(
             ``attention_mask``; positions that it masks are left out.
         moments (StreamMoments | None): Of earlier batches; added to in place.
         reduce (Callable | None): Adds up a tensor over ranks in place; every rank gives its own batches.
-        final_norm (bool): Whether the final norm's input counts in the covariance.
 
     Raises:
         ValueError: For a family that cannot be rotated, or token ids that the model does not have.
@@ -91,13 +86,11 @@ def stream_moments(
     parts = stream_parts(model.config)
     if moments is None:
         moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
-    last = len(parts.norms) - 1
 
     def see(norm: int, rows: Tensor) -> None:
         rows = rows.double()
         moments.squares[norm] += rows.square().sum(0)
-        if norm < last or final_norm:
-            moments.covariance += rows.T @ rows
+        moments.covariance += rows.T @ rows
 
     moments.tokens += _observe(model, batches, see)
     return moments.reduced(reduce)

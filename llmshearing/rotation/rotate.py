@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llmshearing.rotation.folding import ROWS, folded_gains
 from llmshearing.rotation.stream import ReadingNorm, StreamParts, stream_parts
 
-__all__ = ['Rotation', 'rotate_model', 'rotated_tensors', 'times_basis']
+__all__ = ['Rotation', 'rotate_model', 'rotated_tensors']
 
 Get = Callable[[str], Tensor]
 
@@ -38,7 +38,7 @@ class Rotation:
     final_gain: Tensor | None = None
 
 
-def times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None) -> Tensor:
+def _times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None) -> Tensor:
     """``weight diag(gain) basis`` in the weight's dtype, computed in float64 on the basis' device.
 
     Args:
@@ -123,13 +123,13 @@ def rotated_tensors(
             tensor = in_order(path, kind, tensor)
         target = tensor.dtype if dtype is None else dtype
         if path == parts.embedding or (tied_head and path == parts.head):
-            tensor = times_basis(_widened(tensor, target), basis)
+            tensor = _times_basis(_widened(tensor, target), basis)
         elif path in norm_of and kind == 'weight':
             scale, gain = gain_of(norm_of[path])
-            tensor = times_basis(_widened(tensor, target), basis, gain / scale)
+            tensor = _times_basis(_widened(tensor, target), basis, gain / scale)
         elif path in writers:
             turned = basis.T @ tensor.to(device, torch.float64) if kind == 'bias' else None
-            tensor = turned if turned is not None else times_basis(_widened(tensor.T, target), basis).T
+            tensor = turned if turned is not None else _times_basis(_widened(tensor.T, target), basis).T
         elif path in norms:
             tensor = norm_weight(norms[path], tensor)
         yield name, tensor.to('cpu' if device != 'cpu' else tensor.device, target).contiguous()

@@ -29,6 +29,7 @@ from llmshearing.rotation.check import (
     check_logits,
     check_raise,
     held_out_loss,
+    least_common_gain,
     probe_logits,
     set_final_gain,
     try_common_gain,
@@ -78,6 +79,7 @@ def rotate_source(
             compute what the source does; if ``output`` exists and may not be replaced.
     """
     opened, output = SourceFolder(Path(source)), Path(output)
+    grows = settings.fixed_axes is None
     settings = settings.checked(opened)
     refuse_existing('--output', output, overwrite, (opened.path, data))
     device = usable_device(device)
@@ -92,7 +94,7 @@ def rotate_source(
     check_weights(opened.path, opened.config)
     inputs = {'source': opened.fingerprint(), 'data': corpus.fingerprint(), 'device': device.partition(':')[0]}
     key = settings_key({**dataclasses.asdict(settings), **inputs})
-    work = _Work(opened, settings, corpus, RotationState(output, key), device, report)
+    work = _Work(opened, settings, corpus, RotationState(output, key), device, report, grows)
     rotation, record, kept = work.find_rotation()
     with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
         dtype = work.write(writer, rotation)
@@ -117,6 +119,7 @@ class _Work:
     state: RotationState
     device: str
     report: Report
+    grows: bool  # more axes are fixed than the settings say if that is too few
 
     @property
     def tied(self) -> bool:
@@ -198,8 +201,11 @@ class _Work:
 
     def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
         """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
-        squares, count = moments.mean_squares()[-1], self.settings.fixed_axes or 0
-        fixed, gain, loss = try_common_gain(model, squares, count, self.batches(held_out=True))
+        squares, count, batches = moments.mean_squares()[-1], self.settings.fixed_axes or 0, self.batches(held_out=True)
+        if self.grows:
+            fixed, gain, loss = least_common_gain(model, squares, count, batches, losses['source'])
+        else:
+            fixed, gain, loss = try_common_gain(model, squares, count, batches)
         losses['common_gain'] = loss
         self.report(
             f'tied LM head: {len(fixed)} fixed axes, the common gain of the others costs '

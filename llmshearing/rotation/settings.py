@@ -7,6 +7,7 @@ import math
 
 from llmshearing.compat.torch import DTYPES
 from llmshearing.rotation.source_folder import SourceFolder
+from llmshearing.utils.checks import check_integer, check_one_of
 
 __all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'RotationSettings']
 
@@ -21,7 +22,8 @@ class RotationSettings:
     Attributes:
         keep (int | None): Hidden size that the source is to be cut to; needed to learn, otherwise only marked.
         learn (int): Steps of the learned subspace; 0 leaves the principal directions.
-        fixed_axes (int | None): Axes of a tied source that stay unrotated; default 64, or all where there are fewer.
+        fixed_axes (int | None): Axes of a tied source that stay unrotated. Default: 64, or all where there are fewer,
+            doubled until one gain for all others costs next to nothing.
         untie (bool): Give a tied source's LM head weights of its own.
         dtype (str | None): Of the written weights; default: the source's.
         tokens (int): To look at.
@@ -63,11 +65,10 @@ class RotationSettings:
             fixed = min(DEFAULT_FIXED_AXES, hidden) if fixed is None else fixed
             if not 0 <= fixed <= hidden:
                 raise ValueError(f'--fixed-axes {fixed}: expected 0 to {hidden}; the source has hidden_size {hidden}.')
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f'--dtype {self.dtype}: one of {", ".join(DTYPES)}.')
+        if self.dtype is not None:
+            check_one_of('--dtype', self.dtype, DTYPES)
         for name in ('tokens', 'held_out', 'batch_tokens'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'--{name.replace("_", "-")} {getattr(self, name)}: expected at least 1.')
+            check_integer(f'--{name.replace("_", "-")}', getattr(self, name), 1)
         positions = getattr(source.config, 'max_position_embeddings', None) or math.inf
         seq_len = int(min(DEFAULT_LENGTH, positions)) if self.seq_len is None else self.seq_len
         if not 2 <= seq_len <= positions:

@@ -20,14 +20,12 @@ from llmshearing.scaling.spending import Case, Split, diminishing_point, split_b
 __all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_costs']
 
 
-def fit_law_file(runs: Sequence[str], huber: float | None, output: str | Path) -> list[str]:
+def fit_law_file(runs: Sequence[str], output: str | Path) -> list[str]:
     """Reads runs (:func:`read_all_runs`), fits the law to them, writes it, and says in lines how well it fits."""
-    if huber is not None:
-        positive_number(huber, '--huber')
     curves = read_all_runs(runs)
     notes = check_runs(curves)
-    law = fit_post_training(curves, huber)
-    content = law_to_json(law, curves, huber, notes)
+    law = fit_post_training(curves)
+    content = law_to_json(law, curves, notes)
     write_json(output, content)
     quality = content['fit']
     lines = ['constants: ' + ', '.join(f'{name} {law.constants[name]:.4g}' for name in CONSTANTS)]

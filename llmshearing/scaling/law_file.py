@@ -16,7 +16,7 @@ RANGES = ('params_before', 'pruning_rate', 'tokens')
 _SINGLES = ('single_size', 'single_rate')
 
 
-def law_to_json(law: PostTrainingLaw, runs: Sequence[Curve], huber: float | None, notes: list[str]) -> dict:
+def law_to_json(law: PostTrainingLaw, runs: Sequence[Curve], notes: list[str]) -> dict:
     """The content of LAW.json, with the constants that each run left out gives where there are three or more."""
     others = [[*runs[:i], *runs[i + 1 :]] for i in range(len(runs))] if len(runs) > 2 else []
     return {
@@ -25,7 +25,7 @@ def law_to_json(law: PostTrainingLaw, runs: Sequence[Curve], huber: float | None
         'constants': law.constants,
         'range': {name: list(getattr(law, name)) for name in RANGES},
         **{name: getattr(law, name) for name in _SINGLES},
-        'leave_one_out': [fit_post_training(rest, huber, near=law).constants for rest in others],
+        'leave_one_out': [fit_post_training(rest, near=law).constants for rest in others],
         'fit': fit_report(law, runs),
         'notes': notes,
     }

@@ -16,6 +16,7 @@ from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import mds_folders, read_token_index, read_tokens
 from llmshearing.models.source_config import read_config
 from llmshearing.scaling.loss import domain_loss
+from llmshearing.utils.checks import check_integer, check_one_of
 
 __all__ = ['find_domains', 'load_model', 'measure_models']
 
@@ -50,8 +51,7 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
         ValueError: Nothing loadable there, an unknown dtype or device, or weights that are missing from the folder
             (they would be left at random values).
     """
-    if dtype not in DTYPES:
-        raise ValueError(f'unknown dtype {dtype!r}; one of {", ".join(DTYPES)}')
+    check_one_of('dtype', dtype, DTYPES)
     device = usable_device(None if device == 'auto' else device)
     try:
         config = read_config(name)
@@ -62,11 +62,10 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error
-    if loading['missing_keys'] or loading['mismatched_keys']:
-        wrong = sorted(map(str, [*loading['missing_keys'], *loading['mismatched_keys']]))
+    if loading['missing_keys']:
         raise ValueError(
-            f'{name}: weights missing or of another shape, among them {wrong[0]}; the folder does not '
-            f'hold the whole model'
+            f'{name}: weights are missing, among them {min(loading["missing_keys"])}; the folder does not hold the '
+            'whole model'
         )
     return model.to(device).eval()
 
@@ -99,8 +98,7 @@ def measure_models(
         list[dict]: Entries of POINTS.json's ``models``: name, params, losses, and under ``evaluation`` per domain the
         standard error, sequences and tokens.
     """
-    if batch_size < 1:
-        raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    check_integer('batch_size', batch_size, 1)
     points = []
     for name in models:
         check_model_tokenizer(name, domains.values())

@@ -183,14 +183,11 @@ def _distinct(values: Sequence[float]) -> int:
     return 1 + int(np.sum(ordered[1:] > ordered[:-1] * (1 + _SAME)))
 
 
-def fit_post_training(
-    runs: Sequence[Curve], huber: float | None = None, near: PostTrainingLaw | None = None
-) -> PostTrainingLaw:
+def fit_post_training(runs: Sequence[Curve], near: PostTrainingLaw | None = None) -> PostTrainingLaw:
     """Fits the P2 law to all points of all runs, in log space, from a grid of starts.
 
     Args:
         runs: Curves that have passed :func:`check_runs`.
-        huber: Relative error beyond which a point counts linearly; None for least squares.
         near: Start from this law only, for quick refits to subsets of its runs.
     """
     counts = [len(run.tokens) for run in runs]
@@ -226,7 +223,6 @@ def fit_post_training(
         [exponent.bounds for exponent in search.values()],
         [False, below_source] + ([] if single_size else [False]),
         offset=source,
-        huber=huber,
         priors=[exponent.prior for exponent in search.values()],
     )
     gamma, delta, alpha, beta = map(float, fit.exponents)

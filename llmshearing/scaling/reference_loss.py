@@ -6,9 +6,9 @@ to models of one family. Where all were trained on the same number of tokens the
 Two decisions. (1) With exactly three models and equal tokens the law has as many constants as there are points, so it
 passes through all three: the exponent is the root of a monotone function and is found whatever its value, even where a
 constant leaves the sensible range (alpha or A or E not positive), which is then said. With more models it is the
-bounded fit (E, A, B >= 0, exponents in :data:`EXPONENT_BOUNDS`) in log space. (2) A law is kept as level and slope at a
-reference size instead of E and A: E and A grow without limit as alpha goes to 0, where the law becomes a straight line
-in log N, while level and slope stay of order one.
+bounded fit (E, A, B >= 0, exponents from 0.01 to 3) in log space. (2) A law is kept as level and slope at a reference
+size instead of E and A: E and A grow without limit as alpha goes to 0, where the law becomes a straight line in log N,
+while level and slope stay of order one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from llmshearing.scaling.points import Points
 from llmshearing.scaling.separable import fit_separable
 
 __all__ = [
-    'EXPONENT_BOUNDS',
     'NOISE_TOLERANCE',
     'LossLaw',
     'check_points',
@@ -36,7 +35,7 @@ __all__ = [
     'tokens_differ',
 ]
 
-EXPONENT_BOUNDS = (0.01, 3.0)
+_EXPONENT_BOUNDS = (0.01, 3.0)
 # A loss this much above that of a smaller model is taken for a mistake, below it for noise.
 NOISE_TOLERANCE = 0.03
 _STARTS = tuple(np.geomspace(0.02, 2.0, 14))
@@ -237,7 +236,7 @@ def fit_bounded(
         basis,
         losses,
         list(starts) if near is None else [(near.alpha, near.beta)[: len(logs)]],
-        [EXPONENT_BOUNDS] * len(logs),
+        [_EXPONENT_BOUNDS] * len(logs),
         [False] * (1 + len(logs)),
         huber=huber,
         priors=None if tokens is None else [_PRIOR] * 2,
@@ -247,7 +246,7 @@ def fit_bounded(
     return LossLaw(references[0], constant + term, term * alpha, alpha, *references[1:], *data, *beta)
 
 
-def fit_law(points: Points, domain: str, huber: float | None = None) -> LossLaw:
+def fit_law(points: Points, domain: str) -> LossLaw:
     """The law of one domain: exact for three models with equal tokens, otherwise the bounded fit.
 
     The points must have passed :func:`check_points`.
@@ -255,7 +254,7 @@ def fit_law(points: Points, domain: str, huber: float | None = None) -> LossLaw:
     losses, differ = points.losses[domain], tokens_differ(points)
     if not differ and len(points.params) == 3:
         return interpolate_three(points.params, losses)
-    return fit_bounded(points.params, losses, points.tokens if differ else None, huber)
+    return fit_bounded(points.params, losses, points.tokens if differ else None)
 
 
 def law_notes(law: LossLaw) -> list[str]:
@@ -271,7 +270,7 @@ def law_notes(law: LossLaw) -> list[str]:
         )
     if constants['E'] is not None and law.alpha > 0 and constants['E'] < 0:
         notes.append(f'E = {constants["E"]:.4g} is negative: the law is not sensible for very large models')
-    if law.alpha > EXPONENT_BOUNDS[1]:
+    if law.alpha > _EXPONENT_BOUNDS[1]:
         notes.append(
             f'alpha = {law.alpha:.4g} is far above what is known of language models: the largest model hardly '
             f'improves on the middle one'
@@ -279,6 +278,6 @@ def law_notes(law: LossLaw) -> list[str]:
     if law.slope <= 0:
         notes.append('the fitted loss does not depend on the number of parameters (A = 0)')
     for name, value in (('alpha', law.alpha), ('beta', law.beta if law.reference_tokens is not None else None)):
-        if value is not None and any(abs(value - bound) < 1e-6 * bound for bound in EXPONENT_BOUNDS):
+        if value is not None and any(abs(value - bound) < 1e-6 * bound for bound in _EXPONENT_BOUNDS):
             notes.append(f'{name} = {value:g} lies on the bound of the fit: its value is not determined by the points')
     return notes

@@ -1,13 +1,12 @@
 """Predicts reference losses of a target size and says how far they can be trusted.
 
 A number without its uncertainty invites copying, so every prediction carries the constants, the residual of each model,
-how many times outside the measured range it lies, and a 90 % interval: the jackknife over models (``leave-one-out``),
-or a residual bootstrap (``bootstrap``, which is too narrow for few models). Where the law has as many constants as
-there are models nothing is left over to judge it by; then the interval is null, the report says so, and it gives the
-factor by which the law enlarges measurement noise instead.
+how many times outside the measured range it lies, and a 90 % interval: the jackknife over models. Where the law has as
+many constants as there are models nothing is left over to judge it by; then the interval is null, the report says so,
+and it gives the factor by which the law enlarges measurement noise instead.
 
 A reference far above what the model will reach makes its domain look finished, and the mixture starves it. So a
-prediction that no language model's loss can be is refused: see :func:`highest_plausible`.
+prediction that no language model's loss can be is refused: see :func:`_highest_plausible`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmshearing.scaling.intervals import CONFIDENCE, extrapolation_factor, jackknife_interval
+from llmshearing.scaling.intervals import extrapolation_factor, jackknife_interval
 from llmshearing.scaling.points import Points
 from llmshearing.scaling.reference_loss import (
     LossLaw,
@@ -29,18 +28,8 @@ from llmshearing.scaling.reference_loss import (
     tokens_differ,
 )
 
-__all__ = [
-    'INTERVALS',
-    'bootstrap',
-    'highest_plausible',
-    'leave_one_out',
-    'noise_amplification',
-    'predict_reference_losses',
-    'report_lines',
-]
+__all__ = ['noise_amplification', 'predict_reference_losses', 'report_lines']
 
-INTERVALS = ('leave-one-out', 'bootstrap')
-_RESAMPLES = 100
 # Relative change of a measured loss by which the sensitivity is found: as large as measurement noise, because bounds
 # make the fit stiffer for real errors than for infinitesimal ones.
 _STEP = 5e-3
@@ -53,44 +42,23 @@ _UNIFORM = math.log(1e6)  # nats of guessing uniformly among more tokens than an
 _FAR = 4.0  # times outside the measured range
 
 
-def _refit(points: Points, domain: str, huber: float | None, near: LossLaw) -> LossLaw:
-    """The bounded fit even for three points: those of leave-one-out and bootstrap may not be monotone."""
+def _refit(points: Points, domain: str, near: LossLaw) -> LossLaw:
+    """The bounded fit even for three points: those of leave-one-out may not be monotone."""
     tokens = points.tokens if tokens_differ(points) else None
-    return fit_bounded(points.params, points.losses[domain], tokens, huber, near)
+    return fit_bounded(points.params, points.losses[domain], tokens, near=near)
 
 
-def leave_one_out(
-    points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None
-) -> np.ndarray:
+def _leave_one_out(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None) -> np.ndarray:
     """[models] predictions from all models but one. A model is kept where fewer than three sizes would remain."""
     predictions = []
     for left_out in range(len(points.params)):
         kept = points.subset([i for i in range(len(points.params)) if i != left_out])
         if len(np.unique(kept.params)) >= 3 and tokens_differ(kept) == tokens_differ(points):
-            predictions.append(float(_refit(kept, domain, huber, law).predict(params, tokens)))
+            predictions.append(float(_refit(kept, domain, law).predict(params, tokens)))
     return np.array(predictions)
 
 
-def bootstrap(
-    points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None, seed: int
-) -> np.ndarray:
-    """[resamples] predictions refitted to the law's own curve plus resampled residuals, widened for lost freedom."""
-    fitted = law.predict(points.params, points.tokens)
-    residuals = np.log(points.losses[domain] / fitted)
-    freedom = len(residuals) - constants_needed(points)
-    residuals = (residuals - residuals.mean()) * math.sqrt(len(residuals) / freedom)
-    generator = np.random.default_rng(seed)
-    predictions = []
-    for _ in range(_RESAMPLES):
-        losses = fitted * np.exp(generator.choice(residuals, len(residuals)))
-        resampled = replace(points, losses={domain: losses})
-        predictions.append(float(_refit(resampled, domain, huber, law).predict(params, tokens)))
-    return np.array(predictions)
-
-
-def noise_amplification(
-    points: Points, domain: str, law: LossLaw, params: float, tokens: float | None, huber: float | None
-) -> float:
+def noise_amplification(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None) -> float:
     """Relative error of the prediction per relative error of the measured losses (independent, same size).
 
     The root of the sum of squares of d ln(prediction) / d ln(loss of model i), by finite differences. Where the law
@@ -105,12 +73,12 @@ def noise_amplification(
     for i in range(len(points.params)):
         losses = points.losses[domain].copy()
         losses[i] *= 1 - step
-        moved = fit_law(replace(points, losses={domain: losses}), domain, huber)
+        moved = fit_law(replace(points, losses={domain: losses}), domain)
         total += ((float(moved.predict(params, tokens)) - base) / (base * step)) ** 2
     return math.sqrt(total)
 
 
-def highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
+def _highest_plausible(points: Points, domain: str, params: float, tokens: float | None) -> float:
     """The loss above which a prediction is refused.
 
     That of uniform guessing, or the largest measured one times what the steepest known law could add between the
@@ -124,10 +92,8 @@ def highest_plausible(points: Points, domain: str, params: float, tokens: float 
     return min(slack * float(points.losses[domain].max()) * below**_STEEPEST, _UNIFORM)
 
 
-def _fit_domain(
-    points: Points, domain: str, params: float, tokens: float | None, huber: float | None, interval: str, seed: int
-) -> dict:
-    law = fit_law(points, domain, huber)
+def _fit_domain(points: Points, domain: str, params: float, tokens: float | None) -> dict:
+    law = fit_law(points, domain)
     predicted = float(law.predict(params, tokens))
     if not (math.isfinite(predicted) and predicted > 0):
         raise ValueError(
@@ -135,7 +101,7 @@ def _fit_domain(
             f'{params:g} parameters, which no loss can be '
             f'({"; ".join(law_notes(law)) or "too far outside"}); measure models nearer to the target'
         )
-    most = highest_plausible(points, domain, params, tokens)
+    most = _highest_plausible(points, domain, params, tokens)
     if predicted > most:
         raise ValueError(
             f'domain {domain!r}: the law through the measured losses predicts {predicted:.4g} nats for '
@@ -149,17 +115,11 @@ def _fit_domain(
     notes = law_notes(law)
     low_high = amplification = None
     if freedom > 0:
-        if interval == 'leave-one-out':
-            others = leave_one_out(points, domain, law, params, tokens, huber)
-            low_high = jackknife_interval(predicted, others, freedom)
-        else:
-            others = bootstrap(points, domain, law, params, tokens, huber, seed)
-            tail = (1 - CONFIDENCE) / 2
-            low_high = tuple(map(float, np.quantile(others, (tail, 1 - tail))))
+        low_high = jackknife_interval(predicted, _leave_one_out(points, domain, law, params, tokens), freedom)
         if low_high is None:
             notes.append('no interval: leaving out one model leaves too few sizes')
     else:
-        amplification = noise_amplification(points, domain, law, params, tokens, huber)
+        amplification = noise_amplification(points, domain, law, params, tokens)
         notes.append(
             f'{len(points.params)} models leave no freedom to judge the fit: the law has as many constants, '
             f'so the residuals say nothing and there is no interval; an error of 1 % in each measured loss '
@@ -184,14 +144,7 @@ def _fit_domain(
     }
 
 
-def predict_reference_losses(
-    points: Points,
-    params: float,
-    tokens: float | None = None,
-    huber: float | None = None,
-    interval: str = 'leave-one-out',
-    seed: int = 17,
-) -> dict:
+def predict_reference_losses(points: Points, params: float, tokens: float | None = None) -> dict:
     """Fits every domain and predicts the loss of a model of ``params`` parameters.
 
     Args:
@@ -199,9 +152,6 @@ def predict_reference_losses(
         params: Size of the target.
         tokens: Training tokens the target is compared at. Only for models trained on different numbers of tokens; then
             the default is the largest of them.
-        huber: Relative error beyond which a point counts linearly; None for least squares.
-        interval: One of :data:`INTERVALS`.
-        seed: Of the bootstrap.
 
     Returns:
         dict: The content of REF.json (see the README): ``reference_losses`` and, per domain, constants, residuals and
@@ -209,12 +159,8 @@ def predict_reference_losses(
 
     Raises:
         ValueError: Points that cannot be fitted (:func:`check_points`), or a law that predicts no positive loss, or one
-            above :func:`highest_plausible`.
+            above :func:`_highest_plausible`.
     """
-    if interval not in INTERVALS:
-        raise ValueError(f'unknown interval {interval!r}; one of {", ".join(INTERVALS)}')
-    if huber is not None and not huber > 0:
-        raise ValueError(f'huber must be a positive relative error such as 0.01, got {huber}')
     notes = check_points(points)
     if points.tokens is not None and tokens_differ(points):
         if tokens is None:
@@ -243,7 +189,7 @@ def predict_reference_losses(
             f'the target lies {factor:.3g} times outside the measured range: intervals and residuals do not '
             f'say whether the law still holds there; measure models within {_FAR:g} times of it'
         )
-    domains = {domain: _fit_domain(points, domain, params, tokens, huber, interval, seed) for domain in points.losses}
+    domains = {domain: _fit_domain(points, domain, params, tokens) for domain in points.losses}
     return {
         'reference_losses': {domain: fit['predicted_loss'] for domain, fit in domains.items()},
         'source': 'fit',
@@ -252,7 +198,7 @@ def predict_reference_losses(
         'measured_models': [{'name': name, 'params': float(size)} for name, size in zip(points.names, points.params)],
         'extrapolation': {**factors, 'factor': factor, 'octaves': math.log2(factor)},
         'degrees_of_freedom': len(points.params) - constants_needed(points),
-        'interval_kind': interval if len(points.params) > constants_needed(points) else None,
+        'interval_kind': 'leave-one-out' if len(points.params) > constants_needed(points) else None,
         'domains': domains,
         'notes': notes,
     }

@@ -20,12 +20,12 @@ from llmshearing.metrics.run_log import REFERENCES, RunLog, find_logs, mean_loss
 from llmshearing.scaling.curves import Curve, parse_curve
 from llmshearing.scaling.fields import positive_number, read_json
 
-__all__ = ['cost_per_token', 'curve_of_log', 'curve_points', 'post_training_log', 'read_all_runs', 'read_runs']
+__all__ = ['cost_per_token', 'curve_of_log', 'post_training_log', 'read_all_runs', 'read_runs']
 
 LOG_FIELDS = {'log', 'pruned', 'source_losses', 'params_before', 'pruning_rate', 'source_loss', 'name', 'comment'}
 
 
-def curve_points(log: RunLog, where: str) -> list[list[float]]:
+def _curve_points(log: RunLog, where: str) -> list[list[float]]:
     """[[tokens, mean evaluation loss], ...] of a run, from the first evaluation after training began.
 
     Raises:
@@ -135,7 +135,7 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
     log = read_run(folder / row['log'])
     if log.is_pruning:
         raise ValueError(f'{where}: {log.path} is a log of pruning; the law is about the training after it')
-    curve = curve_points(log, where)
+    curve = _curve_points(log, where)
     before, rate = row.get('params_before'), row.get('pruning_rate')
     if before is None or rate is None:
         counted, after = _parameters(log, folder / row['pruned'] if 'pruned' in row else None, where)

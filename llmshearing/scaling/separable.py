@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-__all__ = ['SeparableFit', 'fit_separable', 'log_residuals']
+__all__ = ['SeparableFit', 'fit_separable']
 
 # A prediction may pass zero while the solver searches; its logarithm is cut here.
 _SMALLEST_RATIO = 1e-6
@@ -43,7 +43,7 @@ class SeparableFit:
     cost: float
 
 
-def log_residuals(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+def _log_residuals(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Relative error of each prediction as log(predicted / measured). Arrays [points], measured positive."""
     return np.log(np.maximum(predicted / measured, _SMALLEST_RATIO))
 
@@ -108,7 +108,7 @@ def fit_separable(
     wanted = (measured - offset) / measured
 
     def stacked(exponents: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-        residuals = log_residuals(offset + basis(exponents) @ coefficients, measured)
+        residuals = _log_residuals(offset + basis(exponents) @ coefficients, measured)
         return np.concatenate([_robust(residuals, huber), weight * (exponents - centre)])
 
     def solved(exponents: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -136,5 +136,5 @@ def fit_separable(
         found += [(float(solution.cost), solution.x[:n], solution.x[n:]), solved(solution.x[:n])]
     cost, exponents, coefficients = min(found, key=lambda trial: trial[0])
     coefficients = np.where(np.abs(coefficients) < _ZERO, 0.0, coefficients)
-    residuals = log_residuals(offset + basis(exponents) @ coefficients, measured)
+    residuals = _log_residuals(offset + basis(exponents) @ coefficients, measured)
     return SeparableFit(exponents, coefficients, residuals, cost)

@@ -26,7 +26,7 @@ from llmshearing.cut.text import Text, token_batches
 from llmshearing.scaling.loss import domain_loss
 from llmshearing.search.settings import SearchSettings
 
-__all__ = ['measured_steps', 'train_candidate']
+__all__ = ['train_candidate']
 
 POINTS = 6  # of a curve
 
@@ -50,7 +50,7 @@ class _HeldOutLosses(Callback):
         self.curve.append({'step': step, 'tokens': step * state.batch['input_ids'].numel(), 'losses': losses})
 
 
-def measured_steps(steps: int) -> list[int]:
+def _measured_steps(steps: int) -> list[int]:
     """Steps after which losses are measured: up to :data:`POINTS` with even ratios, the last step among them."""
     return sorted({round(step) for step in np.geomspace(max(1, steps / 16), steps, POINTS).tolist()})
 
@@ -66,7 +66,7 @@ def train_candidate(folder: str | Path, texts: Sequence[Text], settings: SearchS
 
     Returns:
         list[dict]: ``step``, ``tokens`` seen and ``losses`` by text on held-out text, in nats per token, at
-        :func:`measured_steps`.
+        :func:`_measured_steps`.
     """
     composer.install()
     llmfoundry.install()
@@ -76,7 +76,7 @@ def train_candidate(folder: str | Path, texts: Sequence[Text], settings: SearchS
         tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False, init_device='cpu'
     )
     batches = token_batches(texts, settings.batch_size)[: settings.steps]
-    measuring = _HeldOutLosses(texts, measured_steps(settings.steps), settings.batch_size)
+    measuring = _HeldOutLosses(texts, _measured_steps(settings.steps), settings.batch_size)
     gpu = device.startswith('cuda')
     trainer = Trainer(
         model=model,

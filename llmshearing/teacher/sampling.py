@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmshearing.data.teacher_column import ColumnFormat
 
-__all__ = ['draw', 'encode', 'entropy_of', 'uniform_numbers']
+__all__ = ['draw', 'encode', 'uniform_numbers']
 
 # Probabilities that are cumulated in float64 at a time: what a core's cache holds, or 128 MB of a GPU's memory.
 CHUNK_ELEMENTS = {'cpu': 2**18, 'cuda': 2**24}
@@ -50,7 +50,7 @@ def draw(log_p: Tensor, uniform: Tensor, count: int) -> Tensor:
     return torch.searchsorted(cumulated, points, right=True)
 
 
-def entropy_of(log_p: Tensor) -> Tensor:
+def _entropy_of(log_p: Tensor) -> Tensor:
     """[P], in nats; a probability of 0 adds nothing."""
     return -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
 
@@ -75,7 +75,7 @@ def encode(logits: Tensor, form: ColumnFormat, temperature: float, uniform: np.n
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         log_p = torch.log_softmax(logits[part].float() / temperature, dim=-1)
-        entropy = entropy_of(log_p)
+        entropy = _entropy_of(log_p)
         if entropy.isnan().any():  # one bad logit is enough
             raise FloatingPointError('the teacher predicts NaN or infinity')
         if form.kind == 'draws':

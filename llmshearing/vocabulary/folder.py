@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.export.companions import copy_companions
-from llmshearing.export.model_card import derived_licence, front_matter
+from llmshearing.export.model_card import derived_card
 from llmshearing.models.source_files import read_source_files, source_licence
 from llmshearing.utils.files import dump_json, load_json
 from llmshearing.vocabulary.growth import growth_table, size_table
@@ -16,7 +16,7 @@ from llmshearing.vocabulary.rewriting import new_numbers, with_new_ids, with_new
 from llmshearing.vocabulary.settings import RECORD
 from llmshearing.vocabulary.tokenizer_file import TOKENIZER, TokenizerFile
 
-__all__ = ['PICTURE', 'write_card', 'write_files', 'write_record']
+__all__ = ['PICTURE', 'write_card', 'write_files', 'write_trim_record']
 
 PICTURE = 'tokens_per_byte.svg'
 # Other forms of the same vocabulary, which would hold what is gone; tokenizer.json has all that they say.
@@ -56,7 +56,7 @@ def write_files(
             dump_json(path, change(load_json(path)), ensure_ascii=False)
 
 
-def write_record(record: Mapping[str, Any], folder: Path) -> None:
+def write_trim_record(record: Mapping[str, Any], folder: Path) -> None:
     """``vocabulary.json``, a line for each key: a list of thousands of numbers does not make as many lines."""
     lines = (f'{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}' for key, value in record.items())
     (folder / RECORD).write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
@@ -68,8 +68,6 @@ def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path)
     checked = record['checked']
     before, after = record['size_before'], len(record['kept'])
     parts = [
-        front_matter(licence, 'vocabulary-trimmed', record['source']),
-        f'# {name}',
         f'{record["source"]} with {after:,} of its {before:,} tokens. On text whose tokens all stay it has the same '
         'tokens and computes the same; other text is written with more, smaller tokens.',
         f'Made with `llmshearing trim-vocab`{record["made_with"]}; which tokens stayed is in `{RECORD}`. Data that '
@@ -86,8 +84,8 @@ def write_card(source: Path, name: str, record: Mapping[str, Any], folder: Path)
         parts.append(
             f'## Tokens per byte\n\n{table}\n\n![tokens per byte against vocabulary size]({PICTURE})\n\n{by_size}'
         )
-    parts.append(derived_licence(licence))
-    (folder / 'README.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+    card = derived_card(licence, 'vocabulary-trimmed', record['source'], name, *parts)
+    (folder / 'README.md').write_text(card, encoding='utf-8')
 
 
 def _tokenizer_config(content: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:

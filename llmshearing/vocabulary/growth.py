@@ -36,9 +36,9 @@ def tokens_per_byte(tokenizer: Tokenizer, text: DomainText, most: int | None = N
     return sum(len(one) for one in encoded) / max(size, 1)
 
 
-def sizes_between(least: int, present: int, chosen: int, points: int = POINTS) -> list[int]:
+def sizes_between(least: int, present: int, chosen: int) -> list[int]:
     """Vocabulary sizes to measure, evenly spaced in their logarithms; the least, the chosen and the present too."""
-    spaced = np.geomspace(max(least, 1), present, points).round().astype(int)
+    spaced = np.geomspace(max(least, 1), present, POINTS).round().astype(int)
     return sorted({least, chosen, present, *(int(size) for size in spaced if least <= size <= present)})
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from llmshearing.utils.checks import check_integer
 from llmshearing.vocabulary.text import READ_BYTES
 
 __all__ = ['RECORD', 'TrimSettings', 'read_kept', 'read_wished']
@@ -38,8 +39,8 @@ class TrimSettings:
             ValueError: Saying which sizes are.
         """
         size, step = self.size, self.multiple_of
-        if step < 1:
-            raise ValueError(f'--multiple-of {step}: expected at least 1.')
+        check_integer('--multiple-of', step, 1)
+        check_integer('--read-bytes', self.read_bytes, 1)
         lowest, highest = -(-least // step) * step, (present - 1) // step * step
         possible = (
             f'possible are multiples of {step} from {lowest:,} to {highest:,}'
@@ -55,8 +56,6 @@ class TrimSettings:
             raise ValueError(f'--size {size}: the tokenizer has {present:,} tokens, and fewer are to stay; {possible}.')
         if size % step:
             raise ValueError(f'--size {size} is no multiple of {step} (--multiple-of); {possible}.')
-        if self.read_bytes < 1:
-            raise ValueError(f'--read-bytes {self.read_bytes}: expected at least 1.')
         return size
 
 

@@ -30,7 +30,7 @@ from llmshearing.utils.files import load_json, refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 from llmshearing.vocabulary.choice import rank_tokens
 from llmshearing.vocabulary.embeddings import rows_by_token, trimmed_tensors
-from llmshearing.vocabulary.folder import PICTURE, write_card, write_files, write_record
+from llmshearing.vocabulary.folder import PICTURE, write_card, write_files, write_trim_record
 from llmshearing.vocabulary.growth import (
     growth_picture,
     growth_table,
@@ -113,7 +113,7 @@ def trim_source(
             picture = growth_picture(curve['sizes'], curve['tokens_per_byte'], len(kept))
             (writer.path / PICTURE).write_text(picture, encoding='utf-8')
         write_card(opened.path, output.name, record, writer.path)
-        write_record(record, writer.path)
+        write_trim_record(record, writer.path)
         writer.commit()
     _tell(record, output, report)
     return record

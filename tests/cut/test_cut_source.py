@@ -67,7 +67,7 @@ def cut(place: Path, output: str, source: str = 'source', target=None, **setting
 @pytest.fixture(autouse=True)
 def little_speed(monkeypatch):
     """Measures speed on a few tokens, which is most of what a tiny model's cut takes."""
-    monkeypatch.setattr(stages, 'tokens_per_second', partial(stages.tokens_per_second, new_tokens=2, repeats=1))
+    monkeypatch.setattr(stages, 'tokens_per_second', partial(stages.tokens_per_second, new_tokens=2))
 
 
 @pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])

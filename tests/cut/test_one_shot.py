@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.cut import memory
 from llmshearing.cut.one_shot import compensate_for, prune_in_one_shot
 from llmshearing.export.model import export_model
 from llmshearing.export.model_folder import open_strictly
@@ -65,7 +66,7 @@ def test_compensation_changes_the_weights_and_can_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize('variant', ['llama', 'llama-tied', 'gemma2', 'qwen3_moe'])
-def test_layers_compensated_pass_by_pass_are_those_of_a_single_pass(tmp_path, variant):
+def test_layers_compensated_pass_by_pass_are_those_of_a_single_pass(tmp_path, monkeypatch, variant):
     source = tiny_source(tmp_path / 'source', variant, num_hidden_layers=6)
     batches = list(sequences_spec(8, 4).dataloader)
     weights = {}
@@ -76,7 +77,8 @@ def test_layers_compensated_pass_by_pass_are_those_of_a_single_pass(tmp_path, va
         masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in MASKED}
         masks['hidden'][::3], masks['intermediate'][:, ::2] = 0, 0
         masks['layer'][[1, 2, 4]] = 0
-        compensate_for(Calibration(cutter, batches), masks, at_once=at_once)
+        monkeypatch.setattr(memory, 'SUMS_AT_ONCE', at_once)
+        compensate_for(Calibration(cutter, batches), masks)
         assert len(passes) == (3 if at_once == 1 else 1) * len(batches)
         weights[at_once] = model.state_dict()
     original = open_strictly(source).state_dict()

@@ -109,7 +109,7 @@ def test_flops_and_cache_of_llama2_7b_by_hand():
     assert counting.kv_cache_bytes_per_token(layout, shape) == 2 * 32 * 4096 * 2
     grouped = PUBLISHED['Llama-3.1-8B'][1]
     layout = counting.layout_of(grouped)
-    assert counting.kv_cache_bytes_per_token(layout, shape_of(grouped), 'float32') == 2 * 32 * 8 * 128 * 4
+    assert counting.kv_cache_bytes_per_token(layout, shape_of(grouped)) == 2 * 32 * 8 * 128 * 2
 
 
 @pytest.mark.skipif('qwen3_5_text' not in VARIANTS, reason='transformers 4 has no such model')

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmshearing.commands.rotate import main
 from llmshearing.rotation import check
 from llmshearing.rotation import rotate_source as stages
+from llmshearing.rotation import settings as rotation_settings
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
@@ -118,6 +119,14 @@ def test_a_common_gain_that_costs_too_much_is_refused(place, monkeypatch):
     assert not (place / 'odd-rotated').exists()
 
 
+def test_as_many_axes_are_fixed_as_it_takes(place, monkeypatch):
+    monkeypatch.setattr(rotation_settings, 'DEFAULT_FIXED_AXES', 6)
+    losses = iter([9.0, 9.0, 0.0])  # with 6, 12 and 24 axes fixed
+    monkeypatch.setattr(check, 'held_out_loss', lambda model, batches: next(losses))
+    record = json.loads((run(place, 'tied', 'tied-24') / 'rotation.json').read_text())
+    assert len(record['fixed_axes']) == 24 and record['settings']['fixed_axes'] == 6
+
+
 def test_learned_is_exact_too_and_names_its_steps(place):
     folder = run(place, 'source', 'learned', '--keep', '32', '--learn', '3ba')
     torch.testing.assert_close(logits(folder), logits(place / 'source'), rtol=0, atol=1e-4)
@@ -202,7 +211,7 @@ def test_another_family_is_refused(place, variant):
         (['--untie'], 'has weights of its own already'),
         (['--fixed-axes', '3'], 'for tied embeddings'),
         (['--seq-len', '1'], '--seq-len 1: expected 2 to 128'),
-        (['--tokens', '0'], '--tokens 0'),
+        (['--tokens', '0'], '--tokens: expected a whole number of at least 1, got 0'),
         (['--device', 'tpu9'], "device 'tpu9' cannot be used"),
     ],
 )

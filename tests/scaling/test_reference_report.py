@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llmshearing.scaling.points import Points
-from llmshearing.scaling.reference_loss import fit_law, interpolate_three
-from llmshearing.scaling.reference_report import bootstrap, noise_amplification, predict_reference_losses
+from llmshearing.scaling.reference_loss import interpolate_three
+from llmshearing.scaling.reference_report import noise_amplification, predict_reference_losses
 
 SIZES = np.array([70e6, 410e6, 1.4e9, 6.9e9, 13e9, 70e9])
 
@@ -47,29 +47,12 @@ def test_residuals_are_predicted_over_measured():
     assert domain['worst_residual'] == np.abs(domain['residuals']).max() > 0
 
 
-@pytest.mark.parametrize('kind', ['leave-one-out', 'bootstrap'])
-def test_interval_widens_with_noise_and_distance(kind):
+def test_interval_widens_with_noise_and_distance():
     def width(noise, params):
-        low, high = predict_reference_losses(points(noise=noise), params, interval=kind)['domains']['cc']['interval']
+        low, high = predict_reference_losses(points(noise=noise), params)['domains']['cc']['interval']
         return high - low
 
     assert width(0.0, 2e9) < 1e-6 < width(0.001, 2e9) < width(0.004, 2e9) < width(0.004, 560e9)
-
-
-def test_bootstrap_spread_is_the_residuals_widened_by_the_lost_freedom():
-    data, params = points(noise=0.003, seed=1), 140e9
-    law = fit_law(data, 'cc')
-    residuals = np.log(data.losses['cc'] / law.predict(data.params))
-    expected = np.std(residuals) * np.sqrt(6 / 3) * noise_amplification(data, 'cc', law, params, None, None)
-    predictions = bootstrap(data, 'cc', law, params, None, None, seed=0)
-    assert np.std(np.log(predictions)) == pytest.approx(expected, rel=0.2)
-
-
-def test_bootstrap_depends_on_its_seed_only():
-    one, two, other = (
-        predict_reference_losses(points(noise=0.003), 2e9, interval='bootstrap', seed=seed) for seed in (1, 1, 2)
-    )
-    assert one == two and one['domains']['cc']['interval'] != other['domains']['cc']['interval']
 
 
 @pytest.mark.parametrize('params', [3e9, 140e9])
@@ -95,7 +78,7 @@ def test_three_models_leave_no_freedom_and_say_so():
 
 def test_noise_amplification_is_what_noise_does():
     data, size = points(3), 5.6e9
-    factor = noise_amplification(data, 'cc', interpolate_three(data.params, data.losses['cc']), size, None, None)
+    factor = noise_amplification(data, 'cc', interpolate_three(data.params, data.losses['cc']), size, None)
     generator, noise = np.random.default_rng(0), 1e-4
     noisy = data.losses['cc'] * np.exp(noise * generator.standard_normal((2000, 3)))
     errors = [interpolate_three(data.params, losses).predict(size) / truth(size) - 1 for losses in noisy]
@@ -123,17 +106,9 @@ def test_tokens_that_rise_with_parameters_are_noted():
     assert any('cannot tell the two terms apart' in note for note in report['notes'])
 
 
-@pytest.mark.parametrize(
-    'options, message',
-    [
-        ({'tokens': 1e12}, 'the effect of tokens needs at least five models'),
-        ({'interval': 'guess'}, "unknown interval 'guess'"),
-        ({'huber': 0.0}, 'huber must be a positive'),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        predict_reference_losses(points(), 2e9, **options)
+def test_tokens_that_the_models_do_not_say_are_refused():
+    with pytest.raises(ValueError, match='the effect of tokens needs at least five models'):
+        predict_reference_losses(points(), 2e9, tokens=1e12)
 
 
 def test_a_prediction_that_no_loss_can_be_is_refused():

@@ -41,8 +41,9 @@ def test_bytes_alone_take_one_token_per_byte():
 
 
 def test_sizes_between():
-    assert sizes_between(10, 1000, 70, points=3) == [10, 70, 100, 1000]
-    assert sizes_between(10, 1000, 100, points=3) == [10, 100, 1000]
+    eight = [1, 10, 100, 1000, 10**4, 10**5, 10**6, 10**7]
+    assert sizes_between(1, 10**7, 70) == sorted([70, *eight])
+    assert sizes_between(1, 10**7, 100) == eight
 
 
 def test_the_table():

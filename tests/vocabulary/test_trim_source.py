@@ -198,7 +198,7 @@ def test_large_models_are_checked_from_their_files(place, monkeypatch, variant):
     assert not opened and record_of(folder)['checked']['largest_logit_difference'] < 1e-5
 
 
-@pytest.mark.parametrize('stage', ['write_files', 'check_logits', 'write_record'])
+@pytest.mark.parametrize('stage', ['write_files', 'check_logits', 'write_trim_record'])
 def test_a_killed_run_leaves_no_folder(place, monkeypatch, stage):
     with monkeypatch.context() as patch:
         stop_after(patch, stages, stage, 0, KeyboardInterrupt)
@@ -270,7 +270,7 @@ def test_prepared_data(place, tmp_path, capsys):
         ([], 64, r'--size 64: 260 tokens stay at any size .* possible are multiples of 64 from 320 to 576'),
         ([], 640, r'--size 640: the tokenizer has 640 tokens, and fewer are to stay; possible are'),
         ([], 450, r'--size 450 is no multiple of 64 \(--multiple-of\); possible are multiples of 64 from 320 to 576'),
-        (['--multiple-of', '0'], 448, '--multiple-of 0: expected at least 1'),
+        (['--multiple-of', '0'], 448, '--multiple-of: expected a whole number of at least 1, got 0'),
         (['--multiple-of', '700'], 448, 'no multiple of 700 is possible'),
         (['--keep', 'none.txt'], 448, '--keep none.txt: no such file'),
         ([], None, '--data and --size say which tokens stay'),
