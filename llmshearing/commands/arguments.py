@@ -9,9 +9,17 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from llmshearing.utils.numbers import parse_count
+from llmshearing.utils.numbers import parse_count, parse_size
 
-__all__ = ['command_parser', 'count_argument', 'parse_pairs', 'parse_target', 'settings_from', 'timed_report']
+__all__ = [
+    'command_parser',
+    'count_argument',
+    'parse_pairs',
+    'parse_target',
+    'settings_from',
+    'size_argument',
+    'timed_report',
+]
 
 Settings = TypeVar('Settings')
 
@@ -38,6 +46,14 @@ def count_argument(text: str) -> float:
     """:func:`~llmshearing.utils.numbers.parse_count` as an argparse type, which keeps its message."""
     try:
         return parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def size_argument(text: str) -> int:
+    """:func:`~llmshearing.utils.numbers.parse_size` in the same way."""
+    try:
+        return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

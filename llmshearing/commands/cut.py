@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--axes',
         nargs='+',
+        action='extend',
         metavar='AXIS',
         help='what may be cut, of layer, hidden, head, intermediate and expert (default: all)',
     )
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--scores',
         nargs='+',
+        action='extend',
         metavar='METHOD',
         help='how units are chosen: a method, or AXIS=METHOD ... (default: activation; block_importance for layers)',
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, settings_from
+from llmshearing.commands.arguments import command_parser, settings_from, size_argument
 from llmshearing.utils.checks import check_number
-from llmshearing.utils.numbers import parse_size
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -34,7 +33,10 @@ def main(argv: list[str]) -> int:
         help='type of the written weights; default: as in the checkpoint',
     )
     parser.add_argument(
-        '--max-shard-size', default='2GB', help='largest safetensors file, held in memory while it grows, default 2GB'
+        '--max-shard-size',
+        type=size_argument,
+        default='2GB',
+        help='largest safetensors file, held in memory while it grows, default 2GB',
     )
     parser.add_argument(
         '--allow-unconverged', action='store_true', help='cut to the target although the masks are not there yet'
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> int:
     check_number('--tolerance', args.tolerance, 0, 1)
     if args.public and not args.push_to_hub:
         raise ValueError('--public is for a repository of --push-to-hub; name one, or leave it out.')
-    out, max_shard_bytes = local_destination('--out', args.out), parse_size(args.max_shard_size)
+    out = local_destination('--out', args.out)
     from llmshearing.checkpoints.remote import local_copy
     from llmshearing.compat.torch import DTYPES
     from llmshearing.export.hub import check_login, push_folder
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> int:
 
     if args.push_to_hub:
         check_login(args.push_to_hub)
-    settings = settings_from(ExportSettings, args, dtype=DTYPES.get(args.dtype), max_shard_bytes=max_shard_bytes)
+    settings = settings_from(ExportSettings, args, dtype=DTYPES.get(args.dtype), max_shard_bytes=args.max_shard_size)
     with local_copy(args.checkpoint, progress=args.progress) as path:
         report = export_checkpoint(path, out, settings)
     checked = f'{report["tensors_compared"]} tensors read back bit for bit'

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, parse_target, settings_from
-from llmshearing.utils.numbers import parse_size
+from llmshearing.commands.arguments import command_parser, parse_target, settings_from, size_argument
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -34,6 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         '--target',
         nargs='+',
+        action='extend',
         metavar='KEY=VALUE',
         help='shape to finish a pruning checkpoint at, e.g. num_hidden_layers=24 hidden_size=2048 '
         'num_attention_heads=16 intermediate_size=5504',
@@ -43,12 +43,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         '--dtype', default='same', choices=('same', 'float32', 'bfloat16', 'float16'), help='default: as in the file'
     )
-    parser.add_argument('--max-shard-size', default='2GB', help='largest safetensors file, default 2GB')
+    parser.add_argument(
+        '--max-shard-size', type=size_argument, default='2GB', help='largest safetensors file, default 2GB'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace what exists')
     parser.add_argument('--quiet', dest='progress', action='store_false', help='no progress bar')
     args = parser.parse_args(argv)
     local_destination('--out', args.out, 'file' if args.to_legacy else 'folder')
-    target, max_shard_bytes = parse_target(args.target or []) or None, parse_size(args.max_shard_size)
+    target = parse_target(args.target or []) or None
     from llmshearing.compat.torch import DTYPES
     from llmshearing.export.legacy_import import ImportSettings, export_legacy, import_legacy
 
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(f'{args.out}: {export_legacy(args.file, args.out, args.overwrite)} tensors\n')
         return 0
     settings = settings_from(
-        ImportSettings, args, target=target, dtype=DTYPES.get(args.dtype), max_shard_bytes=max_shard_bytes
+        ImportSettings, args, target=target, dtype=DTYPES.get(args.dtype), max_shard_bytes=args.max_shard_size
     )
     report = import_legacy(args.file, args.out, settings)
     sys.stdout.write(

@@ -16,6 +16,7 @@ from llmshearing.config.yaml_file import read_yaml
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
 from llmshearing.prepare.tables import check_table, feeding_table
+from llmshearing.utils.checks import check_integer
 
 __all__ = ['main']
 
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> int:
     if args.check is not None:
         if args.spec is not None or args.out or args.overwrite:
             raise ValueError('--check FOLDER looks at what is there and prepares nothing; leave the others out')
+        if args.vocab_size is not None:
+            check_integer('--vocab-size', args.vocab_size, 1)
         found = check(args.check, args.vocab_size)
         sys.stdout.write('' if args.quiet else check_table(found) + '\n')
         return 0

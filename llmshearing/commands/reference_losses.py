@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument(
         '--tokens',
         nargs='+',
+        action='extend',
         type=count_argument,
         metavar='D',
         help='training tokens of each model, in the same order, to be kept with its point',

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_pairs, settings_from, timed_report
+from llmshearing.commands.arguments import command_parser, parse_pairs, settings_from, size_argument, timed_report
 
 __all__ = ['main']
 
@@ -21,15 +21,24 @@ __all__ = ['main']
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser('search', __doc__)
     parser.add_argument('source', metavar='SOURCE', help='folder of a Hugging Face model')
-    parser.add_argument('--params', nargs='+', required=True, metavar='COUNT', help='budgets, such as 1.3B')
+    parser.add_argument(
+        '--params', nargs='+', action='extend', required=True, metavar='COUNT', help='budgets, such as 1.3B'
+    )
     parser.add_argument('--text', nargs='+', action='extend', default=[], metavar='FILE', help='as for `cut`')
     parser.add_argument('--text-key', default='text', metavar='KEY', help='field that holds it (default: %(default)s)')
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where what is found is kept')
     shapes = parser.add_argument_group('which shapes')
     shapes.add_argument('--candidates', type=int, default=12, help='shapes per budget (default: %(default)s)')
-    shapes.add_argument('--pin', nargs='+', default=[], metavar='KEY=SIZE', help='such as hidden_size=2048')
     shapes.add_argument(
-        '--limit', nargs='+', default=[], metavar='KEY=LEAST:MOST', help='such as num_hidden_layers=16:24 or =16:'
+        '--pin', nargs='+', action='extend', default=[], metavar='KEY=SIZE', help='such as hidden_size=2048'
+    )
+    shapes.add_argument(
+        '--limit',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=LEAST:MOST',
+        help='such as num_hidden_layers=16:24 or =16:',
     )
     shapes.add_argument('--keep-heads', action='store_true', help='cut no heads')
     shapes.add_argument('--multiple-of', type=int, help='step of hidden and intermediate size (default: as `cut`)')
@@ -40,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         default=2.0,
         help='largest ratio of the shares that are kept of two axes (default: %(default)s)',
     )
-    shapes.add_argument('--kv-cache', metavar='SIZE', help='most KV cache per token in bfloat16, such as 32KiB')
+    shapes.add_argument(
+        '--kv-cache', type=size_argument, metavar='SIZE', help='most KV cache per token in bfloat16, such as 32KiB'
+    )
     shapes.add_argument('--latency', type=float, metavar='MS', help='most milliseconds per token written, here')
     training = parser.add_argument_group('training')
     training.add_argument('--steps', type=int, default=0, help='that the best are trained (default: none)')
@@ -83,7 +94,7 @@ def main(argv: list[str]) -> int:
     from llmshearing.cut.settings import CutSettings
     from llmshearing.search.search_shapes import search_shapes
     from llmshearing.search.settings import SearchSettings
-    from llmshearing.utils.numbers import parse_count, parse_size
+    from llmshearing.utils.numbers import parse_count
     from llmshearing.utils.paths import local_destination
 
     transformers.utils.logging.disable_progress_bar()
@@ -96,7 +107,6 @@ def main(argv: list[str]) -> int:
         pins={key: _whole('--pin', key, text) for key, text in parse_pairs('--pin', arguments.pin).items()},
         least={key: _whole('--limit', key, low) for key, (low, _) in limits.items() if low},
         most={key: _whole('--limit', key, high) for key, (_, high) in limits.items() if high},
-        kv_cache=None if arguments.kv_cache is None else parse_size(arguments.kv_cache),
         tokens=None if arguments.tokens is None else int(parse_count(arguments.tokens)),
         cut=CutSettings(
             keep_heads=arguments.keep_heads or None,

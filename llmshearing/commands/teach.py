@@ -50,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         '--shared-vocab-size', type=int, metavar='N', help='take the first N tokens; the others are padding'
     )
     parser.add_argument(
-        '--splits', nargs='+', metavar='SPLIT', help='folders to teach; others are copied (default: all but eval)'
+        '--splits',
+        nargs='+',
+        action='extend',
+        metavar='SPLIT',
+        help='folders to teach; others are copied (default: all but eval)',
     )
     parser.add_argument(
         '--batch-tokens', type=int, default=4096, metavar='N', help='in a forward pass (default: %(default)s)'

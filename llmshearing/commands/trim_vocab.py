@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, settings_from, timed_report
-from llmshearing.utils.numbers import parse_size
+from llmshearing.commands.arguments import command_parser, settings_from, size_argument, timed_report
 
 __all__ = ['main']
 
@@ -41,7 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where the trimmed model goes')
     parser.add_argument('--text-key', default='text', metavar='KEY', help='field that holds it (default: %(default)s)')
     parser.add_argument(
-        '--read-bytes', default='64MB', metavar='SIZE', help='text to read of each domain (default: %(default)s)'
+        '--read-bytes',
+        type=size_argument,
+        default='64MB',
+        metavar='SIZE',
+        help='text to read of each domain (default: %(default)s)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace FOLDER if it exists')
     return parser
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
     trim_source(
         arguments.source,
         local_destination('--output', arguments.output),
-        settings_from(TrimSettings, arguments, read_bytes=parse_size(arguments.read_bytes)),
+        settings_from(TrimSettings, arguments),
         arguments.data,
         arguments.like,
         arguments.overwrite,

@@ -139,6 +139,12 @@ def _lattice(config: PretrainedConfig, multiple_of: int, pins: Mapping[str, int]
     if 'intermediate_size' in pins:
         intermediate = (pins['intermediate_size'], pins['intermediate_size'])
     if not widths or intermediate[1] == 0:
+        sizes = {key: value for key, value in pins.items() if key in ('hidden_size', *HEADS)}
+        if sizes and not widths:
+            raise ValueError(
+                f'no shape has {", ".join(f"{key}={value}" for key, value in sizes.items())}: with these, no number of '
+                f'heads of the source ({source}) fits; give other sizes, or leave them to be found.'
+            )
         raise ValueError(
             f'no shape below the source ({source}) has multiples of multiple_of={multiple_of}; lower multiple_of.'
         )

@@ -121,7 +121,8 @@ def _text_of(record: Any, kind: str, text_key: str) -> str:
     if isinstance(record, bytes):
         return record.decode('utf-8')
     if not isinstance(record, str):
-        raise ValueError(f'the text is {type(record).__name__}, not a string')
+        kind = 'null' if record is None else type(record).__name__
+        raise ValueError(f'the text is {kind}, not a string; leave such records out')
     return record
 
 

@@ -19,6 +19,7 @@ from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
 from llmshearing.rotation.folder import RECORD as ROTATION
 from llmshearing.scaling.fields import read_json
+from llmshearing.utils.checks import check_number
 from llmshearing.utils.numbers import unit_of
 from llmshearing.utils.paths import names_a_path
 
@@ -132,6 +133,7 @@ class Run:
 def open_run(request: Request) -> tuple[Run, list[str]]:
     """Reads what the request names, and refuses what does not fit; the second are notes on what was not looked at."""
     source = str(Path(request.source).parent) if Path(request.source).is_file() else request.source
+    check_number('--max-passes', request.max_passes, 0, above=True)
     config = _read_source(request.source)
     family_of(config)
     data = read_data(request.data)

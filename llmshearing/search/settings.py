@@ -65,7 +65,7 @@ class SearchSettings:
         for name in ('multiple_of', 'kv_cache', 'tokens'):
             if getattr(self, name) is not None:
                 check_integer(f'--{name.replace("_", "-")}', getattr(self, name), 1)
-        check_number('--tolerance', self.tolerance, 0, 1, above=True)
+        check_number('--tolerance', self.tolerance, 0, 0.99, above=True)
         check_number('--uneven', self.uneven, 1)
         check_number('--learning-rate', self.learning_rate, 0, above=True)
         if self.latency is not None:

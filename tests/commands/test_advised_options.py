@@ -51,6 +51,15 @@ def test_every_command_has_its_own_help(helps):
     assert all(len(text) > 200 and f'llmshearing {name}' in text for name, text in helps.items())
 
 
+def test_an_option_that_takes_several_values_may_be_given_again():
+    for path in sorted((PACKAGE / 'commands').glob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'add_argument':
+                settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if settings.get('nargs') == "'+'" and ast.unparse(node.args[0]).startswith("'--"):
+                    assert settings.get('action') == "'extend'", (path.name, ast.unparse(node.args[0]))
+
+
 @pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_options_that_a_text_names_are_there(path, helps):
     known = {option for text in helps.values() for option in re.findall(OPTION, text)} | OTHERS

@@ -176,7 +176,7 @@ REFUSED = [
     (('--gpus', '-1'), '--gpus -1: give the number of GPUs'),
     (('--tokens', '100'), '--tokens: 100 tokens are less than one step of 256 x 16 = 4,096'),
     (('--tokens', '1B'), r'--tokens: .* passes over the .* more than --max-passes 4'),
-    (('--max-passes', 'nan'), 'more than --max-passes nan'),
+    (('--max-passes', 'nan'), '--max-passes: expected a number above 0, got nan'),
     (('--prune-tokens', '10M'), r'--prune-tokens: .* passes'),
     (('--reference-losses', 'nowhere.json'), 'no such file; give source, law, none or a file'),
     (('--reference-losses', '{world}/data/manifest.json'), 'it has no loss for python'),
