@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 CONFIG_NAME = 'tokenizer_config.json'
+GENERAL_NAMES = (GENERAL_CLASS, 'PreTrainedTokenizer', 'TokenizersBackend')  # as transformers 4 saves it, and 5
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
 
 
@@ -65,7 +66,7 @@ def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
     settings = folder / CONFIG_NAME
     if is_general(opened) and settings.is_file():
         content = json.loads(settings.read_text(encoding='utf-8'))
-        if content.get('tokenizer_class') not in (GENERAL_CLASS, 'TokenizersBackend'):  # the same by another name
+        if content.get('tokenizer_class') not in GENERAL_NAMES:
             dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
 
