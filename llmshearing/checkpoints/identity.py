@@ -37,7 +37,9 @@ def source_identity(name: str, weights: bool = True) -> dict[str, str]:
     if folder != Path(name):
         return {**identity, f'commit of {name} in the cache of the hub': folder.name}
     files = find_weights(folder) if weights else []
-    return identity | {f'{file} (its size and a hash of parts)': _sample(file, -(-BLOCKS // len(files))) for file in files}
+    return identity | {
+        f'{file} (its size and a hash of parts)': _sample(file, -(-BLOCKS // len(files))) for file in files
+    }
 
 
 def refuse_other_sources(name: str, weights: bool = True) -> None:

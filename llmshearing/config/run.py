@@ -53,9 +53,9 @@ def _meet_other_nodes(config: Mapping[str, Any]) -> None:
     from composer.utils import dist, get_device
 
     if dist.get_world_size() > dist.get_local_world_size():
-        timeout = config.get('dist_timeout')
-        known = is_number(timeout) and timeout > 0  # else it is refused soon
-        dist.initialize_dist(get_device(None), timeout if known else 600.0)  # llm-foundry's default
+        given: Any = config.get('dist_timeout')
+        timeout = given if is_number(given) and given > 0 else 600.0  # llm-foundry's default; others are refused soon
+        dist.initialize_dist(get_device(None), timeout)
 
 
 def _compare_sources(model: Mapping[str, Any]) -> None:

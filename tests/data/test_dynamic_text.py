@@ -95,7 +95,10 @@ def test_any_number_of_ranks_serves_the_same_sequence(
 def refuse_other_nodes(rank, folder):
     torch.distributed.init_process_group('gloo')
     for change, match in (
-        ({'proportions': {'a': 1 + rank, 'b': 1, 'c': 2}}, r'weight of domain a: 0\.4\d* on rank 1 .*, 0\.25 on rank 0'),
+        (
+            {'proportions': {'a': 1 + rank, 'b': 1, 'c': 2}},
+            r'weight of domain a: 0\.4\d* on rank 1 .*, 0\.25 on rank 0',
+        ),
         ({'shuffle_seed': 17 + rank}, 'shuffle_seed: 18 on rank 1'),
         ({'max_seq_len': 8 - rank}, '^Domain .* max_seq_len is 7' if rank else '^On rank 1 .* max_seq_len is 7'),
         ({}, r'samples of domain b: 60 on rank 1 \(.+\), 400 on rank 0 \(.+\); .* copy those of rank 0'),
