@@ -27,6 +27,7 @@ from llmshearing.models.cutting import CutPlan
 from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import local_destination, refuse_existing
+from llmshearing.utils.ranks import from_rank_0
 
 __all__ = ['ExportPruned']
 
@@ -72,9 +73,7 @@ class ExportPruned(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         pruning = _pruning(state)
         refuse_open_widths(pruning)
-        refuse_existing('export_pruned', self.folder, self.overwrite)
-        if dist.get_global_rank() == 0:  # the only one that writes; on other nodes the place may not be there
-            refuse_unwritable('export_pruned', self.folder)
+        from_rank_0(self._check_place)  # the only one that writes; other nodes may have another folder there, or none
         if not self.allow_unconverged and not pruning.reaches_target(state):
             warmup, duration = Time.from_input(pruning.settings.warmup), state.max_duration
             assert duration is not None  # the Trainer sets it before training starts
@@ -89,6 +88,10 @@ class ExportPruned(Callback):
                 'export_pruned without save_folder: masks that are too far from the target at the end are not '
                 'exported, and without a checkpoint the trained weights are lost; set save_folder.'
             )
+
+    def _check_place(self) -> None:
+        refuse_existing('export_pruned', self.folder, self.overwrite)
+        refuse_unwritable('export_pruned', self.folder)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         pruning = _pruning(state)

@@ -10,12 +10,12 @@ import logging
 
 from composer.core import Event, State
 from composer.loggers import Logger
-from composer.utils import dist
 
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.callbacks.console_progress import ConsoleProgress
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.run_report import RunReport
+from llmshearing.utils.ranks import from_rank_0
 
 __all__ = ['make_up_missed_end']
 
@@ -36,10 +36,10 @@ def make_up_missed_end(state: State, logger: Logger) -> bool:
         ValueError: As :class:`ExportPruned` at the start and the end of a run.
     """
     exports = [callback for callback in state.callbacks if isinstance(callback, ExportPruned)]
-    is_missing = [any(export.overwrite or not export.folder.exists() for export in exports)]
-    dist.broadcast_object_list(is_missing)  # rank 0 writes; other nodes may not see the place
+    # Rank 0 writes; other nodes may not see the place.
+    is_missing = from_rank_0(lambda: any(export.overwrite or not export.folder.exists() for export in exports))
     pruning = find_pruning(state)
-    if pruning is None or not is_missing[0]:
+    if pruning is None or not is_missing:
         return False
     log.info('Training is over at batch %d; only the export was left to do.', state.timestamp.batch.value)
     tellers = [callback for callback in state.callbacks if isinstance(callback, ConsoleProgress | RunReport)]

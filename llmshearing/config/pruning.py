@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ def check_export(config: Mapping[str, Any]) -> None:
         config.get('save_folder'),
         config.get('load_path'),
     )
-    refuse_existing(where, settings['folder'], settings.get('overwrite', False), needed)
+    if os.environ.get('RANK', '0') == '0':  # the only one that writes; on other nodes another folder may be there
+        refuse_existing(where, settings['folder'], settings.get('overwrite', False), needed)
     callbacks, loggers = config['callbacks'], config.get('loggers') or {}
     written = {
         'save_folder': config.get('save_folder'),

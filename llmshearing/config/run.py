@@ -21,6 +21,7 @@ from llmshearing.config.sections import check_config
 from llmshearing.config.source import check_source
 from llmshearing.config.stored_teacher import check_stored_teacher, serve_stored_teacher
 from llmshearing.config.times import describe_epochs
+from llmshearing.utils.checks import is_number
 
 __all__ = ['check_run', 'prepare_run']
 
@@ -30,14 +31,39 @@ log = logging.getLogger(__name__)
 def prepare_run(config: dict[str, Any]) -> dict[str, Any]:
     """The config transform: prepares the process, fills defaults in and checks the result.
 
+    Several nodes meet here already: what one of them finds on its disk ends all, and they begin with the same source.
+
     Raises:
-        ValueError: As :func:`check_run`.
+        ValueError: As :func:`check_run`, and if a node has another source than the first.
     """
     if any(our_parts(config)):
-        prepare_process(config)
-        serve_stored_teacher(config)
-        check_run(config)
+        _meet_other_nodes(config)
+        from llmshearing.utils.ranks import raised_together
+
+        with raised_together():
+            prepare_process(config)
+            serve_stored_teacher(config)
+            check_run(config)
+        _compare_sources(config['model'])
     return config
+
+
+def _meet_other_nodes(config: Mapping[str, Any]) -> None:
+    """Starts the process group as llm-foundry is about to, where there is more than one node."""
+    from composer.utils import dist, get_device
+
+    if dist.get_world_size() > dist.get_local_world_size():
+        given: Any = config.get('dist_timeout')
+        timeout = given if is_number(given) and given > 0 else 600.0  # llm-foundry's default; others are refused soon
+        dist.initialize_dist(get_device(None), timeout)
+
+
+def _compare_sources(model: Mapping[str, Any]) -> None:
+    from llmshearing.checkpoints.identity import refuse_other_sources
+
+    source = model.get('pretrained_model_name_or_path')
+    if source is not None:
+        refuse_other_sources(source, model.get('pretrained', True))
 
 
 def check_run(config: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ from llmshearing.data.streams import (
     stream_places,
 )
 from llmshearing.utils.checks import check_integer, check_number
+from llmshearing.utils.ranks import raised_together, refuse_differences
 
 __all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']
 
@@ -120,7 +121,8 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         teacher (StoredTeacher | None): what reads the teacher's column, if it is served.
 
     Raises:
-        ValueError: if domains, weights, sequence length, token ids or the teacher's column do not fit.
+        ValueError: if domains, weights, sequence length, token ids or the teacher's column do not fit, or are not the
+            same on every rank.
     """
 
     batch_size: int  # Streaming's own may be None
@@ -177,19 +179,24 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         if started_dist:
             torch.distributed.destroy_process_group()
 
-        check_stored(dict(zip(streams, self._by_domain(self.shards))), self.read_tokens, max_seq_len, self.vocab_size)
-        notes = {name: read_note(stream_folder(stream)) for name, stream in zip(streams, self.streams)}
-        self.teacher = self._open_teacher(notes) if teacher else None
         self.max_passes = max_passes
-        self.rounds = MixtureRounds(
-            sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
-            proportions=read_proportions(proportions),
-            round_batches=round_batches,
-            global_batch_size=batch_size * parallel_world(self).num_ranks,
-            shuffle_seed=shuffle_seed,
-            shuffle_block_size=shuffle_block_size,
-            fingerprints=self._fingerprints(notes),
-            restart_on_new_data=restart_on_new_data,
+        with raised_together():  # a node's disk may hold something else
+            shards = dict(zip(streams, self._by_domain(self.shards)))
+            check_stored(shards, self.read_tokens, max_seq_len, self.vocab_size)
+            notes = {name: read_note(stream_folder(stream)) for name, stream in zip(streams, self.streams)}
+            self.teacher = self._open_teacher(notes) if teacher else None
+            self.rounds = MixtureRounds(
+                sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
+                proportions=read_proportions(proportions),
+                round_batches=round_batches,
+                global_batch_size=batch_size * parallel_world(self).num_ranks,
+                shuffle_seed=shuffle_seed,
+                shuffle_block_size=shuffle_block_size,
+                fingerprints=self._fingerprints(notes),
+                restart_on_new_data=restart_on_new_data,
+            )
+        refuse_differences(
+            self.rounds.identity(), 'every node needs the same folders and the same proportions; copy those of rank 0'
         )
         self.batching_method = 'mixture'
         self.length = round_batches * batch_size

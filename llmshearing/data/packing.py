@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,6 +30,7 @@ from llmshearing.utils.paths import check_mds_index
 __all__ = ['holds_text', 'pack_text', 'packed_folder', 'separators']
 
 MOST_BYTES = 1 << 28  # about a minute of tokenizing
+LEFT_BEHIND = 86400  # seconds after which nobody is at it any more
 _LOOKED_AT = 200  # documents
 _BATCH = 256  # documents tokenized at once
 
@@ -128,20 +131,26 @@ def pack_text(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase,
 
 
 def _pack(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> None:
-    new = out.with_name(f'{out.name}.new')
-    shutil.rmtree(new, ignore_errors=True)
+    for left in out.parent.glob(f'{out.name}.new*'):
+        if time.time() - left.stat().st_mtime > LEFT_BEHIND:
+            shutil.rmtree(left, ignore_errors=True)
     rest, written = np.empty(0, np.uint32), 0
-    with MDSWriter(out=str(new), columns={'tokens': f'ndarray:uint32:{max_seq_len}'}, hashes=['sha1']) as writer:
-        for ids in _documents(folder, tokenizer):
-            rest = np.concatenate([rest, ids])
-            rows = rest[: len(rest) // max_seq_len * max_seq_len].reshape(-1, max_seq_len)
-            rest, written = rest[rows.size :], written + len(rows)
-            for row in rows:
-                writer.write({'tokens': row})
-    if not written:
-        shutil.rmtree(new)
-        raise ValueError(f'{folder} holds {len(rest)} tokens of text, less than one sample of {max_seq_len}.')
-    os.replace(new, out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}.new-') as own:  # a disk may have no locks
+        new = Path(own, 'packed')
+        with MDSWriter(out=str(new), columns={'tokens': f'ndarray:uint32:{max_seq_len}'}, hashes=['sha1']) as writer:
+            for ids in _documents(folder, tokenizer):
+                rest = np.concatenate([rest, ids])
+                rows = rest[: len(rest) // max_seq_len * max_seq_len].reshape(-1, max_seq_len)
+                rest, written = rest[rows.size :], written + len(rows)
+                for row in rows:
+                    writer.write({'tokens': row})
+        if not written:
+            raise ValueError(f'{folder} holds {len(rest)} tokens of text, less than one sample of {max_seq_len}.')
+        try:
+            os.replace(new, out)
+        except OSError:
+            if not (out / 'index.json').exists():  # else another process was faster, with the same bytes
+                raise
 
 
 def _documents(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:

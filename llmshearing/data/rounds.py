@@ -76,6 +76,17 @@ class MixtureRounds:
         self._resumed = False
         self._next_weights: tuple[int, ...] | None = None
 
+    def identity(self) -> dict[str, Any]:
+        """What every rank must have alike, by what it is of; see :mod:`~llmshearing.utils.ranks`."""
+        shards, weights = self._named(self.fingerprints), self.initial_weights
+        by_domain = {
+            'samples': self.sizes,
+            'shards (their hash)': shards,
+            'weight': weights,
+        }  # which may go by the size
+        values = {f'{what} of domain {name}': value for what, each in by_domain.items() for name, value in each.items()}
+        return {**values, 'domains': self.domains, 'round_batches': self.round_batches, **self._order}
+
     @property
     def domains(self) -> list[str]:
         """Names of the domains, in the order of all arrays."""

@@ -75,7 +75,7 @@ def search_shapes(
     refuse_unwritable('--output', output)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
     lessons = _read_lessons(text, plan, settings) if settings.steps else []
-    folder = SearchFolder(output, _description(plan, budgets, texts, settings))
+    folder = SearchFolder(output, _description(plan, budgets, texts, settings, device))
     work = _Work(plan, texts, lessons, folder, settings, device, report, list(text))
     names = ', '.join(each.name for each in texts)
     report(f'{len(proposed)} candidates, compared on held-out text of {names}; {with_unit(plan.memory, "B")} of memory')
@@ -209,7 +209,7 @@ def _read_lessons(paths: Sequence[str | Path], plan: PlannedCut, settings: Searc
 
 
 def _description(
-    plan: PlannedCut, budgets: Sequence[str], texts: Sequence[Text], settings: SearchSettings
+    plan: PlannedCut, budgets: Sequence[str], texts: Sequence[Text], settings: SearchSettings, device: str
 ) -> dict[str, Any]:
     """What decides the result, as plain types."""
     seen = hashlib.sha256()
@@ -225,6 +225,7 @@ def _description(
             ],
         },
         'budgets': list(budgets),
+        'device': device.partition(':')[0],  # by which speeds, and losses after training, differ
         'text': {'names': [each.name for each in texts], 'tokens': seen.hexdigest()},
         **settings.as_record(),
     }

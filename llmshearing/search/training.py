@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from composer import Trainer
 from composer.core import Callback, DataSpec, State
+from composer.devices import DeviceGPU
 from composer.loggers import Logger
 from composer.optim import ConstantWithWarmupScheduler, DecoupledAdamW
 from llmfoundry.models.hf import ComposerHFCausalLM
@@ -78,6 +80,7 @@ def train_candidate(folder: str | Path, texts: Sequence[Text], settings: SearchS
     batches = token_batches(texts, settings.batch_size)[: settings.steps]
     measuring = _HeldOutLosses(texts, _measured_steps(settings.steps), settings.batch_size)
     gpu = device.startswith('cuda')
+    index = torch.device(device).index
     trainer = Trainer(
         model=model,
         train_dataloader=DataSpec(batches, get_num_tokens_in_batch=lambda batch: batch['input_ids'].numel()),
@@ -89,7 +92,8 @@ def train_candidate(folder: str | Path, texts: Sequence[Text], settings: SearchS
         schedulers=ConstantWithWarmupScheduler(t_warmup=f'{max(1, settings.steps // 10)}ba'),
         algorithms=[],
         callbacks=[measuring],
-        device='gpu' if gpu else 'cpu',
+        # Not by its name: that takes the first GPU, and leaves TF32 on for all that is computed afterwards.
+        device=DeviceGPU(torch.cuda.current_device() if index is None else index, allow_tf32=False) if gpu else 'cpu',
         precision='amp_bf16' if gpu else 'fp32',
         seed=settings.cut.seed,
         progress_bar=False,

@@ -59,11 +59,11 @@ def find_folders(data: Path, splits: tuple[str, ...] | None) -> tuple[list[str],
     if splits is None:
         taught = [folder for folder in found if HELD_OUT not in folder.split('/')] or found
     else:
-        splits = [split.rstrip('/') for split in splits]  # as a shell completes them
-        for split in splits:
+        named = [split.rstrip('/') for split in splits]  # as a shell completes them
+        for split in named:
             if not any(_is_in(folder, split) for folder in found):
                 raise ValueError(f'--splits {split}: {data} has no such folder; it has {", ".join(found)}.')
-        taught = [folder for folder in found if any(_is_in(folder, split) for split in splits)]
+        taught = [folder for folder in found if any(_is_in(folder, split) for split in named)]
     return taught, [folder for folder in found if folder not in taught]
 
 

@@ -30,9 +30,13 @@ def start_processes(arguments: list[str], count: int) -> int:
 
 
 def read_rank() -> tuple[int, int]:
-    """The number of this process among those that were started together, from 0, and how many there are."""
-    ranks = int(os.environ.get('WORLD_SIZE', 1))
-    return int(os.environ.get('RANK', 0)) % ranks, ranks
+    """The number of this process among those that were started together, from 0, and how many there are.
+
+    Raises:
+        ValueError: For variables that hold no such numbers.
+    """
+    ranks = _read_number('WORLD_SIZE', 1, least=1)
+    return _read_number('RANK', 0) % ranks, ranks
 
 
 def choose_device() -> str:
@@ -41,4 +45,14 @@ def choose_device() -> str:
 
     if not torch.cuda.is_available():
         return 'cpu'
-    return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+    return f'cuda:{_read_number("LOCAL_RANK", 0) % torch.cuda.device_count()}'
+
+
+def _read_number(name: str, default: int, least: int = 0) -> int:
+    value = os.environ.get(name) or str(default)  # an empty one is not set
+    if not value.isdecimal() or int(value) < least:
+        raise ValueError(
+            f'{name}: expected a whole number of at least {least} in this environment variable, got {value!r}; '
+            'unset it where no launcher such as torchrun starts the processes.'
+        )
+    return int(value)

@@ -7,7 +7,7 @@ from composer.loggers import InMemoryLogger
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-from tests.tiny_run import tiny_tokenizer, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_tokenizer, tiny_trainer
 
 TARGET = {'num_hidden_layers': 2, 'hidden_size': 36}
 BATCHES = 3
@@ -104,3 +104,37 @@ def test_a_run_that_begins_anew_draws_and_steps_anew(source):
     trainer.fit()
     trainer.fit(reset_time=True)
     assert {int(state['step']) for state in pruning.learner.optimizer.state.values()} == {2}
+
+
+def test_auto_calibrates_in_passes_that_fit_and_finds_the_same(source, monkeypatch):
+    """The whole batch does not fit, which training finds out and calibration before it cannot."""
+    seen = {}
+    for size in ('auto', 8):
+        model = ShearedCausalLM(tiny_tokenizer(), str(source))
+        forward = model.model.forward
+
+        def short_of_memory(*args, size=size, forward=forward, **kwargs):
+            if size == 'auto' and len(kwargs['input_ids']) > 4:
+                raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+            return forward(*args, **kwargs)
+
+        model.model.forward = short_of_memory
+        monkeypatch.setattr('composer.trainer.trainer._is_auto_microbatching', lambda size, device: size == 'auto')
+        pruning = TargetedPruning(TARGET, scores={'hidden': 'taylor'}, warmup='2ba')
+        trainer = tiny_trainer(
+            source,
+            [pruning],
+            batches=BATCHES,
+            batch_size=8,
+            model=model,
+            device_train_microbatch_size=size,
+            eval_dataloader=sequences_spec(16, 4, seed=5),
+            eval_interval=0,
+        )
+        scores, start_from = {}, pruning.learner.start_from
+        pruning.learner.start_from = lambda found: (scores.update(found), start_from(found))
+        trainer.fit()
+        seen[size] = {**scores, 'norm_energies': pruning.norm_energies}
+        assert trainer.state.device_train_microbatch_size == (4 if size == 'auto' else 8)
+    for name, value in seen['auto'].items():
+        torch.testing.assert_close(value, seen[8][name], rtol=1e-4, atol=1e-5 * float(value.abs().max()))

@@ -585,6 +585,23 @@ def test_the_capped_evaluation_is_of_the_first_sequences(folder, monkeypatch, no
     assert sorted(batches[: limits[0]].ravel().tolist()) == list(range(served))
 
 
+def evaluate_rank(rank, folder):
+    torch.distributed.init_process_group('gloo')
+    state = SimpleNamespace(evaluators=evaluators(folder, 2))
+    prepare_evaluation(state, ['a'], None)
+    data = state.evaluators[1].dataloader.dataloader.dataset  # two nodes share no memory: this is what they would read
+    data.shards = data.shards[: len(data.shards) - rank]
+    with pytest.raises(
+        ValueError, match=r'^shards of the evaluator \S*b \(their hash\): \w+ on rank 1 .* every node needs'
+    ):
+        prepare_evaluation(state, ['a'], None)
+    torch.distributed.destroy_process_group()
+
+
+def test_nodes_with_other_evaluation_data_are_refused(folder):
+    on_ranks(2, evaluate_rank, folder)
+
+
 def test_the_time_in_evaluation_is_measured_and_warned_of_once(monkeypatch, caplog):
     now = [0.0]
     monkeypatch.setattr(eval_clock.time, 'monotonic', lambda: now[0])

@@ -1,18 +1,22 @@
 """The export at the end of a run, as it would be on a GPU and with mistaken settings."""
 
 import json
+import os
 import shutil
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from composer.utils import dist
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.export.probe import probe_input
+from tests.dynamic_text_world import on_ranks
 from tests.tiny_run import sequences_spec, tiny_trainer
 
 SAMPLED = {'temperature': 0.6, 'top_p': 0.9}
@@ -65,6 +69,27 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_built(tmp
     with pytest.raises(ValueError, match='folder: /proc/out cannot be written .*choose another folder'):
         ExportPruned('/proc/out')
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def export_from(rank, source, disk, message):
+    os.chdir(disk / str(rank))
+    dist.initialize_dist('cpu')
+    pruning = TargetedPruning(TARGET, mask_learning='progressive', warmup='1ba')
+    trainer = tiny_trainer(source, [pruning], batches=2, callbacks=[ExportPruned('out')])
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        trainer.fit()
+    assert int(trainer.state.timestamp.batch) == (2 if message is None else 0)
+    torch.distributed.destroy_process_group()
+
+
+def test_the_first_rank_alone_decides_whether_the_folder_is_taken(source, tmp_path):
+    for rank in '01':  # disks of two nodes
+        (tmp_path / rank).mkdir()
+    (tmp_path / '1' / 'out').mkdir()
+    on_ranks(2, export_from, source, tmp_path, None)
+    assert (tmp_path / '0' / 'out' / 'config.json').is_file()
+    (tmp_path / '1' / 'out').rmdir()
+    on_ranks(2, export_from, source, tmp_path, 'export_pruned: out exists already')
 
 
 def test_a_generation_config_that_transformers_does_not_save_costs_no_model(source, tmp_path, caplog):

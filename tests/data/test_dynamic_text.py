@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from streaming.base.world import World
 from llmshearing.data import mixture
 from llmshearing.data.dynamic_dataset import deal
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
+from llmshearing.data.rounds import MixtureRounds
 from tests.dynamic_text_world import (
     BASE,
     SEQ_LEN,
@@ -88,6 +90,33 @@ def test_any_number_of_ranks_serves_the_same_sequence(
     for number, batch in enumerate(sequence):
         parts = [tuple(row) for rank in range(0, ranks, replication) for row in served[rank][number]]
         assert parts == batch
+
+
+def refuse_other_nodes(rank, folder):
+    torch.distributed.init_process_group('gloo')
+    for change, match in (
+        (
+            {'proportions': {'a': 1 + rank, 'b': 1, 'c': 2}},
+            r'weight of domain a: 0\.4\d* on rank 1 .*, 0\.25 on rank 0',
+        ),
+        ({'shuffle_seed': 17 + rank}, 'shuffle_seed: 18 on rank 1'),
+        ({'max_seq_len': 8 - rank}, '^Domain .* max_seq_len is 7' if rank else '^On rank 1 .* max_seq_len is 7'),
+        ({}, r'samples of domain b: 60 on rank 1 \(.+\), 400 on rank 0 \(.+\); .* copy those of rank 0'),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=match):
+            if not change:  # two nodes share no memory, so here they differ in what they have read of it
+                sizes = {'a': 9, 'b': 60 if rank else 400, 'c': 5}
+                patch.setattr(MixtureRounds, '__init__', partialmethod(with_sizes, MixtureRounds.__init__, sizes))
+            dynamic_loader(folder, list('abc'), **change)
+    torch.distributed.destroy_process_group()
+
+
+def with_sizes(rounds, stock, other, *, sizes, **settings):
+    stock(rounds, sizes=other, **settings)
+
+
+def test_nodes_whose_data_or_mixture_differ_are_refused(folder):
+    on_ranks(2, refuse_other_nodes, folder)
 
 
 def test_the_sequence_is_the_planned_one(folder, sequence):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -112,3 +114,24 @@ def test_two_runs_may_pack_one_folder_at_once(folder, made):
         for done in [pool.submit(packing.pack_text, folder / 'raw', out, tokenizer, 32) for _ in range(3)]:
             done.result()
     assert np.array_equal(read_tokens(out), packed(made))
+
+
+def test_two_nodes_pack_one_folder_on_a_disk_without_locks(folder, made, monkeypatch):
+    tokenizer, documents = AutoTokenizer.from_pretrained(made), packing._documents
+    out = packing.packed_folder('raw', folder / 'raw', tokenizer, 32)
+    left = out.with_name(f'{out.name}.new-of-a-killed-run')
+    left.mkdir()
+    os.utime(left, (0, 0))
+
+    def overtaken(*arguments):
+        for part in documents(*arguments):
+            monkeypatch.setattr(packing, '_documents', documents)
+            packing.pack_text(folder / 'raw', out, tokenizer, 32)  # as the other node would, meanwhile
+            yield part
+
+    monkeypatch.setattr(packing, '_documents', overtaken)
+    monkeypatch.setattr(packing, 'hold_lock', lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(packing, 'MDSWriter', partial(MDSWriter, size_limit=1000))
+    packing.pack_text(folder / 'raw', out, tokenizer, 32)
+    assert np.array_equal(read_tokens(out), packed(made)) and len(list(out.glob('*.mds'))) > 2
+    assert [path.name for path in (folder / 'raw').glob('.packed*')] == [out.name]

@@ -7,14 +7,19 @@ import re
 import threading
 from functools import partial
 from statistics import mean
+from unittest import mock
 
+import numpy as np
 import pytest
+import torch
+from composer.utils import get_device
 
 from llmshearing import cli
 from llmshearing.cut.cut_source import cut_source
 from llmshearing.cut.plan import plan_cut
 from llmshearing.cut.settings import CutSettings
 from llmshearing.search import search_shapes as stages
+from llmshearing.search import training
 from llmshearing.search.candidates import name_of, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.records import SearchFolder
@@ -168,6 +173,43 @@ def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):
     assert '--pin: expected KEY=VALUE' in capsys.readouterr().err
     assert cli.main(['search', str(place / 'source'), '--params', BUDGET, '--output', str(tmp_path / 'no')]) == 1
     assert 'name some text with --text' in capsys.readouterr().err
+
+
+def test_a_search_goes_on_with_the_kind_of_device_that_it_began_with(place, tmp_path, monkeypatch, known_speed):
+    run(place, tmp_path / 'search')
+    monkeypatch.setattr(stages, 'usable_device', lambda name: 'cuda:1')
+    with pytest.raises(ValueError, match='a search that differs in device; choose another folder'):
+        run(place, tmp_path / 'search')
+
+
+@pytest.fixture
+def tf32():
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [library.allow_tf32 for library in libraries]
+    yield libraries
+    for library, value in zip(libraries, before):
+        library.allow_tf32 = value
+
+
+def test_candidates_are_trained_where_they_are_cut_and_leave_tf32_off(place, monkeypatch, tf32):
+    current = [torch.device('cuda:2')]
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: current[-1].index)
+    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
+
+    class Asked(Exception):
+        pass
+
+    def trainer(device, **settings):
+        raise Asked(get_device(device).tensor_to_device)
+
+    monkeypatch.setattr(training, 'Trainer', trainer)
+    lessons = [mock.Mock(seen=np.ones((4, 20), dtype=np.int64))]
+    for name, number in (('cuda:1', 1), ('cuda', 1), ('cuda:3', 3)):  # without a number, the current one
+        with pytest.raises(Asked) as asked:
+            training.train_candidate(place / 'source', lessons, settings(steps=1), name)
+        assert str(asked.value.args[0].__self__._device) == f'cuda:{number}' == str(current[-1])
+        assert not any(library.allow_tf32 for library in tf32)
 
 
 def test_a_mixture_of_experts_is_searched(place, tmp_path, known_speed):

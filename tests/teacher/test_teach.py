@@ -21,6 +21,7 @@ from llmshearing.prepare.check import check
 from llmshearing.teacher import teach as stages
 from llmshearing.teacher.folders import list_shards
 from llmshearing.teacher.model import LoadedTeacher
+from llmshearing.teacher.processes import read_rank
 from llmshearing.teacher.work import Work
 from tests.interruptions import Stop, stop_after
 from tests.teacher.world import LENGTH, content, make_world, rows, samples_of, taught, teacher_logits, write
@@ -256,3 +257,17 @@ def test_work_of_another_call_is_not_mixed_in(world, monkeypatch):
         taught(world, 'begun')
     with pytest.raises(ValueError, match='holds work of another call: its seed is 17, here 3'):
         taught(world, 'begun', seed=3)
+
+
+def test_numbers_of_processes_that_are_none(world, tmp_path, monkeypatch, capsys):
+    for value in ('', '1'):
+        monkeypatch.setenv('WORLD_SIZE', value)
+        monkeypatch.setenv('RANK', '')
+        assert read_rank() == (0, 1)
+    for name, value, least in (('RANK', '-1', 0), ('WORLD_SIZE', 'two', 1), ('WORLD_SIZE', '0', 1)):
+        monkeypatch.setenv(name, value)
+        output = str(tmp_path / 'out')
+        arguments = ['teach', str(world / 'data'), '--teacher', str(world / 'teacher'), '--output', output]
+        assert cli.main([*arguments, '--device', 'cpu']) == 1
+        assert f'{name}: expected a whole number of at least {least} in this environment' in capsys.readouterr().err
+        monkeypatch.setenv(name, '1')

@@ -25,6 +25,7 @@ from llmshearing.algorithms.distillation.divergence import TeacherTarget, distil
 from llmshearing.algorithms.distillation.last_states import LastStates
 from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
+from llmshearing.checkpoints.identity import refuse_other_sources
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
 from llmshearing.utils.checks import check_integer, check_number, check_precision
 
@@ -151,6 +152,7 @@ class Distillation(Algorithm):
             self.vocab_size = student.config.vocab_size
             return
         self.teacher, self.vocab_size = build_teacher(self.teacher_name, student, state, self.shared_vocab_size)
+        refuse_other_sources(self.teacher_name, weights=state.fsdp_config is None)  # else read by rank 0 alone
         if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(
                 f'distillation: top_k={self.top_k} is more than the {self.vocab_size} tokens there are; lower it.'

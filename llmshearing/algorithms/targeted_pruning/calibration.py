@@ -58,7 +58,8 @@ def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, setti
         with get_precision_context(state.precision, state.precision_config):
             return model.loss(model(batch), batch)
 
-    microbatch_size = math.ceil(state.device_train_microbatch_size or 0) or None
+    # What `auto` finds to fit is known once a batch has been trained; the size has no say in the result.
+    microbatch_size = 1 if state.auto_microbatching else math.ceil(state.device_train_microbatch_size or 0) or None
     calibration = Calibration(model.cutter, batches, loss, average_over_ranks, settings.seed, microbatch_size)
     was_training = model.training
     model.eval()

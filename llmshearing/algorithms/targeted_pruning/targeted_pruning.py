@@ -23,6 +23,7 @@ from llmshearing.algorithms.targeted_pruning.calibration import calibrate
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
 from llmshearing.algorithms.targeted_pruning.unused_parameters import add_missing_gradients
+from llmshearing.checkpoints.identity import refuse_other_sources
 from llmshearing.compat.composer import unwrapped
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
@@ -149,6 +150,7 @@ class TargetedPruning(PruningState, Algorithm):
     def _prepare(self, state: State) -> None:
         model, constraints = _model(state), None
         check_precision(state.precision.value)
+        refuse_other_sources(model.source)
         self.source = model.cutter.shape
         self.origin = model.source, read_source_files(model.source, getattr(model.tokenizer, 'name_or_path', None))
         open_target = read_sparsity_target(self.settings.target, self.source)

@@ -16,7 +16,9 @@ from streaming import StreamingDataset
 from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.data.rounds import MixtureRounds
+from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.streams import stream_folder, stream_places
+from llmshearing.utils.ranks import refuse_differences
 
 __all__ = ['match_evaluators', 'prepare_evaluation']
 
@@ -130,7 +132,7 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
     Must come before the first evaluation, whose workers keep what they were started with. May come again.
 
     Raises:
-        ValueError: if the data of an evaluator was made with another tokenizer.
+        ValueError: if the data of an evaluator was made with another tokenizer, or is not the same on every rank.
     """
     loaders: list[Any] = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
     found = [getattr(loader, 'dataset', None) for loader in loaders]
@@ -139,6 +141,12 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
         check_tokenizer(
             datasets[0].tokenizer, [place for dataset in datasets for place in stream_places(dataset.streams)]
         )
+    shards = {
+        f'shards of the evaluator {evaluator.label} (their hash)': fingerprint(dataset.shards)
+        for evaluator, dataset in zip(state.evaluators, found)
+        if isinstance(dataset, StreamingDataset)
+    }
+    refuse_differences(shards, 'every node needs the same evaluation data; copy those of rank 0')
     for evaluator, loader, dataset in zip(state.evaluators, loaders, found):
         batch_size = getattr(loader, 'batch_size', None)
         if evaluator.label.removeprefix('eval/') not in domains or not batch_size:

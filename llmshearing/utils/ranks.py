@@ -1,0 +1,76 @@
+"""What the ranks of a run have to agree on: an error of one ends all, and what must be the same on each is compared.
+
+A rank that stops alone leaves the others waiting in their next collective until it times out, with a message about
+that; and nodes with disks of their own may hold other data, or another source, of the same shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+__all__ = ['from_rank_0', 'raised_together', 'refuse_differences']
+
+T = TypeVar('T')
+
+
+@contextlib.contextmanager
+def raised_together() -> Iterator[None]:
+    """Raises what the block raises on one rank on all of them. A collective, which the block must not contain.
+
+    Raises:
+        ValueError: On the ranks where nothing was raised, with the message of the first other one.
+    """
+    problem = None
+    try:
+        yield
+    except Exception as error:  # of any kind, to be raised again
+        problem = error
+    told = _gather(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    for place, message in told:
+        if message is not None:
+            raise ValueError(f'On {place}: {message}')
+
+
+def from_rank_0(function: Callable[[], T]) -> T:
+    """What a function returns on rank 0, or raises there, on every rank; called on rank 0 alone. A collective."""
+    result: list[Any] = [None]
+    with raised_together():
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            result = [function()]
+    return _gather(result[0])[0][1]
+
+
+def refuse_differences(values: Mapping[str, Any], remedy: str) -> None:
+    """Compares values over ranks. A collective.
+
+    Args:
+        values (Mapping[str, Any]): This rank's, by what they are of, for the message; small, and of plain types.
+        remedy (str): What to do, for the message.
+
+    Raises:
+        ValueError: On every rank, if one has other values than rank 0, naming both.
+    """
+    (first_place, first), *others = _gather(dict(values))
+    for place, other in others:
+        for name in [*first, *other]:
+            if other.get(name) != first.get(name):
+                raise ValueError(
+                    f'{name}: {other.get(name, "none")} on {place}, {first.get(name, "none")} on {first_place}; '
+                    f'{remedy}.'
+                )
+
+
+def _gather(value: Any) -> list[tuple[str, Any]]:
+    """Where each rank is, and its value."""
+    if not dist.is_initialized():
+        return [('rank 0', value)]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (f'rank {dist.get_rank()} ({platform.node()})', value))
+    return gathered
