@@ -1,4 +1,4 @@
-"""Two nodes with disks of their own: what one finds there ends both, and the first decides about what it alone writes."""
+"""Two nodes with disks of their own: what one finds there ends both; the first decides about what it alone writes."""
 
 import copy
 import os
