@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from llmshearing.models.counting import count_parameters, count_source, layout_o
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
+from llmshearing.utils.files import load_json
 
 __all__ = ['model_sizes', 'run_note']
 
@@ -44,7 +44,7 @@ def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
         return {'source': own, 'result': result}
     if pruned is None:
         return {'source': None, 'result': own}
-    record = json.loads((pruned / 'pruning.json').read_text(encoding='utf-8'))
+    record = load_json(pruned / 'pruning.json')
     count = record.get('source_parameters')
     if count is None:  # an older record
         try:

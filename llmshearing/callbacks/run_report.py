@@ -8,7 +8,6 @@ The page is made from files alone, so a resumed run goes on with it and nothing 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from llmshearing.callbacks.page_process import PageProcess
 from llmshearing.callbacks.run_note import model_sizes, run_note
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.metrics.run_log import report_folder, state_path
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json
 
 __all__ = ['RunReport']
 
@@ -126,8 +125,8 @@ class RunReport(Callback):
         self._last, self._evaluated = time.monotonic(), False
         try:
             self._read = self._metrics.stat().st_size
-            note = json.dumps(run_note(state, self._models, self._began, due), separators=(',', ':'))
-            write_atomically(state_path(self._metrics), note)
+            note = run_note(state, self._models, self._began, due)
+            dump_json(state_path(self._metrics), note, indent=None, end='', separators=(',', ':'))
             self._page.draw()
         except OSError as error:  # a full disk, no memory for a process: training needs neither
             log.warning('run_report could not refresh the page: %s', error)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import TEMPLATE_FOLDER
-from llmshearing.utils.files import dump_json
+from llmshearing.utils.files import dump_json, load_json
 from llmshearing.utils.paths import plain_name
 
 __all__ = ['make_portable', 'name_general_class', 'read_named_tokenizer', 'write_tokenizer', 'write_tokenizer_files']
@@ -56,7 +56,7 @@ def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
     """
     settings = folder / CONFIG_NAME
     if is_general(opened) and settings.is_file():
-        content = json.loads(settings.read_text(encoding='utf-8'))
+        content = load_json(settings)
         if content.get('tokenizer_class') not in (GENERAL_CLASS, 'TokenizersBackend'):  # the same by another name
             dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
@@ -79,7 +79,7 @@ def make_portable(folder: Path) -> None:
     """Rewrites a saved tokenizer_config.json so that either generation of transformers opens it; none is no trouble."""
     path = folder / CONFIG_NAME
     if path.is_file():
-        dump_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))), ensure_ascii=False)
+        dump_json(path, _portable(load_json(path)), ensure_ascii=False)
 
 
 def write_tokenizer_files(

@@ -8,7 +8,6 @@ folder that looks like a model.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmshearing.utils.files import dump_json
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import refuse_existing
 
@@ -103,7 +103,7 @@ class ModelFolderWriter:
             (self.path / _shard_name(number)).rename(self.path / final)
             weight_map.update(dict.fromkeys(names, final))
         index = {'metadata': {'total_size': self._total_bytes}, 'weight_map': weight_map}
-        (self.path / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+        dump_json(self.path / INDEX_NAME, index, sort_keys=True)
 
     def _bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._shard.values())

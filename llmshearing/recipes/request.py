@@ -17,7 +17,7 @@ from llmshearing.recipes.command_lines import train_command
 from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
-from llmshearing.scaling.fields import read_json
+from llmshearing.utils.files import load_json
 from llmshearing.utils.numbers import unit_of
 from llmshearing.utils.paths import names_a_path
 
@@ -177,7 +177,7 @@ def _check_references(references: str, data: PreparedData) -> None:
         return
     if not Path(references).is_file():
         raise ValueError(f'--reference-losses {references}: no such file; give source, law, none or a file.')
-    losses = read_json(references).get('reference_losses')
+    losses = load_json(references).get('reference_losses')
     missing = [name for name in data.domains if not isinstance(losses, dict) or name not in losses]
     if missing:
         raise ValueError(

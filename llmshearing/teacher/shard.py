@@ -6,7 +6,6 @@ logits, depend on nothing but the shard and the settings.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -25,6 +24,7 @@ from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.sampling import encode, uniform_numbers
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.work import Work
+from llmshearing.utils.files import load_json
 
 __all__ = ['teach_shard']
 
@@ -59,7 +59,7 @@ def teach_shard(
         for sample in _taught(task, data / task.folder, teacher, form, key, size, settings.temperature):
             writer.write(sample)
         writer.finish()
-        (entry,) = json.loads((new / 'shard' / 'index.json').read_text(encoding='utf-8'))['shards']
+        (entry,) = load_json(new / 'shard' / 'index.json')['shards']
         stored = entry.get('zip_data') or entry['raw_data']
         file = new / 'shard' / stored['basename']
         entry['raw_data']['basename'] = reader.raw_data.basename

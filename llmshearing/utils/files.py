@@ -54,21 +54,24 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def load_json(path: str | Path) -> Any:
-    """What a file of JSON holds.
+def load_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
 
     Raises:
-        ValueError: If it is no JSON, naming the file.
+        ValueError: If it is no JSON, or no object, naming the file.
     """
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:  # bad JSON, or not UTF-8
-        raise ValueError(f'{path} is not valid JSON ({error}).') from error
+        content = json.loads(Path(path).read_text(encoding='utf-8-sig'))  # some editors begin with a byte order mark
+    except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
+        raise ValueError(f'{path} is not JSON ({error}).') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: expected a JSON object, got a {type(content).__name__}.')
+    return content
 
 
-def dump_json(path: Path, content: Any, **layout: Any) -> None:
-    """Writes JSON as model folders have it, indented by two; ``layout`` is for ``json.dumps``."""
-    path.write_text(json.dumps(content, indent=2, **layout) + '\n', encoding='utf-8')
+def dump_json(path: str | Path, content: Any, indent: int | None = 2, end: str = '\n', **layout: Any) -> None:
+    """Writes JSON through :func:`write_atomically`, as model folders have it; ``layout`` is for ``json.dumps``."""
+    write_atomically(path, json.dumps(content, indent=indent, **layout) + end)
 
 
 def refuse_unwritable(where: str, folder: str | Path) -> None:

@@ -400,9 +400,10 @@ def test_references_come_from_a_file(tmp_path):
     path = tmp_path / 'references.json'
     path.write_text(json.dumps({'reference_losses': REFERENCES, 'model': 'x'}))
     assert DynamicBatchLoading(str(path)).reference_losses == REFERENCES
-    path.write_text('[1]')
-    with pytest.raises(ValueError, match='no mapping "reference_losses"'):
-        DynamicBatchLoading(str(path))
+    for content, words in (('[1]', 'expected a JSON object, got a list'), ('{}', 'no mapping "reference_losses"')):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            DynamicBatchLoading(str(path))
     for content in (b'{"reference_losses": {', b'', b'\xff\xfe'):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r'^reference_losses: .*references.json is not JSON \(.+\). Give a file'):

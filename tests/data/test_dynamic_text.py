@@ -377,7 +377,7 @@ def test_mistakes_in_the_data_are_told(folder, tmp_path):
     bad(tmp_path, r"'other' has the columns \['image'\]", domains=['other'])
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'index.json').write_text('{"version": 2,')
-    bad(tmp_path, 'broken: .*not valid JSON', domains=['broken'])
+    bad(tmp_path, 'broken: .*not JSON', domains=['broken'])
 
 
 def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):

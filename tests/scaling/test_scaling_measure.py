@@ -163,7 +163,7 @@ def test_shards_that_cannot_be_read(data, change, message):
     'content, message',
     [
         ('{}', 'index.json holds no list "shards"'),
-        ('nojson', 'index.json is not valid JSON'),
+        ('nojson', 'index.json is not JSON'),
         ('{"shards": [{}]}', 'is not an index of MDS shards .*the format None'),
         (
             '{"shards": [{"format": "mds", "column_names": ["tokens"]}]}',

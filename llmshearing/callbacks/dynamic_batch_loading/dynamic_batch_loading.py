@@ -7,7 +7,6 @@ only what a rule needs besides. Both are saved in the same checkpoint, so they a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from llmshearing.callbacks.dynamic_batch_loading.references import check_referen
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.metrics.names import EVAL_LOSS_METRIC
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['DynamicBatchLoading']
@@ -287,4 +286,4 @@ def _write_mixture(path: Path, rounds: MixtureRounds, losses: Mapping[str, float
         'samples': used,
         'passes': {name: used[name] / size for name, size in rounds.sizes.items()},
     }
-    write_atomically(path, json.dumps(content, indent=2) + '\n')
+    dump_json(path, content)
