@@ -61,8 +61,8 @@ def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
             dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
 
-def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that a person names.
+def read_named_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a person names with ``--tokenizer``.
 
     Raises:
         ValueError: If none opens there.
@@ -71,7 +71,7 @@ def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
         return read_tokenizer(name)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f'{option} {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
+            f'--tokenizer {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
         ) from error
 
 

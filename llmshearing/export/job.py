@@ -203,7 +203,7 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
 
 def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
     if settings.tokenizer is not None:
-        return read_named_tokenizer('--tokenizer', settings.tokenizer)
+        return read_named_tokenizer(settings.tokenizer)
     if not checkpoint.tokenizer:
         log.warning(
             '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path

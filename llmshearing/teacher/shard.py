@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from llmshearing.data.mds import foreign_id, read_rows, tokens_of
+from llmshearing.data.mds import check_ids, read_rows, tokens_of
 from llmshearing.data.stored_teacher import TEACHER, TEACHER_OF, tag_of
 from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.teacher.folders import ShardTask
@@ -77,12 +77,8 @@ def _taught(
     rows, where, number = read_rows(folder, task.reader), folder / task.name, 0
     while samples := list(islice(rows, size)):
         tokens = np.stack([tokens_of(sample) for sample in samples]).astype(np.int64)
-        wrong = foreign_id(tokens, teacher.vocab_size)
-        if wrong is not None:
-            raise ValueError(
-                f'{where} holds the token {wrong}, but the teacher has ids below {teacher.vocab_size}: the data were '
-                "made with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."
-            )
+        remedy = "prepare it with the teacher's, or name the trimmed folder with --like"
+        check_ids(where, tokens, teacher.vocab_size, remedy)
         for sample, row in zip(samples, teacher.logits(torch.from_numpy(tokens))):
             tag = tag_of(tokens_of(sample), key)
             try:
