@@ -21,6 +21,7 @@ from llmshearing.callbacks.page_process import PageProcess
 from llmshearing.callbacks.run_note import model_sizes, run_note
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.metrics.run_log import report_folder, state_path
+from llmshearing.utils.checks import check_number
 from llmshearing.utils.files import dump_json
 
 __all__ = ['RunReport']
@@ -56,11 +57,8 @@ class RunReport(Callback):
         min_seconds: float = 60.0,
         max_seconds: float = 600.0,
     ):
-        if not 0 <= min_seconds <= max_seconds:
-            raise ValueError(
-                f'min_seconds={min_seconds} and max_seconds={max_seconds} must not be negative, the second not below'
-                ' the first.'
-            )
+        check_number('min_seconds', min_seconds, 0)
+        check_number('max_seconds', max_seconds, min_seconds)
         self.folder = None if folder is None else Path(folder)
         self.pruned = None if pruned is None else Path(pruned)
         self.law = None if law is None else Path(law)

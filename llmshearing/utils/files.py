@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +27,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}')
+    partial.touch(0o600 if path.exists() else 0o666, exist_ok=False)
     try:
         yield partial
-        os.chmod(partial, _mode(path))  # mkstemp's is for the owner alone
+        if path.exists():
+            shutil.copymode(path, partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -87,12 +89,3 @@ def refuse_unwritable(where: str, folder: str | Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f'{where}: {folder} cannot be written ({error}); choose another folder.') from error
-
-
-def _mode(path: Path) -> int:
-    """Permissions that the file has, or that a new one would get."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

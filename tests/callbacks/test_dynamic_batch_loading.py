@@ -421,13 +421,13 @@ def test_references_come_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'match'),
     [
-        ({'update': 'shear'}, "`update` must be one of .*'sheared'.* but got 'shear'"),
-        ({'smoothing': 1.5}, '`smoothing` must be between 0 and 1'),
-        ({'floor': -0.1}, '`floor` must be'),
-        ({'eta': -1}, '`eta` must be a number that is not negative, but got -1'),
-        ({'eta': float('nan')}, '`eta` must be a number that is not negative'),
-        ({'rho': float('inf')}, '`rho` must be a number that is not negative'),
-        ({'max_eval_sequences': 0}, '`max_eval_sequences` must be positive'),
+        ({'update': 'shear'}, "update: expected one of .*sheared,.* got 'shear'"),
+        ({'smoothing': 1.5}, 'smoothing: expected a number of at least 0 and at most 1, got 1.5'),
+        ({'floor': -0.1}, 'floor: expected a number of at least 0 and at most 1'),
+        ({'eta': -1}, 'eta: expected a number of at least 0, got -1'),
+        ({'eta': float('nan')}, 'eta: expected a number of at least 0, got nan'),
+        ({'rho': float('inf')}, 'rho: expected a number of at least 0, got inf'),
+        ({'max_eval_sequences': 0}, 'max_eval_sequences: expected a whole number of at least 1'),
     ],
 )
 def test_options_out_of_range_are_refused(options, match):
