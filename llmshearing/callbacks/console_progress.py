@@ -18,7 +18,7 @@ from composer.utils import dist
 
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.config.times import check_time
-from llmshearing.metrics.names import EVAL_LOSS_METRIC, TRAIN_LOSS, label_of
+from llmshearing.metrics.names import EVAL_LOSS_METRIC, PRUNING, TRAIN_LOSS, label_of
 
 __all__ = ['ConsoleProgress']
 
@@ -90,9 +90,9 @@ class ConsoleProgress(ConsoleLogger):
         if now[2] > share_began:
             parts.append(f'{_duration((now[0] - began) * (1 - now[2]) / (now[2] - share_began))} left')
         kept = [
-            f'{axis} {float(data[f"pruning/{axis}/expected"]):.4g} ({float(data[f"pruning/{axis}/target"]):.4g})'
-            for axis in dict.fromkeys(name.split('/')[1] for name in data if name.startswith('pruning/'))
-            if f'pruning/{axis}/expected' in data and f'pruning/{axis}/target' in data
+            f'{axis} {float(data[f"{PRUNING}{axis}/expected"]):.4g} ({float(data[f"{PRUNING}{axis}/target"]):.4g})'
+            for axis in dict.fromkeys(name.split('/')[1] for name in data if name.startswith(PRUNING))
+            if f'{PRUNING}{axis}/expected' in data and f'{PRUNING}{axis}/target' in data
         ]
         if kept:
             parts.append(f'kept (to keep): {", ".join(kept)}')

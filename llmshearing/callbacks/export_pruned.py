@@ -23,6 +23,7 @@ from llmshearing.export.verification import verify_folder
 from llmshearing.masks.state import refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.metrics.logger import metrics_of
+from llmshearing.metrics.names import LOGIT_DIFFERENCE
 from llmshearing.models.cutting import CutPlan
 from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.files import refuse_unwritable
@@ -129,7 +130,7 @@ class ExportPruned(Callback):
         log.info(
             'Exported %s to %s; largest logit difference from the masked model %.2g.', shape, self.folder, difference
         )
-        logger.log_metrics({'export/logit_difference': difference})
+        logger.log_metrics({LOGIT_DIFFERENCE: difference})
 
 
 def _pruning(state: State) -> TargetedPruning:

@@ -8,7 +8,6 @@ The page is made from files alone, so a resumed run goes on with it and nothing 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -23,7 +22,8 @@ from llmshearing.callbacks.run_note import model_sizes, run_note
 from llmshearing.masks.record import RECORD_NAME
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.metrics.run_log import report_folder, state_path
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.checks import check_number
+from llmshearing.utils.files import dump_json
 
 __all__ = ['RunReport']
 
@@ -58,11 +58,8 @@ class RunReport(Callback):
         min_seconds: float = 60.0,
         max_seconds: float = 600.0,
     ):
-        if not 0 <= min_seconds <= max_seconds:
-            raise ValueError(
-                f'min_seconds={min_seconds} and max_seconds={max_seconds} must not be negative, the second not below'
-                ' the first.'
-            )
+        check_number('min_seconds', min_seconds, 0)
+        check_number('max_seconds', max_seconds, min_seconds)
         self.folder = None if folder is None else Path(folder)
         self.pruned = None if pruned is None else Path(pruned)
         self.law = None if law is None else Path(law)
@@ -127,8 +124,8 @@ class RunReport(Callback):
         self._last, self._evaluated = time.monotonic(), False
         try:
             self._read = self._metrics.stat().st_size
-            note = json.dumps(run_note(state, self._models, self._began, due), separators=(',', ':'))
-            write_atomically(state_path(self._metrics), note)
+            note = run_note(state, self._models, self._began, due)
+            dump_json(state_path(self._metrics), note, indent=None, end='', separators=(',', ':'))
             self._page.draw()
         except OSError as error:  # a full disk, no memory for a process: training needs neither
             log.warning('run_report could not refresh the page: %s', error)

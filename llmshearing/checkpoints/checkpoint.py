@@ -127,16 +127,16 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     if folder is not None:
         files = {**files, **_files_of(folder, files)}
     return Checkpoint(
-        path,
-        config,
-        tokenizer,
-        weights,
-        shapes,
-        pruning,
-        timestamp.get('batch', 0),
-        timestamp.get('token', 0),
-        noted,
-        files,
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        weights=weights,
+        shapes=shapes,
+        pruning=pruning,
+        batches=timestamp.get('batch', 0),
+        tokens=timestamp.get('token', 0),
+        source=noted,
+        files=files,
     )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general, sample_ids
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import TEMPLATE_FOLDER
-from llmshearing.utils.files import dump_json
+from llmshearing.utils.files import dump_json, load_json
 from llmshearing.utils.paths import plain_name
 
 __all__ = [
@@ -65,13 +65,13 @@ def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
     """
     settings = folder / CONFIG_NAME
     if is_general(opened) and settings.is_file():
-        content = json.loads(settings.read_text(encoding='utf-8'))
+        content = load_json(settings)
         if content.get('tokenizer_class') not in GENERAL_NAMES:
             dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
 
-def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that a person names.
+def read_named_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a person names with ``--tokenizer``.
 
     Raises:
         ValueError: If none opens there.
@@ -80,7 +80,7 @@ def read_named_tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
         return read_tokenizer(name)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f'{option} {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
+            f'--tokenizer {name}: no tokenizer opens there ({str(error).splitlines()[0]}); name a folder that has one.'
         ) from error
 
 
@@ -127,7 +127,7 @@ def make_portable(folder: Path) -> None:
     """Rewrites a saved tokenizer_config.json so that either generation of transformers opens it; none is no trouble."""
     path = folder / CONFIG_NAME
     if path.is_file():
-        dump_json(path, _portable(json.loads(path.read_text(encoding='utf-8'))), ensure_ascii=False)
+        dump_json(path, _portable(load_json(path)), ensure_ascii=False)
 
 
 def write_tokenizer_files(

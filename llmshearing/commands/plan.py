@@ -13,13 +13,12 @@ SOURCE is a model folder or a config.json. No weights are read and nothing is do
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from llmshearing.commands.arguments import command_parser, parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -119,5 +118,5 @@ def main(argv: list[str] | None = None) -> int:
     plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:
-        write_atomically(arguments.json, json.dumps(plan, indent=1) + '\n')
+        dump_json(arguments.json, plan, indent=1)
     return 0

@@ -19,7 +19,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmshearing.compat.versions import TRANSFORMERS_5
-from llmshearing.utils.files import dump_json
+from llmshearing.utils.files import dump_json, load_json
 
 __all__ = [
     'FULL',
@@ -129,7 +129,7 @@ def add_older_names(path: Path) -> None:
     version 4 does not compute is told, and rotary settings are written as they are, for programs that do. Kinds of
     layers are written in older words where transformers 5 reads those as well.
     """
-    content = json.loads(path.read_text(encoding='utf-8'))
+    content = load_json(path)
     if content.get('model_type') in ONE_WINDOW:
         content.pop('layer_types', None)  # its code has no use for them, and AutoConfig would take another code
     older = dict(content)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
-from llmshearing.scaling.fields import read_json
 from llmshearing.utils.checks import is_integer
+from llmshearing.utils.files import load_json
 from llmshearing.utils.paths import expand_path, names_a_path
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def read_source(source: str) -> PretrainedConfig:
             f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
             'fetched here'
         )
-    content = read_json(path)
+    content = load_json(path)
     if not isinstance(content.get('model_type'), str):
         raise ValueError(f'{path} is no Hugging Face config: its model_type is {content.get("model_type")!r}')
     for key in ('vocab_size', 'max_position_embeddings', *TARGET_KEYS):

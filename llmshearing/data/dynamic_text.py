@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing.compat.torch import shut_down_workers
 from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
 from llmshearing.data.fingerprint import vocabulary_size
-from llmshearing.data.mds import foreign_id
+from llmshearing.data.mds import check_ids
 from llmshearing.data.stored_teacher import BesideTokens
 from llmshearing.utils.checks import check_integer, check_number
 
@@ -76,12 +76,7 @@ class UnpaddedLabels:
                 for example in examples
             ]
         batch = self.base_collator(examples)
-        wrong = foreign_id(batch['input_ids'], self.vocab_size)
-        if wrong is not None:
-            raise ValueError(
-                f'The data holds token id {wrong}, but the tokenizer has ids below {self.vocab_size}. '
-                f'It was made with another tokenizer: prepare it again, or name that tokenizer.'
-            )
+        check_ids('The data', batch['input_ids'], self.vocab_size, 'prepare it again, or name that tokenizer')
         batch['labels'].copy_(batch['input_ids'])
         if 'attention_mask' in batch:
             batch['labels'][batch['attention_mask'] == 0] = -100

@@ -14,7 +14,7 @@ import numpy as np
 from llmshearing.compat.streaming import MDSReader, decompress
 from llmshearing.data.mds import row_bounds
 
-__all__ = ['find_odd_sample', 'local_bytes', 'token_sizes']
+__all__ = ['check_sizes', 'local_bytes', 'token_sizes']
 
 _STREAMED = {'zstd': 'zstd', 'gz': 'gzip', 'bz2': 'bz2', 'br': 'brotli'}  # pyarrow's names
 
@@ -41,23 +41,32 @@ def token_sizes(shard: MDSReader, data: Any) -> np.ndarray | None:
     return np.frombuffer(data, np.uint8)[begin].view('<u4')[:, 0].astype(np.int64)
 
 
-def find_odd_sample(sizes: np.ndarray | None, expected: int | None = None) -> tuple[int, int, int] | None:
-    """The first sample of another size than the others.
+def check_sizes(where: Any, sizes: np.ndarray | None, expected: int | None = None) -> int | None:
+    """Refuses a shard with a sample of another size than the others.
 
     Args:
+        where (Any): The shard, for the message.
         sizes (np.ndarray | None): From :func:`token_sizes`.
         expected (int | None): The size that samples are to have. Default: the one that most have.
 
     Returns:
-        tuple[int, int, int] | None: Its number, its size and the others'; ``None`` if there is none.
+        int | None: The size, as far as it is known.
+
+    Raises:
+        ValueError: Naming the first such sample.
     """
     if sizes is None or not len(sizes):
-        return None
+        return expected
     if expected is None:
         values, counts = np.unique(sizes, return_counts=True)
         expected = int(values[counts.argmax()])
     odd = np.flatnonzero(sizes != expected)
-    return (int(odd[0]), int(sizes[odd[0]]), expected) if len(odd) else None
+    if len(odd):
+        raise ValueError(
+            f'{where}: sample {odd[0]} has {sizes[odd[0]]} bytes of tokens where the others have {expected}, and a '
+            'batch needs sequences of the same length; prepare it again.'
+        )
+    return expected
 
 
 def local_bytes(shard: MDSReader) -> Any:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     'MANIFEST',
+    'check_ids',
     'decode_rows',
     'decompressed',
-    'foreign_id',
     'mds_folders',
     'read_index',
     'read_rows',
@@ -180,15 +180,24 @@ def tokens_of(sample: Mapping[str, Any], encoding: Any = np.int64) -> np.ndarray
     return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, encoding)
 
 
-def foreign_id(ids: Any, vocabulary: int) -> int | None:
-    """A token id outside of a vocabulary, None where all are inside: the data were made with another tokenizer.
+def check_ids(where: Any, ids: Any, vocabulary: int, remedy: str = "prepare it with the model's own") -> None:
+    """Refuses data with a token id outside of a vocabulary, which were made with another tokenizer.
 
     Args:
+        where (Any): The data, for the message.
         ids (Any): Array or tensor of whole numbers, of any shape.
         vocabulary (int): Ids are to be below this, and not below zero.
+        remedy (str): What to do, for the message.
+
+    Raises:
+        ValueError: Naming the data, the id and the vocabulary.
     """
     least, largest = int(ids.min()), int(ids.max())
-    return least if least < 0 else largest if largest >= vocabulary else None
+    if least < 0 or largest >= vocabulary:
+        raise ValueError(
+            f'{where} has the token id {least if least < 0 else largest}, outside a vocabulary of {vocabulary}: '
+            f'another tokenizer made it; {remedy}.'
+        )
 
 
 def read_tokens(folder: str | Path) -> Iterator[np.ndarray]:

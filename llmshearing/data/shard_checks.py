@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
-from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
-from llmshearing.data.mds import foreign_id
+from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
+from llmshearing.data.mds import check_ids
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
 __all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
@@ -117,13 +117,7 @@ def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
     for shard in shards:
         data = local_bytes(shard) if shard.column_sizes.count(None) else None
         sizes = None if data is None else token_sizes(shard, data)
-        if odd := find_odd_sample(sizes, expected):
-            number, size, expected = odd
-            raise ValueError(
-                f'Domain {domain!r}: sample {number} of {shard_path(shard)} has {size} bytes of tokens where the '
-                f'others have {expected}. All sequences must have the same length: prepare the data again.'
-            )
-        expected = int(sizes[0]) if sizes is not None and len(sizes) else expected
+        expected = check_sizes(f'Domain {domain!r}: {shard_path(shard)}', sizes, expected)
 
 
 def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
@@ -134,12 +128,8 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
     """
     if len(tokens) != max_seq_len:
         _refuse_length(domain, len(tokens), max_seq_len)
-    if foreign_id(tokens, vocab_size) is not None:
-        raise ValueError(
-            f'Domain {domain!r} holds token ids from {int(tokens.min())} to {int(tokens.max())}, but the '
-            f'tokenizer has ids below {vocab_size}. The data was made with another tokenizer, or '
-            f'token_encoding_type is wrong: prepare it again, or name what it was made with.'
-        )
+    remedy = 'or token_encoding_type is wrong: prepare it again, or name what it was made with'
+    check_ids(f'Domain {domain!r}', tokens, vocab_size, remedy)
 
 
 def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:

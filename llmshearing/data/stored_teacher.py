@@ -9,7 +9,6 @@ readers see two more columns.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing.compat.streaming import MDSReader
 from llmshearing.data.fingerprint import describe_tokenizer, vocabulary_size
 from llmshearing.data.teacher_column import KINDS, ColumnFormat
+from llmshearing.utils.files import load_json
 
 __all__ = [
     'NOTE',
@@ -93,8 +93,7 @@ def read_note(folder: str | Path) -> TeacherNote | None:
         ValueError: If it is none that this version reads.
     """
     path = Path(folder) / 'index.json'
-    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    found = content.get(NOTE) if isinstance(content, dict) else None
+    found = load_json(path).get(NOTE) if path.is_file() else None
     if found is None:
         return None
     try:

@@ -8,7 +8,6 @@ What the shards hold is checked in :mod:`~llmshearing.data.shard_checks`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from streaming import Stream
 
 from llmshearing.compat.streaming import Reader, World, get_index_basename
 from llmshearing.data.mds import read_index
+from llmshearing.utils.files import load_json
 from llmshearing.utils.paths import expand_path, plain_name
 from llmshearing.utils.settings import check_keys
 
@@ -170,22 +170,21 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
     if not Path(source).is_file():
         raise FileNotFoundError(f'`proportions` names the file {source!r}, which does not exist.')
     try:
-        content = json.loads(Path(source).read_text(encoding='utf-8'))
-    except ValueError as error:  # bad JSON, or not UTF-8
+        proportions = load_json(source).get('proportions')
+    except ValueError as error:
         raise ValueError(
-            f'`proportions` names the file {source!r}, which is not valid JSON ({error}); expected '
-            '{"proportions": {domain: weight}}, as `weights_file` writes.'
+            f'`proportions`: {error} Expected {{"proportions": {{domain: weight}}}}, as `weights_file` writes.'
         ) from error
-    if not isinstance(content, dict) or not isinstance(content.get('proportions'), dict):
+    if not isinstance(proportions, dict):
         raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')
     odd = {
         name: weight
-        for name, weight in content['proportions'].items()
+        for name, weight in proportions.items()
         if isinstance(weight, bool) or not isinstance(weight, (int, float))
     }
     if odd:
         raise ValueError(f'The "proportions" in {source} must be numbers, but got {odd}.')
-    return content['proportions']
+    return proportions
 
 
 def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[str, int]) -> list[float]:

@@ -7,14 +7,13 @@ pruning alone leaves, and the same shape trained from random weights, stand besi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmshearing.reports.build import build_report
 from llmshearing.reports.measured import MODEL_NAMES
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json
 
 __all__ = ['write_report']
 
@@ -41,7 +40,7 @@ def write_report(work: Path, results: Mapping[str, Any]) -> Path:
     _need(results['losses'], MODEL_NAMES, "results['losses']")
     for name in MODEL_NAMES:
         _need(results['losses'][name], results['losses']['source'], f"results['losses'][{name!r}]")
-    write_atomically(work / 'report' / 'report.json', json.dumps({'results': results}, indent=1) + '\n')
+    dump_json(work / 'report' / 'report.json', {'results': results}, indent=1)
     return build_report(work, out=work / 'report')
 
 

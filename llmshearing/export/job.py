@@ -203,7 +203,7 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
 
 def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
     if settings.tokenizer is not None:
-        named = read_named_tokenizer('--tokenizer', settings.tokenizer)
+        named = read_named_tokenizer(settings.tokenizer)
         check_same_ids(named, checkpoint.tokenizer, checkpoint.config.vocab_size, f'--tokenizer {settings.tokenizer}')
         return named
     if not checkpoint.tokenizer:

@@ -32,7 +32,7 @@ from llmshearing.export.pruned_folder import check_shape_left
 from llmshearing.export.settings import WriteSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_tensors
-from llmshearing.masks.axes import AxisPlan, keep_largest
+from llmshearing.masks.axes import keep_largest, plan_axes
 from llmshearing.masks.hard_concrete import deterministic_gate
 from llmshearing.models.counting import layout_of
 from llmshearing.models.cutting import CutPlan
@@ -124,25 +124,17 @@ def finish_legacy_masks(scores: Mapping[str, Tensor], source: ModelShape, target
     Raises:
         ValueError: If an axis that the target makes smaller has no mask, or a mask has another shape.
     """
-    units = {
-        'hidden': (source.hidden_size, target.hidden_size),
-        'layer': (source.num_hidden_layers, target.num_hidden_layers),
-        'head': (source.num_attention_heads, target.num_attention_heads),
-        'intermediate': (source.intermediate_size, target.intermediate_size),
-    }
-    shapes, masks = mask_shapes(source), {}
-    for axis, (count, keep) in units.items():
+    plans, shapes, masks = plan_axes(source, target), mask_shapes(source), {}
+    for axis, plan in plans.items():
         if axis not in scores:
-            if keep != count:
-                raise ValueError(
-                    f'the target keeps {keep} of {count} units along {axis}, '
-                    f'but the file has no {axis} mask to choose them by.'
-                )
-            continue
-        if tuple(scores[axis].shape) != shapes[axis]:
-            raise ValueError(f'mask {axis} has shape {tuple(scores[axis].shape)}, the weights imply {shapes[axis]}.')
-        plan = AxisPlan(axis, shapes[axis], count, keep)
-        masks[axis] = deterministic_gate(scores[axis]) * keep_largest(plan, scores[axis])
+            raise ValueError(
+                f'the target keeps {plan.keep} of {plan.units} units along {axis}, '
+                f'but the file has no {axis} mask to choose them by.'
+            )
+    for axis, score in scores.items():
+        if tuple(score.shape) != shapes[axis]:
+            raise ValueError(f'mask {axis} has shape {tuple(score.shape)}, the weights imply {shapes[axis]}.')
+        masks[axis] = deterministic_gate(score) * (keep_largest(plans[axis], score) if axis in plans else 1)
     return masks
 
 
@@ -298,7 +290,7 @@ def _config(legacy: LegacyModel, settings: ImportSettings, folder: Path | None) 
 
 def _tokenizer(settings: ImportSettings, folder: Path | None):
     if settings.tokenizer is not None:
-        return read_named_tokenizer('--tokenizer', settings.tokenizer)
+        return read_named_tokenizer(settings.tokenizer)
     if folder is not None and any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model')):
         return read_tokenizer(folder)
     log.warning('The folder is written without a tokenizer; --tokenizer or --source FOLDER names one.')

@@ -8,7 +8,6 @@ folder that looks like a model.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmshearing.utils.files import give_usual_modes
+from llmshearing.utils.files import dump_json, give_usual_modes
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import refuse_existing
 
@@ -105,7 +104,7 @@ class ModelFolderWriter:
             (self.path / _shard_name(number)).rename(self.path / final)
             weight_map.update(dict.fromkeys(names, final))
         index = {'metadata': {'total_size': self._total_bytes}, 'weight_map': weight_map}
-        (self.path / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+        dump_json(self.path / INDEX_NAME, index, sort_keys=True)
 
     def _bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._shard.values())

@@ -7,7 +7,6 @@ part's basis, so both must be the source's: layers, heads and MLPs may be fewer.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from llmshearing.export.verification import TOLERANCE
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
-from llmshearing.utils.files import refuse_unwritable
+from llmshearing.utils.files import dump_json, load_json, refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['WholeModel', 'write_whole_model']
@@ -95,7 +94,7 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
         for name, tensor in tensors():
             writer.add(name, tensor)
         writer.finish_tensors()
-        (writer.path / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
+        dump_json(writer.path / 'config.json', settings)
         (writer.path / 'README.md').write_text(_card(output.name, source, files), encoding='utf-8')
         difference = _compare(writer.path, decoder, dtype_of(config))
         writer.commit()
@@ -127,7 +126,7 @@ def _check_basis(weights: MultimodalWeights, embedding: Tensor, name: str, decod
 
 def _settings(source: Path, decoder: Path, config: PretrainedConfig) -> dict[str, Any]:
     """The source's config.json with the decoder's as its text part."""
-    settings, text = (json.loads((folder / 'config.json').read_text('utf-8')) for folder in (source, decoder))
+    settings, text = (load_json(folder / 'config.json') for folder in (source, decoder))
     if 'text_config' not in settings:
         raise ValueError(
             f'{source}: its config.json has the settings of its text part among the others; open it with transformers '

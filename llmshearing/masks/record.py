@@ -8,7 +8,6 @@ need from the JSON itself, also from a record that has no others.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from llmshearing.masks.state import PruningState
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import Units
-from llmshearing.utils.files import load_json, write_atomically
+from llmshearing.utils.files import dump_json, load_json
 
 __all__ = ['RECORD_NAME', 'PruningRecord', 'kept_indices', 'read_record', 'record_of', 'write_record']
 
@@ -85,7 +84,7 @@ def record_of(
 
 def write_record(folder: Path, record: PruningRecord) -> None:
     """Writes ``pruning.json`` into a folder."""
-    write_atomically(Path(folder) / RECORD_NAME, json.dumps(dataclasses.asdict(record), indent=1) + '\n')
+    dump_json(Path(folder) / RECORD_NAME, dataclasses.asdict(record), indent=1)
 
 
 def read_record(folder: Path) -> PruningRecord:
@@ -100,7 +99,7 @@ def read_record(folder: Path) -> PruningRecord:
         raise FileNotFoundError(f'{path} does not exist; give the folder that export_pruned wrote.')
     content = load_json(path)
     fields = {field.name for field in dataclasses.fields(PruningRecord)}
-    version = content.get('version', RECORD_VERSION) if isinstance(content, dict) else None
+    version = content.get('version', RECORD_VERSION)
     if version != RECORD_VERSION:
         raise ValueError(f'{path} is of version {version}; this release reads version {RECORD_VERSION}.')
     try:

@@ -23,6 +23,7 @@ __all__ = [
     'RECOMMENDED_SCORES',
     'Calibration',
     'ScoringMethod',
+    'IGNORED_LABEL',
     'count_labels',
     'method_by_axis',
     'score_units',

@@ -9,7 +9,6 @@ fatal; and notes from before a resume or a fresh start are not taken for the sta
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from llmshearing.metrics import names
 from llmshearing.metrics.lines import read_metric_lines
+from llmshearing.utils.files import load_json
 
 __all__ = [
     'STATE_VERSION',
@@ -298,11 +298,7 @@ def read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        return load_json(path)
     except ValueError as error:
-        notes.append(f'{path.name} is not JSON ({error}) and was left out')
+        notes.append(f'{error} It was left out')
         return {}
-    if isinstance(content, dict):
-        return content
-    notes.append(f'{path.name} holds no JSON object and was left out')
-    return {}

@@ -67,11 +67,9 @@ class Weight:
         """Elements of weight and bias."""
         return self.size(shape) + (self._count(shape) * _size(self.rows, shape) if self.bias else 0)
 
-    def active(self, count: Callable[[ModelShape], int], shape: ModelShape) -> int:
-        """``count`` of what computes one token: of routed experts those that it goes to."""
-        if self.routed:
-            shape = dataclasses.replace(shape, num_experts=shape.num_experts_per_tok)
-        return count(shape)
+    def active(self, shape: ModelShape) -> ModelShape:
+        """The shape of what computes one token: of routed experts those that it goes to."""
+        return dataclasses.replace(shape, num_experts=shape.num_experts_per_tok) if self.routed else shape
 
     def _count(self, shape: ModelShape) -> int:
         return shape.num_experts if self.routed else 1
@@ -233,7 +231,7 @@ def count_source(layout: Layout, source: ModelShape) -> int:
 def active_parameters(layout: Layout, shape: ModelShape) -> int:
     """Parameters that compute one token: all, but of routed experts only those that it goes to."""
     counts, layers = count_parameters(layout, shape), shape.num_hidden_layers
-    return counts.total - counts.layers + layout.in_layers(lambda w: w.active(w.parameters, shape), layers)
+    return counts.total - counts.layers + layout.in_layers(lambda w: w.parameters(w.active(shape)), layers)
 
 
 def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) -> int:
@@ -246,7 +244,7 @@ def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) ->
     that a token goes to.
     """
     layers = shape.num_hidden_layers
-    matrices = layout.in_layers(lambda w: w.is_matrix * w.active(w.size, shape), layers) + layout.head.size(shape)
+    matrices = layout.in_layers(lambda w: w.is_matrix * w.size(w.active(shape)), layers) + layout.head.size(shape)
     attention = layout.attention_layers(layers) * shape.num_attention_heads * shape.head_dim * seq_len
     return 6 * matrices + 12 * attention
 

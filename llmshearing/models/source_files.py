@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from llmshearing.utils.files import load_json
 from llmshearing.utils.paths import names_a_path
 
 __all__ = [
@@ -134,7 +135,7 @@ def _generation_settings(config: Path) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     names = {name for name in GenerationConfig().to_dict() if not name.startswith(OF_A_FORWARD_PASS)}
-    content = json.loads(config.read_text(encoding='utf-8'))
+    content = load_json(config)
     return {name: value for name, value in content.items() if name in names and value is not None}
 
 

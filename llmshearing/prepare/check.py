@@ -96,21 +96,13 @@ def _check_teacher(path: Path, reader: MDSReader, data: bytes) -> None:
 
 def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | None) -> int | None:
     """Refuses a sample whose tokens take another size than the others'; returns the size, as far as it is known."""
-    from llmshearing.data.lengths import find_odd_sample, token_sizes
+    from llmshearing.data.lengths import check_sizes, token_sizes
 
-    if 'tokens' not in reader.column_names or not reader.column_sizes.count(None):
-        return expected
     try:
         sizes = token_sizes(reader, data)
     except (ValueError, IndexError) as error:
         raise ValueError(f'{path}: its token ids cannot be read ({error}); fetch or prepare it again') from error
-    if odd := find_odd_sample(sizes, expected):
-        number, size, expected = odd
-        raise ValueError(
-            f'{path}: sample {number} has {size} bytes of tokens where the others have {expected}, and a batch needs '
-            'sequences of the same length; prepare it again'
-        )
-    return int(sizes[0]) if sizes is not None and len(sizes) else expected
+    return check_sizes(path, sizes, expected)
 
 
 def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from typing import Any
 from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
 from llmshearing.prepare.remote import empty_index, has_index, read_remote, upload, upload_text
 from llmshearing.prepare.spec import Domain, Spec
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json, load_json, write_atomically
 from llmshearing.utils.locks import hold_lock
 
 __all__ = [
@@ -226,12 +226,12 @@ def read_state(spec: Spec, domain: Domain, key: str) -> dict[str, Any] | None:
 
 def _stored_state(spec: Spec, domain: Domain) -> dict[str, Any] | None:
     path = _state_path(spec, domain)
-    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+    return load_json(path) if path.exists() else None
 
 
 def write_state(spec: Spec, domain: Domain, key: str, splits: dict[str, Any]) -> None:
     """Records that the shards of a domain are complete."""
-    write_atomically(_state_path(spec, domain), json.dumps({'key': key, 'out': spec.out, 'splits': splits}))
+    dump_json(_state_path(spec, domain), {'key': key, 'out': spec.out, 'splits': splits}, indent=None, end='')
 
 
 def publish(spec: Spec, shards: Path, split: str, domain: str) -> None:

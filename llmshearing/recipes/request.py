@@ -18,8 +18,8 @@ from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
 from llmshearing.rotation.folder import RECORD as ROTATION
-from llmshearing.scaling.fields import read_json
 from llmshearing.utils.checks import check_number
+from llmshearing.utils.files import load_json
 from llmshearing.utils.numbers import unit_of
 from llmshearing.utils.paths import names_a_path
 
@@ -181,7 +181,7 @@ def _check_references(references: str, data: PreparedData) -> None:
         return
     if not Path(references).is_file():
         raise ValueError(f'--reference-losses {references}: no such file; give source, law, none or a file.')
-    losses = read_json(references).get('reference_losses')
+    losses = load_json(references).get('reference_losses')
     missing = [name for name in data.domains if not isinstance(losses, dict) or name not in losses]
     if missing:
         raise ValueError(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
-from llmshearing.data.mds import foreign_id, read_tokens
+from llmshearing.data.mds import check_ids, read_tokens
 from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
@@ -99,12 +99,7 @@ def read_corpus(
             f'give more text (a sequence has {length} tokens), or a smaller --seq-len.'
         )
     for row in itertools.chain(seen, held):
-        wrong = foreign_id(row, vocabulary)
-        if wrong is not None:
-            raise ValueError(
-                f'--data {data} holds token {wrong}, but the source has a vocabulary of {vocabulary}: it '
-                "was prepared with another tokenizer; prepare it with the source's."
-            )
+        check_ids(f'--data {data}', row, vocabulary)
     return Corpus(seen, held, str(data))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmshearing.data.mds import foreign_id
+from llmshearing.data.mds import check_ids
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
 __all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
@@ -166,11 +166,6 @@ def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:
 def _unpacked(batch: Batch, model: PreTrainedModel, parts: StreamParts) -> tuple[Tensor, Tensor | None]:
     ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch['input_ids'], batch.get('attention_mask'))
     vocabulary = model.get_input_embeddings().get_parameter('weight').shape[0]
-    wrong = foreign_id(ids, vocabulary)
-    if wrong is not None:
-        raise ValueError(
-            f'token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with another tokenizer: '
-            'prepare them with the one of this model.'
-        )
+    check_ids('a batch', ids, vocabulary)
     device = stream_device(model, parts)
     return ids.to(device), None if mask is None else mask.to(device)

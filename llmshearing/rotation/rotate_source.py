@@ -9,7 +9,6 @@ check has passed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +43,7 @@ from llmshearing.rotation.resume import RotationState, settings_key
 from llmshearing.rotation.rotate import Rotation, rotated_tensors
 from llmshearing.rotation.settings import DEFAULT_LENGTH, RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
+from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['rotate_source', 'step_size']
@@ -101,8 +101,7 @@ def rotate_source(
         work.check(writer.path, rotation, dtype, record)
         plot_energy(kept, settings.keep, writer.path / PICTURE)
         write_card(opened.path, output.name, record, kept, writer.path)
-        text = json.dumps(record, indent=1)
-        (writer.path / RECORD).write_text(text + '\n', encoding='utf-8')
+        dump_json(writer.path / RECORD, record, indent=1)
         writer.commit()
     work.state.remove()
     report(f'written to {output}\n\n{energy_table(kept)}')

@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json, load_json
 
 __all__ = ['check_fields', 'csv_number', 'open_csv', 'positive_number', 'read_json', 'refuse_repeated', 'write_json']
 
 
 def read_json(path: str | Path) -> dict:
     """A JSON object from a file. Raises ValueError where the file is missing, not JSON, or not an object."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ValueError(f'{path}: no such file')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8-sig'))  # some editors begin with a byte order mark
-    except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
-        raise ValueError(f'{path}: not JSON ({error})') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path}: expected a JSON object, got a {type(content).__name__}')
-    return content
+    return load_json(path)
 
 
 def write_json(path: str | Path, content: dict) -> None:
     """Writes JSON with a final newline; parent folders are made. Not-a-number is refused, as JSON has no such value."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + '\n')
+    dump_json(path, content, allow_nan=False)
 
 
 def positive_number(value: object, what: str) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from llmshearing.data.mds import foreign_id
+from llmshearing.data.mds import check_ids
 
 __all__ = ['batches', 'domain_loss']
 
@@ -54,12 +54,7 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
             raise ValueError(
                 f'{where}: a sequence of {batch.shape[1]} token has no next token to predict; prepare longer ones'
             )
-        wrong = foreign_id(batch, vocabulary)
-        if wrong is not None:
-            raise ValueError(
-                f'{where}: token {wrong} is outside the vocabulary of {vocabulary}; the data were prepared with '
-                'another tokenizer'
-            )
+        check_ids(where, batch, vocabulary)
         if positions is not None and batch.shape[1] > positions:
             raise ValueError(
                 f'{where}: sequences of {batch.shape[1]} tokens, but the model has {positions} positions; '

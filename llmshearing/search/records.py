@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json, load_json, write_atomically
 from llmshearing.utils.locks import hold_lock
 
 __all__ = ['SearchFolder']
@@ -32,7 +32,7 @@ class SearchFolder:
         if path.exists() and not record.is_file() and any(path.iterdir()):
             raise ValueError(f'--output: {path} exists already and holds no search; choose another folder.')
         if record.is_file() and record.read_text() != described:
-            before = json.loads(record.read_text())
+            before = load_json(record)
             differing = sorted(key for key in {*before, *search} if before.get(key) != json.loads(described).get(key))
             raise ValueError(
                 f'--output: {path} holds a search that differs in {", ".join(differing)}; choose another folder, or '
@@ -44,11 +44,11 @@ class SearchFolder:
     def read(self, name: str) -> dict[str, Any] | None:
         """What is known of a candidate; None before it is finished."""
         file = self.path / 'candidates' / f'{name}.json'
-        return json.loads(file.read_text()) if file.is_file() else None
+        return load_json(file) if file.is_file() else None
 
     def write(self, name: str, record: Mapping[str, Any]) -> None:
         """Keeps what is known of a candidate."""
-        write_atomically(self.path / 'candidates' / f'{name}.json', json.dumps(record, indent=1))
+        dump_json(self.path / 'candidates' / f'{name}.json', record, indent=1, end='')
 
     def claim(self, name: str) -> AbstractContextManager[bool]:
         """Whether this process may work on a candidate: not while another one does."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,7 +30,7 @@ from llmshearing.search.judge import Judge, speed_of
 from llmshearing.search.records import SearchFolder
 from llmshearing.search.result import Candidate, SearchResult
 from llmshearing.search.settings import SearchSettings
-from llmshearing.utils.files import refuse_unwritable, write_atomically
+from llmshearing.utils.files import dump_json, refuse_unwritable, write_atomically
 from llmshearing.utils.numbers import with_unit
 
 __all__ = ['search_shapes']
@@ -180,7 +179,7 @@ def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> Se
     order = sorted(found, key=lambda each: (list(budgets).index(each.budget), each.order))
     result = SearchResult(order, work.record(order[0].shape)['source_losses'], work.settings.latency)
     write_atomically(work.folder.path / 'loss.svg', result.picture())
-    write_atomically(work.folder.path / 'result.json', json.dumps(result.as_record(), indent=1))
+    dump_json(work.folder.path / 'result.json', result.as_record(), indent=1, end='')
     return result
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmshearing.data.lengths import find_odd_sample, local_bytes, token_sizes
+from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
 from llmshearing.data.mds import mds_folders, read_index, read_rows, stored_file, tokens_of
 from llmshearing.data.stored_teacher import TEACHER
 from llmshearing.data.teacher_column import ColumnFormat
@@ -94,12 +94,7 @@ def list_shards(data: Path, folders: list[str]) -> tuple[list[ShardTask], int]:
                     f'{path} has {size} bytes where its index says {stored.bytes}; fetch or prepare it again.'
                 )
             reader.validate(allow_unsafe_types=False)
-            odd = find_odd_sample(token_sizes(reader, local_bytes(reader)))
-            if odd is not None:
-                raise ValueError(
-                    f'{path}: sample {odd[0]} has {odd[1]} bytes of tokens where the others have {odd[2]}; expected '
-                    'one length: prepare it again.'
-                )
+            check_sizes(path, token_sizes(reader, local_bytes(reader)))
             tasks.append(ShardTask(folder, (reader.zip_data or reader.raw_data).basename, reader))
             lengths.add(_length(columns['tokens'], reader, path))
     lengths.discard(None)

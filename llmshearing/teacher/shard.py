@@ -6,7 +6,6 @@ logits, depend on nothing but the shard and the settings.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from llmshearing.data.mds import foreign_id, read_rows, tokens_of
+from llmshearing.data.mds import check_ids, read_rows, tokens_of
 from llmshearing.data.stored_teacher import TEACHER, TEACHER_OF, tag_of
 from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.teacher.folders import ShardTask
@@ -25,6 +24,7 @@ from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.sampling import encode, uniform_numbers
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.work import Work
+from llmshearing.utils.files import load_json
 
 __all__ = ['teach_shard']
 
@@ -59,7 +59,7 @@ def teach_shard(
         for sample in _taught(task, data / task.folder, teacher, form, key, size, settings.temperature):
             writer.write(sample)
         writer.finish()
-        (entry,) = json.loads((new / 'shard' / 'index.json').read_text(encoding='utf-8'))['shards']
+        (entry,) = load_json(new / 'shard' / 'index.json')['shards']
         stored = entry.get('zip_data') or entry['raw_data']
         file = new / 'shard' / stored['basename']
         entry['raw_data']['basename'] = reader.raw_data.basename
@@ -77,12 +77,8 @@ def _taught(
     rows, where, number = read_rows(folder, task.reader), folder / task.name, 0
     while samples := list(islice(rows, size)):
         tokens = np.stack([tokens_of(sample) for sample in samples]).astype(np.int64)
-        wrong = foreign_id(tokens, teacher.vocab_size)
-        if wrong is not None:
-            raise ValueError(
-                f'{where} holds the token {wrong}, but the teacher has ids below {teacher.vocab_size}: the data were '
-                "made with another tokenizer; prepare them with the teacher's, or name the trimmed folder with --like."
-            )
+        remedy = "prepare it with the teacher's, or name the trimmed folder with --like"
+        check_ids(where, tokens, teacher.vocab_size, remedy)
         for sample, row in zip(samples, teacher.logits(torch.from_numpy(tokens))):
             tag = tag_of(tokens_of(sample), key)
             try:

@@ -29,7 +29,7 @@ from llmshearing.teacher.processes import choose_device
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.shard import teach_shard
 from llmshearing.teacher.work import Work
-from llmshearing.utils.files import refuse_unwritable, write_atomically
+from llmshearing.utils.files import dump_json, refuse_unwritable, write_atomically
 
 __all__ = ['teach']
 
@@ -204,7 +204,7 @@ def _write_index(work: Work, folder: str, tasks: list[ShardTask], plan: dict[str
     note = {name: plan[name] for name in TeacherNote.__dataclass_fields__ if name in plan}
     note |= {'data': plan['data'][folder], 'shards': marks}
     content = {'version': 2, 'shards': entries, NOTE: TeacherNote(**note).to_json()}
-    write_atomically(work.data / folder / 'index.json', json.dumps(content, sort_keys=True))
+    dump_json(work.data / folder / 'index.json', content, indent=None, end='', sort_keys=True)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -229,4 +229,4 @@ def _write_manifest(target: Path, job: _Job) -> None:
         write_atomically(target / MANIFEST, text)
         return
     taught = {**job.plan, 'folders': job.folders}
-    write_atomically(target / MANIFEST, json.dumps({**manifest, NOTE: taught}, indent=2) + '\n')
+    dump_json(target / MANIFEST, {**manifest, NOTE: taught})

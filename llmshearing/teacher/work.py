@@ -9,7 +9,6 @@ where a disk has no locks, two may do the same shard, to the same bytes. The las
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.teacher.folders import ShardTask
-from llmshearing.utils.files import write_atomically
+from llmshearing.utils.files import dump_json, load_json
 from llmshearing.utils.locks import hold_lock
 
 __all__ = ['Work']
@@ -46,8 +45,8 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold_lock(self.folder / 'lock', wait=True, optional=True):
             if not self._plan.is_file():
-                write_atomically(self._plan, json.dumps(plan, indent=1) + '\n')
-        there = json.loads(self._plan.read_text(encoding='utf-8'))
+                dump_json(self._plan, plan, indent=1)
+        there = load_json(self._plan)
         different = [name for name in plan if there.get(name) != plan[name]]
         if different:
             name = different[0]
@@ -73,7 +72,7 @@ class Work:
     def entry(self, task: ShardTask) -> dict[str, Any] | None:
         """The entry of a finished shard for the index of its folder."""
         path = self._entry_path(task)
-        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+        return load_json(path) if path.is_file() else None
 
     @contextlib.contextmanager
     def taken(self, task: ShardTask) -> Iterator[bool]:
@@ -95,7 +94,7 @@ class Work:
         with open(file, 'rb') as written:  # on the disk before the name is
             os.fsync(written.fileno())
         os.replace(file, target)
-        write_atomically(self._entry_path(task), json.dumps(entry))
+        dump_json(self._entry_path(task), entry, indent=None, end='')
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[bool]:

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +35,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}')
+    partial.touch(0o600 if path.exists() else 0o666, exist_ok=False)
     try:
         yield partial
-        os.chmod(partial, _mode(path))  # mkstemp's is for the owner alone
+        if path.exists():
+            shutil.copymode(path, partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -62,28 +64,33 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def load_json(path: str | Path) -> Any:
-    """What a file of JSON holds.
+def load_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
 
     Raises:
-        ValueError: If it is no JSON, naming the file.
+        ValueError: If it is no JSON, or no object, naming the file.
     """
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:  # bad JSON, or not UTF-8
-        raise ValueError(f'{path} is not valid JSON ({error}).') from error
+        content = json.loads(Path(path).read_text(encoding='utf-8-sig'))  # some editors begin with a byte order mark
+    except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
+        raise ValueError(f'{path} is not JSON ({error}).') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: expected a JSON object, got a {type(content).__name__}.')
+    return content
 
 
-def dump_json(path: Path, content: Any, **layout: Any) -> None:
-    """Writes JSON as model folders have it, indented by two; ``layout`` is for ``json.dumps``."""
-    path.write_text(json.dumps(content, indent=2, **layout) + '\n', encoding='utf-8')
+def dump_json(path: str | Path, content: Any, indent: int | None = 2, end: str = '\n', **layout: Any) -> None:
+    """Writes JSON through :func:`write_atomically`, as model folders have it; ``layout`` is for ``json.dumps``."""
+    write_atomically(path, json.dumps(content, indent=indent, **layout) + end)
 
 
 def give_usual_modes(folder: Path) -> None:
     """Gives every file below a folder the permissions of new ones; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
     for path in folder.rglob('*'):
         if path.is_file() and not path.is_symlink():
-            path.chmod(_new_mode())
+            path.chmod(0o666 & ~mask)
 
 
 def refuse_unwritable(where: str, folder: str | Path) -> None:
@@ -99,14 +106,3 @@ def refuse_unwritable(where: str, folder: str | Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f'{where}: {folder} cannot be written ({error}); choose another folder.') from error
-
-
-def _mode(path: Path) -> int:
-    """Permissions that the file has, or that a new one would get."""
-    return path.stat().st_mode & 0o777 if path.exists() else _new_mode()
-
-
-def _new_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

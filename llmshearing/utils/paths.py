@@ -175,7 +175,7 @@ def check_safetensors_index(path: Path) -> dict[str, str]:
         ValueError: If it is no such index, or names a file elsewhere.
     """
     index = load_json(path)
-    weight_map = index.get('weight_map') if isinstance(index, dict) else None
+    weight_map = index.get('weight_map')
     if not isinstance(weight_map, dict):
         raise ValueError(f'{path} holds no mapping "weight_map" from tensor to file.')
     if not isinstance(index.get('metadata'), dict):
@@ -191,8 +191,7 @@ def check_mds_index(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If it is no such index, or names a file elsewhere.
     """
-    index = load_json(path)
-    shards = index.get('shards') if isinstance(index, dict) else None
+    shards = load_json(path).get('shards')
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise ValueError(f'{path} holds no list "shards".')
     for shard in shards:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from llmshearing.utils.checks import check_integer
+from llmshearing.utils.files import load_json
 from llmshearing.vocabulary.text import READ_BYTES
 
 __all__ = ['RECORD', 'TrimSettings', 'read_kept', 'read_wished']
@@ -94,7 +95,7 @@ def read_kept(folder: Path, vocabulary: str) -> list[int]:
     if not path.is_file():
         raise ValueError(f'--like {folder} holds no {RECORD}; expected a folder that trim-vocab wrote.')
     try:
-        record = json.loads(path.read_text(encoding='utf-8'))
+        record = load_json(path)
         kept, made_from = [int(number) for number in record['kept']], record['source_vocabulary']
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'--like: {path} is not what trim-vocab writes ({type(error).__name__}: {error}).') from error

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.data.fingerprint import check_tokenizer
-from llmshearing.data.mds import foreign_id, read_tokens
+from llmshearing.data.mds import check_ids, read_tokens
 from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan
 
@@ -117,12 +117,7 @@ def _count_text(domain: DomainText, passages: Iterator[str], encoder: Encoder) -
 def _count_prepared(domain: DomainText, folder: Path, tokenizer: Any, limit: int) -> None:
     seen, last = 0, None
     for number, ids in enumerate(read_tokens(folder), 1):
-        wrong = foreign_id(ids, len(domain.counts))
-        if wrong is not None:
-            raise ValueError(
-                f'--data: {folder} holds the token {wrong}, and the tokenizer has {len(domain.counts)}: another one '
-                'prepared it; give data of the source, or text.'
-            )
+        check_ids(f'--data: {folder}', ids, len(domain.counts), 'give data of the source, or text')
         if number % EVERY == 0 and domain.has_room():
             domain.hold_out(_decoded(tokenizer, ids))
         else:

@@ -17,6 +17,8 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from llmshearing.utils.files import load_json
+
 __all__ = ['TOKENIZER', 'TokenizerFile', 'parse_tokenizer_file', 'read_tokenizer_file']
 
 TOKENIZER = 'tokenizer.json'
@@ -109,7 +111,7 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
             'AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER).'
         )
     try:
-        return parse_tokenizer_file(json.loads(path.read_text(encoding='utf-8')))
+        return parse_tokenizer_file(load_json(path))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} cannot be trimmed: {error}') from error
 

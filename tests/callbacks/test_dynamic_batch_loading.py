@@ -400,9 +400,10 @@ def test_references_come_from_a_file(tmp_path):
     path = tmp_path / 'references.json'
     path.write_text(json.dumps({'reference_losses': REFERENCES, 'model': 'x'}))
     assert DynamicBatchLoading(str(path)).reference_losses == REFERENCES
-    path.write_text('[1]')
-    with pytest.raises(ValueError, match='no mapping "reference_losses"'):
-        DynamicBatchLoading(str(path))
+    for content, words in (('[1]', 'expected a JSON object, got a list'), ('{}', 'no mapping "reference_losses"')):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            DynamicBatchLoading(str(path))
     for content in (b'{"reference_losses": {', b'', b'\xff\xfe'):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r'^reference_losses: .*references.json is not JSON \(.+\). Give a file'):
@@ -420,13 +421,13 @@ def test_references_come_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'match'),
     [
-        ({'update': 'shear'}, "`update` must be one of .*'sheared'.* but got 'shear'"),
-        ({'smoothing': 1.5}, '`smoothing` must be between 0 and 1'),
-        ({'floor': -0.1}, '`floor` must be'),
-        ({'eta': -1}, '`eta` must be a number that is not negative, but got -1'),
-        ({'eta': float('nan')}, '`eta` must be a number that is not negative'),
-        ({'rho': float('inf')}, '`rho` must be a number that is not negative'),
-        ({'max_eval_sequences': 0}, '`max_eval_sequences` must be positive'),
+        ({'update': 'shear'}, "update: expected one of .*sheared,.* got 'shear'"),
+        ({'smoothing': 1.5}, 'smoothing: expected a number of at least 0 and at most 1, got 1.5'),
+        ({'floor': -0.1}, 'floor: expected a number of at least 0 and at most 1'),
+        ({'eta': -1}, 'eta: expected a number of at least 0, got -1'),
+        ({'eta': float('nan')}, 'eta: expected a number of at least 0, got nan'),
+        ({'rho': float('inf')}, 'rho: expected a number of at least 0, got inf'),
+        ({'max_eval_sequences': 0}, 'max_eval_sequences: expected a whole number of at least 1'),
     ],
 )
 def test_options_out_of_range_are_refused(options, match):

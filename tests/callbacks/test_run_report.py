@@ -183,7 +183,7 @@ def test_a_run_that_is_refused_before_anything_was_logged_ends_with_that_one_mes
 
 
 def test_refusals(tmp_path, source):
-    with pytest.raises(ValueError, match='min_seconds=5 and max_seconds=1'):
+    with pytest.raises(ValueError, match='max_seconds: expected a number of at least 5, got 1'):
         RunReport(min_seconds=5, max_seconds=1)
     with pytest.raises(ValueError, match='add `metrics_file'):
         tiny_trainer(source, [], callbacks=[RunReport()])

@@ -275,7 +275,7 @@ def test_sources_that_are_none(tmp_path, capsys):
     assert error.startswith('llmshearing plan: ') and 'download the config first' in error and error.count('\n') == 1
     phimoe = '{"model_type": "phimoe"}'
     for content, message in (
-        ('{', 'config.json: not JSON'),
+        ('{', 'config.json is not JSON'),
         (phimoe, "'phimoe'.*not supported"),
         ('[1, 2]', 'config.json: expected a JSON object, got a list'),
         (json.dumps({**LLAMA2_7B, 'hidden_size': 'x'}), "config.json: hidden_size must be a whole .*, got 'x'"),

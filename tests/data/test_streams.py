@@ -43,9 +43,9 @@ def test_domains_that_are_well_described(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        (b'a: 1', 'is not valid JSON (Expecting value'),
-        (b'\xff', 'is not valid JSON ('),
-        (b'[1]', 'holds no mapping "proportions"'),
+        (b'a: 1', 'is not JSON (Expecting value'),
+        (b'\xff', 'is not JSON ('),
+        (b'[1]', 'expected a JSON object, got a list'),
         (b'{"proportions": {"a": "much", "b": true, "c": 1}}', "must be numbers, but got {'a': 'much', 'b': True}"),
     ],
 )

@@ -249,7 +249,7 @@ def test_prepared_data_and_their_tokenizer(place):
     assert all(len(row) == 16 for row in corpus.seen + corpus.held_out)
     assert sum(map(len, corpus.seen)) == 400 and sum(map(len, corpus.held_out)) == 64
     assert read_corpus(data / 'prune', work / 'source', 97, 16, 400, 64).seen
-    with pytest.raises(ValueError, match=r'holds token \d+, but the source has a vocabulary of 20'):
+    with pytest.raises(ValueError, match=r'--data .* has the token id \d+, outside a vocabulary of 20: another'):
         read_corpus(data, work / 'source', 20, 16, 400, 64)
     tiny_tokenizer(90).save_pretrained(work / 'source')
     assert plan_tokenizer(str(work / 'source'), False, True).size == 90

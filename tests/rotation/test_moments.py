@@ -57,7 +57,7 @@ def test_padding_does_not_count():
 
 
 def test_tokens_of_another_vocabulary_are_refused():
-    with pytest.raises(ValueError, match='token 190 is outside the vocabulary of 97.*another tokenizer'):
+    with pytest.raises(ValueError, match='has the token id 190, outside a vocabulary of 97.*another tokenizer'):
         stream_moments(source_model(), [IDS + 97])
 
 

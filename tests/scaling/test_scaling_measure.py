@@ -163,7 +163,7 @@ def test_shards_that_cannot_be_read(data, change, message):
     'content, message',
     [
         ('{}', 'index.json holds no list "shards"'),
-        ('nojson', 'index.json is not valid JSON'),
+        ('nojson', 'index.json is not JSON'),
         ('{"shards": [{}]}', 'is not an index of MDS shards .*the format None'),
         (
             '{"shards": [{"format": "mds", "column_names": ["tokens"]}]}',
@@ -199,15 +199,15 @@ def test_a_damaged_shard_is_named(tmp_path, options, damage, message):
 @pytest.mark.parametrize(
     'sequences, message',
     [
-        ([], 'no sequences to measure'),
-        ([np.array([3])], 'no next token to predict'),
-        ([np.array([3, 64])], 'token 64 is outside the vocabulary of 64'),
-        ([np.array([3, -1])], 'token -1 is outside the vocabulary of 64'),
-        ([np.zeros(65, dtype=np.int64)], 'sequences of 65 tokens, but the model has 64 positions'),
+        ([], ': no sequences to measure'),
+        ([np.array([3])], ': .*no next token to predict'),
+        ([np.array([3, 64])], ' has the token id 64, outside a vocabulary of 64'),
+        ([np.array([3, -1])], ' has the token id -1, outside a vocabulary of 64'),
+        ([np.zeros(65, dtype=np.int64)], ': sequences of 65 tokens, but the model has 64 positions'),
     ],
 )
 def test_sequences_that_cannot_be_measured(tiny_llama, sequences, message):
-    with pytest.raises(ValueError, match=f"domain 'code': .*{message}"):
+    with pytest.raises(ValueError, match=f"domain 'code'{message}"):
         domain_loss(tiny_llama(), sequences, 2, "domain 'code'")
 
 

@@ -27,13 +27,12 @@ from llmshearing.algorithms.distillation.stored import check_student, note_of_lo
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
 from llmshearing.checkpoints.identity import refuse_other_sources
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
+from llmshearing.masks.scores import IGNORED_LABEL
 from llmshearing.utils.checks import check_integer, check_number, check_precision
 
 __all__ = ['Distillation', 'predicting_positions']
 
 log = logging.getLogger(__name__)
-
-IGNORED = -100  # label of tokens that carry no loss, in transformers and llm-foundry
 
 
 def predicting_positions(labels: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def predicting_positions(labels: Tensor) -> Tensor:
         Tensor: [n], int64, ascending, into the flattened batch.
     """
     counts = torch.zeros_like(labels, dtype=torch.bool)
-    counts[:, :-1] = labels[:, 1:] != IGNORED
+    counts[:, :-1] = labels[:, 1:] != IGNORED_LABEL
     # The number of positions is needed here, so the host waits for the device once per micro-batch, a moment beside the
     # forward passes. Taking all positions would spare that, and double the divergence's cost where half of the labels
     # are ignored, as those of prompts are.

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from composer.core import Precision, State
 from composer.distributed.fsdp2 import prepare_fully_shard, sync_module_states
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from llmfoundry.models.hf.hf_fsdp import hf_get_causal_base_model, hf_get_hidden_layers
-from llmfoundry.models.utils import init_empty_weights
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 

@@ -31,6 +31,7 @@ from llmshearing.masks.learner import learner_class
 from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.masks.widths import describe_widths, layer_widths
+from llmshearing.metrics.names import PRUNING
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.source_files import read_source_files
 from llmshearing.models.targets import target_shape
@@ -109,7 +110,7 @@ class TargetedPruning(PruningState, Algorithm):
         elif event == Event.AFTER_TRAIN_BATCH:
             add_missing_gradients(state.optimizers)
             if self._updated != state.timestamp.batch.value:  # once, however often the batch is tried again
-                logger.log_metrics({f'pruning/{name}': value for name, value in self._update(state).items()})
+                logger.log_metrics({f'{PRUNING}{name}': value for name, value in self._update(state).items()})
                 self._updated = state.timestamp.batch.value
         elif event == Event.BATCH_END:
             self._compensate(state)
@@ -182,7 +183,7 @@ class TargetedPruning(PruningState, Algorithm):
 
     def _width_metrics(self) -> dict[str, float]:
         return {
-            f'pruning/widths/layer_{widths.layer:02d}/{name}': getattr(widths, name)
+            f'{PRUNING}widths/layer_{widths.layer:02d}/{name}': getattr(widths, name)
             for widths in layer_widths(self.final_masks(), self.source)
             for name in ('heads', 'kv_heads', 'intermediate')
         }

@@ -7,9 +7,7 @@ only what a rule needs besides. Both are saved in the same checkpoint, so they a
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, plann
 from llmshearing.callbacks.dynamic_batch_loading.references import check_references, read_reference_losses
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.data.rounds import MixtureRounds
-from llmshearing.metrics.names import EVAL_LOSS_METRIC
-from llmshearing.utils.files import write_atomically
+from llmshearing.metrics.names import EVAL_LOSS_METRIC, EVAL_SHARE, mixture_name
+from llmshearing.utils.checks import check_integer, check_number, check_one_of
+from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['DynamicBatchLoading']
@@ -80,16 +79,13 @@ class DynamicBatchLoading(Callback):
         max_eval_share: float = 0.25,
         weights_file: str | None = None,
     ) -> None:
-        if update not in updates.RULES:
-            raise ValueError(f'`update` must be one of {sorted(updates.RULES)}, but got {update!r}.')
+        check_one_of('update', update, updates.RULES)
         for name, value in (('smoothing', smoothing), ('floor', floor), ('ceiling', ceiling)):
-            if not 0 <= value <= 1:
-                raise ValueError(f'`{name}` must be between 0 and 1, but got {value!r}.')
-        for name, value in (('eta', eta), ('rho', rho)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f'`{name}` must be a number that is not negative, but got {value!r}.')
-        if max_eval_sequences is not None and max_eval_sequences < 1:
-            raise ValueError(f'`max_eval_sequences` must be positive, or null for all, but got {max_eval_sequences!r}.')
+            check_number(name, value, 0, 1)
+        check_number('eta', eta, 0)
+        check_number('rho', rho, 0)
+        if max_eval_sequences is not None:
+            check_integer('max_eval_sequences', max_eval_sequences, 1)
         self.reference_losses = read_reference_losses(reference_losses)
         self.update = update
         self.eta = eta
@@ -173,7 +169,7 @@ class DynamicBatchLoading(Callback):
         rounds.set_next_weights(self._next_weights(dataset, losses, planned_samples(dataset, state) or 0))
         self._warn_of_far_weights(rounds.next_weights or {}, rounds.initial_weights)
         metrics = self._metrics(dataset, losses)
-        logger.log_metrics(metrics | {'mixture/eval_share': self._clock.end_round()})
+        logger.log_metrics(metrics | {EVAL_SHARE: self._clock.end_round()})
         if self.weights_file is not None and dist.get_global_rank() == 0:
             _write_mixture(self.weights_file, rounds, dict(zip(rounds.domains, losses.tolist(), strict=True)))
 
@@ -192,7 +188,7 @@ class DynamicBatchLoading(Callback):
             samples=sum(rounds.used().values()),
             total=total,
         )
-        strength = getattr(self, updates.STRENGTH.get(self.update, 'eta'))
+        strength = self.rho if self.update == 'dro' else self.eta
         weights, self._memory = updates.RULES[self.update](now, self._memory, strength)
         if self.update not in updates.KEEP_DOMAINS_ALIVE:
             weights = limits.smooth(weights, self.smoothing)
@@ -229,12 +225,12 @@ class DynamicBatchLoading(Callback):
         total = sum(used.values())
         metrics = {'mixture/round': float(rounds.state.round)}
         for name, loss in zip(rounds.domains, losses.tolist(), strict=True):
-            metrics[f'mixture/weight/{name}'] = weights[name]
-            metrics[f'mixture/loss/{name}'] = loss
+            metrics[mixture_name('weight', name)] = weights[name]
+            metrics[mixture_name('loss', name)] = loss
             if name in self.reference_losses:
-                metrics[f'mixture/gap/{name}'] = loss - self.reference_losses[name]
-            metrics[f'mixture/share/{name}'] = used[name] / total
-            metrics[f'mixture/passes/{name}'] = used[name] / rounds.sizes[name]
+                metrics[mixture_name('gap', name)] = loss - self.reference_losses[name]
+            metrics[mixture_name('share', name)] = used[name] / total
+            metrics[mixture_name('passes', name)] = used[name] / rounds.sizes[name]
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,4 +283,4 @@ def _write_mixture(path: Path, rounds: MixtureRounds, losses: Mapping[str, float
         'samples': used,
         'passes': {name: used[name] / size for name, size in rounds.sizes.items()},
     }
-    write_atomically(path, json.dumps(content, indent=2) + '\n')
+    dump_json(path, content)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from llmshearing.utils.checks import is_number
+from llmshearing.utils.files import load_json
 
 __all__ = ['check_references', 'read_reference_losses']
 
@@ -22,13 +21,12 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
     if isinstance(source, str):
         place = source
         try:
-            content = json.loads(Path(source).read_text(encoding='utf-8'))
-        except ValueError as error:  # also what is no text
+            source = load_json(source).get('reference_losses')
+        except ValueError as error:
             raise ValueError(
-                f'reference_losses: {source} is not JSON ({error}). Give a file that llmshearing '
-                f'reference-losses wrote, or a loss for each domain.'
+                f'reference_losses: {error} Give a file that llmshearing reference-losses wrote, or a loss for each '
+                'domain.'
             ) from None
-        source = content.get('reference_losses') if isinstance(content, dict) else None
         if not isinstance(source, dict):
             raise ValueError(f'{place} holds no mapping "reference_losses" from domain to loss.')
     bad = {name: loss for name, loss in (source or {}).items() if not is_number(loss) or loss < 0}

@@ -7,7 +7,8 @@ that is least far *below* its reference takes everything. So ``sheared`` clips a
 not beat fixed weights consistently (arXiv 2411.05735).
 
 A rule is called once per round with what was measured and with its own memory: a list of numbers whose length does not
-grow, saved in checkpoints; ``ado`` and ``dro`` use it. The last argument is the rule's own strength, see ``STRENGTH``.
+grow, saved in checkpoints; ``ado`` and ``dro`` use it. The last argument is the rule's own strength:
+``rho`` of ``dro``, else ``eta``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ __all__ = [
     'KEEP_DOMAINS_ALIVE',
     'NEEDS_REFERENCES',
     'RULES',
-    'STRENGTH',
     'Memory',
     'Round',
     'Rule',
@@ -96,8 +96,6 @@ RULES: dict[str, Rule] = {
     'dro': dro,
 }
 NEEDS_REFERENCES = ('sheared', 'sheared_unclipped')
-STRENGTH = {'dro': 'rho'}
-"""Option of the callback that is a rule's last argument, where it is not ``eta``."""
 KEEP_DOMAINS_ALIVE = ('constant', 'dro')
 """Rules whose weights need no smoothing."""
 
