@@ -219,9 +219,9 @@ class Domain(NamedTuple):
     """How a domain is collected.
 
     Attributes:
-        collect: yields its documents in order of preference, given a source of random numbers.
-        prose: whether repeated blocks are cut out of its documents. Code is not cut: it would make no sense.
-        cut_chars: how much of a long document is used.
+        collect (Callable): Yields its documents in order of preference, given a source of random numbers.
+        prose (bool): Whether repeated blocks are cut out of its documents. Code is not cut: it would make no sense.
+        cut_chars (int): How much of a long document is used.
     """
 
     collect: Callable[[random.Random], Iterator[Document]]
@@ -252,8 +252,8 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
     licence's clause does not make it another clause.
 
     Args:
-        documents: in order of preference; the first of several alike is kept.
-        prose: also cut repeated blocks out of the documents that are kept.
+        documents (Iterable[Document]): In order of preference; the first of several alike is kept.
+        prose (bool): Also cut repeated blocks out of the documents that are kept.
 
     Yields:
         The remaining documents, tidied: no carriage returns, trailing blanks or runs of blank lines.
@@ -297,16 +297,16 @@ def harvest_text(
     """Writes ``out/DOMAIN.jsonl`` for every domain, one ``{"text": ..., "source": ...}`` a line.
 
     Args:
-        out: folder to write into; files of the same name are replaced once the new one is complete.
-        seed: seed of the order of documents.
-        max_chars: a domain ends with the document that reaches this many characters.
-        domains: which of ``DOMAINS`` to write; all by default.
+        out (Path): Folder to write into; files of the same name are replaced once the new one is complete.
+        seed (int): Seed of the order of documents.
+        max_chars (int): A domain ends with the document that reaches this many characters.
+        domains (Iterable[str] | None): Which of ``DOMAINS`` to write; all by default.
 
     Returns:
         Per domain the number of ``documents`` and ``chars`` written.
 
     Raises:
-        ValueError: unknown domain, ``max_chars`` not positive, or a domain with fewer than 20 documents.
+        ValueError: Unknown domain, ``max_chars`` not positive, or a domain with fewer than 20 documents.
     """
     names = list(DOMAINS) if domains is None else list(domains)
     unknown = sorted(set(names) - set(DOMAINS))
