@@ -31,7 +31,6 @@ __all__ = [
     'check_samples',
     'domain_samples',
     'hash64',
-    'hash_key',
     'initial_state',
     'quantize',
     'round_counts',
@@ -203,7 +202,7 @@ def domain_samples(shard_sizes: np.ndarray, start: int, stop: int, seed: int, do
     while start < stop:
         number, begin = divmod(start, size)
         end = min(begin + stop - start, size)
-        parts += _pass_samples(shard_sizes, begin, end, hash_key(seed, 2, domain, number), block)
+        parts += _pass_samples(shard_sizes, begin, end, _hash_key(seed, 2, domain, number), block)
         start += end - begin
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
@@ -283,7 +282,7 @@ def check_samples(
     return needed
 
 
-def hash_key(*words: int) -> int:
+def _hash_key(*words: int) -> int:
     """One 64-bit key from several numbers, see ``hash64``."""
     return int(hash64(np.zeros(1, np.uint64), *words)[0])
 

