@@ -14,7 +14,7 @@ from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'as_in_file', 'is_general', 'sample_ids']
+__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'is_general', 'sample_ids']
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
 GENERAL_CLASS = 'PreTrainedTokenizerFast'  # by which either generation opens a tokenizer.json as it is
@@ -38,10 +38,10 @@ class TokenizerLoader:
         """The tokenizer of a folder or of the hub; arguments as for ``AutoTokenizer.from_pretrained``."""
         from transformers import AutoTokenizer
 
-        return as_in_file(AutoTokenizer.from_pretrained(name, **settings), name, **settings)
+        return _as_in_file(AutoTokenizer.from_pretrained(name, **settings), name, **settings)
 
 
-def as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
+def _as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
     """A tokenizer that transformers opened, or the general class's where it makes other ids than the file says."""
     from transformers import PreTrainedTokenizerFast
     from transformers.utils.hub import cached_file

@@ -24,7 +24,7 @@ from llmshearing.utils.checks import check_integer, check_name, check_one_of, ch
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['check_config', 'check_section']
+__all__ = ['check_config']
 
 # Made by llm-foundry itself.
 NOT_FOR_USERS = ('device_train_batch_size', 'device_train_grad_accum', 'n_gpus')
@@ -58,13 +58,13 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in ('tokenizer', 'model', 'optimizer', 'scheduler', 'train_loader'):
         check_name(f'{key}.name', config[key].get('name'))
     _check_tokenizer(config['tokenizer'])
-    check_section('model', config['model'], 'models')
+    _check_section('model', config['model'], 'models')
     check_sharding(config)
-    optimizer = check_section('optimizer', config['optimizer'], 'optimizers')
+    optimizer = _check_section('optimizer', config['optimizer'], 'optimizers')
     _build_optimizer(optimizer, config['optimizer'])
-    scheduler = check_section('scheduler', config['scheduler'], 'schedulers')
+    scheduler = _check_section('scheduler', config['scheduler'], 'schedulers')
     build_for_checks('scheduler', scheduler, _without(config['scheduler'], 'name'))
-    check_section('train_loader', config['train_loader'], 'dataloaders')
+    _check_section('train_loader', config['train_loader'], 'dataloaders')
     _check_eval_loaders(config)
     _check_algorithms(config.get('algorithms') or {})
     _check_callbacks(config)
@@ -74,7 +74,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_compilation(config.get('compile_config'), config.get('algorithms') or {})
 
 
-def check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
+def _check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
     """Checks a section whose ``name`` chooses what is built; returns that."""
     constructor = constructor_of(f'{where}.name', section['name'], registry_name)
     constructors = [constructor]
@@ -162,7 +162,7 @@ def _check_eval_loaders(config: Mapping[str, Any]) -> None:
     for number, loader in enumerate(listed or ([config['eval_loader']] if config.get('eval_loader') else [])):
         where = f'eval_loader[{number}]' if listed else 'eval_loader'
         check_name(f'{where}.name', loader.get('name'))
-        check_section(where, _without(loader, 'label'), 'dataloaders')
+        _check_section(where, _without(loader, 'label'), 'dataloaders')
     labels = [loader.get('label') for loader in listed]
     for number, label in enumerate(labels):
         check_name(f'eval_loader[{number}].label', label)

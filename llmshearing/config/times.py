@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer.core import Time
 
-__all__ = ['check_time', 'check_warmup', 'check_within_run', 'describe_epochs', 'read_time']
+__all__ = ['check_time', 'check_warmup', 'check_within_run', 'describe_epochs']
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ COMPARING = ('constant_with_warmup', 'cosine_with_warmup', 'linear_decay_with_wa
 EXPECTED = 'expected a time such as 100ba, 1ep or 0.1dur'
 
 
-def read_time(key: str, value: Any) -> Time:
+def _read_time(key: str, value: Any) -> Time:
     """A time of a YAML.
 
     Raises:
@@ -40,7 +40,7 @@ def read_time(key: str, value: Any) -> Time:
 
 def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str, ...] = ()) -> None:
     """Refuses what is no time, is below zero, or has a unit that does not work there."""
-    time = read_time(key, value)
+    time = _read_time(key, value)
     if time.value < 0 or (above_zero and time.value == 0):
         raise ValueError(f'{key}: expected a time {"above" if above_zero else "of at least"} 0, got {value!r}.')
     if units and time.unit.value not in units:
@@ -60,7 +60,7 @@ def check_within_run(key: str, value: Any, max_duration: Any) -> None:
     Raises:
         ValueError: If it is more than ``1dur``.
     """
-    time, end = read_time(key, value), read_time('max_duration', max_duration)
+    time, end = _read_time(key, value), _read_time('max_duration', max_duration)
     if time.unit.value == 'dur' and time.value > 1:
         raise ValueError(f'{key}: {value} is longer than the run, so it would never come; give less than 1dur.')
     if time.unit == end.unit and time.value > end.value:
@@ -81,8 +81,8 @@ def check_warmup(scheduler: Mapping[str, Any], max_duration: Any) -> None:
     if warmup is None or name not in COMPARING:
         return
     end = scheduler.get('t_max', '1dur')
-    whole = read_time('max_duration', max_duration).unit.value
-    units = [read_time(f'scheduler.{key}', time).unit.value for key, time in (('t_warmup', warmup), ('t_max', end))]
+    whole = _read_time('max_duration', max_duration).unit.value
+    units = [_read_time(f'scheduler.{key}', time).unit.value for key, time in (('t_warmup', warmup), ('t_max', end))]
     units = [whole if unit == 'dur' else unit for unit in units]
     counted = ['ba' if unit == 'ep' else unit for unit in units]  # Composer counts the batches of epochs
     if counted[0] != counted[1]:
@@ -99,7 +99,7 @@ def describe_epochs(config: Mapping[str, Any]) -> str | None:
     Args:
         config (Mapping[str, Any]): A checked configuration whose ``train_loader`` is ``dynamic_text``.
     """
-    duration = read_time('max_duration', config['max_duration'])
+    duration = _read_time('max_duration', config['max_duration'])
     batches = config['train_loader']['dataset'].get('round_batches')
     if duration.unit.value != 'ep' or not isinstance(batches, int):
         return None

@@ -81,7 +81,7 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
     """Refuses numbers that are out of range, for ``DynamicTextDataset`` and what it takes of Streaming's.
 
     Raises:
-        ValueError: naming the setting, its range and the number.
+        ValueError: Naming the setting, its range and the number.
     """
     for name, least in LEAST.items():
         if settings.get(name) is not None:
@@ -95,33 +95,34 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
     """Tokens of several domains, mixed by weights that may change after every round.
 
     Args:
-        tokenizer: the model's tokenizer.
-        max_seq_len: tokens per sample; data of another length is refused.
-        domains: names, or a mapping from name to settings of its ``Stream``; see ``build_domain_streams``.
-        round_batches: global batches in a mixing round.
-        batch_size: samples per batch and rank.
-        local: folder with one folder per domain.
-        remote: the same layout at a remote place, if shards are to be fetched from there.
-        split: sub-folder of each domain's folder, if any.
-        proportions: initial mixture weights by domain, need not sum to 1, or the path of a JSON file
-            ``{"proportions": {domain: weight}}``. Default: by size in samples.
-        shuffle_seed: seed of the order of samples.
-        shuffle_block_size: samples of a domain that are shuffled together, rounded up to whole shards. Larger mixes
-            better, smaller needs fewer shards at a time.
-        max_passes: most times any domain is to be gone through, rounded up to whole samples; checked and kept by
-            ``dynamic_batch_loading``, a warning without it. Default: no limit.
-        restart_on_new_data: where a checkpoint was trained on other domains, shards or order of samples, go on with
-            the data as it is now from its first sample, instead of refusing. Default: false.
-        teacher: serve the column that ``llmshearing teach`` added; ``distillation: {stored: true}`` sets it. Default:
-            false.
-        **kwargs: Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
+        tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
+        max_seq_len (int): Tokens per sample; data of another length is refused.
+        domains (DomainConfig): Names, or a mapping from name to settings of its ``Stream``; see
+            ``build_domain_streams``.
+        round_batches (int): Global batches in a mixing round.
+        batch_size (int): Samples per batch and rank.
+        local (str | None): Folder with one folder per domain.
+        remote (str | None): The same layout at a remote place, if shards are to be fetched from there.
+        split (str | None): Sub-folder of each domain's folder, if any.
+        proportions (Mapping[str, float] | str | None): Initial mixture weights by domain, need not sum to 1, or the
+            path of a JSON file ``{"proportions": {domain: weight}}``. Default: by size in samples.
+        shuffle_seed (int): Seed of the order of samples.
+        shuffle_block_size (int): Samples of a domain that are shuffled together, rounded up to whole shards. Larger
+            mixes better, smaller needs fewer shards at a time.
+        max_passes (float | None): Most times any domain is to be gone through, rounded up to whole samples; checked and
+            kept by ``dynamic_batch_loading``, a warning without it. Default: no limit.
+        restart_on_new_data (bool): Where a checkpoint was trained on other domains, shards or order of samples, go on
+            with the data as it is now from its first sample, instead of refusing. Default: false.
+        teacher (bool): Serve the column that ``llmshearing teach`` added; ``distillation: {stored: true}`` sets it.
+            Default: false.
+        **kwargs (Any): Streaming's own settings (``predownload``, ``cache_limit``, ``replication`` ...).
 
     Attributes:
         rounds (MixtureRounds): where training stands, and the place to set the weights of the next round.
         teacher (StoredTeacher | None): what reads the teacher's column, if it is served.
 
     Raises:
-        ValueError: if domains, weights, sequence length, token ids or the teacher's column do not fit, or are not the
+        ValueError: If domains, weights, sequence length, token ids or the teacher's column do not fit, or are not the
             same on every rank.
     """
 
@@ -279,11 +280,12 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         """What is needed to continue after ``num_samples`` of the current round. Composer calls this on every rank.
 
         Args:
-            num_samples: samples trained on in this round, summed over all ranks as Composer does.
-            from_beginning: whether they are counted from the start of the round, else from where this run began in it.
+            num_samples (int): Samples trained on in this round, summed over all ranks as Composer does.
+            from_beginning (bool): Whether they are counted from the start of the round, else from where this run began
+                in it.
 
         Raises:
-            ValueError: if that is within a global batch.
+            ValueError: If that is within a global batch.
         """
         # Composer counts a sample on each of the ranks that share it.
         size = self.rounds.shape[1] * rank_world(self).num_ranks // parallel_world(self).num_ranks
@@ -299,7 +301,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         """Continues from ``state_dict``'s result, with any number of ranks and workers.
 
         Raises:
-            ValueError: if it does not fit, see ``MixtureRounds.load_state_dict``.
+            ValueError: If it does not fit, see ``MixtureRounds.load_state_dict``.
         """
         configured = self.rounds.initial_weights
         self.rounds.load_state_dict(obj)
@@ -378,9 +380,9 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
     in turn, so worker w of a rank gets batches w, w + workers, w + 2 * workers ...
 
     Args:
-        samples: int64 [batches, ranks * batch_size].
-        world: ranks and workers to deal to.
-        batch_size: samples per batch and rank.
+        samples (np.ndarray): int64 [batches, ranks * batch_size].
+        world (World): Ranks and workers to deal to.
+        batch_size (int): Samples per batch and rank.
 
     Returns:
         int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1, which Streaming skips, is

@@ -59,8 +59,8 @@ class UnpaddedLabels:
     no padding at all, and where there is some, the attention mask says so.
 
     Args:
-        base_collator: makes ``input_ids``, ``labels`` and perhaps ``attention_mask``.
-        vocab_size: token ids must be below this. Larger ones would train rows of a padded embedding unnoticed.
+        base_collator (Callable): Makes ``input_ids``, ``labels`` and perhaps ``attention_mask``.
+        vocab_size (int): Token ids must be below this. Larger ones would train rows of a padded embedding unnoticed.
     """
 
     def __init__(self, base_collator: Callable[[list[Any]], dict[str, torch.Tensor]], vocab_size: int) -> None:
@@ -139,21 +139,22 @@ def build_dynamic_text_dataloader(
     """Builds the ``dynamic_text`` loader from the ``train_loader`` section of an llm-foundry YAML.
 
     Args:
-        tokenizer: the model's tokenizer.
-        device_batch_size: samples per batch and rank.
-        dataset: settings of ``DynamicTextDataset``, and ``eos_token_id``/``bos_token_id`` as in llm-foundry.
-        drop_last: has no effect: a round is made of whole global batches.
-        num_workers: processes that read for each rank; 0 reads in the rank's own process.
-        pin_memory: as in ``DataLoader``.
-        prefetch_factor: batches each worker reads ahead.
-        persistent_workers: keep the workers from one round to the next.
-        timeout: as in ``DataLoader``.
+        tokenizer (PreTrainedTokenizerBase | None): The model's tokenizer.
+        device_batch_size (int | float): Samples per batch and rank.
+        dataset (dict[str, Any]): Settings of ``DynamicTextDataset``, and ``eos_token_id``/``bos_token_id`` as in
+            llm-foundry.
+        drop_last (bool): Has no effect: a round is made of whole global batches.
+        num_workers (int): Processes that read for each rank; 0 reads in the rank's own process.
+        pin_memory (bool): As in ``DataLoader``.
+        prefetch_factor (int | None): Batches each worker reads ahead.
+        persistent_workers (bool): Keep the workers from one round to the next.
+        timeout (int): As in ``DataLoader``.
 
     Returns:
         DataSpec: the loader with llm-foundry's token counting.
 
     Raises:
-        ValueError: for a key that is not known, or whatever does not fit; before training.
+        ValueError: For a key that is not known, or whatever does not fit; before training.
     """
     if tokenizer is None:
         raise ValueError('The dynamic_text loader needs a tokenizer, but got None.')

@@ -31,7 +31,6 @@ __all__ = [
     'check_samples',
     'domain_samples',
     'hash64',
-    'hash_key',
     'initial_state',
     'quantize',
     'round_counts',
@@ -50,10 +49,10 @@ class MixtureState:
     """Everything the order of samples depends on at the start of a mixing round, besides seed and sizes.
 
     Args:
-        round: index of the round that starts here.
-        used: samples of each domain used in all rounds before.
-        carry: ideal running total minus ``used`` for each domain, in 1/UNITS of a sample; sums to 0.
-        weights: mixture weights of this round, in 1/UNITS; sum to UNITS.
+        round (int): Index of the round that starts here.
+        used (tuple[int, ...]): Samples of each domain used in all rounds before.
+        carry (tuple[int, ...]): Ideal running total minus ``used`` for each domain, in 1/UNITS of a sample; sums to 0.
+        weights (tuple[int, ...]): Mixture weights of this round, in 1/UNITS; sum to UNITS.
     """
 
     round: int
@@ -72,10 +71,10 @@ def quantize(weights: Sequence[float]) -> tuple[int, ...]:
     """Turns weights into integer parts that sum to ``UNITS`` exactly (largest remainder).
 
     Args:
-        weights: one number per domain, not negative, at least one positive; need not sum to 1.
+        weights (Sequence[float]): One number per domain, not negative, at least one positive; need not sum to 1.
 
     Raises:
-        ValueError: if a weight is negative or not finite, or none is positive.
+        ValueError: If a weight is negative or not finite, or none is positive.
     """
     values = [float(weight) for weight in weights]
     total = math.fsum(values)
@@ -107,9 +106,9 @@ def batch_counts(carry: np.ndarray, weights: np.ndarray, batch_size: int) -> np.
     shows why). A domain is never a whole sample ahead; one that falls behind catches up first.
 
     Args:
-        carry: int64 [domains], in 1/UNITS of a sample.
-        weights: int64 [domains], in 1/UNITS.
-        batch_size: samples in a global batch.
+        carry (np.ndarray): int64 [domains], in 1/UNITS of a sample.
+        weights (np.ndarray): int64 [domains], in 1/UNITS.
+        batch_size (int): Samples in a global batch.
 
     Returns:
         int64 [domains], sums to ``batch_size``.
@@ -165,9 +164,9 @@ def spread(counts: np.ndarray, first_sample: int, seed: int) -> np.ndarray:
     batch (a rank, a micro-batch) holds each domain in proportion, to within about one sample.
 
     Args:
-        counts: int64 [num_batches, domains], rows of equal sum.
-        first_sample: global index of the first sample of the first batch.
-        seed: seed of the run.
+        counts (np.ndarray): int64 [num_batches, domains], rows of equal sum.
+        first_sample (int): Global index of the first sample of the first batch.
+        seed (int): Seed of the run.
 
     Returns:
         int64 [num_batches, batch_size] of domain numbers.
@@ -188,12 +187,12 @@ def domain_samples(shard_sizes: np.ndarray, start: int, stop: int, seed: int, do
     """Samples number ``start`` to ``stop`` of a domain, counted over all passes.
 
     Args:
-        shard_sizes: int64 [shards], samples in each shard of the domain, in the order of its index.
-        start: first sample wanted, counted since the start of training.
-        stop: end of the samples wanted.
-        seed: seed of the run.
-        domain: number of the domain.
-        block: samples to shuffle at a time, rounded up to whole shards.
+        shard_sizes (np.ndarray): int64 [shards], samples in each shard of the domain, in the order of its index.
+        start (int): First sample wanted, counted since the start of training.
+        stop (int): End of the samples wanted.
+        seed (int): Seed of the run.
+        domain (int): Number of the domain.
+        block (int): Samples to shuffle at a time, rounded up to whole shards.
 
     Returns:
         int64 [stop - start], sample numbers within the domain. Each pass holds each sample once.
@@ -203,7 +202,7 @@ def domain_samples(shard_sizes: np.ndarray, start: int, stop: int, seed: int, do
     while start < stop:
         number, begin = divmod(start, size)
         end = min(begin + stop - start, size)
-        parts += _pass_samples(shard_sizes, begin, end, hash_key(seed, 2, domain, number), block)
+        parts += _pass_samples(shard_sizes, begin, end, _hash_key(seed, 2, domain, number), block)
         start += end - begin
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
@@ -232,12 +231,12 @@ def round_samples(
     """All samples of a mixing round in global order.
 
     Args:
-        state: state at the start of the round.
-        num_batches: global batches in the round.
-        batch_size: samples in a global batch.
-        shard_sizes: per domain, int64 [shards] with the samples in each shard.
-        seed: seed of the run.
-        block: samples to shuffle at a time, see ``domain_samples``.
+        state (MixtureState): State at the start of the round.
+        num_batches (int): Global batches in the round.
+        batch_size (int): Samples in a global batch.
+        shard_sizes (Sequence[np.ndarray]): Per domain, int64 [shards] with the samples in each shard.
+        seed (int): Seed of the run.
+        block (int): Samples to shuffle at a time, see ``domain_samples``.
 
     Returns:
         int64 [num_batches, batch_size] of sample numbers, with the domains' samples numbered one domain after the
@@ -260,16 +259,16 @@ def check_samples(
     """Passes over each domain that a run of ``samples`` at fixed ``weights`` needs.
 
     Args:
-        weights: mixture weight by domain; need not sum to 1.
-        sizes: samples in each domain.
-        samples: samples the run takes in all.
-        max_passes: most passes allowed over any domain; ``None`` allows any number.
+        weights (Mapping[str, float]): Mixture weight by domain; need not sum to 1.
+        sizes (Mapping[str, int]): Samples in each domain.
+        samples (int): Samples the run takes in all.
+        max_passes (float | None): Most passes allowed over any domain; ``None`` allows any number.
 
     Returns:
         Passes by domain.
 
     Raises:
-        ValueError: if a domain needs more than ``max_passes``.
+        ValueError: If a domain needs more than ``max_passes``.
     """
     total = math.fsum(weights.values())
     needed = {name: samples * weights[name] / total / sizes[name] for name in weights}
@@ -283,7 +282,7 @@ def check_samples(
     return needed
 
 
-def hash_key(*words: int) -> int:
+def _hash_key(*words: int) -> int:
     """One 64-bit key from several numbers, see ``hash64``."""
     return int(hash64(np.zeros(1, np.uint64), *words)[0])
 
@@ -292,8 +291,8 @@ def hash64(values: np.ndarray, *words: int | np.ndarray) -> np.ndarray:
     """Hashes each of ``values`` together with ``words`` to 64 bits (the finalizer of SplitMix64, once per word).
 
     Args:
-        values: uint64 array.
-        words: numbers, or uint64 arrays that broadcast with ``values``.
+        values (np.ndarray): uint64 array.
+        words (int | np.ndarray): Numbers, or uint64 arrays that broadcast with ``values``.
 
     Returns:
         uint64 array.

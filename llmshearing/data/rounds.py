@@ -31,22 +31,24 @@ class MixtureRounds:
     """The mixture's state through the rounds of a training run.
 
     Args:
-        sizes: samples by domain.
-        proportions: initial weights by domain, need not sum to 1; ``None`` takes the sizes.
-        round_batches: global batches in a round.
-        global_batch_size: samples in a global batch.
-        shuffle_seed: seed of the order of samples.
-        shuffle_block_size: samples shuffled at a time within a domain.
-        fingerprints: what tells a domain's shards from others of the same size, by domain; see
-            :func:`~llmshearing.data.shard_checks.fingerprint`. Default: nothing.
-        restart_on_new_data: where a checkpoint was trained on other data, start the data afresh instead of refusing.
+        sizes (Mapping[str, int]): Samples by domain.
+        proportions (Mapping[str, float] | None): Initial weights by domain, need not sum to 1; ``None`` takes the
+            sizes.
+        round_batches (int): Global batches in a round.
+        global_batch_size (int): Samples in a global batch.
+        shuffle_seed (int): Seed of the order of samples.
+        shuffle_block_size (int): Samples shuffled at a time within a domain.
+        fingerprints (Mapping[str, str] | None): What tells a domain's shards from others of the same size, by domain;
+            see :func:`~llmshearing.data.shard_checks.fingerprint`. Default: nothing.
+        restart_on_new_data (bool): Where a checkpoint was trained on other data, start the data afresh instead of
+            refusing.
 
     Attributes:
         shape (tuple[int, int]): global batches in the current round, and samples in each. Differs from what is given
             here only while a resumed run closes a round of another shape.
 
     Raises:
-        ValueError: if the proportions do not fit the domains.
+        ValueError: If the proportions do not fit the domains.
     """
 
     def __init__(
@@ -116,10 +118,10 @@ class MixtureRounds:
         """Sets the weights from the next round that starts on.
 
         Args:
-            weights: weight of every domain, need not sum to 1.
+            weights (Mapping[str, float]): Weight of every domain, need not sum to 1.
 
         Raises:
-            ValueError: if they do not fit the domains.
+            ValueError: If they do not fit the domains.
         """
         parts = mixture.quantize(resolve_proportions(weights, self.sizes))
         if self._started or self.batch:
@@ -183,7 +185,7 @@ class MixtureRounds:
         domains are the same, else they are the initial ones.
 
         Raises:
-            ValueError: if it is no such result, or was taken with other domains, sizes or order of samples, or within
+            ValueError: If it is no such result, or was taken with other domains, sizes or order of samples, or within
                 a round of another shape (between rounds, length and batch size may change).
         """
         if not isinstance(obj, Mapping) or obj.get('version') != STATE_VERSION or 'carry' not in obj:

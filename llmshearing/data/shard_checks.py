@@ -27,11 +27,11 @@ def verify_shard(shard: Reader, algorithm: str) -> None:
     """Compares a local shard with its hash in the index; shards that are fetched are checked by Streaming itself.
 
     Args:
-        shard: the shard, on this machine.
-        algorithm: name of the hash, as ``validate_hash`` of Streaming.
+        shard (Reader): The shard, on this machine.
+        algorithm (str): Name of the hash, as ``validate_hash`` of Streaming.
 
     Raises:
-        ValueError: if they differ, or the index has no such hash.
+        ValueError: If they differ, or the index has no such hash.
     """
     info, path = shard.file_pairs[0][0], shard_path(shard)
     if algorithm not in info.hashes:
@@ -67,7 +67,7 @@ def check_stored(
     """Checks what can be known of domains' tokens before training: from the index, and from a sample if one is here.
 
     Raises:
-        ValueError: if a domain holds no ``tokens``, or ``tokens`` that do not fit.
+        ValueError: If a domain holds no ``tokens``, or ``tokens`` that do not fit.
     """
     for domain, shards in domains.items():
         columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
@@ -97,7 +97,7 @@ def check_teacher(
     """Checks a domain's teacher's column before training: by its index, and by a sample of each shard that is here.
 
     Raises:
-        ValueError: naming the shard whose column does not belong to its tokens, or is of another teacher.
+        ValueError: Naming the shard whose column does not belong to its tokens, or is of another teacher.
     """
     teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
     for shard in shards:
@@ -124,7 +124,7 @@ def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: 
     """Raises if a stored sample is not what the model expects: so many tokens, with ids below the vocabulary's size.
 
     Raises:
-        ValueError: if the length or an id does not fit.
+        ValueError: If the length or an id does not fit.
     """
     if len(tokens) != max_seq_len:
         _refuse_length(domain, len(tokens), max_seq_len)

@@ -53,9 +53,9 @@ def shared_order(number: int, size: int) -> SharedArray:
     """Shared int64 array in which the first rank of a node tells its workers what to serve.
 
     Args:
-        number: Streaming's number for this run; the blocks of that number are ours alone, so one that is there already
-            has been left by a dead run.
-        size: integers in the array.
+        number (int): Streaming's number for this run; the blocks of that number are ours alone, so one that is there
+            already has been left by a dead run.
+        size (int): Integers in the array.
     """
     name = block_name(number, MIXTURE)
     (SHARED_MEMORY / name).unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class RunMarker:
     """The locked file that says which run is alive. Forked workers share the lock; pickling leaves it out.
 
     Args:
-        folders: local folders of the run's streams.
+        folders (Sequence[str]): Local folders of the run's streams.
     """
 
     def __init__(self, folders: Sequence[str]) -> None:

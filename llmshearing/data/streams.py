@@ -64,7 +64,7 @@ def check_domain_settings(where: str, domains: Any) -> None:
     Streaming's own ways of mixing (``proportion``, ``repeat``, ``choose``) are not for domains: ``proportions`` is.
 
     Raises:
-        ValueError: naming the key, and the nearest one that is known.
+        ValueError: Naming the key, and the nearest one that is known.
     """
     for name, own in domains.items() if isinstance(domains, Mapping) else ():
         if own is not None:
@@ -77,14 +77,15 @@ def build_domain_streams(
     """One ``Stream`` per domain, in the order given.
 
     Args:
-        domains: names, or a mapping from name to settings of its ``Stream`` (``local``, ``remote``, ``split``,
-            ``download_retry``, ``download_timeout``, ``validate_hash``, ``keep_zip``), which override the shared ones.
-        local: folder with one folder per domain.
-        remote: the same layout at a remote place, or ``None`` if all shards are local.
-        split: sub-folder of every domain's folder to read, if any.
+        domains (DomainConfig): Names, or a mapping from name to settings of its ``Stream`` (``local``, ``remote``,
+            ``split``, ``download_retry``, ``download_timeout``, ``validate_hash``, ``keep_zip``), which override the
+            shared ones.
+        local (str | None): Folder with one folder per domain.
+        remote (str | None): The same layout at a remote place, or ``None`` if all shards are local.
+        split (str | None): Sub-folder of every domain's folder to read, if any.
 
     Raises:
-        ValueError: if no domain is given, a name is given twice, a setting is unknown, or a domain's folder or index is
+        ValueError: If no domain is given, a name is given twice, a setting is unknown, or a domain's folder or index is
             missing or empty.
     """
     names = list(domains)
@@ -161,8 +162,8 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
     """Mixture weights given inline or as a JSON file with a ``proportions`` mapping (``weights_file`` writes one).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no such mapping.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no such mapping.
     """
     if not isinstance(source, str):
         return source
@@ -191,11 +192,12 @@ def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[
     """Initial mixture weights in the order of ``sizes``: as given, or by size in samples.
 
     Args:
-        proportions: weight by domain, need not sum to 1. ``None`` takes the domains' sizes.
-        sizes: samples by domain.
+        proportions (Mapping[str, float] | None): Weight by domain, need not sum to 1. ``None`` takes the domains'
+            sizes.
+        sizes (Mapping[str, int]): Samples by domain.
 
     Raises:
-        ValueError: if the names are not exactly the domains, or the weights are negative, not finite or all zero.
+        ValueError: If the names are not exactly the domains, or the weights are negative, not finite or all zero.
     """
     if proportions is None:
         return [float(size) for size in sizes.values()]

@@ -28,7 +28,7 @@ def check(folder, prompts=PROMPTS, max_new_tokens=32):
         Pairs of prompt and continuation, and what was opened, in words.
 
     Raises:
-        ValueError: weights are missing, left over or of another shape than the configuration says, or the logits are
+        ValueError: Weights are missing, left over or of another shape than the configuration says, or the logits are
             not finite.
     """
     torch.set_num_threads(2)

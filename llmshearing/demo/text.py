@@ -37,7 +37,6 @@ __all__ = [
     'Domain',
     'PackageFile',
     'api_documentation',
-    'cpp_headers',
     'cut',
     'deduplicate',
     'docstring_page',
@@ -45,8 +44,6 @@ __all__ = [
     'installed_distributions',
     'installed_files',
     'licences',
-    'package_descriptions',
-    'python_source',
     'shingles',
 ]
 
@@ -102,7 +99,7 @@ def installed_files() -> tuple[PackageFile, ...]:
     return tuple(PackageFile(name, files[name]) for name in sorted(files) if files[name].is_file())
 
 
-def python_source(rng: random.Random) -> Iterator[Document]:
+def _python_source(rng: random.Random) -> Iterator[Document]:
     """Modules of the standard library, without tests and tables of character sets."""
     root = Path(sysconfig.get_path('stdlib'))
     paths = [path for path in sorted(root.rglob('*.py')) if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)]
@@ -173,7 +170,7 @@ def api_documentation(rng: random.Random) -> Iterator[Document]:
             yield Document(file.name, docstring_page(source, title))
 
 
-def package_descriptions(rng: random.Random) -> Iterator[Document]:
+def _package_descriptions(rng: random.Random) -> Iterator[Document]:
     """The long description of every installed package: the body of its ``METADATA`` (README and change log)."""
     documents = []
     for distribution in installed_distributions():
@@ -205,7 +202,7 @@ def licences(rng: random.Random) -> Iterator[Document]:
         yield from sorted(documents, key=lambda document: (len(document.text), document.source))
 
 
-def cpp_headers(rng: random.Random) -> Iterator[Document]:
+def _cpp_headers(rng: random.Random) -> Iterator[Document]:
     """C++ headers of torch, taken in turn from its folders."""
     folders: dict[str, list[PackageFile]] = {}
     for file in installed_files():
@@ -219,9 +216,9 @@ class Domain(NamedTuple):
     """How a domain is collected.
 
     Attributes:
-        collect: yields its documents in order of preference, given a source of random numbers.
-        prose: whether repeated blocks are cut out of its documents. Code is not cut: it would make no sense.
-        cut_chars: how much of a long document is used.
+        collect (Callable): Yields its documents in order of preference, given a source of random numbers.
+        prose (bool): Whether repeated blocks are cut out of its documents. Code is not cut: it would make no sense.
+        cut_chars (int): How much of a long document is used.
     """
 
     collect: Callable[[random.Random], Iterator[Document]]
@@ -230,11 +227,11 @@ class Domain(NamedTuple):
 
 
 DOMAINS: dict[str, Domain] = {
-    'python': Domain(python_source, prose=False),
+    'python': Domain(_python_source, prose=False),
     'api_docs': Domain(api_documentation, prose=True),
-    'descriptions': Domain(package_descriptions, prose=True),
+    'descriptions': Domain(_package_descriptions, prose=True),
     'licences': Domain(licences, prose=True, cut_chars=MAX_CHARS),  # too little text to leave any out
-    'cpp': Domain(cpp_headers, prose=False),
+    'cpp': Domain(_cpp_headers, prose=False),
 }
 
 
@@ -252,8 +249,8 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
     licence's clause does not make it another clause.
 
     Args:
-        documents: in order of preference; the first of several alike is kept.
-        prose: also cut repeated blocks out of the documents that are kept.
+        documents (Iterable[Document]): In order of preference; the first of several alike is kept.
+        prose (bool): Also cut repeated blocks out of the documents that are kept.
 
     Yields:
         The remaining documents, tidied: no carriage returns, trailing blanks or runs of blank lines.
@@ -297,16 +294,16 @@ def harvest_text(
     """Writes ``out/DOMAIN.jsonl`` for every domain, one ``{"text": ..., "source": ...}`` a line.
 
     Args:
-        out: folder to write into; files of the same name are replaced once the new one is complete.
-        seed: seed of the order of documents.
-        max_chars: a domain ends with the document that reaches this many characters.
-        domains: which of ``DOMAINS`` to write; all by default.
+        out (Path): Folder to write into; files of the same name are replaced once the new one is complete.
+        seed (int): Seed of the order of documents.
+        max_chars (int): A domain ends with the document that reaches this many characters.
+        domains (Iterable[str] | None): Which of ``DOMAINS`` to write; all by default.
 
     Returns:
         Per domain the number of ``documents`` and ``chars`` written.
 
     Raises:
-        ValueError: unknown domain, ``max_chars`` not positive, or a domain with fewer than 20 documents.
+        ValueError: Unknown domain, ``max_chars`` not positive, or a domain with fewer than 20 documents.
     """
     names = list(DOMAINS) if domains is None else list(domains)
     unknown = sorted(set(names) - set(DOMAINS))

@@ -45,7 +45,7 @@ from llmshearing.utils.checks import check_number
 from llmshearing.utils.files import atomic_path
 from llmshearing.utils.paths import refuse_existing
 
-__all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'finish_legacy_masks', 'import_legacy', 'read_legacy']
+__all__ = ['ImportSettings', 'LegacyModel', 'export_legacy', 'import_legacy', 'read_legacy']
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def read_legacy(path: Path) -> LegacyModel:
     return LegacyModel(weights, scores)
 
 
-def finish_legacy_masks(scores: Mapping[str, Tensor], source: ModelShape, target: ModelShape) -> dict[str, Tensor]:
+def _finish_legacy_masks(scores: Mapping[str, Tensor], source: ModelShape, target: ModelShape) -> dict[str, Tensor]:
     """Masks that keep exactly the target's units: the largest ``z_loga`` of each row, with deterministic gate values.
 
     Args:
@@ -161,7 +161,7 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
             else f'{path} has no masks, so there is nothing to finish: leave out --target.'
         )
     target = resolve_target(source, settings.target) if settings.target else source
-    masks = finish_legacy_masks(legacy.scores, source, target)
+    masks = _finish_legacy_masks(legacy.scores, source, target)
     plan = CutPlan(LLAMA, source, masks)
     check_shape_left(config, plan, target)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmshearing.models.source_files import local_folder
 from llmshearing.utils.checks import check_one_of
 
-__all__ = ['MASKS', 'ExportSettings', 'WriteSettings']
+__all__ = ['ExportSettings', 'WriteSettings']
 
 MASKS = ('target', 'current', 'keep')
 

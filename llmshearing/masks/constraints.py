@@ -21,15 +21,7 @@ from torch import Tensor
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.models.shapes import ModelShape
 
-__all__ = [
-    'AxisConstraint',
-    'Constraint',
-    'SparsityConstraint',
-    'overall_sparsity',
-    'penalty',
-    'remaining_share',
-    'target_sparsity',
-]
+__all__ = ['AxisConstraint', 'Constraint', 'SparsityConstraint', 'overall_sparsity', 'penalty', 'target_sparsity']
 
 
 def target_sparsity(progress: float, start: float, final: float) -> float:
@@ -97,7 +89,7 @@ class SparsityConstraint:
 
     def sparsity(self, kept: Mapping[str, Tensor]) -> Tensor:
         """Expected fraction removed of the whole, [1], from P(z > 0) of every unit by axis."""
-        return (1 - remaining_share(kept, self.source)).view(1)
+        return (1 - _remaining_share(kept, self.source)).view(1)
 
     def logged_target(self, sparsity: float) -> float:
         """The target as it is logged: the fraction removed."""
@@ -107,7 +99,7 @@ class SparsityConstraint:
 Constraint = AxisConstraint | SparsityConstraint
 
 
-def remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
+def _remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
     """Expected fraction of the prunable parameters that stays, from the product of the axes' scores; differentiable.
 
     Counts the weights of the decoder layers' projections (with a gate in the MLP); embeddings, norms and biases are
@@ -135,8 +127,8 @@ def remaining_share(kept: Mapping[str, Tensor], shape: ModelShape) -> Tensor:
 
 
 def overall_sparsity(kept: Mapping[str, Tensor], shape: ModelShape) -> float:
-    """Expected fraction of the prunable parameters that is removed; see :func:`remaining_share`."""
-    return 1.0 - float(remaining_share(kept, shape))
+    """Expected fraction of the prunable parameters that is removed; see :func:`_remaining_share`."""
+    return 1.0 - float(_remaining_share(kept, shape))
 
 
 def _head_shares(head: Tensor | None, group: Tensor | None, shape: ModelShape) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ['EOS', 'make_example', 'read_descriptions', 'read_docstrings', 'read_library', 'train_tokenizer']
+__all__ = ['EOS', 'make_example', 'read_library', 'train_tokenizer']
 
 EOS = '</s>'
 
@@ -34,7 +34,7 @@ def read_library(limit: int) -> Iterator[str]:
             yield text
 
 
-def read_docstrings(sources: Iterable[str]) -> Iterator[str]:
+def _read_docstrings(sources: Iterable[str]) -> Iterator[str]:
     """Documentation strings of the modules, classes and functions of some source files."""
     for source in sources:
         try:
@@ -46,7 +46,7 @@ def read_docstrings(sources: Iterable[str]) -> Iterator[str]:
                 yield text
 
 
-def read_descriptions() -> Iterator[tuple[str, str]]:
+def _read_descriptions() -> Iterator[tuple[str, str]]:
     """Name and description of every installed package, in order of name."""
     found = {package.metadata['Name']: package.read_text('METADATA') or '' for package in metadata.distributions()}
     for name, text in sorted(found.items(), key=str):
@@ -89,7 +89,7 @@ def make_example(folder: Path, limit: int) -> None:
     with open(folder / 'code.jsonl', 'w', encoding='utf-8') as file:
         file.writelines(json.dumps({'text': text}) + '\n' for text in sources)
     with gzip.open(folder / 'docs.jsonl.gz', 'wt', encoding='utf-8') as file:
-        file.writelines(json.dumps({'text': text}) + '\n' for text in read_docstrings(sources))
-    for name, text in read_descriptions():
+        file.writelines(json.dumps({'text': text}) + '\n' for text in _read_docstrings(sources))
+    for name, text in _read_descriptions():
         (folder / 'packages' / f'{name}.txt').write_text(text, encoding='utf-8', errors='replace')
     train_tokenizer(sources[:300], 4096, folder / 'tokenizer')

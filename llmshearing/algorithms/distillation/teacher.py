@@ -25,7 +25,7 @@ from llmshearing.compat.transformers import attention_of, dtype_argument, load_c
 from llmshearing.models.source_config import read_config
 from llmshearing.utils.paths import names_a_path
 
-__all__ = ['build_teacher', 'check_copy_fits', 'check_vocabulary', 'missing_folder']
+__all__ = ['build_teacher', 'check_copy_fits', 'missing_folder']
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def missing_folder(name: str) -> bool:
     return (names_a_path(name) or folder.is_dir()) and not (folder / 'config.json').is_file()
 
 
-def check_vocabulary(
+def _check_vocabulary(
     teacher: PretrainedConfig,
     student: PretrainedConfig,
     teacher_tokenizer: PreTrainedTokenizerBase,
@@ -106,7 +106,7 @@ def build_teacher(
         name (str): Hugging Face folder or name.
         student (HuggingFaceModel): The model that trains.
         state (State): Of the run at ``Event.INIT``: precision, device, FSDP settings.
-        shared_vocab_size (int | None): See :func:`check_vocabulary`.
+        shared_vocab_size (int | None): See :func:`_check_vocabulary`.
 
     Returns:
         tuple[PreTrainedModel, int]: The frozen model on its device, in evaluation mode, and how many tokens they share.
@@ -118,7 +118,7 @@ def build_teacher(
     if isinstance(sharding, FSDPConfig):
         raise ValueError('distillation shards its teacher with FSDP2 and is not built for FSDP1; set FSDP_VERSION=2.')
     config = read_config(name)
-    shared = check_vocabulary(config, student.config, _tokenizer(name), student.tokenizer, shared_vocab_size)
+    shared = _check_vocabulary(config, student.config, _tokenizer(name), student.tokenizer, shared_vocab_size)
     settings = dict(
         **dtype_argument(torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32),
         attn_implementation=attention_of(student.config),

@@ -35,10 +35,10 @@ def ado_weights(
     """One update.
 
     Args:
-        losses: float64 [domains], loss of each domain now.
-        samples: samples trained on so far, over all domains.
-        prior: float64 [domains], the initial mixture.
-        memory: what the last update returned; empty at first.
+        losses (np.ndarray): float64 [domains], loss of each domain now.
+        samples (int): Samples trained on so far, over all domains.
+        prior (np.ndarray): float64 [domains], the initial mixture.
+        memory (list[float]): What the last update returned; empty at first.
 
     Returns:
         float64 [domains] weights that sum to 1, and the memory, 3 + 2 * alphas + domains * (4 + alphas) numbers.
@@ -77,10 +77,10 @@ def _speed(n: float, count: float, sums: np.ndarray, domain_sums: np.ndarray) ->
     """-dL/dn of the best law eps + beta * n^-alpha for one domain, from sums over the rounds.
 
     Args:
-        n: samples now, in units of the first round's end.
-        count: rounds measured.
-        sums: float64 [2, alphas], sums of x and x^2.
-        domain_sums: float64 [2 + alphas], sums of y, y^2 and, for each alpha, x * y.
+        n (float): Samples now, in units of the first round's end.
+        count (float): Rounds measured.
+        sums (np.ndarray): float64 [2, alphas], sums of x and x^2.
+        domain_sums (np.ndarray): float64 [2 + alphas], sums of y, y^2 and, for each alpha, x * y.
     """
     (sum_x, sum_xx), (sum_y, sum_yy), sum_xy = sums, domain_sums[:2], domain_sums[2:]
     beta = (count * sum_xy - sum_x * sum_y) / (count * sum_xx - sum_x**2)

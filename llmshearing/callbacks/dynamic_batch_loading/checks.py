@@ -13,7 +13,7 @@ def check_total(samples: int | None) -> None:
     """Raises if the run's length in samples is not known, which ``dro`` goes by.
 
     Raises:
-        ValueError: saying which units it may have.
+        ValueError: Saying which units it may have.
     """
     if samples is None:
         raise ValueError(
@@ -26,7 +26,7 @@ def dynamic_dataset(state: State) -> DynamicTextDataset:
     """The training data set of a run.
 
     Raises:
-        ValueError: if it is not a ``dynamic_text`` data set.
+        ValueError: If it is not a ``dynamic_text`` data set.
     """
     dataset = getattr(state.train_dataloader, 'dataset', None)
     if not isinstance(dataset, DynamicTextDataset):
@@ -41,7 +41,7 @@ def check_round_length(dataset: DynamicTextDataset, state: State) -> None:
     """Raises if Composer is to end its epochs before the rounds, which would serve their beginnings again and again.
 
     Raises:
-        ValueError: naming both lengths.
+        ValueError: Naming both lengths.
     """
     length = dataset.rounds.round_batches
     if state.dataloader_len is not None and int(state.dataloader_len) != length:

@@ -42,25 +42,27 @@ class DynamicBatchLoading(Callback):
     """Re-weights the domains of the training data at the end of every mixing round.
 
     Args:
-        reference_losses: loss by domain to compare with, or the path of a JSON file
+        reference_losses (Mapping[str, float] | str | None): Loss by domain to compare with, or the path of a JSON file
             ``{"reference_losses": {domain: loss}}``. Needed for ``sheared`` and ``sheared_unclipped``;
             ``dro`` predicts them where none are given.
-        update: name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant``, ``ado`` or ``dro``.
-        eta: step size in the exponent of the ``sheared`` rules. Default 1, as in the paper.
-        rho: how far ``dro`` goes from its base mixture, a chi-square divergence. Default 0.05.
-        smoothing: share of the weight spread evenly over the domains after each update. Default 1e-4, as in the paper.
-        floor: least weight of any domain. Default 0.
-        ceiling: greatest weight of any domain; gives way where ``max_passes`` of the data leaves no other. Default 1.
-        average: serve the mean of all weights the rule has given so far instead of the last. Default false.
-        metric: name of the evaluation metric that holds the loss.
-        max_eval_sequences: sequences per domain that are evaluated at most, the first ones; ``None`` evaluates all.
-            Default 500.
-        max_eval_share: warn when a round spends more than this share of its time in evaluation. Default 0.25.
-        weights_file: path of a JSON file to keep up to date with the weights, losses and passes; it can be given as
-            ``proportions`` of a later run. Default: none.
+        update (str): Name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant``, ``ado`` or ``dro``.
+        eta (float): Step size in the exponent of the ``sheared`` rules. Default 1, as in the paper.
+        rho (float): How far ``dro`` goes from its base mixture, a chi-square divergence. Default 0.05.
+        smoothing (float): Share of the weight spread evenly over the domains after each update. Default 1e-4, as in the
+            paper.
+        floor (float): Least weight of any domain. Default 0.
+        ceiling (float): Greatest weight of any domain; gives way where ``max_passes`` of the data leaves no other.
+            Default 1.
+        average (bool): Serve the mean of all weights the rule has given so far instead of the last. Default false.
+        metric (str): Name of the evaluation metric that holds the loss.
+        max_eval_sequences (int | None): Sequences per domain that are evaluated at most, the first ones; ``None``
+            evaluates all. Default 500.
+        max_eval_share (float): Warn when a round spends more than this share of its time in evaluation. Default 0.25.
+        weights_file (str | None): Path of a JSON file to keep up to date with the weights, losses and passes; it can be
+            given as ``proportions`` of a later run. Default: none.
 
     Raises:
-        ValueError: if an option is out of range; at the start of ``fit``, if loader, evaluators, intervals, planned
+        ValueError: If an option is out of range; at the start of ``fit``, if loader, evaluators, intervals, planned
             steps and reference losses do not fit together.
     """
 
@@ -249,7 +251,7 @@ class DynamicBatchLoading(Callback):
         """Continues from ``state_dict``'s result.
 
         Raises:
-            ValueError: if it was written by another version. After a change of rule, averaging or domains, starts
+            ValueError: If it was written by another version. After a change of rule, averaging or domains, starts
                 afresh from the weights in use.
         """
         if state.get('version') != STATE_VERSION:

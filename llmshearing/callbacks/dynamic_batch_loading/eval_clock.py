@@ -19,7 +19,7 @@ class EvalClock:
     """Measures wall time of rounds and of the evaluations in them.
 
     Args:
-        max_share: warn, once, when a round's share is above this.
+        max_share (float): Warn, once, when a round's share is above this.
     """
 
     def __init__(self, max_share: float) -> None:

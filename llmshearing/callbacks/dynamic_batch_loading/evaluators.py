@@ -29,7 +29,7 @@ def match_evaluators(dataset: DynamicTextDataset, state: State, metric: str) -> 
     """The evaluator's label for each domain: its name, or ``eval/`` and its name, as llm-foundry makes of ``label``.
 
     Raises:
-        ValueError: if a domain has no evaluator, or one that lacks the metric, does not run when rounds end, or reads
+        ValueError: If a domain has no evaluator, or one that lacks the metric, does not run when rounds end, or reads
             the data of another domain.
     """
     by_label = {evaluator.label: evaluator for evaluator in state.evaluators}
@@ -102,7 +102,7 @@ def _check_clock(rounds: MixtureRounds, state: State, interval: int) -> None:
     """Raises if a resumed run ends its rounds at other batches than the multiples of the interval, as long as a round.
 
     Raises:
-        ValueError: with the interval that fits.
+        ValueError: With the interval that fits.
     """
     remedy = 'Set eval_interval to 1ep: an epoch is a round, and evaluation comes at its end.'
     batch, done = int(state.timestamp.batch), int(state.timestamp.batch_in_epoch)
@@ -132,7 +132,7 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
     Must come before the first evaluation, whose workers keep what they were started with. May come again.
 
     Raises:
-        ValueError: if the data of an evaluator was made with another tokenizer, or is not the same on every rank.
+        ValueError: If the data of an evaluator was made with another tokenizer, or is not the same on every rank.
     """
     loaders: list[Any] = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
     found = [getattr(loader, 'dataset', None) for loader in loaders]

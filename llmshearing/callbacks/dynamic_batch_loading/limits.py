@@ -18,15 +18,15 @@ def bound(weights: np.ndarray, floor: np.ndarray | float, ceiling: np.ndarray | 
     That is clip(s * weights, floor, ceiling) with the one s that makes it sum to 1.
 
     Args:
-        weights: float64 [domains], positive.
-        floor: least weight, one for all or one per domain.
-        ceiling: greatest weight, likewise.
+        weights (np.ndarray): float64 [domains], positive.
+        floor (np.ndarray | float): Least weight, one for all or one per domain.
+        ceiling (np.ndarray | float): Greatest weight, likewise.
 
     Returns:
         float64 [domains] that sum to 1.
 
     Raises:
-        ValueError: if no weights that sum to 1 fit between floor and ceiling.
+        ValueError: If no weights that sum to 1 fit between floor and ceiling.
     """
     low, high = np.broadcast_to(floor, weights.shape), np.broadcast_to(ceiling, weights.shape)
     if low.sum() > 1 + 1e-9 or high.sum() < 1 - 1e-9 or (low > high).any():

@@ -41,12 +41,12 @@ def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:
     """Compares the planned steps with the samples there are.
 
     Args:
-        dataset: the training data.
-        state: holds max_duration.
-        fixed: whether the weights stay as they are, so that every domain's need is known.
+        dataset (DynamicTextDataset): The training data.
+        state (State): Holds max_duration.
+        fixed (bool): Whether the weights stay as they are, so that every domain's need is known.
 
     Raises:
-        ValueError: if ``max_passes`` cannot be kept: all domains together are too small, or one of fixed weight is, or
+        ValueError: If ``max_passes`` cannot be kept: all domains together are too small, or one of fixed weight is, or
             one is used up in the first round already, before there is anything to update.
     """
     samples, rounds, limit = planned_samples(dataset, state), dataset.rounds, dataset.max_passes

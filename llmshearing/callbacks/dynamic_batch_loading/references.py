@@ -14,8 +14,8 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
     """Reference losses by domain, given inline or as a JSON file with a ``reference_losses`` mapping.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, holds no such mapping, or a loss that is no number of at least 0.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON, holds no such mapping, or a loss that is no number of at least 0.
     """
     place = 'reference_losses'
     if isinstance(source, str):
@@ -39,7 +39,7 @@ def check_references(domains: Sequence[str], references: Mapping[str, float]) ->
     """Raises if a domain has no reference loss.
 
     Raises:
-        ValueError: naming the domains.
+        ValueError: Naming the domains.
     """
     missing = [name for name in domains if name not in references]
     if missing:

@@ -43,12 +43,12 @@ class Round:
     """What a rule sees at the end of a round. Arrays are float64 [domains].
 
     Args:
-        weights: weights the rule gave for this round, summing to 1.
-        prior: initial mixture of the run, summing to 1.
-        losses: evaluation loss of each domain.
-        references: reference loss of each domain, NaN where there is none.
-        samples: samples trained on since the start, over all domains.
-        total: samples of the whole run.
+        weights (np.ndarray): Weights the rule gave for this round, summing to 1.
+        prior (np.ndarray): Initial mixture of the run, summing to 1.
+        losses (np.ndarray): Evaluation loss of each domain.
+        references (np.ndarray): Reference loss of each domain, NaN where there is none.
+        samples (int): Samples trained on since the start, over all domains.
+        total (int): Samples of the whole run.
     """
 
     weights: np.ndarray
@@ -109,7 +109,7 @@ def check_losses(domains: Sequence[str], losses: np.ndarray) -> None:
     """Raises if a domain's loss is no finite number, as when its evaluator saw no token.
 
     Raises:
-        ValueError: naming the domains.
+        ValueError: Naming the domains.
     """
     bad = {name: float(loss) for name, loss in zip(domains, losses, strict=True) if not math.isfinite(loss)}
     if bad:
