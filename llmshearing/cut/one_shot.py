@@ -102,9 +102,13 @@ def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_
     cutter = calibration.cutter
     cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
     modules = list(cutter.family.modules(cutter.shape.num_hidden_layers))
-    paths = {path for path, _, layer in modules if layer is None}
-    for layers in layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers)):
+    embedding = f'{cutter.family.decoder}.{cutter.family.embedding}'
+    paths = {path for path, _, layer in modules if layer is None} - {embedding}
+    passes = list(layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers)))
+    for number, layers in enumerate(passes):
         paths |= {path for path, _, layer in modules if layer in layers}
+        if number == len(passes) - 1:  # no pass sees what it changes
+            paths.add(embedding)
         _compensate(calibration, masks, merge_layers, paths)
         paths = set()
     cutter.set_masks(None)

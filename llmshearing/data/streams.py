@@ -205,7 +205,7 @@ def resolve_proportions(proportions: Mapping[str, float] | None, sizes: Mapping[
     if unknown or missing:
         raise ValueError(
             f'`proportions` must name the domains {list(sizes)}, but has unknown names {unknown} and '
-            f'lacks {missing}. Give every domain a weight (0 keeps it out until an update raises it).'
+            f'lacks {missing}. Give every domain a weight (0 keeps it out).'
         )
     weights = {name: float(proportions[name]) for name in sizes}
     if any(not np.isfinite(weight) or weight < 0 for weight in weights.values()) or not any(weights.values()):

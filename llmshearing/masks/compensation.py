@@ -14,13 +14,16 @@ measured, have their weights changed here: exactly for RMSNorm, for LayerNorm as
 
 Nothing but weights changes: masks, cut and export are what they were, and nothing is kept between batches, so a resumed
 run does the same. Under FSDP2 every rank changes the columns of its own rows. An embedding that is also the LM head
-stays as it is, since what helps the one would harm the other. Routed experts are left as they are, too, each of which
+stays as it is, since what helps the one would harm the other; but where a model multiplies embeddings by the root of
+its width (Gemma), they are made larger as the width falls, as what layers add stays as large as it was, and the gain
+before a head that is the embedding smaller by as much. Routed experts are left as they are, too, each of which
 sees few tokens; routers and shared experts are compensated. Nothing reads a layer alone; where layers go all at once,
 see :mod:`~llmshearing.masks.layer_merging`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -71,7 +74,8 @@ class Compensation:
         self._is_forward = False  # and not the forward pass of a layer that activation checkpointing runs once more
         if cutter.plan is None or cutter.masks is None:
             raise ValueError('compensation watches a batch under masks: call set_masks first.')
-        self._before = dict(cutter.plan.cuts(self._flat(cutter.masks)))
+        self._before, self._width = dict(cutter.plan.cuts(self._flat(cutter.masks))), cutter.plan.hidden_count()
+        self._paths = paths
         self._inputs = {
             path: self._present(path, cut) for path, cut in self._watched(set(axes)) if paths is None or path in paths
         }
@@ -109,7 +113,8 @@ class Compensation:
         if self._merging is not None:
             self._merging.apply(RIDGE, reduce, ranks)
         flat = self._flat(masks)
-        after = dict(CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device).cuts(flat))
+        plan = CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device)
+        after = dict(plan.cuts(flat))
         for path, total in self._sums.items():
             cut = after.get(path)
             if not isinstance(cut, ModuleCut):
@@ -128,6 +133,8 @@ class Compensation:
                 self._take_over(path, places[stays], places[goes], shares)
             elif isinstance(role, Norm):
                 self._rescale(path, (total[stays].mean() / total[present].mean()).sqrt(), role.offset)
+        if self._cutter.family.scales_embedding:
+            self._scale_embedding(math.sqrt(self._width / plan.hidden_count()))
 
     def _watched(self, axes: set[str]) -> Iterable[tuple[str, ModuleCut]]:
         family = self._cutter.family
@@ -199,7 +206,16 @@ class Compensation:
             change = weight.index_select(1, goes).float() @ shares
             weight.index_add_(1, stays, change.to(weight.dtype))
 
-    def _rescale(self, path: str, factor: Tensor, offset: float) -> None:
+    def _scale_embedding(self, factor: float) -> None:
+        family = self._cutter.family
+        path = f'{family.decoder}.{family.embedding}'
+        if factor == 1 or self._paths is not None and path not in self._paths:
+            return
+        _local(self._model.get_parameter(f'{path}.weight')).mul_(factor)
+        if self._model.config.tie_word_embeddings:
+            self._rescale(f'{family.decoder}.{family.final_norm}', 1 / factor, family.norm_offset)
+
+    def _rescale(self, path: str, factor: Tensor | float, offset: float) -> None:
         gain = _local(self._model.get_parameter(f'{path}.weight'))
         gain.copy_((gain.float() + offset) * factor - offset)
 

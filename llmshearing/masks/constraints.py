@@ -25,7 +25,11 @@ __all__ = ['AxisConstraint', 'Constraint', 'SparsityConstraint', 'overall_sparsi
 
 
 def target_sparsity(progress: float, start: float, final: float) -> float:
-    """Target fraction removed after ``progress`` (0 to 1, and beyond) of the warm-up: linear from start to final."""
+    """Target fraction removed after ``progress`` (0 to 1, and beyond) of the warm-up: linear from start to final.
+
+    What loses less than ``start`` in the end begins at its final fraction: units that go do not come back.
+    """
+    start = min(start, final)
     return start + (final - start) * min(max(progress, 0.0), 1.0)
 
 

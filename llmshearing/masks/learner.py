@@ -29,7 +29,8 @@ class LearnerSettings:
     """What learners may be told; each takes what concerns it.
 
     Attributes:
-        start_sparsity (float): Fraction removed that the warm-up starts from. Default: ``0.0``.
+        start_sparsity (float): Fraction removed that the warm-up starts from, of an axis that loses less in the end
+            its final fraction. Default: ``0.0``.
         fade (float): With ``progressive``, the share of the warm-up during which the mask of a unit that goes falls
             from one to zero; 0 removes it at once. Default: ``0.0``.
         learning_rate (float): With ``lagrangian``, AdamW learning rate of the masks. Default: ``1.0``, as in the paper.

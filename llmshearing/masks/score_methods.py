@@ -11,7 +11,9 @@
 | `reap`, `frequency` | experts | :mod:`~llmshearing.masks.expert_scores` |
 
 All but `magnitude` and `random` run the model on calibration batches. The mean of ``taylor`` is over batches, that of
-the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-batches.
+the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-batches. Hidden
+dimensions carry what norms give attention, MLPs and the LM head; where no norm stands before an attention or MLP
+(OLMo 2), its input instead, each token relative to its mean square.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmshearing.masks.energies import relative_squares
 from llmshearing.masks.expert_scores import add_expert_magnitudes, frequency, inner_activation, reap, squared
 from llmshearing.masks.scores import Calibration, ScoringMethod, count_labels, scoring_methods
 from llmshearing.models.dimensions import DIMENSIONS
-from llmshearing.models.roles import Experts, Linear, Norm, PerUnit, Whole, expert_of
+from llmshearing.models.roles import Experts, Family, Linear, Norm, PerUnit, Whole, expert_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
@@ -116,6 +119,9 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     def normed(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         add('hidden', ..., out, shape.hidden_size)
 
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        squares['hidden'].add_(share * relative_squares(inputs[0].detach().flatten(0, -2).float(), False).mean(0))
+
     def carried(axis: str, layer: int | None, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         add(axis, layer, inputs[0], units)
 
@@ -131,6 +137,8 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
         ):
             if axis in axes and isinstance(role, Linear) and role.columns == dimension and expert_of(role) is None:
                 hooks.enter_context(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
+    for path in _bare_readers(family, shape.num_hidden_layers) if 'hidden' in axes else ():
+        hooks.enter_context(model.get_submodule(path).register_forward_pre_hook(read))
     cutter.set_masks(None)
     with hooks, torch.no_grad():
         for part, share in calibration.passes():
@@ -139,6 +147,23 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     if shape.num_experts and 'intermediate' in axes:
         scores['intermediate'] = inner_activation(calibration)
     return scores
+
+
+def _bare_readers(family: Family, num_hidden_layers: int) -> list[str]:
+    """Of each attention and MLP that no norm feeds, one projection, which reads the stream as it is."""
+    readers: dict[tuple[int, str], str] = {}
+    for layer in range(num_hidden_layers):
+        fed = {role.feeds for _, role in family.roles(layer) if isinstance(role, Norm) and role.reads}
+        for path, role in family.roles(layer):
+            what = 'mlp' if path.startswith(f'{family.mlp}.') else 'attention'
+            if (
+                isinstance(role, Linear)
+                and role.columns == 'hidden'
+                and expert_of(role) is None
+                and not fed & {what, None}
+            ):
+                readers.setdefault((layer, what), f'{family.decoder}.layers.{layer}.{path}')
+    return list(readers.values())
 
 
 def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from llmshearing.scaling.spending import Case, Split, diminishing_point, split_b
 
 __all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_costs']
 
+_BESIDE = 1.2  # times outside the runs' pairs of size and rate that are not worth telling
+
 
 def fit_law_file(runs: Sequence[str], output: str | Path) -> list[str]:
     """Reads runs (:func:`read_all_runs`), fits the law to them, writes it, and says in lines how well it fits."""
@@ -171,6 +173,10 @@ class SpendingPlan:
 def _reach(law: PostTrainingLaw, case: Case, tokens: float) -> str:
     factors = law.extrapolation(case.params_before, case.pruning_rate, tokens)
     outside = ', '.join(f'{name} x{factors[name]:.3g}' for name in RANGES if factors[name] > 1)
+    beside = law.outside_pairs(case.params_before, case.pruning_rate)
+    if factors['params_before'] == factors['pruning_rate'] == 1 and beside > _BESIDE:
+        pair = f'no run had such a rate at such a size: x{beside:.3g} from the nearest between them'
+        return f'extrapolation factor {max(factors["factor"], beside):.3g} ({", ".join(filter(None, (outside, pair)))})'
     return f'extrapolation factor {factors["factor"]:.3g} ({outside or "inside the range of the runs"})'
 
 

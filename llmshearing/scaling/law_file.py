@@ -25,6 +25,7 @@ def law_to_json(law: PostTrainingLaw, runs: Sequence[Curve], notes: list[str]) -
         'constants': law.constants,
         'range': {name: list(getattr(law, name)) for name in RANGES},
         **{name: getattr(law, name) for name in _SINGLES},
+        'pairs': [list(pair) for pair in law.pairs],
         'leave_one_out': [fit_post_training(rest, near=law).constants for rest in others],
         'fit': fit_report(law, runs),
         'notes': notes,
@@ -44,8 +45,9 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
     try:
         where: list[Any] = [tuple(map(float, content['range'][name])) for name in RANGES]
         singles: list[Any] = [bool(content[name]) for name in _SINGLES]
+        pairs = tuple((float(size), float(rate)) for size, rate in content.get('pairs', ()))
         laws = [
-            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles)
+            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles, pairs)
             for constants in [content['constants'], *content['leave_one_out']]
         ]
     except (KeyError, TypeError, ValueError) as error:

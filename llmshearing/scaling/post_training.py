@@ -44,6 +44,8 @@ NOISE_TOLERANCE = 0.03
 _FLAT = 0.02
 # Sizes or rates that differ by less than this count as one.
 _SAME = 0.02
+# Correlation of log sizes and log rates beyond which they are one thing.
+_TOGETHER = 0.98
 
 
 class _Exponent(NamedTuple):
@@ -74,6 +76,7 @@ class PostTrainingLaw:
         tokens: (fewest, most) D of the runs.
         single_size: Whether the runs have one size only, so that the law says nothing about another.
         single_rate: Whether the runs have one pruning rate only.
+        pairs: (N0, rho) of each run.
     """
 
     constants: dict[str, float]
@@ -82,6 +85,7 @@ class PostTrainingLaw:
     tokens: tuple[float, float]
     single_size: bool
     single_rate: bool
+    pairs: tuple[tuple[float, float], ...] = ()
 
     def _scale(self, params_before: float, pruning_rate: float) -> float:
         return pruning_rate ** -self.constants['gamma'] * params_before ** -self.constants['delta']
@@ -118,6 +122,18 @@ class PostTrainingLaw:
                 )
         factors = {name: extrapolation_factor(value, np.array(getattr(self, name))) for name, value in asked.items()}
         return {**factors, 'factor': max(factors.values())}
+
+    def outside_pairs(self, params_before: float, pruning_rate: float) -> float:
+        """How many times a size with a rate lies beside those that the runs had together, and between; 1 among them.
+
+        The distance, in logs, from the convex hull of the runs' pairs: the widest gap seen from any direction.
+        """
+        if not self.pairs:  # a law that was written before they were
+            return 1.0
+        angles = np.linspace(0, 2 * math.pi, 720, endpoint=False)
+        directions = np.stack([np.cos(angles), np.sin(angles)])
+        asked, had = np.log([params_before, pruning_rate]) @ directions, np.log(self.pairs) @ directions
+        return math.exp(max(0.0, float((asked - had.max(0)).max())))
 
 
 def check_runs(runs: Sequence[Curve]) -> list[str]:
@@ -175,6 +191,12 @@ def check_runs(runs: Sequence[Curve]) -> list[str]:
         )
     if rates == 1:
         notes.append('one pruning rate: the law holds for this rate only')
+    pairs = np.unique(np.log([(run.params_before, run.pruning_rate) for run in runs]), axis=0)
+    if sizes > 1 and rates > 1 and abs(np.corrcoef(pairs.T)[0, 1]) > _TOGETHER:
+        notes.append(
+            'sizes and pruning rates vary together in these runs: the law cannot tell what either does alone, and '
+            'holds only for pairs like theirs; a run of one of these sizes at the rate of another would settle it'
+        )
     return notes
 
 
@@ -238,7 +260,8 @@ def fit_post_training(runs: Sequence[Curve], near: PostTrainingLaw | None = None
         'delta': delta,
     }
     ranges = ((float(values.min()), float(values.max())) for values in (size, rate, tokens))
-    return PostTrainingLaw(constants, *ranges, single_size=single_size, single_rate=single_rate)
+    pairs = tuple((run.params_before, run.pruning_rate) for run in runs)
+    return PostTrainingLaw(constants, *ranges, single_size=single_size, single_rate=single_rate, pairs=pairs)
 
 
 def predict_run(law: PostTrainingLaw, run: Curve) -> np.ndarray:

@@ -317,6 +317,32 @@ def test_a_weight_that_runs_away_is_named_once(folder, caplog):
     assert 'from 0.1 to 0.99' in told[1]
 
 
+@pytest.mark.parametrize(
+    'settings', [{}, {'average': True, 'floor': 0.05}, {'ceiling': 0.6}, {'update': 'ado'}], ids=str
+)
+@pytest.mark.parametrize('max_passes', [None, 3])
+def test_a_domain_that_begins_at_0_stays_there(folder, settings, max_passes, caplog):
+    """Its loss is far above its reference, and nothing of it is drawn."""
+    update = DynamicBatchLoading({'a': 9, 'b': 9, 'c': 0}, eta=10, **settings)
+    dataset = {'proportions': {'a': 1, 'b': 1, 'c': 0}, 'max_passes': max_passes}
+    trainer = tiny_trainer(folder, '24ba', update=update, dataset=dataset)
+    trainer.fit()
+    metrics = metrics_of(trainer)
+    assert set(metrics['mixture/weight/c']) == {0} and 'The weight of domain c' not in caplog.text
+    assert trainer.state.train_dataloader.dataset.rounds.used()['c'] == 0
+
+
+def test_ceilings_that_domains_in_use_cannot_fill_are_refused(folder):
+    dataset = {'proportions': {'a': 1, 'b': 1, 'c': 0}}
+    with pytest.raises(ValueError, match='No weights of 2 domains sum to 1 between floor 0.0 and ceiling 0.4'):
+        tiny_trainer(folder, update=DynamicBatchLoading(REFERENCES, ceiling=0.4), dataset=dataset).fit()
+
+
+def test_a_weight_that_leaves_0_is_told(caplog):
+    DynamicBatchLoading(REFERENCES)._warn_of_far_weights({'a': 0.7, 'b': 0.0, 'c': 0.3}, {'a': 1.0, 'b': 0.0, 'c': 0.0})
+    assert 'The weight of domain c has gone from 0 to 0.3' in caplog.text and 'domain b' not in caplog.text
+
+
 def test_the_mean_of_the_weights_can_be_served(folder):
     metrics = {}
     for average in (False, True):

@@ -40,7 +40,7 @@ def test_rules_reproduce_hand_computed_weights(name):
 def test_smoothing_is_the_paper_s():
     weights, _ = updates.sheared(measured(REFERENCES + GAPS), [])
     by_hand = [0.66524720, 0.04044226, 0.04044226, 0.02426853, 0.04251505, 0.02247427, 0.16461042]
-    assert limits.smooth(weights, 1e-4) == pytest.approx(by_hand, abs=5e-9)
+    assert limits.smooth(weights, 1e-4, PROPORTIONS) == pytest.approx(by_hand, abs=5e-9)
 
 
 def test_at_or_below_the_references_the_clipped_rule_leaves_the_weights_alone():
@@ -57,10 +57,15 @@ def test_the_unclipped_rule_runs_away_and_the_clipped_does_not():
         weights = PROPORTIONS
         for _ in range(64):
             weights, _ = updates.RULES[name](measured(losses, weights), [], 1.0)
-            weights = limits.smooth(weights, 1e-4)
+            weights = limits.smooth(weights, 1e-4, PROPORTIONS)
         final[name] = weights[4]
     assert final['sheared'] == pytest.approx(0.045, abs=0.001)
     assert final['sheared_unclipped'] == pytest.approx(0.999468457029, abs=1e-6)
+
+
+def test_smoothing_leaves_out_what_begins_at_0():
+    got = limits.smooth(np.array([0.8, 0.2, 0.0]), 0.1, np.array([0.5, 0.5, 0.0]))
+    assert got.tolist() == pytest.approx([0.9 * 0.8 + 0.05, 0.9 * 0.2 + 0.05, 0]) and got[2] == 0
 
 
 def test_eta_scales_the_gap():
@@ -156,6 +161,17 @@ def test_ado_gives_every_domain_its_minimum():
     history, _ = follow([(2.0, 1.0, 0.5), (2.0, 0.0, 0.5)], 3000, np.array([0.5, 0.5]))
     assert history[-1][1] > 0.01 / 1.01 - 1e-9
     assert history[-1][1] < history[10][1]
+
+
+def test_ado_leaves_a_domain_that_begins_at_0_there():
+    """As without it; also where its loss alone falls."""
+    laws = [(2.0, 1.0, 0.5), (1.0, 0.5, 0.5)]
+    history, _ = follow([*laws, (2.0, 3.0, 0.4)], 30, np.array([0.6, 0.4, 0.0]))
+    alone, _ = follow(laws, 30, np.array([0.6, 0.4]))
+    assert all(weights[2] == 0 for weights in history)
+    np.testing.assert_allclose([weights[:2] for weights in history], alone, rtol=1e-12)
+    history, _ = follow([(2.0, 0.0, 0.5), (2.0, 3.0, 0.4)], 10, np.array([1.0, 0.0]))
+    assert all(weights.tolist() == [1, 0] for weights in history)
 
 
 def test_ado_remembers_a_fixed_number_of_numbers():

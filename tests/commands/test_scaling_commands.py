@@ -105,6 +105,22 @@ def test_measured_points_go_straight_into_fit(workspace, tiny_llama, capsys):
     assert [model['name'] for model in measured] == ['m1', 'm2', 'm3']
 
 
+def test_predict_says_that_no_run_had_such_a_rate_at_such_a_size(workspace, capsys):
+    curves = json.loads(Path('runs.json').read_text())['runs']
+    ends = [curves[0], curves[-1]]
+    Path('two.json').write_text(json.dumps({'runs': ends}))
+    assert run('budget fit two.json --output two-law.json') == 0
+    assert 'sizes and pruning rates vary together' in capsys.readouterr().out
+    beside = f'--params-before {ends[0]["params_before"]} --pruning-rate {ends[1]["pruning_rate"]} --source-loss 2.3'
+    assert run(f'budget predict two-law.json {beside} --tokens 1e9') == 0
+    assert 'no run had such a rate at such a size: x' in capsys.readouterr().out
+    content = json.loads(Path('two-law.json').read_text())
+    del content['pairs']  # as it was written before
+    Path('two-law.json').write_text(json.dumps(content))
+    assert run(f'budget predict two-law.json {beside} --tokens 1e9') == 0
+    assert 'inside the range of the runs' in capsys.readouterr().out
+
+
 def test_predict_contract(law, capsys):
     assert run(f'budget predict {law} {CASE} --tokens 5000000000') == 0
     output = capsys.readouterr().out

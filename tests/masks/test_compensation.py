@@ -9,6 +9,8 @@ from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks import compensation
 from llmshearing.masks.compensation import Compensation, regress
+from llmshearing.masks.energies import norm_energies
+from llmshearing.masks.scores import Calibration
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.roles import Linear, Norm, PerUnit, expert_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
@@ -146,11 +148,16 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
     cut_with_compensation(model, masks, batch)
     after = model.model.state_dict()
     changed = set()
+    embedding, final_norm = f'{family.decoder}.{family.embedding}', f'{family.decoder}.{family.final_norm}'
+    larger = (shape.hidden_size / int(masks['hidden'].sum())) ** 0.5 if family.scales_embedding else 1.0
+    if larger > 1:
+        torch.testing.assert_close(after[f'{embedding}.weight'], before[f'{embedding}.weight'] * larger)
+        changed.add(f'{embedding}.weight')
     for path, cut in cuts.items():
         if path not in inputs:
             continue
         kept = cut.columns if isinstance(cut.role, Linear) else cut.rows
-        if path == f'{family.decoder}.{family.embedding}' or kept is None or (tied and path == family.head):
+        if path == embedding or kept is None or (tied and path == family.head):
             continue
         if isinstance(cut.role, Linear) and cut.column_scale is not None:
             kept = kept[cut.column_scale != 0]
@@ -167,7 +174,7 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
             if subtracts_mean(model.model.get_submodule(path), x):
                 x = x - x.mean(-1, keepdim=True)
             squares = x.square() / x.square().mean(-1, keepdim=True)
-            factor = squares[:, stays].mean().sqrt()
+            factor = squares[:, stays].mean().sqrt() / (larger if tied and path == final_norm else 1)
             want = (before[name] + cut.role.offset) * factor - cut.role.offset
         torch.testing.assert_close(after[name], want, rtol=1e-3, atol=1e-4, msg=lambda m: f'{name}: {m}')
         assert not torch.equal(after[name], before[name]), name
@@ -176,6 +183,39 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
     for name, value in after.items():
         if name not in changed and not (tied and name == f'{family.head}.weight'):
             assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize('variant', [name for name in VARIANTS if 'gemma' in name])
+@pytest.mark.parametrize('tied', [True, False])
+def test_dimensions_that_carry_nothing_go_without_a_trace_where_embeddings_follow_the_width(tmp_path, variant, tied):
+    """In two steps: what enters the stream stays as large beside what layers add as it was."""
+    model = model_of(tmp_path, variant, tie_word_embeddings=tied)
+    family = model.cutter.family
+    with torch.no_grad():
+        for path, role, _ in family.modules(model.cutter.shape.num_hidden_layers):
+            weight = model.model.get_parameter(f'{path}.weight')
+            if path.endswith(family.embedding):
+                weight[:, :12] = 0
+            elif isinstance(role, Norm) and role.writes:
+                weight[:12] = -role.offset
+            elif isinstance(role, Linear) and role.rows == 'hidden':
+                weight[:12] = 0
+    batch = batch_of()
+    with torch.no_grad():
+        want = model(batch).logits
+    model.cutter.norm_energies = norm_energies(Calibration(model.cutter, [batch]))
+    masks = {'hidden': torch.ones(48)}
+    for stop in (6, 12):
+        model.cutter.set_masks(masks)
+        watching = Compensation(model.cutter, masks)
+        with torch.no_grad():
+            model(batch)
+        watching.stop()
+        masks['hidden'][:stop] = 0
+        watching.apply(masks)
+        model.cutter.set_masks(masks)
+        with torch.no_grad():
+            torch.testing.assert_close(model(batch).logits, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
 
 
 def test_weights_of_lower_precision_are_changed_as_those_of_full_precision(tmp_path):

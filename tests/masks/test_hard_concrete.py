@@ -46,6 +46,7 @@ def test_gates_pass_gradients_only_where_they_are_open_and_not_saturated():
 @pytest.mark.parametrize('progress, expected', [(0.0, 0.1), (0.25, 0.2), (0.5, 0.3), (1.0, 0.5), (7.0, 0.5)])
 def test_target_rises_linearly_and_stays(progress, expected):
     assert target_sparsity(progress, 0.1, 0.5) == pytest.approx(expected)
+    assert target_sparsity(progress, 0.5, 0.125) == 0.125  # does not run backwards
 
 
 def test_penalty_and_its_derivatives():

@@ -52,6 +52,16 @@ def test_what_the_schedule_starts_from_is_gone_at_once():
     assert masks.draw(0, 0.0)['hidden'].tolist() == [0.0] * 3 + [1.0] * 7
 
 
+def test_an_axis_that_loses_less_than_the_start_is_at_its_target_at_once():
+    plans = {'hidden': AxisPlan('hidden', (8,), units=8, keep=7), 'layer': AxisPlan('layer', (8,), units=8, keep=2)}
+    masks = ProgressiveMasks(plans, LearnerSettings(start_sparsity=0.5))
+    for progress, layers in ((0.0, 4), (0.5, 3), (1.0, 2)):  # 8 x (1 - 0.5), then on to 8 x (1 - 0.75)
+        drawn = masks.draw(0, progress)
+        logged = masks.update({axis: torch.ones(8) for axis in plans}, progress, 1.0)
+        assert logged == {'hidden/target': 7.0, 'layer/target': layers}
+        assert {axis: int(mask.sum()) for axis, mask in drawn.items()} == {'hidden': 7, 'layer': layers}
+
+
 def test_masks_go_on_from_their_state():
     whole, first = masks_of(0.4), masks_of(0.4)
     for step in range(5):

@@ -16,9 +16,12 @@ from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.masks.learner import LearnerSettings
 from llmshearing.masks.progressive import ProgressiveMasks
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units, scoring_methods
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.gains import stream_norms
 from llmshearing.models.shapes import resolve_target, shape_of
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.models.reference import masked_llama_logits
+from tests.models.tiny import VARIANTS, tiny_model
 from tests.tiny_run import Sequences, sequences_spec, tiny_tokenizer, tiny_trainer
 
 AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
@@ -109,6 +112,37 @@ def test_activation_of_intermediate_units(calibration):
     handle.remove()
     want = torch.stack([x.square().mean((0, 1)) for x in seen]).mean(0).sqrt()
     torch.testing.assert_close(got[2], want)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_activation_of_hidden_dimensions_looks_at_all_that_reads_the_stream(variant):
+    """With gains of one the mean square of each place is one, so that of the scores counts the places."""
+    model = tiny_model(variant)
+    cutter = Cutter(model)
+    for path, role in stream_norms(cutter.family, 4).items():
+        torch.nn.init.constant_(model.get_parameter(f'{path}.weight'), 1 - role.offset)
+        if cutter.family.subtracts_mean and path + '.bias' in dict(model.named_parameters()):
+            torch.nn.init.zeros_(model.get_parameter(f'{path}.bias'))
+    ids = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
+    calibration = Calibration(cutter, [{'input_ids': ids, 'labels': ids}])
+    scores = score_units({'hidden': 'activation'}, calibration)['hidden']
+    assert scores.square().mean().item() == pytest.approx(1 + 4 * (1 if variant == 'cohere2' else 2), rel=0.02)
+
+
+def test_activation_of_hidden_dimensions_is_the_size_of_what_norms_give(calibration):
+    got, model = score_units({'hidden': 'activation'}, calibration)['hidden'], calibration.cutter.model.model
+    seen = []
+    norms = [norm for layer in model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    handles = [
+        norm.register_forward_hook(lambda _, __, out: seen.append(out.square().mean((0, 1))))
+        for norm in (*norms, model.norm)
+    ]
+    with torch.no_grad():
+        for batch in calibration.batches:
+            calibration.cutter.model(**batch)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(got, (sum(seen) / len(calibration.batches)).sqrt(), rtol=1e-6, atol=0)
 
 
 def test_perplexity_and_block_importance_of_layers(calibration):

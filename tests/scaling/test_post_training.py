@@ -211,3 +211,17 @@ def test_two_sizes_say_that_a_prior_is_at_work():
     constants, _ = random_constants(8)
     assert any('rest on a prior' in note for note in check_runs(make_runs(constants, SIZES[:2])))
     assert not any('size' in note for note in check_runs(make_runs(constants)))
+
+
+def test_sizes_and_rates_that_vary_together_are_told_and_so_is_a_pair_far_from_theirs():
+    constants, _ = random_constants(8)
+    grid = make_runs(constants)
+    together = [run for run in grid if (run.params_before, run.pruning_rate) in ((70e6, 0.25), (3e9, 0.4))]
+    assert any('sizes and pruning rates vary together' in note for note in check_runs(together))
+    assert not any('together' in note for note in check_runs(grid))
+    law = fit_post_training(together)
+    assert law.outside_pairs(3e9, 0.4) == pytest.approx(1)
+    assert fit_post_training(grid).outside_pairs(1e9, 0.3) == pytest.approx(1)
+    assert law.outside_pairs((70e6 * 3e9) ** 0.5, (0.25 * 0.4) ** 0.5) == pytest.approx(1)  # half-way between the two
+    wide, high = np.log(3e9 / 70e6), np.log(0.4 / 0.25)  # height of a right-angled triangle over its longest side
+    assert law.outside_pairs(3e9, 0.25) == pytest.approx(np.exp(wide * high / np.hypot(wide, high)), rel=1e-3)

@@ -5,7 +5,7 @@ all domains, as in the paper (what is learnt from one domain helps the others). 
 
     v_k = -dL_k/dn = alpha_k * (L_k(n) - eps_k) / n                                        (learning speed)
     lambda_k ~ h_k^s                                                                       (credit, s = 1/2)
-    rho_k ~ prior_k * lambda_k * v_k, at least 0.01 each                                   (preference)
+    rho_k ~ prior_k * lambda_k * v_k, at least 0.01 each with prior_k > 0                  (preference)
     w = gamma * rho + (1 - gamma) * mean of all w before                                   (weights, gamma = 0.1)
     h <- gamma * w + (1 - gamma) * h                                                       (history of weights)
 
@@ -61,9 +61,9 @@ def ado_weights(
     weights = prior
     if count >= WARMUP:
         speed = np.array([_speed(n, count, sums, row) for row in domain_sums])
-        if speed.any():
-            preference = prior * history**CREDIT_EXPONENT * speed
-            preference = np.maximum(preference / preference.sum(), min(MINIMUM, 0.5 / k))
+        preference = prior * history**CREDIT_EXPONENT * speed
+        if preference.any():
+            preference = np.maximum(preference / preference.sum(), min(MINIMUM, 0.5 / k)) * (prior > 0)
             weights = GAMMA * preference / preference.sum() + (1 - GAMMA) * mean
             weights = weights / weights.sum()
     history = GAMMA * weights + (1 - GAMMA) * history

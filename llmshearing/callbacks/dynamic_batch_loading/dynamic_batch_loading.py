@@ -50,7 +50,7 @@ class DynamicBatchLoading(Callback):
         rho (float): How far ``dro`` goes from its base mixture, a chi-square divergence. Default 0.05.
         smoothing (float): Share of the weight spread evenly over the domains after each update. Default 1e-4, as in the
             paper.
-        floor (float): Least weight of any domain. Default 0.
+        floor (float): Least weight of any domain that does not begin at 0: one that does stays there. Default 0.
         ceiling (float): Greatest weight of any domain; gives way where ``max_passes`` of the data leaves no other.
             Default 1.
         average (bool): Serve the mean of all weights the rule has given so far instead of the last. Default false.
@@ -125,7 +125,8 @@ class DynamicBatchLoading(Callback):
         if dataset.rounds.restarted:  # curves of losses over samples, which are counted from 0 again
             self._memory, dataset.rounds.restarted = [], False
         self._domains = domains
-        limits.bound(np.ones(len(domains)), self.floor, self.ceiling)
+        used = [name for name, weight in dataset.rounds.initial_weights.items() if weight > 0]
+        limits.bound(np.ones(len(used)), self.floor, self.ceiling)
         if self.update in updates.NEEDS_REFERENCES or self.reference_losses and self.update == 'dro':
             check_references(domains, self.reference_losses)
         check_round_length(dataset, state)
@@ -193,7 +194,7 @@ class DynamicBatchLoading(Callback):
         strength = self.rho if self.update == 'dro' else self.eta
         weights, self._memory = updates.RULES[self.update](now, self._memory, strength)
         if self.update not in updates.KEEP_DOMAINS_ALIVE:
-            weights = limits.smooth(weights, self.smoothing)
+            weights = limits.smooth(weights, self.smoothing, now.prior)
         if self.average:
             self._rule_weights = weights.tolist()
             number, mean = self._mean[0] + 1, np.array(self._mean[1] or np.zeros(len(weights)))
@@ -209,7 +210,7 @@ class DynamicBatchLoading(Callback):
     def _warn_of_far_weights(self, weights: Mapping[str, float], initial: Mapping[str, float]) -> None:
         """Names each domain once whose weight has run away from its first."""
         for name in sorted(set(weights) - self._far):
-            if initial[name] and not 1 / FAR <= weights[name] / initial[name] <= FAR:
+            if not initial[name] / FAR <= weights[name] <= initial[name] * FAR:
                 self._far.add(name)
                 log.warning(
                     'The weight of domain %s has gone from %.4g to %.4g, more than %d times. Its reference may not '

@@ -7,9 +7,9 @@ import numpy as np
 __all__ = ['bound', 'smooth']
 
 
-def smooth(weights: np.ndarray, smoothing: float) -> np.ndarray:
-    """(1 - c) * w + c / k with c = ``smoothing``: keeps every domain alive."""
-    return (1 - smoothing) * weights + smoothing / len(weights)
+def smooth(weights: np.ndarray, smoothing: float, prior: np.ndarray) -> np.ndarray:
+    """(1 - c) * w + c / k with c = ``smoothing``: keeps the k domains alive whose first weight, ``prior``, is not 0."""
+    return (1 - smoothing) * weights + np.where(prior > 0, smoothing / np.count_nonzero(prior), 0.0)
 
 
 def bound(weights: np.ndarray, floor: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray:

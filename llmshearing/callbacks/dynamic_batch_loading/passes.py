@@ -46,17 +46,18 @@ def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:
         fixed (bool): Whether the weights stay as they are, so that every domain's need is known.
 
     Raises:
-        ValueError: If ``max_passes`` cannot be kept: all domains together are too small, or one of fixed weight is, or
-            one is used up in the first round already, before there is anything to update.
+        ValueError: If ``max_passes`` cannot be kept: all domains in use are too small together, or one of fixed weight
+            is, or one is used up in the first round already, before there is anything to update.
     """
     samples, rounds, limit = planned_samples(dataset, state), dataset.rounds, dataset.max_passes
     if samples is None:
         return
-    check_samples({'all domains': 1.0}, {'all domains': sum(rounds.sizes.values())}, samples, limit)
     if not any(rounds.used().values()):
         first = min(samples, rounds.global_batch_size * rounds.round_batches)
         check_samples(rounds.initial_weights, rounds.sizes, first, limit)
     needed = check_samples(rounds.initial_weights, rounds.sizes, samples, limit if fixed else None)
+    there = sum(size for name, size in rounds.sizes.items() if rounds.initial_weights[name] > 0)
+    check_samples({'all domains in use': 1.0}, {'all domains in use': there}, samples, limit)
     much = {name: round(count, 1) for name, count in needed.items() if count > (limit or USUAL_PASSES)}
     if much:
         log.warning('%d samples at the initial weights go through these domains so many times: %s.', samples, much)
@@ -68,13 +69,14 @@ def weight_ceiling(dataset: DynamicTextDataset, ceiling: float) -> np.ndarray:
 
     ``max_passes`` is kept to the sample: what a domain is still owed (its carried remainder) counts as used. Where
     ``ceiling`` and ``max_passes`` do not go together, ``ceiling`` gives way, by as little as fills the round. If what
-    is left of all domains together does not fill it, that is shared out in proportion.
+    is left of all domains together does not fill it, that is shared out in proportion. A first weight of 0 stays 0.
     """
     rounds, most = dataset.rounds, dataset.most_samples()
+    alive = np.array(list(rounds.initial_weights.values())) > 0
     if most is None:
-        return np.full(len(rounds.sizes), ceiling)
+        return np.where(alive, ceiling, 0.0)
     end, samples = rounds.end(), rounds.global_batch_size * rounds.round_batches
-    left = np.maximum(np.array(list(most.values())) - np.array(end.used) - np.array(end.carry) / UNITS, 0)
+    left = np.maximum(np.array(list(most.values())) - np.array(end.used) - np.array(end.carry) / UNITS, 0) * alive
     # Weights are rounded to parts of UNITS, and one part too many would be one sample too many.
     limit = np.maximum(left / samples - 2 / UNITS, 0)
     if limit.sum() < 1:
@@ -84,7 +86,7 @@ def weight_ceiling(dataset: DynamicTextDataset, ceiling: float) -> np.ndarray:
             left.sum(),
             samples,
         )
-        return (left + 1e-9) / (left + 1e-9).sum()
+        return (left + 1e-9 * alive) / (left + 1e-9 * alive).sum()
     limit = np.minimum(limit, 1.0)
     if np.minimum(ceiling, limit).sum() >= 1:
         return np.minimum(ceiling, limit)
