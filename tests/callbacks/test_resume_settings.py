@@ -150,6 +150,6 @@ def test_another_time_to_freeze_is_told_once_masks_are_frozen(source, tmp_path, 
     shear(source, tmp_path, caplog, warmup='1ba', freeze_masks_after='2ba')
     load = str(tmp_path / f'ba{STOP}.pt')
     assert shear(source, tmp_path, caplog, load, 12, warmup='1ba', freeze_masks_after='7ba') == [
-        'Resumed with algorithms.targeted_pruning.freeze_masks_after: 2ba of the checkpoint, not 7ba: masks are frozen; '
-        'start anew in another save_folder.'
+        'Resumed with algorithms.targeted_pruning.freeze_masks_after: 2ba of the checkpoint, not 7ba: masks are '
+        'frozen; start anew in another save_folder.'
     ]
