@@ -106,12 +106,14 @@ class ExportPruned(Callback):
         plan = CutPlan(cutter.family, cutter.shape, masks, energies=pruning.norm_energies)
         check_shape_left(config, plan, pruning.target)
         source, files = pruning.origin or (None, {})
+        losses, losses_at = last_losses(state, metrics_of(logger))
         origin = Origin(
             source=source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
-            losses=last_losses(state, metrics_of(logger)),
+            losses=losses,
+            losses_at=losses_at,
             losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
             unconverged=away,
             files=files,

@@ -1,7 +1,8 @@
 """What a run that was killed between its last checkpoint and its end had still to do.
 
 Composer refuses to train a run that is over, before any callback hears of its end. So the export is made up for as soon
-as the checkpoint is loaded, with every rank there.
+as the checkpoint is loaded, with every rank there. An evaluation is not: only Composer's Trainer has the loop for it,
+which a callback does not reach. So it is told that it is missing, and the card says of what batch its losses are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.callbacks.console_progress import ConsoleProgress
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.callbacks.run_report import RunReport
+from llmshearing.metrics.last_losses import last_losses
+from llmshearing.metrics.logger import metrics_of
 from llmshearing.utils.ranks import from_rank_0
 
 __all__ = ['make_up_missed_end']
@@ -42,6 +45,14 @@ def make_up_missed_end(state: State, logger: Logger) -> bool:
     if pruning is None or not is_missing:
         return False
     log.info('Training is over at batch %d; only the export was left to do.', state.timestamp.batch.value)
+    losses_at = last_losses(state, metrics_of(logger))[1]
+    if losses_at is not None and losses_at < state.timestamp.batch.value:
+        log.warning(
+            'The run was stopped before its evaluation after batch %d, which is not made up for: the card tells the '
+            'losses after batch %d, and a last update of the mixture is in neither metrics nor weights_file.',
+            state.timestamp.batch.value,
+            losses_at,
+        )
     tellers = [callback for callback in state.callbacks if isinstance(callback, ConsoleProgress | RunReport)]
     for event in (Event.FIT_START, Event.FIT_END):
         pruning.apply(event, state, logger)

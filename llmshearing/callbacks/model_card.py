@@ -45,6 +45,7 @@ class ModelCard(Callback):
         self._files: dict[str, str] = {}
         self._base_model: str | None = None
         self._losses: dict[str, float] = {}
+        self._losses_at: int | None = None
 
     def init(self, state: State, logger: Logger) -> None:
         savers = [callback for callback in state.callbacks if isinstance(callback, HuggingFaceCheckpointer)]
@@ -65,10 +66,10 @@ class ModelCard(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value > 0:  # resumed: it may save again before it evaluates
-            self._losses = last_losses(state, metrics_of(logger))
+            self._losses, self._losses_at = last_losses(state, metrics_of(logger))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        self._losses = last_losses(state)
+        self._losses, self._losses_at = last_losses(state)
 
     def add_to(self, state: State, logger: Logger, save_dir: str) -> None:
         """Writes card and licence files and completes configs; the hook of ``hf_checkpointer``, called on rank 0."""
@@ -83,6 +84,7 @@ class ModelCard(Callback):
             batches=state.timestamp.batch.value,
             tokens=state.timestamp.token.value,
             losses=self._losses,
+            losses_at=self._losses_at,
         )
         write_model_card(Path(save_dir), facts, self._files)
         add_older_names(Path(save_dir) / 'config.json')

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from composer.core import State
+from composer.core import State, Time, TimeUnit
 from composer.loggers import Logger
 from llmfoundry.interfaces import CallbackWithConfig
 
+from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.callbacks.missed_end import make_up_missed_end
 from llmshearing.checkpoints.shards import read_metadata
 from llmshearing.config.resume import check_stage, prunes, resume_source
@@ -26,6 +27,7 @@ __all__ = ['ResumeSettings']
 
 STATE_KEY = 'state.callbacks.ResumeSettings.settings'
 PRUNES = 'prunes'  # beside the settings: whether masks belong to the weights
+SCHEDULE = 'schedule'  # likewise: what the masks' way to the target goes by, as :func:`_schedule`
 log = logging.getLogger(__name__)
 
 NEW_RUN = 'start a new run, in another save_folder, with load_path: CHECKPOINT and load_weights_only: true'
@@ -39,6 +41,8 @@ FROM_CHECKPOINT = {
     'algorithms.targeted_pruning.scores': 'units were scored before the first batch; start anew in another save_folder',
     'algorithms.targeted_pruning.calibration_batches': 'units were scored before the first batch; start anew in '
     'another save_folder',
+    'algorithms.targeted_pruning.seed': 'units were put in order before the first batch, and only the noise of '
+    'lagrangian follows the new one; start anew in another save_folder',
     'train_loader.dataset.proportions': f'the mixture goes on from its weights; {NEW_RUN}',
 }
 
@@ -59,6 +63,8 @@ class ResumeSettings(CallbackWithConfig):
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
         self._prunes = prunes(train_config)
         self._saved: dict[str, Any] = {}
+        self._schedule: dict[str, Any] = {}
+        self._saved_schedule: dict[str, Any] = {}
         self._checkpoint = _checkpoint_of(train_config)
         self._is_noted = _is_noted_in(self._checkpoint)
         self._trains = not (train_config.get('only_hf_checkpoint') or train_config.get('only_composer_checkpoint'))
@@ -69,6 +75,7 @@ class ResumeSettings(CallbackWithConfig):
 
     def after_load(self, state: State, logger: Logger) -> None:
         self._is_noted = True  # from now on
+        self._schedule = _schedule(state)
         if state.timestamp.batch.value == 0:  # not resumed
             return
         elapsed = state.get_elapsed_duration()
@@ -94,6 +101,28 @@ class ResumeSettings(CallbackWithConfig):
             way = FROM_CHECKPOINT[place]
             way = way.replace(NEW_RUN, FROM_SOURCE) if self._prunes else way
             log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was, now, way)
+        self._tell_schedule(state)
+
+    def _tell_schedule(self, state: State) -> None:
+        pruning, now, was = find_pruning(state), self._schedule, self._saved_schedule
+        moved = [key for key in now if key in was and now[key] != was[key]]
+        if pruning is None or not moved:
+            return
+        if pruning.frozen_masks is not None:
+            for key in moved:
+                if key != 'max_duration':  # more to train, which is no wish for other masks
+                    place = f'algorithms.targeted_pruning.{key}'
+                    why = 'masks are frozen; start anew in another save_folder'
+                    log.warning('Resumed with %s: %s of the checkpoint, not %s: %s.', place, was[key], now[key], why)
+            return
+        log.warning(
+            'Resumed with %s as configured now; the checkpoint had %s. So the pruning schedule moved: %s.',
+            ', '.join(f'{key}: {now[key]}' for key in moved),
+            ', '.join(f'{key}: {was[key]}' for key in moved),
+            'units that went stay gone'
+            if pruning.learner.removes_for_good
+            else 'the target that masks are held to may have stepped back',
+        )
 
     def _over(self, state: State) -> str:
         duration = state.max_duration
@@ -110,13 +139,18 @@ class ResumeSettings(CallbackWithConfig):
         A sharded checkpoint is loaded only into the very keys that it holds, and into none where it was written before
         this callback was there.
         """
-        return {'settings': json.dumps({**self._own, PRUNES: self._prunes})} if self._is_noted else {}
+        return (
+            {'settings': json.dumps({**self._own, PRUNES: self._prunes, SCHEDULE: self._schedule})}
+            if self._is_noted
+            else {}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps what the checkpoint was trained with, to be compared once everything is loaded."""
         saved = json.loads(state.get('settings', '{}'))
         if PRUNES in saved:  # one on this machine was refused before it was loaded
             check_stage(self._checkpoint or 'load_path', saved[PRUNES], self._prunes)
+        self._saved_schedule = saved.get(SCHEDULE, {})
         self._saved = {place: value for place, value in saved.items() if place in FROM_CHECKPOINT}
 
 
@@ -137,6 +171,21 @@ def _setting(config: Any, place: str) -> Any:
     for key in place.split('.'):
         config = config.get(key) if isinstance(config, Mapping) else None
     return config
+
+
+def _schedule(state: State) -> dict[str, Any]:
+    """Settings that say where the masks should be by now; the run's length only where a time is a share of it."""
+    pruning = find_pruning(state)
+    if pruning is None or not pruning.learner.follows_warmup:
+        return {}
+    settings, whole = pruning.settings, state.max_duration
+    given = {'warmup': settings.warmup, 'freeze_masks_after': settings.freeze_masks_after}
+    times = {key: Time.from_input(time) for key, time in given.items() if time is not None}
+    schedule: dict[str, Any] = dict.fromkeys(given) | {key: time.to_timestring() for key, time in times.items()}
+    schedule |= {'start_sparsity': settings.start_sparsity, 'fade': settings.fade}
+    if whole is not None and any(time.unit == TimeUnit.DURATION for time in times.values()):
+        schedule['max_duration'] = whole.to_timestring()
+    return schedule
 
 
 def _groups(state: State) -> Iterator[dict[str, Any]]:

@@ -152,6 +152,7 @@ def _write_uncut(
         tokens=origin.tokens,
         losses=origin.losses,
         losses_of='this model' if stage == 'continued' else origin.losses_of,
+        losses_at=origin.losses_at,
     )
     write_model_card(writer.path, facts, origin.files)
     return {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), settings.convert)}
@@ -189,12 +190,16 @@ def _probe(checkpoint: Checkpoint, masks: Mapping[str, Tensor], energies: Tensor
 
 
 def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
+    losses, at = {}, None
+    if settings.metrics is not None:
+        losses, at = last_logged_losses(settings.metrics, checkpoint.batches)
     return Origin(
         source=checkpoint.source,
         parameters=checkpoint.shapes.count,
         batches=checkpoint.batches,
         tokens=checkpoint.tokens,
-        losses={} if settings.metrics is None else last_logged_losses(settings.metrics, checkpoint.batches),
+        losses=losses,
+        losses_at=at,
         losses_of='the masked model during the run' if checkpoint.pruning is not None else 'this model',
         files=checkpoint.files,
         tokenizer=_tokenizer(checkpoint, settings),

@@ -37,6 +37,7 @@ class CardFacts:
         recipe (Mapping[str, Any]): Settings worth telling, by name.
         losses (Mapping[str, float]): Last measured loss by evaluation set.
         losses_of (str): What was evaluated, where that is not simply this model.
+        losses_at (int | None): Batches of the stage before that evaluation.
         caution (str | None): What sets the model apart from what its stage promises.
     """
 
@@ -52,6 +53,7 @@ class CardFacts:
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     losses_of: str = 'this model'
+    losses_at: int | None = None
     caution: str | None = None
 
 
@@ -107,8 +109,10 @@ def model_card(facts: CardFacts, licence: Mapping[str, Any]) -> str:
         parts.append('## Recipe\n\n' + '\n'.join(f'- {name}: {value}' for name, value in facts.recipe.items()))
     if facts.losses:
         rows = '\n'.join(f'| {name} | {value:.4f} |' for name, value in facts.losses.items())
+        is_earlier = None not in (facts.losses_at, facts.batches) and facts.losses_at != facts.batches
+        when = f' after {facts.losses_at:,} of {facts.batches:,} batches' if is_earlier else ''
         parts.append(
-            f'## Loss\n\nLast evaluation of {facts.losses_of}, cross-entropy per token.\n\n'
+            f'## Loss\n\nLast evaluation of {facts.losses_of}{when}, cross-entropy per token.\n\n'
             f'| evaluation set | loss |\n|---|---|\n{rows}'
         )
     parts.append(f'## Licence\n\n{_licence_text(facts, licence)}')

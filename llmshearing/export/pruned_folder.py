@@ -42,6 +42,7 @@ class Origin:
         tokens (int): Tokens trained on.
         losses (Mapping[str, float]): Last measured loss by evaluation set.
         losses_of (str): What was evaluated.
+        losses_at (int | None): Batches trained before that.
         unconverged (Sequence[AxisReport]): Axes whose masks were too far from the target when they were fixed.
         files (Mapping[str, str]): Small files of the source
             (:func:`~llmshearing.models.source_files.read_source_files`).
@@ -56,6 +57,7 @@ class Origin:
     tokens: int
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     losses_of: str = 'this model'
+    losses_at: int | None = None
     unconverged: Sequence[AxisReport] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer = None
@@ -126,6 +128,7 @@ def write_pruned_folder(
         recipe=recipe,
         losses=origin.losses,
         losses_of=origin.losses_of,
+        losses_at=origin.losses_at,
         caution=_caution(pruning, shape, origin.unconverged),
     )
     write_model_card(writer.path, facts, origin.files)

@@ -76,13 +76,17 @@ class ProgressiveMasks:
     def draw(self, batch: int, progress: float) -> dict[str, Tensor]:
         """Shrinks the masks to what the schedule allows by now and returns them."""
         del batch
+        if progress < self.progress:  # a resumed run whose warm-up became longer
+            self._go_on_from(self.current_masks(), progress)
         self.progress = progress
         left_now = progress if progress > 0 else -math.inf  # what the schedule starts from is gone at once
         scores = self.scores()
         for axis, plan in self.plans.items():
             sparsity = target_sparsity(progress / (1 - self.fade), self.start_sparsity, plan.final_sparsity)
             keep = max(plan.fixed_keep, plan.units * (1 - sparsity))
-            stays = keep_largest(plan, scores[axis], self._whole_units(plan, scores[axis], keep))
+            left = plan.rows(self._stays(axis)).sum(1).long()  # nothing comes back where the schedule went back
+            whole = torch.as_tensor(self._whole_units(plan, scores[axis], keep)).minimum(left)
+            stays = keep_largest(plan, scores[axis], whole)
             self.left_at[axis] = torch.where(stays, math.inf, self.left_at[axis].clamp(max=left_now))
         return self.current_masks()
 
@@ -137,6 +141,8 @@ class ProgressiveMasks:
         self.importance = check_saved(self.plans, state.get('importance', {}))
         self.left_at = check_saved(self.plans, state.get('left_at', {}))
         self.progress = state['progress']
+        if state.get('fade', self.fade) != self.fade:
+            self._go_on_from(self.restore(self.plans, state).current_masks(), self.progress)
         self.layer_by_layer = state.get('layer_by_layer', False)  # checkpoints before it existed go on as they began
 
     def _whole_units(self, plan: AxisPlan, scores: Tensor, keep: float) -> Tensor | int:
@@ -150,6 +156,12 @@ class ProgressiveMasks:
         more = torch.zeros(layers, dtype=torch.long)
         more[order[: math.ceil((keep - least) * layers - 1e-6)]] = 1
         return least + more.repeat_interleave(len(weakest) // layers)
+
+    def _go_on_from(self, masks: Mapping[str, Tensor], progress: float) -> None:
+        """Notes of units that go when they would have been told to, for their masks to be these at ``progress``."""
+        for axis, left in self.left_at.items():
+            told = (progress - (1 - masks[axis]) * self.fade).masked_fill(masks[axis] == 0, -math.inf)
+            self.left_at[axis] = torch.where(left == math.inf, left, told)
 
     def _stays(self, axis: str) -> Tensor:
         """One where a unit has not been told to go, else zero."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ['last_losses', 'last_logged_losses']
 
 
-def last_losses(state: State, metrics: Path | None = None) -> dict[str, float]:
-    """Cross-entropy of each evaluator's last evaluation; every rank must ask.
+def last_losses(state: State, metrics: Path | None = None) -> tuple[dict[str, float], int | None]:
+    """Cross-entropy of each evaluator's last evaluation, and after what batch it was; every rank must ask.
 
     Args:
         state (State): Of the run.
@@ -29,14 +29,15 @@ def last_losses(state: State, metrics: Path | None = None) -> dict[str, float]:
             losses[label.removeprefix('eval/')] = float(metric.compute())
     if not losses and metrics is not None and metrics.is_file():
         return last_logged_losses(metrics, state.timestamp.batch.value)
-    return losses
+    return losses, state.timestamp.batch.value if losses else None
 
 
-def last_logged_losses(metrics: Path, batch: int) -> dict[str, float]:
+def last_logged_losses(metrics: Path, batch: int) -> tuple[dict[str, float], int | None]:
     """The same up to a batch, from what the logger ``metrics_file`` wrote."""
-    losses = {}
+    losses, batches = {}, []
     for name, values in read_metrics(metrics).items():
-        label, until = label_of(name), [value for at, value in values.items() if at <= batch]
+        label, until = label_of(name), [at for at in values if at <= batch]
         if label is not None and until:
-            losses[label] = until[-1]
-    return losses
+            losses[label] = values[until[-1]]
+            batches.append(until[-1])
+    return losses, min(batches, default=None)

@@ -90,14 +90,25 @@ def test_epochs_of_unknown_length_are_refused_before_the_first_step(source, time
         ('8ba', '0.875dur', True),
         ('8ba', '0.9dur', False),
         ('1ba', '0.5dur', False),
-        ('100tok', '1dur', False),
-        ('100tok', '0.9dur', True),
+        ('640tok', '1dur', False),
+        ('640tok', '0.9dur', True),
+        ('640tok', '576tok', True),
+        ('640tok', '577tok', False),  # the last of 10 batches begins at 576
+        ('40sp', '36sp', True),
+        ('40sp', '37sp', False),
+        ('42sp', '40sp', True),  # and of 11 at 40
+        ('42sp', '0.96dur', False),
         ('2ep', '2ep', False),
+        ('2ep', '0.9dur', True),
+        ('2ep', '0.91dur', False),
+        ('30sec', '0.99dur', True),
+        ('30sec', '1dur', False),
         ('2ep', '8ba', True),  # of other units, nobody knows
     ],
 )
 def test_the_last_masks_are_those_of_the_last_batch(run, time, expected):
-    state = SimpleNamespace(max_duration=Time.from_timestring(run))
+    loader = SimpleNamespace(batch_size=4, dataset=SimpleNamespace(max_seq_len=16))
+    state = SimpleNamespace(max_duration=Time.from_timestring(run), dataloader_len=5, train_dataloader=loader)
     assert reaches_end(state, time) is expected
 
 

@@ -31,7 +31,7 @@ def test_resumed_after_its_last_evaluation_a_run_tells_the_losses_that_it_logged
         file.log_metrics({'metrics/eval/held_out/LanguageCrossEntropy': loss, 'loss/train/total': 5.0}, batch)
     card, logger = ModelCard(), SimpleNamespace(destinations=[file])
     card.after_load(SimpleNamespace(timestamp=Timestamp(batch=5), eval_metrics={}), logger)
-    assert card._losses == {'held_out': 4.25}
+    assert (card._losses, card._losses_at) == ({'held_out': 4.25}, 4)
     fresh = ModelCard()
     fresh.after_load(SimpleNamespace(timestamp=Timestamp(), eval_metrics={}), logger)
     assert fresh._losses == {}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from composer.core import Callback, Time, Timestamp
 
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
 from tests.tiny_run import tiny_trainer
 
@@ -80,7 +81,7 @@ def test_a_checkpoint_that_only_the_loading_sees_belongs_to_its_stage():
     pruning, saved = {'algorithms': {'targeted_pruning': {}}}, {}
     for stage, config in (('prune', pruning), ('train', {})):
         callback = ResumeSettings(config)
-        callback.after_load(SimpleNamespace(timestamp=Timestamp()), None)
+        callback.after_load(SimpleNamespace(timestamp=Timestamp(), algorithms=[]), None)
         saved[stage] = callback.state_dict()
     ResumeSettings(pruning).load_state_dict(saved['prune'])
     ResumeSettings({}).load_state_dict(saved['train'])
@@ -104,3 +105,51 @@ def test_a_run_that_prunes_is_not_sent_to_weights_without_masks(source, tmp_path
         go(source, config={'seed': 3, **pruning}, load_path=str(tmp_path / f'ba{STOP}.pt'))
     assert 'Resumed with seed: 17' in caplog.text and 'start a new run from the source' in caplog.text
     assert 'load_weights_only' not in caplog.text
+
+
+def shear(source, save, caplog, load=None, batches=BATCHES, **settings):
+    """A pruning run to batch ``STOP``, or on from its checkpoint; what it said of its schedule."""
+    caplog.clear()
+    target = {'num_hidden_layers': 3, 'hidden_size': 36}
+    pruning, callback = TargetedPruning(target, **settings), ResumeSettings({'algorithms': {'targeted_pruning': {}}})
+    saving = {'save_folder': str(save), 'save_filename': 'ba{batch}.pt', 'save_interval': '1ba', 'save_overwrite': True}
+    trainer = tiny_trainer(source, [pruning], batches, callbacks=[callback], load_path=load, **saving)
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(duration=None if load else f'{STOP}ba')
+    trainer.close()
+    return [record.getMessage() for record in caplog.records if 'Resumed with' in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ('mask_learning', 'what'),
+    [
+        ('progressive', 'units that went stay gone'),
+        ('lagrangian', 'the target that masks are held to may have stepped back'),
+    ],
+)
+def test_a_schedule_that_moved_is_told_once(source, tmp_path, caplog, mask_learning, what):
+    run = {'mask_learning': mask_learning, 'warmup': '0.75dur'}
+    assert not shear(source, tmp_path, caplog, **run)
+    load = str(tmp_path / f'ba{STOP}.pt')
+    assert not shear(source, tmp_path, caplog, load, **run)
+    longer = (
+        'Resumed with max_duration: 12ba as configured now; the checkpoint had max_duration: 8ba. So the pruning '
+        f'schedule moved: {what}.'
+    )
+    assert shear(source, tmp_path, caplog, load, 12, **run) == [longer]
+    both = shear(source, tmp_path, caplog, load, **{**run, 'warmup': '7ba', 'start_sparsity': 0.1})
+    assert [text.partition(' as configured')[0] for text in both] == ['Resumed with warmup: 7ba, start_sparsity: 0.1']
+
+
+def test_a_longer_run_whose_schedule_is_in_batches_has_nothing_to_tell(source, tmp_path, caplog):
+    shear(source, tmp_path, caplog, warmup='6ba')
+    assert not shear(source, tmp_path, caplog, str(tmp_path / f'ba{STOP}.pt'), 12, warmup='6ba')
+
+
+def test_another_time_to_freeze_is_told_once_masks_are_frozen(source, tmp_path, caplog):
+    shear(source, tmp_path, caplog, warmup='1ba', freeze_masks_after='2ba')
+    load = str(tmp_path / f'ba{STOP}.pt')
+    assert shear(source, tmp_path, caplog, load, 12, warmup='1ba', freeze_masks_after='7ba') == [
+        'Resumed with algorithms.targeted_pruning.freeze_masks_after: 2ba of the checkpoint, not 7ba: masks are '
+        'frozen; start anew in another save_folder.'
+    ]

@@ -87,6 +87,11 @@ def test_card_carries_source_licence_and_losses_on(progressive, tmp_path):
     assert '6 batches on 384 tokens' in card
     assert (tmp_path / 'out' / 'LICENSE').read_text() == 'Do what is right.\n'
     assert 'intermediate 64 to 40' in card and 'target' not in card
+    assert 'Last evaluation of the masked model during the run, cross-entropy' in card
+    metrics.write_text(metrics.read_text().splitlines()[0])
+    export_checkpoint(checkpoint, tmp_path / 'earlier', ExportSettings(metrics=metrics, progress=False))
+    card = (tmp_path / 'earlier' / 'README.md').read_text()
+    assert 'during the run after 3 of 6 batches, cross-entropy per token.\n' in card and '| wiki | 4.5000 |' in card
 
 
 def test_masks_that_have_not_converged_are_refused_with_counts(lagrangian, tmp_path, capsys):

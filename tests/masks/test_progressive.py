@@ -116,3 +116,41 @@ def test_a_run_from_before_layers_took_turns_goes_on_as_it_began():
     for each, kept in ((masks, 10), (resumed, 12)):
         each.draw(0, 0.5 * (1 - fade))
         assert (each.left_at['kv_group'] == float('inf')).sum() == kept
+
+
+@pytest.mark.parametrize('fade', [0.0, 0.3])
+@pytest.mark.parametrize('before', [0.5, 1.0, 1.5])
+def test_what_went_stays_gone_where_the_warm_up_becomes_longer(fade, before):
+    plans = {'hidden': PLAN, 'head': AxisPlan('head', (2, 4), units=2, keep=1)}
+    masks = ProgressiveMasks(plans, LearnerSettings(fade=fade))
+    for step in range(round(before * 20) + 1):
+        last = masks.draw(step, step / 20)
+    for step in range(round(before * 20) + 1, 100):
+        now = masks.draw(step, step / 80)
+        assert all((now[axis] <= last[axis] + 1e-6).all() for axis in plans), step
+        last = now
+    assert masks.hard_counts() == {'hidden': [4], 'head': [1] * 4}
+
+
+@pytest.mark.parametrize('fades', [(0.0, 0.4), (0.2, 0.4), (0.4, 0.2), (0.4, 0.0)])
+def test_what_goes_does_not_come_back_with_another_fade(fades):
+    masks, resumed = masks_of(fades[0]), masks_of(fades[1])
+    for step in range(6):
+        last = masks.draw(step, step / 10)['hidden']
+    assert (last == 0).any()
+    resumed.load_state_dict(masks.state_dict())
+    for step in range(6, 11):
+        now = resumed.draw(step, step / 10)['hidden']
+        assert (now <= last + 1e-6).all()
+        last = now
+    assert last.sum() == 4
+
+
+def test_a_layer_of_the_kind_that_is_needed_comes_back_also_then():
+    plan = AxisPlan('layer', (6,), units=6, keep=3, kinds=('full', 'slide', 'full', 'slide', 'full', 'slide'))
+    masks = ProgressiveMasks({'layer': plan}, LearnerSettings(fade=0.0))
+    masks.start_from({'layer': torch.tensor([1.0, 9.0, 2.0, 8.0, 3.0, 7.0])})
+    for step in range(11):
+        masks.draw(step, step / 10)
+    target = masks.current_masks()['layer']
+    assert target.sum() == 3 and torch.equal(masks.draw(11, 0.4)['layer'], target)

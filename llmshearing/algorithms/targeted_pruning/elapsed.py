@@ -7,9 +7,12 @@ fifth of a one-epoch run would never begin.
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 from composer.core import State, Time, TimeUnit
+from composer.utils import dist
 
 __all__ = ['elapsed_share', 'reaches_end', 'schedule_time']
 
@@ -62,18 +65,28 @@ def elapsed_share(state: State, duration: str | Time) -> float:
 def reaches_end(state: State, duration: str | Time) -> bool:
     """Whether ``duration`` is over when the last batch begins, whose masks are the run's last.
 
-    Taken for granted where its unit and that of the run do not compare. How much a batch is of a run is known where
-    the run is given in batches; elsewhere the time only has to end before the run.
+    Taken for granted where its unit and that of the run do not compare. Where nobody knows how much a batch is of the
+    run, the time only has to end before the run.
     """
     duration, whole = Time.from_input(duration), state.max_duration
-    if whole is not None and whole.unit == TimeUnit.BATCH:
-        last = whole.value - 1
-        if duration.unit == TimeUnit.DURATION:
-            return duration.value <= last / whole.value
-        return duration.unit != TimeUnit.BATCH or duration.value <= last
-    if duration.unit == TimeUnit.DURATION:
-        return duration.value < 1
-    return whole is None or whole.unit != duration.unit or duration.value < whole.value
+    if whole is None:
+        return duration.unit != TimeUnit.DURATION or duration.value < 1
+    batch = _batch(state, whole.unit)
+    last = whole.value if batch is None else (math.ceil(whole.value / batch) - 1) * batch
+    end = {TimeUnit.DURATION: float(last / whole.value), whole.unit: last}.get(duration.unit)
+    return end is None or duration.value < end or (batch is not None and duration.value == end)
+
+
+def _batch(state: State, unit: TimeUnit) -> Fraction | None:
+    """How much a whole batch of all ranks is in ``unit``; None where that is not known."""
+    if unit == TimeUnit.BATCH:
+        return Fraction(1)
+    if unit == TimeUnit.EPOCH:
+        return None if state.dataloader_len is None else Fraction(1, int(state.dataloader_len))
+    samples = (getattr(state.train_dataloader, 'batch_size', None) or 0) * dist.get_world_size()
+    length = getattr(getattr(state.train_dataloader, 'dataset', None), 'max_seq_len', None) or 0
+    known = {TimeUnit.SAMPLE: samples, TimeUnit.TOKEN: samples * length}.get(unit)
+    return Fraction(known) if known else None
 
 
 def _share(state: State, whole: Time, duration: Time) -> float:
