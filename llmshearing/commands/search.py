@@ -40,7 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         default=2.0,
         help='largest ratio of the shares that are kept of two axes (default: %(default)s)',
     )
-    shapes.add_argument('--kv-cache', metavar='SIZE', help='most KV cache per token in bfloat16, such as 32KiB')
+    shapes.add_argument(
+        '--kv-cache',
+        metavar='SIZE',
+        help='most KV cache per token in bfloat16, of layers without a sliding window, such as 32KiB',
+    )
     shapes.add_argument('--latency', type=float, metavar='MS', help='most milliseconds per token written, here')
     training = parser.add_argument_group('training')
     training.add_argument('--steps', type=int, default=0, help='that the best are trained (default: none)')
