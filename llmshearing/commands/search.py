@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         help='largest ratio of the shares that are kept of two axes (default: %(default)s)',
     )
     shapes.add_argument(
-        '--kv-cache', type=size_argument, metavar='SIZE', help='most KV cache per token in bfloat16, such as 32KiB'
+        '--kv-cache',
+        type=size_argument,
+        metavar='SIZE',
+        help='most KV cache per token in bfloat16, of layers without a sliding window, such as 32KiB',
     )
     shapes.add_argument('--latency', type=float, metavar='MS', help='most milliseconds per token written, here')
     training = parser.add_argument_group('training')

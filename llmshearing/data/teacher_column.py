@@ -89,7 +89,8 @@ class ColumnFormat:
             [P, count], for ``top_k``.
         """
         end = HEAD + self.count * self.id_bytes
-        head = rows[:, :HEAD].contiguous().view(torch.float32).squeeze(-1)
+        # A single row counts as contiguous with any stride, which view would refuse.
+        head = rows[:, :HEAD].clone(memory_format=torch.contiguous_format).view(torch.float32).squeeze(-1)
         ids = _whole_numbers(rows[:, HEAD:end], self.id_bytes)
         if self.kind == 'draws':
             return head, ids, None

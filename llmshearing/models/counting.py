@@ -10,6 +10,7 @@ work on arrays of shapes as well, which is what the search for a budget uses.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.roles import Experts, Norm, PerUnit, Role, Whole, expert_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
+from llmshearing.models.source_config import layer_windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,6 +36,7 @@ __all__ = [
     'count_parameters',
     'count_source',
     'kv_cache_bytes_per_token',
+    'kv_cache_window_bytes',
     'layout_of',
     'training_flops_per_token',
 ]
@@ -91,6 +94,9 @@ class Layout:
         final_norm (Weight): The norm before the LM head.
         head (Weight): The LM head, also where it is tied.
         tied (bool): The LM head is the embedding.
+        window (int): Tokens that layers with a sliding window look back at; 0 where none has one that is shorter than
+            the longest context.
+        windowed (tuple[bool, ...]): Whether each layer has one by its place; empty where none has.
     """
 
     embedding: Weight
@@ -99,6 +105,8 @@ class Layout:
     final_norm: Weight
     head: Weight
     tied: bool
+    window: int = 0
+    windowed: tuple[bool, ...] = ()
 
     def in_layers(self, count: Callable[[Weight], int], num_hidden_layers: int) -> int:
         """The sum of ``count`` over all weights of the first so many layers; their number may be an integer array."""
@@ -113,6 +121,12 @@ class Layout:
         if isinstance(num_hidden_layers, int):
             return self.kinds[:num_hidden_layers].count(str(kind))
         return np.cumsum([0, *(other == kind for other in self.kinds)])[num_hidden_layers]
+
+    def windowed_layers(self, num_hidden_layers: Any) -> Any:
+        """How many of the first so many layers have a sliding window."""
+        if isinstance(num_hidden_layers, int):
+            return sum(self.windowed[:num_hidden_layers])
+        return np.cumsum([0, *self.windowed])[num_hidden_layers] if self.windowed else 0 * num_hidden_layers
 
     def attention_layers(self, num_hidden_layers: int) -> int:
         """How many of the first so many layers have attention."""
@@ -155,6 +169,9 @@ def layout_of(config: PretrainedConfig) -> Layout:
     """
     family, source = family_of(config), shape_of(config)
     check_heads(source)
+    window, windowed = layer_windows(config) or (0, [])
+    if window >= getattr(config, 'max_position_embeddings', math.inf):
+        window, windowed = 0, []
     kinds = family.kinds[: source.num_hidden_layers]
     every_kind = 1 + max(map(kinds.index, set(kinds)), default=0)  # so many layers have one of each
     shape = dataclasses.replace(source, num_hidden_layers=every_kind)
@@ -173,7 +190,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
         for place in (map(kinds.index, set(kinds)) if kinds else [0])
     }
     embedding = dataclasses.replace(embedding, is_matrix=False)
-    layout = Layout(embedding, layers, kinds, final_norm, head, tied)
+    layout = Layout(embedding, layers, kinds, final_norm, head, tied, window, tuple(windowed))
     counted, actual = count_parameters(layout, shape).total, sum(parameter.numel() for parameter in model.parameters())
     if counted != actual:
         raise RuntimeError(
@@ -250,6 +267,19 @@ def training_flops_per_token(layout: Layout, shape: ModelShape, seq_len: int) ->
 
 
 def kv_cache_bytes_per_token(layout: Layout, shape: ModelShape) -> int:
-    """Bytes of keys and values, in bfloat16, that generation keeps for each token of the context."""
-    layers = layout.attention_layers(shape.num_hidden_layers)
-    return 2 * layers * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES['bfloat16']
+    """Bytes of keys and values that generation keeps for each token of the context, however long it is.
+
+    Layers with a sliding window keep no more than :func:`kv_cache_window_bytes` together and are left out.
+    """
+    layers = layout.attention_layers(shape.num_hidden_layers) - layout.windowed_layers(shape.num_hidden_layers)
+    return _kv_bytes(shape) * layers
+
+
+def kv_cache_window_bytes(layout: Layout, shape: ModelShape) -> int:
+    """Bytes of keys and values that the layers with a sliding window keep once it is full; 0 where none has one."""
+    return _kv_bytes(shape) * layout.windowed_layers(shape.num_hidden_layers) * layout.window
+
+
+def _kv_bytes(shape: ModelShape) -> int:
+    """Of one token in one layer, in bfloat16."""
+    return 2 * shape.num_key_value_heads * shape.head_dim * DTYPE_BYTES['bfloat16']

@@ -16,6 +16,7 @@ from llmshearing.models.counting import (
     active_parameters,
     count_parameters,
     kv_cache_bytes_per_token,
+    kv_cache_window_bytes,
     layout_of,
     training_flops_per_token,
 )
@@ -152,6 +153,7 @@ def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]
         'bytes_in_bfloat16': 2 * counts.total,
         'training_flops_per_token': training_flops_per_token(layout, shape, seq_len),
         'kv_cache_bytes_per_token': kv_cache_bytes_per_token(layout, shape),
+        **({'kv_cache_window_bytes': kv_cache_window_bytes(layout, shape)} if layout.window else {}),
     }
 
 

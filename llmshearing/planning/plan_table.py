@@ -47,13 +47,19 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
         ('size in bfloat16', 'bytes_in_bfloat16', lambda value: with_unit(value, 'B')),
         ('training FLOPs per token', 'training_flops_per_token', lambda value: with_unit(value, 'FLOPs')),
         ('KV cache per token', 'kv_cache_bytes_per_token', '{:,} bytes'.format),
+        ('  of sliding windows', 'kv_cache_window_bytes', lambda value: with_unit(value, 'B')),
     ):
         if key in source:  # active parameters are those of a mixture of experts
             lines.append(_compared(label, source[key], target and target[key], text))
     seq_len = plan['setup']['seq_len']
     lines.append(
         f'FLOPs: 6 x matrix parameters (with LM head) + 12 x layers x heads x head_dim x {seq_len} positions. '
-        'KV cache: bfloat16.'
+        'KV cache: bfloat16'
+        + (
+            '; per token that of layers without a sliding window, the others keep what is said once theirs are full.'
+            if 'kv_cache_window_bytes' in source
+            else '.'
+        )
     )
     return lines
 
@@ -61,7 +67,7 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
 def _compared(label: str, source: int, target: int | None, text: Callable[[int], str] = '{:,}'.format) -> str:
     if target is None:
         return _row(label, text(source))
-    return _row(label, text(source), text(target), f'{target / source:.1%}')
+    return _row(label, text(source), text(target), *([f'{target / source:.1%}'] if source else []))
 
 
 def _cut_lines(plan: dict[str, Any]) -> list[str]:

@@ -72,6 +72,17 @@ def test_source_and_target_side_by_side(source, capsys, tmp_path):
     assert warned == stages == ['pruning']
 
 
+def test_the_cache_of_sliding_windows_is_told_apart(capsys, tmp_path):
+    for variant, per_token in (('gemma3_text', ('192', '48', '25.0%')), ('mistral', ('0', '0'))):
+        config = tiny_model(variant).config
+        config.save_pretrained(tmp_path / variant)
+        lines = printed(capsys, tmp_path / variant, '--target', 'num_hidden_layers=2', 'num_key_value_heads=1')
+        source = make_plan(config, None, TrainingSetup())['source']
+        assert [cell for cell in cells(lines, 'KV cache per token') if cell != 'bytes'] == list(per_token)
+        assert cells(lines, 'of sliding windows')[0] == f'{source["kv_cache_window_bytes"] / 1000:.2f}'
+        assert any('layers without a sliding window' in line for line in lines)
+
+
 def test_a_source_with_fewer_tokens(source, capsys):
     tokens = ('--target', 'vocab_size=16000', '--micro-batch', '1', '--seq-len', '64')
     lines = printed(capsys, source, *tokens)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
@@ -110,6 +111,31 @@ def test_flops_and_cache_of_llama2_7b_by_hand():
     grouped = PUBLISHED['Llama-3.1-8B'][1]
     layout = counting.layout_of(grouped)
     assert counting.kv_cache_bytes_per_token(layout, shape_of(grouped)) == 2 * 32 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize('variant, windowed', [('gemma2', 2), ('gemma3_text', 2), ('mistral', 4), ('llama', 0)])
+def test_layers_with_a_sliding_window_keep_no_more_than_it_holds(variant, windowed):
+    config = tiny_model(variant).config
+    layout, shape = counting.layout_of(config), shape_of(config)
+    per_layer = 2 * shape.num_key_value_heads * shape.head_dim * 2
+    assert counting.kv_cache_bytes_per_token(layout, shape) == (4 - windowed) * per_layer
+    assert counting.kv_cache_window_bytes(layout, shape) == windowed * 8 * per_layer
+    assert np.array_equal(layout.windowed_layers(np.arange(5)), [layout.windowed_layers(n) for n in range(5)])
+    if windowed:
+        config.sliding_window = config.max_position_embeddings  # which no context leaves
+        assert counting.kv_cache_bytes_per_token(counting.layout_of(config), shape) == 4 * per_layer
+
+
+@pytest.mark.skipif('olmo3' not in VARIANTS, reason='transformers 4 keeps all tokens')
+def test_the_cache_is_transformers_own():
+    model = tiny_model('olmo3').eval()
+    layout, shape = counting.layout_of(model.config), shape_of(model.config)
+    with torch.no_grad():
+        layers = model(torch.arange(3, 43)[None], use_cache=True).past_key_values.layers
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    windows = counting.kv_cache_window_bytes(layout, shape, 'float32')
+    # Of its window of 8 transformers keeps 7 tokens from one to the next.
+    assert kept == 40 * counting.kv_cache_bytes_per_token(layout, shape, 'float32') + windows * 7 // 8 > windows > 0
 
 
 @pytest.mark.skipif('qwen3_5_text' not in VARIANTS, reason='transformers 4 has no such model')

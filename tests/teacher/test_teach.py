@@ -67,7 +67,9 @@ def test_the_column_holds_what_the_teacher_predicts(world):
     torch.testing.assert_close(log_probs, expected, rtol=0, atol=6e-4)  # steps of 1/1024
     assert rest.eq(float('-inf')).all() and (log_probs.diff() <= 0).all()
     draws = samples_of(taught(world, 'three', draws=3) / 'train/b')
-    head, ids, _ = read_note(world / 'three/train/b').format.unpack(torch.from_numpy(draws[0]['teacher'].copy()))
+    form, rows = read_note(world / 'three/train/b').format, torch.from_numpy(draws[0]['teacher'].copy())
+    head, ids, _ = form.unpack(rows)
+    assert form.unpack(rows[:1])[0] == head[:1]  # a single position
     torch.testing.assert_close(head, -(log_p[0].exp() * log_p[0]).sum(-1))
     assert ids.shape == (LENGTH, 3) and (ids.diff() >= 0).all()
 
