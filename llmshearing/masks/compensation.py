@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 
 from llmshearing.masks.energies import relative_squares
 from llmshearing.masks.layer_merging import LayerMerging, solve_ridge
-from llmshearing.models.cuttable import Cutter
+from llmshearing.models.cuttable import Cutter, one_rank
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.module_cut import ModuleCut
@@ -99,14 +99,12 @@ class Compensation:
             self._merging.stop()
 
     @torch.no_grad()
-    def apply(
-        self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None] | None = None, ranks: int = 1
-    ) -> None:
+    def apply(self, masks: Mapping[str, Tensor], reduce: Callable[[Tensor], None] = one_rank, ranks: int = 1) -> None:
         """Prepares the weights for masks under which more units are gone.
 
         Args:
             masks (Mapping[str, Tensor]): Masks of the coming batch by axis, all zero or one.
-            reduce (Callable | None): Averages a tensor over ranks, in place; a collective, called alike on every rank.
+            reduce (Callable): Averages a tensor over ranks, in place; a collective, called alike on every rank.
                 Default: there is one rank.
             ranks (int): How many ranks there are. Default: ``1``.
         """
@@ -125,8 +123,7 @@ class Compensation:
             goes = present & ~stays
             if not goes.any() or not stays.any():
                 continue
-            if reduce is not None:
-                reduce(total)
+            reduce(total)
             role = after[path].role
             if isinstance(role, Linear):
                 shares = regress(total, stays, goes, self._seen[path] * ranks)

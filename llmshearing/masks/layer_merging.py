@@ -103,20 +103,19 @@ class LayerMerging:
         for handle in self._handles:
             handle.remove()
 
-    def apply(self, ridge: float, reduce: Callable[[Tensor], None] | None = None, ranks: int = 1) -> None:
+    def apply(self, ridge: float, reduce: Callable[[Tensor], None], ranks: int) -> None:
         """Changes the weights for the layers' absence.
 
         Args:
             ridge (float): Of the mean square of the MLP's inside, times its width per token.
-            reduce (Callable | None): Averages a tensor over ranks, in place; a collective. Default: there is one rank.
-            ranks (int): How many ranks there are. Default: ``1``.
+            reduce (Callable): Averages a tensor over ranks, in place; a collective.
+            ranks (int): How many ranks there are.
         """
         for gap in self._gaps:
             if gap.squares is None or gap.products is None:
                 continue
-            if reduce is not None:
-                reduce(gap.squares)
-                reduce(gap.products)
+            reduce(gap.squares)
+            reduce(gap.products)
             shares = solve_ridge(gap.squares.double(), gap.products.double(), ridge, gap.tokens * ranks)
             weight = self._model.get_parameter(f'{gap.writer}.weight')
             change = (shares / self._multiplier).T.to(weight.dtype)

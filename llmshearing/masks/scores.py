@@ -16,7 +16,7 @@ import catalogue
 import torch
 from torch import Tensor
 
-from llmshearing.models.cuttable import Cutter
+from llmshearing.models.cuttable import Cutter, one_rank
 from llmshearing.models.units import AXES
 
 __all__ = [
@@ -53,10 +53,6 @@ class ScoringMethod:
     needs_gradients: bool = False
 
 
-def _keep(tensor: Tensor) -> None:
-    """The average over one rank."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What scores are computed from.
@@ -74,7 +70,7 @@ class Calibration:
     cutter: Cutter
     batches: Sequence[Any]
     loss: Callable[[Any], Tensor] | None = None
-    reduce: Callable[[Tensor], None] = _keep
+    reduce: Callable[[Tensor], None] = one_rank
     seed: int = 17
     microbatch_size: int | None = None
 

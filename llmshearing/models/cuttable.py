@@ -38,7 +38,11 @@ from llmshearing.models.roles import Family, PerUnit, Whole
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import AXES, check_masks
 
-__all__ = ['Cutter']
+__all__ = ['Cutter', 'one_rank']
+
+
+def one_rank(tensor: Tensor) -> None:
+    """The average over one rank, in place."""
 
 
 class Cutter:
@@ -136,17 +140,16 @@ class Cutter:
         if self.shape.num_experts:
             cast(Any, self.model).num_experts = num_experts
 
-    def mask_gradients(self, reduce: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
+    def mask_gradients(self, reduce: Callable[[Tensor], None] = one_rank) -> dict[str, Tensor]:
         """Gradient of all backward passes since :meth:`set_masks` by axis, float32 on CPU; zeros where none flowed.
 
         Args:
-            reduce (Callable | None): Applied in place to the flat gradient on its device, e.g. an average over ranks.
+            reduce (Callable): Applied in place to the flat gradient on its device, e.g. an average over ranks.
         """
         if self._values is None or self.masks is None:
             raise ValueError('mask_gradients needs masks: call set_masks first.')
         grad = torch.zeros_like(self._values) if self._values.grad is None else self._values.grad.clone()
-        if reduce is not None:
-            reduce(grad)
+        reduce(grad)
         grad = grad.detach().cpu()
         sizes = [self.masks[axis].numel() for axis in self.masks]
         return {axis: part.view_as(self.masks[axis]) for axis, part in zip(self.masks, grad.split(sizes))}
