@@ -81,11 +81,7 @@ class MixtureRounds:
     def identity(self) -> dict[str, Any]:
         """What every rank must have alike, by what it is of; see :mod:`~llmshearing.utils.ranks`."""
         shards, weights = self._named(self.fingerprints), self.initial_weights
-        by_domain = {
-            'samples': self.sizes,
-            'shards (their hash)': shards,
-            'weight': weights,
-        }  # which may go by the size
+        by_domain = {'samples': self.sizes, 'shards (their hash)': shards, 'weight': weights}
         values = {f'{what} of domain {name}': value for what, each in by_domain.items() for name, value in each.items()}
         return {**values, 'domains': self.domains, 'round_batches': self.round_batches, **self._order}
 

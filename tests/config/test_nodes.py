@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
+from composer.utils import dist
 from omegaconf import OmegaConf
 
 from llmshearing.config.run import prepare_run
@@ -39,6 +40,8 @@ def prepare(rank: int, disk: Path, config: dict, messages: tuple[str, str] | Non
     os.chdir(disk / str(rank))
     if messages is None:
         prepare_run(config)
+        dist.initialize_dist('cpu', timeout=600)  # as llm-foundry does then
+        dist.barrier()
     else:
         with pytest.raises(ValueError, match=messages[rank]):
             prepare_run(config)
