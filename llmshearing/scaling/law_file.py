@@ -47,7 +47,7 @@ def read_law(path: str) -> tuple[PostTrainingLaw, list[PostTrainingLaw]]:
         singles: list[Any] = [bool(content[name]) for name in _SINGLES]
         pairs = tuple((float(size), float(rate)) for size, rate in content.get('pairs', ()))
         laws = [
-            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles, pairs)
+            PostTrainingLaw({name: float(constants[name]) for name in CONSTANTS}, *where, *singles, pairs=pairs)
             for constants in [content['constants'], *content['leave_one_out']]
         ]
     except (KeyError, TypeError, ValueError) as error:

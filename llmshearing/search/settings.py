@@ -29,7 +29,8 @@ class SearchSettings:
         most (Mapping[str, int]): Largest sizes that candidates may have.
         uneven (float): The axis of which most is kept keeps at most so many times the share of the one of which least
             is kept. Default: ``2.0``.
-        kv_cache (int | None): Most bytes of KV cache per token, in bfloat16, of layers without a sliding window. Default: no limit.
+        kv_cache (int | None): Most bytes of KV cache per token, in bfloat16, of layers without a sliding window.
+            Default: no limit.
         latency (float | None): Most milliseconds per generated token on this machine. Default: no limit.
         steps (int): Steps of training of the best candidates; 0 for none. Default: ``0``.
         train (int): Candidates per budget that are trained; the one nearest to the source's proportions is always among
