@@ -165,8 +165,7 @@ def test_two_runs_do_not_share_a_working_folder(spec):
 
 
 @pytest.mark.parametrize(
-    'owner, name',
-    [(Journal, 'append'), (MDSWriter, 'flush_shard'), (publish, 'dump_json'), (publish, 'move_whole')],
+    'owner, name', [(Journal, 'append'), (MDSWriter, 'flush_shard'), (publish, 'dump_json'), (publish, 'move_whole')]
 )
 def test_full_disk(spec, whole, monkeypatch, owner, name):
     with monkeypatch.context() as patch:
