@@ -42,8 +42,9 @@ class Work:
         Raises:
             ValueError: If another plan was begun there, naming what differs.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self.folder / 'lock', wait=True, optional=True):
+        with contextlib.ExitStack() as held:
+            while not self._lock(held):  # another process has finished and removed the folder just now
+                self.folder.mkdir(parents=True, exist_ok=True)
             if not self._plan.is_file():
                 dump_json(self._plan, plan, indent=1)
         there = load_json(self._plan)
@@ -99,17 +100,22 @@ class Work:
     @contextlib.contextmanager
     def finishing(self) -> Iterator[bool]:
         """Holds the whole folder for the block; False where another process has completed the output."""
-        if not self.folder.is_dir():
-            yield False
-            return
-        with hold_lock(self.folder / 'lock', wait=True, optional=True):
-            yield not self.output.exists()
+        with contextlib.ExitStack() as held:
+            yield self.folder.is_dir() and self._lock(held) and not self.output.exists()
             if self.output.exists():  # another process, or this one; whoever came late made the folder again
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def commit(self) -> None:
         """Gives the finished data their name; the rest goes at the end of :meth:`finishing`."""
         os.replace(self.data, self.output)
+
+    def _lock(self, held: contextlib.ExitStack) -> bool:
+        """Waits for the lock of the whole folder; False where another process removes the folder at that moment."""
+        try:
+            held.enter_context(hold_lock(self.folder / 'lock', wait=True, optional=True))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _entry_path(self, task: ShardTask) -> Path:
         return self.folder / 'entries' / task.folder / f'{task.name}.json'

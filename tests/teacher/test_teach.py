@@ -19,6 +19,7 @@ from llmshearing.data.mds import read_index
 from llmshearing.data.stored_teacher import read_note, tag_of
 from llmshearing.prepare.check import check
 from llmshearing.teacher import teach as stages
+from llmshearing.teacher import work as work_module
 from llmshearing.teacher.folders import list_shards
 from llmshearing.teacher.model import LoadedTeacher
 from llmshearing.teacher.processes import read_rank
@@ -129,6 +130,25 @@ def test_what_another_process_holds_is_left_to_it(world):
         assert not stages.teach(world / 'data', str(world / 'teacher'), world / 'held', settings, 'cpu')
     assert not (world / 'held').exists()
     assert content(taught(world, 'held')).keys()
+
+
+def test_a_folder_that_another_process_removes_while_its_lock_is_taken(tmp_path, monkeypatch):
+    gone, hold = [2], work_module.hold_lock
+
+    def removed(path, **settings):
+        if gone[0]:
+            gone[0] -= 1
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise FileNotFoundError(path)
+        return hold(path, **settings)
+
+    monkeypatch.setattr(work_module, 'hold_lock', removed)
+    work = work_module.Work(tmp_path / 'out')
+    work.begin({'seed': 1})
+    assert (work.folder / 'plan.json').is_file()
+    gone[0] = 1
+    with work.finishing() as mine:
+        assert not mine
 
 
 def test_processes_at_the_same_time_write_the_same_bytes(world, done):
