@@ -7,6 +7,7 @@ only what a rule needs besides. Both are saved in the same checkpoint, so they a
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ from llmshearing.callbacks.dynamic_batch_loading.references import check_referen
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.metrics.names import EVAL_LOSS_METRIC
+from llmshearing.utils.checks import check_number
 from llmshearing.utils.files import write_atomically
 from llmshearing.utils.paths import local_destination
 
@@ -88,6 +90,7 @@ class DynamicBatchLoading(Callback):
         for name, value in (('eta', eta), ('rho', rho)):
             if not 0 <= value < math.inf:
                 raise ValueError(f'`{name}` must be a number that is not negative, but got {value!r}.')
+        check_number('max_eval_share', max_eval_share, 0, 1, above=True)
         if max_eval_sequences is not None and max_eval_sequences < 1:
             raise ValueError(f'`max_eval_sequences` must be positive, or null for all, but got {max_eval_sequences!r}.')
         self.reference_losses = read_reference_losses(reference_losses)
@@ -101,6 +104,7 @@ class DynamicBatchLoading(Callback):
         self.metric = metric
         self.max_eval_sequences = max_eval_sequences
         self.weights_file = None if weights_file is None else local_destination('weights_file', weights_file, 'file')
+        self._warn_of_vain_options()
         self._domains: list[str] = []
         self._labels: dict[str, str] = {}
         self._evaluated: set[str] = set()
@@ -109,6 +113,15 @@ class DynamicBatchLoading(Callback):
         self._rule_weights: list[float] = []  # the rule's last weights, before averaging; empty: those in use
         self._mean = (0, [])  # number and mean of the rule's weights, for averaging
         self._far: set[str] = set()  # domains whose weight was warned of
+
+    def _warn_of_vain_options(self) -> None:
+        unread = {name for names in updates.READS.values() for name in names} - set(updates.READS[self.update])
+        known = inspect.signature(DynamicBatchLoading).parameters
+        vain = [name for name in known if name in unread and getattr(self, name) != known[name].default]
+        if vain:
+            log.warning(
+                'update: %s does not go by %s; remove it, or choose another update.', self.update, ', '.join(vain)
+            )
 
     def after_load(self, state: State, logger: Logger) -> None:
         if isinstance(state.train_dataloader, DynamicTextLoader):  # there may be an evaluation before ``fit``
