@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from llmshearing.checkpoints.tokenizer_files import check_same_ids, read_named_tokenizer
@@ -24,7 +24,7 @@ from llmshearing.compat.transformers import attention_implementation, dtype_argu
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
 from llmshearing.export.probe import Probe, probe_masked
-from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
+from llmshearing.export.pruned_folder import Origin, check_shape_left, shape_left, write_pruned_folder
 from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
@@ -35,7 +35,7 @@ from llmshearing.metrics.last_losses import last_logged_losses
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
-from llmshearing.models.shapes import shape_of
+from llmshearing.models.shapes import check_buildable, shape_of
 from llmshearing.models.source_files import derived_from, local_folder, public_name
 from llmshearing.models.units import kept_units
 from llmshearing.utils.paths import refuse_existing
@@ -96,6 +96,8 @@ def _write_cut(
     plan = CutPlan(family, pruning.source, masks, energies=pruning.norm_energies)
     if settings.masks == 'target':
         check_shape_left(config, plan, pruning.target)
+    else:
+        _check_current(config, plan)
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
         cut = cut_tensors(family, plan, masks, checkpoint.get, config.tie_word_embeddings)
@@ -114,6 +116,19 @@ def _write_cut(
         expected = _probe(checkpoint, masks, pruning.norm_energies)
         report['logit_difference'] = verify_folder(writer.path, expected, settings.dtype or _lowest(checkpoint))
     return report
+
+
+def _check_current(config: PretrainedConfig, plan: CutPlan) -> None:
+    """Refuses sizes on the way to the target that transformers would refuse once all tensors are written."""
+    shape = shape_left(config, plan)
+    try:
+        check_buildable(config, shape, plan.family.has_head_dim)
+    except ValueError as error:
+        raise ValueError(
+            f'--masks current leaves {shape}, and transformers takes no {config.model_type} of it: {error.__cause__} '
+            'Take another checkpoint, keep the masks beside the uncut model (--masks keep), or cut to the target '
+            '(--masks target --allow-unconverged).'
+        ) from error
 
 
 def _write_uncut(

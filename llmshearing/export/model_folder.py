@@ -29,7 +29,6 @@ from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.compat.transformers import (
-    OPENS_UNEVEN_HEADS,
     PER_LAYER_LISTS,
     attention_implementation,
     dtype_argument,
@@ -41,7 +40,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.mixtures import check_aligned
 from llmshearing.models.roles import Family, expert_of
-from llmshearing.models.shapes import WHOLE_HEADS, ModelShape, shape_of, with_shape
+from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.models.stored_names import stored_tensors
 from llmshearing.models.units import Units
 from llmshearing.planning.serving import position_warnings
@@ -177,17 +176,9 @@ def exported_config(
         layers (Sequence[int]): Source numbers of the layers that are kept, in order.
 
     Raises:
-        ValueError: For sizes that transformers does not compute or open.
+        ValueError: For a mixture of experts of sizes that transformers does not compute.
     """
     check_aligned(config, shape_of(config), shape)
-    hidden, heads = shape.hidden_size, shape.num_attention_heads
-    if config.model_type in WHOLE_HEADS and hidden % heads and not OPENS_UNEVEN_HEADS:
-        raise ValueError(
-            f'the masks leave hidden_size={hidden} and num_attention_heads={heads}: transformers 5.8 and newer hold a '
-            f'{config.model_type} only where the first is a multiple of the second, which masks on their way seldom '
-            'are. Cut to the target (--masks target --allow-unconverged), take another checkpoint, or keep the masks '
-            'beside the uncut model (--masks keep).'
-        )
     source, config = config, with_shape(config, shape, family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)

@@ -49,6 +49,15 @@ class LagrangianMasks:
     follows_warmup: ClassVar[bool] = True
     removes_for_good: ClassVar[bool] = False
     finds_widths: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = (
+        'warmup',
+        'freeze_masks_after',
+        'follow_schedule',
+        'start_sparsity',
+        'learning_rate',
+        'multiplier_learning_rate',
+        'multiplier_damping',
+    )
 
     def __init__(
         self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None

@@ -19,8 +19,27 @@ from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.constraints import Constraint
 from llmshearing.utils.checks import check_one_of
 
-__all__ = ['LearnerSettings', 'MaskLearner', 'check_saved', 'count_hard', 'learner_class', 'mask_learners']
+__all__ = [
+    'LEARNER_KEYS',
+    'LearnerSettings',
+    'MaskLearner',
+    'check_saved',
+    'count_hard',
+    'learner_class',
+    'mask_learners',
+]
 
+# Keys of targeted_pruning that concern some learners only.
+LEARNER_KEYS = (
+    'warmup',
+    'freeze_masks_after',
+    'follow_schedule',
+    'start_sparsity',
+    'fade',
+    'learning_rate',
+    'multiplier_learning_rate',
+    'multiplier_damping',
+)
 mask_learners = catalogue.create('llmshearing', 'mask_learners', entry_points=True)
 
 
@@ -59,6 +78,8 @@ class MaskLearner(Protocol):
         follows_warmup (bool): Its masks move with the warm-up; otherwise they are the target's from the start.
         removes_for_good (bool): Its masks are one until a unit goes for good, so weights can compensate for it.
         finds_widths (bool): It can meet constraints that leave every row a number of units of its own.
+        reads (tuple[str, ...]): What of :data:`LEARNER_KEYS` has a say; a run is warned of others that it sets. A
+            class without the attribute is not asked.
         plans (dict[str, AxisPlan]): The pruned axes.
     """
 
@@ -66,6 +87,7 @@ class MaskLearner(Protocol):
     follows_warmup: ClassVar[bool]
     removes_for_good: ClassVar[bool]
     finds_widths: ClassVar[bool]
+    reads: ClassVar[tuple[str, ...]]
     plans: dict[str, AxisPlan]
 
     def __init__(

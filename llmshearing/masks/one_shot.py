@@ -29,6 +29,7 @@ class OneShotMasks:
     follows_warmup: ClassVar[bool] = False
     removes_for_good: ClassVar[bool] = True
     finds_widths: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None

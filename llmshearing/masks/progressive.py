@@ -52,6 +52,7 @@ class ProgressiveMasks:
     follows_warmup: ClassVar[bool] = True
     removes_for_good: ClassVar[bool] = True
     finds_widths: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ('warmup', 'freeze_masks_after', 'start_sparsity', 'fade')
 
     def __init__(
         self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None

@@ -672,3 +672,28 @@ def test_an_evaluator_that_reads_what_is_trained_on_is_warned_of(folder, tmp_pat
     tiny_trainer(folder, '3ba', eval_dataloader=held_out).fit()
     told = [record.getMessage() for record in caplog.records if 'which the run trains on' in record.getMessage()]
     assert len(told) == 1 and told[0].startswith("The evaluator of domain 'c' reads ")
+
+
+@pytest.mark.parametrize(
+    ('options', 'vain'),
+    [
+        ({'update': 'dro', 'eta': 3.0, 'smoothing': 0.1}, 'eta, smoothing'),
+        ({'update': 'constant', 'rho': 2.0, 'average': True}, 'rho, average'),
+        ({'update': 'ado', 'eta': 3.0, 'smoothing': 0.1}, 'eta'),
+        ({'update': 'sheared', 'rho': 0.5, 'eta': 2.0}, 'rho'),
+    ],
+)
+def test_an_option_that_the_rule_does_not_go_by_is_told(caplog, options, vain):
+    DynamicBatchLoading(**options)
+    text = f'update: {options["update"]} does not go by {vain}; remove it, or choose another update.'
+    assert [record.getMessage() for record in caplog.records] == [text]
+
+
+@pytest.mark.parametrize('share', [0, -1, 7, 'much'])
+def test_a_share_of_time_is_a_share(share):
+    with pytest.raises(ValueError, match='max_eval_share: expected a number above 0 and at most 1, got'):
+        DynamicBatchLoading(max_eval_share=share)
+
+
+def test_every_rule_says_what_it_goes_by():
+    assert updates.READS.keys() == updates.RULES.keys()

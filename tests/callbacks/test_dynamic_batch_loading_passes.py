@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from composer.core import Time, Timestamp
 
 from llmshearing.callbacks.dynamic_batch_loading import limits
-from llmshearing.callbacks.dynamic_batch_loading.passes import weight_ceiling
+from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, planned_samples, weight_ceiling
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
 from llmshearing.data.mixture import UNITS
 from llmshearing.data.rounds import MixtureRounds
@@ -89,3 +90,34 @@ def test_what_does_not_fill_a_round_is_shared_out(caplog):
 
 def test_without_a_limit_the_ceiling_is_the_user_s():
     assert weight_ceiling(domains([20, 20], [1, 1], None), 0.6).tolist() == [0.6, 0.6]
+
+
+@pytest.mark.parametrize('duration', ['24ba', '8ep', '96sp', '384tok'])
+@pytest.mark.parametrize(('rounds', 'rest'), [(0, 0), (5, 0), (5, 2), (5, 3)])
+def test_what_is_planned_is_what_was_used_and_what_is_left(duration, rounds, rest):
+    """Of 24 batches of 4 samples, 3 a round, some are done; from then on they are as large as is said."""
+    dataset, done = domains([200, 200], [1, 1], None), 3 * rounds + rest
+    dataset.max_seq_len = 4
+    for _ in range(rounds):
+        dataset.rounds.start()
+        dataset.rounds.batch = 3
+    dataset.rounds.start()
+    dataset.rounds.batch = rest
+    now = Timestamp(epoch=rounds, batch=done, batch_in_epoch=rest, sample=4 * done, token=16 * done)
+    state = SimpleNamespace(max_duration=Time.from_timestring(duration), timestamp=now)
+    assert planned_samples(dataset, state) == 96
+    dataset.rounds.global_batch_size = 16
+    left = {'ba': (24 - done) * 16, 'ep': (24 - done) * 16}.get(duration[-2:], 96 - 4 * done)
+    assert planned_samples(dataset, state) == 4 * done + left
+
+
+def test_passes_of_a_resumed_run_are_those_of_what_is_left():
+    dataset, state = domains([100, 100], [1, 1], 1), SimpleNamespace(max_duration=Time.from_timestring('40ba'))
+    dataset.rounds.start()
+    dataset.rounds.state = dataset.rounds.state.__class__(12, (72, 72), (0, 0), dataset.rounds.state.weights)
+    dataset.max_seq_len, state.timestamp = 16, Timestamp(batch=36)
+    dataset.rounds.global_batch_size = 8  # 144 used and 32 to come
+    check_plan(dataset, state, fixed=True)
+    dataset.rounds.global_batch_size = 16
+    with pytest.raises(ValueError, match='208 samples at these weights take .* but max_passes is 1'):
+        check_plan(dataset, state, fixed=True)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.cli import main
+from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.export import pruned_folder
 from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import ExportSettings
@@ -131,7 +134,7 @@ def test_a_checkpoint_of_pruning_without_its_masks_is_refused(progressive, tmp_p
     assert not (tmp_path / 'pruned').exists()
 
 
-def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
+def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path, monkeypatch):
     checkpoint, _, _, pruning = lagrangian
     settings = ExportSettings(masks='current', progress=False)
     content = torch.load(checkpoint, weights_only=False)
@@ -151,6 +154,18 @@ def test_current_masks_leave_only_where_they_are_uniform(lagrangian, tmp_path):
     record = json.loads((tmp_path / 'uniform' / 'pruning.json').read_text())
     assert record['shape']['intermediate_size'] == shape.intermediate_size
     assert record['target_shape']['intermediate_size'] == 40
+    # Sizes on the way to the target that transformers takes for no config are told before anything is written.
+    hidden = learned['hidden'].clone()
+    learned['hidden'][46:] = -4.6
+    torch.save(content, tmp_path / 'odd.pt')
+    if TRANSFORMERS_5:
+        written = mock.Mock()
+        told = '(?s)hidden_size=4[67], .*not a multiple of.*another checkpoint.*--masks keep.*--allow-unconverged'
+        with monkeypatch.context() as patched, pytest.raises(ValueError, match=told):
+            patched.setattr(pruned_folder, 'write_model_folder', written)
+            export_checkpoint(tmp_path / 'odd.pt', tmp_path / 'odd', settings)
+        assert not written.called and not (tmp_path / 'odd').exists()
+    learned['hidden'] = hidden
     # One layer expects fewer than the others: no stock model holds that.
     learned['intermediate'][0, :32] = -4.6
     torch.save(content, tmp_path / 'ragged.pt')

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llmshearing.compat.transformers import OPENS_UNEVEN_HEADS
 from llmshearing.export.model_folder import (
     cut_tensors,
     exported_config,
@@ -166,16 +165,6 @@ def test_layers_whose_kind_would_change_do_not_leave(tmp_path):
     model = tiny_model('gemma2')  # kinds alternate: layers 0 and 2 cannot stand next to each other
     with pytest.raises(ValueError, match='layer 2 .* position 1'):
         export(model, {'layer': torch.tensor([1.0, 0.0, 1.0, 0.0])}, tmp_path / 'out')
-
-
-@pytest.mark.skipif(OPENS_UNEVEN_HEADS, reason='transformers 4 opens them')
-def test_sizes_that_transformers_does_not_open_are_refused_before_anything_is_written(tmp_path):
-    model = tiny_model()
-    hidden = model.config.hidden_size - 1
-    masks = {'hidden': (torch.arange(model.config.hidden_size) < hidden).float()}
-    with pytest.raises(ValueError, match=f'the masks leave hidden_size={hidden} and .*--masks keep'):
-        export(model, masks, tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
 
 
 def test_shards_index_and_overwriting(tmp_path):

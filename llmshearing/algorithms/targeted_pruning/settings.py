@@ -10,7 +10,7 @@ from typing import Any
 from composer.core import Time
 
 from llmshearing.algorithms.targeted_pruning.elapsed import schedule_time
-from llmshearing.masks.learner import LearnerSettings, learner_class
+from llmshearing.masks.learner import LEARNER_KEYS, LearnerSettings, learner_class
 from llmshearing.masks.scores import method_by_axis, scoring_methods
 from llmshearing.models.units import AXES
 from llmshearing.utils.checks import check_number, check_one_of
@@ -100,6 +100,7 @@ class PruningSettings(LearnerSettings):
         if self.freeze_masks_after is not None:
             self.freeze_masks_after = schedule_time('freeze_masks_after', self.freeze_masks_after)
         self._check_learner()
+        self._warn_of_vain_settings()
 
     def _take_former_name(self) -> None:
         if self.lagrangian_warmup is None:
@@ -126,4 +127,22 @@ class PruningSettings(LearnerSettings):
             raise ValueError(
                 f'target: {{sparsity: ...}} with {named} and eval_masks: {self.eval_masks} is not possible: only '
                 'learned masks find widths of their own, and there is no shape to cut to; use lagrangian and expected.'
+            )
+
+    def _warn_of_vain_settings(self) -> None:
+        learner, named = learner_class(self.mask_learning), f'mask_learning: {self.mask_learning}'
+        unread = set(LEARNER_KEYS) - set(getattr(learner, 'reads', LEARNER_KEYS))
+        fields = [field for field in dataclasses.fields(self) if field.name in unread]
+        values = {field: getattr(self, field.name) for field in fields}
+        plain = {field: value.to_timestring() if isinstance(value, Time) else value for field, value in values.items()}
+        vain = [field.name for field, value in plain.items() if value != field.default]
+        if vain:
+            log.warning('%s does not go by %s; remove it, or choose another way of learning.', named, ', '.join(vain))
+        warmup, freeze = Time.from_input(self.warmup), Time.from_input(self.freeze_masks_after or self.warmup)
+        if learner.follows_warmup and freeze.unit == warmup.unit and freeze < warmup:
+            log.warning(
+                'freeze_masks_after: %s comes before the end of warmup: %s; masks are then cut to the target at once, '
+                'wherever they are. Freeze later, or shorten the warm-up.',
+                freeze.to_timestring(),
+                warmup.to_timestring(),
             )

@@ -82,6 +82,7 @@ class TargetedPruning(PruningState, Algorithm):
         self._drawn: tuple[int | None, dict[str, Tensor]] = (None, {})
         self._updated: int | None = None
         self._watching: Compensation | None = None
+        self._may_be_unscored = True  # until training begins
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -99,7 +100,7 @@ class TargetedPruning(PruningState, Algorithm):
         if event == Event.INIT:
             self._prepare(state)
         elif event == Event.FIT_START:
-            self._drawn, self._updated = (None, {}), None
+            self._drawn, self._updated, self._may_be_unscored = (None, {}), None, False
             elapsed_share(state, self.settings.warmup)  # times that cannot be told are refused before the first step
             self._is_frozen(state)
             if state.timestamp.batch.value == 0:
@@ -115,7 +116,11 @@ class TargetedPruning(PruningState, Algorithm):
         elif event == Event.BATCH_END:
             self._compensate(state)
         elif event == Event.EVAL_START:
-            self._install(state, take_from_rank_0(self.evaluation_masks(), state.device))
+            is_unscored = (
+                self.settings.scores is not None and self._may_be_unscored and state.timestamp.batch.value == 0
+            )
+            masks = self._uncut() if is_unscored else self.evaluation_masks()  # uncut: nothing says yet what goes
+            self._install(state, take_from_rank_0(masks, state.device))
             if self.has_open_widths:
                 logger.log_metrics(self._width_metrics())
         elif event == Event.FIT_END:
@@ -133,7 +138,7 @@ class TargetedPruning(PruningState, Algorithm):
         """Masks of the coming batch by axis: drawn, or frozen when their time has come; rank 0's on every rank."""
         batch = state.timestamp.batch.value
         if self.settings.compensate and batch == 0:  # uncut: what units carry is seen before the first of them go
-            return {axis: torch.ones(plan.mask_shape) for axis, plan in self.plans.items()}
+            return self._uncut()
         if self.frozen_masks is None and self._is_frozen(state):
             self.frozen_masks = take_from_rank_0(self.final_masks(), state.device)
             log.info('Masks are frozen to the target from batch %d on.', batch)
@@ -147,6 +152,9 @@ class TargetedPruning(PruningState, Algorithm):
     def evaluation_masks(self) -> dict[str, Tensor]:
         """Masks without noise, as ``eval_masks`` says."""
         return self.current_masks() if self.settings.eval_masks == 'expected' else self.final_masks()
+
+    def _uncut(self) -> dict[str, Tensor]:
+        return {axis: torch.ones(plan.mask_shape) for axis, plan in self.plans.items()}
 
     def _prepare(self, state: State) -> None:
         model, constraints = _model(state), None

@@ -7,6 +7,7 @@ only what a rule needs besides. Both are saved in the same checkpoint, so they a
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,7 @@ class DynamicBatchLoading(Callback):
             check_number(name, value, 0, 1)
         check_number('eta', eta, 0)
         check_number('rho', rho, 0)
+        check_number('max_eval_share', max_eval_share, 0, 1, above=True)
         if max_eval_sequences is not None:
             check_integer('max_eval_sequences', max_eval_sequences, 1)
         self.reference_losses = read_reference_losses(reference_losses)
@@ -99,6 +101,7 @@ class DynamicBatchLoading(Callback):
         self.metric = metric
         self.max_eval_sequences = max_eval_sequences
         self.weights_file = None if weights_file is None else local_destination('weights_file', weights_file, 'file')
+        self._warn_of_vain_options()
         self._domains: list[str] = []
         self._labels: dict[str, str] = {}
         self._evaluated: set[str] = set()
@@ -107,6 +110,15 @@ class DynamicBatchLoading(Callback):
         self._rule_weights: list[float] = []  # the rule's last weights, before averaging; empty: those in use
         self._mean = (0, [])  # number and mean of the rule's weights, for averaging
         self._far: set[str] = set()  # domains whose weight was warned of
+
+    def _warn_of_vain_options(self) -> None:
+        unread = {name for names in updates.READS.values() for name in names} - set(updates.READS[self.update])
+        known = inspect.signature(DynamicBatchLoading).parameters
+        vain = [name for name in known if name in unread and getattr(self, name) != known[name].default]
+        if vain:
+            log.warning(
+                'update: %s does not go by %s; remove it, or choose another update.', self.update, ', '.join(vain)
+            )
 
     def after_load(self, state: State, logger: Logger) -> None:
         if isinstance(state.train_dataloader, DynamicTextLoader):  # there may be an evaluation before ``fit``

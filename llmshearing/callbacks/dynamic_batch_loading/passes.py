@@ -24,17 +24,23 @@ USUAL_PASSES = 4
 
 
 def planned_samples(dataset: DynamicTextDataset, state: State) -> int | None:
-    """Samples of the whole run by its max_duration, or None if that is given in a unit that does not say."""
-    duration, rounds = state.max_duration, dataset.rounds
-    if duration is None:
-        return None
+    """Samples of the whole run: those used, of the data as they are now, and what its max_duration leaves.
+
+    None if that is given in a unit that does not say.
+    """
+    duration, rounds, now = state.max_duration, dataset.rounds, state.timestamp
     samples_per = {
         TimeUnit.BATCH: rounds.global_batch_size,
         TimeUnit.EPOCH: rounds.global_batch_size * rounds.round_batches,
         TimeUnit.SAMPLE: 1,
         TimeUnit.TOKEN: 1 / dataset.max_seq_len,
     }
-    return round(duration.value * samples_per[duration.unit]) if duration.unit in samples_per else None
+    if duration is None or duration.unit not in samples_per:
+        return None
+    left = (duration.value - now.get(duration.unit).value) * samples_per[duration.unit]
+    if duration.unit == TimeUnit.EPOCH:
+        left -= now.batch_in_epoch.value * rounds.global_batch_size
+    return round(sum(rounds.used().values()) + max(left, 0))
 
 
 def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:

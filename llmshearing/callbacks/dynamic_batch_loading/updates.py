@@ -25,6 +25,7 @@ from llmshearing.callbacks.dynamic_batch_loading.dro import dro_weights
 __all__ = [
     'KEEP_DOMAINS_ALIVE',
     'NEEDS_REFERENCES',
+    'READS',
     'RULES',
     'Memory',
     'Round',
@@ -95,6 +96,14 @@ RULES: dict[str, Rule] = {
     'ado': ado,
     'dro': dro,
 }
+READS: dict[str, tuple[str, ...]] = {
+    'sheared': ('eta', 'smoothing', 'average'),
+    'sheared_unclipped': ('eta', 'smoothing', 'average'),
+    'constant': (),
+    'ado': ('smoothing', 'average'),
+    'dro': ('rho', 'average'),
+}
+"""Options of the callback that have a say in a rule's weights, of those that not all rules go by."""
 NEEDS_REFERENCES = ('sheared', 'sheared_unclipped')
 KEEP_DOMAINS_ALIVE = ('constant', 'dro')
 """Rules whose weights need no smoothing."""
