@@ -56,7 +56,7 @@ import json, sys, time
 from pathlib import Path
 from llmshearing.export.job import export_checkpoint
 from llmshearing.export.settings import ExportSettings
-from llmshearing.commands.export import parse_size
+from llmshearing.utils.numbers import parse_size
 checkpoint, out, shard = sys.argv[1:]
 
 

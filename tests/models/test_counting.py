@@ -133,9 +133,12 @@ def test_the_cache_is_transformers_own():
     with torch.no_grad():
         layers = model(torch.arange(3, 43)[None], use_cache=True).past_key_values.layers
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-    windows = counting.kv_cache_window_bytes(layout, shape, 'float32')
+    per_token, windows = (
+        2 * count(layout, shape)  # float32 here
+        for count in (counting.kv_cache_bytes_per_token, counting.kv_cache_window_bytes)
+    )
     # Of its window of 8 transformers keeps 7 tokens from one to the next.
-    assert kept == 40 * counting.kv_cache_bytes_per_token(layout, shape, 'float32') + windows * 7 // 8 > windows > 0
+    assert kept == 40 * per_token + windows * 7 // 8 > windows > 0
 
 
 @pytest.mark.skipif('qwen3_5_text' not in VARIANTS, reason='transformers 4 has no such model')

@@ -320,7 +320,15 @@ def test_bad_records_have_a_file_and_a_number(tmp_path):
         assert [f for f in found if isinstance(f, str)] == ['one', 'three']
         bad = [f for f in found if not isinstance(f, str)]
         assert [b.number for b in bad] == [2, 4, 5, 6, 7, 8, 11] and {b.path for b in bad} == {str(path)}
-        reasons = ['Unterminated string', "no 'text'", 'got list', 'NoneType', 'utf-8', 'surrogates', 'got int']
+        reasons = [
+            'Unterminated string',
+            "no 'text'",
+            'got list',
+            'is null, not a string',
+            'utf-8',
+            'surrogates',
+            'got int',
+        ]
         assert all(reason in b.reason for reason, b in zip(reasons, bad))
 
 
