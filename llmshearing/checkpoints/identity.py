@@ -12,7 +12,7 @@ import hashlib
 import random
 from pathlib import Path
 
-from llmshearing.checkpoints.weight_files import find_weights, weights_folder
+from llmshearing.checkpoints.weight_files import WEIGHT_FILES, find_weights, weights_folder
 from llmshearing.utils.ranks import raised_together, refuse_differences
 
 __all__ = ['refuse_other_sources', 'source_identity']
@@ -25,10 +25,7 @@ def source_identity(name: str, weights: bool = True) -> dict[str, str]:
 
     Args:
         name (str): Folder, or name of the hub.
-        weights (bool): They count as well as the config. Default: ``True``.
-
-    Raises:
-        ValueError: If a folder holds no weights.
+        weights (bool): They count as well as the config, where there are any. Default: ``True``.
     """
     folder = weights_folder(name)
     if folder is None:
@@ -36,7 +33,8 @@ def source_identity(name: str, weights: bool = True) -> dict[str, str]:
     identity = {f'config.json of {name} (its hash)': _short(hashlib.sha256((folder / 'config.json').read_bytes()))}
     if folder != Path(name):
         return {**identity, f'commit of {name} in the cache of the hub': folder.name}
-    files = find_weights(folder) if weights else []
+    has_weights = any((folder / file).exists() for file in WEIGHT_FILES)
+    files = find_weights(folder) if weights and has_weights else []
     return identity | {
         f'{file} (its size and a hash of parts)': _sample(file, -(-BLOCKS // len(files))) for file in files
     }

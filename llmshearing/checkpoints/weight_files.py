@@ -14,7 +14,7 @@ from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.models.source_files import find_file
 from llmshearing.utils.paths import check_safetensors_index
 
-__all__ = ['find_weights', 'find_tensors', 'weight_files', 'weights_folder']
+__all__ = ['WEIGHT_FILES', 'find_tensors', 'find_weights', 'weight_files', 'weights_folder']
 
 # In order of transformers' own preference.
 WEIGHT_FILES = (

@@ -108,3 +108,10 @@ def test_nodes_with_other_weights_of_the_same_shape_are_refused(source, tmp_path
     for rank in '01':
         errors = (tmp_path / rank / 'error').read_text().splitlines()  # of pruning, and of distilling
         assert len(errors) == 2 and all(re.match(OTHER, error) for error in errors), errors
+
+
+def test_a_folder_without_weights_is_told_by_its_config(source, tmp_path):
+    shutil.copy(source / 'config.json', tmp_path)  # as of a model that is built with random weights
+    (name,) = source_identity(str(tmp_path))
+    assert name == f'config.json of {tmp_path} (its hash)'
+    assert len(source_identity(str(source))) == 2
