@@ -44,7 +44,10 @@ def make_up_missed_end(state: State, logger: Logger) -> bool:
     pruning = find_pruning(state)
     if pruning is None or not is_missing:
         return False
-    log.info('Training is over at batch %d; only the export was left to do.', state.timestamp.batch.value)
+    log.warning(
+        'Training is over at batch %d; only the export was left to do. To train on, give a longer max_duration.',
+        state.timestamp.batch.value,
+    )
     losses_at = last_losses(state, metrics_of(logger))[1]
     if losses_at is not None and losses_at < state.timestamp.batch.value:
         log.warning(
