@@ -21,13 +21,13 @@ __all__ = [
     'MANIFEST',
     'check_ids',
     'decode_rows',
-    'decompressed',
+    'encodings_of',
     'mds_folders',
     'read_index',
     'read_rows',
+    'read_shard',
     'read_token_index',
     'read_tokens',
-    'read_whole',
     'row_bounds',
     'stored_file',
     'tokens_of',
@@ -70,6 +70,11 @@ def _reader(folder: str | Path, shard: dict[str, Any]) -> MDSReader:
     return MDSReader.from_json(str(folder), None, shard)
 
 
+def encodings_of(reader: MDSReader) -> dict[str, str]:
+    """How each column of a shard is stored, such as ``ndarray:uint16:4096``, by its name."""
+    return dict(zip(reader.column_names, reader.column_encodings))
+
+
 def read_token_index(folder: str | Path) -> list[MDSReader]:
     """The readers of a folder's shards, which have a column ``tokens``.
 
@@ -78,7 +83,7 @@ def read_token_index(folder: str | Path) -> list[MDSReader]:
     """
     readers = read_index(folder)
     for reader in readers:
-        encoding = dict(zip(reader.column_names, reader.column_encodings)).get('tokens')
+        encoding = encodings_of(reader).get('tokens')
         if encoding is None:
             raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got {reader.column_names}')
         if encoding != 'bytes' and not encoding.startswith('ndarray'):
@@ -88,12 +93,19 @@ def read_token_index(folder: str | Path) -> list[MDSReader]:
     return readers
 
 
-def read_whole(path: Path, stored: FileInfo) -> bytes:
-    """The content of a file whose size and hashes are those of the index.
+def read_shard(folder: str | Path, reader: MDSReader) -> bytes:
+    """The content of a shard, decompressed.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If it is missing, its size or hashes are not those of the index, or it cannot be decompressed.
     """
+    path, stored = stored_file(folder, reader)
+    data = _read_whole(path, stored)
+    return _decompressed(path, reader, data) if stored is reader.zip_data else data
+
+
+def _read_whole(path: Path, stored: FileInfo) -> bytes:
+    """The content of a file whose size and hashes are those of the index."""
     from llmshearing.compat.streaming import get_hash
 
     data = path.read_bytes() if path.exists() else b''
@@ -110,12 +122,8 @@ def read_whole(path: Path, stored: FileInfo) -> bytes:
     return data
 
 
-def decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
-    """A shard as it is before compression, from the content of its file.
-
-    Raises:
-        ValueError: If it cannot be decompressed.
-    """
+def _decompressed(path: Path, reader: MDSReader, data: bytes) -> bytes:
+    """A shard as it is before compression, from the content of its file."""
     from llmshearing.compat.streaming import decompress
 
     try:
@@ -158,14 +166,13 @@ def read_rows(
     Raises:
         ValueError: If it is missing, changed or damaged.
     """
-    path, stored = stored_file(folder, reader)
-    data = read_whole(path, stored)
-    data = decompressed(path, reader, data) if stored is reader.zip_data else data
+    data = read_shard(folder, reader)
     reader.validate(allow_unsafe_types=False)
     try:
         for sample in decode_rows(reader, data):
             yield take(sample)
     except (IndexError, TypeError, ValueError) as error:
+        path, _ = stored_file(folder, reader)
         raise ValueError(f'{path} is damaged ({error}); fetch or prepare it again') from error
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
 from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
-from llmshearing.data.mds import check_ids
+from llmshearing.data.mds import check_ids, encodings_of
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
 __all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
@@ -70,7 +70,7 @@ def check_stored(
         ValueError: If a domain holds no ``tokens``, or ``tokens`` that do not fit.
     """
     for domain, shards in domains.items():
-        columns = dict(zip(shards[0].column_names, shards[0].column_encodings, strict=True))
+        columns = encodings_of(shards[0])
         if 'tokens' not in columns:
             found = 'raw text at a remote place' if 'text' in columns else f'the columns {sorted(columns)}'
             raise ValueError(

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import MDSReader
 from llmshearing.data.fingerprint import describe_tokenizer, vocabulary_size
+from llmshearing.data.mds import encodings_of
 from llmshearing.data.teacher_column import KINDS, ColumnFormat
 from llmshearing.utils.files import load_json
 
@@ -199,7 +200,7 @@ class StoredTeacher:
                 )
         wanted = note.format.encoding(length)
         for shard in shards:
-            encoding = dict(zip(shard.column_names, shard.column_encodings)).get(TEACHER)
+            encoding = encodings_of(shard).get(TEACHER)
             if encoding != wanted:
                 raise ValueError(
                     f"Domain {domain!r}: shard {shard.raw_data.basename} has the teacher's column {encoding}, expected "

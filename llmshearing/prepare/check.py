@@ -14,15 +14,15 @@ import numpy as np
 
 from llmshearing.data.mds import (
     decode_rows,
-    decompressed,
+    encodings_of,
     mds_folders,
     read_index,
-    read_whole,
+    read_shard,
     row_bounds,
     stored_file,
     tokens_of,
 )
-from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
+from llmshearing.prepare.manifest import MANIFEST, folders_of, read_manifest
 
 if TYPE_CHECKING:
     from llmshearing.compat.streaming import MDSReader
@@ -58,11 +58,10 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
     size_of_tokens = None
     for reader in readers:
         path, stored = stored_file(folder, reader)
-        data = read_whole(path, stored)
+        data = read_shard(folder, reader)
         facts['samples'] += reader.samples
-        facts['bytes'] += len(data)
-        data = decompressed(path, reader, data) if stored is reader.zip_data else data
-        facts['columns'] = dict(zip(reader.column_names, reader.column_encodings))
+        facts['bytes'] += stored.bytes
+        facts['columns'] = encodings_of(reader)
         facts['hashes'] |= set(stored.hashes)
         if 'teacher_of' in reader.column_names:
             _check_teacher(path, reader, data)
@@ -107,7 +106,7 @@ def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | N
 
 def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]:
     """Least and largest id in a shard's column ``tokens``: integers, or bytes of int64 as llm-foundry writes them."""
-    columns = dict(zip(reader.column_names, reader.column_encodings))
+    columns = encodings_of(reader)
     if columns.get('tokens', '').split(':')[0] not in ('bytes', 'ndarray'):
         raise ValueError(
             f'{path} has no token ids to compare with --vocab-size: its columns are {columns}, expected '
@@ -151,7 +150,7 @@ def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]
     manifest = out / MANIFEST
     stated: dict[str, Any] = {'unfinished': (out / '.prepare').exists(), 'domains': {}}
     if manifest.exists():
-        stated = parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
+        stated = read_manifest(manifest)
     if stated.get('unfinished'):
         raise ValueError(f'{out} is unfinished: prepare was interrupted; run it again to continue')
     listed = folders_of(stated)  # others, at a remote address, may have been emptied

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from llmshearing.prepare.spec import MANIFEST, check_folder_name
 
-__all__ = ['MANIFEST', 'folders_of', 'parse_manifest']
+__all__ = ['MANIFEST', 'folders_of', 'parse_manifest', 'read_manifest']
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest in a file on this machine; see :func:`parse_manifest`.
+
+    Raises:
+        ValueError: If it is something else of that name.
+    """
+    return parse_manifest(path.read_text(encoding='utf-8', errors='replace'), path)
 
 
 def parse_manifest(text: str, where: Any) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
     for item, duplicate in zip(inputs, flags):
         plan(item, context, duplicate)
     _warn_of_small_disk(inputs, context)
-    claim_local(spec, context.key)
+    claim_local(spec)
     if spec.remote:
         claim_remote(spec, spec.remote, context.key)
     entries = {item.domain.name: _finish(item, context, duplicate) for item, duplicate in zip(inputs, flags)}

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest
-from llmshearing.prepare.remote import empty_index, has_index, read_remote, upload, upload_text
+from llmshearing.prepare.manifest import MANIFEST, folders_of, parse_manifest, read_manifest
+from llmshearing.prepare.remote import below, empty_index, has_index, read_remote, upload, upload_text
 from llmshearing.prepare.spec import Domain, Spec
 from llmshearing.utils.files import dump_json, load_json, write_atomically
 from llmshearing.utils.locks import hold_lock
@@ -103,7 +103,7 @@ def find_finished(spec: Spec, key: str, overwrite: bool) -> dict[str, Any] | Non
         claim_remote(spec, spec.remote, key)
         for folder in folders_of(local):
             if not has_index(spec.remote, folder):
-                upload(Path(spec.out) / folder, f'{spec.remote.rstrip("/")}/{folder}')
+                upload(Path(spec.out) / folder, below(spec.remote, folder))
         upload_text(spec.remote, MANIFEST, (Path(spec.out) / MANIFEST).read_text(encoding='utf-8'))
     return local
 
@@ -115,35 +115,30 @@ def _find_local(spec: Spec, out: Path, key: str, overwrite: bool) -> dict[str, A
         if found and not found.get('unfinished') and all((out / f / 'index.json').exists() for f in folders_of(found)):
             return found
         if not overwrite:
-            raise _another(str(out), why or 'unfinished, or with folders missing')
+            raise _another(str(out), why)
     for domain in spec.domains:
         ours = (_stored_state(spec, domain) or {}).get('out') == spec.out  # also of an earlier one that never ended
         for split in spec.splits:
             folder = out / split.name / domain.name
             if folder.exists() and not ours and not overwrite:
-                raise ValueError(
-                    f'{folder} exists and is not of this run; choose another out, or replace it with --overwrite'
-                )
+                raise _not_of_this_run(folder)
     return None
 
 
 def _find_remote(spec: Spec, remote: str, key: str, overwrite: bool) -> dict[str, Any] | None:
     text = read_remote(remote, MANIFEST)
     if text is not None:
-        found, why = _read_own(text, f'{remote.rstrip("/")}/{MANIFEST}', key)
+        found, why = _read_own(text, below(remote, MANIFEST), key)
         if found and found.get('unfinished'):
             return None
         if found and all(has_index(remote, folder) for folder in folders_of(found)):
             return found
         if not overwrite:
-            raise _another(remote, why or 'unfinished, or with folders missing')
+            raise _another(remote, why)
     elif not overwrite:
         for folder in _folders_wanted(spec):
             if has_index(remote, folder):
-                raise ValueError(
-                    f'{remote.rstrip("/")}/{folder} exists and is not of this run; choose another '
-                    'out, or replace it with --overwrite'
-                )
+                raise _not_of_this_run(below(remote, folder))
     return None
 
 
@@ -161,7 +156,15 @@ def _read_own(text: str, where: Any, key: str) -> tuple[dict[str, Any] | None, s
 
 
 def _another(place: str, why: str) -> ValueError:
-    return ValueError(f'{place} holds another data set ({why}); choose another out, or replace it with --overwrite')
+    """The error for a manifest in the way; ``why`` is empty for one of this request that is not finished."""
+    return ValueError(
+        f'{place} holds another data set ({why or "unfinished, or with folders missing"}); choose another out, or '
+        'replace it with --overwrite'
+    )
+
+
+def _not_of_this_run(place: Any) -> ValueError:
+    return ValueError(f'{place} exists and is not of this run; choose another out, or replace it with --overwrite')
 
 
 def _folders_wanted(spec: Spec) -> list[str]:
@@ -173,7 +176,7 @@ def _folders_wanted(spec: Spec) -> list[str]:
     ]
 
 
-def claim_local(spec: Spec, key: str) -> None:
+def claim_local(spec: Spec) -> None:
     """Removes an earlier data set from ``spec.out``, before the first folder of this one is put in place.
 
     Its folders go first, those that this run does not write among them, and its manifest last.
@@ -181,11 +184,9 @@ def claim_local(spec: Spec, key: str) -> None:
     manifest = Path(spec.out or '') / MANIFEST
     if spec.out is None or not manifest.exists():
         return
-    found, _ = _read_own(manifest.read_text(encoding='utf-8', errors='replace'), manifest, key)
-    with contextlib.suppress(ValueError):  # of another program: replaced with the data
-        found = found or parse_manifest(manifest.read_text(encoding='utf-8', errors='replace'), manifest)
-    for folder in folders_of(found) if found else ():
-        shutil.rmtree(Path(spec.out) / folder, ignore_errors=True)
+    with contextlib.suppress(ValueError):  # another program's manifest lists nothing, and is replaced with the data
+        for folder in folders_of(read_manifest(manifest)):
+            shutil.rmtree(Path(spec.out) / folder, ignore_errors=True)
     manifest.unlink()
 
 
@@ -238,7 +239,7 @@ def publish(spec: Spec, shards: Path, split: str, domain: str) -> None:
     """Puts the folder ``shards / split`` in place, locally, remotely or both."""
     folder = shards / split
     if spec.remote and not has_index(spec.remote, f'{split}/{domain}'):
-        upload(folder, f'{spec.remote.rstrip("/")}/{split}/{domain}')
+        upload(folder, below(spec.remote, f'{split}/{domain}'))
     if spec.out:
         move_whole(folder, Path(spec.out) / split / domain)
     else:

@@ -11,9 +11,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ['EMPTY_INDEX', 'check_remote', 'empty_index', 'has_index', 'read_remote', 'upload', 'upload_text']
+__all__ = ['EMPTY_INDEX', 'below', 'check_remote', 'empty_index', 'has_index', 'read_remote', 'upload', 'upload_text']
 
 EMPTY_INDEX = '{"version": 2, "shards": []}\n'
+
+
+def below(remote: str, name: str) -> str:
+    """The address of a file or folder below a remote address."""
+    return f'{remote.rstrip("/")}/{name}'
 
 
 def check_remote(remote: str) -> None:
@@ -66,7 +71,7 @@ def read_remote(remote: str, name: str) -> str | None:
     """
     from llmshearing.compat.streaming import read_remote_text
 
-    return read_remote_text(f'{remote.rstrip("/")}/{name}')
+    return read_remote_text(below(remote, name))
 
 
 def has_index(remote: str, folder: str) -> bool:
@@ -77,4 +82,4 @@ def has_index(remote: str, folder: str) -> bool:
 def empty_index(remote: str, folder: str) -> None:
     """Makes a loader that comes to the folder find no samples, if it has an index."""
     if has_index(remote, folder):
-        upload_text(f'{remote.rstrip("/")}/{folder}', 'index.json', EMPTY_INDEX)
+        upload_text(below(remote, folder), 'index.json', EMPTY_INDEX)

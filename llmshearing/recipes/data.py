@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.prepare.manifest import MANIFEST, read_manifest
 from llmshearing.recipes.rules import TOKENS_OPTION
 
 __all__ = ['PreparedData', 'count_passes', 'read_data']
@@ -46,7 +46,7 @@ def read_data(folder: str) -> PreparedData:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ValueError(f'--data {folder}: no {MANIFEST} there; give a folder that `llmshearing prepare` wrote.')
-    manifest = parse_manifest(path.read_text(encoding='utf-8', errors='replace'), path)
+    manifest = read_manifest(path)
     length = manifest.get('max_seq_len')
     if manifest.get('unfinished') or not manifest['domains']:
         raise ValueError(f'--data {folder}: it is unfinished or holds no domain; run `llmshearing prepare` again.')

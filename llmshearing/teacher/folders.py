@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
-from llmshearing.data.mds import mds_folders, read_index, read_rows, stored_file, tokens_of
+from llmshearing.data.mds import encodings_of, mds_folders, read_index, read_rows, stored_file, tokens_of
 from llmshearing.data.stored_teacher import TEACHER
 from llmshearing.data.teacher_column import ColumnFormat
 
@@ -81,7 +81,7 @@ def list_shards(data: Path, folders: list[str]) -> tuple[list[ShardTask], int]:
     for folder in folders:
         for reader in read_index(data / folder):
             path, stored = stored_file(data / folder, reader)
-            columns = dict(zip(reader.column_names, reader.column_encodings))
+            columns = encodings_of(reader)
             if 'tokens' not in columns:
                 raise ValueError(
                     f'{path} has the columns {sorted(columns)} and no tokens; run llmshearing prepare first.'

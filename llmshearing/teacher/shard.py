@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from llmshearing.data.mds import check_ids, read_rows, tokens_of
+from llmshearing.data.mds import check_ids, encodings_of, read_rows, tokens_of
 from llmshearing.data.stored_teacher import TEACHER, TEACHER_OF, tag_of
 from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.teacher.folders import ShardTask
@@ -48,8 +48,7 @@ def teach_shard(
         ValueError: For a damaged shard, tokens that the teacher does not have, or logits that are no numbers.
     """
     reader, new = task.reader, work.new_folder()
-    columns = dict(zip(reader.column_names, reader.column_encodings))
-    columns |= {TEACHER: form.encoding(length), TEACHER_OF: 'uint64'}
+    columns = encodings_of(reader) | {TEACHER: form.encoding(length), TEACHER_OF: 'uint64'}
     hashes = sorted(reader.raw_data.hashes) or ['sha1']
     writer = MDSWriter(
         out=str(new / 'shard'), columns=columns, compression=reader.compression, hashes=hashes, size_limit=None

@@ -22,7 +22,7 @@ from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
 from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
 from llmshearing.data.teacher_column import ColumnFormat
-from llmshearing.prepare.manifest import MANIFEST, parse_manifest
+from llmshearing.prepare.manifest import MANIFEST, read_manifest
 from llmshearing.teacher.folders import ShardTask, check_room, find_folders, list_shards
 from llmshearing.teacher.model import Teacher, hash_of_model, open_teacher
 from llmshearing.teacher.processes import choose_device
@@ -222,11 +222,10 @@ def _write_manifest(target: Path, job: _Job) -> None:
     path = job.data / MANIFEST
     if not path.is_file():
         return
-    text = path.read_text(encoding='utf-8')
     try:
-        manifest = parse_manifest(text, path)
+        manifest = read_manifest(path)
     except ValueError:  # another program's
-        write_atomically(target / MANIFEST, text)
+        write_atomically(target / MANIFEST, path.read_bytes())
         return
     taught = {**job.plan, 'folders': job.folders}
     dump_json(target / MANIFEST, {**manifest, NOTE: taught})
