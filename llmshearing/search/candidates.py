@@ -65,9 +65,9 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
             f'--params {budget}: none of the {len(shapes)} shapes of this size keeps to {_limits(settings)}; the one '
             f"with the source's proportions is {first}. Widen a limit."
         )
-    fitting = [shape for shape in within if _is_even(shape, source, free, settings.uneven)]
+    unevenness = [_unevenness(shape, source, free) for shape in within]
+    fitting = [shape for shape, uneven in zip(within, unevenness) if uneven <= settings.uneven]
     if not fitting:
-        unevenness = [_unevenness(shape, source, free) for shape in within]
         least = min(unevenness)
         raise ValueError(
             f'--params {budget}: none of the {len(within)} shapes of this size keeps to --uneven {settings.uneven:g}. '
@@ -75,7 +75,7 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
             f'{within[unevenness.index(least)]}, which keeps {least:.2f} times as much of one axis as of another. Give '
             f'--uneven {math.ceil(100 * least) / 100:g} or more, or another budget.'
         )
-    is_possible = _is_within(first, settings, layout) and _is_even(first, source, free, settings.uneven)
+    is_possible = _is_within(first, settings, layout) and _unevenness(first, source, free) <= settings.uneven
     start = first if is_possible else _nearest(first, fitting, source)
     return _spread(start, fitting, source, settings.candidates)
 
@@ -93,16 +93,10 @@ def _is_within(shape: ModelShape, settings: SearchSettings, layout: Layout) -> b
     return settings.kv_cache is None or kv_cache_bytes_per_token(layout, shape) <= settings.kv_cache
 
 
-def _is_even(shape: ModelShape, source: ModelShape, free: Sequence[str], uneven: float) -> bool:
-    """Whether the shares that are kept of the sizes that are free lie near enough to each other."""
-    kept = [getattr(shape, key) / getattr(source, key) for key in free]
-    return not kept or max(kept) <= uneven * min(kept)
-
-
 def _unevenness(shape: ModelShape, source: ModelShape, free: Sequence[str]) -> float:
-    """How many times the share of the axis of which least is kept is kept of the one of which most is."""
+    """The largest share that is kept of a ``free`` size, by the smallest; 1 where no size is free."""
     kept = [getattr(shape, key) / getattr(source, key) for key in free]
-    return max(kept) / min(kept)
+    return max(kept) / min(kept) if kept else 1.0
 
 
 def _places(shapes: Sequence[ModelShape], source: ModelShape) -> np.ndarray:

@@ -8,10 +8,10 @@ documents; every eighth of a domain is held out, and not counted, as long as the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,10 @@ __all__ = ['READ_BYTES', 'DomainText', 'count_tokens', 'find_texts']
 READ_BYTES = 64 * 10**6  # of each domain
 EVERY = 8  # one passage of so many is held out
 HELD_OUT_BYTES = 2**20  # of each domain; passages beyond are counted
-AT_ONCE = 32  # passages
+AT_ONCE = 32  # passages that are tokenized
+BYTES_OF_A_TOKEN = 4  # of text, about
+
+Passage = TypeVar('Passage', str, np.ndarray)  # as text, or as token ids
 
 
 @dataclasses.dataclass
@@ -44,9 +47,24 @@ class DomainText:
     held_out: list[str] = dataclasses.field(default_factory=list)
     size: int = 0
 
-    def has_room(self) -> bool:
-        """Whether more may be held out."""
-        return self.size < HELD_OUT_BYTES
+    def count(self, ids: np.ndarray) -> None:
+        """Counts the ids of a passage."""
+        self.counts += np.bincount(ids, minlength=len(self.counts))
+
+    def divide(self, passages: Iterable[Passage], as_text: Callable[[Passage], str]) -> Iterator[Passage]:
+        """Yields the passages to be counted, and holds out the others: every eighth, while there is room.
+
+        Where none was held out, the last one is, too.
+        """
+        last = None
+        for number, passage in enumerate(passages, 1):
+            if number % EVERY == 0 and self.size < HELD_OUT_BYTES:
+                self.hold_out(as_text(passage))
+            else:
+                last = passage
+                yield passage
+        if not self.held_out and last is not None:
+            self.hold_out(as_text(last))
 
     def hold_out(self, passage: str) -> None:
         """Adds a held-out passage."""
@@ -98,37 +116,27 @@ def count_tokens(
     return found
 
 
-def _count_text(domain: DomainText, passages: Iterator[str], encoder: Encoder) -> None:
-    number = 0
-    while some := list(islice(passages, AT_ONCE)):
-        counted = []
-        for passage in some:
-            number += 1
-            if number % EVERY == 0 and domain.has_room():
-                domain.hold_out(passage)
-            else:
-                counted.append(passage)
-        for ids in encoder.encode(counted):
-            domain.counts += np.bincount(ids, minlength=len(domain.counts))
-    if not domain.held_out and number:
-        domain.hold_out(counted[-1])
+def _count_text(domain: DomainText, passages: Iterable[str], encoder: Encoder) -> None:
+    counted = domain.divide(passages, str)
+    while some := list(islice(counted, AT_ONCE)):
+        for ids in encoder.encode(some):
+            domain.count(ids)
 
 
 def _count_prepared(domain: DomainText, folder: Path, tokenizer: Any, limit: int) -> None:
-    seen, last = 0, None
-    for number, ids in enumerate(read_tokens(folder), 1):
-        check_ids(f'--data: {folder}', ids, len(domain.counts), 'give data of the source, or text')
-        if number % EVERY == 0 and domain.has_room():
-            domain.hold_out(_decoded(tokenizer, ids))
-        else:
-            domain.counts += np.bincount(ids, minlength=len(domain.counts))
-            last = ids
-        seen += 4 * len(ids)  # bytes of text, about
-        if seen > limit:
-            break
-    if not domain.held_out and last is not None:
-        domain.hold_out(_decoded(tokenizer, last))
+    def decoded(ids: np.ndarray) -> str:
+        return tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    for ids in domain.divide(_read_checked(folder, len(domain.counts), limit), decoded):
+        domain.count(ids)
 
 
-def _decoded(tokenizer: Any, ids: np.ndarray) -> str:
-    return tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _read_checked(folder: Path, vocabulary: int, limit: int) -> Iterator[np.ndarray]:
+    """Token sequences of an MDS folder that stand for about ``limit`` bytes of text."""
+    size = 0
+    for ids in read_tokens(folder):
+        check_ids(f'--data: {folder}', ids, vocabulary, 'give data of the source, or text')
+        yield ids
+        size += BYTES_OF_A_TOKEN * len(ids)
+        if size > limit:
+            return
