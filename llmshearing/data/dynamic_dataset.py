@@ -4,7 +4,7 @@ One dataset epoch is one mixing round. The process of each rank knows where trai
 numbers per domain) and, before a round starts, writes it into shared memory; the workers serve the round from there.
 So nothing of an old mixture is ever prefetched, with persistent workers either, and the order of samples never depends
 on who computes it. Everything about shards (download, cache, hashes, read-ahead, threads) is Streaming's: the mixture
-enters as one more of its batching methods.
+enters as one more of its batching methods (:mod:`llmshearing.data.dealing`).
 
 Composer's epochs count rounds, so durations are best given in batches (``ba``).
 """
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.distributed
 from llmfoundry.data.text_data import StreamingTextDataset
-from streaming import Stream
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import (
@@ -32,14 +31,15 @@ from llmshearing.compat.streaming import (
     is_first_worker,
     parallel_world,
     rank_world,
-    register_batching,
     run_number,
 )
 from llmshearing.data import mixture
+from llmshearing.data.dealing import BATCHING
 from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
 from llmshearing.data.mds import tokens_of
-from llmshearing.data.packing import holds_text, pack_text, packed_folder
+from llmshearing.data.packing import packed_stream
 from llmshearing.data.rounds import MixtureRounds
+from llmshearing.data.settings import check_numbers
 from llmshearing.data.shard_checks import (
     check_stored,
     check_teacher,
@@ -50,45 +50,12 @@ from llmshearing.data.shard_checks import (
 )
 from llmshearing.data.shared_order import shared_order, starting
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote, check_same_teacher, read_note
-from llmshearing.data.streams import (
-    DomainConfig,
-    DomainStream,
-    build_domain_streams,
-    read_proportions,
-    stream_folder,
-    stream_places,
-)
-from llmshearing.utils.checks import check_integer, check_number
+from llmshearing.data.streams import DomainConfig, build_domain_streams, read_proportions, stream_folder, stream_places
 from llmshearing.utils.ranks import raised_together, refuse_differences
 
-__all__ = ['LEAST', 'DynamicTextDataset', 'check_numbers', 'deal']
+__all__ = ['DynamicTextDataset']
 
 log = logging.getLogger(__name__)
-
-LEAST = {
-    'max_seq_len': 1,
-    'round_batches': 1,
-    'shuffle_seed': 0,
-    'shuffle_block_size': 1,
-    'predownload': 0,  # below, Streaming waits for ever
-    'download_retry': 0,
-    'replication': 1,
-}
-"""The smallest possible value of each whole number."""
-
-
-def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Refuses numbers that are out of range, for ``DynamicTextDataset`` and what it takes of Streaming's.
-
-    Raises:
-        ValueError: Naming the setting, its range and the number.
-    """
-    for name, least in LEAST.items():
-        if settings.get(name) is not None:
-            check_integer(name, settings[name], least)
-    for name in ('max_passes', 'download_timeout'):
-        if settings.get(name) is not None:
-            check_number(name, settings[name], 0, above=True)
 
 
 class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
@@ -160,7 +127,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         check_tokenizer(tokenizer, stream_places(streams.values()))
 
         started_dist = distributed.maybe_init_dist()
-        streams = {name: self._packed(name, stream, tokenizer, max_seq_len) for name, stream in streams.items()}
+        streams = {name: packed_stream(name, stream, tokenizer, max_seq_len) for name, stream in streams.items()}
         folders = [os.path.abspath(stream_folder(stream)) for stream in streams.values()]
         # The first rank of each node marks the run as alive and has the memory from which that node's workers are told.
         with starting(folders) as self._marker:
@@ -199,24 +166,12 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         refuse_differences(
             self.rounds.identity(), 'every node needs the same folders and the same proportions; copy those of rank 0'
         )
-        self.batching_method = 'mixture'
+        self.batching_method = BATCHING
         self.length = round_batches * batch_size
         # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
         self._visited: set[int] = set()
         self._first_visit = True
         self._domain, self._shard = 0, 0
-
-    @staticmethod
-    def _packed(name: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
-        """The stream of a domain; where it holds raw text, that of its packed form, made by the node's first rank."""
-        folder = stream_folder(stream)
-        if stream.remote or not holds_text(folder):
-            return stream
-        packed = packed_folder(name, folder, tokenizer, max_seq_len)
-        if distributed.get_local_rank() == 0:
-            pack_text(folder, packed, tokenizer, max_seq_len)
-        distributed.barrier()
-        return DomainStream(local=str(packed))
 
     def _open_teacher(self, notes: Mapping[str, TeacherNote | None]) -> StoredTeacher:
         taught = check_same_teacher(notes)
@@ -371,37 +326,3 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             return served
         where = partial(shard_path, self.shards[self._shard])
         return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, where)}
-
-
-def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
-    """Deals global batches to ranks and workers so that every rank gets its part of each batch, in order.
-
-    Rank r takes the r-th contiguous part of every global batch. A DataLoader takes a batch from each of its workers
-    in turn, so worker w of a rank gets batches w, w + workers, w + 2 * workers ...
-
-    Args:
-        samples (np.ndarray): int64 [batches, ranks * batch_size].
-        world (World): Ranks and workers to deal to.
-        batch_size (int): Samples per batch and rank.
-
-    Returns:
-        int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1, which Streaming skips, is
-        all that the workers with one batch less have in the last.
-    """
-    workers = world.workers_per_rank
-    batches = -(-len(samples) // workers)
-    dealt = np.full((batches * workers, world.num_ranks, batch_size), -1, np.int64)
-    dealt[: len(samples)] = samples.reshape(-1, world.num_ranks, batch_size)
-    dealt = dealt.reshape(batches, workers, world.num_ranks, batch_size).transpose(2, 1, 0, 3)
-    return dealt.reshape(world.num_nodes, world.ranks_per_node, workers, batches, batch_size)
-
-
-def _generate_work(dataset: DynamicTextDataset, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
-    """The batching method: Streaming calls it in the first worker of a node and shares the result with the others.
-
-    The order says where the round is, and Streaming need not.
-    """
-    return deal(dataset.round_samples(), world, dataset.batch_size)
-
-
-register_batching('mixture', _generate_work)

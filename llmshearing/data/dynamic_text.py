@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.torch import shut_down_workers
-from llmshearing.data.dynamic_dataset import DynamicTextDataset, check_numbers
+from llmshearing.data.dynamic_dataset import DynamicTextDataset
 from llmshearing.data.fingerprint import vocabulary_size
 from llmshearing.data.mds import check_ids
+from llmshearing.data.settings import check_numbers
 from llmshearing.data.stored_teacher import BesideTokens
 from llmshearing.utils.checks import check_integer, check_number
 

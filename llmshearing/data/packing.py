@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from streaming import MDSWriter
+from streaming import MDSWriter, Stream
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.compat.streaming import distributed
 from llmshearing.data.fingerprint import describe_tokenizer, plain_ids
 from llmshearing.data.mds import read_index, read_rows
+from llmshearing.data.streams import DomainStream, stream_folder
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import check_mds_index
 
-__all__ = ['holds_text', 'pack_text', 'packed_folder', 'separators']
+__all__ = ['holds_text', 'pack_text', 'packed_folder', 'packed_stream', 'separators']
 
 MOST_BYTES = 1 << 28  # about a minute of tokenizing
 LEFT_BEHIND = 86400  # seconds after which nobody is at it any more
@@ -78,6 +80,24 @@ def holds_text(folder: str | Path) -> bool:
     shards = check_mds_index(path) if path.is_file() else []
     columns = shards[0].get('column_names', []) if shards else []
     return 'text' in columns and 'tokens' not in columns
+
+
+def packed_stream(domain: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
+    """The stream of a domain; where it holds raw text, that of its packed form, made by the node's first rank.
+
+    Every rank must ask.
+
+    Raises:
+        ValueError: As :func:`packed_folder` and :func:`pack_text`.
+    """
+    folder = stream_folder(stream)
+    if stream.remote or not holds_text(folder):
+        return stream
+    packed = packed_folder(domain, folder, tokenizer, max_seq_len)
+    if distributed.get_local_rank() == 0:
+        pack_text(folder, packed, tokenizer, max_seq_len)
+    distributed.barrier()
+    return DomainStream(local=str(packed))
 
 
 def packed_folder(domain: str, folder: str | Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Path:

@@ -16,7 +16,7 @@ from streaming import MDSWriter
 from streaming.base.world import World
 
 from llmshearing.data import mixture
-from llmshearing.data.dynamic_dataset import deal
+from llmshearing.data.dealing import deal
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.data.rounds import MixtureRounds
 from tests.dynamic_text_world import (
