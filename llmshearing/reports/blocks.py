@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from llmshearing.metrics.run_log import RunLog
-from llmshearing.reports.svg import COLOURS, DASHES, Line, line_panel, smoothed
+from llmshearing.reports.lines import DASHES, Line, line_panel, smoothed
+from llmshearing.reports.svg import COLOURS
 
 __all__ = [
     'NATS',

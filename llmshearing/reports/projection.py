@@ -14,7 +14,8 @@ import numpy as np
 
 from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.blocks import NATS, Section, Table, curve, label, number
-from llmshearing.reports.svg import COLOURS, GREY, Line
+from llmshearing.reports.lines import Line
+from llmshearing.reports.svg import COLOURS, GREY
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.run_logs import curve_of_log
 

@@ -21,7 +21,9 @@ from llmshearing.reports.blocks import (
     percent,
     union,
 )
-from llmshearing.reports.svg import BLACK, BLUE, DASHES, ORANGE, Line, heat_panel
+from llmshearing.reports.heat import heat_panel
+from llmshearing.reports.lines import DASHES, Line
+from llmshearing.reports.svg import BLACK, BLUE, ORANGE
 
 __all__ = ['constraints_section', 'counts_section', 'masks_section', 'sparsity_picture']
 

@@ -28,8 +28,9 @@ from llmshearing.reports.blocks import (
     series_lines,
     union,
 )
+from llmshearing.reports.lines import Line
 from llmshearing.reports.pruning_sections import sparsity_picture
-from llmshearing.reports.svg import COLOURS, GREY, Line
+from llmshearing.reports.svg import COLOURS, GREY
 
 __all__ = ['eval_time_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
 

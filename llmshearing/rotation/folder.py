@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmshearing.export.model_card import derived_card
 from llmshearing.models.source_files import read_source_files, source_licence
-from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, Line, as_file, line_panel
+from llmshearing.reports.lines import Line, line_panel
+from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, as_file
 from llmshearing.rotation.energy import energy_table
 from llmshearing.utils.files import dump_json, write_atomically
 

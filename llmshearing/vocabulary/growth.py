@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from llmshearing.reports.svg import COLOURS, GREY, Line, as_file, line_panel
+from llmshearing.reports.lines import Line, line_panel
+from llmshearing.reports.svg import COLOURS, GREY, as_file
 from llmshearing.vocabulary.choice import Ranking
 from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
 from llmshearing.vocabulary.text import DomainText

@@ -14,10 +14,10 @@ import pytest
 
 from llmshearing.cli import main
 from llmshearing.metrics.run_log import RunLog, read_run
+from llmshearing.reports.bars import bar_panel
 from llmshearing.reports.kept import meaning
 from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import masks_section
-from llmshearing.reports.svg import bar_panel
 from tests.metrics.logs import pruning_record, write_log, write_run
 
 SECTIONS = {

@@ -9,7 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llmshearing.reports.svg import Line, bar_panel, heat_panel, line_panel, smoothed, thinned, ticks
+from llmshearing.reports.bars import bar_panel
+from llmshearing.reports.heat import heat_panel
+from llmshearing.reports.lines import Line, line_panel, smoothed, thinned
+from llmshearing.reports.svg import ticks
 
 
 @pytest.mark.parametrize(
