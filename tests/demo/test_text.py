@@ -7,17 +7,8 @@ import sys
 import pytest
 
 from llmshearing.demo import text as harvest
-from llmshearing.demo.text import (
-    DOMAINS,
-    Document,
-    Domain,
-    cut,
-    deduplicate,
-    docstring_page,
-    harvest_text,
-    installed_distributions,
-    shingles,
-)
+from llmshearing.demo.duplicates import Document, deduplicate, shingles
+from llmshearing.demo.text import DOMAINS, Domain, cut, docstring_page, harvest_text, installed_distributions
 
 MIT = """{head}
 

@@ -8,7 +8,8 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmshearing.demo.source_model import GGUF_MEMBER, LICENCE_MEMBER, build_tokenizer
+from llmshearing.demo.gguf import build_tokenizer
+from llmshearing.demo.source_model import GGUF_MEMBER, LICENCE_MEMBER
 
 SPECIAL = {'unk': 0, 'bos': 1, 'eos': 2, 'pad': 2}
 MERGES = ['h e', 'l l', 'Ġ t', 'Ġt he', 'he ll', '1 2']
