@@ -150,30 +150,7 @@ def check_runs(runs: Sequence[Curve]) -> list[str]:
     refuse_repeated([run.origin or i for i, run in enumerate(runs)], labels, 'run')
     curves = [(run.params_before, run.pruning_rate, *run.tokens.tolist(), *run.losses.tolist()) for run in runs]
     refuse_repeated(curves, labels, 'run')
-    notes = []
-    for run in runs:
-        lowest = np.minimum.accumulate(run.losses)
-        rise = run.losses[1:] / lowest[:-1] - 1
-        # The largest of n noisy values lies the further from the rest the more there are.
-        if len(rise) and rise.max() > NOISE_TOLERANCE * math.sqrt(max(1.0, math.log(len(run.tokens)))):
-            i = int(rise.argmax()) + 1
-            raise ValueError(
-                f'{run.name}: the loss rises to {run.losses[i]:g} at {run.tokens[i]:g} tokens after '
-                f'{lowest[i - 1]:g} before: not monotone; use evaluation losses, and one curve per run'
-            )
-        log_tokens = np.log(run.tokens)
-        trend = np.polyfit(log_tokens, run.losses, 1)[0] * np.ptp(log_tokens) / run.losses.mean() if len(rise) else -1.0
-        if trend > _FLAT or (len(rise) > 1 and np.all(np.diff(run.losses) >= 0)):
-            raise ValueError(
-                f'{run.name}: the loss rises with the tokens (first {run.losses[0]:g}, last '
-                f'{run.losses[-1]:g}): not monotone; a curve of post-training must fall'
-            )
-        if trend > 0:
-            notes.append(f'{run.name}: the loss does not fall with the tokens; taken for noise around a flat curve')
-        if len(rise) and rise.max() > 0:
-            notes.append(
-                f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for noise'
-            )
+    notes = [note for run in runs for note in _curve_notes(run)]
     sizes, rates = _distinct([run.params_before for run in runs]), _distinct([run.pruning_rate for run in runs])
     tokens = np.unique(np.concatenate([run.tokens for run in runs]))
     points, needed = sum(len(run.tokens) for run in runs), 3 + 2 * (sizes > 1) + (sizes > 2) + (rates > 1)
@@ -197,6 +174,34 @@ def check_runs(runs: Sequence[Curve]) -> list[str]:
             'sizes and pruning rates vary together in these runs: the law cannot tell what either does alone, and '
             'holds only for pairs like theirs; a run of one of these sizes at the rate of another would settle it'
         )
+    return notes
+
+
+def _curve_notes(run: Curve) -> list[str]:
+    """Notes on the rises of one curve that are taken for noise; raises for larger ones, and for a curve that rises."""
+    lowest = np.minimum.accumulate(run.losses)
+    rise = run.losses[1:] / lowest[:-1] - 1
+    if not len(rise):
+        return []
+    # The largest of n noisy values lies the further from the rest the more there are.
+    if rise.max() > NOISE_TOLERANCE * math.sqrt(max(1.0, math.log(len(run.tokens)))):
+        i = int(rise.argmax()) + 1
+        raise ValueError(
+            f'{run.name}: the loss rises to {run.losses[i]:g} at {run.tokens[i]:g} tokens after '
+            f'{lowest[i - 1]:g} before: not monotone; use evaluation losses, and one curve per run'
+        )
+    log_tokens = np.log(run.tokens)
+    trend = np.polyfit(log_tokens, run.losses, 1)[0] * np.ptp(log_tokens) / run.losses.mean()
+    if trend > _FLAT or (len(rise) > 1 and np.all(np.diff(run.losses) >= 0)):
+        raise ValueError(
+            f'{run.name}: the loss rises with the tokens (first {run.losses[0]:g}, last '
+            f'{run.losses[-1]:g}): not monotone; a curve of post-training must fall'
+        )
+    notes = []
+    if trend > 0:
+        notes.append(f'{run.name}: the loss does not fall with the tokens; taken for noise around a flat curve')
+    if rise.max() > 0:
+        notes.append(f'{run.name}: the loss rises by up to {100 * rise.max():.2f} % between points; taken for noise')
     return notes
 
 
