@@ -25,11 +25,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 __all__ = [
+    'GOLDEN',
     'UNITS',
     'MixtureState',
     'batch_counts',
     'check_samples',
     'domain_samples',
+    'finalize64',
     'hash64',
     'initial_state',
     'quantize',
@@ -42,6 +44,9 @@ __all__ = [
 
 UNITS = 1 << 40
 """Parts of a whole: weights are integers that sum to this. Leaves room for global batches of 2**22 samples in int64."""
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""The step of SplitMix64."""
 
 
 @dataclass(frozen=True)
@@ -300,8 +305,12 @@ def hash64(values: np.ndarray, *words: int | np.ndarray) -> np.ndarray:
     mixed = values
     for word in (0, *words):
         mixed = mixed ^ (word if isinstance(word, np.ndarray) else np.uint64(word & 0xFFFFFFFFFFFFFFFF))
-        mixed = mixed + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
+        mixed = finalize64(mixed + np.uint64(GOLDEN))
     return mixed
+
+
+def finalize64(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer: uint64 to uint64, so that near numbers become far ones."""
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

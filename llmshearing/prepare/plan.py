@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmshearing.data.mixture import GOLDEN, finalize64
 from llmshearing.prepare.worker import DOCUMENT
 
 __all__ = ['BINS', 'Demand', 'TokenRate', 'choose', 'intervals', 'mark_duplicates', 'place', 'read_blocks']
@@ -73,10 +74,8 @@ def place(low: np.ndarray, seed: int) -> np.ndarray:
     Returns:
         np.ndarray: Bin numbers in [0, ``BINS``), int64 (the finalizer of SplitMix64 over hash and seed).
     """
-    x = low + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(46)).astype(np.int64)
+    seeded = low + np.uint64((seed + 1) * GOLDEN % (1 << 64))
+    return (finalize64(seeded) >> np.uint64(46)).astype(np.int64)  # the upper 18 bits
 
 
 def intervals(
@@ -111,9 +110,7 @@ def intervals(
         elif demand.tokens == 0:
             end = start
         else:
-            taken, squares = below[start:] - below[start], squares_below[start:] - squares_below[start]
-            spread = np.sqrt(squares * rate.deviation**2 + (taken * rate.error) ** 2)
-            sure = np.minimum(rate.mean * taken - DEVIATIONS * spread, rate.mean * taken / MARGIN)
+            sure = _sure_tokens(below[start:] - below[start], squares_below[start:] - squares_below[start], rate)
             enough = sure >= demand.tokens + max_seq_len
             end = start + int(enough.argmax()) if enough.any() else limit
             half = (below[start] + below[limit]) / 2
@@ -125,6 +122,12 @@ def intervals(
         start = max(start, end)
         ends.append(start)
     return np.array(ends, np.int64)
+
+
+def _sure_tokens(size: np.ndarray, size_squared: np.ndarray, rate: TokenRate) -> np.ndarray:
+    """Tokens that so many bytes of text have with near certainty; arrays of one shape, as in :func:`intervals`."""
+    spread = np.sqrt(size_squared * rate.deviation**2 + (size * rate.error) ** 2)
+    return np.minimum(rate.mean * size - DEVIATIONS * spread, rate.mean * size / MARGIN)
 
 
 def choose(documents: np.ndarray, duplicate: np.ndarray, ends: np.ndarray, seed: int) -> np.ndarray:

@@ -131,29 +131,63 @@ def find_input(domain: Domain) -> Input:
     return Input(domain, sources, size, min(max(size // 64, 1 << 18), 1 << 22), digest(reading), skipped)
 
 
+class _Tally:
+    """What a scan has counted so far: sums, and the first records that could not be read.
+
+    Args:
+        domain (str): Its name, for messages.
+        limit (int): Unreadable records that it may have.
+    """
+
+    def __init__(self, domain: str, limit: int) -> None:
+        self.domain, self.limit = domain, limit
+        self.counts = dict.fromkeys(['documents', 'empty', 'bad', 'bytes'], 0)
+        self.sample = [0] * 5
+        self.examples: list[list] = []
+
+    def add(self, facts: dict[str, Any]) -> None:
+        """Adds the facts of a piece, as the journal has them; raises a ValueError for too many unreadable records."""
+        for name in self.counts:
+            self.counts[name] += facts[name]
+        self.sample = [sum(pair) for pair in zip(self.sample, facts['sample'])]
+        self.examples.extend(facts['examples'][: EXAMPLES - len(self.examples)])
+        if self.counts['bad'] > self.limit:
+            shown = '; '.join(f'{path}, record {number}: {reason}' for path, number, reason in self.examples)
+            raise ValueError(
+                f'domains.{self.domain} has more unreadable records than max_bad_lines ({self.limit}); repair '
+                f'them or raise max_bad_lines. The first: {shown}'
+            )
+
+    def tell(self) -> None:
+        """Warns of the unreadable records of a whole domain; raises a ValueError where it has no document."""
+        counts, examples = self.counts, self.examples
+        if not counts['documents']:
+            first = next((f'; the first, {path}, record {number}: {reason}' for path, number, reason in examples), '')
+            raise ValueError(
+                f'domains.{self.domain} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
+                f'unreadable{first}); check path and text_key, or leave the domain out'
+            )
+        if counts['bad'] > len(examples):
+            log.warning(
+                'domains.%s: %d records were unreadable and left out, %d were read. The first %d:',
+                self.domain,
+                counts['bad'],
+                counts['documents'],
+                len(examples),
+            )
+        for path, number, reason in examples:
+            log.warning('domains.%s: skipped %s, record %s: %s', self.domain, path, number, reason)
+
+
 def scan(item: Input, context: Context) -> None:
     """Hashes and counts all documents; fills ``item.counts`` and leaves ``DOCUMENT`` records in the journal.
 
     Raises:
         ValueError: If too many records are unreadable, or there is no document.
     """
-    domain, limit = item.domain, context.spec.max_bad_lines
-    counts, sample = dict.fromkeys(['documents', 'empty', 'bad', 'bytes'], 0), [0] * 5
-    examples: list[list] = []
-
-    def add(facts: dict[str, Any]) -> None:
-        for name in counts:
-            counts[name] += facts[name]
-        sample[:] = map(sum, zip(sample, facts['sample']))
-        examples.extend(facts['examples'][: EXAMPLES - len(examples)])
-        if counts['bad'] > limit:
-            shown = '; '.join(f'{path}, record {number}: {reason}' for path, number, reason in examples)
-            raise ValueError(
-                f'domains.{domain.name} has more unreadable records than max_bad_lines ({limit}); repair '
-                f'them or raise max_bad_lines. The first: {shown}'
-            )
-
-    journal = Journal(Path(context.spec.work), item.scan_name(context.tokenizer), ['documents'])
+    domain, work, name = item.domain, Path(context.spec.work), item.scan_name(context.tokenizer)
+    tally = _Tally(domain.name, context.spec.max_bad_lines)
+    journal = Journal(work, name, ['documents'])
     total = None if any(source.is_packed() for source in item.sources) else item.size
     bar = context.bar(total=total, unit='B', desc=f'scan {domain.name}')
     sample_bytes = max(1 << 13, _SAMPLE_BYTES * item.piece_bytes // max(item.size, 1))
@@ -164,34 +198,19 @@ def scan(item: Input, context: Context) -> None:
                 yield piece.size, (piece, domain.text_key, domain.separator, sample_bytes)
 
     try:
-        for facts in read_journal(Path(context.spec.work), item.scan_name(context.tokenizer)):
-            add(facts)
+        for facts in read_journal(work, name):
+            tally.add(facts)
         for size, result in context.pool.map(scan_piece, tasks()):
             sizes = result.documents['size']
             facts = {**result._asdict(), 'documents': len(sizes), 'bytes': int(sizes.sum())}
-            add(facts)
+            tally.add(facts)
             journal.append([result.documents], **facts)
             bar.update(size)
     finally:
         bar.close()
         journal.close()
-    if not counts['documents']:
-        first = next((f'; the first, {path}, record {number}: {reason}' for path, number, reason in examples), '')
-        raise ValueError(
-            f'domains.{domain.name} has no document with text ({counts["empty"]} empty, {counts["bad"]} '
-            f'unreadable{first}); check path and text_key, or leave the domain out'
-        )
-    if counts['bad'] > len(examples):
-        log.warning(
-            'domains.%s: %d records were unreadable and left out, %d were read. The first %d:',
-            domain.name,
-            counts['bad'],
-            counts['documents'],
-            len(examples),
-        )
-    for path, number, reason in examples:
-        log.warning('domains.%s: skipped %s, record %s: %s', domain.name, path, number, reason)
-    item.counts, item.sample = counts, sample
+    tally.tell()
+    item.counts, item.sample = tally.counts, tally.sample
 
 
 def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
@@ -260,9 +279,10 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
         None if b is None else -(-b // spec.max_seq_len) * spec.max_seq_len
         for b in (spec.budget(domain, split) for split in spec.splits)
     ]
-    journal = Journal(Path(spec.work), f'{domain.name}-{context.key}', [split.name for split in spec.splits])
+    work, name = Path(spec.work), f'{domain.name}-{context.key}'
+    journal = Journal(work, name, [split.name for split in spec.splits])
     last = {'piece': -1, 'used': [0] * len(limits)}
-    for last in read_journal(Path(spec.work), f'{domain.name}-{context.key}'):
+    for last in read_journal(work, name):
         pass  # sums run on: the last line is what counts
     done, used = last['piece'], np.array(last['used'], np.int64)
 
@@ -272,7 +292,7 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
 
     def tasks() -> Iterator[tuple[int, tuple]]:
         pieces = read_pieces(domain, item.sources, item.piece_bytes)
-        scanned = read_journal(Path(spec.work), item.scan_name(context.tokenizer))
+        scanned = read_journal(work, item.scan_name(context.tokenizer))
         start = 0
         with open(item.scan_path(spec, context.tokenizer), 'rb') as file:
             for number, (piece, facts) in enumerate(zip(pieces, scanned)):
