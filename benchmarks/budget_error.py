@@ -28,7 +28,8 @@ from quality_source import FULL, QUICK, Sizes, make_source, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.scaling.curves import Curve
-from llmshearing.scaling.post_training import fit_post_training, predict_run
+from llmshearing.scaling.fit_quality import predict_run
+from llmshearing.scaling.post_training import fit_post_training
 
 LEARNING_RATE = 1e-3
 SOURCE_STEPS, STEPS = 1500, 300

@@ -7,7 +7,8 @@ from typing import Any
 
 from llmshearing.scaling.curves import Curve
 from llmshearing.scaling.fields import read_json
-from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, fit_post_training, fit_report
+from llmshearing.scaling.fit_quality import fit_report
+from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, fit_post_training
 
 __all__ = ['RANGES', 'law_to_json', 'read_law']
 

@@ -26,16 +26,7 @@ from llmshearing.scaling.fields import refuse_repeated
 from llmshearing.scaling.intervals import extrapolation_factor
 from llmshearing.scaling.separable import fit_separable
 
-__all__ = [
-    'CONSTANTS',
-    'NOISE_TOLERANCE',
-    'PostTrainingLaw',
-    'average_slope_difference',
-    'check_runs',
-    'fit_post_training',
-    'fit_report',
-    'predict_run',
-]
+__all__ = ['CONSTANTS', 'NOISE_TOLERANCE', 'PostTrainingLaw', 'check_runs', 'fit_post_training']
 
 CONSTANTS = ('N_C', 'D_C', 'E', 'alpha', 'beta', 'gamma', 'delta')
 # A loss this much above the lowest earlier one of its curve (more in long curves) is a mistake, below it noise.
@@ -267,66 +258,3 @@ def fit_post_training(runs: Sequence[Curve], near: PostTrainingLaw | None = None
     ranges = ((float(values.min()), float(values.max())) for values in (size, rate, tokens))
     pairs = tuple((run.params_before, run.pruning_rate) for run in runs)
     return PostTrainingLaw(constants, *ranges, single_size=single_size, single_rate=single_rate, pairs=pairs)
-
-
-def predict_run(law: PostTrainingLaw, run: Curve) -> np.ndarray:
-    """[points] predicted losses along a run's curve."""
-    return law.predict(run.params_before, run.pruning_rate, run.source_loss, run.tokens)
-
-
-def average_slope_difference(tokens: np.ndarray, measured: np.ndarray, predicted: np.ndarray) -> float:
-    """How far the predicted curve's slope is from the measured one's: the criterion of the P2 law's paper.
-
-    The mean, over the intervals between consecutive points, of |predicted slope - measured slope|. A law that is right
-    about the slope is right about what more tokens buy, even where its level is off.
-
-    Args:
-        tokens: [points] increasing, at least two.
-        measured: [points] losses.
-        predicted: [points] losses.
-
-    Returns:
-        float: In nats per billion tokens.
-    """
-    if len(tokens) < 2:
-        raise ValueError(f'a slope needs at least two points, got {len(tokens)}')
-    return float(np.mean(np.abs(np.diff(predicted - measured) / (np.diff(tokens) / 1e9))))
-
-
-def fit_report(law: PostTrainingLaw, runs: Sequence[Curve]) -> dict:
-    """Residuals and average slope difference of a law, per run and over all.
-
-    Returns:
-        dict: ``rms_residual`` and ``worst_residual`` (relative), ``average_slope_difference`` and, to compare it with,
-        ``average_slope`` of the measured curves (nats per billion tokens; None where no run has two points), and
-        ``runs``.
-    """
-    rows, residuals = [], []
-    for run in runs:
-        predicted = predict_run(law, run)
-        residual = predicted / run.losses - 1
-        residuals.append(residual)
-        row = {
-            'name': run.name,
-            'points': len(run.tokens),
-            'worst_residual': float(np.abs(residual).max()),
-            'average_slope_difference': None,
-            'average_slope': None,
-        }
-        if len(run.tokens) > 1:
-            row['average_slope_difference'] = average_slope_difference(run.tokens, run.losses, predicted)
-            row['average_slope'] = average_slope_difference(run.tokens, run.losses, np.zeros_like(predicted))
-        rows.append(row)
-    everything = np.concatenate(residuals)
-    curves = [row for row in rows if row['average_slope'] is not None]
-
-    def mean(field: str) -> float | None:
-        return float(np.mean([row[field] for row in curves])) if curves else None
-
-    return {
-        'rms_residual': float(np.sqrt(np.mean(everything**2))),
-        'worst_residual': float(np.abs(everything).max()),
-        'average_slope_difference': mean('average_slope_difference'),
-        'average_slope': mean('average_slope'),
-        'runs': rows,
-    }

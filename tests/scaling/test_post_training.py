@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from llmshearing.scaling.curves import Curve
-from llmshearing.scaling.post_training import (
-    CONSTANTS,
-    PostTrainingLaw,
-    average_slope_difference,
-    check_runs,
-    fit_post_training,
-    fit_report,
-    predict_run,
-)
+from llmshearing.scaling.fit_quality import average_slope_difference, fit_report, predict_run
+from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training
 
 SEEDS = range(20)
 SIZES, RATES = (70e6, 500e6, 1.2e9, 3e9), (0.25, 0.4)
