@@ -6,19 +6,26 @@ everything about shards stays Streaming's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from llmshearing.compat.streaming import World, register_batching
 
-if TYPE_CHECKING:
-    from llmshearing.data.dynamic_dataset import DynamicTextDataset
-
 __all__ = ['BATCHING', 'deal']
 
 BATCHING = 'mixture'
 """Name of the batching method."""
+
+
+class ServesRounds(Protocol):
+    """What a data set that is dealt this way has, beside being Streaming's."""
+
+    batch_size: int
+
+    def round_samples(self) -> np.ndarray:
+        """Samples still to serve in the round, int64 [batches, global batch], in global order."""
+        ...
 
 
 def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
@@ -44,7 +51,7 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
     return dealt.reshape(world.num_nodes, world.ranks_per_node, workers, batches, batch_size)
 
 
-def _deal_round(dataset: DynamicTextDataset, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
+def _deal_round(dataset: ServesRounds, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
     """The batching method; where the round is, the data set says, so what Streaming says of it is not used."""
     return deal(dataset.round_samples(), world, dataset.batch_size)
 
