@@ -122,8 +122,8 @@ def name_as_expected(config: PretrainedConfig, stored: dict[str, StoredTensor]) 
     for layer, (inside, pieces) in itertools.product(
         range(config.num_hidden_layers), family.stored_pieces.names.items()
     ):
-        place = f'{family.decoder}.layers.{layer}.'
-        name, others = f'{place}{inside}', [f'{place}{piece}' for piece in pieces]
+        place = family.layer_path(layer)
+        name, others = f'{place}.{inside}', [f'{place}.{piece}' for piece in pieces]
         if not stored_pieces(config, name):
             if others[0] in named:
                 named[name] = named.pop(others[0])

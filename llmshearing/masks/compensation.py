@@ -135,7 +135,7 @@ class Compensation:
 
     def _watched(self, axes: set[str]) -> Iterable[tuple[str, ModuleCut]]:
         family = self._cutter.family
-        unread = {f'{family.decoder}.{family.embedding}'}
+        unread = {family.embedding_path}
         if self._model.config.tie_word_embeddings:
             unread.add(family.head)
         if self._cutter.shape.group_size == 1 and 'head' in axes:
@@ -205,12 +205,12 @@ class Compensation:
 
     def _scale_embedding(self, factor: float) -> None:
         family = self._cutter.family
-        path = f'{family.decoder}.{family.embedding}'
+        path = family.embedding_path
         if factor == 1 or self._paths is not None and path not in self._paths:
             return
         _local(self._model.get_parameter(f'{path}.weight')).mul_(factor)
         if self._model.config.tie_word_embeddings:
-            self._rescale(f'{family.decoder}.{family.final_norm}', 1 / factor, family.norm_offset)
+            self._rescale(family.final_norm_path, 1 / factor, family.norm_offset)
 
     def _rescale(self, path: str, factor: Tensor | float, offset: float) -> None:
         gain = _local(self._model.get_parameter(f'{path}.weight'))

@@ -162,7 +162,7 @@ def _bare_readers(family: Family, num_hidden_layers: int) -> list[str]:
                 and expert_of(role) is None
                 and not fed & {what, None}
             ):
-                readers.setdefault((layer, what), f'{family.decoder}.layers.{layer}.{path}')
+                readers.setdefault((layer, what), f'{family.layer_path(layer)}.{path}')
     return list(readers.values())
 
 

@@ -256,6 +256,20 @@ class Family:
         """
         return not (self.writing_norms or self.subtracts_mean or self.has_experts)
 
+    @property
+    def embedding_path(self) -> str:
+        """Path of the embedding."""
+        return f'{self.decoder}.{self.embedding}'
+
+    @property
+    def final_norm_path(self) -> str:
+        """Path of the last norm."""
+        return f'{self.decoder}.{self.final_norm}'
+
+    def layer_path(self, layer: int) -> str:
+        """Path of a layer."""
+        return f'{self.decoder}.layers.{layer}'
+
     def roles(self, layer: int | None = None) -> Iterator[tuple[str, Role]]:
         """Yields (path inside the layer, role) of each module of a layer, or of all kinds of layers."""
         yield from self.layer.items()
@@ -281,11 +295,11 @@ class Family:
 
     def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:
         """Yields (module path, role, layer) of every module that owns parameters; layer is None outside the layers."""
-        yield f'{self.decoder}.{self.embedding}', Linear(None, 'hidden'), None
+        yield self.embedding_path, Linear(None, 'hidden'), None
         for layer in range(num_hidden_layers):
             for name, role in self.roles(layer):
-                yield f'{self.decoder}.layers.{layer}.{name}', role, layer
-        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset, feeds='head'), None
+                yield f'{self.layer_path(layer)}.{name}', role, layer
+        yield self.final_norm_path, Norm(reads=True, offset=self.norm_offset, feeds='head'), None
         yield self.head, Linear(None, 'hidden'), None
 
 

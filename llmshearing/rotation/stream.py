@@ -123,7 +123,7 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
     family = check_rotatable(config)
     norms, writers, channels = [], [], []
     for layer in range(config.num_hidden_layers):
-        place = f'{family.decoder}.layers.{layer}.'
+        place = f'{family.layer_path(layer)}.'
         channels.append(channels_among({place + path: role for path, role in family.roles(layer)}))
         for path, role in family.roles(layer):
             if isinstance(role, Norm) and role.reads:
@@ -137,11 +137,11 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
                 norms.append(ReadingNorm(place + path, readers, role.offset))
             elif isinstance(role, Linear) and role.writes:
                 writers.append(place + path)
-    norms.append(ReadingNorm(f'{family.decoder}.{family.final_norm}', (family.head,), family.norm_offset))
+    norms.append(ReadingNorm(family.final_norm_path, (family.head,), family.norm_offset))
     return StreamParts(
         norms=tuple(norms),
         writers=tuple(writers),
-        embedding=f'{family.decoder}.{family.embedding}',
+        embedding=family.embedding_path,
         head=family.head,
         tied=bool(config.tie_word_embeddings),
         hidden_size=config.hidden_size,

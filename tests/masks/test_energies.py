@@ -183,7 +183,7 @@ def test_compensation_changes_only_norms_that_do_not_follow_by_themselves(varian
         name.removesuffix('.weight') for name, value in model.state_dict().items() if (value != before[name]).any()
     }
     norms = stream_norms(cutter.family, cutter.shape.num_hidden_layers)
-    final = f'{cutter.family.decoder}.{cutter.family.final_norm}'
+    final = cutter.family.final_norm_path
     makes_up = {final} if cutter.family.scales_embedding and model.config.tie_word_embeddings else set()
     assert changed & set(norms) == makes_up and any('layers.0' in path for path in changed)
     assert any(path.endswith('_norm') for path in changed) == (variant == 'olmo2')
