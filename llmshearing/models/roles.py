@@ -244,17 +244,27 @@ class Family:
         )
 
     @property
-    def writing_norms(self) -> list[str]:
-        """Paths inside a layer of norms whose output is added to the stream, sorted."""
-        return sorted(path for path, role in self.roles() if isinstance(role, Norm) and role.writes)
+    def rotates(self) -> bool:
+        """Whether an orthogonal change of basis of its residual stream leaves its models what they are."""
+        return self.why_not_rotatable is None
 
     @property
-    def rotates(self) -> bool:
-        """Whether its residual stream can be put into another basis: no norm writes to it or subtracts a mean.
-
-        Mixtures are left out: rotation does not know experts.
-        """
-        return not (self.writing_norms or self.subtracts_mean or self.has_experts)
+    def why_not_rotatable(self) -> str | None:
+        """Why such a change makes other models of them; None where it does not."""
+        writing_norms = sorted(path for path, role in self.roles() if isinstance(role, Norm) and role.writes)
+        if writing_norms:
+            return (
+                f'what its layers add to the residual stream comes out of norms ({", ".join(writing_norms)}), whose '
+                'gains scale single coordinates and cannot be folded into anything'
+            )
+        if self.subtracts_mean:
+            return (
+                'its norms are LayerNorms, which subtract the mean over the coordinates, and that mean is another one '
+                'in every basis and after every cut'
+            )
+        if self.has_experts:
+            return 'it is a mixture of experts, whose experts and routers rotation does not know'
+        return None
 
     @property
     def embedding_path(self) -> str:
