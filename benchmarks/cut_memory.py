@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from llmshearing.checkpoints.parameter_shapes import expected_shapes
+from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 
 MODELS = {
     '7b': dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
@@ -67,7 +67,7 @@ def write_source(folder: Path, config: LlamaConfig) -> int:
     """Writes random weights, a file a tensor, and a tokenizer; returns how many parameters there are."""
     folder.mkdir()
     generator, files, count = torch.Generator().manual_seed(0), {}, 0
-    for number, (name, shape) in enumerate(expected_shapes(config).items()):
+    for number, (name, shape) in enumerate(parameter_shapes(config).shapes.items()):
         tensor = torch.randn(shape, generator=generator, dtype=torch.float32) * 0.02
         files[name] = f'model-{number:05}.safetensors'
         save_file({name: (tensor + name.endswith('norm.weight')).bfloat16()}, folder / files[name], {'format': 'pt'})

@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmshearing.data.mds import read_tokens
-from llmshearing.rotation.basis import by_energy, fixed_positions, principal_basis
+from llmshearing.rotation.basis import NO_AXES, by_energy, fixed_positions, principal_basis
 from llmshearing.rotation.energy import cut_gain_factors, energy_kept
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
@@ -125,7 +125,7 @@ class Cuts:
         """Losses of a learned subspace on the way and at the end."""
         squares = stream_mean_squares(self.model, self.seen[:ENERGY_BATCHES], basis)
         factors = cut_gain_factors(squares, self.kept).float()
-        learner = SubspaceLearner.start(basis, self.kept, self.fixed if tied else None)
+        learner = SubspaceLearner.start(basis, self.kept, self.fixed if tied else NO_AXES)
         seen = []
 
         def loss_of(subspace: Tensor, factor: Tensor, ids: Tensor) -> Tensor:

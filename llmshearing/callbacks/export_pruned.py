@@ -119,7 +119,7 @@ class ExportPruned(Callback):
             files=files,
             tokenizer=model.get_metadata()['tokenizer'] or None,
         )
-        tensors = cut_tensors(cutter.family, plan, masks, full_tensors(model.model), config.tie_word_embeddings)
+        tensors = cut_tensors(plan, full_tensors(model.model), config.tie_word_embeddings)
         if dist.get_global_rank() != 0:
             for _ in tensors:  # takes part in gathering
                 pass

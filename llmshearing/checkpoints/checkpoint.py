@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
-from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_generation, check_tensors, parameter_shapes
+from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_generation, parameter_shapes
 from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
@@ -97,7 +97,7 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
     weights = {_hugging_face_name(name, config): stored for name, stored in state['model'].items()}
     weights = _join_experts(config, weights, shapes)
     check_generation(path, weights, shapes.shapes)
-    check_tensors(str(path), {name: stored.shape for name, stored in weights.items()}, shapes.shapes, shapes.tied)
+    shapes.check(str(path), weights)
     algorithms = dict(state.get('algorithms') or ())
     pruning, saved = None, find_pruning_state(algorithms)
     if saved is not None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.compat.transformers import left_out_names, tied_names
 from llmshearing.models.families import stored_name
 from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.stored_names import stored_tensors
 
-__all__ = ['ParameterShapes', 'check_generation', 'check_tensors', 'expected_shapes', 'parameter_shapes']
+__all__ = ['ParameterShapes', 'check_generation', 'parameter_shapes']
 
 LISTED = 12  # names in one message
 EXPERT_MODULE = re.compile(r'\.experts\.\d+\.')
@@ -39,6 +40,31 @@ class ParameterShapes:
     def count(self) -> int:
         """Numbers in all of them, a tied one counted once."""
         return sum(math.prod(shape) for name, shape in self.shapes.items() if name not in self.tied)
+
+    def check(self, where: str, stored: Mapping[str, StoredTensor]) -> None:
+        """Raises a ValueError that names every missing, extra or mis-shaped tensor; tied ones may be missing.
+
+        Args:
+            where (str): What is checked, for the message.
+            stored (Mapping[str, StoredTensor]): What there is, by name.
+        """
+        shaped = [
+            f'{name} is {list(stored[name].shape)}, expected {list(shape)}'
+            for name, shape in self.shapes.items()
+            if name in stored and stored[name].shape != shape
+        ]
+        problems = {
+            'missing': sorted(self.shapes.keys() - stored.keys() - self.tied),
+            'not expected': sorted(stored.keys() - self.shapes.keys()),
+            'of another shape': shaped,
+        }
+        lines = []
+        for what, names in problems.items():
+            if names:
+                more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
+                lines.append(f'  - {what}: {", ".join(names[:LISTED])}{more}')
+        if lines:
+            raise ValueError('\n'.join([f'{where}: the tensors do not fit the config:', *lines]))
 
 
 def parameter_shapes(config: PretrainedConfig, in_files: bool = False) -> ParameterShapes:
@@ -68,11 +94,6 @@ def parameter_shapes(config: PretrainedConfig, in_files: bool = False) -> Parame
     )
 
 
-def expected_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a config's causal language model."""
-    return parameter_shapes(config).shapes
-
-
 def check_generation(path: Path, stored: Iterable[str], expected: Iterable[str]) -> None:
     """Refuses a checkpoint of a mixture that has its experts in the way of the other generation of transformers.
 
@@ -91,34 +112,3 @@ def check_generation(path: Path, stored: Iterable[str], expected: Iterable[str])
             f'{path} is of transformers {written}, which has the experts of a mixture in other tensors than '
             f'transformers {here} here. Go on with transformers {written}, or export it{"" if theirs else " there"}.'
         )
-
-
-def check_tensors(
-    where: str,
-    got: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    optional: Iterable[str] = (),
-) -> None:
-    """Raises a ValueError that names every missing, extra or mis-shaped tensor.
-
-    Args:
-        where (str): What is checked, for the message.
-        got (Mapping[str, tuple[int, ...]]): Shapes by name.
-        expected (Mapping[str, tuple[int, ...]]): Shapes by name.
-        optional (Iterable[str]): Names that may be absent.
-    """
-    problems = []
-    missing = sorted(set(expected) - set(got) - set(optional))
-    extra = sorted(set(got) - set(expected))
-    shaped = [
-        f'{name} is {list(got[name])}, expected {list(expected[name])}'
-        for name in expected
-        if name in got and tuple(got[name]) != tuple(expected[name])
-    ]
-    for what, names in (('missing', missing), ('not expected', extra), ('of another shape', shaped)):
-        if names:
-            more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
-            problems.append(f'  - {what}: {", ".join(names[:LISTED])}{more}')
-    if problems:
-        listed = '\n'.join(problems)
-        raise ValueError(f'{where}: the tensors do not fit the config:\n{listed}')

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
-from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_tensors, parameter_shapes
+from llmshearing.checkpoints.parameter_shapes import ParameterShapes, parameter_shapes
 from llmshearing.checkpoints.weight_files import find_tensors
 from llmshearing.models.families import find_table
 from llmshearing.models.stored_names import stored_pieces, stored_tensors
@@ -58,7 +58,7 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
                 'neither be cut nor trained; use the model that they were made from.'
             )
     try:
-        check_tensors(str(folder), {name: tensor.shape for name, tensor in stored.items()}, shapes.shapes, shapes.tied)
+        shapes.check(str(folder), stored)
     except ValueError as error:
         wrapper = next((prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in stored)), None)
         if wrapper is not None:
@@ -122,8 +122,8 @@ def name_as_expected(config: PretrainedConfig, stored: dict[str, StoredTensor]) 
     for layer, (inside, pieces) in itertools.product(
         range(config.num_hidden_layers), family.stored_pieces.names.items()
     ):
-        place = f'{family.decoder}.layers.{layer}.'
-        name, others = f'{place}{inside}', [f'{place}{piece}' for piece in pieces]
+        place = family.layer_path(layer)
+        name, others = f'{place}.{inside}', [f'{place}.{piece}' for piece in pieces]
         if not stored_pieces(config, name):
             if others[0] in named:
                 named[name] = named.pop(others[0])

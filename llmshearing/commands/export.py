@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from llmshearing.utils.paths import local_destination
 __all__ = ['main']
 
 
-def main(argv: list[str]) -> int:
-    """Exports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
+def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         'export',
         'Write a Composer checkpoint (one file or a sharded folder) as a stock Hugging Face folder, and check it.',
@@ -61,7 +61,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument('--overwrite', action='store_true', help='replace an existing folder')
     parser.add_argument('--quiet', dest='progress', action='store_false', help='no progress bar')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Exports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
+    args = _parser().parse_args(argv)
     check_number('--tolerance', args.tolerance, 0, 1)
     if args.public and not args.push_to_hub:
         raise ValueError('--public is for a repository of --push-to-hub; name one, or leave it out.')

@@ -5,6 +5,7 @@ See ``conversion/README.md``.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from llmshearing.utils.paths import local_destination
 __all__ = ['main']
 
 
-def main(argv: list[str]) -> int:
-    """Imports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
+def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         'import', 'Turn a state dict of the first Sheared LLaMA code into a Hugging Face folder, or back.'
     )
@@ -48,7 +48,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument('--overwrite', action='store_true', help='replace what exists')
     parser.add_argument('--quiet', dest='progress', action='store_false', help='no progress bar')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Imports. Returns 0; errors of the user are raised as ValueError or FileNotFoundError."""
+    args = _parser().parse_args(argv)
     local_destination('--out', args.out, 'file' if args.to_legacy else 'folder')
     target = parse_target(args.target or []) or None
     from llmshearing.compat.torch import DTYPES

@@ -10,12 +10,14 @@ import contextlib
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
+from llmshearing.utils.replaced import replaced
 
 __all__ = ['RoutedTokens', 'even_routing', 'expert_matrices', 'record_router_logits', 'watch_experts']
 
@@ -94,8 +96,7 @@ def expert_matrices(block: nn.Module, names: Any) -> tuple[Tensor, Tensor]:
     return gate_up, down
 
 
-@contextlib.contextmanager
-def even_routing(num_experts: int) -> Iterator[None]:
+def even_routing(num_experts: int) -> AbstractContextManager[None]:
     """Lets a step of a mixture run on tensors without data, whose router has no choice to make.
 
     transformers 4 asks which tokens each expert has: told that all have as many. transformers 5 multiplies all at once,
@@ -105,13 +106,11 @@ def even_routing(num_experts: int) -> Iterator[None]:
         num_experts (int): Experts of a layer; 0 changes nothing.
     """
     if not num_experts:
-        yield
-        return
-    if EXPERTS_ARE_MODULES:
-        place, name = torch, 'where'
-    else:
-        place, name = importlib.import_module('transformers.integrations.moe'), '_can_use_grouped_mm'
-    stock = getattr(place, name)
+        return contextlib.nullcontext()
+    if not EXPERTS_ARE_MODULES:
+        moe = importlib.import_module('transformers.integrations.moe')
+        return replaced(moe, '_can_use_grouped_mm', lambda *_: False)
+    stock: Any = torch.where
 
     def evenly(condition: Tensor, *others: Any) -> Any:
         if others:
@@ -119,14 +118,7 @@ def even_routing(num_experts: int) -> Iterator[None]:
         tokens = torch.arange(max(condition.numel() // num_experts, 1), device=condition.device)
         return torch.zeros_like(tokens), tokens
 
-    def never(*_: Any) -> bool:
-        return False
-
-    setattr(place, name, evenly if EXPERTS_ARE_MODULES else never)
-    try:
-        yield
-    finally:
-        setattr(place, name, stock)
+    return replaced(torch, 'where', evenly)
 
 
 def _through_modules(block: Any, x: Tensor, names: tuple[str, str, str]) -> Iterator[RoutedTokens]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import huggingface_hub.errors
 
 from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.utils.replaced import replaced
 
 __all__ = [
     'EXPERTS_ARE_MODULES',
@@ -252,8 +254,7 @@ def ignores_windows(config: Any) -> bool:
     return not TRANSFORMERS_5 and bool(getattr(config, 'use_sliding_window', False))
 
 
-@contextlib.contextmanager
-def without_packed_masks() -> Iterator[None]:
+def without_packed_masks() -> AbstractContextManager[None]:
     """Keeps transformers 5 from making a mask per layer for tensors without data.
 
     It looks into position ids for several sequences in one row, and takes tensors whose data it cannot see for such.
@@ -261,11 +262,5 @@ def without_packed_masks() -> Iterator[None]:
     """
     masking: Any = sys.modules.get('transformers.masking_utils')
     if masking is None or not hasattr(masking, 'find_packed_sequence_indices'):
-        yield
-        return
-    stock = masking.find_packed_sequence_indices
-    masking.find_packed_sequence_indices = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        masking.find_packed_sequence_indices = stock
+        return contextlib.nullcontext()
+    return replaced(masking, 'find_packed_sequence_indices', lambda *args, **kwargs: None)

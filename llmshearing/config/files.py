@@ -7,11 +7,13 @@ are templates: an unknown field is found only when the first one is saved.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from llmshearing.config.sharding import is_sharded
+from llmshearing.config.tree import walk
 from llmshearing.utils.paths import expand_path
 from llmshearing.utils.suggestions import did_you_mean
 
@@ -70,20 +72,15 @@ def expand_paths(config: dict[str, Any]) -> None:
     Raises:
         ValueError: For a variable that is not set, or an unknown user.
     """
-    for parent, key, place in _entries(config):
+    for parent, key, place, _ in walk(config):
         value = parent[key]
-        if isinstance(value, str) and any(fnmatchcase(place, pattern) for pattern in PATHS):
+        if isinstance(value, str) and _is_among(place, PATHS):
             parent[key] = expand_path(place, value)
 
 
-def _entries(tree: Any, place: str = '') -> Iterator[tuple[Any, Any, str]]:
-    """Every entry of mappings and lists: its container, its key there and its dotted place."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in list(items):
-        here = place if isinstance(tree, list) else f'{place}.{key}' if place else str(key)
-        if here not in ('variables', 'metadata'):
-            yield tree, key, here
-            yield from _entries(value, here)
+def _is_among(place: str, patterns: tuple[str, ...]) -> bool:
+    is_setting = place.partition('.')[0] not in ('variables', 'metadata')
+    return is_setting and any(fnmatchcase(place, pattern) for pattern in patterns)
 
 
 def check_names(config: Mapping[str, Any]) -> None:
@@ -104,11 +101,11 @@ def check_names(config: Mapping[str, Any]) -> None:
         )
     if config.get('save_folder') is not None:
         _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
-    for parent, key, place in _entries(dict(config)):
-        if any(fnmatchcase(place, pattern) for pattern in TAKEN_AS_THEY_STAND) and '{' in str(parent[key]):
+    for entry in walk(config):
+        if _is_among(entry.place, TAKEN_AS_THEY_STAND) and '{' in str(entry.value):
             raise ValueError(
-                f'{place}: {parent[key]!r} would be a name with braces: fields are filled in for save_folder and names '
-                'of checkpoints alone. Write what you mean, or ${run_name}.'
+                f'{entry.place}: {entry.value!r} would be a name with braces: fields are filled in for save_folder and '
+                'names of checkpoints alone. Write what you mean, or ${run_name}.'
             )
     checkpointer = (config.get('callbacks') or {}).get('hf_checkpointer') or {}
     name = checkpointer.get('huggingface_folder_name')
@@ -133,8 +130,9 @@ def _check_template(key: str, template: str, fields: tuple[str, ...]) -> None:
 def _check_one_name_each(config: Mapping[str, Any]) -> None:
     """Refuses names by which Composer, deleting an old checkpoint, deletes the one that took its name."""
     name, kept = config.get('save_filename'), config.get('save_num_checkpoints_to_keep') or -1
-    is_sharded = (config.get('fsdp_config') or {}).get('state_dict_type') == 'sharded'  # named by a folder's template
-    if name is None or not config.get('save_folder') or kept < 1 or is_sharded:
+    if name is None or not config.get('save_folder') or kept < 1:
+        return
+    if is_sharded(config):  # such checkpoints are named by a folder's template
         return
     fields = {field for _, field, _, _ in string.Formatter().parse(name)}
     if not (fields & COUNTS_ON or ('epoch' in fields and fields & COUNTS_WITHIN)):

@@ -15,6 +15,7 @@ from typing import Any
 from llmshearing.config.files import expand_paths
 from llmshearing.config.parts import section_names
 from llmshearing.config.resume import resume_source
+from llmshearing.config.sharding import is_sharded
 
 __all__ = ['prepare_process']
 
@@ -100,7 +101,7 @@ def _sharding_of_one_process(config: dict[str, Any]) -> dict[str, Any] | None:
         model['init_device'] = 'cpu'  # the first rank reads the weights, and there is no other
     resumed = resume_source(config)
     is_file = resumed is not None and resumed.is_file()
-    return dict(fsdp) if fsdp.get('state_dict_type') == 'sharded' and not is_file else None
+    return dict(fsdp) if is_sharded(config) and not is_file else None
 
 
 def _trust_no_remote_code(config: dict[str, Any]) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from llmshearing.config.tree import walk
 from llmshearing.utils.checks import check_integer, check_number
 
 __all__ = ['RANGES', 'Range', 'check_ranges', 'range_of']
@@ -131,27 +132,14 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the place, the range and the number.
     """
-    for place, shown, value in _numbers(config):
-        shown = shown.replace('eval_loaders[', 'eval_loader[')  # what llm-foundry makes of a list under eval_loader
-        allowed = range_of(place)
-        if allowed is ANY:
+    for entry in walk(config):
+        value, allowed = entry.value, range_of(entry.place)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or allowed is ANY:
             continue
+        shown = entry.shown.replace('eval_loaders[', 'eval_loader[')  # llm-foundry's name of a list under eval_loader
         if value == 0 and not allowed.zero:
             raise ValueError(f'{shown}: expected a number above 0, or -1 for all, got {value!r}.')
         if allowed.whole:
             check_integer(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
         else:
             check_number(shown, value, allowed.least, allowed.most, allowed.above)
-
-
-def _numbers(tree: Any, place: str = '', shown: str = '') -> Iterator[tuple[str, str, float]]:
-    """Numbers of a tree with their place in the table's notation and as it is told."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            dot = '.' if place else ''
-            yield from _numbers(value, f'{place}{dot}{key}', f'{shown}{dot}{key}')
-    elif isinstance(tree, (list, tuple)):
-        for number, value in enumerate(tree):
-            yield from _numbers(value, place, f'{shown}[{number}]')
-    elif isinstance(tree, (int, float)) and not isinstance(tree, bool):
-        yield place, shown, tree

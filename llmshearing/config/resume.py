@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.checkpoints.validation import is_whole
+from llmshearing.config.sharding import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,7 +32,7 @@ def check_resume(config: Mapping[str, Any]) -> None:
     """
     latest = _latest(config)
     if latest is not None and not config.get('load_path'):
-        _check_link(latest, _is_sharded(config))
+        _check_link(latest, config)
     source, resumes = resume_source(config), latest is not None and latest.exists()
     if source is not None:
         _check_kind(source, config)
@@ -89,11 +90,6 @@ def resume_source(config: Mapping[str, Any]) -> Path | None:
     return Path(path).resolve() if isinstance(path, str) and '://' not in path and Path(path).exists() else None
 
 
-def _is_sharded(config: Mapping[str, Any]) -> bool:
-    fsdp = config.get('fsdp_config')
-    return isinstance(fsdp, Mapping) and fsdp.get('state_dict_type') == 'sharded'
-
-
 def _latest(config: Mapping[str, Any]) -> Path | None:
     """The link to the last checkpoint of a local ``save_folder`` that is there, of a run that resumes by it."""
     folder = config.get('save_folder')
@@ -102,19 +98,19 @@ def _latest(config: Mapping[str, Any]) -> Path | None:
     folder = folder.replace('{run_name}', str(config.get('run_name') or os.environ.get('RUN_NAME')))
     if '{' in folder or not Path(folder).is_dir():
         return None
-    default = LATEST_SHARDED if _is_sharded(config) else LATEST
+    default = LATEST_SHARDED if is_sharded(config) else LATEST
     return Path(folder) / (config.get('save_latest_filename') or default).replace('{rank}', '0')
 
 
 def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
     """One process goes on from a single file under any ``fsdp_config``; several only as it says."""
     several = int(os.environ.get('WORLD_SIZE', '1')) > 1
-    if source.is_file() and _is_sharded(config) and several:
+    if source.is_file() and is_sharded(config) and several:
         raise ValueError(
             f'{source} is a checkpoint in a single file, and fsdp_config.state_dict_type: sharded reads folders. Set '
             f'fsdp_config.state_dict_type: full load_path={source} autoresume: false.'
         )
-    if source.is_dir() and not _is_sharded(config):
+    if source.is_dir() and not is_sharded(config):
         found = '' if (source / '.metadata').is_file() else ', or none'
         raise ValueError(
             f'{source} is a sharded checkpoint{found}, and this run reads single files. Set fsdp_config: '
@@ -226,7 +222,7 @@ def _class_name(name: str) -> str:
     return algorithms.get(name).__qualname__
 
 
-def _check_link(latest: Path, is_sharded: bool) -> None:
+def _check_link(latest: Path, config: Mapping[str, Any]) -> None:
     if latest.exists():
         return
     folder = latest.parent
@@ -238,7 +234,7 @@ def _check_link(latest: Path, is_sharded: bool) -> None:
     found = [*folder.glob('*.pt'), *(path.parent for path in folder.glob('*/.metadata'))]  # written last of its folder
     saved = sorted(found, key=lambda path: path.stat().st_mtime)
     whole = next((path for path in reversed(saved) if path.is_dir() or is_whole(path)), None)
-    if whole is not None and whole.is_dir() and not is_sharded:
+    if whole is not None and whole.is_dir() and not is_sharded(config):
         raise ValueError(
             f'autoresume: {whole} is a sharded checkpoint, and this run reads single files. Set fsdp_config: '
             '{state_dict_type: sharded} (one process will do), or choose another save_folder to begin anew.'

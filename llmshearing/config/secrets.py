@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llmshearing.config.tree import walk
+
 __all__ = ['check_no_secrets', 'find_secrets']
 
 SECRET_KEY = re.compile(
@@ -49,20 +51,13 @@ def check_no_secrets(config: Mapping[str, Any]) -> None:
         )
 
 
-def find_secrets(tree: Any, place: str = '') -> Iterator[str]:
+def find_secrets(tree: Any) -> Iterator[str]:
     """Dotted places of values that look like secrets."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            here = f'{place}.{key}' if place else str(key)
-            named = SECRET_KEY.search(str(key)) and not TOKEN_SETTINGS.search(str(key))
-            if named and isinstance(value, str) and value:
-                yield here
-            else:
-                yield from find_secrets(value, here)
-    elif isinstance(tree, (list, tuple)):
-        for number, value in enumerate(tree):
-            yield from find_secrets(value, f'{place}[{number}]')
-    elif isinstance(tree, str):
-        is_commit = COMMIT_KEY.search(place.rpartition('.')[2])
-        if SECRET_VALUE.match(tree) or (FORTY_HEX.match(tree) and not is_commit):
-            yield place
+    for entry in walk(tree):
+        key, value = str(entry.key), entry.value
+        if not isinstance(value, str):
+            continue
+        is_named = value and SECRET_KEY.search(key) and not TOKEN_SETTINGS.search(key)
+        is_commit = COMMIT_KEY.search(key)
+        if is_named or SECRET_VALUE.match(value) or (FORTY_HEX.match(value) and not is_commit):
+            yield entry.shown

@@ -14,11 +14,17 @@ from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['check_sharding']
+__all__ = ['check_sharding', 'is_sharded']
 
 log = logging.getLogger(__name__)
 
 MIXED_PRECISION = ('param_dtype', 'reduce_dtype', 'buffer_dtype')
+
+
+def is_sharded(config: Mapping[str, Any]) -> bool:
+    """Whether a run reads and writes sharded checkpoints, whatever is wrong with its configuration."""
+    fsdp = config.get('fsdp_config')
+    return isinstance(fsdp, Mapping) and fsdp.get('state_dict_type') == 'sharded'
 
 
 def check_sharding(config: Mapping[str, Any]) -> None:

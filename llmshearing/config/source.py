@@ -180,7 +180,7 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
     overrides = model.get('config_overrides') or {}
     if not overrides:
         return source
-    from llmshearing.checkpoints.parameter_shapes import expected_shapes
+    from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 
     changed = copy.deepcopy(source)
     for key, value in overrides.items():
@@ -197,7 +197,7 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
     if not model.get('pretrained', True):
         return changed
     try:
-        differing = dict(expected_shapes(changed).items() ^ expected_shapes(source).items())
+        differing = dict(parameter_shapes(changed).shapes.items() ^ parameter_shapes(source).shapes.items())
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError) as error:
         raise ValueError(f'model.config_overrides: no model can be built with {dict(overrides)} ({error}).') from error
     if differing:

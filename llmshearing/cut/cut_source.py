@@ -205,7 +205,7 @@ def _export(
     dtype = DTYPES[plan.dtype]
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        return cut_tensors(cutter.family, cuts, masks, full, model.config.tie_word_embeddings)
+        return cut_tensors(cuts, full, model.config.tie_word_embeddings)
 
     difference = None
     with ModelFolderWriter(output, SHARD_BYTES) as writer:

@@ -102,7 +102,7 @@ def compensate_for(calibration: Calibration, masks: Mapping[str, Tensor], merge_
     cutter = calibration.cutter
     cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in masks.items()})
     modules = list(cutter.family.modules(cutter.shape.num_hidden_layers))
-    embedding = f'{cutter.family.decoder}.{cutter.family.embedding}'
+    embedding = cutter.family.embedding_path
     paths = {path for path, _, layer in modules if layer is None} - {embedding}
     passes = list(layers_by_pass(cutter.shape, masks, list(kept_units(masks, cutter.shape).layers)))
     for number, layers in enumerate(passes):

@@ -20,10 +20,10 @@ from llmshearing.cut.target import cut_shape
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.state import plan_masks
 from llmshearing.models.counting import count_parameters, layout_of
+from llmshearing.models.families import family_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.models.source_config import check_attention
 from llmshearing.models.units import mask_shapes
-from llmshearing.rotation.stream import why_not_rotatable
 from llmshearing.utils.numbers import with_unit
 from llmshearing.utils.paths import expand_path
 
@@ -120,7 +120,7 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     scores = settings.scores_by_axis()
     _check_scores(settings.scores, scores, axes, shape_of(config))
     rotates = settings.rotate and 'hidden' in axes
-    unrotated = why_not_rotatable(config) if rotates else None
+    unrotated = family_of(config).why_not_rotatable if rotates else None
     scratch = DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0
     sequences = max(1, TOKENS_PER_PASS // length)
     methods, in_file = {scores[axis] for axis in axes}, bool(scratch) and device == 'cpu'

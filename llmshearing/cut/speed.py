@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from llmshearing.utils.replaced import replaced
+
 __all__ = ['tokens_per_second']
 
 PROMPT = 8  # tokens that generation starts from
@@ -40,17 +42,14 @@ def tokens_per_second(model: PreTrainedModel, length: int = 512, new_tokens: int
             torch.cuda.synchronize(model.device)
         return time.perf_counter() - start
 
-    generate, own_settings = cast(Any, model).generate, model.generation_config
-    model.generation_config = GenerationConfig(pad_token_id=0)  # the source's may sample, or ask for a tokenizer
-    prompt = ids[:, :PROMPT]
+    generate, prompt = cast(Any, model).generate, ids[:, :PROMPT]
+    plain = GenerationConfig(pad_token_id=0)  # the source's may sample, or ask for a tokenizer
     reading = [seconds(model, input_ids=ids, use_cache=False) for _ in range(REPEATS + 1)]
-    try:
+    with replaced(model, 'generation_config', plain):
         generating = [
             seconds(generate, prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens)
             for _ in range(REPEATS + 1)
         ]
-    finally:
-        model.generation_config = own_settings
     # The first call of each kind allocates and is left out.
     return {
         'forward': length / statistics.median(reading[1:]),

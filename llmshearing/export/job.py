@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from llmshearing.checkpoints.tokenizer_files import check_same_ids, read_named_tokenizer
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
-from llmshearing.export.model_folder import Tokenizer, cut_tensors, write_model_folder
+from llmshearing.export.model_folder import Tokenizer, cut_tensors, shape_left, write_model_folder
 from llmshearing.export.probe import Probe, probe_masked
-from llmshearing.export.pruned_folder import Origin, check_shape_left, shape_left, write_pruned_folder
+from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
 from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
@@ -33,7 +32,7 @@ from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_logged_losses
 from llmshearing.models.cuttable import Cutter
-from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import check_buildable, shape_of
 from llmshearing.models.source_files import derived_from, local_folder, public_name
@@ -68,12 +67,10 @@ def export_checkpoint(path: Path, out: Path, settings: ExportSettings | None = N
     checkpoint = open_checkpoint(path, local_folder(settings.source))
     refuse_existing('--out', out, settings.overwrite, (checkpoint.source,))
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
-        if checkpoint.pruning is None:
-            if settings.masks != 'target':
-                raise ValueError(f'masks={settings.masks!r}: {path} holds no masks; it is not from the pruning stage.')
-            report = _write_uncut(writer, checkpoint, settings, 'continued')
-        elif settings.masks == 'keep':
-            report = _write_uncut(writer, checkpoint, settings, 'kept')
+        if checkpoint.pruning is None and settings.masks != 'target':
+            raise ValueError(f'masks={settings.masks!r}: {path} holds no masks; it is not from the pruning stage.')
+        if checkpoint.pruning is None or settings.masks == 'keep':
+            report = _write_uncut(writer, checkpoint, settings)
         else:
             report = _write_cut(writer, checkpoint, checkpoint.pruning, settings)
         report['parameters'] = writer.parameters
@@ -92,19 +89,16 @@ def _write_cut(
         masks = pruning.final_masks()
     else:
         masks = pruning.current_masks()
-    config, family = checkpoint.config, family_of(checkpoint.config)
-    plan = CutPlan(family, pruning.source, masks, energies=pruning.norm_energies)
+    config, tied = checkpoint.config, checkpoint.config.tie_word_embeddings
+    plan = CutPlan(family_of(config), pruning.source, masks, energies=pruning.norm_energies)
     if settings.masks == 'target':
         check_shape_left(config, plan, pruning.target)
     else:
         _check_current(config, plan)
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
-        cut = cut_tensors(family, plan, masks, checkpoint.get, config.tie_word_embeddings)
-        count = sum(
-            1 for path, _ in plan.cuts(flatten_masks(masks)) if not (config.tie_word_embeddings and path == family.head)
-        )
-        return iter(tqdm(cut, desc=what, unit='tensor', total=count, disable=not settings.progress))
+        count = sum(not (tied and path == plan.family.head) for path, _ in plan.cuts())
+        return settings.shown(cut_tensors(plan, checkpoint.get, tied), what, count)
 
     origin = dataclasses.replace(_origin(checkpoint, settings), unconverged=away)
     shape = write_pruned_folder(writer, pruning, config, plan, tensors('writing'), settings.dtype, origin)
@@ -131,18 +125,15 @@ def _check_current(config: PretrainedConfig, plan: CutPlan) -> None:
         ) from error
 
 
-def _write_uncut(
-    writer: ModelFolderWriter, checkpoint: Checkpoint, settings: ExportSettings, stage: str
-) -> dict[str, Any]:
+def _write_uncut(writer: ModelFolderWriter, checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]:
     names = [name for name in checkpoint.weights if name not in checkpoint.shapes.tied]
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
-        shown = tqdm(names, desc=what, unit='tensor', disable=not settings.progress)
-        return ((name, checkpoint.weights[name].read()) for name in shown)
+        return settings.shown(((name, checkpoint.weights[name].read()) for name in names), what, len(names))
 
     config, shape, origin = checkpoint.config, shape_of(checkpoint.config), _origin(checkpoint, settings)
     source = public_name(origin.source)
-    if stage == 'continued':
+    if checkpoint.pruning is None:
         source = derived_from(origin.files) or source  # training began with a result of ours, mostly
         if not origin.files:
             began = f'{origin.source} is not on this machine' if origin.source else 'not noted in it'
@@ -155,18 +146,18 @@ def _write_uncut(
     config.use_cache = True
     set_dtype(config, settings.dtype or checkpoint.weights[names[0]].dtype)
     write_model_folder(writer, config, tensors('writing'), origin.tokenizer, origin.files, settings.dtype)
-    if stage == 'kept' and checkpoint.pruning is not None:
+    if checkpoint.pruning is not None:
         _write_masks(writer.path, checkpoint, checkpoint.pruning)
     facts = CardFacts(
         name=writer.folder.name,
         source=source,
-        stage=stage,
+        stage='continued' if checkpoint.pruning is None else 'kept',
         shape=shape,
         parameters=writer.parameters,
         batches=origin.batches,
         tokens=origin.tokens,
         losses=origin.losses,
-        losses_of='this model' if stage == 'continued' else origin.losses_of,
+        losses_of=origin.losses_of,
         losses_at=origin.losses_at,
     )
     write_model_card(writer.path, facts, origin.files)

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import LlamaConfig, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
-from llmshearing.checkpoints.parameter_shapes import check_tensors, expected_shapes
+from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 from llmshearing.checkpoints.source import read_weights
 from llmshearing.checkpoints.tokenizer_files import read_named_tokenizer
 from llmshearing.compat.transformers import read_tokenizer, rotary_of
@@ -76,6 +75,10 @@ class LegacyModel:
 
     weights: dict[str, StoredTensor]
     scores: dict[str, Tensor]
+
+    def get(self, name: str) -> Tensor | None:
+        """Reads one weight; None where there is none of that name."""
+        return self.weights[name].read() if name in self.weights else None
 
 
 def read_legacy(path: Path) -> LegacyModel:
@@ -152,7 +155,7 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     refuse_existing('--out', out, settings.overwrite, (path, folder, settings.tokenizer))
     legacy = read_legacy(path)
     config = _config(legacy, settings, folder)
-    check_tensors(str(path), {name: stored.shape for name, stored in legacy.weights.items()}, expected_shapes(config))
+    parameter_shapes(config).check(str(path), legacy.weights)
     source = shape_of(config)
     if bool(legacy.scores) != bool(settings.target):
         raise ValueError(
@@ -166,17 +169,13 @@ def import_legacy(path: Path, out: Path, settings: ImportSettings) -> dict[str, 
     check_shape_left(config, plan, target)
 
     def tensors(what: str) -> Iterator[tuple[str, Tensor]]:
-        cut = cut_tensors(
-            LLAMA, plan, masks, lambda name: legacy.weights[name].read() if name in legacy.weights else None, False
-        )
-        return iter(
-            tqdm(cut, desc=what, unit='tensor', total=3 + 9 * target.num_hidden_layers, disable=not settings.progress)
-        )
+        cut = cut_tensors(plan, legacy.get, tied=False)
+        return settings.shown(cut, what, 3 + 9 * target.num_hidden_layers)
 
     dtype = settings.dtype or legacy.weights['lm_head.weight'].dtype
     tokenizer = _tokenizer(settings, folder)
     with ModelFolderWriter(out, settings.max_shard_bytes, settings.overwrite) as writer:
-        exported = exported_config(config, LLAMA, target, dtype, list(plan.units.layers))
+        exported = exported_config(config, plan, dtype)
         files = read_source_files(settings.source)
         write_model_folder(writer, exported, tensors('writing'), tokenizer, files, settings.dtype)
         facts = CardFacts(
@@ -224,7 +223,7 @@ def export_legacy(folder: Path, out: Path, overwrite: bool = False) -> int:
     if out.exists() and not overwrite:
         raise ValueError(f'{out} exists already; choose another file or allow overwriting it (--overwrite).')
     stored = read_weights(folder, config)
-    check_tensors(str(folder), {name: tensor.shape for name, tensor in stored.items()}, expected_shapes(config))
+    parameter_shapes(config).check(str(folder), stored)
     unnamed = [name for name in stored if legacy_name(name) is None]
     if unnamed:
         raise ValueError(

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.export.model_folder import cut_tensors, exported_config, full_tensors, write_model_folder
+from llmshearing.export.model_folder import cut_tensors, exported_config, full_tensors, shape_left, write_model_folder
 from llmshearing.export.probe import probe_masked
-from llmshearing.export.pruned_folder import shape_left
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder
 from llmshearing.models.cuttable import Cutter
@@ -49,12 +48,12 @@ def export_model(
     """
     if cutter.masks is None:
         raise ValueError('export_model writes what masks leave, and none are set; call cutter.set_masks first.')
-    model, masks, family = cutter.model, cutter.masks, cutter.family
-    plan = CutPlan(family, cutter.shape, masks, energies=cutter.norm_energies)
-    shape, expected = shape_left(model.config, plan), probe_masked(cutter, masks)
+    model = cutter.model
+    plan = CutPlan(cutter.family, cutter.shape, cutter.masks, energies=cutter.norm_energies)
+    shape, expected = shape_left(model.config, plan), probe_masked(cutter, cutter.masks)
     with ModelFolderWriter(Path(folder), max_shard_bytes, overwrite) as writer:
-        config = exported_config(model.config, family, shape, dtype, list(plan.units.layers))
-        tensors = cut_tensors(family, plan, masks, full_tensors(model), model.config.tie_word_embeddings)
+        config = exported_config(model.config, plan, dtype)
+        tensors = cut_tensors(plan, full_tensors(model), model.config.tie_word_embeddings)
         write_model_folder(writer, config, tensors, tokenizer, files or {}, dtype)
         verify_folder(writer.path, expected, dtype)
         writer.commit()

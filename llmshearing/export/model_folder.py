@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,11 @@ from llmshearing.compat.transformers import (
     set_dtype,
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
-from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.cutting import CutPlan
 from llmshearing.models.mixtures import check_aligned
-from llmshearing.models.roles import Family, expert_of
+from llmshearing.models.roles import expert_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.models.stored_names import stored_tensors
-from llmshearing.models.units import Units
 from llmshearing.planning.serving import position_warnings
 
 __all__ = [
@@ -52,7 +51,7 @@ __all__ = [
     'exported_config',
     'full_tensors',
     'open_strictly',
-    'shape_after',
+    'shape_left',
     'write_model_folder',
 ]
 
@@ -65,18 +64,19 @@ SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'epsilon_cuto
 Tokenizer = PreTrainedTokenizerBase | Mapping[str, Mapping[str, Any]] | None
 
 
-def shape_after(units: Units, source: ModelShape, layer_types: Sequence[Any] | None = None) -> ModelShape:
-    """The uniform shape that a set of kept units leaves.
+def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
+    """The uniform shape that a cut leaves.
 
     Args:
-        units (Units): What is kept.
-        source (ModelShape): Shape of the source.
-        layer_types (Sequence | None): Kind of each source layer, where kinds follow from the position.
+        config (PretrainedConfig): The source's.
+        plan (CutPlan): Says which units are kept.
 
     Raises:
         ValueError: If layers keep different numbers of units, or would stand where another kind of layer is expected,
             which no stock model can hold; names layers and numbers.
     """
+    units, source, kinds_of = plan.units, plan.shape, plan.family.layer_types
+    layer_types = None if kinds_of is None else kinds_of(config)
     for position, layer in enumerate(units.layers):
         if layer_types is not None and layer_types[layer] != layer_types[position]:
             raise ValueError(
@@ -129,22 +129,19 @@ def full_tensors(model: torch.nn.Module) -> Callable[[str], Tensor | None]:
     return full
 
 
-def cut_tensors(
-    family: Family, plan: CutPlan, masks: Mapping[str, Tensor], get: Callable[[str], Tensor | None], tied: bool
-) -> Iterator[tuple[str, Tensor]]:
+def cut_tensors(plan: CutPlan, get: Callable[[str], Tensor | None], tied: bool) -> Iterator[tuple[str, Tensor]]:
     """Yields (parameter name, tensor) of the exported model, layers renumbered.
 
     Args:
-        family (Family): The source's table.
-        plan (CutPlan): Cuts of the masks.
-        masks (Mapping[str, Tensor]): The masks of the plan.
+        plan (CutPlan): The cut, on the CPU.
         get (Callable): Full source parameter by name, None where the source has none of that name. Called once for each
             name in a fixed order, so that it may gather a sharded parameter from all ranks.
         tied (bool): The LM head is the embedding; it is not written.
     """
+    family = plan.family
     new_number = {layer: number for number, layer in enumerate(plan.units.layers)}
     layer_of = {path: layer for path, _, layer in family.modules(plan.shape.num_hidden_layers)}
-    for path, cut in plan.cuts(flatten_masks(masks)):
+    for path, cut in plan.cuts():
         if tied and path == family.head:
             continue
         full = {name: get(f'{path}.{name}') for name in (*cut.role.needed, *cut.role.optional)}
@@ -153,33 +150,29 @@ def cut_tensors(
             raise ValueError(
                 f'the source has no parameter {path}.{missing[0]}; is it a complete {family.decoder} checkpoint?'
             )
-        layer = layer_of[path]
-        prefix = f'{family.decoder}.layers.'
-        new_path = path if layer is None else path.replace(f'{prefix}{layer}.', f'{prefix}{new_number[layer]}.', 1)
-        expert = expert_of(cut.role)
+        layer, expert, new_path = layer_of[path], expert_of(cut.role), path
+        if layer is not None:
+            new_path = f'{family.layer_path(new_number[layer])}{path.removeprefix(family.layer_path(layer))}'
         if layer is not None and expert is not None:
             new_path = new_path.replace(f'.experts.{expert}.', f'.experts.{plan.place_of_expert(layer, expert)}.', 1)
         for name, tensor in cut.parameters(full).items():
             yield f'{new_path}.{name}', tensor
 
 
-def exported_config(
-    config: PretrainedConfig, family: Family, shape: ModelShape, dtype: torch.dtype, layers: Sequence[int]
-) -> PretrainedConfig:
-    """The source's config with the target's shape, and settings of a finished model.
+def exported_config(config: PretrainedConfig, plan: CutPlan, dtype: torch.dtype) -> PretrainedConfig:
+    """The source's config with the shape that a cut leaves, and settings of a finished model.
 
     Args:
         config (PretrainedConfig): The source's; not changed.
-        family (Family): Table of its family.
-        shape (ModelShape): The target.
+        plan (CutPlan): The cut.
         dtype (torch.dtype): Of the weights, as the config says it.
-        layers (Sequence[int]): Source numbers of the layers that are kept, in order.
 
     Raises:
-        ValueError: For a mixture of experts of sizes that transformers does not compute.
+        ValueError: As :func:`shape_left`, and for a mixture of experts of sizes that transformers does not compute.
     """
+    shape, layers = shape_left(config, plan), list(plan.units.layers)
     check_aligned(config, shape_of(config), shape)
-    source, config = config, with_shape(config, shape, family.has_head_dim)
+    source, config = config, with_shape(config, shape, plan.family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
     for name in PER_LAYER_LISTS:

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.compat.transformers import attention_implementation, attention_of, set_attention
 from llmshearing.models.source_config import layer_windows
+from llmshearing.utils.replaced import replaced
 
 if TYPE_CHECKING:
     from llmshearing.models.cuttable import Cutter
@@ -68,7 +69,8 @@ def probe_masked(cutter: Cutter, masks: Mapping[str, Tensor]) -> Probe:
     model.eval()
     device = next(model.parameters()).device
     ids = probe_input(model.config.vocab_size, probe_length(model.config)).to(device)
-    with torch.no_grad(), _exact_products(), _own_attention(model.config):
+    without_tf32 = replaced(torch.backends.cuda.matmul, 'allow_tf32', False)  # which Composer switches on for GPUs
+    with torch.no_grad(), without_tf32, _own_attention(model.config):
         logits = model(ids, use_cache=False).logits
     model.train(was_training)
     _reshard(model)
@@ -79,17 +81,6 @@ def _reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-@contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """float32 matrix products without TF32, which Composer switches on for GPUs."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.compat.transformers import dtype_of
 from llmshearing.export.model_card import CardFacts, write_model_card
-from llmshearing.export.model_folder import Tokenizer, exported_config, shape_after, write_model_folder
+from llmshearing.export.model_folder import Tokenizer, exported_config, shape_left, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.axis_reports import AxisReport
@@ -24,11 +24,10 @@ from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.sparsity_target import SparsityTarget
 from llmshearing.masks.state import PruningState
 from llmshearing.models.cutting import CutPlan
-from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import public_name
 
-__all__ = ['Origin', 'check_shape_left', 'shape_left', 'write_pruned_folder']
+__all__ = ['Origin', 'check_shape_left', 'write_pruned_folder']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +64,6 @@ class Origin:
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def shape_left(config: PretrainedConfig, plan: CutPlan) -> ModelShape:
-    """The uniform shape that the plan's kept units leave; a ValueError where there is none."""
-    types = plan.family.layer_types
-    return shape_after(plan.units, plan.shape, types(config) if types else None)
-
-
 def check_shape_left(config: PretrainedConfig, plan: CutPlan, target: ModelShape | SparsityTarget) -> None:
     """A RuntimeError where final masks leave another shape than they were made for."""
     shape = shape_left(config, plan)
@@ -101,10 +94,10 @@ def write_pruned_folder(
     Returns:
         ModelShape: Shape of the written model.
     """
-    family, shape = family_of(config), shape_left(config, plan)
+    shape = shape_left(config, plan)
     write_model_folder(
         writer,
-        exported_config(config, family, shape, dtype or dtype_of(config) or torch.float32, list(plan.units.layers)),
+        exported_config(config, plan, dtype or dtype_of(config) or torch.float32),
         tensors,
         origin.tokenizer,
         origin.files,

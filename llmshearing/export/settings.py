@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from llmshearing.models.source_files import local_folder
 from llmshearing.utils.checks import check_one_of
@@ -46,6 +48,10 @@ class WriteSettings:
     def convert(self, tensor: Tensor) -> Tensor:
         """A tensor in the type to write it in."""
         return tensor if self.dtype is None else tensor.to(self.dtype)
+
+    def shown(self, tensors: Iterable[tuple[str, Tensor]], what: str, total: int) -> Iterator[tuple[str, Tensor]]:
+        """Passes tensors on one at a time, with a bar that says what is done of about so many if there is to be one."""
+        return iter(tqdm(tensors, desc=what, unit='tensor', total=total, disable=not self.progress))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.multimodal import read_multimodal_weights
-from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
+from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import write_model_folder
@@ -74,7 +74,7 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
     if head is not None:
         config = _tied(config, _is_tied(stored, head, config.tie_word_embeddings))
     shapes = parameter_shapes(config, in_files=True)
-    check_tensors(str(source), {name: tensor.shape for name, tensor in stored.items()}, shapes.shapes, shapes.tied)
+    shapes.check(str(source), stored)
     files = read_source_files(str(source))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

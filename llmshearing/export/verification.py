@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from llmshearing.checkpoints.parameter_shapes import check_tensors, parameter_shapes
+from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 from llmshearing.checkpoints.source import read_weights
 from llmshearing.export.model_folder import check_finite, open_strictly
 from llmshearing.export.probe import Probe, probe_input
@@ -90,9 +90,7 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     written = read_weights(folder, config)
-    expected = parameter_shapes(config, in_files=True)
-    shapes = {name: tensor.shape for name, tensor in written.items()}
-    check_tensors(str(folder), shapes, expected.shapes, expected.tied)
+    parameter_shapes(config, in_files=True).check(str(folder), written)
     compared = 0
     for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
         if name not in written:

@@ -80,7 +80,7 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
     refuse_unwritable('--output', output)
     check_weights(decoder, config)
     weights, stored = read_multimodal_weights(source, text_config(source, whole)), read_weights(decoder, config)
-    embedding = f'{family_of(config).decoder}.{family_of(config).embedding}.weight'
+    embedding = f'{family_of(config).embedding_path}.weight'
     _check_basis(weights, stored[embedding].read(), embedding, decoder)
     settings = _settings(source, decoder, config)
 

@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor
 from llmshearing.masks.energies import relative_squares
 from llmshearing.masks.layer_merging import LayerMerging, solve_ridge
 from llmshearing.models.cuttable import Cutter, one_rank
-from llmshearing.models.cutting import CutPlan, flatten_masks
+from llmshearing.models.cutting import CutPlan
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.module_cut import ModuleCut
 from llmshearing.models.roles import Linear, Norm, PerUnit, Whole, expert_of
@@ -74,7 +74,7 @@ class Compensation:
         self._is_forward = False  # and not the forward pass of a layer that activation checkpointing runs once more
         if cutter.plan is None or cutter.masks is None:
             raise ValueError('compensation watches a batch under masks: call set_masks first.')
-        self._before, self._width = dict(cutter.plan.cuts(self._flat(cutter.masks))), cutter.plan.hidden_count()
+        self._before, self._width = dict(cutter.plan.cuts()), cutter.plan.hidden_count()
         self._paths = paths
         self._inputs = {
             path: self._present(path, cut) for path, cut in self._watched(set(axes)) if paths is None or path in paths
@@ -110,9 +110,9 @@ class Compensation:
         """
         if self._merging is not None:
             self._merging.apply(RIDGE, reduce, ranks)
-        flat = self._flat(masks)
-        plan = CutPlan(self._cutter.family, self._cutter.shape, masks, flat.device)
-        after = dict(plan.cuts(flat))
+        device = next(self._model.parameters()).device
+        plan = CutPlan(self._cutter.family, self._cutter.shape, masks, device)
+        after = dict(plan.cuts())
         for path, total in self._sums.items():
             cut = after.get(path)
             if not isinstance(cut, ModuleCut):
@@ -135,7 +135,7 @@ class Compensation:
 
     def _watched(self, axes: set[str]) -> Iterable[tuple[str, ModuleCut]]:
         family = self._cutter.family
-        unread = {f'{family.decoder}.{family.embedding}'}
+        unread = {family.embedding_path}
         if self._model.config.tie_word_embeddings:
             unread.add(family.head)
         if self._cutter.shape.group_size == 1 and 'head' in axes:
@@ -165,9 +165,6 @@ class Compensation:
         elif not is_linear and cut.real is not None:
             present = torch.zeros_like(present).index_fill(0, cut.real, True)
         return places, present
-
-    def _flat(self, masks: Mapping[str, Tensor]) -> Tensor:
-        return flatten_masks(masks).to(next(self._model.parameters()).device)
 
     def _begin(self, is_forward: bool) -> None:
         self._is_forward, self._last = is_forward, (None, '')
@@ -205,12 +202,12 @@ class Compensation:
 
     def _scale_embedding(self, factor: float) -> None:
         family = self._cutter.family
-        path = f'{family.decoder}.{family.embedding}'
+        path = family.embedding_path
         if factor == 1 or self._paths is not None and path not in self._paths:
             return
         _local(self._model.get_parameter(f'{path}.weight')).mul_(factor)
         if self._model.config.tie_word_embeddings:
-            self._rescale(f'{family.decoder}.{family.final_norm}', 1 / factor, family.norm_offset)
+            self._rescale(family.final_norm_path, 1 / factor, family.norm_offset)
 
     def _rescale(self, path: str, factor: Tensor | float, offset: float) -> None:
         gain = _local(self._model.get_parameter(f'{path}.weight'))

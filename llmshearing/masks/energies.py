@@ -6,11 +6,10 @@ models a few tokens are a hundred times as large as the rest, and a plain mean w
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmshearing.masks.scores import Calibration
 from llmshearing.models.gains import stream_norms
@@ -18,7 +17,6 @@ from llmshearing.models.gains import stream_norms
 __all__ = ['norm_energies', 'relative_squares']
 
 
-@torch.no_grad()
 def norm_energies(calibration: Calibration) -> Tensor:
     """Mean squares of the input of every norm over hidden dimensions, each token relative to its own mean.
 
@@ -32,16 +30,11 @@ def norm_energies(calibration: Calibration) -> Tensor:
     norms = stream_norms(cutter.family, cutter.shape.num_hidden_layers)
     sums = torch.zeros(len(norms), cutter.shape.hidden_size, device=calibration.device)
 
-    def add(number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        sums[number] += share * relative_squares(rows, cutter.family.subtracts_mean).mean(0)  # share: of this pass
+    def add(number: int, share: float, x: Tensor, out: Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        sums[number] += share * relative_squares(rows, cutter.family.subtracts_mean).mean(0)
 
-    cutter.set_masks(None)
-    with ExitStack() as hooks:
-        for number, path in enumerate(norms):
-            hooks.enter_context(cutter.model.get_submodule(path).register_forward_pre_hook(partial(add, number)))
-        for part, share in calibration.passes():
-            calibration.loss_of(part)
+    calibration.watch((cutter.model.get_submodule(path), partial(add, number)) for number, path in enumerate(norms))
     return calibration.average(sums)
 
 

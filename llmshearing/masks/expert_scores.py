@@ -29,10 +29,9 @@ __all__ = ['add_expert_magnitudes', 'frequency', 'inner_activation', 'reap', 'sq
 def _watched(calibration: Calibration, see: Callable[[int, RoutedTokens], None]) -> Iterator[None]:
     """Calls ``see(layer, tokens)`` for every expert that tokens are routed to in the passes of this context."""
     cutter = calibration.cutter
-    layers = cutter.model.get_submodule(f'{cutter.family.decoder}.layers').children()
     with ExitStack() as hooks:
-        for number, layer in enumerate(layers):
-            block = layer.get_submodule(cutter.family.mlp)
+        for number in range(cutter.shape.num_hidden_layers):
+            block = cutter.model.get_submodule(f'{cutter.family.layer_path(number)}.{cutter.family.mlp}')
             hooks.enter_context(watch_experts(block, cutter.family, partial(see, number)))
         yield
 
@@ -83,7 +82,7 @@ def add_expert_magnitudes(calibration: Calibration, squares: dict[str, Tensor], 
     cutter, shape = calibration.cutter, calibration.cutter.shape
     experts, hidden, width = shape.num_experts, shape.hidden_size, shape.intermediate_size
     for layer in range(shape.num_hidden_layers):
-        block = cutter.model.get_submodule(f'{cutter.family.decoder}.layers.{layer}.{cutter.family.mlp}')
+        block = cutter.model.get_submodule(f'{cutter.family.layer_path(layer)}.{cutter.family.mlp}')
         gate_up, down = (squared(matrix) for matrix in expert_matrices(block, cutter.family))
         inner = gate_up.view(experts, 2, width, hidden).sum((1, 3)) + down.sum(1)
         found = {

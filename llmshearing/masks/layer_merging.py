@@ -83,19 +83,20 @@ class LayerMerging:
     def __init__(self, cutter: Cutter, layers: Tensor, tokens: int, paths: Container[str] | None = None):
         self.is_forward = False
         self._model, self._tokens = cutter.model, tokens
-        place, self._gaps, self._handles = f'{cutter.family.decoder}.layers', [], []
+        self._gaps, self._handles = [], []
         # What Granite multiplies all outputs by before they are added.
         self._multiplier = float(getattr(cutter.model.config, 'residual_multiplier', 1.0))
         for stays, last in find_gaps([value != 0 for value in layers.tolist()]):
             writer = mlp_writer(cutter.family, stays)
-            if writer is None or not (paths is None or f'{place}.{stays}.{writer}' in paths):
+            before, after = cutter.family.layer_path(stays), cutter.family.layer_path(last)
+            if writer is None or not (paths is None or f'{before}.{writer}' in paths):
                 continue
-            gap = _Gap(f'{place}.{stays}.{writer}')
+            gap = _Gap(f'{before}.{writer}')
             self._gaps.append(gap)
             self._handles += [
                 self._model.get_submodule(gap.writer).register_forward_pre_hook(partial(self._see_inside, gap)),
-                self._model.get_submodule(f'{place}.{stays}').register_forward_hook(partial(self._see_stream, gap)),
-                self._model.get_submodule(f'{place}.{last}').register_forward_hook(partial(self._see_sum, gap)),
+                self._model.get_submodule(before).register_forward_hook(partial(self._see_stream, gap)),
+                self._model.get_submodule(after).register_forward_hook(partial(self._see_sum, gap)),
             ]
 
     def stop(self) -> None:

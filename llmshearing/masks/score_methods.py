@@ -18,8 +18,7 @@ dimensions carry what norms give attention, MLPs and the LM head; where no norm 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -112,37 +111,33 @@ def activation(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     shapes = {axis: mask_shapes(shape)[axis] for axis in axes}
     squares = {axis: torch.zeros(size, device=calibration.device) for axis, size in shapes.items()}
 
-    def add(axis: str, place: Any, x: Tensor, units: int) -> None:
-        mean = x.detach().float().square().reshape(-1, units, x.shape[-1] // units).mean((0, 2))
-        squares[axis][place] += share * mean  # share: of the pass that is running
+    def add(axis: str, place: Any, units: int, share: float, x: Tensor) -> None:
+        squares[axis][place] += share * x.float().square().reshape(-1, units, x.shape[-1] // units).mean((0, 2))
 
-    def normed(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        add('hidden', ..., out, shape.hidden_size)
+    def normed(share: float, x: Tensor, out: Tensor) -> None:
+        add('hidden', ..., shape.hidden_size, share, out)
 
-    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        squares['hidden'].add_(share * relative_squares(inputs[0].detach().flatten(0, -2).float(), False).mean(0))
+    def read(share: float, x: Tensor, out: Tensor) -> None:
+        squares['hidden'].add_(share * relative_squares(x.flatten(0, -2).float(), False).mean(0))
 
-    def carried(axis: str, layer: int | None, units: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        add(axis, layer, inputs[0], units)
+    def carried(axis: str, layer: int | None, units: int, share: float, x: Tensor, out: Tensor) -> None:
+        add(axis, layer, units, share, x)
 
-    hooks = ExitStack()
+    watched: list[tuple[nn.Module, Callable[[float, Tensor, Tensor], None]]] = []
     for path, role, layer in family.modules(shape.num_hidden_layers):
         module: nn.Module = model.get_submodule(path)
         if isinstance(role, Norm) and role.reads and 'hidden' in axes:
-            hooks.enter_context(module.register_forward_hook(normed))
+            watched.append((module, normed))
         for axis, dimension, units in (
             ('head', 'query', shape.num_attention_heads),
             ('kv_group', 'query', shape.num_key_value_heads),
             ('intermediate', 'intermediate', shape.intermediate_size),
         ):
             if axis in axes and isinstance(role, Linear) and role.columns == dimension and expert_of(role) is None:
-                hooks.enter_context(module.register_forward_pre_hook(partial(carried, axis, layer, units)))
-    for path in _bare_readers(family, shape.num_hidden_layers) if 'hidden' in axes else ():
-        hooks.enter_context(model.get_submodule(path).register_forward_pre_hook(read))
-    cutter.set_masks(None)
-    with hooks, torch.no_grad():
-        for part, share in calibration.passes():
-            calibration.loss_of(part)
+                watched.append((module, partial(carried, axis, layer, units)))
+    if 'hidden' in axes:
+        watched += [(model.get_submodule(path), read) for path in _bare_readers(family, shape.num_hidden_layers)]
+    calibration.watch(watched)
     scores = {axis: calibration.average(value).sqrt() for axis, value in squares.items()}
     if shape.num_experts and 'intermediate' in axes:
         scores['intermediate'] = inner_activation(calibration)
@@ -162,7 +157,7 @@ def _bare_readers(family: Family, num_hidden_layers: int) -> list[str]:
                 and expert_of(role) is None
                 and not fed & {what, None}
             ):
-                readers.setdefault((layer, what), f'{family.decoder}.layers.{layer}.{path}')
+                readers.setdefault((layer, what), f'{family.layer_path(layer)}.{path}')
     return list(readers.values())
 
 
@@ -172,21 +167,11 @@ def block_importance(calibration: Calibration, axes: Sequence[str]) -> dict[str,
     layers = list(model.get_submodule(f'{cutter.family.decoder}.layers').children())
     change = torch.zeros(len(layers), device=calibration.device)
 
-    def hook(index: int):
-        def compare(module, args, kwargs, out):
-            before = args[0] if args else kwargs['hidden_states']
-            after = out[0] if isinstance(out, tuple) else out
-            cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            change[index] += share * (1 - cosine).mean()  # share: of the pass that is running
+    def compare(index: int, share: float, before: Tensor, after: Tensor) -> None:
+        cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+        change[index] += share * (1 - cosine).mean()
 
-        return compare
-
-    cutter.set_masks(None)
-    with ExitStack() as hooks, torch.no_grad():
-        for index, layer in enumerate(layers):
-            hooks.enter_context(layer.register_forward_hook(hook(index), with_kwargs=True))
-        for part, share in calibration.passes():
-            calibration.loss_of(part)
+    calibration.watch((layer, partial(compare, index)) for index, layer in enumerate(layers))
     return {'layer': calibration.average(change)}
 
 

@@ -9,12 +9,14 @@ in ``scores``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import catalogue
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmshearing.models.cuttable import Cutter, one_rank
 from llmshearing.models.units import AXES
@@ -100,6 +102,26 @@ class Calibration:
         for batch in self.batches:
             for part in self.parts(batch):
                 yield part, len(part['input_ids']) / total
+
+    @torch.no_grad()
+    def watch(self, watched: Iterable[tuple[nn.Module, Callable[[float, Tensor, Tensor], None]]]) -> None:
+        """Runs all passes without masks, and has what modules read and give looked at.
+
+        Args:
+            watched (Iterable[tuple[nn.Module, Callable]]): Modules, each with a function that is called after its every
+                forward pass: with the share of the pass as in :meth:`passes`, what the module read, and what it gave.
+        """
+        share = 0.0
+
+        def hook(see: Callable, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+            see(share, args[0] if args else kwargs['hidden_states'], out[0] if isinstance(out, tuple) else out)
+
+        self.cutter.set_masks(None)
+        with ExitStack() as hooks:
+            for module, see in watched:
+                hooks.enter_context(module.register_forward_hook(partial(hook, see), with_kwargs=True))
+            for part, share in self.passes():
+                self.loss_of(part)
 
     def backward(self, batch: Any) -> None:
         """Backward passes of a batch; averaged over ranks, the gradients are those of its mean loss over all labels."""

@@ -73,13 +73,12 @@ class Cutter:
         self._constants: tuple[tuple, Tensor | None, Tensor] | None = None  # how, with which energies, which values
         decoder = model.get_submodule(self.family.decoder)
         self._embedding = mix_in(decoder.get_submodule(self.family.embedding), CutEmbedding)
-        self._embedding_path = f'{self.family.decoder}.{self.family.embedding}'
         self._modules: dict[str, Cuttable] = {}
         self._mixers: dict[str, CutMixer] = {}  # by the path of the module inside
         for path, role, _ in self.family.modules(self.shape.num_hidden_layers):
             if isinstance(role, PerUnit) and not path.endswith(f'.{self.family.attention}'):
                 self._mixers[path] = mix_in(model.get_submodule(path.rpartition('.')[0]), CutMixer)
-            elif path != self._embedding_path and not isinstance(role, (Whole, PerUnit)):
+            elif path != self.family.embedding_path and not isinstance(role, (Whole, PerUnit)):
                 self._modules[path] = mix_in(model.get_submodule(path), mixin_for(role))
         layers = list(decoder.get_submodule('layers').children())
         self._attention = {

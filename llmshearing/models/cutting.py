@@ -41,7 +41,7 @@ class CutPlan:
     Args:
         family (Family): Table of the model's family.
         shape (ModelShape): Shape of the source.
-        masks (Mapping[str, Tensor]): Mask values by axis, on CPU; only zero or not zero matters here.
+        masks (Mapping[str, Tensor]): Mask values by axis, on CPU.
         device (torch.device | str): Where the weights are.
         multiple_of (int): See :func:`~llmshearing.models.units.kept_units`.
         energies (Tensor | None): float32 [norms, hidden], for the gains of norms (:mod:`~llmshearing.models.gains`).
@@ -59,7 +59,7 @@ class CutPlan:
         energies: Tensor | None = None,
         constant: bool = False,
     ):
-        self.family, self.shape = family, shape
+        self.family, self.shape, self.masks, self.device = family, shape, masks, device
         self.units: Units = kept_units(masks, shape, multiple_of)
         self._starts = _axis_starts(masks, shape)
         gather = self._gather_pieces()
@@ -68,21 +68,23 @@ class CutPlan:
             gather = {key: place for key, place in gather.items() if (values[place] != 1).any()}
         index = {key: value for key, value in self._index_pieces() if value is not None}
         self._gather_sizes = {key: len(value) for key, value in gather.items()}
-        on_device = _to_device([_concatenated(gather.values()), *index.values()], device)
-        self._gather = on_device[0] if gather else None
-        self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, on_device[1:]))
+        whole, *positions = _moved_together([_concatenated(gather.values()), *index.values()], device)
+        self._gather = whole if gather else None
+        self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, positions))
         self._norms: dict[str, Norm] = {}
         if 'hidden' in masks and energies is not None:
             self._norms = stream_norms(family, shape.num_hidden_layers)
             self._energies = to_device(energies, device)
             self._reads = to_device(torch.tensor([norm.reads for norm in self._norms.values()]), device)
 
-    def cuts(self, values: Tensor) -> Iterator[tuple[str, ModuleCut | ExpertsCut]]:
+    def cuts(self, values: Tensor | None = None) -> Iterator[tuple[str, ModuleCut | ExpertsCut]]:
         """Yields (module path, cut) for every module that is left.
 
         Args:
-            values (Tensor): :func:`flatten_masks` of the masks, on the device; gradients flow to it.
+            values (Tensor | None): :func:`flatten_masks` of masks that keep the same units, on the device; gradients
+                flow to it. Default: ``None``, the plan's own.
         """
+        values = to_device(flatten_masks(self.masks), self.device) if values is None else values
         scales = self._scales(values)
         gains = self._gains(scales)
         kept = set(self.units.layers)
@@ -250,8 +252,8 @@ def _concatenated(pieces: Iterable[Tensor]) -> Tensor:
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
 
 
-def _to_device(tensors: list[Tensor], device: torch.device | str) -> list[Tensor]:
-    """Moves many small index tensors in one transfer."""
+def _moved_together(tensors: list[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Many small index tensors on a device, in one transfer."""
     if torch.device(device).type == 'cpu':
         return tensors
     return list(to_device(torch.cat(tensors), device).split([len(tensor) for tensor in tensors]))

@@ -244,17 +244,41 @@ class Family:
         )
 
     @property
-    def writing_norms(self) -> list[str]:
-        """Paths inside a layer of norms whose output is added to the stream, sorted."""
-        return sorted(path for path, role in self.roles() if isinstance(role, Norm) and role.writes)
+    def rotates(self) -> bool:
+        """Whether an orthogonal change of basis of its residual stream leaves its models what they are."""
+        return self.why_not_rotatable is None
 
     @property
-    def rotates(self) -> bool:
-        """Whether its residual stream can be put into another basis: no norm writes to it or subtracts a mean.
+    def why_not_rotatable(self) -> str | None:
+        """Why such a change makes other models of them; None where it does not."""
+        writing_norms = sorted(path for path, role in self.roles() if isinstance(role, Norm) and role.writes)
+        if writing_norms:
+            return (
+                f'what its layers add to the residual stream comes out of norms ({", ".join(writing_norms)}), whose '
+                'gains scale single coordinates and cannot be folded into anything'
+            )
+        if self.subtracts_mean:
+            return (
+                'its norms are LayerNorms, which subtract the mean over the coordinates, and that mean is another one '
+                'in every basis and after every cut'
+            )
+        if self.has_experts:
+            return 'it is a mixture of experts, whose experts and routers rotation does not know'
+        return None
 
-        Mixtures are left out: rotation does not know experts.
-        """
-        return not (self.writing_norms or self.subtracts_mean or self.has_experts)
+    @property
+    def embedding_path(self) -> str:
+        """Path of the embedding."""
+        return f'{self.decoder}.{self.embedding}'
+
+    @property
+    def final_norm_path(self) -> str:
+        """Path of the last norm."""
+        return f'{self.decoder}.{self.final_norm}'
+
+    def layer_path(self, layer: int) -> str:
+        """Path of a layer."""
+        return f'{self.decoder}.layers.{layer}'
 
     def roles(self, layer: int | None = None) -> Iterator[tuple[str, Role]]:
         """Yields (path inside the layer, role) of each module of a layer, or of all kinds of layers."""
@@ -281,11 +305,11 @@ class Family:
 
     def modules(self, num_hidden_layers: int) -> Iterator[tuple[str, Role, int | None]]:
         """Yields (module path, role, layer) of every module that owns parameters; layer is None outside the layers."""
-        yield f'{self.decoder}.{self.embedding}', Linear(None, 'hidden'), None
+        yield self.embedding_path, Linear(None, 'hidden'), None
         for layer in range(num_hidden_layers):
             for name, role in self.roles(layer):
-                yield f'{self.decoder}.layers.{layer}.{name}', role, layer
-        yield f'{self.decoder}.{self.final_norm}', Norm(reads=True, offset=self.norm_offset, feeds='head'), None
+                yield f'{self.layer_path(layer)}.{name}', role, layer
+        yield self.final_norm_path, Norm(reads=True, offset=self.norm_offset, feeds='head'), None
         yield self.head, Linear(None, 'hidden'), None
 
 

@@ -9,16 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['by_energy', 'completed_basis', 'energies', 'fixed_positions', 'principal_basis', 'principal_within']
+__all__ = [
+    'NO_AXES',
+    'by_energy',
+    'completed_basis',
+    'energies',
+    'fixed_positions',
+    'principal_basis',
+    'principal_within',
+]
 
 
-def principal_basis(covariance: Tensor, fixed: Tensor | None = None) -> Tensor:
+NO_AXES = torch.empty(0, dtype=torch.int64)
+
+
+def principal_basis(covariance: Tensor, fixed: Tensor = NO_AXES) -> Tensor:
     """Principal directions by falling energy; fixed axes take their place among them unrotated.
 
     Args:
         covariance (Tensor): Symmetric, float64 [hidden, hidden].
-        fixed (Tensor | None): Axes that stay axes, int64, for tied embeddings. The other directions have nothing of
-            them.
+        fixed (Tensor): Axes that stay axes, int64, for tied embeddings. The other directions have nothing of them.
+            Default: none.
 
     Returns:
         Tensor: Q, float64 [hidden, hidden], orthogonal.
@@ -28,7 +39,7 @@ def principal_basis(covariance: Tensor, fixed: Tensor | None = None) -> Tensor:
     """
     covariance = _checked(covariance)
     axes = torch.eye(len(covariance), dtype=torch.float64)
-    fixed = torch.empty(0, dtype=torch.int64) if fixed is None else fixed.cpu()
+    fixed = fixed.cpu()
     free = torch.ones(len(covariance), dtype=torch.bool)
     free[fixed] = False
     basis = torch.cat([principal_within(covariance, axes[:, free]), axes[:, fixed]], 1)
@@ -52,13 +63,13 @@ def principal_within(covariance: Tensor, space: Tensor) -> Tensor:
     return _signed(space @ vectors)
 
 
-def completed_basis(subspace: Tensor, covariance: Tensor, fixed: Tensor | None = None) -> Tensor:
+def completed_basis(subspace: Tensor, covariance: Tensor, fixed: Tensor = NO_AXES) -> Tensor:
     """A learned subspace as an orthogonal Q: first its own principal directions, then those of the complement.
 
     Args:
         subspace (Tensor): Orthonormal columns, [hidden, kept]. Fixed axes lie wholly inside or wholly outside it.
         covariance (Tensor): Symmetric, float64 [hidden, hidden].
-        fixed (Tensor | None): Axes that stay axes, int64.
+        fixed (Tensor): Axes that stay axes, int64. Default: none.
 
     Returns:
         Tensor: Q, float64 [hidden, hidden]; its leading ``kept`` columns span ``subspace``.
@@ -69,7 +80,7 @@ def completed_basis(subspace: Tensor, covariance: Tensor, fixed: Tensor | None =
     covariance = _checked(covariance)
     hidden, kept = subspace.shape
     subspace = subspace.double().cpu()
-    fixed = torch.empty(0, dtype=torch.int64) if fixed is None else fixed.cpu()
+    fixed = fixed.cpu()
     inside = subspace[fixed].square().sum(1)
     if ((inside > 1e-6) & (inside < 1 - 1e-6)).any():
         raise ValueError('a fixed axis is partly inside the subspace; learn the subspace of the other axes only.')

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmshearing.rotation.basis import principal_basis
+from llmshearing.rotation.basis import NO_AXES, principal_basis
 from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, least_common_gain
 from llmshearing.rotation.moments import stream_moments
 from llmshearing.rotation.rotate import Rotation, rotate_model
@@ -52,7 +52,7 @@ def rotate_in_memory(model: PreTrainedModel, batches: Sequence[Tensor]) -> Rotat
     """
     before = held_out_loss(model, batches[:1])
     moments = stream_moments(model, batches)
-    fixed, gain = torch.empty(0, dtype=torch.int64), None
+    fixed, gain = NO_AXES, None
     if stream_parts(model.config).tied:
         squares = moments.mean_squares()[-1].cpu()
         count = min(DEFAULT_FIXED_AXES, len(squares))

@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from llmshearing.rotation.basis import NO_AXES
 from llmshearing.rotation.channels import Channels
 from llmshearing.rotation.folding import folded_gains
 from llmshearing.rotation.stream import StreamParts, stream_parts
@@ -150,13 +151,13 @@ class SubspaceLearner:
     steps: int = 0
 
     @classmethod
-    def start(cls, basis: Tensor, kept: int, fixed: Tensor | None = None) -> SubspaceLearner:
+    def start(cls, basis: Tensor, kept: int, fixed: Tensor = NO_AXES) -> SubspaceLearner:
         """Begins at the leading directions of a basis.
 
         Args:
             basis (Tensor): Q, float64 [hidden, hidden].
             kept (int): Directions to keep.
-            fixed (Tensor | None): Axes of Q that stay axes, int64.
+            fixed (Tensor): Axes of Q that stay axes, int64. Default: none.
 
         Raises:
             ValueError: If ``kept`` is not between 1 and hidden - 1.
@@ -165,8 +166,7 @@ class SubspaceLearner:
         if not 0 < kept < hidden:
             raise ValueError(f'a subspace of {kept} dimensions of {hidden}; expected 1 to {hidden - 1}.')
         basis = basis.double()
-        fixed = torch.empty(0, dtype=torch.int64) if fixed is None else fixed.to(basis.device)
-        is_axis = basis[fixed].abs().sum(0) > 0.5
+        is_axis = basis[fixed.to(basis.device)].abs().sum(0) > 0.5
         leading = torch.arange(hidden, device=basis.device) < kept
         free = basis[:, leading & ~is_axis]
         return cls(free, basis[:, leading & is_axis], basis[:, ~is_axis], momentum=torch.zeros_like(free))

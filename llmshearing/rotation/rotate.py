@@ -10,7 +10,7 @@ and the readers divided by what was stored, so its rounding costs nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def _times_basis(weight: Tensor, basis: Tensor, gain: Tensor | None = None) -> T
 def rotated_tensors(
     parts: StreamParts,
     rotation: Rotation,
-    names: Iterator[str] | list[str],
+    names: Iterable[str],
     get: Get,
     dtype: torch.dtype | None = None,
     device: torch.device | str = 'cpu',
@@ -76,14 +76,49 @@ def rotated_tensors(
     Raises:
         ValueError: If a parameter holds NaN or infinity; names it.
     """
-    basis = rotation.basis.to(device, torch.float64)
-    norm_of, norms, writers = parts.norm_of, {norm.path: norm for norm in parts.norms}, set(parts.writers)
-    tied_head = rotation.final_gain is not None
-    gains: dict[str, tuple[float, Tensor]] = {}
-    channels_of, orders = parts.channels_of, dict[int, Tensor]()
+    rotating = _Rotating(parts, rotation, get, dtype, device)
+    for name in names:
+        yield name, rotating.rotated(name)
 
-    def checked(name: str) -> Tensor:
-        tensor = get(name)
+
+class _Rotating:
+    """A rotation in progress; gains of norms and orders of channels are found once. Arguments as above."""
+
+    def __init__(
+        self, parts: StreamParts, rotation: Rotation, get: Get, dtype: torch.dtype | None, device: torch.device | str
+    ):
+        self.rotation, self.get, self.dtype, self.device = rotation, get, dtype, device
+        self.basis = rotation.basis.to(device, torch.float64)
+        self.norms, self.norm_of = {norm.path: norm for norm in parts.norms}, parts.norm_of
+        self.writers, self.channels_of = set(parts.writers), parts.channels_of
+        self.final_norm = parts.final_norm
+        # A tied head is turned as the embedding is, and the final norm keeps its gain.
+        self.turned = {parts.embedding} if rotation.final_gain is None else {parts.embedding, parts.head}
+        self._gains: dict[str, tuple[float, Tensor]] = {}
+        self._orders: dict[int, Tensor] = {}
+
+    def rotated(self, name: str) -> Tensor:
+        """One parameter of the rotated model."""
+        path, _, kind = name.rpartition('.')
+        tensor = self._checked(name)
+        if path in self.channels_of:
+            tensor = self._with_channels_in_order(path, kind, tensor)
+        target = self.dtype or tensor.dtype
+        if path in self.turned:
+            tensor = _times_basis(_widened(tensor, target), self.basis)
+        elif path in self.norm_of and kind == 'weight':
+            scale, gain = self._gain_of(self.norm_of[path])
+            tensor = _times_basis(_widened(tensor, target), self.basis, gain / scale)
+        elif path in self.writers and kind == 'bias':
+            tensor = self.basis.T @ tensor.to(self.device, torch.float64)
+        elif path in self.writers:
+            tensor = _times_basis(_widened(tensor.T, target), self.basis).T
+        elif path in self.norms:
+            tensor = self._norm_weight(self.norms[path], tensor)
+        return tensor.to('cpu' if self.device != 'cpu' else tensor.device, target).contiguous()
+
+    def _checked(self, name: str) -> Tensor:
+        tensor = self.get(name)
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
                 f'{name} of the source holds NaN or infinity; a rotation would spread it over the whole tensor. '
@@ -91,48 +126,31 @@ def rotated_tensors(
             )
         return tensor
 
-    def gain_of(norm: ReadingNorm) -> tuple[float, Tensor]:
+    def _gain_of(self, norm: ReadingNorm) -> tuple[float, Tensor]:
         """What a norm keeps, as it will be stored, and what is folded."""
-        if norm.path not in gains:
-            scale, gain = folded_gains(norm, checked)
-            kept_as = dtype or get(f'{norm.path}.weight').dtype
+        if norm.path not in self._gains:
+            scale, gain = folded_gains(norm, self._checked)
+            kept_as = self.dtype or self.get(f'{norm.path}.weight').dtype
             stored = torch.tensor(scale - norm.offset, dtype=torch.float64).to(kept_as)
-            gains[norm.path] = stored.double().item() + norm.offset, gain
-        return gains[norm.path]
+            self._gains[norm.path] = stored.double().item() + norm.offset, gain
+        return self._gains[norm.path]
 
-    def folded(path: str) -> Tensor:
-        weight = get(f'{path}.weight')
-        return weight * gain_of(norm_of[path])[1].to(weight) if path in norm_of else weight
+    def _norm_weight(self, norm: ReadingNorm, weight: Tensor) -> Tensor:
+        basis, gain = self.rotation.basis, self.rotation.final_gain
+        if gain is not None and norm == self.final_norm:
+            return basis.double().square().T @ gain.to(basis) - norm.offset
+        return torch.full(weight.shape, self._gain_of(norm)[0] - norm.offset, dtype=torch.float64, device=weight.device)
 
-    def in_order(path: str, kind: str, tensor: Tensor) -> Tensor:
-        channels = channels_of[path]
-        if id(channels) not in orders:
-            orders[id(channels)] = channels.order(folded)
-        order = orders[id(channels)]
+    def _with_channels_in_order(self, path: str, kind: str, tensor: Tensor) -> Tensor:
+        channels = self.channels_of[path]
+        if id(channels) not in self._orders:
+            self._orders[id(channels)] = channels.order(self._folded_weight)
+        order = self._orders[id(channels)]
         return channels.taken(path, kind, tensor, order, len(order))
 
-    def norm_weight(norm: ReadingNorm, weight: Tensor) -> Tensor:
-        if rotation.final_gain is not None and norm == parts.final_norm:
-            return rotation.basis.double().square().T @ rotation.final_gain.to(rotation.basis) - norm.offset
-        return torch.full(weight.shape, gain_of(norm)[0] - norm.offset, dtype=torch.float64, device=weight.device)
-
-    for name in names:
-        path, _, kind = name.rpartition('.')
-        tensor = checked(name)
-        if path in channels_of:
-            tensor = in_order(path, kind, tensor)
-        target = tensor.dtype if dtype is None else dtype
-        if path == parts.embedding or (tied_head and path == parts.head):
-            tensor = _times_basis(_widened(tensor, target), basis)
-        elif path in norm_of and kind == 'weight':
-            scale, gain = gain_of(norm_of[path])
-            tensor = _times_basis(_widened(tensor, target), basis, gain / scale)
-        elif path in writers:
-            turned = basis.T @ tensor.to(device, torch.float64) if kind == 'bias' else None
-            tensor = turned if turned is not None else _times_basis(_widened(tensor.T, target), basis).T
-        elif path in norms:
-            tensor = norm_weight(norms[path], tensor)
-        yield name, tensor.to('cpu' if device != 'cpu' else tensor.device, target).contiguous()
+    def _folded_weight(self, path: str) -> Tensor:
+        weight = self.get(f'{path}.weight')
+        return weight * self._gain_of(self.norm_of[path])[1].to(weight) if path in self.norm_of else weight
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:

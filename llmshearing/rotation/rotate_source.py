@@ -23,7 +23,7 @@ from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
-from llmshearing.rotation.basis import completed_basis, energies, fixed_positions, principal_basis
+from llmshearing.rotation.basis import NO_AXES, completed_basis, energies, fixed_positions, principal_basis
 from llmshearing.rotation.check import (
     check_logits,
     check_raise,
@@ -138,8 +138,8 @@ class _Work:
         """Runs the model: moments, the tied head's gain, the basis. Returns what to do, the record, energy kept."""
         model = self._model(self.source, whole=self.settings.learn > 0)
         moments = self._moments(model)
-        fixed, gain, losses = torch.empty(0, dtype=torch.int64), None, {}
-        losses['source'] = held_out_loss(model, self.batches(held_out=True))
+        fixed, gain = NO_AXES, None
+        losses = {'source': held_out_loss(model, self.batches(held_out=True))}
         if self.tied:
             fixed, gain = self._tied_gain(model, moments, losses)
         basis = principal_basis(moments.covariance, fixed)

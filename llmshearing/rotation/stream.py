@@ -19,7 +19,7 @@ from llmshearing.rotation.channels import Channels, channels_among
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['ReadingNorm', 'StreamParts', 'check_rotatable', 'stream_parts', 'why_not_rotatable']
+__all__ = ['ReadingNorm', 'StreamParts', 'check_rotatable', 'stream_parts']
 
 INSTEAD = (
     'prune it in its own basis: `targeted_pruning` with `scores: {hidden: activation}` and `compensate: true` is the '
@@ -83,24 +83,6 @@ class StreamParts:
         return {path: channels for channels in self.channels for path in channels.sides}
 
 
-def why_not_rotatable(config: PretrainedConfig) -> str | None:
-    """Why an orthogonal change of basis changes the models of a config's family; None where it does not."""
-    family = family_of(config)
-    if family.writing_norms:
-        return (
-            f'what its layers add to the residual stream comes out of norms ({", ".join(family.writing_norms)}), whose '
-            'gains scale single coordinates and cannot be folded into anything'
-        )
-    if family.subtracts_mean:
-        return (
-            'its norms are LayerNorms, which subtract the mean over the coordinates, and that mean is another one in '
-            'every basis and after every cut'
-        )
-    return (
-        'it is a mixture of experts, whose experts and routers rotation does not know' if family.has_experts else None
-    )
-
-
 def check_rotatable(config: PretrainedConfig) -> Family:
     """The family of a config whose residual stream can be put into another basis exactly.
 
@@ -108,10 +90,10 @@ def check_rotatable(config: PretrainedConfig) -> Family:
         ValueError: For families in which an orthogonal change of basis changes the model; says why and what to do
             instead. Also for model types without a table.
     """
-    reason = why_not_rotatable(config)
-    if reason is None:
-        return family_of(config)
-    raise ValueError(f'{config.model_type} cannot be rotated: {reason}; {INSTEAD}.')
+    family = family_of(config)
+    if family.why_not_rotatable is not None:
+        raise ValueError(f'{config.model_type} cannot be rotated: {family.why_not_rotatable}; {INSTEAD}.')
+    return family
 
 
 def stream_parts(config: PretrainedConfig) -> StreamParts:
@@ -123,7 +105,7 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
     family = check_rotatable(config)
     norms, writers, channels = [], [], []
     for layer in range(config.num_hidden_layers):
-        place = f'{family.decoder}.layers.{layer}.'
+        place = f'{family.layer_path(layer)}.'
         channels.append(channels_among({place + path: role for path, role in family.roles(layer)}))
         for path, role in family.roles(layer):
             if isinstance(role, Norm) and role.reads:
@@ -137,11 +119,11 @@ def stream_parts(config: PretrainedConfig) -> StreamParts:
                 norms.append(ReadingNorm(place + path, readers, role.offset))
             elif isinstance(role, Linear) and role.writes:
                 writers.append(place + path)
-    norms.append(ReadingNorm(f'{family.decoder}.{family.final_norm}', (family.head,), family.norm_offset))
+    norms.append(ReadingNorm(family.final_norm_path, (family.head,), family.norm_offset))
     return StreamParts(
         norms=tuple(norms),
         writers=tuple(writers),
-        embedding=f'{family.decoder}.{family.embedding}',
+        embedding=family.embedding_path,
         head=family.head,
         tied=bool(config.tie_word_embeddings),
         hidden_size=config.hidden_size,

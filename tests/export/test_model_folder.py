@@ -14,7 +14,7 @@ from llmshearing.export.model_folder import (
     exported_config,
     full_tensors,
     open_strictly,
-    shape_after,
+    shape_left,
     write_model_folder,
 )
 from llmshearing.export.probe import Probe, probe_input, probe_masked
@@ -60,15 +60,13 @@ def uniform_soft_masks(config, axes, seed=0):
 
 def export(model, masks, folder, dtype=torch.float32, **writer_settings):
     """Writes the model under masks with the functions that the callback uses."""
-    family, shape = family_of(model.config), shape_of(model.config)
-    plan = CutPlan(family, shape, masks)
-    target = shape_after(plan.units, shape, family.layer_types(model.config) if family.layer_types else None)
-    config = exported_config(model.config, family, target, dtype, list(plan.units.layers))
+    plan = CutPlan(family_of(model.config), shape_of(model.config), masks)
+    config = exported_config(model.config, plan, dtype)
     with ModelFolderWriter(folder, **writer_settings) as writer:
-        tensors = cut_tensors(family, plan, masks, full_tensors(model), model.config.tie_word_embeddings)
+        tensors = cut_tensors(plan, full_tensors(model), model.config.tie_word_embeddings)
         write_model_folder(writer, config, tensors, None, {}, dtype)
         writer.commit()
-    return target
+    return shape_left(model.config, plan)
 
 
 def masked_logits(model, masks, ids):

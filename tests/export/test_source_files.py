@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from llmshearing.export.model_folder import exported_config, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_files import read_source_files, source_licence
@@ -68,9 +69,7 @@ def test_a_padding_token_below_zero_is_left_out(tmp_path):
 def test_code_of_the_source_is_not_named_by_an_export(tmp_path):
     model = tiny_model()
     model.config.auto_map = {'AutoConfig': 'configuration_tiny.TinyConfig'}
-    family, shape = family_of(model.config), shape_of(model.config)
-    exported_config(model.config, family, shape, torch.float32, range(shape.num_hidden_layers)).save_pretrained(
-        tmp_path
-    )
+    plan = CutPlan(family_of(model.config), shape_of(model.config), {})
+    exported_config(model.config, plan, torch.float32).save_pretrained(tmp_path)
     assert 'auto_map' not in json.loads((tmp_path / 'config.json').read_text())
     assert model.config.auto_map

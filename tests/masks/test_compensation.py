@@ -148,7 +148,7 @@ def test_every_projection_that_reads_lost_inputs_is_changed_by_the_formula_and_n
     cut_with_compensation(model, masks, batch)
     after = model.model.state_dict()
     changed = set()
-    embedding, final_norm = f'{family.decoder}.{family.embedding}', f'{family.decoder}.{family.final_norm}'
+    embedding, final_norm = family.embedding_path, family.final_norm_path
     larger = (shape.hidden_size / int(masks['hidden'].sum())) ** 0.5 if family.scales_embedding else 1.0
     if larger > 1:
         torch.testing.assert_close(after[f'{embedding}.weight'], before[f'{embedding}.weight'] * larger)

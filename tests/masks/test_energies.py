@@ -8,7 +8,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.compat.transformers import attention_implementation
 from llmshearing.export.job import ExportSettings, export_checkpoint
-from llmshearing.export.model_folder import cut_tensors, exported_config, full_tensors, shape_after
+from llmshearing.export.model_folder import cut_tensors, exported_config, full_tensors
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.energies import norm_energies, relative_squares
 from llmshearing.masks.scores import Calibration
@@ -152,9 +152,8 @@ def test_masked_and_exported_logits_are_equal(variant):
         masked = model(IDS, use_cache=False).logits
         assert (masked - without).abs().max() > 1e-3
         plan = CutPlan(family, shape, masks, energies=energies)
-        tensors = dict(cut_tensors(family, plan, masks, full_tensors(model), source.tie_word_embeddings))
-        target = shape_after(plan.units, shape, family.layer_types(source) if family.layer_types else None)
-        config = exported_config(source, family, target, torch.float32, list(plan.units.layers))
+        tensors = dict(cut_tensors(plan, full_tensors(model), source.tie_word_embeddings))
+        config = exported_config(source, plan, torch.float32)
         exported = AutoModelForCausalLM.from_config(config, attn_implementation=attention_implementation(config)).eval()
         missing, unexpected = exported.load_state_dict(tensors, strict=False)
         exported.tie_weights()
@@ -183,7 +182,7 @@ def test_compensation_changes_only_norms_that_do_not_follow_by_themselves(varian
         name.removesuffix('.weight') for name, value in model.state_dict().items() if (value != before[name]).any()
     }
     norms = stream_norms(cutter.family, cutter.shape.num_hidden_layers)
-    final = f'{cutter.family.decoder}.{cutter.family.final_norm}'
+    final = cutter.family.final_norm_path
     makes_up = {final} if cutter.family.scales_embedding and model.config.tie_word_embeddings else set()
     assert changed & set(norms) == makes_up and any('layers.0' in path for path in changed)
     assert any(path.endswith('_norm') for path in changed) == (variant == 'olmo2')
