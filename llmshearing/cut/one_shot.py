@@ -15,7 +15,7 @@ from torch import Tensor
 from llmshearing.cut.memory import layers_by_pass
 from llmshearing.masks.compensation import TOKENS, Compensation
 from llmshearing.masks.energies import norm_energies
-from llmshearing.masks.learner import LearnerSettings, learner_class
+from llmshearing.masks.learner import LearnerSettings, build_learner
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units
 from llmshearing.masks.state import PruningState, plan_masks
 from llmshearing.models.shapes import ModelShape
@@ -74,7 +74,7 @@ def choose_in_one_shot(
     pruning.source, pruning.target = cutter.shape, target
     pruning.plans = plan_masks(cutter.model.config, target)
     settings = LearnerSettings(seed=calibration.seed)
-    pruning.learner = learner_class(pruning.mask_learning)(pruning.plans, settings)
+    pruning.learner = build_learner(pruning.mask_learning, pruning.plans, settings)
     pruning.learner.start_from({axis: measured.scores[axis] for axis in pruning.plans})
     if 'hidden' in pruning.plans:
         pruning.norm_energies = measured.energies

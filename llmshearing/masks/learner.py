@@ -23,6 +23,7 @@ __all__ = [
     'LEARNER_KEYS',
     'LearnerSettings',
     'MaskLearner',
+    'build_learner',
     'check_saved',
     'count_hard',
     'learner_class',
@@ -184,6 +185,23 @@ def learner_class(name: str) -> type[MaskLearner]:
     """
     check_one_of('mask_learning', name, mask_learners.get_all())
     return mask_learners.get(name)
+
+
+def build_learner(
+    name: str, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
+) -> MaskLearner:
+    """A learner at its start; arguments as in :class:`MaskLearner`.
+
+    Raises:
+        ValueError: If there is none of that name, or it cannot prune one of the axes.
+    """
+    learner = learner_class(name)
+    if 'expert' in plans and not learner.removes_for_good:
+        raise ValueError(
+            f'mask_learning: {name} does not prune experts: they would come and go from batch to batch, and with them '
+            'the tokens that the router sends. Use progressive or one_shot, or leave out num_experts.'
+        )
+    return learner(plans, settings, constraints)
 
 
 def count_hard(plans: Mapping[str, AxisPlan], masks: Mapping[str, Tensor]) -> dict[str, list[int]]:

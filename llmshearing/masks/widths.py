@@ -10,7 +10,7 @@ from torch import Tensor
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import LayerUnits, kept_units
 
-__all__ = ['LayerWidths', 'describe_widths', 'layer_widths']
+__all__ = ['LayerWidths', 'describe_widths', 'layer_widths', 'width_metrics']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,15 @@ def describe_widths(widths: Sequence[LayerWidths]) -> str:
     lines = ['layer  heads  KV heads  intermediate']
     lines += [f'{w.layer:5d}  {w.heads:5d}  {w.kv_heads:8d}  {w.intermediate:12d}' for w in widths]
     return '\n'.join(lines)
+
+
+def width_metrics(widths: Sequence[LayerWidths]) -> dict[str, int]:
+    """The same numbers, each under a name of its own, such as ``widths/layer_03/heads``."""
+    return {
+        f'widths/layer_{width.layer:02d}/{name}': getattr(width, name)
+        for width in widths
+        for name in ('heads', 'kv_heads', 'intermediate')
+    }
 
 
 def _widths(layer: int, units: LayerUnits | None, shape: ModelShape) -> LayerWidths:

@@ -14,7 +14,9 @@ from composer.devices import Device
 from composer.utils import dist
 from torch import Tensor
 
-__all__ = ['average_over_ranks', 'take_from_rank_0']
+from llmshearing.models.cuttable import Cutter
+
+__all__ = ['average_mask_gradients', 'average_over_ranks', 'take_from_rank_0']
 
 
 @torch.no_grad()
@@ -38,3 +40,19 @@ def average_over_ranks(tensor: Tensor) -> None:
     """Averages a tensor over ranks, in place. A collective."""
     dist.all_reduce(tensor, reduce_operation='SUM')
     tensor.div_(dist.get_world_size())
+
+
+def average_mask_gradients(cutter: Cutter, batch: int) -> dict[str, Tensor]:
+    """Gradients of a batch's masks by axis, averaged over ranks. A collective.
+
+    Raises:
+        FloatingPointError: If one is not finite, on every rank; names the batch and the axes.
+    """
+    gradients = cutter.mask_gradients(reduce=average_over_ranks)
+    broken = [axis for axis, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+    if broken:
+        raise FloatingPointError(
+            f'batch {batch}: the gradient of the {", ".join(broken)} mask is not finite on some rank. The checkpoints '
+            'saved so far are intact; resume from the last one with a lower learning rate or other data.'
+        )
+    return gradients

@@ -18,7 +18,11 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from llmshearing.algorithms.targeted_pruning.agreement import average_over_ranks, take_from_rank_0
+from llmshearing.algorithms.targeted_pruning.agreement import (
+    average_mask_gradients,
+    average_over_ranks,
+    take_from_rank_0,
+)
 from llmshearing.algorithms.targeted_pruning.calibration import calibrate
 from llmshearing.algorithms.targeted_pruning.elapsed import elapsed_share, reaches_end
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
@@ -27,10 +31,10 @@ from llmshearing.checkpoints.identity import refuse_other_sources
 from llmshearing.compat.composer import unwrapped
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
-from llmshearing.masks.learner import learner_class
+from llmshearing.masks.learner import build_learner
 from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.state import PruningState, plan_masks
-from llmshearing.masks.widths import describe_widths, layer_widths
+from llmshearing.masks.widths import LayerWidths, describe_widths, layer_widths, width_metrics
 from llmshearing.metrics.names import PRUNING
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.source_files import read_source_files
@@ -111,7 +115,7 @@ class TargetedPruning(PruningState, Algorithm):
         elif event == Event.AFTER_TRAIN_BATCH:
             add_missing_gradients(state.optimizers)
             if self._updated != state.timestamp.batch.value:  # once, however often the batch is tried again
-                logger.log_metrics({f'{PRUNING}{name}': value for name, value in self._update(state).items()})
+                _log_metrics(logger, self._update(state))
                 self._updated = state.timestamp.batch.value
         elif event == Event.BATCH_END:
             self._compensate(state)
@@ -122,12 +126,11 @@ class TargetedPruning(PruningState, Algorithm):
             masks = self._uncut() if is_unscored else self.evaluation_masks()  # uncut: nothing says yet what goes
             self._install(state, take_from_rank_0(masks, state.device))
             if self.has_open_widths:
-                logger.log_metrics(self._width_metrics())
+                self._log_widths(logger)
         elif event == Event.FIT_END:
             take_from_rank_0(self.learner.mask_tensors(), state.device)  # before callbacks read the final masks
             if self.has_open_widths:
-                logger.log_metrics(self._width_metrics())
-                log.info('Widths of the layers:\n%s', describe_widths(layer_widths(self.final_masks(), self.source)))
+                log.info('Widths of the layers:\n%s', describe_widths(self._log_widths(logger)))
 
     def reaches_target(self, state: State) -> bool:
         """Whether the schedule is at the target when the run ends: warmed up, frozen, or there from the start."""
@@ -172,13 +175,7 @@ class TargetedPruning(PruningState, Algorithm):
             raise ValueError(
                 f'target equals the source ({self.source}): there is nothing to prune; lower at least one number.'
             )
-        if 'expert' in self.plans and not learner_class(self.mask_learning).removes_for_good:
-            raise ValueError(
-                f'mask_learning: {self.mask_learning} does not prune experts: they would come and go from batch to '
-                'batch, and with them the tokens that the router sends. Use progressive or one_shot, or leave out '
-                'num_experts.'
-            )
-        self.learner = learner_class(self.mask_learning)(self.plans, self.settings, constraints)
+        self.learner = build_learner(self.mask_learning, self.plans, self.settings, constraints)
         if self.settings.freeze_weights:
             model.requires_grad_(False)
         log.info('Pruning %s\n     to %s\n  along %s', self.source, self.target, ', '.join(self.plans))
@@ -189,12 +186,10 @@ class TargetedPruning(PruningState, Algorithm):
         learns = self.frozen_masks is None or self.settings.freeze_weights  # a loss must depend on something
         cutter.set_masks(masks, multiple_of, constant=not learns)
 
-    def _width_metrics(self) -> dict[str, float]:
-        return {
-            f'{PRUNING}widths/layer_{widths.layer:02d}/{name}': getattr(widths, name)
-            for widths in layer_widths(self.final_masks(), self.source)
-            for name in ('heads', 'kv_heads', 'intermediate')
-        }
+    def _log_widths(self, logger: Logger) -> list[LayerWidths]:
+        widths = layer_widths(self.final_masks(), self.source)
+        _log_metrics(logger, width_metrics(widths))
+        return widths
 
     def _watch(self, state: State) -> None:
         if self._watching is not None:  # the batch is tried again
@@ -222,8 +217,7 @@ class TargetedPruning(PruningState, Algorithm):
     def _update(self, state: State) -> dict[str, float]:
         metrics = {}
         if self.frozen_masks is None:
-            gradients = _model(state).cutter.mask_gradients(reduce=average_over_ranks)
-            _check_finite(gradients, state)
+            gradients = average_mask_gradients(_model(state).cutter, state.timestamp.batch.value)
             rate = _schedule_factor(state) if self.settings.follow_schedule else 1.0
             metrics = self.learner.update(gradients, elapsed_share(state, self.settings.warmup), rate)
         for report in self.reports():
@@ -243,19 +237,13 @@ def _model(state: State) -> ShearedCausalLM:
     return model
 
 
+def _log_metrics(logger: Logger, metrics: Mapping[str, float]) -> None:
+    logger.log_metrics({f'{PRUNING}{name}': value for name, value in metrics.items()})
+
+
 def _schedule_factor(state: State) -> float:
     """The weights' learning rate as a fraction of its peak."""
     if not state.schedulers:
         return 1.0
     scheduler = state.schedulers[0]
     return scheduler.get_last_lr()[0] / scheduler.base_lrs[0] if scheduler.base_lrs[0] else 1.0
-
-
-def _check_finite(gradients: Mapping[str, Tensor], state: State) -> None:
-    broken = [axis for axis, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-    if broken:
-        raise FloatingPointError(
-            f'batch {state.timestamp.batch.value}: the gradient of the {", ".join(broken)} mask is not finite '
-            'on some rank. The checkpoints saved so far are intact; resume from the last one with a lower '
-            'learning rate or other data.'
-        )
