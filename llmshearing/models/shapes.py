@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,8 @@ def check_whole_heads(model_type: str, source: ModelShape, shape: ModelShape) ->
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     if model_type not in WHOLE_HEADS or hidden % heads == 0:
         return
-    near = multiples_beside(hidden, heads, source.hidden_size)
+    aligned = math.lcm(heads, 8)  # for tensor cores, where that is not far away
+    near = multiples_beside(hidden, aligned if 8 * aligned <= hidden else heads, source.hidden_size)
     step = shape.num_key_value_heads if shape.group_size > 1 else 1
     possible = [n for n in range(step, source.num_attention_heads + 1, step) if hidden % n == 0]
     ways = [f'hidden_size={" or ".join(map(str, near))}'] if near else []

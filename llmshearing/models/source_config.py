@@ -185,12 +185,15 @@ def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_
         attn_implementation (str): ``'sdpa'``, ``'eager'`` or ``'flash_attention_2'``.
         max_seq_len (int): Tokens in the longest sequence of the run.
     """
-    capping = getattr(config, 'attn_logit_softcapping', None)
-    if capping and attn_implementation != attention_implementation(config, attn_implementation):
-        raise ValueError(
-            f'attn_implementation: {attn_implementation} leaves out the soft-capping of attention scores that the '
-            f'config asks for (attn_logit_softcapping: {capping}); set eager or flash_attention_2.'
-        )
+    if attn_implementation != attention_implementation(config, attn_implementation):
+        capping = getattr(config, 'attn_logit_softcapping', None)
+        left_out = f'the attention sinks of {config.model_type}; set eager'
+        if capping:
+            left_out = (
+                f'the soft-capping of attention scores that the config asks for (attn_logit_softcapping: {capping})'
+            )
+            left_out += '; set eager or flash_attention_2'
+        raise ValueError(f'attn_implementation: {attn_implementation} leaves out {left_out}.')
     windows = layer_windows(config)
     if windows is None or WINDOWS_BY_LAYER or attn_implementation == 'flash_attention_2':
         return

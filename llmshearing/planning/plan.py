@@ -24,7 +24,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, shape_of, with_shape
 from llmshearing.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory, merging_bytes
 from llmshearing.planning.serving import neighbours, serving_warnings
-from llmshearing.utils.numbers import with_unit
+from llmshearing.utils.numbers import multiples_beside, with_unit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -162,7 +162,8 @@ def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> li
     warnings = []
     for key in ('hidden_size', 'intermediate_size'):
         value = getattr(target, key)
-        nearest = neighbours(value, ALIGNED, getattr(source, key))
+        most = getattr(source, key)
+        nearest = neighbours(value, ALIGNED if multiples_beside(value, ALIGNED, most) else TENSOR_CORE, most)
         if value % TENSOR_CORE:
             warnings.append(
                 f'{key}={value} is no multiple of {TENSOR_CORE}: tensor cores in bfloat16 need that, so much slower on '

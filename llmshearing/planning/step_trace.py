@@ -4,8 +4,9 @@ What a step keeps between forward and backward depends on modelling code, attent
 and on how weights are cut. Formulas for that would have to be written per family and would be wrong after the next
 release. So the stock model, with our own cutting where masks are in use, does one forward and backward pass under
 torch's fake tensors while every allocation is counted. Memory grows linearly with the number of layers of each kind, so
-a trace of the fewest that have all kinds, and one with more of each, give it for any number; a trace takes about a
-second at any model size.
+a trace of the fewest that have all kinds, and one with more of each, give it for any number. A trace takes about a
+second at any model size; with linear attention (Qwen 3.5) the loop over the sequence is traced as well, and takes
+longer the longer that is.
 
 Fake tensors take the CPU's kernels, with fused attention. Those of a GPU are expected to save the same tensors for the
 backward pass (not measured here); workspaces of kernels and fragmentation are not in it.

@@ -50,9 +50,11 @@ def preparations(run: Run, sequences: int) -> dict[str, str]:
         )
         commands["the source's own losses, to aim at (Appendix B of the paper)"] = measure
     if request.references == 'law':
-        size = f'--params {run.parameters} --tokens {run.tokens("continue"):.0f}'
-        fit = f'llmshearing reference-losses fit POINTS.json {size} --output {out}'
-        commands['the losses of this size by a law of three or more measured models'] = fit
+        options = f'--data {data} --max-sequences {sequences} --output POINTS.json'
+        measure = f'llmshearing reference-losses measure MODEL_1 MODEL_2 MODEL_3 {options}'
+        commands['losses of three or more models of the family'] = measure
+        fit = f'llmshearing reference-losses fit POINTS.json --params {run.parameters} --output {out}'
+        commands['those of this size, by a law'] = fit
     if run.rotates:
         rotated, keep = f'{run.work}/rotated', run.shape.hidden_size
         rotate = f'llmshearing rotate {source} --data {data}/prune --output {shlex.quote(rotated)} --keep {keep}'

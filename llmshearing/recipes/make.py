@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.compat.transformers import attention_implementation
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.scores import RECOMMENDED_SCORES
 from llmshearing.models.counting import layout_of, training_flops_per_token
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, with_shape
 from llmshearing.recipes.command_lines import header_lines, override, preparations
-from llmshearing.recipes.data import count_passes
+from llmshearing.recipes.data import PreparedData, count_passes
 from llmshearing.recipes.hardware import Placement, place_stage
 from llmshearing.recipes.recipe import Recipe
 from llmshearing.recipes.request import MEASURED, Request, Run, open_run
@@ -61,11 +62,13 @@ def make_recipes(request: Request) -> Made:
         ValueError: With the option to change, for whatever cannot be.
     """
     run, notes = open_run(request)
+    _check_evaluation(run.data, request.hardware.gpus)
     data, stages = run.data, _plan_stages(run)
     domains, together = len(data.domains), _together(run, (stage.place for stage in stages))
     # The same in both stages and in whole batches, so that references fit both.
     most = min(eval_sequences(stage.schedule, domains) for stage in stages)
-    sequences = max(most // together, 1) * together
+    there = -(-max(data.samples['eval'].values()) // together)
+    sequences = min(max(most // together, 1), there) * together
     first = preparations(run, sequences)
     recipes, lines = {}, [f'target: {run.parameters:,} parameters ({run.shape})', *notes]
     for stage in stages:
@@ -80,6 +83,15 @@ def make_recipes(request: Request) -> Made:
     rotated = f' {override("variables.source", f"{run.work}/rotated")}' if run.rotates else ''
     trainings = [run.command('prune') + rotated, run.command('continue')]
     return Made(recipes, run.config, lines, [*first.values(), *trainings])
+
+
+def _check_evaluation(data: PreparedData, gpus: int) -> None:
+    name, count = min(data.samples['eval'].items(), key=lambda domain: domain[1])
+    if count < gpus:
+        raise ValueError(
+            f'--gpus {gpus}: the domain {name!r} has {count} evaluation sequences, and every GPU evaluates at least '
+            'one of each domain; prepare more of them (eval_tokens), or use fewer GPUs.'
+        )
 
 
 def _together(run: Run, places: Iterable[Placement]) -> int:
@@ -110,7 +122,7 @@ def _plan_stages(run: Run) -> list[Stage]:
 
 def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
     request, data = run.request, run.data
-    stored = request.teacher == 'stored'
+    stored, attention = request.teacher == 'stored', attention_implementation(run.config)
     return Recipe(
         stage=stage.name,
         header=header,
@@ -138,8 +150,10 @@ def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
         max_eval_sequences=sequences,
         max_eval_share=2 * EVAL_SHARE,
         max_eval_share_note='warn when evaluation takes more of the time, float',
-        attention='sdpa',
-        attention_note='sdpa or flash_attention_2, which needs the extra `gpu`',
+        attention=attention,
+        attention_note='sdpa or flash_attention_2, which needs the extra `gpu`'
+        if attention == 'sdpa'
+        else 'what this model asks for, which sdpa leaves out, string',
         precision=request.hardware.precision,
         sharded=request.hardware.sharded,
         checkpointing=stage.place.checkpointing,

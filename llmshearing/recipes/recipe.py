@@ -93,9 +93,25 @@ class Recipe:
     checkpointing: bool = True
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that OmegaConf would read as something else, too: to it ``1e3`` is a number."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        float(text)
+    except ValueError:
+        return dumper.represent_str(text)
+    return dumper.represent_scalar('tag:yaml.org,2002:str', text, style="'")
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def as_yaml(value: Any) -> str:
     """A value as YAML writes it, quoted where plain text would mean something else."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).split('\n')[0]
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.split('\n')[0]
 
 
 def render(recipe: Recipe) -> str:

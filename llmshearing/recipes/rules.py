@@ -79,14 +79,15 @@ def make_schedule(stage: str, tokens: float, max_seq_len: int, gpus: int, domain
         together (int): Sequences of a domain that are evaluated at once, so that fewer cannot be. Default: ``1``.
 
     Raises:
-        ValueError: If that is less than one step.
+        ValueError: If that is less than one step, or than two of pruning.
     """
     batch = batch_size(stage, gpus)
     steps = int(tokens // (batch * max_seq_len))
-    if steps < 1:
+    fewest = 2 if stage == 'prune' else 1  # masks warm up before the last step
+    if steps < fewest:
         raise ValueError(
-            f'{TOKENS_OPTION[stage]}: {tokens:,.0f} tokens are less than one step of {batch} x {max_seq_len} = '
-            f'{batch * max_seq_len:,}; give at least that many.'
+            f'{TOKENS_OPTION[stage]}: {tokens:,.0f} tokens are less than {fewest} step{"s" * (fewest > 1)} of '
+            f'{batch} x {max_seq_len} tokens; give at least {fewest * batch * max_seq_len:,}.'
         )
     least = -(-LEAST_SEQUENCES // together) * together
     shortest = math.ceil(least * domains * (1 - EVAL_SHARE) / (EVAL_SHARE * FORWARDS_OF_A_STEP * batch))

@@ -12,6 +12,7 @@ from llmshearing.config.files import check_names
 from llmshearing.config.pruning import check_export, check_pruning
 from llmshearing.config.secrets import check_no_secrets
 from llmshearing.config.sections import check_config
+from llmshearing.models.source_config import check_attention
 from llmshearing.recipes.make import make_recipes
 from llmshearing.recipes.recipe import STAGES, render
 from llmshearing.recipes.request import Request
@@ -78,6 +79,7 @@ def _check(name: str, text: str, source: PretrainedConfig, data: str) -> None:
         check_no_secrets(config)
         check_config(config)
         check_names(config)
+        check_attention(source, config['model']['attn_implementation'], dataset['max_seq_len'])
         if 'targeted_pruning' in config['algorithms']:
             check_pruning(config, source)
             check_export(config)

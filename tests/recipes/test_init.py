@@ -92,7 +92,7 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
     assert out.rstrip().endswith(f'llmshearing train -n 1 {tmp_path}/out/continue.yaml')
 
 
-@pytest.mark.parametrize('path', ['runs/rotated', "my: model, #1 'x'/rotated", 'a b/[c]', '1.5', 'no'])
+@pytest.mark.parametrize('path', ['runs/rotated', "my: model, #1 'x'/rotated", 'a b/[c]', '1.5', 'no', '1e3', '7e5'])
 def test_an_override_survives_shell_and_yaml(path):
     (word,) = shlex.split(override('variables.source', path))
     assert OmegaConf.from_dotlist([word]).variables.source == path
@@ -159,6 +159,14 @@ def test_a_real_source_on_several_gpus_from_its_config_alone(world, tmp_path, ca
     assert '--world_size 16' in (tmp_path / 'out' / 'prune.yaml').read_text()
 
 
+@pytest.mark.parametrize('family, attention', [('gemma2', 'eager'), ('qwen3', 'sdpa')])
+def test_both_stages_compute_the_attention_that_the_source_asks_for(world, tmp_path, family, attention):
+    tiny_source(tmp_path / family, family)
+    target = ('--target', 'num_hidden_layers=3')
+    for config in run(tmp_path, tmp_path, '--data', world / 'data', source=family, target=target):
+        assert config.model.attn_implementation == attention
+
+
 def test_reference_losses_of_each_kind(world, tmp_path):
     file = world / 'references.json'
     prune, _ = run(world, tmp_path, '--reference-losses', file, '--overwrite')
@@ -168,13 +176,17 @@ def test_reference_losses_of_each_kind(world, tmp_path):
         assert config.callbacks.dynamic_batch_loading['update'] == 'constant'
         assert 'reference_losses' not in config.callbacks.dynamic_batch_loading
     run(world, tmp_path, '--reference-losses', 'law', '--overwrite')
-    assert 'reference-losses fit POINTS.json --params 27108' in (tmp_path / 'out' / 'prune.yaml').read_text()
+    header = (tmp_path / 'out' / 'prune.yaml').read_text()
+    assert f'measure MODEL_1 MODEL_2 MODEL_3 --data {world}/data --max-sequences ' in header
+    assert 'reference-losses fit POINTS.json --params 27108 --output' in header
 
 
 REFUSED = [
     (('--data', '{world}/text'), 'no manifest.json there'),
     (('--gpus', '-1'), '--gpus -1: give the number of GPUs'),
-    (('--tokens', '100'), '--tokens: 100 tokens are less than one step of 256 x 16 = 4,096'),
+    (('--tokens', '100'), '--tokens: 100 tokens are less than 1 step of 256 x 16 tokens; give at least 4,096'),
+    (('--prune-tokens', '600'), '600 tokens are less than 2 steps of 32 x 16 tokens; give at least 1,024'),
+    (('--gpus', '128', '--gpu-memory', '80'), r'--gpus 128: the domain \'\w+\' has \d+ evaluation sequences'),
     (('--tokens', '1B'), r'--tokens: .* passes over the .* more than --max-passes 4'),
     (('--max-passes', 'nan'), '--max-passes: expected a number above 0, got nan'),
     (('--prune-tokens', '10M'), r'--prune-tokens: .* passes'),

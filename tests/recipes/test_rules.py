@@ -54,11 +54,12 @@ def test_the_batch_is_whole_sequences_on_each_gpu():
 
 
 @pytest.mark.parametrize('stage, option', [('prune', '--prune-tokens'), ('continue', '--tokens')])
-def test_less_than_a_step_is_refused(stage, option):
-    batch = {'prune': 32, 'continue': 256}[stage]
-    assert make_schedule(stage, batch * 128, 128, 1, 1).steps == 1
-    with pytest.raises(ValueError, match=rf'^{option}: .* less than one step of {batch} x 128 = {batch * 128:,}'):
-        make_schedule(stage, batch * 128 - 1, 128, 1, 1)
+def test_too_few_steps_are_refused(stage, option):
+    fewest, batch = {'prune': (2, 32), 'continue': (1, 256)}[stage]
+    tokens = fewest * batch * 128
+    assert make_schedule(stage, tokens, 128, 1, 1).steps == fewest
+    with pytest.raises(ValueError, match=rf'^{option}: .* less than {fewest} steps? of {batch} x .* least {tokens:,}'):
+        make_schedule(stage, tokens - 1, 128, 1, 1)
 
 
 def test_the_share_of_evaluation_is_counted_in_forward_passes():
