@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.compat.tokenizers import GENERAL_CLASS, is_general, sample_ids
+from llmshearing.compat.tokenizers import GENERAL_CLASS, opens_as_general, same_ids
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import TEMPLATE_FOLDER
 from llmshearing.utils.files import dump_json, load_json
@@ -27,6 +27,7 @@ __all__ = [
 
 CONFIG_NAME = 'tokenizer_config.json'
 GENERAL_NAMES = (GENERAL_CLASS, 'PreTrainedTokenizer', 'TokenizersBackend')  # as transformers 4 saves it, and 5
+OF_THE_CLASS = ('model_input_names', 'padding_side', 'clean_up_tokenization_spaces')  # where settings do not say
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
 
 
@@ -46,7 +47,9 @@ def write_tokenizer(
     if isinstance(tokenizer, Mapping):
         write_tokenizer_files(tokenizer, folder, source)
     else:
-        tokenizer.save_pretrained(folder)
+        # transformers 5 puts named templates into files of their own, which version 4 does not read
+        inside = {'save_jinja_files': False} if isinstance(tokenizer.chat_template, dict) else {}
+        tokenizer.save_pretrained(folder, **inside)
         make_portable(folder)
     try:
         opened = read_tokenizer(folder)
@@ -56,7 +59,10 @@ def write_tokenizer(
 
 
 def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
-    """Has a folder's tokenizer.json opened as it is by anyone, where the class of its settings would not do so.
+    """Has a folder's tokenizer.json opened as it is by anyone, where the class of its settings might not do so.
+
+    What a class does besides is put into words that the general one reads. Under transformers 4 every class opens the
+    file as it is; which of them version 5 builds anew is not known there, so all are named anew.
 
     Args:
         folder (Path): With the files of a tokenizer.
@@ -64,10 +70,13 @@ def name_general_class(folder: Path, opened: PreTrainedTokenizerBase) -> None:
             opened it: of the general class where the named one makes other ids.
     """
     settings = folder / CONFIG_NAME
-    if is_general(opened) and settings.is_file():
-        content = load_json(settings)
-        if content.get('tokenizer_class') not in GENERAL_NAMES:
-            dump_json(settings, {**content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
+    if not (settings.is_file() and (folder / 'tokenizer.json').is_file()):
+        return
+    content = load_json(settings)
+    if content.get('tokenizer_class') in GENERAL_NAMES or not opens_as_general(folder, opened):
+        return
+    own = {name: getattr(opened, name) for name in OF_THE_CLASS}
+    dump_json(settings, {**own, **content, 'tokenizer_class': GENERAL_CLASS}, ensure_ascii=False)
 
 
 def read_named_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -114,7 +123,7 @@ def check_same_ids(
         except (OSError, ValueError):  # so another one has to be named
             return
     other = next((token for token, number in own.get_vocab().items() if ids.get(token) != number), None)
-    if other is None and sample_ids(own) == sample_ids(named):
+    if other is None and same_ids(own, named):
         return
     difference = 'it splits text otherwise' if other is None else f'{other!r} has another id or none in it'
     raise ValueError(
@@ -126,8 +135,8 @@ def check_same_ids(
 def make_portable(folder: Path) -> None:
     """Rewrites a saved tokenizer_config.json so that either generation of transformers opens it; none is no trouble."""
     path = folder / CONFIG_NAME
-    if path.is_file():
-        dump_json(path, _portable(load_json(path)), ensure_ascii=False)
+    if path.is_file() and (content := load_json(path)) != (portable := _portable(content)):
+        dump_json(path, portable, ensure_ascii=False)
 
 
 def write_tokenizer_files(

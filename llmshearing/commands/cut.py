@@ -85,13 +85,11 @@ def parse_scores(items: list[str] | None) -> str | dict[str, str] | None:
 def main(argv: list[str]) -> int:
     """Runs the command; returns 0. A user's mistake is a ValueError or OSError."""
     arguments = _parser().parse_args(argv)
-    import transformers
 
     from llmshearing.cut.cut_source import cut_source
     from llmshearing.cut.settings import CutSettings
     from llmshearing.utils.paths import local_destination
 
-    transformers.utils.logging.disable_progress_bar()  # the bars here are those of the stages
     report = timed_report()
     settings = settings_from(CutSettings, arguments, scores=parse_scores(arguments.scores))
     result = cut_source(

@@ -76,14 +76,12 @@ def main(argv: list[str]) -> int:
         except KeyboardInterrupt:  # of which every process tells
             return INTERRUPTED
     import torch
-    import transformers
 
     from llmshearing.teacher.settings import TeachSettings
     from llmshearing.teacher.teach import teach
     from llmshearing.utils.paths import local_destination
 
     settings = settings_from(TeachSettings, arguments, splits=arguments.splits and tuple(arguments.splits))
-    transformers.utils.logging.disable_progress_bar()
     device = arguments.device or choose_device()
     if device == 'cpu':
         torch.set_num_threads(1)  # how many there are decides the last bits; -n takes more cores

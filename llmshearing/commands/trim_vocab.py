@@ -57,13 +57,11 @@ def main(argv: list[str]) -> int:
         raise ValueError('--like takes the tokens of a result: leave out --data, --size and --keep.')
     if arguments.like is None and (arguments.data is None or arguments.size is None):
         raise ValueError('--data and --size say which tokens stay and how many; give both, or --like.')
-    import transformers
 
     from llmshearing.utils.paths import local_destination
     from llmshearing.vocabulary.settings import TrimSettings
     from llmshearing.vocabulary.trim_source import trim_source
 
-    transformers.utils.logging.disable_progress_bar()
     report = timed_report()
     trim_source(
         arguments.source,

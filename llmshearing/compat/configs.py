@@ -28,6 +28,7 @@ __all__ = [
     'WINDOW_BUT_EVERY',
     'WINDOW_FROM_LAYER',
     'add_older_names',
+    'dump_config',
     'main_rotary',
     'normalise_config',
     'with_stock_type',
@@ -70,6 +71,8 @@ SAME_NUMBERS = {
 }
 # Kinds of layers in the first configs of a type, which transformers 5 reads as well.
 OLDER_KINDS = {'granitemoehybrid': {'linear_attention': 'mamba', 'full_attention': 'attention'}}
+# Whose configs in transformers 4 take exactly a `type`, one of these two, and a `factor`.
+LINEAR_OR_DYNAMIC = ('olmo', 'olmo2')
 WITHOUT_ROTARY = ('olmo_hybrid',)  # where rope_theta is None
 BASES = ('rope_theta', 'rotary_emb_base', 'rope_local_base_freq')
 SLIDING, FULL = 'sliding_attention', 'full_attention'
@@ -123,14 +126,27 @@ def with_stock_type(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_older_names(path: Path) -> None:
-    """Adds to a config.json of transformers 5 what it says in the words of transformers 4.
+    """Adds to a config.json of transformers 5 what it says in the words of transformers 4; see :func:`dump_config`."""
+    dump_config(load_json(path), path)
+
+
+def dump_config(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a config.json, and adds to the words of transformers 5 what they say in those of transformers 4.
 
     transformers 4, llama.cpp and vLLM then read the same numbers; without them they take a rotary base of 10000. What
     version 4 does not compute is told, and rotary settings are written as they are, for programs that do. Kinds of
-    layers are written in older words where transformers 5 reads those as well.
+    layers are written in older words where transformers 5 reads those as well. Everything that writes a model folder
+    writes its config here.
     """
-    content = load_json(path)
-    if content.get('model_type') in ONE_WINDOW:
+    dump_json(path, _with_older_names(content), sort_keys=True)
+
+
+def _with_older_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    content = dict(content)
+    if isinstance(content.get('text_config'), dict):
+        content['text_config'] = _with_older_names(content['text_config'])
+    model_type = content.get('model_type', '')
+    if model_type in ONE_WINDOW:
         content.pop('layer_types', None)  # its code has no use for them, and AutoConfig would take another code
     older = dict(content)
     for convert in (_convert_dtype, _convert_rotary, _convert_layer_types, _convert_experts, _refuse_looking_ahead):
@@ -144,11 +160,11 @@ def add_older_names(path: Path) -> None:
         main = {**main_rotary(older['rope_parameters'])}
         older.update(rope_theta=main.pop('rope_theta', None), rope_scaling=main)
     content.update({key: value for key, value in older.items() if value is not None or key in content})
-    content.update({key: content[name] for key, name in SAME_NUMBERS.get(content['model_type'], {}).items()})
-    older_kinds = OLDER_KINDS.get(content['model_type'])
-    if older_kinds:
+    content.update({key: content[name] for key, name in SAME_NUMBERS.get(model_type, {}).items()})
+    if model_type in OLDER_KINDS:
+        older_kinds = OLDER_KINDS[model_type]
         content['layer_types'] = [older_kinds.get(kind, kind) for kind in content['layer_types']]
-    dump_json(path, content, sort_keys=True)
+    return content
 
 
 def main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -313,7 +329,9 @@ def _check_older_rotary(content: dict[str, Any]) -> None:
     if kind == 'longrope':
         main[original] = scaling.get(original, content.get(original))
         content['rope_scaling'] = {key: value for key, value in scaling.items() if key != original}
-    _rope_scaling(content, kind, main, 'rope_scaling')
+    converted = _rope_scaling(content, kind, main, 'rope_scaling')
+    if content.get('model_type') in LINEAR_OR_DYNAMIC:
+        content['rope_scaling'] = converted
 
 
 def _rope_scaling(
@@ -344,6 +362,10 @@ def _rope_scaling(
         if main.get('attention_factor') is not None:
             raise ValueError(_refusal(f'{place}.attention_factor', main['attention_factor']))
         return {'type': kind, 'short_factor': main['short_factor'], 'long_factor': main['long_factor']}
+    if content.get('model_type') in LINEAR_OR_DYNAMIC:
+        if kind not in ('linear', 'dynamic'):
+            raise ValueError(_refusal(f'{place}.rope_type', kind))
+        return {'type': kind, 'factor': float(main['factor'])}
     return {'rope_type': kind, **main}
 
 

@@ -4,19 +4,23 @@ transformers 4 opens that file whatever class ``tokenizer_config.json`` names. t
 vocabulary and merges from it for many classes (``GPT2Tokenizer``, ``Qwen2Tokenizer``, ``CohereTokenizer`` ...) and puts
 the pre-tokenizer of the class around them. A model that was trained with digits one by one then reads other ids, and a
 tokenizer that is saved again has lost what the file said. Its general class opens the file as it is, so that is taken
-where the two make other ids of a sample.
+where the two make other ids of a sample, or around special tokens: there alone older files of LLaMA differ.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'is_general', 'sample_ids']
+__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'around_special', 'is_general', 'opens_as_general', 'same_ids']
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
+SPECIAL_TOKENS = 32  # that texts are made of; some vocabularies have thousands in reserve
 GENERAL_CLASS = 'PreTrainedTokenizerFast'  # by which either generation opens a tokenizer.json as it is
 
 SAMPLE = (
@@ -31,14 +35,30 @@ SAMPLE = (
 
 
 class TokenizerLoader:
-    """``AutoTokenizer`` for a caller of ours or of llm-foundry; with transformers 4 nothing else."""
+    """``AutoTokenizer`` for a caller of ours or of llm-foundry; with transformers 4 all but nothing else."""
 
     @staticmethod
     def from_pretrained(name: str | Path, **settings: Any) -> Any:
         """The tokenizer of a folder or of the hub; arguments as for ``AutoTokenizer.from_pretrained``."""
         from transformers import AutoTokenizer
 
-        return _as_in_file(AutoTokenizer.from_pretrained(name, **settings), name, **settings)
+        with _knowing_the_class():
+            return _as_in_file(AutoTokenizer.from_pretrained(name, **settings), name, **settings)
+
+
+@contextlib.contextmanager
+def _knowing_the_class() -> Iterator[None]:
+    """Silences transformers where a file is opened by another class than it names: that is chosen, by its ids."""
+    log = logging.getLogger('transformers.tokenization_utils_base')
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return 'The tokenizer class you load from this checkpoint is not the same' not in record.getMessage()
+
+    log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_other)
 
 
 def _as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
@@ -58,12 +78,38 @@ def _as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
     if file is None:
         return tokenizer
     general = PreTrainedTokenizerFast.from_pretrained(name, **settings)
-    return tokenizer if sample_ids(tokenizer) == sample_ids(general) else general
+    return tokenizer if same_ids(general, tokenizer) else general
 
 
-def sample_ids(tokenizer: Any) -> list[int]:
-    """What a tokenizer makes of :data:`SAMPLE`."""
-    return tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False)
+def around_special(tokenizer: Any) -> str:
+    """Text around a tokenizer's own special tokens, the first by their ids, where classes differ on any other text."""
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    special = [token.content for _, token in added if token.special][:SPECIAL_TOKENS]
+    return ''.join(f'x{token} y\n{token}z' for token in special)
+
+
+def same_ids(tokenizer: Any, other: Any, add_special_tokens: bool = False) -> bool:
+    """Whether two tokenizers make the same of :data:`SAMPLE`, and of text around the first one's special tokens."""
+    texts = [SAMPLE, around_special(tokenizer)]
+    settings = {'add_special_tokens': add_special_tokens, 'verbose': False}
+    one, two = ([each.encode(text, **settings) for text in texts] for each in (tokenizer, other))
+    return one == two
+
+
+def opens_as_general(folder: str | Path, tokenizer: Any) -> bool:
+    """Whether a folder's tokenizer.json is to be opened by the general class, which ``tokenizer`` may be of already.
+
+    With transformers 4, where the two have the same ids, put the same around a text and have the same special tokens.
+    With 5 a tokenizer of another class was looked at when it was opened: it does what the file says.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if TRANSFORMERS_5 or is_general(tokenizer):
+        return is_general(tokenizer)
+    with _knowing_the_class():
+        general = PreTrainedTokenizerFast.from_pretrained(folder)
+    alike = general.special_tokens_map == tokenizer.special_tokens_map
+    return alike and same_ids(general, tokenizer, add_special_tokens=True)
 
 
 def is_general(tokenizer: Any) -> bool:

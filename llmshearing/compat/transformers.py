@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 # What a config of transformers 5 raises for a value that it does not take; configs of 4 raise a ValueError.
-STRICT_ERROR: type[Exception] = getattr(huggingface_hub.errors, 'StrictDataclassError', ValueError)
+STRICT_ERROR: type[Exception] = huggingface_hub.errors.StrictDataclassError if TRANSFORMERS_5 else ValueError
 
 # Whether models open whose hidden_size is no multiple of num_attention_heads, where head_dim is a setting of its own.
 OPENS_UNEVEN_HEADS = not TRANSFORMERS_5
@@ -207,10 +207,18 @@ def load_causal_lm(name: str | Path, **settings: Any) -> tuple[Any, dict[str, An
     """
     from transformers import AutoModelForCausalLM
 
-    pair: Any = AutoModelForCausalLM.from_pretrained(
-        name, output_loading_info=True, trust_remote_code=False, **settings
-    )
+    with _without_bars():
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False, **settings
+        )
     return pair
+
+
+def _without_bars() -> AbstractContextManager[None]:
+    """Keeps transformers from drawing how far it has loaded a model, but not from how far it has downloaded one."""
+    from transformers.utils import logging
+
+    return replaced(logging, '_tqdm_active', False)
 
 
 def load_complete_causal_lm(where: str, name: str | Path, **settings: Any) -> Any:
@@ -243,9 +251,10 @@ def load_multimodal(folder: Path, dtype: Any) -> Any:
     model_class = getattr(transformers, names[0], None)
     if model_class is None:
         raise ValueError(f'{folder}: transformers {transformers.__version__} has no class {names[0]}.')
-    model, info = model_class.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype_argument(dtype)
-    )
+    with _without_bars():
+        model, info = model_class.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype_argument(dtype)
+        )
     return _complete(str(folder), model, info).eval()
 
 

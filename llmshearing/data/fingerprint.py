@@ -20,7 +20,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
-from llmshearing.compat.tokenizers import SAMPLE
+from llmshearing.compat.tokenizers import SAMPLE, around_special
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.mds import MANIFEST
 
@@ -45,13 +45,18 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a manifest says of a tokenizer for :func:`check_tokenizer`: ``vocab_size``, ``vocabulary``, ``sample``."""
+    """What a manifest says of a tokenizer for :func:`check_tokenizer`, by the names of its parts.
+
+    They are ``vocab_size``, ``vocabulary``, ``sample`` and ``around_special``, a sample of its special tokens; older
+    manifests are without the last.
+    """
     size = vocabulary_size(tokenizer)
-    (ids,) = plain_ids(tokenizer, [SAMPLE])
+    texts = {'sample': SAMPLE, 'around_special': around_special(tokenizer)}
+    ids = plain_ids(tokenizer, list(texts.values()))
     return {
         'vocab_size': size,
         'vocabulary': _vocabulary_hash(tokenizer, size),
-        'sample': {'text': SAMPLE, 'ids': ' '.join(map(str, ids))},
+        **{name: {'text': text, 'ids': ' '.join(map(str, own))} for (name, text), own in zip(texts.items(), ids)},
     }
 
 
@@ -153,7 +158,8 @@ def _compare(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any], plac
     if made_with['vocab_size'] > size:
         difference = f'it has {made_with["vocab_size"]} ids, the one here {size}'
     elif isinstance(made_with.get('sample'), dict):  # from 2026 on
-        difference = _sample_difference(tokenizer, made_with['sample'])
+        samples = (made_with[name] for name in ('sample', 'around_special') if name in made_with)
+        difference = next(filter(None, (_sample_difference(tokenizer, sample) for sample in samples)), None)
         if difference is None and made_with.get('vocabulary') != _vocabulary_hash(tokenizer, made_with['vocab_size']):
             difference = 'some of its ids stand for other tokens'
     elif made_with.get('fingerprint') is not None:

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from llmshearing.checkpoints.tokenizer_files import name_general_class
+from llmshearing.checkpoints.tokenizer_files import make_portable, name_general_class
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import LICENCE_FILES, TEMPLATE_FOLDER
 
@@ -30,12 +30,14 @@ NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
 def copy_companions(source: Path, folder: Path) -> None:
     """Copies tokenizer, generation config and licence files as they are, byte for byte.
 
-    Alone the class of a tokenizer is named anew where transformers would open another one by it.
+    Alone the tokenizer's settings are put into words of either generation, and its class is named anew where
+    transformers would open another one by it.
     """
     for path in {path for pattern in COMPANIONS for path in source.glob(pattern)}:
         if path.is_file() and path.suffix not in NO_COMPANIONS:
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+    make_portable(folder)
     with contextlib.suppress(OSError, ValueError):  # a source without a tokenizer
         name_general_class(folder, read_tokenizer(source))

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from llmshearing.checkpoints.multimodal import MultimodalWeights, read_multimodal_weights
 from llmshearing.checkpoints.source import check_weights, read_weights
 from llmshearing.checkpoints.weight_files import weight_files
+from llmshearing.compat.configs import dump_config
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_card
 from llmshearing.export.model_folder import open_strictly
@@ -29,7 +30,7 @@ from llmshearing.export.verification import TOLERANCE
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
-from llmshearing.utils.files import dump_json, load_json, refuse_unwritable
+from llmshearing.utils.files import load_json, refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['WholeModel', 'write_whole_model']
@@ -94,7 +95,7 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
         for name, tensor in tensors():
             writer.add(name, tensor)
         writer.finish_tensors()
-        dump_json(writer.path / 'config.json', settings)
+        dump_config(settings, writer.path / 'config.json')
         (writer.path / 'README.md').write_text(_card(output.name, source, files), encoding='utf-8')
         difference = _compare(writer.path, decoder, dtype_of(config))
         writer.commit()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import init_empty_weights
+from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from llmshearing.compat.transformers import attention_implementation, dtype_argument
+from llmshearing.utils.replaced import replaced
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -48,7 +50,19 @@ def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Builds a causal language model whose parameters, of such a type, take no memory; its buffers are there."""
-    with init_empty_weights(include_buffers=False):
+    with _parameters_on_meta():
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_implementation(config), **dtype_argument(dtype)
         )
+
+
+def _parameters_on_meta() -> AbstractContextManager[None]:
+    """Moves each parameter to the meta device as its module takes it; buffers keep their values."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # one that is tied there stays the same
+            parameter = nn.Parameter(parameter.detach().to('meta'), parameter.requires_grad)
+        register(module, name, parameter)
+
+    return replaced(nn.Module, 'register_parameter', register_on_meta)

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmshearing.compat.configs import dump_config
 from llmshearing.export.model_card import derived_card
 from llmshearing.models.source_files import read_source_files, source_licence
 from llmshearing.reports.lines import Line, line_panel
 from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, as_file
 from llmshearing.rotation.energy import energy_table
-from llmshearing.utils.files import dump_json, write_atomically
+from llmshearing.utils.files import write_atomically
 
 __all__ = ['PICTURE', 'RECORD', 'plot_energy', 'write_card', 'write_config']
 
@@ -22,13 +23,13 @@ RECORD, PICTURE = 'rotation.json', 'energy_kept.svg'
 
 
 def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folder: Path) -> None:
-    """The source's ``config.json`` with nothing changed but what the rotation changes."""
+    """The source's ``config.json``, in the words of both generations, changed only where the rotation changes it."""
     key = 'dtype' if 'dtype' in settings else 'torch_dtype'  # of transformers 5, and before
     settings = {**settings, key: str(dtype).removeprefix('torch.'), 'tie_word_embeddings': tied}
     if 'tie_embedding' in settings:  # the first configs of LFM2, where transformers takes it before the other
         settings['tie_embedding'] = tied
     settings.pop('auto_map', None)  # leads to code
-    dump_json(folder / 'config.json', settings)
+    dump_config(settings, folder / 'config.json')
 
 
 def plot_energy(kept: Tensor, target: int | None, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmshearing.compat.configs import dump_config
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_card import derived_card
 from llmshearing.models.source_files import read_source_files, source_licence
@@ -44,7 +45,7 @@ def write_files(
                 path.unlink()
     settings = {**with_new_ids(config, new), 'vocab_size': len(kept)}
     settings.pop('auto_map', None)  # leads to code
-    dump_json(folder / 'config.json', settings, ensure_ascii=False)
+    dump_config(settings, folder / 'config.json')
     dump_json(folder / TOKENIZER, with_new_ids_in_tokenizer(tokenizer.content, kept), ensure_ascii=False)
     for name, change in (
         ('generation_config.json', lambda old: with_new_ids(old, new)),

@@ -55,3 +55,12 @@ def test_a_tokenizer_that_does_not_open_is_refused(tmp_path):
     (tmp_path / 'out').mkdir()
     with pytest.raises(ValueError, match='the written tokenizer does not open .*--tokenizer'):
         write_tokenizer(files, tmp_path / 'out', {})
+
+
+def test_named_chat_templates_are_written_for_both(tmp_path):
+    tokenizer, templates = tiny_tokenizer(), {'default': '{{ messages }}', 'rag': '{{ documents }}'}
+    tokenizer.chat_template = templates
+    write_tokenizer(tokenizer, tmp_path, {})
+    stored = json.loads((tmp_path / 'tokenizer_config.json').read_text())['chat_template']
+    assert {one['name']: one['template'] for one in stored} == templates  # where transformers 4 looks for them
+    assert read_tokenizer(tmp_path).chat_template == templates

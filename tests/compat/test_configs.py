@@ -45,6 +45,30 @@ def test_what_transformers_4_does_not_compute_is_written_as_it_is(tmp_path):
     assert content['rope_scaling'] == {'rope_type': 'yarn', 'factor': 2.0, 'truncate': False}
 
 
+@pytest.mark.parametrize('model_type', ['olmo', 'olmo2'])
+@pytest.mark.parametrize('kind', ['linear', 'dynamic', 'yarn'])
+def test_olmo_has_words_of_its_own_for_rotary_settings(model_type, kind, tmp_path, caplog):
+    path = tmp_path / 'config.json'
+    rotary = {'rope_type': kind, 'rope_theta': 5e5, 'factor': 2}
+    path.write_text(json.dumps({'model_type': model_type, 'rope_parameters': rotary}))
+    add_older_names(path)
+    content = json.loads(path.read_text())
+    if kind == 'yarn':
+        assert f"rope_parameters.rope_type: '{kind}'" in caplog.text
+    else:
+        assert content['rope_scaling'] == {'type': kind, 'factor': 2.0} and not caplog.records
+    if kind != 'yarn' or TRANSFORMERS_5:
+        assert AutoConfig.from_pretrained(tmp_path).model_type == model_type
+    older = {'model_type': model_type, 'rope_scaling': {'rope_type': kind, 'factor': 2.0}}
+    if TRANSFORMERS_5:
+        assert normalise_config(older) == older
+    elif kind == 'yarn':
+        with pytest.raises(ValueError, match="rope_scaling.rope_type: 'yarn', which transformers 4 does not compute"):
+            normalise_config(older)
+    else:
+        assert normalise_config(older)['rope_scaling'] == {'type': kind, 'factor': 2.0}
+
+
 def test_main_rotary_is_that_of_full_attention():
     one = {'rope_theta': 1e4}
     assert main_rotary(one) == main_rotary({'full_attention': one, 'sliding_attention': {'rope_theta': 5.0}}) == one

@@ -200,3 +200,19 @@ def test_windows_by_layer_is_whether_the_first_layers_of_qwen_see_everything():
     with torch.no_grad():
         sees = not torch.equal(model(ids).logits[0, -1], model(other).logits[0, -1])
     assert sees == WINDOWS_BY_LAYER
+
+
+def test_strict_error_is_what_a_config_raises():
+    wrong = {'num_attention_heads': 'four'} if TRANSFORMERS_5 else {'rope_scaling': {'factor': 2.0}}
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - its type is what is looked at
+        CONFIG_MAPPING['olmo2'](**{**COMMON, **wrong})
+    assert isinstance(raised.value, STRICT_ERROR)
+
+
+def test_no_bar_is_drawn_where_a_model_is_loaded(tmp_path, capfd):
+    tiny_model('llama').save_pretrained(tmp_path)
+    capfd.readouterr()
+    load_causal_lm(tmp_path)
+    assert 'Loading' not in capfd.readouterr().err
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert TRANSFORMERS_5 == ('Loading' in capfd.readouterr().err)  # as long as it is needed

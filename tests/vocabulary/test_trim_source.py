@@ -91,6 +91,7 @@ def test_the_same_tokens_and_logits_for_text_whose_tokens_stay(place, kind, caps
                 assert [kept[number] for number in new] == ids, text
                 same += 1
     assert same > 100
+    assert {'torch_dtype', 'rope_theta'} <= json.loads((folder / 'config.json').read_text()).keys()  # older names
     own, derived = logits(place / kind, ids := kept[::5]), logits(folder, list(range(0, SIZE, 5)))
     assert len(ids) == len(own)
     torch.testing.assert_close(derived, own[:, kept], rtol=0, atol=1e-13)
