@@ -15,6 +15,7 @@ import catalogue
 from llmshearing.models.family_tables import TABLES
 from llmshearing.models.mixtures import check_mixture, table_name
 from llmshearing.models.roles import Family
+from llmshearing.utils.checks import of_another_package
 from llmshearing.utils.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -75,4 +76,5 @@ def family_of(config: PretrainedConfig) -> Family:
     raise ValueError(
         f'model_type {config.model_type!r}{reason} is not supported; '
         f'{f"the nearest that is: {near!r}; " if near else ""}supported: {", ".join(known)}.'
+        + of_another_package('table', 'families')
     )
