@@ -63,7 +63,7 @@ setup(
         'pyarrow>=15',
         'pyyaml>=6.0',
         'tqdm>=4.66',
-        'catalogue>=2.0.10,<3',  # registries of learners and scoring methods, as in llm-foundry
+        'catalogue>=2.0.10,<3',  # registries of families, learners, scores and mixture rules, as in llm-foundry
         'filelock>=3.12',
         'scipy>=1.11',
         'jinja2>=3.1',

@@ -13,6 +13,7 @@ from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
+from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.compat.composer import unwrapped
 from llmshearing.masks.record import RECORD_NAME, record_of
@@ -77,6 +78,7 @@ def run_note(state: State, models: dict[str, Any], began: float, due: int | None
         'noted': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
         'settings': _settings(state),
         'exported': _exported(state, began),
+        'references': _references(state),
         **models,
         'pruning': None if pruning is None else _masks(pruning, state),
     }
@@ -111,6 +113,12 @@ def _exported(state: State, began: float) -> dict[str, str] | None:
     written = {path: path.stat().st_mtime for path in found if path.is_file()}
     last = max(written, key=written.__getitem__, default=None)
     return None if last is None or written[last] < began else {'folder': str(last.parent)}
+
+
+def _references(state: State) -> dict[str, float] | None:
+    """Reference losses of the mixture, which is logged at the end of a round only; None where no callback mixes."""
+    mixing = next((one for one in state.callbacks if isinstance(one, DynamicBatchLoading)), None)
+    return None if mixing is None else dict(mixing.reference_losses)
 
 
 def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:

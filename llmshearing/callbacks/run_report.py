@@ -92,6 +92,10 @@ class RunReport(Callback):
         if dist.get_global_rank() == 0:
             self._models = model_sizes(state, self.pruned)
             self._last, self._began = time.monotonic(), time.time()
+            try:
+                self._note(state, self._due())  # so that what is planned is known of a run that is killed early, too
+            except OSError as error:
+                log.warning('run_report could not note how the run stands: %s', error)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._evaluated = True
@@ -119,13 +123,20 @@ class RunReport(Callback):
         if dist.get_global_rank() != 0 or self._page.is_drawing:
             return
         self._page.hear()
-        apart = max(self.max_seconds, time.monotonic() - self._last)
-        due = None if closing else round(time.time() + max(SILENCE, 3 * apart))
+        due = None if closing else self._due()
         self._last, self._evaluated = time.monotonic(), False
         try:
             self._read = self._metrics.stat().st_size
-            note = run_note(state, self._models, self._began, due)
-            dump_json(state_path(self._metrics), note, indent=None, end='', separators=(',', ':'))
+            self._note(state, due)
             self._page.draw()
         except OSError as error:  # a full disk, no memory for a process: training needs neither
             log.warning('run_report could not refresh the page: %s', error)
+
+    def _due(self) -> int:
+        """Unix time by which the next note will have been written."""
+        apart = max(self.max_seconds, time.monotonic() - self._last)
+        return round(time.time() + max(SILENCE, 3 * apart))
+
+    def _note(self, state: State, due: int | None) -> None:
+        note = run_note(state, self._models, self._began, due)
+        dump_json(state_path(self._metrics), note, indent=None, end='', separators=(',', ':'))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored, read_all
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, check_generation, parameter_shapes
@@ -25,7 +25,7 @@ from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
 from llmshearing.models.families import find_table
-from llmshearing.models.source_config import config_from, read_config
+from llmshearing.models.source_config import OF_ANOTHER_PACKAGE, config_from, is_known_type, read_config
 from llmshearing.models.source_files import local_folder, read_source_files
 from llmshearing.models.stored_names import read_parameter, stored_tensors
 from llmshearing.utils.files import load_json
@@ -227,15 +227,16 @@ def _hugging_face_parts(
 
 
 def _stored_config(path: Path, content: Mapping[str, Any]) -> PretrainedConfig:
-    """The config in a checkpoint, of a model type that transformers itself knows.
+    """The config in a checkpoint, of a model type that transformers or an installed package knows.
 
     Composer's own reader would go by the path and the ``trust_remote_code`` that stand in the checkpoint where
     the type is unknown.
     """
     settings = {key: value for key, value in content.items() if key not in NO_SETTINGS}
-    if settings.get('model_type') not in CONFIG_MAPPING:
+    if not is_known_type(settings.get('model_type')):
         raise ValueError(
-            f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know.'
+            f'{path} holds a model of type {settings.get("model_type")!r}, which transformers does not know. '
+            f'{OF_ANOTHER_PACKAGE}'
         )
     return config_from(settings, name_or_path=str(content.get('_name_or_path', '')))
 

@@ -29,6 +29,7 @@ __all__ = [
     'WINDOWS_BY_LAYER',
     'attention_implementation',
     'attention_of',
+    'check_valid',
     'dtype_argument',
     'dtype_of',
     'forget_own_notes',
@@ -122,6 +123,12 @@ def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
         return {kind: _plain(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
     kept = {key: value for key, value in rotary.items() if key in READ_BESIDE_ROTARY}
     return {'rope_type': 'default', **kept}
+
+
+def check_valid(config: Any) -> None:
+    """What transformers 5 asks of a config before it is saved, and raises :data:`STRICT_ERROR` for; 4 asks nothing."""
+    if hasattr(config, 'validate'):
+        config.validate()
 
 
 def forget_own_notes(config: Any) -> None:

@@ -3,7 +3,8 @@
 A learner holds one number or more per unit and makes masks of them. The algorithm asks it for the masks of each batch,
 gives it their gradients back, and asks for masks without noise when it evaluates and at the end. Whoever has another
 way registers a class with these methods, in Python (``mask_learners('mine')(MyMasks)``) or by an entry point of the
-group ``llmshearing_mask_learners``, and names it in ``mask_learning``.
+group ``llmshearing_mask_learners``, and names it in ``mask_learning``. The second is found by commands as well, such as
+``llmshearing export`` of a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.constraints import Constraint
-from llmshearing.utils.checks import check_one_of
+from llmshearing.utils.checks import check_one_of, of_another_package
 
 __all__ = [
     'LEARNER_KEYS',
@@ -183,7 +184,7 @@ def learner_class(name: str) -> type[MaskLearner]:
     Raises:
         ValueError: If there is none of that name; names those there are.
     """
-    check_one_of('mask_learning', name, mask_learners.get_all())
+    check_one_of('mask_learning', name, mask_learners.get_all(), of_another_package('learner', 'mask_learners'))
     return mask_learners.get(name)
 
 

@@ -2,8 +2,8 @@
 
 They are the order in which masks start, or the whole decision of a one-shot pruner. The methods of this package are in
 :mod:`~llmshearing.masks.score_methods`. Whoever has another one registers a :class:`ScoringMethod`, in Python
-(``scoring_methods('mine', func=...)``) or by an entry point of the group ``llmshearing_scoring_methods``, and names it
-in ``scores``.
+(``scoring_methods('mine', func=ScoringMethod(function))``) or by an entry point of the group
+``llmshearing_scoring_methods``, and names it in ``scores``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from llmshearing.models.cuttable import Cutter, one_rank
 from llmshearing.models.units import AXES
+from llmshearing.utils.checks import of_another_package
 
 __all__ = [
     'RECOMMENDED_SCORES',
@@ -160,7 +161,15 @@ def method_by_axis(scores: str | Mapping[str, str], pruned: Collection[str]) -> 
     result = {axis: RECOMMENDED_SCORES[axis] for axis in pruned}
     for axis, method in chosen.items():
         if method not in methods:
-            raise ValueError(f'scores: unknown method {method!r}; choose one of {", ".join(methods)}.')
+            raise ValueError(
+                f'scores: unknown method {method!r}; choose one of {", ".join(methods)}.'
+                + of_another_package('method', 'scoring_methods')
+            )
+        if not isinstance(methods[method], ScoringMethod):
+            raise ValueError(
+                f'scores: {method} is registered as a {type(methods[method]).__name__}, expected a ScoringMethod; '
+                f'register scoring_methods({method!r}, func=ScoringMethod(function)).'
+            )
         if axis not in AXES:
             raise ValueError(f'scores: unknown axis {axis!r}; possible: {", ".join(AXES)}.')
         applies = axis in methods[method].axes

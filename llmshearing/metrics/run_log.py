@@ -45,7 +45,7 @@ STATE_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(('batch', 'tokens', 'elapsed_share', 'seconds', 'due'), NUMBER),
     **dict.fromkeys(('max_duration', 'noted'), (str,)),
     'closed': (bool,),
-    **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings'), (dict,)),
+    **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings', 'references'), (dict,)),
 }
 RECORD_KINDS = {'source_shape': dict, 'target_shape': dict, 'axes': list, 'kept': dict}
 
@@ -211,7 +211,8 @@ def read_run(path: Path) -> RunLog:
         pruning, exported = {}, None
     references, are_measured = _references(path.with_name(REFERENCES), notes)
     source_losses = references if are_measured else {}
-    references = {**references, **_steered_by(metrics)}
+    noted = {name: loss for name, loss in (state.get('references') or {}).items() if type(loss) in NUMBER}
+    references = {**references, **noted, **_steered_by(metrics)}
     return RunLog(run.name, path, metrics, state, pruning, exported, references, source_losses, tuple(notes))
 
 

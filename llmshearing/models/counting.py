@@ -19,7 +19,7 @@ import torch
 
 from llmshearing.compat.transformers import ignores_windows
 from llmshearing.models.dimensions import DIMENSIONS
-from llmshearing.models.families import family_of
+from llmshearing.models.families import family_of, has_own_table
 from llmshearing.models.on_meta import build_on_meta
 from llmshearing.models.roles import Experts, Norm, PerUnit, Role, Whole, expert_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, check_heads, shape_of, with_shape
@@ -33,6 +33,7 @@ __all__ = [
     'ParameterCounts',
     'Weight',
     'active_parameters',
+    'check_table',
     'count_parameters',
     'count_source',
     'kv_cache_bytes_per_token',
@@ -164,8 +165,9 @@ def layout_of(config: PretrainedConfig) -> Layout:
     """Reads the layout from the family's table and a layer of each kind of the model on the meta device.
 
     Raises:
-        ValueError: If the model type has no family table, or no model can be built from the config.
-        RuntimeError: If the table does not account for every parameter of the model.
+        ValueError: If the model type has no family table, no model can be built from the config, or a table of another
+            package does not account for every parameter of the model.
+        RuntimeError: If a table of this package does not.
     """
     family, source = family_of(config), shape_of(config)
     check_heads(source)
@@ -179,9 +181,12 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if ignores_windows(config):
         config.sliding_window = None  # has no parameters, and transformers would warn of attention that is not run here
     model = build_on_meta(config)
-    modules = [
-        (path, layer, _weights(role, model.get_submodule(path))) for path, role, layer in family.modules(every_kind)
-    ]
+    try:
+        modules = [
+            (path, layer, _weights(role, model.get_submodule(path))) for path, role, layer in family.modules(every_kind)
+        ]
+    except AttributeError as error:
+        raise _wrong_table(config, f'names a module that is not there ({error})') from error
     outside = {path: weights for path, layer, weights in modules if layer is None}
     tied = model.get_parameter(f'{family.head}.weight') is model.get_input_embeddings().weight
     (embedding,), (final_norm,), (head,) = outside.values()
@@ -193,11 +198,34 @@ def layout_of(config: PretrainedConfig) -> Layout:
     layout = Layout(embedding, layers, kinds, final_norm, head, tied, window, tuple(windowed))
     counted, actual = count_parameters(layout, shape).total, sum(parameter.numel() for parameter in model.parameters())
     if counted != actual:
-        raise RuntimeError(
-            f'the table of model_type {config.model_type!r} accounts for {counted} of the {actual} parameters of a '
-            'model with a layer of each kind; this is a bug in llmshearing.'
-        )
+        what = f'accounts for {counted} of the {actual} parameters of a model of {shape}'
+        if has_own_table(config):
+            raise RuntimeError(f'the table of model_type {config.model_type!r} {what}; this is a bug in llmshearing.')
+        raise _wrong_table(config, what)
     return layout
+
+
+def check_table(config: PretrainedConfig, target: ModelShape) -> None:
+    """Raises a ValueError where a model of the target has other weights than the table cuts a source to.
+
+    Tables of this package are held against exported folders by the tests, for every axis; those of others are not.
+    """
+    before, after = layout_of(config), layout_of(with_shape(config, target, family_of(config).has_head_dim))
+    pairs = [(before.embedding, after.embedding), (before.final_norm, after.final_norm), (before.head, after.head)]
+    for kind, weights in after.layer.items():
+        pairs += zip(before.layer[kind], weights)
+    for old, new in pairs:
+        if old != new:
+            what = f'leaves a weight of {old.rows} x {old.columns} as it is, which is {new.rows} x {new.columns} in one'
+            raise _wrong_table(config, f'{what} of {target}')
+
+
+def _wrong_table(config: PretrainedConfig, what: str) -> ValueError:
+    return ValueError(
+        f'the table that is registered for model_type {config.model_type!r} (llmshearing_families) does not fit the '
+        f'models of transformers: it {what}. Correct the table: every weight with its dimensions, and '
+        'has_head_dim=False where a head is hidden_size / num_attention_heads wide whatever the config says.'
+    )
 
 
 def _weights(role: Role, module: torch.nn.Module) -> list[Weight]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR
+from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR, check_valid
 from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
 from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key, table_name
 from llmshearing.utils.checks import is_integer
@@ -149,10 +149,11 @@ def check_buildable(config: PretrainedConfig, shape: ModelShape, has_head_dim: b
     """
     source, cut = shape_of(config), with_shape(config, shape, has_head_dim)
     try:
-        type(config).from_dict(cut.to_dict())
+        check_valid(type(config).from_dict(cut.to_dict()))
     except REFUSALS as error:
         raise ValueError(
-            f'transformers takes no {config.model_type} of the target ({shape}), so it could not be exported: {error} '
+            f'transformers takes no {config.model_type} of the target ({shape}), so it could not be exported: '
+            f'{" ".join(str(error).split())} '
             f'Where settings are tied to hidden_size / num_attention_heads, keep that quotient, {source.hidden_size} / '
             f'{source.num_attention_heads}: cut both in proportion, or neither.'
         ) from error

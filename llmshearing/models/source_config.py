@@ -23,9 +23,23 @@ from llmshearing.compat.configs import (
     with_stock_type,
 )
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
+from llmshearing.models.families import installed_table
 from llmshearing.models.family_tables import TABLES
 
-__all__ = ['check_attention', 'check_stock_reading', 'config_from', 'layer_windows', 'read_config']
+__all__ = [
+    'OF_ANOTHER_PACKAGE',
+    'check_attention',
+    'check_stock_reading',
+    'config_from',
+    'is_known_type',
+    'layer_windows',
+    'read_config',
+]
+
+OF_ANOTHER_PACKAGE = (
+    'For a model type of another package, install that package: an entry point of the group llmshearing_families, with '
+    'the type for its name, is to import what registers config and model with transformers.'
+)
 
 READ_OTHERWISE = (
     'rope_theta',
@@ -74,9 +88,24 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Pretrained
         ValueError: If the config contradicts itself, or asks for what the installed transformers does not compute.
     """
     content, _ = PretrainedConfig.get_config_dict(name)
-    if content.get('model_type') not in CONFIG_MAPPING or (trust_remote_code and 'auto_map' in content):
+    model_type = content.get('model_type')
+    if is_known_type(model_type) and not (trust_remote_code and 'auto_map' in content):
+        return config_from(content, name_or_path=str(name))
+    try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return config_from(content, name_or_path=str(name))
+    except ValueError as error:
+        if not model_type or 'auto_map' in content:
+            raise
+        raise ValueError(f'{error}\n{OF_ANOTHER_PACKAGE}') from error
+
+
+def is_known_type(model_type: Any) -> bool:
+    """Whether transformers knows a model type, by itself or from the installed package that brings a table of it."""
+    if not isinstance(model_type, str):
+        return False
+    if model_type not in CONFIG_MAPPING:
+        installed_table(model_type)  # which may register it with transformers
+    return model_type in CONFIG_MAPPING
 
 
 def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig:

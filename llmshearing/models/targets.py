@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import OPENS_UNEVEN_HEADS
-from llmshearing.models.families import family_of
+from llmshearing.models.families import family_of, has_own_table
 from llmshearing.models.mixtures import check_aligned, with_shape_keys
 from llmshearing.models.shapes import (
     DTYPE_BYTES,
@@ -90,6 +90,10 @@ def target_shape(config: PretrainedConfig, target: Mapping[str, Any]) -> ModelSh
     check_aligned(config, shape_of(config), shape)
     _check_attention(config, shape)
     check_buildable(config, shape, family_of(config).has_head_dim)
+    if not has_own_table(config):
+        from llmshearing.models.counting import check_table
+
+        check_table(config, shape)
     return shape
 
 

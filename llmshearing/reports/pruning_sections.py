@@ -23,12 +23,13 @@ from llmshearing.reports.blocks import (
 )
 from llmshearing.reports.heat import heat_panel
 from llmshearing.reports.lines import DASHES, Line
-from llmshearing.reports.svg import BLACK, BLUE, ORANGE
+from llmshearing.reports.svg import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
 __all__ = ['constraints_section', 'counts_section', 'masks_section', 'sparsity_picture']
 
 # In the order of drawing: what is asked for stays visible on top of what is reached.
 COUNT_STYLES = {'expected': (BLUE, 3.0), 'hard': (ORANGE, 1.6), 'target': (BLACK, 1.6)}
+TARGET_COLOURS = (BLACK, VERMILION, GREEN, PURPLE)  # by run: targets are dotted in all of them
 COUNT_LABELS = {'target': 'target by now', 'expected': 'expected', 'hard': 'hard (above 1/2)'}
 
 
@@ -48,11 +49,11 @@ def counts_section(runs: Sequence[RunLog]) -> Section | None:
     rows = [['axis', 'run', 'source', 'final target', 'target now', 'expected', 'hard', 'expected / target']]
     for axis in axes:
         lines = []
-        for run_dash, run in zip(DASHES, runs):
+        for run_dash, target_colour, run in zip(DASHES, TARGET_COLOURS, runs):
             for kind, (colour, width) in COUNT_STYLES.items():
                 found = run.series(f'{PRUNING}{axis}/{kind}')
                 if found is not None:
-                    dash = ':' if kind == 'target' else run_dash
+                    dash, colour = (':', target_colour) if kind == 'target' else (run_dash, colour)
                     lines.append(Line(label(run, runs, COUNT_LABELS[kind]), *found, colour, dash, width=width))
             report = next((report for report in run.pruning.get('axes', []) if report['axis'] == axis), {})
             now = {kind: run.last(f'{PRUNING}{axis}/{kind}') for kind in COUNT_LABELS}

@@ -12,7 +12,7 @@ from llmshearing.models.shapes import TARGET_KEYS
 from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent, union
 from llmshearing.reports.projection import planned_tokens
 from llmshearing.reports.training_sections import eval_time_share, first_pictures, learning_rates, loss_table
-from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, verdict
+from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, share_done, verdict
 
 __all__ = ['source_and_result_section', 'status_section']
 
@@ -39,7 +39,7 @@ def _numbers(run: RunLog) -> dict[str, str]:
     return {
         'batches': number(run.batches),
         'planned': run.state.get('max_duration') or '-',
-        'done': percent(run.state.get('elapsed_share')),
+        'done': percent(share_done(run)),
         'tokens': number(_tokens(run)),
         'training loss': number(run.last(TRAIN_LOSS), 5),
         'evaluation loss, mean': number(_mean_loss(run), 5),

@@ -34,6 +34,8 @@ from llmshearing.reports.svg import COLOURS, GREY
 
 __all__ = ['eval_time_share', 'first_pictures', 'learning_rates', 'loss_table', 'mixture_section', 'training_section']
 
+SHARE_LOGGERS = 'callback speed_monitor or dynamic_batch_loading'
+
 
 def eval_time_share(run: RunLog) -> float | None:
     """Share of the time spent in evaluation: of the whole run where its times were logged, else a mean over rounds."""
@@ -74,13 +76,13 @@ def training_section(runs: Sequence[RunLog]) -> Section:
         'throughput': CurveSpec('throughput', speed, speeds, 'tokens per second', smooth=True, from_zero=True),
         'eval_share': CurveSpec('time in evaluation', share, shares, 'share of time', from_zero=True),
     }
+    mixes = any(run.state.get('references') is not None for run in runs)
+    by = 'dynamic_batch_loading logs it at the end of a mixing round' if mixes else SHARE_LOGGERS
     logged = {
         f'evaluation loss (eval_loader with the metric {EVAL_LOSS_METRIC})': any(run.domain_losses() for run in runs),
         'learning rates (callback lr_monitor)': bool(rates),
         'throughput (callback speed_monitor)': any(run.series(TOKENS_PER_SECOND) for run in runs),
-        'time in evaluation (callback speed_monitor or dynamic_batch_loading)': any(
-            eval_time_share(run) is not None for run in runs
-        ),
+        f'time in evaluation ({by})': any(eval_time_share(run) is not None for run in runs),
     }
     missing = [what for what, there in logged.items() if not there]
     blocks: list[Block] = [*curves(runs, table)]
@@ -111,11 +113,17 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
         'domain_losses': _level_lines(runs, domains, 'references', lambda name: mixture_name('loss', name)),
         'domain_gaps': [Line('', gaps[0].x, 0 * gaps[0].x, GREY, ':')] if gaps else [],
     }
-    losses, gap = 'Evaluation loss of every domain; dotted: its reference.', 'Loss minus reference of every domain.'
+    losses, gap = 'Evaluation loss of every domain', 'Loss minus reference of every domain.'
+    if gaps:
+        losses += (
+            '; dotted: its reference'
+            if more['domain_losses']
+            else '; not drawn: the references of so many, which the table below has'
+        )
     used, passes = 'Share of every domain in the samples so far.', 'How often every domain has been gone through.'
     table = {
         **(_weights(domains) if any(run.is_pruning for run in runs) else {}),
-        'domain_losses': CurveSpec('domain losses and their references', losses, of('loss'), NATS),
+        'domain_losses': CurveSpec('domain losses and their references', f'{losses}.', of('loss'), NATS),
         'domain_gaps': CurveSpec('gaps to the reference', gap, of('gap'), NATS),
         'data_shares': CurveSpec('data used', used, of('share'), 'share', from_zero=True),
         'passes': CurveSpec('passes through each domain', passes, of('passes'), 'passes', from_zero=True),
@@ -139,9 +147,11 @@ def _level_lines(runs: Sequence[RunLog], names: Sequence[str], levels: str, metr
     """A level of every name as a dotted line over the first run that has both it and the metric.
 
     Levels are ``references`` or ``source_losses``. Lines have no label: the colour is the name's, and the caption says
-    what dotted lines are.
+    what dotted lines are. There is none of more names than colours: it could not be told whose it is.
     """
     lines = []
+    if len(names) > len(COLOURS):
+        return lines
     for i, name in enumerate(names):
         for run in runs:
             series = run.series(metric(name)) if name in getattr(run, levels) else None

@@ -11,7 +11,7 @@ from llmshearing.metrics.names import LOGIT_DIFFERENCE, TRAIN_LOSS
 from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.blocks import Verdict, duration, number, percent
 
-__all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'verdict']
+__all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'share_done', 'verdict']
 
 STOPPED = 'Stopped before its end.'
 AGAIN = 'begin it again as before; with autoresume: true it goes on.'
@@ -34,6 +34,17 @@ def seconds_left(run: RunLog) -> float | None:
     """Time to the planned end if the rest is as fast as the run so far; None where nothing tells."""
     share, seconds = run.state.get('elapsed_share'), run.state.get('seconds')
     return seconds * (1 / share - 1) if share and seconds and share < 1 and not _was_left(run) else None
+
+
+def share_done(run: RunLog) -> float | None:
+    """Share of the planned duration that the log has come to, from the last note on; None where nothing tells."""
+    share, noted, planned = (run.state.get(key) for key in ('elapsed_share', 'batch', 'max_duration'))
+    if share is None or noted is None or run.batches <= noted:
+        return share
+    count = (planned or '').removesuffix('ba')
+    if count.isdigit() and int(count):
+        return max(share, min(run.batches / int(count), 1.0))
+    return min(share * run.batches / noted, 1.0) if noted else None
 
 
 def batches_of_plan(run: RunLog) -> str:
@@ -101,12 +112,13 @@ def _folder(run: RunLog) -> str | None:
 
 
 def _progress(run: RunLog) -> str:
-    share, left = run.state.get('elapsed_share'), seconds_left(run)
-    if share is None:
+    share, left = share_done(run), seconds_left(run)
+    if run.state.get('elapsed_share') is None:
         return f'{run.batches:,} batches so far; the callback run_report would note how many are planned.'
     rest = '' if left is None else f', about {duration(left)} left'
     following = f' Next: {AGAIN}' if _was_left(run) else ''
-    return f'{percent(share)} done ({batches_of_plan(run)}){rest}.{following}'
+    done = batches_of_plan(run) if share is None else f'{percent(share)} done ({batches_of_plan(run)})'
+    return f'{done[0].upper()}{done[1:]}{rest}.{following}'
 
 
 def _is_over(run: RunLog) -> bool:

@@ -6,7 +6,16 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['check_integer', 'check_name', 'check_number', 'check_one_of', 'check_precision', 'is_integer', 'is_number']
+__all__ = [
+    'check_integer',
+    'check_name',
+    'check_number',
+    'check_one_of',
+    'check_precision',
+    'is_integer',
+    'is_number',
+    'of_another_package',
+]
 
 
 def is_number(value: Any) -> bool:
@@ -45,11 +54,19 @@ def check_integer(key: str, value: Any, least: int, most: int | None = None) -> 
         raise ValueError(f'{key}: expected a whole number {limits}, got {value!r}.')
 
 
-def check_one_of(key: str, value: Any, possible: Iterable[str]) -> None:
-    """Refuses what is not among the possible values."""
+def check_one_of(key: str, value: Any, possible: Iterable[str], more: str = '') -> None:
+    """Refuses what is not among the possible values; ``more`` ends the message."""
     possible = list(possible)
     if value not in possible:
-        raise ValueError(f'{key}: expected one of {", ".join(possible)}, got {value!r}.')
+        raise ValueError(f'{key}: expected one of {", ".join(possible)}, got {value!r}.{more}')
+
+
+def of_another_package(what: str, registry: str) -> str:
+    """How a part that another package brings is found, for the end of a message about a name that is not."""
+    return (
+        f' A {what} of another package is found by every run and command once that package is installed with an entry '
+        f'point of the group llmshearing_{registry}; registered in Python, by that process alone.'
+    )
 
 
 def check_precision(precision: str) -> None:

@@ -649,7 +649,6 @@ def test_states_of_other_versions_and_rules(caplog):
         DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'version': 3})
     DynamicBatchLoading(REFERENCES).load_state_dict(saved | {'memory': [1.0]})
     assert 'taken with update=ado' in caplog.text
-    assert set(updates.NEEDS_REFERENCES) < set(updates.RULES)
 
 
 def test_an_evaluator_that_reads_the_data_of_another_domain_is_refused(folder, tmp_path):
@@ -695,5 +694,13 @@ def test_a_share_of_time_is_a_share(share):
         DynamicBatchLoading(max_eval_share=share)
 
 
-def test_every_rule_says_what_it_goes_by():
-    assert updates.READS.keys() == updates.RULES.keys()
+def test_a_rule_of_a_third_party_is_named_like_ours_and_a_bare_function_is_refused(monkeypatch, caplog):
+    import catalogue
+
+    monkeypatch.setattr(catalogue, 'REGISTRY', dict(catalogue.REGISTRY))
+    updates.update_rules('linear', func=updates.UpdateRule(updates.constant, reads=('rho',), keeps_domains_alive=True))
+    DynamicBatchLoading(update='linear', rho=0.5, eta=2.0)
+    assert [record.getMessage()[:36] for record in caplog.records] == ['update: linear does not go by eta; r']
+    updates.update_rules('bare', func=updates.constant)
+    with pytest.raises(ValueError, match='bare is registered as a function, expected an UpdateRule; register'):
+        DynamicBatchLoading(update='bare')

@@ -172,6 +172,17 @@ def test_a_run_that_breaks_off_is_not_said_to_train(tmp_path, source):
     assert 'Stopped before its end.' in page and 'time left' not in page
 
 
+def test_what_is_planned_is_noted_before_the_first_batch(tmp_path, source):
+    class Kill(Callback):
+        def batch_start(self, state, logger):
+            note.update(json.loads((tmp_path / 'prune_run.json').read_text()))
+
+    note, rarely = {}, RunReport(min_seconds=1e6, max_seconds=1e6)
+    train(tmp_path, source, rarely, batches=1, evaluate=False, more=[Kill()])
+    assert (note['batch'], note['elapsed_share'], note['max_duration'], note['closed']) == (0, 0.0, '1ba', False)
+    assert note['references'] is None and note['result']['parameters'] < note['source']['parameters']
+
+
 def test_a_run_that_is_refused_before_anything_was_logged_ends_with_that_one_message(tmp_path, source, caplog):
     class Refuse(Callback):
         def fit_start(self, state, logger):

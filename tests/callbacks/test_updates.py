@@ -32,7 +32,7 @@ HAND = {
 
 @pytest.mark.parametrize('name', HAND)
 def test_rules_reproduce_hand_computed_weights(name):
-    weights, memory = updates.RULES[name](measured(REFERENCES + GAPS), [], 1.0)
+    weights, memory = updates.find_rule(name).function(measured(REFERENCES + GAPS), [], 1.0)
     assert weights == pytest.approx(HAND[name], abs=5e-9)
     assert memory == []
 
@@ -56,7 +56,7 @@ def test_the_unclipped_rule_runs_away_and_the_clipped_does_not():
     for name in ('sheared', 'sheared_unclipped'):
         weights = PROPORTIONS
         for _ in range(64):
-            weights, _ = updates.RULES[name](measured(losses, weights), [], 1.0)
+            weights, _ = updates.find_rule(name).function(measured(losses, weights), [], 1.0)
             weights = limits.smooth(weights, 1e-4, PROPORTIONS)
         final[name] = weights[4]
     assert final['sheared'] == pytest.approx(0.045, abs=0.001)

@@ -5,16 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import catalogue
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
+from llmshearing.callbacks.dynamic_batch_loading.updates import Round, find_rule
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.learner import LearnerSettings, MaskLearner, learner_class, mask_learners
 from llmshearing.masks.one_shot import OneShotMasks
-from llmshearing.masks.scores import ScoringMethod, scoring_methods
+from llmshearing.masks.scores import Calibration, ScoringMethod, method_by_axis, score_units, scoring_methods
 from llmshearing.masks.state import PruningState, find_pruning_state, read_pruning_state
+from llmshearing.models.cuttable import Cutter
+from llmshearing.models.families import family_of
 from llmshearing.models.shapes import ModelShape, resolve_target
+from tests.models.tiny import tiny_model
 from tests.tiny_run import sequences_spec, tiny_source, tiny_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +61,6 @@ assert not {'composer', 'llmfoundry', 'streaming'} & set(sys.modules)
 @pytest.fixture
 def registered():
     """Names of the test that are taken out again."""
-    import catalogue
-
     names = [('llmshearing', 'mask_learners', 'every_second'), ('llmshearing', 'scoring_methods', 'rising')]
     yield
     for name in names:
@@ -85,6 +90,39 @@ def test_a_learner_and_a_score_of_a_third_party_prune_a_run_and_are_read_back(tm
     assert torch.equal(pruning.frozen_masks['hidden'], want)
     state = read_pruning_state(pruning.state_dict(), trainer.state.model.config)
     assert torch.equal(state.final_masks()['hidden'], want) and isinstance(state.learner, EverySecond)
+
+
+def test_a_bare_function_is_no_scoring_method(registered):
+    scoring_methods('rising', func=lambda calibration, axes: {})
+    with pytest.raises(ValueError, match='rising is registered as a function, expected a ScoringMethod; register'):
+        method_by_axis('rising', ['hidden'])
+
+
+@pytest.mark.parametrize(
+    'ask, group',
+    [
+        (lambda: learner_class('theirs'), 'mask_learners'),
+        (lambda: method_by_axis('theirs', ['hidden']), 'scoring_methods'),
+        (lambda: find_rule('theirs'), 'update_rules'),
+        (lambda: family_of(LlamaConfig(model_type='theirs')), 'families'),
+    ],
+)
+def test_who_names_a_part_that_is_not_there_is_told_how_another_package_brings_it(ask, group):
+    with pytest.raises(ValueError, match=f'package is installed with an entry point of the group llmshearing_{group};'):
+        ask()
+
+
+def test_the_recipes_of_the_contributing_page_run(monkeypatch):
+    monkeypatch.setattr(catalogue, 'REGISTRY', dict(catalogue.REGISTRY))
+    blocks = (ROOT / 'CONTRIBUTING.md').read_text().split('```python\n')[1:]
+    for block in blocks:
+        exec(block.split('```')[0], {})
+    model = tiny_model('llama')
+    methods = method_by_axis({'hidden': 'first_units'}, ['hidden'])
+    scores = score_units(methods, Calibration(Cutter(model), []))['hidden']
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True) and len(scores) == model.config.hidden_size
+    now = Round(np.array([0.5, 0.5]), np.array([0.5, 0.5]), np.array([3.0, 2.0]), np.array([2.0, 2.0]), 1)
+    assert find_rule('linear').function(now, [], 1.0)[0].tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_entry_points_are_found(tmp_path):

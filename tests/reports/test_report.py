@@ -10,14 +10,18 @@ import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from llmshearing.cli import main
-from llmshearing.metrics.run_log import RunLog, read_run
+from llmshearing.metrics.names import mixture_name
+from llmshearing.metrics.run_log import STATE_VERSION, RunLog, read_run
 from llmshearing.reports.bars import bar_panel
+from llmshearing.reports.blocks import Picture
 from llmshearing.reports.kept import meaning
 from llmshearing.reports.projection import projection_section
-from llmshearing.reports.pruning_sections import masks_section
+from llmshearing.reports.pruning_sections import counts_section, masks_section
+from llmshearing.reports.training_sections import mixture_section, training_section
 from tests.metrics.logs import pruning_record, write_log, write_run
 
 SECTIONS = {
@@ -222,6 +226,41 @@ def test_two_runs_in_the_same_panels(tmp_path, folder, capsys):
     capsys.readouterr()
     assert main(['report', str(folder), '--compare', str(tmp_path / 'third')]) == 1
     assert 'nothing to compare' in capsys.readouterr().err
+
+
+def test_targets_of_two_runs_are_told_apart(tmp_path):
+    for name in ('one', 'two'):
+        write_log(tmp_path / f'{name}_metrics.jsonl', pruning=True)
+    runs = [read_run(tmp_path / f'{name}_metrics.jsonl') for name in ('one', 'two')]
+    pictures = [block for block in counts_section(runs).blocks if isinstance(block, Picture)]
+    strokes = re.findall(r'stroke="(#\w+)"[^>]*stroke-dasharray="2 3"', pictures[0].svg)
+    assert len(set(strokes)) == 2
+
+
+def test_references_are_drawn_where_colours_tell_whose_they_are(tmp_path):
+    for count, dotted in ((7, 7), (8, 0)):
+        at = np.arange(3.0)
+        metrics = {}
+        for n in range(count):
+            for kind in ('weight', 'loss', 'gap'):
+                metrics[mixture_name(kind, f'd{n}')] = (at, at + n)
+        run = RunLog('a', None, metrics, references={f'd{n}': 1.0 for n in range(count)})
+        losses = next(b for b in mixture_section([run]).blocks if getattr(b, 'name', '') == 'domain_losses')
+        assert losses.svg.count('stroke-dasharray="2 3"') == dotted
+        assert losses.caption.endswith('dotted: its reference.' if dotted else 'which the table below has.')
+
+
+def test_a_run_before_its_first_round_says_when_more_is_logged(tmp_path):
+    write_log(tmp_path / 'x_metrics.jsonl', pruning=False, batches=1)
+    lines = (tmp_path / 'x_metrics.jsonl').read_text().splitlines()
+    early = [{k: v for k, v in json.loads(line).items() if 'mixture' not in k and 'time/' not in k} for line in lines]
+    (tmp_path / 'x_metrics.jsonl').write_text('\n'.join(map(json.dumps, early)) + '\n')
+    note = {'version': STATE_VERSION, 'batch': 0, 'elapsed_share': 0.0, 'references': {'code': 2.25, 'law': 'odd'}}
+    (tmp_path / 'x_run.json').write_text(json.dumps(note))
+    run = read_run(tmp_path / 'x_metrics.jsonl')
+    assert run.references == {'code': 2.25}
+    said = training_section([run]).blocks[-1]
+    assert 'time in evaluation (dynamic_batch_loading logs it at the end of a mixing round)' in said
 
 
 def test_what_only_one_of_two_runs_has_is_shown_too(tmp_path):

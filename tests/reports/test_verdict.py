@@ -69,6 +69,21 @@ def test_training_after_it(tmp_path):
     assert 'the callback run_report would note' in verdict(dataclasses.replace(run, state={})).rest
 
 
+@pytest.mark.parametrize(
+    'noted, share, planned, words',
+    [
+        (0, 0.0, '80ba', '50.0 % done (batch 40 of 80)'),
+        (20, 0.25, '1ep', '50.0 % done (batch 40 of 1ep)'),
+        (0, 0.0, '1ep', 'Batch 40 of 1ep.'),
+    ],
+)
+def test_a_log_that_goes_beyond_its_last_note_says_how_far(tmp_path, noted, share, planned, words):
+    write_log(tmp_path / 'x_metrics.jsonl', pruning=False, ended=False)
+    note = {'version': 1, 'batch': noted, 'elapsed_share': share, 'max_duration': planned}
+    run = dataclasses.replace(read_run(tmp_path / 'x_metrics.jsonl'), state=note)
+    assert words in verdict(run).rest
+
+
 def test_a_killed_run_is_found_out_when_its_page_is_opened_later(tmp_path):
     run = read_run(write_run(tmp_path))
     noted = {**HALF, 'noted': '2026-11-29 12:00 UTC', 'due': 1.5e9}

@@ -27,7 +27,7 @@ from llmshearing.callbacks.dynamic_batch_loading.references import check_referen
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.metrics.names import EVAL_LOSS_METRIC, EVAL_SHARE, mixture_name
-from llmshearing.utils.checks import check_integer, check_number, check_one_of
+from llmshearing.utils.checks import check_integer, check_number
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import local_destination
 
@@ -46,7 +46,8 @@ class DynamicBatchLoading(Callback):
         reference_losses (Mapping[str, float] | str | None): Loss by domain to compare with, or the path of a JSON file
             ``{"reference_losses": {domain: loss}}``. Needed for ``sheared`` and ``sheared_unclipped``;
             ``dro`` predicts them where none are given.
-        update (str): Name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant``, ``ado`` or ``dro``.
+        update (str): Name of the rule: ``sheared`` (default), ``sheared_unclipped``, ``constant``, ``ado`` or ``dro``,
+            or another that is registered (``updates.py``).
         eta (float): Step size in the exponent of the ``sheared`` rules. Default 1, as in the paper.
         rho (float): How far ``dro`` goes from its base mixture, a chi-square divergence. Default 0.05.
         smoothing (float): Share of the weight spread evenly over the domains after each update. Default 1e-4, as in the
@@ -82,7 +83,7 @@ class DynamicBatchLoading(Callback):
         max_eval_share: float = 0.25,
         weights_file: str | None = None,
     ) -> None:
-        check_one_of('update', update, updates.RULES)
+        self._rule = updates.find_rule(update)
         for name, value in (('smoothing', smoothing), ('floor', floor), ('ceiling', ceiling)):
             check_number(name, value, 0, 1)
         check_number('eta', eta, 0)
@@ -112,9 +113,9 @@ class DynamicBatchLoading(Callback):
         self._far: set[str] = set()  # domains whose weight was warned of
 
     def _warn_of_vain_options(self) -> None:
-        unread = {name for names in updates.READS.values() for name in names} - set(updates.READS[self.update])
         known = inspect.signature(DynamicBatchLoading).parameters
-        vain = [name for name in known if name in unread and getattr(self, name) != known[name].default]
+        unread = [name for name in ('eta', 'rho', 'smoothing', 'average') if name not in self._rule.reads]
+        vain = [name for name in unread if getattr(self, name) != known[name].default]
         if vain:
             log.warning(
                 'update: %s does not go by %s; remove it, or choose another update.', self.update, ', '.join(vain)
@@ -139,7 +140,7 @@ class DynamicBatchLoading(Callback):
         self._domains = domains
         used = [name for name, weight in dataset.rounds.initial_weights.items() if weight > 0]
         limits.bound(np.ones(len(used)), self.floor, self.ceiling)
-        if self.update in updates.NEEDS_REFERENCES or self.reference_losses and self.update == 'dro':
+        if self._rule.needs_references or self.reference_losses and self.update == 'dro':
             check_references(domains, self.reference_losses)
         check_round_length(dataset, state)
         self._labels = match_evaluators(dataset, state, self.metric)
@@ -203,9 +204,9 @@ class DynamicBatchLoading(Callback):
             samples=sum(rounds.used().values()),
             total=total,
         )
-        strength = self.rho if self.update == 'dro' else self.eta
-        weights, self._memory = updates.RULES[self.update](now, self._memory, strength)
-        if self.update not in updates.KEEP_DOMAINS_ALIVE:
+        strength = self.rho if 'rho' in self._rule.reads else self.eta
+        weights, self._memory = self._rule.function(now, self._memory, strength)
+        if not self._rule.keeps_domains_alive:
             weights = limits.smooth(weights, self.smoothing, now.prior)
         if self.average:
             self._rule_weights = weights.tolist()
