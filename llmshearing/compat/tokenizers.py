@@ -14,7 +14,7 @@ from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'is_general', 'sample_ids']
+__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'is_general', 'plain_ids', 'sample_ids']
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
 GENERAL_CLASS = 'PreTrainedTokenizerFast'  # by which either generation opens a tokenizer.json as it is
@@ -63,7 +63,24 @@ def _as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
 
 def sample_ids(tokenizer: Any) -> list[int]:
     """What a tokenizer makes of :data:`SAMPLE`."""
-    return tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False)
+    return plain_ids(tokenizer, [SAMPLE])[0]
+
+
+def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, without what the tokenizer would put around it.
+
+    Raises:
+        ValueError: For a tokenizer that has no ids for a character of them.
+    """
+    try:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library has no kind of its own
+            raise
+        raise ValueError(
+            f'the tokenizer in {tokenizer.name_or_path} cannot encode every text ({error}); give its tokenizer.json a '
+            'token for characters that it does not know, or take another tokenizer'
+        ) from error
 
 
 def is_general(tokenizer: Any) -> bool:
