@@ -9,6 +9,8 @@ where the two make other ids of a sample.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,8 @@ def _as_in_file(tokenizer: Any, name: str | Path, **settings: Any) -> Any:
 
 def sample_ids(tokenizer: Any) -> list[int]:
     """What a tokenizer makes of :data:`SAMPLE`."""
-    return plain_ids(tokenizer, [SAMPLE])[0]
+    with _explained(tokenizer):
+        return tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False)
 
 
 def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -72,8 +75,14 @@ def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     Raises:
         ValueError: For a tokenizer that has no ids for a character of them.
     """
-    try:
+    with _explained(tokenizer):
         return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
+
+
+@contextlib.contextmanager
+def _explained(tokenizer: Any) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         if type(error) is not Exception:  # the tokenizers library has no kind of its own
             raise
