@@ -7,6 +7,7 @@ hidden folder, opens it with transformers, compares logits, and only then gives 
 from __future__ import annotations
 
 import logging
+from itertools import chain
 
 from composer.core import Callback, State, Time
 from composer.loggers import Logger
@@ -119,14 +120,15 @@ class ExportPruned(Callback):
             files=files,
             tokenizer=model.get_metadata()['tokenizer'] or None,
         )
-        tensors = cut_tensors(plan, full_tensors(model.model), config.tie_word_embeddings)
+        # Gathered twice, to be written and to be compared.
+        written, meant = (cut_tensors(plan, full_tensors(model.model), config.tie_word_embeddings) for _ in range(2))
         if dist.get_global_rank() != 0:
-            for _ in tensors:  # takes part in gathering
+            for _ in chain(written, meant):  # takes part in gathering
                 pass
             return
         with ModelFolderWriter(self.folder, self.max_shard_bytes, self.overwrite) as writer:
-            shape = write_pruned_folder(writer, pruning, config, plan, tensors, self.dtype, origin)
-            difference = verify_folder(writer.path, expected, self.dtype)
+            shape = write_pruned_folder(writer, pruning, config, plan, written, self.dtype, origin)
+            difference = verify_folder(writer.path, expected, self.dtype, meant)
             writer.commit()
         self.difference = difference
         log.info(

@@ -274,7 +274,7 @@ def _kind(rotary: Mapping[str, Any]) -> str:
 def _convert_experts(content: dict[str, Any]) -> None:
     """``num_local_experts`` to ``num_experts``, in a Qwen 3 mixture, for which transformers 5 writes the former."""
     if content.get('model_type') == 'qwen3_moe' and content.get('num_local_experts') is not None:
-        content['num_experts'] = content['num_local_experts']
+        content['num_experts'] = content.pop('num_local_experts')  # beside it, a cut would leave this one as it was
 
 
 def _convert_dtype(content: dict[str, Any]) -> None:

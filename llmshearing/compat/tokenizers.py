@@ -17,7 +17,16 @@ from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'around_special', 'is_general', 'opens_as_general', 'same_ids']
+__all__ = [
+    'GENERAL_CLASS',
+    'SAMPLE',
+    'TokenizerLoader',
+    'around_special',
+    'is_general',
+    'opens_as_general',
+    'plain_ids',
+    'same_ids',
+]
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
 SPECIAL_TOKENS = 32  # that texts are made of; some vocabularies have thousands in reserve
@@ -92,8 +101,11 @@ def same_ids(tokenizer: Any, other: Any, add_special_tokens: bool = False) -> bo
     """Whether two tokenizers make the same of :data:`SAMPLE`, and of text around the first one's special tokens."""
     texts = [SAMPLE, around_special(tokenizer)]
     settings = {'add_special_tokens': add_special_tokens, 'verbose': False}
-    one, two = ([each.encode(text, **settings) for text in texts] for each in (tokenizer, other))
-    return one == two
+    ids = []
+    for each in (tokenizer, other):
+        with _explained(each):
+            ids.append([each.encode(text, **settings) for text in texts])
+    return ids[0] == ids[1]
 
 
 def opens_as_general(folder: str | Path, tokenizer: Any) -> bool:
@@ -110,6 +122,29 @@ def opens_as_general(folder: str | Path, tokenizer: Any) -> bool:
         general = PreTrainedTokenizerFast.from_pretrained(folder)
     alike = general.special_tokens_map == tokenizer.special_tokens_map
     return alike and same_ids(general, tokenizer, add_special_tokens=True)
+
+
+def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, without what the tokenizer would put around it.
+
+    Raises:
+        ValueError: For a tokenizer that has no ids for a character of them.
+    """
+    with _explained(tokenizer):
+        return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
+
+
+@contextlib.contextmanager
+def _explained(tokenizer: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library has no kind of its own
+            raise
+        raise ValueError(
+            f'the tokenizer in {tokenizer.name_or_path} cannot encode every text ({error}); give its tokenizer.json a '
+            'token for characters that it does not know, or take another tokenizer'
+        ) from error
 
 
 def is_general(tokenizer: Any) -> bool:

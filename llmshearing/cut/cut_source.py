@@ -213,7 +213,7 @@ def _export(
         if plan.scratch:
             verify_tensors(writer.path, tensors(), lambda tensor: tensor.to(dtype))
         else:
-            difference = verify_folder(writer.path, probe_masked(cutter, masks), dtype)
+            difference = verify_folder(writer.path, probe_masked(cutter, masks), dtype, tensors())
         writer.commit()
     return difference
 

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import read_remote_text
-from llmshearing.compat.tokenizers import SAMPLE, around_special
+from llmshearing.compat.tokenizers import SAMPLE, around_special, plain_ids
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.data.mds import MANIFEST
 
@@ -29,7 +29,6 @@ __all__ = [
     'check_tokenizer',
     'describe_tokenizer',
     'fast_backend',
-    'plain_ids',
     'tokenizer_identity',
     'vocabulary_size',
 ]
@@ -182,11 +181,6 @@ def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any
             after = tokenizer.decode(here[max(0, position - 4) : position])
             return f'after {after!r} of a sample it has the id {one}, this one {other}'
     return None if len(there) == len(here) else f'it makes {len(there)} ids of a sample, this one {len(here)}'
-
-
-def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of each text, without what the tokenizer would put around it."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
 
 
 def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase, size: int) -> str:

@@ -23,7 +23,8 @@ from streaming import MDSWriter, Stream
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import distributed
-from llmshearing.data.fingerprint import describe_tokenizer, plain_ids
+from llmshearing.compat.tokenizers import plain_ids
+from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_index, read_rows
 from llmshearing.data.streams import DomainStream, stream_folder
 from llmshearing.utils.locks import hold_lock

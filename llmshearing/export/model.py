@@ -53,8 +53,8 @@ def export_model(
     shape, expected = shape_left(model.config, plan), probe_masked(cutter, cutter.masks)
     with ModelFolderWriter(Path(folder), max_shard_bytes, overwrite) as writer:
         config = exported_config(model.config, plan, dtype)
-        tensors = cut_tensors(plan, full_tensors(model), model.config.tie_word_embeddings)
-        write_model_folder(writer, config, tensors, tokenizer, files or {}, dtype)
-        verify_folder(writer.path, expected, dtype)
+        full, tied = full_tensors(model), model.config.tie_word_embeddings
+        write_model_folder(writer, config, cut_tensors(plan, full, tied), tokenizer, files or {}, dtype)
+        verify_folder(writer.path, expected, dtype, cut_tensors(plan, full, tied))
         writer.commit()
     return shape

@@ -26,7 +26,6 @@ from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.probe import probe_input, probe_length
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_part import SHARD_BYTES, text_config
-from llmshearing.export.verification import TOLERANCE
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
@@ -37,6 +36,8 @@ __all__ = ['WholeModel', 'write_whole_model']
 
 SAME_BASIS = 0.5  # cosine of the embeddings' rows: training turns them little, a rotation leaves about none of it
 OWN_SETTINGS = ('architectures', 'auto_map', 'transformers_version', '_name_or_path')  # of a config that stands alone
+# Largest difference of any logit, as a fraction of the largest one, by the precision that both compute in.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 @dataclasses.dataclass(frozen=True)

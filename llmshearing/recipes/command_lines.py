@@ -59,7 +59,7 @@ def preparations(run: Run, sequences: int) -> dict[str, str]:
         rotated, keep = f'{run.work}/rotated', run.shape.hidden_size
         rotate = f'llmshearing rotate {source} --data {data}/prune --output {shlex.quote(rotated)} --keep {keep}'
         commands[f'a basis in which hidden dimensions cost less; then {override("variables.source", rotated)}'] = rotate
-    if request.teacher == 'stored':
+    if request.teacher == 'stored' and run.stored_teacher is None:
         teach = f'llmshearing teach {data} --teacher {source} --output {shlex.quote(run.taught)}'
         commands["the source's predictions beside the data"] = teach
     return commands

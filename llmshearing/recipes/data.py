@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmshearing.data.stored_teacher import check_same_teacher, read_note
 from llmshearing.prepare.manifest import MANIFEST, read_manifest
 from llmshearing.recipes.rules import TOKENS_OPTION
 
@@ -30,6 +31,16 @@ class PreparedData:
     def tokens(self, split: str) -> int:
         """Tokens of one pass over a split."""
         return sum(self.samples[split].values()) * self.max_seq_len
+
+    def stored_teacher(self) -> str | None:
+        """Name of the model whose predictions stand beside the tokens to train on; None where none do.
+
+        Raises:
+            ValueError: If they stand beside some of them alone, or are of several models.
+        """
+        folders = [(split, name) for split in SPLITS if split != 'eval' for name in self.domains]
+        notes = {'/'.join(parts): read_note(Path(self.folder, *parts)) for parts in folders}
+        return next(iter(check_same_teacher(notes).values())).teacher if any(notes.values()) else None
 
     def proportions(self, split: str) -> dict[str, float]:
         """Share of each domain in a split, to four digits."""

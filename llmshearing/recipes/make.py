@@ -133,7 +133,7 @@ def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
         teacher=request.teacher,
         data=run.taught if stored else request.data,
         max_passes=float(request.max_passes),
-        data_note='output of `llmshearing teach`, see above, string'
+        data_note='output of `llmshearing teach`, string'
         if stored
         else 'output of `llmshearing prepare` for this tokenizer, string',
         max_seq_len=data.max_seq_len,
@@ -191,7 +191,7 @@ def _teaching(run: Run) -> list[tuple[str, str]]:
     """What a live teacher costs is counted in the matrix products of a step at the target."""
     if run.teacher is None:
         stored = run.request.teacher == 'stored'
-        return [('Teacher', 'the source teaches, by what is stored of it')] if stored else []
+        return [('Teacher', f'{run.stored_teacher or "the source"} teaches, by what is stored of it')] if stored else []
     layout, length = layout_of(run.config), run.data.max_seq_len
     source, target = (training_flops_per_token(layout, shape, length) for shape in (run.before, run.shape))
     times = 1 + source / FORWARDS_OF_A_STEP / target

@@ -75,6 +75,8 @@ class Run:
         before (ModelShape): Of the source.
         shape (ModelShape): Of the target.
         parameters (int): Of the target.
+        stored_teacher (str | None): Name of the one whose predictions the data have, where those shall teach. Default:
+            ``None``; they are yet to be stored, or not to be.
     """
 
     request: Request
@@ -84,6 +86,7 @@ class Run:
     before: ModelShape
     shape: ModelShape
     parameters: int
+    stored_teacher: str | None = None
 
     @property
     def size(self) -> str:
@@ -112,8 +115,8 @@ class Run:
 
     @property
     def taught(self) -> str:
-        """Folder of the data with the source's predictions, where they are stored."""
-        return f'{self.work}/taught'
+        """Folder of the data with a teacher's predictions, where they are stored."""
+        return f'{self.work}/taught' if self.stored_teacher is None else self.request.data
 
     @property
     def teacher(self) -> PretrainedConfig | None:
@@ -143,7 +146,8 @@ def open_run(request: Request) -> tuple[Run, list[str]]:
         raise ValueError('--target is the source: nothing would be cut; lower at least one number.')
     _check_references(request.references, data)
     parameters = count_parameters(layout_of(config), shape).total
-    return Run(request, source, config, data, before, shape, parameters), notes
+    stored_teacher = data.stored_teacher() if request.teacher == 'stored' else None
+    return Run(request, source, config, data, before, shape, parameters, stored_teacher), notes
 
 
 def _read_source(source: str) -> PretrainedConfig:

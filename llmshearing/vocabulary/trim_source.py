@@ -153,7 +153,8 @@ def _open(folder: Path) -> _Source:
         raise ValueError(f'{folder} holds no config.json; expected the folder of a Hugging Face model.')
     file, config = read_tokenizer_file(folder), read_config(folder)
     refuse_unusable(str(folder), config)
-    by_token, plan, tokenizer = rows_by_token(config), plan_tokenizer(str(folder), None, None), read_tokenizer(folder)
+    by_token, tokenizer = rows_by_token(config), read_tokenizer(folder)
+    plan = plan_tokenizer(str(folder), False, False)  # nothing stands between documents that are counted
     rows = next(iter(by_token.values()))
     if plan.backend is None:
         raise ValueError(f'{folder}: the tokenizer does not do what its tokenizer.json says; it cannot be trimmed.')

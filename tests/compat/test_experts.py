@@ -1,5 +1,6 @@
 """One canary for each thing that compat.experts takes for granted: it fails by name when transformers changes."""
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -12,6 +13,8 @@ from llmshearing.compat.configs import add_older_names, normalise_config
 from llmshearing.compat.experts import even_routing
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES, NO_SDPA
 from llmshearing.models.families import family_of
+from llmshearing.models.shapes import shape_of, with_shape
+from llmshearing.models.source_config import read_config
 from tests.models.tiny import MIXTURES, VARIANTS, tiny_model
 
 
@@ -75,3 +78,15 @@ def test_a_config_has_the_name_of_the_number_of_experts_that_either_generation_r
         normalise_config({'model_type': 'qwen3_moe', 'num_local_experts': 3})
     )
     assert config.num_experts == 3
+
+
+def test_a_smaller_mixture_says_its_number_of_experts_once(tmp_path):
+    either = {'num_experts': 6, 'num_local_experts': 6}
+    config = CONFIG_MAPPING['qwen3_moe'].from_dict(
+        normalise_config({**VARIANTS['qwen3_moe'], 'model_type': 'qwen3_moe', **either})
+    )
+    with_shape(config, dataclasses.replace(shape_of(config), num_experts=4)).save_pretrained(tmp_path)
+    add_older_names(tmp_path / 'config.json')
+    content = json.loads((tmp_path / 'config.json').read_text())
+    assert {content[key] for key in either if key in content} == {4} and content['num_experts'] == 4
+    assert shape_of(read_config(tmp_path)).num_experts == 4

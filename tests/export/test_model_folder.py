@@ -2,13 +2,16 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from llmshearing.export.model import export_model
 from llmshearing.export.model_folder import (
     cut_tensors,
     exported_config,
@@ -217,6 +220,50 @@ def test_half_precision_logits_are_compared_as_a_whole(tmp_path):
         verify_folder(tmp_path / 'out', Probe(logits, torch.bfloat16), torch.float32)
     with pytest.raises(ValueError, match='relative root mean square'):
         verify_folder(tmp_path / 'out', Probe(expected.roll(1, dims=1), torch.bfloat16), torch.float32)
+
+
+def _swap_rows(weight):
+    weight[[1, 2]] = weight[[2, 1]]
+
+
+def _larger(gain):
+    gain *= 1.2
+
+
+WRONG = {'model.layers.1.mlp.down_proj.weight': _swap_rows, 'model.layers.0.input_layernorm.weight': _larger}
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_rounding_of_weights_is_no_mistake_and_hides_none(dtype, tmp_path):
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        if name.endswith(('q_proj.weight', 'k_proj.weight')):
+            parameter.data *= 30  # attention so sharp that rounding makes it look elsewhere
+    masks = uniform_soft_masks(model.config, AXES)
+    cutter = Cutter(model)
+    cutter.set_masks(masks)
+    export_model(cutter, tmp_path / 'right', dtype=dtype)
+    expected = probe_masked(cutter, masks)
+    plan = CutPlan(family_of(model.config), shape_of(model.config), masks)
+    meant = dict(cut_tensors(plan, full_tensors(model), False))
+    rounded = open_strictly(tmp_path / 'right')(probe_input(97)).logits - expected.logits
+    assert rounded.abs().max() > 5e-3 * expected.logits.abs().max()
+    assert verify_folder(tmp_path / 'right', expected, dtype, meant.items()) <= 1e-5 * expected.logits.abs().max()
+    stored = load_file(tmp_path / 'right' / 'model.safetensors')
+    for name, spoil in WRONG.items():
+        folder, spoiled = tmp_path / name, {key: tensor.clone() for key, tensor in stored.items()}
+        shutil.copytree(tmp_path / 'right', folder)
+        spoil(spoiled[name])
+        save_file(spoiled, folder / 'model.safetensors', {'format': 'pt'})
+        with pytest.raises(ValueError, match=f'{name} was read back with other values'):
+            verify_folder(folder, expected, dtype, meant.items())
+        other = {key: tensor.clone() for key, tensor in meant.items()}
+        spoil(other[name])  # as a wrong cut would: the same in what is written and what is meant
+        save_file(
+            {key: tensor.to(dtype) for key, tensor in other.items()}, folder / 'model.safetensors', {'format': 'pt'}
+        )
+        with pytest.raises(ValueError, match='logits that differ'):
+            verify_folder(folder, expected, dtype, other.items())
 
 
 def test_kept_indices_name_the_source_units(tmp_path):

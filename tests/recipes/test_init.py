@@ -145,6 +145,17 @@ def test_a_stored_teacher_is_told_of_and_trains(world, tmp_path, capsys):
     train_here(config)
     metrics = read_metrics(tmp_path / 'work' / 'prune_metrics.jsonl')
     assert len(metrics['loss/train/distillation']) == 4
+    capsys.readouterr()
+    taught = str(tmp_path / 'work' / 'taught')
+    settings = *settings, '--data', taught, '--overwrite', '--work', tmp_path / 'again'
+    again = run(world, tmp_path, *settings)  # is not taught once more
+    assert [each.variables.data for each in again] == [taught, taught]
+    assert 'llmshearing teach' not in capsys.readouterr().out
+    assert 'Teacher:    source teaches, by what is stored of it' in (tmp_path / 'out' / 'prune.yaml').read_text()
+    shutil.rmtree(Path(taught, 'continue'))
+    shutil.copytree(world / 'data' / 'continue', Path(taught, 'continue'))
+    with pytest.raises(ValueError, match="'continue/.*' has no teacher's column"):
+        run(world, tmp_path, *settings)
 
 
 def test_a_real_source_on_several_gpus_from_its_config_alone(world, tmp_path, capsys):

@@ -300,6 +300,11 @@ def test_refusals_of_source_text_and_place(place, capsys):
     assert 'no such file or folder' in refusal(capsys, place, 'byte-level', '--data', str(place / 'nowhere'))
     (place / 'void').mkdir()
     assert 'the folder is empty' in refusal(capsys, place, 'byte-level', '--data', str(place / 'void'))
+    no_unknown = shutil.copytree(place / 'unigram', place / 'no-unknown')
+    content = json.loads((no_unknown / 'tokenizer.json').read_text())
+    content['model']['unk_id'] = None
+    (no_unknown / 'tokenizer.json').write_text(json.dumps(content))
+    assert 'no-unknown cannot encode every text (' in refusal(capsys, place, 'no-unknown')
     cut = shutil.copytree(place / 'byte-level', place / 'cut')
     tensors = load_file(cut / 'model.safetensors')
     del tensors['model.norm.weight']
@@ -320,6 +325,16 @@ def test_refusals_of_source_text_and_place(place, capsys):
     assert 'trim-vocab: --output: ' in line and 'exists already' in line and not out  # before any work
     assert command(place, 'there', 'there', '--overwrite') == 1
     assert 'is not replaced, as' in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_an_end_token_is_counted_alike(place):
+    source = shutil.copytree(place / 'byte-level', place / 'endless')
+    path = source / 'tokenizer_config.json'
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key != 'eos_token'}))
+    (source / 'special_tokens_map.json').unlink(missing_ok=True)
+    kept = [record_of(run(place, kind, f'{kind}-counted'))['kept'] for kind in ('byte-level', 'endless')]
+    assert kept[0] == kept[1]
 
 
 def test_rows_without_a_token_go_first_and_named_ids_stay(place):
