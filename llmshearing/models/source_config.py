@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from llmshearing.compat.configs import (
     FULL,
+    OF_A_FORWARD_PASS,
     SHARE_KEYS,
     SLIDING,
     WINDOW_BUT_EVERY,
@@ -75,7 +76,7 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Pretrained
     """
     content, _ = PretrainedConfig.get_config_dict(name)
     if content.get('model_type') not in CONFIG_MAPPING or (trust_remote_code and 'auto_map' in content):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **OF_A_FORWARD_PASS)
     return config_from(content, name_or_path=str(name))
 
 
@@ -210,10 +211,16 @@ def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
         stock = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         return  # a model with code of its own; whoever builds it says so
+    for key, value in OF_A_FORWARD_PASS.items():
+        if getattr(stock, key, value) != value:
+            raise ValueError(
+                f'the config.json of {name} has {key}: {getattr(stock, key)}, with which llm-foundry cannot train; '
+                'remove it there, or set model.name: sheared_causal_lm, which passes over it.'
+            )
     for key in READ_OTHERWISE:
         if hasattr(config, key) and getattr(config, key) != getattr(stock, key, None):
             raise ValueError(
-                f'the config of {name} was written by transformers 5; transformers 4 would compute with {key}: '
-                f'{getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set model.name: '
-                'sheared_causal_lm, which reads it, or use transformers 5 (constraints/current.txt).'
+                f'the config of {name} is in words of which the installed transformers by itself does not take all; it '
+                f'would compute with {key}: {getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set '
+                'model.name: sheared_causal_lm, which reads it, or use the transformers that wrote it.'
             )
