@@ -14,7 +14,7 @@ from typing import Any
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['GENERAL_CLASS', 'SAMPLE', 'TokenizerLoader', 'is_general', 'sample_ids']
+__all__ = ['GENERAL_CLASS', 'OF_THE_HUB', 'SAMPLE', 'TokenizerLoader', 'is_general', 'sample_ids']
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
 GENERAL_CLASS = 'PreTrainedTokenizerFast'  # by which either generation opens a tokenizer.json as it is

@@ -13,7 +13,7 @@ from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.utils.checks import is_integer
 from llmshearing.utils.files import load_json
-from llmshearing.utils.paths import expand_path, names_a_path
+from llmshearing.utils.paths import expand_path, names_a_path, refuse_lookalikes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -86,9 +86,10 @@ def read_source(source: str) -> PretrainedConfig:
     """
     from llmshearing.models import source_config
 
-    path = Path(expand_path('SOURCE', source))
-    path = path / 'config.json' if path.is_dir() else path
+    place = Path(expand_path('SOURCE', source))
+    path = place / 'config.json' if place.is_dir() else place
     if not path.is_file():
+        refuse_lookalikes(source, place)
         raise ValueError(
             f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
             'fetched here'
@@ -151,6 +152,7 @@ def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
     """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
     folder = Path(name)
     if (names_a_path(name) or folder.is_dir()) and not any((folder / file).is_file() for file in files):
+        refuse_lookalikes(f'{where}: {name}', folder)
         raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 

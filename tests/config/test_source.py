@@ -9,8 +9,12 @@ import pytest
 import yaml
 from transformers import AutoConfig, Gemma3Config, LlamaConfig, LlavaConfig, MistralConfig
 
+from llmshearing.algorithms.distillation.distillation import Distillation
+from llmshearing.checkpoints.weight_files import find_weights
 from llmshearing.compat.transformers import rotary_of
-from llmshearing.config.source import check_source, read_config_at, refuse_unusable
+from llmshearing.config.source import check_source, read_config_at, read_source, refuse_unusable
+from llmshearing.export.text_part import write_text_part
+from llmshearing.rotation.source_folder import SourceFolder
 from tests.tiny_run import tiny_source
 
 LINEAR = {'rope_type': 'linear', 'factor': 2.0}
@@ -120,6 +124,27 @@ def test_quantised_sources(source, tmp_path, method):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f'quantised weights \\({method}\\).*use the model that it was quantised from'):
         refuse_unusable(str(tmp_path), read_config_at('source', str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    'opened',
+    [
+        lambda place: read_source(str(place)),
+        find_weights,
+        SourceFolder,
+        lambda place: Distillation(str(place)),
+        lambda place: write_text_part(place, place.parent / 'out'),
+        lambda place: check_source(run(place)),
+    ],
+)
+def test_folders_that_are_taken_for_a_model_s(source, tmp_path, opened):
+    shutil.copytree(source, tmp_path / 'models--a--b' / 'snapshots' / 'abc')
+    with pytest.raises(ValueError, match=r'models--a--b is where .* cache .* the snapshot in it: \S*/snapshots/abc\.$'):
+        opened(tmp_path / 'models--a--b')
+    (tmp_path / 'adapter').mkdir()
+    (tmp_path / 'adapter' / 'adapter_config.json').write_text('{}')
+    with pytest.raises(ValueError, match='adapter holds an adapter .* merge it into its base model'):
+        opened(tmp_path / 'adapter')
 
 
 def test_multimodal_sources_say_how_to_take_the_text_part(tmp_path):
