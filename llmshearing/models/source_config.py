@@ -211,12 +211,6 @@ def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
         stock = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         return  # a model with code of its own; whoever builds it says so
-    for key, value in OF_A_FORWARD_PASS.items():
-        if getattr(stock, key, value) != value:
-            raise ValueError(
-                f'the config.json of {name} has {key}: {getattr(stock, key)}, with which llm-foundry cannot train; '
-                'remove it there, or set model.name: sheared_causal_lm, which passes over it.'
-            )
     for key in READ_OTHERWISE:
         if hasattr(config, key) and getattr(config, key) != getattr(stock, key, None):
             raise ValueError(
