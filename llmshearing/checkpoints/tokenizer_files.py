@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.compat.tokenizers import GENERAL_CLASS, opens_as_general, same_ids
+from llmshearing.compat.tokenizers import GENERAL_CLASS, OF_THE_HUB, opens_as_general, same_ids
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import TEMPLATE_FOLDER
 from llmshearing.utils.files import dump_json, load_json
@@ -28,6 +28,8 @@ __all__ = [
 CONFIG_NAME = 'tokenizer_config.json'
 GENERAL_NAMES = (GENERAL_CLASS, 'PreTrainedTokenizer', 'TokenizersBackend')  # as transformers 4 saves it, and 5
 OF_THE_CLASS = ('model_input_names', 'padding_side', 'clean_up_tokenization_spaces')  # where settings do not say
+# What leads to code, and what transformers 5 notes of how it came to a tokenizer.
+NOT_FOR_OTHERS = ('auto_map', 'backend', 'is_local', *OF_THE_HUB)
 TEMPLATES = ('chat_template.jinja', 'chat_template.json')
 
 
@@ -48,7 +50,7 @@ def write_tokenizer(
         write_tokenizer_files(tokenizer, folder, source)
     else:
         # transformers 5 puts named templates into files of their own, which version 4 does not read
-        inside = {'save_jinja_files': False} if isinstance(tokenizer.chat_template, dict) else {}
+        inside: dict[str, Any] = {'save_jinja_files': False} if isinstance(tokenizer.chat_template, dict) else {}
         tokenizer.save_pretrained(folder, **inside)
         make_portable(folder)
     try:
@@ -184,11 +186,11 @@ def write_tokenizer_files(
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer_config.json that either generation of transformers opens, without what leads to code.
+    """A tokenizer_config.json that either generation of transformers opens, without :data:`NOT_FOR_OTHERS`.
 
     transformers 5 saves its general class under a name that 4 does not know, and calls more special tokens otherwise.
     """
-    settings = {key: value for key, value in settings.items() if key not in ('auto_map', 'backend', 'is_local')}
+    settings = {key: value for key, value in settings.items() if key not in NOT_FOR_OTHERS}
     if settings.get('tokenizer_class') == 'TokenizersBackend':
         settings['tokenizer_class'] = GENERAL_CLASS
     if isinstance(settings.get('extra_special_tokens'), list):

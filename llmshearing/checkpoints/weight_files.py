@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.models.source_files import find_file
-from llmshearing.utils.paths import check_safetensors_index
+from llmshearing.utils.paths import check_safetensors_index, refuse_lookalikes
 
 __all__ = ['WEIGHT_FILES', 'find_tensors', 'find_weights', 'weight_files', 'weights_folder']
 
@@ -49,12 +49,8 @@ def find_weights(folder: Path) -> list[Path]:
         ValueError: If there are none, or one of several is missing.
     """
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if name is None and (folder / 'adapter_config.json').is_file():
-        raise ValueError(
-            f'{folder} holds an adapter (LoRA) and no model; merge it into its base model first, with peft: '
-            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER).'
-        )
     if name is None:
+        refuse_lookalikes(str(folder), folder)
         raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.')
     files = [folder / name]
     if name.endswith('.index.json'):

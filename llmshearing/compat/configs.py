@@ -23,6 +23,7 @@ from llmshearing.utils.files import dump_json, load_json
 
 __all__ = [
     'FULL',
+    'OF_A_FORWARD_PASS',
     'SHARE_KEYS',
     'SLIDING',
     'WINDOW_BUT_EVERY',
@@ -31,11 +32,20 @@ __all__ = [
     'dump_config',
     'main_rotary',
     'normalise_config',
+    'rotary_spelling',
     'with_stock_type',
 ]
 
 log = logging.getLogger(__name__)
 
+# What a caller may ask of a single forward pass, and what a config says where it asks for nothing. Ours get tensors by
+# name, and SDPA has no attention scores to return.
+OF_A_FORWARD_PASS = {
+    'output_attentions': False,
+    'output_hidden_states': False,
+    'return_dict': True,
+    'torchscript': False,
+}
 NEEDS_NEWER = 'which transformers 4 does not compute; use transformers 5 (constraints/current.txt)'
 # Settings of a kind of rotary embedding that transformers 4.51 computes with.
 ROTARY_KEYS = {
@@ -82,7 +92,7 @@ ONE_WINDOW = ('mistral', 'phi3', 'starcoder2')  # for all layers, or none; kinds
 
 
 def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json in the words of the installed transformers.
+    """A config.json in the words of the installed transformers, without :data:`OF_A_FORWARD_PASS`.
 
     Args:
         stored (Mapping[str, Any]): What the file holds; not changed.
@@ -92,6 +102,7 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
             key.
     """
     content: dict[str, Any] = json.loads(json.dumps(dict(stored), default=str))
+    content = {key: value for key, value in content.items() if key not in OF_A_FORWARD_PASS}
     if isinstance(content.get('text_config'), dict):
         content['text_config'] = normalise_config(content['text_config'])
     _check_dtype(content)
@@ -170,6 +181,42 @@ def _with_older_names(content: Mapping[str, Any]) -> dict[str, Any]:
 def main_rotary(rotary: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of ``rope_parameters``, the settings of layers with full attention, or the only ones."""
     return rotary[FULL] if isinstance(rotary.get(FULL), Mapping) else rotary
+
+
+def rotary_spelling(config: Any, key: str, value: Any) -> dict[str, Any] | None:
+    """What a change of a rotary setting, in the words of either generation, is in those of the installed one.
+
+    Args:
+        config (Any): The config that is to be changed.
+        key (str): Such as ``'rope_theta'`` or ``'rope_parameters'``.
+        value (Any): What it is to be.
+
+    Returns:
+        dict[str, Any] | None: Keys of the config with their whole values; None for a key that is no rotary setting.
+
+    Raises:
+        ValueError: If the installed transformers does not compute that.
+    """
+    if not TRANSFORMERS_5:
+        if key != 'rope_parameters' or not isinstance(value, Mapping):
+            return None
+        content = {'model_type': config.model_type, key: dict(value)}
+        _convert_rotary(content)
+        return {name: value for name, value in content.items() if name != 'model_type' and value is not None} or None
+    rotary = getattr(config, 'rope_parameters', None) or {}
+    main = main_rotary(rotary)
+    base, share = BASE_KEYS.get(config.model_type, ()), SHARE_KEYS.get(config.model_type, ())
+    newer = {**dict.fromkeys(('rope_theta', *base), 'rope_theta'), **dict.fromkeys(share, 'partial_rotary_factor')}
+    if key in newer:
+        settings = {newer[key]: value}
+    elif key in ('rope_scaling', 'rope_parameters') and isinstance(value, Mapping) and not set(value) & {FULL, SLIDING}:
+        settings = {('rope_type' if name == 'type' else name): setting for name, setting in value.items()}
+    else:
+        return None
+    is_same_kind = settings.get('rope_type', _kind(main)) == _kind(main)
+    kept = {name: main[name] for name in main if is_same_kind or name in ('rope_theta', 'partial_rotary_factor')}
+    changed = {**kept, **settings}
+    return {'rope_parameters': changed if main is rotary else {**rotary, FULL: changed}}
 
 
 def _refusal(key: str, value: Any) -> str:

@@ -1,8 +1,8 @@
 """llm-foundry 0.22: on transformers 5, which dropped arguments that it still passes, and on one process.
 
 llm-foundry asks the class attribute ``model_cls`` of its Hugging Face models for ``from_pretrained`` and
-``from_config``, and its builder of tokenizers for ``AutoTokenizer``. :func:`install` puts adapters there. They are
-patched attributes and not subclasses, because the run files of continued pre-training name llm-foundry's own
+``from_config``, and names ``AutoConfig`` and ``AutoTokenizer`` in modules. :func:`install` puts adapters there. They
+are patched attributes and not subclasses, because the run files of continued pre-training name llm-foundry's own
 ``hf_causal_lm``.
 """
 
@@ -13,12 +13,13 @@ import warnings
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from llmshearing.compat.configs import OF_A_FORWARD_PASS
 from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.compat.versions import TRANSFORMERS_5
 
-__all__ = ['ModelLoader', 'install', 'keep_sharding']
+__all__ = ['ConfigLoader', 'ModelLoader', 'install', 'keep_sharding']
 
 
 class ModelLoader:
@@ -47,8 +48,19 @@ class ModelLoader:
         return AutoModelForCausalLM.from_config(*args, **kwargs)
 
 
+class ConfigLoader:
+    """``AutoConfig`` for llm-foundry's Hugging Face models, which trip over more outputs than they ask for."""
+
+    @staticmethod
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        """Reads a config, which asks for no more; arguments as for ``AutoConfig.from_pretrained``."""
+        return AutoConfig.from_pretrained(*args, **OF_A_FORWARD_PASS, **kwargs)
+
+
 def install() -> None:
-    """Lets llm-foundry's Hugging Face models and tokenizers load under transformers 5; under 4 nothing."""
+    """Lets llm-foundry's Hugging Face models read any config and, under transformers 5, load with their tokenizers."""
+    hf_base: Any = importlib.import_module('llmfoundry.models.hf.hf_base')
+    hf_base.AutoConfig = ConfigLoader
     if TRANSFORMERS_5:
         from llmfoundry.models.hf import ComposerHFCausalLM
         from llmfoundry.utils import builders

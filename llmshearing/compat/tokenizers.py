@@ -19,6 +19,7 @@ from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = [
     'GENERAL_CLASS',
+    'OF_THE_HUB',
     'SAMPLE',
     'TokenizerLoader',
     'around_special',

@@ -6,6 +6,7 @@ noticed until the data is wrong, or at all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from llmshearing.utils.paths import check_mds_index
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['check_dataset']
+__all__ = ['check_dataset', 'check_workers']
 
+# What torch takes of loaders with processes of their own alone, what it is without, and what llm-foundry gives.
+OF_WORKERS = {'timeout': (0, 0), 'prefetch_factor': (None, 2), 'persistent_workers': (False, True)}
 GIVEN = ('tokenizer', 'batch_size')  # by llm-foundry
 
 
@@ -33,6 +36,24 @@ def check_dataset(where: str, loader: str, dataset: Mapping[str, Any]) -> None:
     checks = {'dynamic_text': _check_dynamic_text, 'text': _check_text, 'finetuning': _check_finetuning}
     if loader in checks:
         checks[loader](where, dataset)
+
+
+def check_workers(where: str, section: Mapping[str, Any]) -> None:
+    """Raises a ValueError for what a loader of llm-foundry's asks of workers that it does not have.
+
+    Args:
+        where (str): Place in the configuration, for the message.
+        section (Mapping[str, Any]): The loader; ``dynamic_text`` passes over such settings.
+    """
+    if section['name'] not in ('text', 'finetuning') or section.get('num_workers') != 0:
+        return
+    for key, (without, default) in OF_WORKERS.items():
+        value = section.get(key, default)
+        if value != without:
+            raise ValueError(
+                f'{where}.{key}: {value} is for workers, and num_workers: 0 starts none; set it to '
+                f'{json.dumps(without)}, or num_workers to 1 or more.'
+            )
 
 
 def _check_dynamic_text(where: str, dataset: Mapping[str, Any]) -> None:

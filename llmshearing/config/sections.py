@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmshearing.config.loaders import check_dataset
+from llmshearing.config.loaders import check_dataset, check_workers
 from llmshearing.config.parts import build_for_checks, constructor_of
 from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
@@ -91,6 +91,7 @@ def _check_section(where: str, section: Mapping[str, Any], registry_name: str) -
     )
     if registry_name == 'dataloaders':
         check_dataset(f'{where}.dataset', section['name'], section['dataset'])
+        check_workers(where, section)
     return constructor
 
 

@@ -13,7 +13,7 @@ from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.utils.checks import is_integer
 from llmshearing.utils.files import load_json
-from llmshearing.utils.paths import expand_path, names_a_path
+from llmshearing.utils.paths import expand_path, names_a_path, refuse_lookalikes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -52,6 +52,10 @@ def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
 
         family_of(source)  # refuses other model types, whose configs may have no such shape
     _check_weights(model, source)
+    if model['name'] != 'sheared_causal_lm':
+        from llmshearing.models.source_config import check_stock_reading
+
+        check_stock_reading(name, source)
     source = _with_overrides(source, model)
     _check_computation(model, source, config['max_seq_len'])
     _tell_positions(source, config['max_seq_len'])
@@ -82,9 +86,10 @@ def read_source(source: str) -> PretrainedConfig:
     """
     from llmshearing.models import source_config
 
-    path = Path(expand_path('SOURCE', source))
-    path = path / 'config.json' if path.is_dir() else path
+    place = Path(expand_path('SOURCE', source))
+    path = place / 'config.json' if place.is_dir() else place
     if not path.is_file():
+        refuse_lookalikes(source, place)
         raise ValueError(
             f'{source}: no model folder with a config.json and no such file; download the config first, nothing is '
             'fetched here'
@@ -147,6 +152,7 @@ def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
     """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
     folder = Path(name)
     if (names_a_path(name) or folder.is_dir()) and not any((folder / file).is_file() for file in files):
+        refuse_lookalikes(f'{where}: {name}', folder)
         raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 
@@ -163,15 +169,13 @@ def _check_weights(model: Mapping[str, Any], source: PretrainedConfig) -> None:
 def _check_computation(model: Mapping[str, Any], source: PretrainedConfig, max_seq_len: int) -> None:
     """What the config asks for is what the run computes."""
     from llmshearing.compat.transformers import attention_implementation
-    from llmshearing.models.source_config import check_attention, check_stock_reading
+    from llmshearing.models.source_config import check_attention
 
     attention = model.get('attn_implementation')
     if model.get('use_flash_attention_2'):
         attention = 'flash_attention_2'
     if model['name'] == 'sheared_causal_lm':  # which takes one that soft-caps by itself
         attention = attention_implementation(source, attention or 'sdpa')
-    else:
-        check_stock_reading(model['pretrained_model_name_or_path'], source)
     check_attention(source, attention or 'eager', max_seq_len)
 
 
@@ -180,32 +184,60 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
     overrides = model.get('config_overrides') or {}
     if not overrides:
         return source
+    from llmfoundry.utils.config_utils import set_config_overrides
+
     from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 
-    changed = copy.deepcopy(source)
     for key, value in overrides.items():
-        own = getattr(source, key, None)
-        if not hasattr(source, key):
-            raise ValueError(f'model.config_overrides: {key!r} is no key of the config of a {source.model_type}.')
-        is_wider = isinstance(own, float) and is_integer(value)
-        if isinstance(own, (int, float)) and type(own) is not type(value) and not is_wider:
-            raise ValueError(
-                f'model.config_overrides.{key}: expected {type(own).__name__}, as in the source ({own!r}), '
-                f'got {value!r}.'
-            )
-        setattr(changed, key, value)
-    if not model.get('pretrained', True):
-        return changed
+        _check_override(source, key, value)
+    changed = copy.deepcopy(source)
+    set_config_overrides(changed, dict(overrides))
     try:
-        differing = dict(parameter_shapes(changed).shapes.items() ^ parameter_shapes(source).shapes.items())
+        shapes = parameter_shapes(changed).shapes
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError) as error:
-        raise ValueError(f'model.config_overrides: no model can be built with {dict(overrides)} ({error}).') from error
+        cause = error.__cause__ or error  # the error itself would name the config.json
+        raise ValueError(
+            f'model.config_overrides: no model can be built with {dict(overrides)} ({type(cause).__name__}: {cause}); '
+            'correct or remove them.'
+        ) from error
+    differing = dict(shapes.items() ^ parameter_shapes(source).shapes.items()) if model.get('pretrained', True) else {}
     if differing:
         raise ValueError(
             f"model.config_overrides: {dict(overrides)} do not fit the source's weights ({next(iter(differing))} would "
             'have another shape). Sizes are changed by pruning (algorithms.targeted_pruning.target); remove them here.'
         )
     return changed
+
+
+def _check_override(source: PretrainedConfig, key: str, value: Any) -> None:
+    """Refuses an override that llm-foundry does not take, with the way to write what is meant."""
+    from llmshearing.compat.configs import OF_A_FORWARD_PASS, rotary_spelling
+
+    where, own = f'model.config_overrides.{key}', getattr(source, key, None)
+    if key in OF_A_FORWARD_PASS:
+        raise ValueError(f'{where}: a run decides this itself; remove it.')
+    is_wider = isinstance(own, float) and is_integer(value)
+    if isinstance(own, (int, float)) and type(own) is not type(value) and not is_wider:
+        raise ValueError(f'{where}: expected {type(own).__name__}, as in the source ({own!r}), got {value!r}.')
+    if isinstance(own, Mapping) and not isinstance(value, Mapping):
+        raise ValueError(f'{where}: expected keys and values, as in the source ({dict(own)}), got {value!r}.')
+    if _takes(source, key, value):
+        return
+    spelled = rotary_spelling(source, key, value)
+    if spelled is None and own is None:
+        raise ValueError(f'model.config_overrides: {key!r} is no key of the config of a {source.model_type}.')
+    if spelled is not None and all(_takes(source, *item) for item in spelled.items()):
+        raise ValueError(f'{where}: the installed transformers has this elsewhere; write config_overrides: {spelled}.')
+    raise ValueError(
+        f'{where}: llm-foundry changes entries of a mapping and adds none, so {value} is not possible here; write '
+        f"{spelled or {key: value}} into a copy of the source's config.json, in the place of what it says there."
+    )
+
+
+def _takes(source: PretrainedConfig, key: str, value: Any) -> bool:
+    """Whether llm-foundry takes an override; of a mapping it changes entries and adds none."""
+    own = getattr(source, key, None)
+    return hasattr(source, key) and not (isinstance(own, Mapping) and set(value) - set(own))
 
 
 def _tell_positions(source: PretrainedConfig, max_seq_len: int) -> None:

@@ -76,17 +76,22 @@ def read_texts(
     texts: list[Text] = []
     taken: set[bytes] = set()
     for name, path in zip(_names(paths), paths):
-        rows, size, tokens = _sequences(_passages(str(path), text_key, seed, taken), encoder, plan, length, shares)
+        passages, repeated = _passages(str(path), text_key, seed, taken)
+        rows, size, tokens = _sequences(passages, encoder, plan, length, shares)
         if texts and not any(rows):
             raise ValueError(
                 f'--text {path}: every passage of its beginning is in another --text, too, or there is none; give '
                 'each text once.'
             )
         if not all(rows):
+            advice = 'Give more text.'
+            if repeated:
+                among = f'{repeated} of its {repeated + len(passages)} passages'
+                advice = f'{among} repeat others, and what repeats counts once: give more text that differs.'
             raise ValueError(
                 f'--text {path} holds too little: after setting one of {EVERY} passages aside there are '
                 f'{[len(kind) for kind in rows]} sequences of {length} tokens to choose units by and to measure '
-                f'losses on; expected up to {shares} and at least one of each. Give more text.'
+                f'losses on; expected up to {shares} and at least one of each. {advice}'
             )
         largest = max(int(row.max()) for row in (*rows[0], *rows[1]))
         if largest >= vocabulary:
@@ -119,15 +124,21 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
     return [str(path) if counts[name] > 1 else name for name, path in zip(names, paths)]
 
 
-def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> list[str]:
-    """Passages of the beginning of a text that are not ``taken``, which they then are; in an order by the seed."""
+def _passages(path: str, text_key: str, seed: int, taken: set[bytes]) -> tuple[list[str], int]:
+    """Passages of the beginning of a text that are not ``taken``, which they then are; in an order by the seed.
+
+    The second is how many were.
+    """
+    repeated = 0
     found: dict[bytes, str] = {}
     for passage in read_passages('--text', path, text_key, READ_BYTES):
         digest = hashlib.blake2b(f'{seed}:{passage}'.encode()).digest()
-        if digest not in taken:
+        if digest in taken:
+            repeated += 1
+        else:
             taken.add(digest)
             found[digest] = passage
-    return [found[digest] for digest in sorted(found)]
+    return [found[digest] for digest in sorted(found)], repeated
 
 
 def _sequences(

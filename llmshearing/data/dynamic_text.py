@@ -149,7 +149,7 @@ def build_dynamic_text_dataloader(
         pin_memory (bool): As in ``DataLoader``.
         prefetch_factor (int | None): Batches each worker reads ahead.
         persistent_workers (bool): Keep the workers from one round to the next.
-        timeout (int): As in ``DataLoader``.
+        timeout (int): As in ``DataLoader``; without workers there is nobody to wait for.
 
     Returns:
         DataSpec: the loader with llm-foundry's token counting.
@@ -194,7 +194,7 @@ def build_dynamic_text_dataloader(
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=persistent_workers and num_workers > 0,
-        timeout=timeout,
+        timeout=timeout if num_workers else 0,
     )
     count_every_token(loader)
     if text_dataset.teacher is not None:

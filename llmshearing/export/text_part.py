@@ -26,7 +26,7 @@ from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import public_name, read_source_files
 from llmshearing.utils.files import refuse_unwritable
-from llmshearing.utils.paths import refuse_existing
+from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
 
 __all__ = ['SHARD_BYTES', 'TextPart', 'text_config', 'write_text_part']
 
@@ -64,6 +64,7 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
     """
     source, output = Path(source), Path(output)
     if not (source / 'config.json').is_file():
+        refuse_lookalikes(str(source), source)
         raise ValueError(f'{source} is no model folder: it has no config.json.')
     config = text_config(source, read_config(source))
     refuse_existing('--output', output, overwrite, (source,))

@@ -30,7 +30,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
 from llmshearing.utils.files import load_json, refuse_unwritable
-from llmshearing.utils.paths import refuse_existing
+from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
 
 __all__ = ['WholeModel', 'write_whole_model']
 
@@ -75,6 +75,7 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
     source, decoder, output = Path(source), Path(decoder), Path(output)
     for folder in (source, decoder):
         if not (folder / 'config.json').is_file():
+            refuse_lookalikes(str(folder), folder)
             raise ValueError(f'{folder} is no model folder: it has no config.json.')
     whole, config = read_config(source), read_config(decoder)
     _check_sizes(source, text_config(source, whole), decoder, config)

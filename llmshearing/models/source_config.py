@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from llmshearing.compat.configs import (
     FULL,
+    OF_A_FORWARD_PASS,
     SHARE_KEYS,
     SLIDING,
     WINDOW_BUT_EVERY,
@@ -92,7 +93,7 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Pretrained
     if is_known_type(model_type) and not (trust_remote_code and 'auto_map' in content):
         return config_from(content, name_or_path=str(name))
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **OF_A_FORWARD_PASS)
     except ValueError as error:
         if not model_type or 'auto_map' in content:
             raise
@@ -245,7 +246,7 @@ def check_stock_reading(name: str | Path, config: PretrainedConfig) -> None:
     for key in READ_OTHERWISE:
         if hasattr(config, key) and getattr(config, key) != getattr(stock, key, None):
             raise ValueError(
-                f'the config of {name} was written by transformers 5; transformers 4 would compute with {key}: '
-                f'{getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set model.name: '
-                'sheared_causal_lm, which reads it, or use transformers 5 (constraints/current.txt).'
+                f'the config of {name} is in words of which the installed transformers by itself does not take all; it '
+                f'would compute with {key}: {getattr(stock, key, None)!r} instead of {getattr(config, key)!r}. Set '
+                'model.name: sheared_causal_lm, which reads it, or use the transformers that wrote it.'
             )

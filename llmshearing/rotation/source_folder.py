@@ -16,6 +16,7 @@ from llmshearing.compat.huggingface_hub import HUB_COMMAND
 from llmshearing.models.source_config import read_config
 from llmshearing.rotation.stream import StreamParts, stream_parts
 from llmshearing.utils.files import load_json
+from llmshearing.utils.paths import refuse_lookalikes
 
 __all__ = ['SourceFolder']
 
@@ -40,6 +41,7 @@ class SourceFolder(StoredModel):
     def __init__(self, path: Path):
         self.path = Path(path)
         if not (self.path / 'config.json').is_file():
+            refuse_lookalikes(str(path), path)
             raise ValueError(
                 f'{path} holds no config.json; expected the folder of a Hugging Face model. Download it '
                 f'first, for example with `{HUB_COMMAND} download NAME --local-dir FOLDER`.'

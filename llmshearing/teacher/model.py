@@ -27,6 +27,7 @@ from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.models.source_config import read_config
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.utils.checks import check_integer
+from llmshearing.utils.paths import refuse_lookalikes
 from llmshearing.vocabulary.settings import read_kept
 
 __all__ = ['Teacher', 'hash_of_model', 'open_teacher']
@@ -113,6 +114,7 @@ def open_teacher(name: str, settings: TeachSettings, device: str) -> Teacher:
     """
     folder = weights_folder(name)
     if folder is None or not (folder / 'config.json').is_file():
+        refuse_lookalikes(f'--teacher {name}', name)
         raise ValueError(f'--teacher {name}: no Hugging Face model folder with a config.json on this machine.')
     config: Any = read_config(str(folder))
     try:

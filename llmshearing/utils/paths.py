@@ -27,6 +27,7 @@ __all__ = [
     'names_a_path',
     'plain_name',
     'refuse_existing',
+    'refuse_lookalikes',
     'walk_files',
 ]
 
@@ -166,6 +167,30 @@ def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Ite
     for place in needed:
         if place is not None and folder.resolve() in (Path(place).resolve(), *Path(place).resolve().parents):
             raise ValueError(f'{where}: {folder} is not replaced, as {place} is needed; choose another folder.')
+
+
+def refuse_lookalikes(where: str, folder: str | Path) -> None:
+    """Refuses a folder without a model that is taken for a model's, with the way to the model.
+
+    Args:
+        where (str): Names the folder, for the message.
+        folder (str | Path): It lacks the config or the weights.
+
+    Raises:
+        ValueError: For an adapter and for the root of a model in the hub's cache.
+    """
+    folder = Path(folder)
+    if (folder / 'adapter_config.json').is_file():
+        raise ValueError(
+            f'{where} holds an adapter (LoRA) and no model; merge it into its base model first, with peft: '
+            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER).'
+        )
+    snapshots = sorted(str(path.parent) for path in folder.glob('snapshots/*/config.json'))
+    if snapshots:
+        raise ValueError(
+            f"{where} is where the Hugging Face Hub's cache keeps a model; name the snapshot in it: "
+            f'{" or ".join(snapshots)}.'
+        )
 
 
 def check_safetensors_index(path: Path) -> dict[str, str]:

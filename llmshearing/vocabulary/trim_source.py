@@ -27,7 +27,7 @@ from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.models.source_config import read_config
 from llmshearing.prepare.tokenizer import TokenizerPlan, plan_tokenizer
 from llmshearing.utils.files import load_json, refuse_unwritable
-from llmshearing.utils.paths import refuse_existing
+from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
 from llmshearing.vocabulary.choice import rank_tokens
 from llmshearing.vocabulary.embeddings import rows_by_token, trimmed_tensors
 from llmshearing.vocabulary.folder import PICTURE, write_card, write_files, write_trim_record
@@ -150,6 +150,7 @@ class _Source:
 
 def _open(folder: Path) -> _Source:
     if not (folder / 'config.json').is_file():
+        refuse_lookalikes(str(folder), folder)
         raise ValueError(f'{folder} holds no config.json; expected the folder of a Hugging Face model.')
     file, config = read_tokenizer_file(folder), read_config(folder)
     refuse_unusable(str(folder), config)

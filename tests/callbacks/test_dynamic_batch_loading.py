@@ -438,7 +438,7 @@ def test_references_come_from_a_file(tmp_path):
         path.write_text(f'{{"reference_losses": {{"a": {loss}, "b": 1.0}}}}')
         with pytest.raises(ValueError, match=r"must be numbers of at least 0, but .*references.json gives \{'a': "):
             DynamicBatchLoading(str(path))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match='reference_losses: .*nothing.json; let `llmshearing reference-losses`'):
         DynamicBatchLoading(str(tmp_path / 'nothing.json'))
     with pytest.raises(ValueError, match=r"must be numbers of at least 0, but reference_losses gives \{'a': nan\}"):
         DynamicBatchLoading({'a': float('nan')})

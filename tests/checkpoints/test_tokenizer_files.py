@@ -39,11 +39,12 @@ def test_a_tokenizer_of_transformers_5_is_written_for_both(tmp_path):
     files = as_composer_keeps_it(tmp_path)
     settings = files['tokenizer_config.json']['content']
     settings |= {'tokenizer_class': 'TokenizersBackend', 'backend': 'tokenizers', 'extra_special_tokens': ['w5']}
+    settings |= {'local_files_only': True, 'token': 'hf_x', 'cache_dir': '/home/x', 'is_local': True}
     (tmp_path / 'out').mkdir()
     write_tokenizer_files(files, tmp_path / 'out')
     written = json.loads((tmp_path / 'out' / 'tokenizer_config.json').read_text())
     assert written['tokenizer_class'] == 'PreTrainedTokenizerFast' and written['additional_special_tokens'] == ['w5']
-    assert not {'backend', 'extra_special_tokens'} & set(written)
+    assert not {'backend', 'extra_special_tokens', 'local_files_only', 'token', 'cache_dir', 'is_local'} & set(written)
     opened = PreTrainedTokenizerFast.from_pretrained(tmp_path / 'out')
     assert opened('w3 w17').input_ids == tiny_tokenizer()('w3 w17').input_ids and 'w5' in opened.all_special_tokens
 

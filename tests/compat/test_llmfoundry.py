@@ -2,13 +2,16 @@
 
 import importlib
 import inspect
+import json
 
+import pytest
 import torch
 from composer import Trainer
 from llmfoundry.models.hf import ComposerHFCausalLM
 
 from llmshearing.compat import llmfoundry
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_source, tiny_tokenizer
 
 
@@ -18,6 +21,20 @@ def test_install_lets_llm_foundry_load_a_folder_with_its_weights(tmp_path):
     model = ComposerHFCausalLM(tiny_tokenizer(), str(source), use_auth_token=False)
     saved = torch.nn.Module.state_dict(model)
     assert len(saved) > 20 and all(not tensor.is_meta for tensor in saved.values())
+
+
+@pytest.mark.parametrize('model_class', [ComposerHFCausalLM, ShearedCausalLM])
+def test_llm_foundry_builds_models_whose_config_asks_for_more_outputs(model_class, tmp_path):
+    llmfoundry.install()
+    source = tiny_source(tmp_path / 'source')
+    more = {'output_attentions': True, 'output_hidden_states': True, 'return_dict': False}
+    content = json.loads((source / 'config.json').read_text())
+    (source / 'config.json').write_text(json.dumps(content | more))
+    model = model_class(tiny_tokenizer(), str(source), attn_implementation='sdpa')
+    assert not any(getattr(model.config, key) == value for key, value in more.items())
+    ids = torch.arange(3, 9)[None]
+    outputs = model({'input_ids': ids, 'labels': ids})
+    assert outputs.get('hidden_states') is None and torch.isfinite(model.loss(outputs, {'labels': ids}))
 
 
 def test_llm_foundry_still_passes_what_the_adapter_takes_away():

@@ -138,6 +138,17 @@ def test_runs_without_our_parts_are_left_alone():
             8,
             r'eval_loader\[1\].dataset.max_seq_len: 8 is not the 256 of train_loader',
         ),
+        (
+            'eval_loaders.1.timeout',
+            30,
+            r'eval_loader\[1\].timeout: 30 is for workers, and num_workers: 0 starts none; set',
+        ),
+        ('eval_loaders.0.prefetch_factor', 2, r'eval_loader\[0\].prefetch_factor: 2 is for workers'),
+        (
+            'eval_loaders.0.persistent_workers',
+            KeyError,
+            r'eval_loader\[0\].persistent_workers: True is .* to false, or',
+        ),
         ('max_seq_len', 128, 'train_loader.dataset.max_seq_len: 256 is not the max_seq_len: 128 of the run'),
         ('max_seq_len', 1, 'max_seq_len: expected a whole number of at least 2, got 1'),
         ('save_filename', '../x', 'save_filename: .* leads out of save_folder'),

@@ -2,12 +2,22 @@
 
 import json
 import logging
+import re
+import shutil
 
 import pytest
-from transformers import AutoConfig, Gemma3Config, LlavaConfig, MistralConfig
+import yaml
+from transformers import AutoConfig, Gemma3Config, LlamaConfig, LlavaConfig, MistralConfig
 
-from llmshearing.config.source import check_source, read_config_at, refuse_unusable
+from llmshearing.algorithms.distillation.distillation import Distillation
+from llmshearing.checkpoints.weight_files import find_weights
+from llmshearing.compat.transformers import rotary_of
+from llmshearing.config.source import check_source, read_config_at, read_source, refuse_unusable
+from llmshearing.export.text_part import write_text_part
+from llmshearing.rotation.source_folder import SourceFolder
 from tests.tiny_run import tiny_source
+
+LINEAR = {'rope_type': 'linear', 'factor': 2.0}
 
 
 @pytest.fixture(scope='module')
@@ -43,11 +53,60 @@ def test_positions_may_be_widened_by_an_override(source, caplog):
         ({'num_attention_heads': 'four'}, 'num_attention_heads: expected int, as in the source'),
         ({'hidden_act': 'zzz'}, 'no model can be built with'),
         ({'hiden_size': 64}, "'hiden_size' is no key of the config of a llama"),
+        ({'rope_parameters': 5}, 'expected keys and values, as in the source|is no key'),
+        ({'output_attentions': True}, 'output_attentions: a run decides this itself; remove it'),
     ],
 )
 def test_overrides_that_fit_no_weights(source, overrides, message):
     with pytest.raises(ValueError, match=message):
         check_source(run(source, config_overrides=overrides))
+
+
+@pytest.mark.parametrize('name', ['sheared_causal_lm', 'hf_causal_lm'])
+@pytest.mark.parametrize(
+    'overrides, expected',
+    [
+        ({'rope_theta': 5e5}, {'rope_theta': 5e5}),
+        ({'rope_parameters': {'rope_theta': 5e5}}, {'rope_theta': 5e5}),
+        ({'rope_parameters': {'rope_theta': 5e5, 'rope_type': 'default'}}, {'rope_theta': 5e5}),
+        ({'rope_scaling': LINEAR}, LINEAR),
+        ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, LINEAR),
+        ({'rope_parameters': {**LINEAR, 'rope_theta': 5e5}}, {**LINEAR, 'rope_theta': 5e5}),
+    ],
+)
+def test_rotary_overrides_in_the_words_of_either_generation(source, tmp_path, name, overrides, expected):
+    """They are taken, or refused with the way to write them, which is taken."""
+    try:
+        changed = check_source(run(source, name=name, config_overrides=overrides))
+    except ValueError as error:
+        place, written = re.search(r'write (config_overrides: )?(\{.*\})', str(error)).groups()
+        written = yaml.safe_load(written)
+        if place is None:
+            assert "into a copy of the source's config.json, in the place of" in str(error)
+            source = shutil.copytree(source, tmp_path / 'copy')
+            content = json.loads((source / 'config.json').read_text())
+            (source / 'config.json').write_text(json.dumps(content | written))
+        changed = check_source(run(source, name=name, config_overrides=written if place else {}))
+    rotary = rotary_of(changed)
+    rotary.pop('type', None)
+    assert rotary == {'rope_theta': 1e4, 'rope_type': 'default'} | expected
+
+
+@pytest.mark.parametrize(
+    'setting', [{'output_attentions': True}, {'output_hidden_states': True}, {'return_dict': False}]
+)
+def test_what_a_forward_pass_returns_is_no_setting_of_a_source(source, tmp_path, setting):
+    source = shutil.copytree(source, tmp_path / 'copy')
+    content = json.loads((source / 'config.json').read_text())
+    (source / 'config.json').write_text(json.dumps(content | setting))
+    (key,) = setting
+    assert getattr(check_source(run(source)), key) == getattr(LlamaConfig(), key) != setting[key]
+
+
+def test_what_no_model_can_be_built_with_is_no_fault_of_the_config_json(source):
+    with pytest.raises(ValueError, match='model.config_overrides: .*; correct or remove them') as caught:
+        check_source(run(source, config_overrides={'hidden_act': 'zzz'}, pretrained=False))
+    assert 'config.json' not in str(caught.value)
 
 
 def test_overrides_of_random_weights_are_free(source):
@@ -61,6 +120,27 @@ def test_quantised_sources(source, tmp_path, method):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f'quantised weights \\({method}\\).*use the model that it was quantised from'):
         refuse_unusable(str(tmp_path), read_config_at('source', str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    'opened',
+    [
+        lambda place: read_source(str(place)),
+        find_weights,
+        SourceFolder,
+        lambda place: Distillation(str(place)),
+        lambda place: write_text_part(place, place.parent / 'out'),
+        lambda place: check_source(run(place)),
+    ],
+)
+def test_folders_that_are_taken_for_a_model_s(source, tmp_path, opened):
+    shutil.copytree(source, tmp_path / 'models--a--b' / 'snapshots' / 'abc')
+    with pytest.raises(ValueError, match=r'models--a--b is where .* cache .* the snapshot in it: \S*/snapshots/abc\.$'):
+        opened(tmp_path / 'models--a--b')
+    (tmp_path / 'adapter').mkdir()
+    (tmp_path / 'adapter' / 'adapter_config.json').write_text('{}')
+    with pytest.raises(ValueError, match='adapter holds an adapter .* merge it into its base model'):
+        opened(tmp_path / 'adapter')
 
 
 def test_multimodal_sources_say_how_to_take_the_text_part(tmp_path):

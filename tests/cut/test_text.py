@@ -93,7 +93,8 @@ def test_texts_take_turns_in_the_batches(tokenizer, tmp_path):
         (b'{"content": "w1 w2"}\n', 'only content; set --text-key to the one'),
         (b'{"text": 3}\n', 'record 1: the text is int'),
         (b'w1 w2 w3', r'holds too little: .* \[0, 0\] sequences of 20 tokens'),
-        (b'', 'holds too little'),
+        (b'', r'holds too little: .* of each. Give more text\.$'),
+        (b'{"text": "w1 w2"}\n' * 50, 'too little: .*49 of its 50 passages repeat others, .* differs'),
         (b'PAR1 broken', 'broken|cannot be read|parquet'),
     ],
 )

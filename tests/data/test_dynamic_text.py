@@ -383,6 +383,12 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
             build_dynamic_text_dataloader(tiny_tokenizer(), 4, {}, num_workers=1, **{name: wrong})
 
 
+def test_what_is_for_workers_is_nothing_without_them(folder):
+    config = {'local': str(folder), 'domains': ['a'], 'max_seq_len': SEQ_LEN, 'round_batches': 1}
+    loader = build_dynamic_text_dataloader(tiny_tokenizer(), 2, config, timeout=30).dataloader
+    assert (loader.timeout, loader.prefetch_factor, loader.persistent_workers) == (0, None, False)
+
+
 def test_places_mean_what_a_shell_means(folder, monkeypatch):
     monkeypatch.setenv('HOME', str(folder))
     monkeypatch.setenv('DATA', str(folder.parent))

@@ -29,6 +29,7 @@ from llmshearing.checkpoints.identity import refuse_other_sources
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
 from llmshearing.masks.scores import IGNORED_LABEL
 from llmshearing.utils.checks import check_integer, check_number, check_precision
+from llmshearing.utils.paths import refuse_lookalikes
 
 __all__ = ['Distillation', 'predicting_positions']
 
@@ -114,6 +115,7 @@ class Distillation(Algorithm):
         self.stored = stored
         self.teacher_name = str(teacher)
         if not stored and missing_folder(self.teacher_name):
+            refuse_lookalikes(f'distillation: teacher {teacher}', self.teacher_name)
             raise ValueError(f'distillation: teacher {teacher} is no Hugging Face model folder (no config.json there).')
         self.teacher: PreTrainedModel  # known once the run has a model, as is the number of tokens
         self.vocab_size = 0

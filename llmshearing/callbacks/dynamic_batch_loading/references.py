@@ -22,6 +22,11 @@ def read_reference_losses(source: Mapping[str, float] | str | None) -> dict[str,
         place = source
         try:
             source = load_json(source).get('reference_losses')
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f'reference_losses: there is no file {place}; let `llmshearing reference-losses` write it, or give a '
+                'loss for each domain.'
+            ) from None
         except ValueError as error:
             raise ValueError(
                 f'reference_losses: {error} Give a file that llmshearing reference-losses wrote, or a loss for each '
