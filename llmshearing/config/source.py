@@ -211,7 +211,8 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
 
 def _check_override(source: PretrainedConfig, key: str, value: Any) -> None:
     """Refuses an override that llm-foundry does not take, with the way to write what is meant."""
-    from llmshearing.compat.configs import OF_A_FORWARD_PASS, rotary_spelling
+    from llmshearing.compat.configs import OF_A_FORWARD_PASS
+    from llmshearing.compat.rotary import rotary_spelling
 
     where, own = f'model.config_overrides.{key}', getattr(source, key, None)
     if key in OF_A_FORWARD_PASS:

@@ -13,16 +13,13 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from llmshearing.compat.configs import (
-    FULL,
     OF_A_FORWARD_PASS,
-    SHARE_KEYS,
-    SLIDING,
     WINDOW_BUT_EVERY,
     WINDOW_FROM_LAYER,
-    main_rotary,
     normalise_config,
     with_stock_type,
 )
+from llmshearing.compat.rotary import FULL, SHARE_KEYS, SLIDING, main_rotary
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
 from llmshearing.models.families import installed_table
 from llmshearing.models.family_tables import TABLES

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from llmshearing.compat.configs import add_older_names, main_rotary, normalise_config
+from llmshearing.compat.configs import add_older_names, normalise_config
+from llmshearing.compat.rotary import main_rotary
 from llmshearing.compat.transformers import set_dtype
 from llmshearing.compat.versions import TRANSFORMERS_5
 from tests.models.tiny import OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model
