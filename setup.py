@@ -54,7 +54,6 @@ setup(
         'torch>=2.7',
         'transformers>=4.51,<6',
         'omegaconf>=2.3,<2.5',
-        'accelerate>=1.0',
         'datasets>=3.0',
         'huggingface_hub>=0.30',
         'safetensors>=0.4',

@@ -45,7 +45,7 @@ SAMPLE = (
 
 
 class TokenizerLoader:
-    """``AutoTokenizer`` for a caller of ours or of llm-foundry; with transformers 4 all but nothing else."""
+    """``AutoTokenizer`` for a caller of ours or of llm-foundry; with transformers 4 without its alarm about classes."""
 
     @staticmethod
     def from_pretrained(name: str | Path, **settings: Any) -> Any:

@@ -15,7 +15,7 @@ from llmshearing.utils.replaced import replaced
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ['build_empty', 'build_on_meta']
+__all__ = ['build_empty', 'build_on_meta', 'parameters_on_meta']
 
 # Settings that modelling code trips over when they are wrong.
 OFTEN_WRONG = (
@@ -50,13 +50,13 @@ def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 def build_empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Builds a causal language model whose parameters, of such a type, take no memory; its buffers are there."""
-    with _parameters_on_meta():
+    with parameters_on_meta():
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_implementation(config), **dtype_argument(dtype)
         )
 
 
-def _parameters_on_meta() -> AbstractContextManager[None]:
+def parameters_on_meta() -> AbstractContextManager[None]:
     """Moves each parameter to the meta device as its module takes it; buffers keep their values."""
     register = nn.Module.register_parameter
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from composer.core import Precision, State
 from composer.distributed.fsdp2 import prepare_fully_shard, sync_module_states
 from composer.models import HuggingFaceModel
@@ -22,6 +21,7 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmshearing.compat.transformers import attention_of, dtype_argument, load_complete_causal_lm, read_tokenizer
+from llmshearing.models.on_meta import parameters_on_meta
 from llmshearing.models.source_config import read_config
 from llmshearing.utils.paths import names_a_path
 
@@ -154,7 +154,7 @@ def _read_sharded(
         weights = teacher.state_dict()
     else:
         # Buffers stay real: RoPE keeps a second reference to its frequencies, which nothing would bring back from meta.
-        with init_empty_weights(include_buffers=False):
+        with parameters_on_meta():
             teacher = _freeze(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings))
         teacher.tie_weights()  # registering a parameter as empty makes a new one
     block = type(hf_get_hidden_layers(hf_get_causal_base_model(teacher))[0])
