@@ -209,7 +209,8 @@ def test_strict_error_is_what_a_config_raises():
     assert isinstance(raised.value, STRICT_ERROR)
 
 
-def test_no_bar_is_drawn_where_a_model_is_loaded(tmp_path, capfd):
+def test_no_bar_is_drawn_where_a_model_is_loaded(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr('transformers.utils.logging._tqdm_active', True)  # whatever ran before in this process
     tiny_model('llama').save_pretrained(tmp_path)
     capfd.readouterr()
     load_causal_lm(tmp_path)
