@@ -199,6 +199,7 @@ def refusal(capsys, world, *arguments, data='data', output='never', teacher='tea
     """The one line of a call that does not begin; leaves nothing behind."""
     before = sorted(world.iterdir())
     place = [str(world / data), '--teacher', str(world / teacher), '--output', str(world / output)]
+    capsys.readouterr()  # of whoever made the teacher
     assert cli.main(['teach', *place, *map(str, arguments)]) == 1
     line = capsys.readouterr().err
     assert line.count('\n') == 1 and sorted(world.iterdir()) == before, line

@@ -54,6 +54,7 @@ def run(place: Path, source: str, output: str, *options: str, size: int | None =
 def refusal(capsys, place: Path, source: str, *options: str, size: int | None = SIZE) -> str:
     """The one line of a run that does not begin; leaves nothing behind."""
     before = sorted(place.iterdir())
+    capsys.readouterr()  # of whoever made the source
     assert command(place, source, 'never', *options, size=size) == 1
     line = capsys.readouterr().err
     assert line.count('\n') == 1 and sorted(place.iterdir()) == before, line
