@@ -216,10 +216,8 @@ def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_
         capping = getattr(config, 'attn_logit_softcapping', None)
         left_out = f'the attention sinks of {config.model_type}; set eager'
         if capping:
-            left_out = (
-                f'the soft-capping of attention scores that the config asks for (attn_logit_softcapping: {capping})'
-            )
-            left_out += '; set eager or flash_attention_2'
+            asked = f'attn_logit_softcapping: {capping}'
+            left_out = f'the soft-capping of scores that the config asks for ({asked}); set eager or flash_attention_2'
         raise ValueError(f'attn_implementation: {attn_implementation} leaves out {left_out}.')
     windows = layer_windows(config)
     if windows is None or WINDOWS_BY_LAYER or attn_implementation == 'flash_attention_2':
