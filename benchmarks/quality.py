@@ -6,14 +6,15 @@ the spread between seeds and of the domains' gaps to the source, and the cost in
 pruning goes on into continued training: warm-up, constant, then a cosine over what is left.
 
     python benchmarks/quality.py --work runs/quality [--smollm | --mixture] [--groups ways share ...] [--arms NAME ...]
-                                 [--seeds 1 2 3] [--steps N] [--rate R] [--tokens N] [--rotate] [--quick]
-                                 [--output FILE.json]
+                                 [--seeds 1 2 3] [--steps N] [--rate R] [--tokens N] [--rotate] [--learn N]
+                                 [--quick] [--output FILE.json]
 
 With ``--mixture`` the source is a small mixture of experts, with a work folder of its own, and half of its experts
 go. With ``--rotate`` the source is first rotated to the principal directions of its residual stream, by its training
-text. With ``--tokens`` its vocabulary is trimmed before, and the target's MLPs get the parameters: losses then compare
-in nats per byte of the same text. Results are kept in WORK/results.jsonl (with ``--tokens`` in a folder below); what is
-there already is not run again. On 2 cores an arm takes about a minute, with ``--smollm`` about ten.
+text; with ``--learn`` on to the subspace that so many steps find. With ``--tokens`` its vocabulary is trimmed before,
+and the target's MLPs get the parameters: losses then compare in nats per byte of the same text. Results are kept in
+WORK/results.jsonl (with ``--tokens`` in a folder below); what is there already is not run again. On 2 cores an arm
+takes about a minute, with ``--smollm`` about ten.
 """
 
 from __future__ import annotations
@@ -129,12 +130,14 @@ def law_references(params: int, work: Path, sizes: Sizes) -> dict[str, float]:
     return {domain: float(fit_law(points, domain).predict(params)) for domain in DOMAINS}
 
 
-def rotate(work: Path, sizes: Sizes) -> str:
+def rotate(work: Path, sizes: Sizes, learn: int = 0) -> str:
     """Rotates the source by the arms' training text where that was not done yet; returns the folder's name."""
-    if not (work / 'rotated').exists():
-        settings = RotationSettings(seq_len=sizes.max_seq_len, **sizes.rotation)
-        rotate_source(work / 'source', work / 'data', work / 'rotated', settings, device=sizes.torch_device)
-    return 'rotated'
+    name = f'rotated, learned in {learn} steps' if learn else 'rotated'
+    if not (work / name).exists():
+        learned = {'learn': learn, 'keep': sizes.target['hidden_size']} if learn else {}
+        settings = RotationSettings(seq_len=sizes.max_seq_len, **sizes.rotation, **learned)
+        rotate_source(work / 'source', work / 'data', work / name, settings, device=sizes.torch_device)
+    return name
 
 
 def mean(values: Mapping[str, float]) -> float:
@@ -178,6 +181,16 @@ def prune(
     return {'soft': soft, 'prune_flops': meter.flops}
 
 
+def prune_partly(arm: Arm, seed: int, work: Path, sizes: Sizes, steps: int, source: str) -> tuple[str, float]:
+    """Prunes to the shapes between, ``steps`` each: the name of the last one's folder, and the cost."""
+    arm, flops = dataclasses.replace(arm, prune_decay=1.0), 0.0
+    for stage, target in enumerate(sizes.between, 1):
+        name, own = f'stage-{stage}', dataclasses.replace(sizes, target=target)
+        flops += prune(arm, seed + 200 * stage, work, own, steps, work / name, source)['prune_flops']
+        source = name
+    return source, flops
+
+
 def _distillation(arm: Arm, work: Path) -> tuple[Distillation, ...]:
     if arm.distillation is None:
         return ()
@@ -197,10 +210,15 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
     prune_steps = round(total * arm.prune_share) or 1
     first = prune_steps if arm.prune_share else 0
     one_run = first == total
-    along = LossesAlong(work, sizes, total, 0 if one_run else first)
     record: dict[str, Any] = {'arm': arm.name, 'seed': seed, 'steps': total, 'rate': sizes.learning_rate}
     record['source'] = source
-    record['prune_flops'] = 0.0
+    flops, before, stage_steps = 0.0, 0, round(0.07 * total)
+    if arm.in_stages:
+        source, flops = prune_partly(arm, seed, work, sizes, stage_steps, source)
+        before = stage_steps * len(sizes.between)
+        prune_steps -= before
+    along = LossesAlong(work, sizes, total, before if one_run else first)
+    record['prune_flops'] = flops
     if arm.pruning is None:
         config = AutoConfig.from_pretrained(work / source)
         config = with_shape(config, target_shape(config, sizes.target))
@@ -208,7 +226,8 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
         AutoTokenizer.from_pretrained(work / source).save_pretrained(folder)
     else:
         watching = (along,) if one_run else ()
-        record.update(prune(arm, seed, work, sizes, prune_steps, folder, source, watching))
+        pruned = prune(arm, seed, work, sizes, prune_steps, folder, source, watching)
+        record.update(soft=pruned['soft'], prune_flops=flops + pruned['prune_flops'])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = ComposerHFCausalLM(tokenizer=tokenizer, pretrained_model_name_or_path=str(folder), use_train_metrics=False)
     model.to(sizes.torch_device)
@@ -252,7 +271,8 @@ def _by_arm(records: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     """Seeds of one arm, source, budget and learning rate together."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for record in records:
-        name = record['arm'] + (', rotated' if record.get('source') == 'rotated' else '')
+        source = record.get('source', 'source')
+        name = record['arm'] if source == 'source' else f'{record["arm"]}, {source}'
         groups.setdefault((name, record['steps'], record.get('rate', '')), []).append(record)
     return groups
 
@@ -324,6 +344,7 @@ def main() -> int:
     parser.add_argument('--rate', type=float, help='peak learning rate; default: 2e-3, with --smollm 1e-3')
     parser.add_argument('--tokens', type=int, help='give the source fewer tokens first, and its MLPs the parameters')
     parser.add_argument('--rotate', action='store_true', help='prune the source in the principal basis of its stream')
+    parser.add_argument('--learn', type=int, default=0, metavar='STEPS', help='learn the subspace to rotate to')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
     arguments = parser.parse_args()
@@ -352,7 +373,8 @@ def main() -> int:
         (record['arm'], record['seed'], record['steps'], record.get('rate', usual), record.get('source', 'source'))
         for record in records
     }
-    name_of_source = rotate(work, sizes) if arguments.rotate else 'source'
+    rotated = arguments.rotate or arguments.learn
+    name_of_source = rotate(work, sizes, arguments.learn) if rotated else 'source'
     for seed in arguments.seeds:
         for name in wanted:
             arm = arms[name][1]

@@ -37,6 +37,7 @@ class Arm:
         distillation (Mapping | None): Options of ``distillation``, from the source, in continued training and in single
             runs.
         microbatch (int | None): Sequences per micro-batch while pruning; None for the whole batch.
+        in_stages (bool): Cut to the shapes between first, in runs of 7 % of the steps, each scored anew.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Arm:
     round_batches: int = 20
     distillation: Mapping[str, Any] | None = None
     microbatch: int | None = None
+    in_stages: bool = False
 
     def total_steps(self, budget: int) -> int:
         """Steps of the arm when the table's budget is ``budget``."""
@@ -128,11 +130,9 @@ GROUPS: dict[str, list[Arm]] = {
     'scores of one run': [
         _one_run('progressive to 20%, one run, from activation', 0.2, scores=ACTIVATION),
         _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
-        _one_run(
-            'progressive to 20%, one run, from activation, all layers at once',
-            0.2,
-            scores=ACTIVATION,
-            variant='all layers at once',
+        *(
+            _one_run(f'progressive to 20%, one run, from activation, {name}', 0.2, scores=ACTIVATION, variant=name)
+            for name in ('all layers at once', 'depth first')
         ),
         _one_run('progressive to 5%, one run, from activation', 0.05, scores=ACTIVATION),
         _one_run('lagrangian to 50%, one run, from activation', 0.5, 'lagrangian', scores=ACTIVATION),
@@ -143,6 +143,14 @@ GROUPS: dict[str, list[Arm]] = {
             1.0,
             prune_decay=0.1,
             more_steps=1.15,
+        ),
+        Arm(
+            'one-shot activation in three stages, compensated, 4% more steps',
+            {**ONE_SHOT, 'compensate': True},
+            1.0,
+            prune_decay=0.1,
+            more_steps=1.04,
+            in_stages=True,
         ),
         *(
             Arm(f'one-shot activation, {words} more steps', _one_shot(ACTIVATION), 0, more_steps=share)

@@ -73,6 +73,7 @@ class Sizes:
     Attributes:
         source (dict | None): Settings of the source's config; None for SmolLM2-135M-Instruct as it comes.
         target (dict): Shape that all arms prune to.
+        between (tuple): Shapes on the way there, for arms in stages.
         max_seq_len (int): Tokens per sequence.
         batch_size (int): Sequences per step of the arms; the source's steps have twice as many.
         source_steps (int): Steps that the source is trained.
@@ -89,6 +90,7 @@ class Sizes:
 
     source: dict | None
     target: dict
+    between: tuple[dict, ...] = ()
     max_seq_len: int = 128
     batch_size: int = 4
     source_steps: int = 3000
@@ -116,10 +118,18 @@ class Sizes:
 FULL = Sizes(
     source=dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=512, vocab_size=4096),
     target=dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=344),
+    between=(
+        dict(hidden_size=168, num_hidden_layers=6, num_attention_heads=6, intermediate_size=456),
+        dict(hidden_size=150, num_hidden_layers=5, num_attention_heads=5, intermediate_size=400),
+    ),
 )
 SMOLLM = Sizes(
     source=None,
     target=dict(hidden_size=384, num_hidden_layers=22, num_key_value_heads=2, intermediate_size=1024),
+    between=(
+        dict(hidden_size=504, num_hidden_layers=28, num_key_value_heads=3, intermediate_size=1368),
+        dict(hidden_size=432, num_hidden_layers=25, num_key_value_heads=2, intermediate_size=1192),
+    ),
     max_seq_len=256,
     steps=100,
     max_chars=2_000_000,
@@ -130,6 +140,7 @@ SMOLLM = Sizes(
 QUICK = Sizes(
     source=dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=512),
     target=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32),
+    between=(dict(hidden_size=28, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40),),
     max_seq_len=32,
     batch_size=2,
     source_steps=4,

@@ -8,6 +8,7 @@ go averaged into those that stay.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from collections.abc import Mapping
 
@@ -176,6 +177,25 @@ class LateSchedule(_ShapedSchedule):
         return progress**2
 
 
+class DepthFirst(TargetedPruning):
+    """Layers go in the first half of the warm-up, widths in the second. For masks that do not fade."""
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        learner, plans, draw = self.learner, self.learner.plans, self.learner.draw
+
+        def draw_in_turn(batch: int, progress: float) -> dict[str, Tensor]:
+            layers = {axis: plan for axis, plan in plans.items() if axis == 'layer'}
+            widths = {axis: plan for axis, plan in plans.items() if axis != 'layer'}
+            for learner.plans, elapsed in ((layers, 2 * progress), (widths, 2 * progress - 1)):
+                learner.progress = -math.inf  # each has a course of its own
+                draw(batch, min(max(elapsed, 0.0), 1.0))
+            learner.plans, learner.progress = plans, progress
+            return learner.current_masks()
+
+        learner.draw = draw_in_turn
+
+
 class KeptScores(TargetedPruning):
     """Units go in the order of their scores at the start; gradients on the way do not count."""
 
@@ -245,6 +265,7 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'noise per micro-batch': NoisePerMicrobatch,
     'cubic schedule': CubicSchedule,
     'late schedule': LateSchedule,
+    'depth first': DepthFirst,
     'kept scores': KeptScores,
     'all layers at once': AllLayersAtOnce,
     'merged experts': MergedExperts,

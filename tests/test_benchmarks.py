@@ -139,6 +139,8 @@ def test_quality(tmp_path, run_quick):
         'lagrangian, fading noise',
         'lagrangian, hard counts',
         'lagrangian, noise per micro-batch',
+        'progressive to 20%, one run, from activation, depth first',
+        'one-shot activation in three stages, compensated, 4% more steps',
     ]
     printed = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--output', out, '--arms', *arms)
     records = json.loads(out.read_text())['records']
@@ -148,8 +150,10 @@ def test_quality(tmp_path, run_quick):
     assert all(set(record['final']) == set(record['finished']) and len(record['final']) == 5 for record in records)
     assert '| one-shot taylor | 8 | 0.002 | 1 |' in printed
     assert '| source |  |  | ' in printed  # the losses by domain
-    rotated = run_quick('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--rotate', '--arms', arms[3])
+    again = ('quality.py', '--work', tmp_path / 'work', '--seeds', '1', '--arms', arms[3])
+    rotated = run_quick(*again, '--rotate')
     assert f'| {arms[3]}, rotated | 8 | 0.002 | 1 |' in rotated and f'| {arms[3]} | 8 ' in rotated
+    assert f'| {arms[3]}, rotated, learned in 2 steps | 8 |' in run_quick(*again, '--learn', '2')
 
 
 def test_quality_after_trimming_the_vocabulary(tmp_path, run_quick):
