@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import weakref
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ['StepMemory', 'trace_step']
+
+SLOW_FROM = 1024  # tokens, with linear attention
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,8 @@ def trace_step(
     """
     layers = config.num_hidden_layers
     first, growths = _least_layers(config)
+    if 'linear_attention' in first and seq_len >= SLOW_FROM:
+        _say_slow(seq_len)
 
     def trace(kinds: list) -> tuple[int, int, int]:
         traceable = _traceable(config, kinds)
@@ -100,6 +107,11 @@ def trace_step(
         start + sum((times - 1) * growth[part] for times, growth in added) for part, start in enumerate(base)
     )
     return StepMemory(saved, sum(times * growth[0] for times, growth in added) / layers, forward, backward)
+
+
+@functools.cache
+def _say_slow(seq_len: int) -> None:
+    log.warning('Memory is traced over %d tokens of linear attention: this takes a while.', seq_len)
 
 
 def _least_layers(config: PretrainedConfig) -> tuple[list, list[tuple[list, float]]]:
@@ -174,7 +186,7 @@ def _trace(
     parameter_dtype: torch.dtype,
     masked_axes: Collection[str],
 ) -> tuple[int, int, int]:
-    """Saved bytes, forward peak and backward peak of the second micro-batch, whose gradients have buffers already."""
+    """Saved bytes, forward peak and backward peak of a micro-batch whose gradients have buffers already."""
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the modelling code outside of the fake mode
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -182,14 +194,16 @@ def _trace(
             config, attn_implementation=attention_implementation(config), **dtype_argument(parameter_dtype)
         ).train()
         ids = torch.zeros(micro_batch, seq_len, dtype=torch.long)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
     if checkpointing:
         for layer in model.get_submodule(family_of(config).decoder).layers:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     if masked_axes:
         _mask(model, masked_axes)
-    live = _LiveBytes(iter([*model.parameters(), *model.buffers(), ids]))
+    gradients = [parameter.grad for parameter in model.parameters()]
+    live = _LiveBytes(iter([*model.parameters(), *gradients, *model.buffers(), ids]))
     with fake, live, without_packed_masks(), even_routing(shape_of(config).num_experts):
-        _micro_batch(model, ids, autocast, live)
         return _micro_batch(model, ids, autocast, live)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -88,21 +89,20 @@ def place_stage(
     if not hardware.gpus:
         return Placement(max(size for size in sizes if size <= ON_CPU), False, 0)
 
+    @functools.cache  # a trace each
     def peak(gpus: int, size: int, checkpointing: bool) -> int:
         sharding = 'fsdp2' if gpus > 1 else 'ddp'
         setup = TrainingSetup(gpus, sharding, size, max_seq_len, checkpointing, hardware.precision)
         return estimate_memory(config, setup, masked_axes, teacher=teacher).total
 
     usable = USABLE * hardware.memory * 2**30
-    found = None
     for checkpointing in (False, True)[: 1 + hardware.sharded]:
-        for size in sizes:
+        if peak(hardware.gpus, 1, checkpointing) > usable:
+            continue
+        for size in reversed(sizes):
             taken = peak(hardware.gpus, size, checkpointing)
-            if taken > usable:
-                break
-            found = Placement(size, checkpointing, taken)
-        if found:
-            return found
+            if taken <= usable:
+                return Placement(size, checkpointing, taken)
     least = peak(hardware.gpus, 1, hardware.sharded)
     counts = [2**power for power in range(1, 11) if 2**power > hardware.gpus]
     enough = bisect.bisect_left(counts, True, key=lambda gpus: peak(gpus, 1, True) <= usable)  # more hold more
