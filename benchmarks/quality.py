@@ -72,6 +72,7 @@ from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.teach import teach
 
 SKEWED = (8, 4, 2, 1, 1)
+LEARN_TOKENS = 1280  # in a step of learning a subspace, as in rotation_cost.py
 FAMILY = {  # smaller relatives of the small source, for a law; with it four, as three must fall strictly
     'quarter': dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=172),
     'third': dict(hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=256),
@@ -134,10 +135,19 @@ def rotate(work: Path, sizes: Sizes, learn: int = 0) -> str:
     """Rotates the source by the arms' training text where that was not done yet; returns the folder's name."""
     name = f'rotated, learned in {learn} steps' if learn else 'rotated'
     if not (work / name).exists():
-        learned = {'learn': learn, 'keep': sizes.target['hidden_size']} if learn else {}
+        learned = {'learn': learn, 'keep': sizes.target['hidden_size'], 'batch_tokens': LEARN_TOKENS} if learn else {}
         settings = RotationSettings(seq_len=sizes.max_seq_len, **sizes.rotation, **learned)
         rotate_source(work / 'source', work / 'data', work / name, settings, device=sizes.torch_device)
     return name
+
+
+def source_losses(work: Path) -> dict[str, float]:
+    """Loss per domain of the source on all held-out text, measured once."""
+    kept = work / 'source_losses.json'
+    if not kept.exists():
+        measured = losses(AutoModelForCausalLM.from_pretrained(work / 'source'), work / 'data')
+        kept.write_text(json.dumps(measured), encoding='utf-8')
+    return json.loads(kept.read_text(encoding='utf-8'))
 
 
 def mean(values: Mapping[str, float]) -> float:
@@ -366,7 +376,7 @@ def main() -> int:
     if arguments.tokens is not None:
         held_out, (work, sizes) = held_out_text(work), make_trimmed(work, sizes, arguments.tokens)
         (work / 'held_out.json').write_text(json.dumps(held_out), encoding='utf-8')
-    references = losses(AutoModelForCausalLM.from_pretrained(work / 'source'), work / 'data')
+    references = source_losses(work)
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {
