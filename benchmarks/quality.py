@@ -168,6 +168,8 @@ def prune(
     source = work / source
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False)
     options = dict(arm.pruning)
+    if 'learned' in source.name:  # the subspace comes first, whatever energy its directions have
+        options['scores'] = {**options['scores'], 'hidden': 'position'}
     variant = VARIANTS[options.pop('variant', 'as it is')]
     pruning, meter = variant(**{'target': sizes.target, 'seed': seed, **options}), ComputeMeter()
     export = ExportPruned(str(folder), allow_unconverged=True, overwrite=True)

@@ -7,10 +7,11 @@
 | `activation` | all others | RMS of what it carries: norm outputs, o and down inputs (Minitron, arXiv 2407.14679) |
 | `block_importance` | layers | 1 - cosine of the residual stream before and after it (ShortGPT, arXiv 2403.03853) |
 | `perplexity` | layers | loss without the layer, minus the loss with it (Shortened LLaMA, arXiv 2402.02834) |
+| `position` | all | the first units stay: for hidden dimensions of a source rotated to a learned subspace |
 | `random` | all | nothing; a baseline |
 | `reap`, `frequency` | experts | :mod:`~llmshearing.masks.expert_scores` |
 
-All but `magnitude` and `random` run the model on calibration batches. The mean of ``taylor`` is over batches, that of
+All but `magnitude`, `position` and `random` run the model on calibration batches. The mean of ``taylor`` is over batches, that of
 the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-batches. Hidden
 dimensions carry what norms give attention, MLPs and the LM head; where no norm stands before an attention or MLP
 (OLMo 2), its input instead, each token relative to its mean square.
@@ -33,7 +34,7 @@ from llmshearing.models.roles import Experts, Family, Linear, Norm, PerUnit, Who
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.units import AXES, LayerUnits, mask_shapes
 
-__all__ = ['activation', 'block_importance', 'magnitude', 'perplexity', 'random', 'taylor']
+__all__ = ['activation', 'block_importance', 'magnitude', 'perplexity', 'position', 'random', 'taylor']
 
 WIDTH_AXES = tuple(axis for axis in AXES if axis not in ('layer', 'expert'))
 
@@ -191,6 +192,12 @@ def perplexity(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tenso
     return {'layer': losses[:-1] / labels[:-1] - losses[-1] / labels[-1]}
 
 
+def position(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
+    """The number of units from this one to the last."""
+    shapes = mask_shapes(calibration.cutter.shape)
+    return {axis: torch.arange(shapes[axis][-1], 0.0, -1.0).repeat(*shapes[axis][:-1], 1) for axis in axes}
+
+
 def random(calibration: Calibration, axes: Sequence[str]) -> dict[str, Tensor]:
     """Numbers that the seed decides."""
     generator = torch.Generator().manual_seed(calibration.seed)
@@ -204,6 +211,7 @@ for _method, _axes in (
     (activation, WIDTH_AXES),
     (block_importance, ('layer',)),
     (perplexity, ('layer',)),
+    (position, AXES),
     (random, AXES),
     (reap, ('expert',)),
     (frequency, ('expert',)),

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.calibration import calibration_batches
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.masks.axes import plan_axes
+from llmshearing.masks.axes import finalize_masks, plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.masks.learner import LearnerSettings
 from llmshearing.masks.progressive import ProgressiveMasks
@@ -50,6 +50,17 @@ def test_taylor_is_the_mean_absolute_derivative_of_multiplied_activations(calibr
             want[axis] += mask.grad.abs() / len(calibration.batches)
     for axis in AXES:
         torch.testing.assert_close(got[axis], want[axis], rtol=1e-3, atol=1e-5 * want[axis].max().item())
+
+
+def test_by_position_the_first_units_stay(calibration):
+    got = score_units(dict.fromkeys(AXES, 'position'), calibration)
+    shape = calibration.cutter.shape
+    kept = finalize_masks(plan_axes(shape, resolve_target(shape, TARGET)), got)
+    for axis in ('hidden', 'layer', 'kv_group', 'intermediate'):
+        rows = kept[axis].view(-1, kept[axis].shape[-1])
+        count = int(rows[0].sum())
+        assert 0 < count < rows.shape[1], axis
+        assert (rows[:, :count] == 1).all() and (rows[:, count:] == 0).all(), axis
 
 
 def test_taylor_does_not_depend_on_the_size_of_micro_batches(calibration):
