@@ -29,7 +29,7 @@ SOURCE_NOTES = {
     'llama2': 'Hugging Face name or folder; the _rotated twin of this file names a rotated one, string',
     'pythia': 'Hugging Face name or folder of the source model, string',
 }
-ROTATED_NOTE = 'Hugging Face name or folder; better the rotated one, see above, string'
+ROTATED_NOTE = 'folder that `llmshearing rotate` wrote, see above, string'
 HEADS = 'int; head_dim stays {}'
 
 PAPER_HEADER = """\
@@ -83,8 +83,8 @@ Before:     data prepared with this model's tokenizer:
 After:      composer -n 8 llmshearing/train.py yamls/continue/llama2_2.7b.yaml variables.work=... variables.data=...
             callbacks.dynamic_batch_loading.reference_losses=.../reference_losses.json{after}"""
 ROTATION = """\
-            and the source in a basis in which its last hidden dimensions carry least:
-              llmshearing rotate FOLDER_OF_SOURCE --data DATA/prune --output ROTATED --keep {keep}
+            and {source} in a basis in which its last hidden dimensions carry least:
+              llmshearing rotate FOLDER_OF_SOURCE --data DATA/prune --keep {keep} --output {folder}
 """
 CONTINUE_HEADER = """\
 Stage 2: continue pre-training the pruned {model} model while the mixture follows the domains' losses.
@@ -247,27 +247,31 @@ def _prune_llama2(name: str, size: str, rotated: bool = False) -> str:
         target,
         '32 layers, 4096, 32 heads, 11008',
         4096,
-        source_note='folder that `llmshearing rotate` wrote, see above, string' if rotated else SOURCE_NOTES['llama2'],
+        source_note=ROTATED_NOTE if rotated else SOURCE_NOTES['llama2'],
         **_references(size, 'written by `llmshearing reference-losses`, see above, string'),
     )
 
 
 def _prune_family(name: str, family: dict) -> str:
     length, keep = family.get('length', 4096), family['target']['hidden_size'][0]
+    source, rotation = family['source'], ''
+    if family.get('rotates', True):
+        folder = f'runs/{name.split("_to_")[0]}_rotated'
+        source, rotation = folder, ROTATION.format(source=source, keep=keep, folder=folder)
     header = FAMILY_HEADER.format(
         title=family['title'],
         size=family['size'],
         shape=family['shape'],
         hardware=family.get('hardware', '8 GPUs of 80 GB.'),
         length=length,
-        rotation=ROTATION.format(keep=keep) if family.get('rotates', True) else '',
+        rotation=rotation,
         after='' if length == 4096 else f' max_seq_len={length}',
         name=f'prune/{name}.yaml',
     )
     work = f'{name.split("_")[0]}_{name.split("_to_")[1]}'
     references = _references(None, 'written by `llmshearing reference-losses`, see above, string')
     settings = {**references, 'scores': family['scores'], **family.get('settings', {})}
-    return _prune(name, header, work, family['source'], family['target'], family['of'], length, **settings)
+    return _prune(name, header, work, source, family['target'], family['of'], length, **settings)
 
 
 def _continue(name: str, size: str) -> str:
