@@ -1,6 +1,6 @@
 # make demo   prune a real 135M model on this machine (twelve to seventeen minutes after installation)
 # make test   the tests (make test-all: the slow ones, too; make test-core: the core)
-# make test-across   what one stack writes the other reads: exports and checkpoints, in both environments
+# make test-across   what one stack writes the other reads, and the wheels for a machine without network
 # make lint   ruff and import-linter; make types: pyright
 # make yamls  writes yamls/prune and yamls/continue by the template of `llmshearing init`
 # make gpu    what is claimed of a GPU, measured on this machine's (PARTS="right fast good big": all)
@@ -50,7 +50,7 @@ test-all: $(INSTALLED)
 
 test-across: $(INSTALLED)
 	$(MAKE) STACK=stock VENV=$(STOCK_VENV) $(STOCK_VENV)/.llmshearing-stock
-	OTHER_PYTHON=$(STOCK_VENV)/bin/python $(VENV)/bin/python -m pytest tests/across
+	OTHER_PYTHON=$(STOCK_VENV)/bin/python $(VENV)/bin/python -m pytest tests/across tests/compatibility/test_wheels.py
 
 gpu: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu $(PARTS)

@@ -110,5 +110,5 @@ def check_generation(path: Path, stored: Iterable[str], expected: Iterable[str])
         written, here = (4, 5) if theirs else (5, 4)
         raise ValueError(
             f'{path} is of transformers {written}, which has the experts of a mixture in other tensors than '
-            f'transformers {here} here. Go on with transformers {written}, or export it{"" if theirs else " there"}.'
+            f'transformers {here} here. Finish the run with transformers {written}; what it exports opens with both.'
         )

@@ -58,14 +58,14 @@ class ConfigLoader:
 
 
 def install() -> None:
-    """Lets llm-foundry's Hugging Face models read any config and, under transformers 5, load with their tokenizers."""
+    """Lets llm-foundry read any config and tokenizer and, under transformers 5, load its Hugging Face models."""
     hf_base: Any = importlib.import_module('llmfoundry.models.hf.hf_base')
     hf_base.AutoConfig = ConfigLoader
+    builders: Any = importlib.import_module('llmfoundry.utils.builders')
+    builders.AutoTokenizer = TokenizerLoader
     if TRANSFORMERS_5:
         from llmfoundry.models.hf import ComposerHFCausalLM
-        from llmfoundry.utils import builders
 
-        builders.AutoTokenizer = TokenizerLoader  # pyright: ignore[reportAttributeAccessIssue]  # likewise
         ComposerHFCausalLM.model_cls = ModelLoader  # pyright: ignore[reportAttributeAccessIssue]  # stands in for its class
 
 

@@ -11,10 +11,10 @@
 | `random` | all | nothing; a baseline |
 | `reap`, `frequency` | experts | :mod:`~llmshearing.masks.expert_scores` |
 
-All but `magnitude`, `position` and `random` run the model on calibration batches. The mean of ``taylor`` is over batches, that of
-the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-batches. Hidden
-dimensions carry what norms give attention, MLPs and the LM head; where no norm stands before an attention or MLP
-(OLMo 2), its input instead, each token relative to its mean square.
+All but `magnitude`, `position` and `random` run the model on calibration batches. The mean of ``taylor`` is over
+batches, that of the others over sequences or labels, so none depends on how a batch is spread over ranks and micro-
+batches. Hidden dimensions carry what norms give attention, MLPs and the LM head; where no norm stands before an
+attention or MLP (OLMo 2), its input instead, each token relative to its mean square.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 import importlib
 import inspect
 import json
+import logging
 
 import pytest
 import torch
 from composer import Trainer
 from llmfoundry.models.hf import ComposerHFCausalLM
+from llmfoundry.utils.builders import build_tokenizer
 
-from llmshearing.compat import llmfoundry
+from llmshearing.compat import llmfoundry, transformers
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_source, tiny_tokenizer
@@ -54,3 +56,21 @@ def test_keep_sharding_replaces_the_trainer_that_train_builds_and_puts_it_back()
     finally:
         llmfoundry.keep_sharding(None)
     assert module.Trainer is Trainer
+
+
+def test_llm_foundry_opens_a_tokenizer_of_another_class_without_alarm(tmp_path):
+    transformers.install()
+    llmfoundry.install()
+    tokenizer, config = tiny_tokenizer(), tiny_source(tmp_path / 'source') / 'tokenizer_config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), 'tokenizer_class': 'TokenizersBackend'}))
+    heard = []
+    log = logging.getLogger('transformers.tokenization_utils_base')
+    handler = logging.Handler()
+    handler.emit = heard.append
+    log.addHandler(handler)
+    try:
+        opened = build_tokenizer(str(tmp_path / 'source'), {})
+    finally:
+        log.removeHandler(handler)
+    assert opened('w1 w2')['input_ids'] == tokenizer('w1 w2')['input_ids']
+    assert not [record.getMessage() for record in heard]
