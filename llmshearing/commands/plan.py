@@ -108,13 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     setup = TrainingSetup(**chosen)
     notes = settings.get('notes', [])
     teacher = read_teacher(settings.get('teacher'), source_of_run, config, notes)
+    untrimmed = None
     if arguments.config is None and 'vocab_size' in target:
-        tokens = config.vocab_size
-        config = with_vocabulary(config, target.pop('vocab_size'))
-        notes.append(trim_note(tokens, config.vocab_size))
+        untrimmed, config = config, with_vocabulary(config, target.pop('vocab_size'))
+        notes.append(trim_note(untrimmed.vocab_size, config.vocab_size))
     shape = target_shape(config, target) if target else None
     changes = {name: settings.get(name, False) for name in ('freeze_weights', 'compensate')}
-    plan = make_plan(config, shape, setup, teacher=teacher, **changes)
+    plan = make_plan(config, shape, setup, teacher=teacher, untrimmed=untrimmed, **changes)
     plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:

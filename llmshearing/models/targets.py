@@ -42,13 +42,17 @@ from llmshearing.utils.suggestions import did_you_mean
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['MULTIPLE_OF', 'TOLERANCE', 'target_shape']
+__all__ = ['MULTIPLE_OF', 'TOLERANCE', 'TRIM_FIRST', 'target_shape']
 
 FRACTION_KEYS = tuple(key for key in TARGET_KEYS if key not in KEPT_FIELDS)
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance', 'uneven_heads')
 OPTION_USERS = {'dtype': ('size',), 'tolerance': ('params', 'size'), 'multiple_of': ('fraction', 'params', 'size')}
 MULTIPLE_OF = 64
 TOLERANCE = 0.02
+TRIM_FIRST = (
+    'vocab_size is no part of a shape: tokenizer and data change with it. Make the source smaller first, with '
+    '`llmshearing trim-vocab SOURCE --data TEXT --size N --output FOLDER`, and prepare the data with its tokenizer.'
+)
 LEAST_BYTES = 1000  # no decoder is smaller; below it a B that stands for bytes was meant as a billion
 
 
@@ -182,11 +186,7 @@ def _key_problems(target: Mapping[str, Any], source: ModelShape) -> list[str]:
             'without any of the other keys.'
         ]
     if 'vocab_size' in target:
-        return [
-            'vocab_size is no part of a shape: tokenizer and data change with it. Make the source smaller first, with '
-            '`llmshearing trim-vocab SOURCE --data TEXT --size N --output FOLDER`, and prepare the data with its '
-            'tokenizer.'
-        ]
+        return [TRIM_FIRST]
     possible = (*source.as_dict(), *OPTION_KEYS)
     return [
         f'unknown key {key!r}.{did_you_mean(key, possible)} Possible: {", ".join(possible)}.'

@@ -55,6 +55,7 @@ def make_plan(
     freeze_weights: bool = False,
     teacher: PretrainedConfig | None = None,
     compensate: bool = False,
+    untrimmed: PretrainedConfig | None = None,
 ) -> dict[str, Any]:
     """The plan of pruning a source to a target and continuing its pre-training.
 
@@ -65,6 +66,8 @@ def make_plan(
         freeze_weights (bool): Pruning trains masks alone.
         teacher (PretrainedConfig | None): Model that pruning distils from.
         compensate (bool): Pruning changes the weights as units go.
+        untrimmed (PretrainedConfig | None): The source as it is, where ``config`` is one with fewer tokens; the target
+            is compared with it.
 
     Returns:
         dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by
@@ -89,8 +92,8 @@ def make_plan(
     return {
         'model_type': config.model_type,
         'setup': dataclasses.asdict(setup),
-        'source': _describe(layout, source, setup.seq_len),
-        'target': None if target is None else _describe(layout, target, setup.seq_len),
+        'source': _describe(layout_of(untrimmed or config), source, setup.seq_len),
+        'target': _describe(layout, target or source, setup.seq_len) if target or untrimmed else None,
         'cut': {axis: _describe_cut(source, axis, rows) for axis, rows in axes.items()},
         'memory': {stage: {**dataclasses.asdict(parts), 'total': parts.total} for stage, parts in estimates.items()},
         'notes': notes,
@@ -147,6 +150,7 @@ def _describe(layout: Layout, shape: ModelShape, seq_len: int) -> dict[str, Any]
     counts = count_parameters(layout, shape)
     return {
         'shape': shape.as_dict(),
+        'vocab_size': layout.embedding.rows,
         'parameters': counts.total,
         'parameters_without_embeddings': counts.without_embeddings,
         **({'active_parameters': active_parameters(layout, shape)} if shape.num_experts else {}),
@@ -187,8 +191,8 @@ def shape_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> li
 
 
 def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> list[str]:
-    keys = ['num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size']
-    keys += ['num_experts'] if source.num_experts else []
+    keys = ['num_experts'] if source.num_experts else []
+    keys += ['num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size']
     ratios = {key: getattr(target, key) / getattr(source, key) for key in keys}
     warnings = [
         f"{key}={getattr(target, key)} keeps {ratio:.0%} of the source's {getattr(source, key)}: with less than "
@@ -199,9 +203,12 @@ def _ratio_warnings(source: ModelShape, target: ModelShape, layout: Layout) -> l
     ]
     low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
     if ratios[high] > MOST_UNEVEN * ratios[low]:
+        advice = f'params: {count_parameters(layout, target).total} proposes a shape of this size near them.'
+        if high == 'num_experts':  # which budgets leave alone
+            experts = source.num_experts // 2
+            advice = f'give a number of experts beside the budget, such as --target num_experts={experts}.'
         warnings.append(
-            f"{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source's proportions; "
-            f'params: {count_parameters(layout, target).total} proposes a shape of this size near them.'
+            f"{low} keeps {ratios[low]:.0%} and {high} {ratios[high]:.0%}: far from the source's proportions; {advice}"
         )
     return warnings
 

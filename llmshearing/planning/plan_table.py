@@ -41,6 +41,7 @@ def _model_lines(plan: dict[str, Any]) -> list[str]:
     for key in source['shape']:
         lines.append(_compared(f'  {key}', source['shape'][key], target and target['shape'][key]))
     for label, key, text in (
+        ('  vocab_size', 'vocab_size', '{:,}'.format),
         ('parameters', 'parameters', '{:,}'.format),
         ('  without embeddings', 'parameters_without_embeddings', '{:,}'.format),
         ('  active per token', 'active_parameters', '{:,}'.format),

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmshearing.cut.settings import CutSettings
 from llmshearing.models.shapes import TARGET_KEYS
+from llmshearing.models.targets import TRIM_FIRST
 from llmshearing.utils.checks import check_integer, check_number
 from llmshearing.utils.suggestions import refuse_unknown
 
@@ -72,6 +73,8 @@ class SearchSettings:
         if self.latency is not None:
             check_number('--latency', self.latency, 0, above=True)
         for option, sizes in (('--pin', self.pins), ('--limit', {**self.least, **self.most})):
+            if 'vocab_size' in sizes:
+                raise ValueError(f'{option}: {TRIM_FIRST} A search of each then shows what fewer tokens are worth.')
             refuse_unknown(option, sizes, TARGET_KEYS)
             for key, value in sizes.items():
                 check_integer(f'{option} {key}', value, 1)

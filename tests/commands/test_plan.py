@@ -86,7 +86,9 @@ def test_the_cache_of_sliding_windows_is_told_apart(capsys, tmp_path):
 def test_a_source_with_fewer_tokens(source, capsys):
     tokens = ('--target', 'vocab_size=16000', '--micro-batch', '1', '--seq-len', '64')
     lines = printed(capsys, source, *tokens)
-    assert cells(lines, 'parameters  ') == [f'{6738415616 - 2 * 16000 * 4096:,}']
+    parameters, left = 6738415616, 6738415616 - 2 * 16000 * 4096
+    assert cells(lines, 'parameters  ') == [f'{parameters:,}', f'{left:,}', f'{left / parameters:.1%}']
+    assert cells(lines, 'vocab_size  ') == ['32,000', '16,000', '50.0%']
     assert 'trim-vocab SOURCE --data TEXT --size 16000 ' in lines[-1] and '16,000 of its 32,000 tokens' in lines[-1]
     budget = ('--params', '1.35e9', '--target', 'num_hidden_layers=24', '--micro-batch', '1', '--seq-len', '64')
     (whole, trimmed) = (printed(capsys, source, *budget, *more) for more in ((), tokens[:2]))

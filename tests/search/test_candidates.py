@@ -108,3 +108,8 @@ def test_the_unevenness_that_a_refusal_asks_for_is_enough():
 def test_settings_that_cannot_be_meant_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SearchSettings(**settings)
+
+
+def test_a_vocabulary_is_told_to_be_trimmed_first():
+    with pytest.raises(ValueError, match='--pin: vocab_size is no part of a shape.*llmshearing trim-vocab'):
+        SearchSettings(pins={'vocab_size': 64})
