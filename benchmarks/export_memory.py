@@ -70,7 +70,7 @@ Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
 settings = ExportSettings(max_shard_bytes=parse_size(shard), progress=False, logits_up_to=0)
 report = export_checkpoint(Path(checkpoint), Path(out), settings)
 json.dump({'after_imports_mb': before, 'imports_peak_mb': imports_peak, 'peak_mb': memory('VmHWM'),
-           'seconds': round(time.perf_counter() - start, 1),
+           'seconds': round(time.perf_counter() - start, 3),
            'parameters': report['parameters'], 'tensors_compared': report['tensors_compared']}, sys.stderr)
 """
 
