@@ -98,6 +98,13 @@ def test_init_memory(tmp_path):
     assert modes['mixed'][1]['peak_models'] < modes['cpu'][1]['peak_models']
 
 
+def test_teacher_checks(tmp_path, run_quick):
+    out = tmp_path / 'results.json'
+    assert 'hash of a shard' in run_quick('teacher_checks.py', '--output', out)
+    for steps in json.loads(out.read_text()).values():
+        assert len(steps) == 3 and all(seconds > 0 for seconds in steps.values())
+
+
 def test_cut_cost(tmp_path, run_quick):
     out = tmp_path / 'results.json'
     printed = run_quick('cut_cost.py', '--work', tmp_path / 'work', '--sequences', '2', '--output', out)

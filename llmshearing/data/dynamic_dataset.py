@@ -45,7 +45,7 @@ from llmshearing.data.shard_checks import (
     check_teacher,
     check_tokens,
     fingerprint,
-    shard_path,
+    name_sample,
     verify_shard,
 )
 from llmshearing.data.shared_order import shared_order, starting
@@ -152,7 +152,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             shards = dict(zip(streams, self._by_domain(self.shards)))
             check_stored(shards, self.read_tokens, max_seq_len, self.vocab_size)
             notes = {name: read_note(stream_folder(stream)) for name, stream in zip(streams, self.streams)}
-            self.teacher = self._open_teacher(notes) if teacher else None
+            self.teacher = self._open_teacher(notes, shards) if teacher else None
             self.rounds = MixtureRounds(
                 sizes=dict(zip(streams, self.samples_per_stream.tolist(), strict=True)),
                 proportions=read_proportions(proportions),
@@ -171,13 +171,13 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
         self._visited: set[int] = set()
         self._first_visit = True
-        self._domain, self._shard = 0, 0
+        self._domain, self._place = 0, (self.shards[0], 0)
 
-    def _open_teacher(self, notes: Mapping[str, TeacherNote | None]) -> StoredTeacher:
+    def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> StoredTeacher:
         taught = check_same_teacher(notes)
         teacher = StoredTeacher(next(iter(taught.values())), self.tokenizer)
-        for (name, note), shards in zip(taught.items(), self._by_domain(self.shards)):
-            check_teacher(teacher, name, note, shards, self.read_tokens, self.max_seq_len)
+        part, parts = rank_world(self).rank_of_node, rank_world(self).ranks_per_node
+        check_teacher(teacher, taught, shards, self.read_tokens, self.max_seq_len, part, parts)
         return teacher
 
     def _fingerprints(self, notes: Mapping[str, TeacherNote | None]) -> dict[str, str]:
@@ -303,8 +303,8 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         return samples[batch:]
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
-        shard, _ = self.spanner[idx]
-        self._domain, self._shard = self.stream_per_shard[shard], shard
+        shard, number = self.spanner[idx]
+        self._domain, self._place = self.stream_per_shard[shard], (self.shards[shard], number)
         self._first_visit = shard not in self._visited
         if self._first_visit:
             stream = self.streams[self._domain]
@@ -324,5 +324,5 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         served = torch.from_numpy(tokens.astype(np.int64))
         if self.teacher is None:
             return served
-        where = partial(shard_path, self.shards[self._shard])
+        where = partial(name_sample, self.rounds.domains[self._domain], *self._place)
         return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, where)}

@@ -20,7 +20,12 @@ from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
 from llmshearing.data.mds import check_ids, encodings_of
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
-__all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
+__all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'name_sample', 'shard_path', 'verify_shard']
+
+HASHED_BYTES = 1 << 36
+"""Hashes of a teacher's shards are compared before training where those on this machine have no more bytes."""
+SAMPLED_ROWS = 16
+"""Samples of each shard that are looked at where its hash is not."""
 
 
 def verify_shard(shard: Reader, algorithm: str) -> None:
@@ -36,8 +41,8 @@ def verify_shard(shard: Reader, algorithm: str) -> None:
     info, path = shard.file_pairs[0][0], shard_path(shard)
     if algorithm not in info.hashes:
         raise ValueError(f'validate_hash is {algorithm}, but the index of {path} has {sorted(info.hashes)} only.')
-    with open(path, 'rb') as file:
-        found = get_hash(algorithm, file.read())
+    content = np.memmap(path, np.uint8, 'r')  # gigabytes of which no rank is to hold a copy
+    found = get_hash(algorithm, content)  # pyright: ignore[reportArgumentType]  # takes any buffer
     if found != info.hashes[algorithm]:
         raise ValueError(
             f'{path} is damaged: its {algorithm} is {found}, but its index says '
@@ -88,22 +93,41 @@ def check_stored(
 
 def check_teacher(
     teacher: StoredTeacher,
-    domain: str,
-    note: TeacherNote,
-    shards: Sequence[Reader],
+    notes: Mapping[str, TeacherNote],
+    domains: Mapping[str, Sequence[Reader]],
     read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
     max_seq_len: int,
+    part: int = 0,
+    parts: int = 1,
 ) -> None:
-    """Checks a domain's teacher's column before training: by its index, and by a sample of each shard that is here.
+    """Checks the teacher's column of all domains before training, as far as their shards are on this machine.
+
+    Each domain's index is compared with its note; each shard is looked at by its first sample and its hash, or by some
+    samples where it has none, or there are more than ``HASHED_BYTES``. Of the shards, this process takes ``part`` of
+    ``parts``.
 
     Raises:
-        ValueError: Naming the shard whose column does not belong to its tokens, or is of another teacher.
+        ValueError: Naming the shard that is damaged, or whose column does not belong to its tokens or teacher.
     """
-    teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
-    for shard in shards:
-        sample = _first_local_sample([shard])
-        if sample is not None:
-            teacher.read(sample, read_tokens(sample), partial(shard_path, shard))
+    here = []
+    for domain, shards in domains.items():
+        own = [shard for shard in shards if isinstance(shard, MDSReader)]
+        teacher.check_index(domain, notes[domain], own, max_seq_len)
+        here += [(domain, shard) for shard in own if len(shard) and os.path.isfile(shard_path(shard))]
+    few = sum(shard.raw_data.bytes for _, shard in here) <= HASHED_BYTES
+    for domain, shard in here[part::parts]:
+        algorithm = min(shard.raw_data.hashes, default=None) if few else None
+        samples = np.linspace(0, len(shard) - 1, 1 if algorithm else SAMPLED_ROWS, dtype=int)
+        for number in np.unique(samples).tolist():
+            sample = shard[number]
+            teacher.read(sample, read_tokens(sample), partial(name_sample, domain, shard, number))
+        if algorithm:
+            verify_shard(shard, algorithm)
+
+
+def name_sample(domain: str, shard: Reader, number: int) -> str:
+    """A sample's domain, shard and number, for messages."""
+    return f'Domain {domain!r}: {shard_path(shard)}, sample {number}'
 
 
 def shard_path(shard: Reader) -> str:

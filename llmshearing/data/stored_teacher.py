@@ -1,9 +1,10 @@
 """A teacher's column beside its tokens: what the index says of it, and whether the two belong together.
 
 ``llmshearing teach`` leaves a note in each folder's ``index.json``, under a key that Streaming passes over, so that it
-comes along wherever the index goes. Each sample carries, in the column ``teacher_of``, a hash of its tokens and of who
-taught them; it is compared whenever a sample is served, and for a sample of each shard before the first step. Plain
-readers see two more columns.
+comes along wherever the index goes. Each sample carries, in the column ``teacher_of``, a hash of its tokens, of who
+taught them and of the column; it is compared whenever a sample is served. Notes of version 1 are of data in which it is
+a hash of the first two, as it still is where work that an older version began was finished. Plain readers see two more
+columns.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ __all__ = [
     'StoredTeacher',
     'TeacherNote',
     'check_same_teacher',
+    'check_shards',
+    'read_column',
     'read_note',
     'shard_mark',
     'tag_of',
@@ -41,7 +44,7 @@ __all__ = [
 TEACHER, TEACHER_OF = 'teacher', 'teacher_of'
 """Names of the columns: bytes per token, and the hash of what they belong to."""
 NOTE = 'teacher'  # in index.json, and in a batch
-VERSION = 1
+VERSIONS = (1, 2)  # that are read; the last one is written
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class TeacherNote:
 
     def to_json(self) -> dict[str, Any]:
         """What stands in the index."""
-        return {'version': VERSION, **asdict(self)}
+        return {'version': VERSIONS[-1], **asdict(self)}
 
 
 def read_note(folder: str | Path) -> TeacherNote | None:
@@ -99,7 +102,7 @@ def read_note(folder: str | Path) -> TeacherNote | None:
         return None
     try:
         note = TeacherNote(**{name: found[name] for name in TeacherNote.__dataclass_fields__})
-        if found['version'] != VERSION or note.kind not in KINDS or note.bytes_per_token != note.format.width:
+        if found['version'] not in VERSIONS or note.kind not in KINDS or note.bytes_per_token != note.format.width:
             raise ValueError('of another version')
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -114,15 +117,63 @@ def shard_mark(samples: int, size: int, hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(repr((samples, size, sorted(hashes.items()))).encode()).hexdigest()[:16]
 
 
-def tag_of(tokens: np.ndarray, key: str) -> np.uint64:
-    """Hash of a sample's tokens and of who taught them.
+def tag_of(tokens: np.ndarray, key: str, column: np.ndarray | None = None) -> np.uint64:
+    """Hash of a sample's tokens, of who taught them and of the column.
 
     Args:
         tokens (np.ndarray): Whole numbers [length].
         key (str): Of the note.
+        column (np.ndarray | None): uint8 [length, bytes per token]. Default: the hash of the first two.
     """
-    digest = hashlib.blake2b(np.ascontiguousarray(tokens, '<u4').tobytes(), digest_size=8, key=key.encode())
+    digest = hashlib.blake2b(np.ascontiguousarray(tokens, '<u4').data, digest_size=8, key=key.encode())
+    if column is not None:
+        digest.update(np.ascontiguousarray(column).data)
     return np.uint64(int.from_bytes(digest.digest(), 'little'))
+
+
+def read_column(sample: Mapping[str, Any], tokens: np.ndarray, note: TeacherNote, where: Callable[[], str]) -> Tensor:
+    """The bytes of a sample's column, uint8 [length, bytes per token].
+
+    Args:
+        sample (Mapping[str, Any]): As it is stored.
+        tokens (np.ndarray): Its tokens [length].
+        note (TeacherNote): Of its folder.
+        where (Callable): Names the sample, for the message.
+
+    Raises:
+        ValueError: If it was made of other tokens, by another teacher or with other settings, has changed since, or
+            holds what cannot be.
+    """
+    column, tag = sample[TEACHER], sample[TEACHER_OF]
+    if tag != tag_of(tokens, note.key, column) and tag != tag_of(tokens, note.key):
+        raise ValueError(
+            f"{where()}: the teacher's column does not belong to its tokens, is of another teacher than its index says "
+            f'({note.teacher}, {note.key}), or has changed; restore the shard, or run llmshearing teach again.'
+        )
+    rows = torch.from_numpy(column.copy())
+    fits = rows.shape == (len(tokens), note.bytes_per_token)
+    fault = note.format.fault(rows) if fits else f'{tuple(rows.shape)} bytes'
+    if fault is not None:
+        raise ValueError(
+            f"{where()}: the teacher's column holds {fault}; restore the shard, or run llmshearing teach again."
+        )
+    return rows
+
+
+def check_shards(where: Any, note: TeacherNote, shards: Sequence[MDSReader]) -> None:
+    """Compares the shards that an index lists with those that its note was written for.
+
+    Raises:
+        ValueError: Naming a shard that is missing, was added or is another one.
+    """
+    found = {s.raw_data.basename: shard_mark(s.samples, s.raw_data.bytes, s.raw_data.hashes) for s in shards}
+    for name in sorted({*found, *note.shards}):
+        if found.get(name) != note.shards.get(name):
+            what = 'is missing' if name not in found else 'is not the one that the teacher was run on'
+            raise ValueError(
+                f"{where}: shard {name} of its index {what}, by the note of the teacher's column; restore the folder, "
+                'or run llmshearing teach again.'
+            )
 
 
 def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> dict[str, TeacherNote]:
@@ -172,17 +223,8 @@ class StoredTeacher:
             )
 
     def read(self, sample: Mapping[str, Any], tokens: np.ndarray, where: Callable[[], str]) -> Tensor:
-        """The bytes of a sample's column, uint8 [length, bytes per token].
-
-        Raises:
-            ValueError: If it was made of other tokens, by another teacher or with other settings; ``where`` names it.
-        """
-        if np.uint64(sample[TEACHER_OF]) != tag_of(tokens, self.note.key):
-            raise ValueError(
-                f"{where()}: the teacher's column does not belong to its tokens, or is of another teacher than its "
-                f'index says ({self.note.teacher}, {self.note.key}); restore the shard, or run llmshearing teach again.'
-            )
-        return torch.from_numpy(sample[TEACHER].copy())
+        """See :func:`read_column`."""
+        return read_column(sample, tokens, self.note, where)
 
     def check_index(self, domain: str, note: TeacherNote, shards: Sequence[MDSReader], length: int) -> None:
         """Compares the shards that an index lists, of samples so long, with those that its note was written for.
@@ -190,14 +232,7 @@ class StoredTeacher:
         Raises:
             ValueError: Naming a shard that is missing, was added or is another one.
         """
-        found = {s.raw_data.basename: shard_mark(s.samples, s.raw_data.bytes, s.raw_data.hashes) for s in shards}
-        for name in sorted({*found, *note.shards}):
-            if found.get(name) != note.shards.get(name):
-                what = 'is missing' if name not in found else 'is not the one that the teacher was run on'
-                raise ValueError(
-                    f"Domain {domain!r}: shard {name} of its index {what}, by the note of the teacher's column; "
-                    'restore the folder, or run llmshearing teach again.'
-                )
+        check_shards(f'Domain {domain!r}', note, shards)
         wanted = note.format.encoding(length)
         for shard in shards:
             encoding = encodings_of(shard).get(TEACHER)

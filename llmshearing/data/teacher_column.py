@@ -13,6 +13,7 @@ a divergence of a cross entropy; it has no part in gradients.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,15 @@ class ColumnFormat:
         if self.kind == 'draws':
             return head, ids, None
         return head, ids, _whole_numbers(rows[:, end:], 2).float() / -STEPS
+
+    def fault(self, rows: Tensor) -> str | None:
+        """What rows, uint8 [P, width], hold that no teacher predicts; None where all is well."""
+        head, ids, _ = self.unpack(rows)
+        sound = head.isfinite() if self.kind == 'draws' else head < math.inf  # there may be no rest
+        if not sound.all():
+            return f'the number {head[~sound][0].item()}'
+        largest = int(ids.max())
+        return None if largest < self.vocab_size else f'the token id {largest} of {self.vocab_size} tokens'
 
 
 def _whole_numbers(rows: Tensor, size: int) -> Tensor:

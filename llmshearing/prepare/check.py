@@ -26,6 +26,7 @@ from llmshearing.prepare.manifest import MANIFEST, folders_of, read_manifest
 
 if TYPE_CHECKING:
     from llmshearing.compat.streaming import MDSReader
+    from llmshearing.data.stored_teacher import TeacherNote
 
 __all__ = ['check', 'check_folder']
 
@@ -56,6 +57,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         'largest_id': None,
     }
     size_of_tokens = None
+    note = _read_teacher(folder, readers)
     for reader in readers:
         path, stored = stored_file(folder, reader)
         data = read_shard(folder, reader)
@@ -63,8 +65,8 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         facts['bytes'] += stored.bytes
         facts['columns'] = encodings_of(reader)
         facts['hashes'] |= set(stored.hashes)
-        if 'teacher_of' in reader.column_names:
-            _check_teacher(path, reader, data)
+        if note is not None:
+            _check_teacher(path, reader, data, note)
         size_of_tokens = _check_lengths(path, reader, data, size_of_tokens)
         if vocab_size is not None and reader.samples:
             least, largest = _range_of_ids(path, reader, data)
@@ -79,18 +81,28 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
     return facts
 
 
-def _check_teacher(path: Path, reader: MDSReader, data: bytes) -> None:
-    """Refuses a teacher's column that belongs to other tokens in any sample."""
-    from llmshearing.data.stored_teacher import TEACHER_OF, read_note, tag_of
+def _read_teacher(folder: Path, readers: list[MDSReader]) -> TeacherNote | None:
+    """The note of a folder with a teacher's column, whose shards are those that it was written for; else None."""
+    if not any('teacher_of' in reader.column_names for reader in readers):
+        return None
+    from llmshearing.data.stored_teacher import check_shards, read_note
 
-    note = read_note(path.parent)
+    note = read_note(folder)
+    if note is None:
+        raise ValueError(
+            f"{folder} has a teacher's column of which its index says nothing; run llmshearing teach again"
+        )
+    check_shards(folder, note, readers)
+    return note
+
+
+def _check_teacher(path: Path, reader: MDSReader, data: bytes, note: TeacherNote) -> None:
+    """Refuses what a run would refuse of a teacher's column, in any sample."""
+    from llmshearing.data.stored_teacher import read_column
+
     reader.validate(allow_unsafe_types=False)
     for number, sample in enumerate(decode_rows(reader, data)):
-        if note is None or tag_of(tokens_of(sample), note.key) != sample[TEACHER_OF]:
-            raise ValueError(
-                f"{path}: the teacher's column of sample {number} does not belong to its tokens, or is of another "
-                'teacher than its index says; run llmshearing teach again'
-            )
+        read_column(sample, tokens_of(sample), note, lambda number=number: f'{path}, sample {number}')
 
 
 def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | None) -> int | None:

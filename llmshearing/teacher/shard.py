@@ -79,12 +79,12 @@ def _taught(
         remedy = "prepare it with the teacher's, or name the trimmed folder with --like"
         check_ids(where, tokens, teacher.vocab_size, remedy)
         for sample, row in zip(samples, teacher.logits(torch.from_numpy(tokens))):
-            tag = tag_of(tokens_of(sample), key)
+            seed = int(tag_of(tokens_of(sample), key))
             try:
-                column = encode(row, form, temperature, uniform_numbers(int(tag), number, len(row)))
+                column = encode(row, form, temperature, uniform_numbers(seed, number, len(row)))
             except FloatingPointError as error:
                 raise ValueError(
                     f'{where}: for sample {number} {error}; check its weights, or take --dtype float32.'
                 ) from error
-            yield {**sample, TEACHER: column, TEACHER_OF: tag}
+            yield {**sample, TEACHER: column, TEACHER_OF: tag_of(tokens_of(sample), key, column)}
             number += 1

@@ -19,6 +19,7 @@ from typing import Any
 
 from llmshearing.compat.torch import usable_device
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
+from llmshearing.data.mds import read_index, read_shard
 from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
 from llmshearing.data.teacher_column import ColumnFormat
@@ -186,7 +187,9 @@ def _finish(work: Work, job: _Job, report: Report) -> bool:
             report(f'{len(waiting)} shards are in the hands of other processes; if one of them ended, repeat the call')
             return False
         for folder in job.folders:
-            _write_index(work, folder, [task for task in job.tasks if task.folder == folder], job.plan)
+            own = [task for task in job.tasks if task.folder == folder]
+            _write_index(work, folder, own, job.plan)
+            _check_written(work, folder, own)
         for folder in job.copied:
             _copy(job.data / folder, work.data / folder)
         _write_manifest(work.data, job)
@@ -205,6 +208,17 @@ def _write_index(work: Work, folder: str, tasks: list[ShardTask], plan: dict[str
     note |= {'data': plan['data'][folder], 'shards': marks}
     content = {'version': 2, 'shards': entries, NOTE: TeacherNote(**note).to_json()}
     dump_json(work.data / folder / 'index.json', content, indent=None, end='', sort_keys=True)
+
+
+def _check_written(work: Work, folder: str, tasks: list[ShardTask]) -> None:
+    """Compares the finished shards of a folder with their hashes: days may lie between the first and the last."""
+    for task, reader in zip(tasks, read_index(work.data / folder), strict=True):
+        try:
+            read_shard(work.data / folder, reader)
+        except ValueError as error:
+            work.drop(task)
+            path = work.data / folder / task.name
+            raise ValueError(f'{path} has changed since it was written; repeat the call to make it again.') from error
 
 
 def _copy(source: Path, target: Path) -> None:

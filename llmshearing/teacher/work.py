@@ -88,6 +88,10 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=self.folder, prefix='new-'))
 
+    def drop(self, task: ShardTask) -> None:
+        """Has a finished shard made again by the next call."""
+        self._entry_path(task).unlink()
+
     def put(self, task: ShardTask, file: Path, entry: dict[str, Any]) -> None:
         """Puts a finished shard in place: the file first, then its entry for the index, which has ``task.name``."""
         target = self.data / task.folder / task.name

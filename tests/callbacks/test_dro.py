@@ -128,10 +128,32 @@ def test_the_base_follows_from_a_fifth_on_within_half_and_twice():
     assert (weights >= dro.FLOOR * PRIOR / 2 - 1e-12).all()
 
 
-def test_a_steady_state_stays():
+def test_gaps_that_are_exactly_equal_leave_the_weights():
     weights, memory = run(300, lambda samples: np.array([2.1, 1.6, 3.1]), np.array([2.0, 1.5, 3.0]))
     assert weights == pytest.approx(np.tile(PRIOR, (300, 1)), abs=1e-9)
     assert len(memory) == 3 + dro.MOST_POINTS * 5
+
+
+@pytest.mark.parametrize(
+    'rho, noise, gap, lowest, highest',
+    [  # of the first two domains, over 300 rounds
+        (0.05, 0.003, 0, [0.28, 0.09], [0.80, 0.64]),
+        (0.05, 0.0003, 0, [0.28, 0.09], [0.80, 0.64]),  # as more sequences would have it: no calmer
+        (0.005, 0.003, 0, [0.45, 0.23], [0.63, 0.41]),
+        (0.0005, 0.003, 0, [0.48, 0.28], [0.57, 0.34]),
+        (0.05, 0.03, 0.03, [0.12, 0.16], [0.66, 0.75]),
+        (0.05, 0.003, 0.03, [0.17, 0.43], [0.45, 0.75]),  # a gap that stands out from the noise
+    ],
+)
+def test_noise_at_the_references_moves_weights_as_far_as_rho_lets_it(rho, noise, gap, lowest, highest):
+    """The numbers of the README: the ball is spent whatever the size of the gaps."""
+    references, random = np.array([2.5, 2.6, 2.1]), np.random.default_rng(1)
+    weights, _ = run(300, lambda _: references + [0, gap, 0] + random.normal(0, noise, 3), references, rho=rho)
+    assert weights.min(0)[:2] == pytest.approx(lowest, abs=0.01)
+    assert weights.max(0)[:2] == pytest.approx(highest, abs=0.01)
+    if rho == 0.05 and not gap:  # what `average: true` serves, from the 30th round on
+        served = (np.cumsum(weights, 0) / np.arange(1, 301)[:, None])[30:]
+        assert [served[:, 0].min(), served[:, 0].max()] == pytest.approx([0.50, 0.57], abs=0.01)
 
 
 def test_memory_is_plain_numbers_before_and_after_the_first_prediction():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from composer.utils import dist
 
-from llmshearing.data.stored_teacher import read_note, shard_mark
+from llmshearing.data import shard_checks
+from llmshearing.data.mds import read_index, row_bounds
+from llmshearing.data.stored_teacher import read_note, shard_mark, tag_of
 from llmshearing.prepare.check import check
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.teach import teach
 from tests.dynamic_text_world import close_loaders, on_ranks
-from tests.teacher.world import LENGTH, SAMPLES, loader_of, make_world, samples_of, taught, write
+from tests.teacher.world import LENGTH, SAMPLES, content, loader_of, make_world, samples_of, taught, write
 from tests.tiny_run import tiny_tokenizer
 
 ROUNDS = 4  # more than one pass over domain b
@@ -96,20 +100,142 @@ def test_a_shard_beside_other_tokens_is_refused_by_name(copy):
         check(copy)  # by the hash of its index
     index = copy / 'train/b/index.json'
     forget_hashes(index)
-    with pytest.raises(ValueError, match=r"shard.00001.mds: the teacher's column of sample 3 does not belong"):
+    with pytest.raises(ValueError, match=r"shard.00001.mds, sample 3: the teacher's column does not belong"):
         check(copy)
-    with pytest.raises(ValueError, match=r"b/shard.00001.mds: the teacher's column does not belong to its tokens"):
+    with pytest.raises(
+        ValueError, match=r"Domain 'b': .*b/shard.00001.mds, sample 3: the teacher's column does not belong to its"
+    ):
         serve(loader_of(copy))
 
 
-def forget_hashes(index):
-    """As an index without hashes would be, its note made for it."""
+def forget_hashes(index, hash_of=lambda content: {}, version=None):
+    """As an index without hashes would be, or with others, its note made for it."""
     found = json.loads(index.read_text())
     for entry in found['shards']:
-        entry['raw_data']['hashes'] = {}
-        mark = shard_mark(entry['samples'], entry['raw_data']['bytes'], {})
-        found['teacher']['shards'][entry['raw_data']['basename']] = mark
+        raw = entry['raw_data']
+        raw['hashes'] = hash_of((index.parent / raw['basename']).read_bytes())
+        found['teacher']['shards'][raw['basename']] = shard_mark(entry['samples'], raw['bytes'], raw['hashes'])
+    found['teacher']['version'] = version or found['teacher']['version']
     index.write_text(json.dumps(found))
+
+
+def change_columns(folder, shard, changed):
+    """Replaces columns of one shard: ``{number of a sample: its new column}``."""
+    reader = read_index(folder)[shard]
+    path = folder / reader.raw_data.basename
+    found = bytearray(path.read_bytes())
+    bounds = row_bounds(reader, bytes(found)).tolist()
+    for number, column in changed.items():
+        at = found.index(reader[number]['teacher'].tobytes(), bounds[number], bounds[number + 1])
+        found[at : at + column.nbytes] = column.tobytes()
+    path.write_bytes(found)
+
+
+def as_taught_before(folder):
+    """Tags that are a hash of tokens and key alone, as a note of version 1 has them; all else fits."""
+    key = read_note(folder).key
+    for reader in read_index(folder):
+        path = folder / reader.raw_data.basename
+        found = path.read_bytes()
+        for row in (reader[number] for number in range(len(reader))):
+            assert found.count(row['teacher_of'].tobytes()) == 1
+            found = found.replace(row['teacher_of'].tobytes(), tag_of(row['tokens'], key).tobytes())
+        path.write_bytes(found)
+    forget_hashes(folder / 'index.json', lambda content: {'sha1': hashlib.sha1(content).hexdigest()}, version=1)
+
+
+def test_columns_of_two_samples_swapped_with_their_tags_in_place(copy, monkeypatch):
+    rows = read_index(copy / 'train/a')[2]
+    change_columns(copy / 'train/a', 2, {1: rows[2]['teacher'], 2: rows[1]['teacher']})
+    with pytest.raises(ValueError, match=r'a/shard.00002.mds is damaged: its sha1 is'):
+        loader_of(copy)
+    belong = r"a/shard.00002.mds, sample 1: the teacher's column does not belong to its tokens"
+    for samples, refuse in ((16, loader_of), (1, lambda folder: serve(loader_of(folder)))):
+        forget_hashes(copy / 'train/a/index.json')
+        monkeypatch.setattr(shard_checks, 'SAMPLED_ROWS', samples)
+        with pytest.raises(ValueError, match=f"Domain 'a': .*{belong}"):
+            refuse(copy)
+    with pytest.raises(ValueError, match=belong):
+        check(copy)
+
+
+def test_hashes_are_compared_up_to_so_many_bytes(copy, monkeypatch):
+    forget_hashes(copy / 'train/b/index.json', lambda content: {'sha1': '0' * 40})
+    with pytest.raises(ValueError, match=r'b/shard.00000.mds is damaged: its sha1 is'):
+        loader_of(copy)
+    monkeypatch.setattr(shard_checks, 'HASHED_BYTES', 1000)
+    assert len(serve(loader_of(copy), 1)) == 3
+
+
+def test_ranks_share_the_hashes_and_all_hear_of_a_damaged_shard(copy):
+    for shard in (1, 2):  # one for each rank
+        place = shutil.copytree(copy, copy.with_name(f'damaged-{shard}'))
+        change_columns(place / 'train/a', shard, {2: read_index(place / 'train/a')[shard][1]['teacher']})
+        on_ranks(2, build_damaged, place)
+
+
+def build_damaged(rank, folder):
+    dist.initialize_dist('cpu')
+    with pytest.raises(ValueError, match=r'a/shard.0000[12].mds is damaged: its sha1 is'):
+        loader_of(folder, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    'settings, at, value, message',
+    [
+        ({'draws': 5}, 0, np.float32('nan'), 'the number nan'),
+        ({'draws': 5}, 0, np.float32('-inf'), 'the number -inf'),
+        ({'draws': 5}, 6, np.uint16(65535), 'the token id 65535 of 97 tokens'),
+        ({'top_k': 3}, 0, np.float32('nan'), 'the number nan'),
+        ({'top_k': 3}, 0, np.float32('inf'), 'the number inf'),
+        ({'top_k': 3}, 4, np.uint16(97), 'the token id 97 of 97 tokens'),
+    ],
+)
+def test_what_no_teacher_predicts_is_refused_by_name_where_it_is_read(world, tmp_path, settings, at, value, message):
+    """In data whose tags do not cover the column."""
+    taught(world, tmp_path / 'bad', **settings)
+    folder = tmp_path / 'bad/train/a'
+    column = read_index(folder)[1][3]['teacher'].copy()
+    column[9, at : at + value.nbytes] = np.frombuffer(value.tobytes(), np.uint8)
+    change_columns(folder, 1, {3: column})
+    as_taught_before(folder)
+    said = rf"a/shard.00001.mds, sample 3: the teacher's column holds {message}"
+    with pytest.raises(ValueError, match=said):
+        check(tmp_path / 'bad')
+    with pytest.raises(ValueError, match=f"Domain 'a': .*{said}"):
+        serve(loader_of(tmp_path / 'bad'))
+    forget_hashes(folder / 'index.json')
+    with pytest.raises(ValueError, match=said):
+        loader_of(tmp_path / 'bad')  # rows are looked at where there is no hash
+
+
+def test_data_that_were_taught_before_tags_covered_the_column_go_on(world, copy):
+    expected = serve(loader_of(world / 'plus'))
+    for name in SAMPLES:
+        as_taught_before(copy / 'train' / name)
+    for (ids, column), (wanted, same) in zip(serve(loader_of(copy)), expected, strict=True):
+        assert torch.equal(ids, wanted) and torch.equal(column, same)
+    assert check(copy)['train/a']['samples'] == SAMPLES['a']
+    before = content(copy)
+    assert content(taught(world, copy, draws=5)) == before  # complete
+
+
+def test_the_tag_of_older_data():
+    assert tag_of(np.arange(16), 'key') == 10964813642678505008
+
+
+def test_check_refuses_the_shards_that_a_run_refuses(copy):
+    index = copy / 'train/a/index.json'
+    found = json.loads(index.read_text())
+    found['shards'].pop(1)
+    (copy / 'manifest.json').unlink()
+    index.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r'train/a: shard shard.00001.mds of its index is missing, by the note'):
+        check(copy)
+    found.pop('teacher')
+    index.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"train/a has a teacher's column of which its index says nothing"):
+        check(copy)
 
 
 def test_shards_of_another_teacher_or_place_are_refused_before_the_first_step(world, copy, tmp_path):
@@ -117,7 +243,7 @@ def test_shards_of_another_teacher_or_place_are_refused_before_the_first_step(wo
     swapped = 'train/a/shard.00002.mds'
     shutil.copyfile(other / swapped, copy / swapped)  # the same tokens, size and name
     with pytest.raises(
-        ValueError, match=r"a/shard.00002.mds: the teacher's column does not belong.*of another teacher"
+        ValueError, match=r"a/shard.00002.mds, sample 0: the teacher's column does not belong.*of another teacher"
     ):
         loader_of(copy)
     shutil.copytree(other / 'train/a', copy / 'train/a', dirs_exist_ok=True)  # a whole domain

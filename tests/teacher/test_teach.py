@@ -18,6 +18,7 @@ from llmshearing import cli
 from llmshearing.data.mds import read_index
 from llmshearing.data.stored_teacher import read_note, tag_of
 from llmshearing.prepare.check import check
+from llmshearing.teacher import shard as shards_module
 from llmshearing.teacher import teach as stages
 from llmshearing.teacher import work as work_module
 from llmshearing.teacher.folders import list_shards
@@ -49,7 +50,7 @@ def test_the_output_is_the_data_with_two_columns(world, done):
         assert sizes[0] == sizes[1] and len(sizes[0]) > 2
         note = read_note(done / folder)
         assert all(row['teacher'].shape == (LENGTH, 64) for row in after) and note.bytes_per_token == 64
-        assert all(row['teacher_of'] == tag_of(row['tokens'], note.key) for row in after)
+        assert all(row['teacher_of'] == tag_of(row['tokens'], note.key, row['teacher']) for row in after)
     assert content(done / 'eval') == content(world / 'data' / 'eval')
     manifest = json.loads((done / 'manifest.json').read_text())
     assert manifest['teacher']['teacher_hash'] == note.teacher_hash and len(note.teacher_hash) == 64
@@ -118,6 +119,35 @@ def test_a_stopped_call_goes_on_and_leaves_nothing_behind(world, done, monkeypat
     assert len(calls) == 9 - 4 + 1 and not hidden.exists()
     calls.clear()
     assert content(taught(world, 'stopped')) == content(done) and not calls  # complete: nothing to do
+
+
+def test_a_finished_shard_that_changes_before_the_last_one_is_made_again(world, done, monkeypatch):
+    stop_after(monkeypatch, stages, 'teach_shard', 4, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        taught(world, 'changed')
+    monkeypatch.undo()
+    shard = sorted((world / '.changed.teaching' / 'data').rglob('*.mds'))[2]
+    changed = bytearray(shard.read_bytes())
+    changed[-50] ^= 1
+    shard.write_bytes(changed)
+    with pytest.raises(ValueError, match=rf'{shard.name} has changed since it was written; repeat the call'):
+        taught(world, 'changed')
+    assert content(taught(world, 'changed')) == content(done)
+
+
+def test_work_that_an_older_version_began_is_finished(world, done, monkeypatch):
+    """Its tags do not cover the column."""
+    stop_after(monkeypatch, stages, 'teach_shard', 4, KeyboardInterrupt)
+    monkeypatch.setattr(shards_module, 'tag_of', lambda tokens, key, column=None: tag_of(tokens, key))
+    with pytest.raises(KeyboardInterrupt):
+        taught(world, 'older')
+    monkeypatch.undo()
+    for folder in FIVE_SHARDS:
+        rows = samples_of(taught(world, 'older') / folder)
+        assert [row['teacher'].tolist() for row in rows] == [
+            row['teacher'].tolist() for row in samples_of(done / folder)
+        ]
+    assert check(world / 'older')['train/a']['samples'] == 23
 
 
 def test_what_another_process_holds_is_left_to_it(world):
