@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         '--fixed-axes',
         type=int,
         metavar='N',
-        help='axes of a model with tied embeddings that stay unrotated (default: 64, or as many more as it takes)',
+        help='axes of a model with tied embeddings that stay unrotated (default: 64, at most a quarter of them, or as '
+        'many more as it takes)',
     )
     parser.add_argument('--untie', action='store_true', help='give a tied LM head weights of its own instead')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help='default: as the source')

@@ -36,6 +36,7 @@ from llmshearing.rotation.check import (
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
 from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
+from llmshearing.rotation.folding import common_gain, gain_in_use
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
 from llmshearing.rotation.paging import paged_model
@@ -98,7 +99,7 @@ def rotate_source(
     rotation, record, kept = work.find_rotation()
     with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
         dtype = work.write(writer, rotation)
-        work.check(writer.path, rotation, dtype, record)
+        work.check(writer.path, dtype, record)
         plot_energy(kept, settings.keep, writer.path / PICTURE)
         write_card(opened.path, output.name, record, kept, writer.path)
         dump_json(writer.path / RECORD, record, indent=1)
@@ -201,16 +202,20 @@ class _Work:
     def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
         """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
         squares, count, batches = moments.mean_squares()[-1], self.settings.fixed_axes or 0, self.batches(held_out=True)
+        own = gain_in_use(self.source.parts.final_norm, self.source.get)
         if self.grows:
-            fixed, gain, loss = least_common_gain(model, squares, count, batches, losses['source'])
+            fixed, gain, loss = least_common_gain(model, own, squares, count, batches, losses['source'])
         else:
-            fixed, gain, loss = try_common_gain(model, squares, count, batches)
+            fixed, gain, loss = try_common_gain(model, own, squares, count, batches)
         losses['common_gain'] = loss
         self.report(
             f'tied LM head: {len(fixed)} fixed axes, the common gain of the others costs '
             f'{loss - losses["source"]:+.4f} nats'
         )
         check_raise(losses['source'], loss, len(fixed), len(squares))
+        if len(fixed) == len(squares):
+            instead = '--untie' if self.grows else 'fewer --fixed-axes, or --untie,'
+            self.report(f'all axes are fixed: nothing is rotated, dimensions only change places; {instead} rotates it')
         return fixed, gain
 
     def _learn(
@@ -259,11 +264,13 @@ class _Work:
         copy_companions(source.path, writer.path)
         return stored
 
-    def check(self, folder: Path, rotation: Rotation, stored: torch.dtype, record: dict[str, Any]) -> None:
+    def check(self, folder: Path, stored: torch.dtype, record: dict[str, Any]) -> None:
         """Compares the written folder with the source; of large models, no more than a tensor is in memory."""
         batches = self.batches(held_out=True)
         model = paged_model(self.source, torch.float64, self.device)
-        set_final_gain(model, rotation.final_gain)
+        if self.tied:  # from the source again, so that a wrong gain in the rotation is seen
+            fixed = torch.tensor(record['fixed_axes'], dtype=torch.int64)
+            set_final_gain(model, common_gain(gain_in_use(self.source.parts.final_norm, self.source.get), fixed))
         expected = probe_logits(model, batches)
         written = SourceFolder(folder)
         model = paged_model(written, torch.float64, self.device)

@@ -16,7 +16,9 @@ from llmshearing.commands.rotate import main
 from llmshearing.rotation import check
 from llmshearing.rotation import rotate_source as stages
 from llmshearing.rotation import settings as rotation_settings
+from llmshearing.rotation.check import try_common_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
+from llmshearing.rotation.exact import exact_logits
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
 from tests.interruptions import Stop, stop_after
@@ -92,6 +94,31 @@ def test_a_tied_source_stays_tied(place):
     assert torch.equal(embedding[:, record['fixed_axes_at']], own[:, record['fixed_axes']])
     assert record['loss']['rotated'] - record['loss']['source'] < 0.01
     torch.testing.assert_close(logits(folder), logits(place / 'tied'), rtol=0, atol=0.1)
+
+
+def test_a_tied_source_in_float64_is_as_exact_as_its_files(place, monkeypatch):
+    source = save_source(place / 'double', source_model('llama-tied'), tiny_tokenizer())
+    folder = run(place, 'double', 'double-rotated', '--fixed-axes', '48')
+    models = [AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float64) for path in (source, folder)]
+    torch.testing.assert_close(*(exact_logits(model, IDS) for model in models), rtol=0, atol=1e-9)
+
+    def rounded(*arguments):
+        fixed, gain, loss = try_common_gain(*arguments)
+        return fixed, gain.float().double(), loss
+
+    monkeypatch.setattr(stages, 'try_common_gain', rounded)
+    with pytest.raises(ValueError, match='logits differ from the source'):
+        run(place, 'double', 'never', '--fixed-axes', '48')
+
+
+def test_a_small_tied_source_is_rotated_unasked_and_one_with_every_axis_fixed_says_that_it_is_not(place, capsys):
+    record = json.loads((run(place, 'tied', 'tied-unasked') / 'rotation.json').read_text())
+    assert len(record['fixed_axes']) == 12
+    assert 'nothing is rotated' not in capsys.readouterr().out
+    run(place, 'tied', 'tied-48', '--fixed-axes', '48')
+    assert (
+        'nothing is rotated, dimensions only change places; fewer --fixed-axes, or --untie' in capsys.readouterr().out
+    )
 
 
 def test_untied_on_request(place):
