@@ -51,6 +51,12 @@ class StreamMoments:
         """Mean square of x_hat per reading norm and dimension, float64 [reading norms, hidden]."""
         return self.squares / max(self.tokens, 1)
 
+    def add(self, other: StreamMoments) -> None:
+        """Adds those of other tokens in place."""
+        self.covariance += other.covariance.to(self.covariance)
+        self.squares += other.squares.to(self.squares)
+        self.tokens += other.tokens
+
     def reduced(self, reduce: Reduce | None) -> StreamMoments:
         """The sums over all ranks.
 

@@ -162,10 +162,12 @@ def test_learned_is_exact_too_and_names_its_steps(place):
     assert json.loads((folder / 'rotation.json').read_text())['learned']['steps'] == 3
 
 
-def count_batches(monkeypatch) -> list[int]:
-    """A list that grows with each batch that is looked at."""
+def count_batches(monkeypatch) -> list[torch.Tensor]:
+    """A list of the batches that are looked at."""
     seen, stream_moments = [], stages.stream_moments
-    monkeypatch.setattr(stages, 'stream_moments', lambda *a: seen.append(1) or stream_moments(*a))
+    monkeypatch.setattr(
+        stages, 'stream_moments', lambda model, batches: seen.extend(batches) or stream_moments(model, batches)
+    )
     return seen
 
 
