@@ -206,7 +206,7 @@ class _Work:
         if self.settings.learn and self.settings.keep is not None:  # which learning needs
             learner = self._learn(model, basis, self.settings.keep, fixed, gain)
             basis = completed_basis(learner.subspace(), moments.covariance, fixed)
-            learned = {'steps': learner.steps, 'gain': math.exp(learner.log_gain)}
+            learned = {'steps': learner.steps}
         squares = stream_mean_squares(model, self.batches()[:ENERGY_BATCHES], basis.to(self.device)).cpu()
         kept = energy_kept(squares)
         widths = table_widths(kept.shape[1])
@@ -276,9 +276,9 @@ class _Work:
             self.report(f'going on after {learner.steps} of {steps} steps of the subspace')
         losses = []
 
-        def loss_of(subspace: Tensor, factor: Tensor) -> Tensor:
+        def loss_of(subspace: Tensor) -> Tensor:
             ids = batches[learner.steps % len(batches)].to(self.device)
-            return cut_loss(model, cut_parameters(parts, folded, subspace, factors * factor), ids)
+            return cut_loss(model, cut_parameters(parts, folded, subspace, factors), ids)
 
         while learner.steps < steps:
             losses.append(learner.step(loss_of, step_size(learner.steps, steps)))
