@@ -22,7 +22,7 @@ from llmshearing.rotation.stream import StreamParts, stream_parts
 __all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
 
 Batch = Tensor | Mapping[str, Tensor]
-Reduce = Callable[[Tensor], None]
+Reduce = Callable[[Tensor], object]
 
 
 @dataclasses.dataclass
