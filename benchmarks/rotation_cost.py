@@ -128,20 +128,15 @@ class Cuts:
         learner = SubspaceLearner.start(basis, self.kept, self.fixed if tied else NO_AXES)
         seen = []
 
-        def loss_of(subspace: Tensor, factor: Tensor, ids: Tensor) -> Tensor:
-            return cut_loss(self.model, cut_parameters(self.parts, self.folded[tied], subspace, factors * factor), ids)
+        def loss_of(subspace: Tensor, ids: Tensor) -> Tensor:
+            return cut_loss(self.model, cut_parameters(self.parts, self.folded[tied], subspace, factors), ids)
 
         for step in range(steps):
             ids = training_batch(self.work, step)
-            seen.append(learner.step(lambda u, factor, ids=ids: loss_of(u, factor, ids), step_size(step, steps)))
+            seen.append(learner.step(lambda u, ids=ids: loss_of(u, ids), step_size(step, steps)))
             if step + 1 in {steps // 3, 2 * steps // 3, steps}:
                 with torch.no_grad():
-                    parameters = cut_parameters(
-                        self.parts,
-                        self.folded[tied],
-                        learner.subspace().float(),
-                        factors * float(torch.tensor(learner.log_gain).exp()),
-                    )
+                    parameters = cut_parameters(self.parts, self.folded[tied], learner.subspace().float(), factors)
                     yield {'steps': step + 1, 'loss': self.loss(parameters), 'last_seen': statistics.fmean(seen[-10:])}
 
 

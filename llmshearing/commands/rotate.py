@@ -5,7 +5,8 @@
 
 The result is a stock model of the source's shape that computes the same function; prune it in place of the source.
 DATA is a folder that `llmshearing prepare` wrote, or any folder of MDS data, or text as JSON lines, Parquet or .txt.
-A rotation that was stopped goes on when it is started again with the same options.
+A rotation that was stopped goes on when it is started again with the same options. Started by torchrun or by
+Composer's launcher, its processes share the looking at the text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from pathlib import Path
 
 from llmshearing.commands.arguments import command_parser, settings_from, timed_report
+from llmshearing.teacher.processes import choose_device, read_rank
 
 __all__ = ['main']
 
@@ -44,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         '--fixed-axes',
         type=int,
         metavar='N',
-        help='axes of a model with tied embeddings that stay unrotated (default: 64, or as many more as it takes)',
+        help='axes of a model with tied embeddings that stay unrotated (default: 64, at most a quarter of them, or as '
+        'many more as it takes)',
     )
     parser.add_argument('--untie', action='store_true', help='give a tied LM head weights of its own instead')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help='default: as the source')
@@ -65,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar='N',
         help='tokens per forward pass and learning step (default: %(default)s)',
     )
-    parser.add_argument('--device', metavar='NAME', help='such as cpu or cuda:1 (default: a GPU if there is one)')
+    parser.add_argument(
+        '--device', metavar='NAME', help='such as cpu or cuda:1 (default: a GPU for each process, if there is one)'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace FOLDER if it exists')
     return parser
 
@@ -76,15 +81,22 @@ def main(argv: list[str]) -> int:
     from llmshearing.rotation.rotate_source import rotate_source
     from llmshearing.rotation.settings import RotationSettings
     from llmshearing.utils.paths import local_destination
+    from llmshearing.utils.ranks import joined_ranks
 
-    report = timed_report()
-    rotate_source(
-        arguments.source,
-        arguments.data,
-        local_destination('--output', arguments.output),
-        settings_from(RotationSettings, arguments),
-        arguments.overwrite,
-        arguments.device,
-        report,
-    )
+    report, (rank, ranks), device = timed_report(), read_rank(), arguments.device or choose_device()
+    with joined_ranks(ranks, device):
+        try:
+            rotate_source(
+                arguments.source,
+                arguments.data,
+                local_destination('--output', arguments.output),
+                settings_from(RotationSettings, arguments),
+                arguments.overwrite,
+                device,
+                report,
+            )
+        except (ValueError, OSError):
+            if rank == 0:
+                raise
+            return 1  # rank 0 says why
     return 0

@@ -281,10 +281,11 @@ class Family:
         return f'{self.decoder}.layers.{layer}'
 
     def roles(self, layer: int | None = None) -> Iterator[tuple[str, Role]]:
-        """Yields (path inside the layer, role) of each module of a layer, or of all kinds of layers."""
+        """Yields (path inside the layer, role) of each module of a layer, or of all kinds of layers that there are."""
+        kinds = self.kinds or self.layer_of_kind if layer is None else self.kinds[layer : layer + 1]
         yield from self.layer.items()
         for kind, modules in self.layer_of_kind.items():
-            if layer is None or self.kinds[layer] == kind:
+            if kind in kinds:
                 yield from modules.items()
 
     def has_attention(self, layer: int) -> bool:

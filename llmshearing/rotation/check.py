@@ -44,12 +44,13 @@ def set_final_gain(model: PreTrainedModel, gain: Tensor | None) -> None:
 
 
 def try_common_gain(
-    model: PreTrainedModel, mean_squares: Tensor, count: int, batches: Sequence[Tensor]
+    model: PreTrainedModel, own: Tensor, mean_squares: Tensor, count: int, batches: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, float]:
     """What one gain for all axes but ``count`` of a tied final norm costs; the model is then as it was.
 
     Args:
         model (PreTrainedModel): Of a rotatable family.
+        own (Tensor): Gain in use of its final norm, float64 [hidden]; the model's own copy may be rounded.
         mean_squares (Tensor): Mean square of the final norm's normalised input, [hidden].
         count (int): Axes that keep their own gains.
         batches (Sequence[Tensor]): To measure the loss on, [batch, tokens] each.
@@ -57,8 +58,6 @@ def try_common_gain(
     Returns:
         tuple[Tensor, Tensor, float]: These axes, int64; the gain in use, float64 [hidden]; the loss with it.
     """
-    final = stream_parts(model.config).final_norm
-    own = model.get_parameter(f'{final.path}.weight').detach().double().cpu() + final.offset
     fixed = odd_axes(own, mean_squares, count)
     gain = common_gain(own, fixed)
     set_final_gain(model, gain)
@@ -68,11 +67,11 @@ def try_common_gain(
 
 
 def least_common_gain(
-    model: PreTrainedModel, mean_squares: Tensor, count: int, batches: Sequence[Tensor], before: float
+    model: PreTrainedModel, own: Tensor, mean_squares: Tensor, count: int, batches: Sequence[Tensor], before: float
 ) -> tuple[Tensor, Tensor, float]:
     """As :func:`try_common_gain`, with ``count`` doubled until the loss is next to what it was ``before``."""
     while True:
-        tried = try_common_gain(model, mean_squares, count, batches)
+        tried = try_common_gain(model, own, mean_squares, count, batches)
         if tried[-1] - before <= LARGEST_RAISE or count == len(mean_squares):
             return tried
         count = min(2 * count, len(mean_squares))

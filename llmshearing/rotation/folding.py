@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from llmshearing.rotation.stream import ReadingNorm
 
-__all__ = ['column_squares', 'common_gain', 'folded_gains', 'odd_axes', 'scalar_gain']
+__all__ = ['column_squares', 'common_gain', 'folded_gains', 'gain_in_use', 'odd_axes', 'scalar_gain']
 
 
 ROWS = 4096  # of a weight that are turned into float64 at once
@@ -55,6 +55,11 @@ def scalar_gain(gain: Tensor, squares: Iterable[Tensor]) -> float:
     return (after / whole) ** 0.5 if after > 0 and whole > 0 else 1.0
 
 
+def gain_in_use(norm: ReadingNorm, get: Callable[[str], Tensor]) -> Tensor:
+    """What a norm multiplies by, offset included, float64 [hidden]; arguments as for :func:`folded_gains`."""
+    return get(f'{norm.path}.weight').detach().double() + norm.offset
+
+
 def folded_gains(norm: ReadingNorm, get: Callable[[str], Tensor]) -> tuple[float, Tensor]:
     """The one gain that a norm keeps, and the gain in use that is folded.
 
@@ -65,7 +70,7 @@ def folded_gains(norm: ReadingNorm, get: Callable[[str], Tensor]) -> tuple[float
     Returns:
         tuple[float, Tensor]: s, and g as float64 [hidden].
     """
-    gain = get(f'{norm.path}.weight').double() + norm.offset
+    gain = gain_in_use(norm, get)
     squares = (column_squares(get(f'{reader}.weight')).to(gain) for reader in norm.readers)
     return scalar_gain(gain, squares), gain
 

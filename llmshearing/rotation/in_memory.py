@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from llmshearing.rotation.basis import NO_AXES, principal_basis
 from llmshearing.rotation.check import LARGEST_RAISE, held_out_loss, least_common_gain
+from llmshearing.rotation.folding import gain_in_use
 from llmshearing.rotation.moments import stream_moments
 from llmshearing.rotation.rotate import Rotation, rotate_model
-from llmshearing.rotation.settings import DEFAULT_FIXED_AXES
+from llmshearing.rotation.settings import default_fixed_axes
 from llmshearing.rotation.stream import stream_parts
 
 __all__ = ['Rotated', 'rotate_in_memory']
@@ -53,10 +54,11 @@ def rotate_in_memory(model: PreTrainedModel, batches: Sequence[Tensor]) -> Rotat
     before = held_out_loss(model, batches[:1])
     moments = stream_moments(model, batches)
     fixed, gain = NO_AXES, None
-    if stream_parts(model.config).tied:
-        squares = moments.mean_squares()[-1].cpu()
-        count = min(DEFAULT_FIXED_AXES, len(squares))
-        fixed, gain, _ = least_common_gain(model, squares, count, batches[:1], before)
+    parts = stream_parts(model.config)
+    if parts.tied:
+        own, squares = gain_in_use(parts.final_norm, model.get_parameter).cpu(), moments.mean_squares()[-1].cpu()
+        count = default_fixed_axes(len(squares))
+        fixed, gain, _ = least_common_gain(model, own, squares, count, batches[:1], before)
     rotate_model(model, Rotation(principal_basis(moments.covariance, fixed), gain))
     after = held_out_loss(model, batches[:1])
     if not after - before <= 2 * LARGEST_RAISE:

@@ -22,7 +22,7 @@ from llmshearing.rotation.stream import StreamParts, stream_parts
 __all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
 
 Batch = Tensor | Mapping[str, Tensor]
-Reduce = Callable[[Tensor], None]
+Reduce = Callable[[Tensor], object]
 
 
 @dataclasses.dataclass
@@ -50,6 +50,12 @@ class StreamMoments:
     def mean_squares(self) -> Tensor:
         """Mean square of x_hat per reading norm and dimension, float64 [reading norms, hidden]."""
         return self.squares / max(self.tokens, 1)
+
+    def add(self, other: StreamMoments) -> None:
+        """Adds those of other tokens in place."""
+        self.covariance += other.covariance.to(self.covariance)
+        self.squares += other.squares.to(self.squares)
+        self.tokens += other.tokens
 
     def reduced(self, reduce: Reduce | None) -> StreamMoments:
         """The sums over all ranks.

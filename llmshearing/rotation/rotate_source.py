@@ -9,15 +9,17 @@ check has passed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from llmshearing.checkpoints.identity import refuse_other_sources
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights
 from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.export.companions import copy_companions
@@ -36,6 +38,7 @@ from llmshearing.rotation.check import (
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
 from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
+from llmshearing.rotation.folding import common_gain, gain_in_use
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments
 from llmshearing.rotation.paging import paged_model
@@ -45,6 +48,7 @@ from llmshearing.rotation.settings import DEFAULT_LENGTH, RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import refuse_existing
+from llmshearing.utils.ranks import from_rank_0, raised_together, refuse_differences, this_rank
 
 __all__ = ['rotate_source', 'step_size']
 
@@ -65,6 +69,8 @@ def rotate_source(
 ) -> dict[str, Any]:
     """Writes ``source`` in a better basis to ``output``; returns what ``rotation.json`` says.
 
+    A collective where there are ranks: all look at the text, each at its share, and rank 0 does the rest.
+
     Args:
         source (Path): Hugging Face folder with safetensors.
         data (Path): See :mod:`llmshearing.rotation.corpus`.
@@ -78,34 +84,42 @@ def rotate_source(
         ValueError: For a source that cannot be rotated, settings or data that do not fit it, or a result that does not
             compute what the source does; if ``output`` exists and may not be replaced.
     """
-    opened, output = SourceFolder(Path(source)), Path(output)
-    grows = settings.fixed_axes is None
+    rank, _ = this_rank()
+    report = report if rank == 0 else lambda line: None
+    with raised_together():
+        work = _open_work(Path(source), Path(data), Path(output), settings, overwrite, device, report)
+    refuse_other_sources(str(source))
+    refuse_differences({f'text of {data} (its hash)': work.corpus.fingerprint()}, 'every node needs the same text')
+    moments = work.look()
+    return from_rank_0(lambda: work.finish(moments, Path(output), overwrite))
+
+
+def _open_work(
+    source: Path,
+    data: Path,
+    output: Path,
+    settings: RotationSettings,
+    overwrite: bool,
+    device: str | None,
+    report: Report,
+) -> _Work:
+    """All that can refuse a rotation before anything is computed; arguments as above."""
+    opened, grows = SourceFolder(source), settings.fixed_axes is None
     settings = settings.checked(opened)
-    refuse_existing('--output', output, overwrite, (opened.path, data))
+    refuse_existing('--output', output, overwrite, (source, data))
     device = usable_device(device)
     vocabulary = opened.config.vocab_size
     wanted = max(settings.tokens, settings.learn * settings.batch_tokens)
     length = settings.seq_len or DEFAULT_LENGTH
-    corpus = read_corpus(Path(data), opened.path, vocabulary, length, wanted, settings.held_out, settings.text_key)
+    corpus = read_corpus(data, source, vocabulary, length, wanted, settings.held_out, settings.text_key)
     report(
-        f'{opened.path}: {opened.parameters:,} parameters, hidden_size {opened.parts.hidden_size}; '
+        f'{source}: {opened.parameters:,} parameters, hidden_size {opened.parts.hidden_size}; '
         f'{sum(map(len, corpus.seen)):,} tokens to look at, {sum(map(len, corpus.held_out)):,} held out'
     )
-    check_weights(opened.path, opened.config)
+    check_weights(source, opened.config)
     inputs = {'source': opened.fingerprint(), 'data': corpus.fingerprint(), 'device': device.partition(':')[0]}
     key = settings_key({**dataclasses.asdict(settings), **inputs})
-    work = _Work(opened, settings, corpus, RotationState(output, key), device, report, grows)
-    rotation, record, kept = work.find_rotation()
-    with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
-        dtype = work.write(writer, rotation)
-        work.check(writer.path, rotation, dtype, record)
-        plot_energy(kept, settings.keep, writer.path / PICTURE)
-        write_card(opened.path, output.name, record, kept, writer.path)
-        dump_json(writer.path / RECORD, record, indent=1)
-        writer.commit()
-    work.state.remove()
-    report(f'written to {output}\n\n{energy_table(kept)}')
-    return record
+    return _Work(opened, settings, corpus, RotationState(output, key), device, report, grows)
 
 
 @dataclasses.dataclass
@@ -134,10 +148,55 @@ class _Work:
         counts = torch.tensor([batch.numel() for batch in batches]).cumsum(0)
         return batches[: int((counts < limit).sum()) + 1]
 
-    def find_rotation(self) -> tuple[Rotation, dict[str, Any], Tensor]:
-        """Runs the model: moments, the tied head's gain, the basis. Returns what to do, the record, energy kept."""
+    def look(self) -> StreamMoments:
+        """Moments of the text, of which every rank sees its share; whole on rank 0, which saves them."""
+        (rank, ranks), batches = this_rank(), self.batches(limit=self.settings.tokens)
+        parts = self.source.parts
+        with raised_together():
+            model = self._model(self.source)
+        moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size)
+        done = from_rank_0(lambda: self._load(moments, len(batches)))
+        while done < len(batches):
+            share = batches[done : done + ranks * SAVE_EVERY]
+            done += len(share)
+            with raised_together():
+                part = stream_moments(model, share[rank::ranks])
+            moments.add(part.reduced(distributed.all_reduce if ranks > 1 else None))
+            from_rank_0(functools.partial(self._save, moments, done, len(batches)))
+        return moments
+
+    def _load(self, moments: StreamMoments, batches: int) -> int:
+        """Adds saved moments; returns of how many batches they are."""
+        saved = self.state.load('moments')
+        if saved is None:
+            return 0
+        moments.add(StreamMoments(saved['covariance'], saved['squares'], int(saved['tokens'])))
+        done = int(saved['batches'])
+        self.report(f'going on after {done} of {batches} batches')
+        return done
+
+    def _save(self, moments: StreamMoments, done: int, batches: int) -> None:
+        counts = {'tokens': torch.tensor(moments.tokens), 'batches': torch.tensor(done)}
+        self.state.save('moments', {'covariance': moments.covariance, 'squares': moments.squares, **counts})
+        self.report(f'normalised stream: {done} of {batches} batches, {moments.tokens:,} tokens')
+
+    def finish(self, moments: StreamMoments, output: Path, overwrite: bool) -> dict[str, Any]:
+        """Everything behind the look at the text; returns the record."""
+        rotation, record, kept = self.find_rotation(moments)
+        with ModelFolderWriter(output, max_shard_bytes=SHARD_BYTES, overwrite=overwrite) as writer:
+            dtype = self.write(writer, rotation)
+            self.check(writer.path, dtype, record)
+            plot_energy(kept, self.settings.keep, writer.path / PICTURE)
+            write_card(self.source.path, output.name, record, kept, writer.path)
+            dump_json(writer.path / RECORD, record, indent=1)
+            writer.commit()
+        self.state.remove()
+        self.report(f'written to {output}\n\n{energy_table(kept)}')
+        return record
+
+    def find_rotation(self, moments: StreamMoments) -> tuple[Rotation, dict[str, Any], Tensor]:
+        """Runs the model: the tied head's gain, the basis. Returns what to do, the record, energy kept."""
         model = self._model(self.source, whole=self.settings.learn > 0)
-        moments = self._moments(model)
         fixed, gain = NO_AXES, None
         losses = {'source': held_out_loss(model, self.batches(held_out=True))}
         if self.tied:
@@ -147,7 +206,7 @@ class _Work:
         if self.settings.learn and self.settings.keep is not None:  # which learning needs
             learner = self._learn(model, basis, self.settings.keep, fixed, gain)
             basis = completed_basis(learner.subspace(), moments.covariance, fixed)
-            learned = {'steps': learner.steps, 'gain': math.exp(learner.log_gain)}
+            learned = {'steps': learner.steps}
         squares = stream_mean_squares(model, self.batches()[:ENERGY_BATCHES], basis.to(self.device)).cpu()
         kept = energy_kept(squares)
         widths = table_widths(kept.shape[1])
@@ -182,35 +241,23 @@ class _Work:
             return open_strictly(folder.path, dtype, folder.config).to(self.device).requires_grad_(False)
         return paged_model(folder, dtype, self.device)
 
-    def _moments(self, model: PreTrainedModel) -> StreamMoments:
-        parts, device, batches = self.source.parts, self.device, self.batches(limit=self.settings.tokens)
-        moments, done = StreamMoments.zeros(len(parts.norms), parts.hidden_size, device), 0
-        saved = self.state.load('moments')
-        if saved is not None:
-            done = int(saved['batches'])
-            moments = StreamMoments(saved['covariance'].to(device), saved['squares'].to(device), int(saved['tokens']))
-            self.report(f'going on after {done} of {len(batches)} batches')
-        for number in range(done, len(batches)):
-            stream_moments(model, [batches[number]], moments)
-            if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(batches):
-                counts = {'tokens': torch.tensor(moments.tokens), 'batches': torch.tensor(number + 1)}
-                self.state.save('moments', {'covariance': moments.covariance, 'squares': moments.squares, **counts})
-                self.report(f'normalised stream: {number + 1} of {len(batches)} batches, {moments.tokens:,} tokens')
-        return StreamMoments(moments.covariance.cpu(), moments.squares.cpu(), moments.tokens)
-
     def _tied_gain(self, model: PreTrainedModel, moments: StreamMoments, losses: dict) -> tuple[Tensor, Tensor]:
         """Fixed axes and gain of the tied final norm; measures what the common gain costs."""
         squares, count, batches = moments.mean_squares()[-1], self.settings.fixed_axes or 0, self.batches(held_out=True)
+        own = gain_in_use(self.source.parts.final_norm, self.source.get)
         if self.grows:
-            fixed, gain, loss = least_common_gain(model, squares, count, batches, losses['source'])
+            fixed, gain, loss = least_common_gain(model, own, squares, count, batches, losses['source'])
         else:
-            fixed, gain, loss = try_common_gain(model, squares, count, batches)
+            fixed, gain, loss = try_common_gain(model, own, squares, count, batches)
         losses['common_gain'] = loss
         self.report(
             f'tied LM head: {len(fixed)} fixed axes, the common gain of the others costs '
             f'{loss - losses["source"]:+.4f} nats'
         )
         check_raise(losses['source'], loss, len(fixed), len(squares))
+        if len(fixed) == len(squares):
+            instead = '--untie' if self.grows else 'fewer --fixed-axes, or --untie,'
+            self.report(f'all axes are fixed: nothing is rotated, dimensions only change places; {instead} rotates it')
         return fixed, gain
 
     def _learn(
@@ -229,9 +276,9 @@ class _Work:
             self.report(f'going on after {learner.steps} of {steps} steps of the subspace')
         losses = []
 
-        def loss_of(subspace: Tensor, factor: Tensor) -> Tensor:
+        def loss_of(subspace: Tensor) -> Tensor:
             ids = batches[learner.steps % len(batches)].to(self.device)
-            return cut_loss(model, cut_parameters(parts, folded, subspace, factors * factor), ids)
+            return cut_loss(model, cut_parameters(parts, folded, subspace, factors), ids)
 
         while learner.steps < steps:
             losses.append(learner.step(loss_of, step_size(learner.steps, steps)))
@@ -259,11 +306,13 @@ class _Work:
         copy_companions(source.path, writer.path)
         return stored
 
-    def check(self, folder: Path, rotation: Rotation, stored: torch.dtype, record: dict[str, Any]) -> None:
+    def check(self, folder: Path, stored: torch.dtype, record: dict[str, Any]) -> None:
         """Compares the written folder with the source; of large models, no more than a tensor is in memory."""
         batches = self.batches(held_out=True)
         model = paged_model(self.source, torch.float64, self.device)
-        set_final_gain(model, rotation.final_gain)
+        if self.tied:  # from the source again, so that a wrong gain in the rotation is seen
+            fixed = torch.tensor(record['fixed_axes'], dtype=torch.int64)
+            set_final_gain(model, common_gain(gain_in_use(self.source.parts.final_norm, self.source.get), fixed))
         expected = probe_logits(model, batches)
         written = SourceFolder(folder)
         model = paged_model(written, torch.float64, self.device)

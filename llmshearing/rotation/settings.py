@@ -9,10 +9,15 @@ from llmshearing.compat.torch import DTYPES
 from llmshearing.rotation.source_folder import SourceFolder
 from llmshearing.utils.checks import check_integer, check_one_of
 
-__all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'RotationSettings']
+__all__ = ['DEFAULT_FIXED_AXES', 'DEFAULT_LENGTH', 'RotationSettings', 'default_fixed_axes']
 
 DEFAULT_FIXED_AXES = 64
 DEFAULT_LENGTH = 512
+
+
+def default_fixed_axes(hidden_size: int) -> int:
+    """Axes of a tied source to fix at first: at most a quarter, as what is fixed is not rotated."""
+    return min(DEFAULT_FIXED_AXES, hidden_size // 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +27,7 @@ class RotationSettings:
     Attributes:
         keep (int | None): Hidden size that the source is to be cut to; needed to learn, otherwise only marked.
         learn (int): Steps of the learned subspace; 0 leaves the principal directions.
-        fixed_axes (int | None): Axes of a tied source that stay unrotated. Default: 64, or all where there are fewer,
+        fixed_axes (int | None): Axes of a tied source that stay unrotated. Default: 64, at most a quarter of them,
             doubled until one gain for all others costs next to nothing.
         untie (bool): Give a tied source's LM head weights of its own.
         dtype (str | None): Of the written weights; default: the source's.
@@ -62,7 +67,7 @@ class RotationSettings:
             raise ValueError('--fixed-axes is for tied embeddings that stay tied; leave it out.')
         fixed = self.fixed_axes
         if tied and not self.untie:
-            fixed = min(DEFAULT_FIXED_AXES, hidden) if fixed is None else fixed
+            fixed = default_fixed_axes(hidden) if fixed is None else fixed
             if not 0 <= fixed <= hidden:
                 raise ValueError(f'--fixed-axes {fixed}: expected 0 to {hidden}; the source has hidden_size {hidden}.')
         if self.dtype is not None:

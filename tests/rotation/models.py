@@ -13,7 +13,8 @@ from tests.models.tiny import MIXTURES, VARIANTS, tiny_model
 NORMED_WRITERS = ('exaone4', 'gemma2', 'gemma3_text', 'glm4', 'hyperclovax', 'olmo2', 'olmo3', 'olmo_hybrid')
 REFUSED = (*NORMED_WRITERS, *MIXTURES, 'cohere2', 'gpt_neox', 'jais2', 'nemotron', 'starcoder2')
 REFUSED = tuple(name for name in REFUSED if name in VARIANTS)  # transformers 4 has fewer
-ROTATABLE = [name for name in VARIANTS if not {name, name.partition('-')[0]} & {*REFUSED}]
+UNNORMED = 'hyperclovax-pre'  # whose config leaves the norms of its family out
+ROTATABLE = [name for name in VARIANTS if name == UNNORMED or not {name, name.partition('-')[0]} & {*REFUSED}]
 IDS = torch.arange(2 * 24).reshape(2, 24) * 7 % 97
 
 

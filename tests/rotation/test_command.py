@@ -16,7 +16,9 @@ from llmshearing.commands.rotate import main
 from llmshearing.rotation import check
 from llmshearing.rotation import rotate_source as stages
 from llmshearing.rotation import settings as rotation_settings
+from llmshearing.rotation.check import try_common_gain
 from llmshearing.rotation.corpus import Corpus, read_corpus
+from llmshearing.rotation.exact import exact_logits
 from llmshearing.rotation.settings import RotationSettings
 from llmshearing.rotation.source_folder import SourceFolder
 from tests.interruptions import Stop, stop_after
@@ -94,6 +96,31 @@ def test_a_tied_source_stays_tied(place):
     torch.testing.assert_close(logits(folder), logits(place / 'tied'), rtol=0, atol=0.1)
 
 
+def test_a_tied_source_in_float64_is_as_exact_as_its_files(place, monkeypatch):
+    source = save_source(place / 'double', source_model('llama-tied'), tiny_tokenizer())
+    folder = run(place, 'double', 'double-rotated', '--fixed-axes', '48')
+    models = [AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float64) for path in (source, folder)]
+    torch.testing.assert_close(*(exact_logits(model, IDS) for model in models), rtol=0, atol=1e-9)
+
+    def rounded(*arguments):
+        fixed, gain, loss = try_common_gain(*arguments)
+        return fixed, gain.float().double(), loss
+
+    monkeypatch.setattr(stages, 'try_common_gain', rounded)
+    with pytest.raises(ValueError, match='logits differ from the source'):
+        run(place, 'double', 'never', '--fixed-axes', '48')
+
+
+def test_a_small_tied_source_is_rotated_unasked_and_one_with_every_axis_fixed_says_that_it_is_not(place, capsys):
+    record = json.loads((run(place, 'tied', 'tied-unasked') / 'rotation.json').read_text())
+    assert len(record['fixed_axes']) == 12
+    assert 'nothing is rotated' not in capsys.readouterr().out
+    run(place, 'tied', 'tied-48', '--fixed-axes', '48')
+    assert (
+        'nothing is rotated, dimensions only change places; fewer --fixed-axes, or --untie' in capsys.readouterr().out
+    )
+
+
 def test_untied_on_request(place):
     folder = run(place, 'tied', 'untied', '--untie')
     assert 'lm_head.weight' in load_file(folder / 'model.safetensors')
@@ -132,13 +159,16 @@ def test_as_many_axes_are_fixed_as_it_takes(place, monkeypatch):
 def test_learned_is_exact_too_and_names_its_steps(place):
     folder = run(place, 'source', 'learned', '--keep', '32', '--learn', '3ba')
     torch.testing.assert_close(logits(folder), logits(place / 'source'), rtol=0, atol=1e-4)
-    assert json.loads((folder / 'rotation.json').read_text())['learned']['steps'] == 3
+    # No factor for the gains, which nothing would apply: the cut makes its own.
+    assert json.loads((folder / 'rotation.json').read_text())['learned'] == {'steps': 3}
 
 
-def count_batches(monkeypatch) -> list[int]:
-    """A list that grows with each batch that is looked at."""
+def count_batches(monkeypatch) -> list[torch.Tensor]:
+    """A list of the batches that are looked at."""
     seen, stream_moments = [], stages.stream_moments
-    monkeypatch.setattr(stages, 'stream_moments', lambda *a: seen.append(1) or stream_moments(*a))
+    monkeypatch.setattr(
+        stages, 'stream_moments', lambda model, batches: seen.extend(batches) or stream_moments(model, batches)
+    )
     return seen
 
 

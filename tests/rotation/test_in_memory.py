@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmshearing.rotation import check, in_memory
+from llmshearing.rotation import check, in_memory, settings
 from llmshearing.rotation.in_memory import rotate_in_memory
 from llmshearing.rotation.moments import stream_moments
 from tests.rotation.models import IDS, ROTATABLE, source_model
@@ -31,7 +31,7 @@ def test_untied_models_are_exact_and_their_dimensions_fall(variant):
 
 def tied_model_of_losses(monkeypatch, losses):
     """A model that is tried with 6 fixed axes first, and what is then measured, in order."""
-    monkeypatch.setattr(in_memory, 'DEFAULT_FIXED_AXES', 6)
+    monkeypatch.setattr(settings, 'DEFAULT_FIXED_AXES', 6)
     losses = iter(losses)
     for module in (in_memory, check):
         monkeypatch.setattr(module, 'held_out_loss', lambda model, batches: next(losses))

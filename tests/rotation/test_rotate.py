@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan, flatten_masks
 from llmshearing.models.families import family_of
+from llmshearing.models.family_tables import TABLES
 from llmshearing.models.shapes import shape_of, with_shape
 from llmshearing.rotation.basis import fixed_positions, principal_basis
 from llmshearing.rotation.check import set_final_gain
@@ -22,6 +25,8 @@ from llmshearing.rotation.rotate import Rotation, rotate_model
 from llmshearing.rotation.stream import check_rotatable, stream_parts
 from tests.models.tiny import MIXTURES, random_masks, tiny_model
 from tests.rotation.models import IDS, NORMED_WRITERS, REFUSED, ROTATABLE, source_model
+
+README = Path(__file__).parents[2] / 'llmshearing' / 'rotation' / 'README.md'
 
 
 def logits(model) -> torch.Tensor:
@@ -114,6 +119,16 @@ def test_other_families_are_refused_with_the_reason_and_what_to_do(variant):
     reason = 'mixture of experts' if variant in MIXTURES else reason
     with pytest.raises(ValueError, match=f'{config.model_type}.*{reason}.*scores'):
         check_rotatable(config)
+
+
+def test_the_readme_lists_every_family_that_is_refused():
+    rows = [line.split('|') for line in README.read_text().splitlines() if line.startswith('| ')]
+    listed = {cells[1].strip(): set(re.findall(r'`(\w+)`', cells[2])) - {'use_post_norm'} for cells in rows}
+    for why, reason in (('write through', 'out of norms'), ('LayerNorms', 'LayerNorms'), ('experts', 'mixture')):
+        (row,) = (names for text, names in listed.items() if why in text)
+        assert row == {
+            name.partition('-')[0] for name, table in TABLES.items() if reason in (table.why_not_rotatable or '')
+        }
 
 
 def test_nan_in_the_source_is_refused_by_name():
