@@ -17,6 +17,7 @@ import huggingface_hub.errors
 
 from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.utils.files import refuse_pointer
 from llmshearing.utils.replaced import replaced
 
 __all__ = [
@@ -198,6 +199,8 @@ def read_tokenizer(name: str | Path) -> Any:
         ValueError: If it does not open. Of damaged files transformers and tokenizers raise whatever they stumble over.
     """
     install()
+    for file in filter(Path.is_file, Path(name).glob('tokenizer*')):
+        refuse_pointer(file)
     try:
         return TokenizerLoader.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
