@@ -45,6 +45,7 @@ from llmshearing.data.shard_checks import (
     check_teacher,
     check_tokens,
     fingerprint,
+    naming_sample,
     shard_path,
     verify_shard,
 )
@@ -170,8 +171,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         self.length = round_batches * batch_size
         # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
         self._visited: set[int] = set()
-        self._first_visit = True
-        self._domain, self._shard = 0, 0
+        self._domain, self._shard, self._sample = 0, 0, 0
 
     def _open_teacher(self, notes: Mapping[str, TeacherNote | None]) -> StoredTeacher:
         taught = check_same_teacher(notes)
@@ -303,10 +303,9 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         return samples[batch:]
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
-        shard, _ = self.spanner[idx]
+        shard, self._sample = self.spanner[idx]
         self._domain, self._shard = self.stream_per_shard[shard], shard
-        self._first_visit = shard not in self._visited
-        if self._first_visit:
+        if shard not in self._visited:
             stream = self.streams[self._domain]
             if stream.validate_hash and not stream.remote:
                 verify_shard(self.shards[shard], stream.validate_hash)
@@ -318,9 +317,9 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         return tokens_of(sample, self.token_encoding_type)
 
     def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
-        tokens = self.read_tokens(sample)
-        if self._first_visit or len(tokens) != self.max_seq_len:
-            check_tokens(tokens, self.rounds.domains[self._domain], self.max_seq_len, self.vocab_size)
+        with naming_sample(self.rounds.domains[self._domain], self.shards[self._shard], self._sample):
+            tokens = self.read_tokens(sample)
+            check_tokens(tokens, self.max_seq_len, self.vocab_size)
         served = torch.from_numpy(tokens.astype(np.int64))
         if self.teacher is None:
             return served

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,18 @@ import numpy as np
 
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
 from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
-from llmshearing.data.mds import check_ids, encodings_of
+from llmshearing.data.mds import check_ids, check_token_column, encodings_of
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
-__all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'shard_path', 'verify_shard']
+__all__ = [
+    'check_stored',
+    'check_teacher',
+    'check_tokens',
+    'fingerprint',
+    'naming_sample',
+    'shard_path',
+    'verify_shard',
+]
 
 
 def verify_shard(shard: Reader, algorithm: str) -> None:
@@ -64,7 +73,7 @@ def check_stored(
     max_seq_len: int,
     vocab_size: int,
 ) -> None:
-    """Checks what can be known of domains' tokens before training: from the index, and from a sample if one is here.
+    """Checks what can be known of domains' tokens before training: by the index, and by a sample of each shard here.
 
     Raises:
         ValueError: If a domain holds no ``tokens``, or ``tokens`` that do not fit.
@@ -77,13 +86,17 @@ def check_stored(
                 f'Domain {domain!r} has {found}, but a column `tokens`, or `text` on this machine, is needed. Make '
                 'one with llmshearing prepare.'
             )
+        for shard in shards:
+            check_token_column(f'Domain {domain!r}: {shard_path(shard)}', encodings_of(shard))
         shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns['tokens'])
         if shape and shape.group(1) != str(max_seq_len):
-            _refuse_length(domain, shape.group(1), max_seq_len)
-        sample = _first_local_sample(shards)
-        if sample is not None and 'tokens' in sample:
-            check_tokens(read_tokens(sample), domain, max_seq_len, vocab_size)
+            _refuse_length(f'Domain {domain!r} holds sequences of {shape.group(1)}', shape.group(1), max_seq_len)
         _check_lengths(shards, domain)
+        for shard in shards:
+            sample = _first_sample(shard)
+            if sample is not None:
+                with naming_sample(domain, shard, 0):
+                    check_tokens(read_tokens(sample), max_seq_len, vocab_size)
 
 
 def check_teacher(
@@ -101,7 +114,7 @@ def check_teacher(
     """
     teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
     for shard in shards:
-        sample = _first_local_sample([shard])
+        sample = _first_sample(shard)
         if sample is not None:
             teacher.read(sample, read_tokens(sample), partial(shard_path, shard))
 
@@ -120,28 +133,33 @@ def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
         expected = check_sizes(f'Domain {domain!r}: {shard_path(shard)}', sizes, expected)
 
 
-def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
+@contextmanager
+def naming_sample(domain: str, shard: Reader, number: int) -> Iterator[None]:
+    """Names domain, shard and sample in what is wrong with the sample."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'Domain {domain!r}: sample {number} of {shard_path(shard)}: {error}') from error
+
+
+def check_tokens(tokens: np.ndarray, max_seq_len: int, vocab_size: int) -> None:
     """Raises if a stored sample is not what the model expects: so many tokens, with ids below the vocabulary's size.
 
     Raises:
         ValueError: If the length or an id does not fit.
     """
     if len(tokens) != max_seq_len:
-        _refuse_length(domain, len(tokens), max_seq_len)
+        _refuse_length(f'it holds {len(tokens)}', len(tokens), max_seq_len)
     remedy = 'or token_encoding_type is wrong: prepare it again, or name what it was made with'
-    check_ids(f'Domain {domain!r}', tokens, vocab_size, remedy)
+    check_ids('it', tokens, vocab_size, remedy)
 
 
-def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
+def _refuse_length(what: str, found: int | str, max_seq_len: int) -> None:
     raise ValueError(
-        f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
-        f'max_seq_len to {found}, or prepare the data again.'
+        f'{what} tokens, but max_seq_len is {max_seq_len}. Set max_seq_len to {found}, or prepare the data again.'
     )
 
 
-def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:
-    """The first sample of the shards that are on this machine already, or None if there is none yet."""
-    for shard in shards:
-        if len(shard) and os.path.isfile(shard_path(shard)):
-            return shard[0]
-    return None
+def _first_sample(shard: Reader) -> dict[str, Any] | None:
+    """The first sample of a shard, or None where it is not on this machine, unpacked, or has none."""
+    return shard[0] if len(shard) and os.path.isfile(shard_path(shard)) else None

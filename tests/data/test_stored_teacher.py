@@ -153,7 +153,7 @@ def test_a_shard_cut_short_and_data_without_a_column_are_refused(world, copy):
 
 def test_data_of_another_tokenizer_are_refused(copy):
     (copy / 'manifest.json').unlink()  # which says the same
-    words = tiny_tokenizer(96)
+    words = tiny_tokenizer(98)
     with pytest.raises(ValueError, match='is of data with another tokenizer .97 ids'):
         loader_of(copy, tokenizer=words)
 
