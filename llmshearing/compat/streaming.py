@@ -131,8 +131,8 @@ def guard_numbers(guard: Callable[[], AbstractContextManager]) -> None:
     Streaming looks for a free number and registers it afterwards, so two runs that start together may take the same
     one. And it looks for each kind of block alone: where a run ends between two others, it goes for a number that is
     taken. Where a run is too late nevertheless, because of one that does not wait for ours, all its ranks look again.
-    The blocks of others that the look opens are closed again: Streaming keeps them open until the process ends, for each
-    data set.
+    The blocks of others that the look opens are closed again: Streaming keeps them open until the process ends, for
+    each data set.
     """
     prefix: Any = streaming.base.shared.prefix
     user: Any = streaming.base.dataset

@@ -317,7 +317,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         return tokens_of(sample, self.token_encoding_type)
 
     def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
-        with naming_sample(self.rounds.domains[self._domain], self.shards[self._shard], self._sample):
+        with naming_sample(f'Domain {self.rounds.domains[self._domain]!r}', self.shards[self._shard], self._sample):
             tokens = self.read_tokens(sample)
             check_tokens(tokens, self.max_seq_len, self.vocab_size)
         served = torch.from_numpy(tokens.astype(np.int64))

@@ -22,14 +22,19 @@ from llmshearing.data.mds import check_ids, check_token_column, encodings_of
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
 __all__ = [
+    'IDS_REMEDY',
+    'check_lengths',
     'check_stored',
     'check_teacher',
     'check_tokens',
     'fingerprint',
+    'first_sample',
     'naming_sample',
     'shard_path',
     'verify_shard',
 ]
+
+IDS_REMEDY = 'or token_encoding_type is wrong: prepare it again, or name what it was made with'
 
 
 def verify_shard(shard: Reader, algorithm: str) -> None:
@@ -91,11 +96,11 @@ def check_stored(
         shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns['tokens'])
         if shape and shape.group(1) != str(max_seq_len):
             _refuse_length(f'Domain {domain!r} holds sequences of {shape.group(1)}', shape.group(1), max_seq_len)
-        _check_lengths(shards, domain)
+        check_lengths(f'Domain {domain!r}', shards)
         for shard in shards:
-            sample = _first_sample(shard)
+            sample = first_sample(shard)
             if sample is not None:
-                with naming_sample(domain, shard, 0):
+                with naming_sample(f'Domain {domain!r}', shard, 0):
                     check_tokens(read_tokens(sample), max_seq_len, vocab_size)
 
 
@@ -114,7 +119,7 @@ def check_teacher(
     """
     teacher.check_index(domain, note, [shard for shard in shards if isinstance(shard, MDSReader)], max_seq_len)
     for shard in shards:
-        sample = _first_sample(shard)
+        sample = first_sample(shard)
         if sample is not None:
             teacher.read(sample, read_tokens(sample), partial(shard_path, shard))
 
@@ -124,22 +129,22 @@ def shard_path(shard: Reader) -> str:
     return os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)
 
 
-def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
-    """Raises for a sample of another length, as far as the shards are on this machine."""
+def check_lengths(where: str, shards: Sequence[MDSReader]) -> None:
+    """Raises a ValueError for a sample of another length, as far as the shards are on this machine."""
     expected = None
     for shard in shards:
         data = local_bytes(shard) if shard.column_sizes.count(None) else None
         sizes = None if data is None else token_sizes(shard, data)
-        expected = check_sizes(f'Domain {domain!r}: {shard_path(shard)}', sizes, expected)
+        expected = check_sizes(f'{where}: {shard_path(shard)}', sizes, expected)
 
 
 @contextmanager
-def naming_sample(domain: str, shard: Reader, number: int) -> Iterator[None]:
-    """Names domain, shard and sample in what is wrong with the sample."""
+def naming_sample(where: str, shard: Reader, number: int) -> Iterator[None]:
+    """Names domain or loader, shard and sample in what is wrong with the sample."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f'Domain {domain!r}: sample {number} of {shard_path(shard)}: {error}') from error
+        raise ValueError(f'{where}: sample {number} of {shard_path(shard)}: {error}') from error
 
 
 def check_tokens(tokens: np.ndarray, max_seq_len: int, vocab_size: int) -> None:
@@ -150,8 +155,7 @@ def check_tokens(tokens: np.ndarray, max_seq_len: int, vocab_size: int) -> None:
     """
     if len(tokens) != max_seq_len:
         _refuse_length(f'it holds {len(tokens)}', len(tokens), max_seq_len)
-    remedy = 'or token_encoding_type is wrong: prepare it again, or name what it was made with'
-    check_ids('it', tokens, vocab_size, remedy)
+    check_ids('it', tokens, vocab_size, IDS_REMEDY)
 
 
 def _refuse_length(what: str, found: int | str, max_seq_len: int) -> None:
@@ -160,6 +164,6 @@ def _refuse_length(what: str, found: int | str, max_seq_len: int) -> None:
     )
 
 
-def _first_sample(shard: Reader) -> dict[str, Any] | None:
+def first_sample(shard: Reader) -> dict[str, Any] | None:
     """The first sample of a shard, or None where it is not on this machine, unpacked, or has none."""
     return shard[0] if len(shard) and os.path.isfile(shard_path(shard)) else None

@@ -91,9 +91,7 @@ def refuse_pointer(path: str | Path) -> None:
     """Raises a ValueError for the few lines that git leaves in the place of a file which it has not fetched."""
     with open(path, 'rb') as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(
-                f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.'
-            )
+            raise ValueError(f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.')
 
 
 def give_usual_modes(folder: Path) -> None:

@@ -407,7 +407,9 @@ def test_mistakes_in_the_data_are_told(folder, tmp_path):
     write_domains(tmp_path, {'fixed': 3}, encoding='ndarray:uint16:8')
     bad(tmp_path, r"'fixed' holds sequences of 8 tokens", domains=['fixed'], max_seq_len=4)
     write(tmp_path / 'large', {'tokens': 'ndarray:uint32'}, [{'tokens': np.full(8, 70_000, np.uint32)}])
-    there = f"'large': sample 0 of {tmp_path}/large/shard.00000.mds: it has the token id 70000, outside a vocabulary of 64"
+    there = (
+        f"'large': sample 0 of {tmp_path}/large/shard.00000.mds: it has the token id 70000, outside a vocabulary of 64"
+    )
     bad(tmp_path, there, domains=['large'])
     for kind in ('ndarray:float32', 'ndarray:float32:8', 'ndarray'):
         name = kind.replace(':', '_')
