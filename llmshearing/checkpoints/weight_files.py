@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
 from llmshearing.models.source_files import find_file
+from llmshearing.utils.files import refuse_pointer
 from llmshearing.utils.paths import check_safetensors_index, refuse_lookalikes
 
 __all__ = ['WEIGHT_FILES', 'find_tensors', 'find_weights', 'weight_files', 'weights_folder']
@@ -24,7 +25,6 @@ WEIGHT_FILES = (
     'pytorch_model.bin.index.json',
 )
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
-LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
 FLOATS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
 
@@ -67,7 +67,9 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: If there are no weights, a file cannot be read, or two hold one tensor with different values.
     """
-    _refuse_pointers(folder)
+    for pattern in POINTED_TO:
+        for path in sorted(folder.glob(pattern)):
+            refuse_pointer(path)
     stored: dict[str, StoredTensor] = {}
     held_by: dict[str, Path] = {}
     for file in find_weights(folder):
@@ -79,16 +81,6 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
                 )
             stored[name], held_by[name] = tensor, file
     return stored
-
-
-def _refuse_pointers(folder: Path) -> None:
-    for pattern in POINTED_TO:
-        for path in sorted(folder.glob(pattern)):
-            with path.open('rb') as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise ValueError(
-                        f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.'
-                    )
 
 
 def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import streaming.base.dataset
 import streaming.base.shared.prefix
-import torch.distributed
 from streaming import StreamingDataset
 from streaming.base import distributed
 from streaming.base.batching import batching_methods
@@ -33,6 +32,8 @@ from streaming.base.storage.download import CloudDownloader
 from streaming.base.storage.upload import UPLOADERS, CloudUploader
 from streaming.base.util import bytes_to_int
 from streaming.base.world import World
+
+from llmshearing.utils.ranks import is_so_on_any
 
 __all__ = [
     'BARRIER_FILELOCK',
@@ -129,8 +130,9 @@ def guard_numbers(guard: Callable[[], AbstractContextManager]) -> None:
 
     Streaming looks for a free number and registers it afterwards, so two runs that start together may take the same
     one. And it looks for each kind of block alone: where a run ends between two others, it goes for a number that is
-    taken. A single process that is too late nevertheless, because of a run that is not ours, tries again. The blocks of
-    others that the look opens are closed again: Streaming keeps them open until the process ends, for each data set.
+    taken. Where a run is too late nevertheless, because of one that does not wait for ours, all its ranks look again.
+    The blocks of others that the look opens are closed again: Streaming keeps them open until the process ends, for
+    each data set.
     """
     prefix: Any = streaming.base.shared.prefix
     user: Any = streaming.base.dataset
@@ -151,15 +153,27 @@ def guard_numbers(guard: Callable[[], AbstractContextManager]) -> None:
         return number
 
     def take_guarded(*args: Any, **kwargs: Any) -> tuple[int, Any]:
-        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        for _ in range(_TRIES if alone else 0):
-            try:
-                with guard():
-                    return take(*args, **kwargs)
-            except FileExistsError:
-                time.sleep(random.SystemRandom().uniform(0.01, 0.2))
-        with guard():
-            return take(*args, **kwargs)
+        problem = None
+        for _ in range(_TRIES):
+            taken = problem = None
+            with guard():
+                try:
+                    taken = take(*args, **kwargs)
+                except FileExistsError as error:  # to the first rank of a node, while the others wait for it
+                    problem = error
+                    distributed.barrier()
+                except RuntimeError as error:  # to another rank, which found other blocks, or another number free
+                    problem = error
+                failed = is_so_on_any(problem is not None)
+            if taken is not None and not failed:
+                return taken
+            if taken is not None:
+                atexit.unregister(taken[1].cleanup)
+                taken[1].cleanup()
+            time.sleep(random.SystemRandom().uniform(0.01, 0.2))
+        raise problem or RuntimeError(
+            f'Another rank took no number for its shared memory in {_TRIES} tries; its error says why.'
+        )
 
     find_free.original, take_guarded.original = find, take
     prefix._check_and_find_retrying = find_free

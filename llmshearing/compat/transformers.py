@@ -17,6 +17,7 @@ import huggingface_hub.errors
 
 from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.utils.files import refuse_pointer
 from llmshearing.utils.replaced import replaced
 
 __all__ = [
@@ -188,18 +189,21 @@ def install() -> None:
     transformers.TokenizersBackend = PreTrainedTokenizerFast
 
 
-def read_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a folder or of a model on the hub, as either generation saved it; no code of its own is run.
+def read_tokenizer(name: str | Path, **settings: Any) -> Any:
+    """The tokenizer of a folder or of a model on the hub, as either generation saved it.
 
-    Its ids are those of its ``tokenizer.json`` (:mod:`~llmshearing.compat.tokenizers`).
+    Its ids are those of its ``tokenizer.json`` (:mod:`~llmshearing.compat.tokenizers`). No code of its own is run,
+    unless ``settings``, those of ``from_pretrained``, ask for it.
 
     Raises:
         OSError: If there is none.
         ValueError: If it does not open. Of damaged files transformers and tokenizers raise whatever they stumble over.
     """
     install()
+    for file in filter(Path.is_file, Path(name).glob('tokenizer*')):
+        refuse_pointer(file)
     try:
-        return TokenizerLoader.from_pretrained(name, trust_remote_code=False)
+        return TokenizerLoader.from_pretrained(name, **{'trust_remote_code': False, **settings})
     except (OSError, ValueError):
         raise
     except Exception as error:

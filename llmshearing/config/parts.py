@@ -7,7 +7,7 @@ from typing import Any
 
 from llmshearing.utils.suggestions import did_you_mean
 
-__all__ = ['build_for_checks', 'constructor_of', 'our_parts', 'section_names']
+__all__ = ['build_for_checks', 'constructor_of', 'eval_loaders', 'our_parts', 'section_names']
 
 
 def constructor_of(where: str, name: Any, *registry_names: str) -> Callable:
@@ -36,6 +36,13 @@ def build_for_checks(where: str, constructor: Callable, settings: Mapping[str, A
         return constructor(**settings)
     except (TypeError, ValueError, OverflowError, OSError, NotImplementedError) as error:
         raise ValueError(f'{where}: {error}') from error
+
+
+def eval_loaders(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The evaluation loaders of a configuration, each with its place for messages."""
+    listed = config.get('eval_loaders') or []  # llm-foundry's name of a list under eval_loader
+    alone = [('eval_loader', config['eval_loader'])] if config.get('eval_loader') and not listed else []
+    return alone + [(f'eval_loader[{number}]', loader) for number, loader in enumerate(listed)]
 
 
 def our_parts(config: Mapping[str, Any]) -> Iterator[str]:

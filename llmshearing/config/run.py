@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.config.data import check_data
 from llmshearing.config.files import check_names
 from llmshearing.config.parts import our_parts, section_names
 from llmshearing.config.process import prepare_process
@@ -21,6 +22,7 @@ from llmshearing.config.sections import check_config
 from llmshearing.config.source import check_source
 from llmshearing.config.stored_teacher import check_stored_teacher, serve_stored_teacher
 from llmshearing.config.times import describe_epochs
+from llmshearing.config.tokenizer import check_same_tokenizer, open_tokenizer
 from llmshearing.utils.checks import is_number
 
 __all__ = ['check_run', 'prepare_run']
@@ -87,7 +89,11 @@ def check_run(config: dict[str, Any]) -> None:
     if config['train_loader']['name'] == 'dynamic_text':
         _check_rounds(config)
     check_resume(config)
+    tokenizer = open_tokenizer(config['tokenizer'])
     source = check_source(config)
+    if tokenizer is not None:
+        check_same_tokenizer(tokenizer, config['tokenizer']['name'], config['model'])
+        check_data(config, tokenizer)
     if source is not None:
         check_fits(config, source)
     if 'targeted_pruning' in algorithms:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llmshearing.config.loaders import check_dataset, check_workers
-from llmshearing.config.parts import build_for_checks, constructor_of
+from llmshearing.config.parts import build_for_checks, constructor_of, eval_loaders
 from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
 from llmshearing.config.tasks import check_tasks
@@ -159,12 +159,10 @@ def _check_tokenizer(settings: Mapping[str, Any]) -> None:
 
 
 def _check_eval_loaders(config: Mapping[str, Any]) -> None:
-    listed = config.get('eval_loaders') or []
-    for number, loader in enumerate(listed or ([config['eval_loader']] if config.get('eval_loader') else [])):
-        where = f'eval_loader[{number}]' if listed else 'eval_loader'
+    for where, loader in eval_loaders(config):
         check_name(f'{where}.name', loader.get('name'))
         _check_section(where, _without(loader, 'label'), 'dataloaders')
-    labels = [loader.get('label') for loader in listed]
+    labels = [loader.get('label') for loader in config.get('eval_loaders') or []]
     for number, label in enumerate(labels):
         check_name(f'eval_loader[{number}].label', label)
         if labels.index(label) != number:

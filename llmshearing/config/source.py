@@ -1,4 +1,4 @@
-"""The source model and its tokenizer, as far as their configs tell, before any weight is read."""
+"""The source model, as far as its config and the names and numbers in its files tell, before it is built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.compat.tokenizers import TokenizerLoader
 from llmshearing.models.shapes import MIXTURE_FIELDS, TARGET_KEYS
 from llmshearing.utils.checks import is_integer
 from llmshearing.utils.files import load_json
@@ -18,33 +17,29 @@ from llmshearing.utils.paths import expand_path, names_a_path, refuse_lookalikes
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_source', 'read_config_at', 'read_source', 'refuse_unusable']
+__all__ = ['check_folder', 'check_source', 'read_config_at', 'read_source', 'refuse_unusable']
 
 log = logging.getLogger(__name__)
 
 WHERE = 'model.pretrained_model_name_or_path'
-# A folder with a tokenizer has one of these.
-TOKENIZER_FILES = ('tokenizer_config.json', 'tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
 def check_source(config: Mapping[str, Any]) -> PretrainedConfig | None:
-    """Checks the model and tokenizer sections, whose keys have been checked, against the folders that they name.
+    """Checks the model section, whose keys have been checked, against the folder that it names.
 
     Returns:
         PretrainedConfig | None: The source's config with the run's overrides; None for a model of llm-foundry's own.
 
     Raises:
-        ValueError: If a folder is not there, or holds what cannot be trained as it is.
+        ValueError: If the folder is not there, or holds what cannot be trained as it is.
     """
-    _check_folder('tokenizer.name', config['tokenizer']['name'], TOKENIZER_FILES)
-    _check_hub_tokenizer(config['tokenizer'])
     model = config['model']
     name = model.get('pretrained_model_name_or_path')
     if name is None:
         return None
     if not name:
         raise ValueError(f'{WHERE}: expected a Hugging Face folder or name, got {name!r}.')
-    _check_folder(WHERE, name, ('config.json',))
+    check_folder(WHERE, name, ('config.json',))
     source = read_config_at(WHERE, name, model.get('trust_remote_code', False))
     refuse_unusable(f'{WHERE}: {name}', source)
     if model['name'] == 'sheared_causal_lm':
@@ -110,22 +105,6 @@ def read_source(source: str) -> PretrainedConfig:
     return config
 
 
-def _check_hub_tokenizer(section: Mapping[str, Any]) -> None:
-    """Refuses the name of a tokenizer that is in no folder and cannot be had; some of those errors do not name it."""
-    from llmfoundry import registry
-
-    name = section['name']
-    if name in registry.tokenizers or Path(name).is_dir():
-        return
-    try:
-        TokenizerLoader.from_pretrained(name, **(section.get('kwargs') or {}))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f'tokenizer.name: no tokenizer of {name!r} can be read ({" ".join(str(error).split())}); name a folder '
-            'that has one, or a model of the Hugging Face Hub that this machine can reach.'
-        ) from error
-
-
 def refuse_unusable(where: str, config: PretrainedConfig) -> None:
     """Refuses sources whose weights are no plain decoder's, with the way to get one.
 
@@ -148,7 +127,7 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
+def check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
     """Refuses a path that is no folder with one of ``files``; a name of a hub passes."""
     folder = Path(name)
     if (names_a_path(name) or folder.is_dir()) and not any((folder / file).is_file() for file in files):

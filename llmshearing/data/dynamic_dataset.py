@@ -46,6 +46,7 @@ from llmshearing.data.shard_checks import (
     check_tokens,
     fingerprint,
     name_sample,
+    naming_sample,
     verify_shard,
 )
 from llmshearing.data.shared_order import shared_order, starting
@@ -170,7 +171,6 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         self.length = round_batches * batch_size
         # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
         self._visited: set[int] = set()
-        self._first_visit = True
         self._domain, self._place = 0, (self.shards[0], 0)
 
     def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> StoredTeacher:
@@ -305,8 +305,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
         shard, number = self.spanner[idx]
         self._domain, self._place = self.stream_per_shard[shard], (self.shards[shard], number)
-        self._first_visit = shard not in self._visited
-        if self._first_visit:
+        if shard not in self._visited:
             stream = self.streams[self._domain]
             if stream.validate_hash and not stream.remote:
                 verify_shard(self.shards[shard], stream.validate_hash)
@@ -318,11 +317,11 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         return tokens_of(sample, self.token_encoding_type)
 
     def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
-        tokens = self.read_tokens(sample)
-        if self._first_visit or len(tokens) != self.max_seq_len:
-            check_tokens(tokens, self.rounds.domains[self._domain], self.max_seq_len, self.vocab_size)
+        place = (f'Domain {self.rounds.domains[self._domain]!r}', *self._place)
+        with naming_sample(*place):
+            tokens = self.read_tokens(sample)
+            check_tokens(tokens, self.max_seq_len, self.vocab_size)
         served = torch.from_numpy(tokens.astype(np.int64))
         if self.teacher is None:
             return served
-        where = partial(name_sample, self.rounds.domains[self._domain], *self._place)
-        return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, where)}
+        return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, partial(name_sample, *place))}

@@ -24,6 +24,7 @@ from llmshearing.data.fingerprint import vocabulary_size
 from llmshearing.data.mds import check_ids
 from llmshearing.data.settings import check_numbers
 from llmshearing.data.stored_teacher import BesideTokens
+from llmshearing.data.streams import stream_folder
 from llmshearing.utils.checks import check_integer, check_number
 
 __all__ = [
@@ -62,11 +63,15 @@ class UnpaddedLabels:
     Args:
         base_collator (Callable): Makes ``input_ids``, ``labels`` and perhaps ``attention_mask``.
         vocab_size (int): Token ids must be below this. Larger ones would train rows of a padded embedding unnoticed.
+        where (str): Names the data in the message on such an id.
     """
 
-    def __init__(self, base_collator: Callable[[list[Any]], dict[str, torch.Tensor]], vocab_size: int) -> None:
+    def __init__(
+        self, base_collator: Callable[[list[Any]], dict[str, torch.Tensor]], vocab_size: int, where: str
+    ) -> None:
         self.base_collator = base_collator
         self.vocab_size = vocab_size
+        self.where = where
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         if any(isinstance(example, Mapping) for example in examples):
@@ -77,7 +82,7 @@ class UnpaddedLabels:
                 for example in examples
             ]
         batch = self.base_collator(examples)
-        check_ids('The data', batch['input_ids'], self.vocab_size, 'prepare it again, or name that tokenizer')
+        check_ids(self.where, batch['input_ids'], self.vocab_size, 'prepare it again, or name that tokenizer')
         batch['labels'].copy_(batch['input_ids'])
         if 'attention_mask' in batch:
             batch['labels'][batch['attention_mask'] == 0] = -100
@@ -94,7 +99,8 @@ def count_every_token(loader: DataLoader) -> None:
     if isinstance(counting, LossGeneratingTokensCollatorWrapper) and not isinstance(
         counting.base_collator, UnpaddedLabels
     ):
-        unpadded = UnpaddedLabels(counting.base_collator, vocabulary_size(dataset.tokenizer))
+        where = f'The data in {", ".join(map(stream_folder, dataset.streams))}'
+        unpadded = UnpaddedLabels(counting.base_collator, vocabulary_size(dataset.tokenizer), where)
         # Tokens are counted once the labels are final.
         loader.collate_fn = LossGeneratingTokensCollatorWrapper(unpadded, counting.token_counting_func)
 

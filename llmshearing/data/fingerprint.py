@@ -29,6 +29,7 @@ __all__ = [
     'check_tokenizer',
     'describe_tokenizer',
     'fast_backend',
+    'tokenizer_difference',
     'tokenizer_identity',
     'vocabulary_size',
 ]
@@ -152,6 +153,20 @@ def _read_manifest(place: str) -> dict[str, Any] | None:
 
 
 def _compare(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any], place: str) -> None:
+    difference = tokenizer_difference(tokenizer, made_with)
+    if difference is not None:
+        raise ValueError(
+            f'The data below {os.path.dirname(place)} was made with another tokenizer, {made_with.get("name")!r} '
+            f'({made_with.get("class")}), than the one here, {tokenizer.name_or_path!r} '
+            f'({type(tokenizer).__name__}): {difference}. Use that tokenizer, or prepare the data again with this one.'
+        )
+
+
+def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any]) -> str | None:
+    """How a tokenizer differs from what :func:`describe_tokenizer` says of one with as many ids or less.
+
+    In words, with "it" for the latter; ``None`` where they make the same ids.
+    """
     size = vocabulary_size(tokenizer)
     difference = None
     if made_with['vocab_size'] > size:
@@ -165,12 +180,7 @@ def _compare(tokenizer: PreTrainedTokenizerBase, made_with: dict[str, Any], plac
         identity = tokenizer_identity(tokenizer, made_with.get('bos_token_id'), made_with.get('eos_token_id'))
         if made_with['fingerprint'] != identity:
             difference = 'the fingerprints differ'
-    if difference is not None:
-        raise ValueError(
-            f'The data below {os.path.dirname(place)} was made with another tokenizer, {made_with.get("name")!r} '
-            f'({made_with.get("class")}), than the one here, {tokenizer.name_or_path!r} '
-            f'({type(tokenizer).__name__}): {difference}. Use that tokenizer, or prepare the data again with this one.'
-        )
+    return difference
 
 
 def _sample_difference(tokenizer: PreTrainedTokenizerBase, sample: dict[str, Any]) -> str | None:

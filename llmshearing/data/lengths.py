@@ -63,8 +63,8 @@ def check_sizes(where: Any, sizes: np.ndarray | None, expected: int | None = Non
     odd = np.flatnonzero(sizes != expected)
     if len(odd):
         raise ValueError(
-            f'{where}: sample {odd[0]} has {sizes[odd[0]]} bytes of tokens where the others have {expected}, and a '
-            'batch needs sequences of the same length; prepare it again.'
+            f'{where}: sample {odd[0]} has {sizes[odd[0]]} bytes of tokens where the others have {expected}; a batch '
+            'of dynamic_text cannot hold it, and one of the loader text is padded. Prepare it again.'
         )
     return expected
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmshearing.utils.files import refuse_pointer
 from llmshearing.utils.paths import check_mds_index, is_hidden, walk_files
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     'MANIFEST',
     'check_ids',
+    'check_token_column',
     'decode_rows',
     'encodings_of',
     'mds_folders',
@@ -83,14 +85,29 @@ def read_token_index(folder: str | Path) -> list[MDSReader]:
     """
     readers = read_index(folder)
     for reader in readers:
-        encoding = encodings_of(reader).get('tokens')
-        if encoding is None:
-            raise ValueError(f'{folder}: expected MDS shards with a column named tokens, got {reader.column_names}')
-        if encoding != 'bytes' and not encoding.startswith('ndarray'):
-            raise ValueError(
-                f'{folder}: column tokens is {encoding}, expected ndarray or bytes (int64); tokenize the text first'
-            )
+        check_token_column(folder, encodings_of(reader))
     return readers
+
+
+def check_token_column(where: Any, columns: Mapping[str, str]) -> None:
+    """Refuses columns without token ids, as far as their encodings tell: arrays may be of any type.
+
+    Args:
+        where (Any): The data, for the message.
+        columns (Mapping[str, str]): Encoding by name, from :func:`encodings_of`.
+
+    Raises:
+        ValueError: If ``tokens`` is missing, or holds no whole numbers.
+    """
+    encoding = columns.get('tokens')
+    if encoding is None:
+        raise ValueError(f'{where}: expected MDS shards with a column named tokens, got {list(columns)}')
+    kind, *details = encoding.split(':')
+    if kind not in ('bytes', 'ndarray') or (details and np.dtype(details[0]).kind not in 'iu'):
+        raise ValueError(
+            f'{where}: column tokens is {encoding}, expected ndarray of whole numbers or bytes (int64); tokenize the '
+            'text first'
+        )
 
 
 def read_shard(folder: str | Path, reader: MDSReader) -> bytes:
@@ -110,6 +127,8 @@ def _read_whole(path: Path, stored: FileInfo) -> bytes:
 
     data = path.read_bytes() if path.exists() else b''
     if len(data) != stored.bytes:
+        if path.exists():
+            refuse_pointer(path)
         reason = 'it was cut or changed' if path.exists() else f'shard {path.name} is missing'
         raise ValueError(
             f'{path} has {len(data)} bytes, its index says {stored.bytes}: {reason}; fetch or prepare it again'
@@ -182,9 +201,16 @@ def tokens_of(sample: Mapping[str, Any], encoding: Any = np.int64) -> np.ndarray
     Args:
         sample (Mapping[str, Any]): Has ``tokens``.
         encoding (Any): NumPy's type of the ids in bytes. Default: int64.
+
+    Raises:
+        ValueError: For an array of other than whole numbers.
     """
     tokens = sample['tokens']
-    return tokens if isinstance(tokens, np.ndarray) else np.frombuffer(tokens, encoding)
+    if not isinstance(tokens, np.ndarray):
+        return np.frombuffer(tokens, encoding)
+    if tokens.dtype.kind not in 'iu':
+        raise ValueError(f'its tokens are {tokens.dtype}, expected whole numbers')
+    return tokens
 
 
 def check_ids(where: Any, ids: Any, vocabulary: int, remedy: str = "prepare it with the model's own") -> None:

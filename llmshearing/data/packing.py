@@ -30,7 +30,7 @@ from llmshearing.data.streams import DomainStream, stream_folder
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import check_mds_index
 
-__all__ = ['holds_text', 'pack_text', 'packed_folder', 'packed_stream', 'separators']
+__all__ = ['holds_text', 'pack_text', 'packed_folder', 'packed_stream', 'separators', 'share_cut_off']
 
 MOST_BYTES = 1 << 28  # about a minute of tokenizing
 LEFT_BEHIND = 86400  # seconds after which nobody is at it any more
@@ -83,6 +83,13 @@ def holds_text(folder: str | Path) -> bool:
     return 'text' in columns and 'tokens' not in columns
 
 
+def share_cut_off(folder: str | Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> float:
+    """Share of the tokens of a folder's first documents that is lost where each is cut at the sequence length."""
+    texts = (row['text'] for reader in read_index(folder) for row in read_rows(folder, reader))
+    lengths = np.array([len(ids) for ids in plain_ids(tokenizer, list(islice(texts, _LOOKED_AT)))])
+    return np.maximum(lengths - max_seq_len, 0).sum() / max(lengths.sum(), 1)
+
+
 def packed_stream(domain: str, stream: Stream, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> Stream:
     """The stream of a domain; where it holds raw text, that of its packed form, made by the node's first rank.
 
@@ -121,9 +128,7 @@ def packed_folder(domain: str, folder: str | Path, tokenizer: PreTrainedTokenize
     if not os.access(folder, os.W_OK):
         reason = f'holds raw text, and {folder} cannot be written to pack it there'
     if reason is not None:
-        texts = (row['text'] for reader in read_index(folder) for row in read_rows(folder, reader))
-        lengths = np.array([len(ids) for ids in plain_ids(tokenizer, list(islice(texts, _LOOKED_AT)))])
-        lost = np.maximum(lengths - max_seq_len, 0).sum() / max(lengths.sum(), 1)
+        lost = share_cut_off(folder, tokenizer, max_seq_len)
         raise ValueError(
             f'Domain {domain!r} {reason}: unpacked, {lost:.0%} of its tokens would be cut off at max_seq_len='
             f'{max_seq_len}, and no document would have an end. Pack it before the run: llmshearing prepare, with '

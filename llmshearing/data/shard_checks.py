@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,15 +18,28 @@ import numpy as np
 
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
 from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
-from llmshearing.data.mds import check_ids, encodings_of
+from llmshearing.data.mds import check_ids, check_token_column, encodings_of
 from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
 
-__all__ = ['check_stored', 'check_teacher', 'check_tokens', 'fingerprint', 'name_sample', 'shard_path', 'verify_shard']
+__all__ = [
+    'IDS_REMEDY',
+    'check_lengths',
+    'check_stored',
+    'check_teacher',
+    'check_tokens',
+    'fingerprint',
+    'first_sample',
+    'name_sample',
+    'naming_sample',
+    'shard_path',
+    'verify_shard',
+]
 
 HASHED_BYTES = 1 << 36
 """Hashes of a teacher's shards are compared before training where those on this machine have no more bytes."""
 SAMPLED_ROWS = 16
 """Samples of each shard that are looked at where its hash is not."""
+IDS_REMEDY = 'or token_encoding_type is wrong: prepare it again, or name what it was made with'
 
 
 def verify_shard(shard: Reader, algorithm: str) -> None:
@@ -69,7 +83,7 @@ def check_stored(
     max_seq_len: int,
     vocab_size: int,
 ) -> None:
-    """Checks what can be known of domains' tokens before training: from the index, and from a sample if one is here.
+    """Checks what can be known of domains' tokens before training: by the index, and by a sample of each shard here.
 
     Raises:
         ValueError: If a domain holds no ``tokens``, or ``tokens`` that do not fit.
@@ -82,13 +96,17 @@ def check_stored(
                 f'Domain {domain!r} has {found}, but a column `tokens`, or `text` on this machine, is needed. Make '
                 'one with llmshearing prepare.'
             )
+        for shard in shards:
+            check_token_column(f'Domain {domain!r}: {shard_path(shard)}', encodings_of(shard))
         shape = re.fullmatch(r'ndarray:\w+:([\d,]+)', columns['tokens'])
         if shape and shape.group(1) != str(max_seq_len):
-            _refuse_length(domain, shape.group(1), max_seq_len)
-        sample = _first_local_sample(shards)
-        if sample is not None and 'tokens' in sample:
-            check_tokens(read_tokens(sample), domain, max_seq_len, vocab_size)
-        _check_lengths(shards, domain)
+            _refuse_length(f'Domain {domain!r} holds sequences of {shape.group(1)}', shape.group(1), max_seq_len)
+        check_lengths(f'Domain {domain!r}', shards)
+        for shard in shards:
+            sample = first_sample(shard)
+            if sample is not None:
+                with naming_sample(f'Domain {domain!r}', shard, 0):
+                    check_tokens(read_tokens(sample), max_seq_len, vocab_size)
 
 
 def check_teacher(
@@ -120,14 +138,10 @@ def check_teacher(
         samples = np.linspace(0, len(shard) - 1, 1 if algorithm else SAMPLED_ROWS, dtype=int)
         for number in np.unique(samples).tolist():
             sample = shard[number]
-            teacher.read(sample, read_tokens(sample), partial(name_sample, domain, shard, number))
+            where = partial(name_sample, f'Domain {domain!r}', shard, number)
+            teacher.read(sample, read_tokens(sample), where)
         if algorithm:
             verify_shard(shard, algorithm)
-
-
-def name_sample(domain: str, shard: Reader, number: int) -> str:
-    """A sample's domain, shard and number, for messages."""
-    return f'Domain {domain!r}: {shard_path(shard)}, sample {number}'
 
 
 def shard_path(shard: Reader) -> str:
@@ -135,37 +149,46 @@ def shard_path(shard: Reader) -> str:
     return os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)
 
 
-def _check_lengths(shards: Sequence[MDSReader], domain: str) -> None:
-    """Raises for a sample of another length, as far as the shards are on this machine."""
+def check_lengths(where: str, shards: Sequence[MDSReader]) -> None:
+    """Raises a ValueError for a sample of another length, as far as the shards are on this machine."""
     expected = None
     for shard in shards:
         data = local_bytes(shard) if shard.column_sizes.count(None) else None
         sizes = None if data is None else token_sizes(shard, data)
-        expected = check_sizes(f'Domain {domain!r}: {shard_path(shard)}', sizes, expected)
+        expected = check_sizes(f'{where}: {shard_path(shard)}', sizes, expected)
 
 
-def check_tokens(tokens: np.ndarray, domain: str, max_seq_len: int, vocab_size: int) -> None:
+def name_sample(where: str, shard: Reader, number: int) -> str:
+    """Domain or loader, shard and number of a sample, for messages."""
+    return f'{where}: sample {number} of {shard_path(shard)}'
+
+
+@contextmanager
+def naming_sample(where: str, shard: Reader, number: int) -> Iterator[None]:
+    """Names domain or loader, shard and sample in what is wrong with the sample."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{name_sample(where, shard, number)}: {error}') from error
+
+
+def check_tokens(tokens: np.ndarray, max_seq_len: int, vocab_size: int) -> None:
     """Raises if a stored sample is not what the model expects: so many tokens, with ids below the vocabulary's size.
 
     Raises:
         ValueError: If the length or an id does not fit.
     """
     if len(tokens) != max_seq_len:
-        _refuse_length(domain, len(tokens), max_seq_len)
-    remedy = 'or token_encoding_type is wrong: prepare it again, or name what it was made with'
-    check_ids(f'Domain {domain!r}', tokens, vocab_size, remedy)
+        _refuse_length(f'it holds {len(tokens)}', len(tokens), max_seq_len)
+    check_ids('it', tokens, vocab_size, IDS_REMEDY)
 
 
-def _refuse_length(domain: str, found: int | str, max_seq_len: int) -> None:
+def _refuse_length(what: str, found: int | str, max_seq_len: int) -> None:
     raise ValueError(
-        f'Domain {domain!r} holds sequences of {found} tokens, but max_seq_len is {max_seq_len}. Set '
-        f'max_seq_len to {found}, or prepare the data again.'
+        f'{what} tokens, but max_seq_len is {max_seq_len}. Set max_seq_len to {found}, or prepare the data again.'
     )
 
 
-def _first_local_sample(shards: Sequence[Reader]) -> dict[str, Any] | None:
-    """The first sample of the shards that are on this machine already, or None if there is none yet."""
-    for shard in shards:
-        if len(shard) and os.path.isfile(shard_path(shard)):
-            return shard[0]
-    return None
+def first_sample(shard: Reader) -> dict[str, Any] | None:
+    """The first sample of a shard, or None where it is not on this machine, unpacked, or has none."""
+    return shard[0] if len(shard) and os.path.isfile(shard_path(shard)) else None

@@ -7,6 +7,7 @@ are checked as well.
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
 
     Args:
         folder (Path): Has an ``index.json``.
-        vocab_size (int, optional): All ids in the column ``tokens`` must be below it. Default: they are not looked at.
+        vocab_size (int, optional): All ids in the column ``tokens`` must be below it. Default: in each shard the first
+            array of them alone is looked at, whose ids must be whole numbers and not below zero.
 
     Returns:
         dict[str, Any]: ``samples``, ``shards``, ``bytes``, ``columns`` (name to encoding), ``hashes`` (those compared)
@@ -68,15 +70,17 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
         if note is not None:
             _check_teacher(path, reader, data, note)
         size_of_tokens = _check_lengths(path, reader, data, size_of_tokens)
-        if vocab_size is not None and reader.samples:
-            least, largest = _range_of_ids(path, reader, data)
-            if least < 0 or largest >= vocab_size:
-                as_read = ' (bytes, read as int64)' if facts['columns']['tokens'] == 'bytes' else ''
+        is_array = facts['columns'].get('tokens', '').startswith('ndarray')
+        if reader.samples and (vocab_size is not None or is_array):
+            least, largest = _range_of_ids(path, reader, data, None if vocab_size is not None else 1)
+            if least < 0 or (vocab_size is not None and largest >= vocab_size):
+                as_read = '' if is_array else ' (bytes, read as int64)'
                 raise ValueError(
                     f'{path} has the token id {least if least < 0 else largest}, outside a vocabulary of '
-                    f"{vocab_size}{as_read}; prepare it with the model's own tokenizer"
+                    f"{vocab_size or 'any size'}{as_read}; prepare it with the model's own tokenizer"
                 )
-            facts['largest_id'] = max(largest, facts['largest_id'] or 0)
+            if vocab_size is not None:
+                facts['largest_id'] = max(largest, facts['largest_id'] or 0)
     facts['hashes'] = sorted(facts['hashes'])
     return facts
 
@@ -102,7 +106,7 @@ def _check_teacher(path: Path, reader: MDSReader, data: bytes, note: TeacherNote
 
     reader.validate(allow_unsafe_types=False)
     for number, sample in enumerate(decode_rows(reader, data)):
-        read_column(sample, tokens_of(sample), note, lambda number=number: f'{path}, sample {number}')
+        read_column(sample, tokens_of(sample), note, lambda number=number: f'sample {number} of {path}')
 
 
 def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | None) -> int | None:
@@ -116,8 +120,11 @@ def _check_lengths(path: Path, reader: MDSReader, data: bytes, expected: int | N
     return check_sizes(path, sizes, expected)
 
 
-def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]:
-    """Least and largest id in a shard's column ``tokens``: integers, or bytes of int64 as llm-foundry writes them."""
+def _range_of_ids(path: Path, reader: MDSReader, data: bytes, rows: int | None) -> tuple[int, int]:
+    """Least and largest id in a shard's column ``tokens``: integers, or bytes of int64 as llm-foundry writes them.
+
+    Of the first ``rows`` samples, or of all.
+    """
     columns = encodings_of(reader)
     if columns.get('tokens', '').split(':')[0] not in ('bytes', 'ndarray'):
         raise ValueError(
@@ -126,21 +133,14 @@ def _range_of_ids(path: Path, reader: MDSReader, data: bytes) -> tuple[int, int]
         )
     try:
         reader.validate(allow_unsafe_types=False)
-        if reader.column_names == ['tokens'] and reader.column_sizes[0]:  # nothing but ids, one sample after the other
+        samples = islice(decode_rows(reader, data), rows)
+        if rows is None and reader.column_names == ['tokens'] and reader.column_sizes[0]:  # ids alone, end to end
             first = int(row_bounds(reader, data)[0])
-            parts = [np.frombuffer(data, columns['tokens'].split(':')[1], offset=first)]
-        else:
-            parts = map(tokens_of, decode_rows(reader, data))
-        ranges = [_range(ids) for ids in parts if ids.size]
+            samples = [{'tokens': np.frombuffer(data, columns['tokens'].split(':')[1], offset=first)}]
+        ranges = [(int(ids.min()), int(ids.max())) for ids in map(tokens_of, samples) if ids.size]
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise ValueError(f'{path}: its token ids cannot be read ({error}); fetch or prepare it again') from error
     return min((least for least, _ in ranges), default=0), max((largest for _, largest in ranges), default=0)
-
-
-def _range(ids: np.ndarray) -> tuple[int, int]:
-    if ids.dtype.kind not in 'iu':
-        raise ValueError(f'tokens are {ids.dtype}, expected whole numbers')
-    return int(ids.min()), int(ids.max())
 
 
 def check(out: Path, vocab_size: int | None = None) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 from llmshearing.prepare.contents import Content, is_compressed, look_into
 from llmshearing.prepare.fields import MISSING, field_names, find_field
 from llmshearing.prepare.spec import Domain
+from llmshearing.utils.files import refuse_pointer
 from llmshearing.utils.paths import is_hidden, walk_files
 
 __all__ = ['Skipped', 'Source', 'find_sources', 'no_text']
@@ -158,12 +159,16 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
                 f'{where} is not a data set on disk (no {" or ".join(_HF_MARKERS)}); write one with '
                 'datasets.Dataset.save_to_disk, or name another format'
             )
+        for file in walk_files(str(folder)):
+            refuse_pointer(file)
         return [Source(str(folder), 'hf')]
     if domain.format == 'mds' or (domain.format == 'auto' and _is_mds(folder)):
         return [Source(str(folder), 'mds')]
     files = _files_of(folder, domain, where, skipped)
     if domain.format != 'auto':
         return [Source(file, _kind(file, domain, where)) for file in files]
+    for file in files:
+        refuse_pointer(file)
     _refuse_data_sets_below(files, where)
     contents = {file: look_into(file) for file in files}
     _skip(skipped, 'empty', (file for file, content in contents.items() if content.kind == 'empty'))
@@ -247,6 +252,7 @@ def _ending(path: str) -> str | None:
 
 
 def _kind(path: str, domain: Domain, where: str) -> str:
+    refuse_pointer(path)
     if domain.format == 'folder':
         return 'file'
     if domain.format in ('hf', 'mds'):

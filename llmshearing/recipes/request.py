@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.config.source import TOKENIZER_FILES, read_config_at, read_source, refuse_unusable
+from llmshearing.config.source import read_config_at, read_source, refuse_unusable
+from llmshearing.config.tokenizer import TOKENIZER_FILES
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.families import family_of

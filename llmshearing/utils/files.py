@@ -19,10 +19,12 @@ __all__ = [
     'dump_json',
     'give_usual_modes',
     'load_json',
+    'refuse_pointer',
     'refuse_unwritable',
     'write_atomically',
 ]
 
+LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of the errors of a full disk
 
 
@@ -70,6 +72,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is no JSON, or no object, naming the file.
     """
+    refuse_pointer(path)
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8-sig'))  # some editors begin with a byte order mark
     except (ValueError, RecursionError) as error:  # also no text, numbers of thousands of digits, endless nesting
@@ -82,6 +85,13 @@ def load_json(path: str | Path) -> dict[str, Any]:
 def dump_json(path: str | Path, content: Any, indent: int | None = 2, end: str = '\n', **layout: Any) -> None:
     """Writes JSON through :func:`write_atomically`, as model folders have it; ``layout`` is for ``json.dumps``."""
     write_atomically(path, json.dumps(content, indent=indent, **layout) + end)
+
+
+def refuse_pointer(path: str | Path) -> None:
+    """Raises a ValueError for the few lines that git leaves in the place of a file which it has not fetched."""
+    with open(path, 'rb') as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f'{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder.')
 
 
 def give_usual_modes(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ['from_rank_0', 'joined_ranks', 'raised_together', 'refuse_differences', 'this_rank']
+__all__ = ['from_rank_0', 'is_so_on_any', 'joined_ranks', 'raised_together', 'refuse_differences', 'this_rank']
 
 T = TypeVar('T')
 LONGEST_WAIT = datetime.timedelta(days=7)  # the others wait while rank 0 works alone; one that dies ends them at once
@@ -79,6 +79,11 @@ def from_rank_0(function: Callable[[], T]) -> T:
         if not dist.is_initialized() or dist.get_rank() == 0:
             result = [function()]
     return _gather(result[0])[0][1]
+
+
+def is_so_on_any(value: bool) -> bool:
+    """Whether a value is true on any rank. A collective."""
+    return any(other for _, other in _gather(value))
 
 
 def refuse_differences(values: Mapping[str, Any], remedy: str) -> None:

@@ -229,8 +229,10 @@ def test_check_reads_ids_of_other_converters(tmp_path, capsys, columns, cast):
     assert main(['prepare', '--check', good, '--vocab-size', '41']) == 1
     assert 'shard.00000.mds has the token id 41, outside a vocabulary of 41' in capsys.readouterr().err
     if 'int32' in columns['tokens']:
-        with pytest.raises(ValueError, match='has the token id -1, outside'):
-            check(Path(made('negative', IDS - 1)), vocab_size=42)
+        negative = Path(made('negative', IDS - 42))
+        for vocab_size in (42, None):  # without one, the first ids of each shard are looked at
+            with pytest.raises(ValueError, match=r'has the token id -\d+, outside'):
+                check(negative, vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,9 @@ def test_check_reads_ids_of_other_converters(tmp_path, capsys, columns, cast):
 )
 def test_ids_that_cannot_be_read_are_an_error(tmp_path, capsys, columns, sample, words):
     folder = _mds(tmp_path / 'made', [sample] * 2, columns)
-    assert main(['prepare', '--check', folder]) == 0
+    is_seen_anyway = 'float' in columns.get('tokens', '')
+    assert main(['prepare', '--check', folder]) == is_seen_anyway
+    assert ('tokens are float32, expected whole' in capsys.readouterr().err) == is_seen_anyway
     assert main(['prepare', '--check', folder, '--vocab-size', '100']) == 1
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and re.search(words, error)

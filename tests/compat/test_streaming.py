@@ -9,17 +9,23 @@ import tempfile
 import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import streaming.base.dataset
+import torch.distributed
 from botocore.exceptions import ClientError
+from composer.utils import get_device
+from composer.utils.dist import initialize_dist
 from streaming import MDSWriter, StreamingDataset
 from streaming.base.shared import SharedMemory, prefix
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage import download as download_module
 
 from llmshearing.compat import streaming as touched
+from llmshearing.utils.ranks import refuse_differences
+from tests.dynamic_text_world import on_ranks
 
 
 @pytest.fixture
@@ -168,6 +174,50 @@ def test_guard_numbers_tries_again(folder, unguarded, monkeypatch):
     assert len(stolen) == 2 and touched.run_number(made) not in [int(memory.shm.name[:6]) for memory in stolen]
     for memory in [made._locals_shm, *stolen]:
         memory.cleanup()
+
+
+class Thief(SharedMemory):
+    """Another program that registers the free number between the look and the registration, twice."""
+
+    stolen: ClassVar[list[SharedMemory]] = []
+
+    def __init__(self, name, create, size=0):
+        if create and len(self.stolen) < 2:
+            self.stolen.append(SharedMemory(name, True, 8))
+        super().__init__(name, create, size)
+
+
+def look_elsewhere_once(*args):
+    """Another run ended between the looks of two ranks."""
+    prefix._check_and_find = look
+    return look(*args) + 50
+
+
+look = prefix._check_and_find
+
+
+def take_numbers(rank, folder, begin, ranks):
+    prefix._each_prefix_int = lambda: itertools.count(begin)
+    if rank == 0:
+        prefix.SharedMemory = Thief
+    else:
+        prefix._check_and_find = look_elsewhere_once
+    touched.guard_numbers(nullcontext)
+    initialize_dist(get_device('cpu'))  # as a Trainer and llm-foundry do, of one process too
+    made = StreamingDataset(local=str(folder), batch_size=2)
+    refuse_differences({'number': touched.run_number(made)}, 'take the same')
+    left = [path.name for path in Path('/dev/shm').glob(f'{str(begin)[:4]}*_locals')]
+    assert len(left) == 3, left
+    assert sorted(number for sample in made for number in sample['tokens'][:1]) == list(range(rank, 10, ranks))
+    torch.distributed.barrier()
+    made._locals_shm.cleanup()
+    for memory in Thief.stolen:
+        memory.cleanup()
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_all_ranks_try_again(folder, ranks):
+    on_ranks(ranks, take_numbers, folder, next(FREE), ranks)
 
 
 def test_readers(folder):

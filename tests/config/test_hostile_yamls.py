@@ -162,20 +162,10 @@ def build(config, path, tokenizers):
     if key not in tokenizers:
         tokenizers[key] = build_tokenizer(run.tokenizer['name'], run.tokenizer.get('kwargs', {}))
     if path[0] == 'train_loader':
-        build_loader(run.train_loader, tokenizers[key], run.device_train_batch_size)
+        build_dataloader(copy.deepcopy(run.train_loader), tokenizers[key], run.device_train_batch_size)
     if path[0] == 'eval_loader' and run.eval_loaders:
         loader = {key_: value for key_, value in run.eval_loaders[0].items() if key_ != 'label'}
-        build_loader(loader, tokenizers[key], run.device_eval_batch_size)
-
-
-def build_loader(section, tokenizer, batch_size):
-    for _ in range(5):
-        try:
-            return build_dataloader(copy.deepcopy(section), tokenizer, batch_size)
-        except FileExistsError as error:
-            # Streaming: another process on this machine took the same number at that moment
-            taken = error
-    raise taken
+        build_dataloader(copy.deepcopy(loader), tokenizers[key], run.device_eval_batch_size)
 
 
 def outcome(config, path, operation, tokenizers):

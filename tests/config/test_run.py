@@ -2,17 +2,23 @@
 with what was got, what is possible, what to change."""
 
 import copy
+import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from streaming import MDSWriter
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from llmshearing.config.run import check_run, prepare_run
-from tests.tiny_run import tiny_source
+from llmshearing.data.fingerprint import describe_tokenizer
+from tests.tiny_run import tiny_source, tiny_tokenizer
 
 YAML = Path(__file__).parents[2] / 'yamls' / 'demo' / 'prune.yaml'
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
@@ -61,6 +67,22 @@ def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):
     with pytest.raises(ValueError, match='callbacks.export_pruned: a run whose target is a sparsity'):
         prepare_run(copy.deepcopy(config))
     prepare_run(changed(config, 'callbacks.export_pruned', KeyError))
+
+
+def test_tokenizer_and_evaluation_data_belong_to_the_source(config, tmp_path):
+    """Both of another tokenizer of the same size used to train to the end."""
+    words = [f'w{i}' for i in range(94)]
+    stored = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    stored['model']['vocab'] |= dict(zip(words, range(96, 2, -1)))
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(stored)), pad_token='<pad>')
+    other.save_pretrained(tmp_path / 'other')
+    with pytest.raises(ValueError, match='tokenizer.name: the tokenizer in .*source is another one than .*other'):
+        check_run(changed(config, 'tokenizer.name', str(tmp_path / 'other')))
+    with MDSWriter(out=str(tmp_path / 'eval' / 'web'), columns={'tokens': 'ndarray:uint16'}) as writer:
+        writer.write({'tokens': np.zeros(256, np.uint16)})
+    (tmp_path / 'manifest.json').write_text(json.dumps({'tokenizer': describe_tokenizer(other)}))
+    with pytest.raises(ValueError, match=f'data below {tmp_path} was made with another tokenizer'):
+        check_run(changed(config, 'eval_loaders.0.dataset.local', str(tmp_path / 'eval' / 'web')))
 
 
 def test_runs_without_our_parts_are_left_alone():

@@ -221,8 +221,8 @@ def test_a_data_set_can_be_sent_to_another_process(folder):
     assert np.array_equal(pickle.loads(pickle.dumps(dataset)).round_samples(), dataset.round_samples())
 
 
-def write(folder, columns, rows):
-    with MDSWriter(out=str(folder), columns=columns, hashes=['xxh64']) as writer:
+def write(folder, columns, rows, **settings):
+    with MDSWriter(out=str(folder), columns=columns, hashes=['xxh64'], **settings) as writer:
         for row in rows:
             writer.write(row)
 
@@ -359,7 +359,7 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
     bad(folder, 'must be a list of names', domains='a')
     bad(folder, 'named once', domains=['a', 'a'])
     bad(folder, r"unknown names \['d'\] and lacks \['c'\]", proportions={'a': 1, 'b': 1, 'd': 1})
-    bad(folder, 'sequences of 8 tokens, but max_seq_len is 16', max_seq_len=16)
+    bad(folder, 'it holds 8 tokens, but max_seq_len is 16. Set max_seq_len to 8', max_seq_len=16)
     bad(folder, r"Unknown keys \['proportion'\]", proportion={'a': 1})
     bad(folder, 'always shuffles', shuffle=False)
     for name, wrong in {
@@ -407,12 +407,27 @@ def test_mistakes_in_the_data_are_told(folder, tmp_path):
     write_domains(tmp_path, {'fixed': 3}, encoding='ndarray:uint16:8')
     bad(tmp_path, r"'fixed' holds sequences of 8 tokens", domains=['fixed'], max_seq_len=4)
     write(tmp_path / 'large', {'tokens': 'ndarray:uint32'}, [{'tokens': np.full(8, 70_000, np.uint32)}])
-    bad(tmp_path, "'large' has the token id 70000, outside a vocabulary of 64", domains=['large'])
+    there = (
+        f"'large': sample 0 of {tmp_path}/large/shard.00000.mds: it has the token id 70000, outside a vocabulary of 64"
+    )
+    bad(tmp_path, there, domains=['large'])
+    for kind in ('ndarray:float32', 'ndarray:float32:8', 'ndarray'):
+        name = kind.replace(':', '_')
+        write(tmp_path / name, {'tokens': kind}, [{'tokens': np.ones(8, np.float32)}])
+        bad(tmp_path, f"'{name}': .*tokens (is {kind},|are float32,) expected .*whole numbers", domains=[name])
     write(tmp_path / 'other', {'image': 'int'}, [{'image': 3}])
     bad(tmp_path, r"'other' has the columns \['image'\]", domains=['other'])
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'index.json').write_text('{"version": 2,')
     bad(tmp_path, 'broken: .*not JSON', domains=['broken'])
+
+
+def test_the_first_sample_of_every_shard_is_looked_at(tmp_path):
+    rows = [{'tokens': np.full(8, -1 if number == 3 else 1, np.int32)} for number in range(10)]
+    write(tmp_path / 'a', {'tokens': 'ndarray:int32:8'}, rows, size_limit=300)
+    index = json.loads((tmp_path / 'a' / 'index.json').read_text())
+    assert [shard['samples'] for shard in index['shards']] == [3, 3, 3, 1]
+    bad(tmp_path, "'a': sample 0 of .*a/shard.00001.mds: it has the token id -1, outside", domains=['a'])
 
 
 def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):
@@ -423,7 +438,10 @@ def test_the_sequence_length_of_remote_data_is_known_from_its_index(tmp_path):
 @pytest.mark.parametrize(
     ('wrong', 'match'),
     [
-        (np.full(8, BASE, np.uint16), f'has the token id {BASE}, outside a vocabulary of {BASE}'),
+        (
+            np.full(8, BASE, np.uint16),
+            f"'a': sample 5 of .*shard.00000.mds: it has the token id {BASE}, outside a vocabulary of {BASE}",
+        ),
         (np.ones(7, np.uint16), "'a': .*: sample 5 has 16 bytes of tokens where the others have 18"),
         (np.ones(9, np.uint16), "'a': .*: sample 5 has 20 bytes of tokens where the others have 18"),
     ],

@@ -7,13 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from composer.core import Evaluator
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmshearing.callbacks.dynamic_batch_loading.evaluators import prepare_evaluation
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer, tokenizer_identity
-from tests.dynamic_text_run import evaluators
 from tests.dynamic_text_world import close_loaders, dynamic_loader, tiny_tokenizer, write_domains
 from tests.prepare.prepare_inputs import make_tokenizer
 
@@ -175,17 +172,3 @@ def test_a_run_compares(folders):
     for domains in (['a', 'b'], {'a': {'local': str(right / 'a')}, 'b': {'local': str(wrong / 'b')}}):
         with pytest.raises(ValueError, match=f'below {wrong.parent} was made with another tokenizer'):
             dynamic_loader(wrong if isinstance(domains, list) else right, domains)
-
-
-def test_evaluation_compares(folders):
-    class State:
-        pass
-
-    right, wrong = folders
-    state = State()
-    state.evaluators = evaluators(right)
-    assert all(isinstance(evaluator, Evaluator) for evaluator in state.evaluators)
-    prepare_evaluation(state, ['a', 'b', 'c'], None)
-    state.evaluators = [*evaluators(right, domains=['a', 'b']), *evaluators(wrong, domains=['c'])]
-    with pytest.raises(ValueError, match=f'below {wrong.parent} was made with another tokenizer'):
-        prepare_evaluation(state, ['a', 'b'], None)  # also where its label is no domain's

@@ -19,6 +19,7 @@ from pyarrow import parquet
 from streaming import MDSWriter
 
 from llmshearing.prepare import pieces
+from llmshearing.prepare.beginning import read_beginning
 from llmshearing.prepare.contents import HEAD
 from llmshearing.prepare.pieces import read_pieces
 from llmshearing.prepare.sources import find_sources
@@ -494,6 +495,34 @@ def test_token_ids_are_no_text(tmp_path):
         writer.write({'tokens': b'12345678'})
     with pytest.raises(ValueError, match='holds token ids already; name its folders as domains of dynamic_text'):
         _read(domain_at(tmp_path))
+
+
+POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
+
+
+@pytest.mark.parametrize('name', ['a.txt', 'a.jsonl', 'a.json', 'a.parquet', 'a.py', 'a.jsonl.zst'])
+@pytest.mark.parametrize('settings', [{}, {'format': 'folder'}, {'format': 'txt'}, {'format': 'jsonl'}])
+def test_files_that_git_has_not_fetched(tmp_path, name, settings):
+    (tmp_path / name).write_text(POINTER)
+    for place in (tmp_path, tmp_path / name, f'{tmp_path}/*'):
+        with pytest.raises(ValueError, match=f'{name} is a pointer of git-lfs, .*; run `git lfs pull`'):
+            _read(domain_at(place, **settings))
+    with pytest.raises(ValueError, match=f'^--text {tmp_path}: .*{name} is a pointer of git-lfs'):
+        list(read_beginning('--text', str(tmp_path), 'text', 100))  # also what cut, search and rotate read
+
+
+def test_data_sets_that_git_has_not_fetched(tmp_path):
+    datasets.Dataset.from_dict({'text': TEXTS}).save_to_disk(tmp_path / 'hf')
+    next((tmp_path / 'hf').glob('*.arrow')).write_text(POINTER)
+    with MDSWriter(out=str(tmp_path / 'mds'), columns={'text': 'str'}) as writer:
+        writer.write({'text': 'a'})
+    (tmp_path / 'mds' / 'shard.00000.mds').write_text(POINTER)
+    for folder in ('hf', 'mds'):
+        with pytest.raises(ValueError, match='is a pointer of git-lfs'):
+            _read(domain_at(tmp_path / folder))
+    (tmp_path / 'mds' / 'index.json').write_text(POINTER)
+    with pytest.raises(ValueError, match='index.json is a pointer of git-lfs'):
+        _read(domain_at(tmp_path / 'mds'))
 
 
 def test_a_folder_of_empty_files_alone_goes_by_any_setting(tmp_path):

@@ -119,6 +119,13 @@ def test_fingerprint_follows_what_decides_the_ids(tmp_path):
     assert prints[0] == prints[1] and len(set(prints)) == 4
 
 
+def test_tokenizer_that_git_has_not_fetched(tmp_path):
+    folder = make_tokenizer(tmp_path)
+    (tmp_path / 'tokenizer.json').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n')
+    with pytest.raises(ValueError, match='cannot be loaded .*tokenizer.json is a pointer of git-lfs.*git lfs pull'):
+        plan_tokenizer(folder, None, None)
+
+
 def test_tokenizer_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match='cannot be loaded .*expected a folder with a Hugging Face tokenizer'):
         plan_tokenizer(str(tmp_path / 'nothing'), None, None)

@@ -14,7 +14,6 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import StreamingDataset
 
 from llmshearing.data.dynamic_text import DynamicTextDataset, count_every_token
-from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.data.rounds import MixtureRounds
 from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.streams import stream_folder, stream_places
@@ -132,15 +131,10 @@ def prepare_evaluation(state: State, domains: Sequence[str], max_sequences: int 
     Must come before the first evaluation, whose workers keep what they were started with. May come again.
 
     Raises:
-        ValueError: If the data of an evaluator was made with another tokenizer, or is not the same on every rank.
+        ValueError: If the data of an evaluator is not the same on every rank.
     """
     loaders: list[Any] = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
     found = [getattr(loader, 'dataset', None) for loader in loaders]
-    datasets = [dataset for dataset in found if isinstance(dataset, StreamingTextDataset)]
-    if datasets:
-        check_tokenizer(
-            datasets[0].tokenizer, [place for dataset in datasets for place in stream_places(dataset.streams)]
-        )
     shards = {
         f'shards of the evaluator {evaluator.label} (their hash)': fingerprint(dataset.shards)
         for evaluator, dataset in zip(state.evaluators, found)
