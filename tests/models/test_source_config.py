@@ -130,6 +130,48 @@ def test_rotary_settings_that_nobody_computes(rotary, message):
         config_from({**content, 'rope_scaling': rotary})
 
 
+@pytest.mark.parametrize('place', ['rope_parameters', 'rope_scaling'])
+@pytest.mark.parametrize(
+    ('rotary', 'message'),
+    [
+        ({'rope_type': 'default', 'scale': 4}, r'scale: 4, which rope_type: default does not read\. It reads rope_theta'),
+        (
+            {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embedding': 64},
+            "original_max_position_embedding: 64, which .* Did you mean 'original_max_position_embeddings'",
+        ),
+        ({'rope_type': 'linear', 'factor': 2.0, 'low_freq_factor': 1.0}, 'low_freq_factor: 1.0, which rope_type: linear'),
+        ({'rope_type': 'default', 'factor': 2.0}, 'factor: 2.0, which rope_type: default'),
+    ],
+)
+def test_a_rotary_key_that_its_kind_does_not_read(place, rotary, message):
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
+    base = {'rope_theta': 1e4}
+    with pytest.raises(ValueError, match=f'{place}.{message}'):
+        config_from({**content, **base, place: {**rotary, **base}})
+
+
+@pytest.mark.parametrize(
+    'beside',
+    [
+        {'beta_fast': 32, 'beta_slow': 1, 'mscale': 1.0, 'mscale_all_dim': 0, 'attention_factor': None},
+        {'mrope_section': [1, 1, 2], 'finetuned': True, 'original_max_position_embeddings': 128},
+    ],
+)
+def test_rotary_keys_that_say_nothing_may_stand_beside_others(beside):
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
+    config = config_from({**content, 'rope_scaling': {'type': 'dynamic', 'factor': 2.0, **beside}})
+    assert torch.equal(inverse_frequencies(config)[0], inverse_frequencies(tiny_model('llama').config)[0])
+
+
+def test_rotary_settings_by_kind_where_layers_have_none():
+    kinds = {'full_attention': {'rope_type': 'default', 'rope_theta': 5e5}}
+    message = 'rope_parameters of full_attention, and every layer of a llama has the same; write the settings themselves'
+    with pytest.raises(ValueError, match=message):
+        config_from({**WRITTEN['llama'], 'rope_parameters': kinds})
+    with pytest.raises(ValueError, match=message):
+        config_from({**WRITTEN['llama'], 'rope_parameters': {**kinds, 'rope_type': 'default', 'rope_theta': 1e4}})
+
+
 @pytest.mark.parametrize('base', [float('nan'), float('inf'), 0])
 def test_a_base_that_is_none(base):
     content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
