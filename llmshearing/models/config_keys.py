@@ -200,8 +200,8 @@ def _refuse_other_names(content: Mapping[str, Any], unread: list[str]) -> None:
         for name in set(names) & set(unread):
             if content[name] != getattr(config, own[0]):
                 raise ValueError(
-                    f'the config has {name}: {content[name]!r}, which a {content["model_type"]} calls {own[0]}; without '
-                    f'it, {getattr(config, own[0])!r} is computed with: rename the key in its config.json.'
+                    f'the config has {name}: {content[name]!r}, which a {content["model_type"]} calls {own[0]}; '
+                    f'without it, {getattr(config, own[0])!r} is computed with: rename the key in its config.json.'
                 )
 
 
