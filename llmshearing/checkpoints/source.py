@@ -101,8 +101,7 @@ def _never_zero(config: PretrainedConfig) -> frozenset[str]:
         return frozenset()
     paths = []
     for path, role, _ in family.for_layers_of(config).modules(config.num_hidden_layers):
-        is_norm = isinstance(role, Norm) and not role.offset
-        if (is_norm or isinstance(role, Linear)) and not role.writes:
+        if isinstance(role, (Linear, Norm)) and not role.writes and not getattr(role, 'offset', 0.0):
             paths.append(path)
     return frozenset(stored_name(config, f'{path}.weight') for path in paths)
 
