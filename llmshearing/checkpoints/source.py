@@ -20,7 +20,8 @@ from transformers import PretrainedConfig
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, parameter_shapes
 from llmshearing.checkpoints.weight_files import find_tensors
-from llmshearing.models.families import find_table
+from llmshearing.models.families import find_table, stored_name
+from llmshearing.models.roles import Linear, Norm
 from llmshearing.models.stored_names import stored_pieces, stored_tensors
 
 __all__ = ['WHOLE_UP_TO', 'name_as_expected', 'check_weights', 'read_weights']
@@ -52,6 +53,11 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
     shapes = parameter_shapes(config, in_files=True)
     stored = _named_tensors(folder, config, shapes)
     for name, tensor in stored.items():
+        if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+            raise ValueError(
+                f'{folder}: {name} is stored as {str(tensor.dtype).removeprefix("torch.")}, and weights are real '
+                'numbers such as float32 or bfloat16; save the model again, or take another copy.'
+            )
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
             raise ValueError(
                 f'{folder}: {name} is stored as {str(tensor.dtype).removeprefix("torch.")}: quantised weights can '
@@ -72,9 +78,32 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
         ) from None
     _check_tied_head(folder, stored, shapes)
     if values:
+        never_zero = _never_zero(config)
         for name, tensor in stored.items():
-            if not torch.isfinite(tensor.read()).all():
+            held = tensor.read()
+            if not torch.isfinite(held).all():
                 raise ValueError(f'{folder}: {name} holds NaN or infinity; copy the model again, or take another one.')
+            if name in never_zero and not held.any():
+                raise ValueError(
+                    f'{folder}: {name} holds nothing but zeros, as a file does whose download was cut off; copy the '
+                    'model again, or take another one.'
+                )
+
+
+def _never_zero(config: PretrainedConfig) -> frozenset[str]:
+    """Weights that a model of a family's table would compute nothing without, by their names in files.
+
+    What adds to the stream may be zero, in layers that were put in to do nothing yet; so may biases, and gains that are
+    stored as their distance from a number.
+    """
+    family = find_table(config)
+    if family is None:
+        return frozenset()
+    paths = []
+    for path, role, _ in family.for_layers_of(config).modules(config.num_hidden_layers):
+        if isinstance(role, (Linear, Norm)) and not role.writes and not getattr(role, 'offset', 0.0):
+            paths.append(path)
+    return frozenset(stored_name(config, f'{path}.weight') for path in paths)
 
 
 def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTensor]:

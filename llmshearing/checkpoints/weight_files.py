@@ -25,8 +25,8 @@ WEIGHT_FILES = (
     'pytorch_model.bin.index.json',
 )
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
-FLOATS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
-FLOATS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
+KINDS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
+KINDS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2, 'BOOL': torch.bool, 'C64': torch.complex64}
 
 
 def weights_folder(name: str) -> Path | None:
@@ -89,7 +89,7 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             for name in file.keys():
                 part = file.get_slice(name)
                 kind = part.get_dtype()
-                yield name, StoredTensor(tuple(part.get_shape()), FLOATS.get(kind, torch.int8), _reader(path, name))
+                yield name, StoredTensor(tuple(part.get_shape()), KINDS.get(kind, torch.int8), _reader(path, name))
     except (SafetensorError, OSError) as error:
         raise ValueError(f'{path} cannot be read ({error}): it was cut off or is damaged; copy it again.') from error
 

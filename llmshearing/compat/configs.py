@@ -30,6 +30,7 @@ from llmshearing.utils.files import dump_json, load_json
 
 __all__ = [
     'OF_A_FORWARD_PASS',
+    'SAME_NUMBERS',
     'WINDOW_BUT_EVERY',
     'WINDOW_FROM_LAYER',
     'add_older_names',

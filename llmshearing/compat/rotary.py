@@ -11,9 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import CONFIG_MAPPING
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmshearing.compat.versions import TRANSFORMERS_5, needs_newer
+from llmshearing.utils.suggestions import did_you_mean
 
 __all__ = [
     'FULL',
@@ -45,6 +47,17 @@ ROTARY_KEYS = {
         'mscale_all_dim',
     ),
 }
+# What may stand beside the settings of any kind: read whatever the kind is, or by code that sees pictures, or by none.
+BESIDE_ANY = (
+    *('rope_type', 'type', 'rope_theta', 'partial_rotary_factor', 'original_max_position_embeddings'),
+    *('mrope_section', 'mrope_interleaved', 'finetuned'),
+)
+BESIDE = {'yarn': ('truncate',)}
+OF_TYPE = {'hunyuan_v1_dense': ('alpha',)}
+# Settings of one kind that say nothing where they stand under another.
+SAYS_NOTHING = {'attention_factor': (1,), 'beta_fast': (32,), 'beta_slow': (1,), 'factor': (1,), 'alpha': (1,)}
+SAYS_NOTHING |= dict.fromkeys(('mscale', 'mscale_all_dim'), (0, 1))
+KINDS_IN_4 = ('gemma3_text',)  # whose layers with a window have a base of their own
 # Names of the base and of the rotated share of a head in transformers 4, by model type; the others rotate whole heads.
 BASE_KEYS = {'gpt_neox': ('rotary_emb_base', 'rope_theta')}
 SHARE_KEYS = {
@@ -137,6 +150,12 @@ def check_rotary(content: Mapping[str, Any]) -> None:
     rotary = content.get('rope_parameters')
     if isinstance(rotary, dict):
         nested = {kind: value for kind, value in rotary.items() if isinstance(value, dict)}
+        if nested and not _has_kinds(content.get('model_type', '')):
+            raise ValueError(
+                f'the config has rope_parameters of {", ".join(nested)}, and every layer of a '
+                f'{content.get("model_type")} has the same; write the settings themselves into its config.json, as '
+                "rope_parameters: {'rope_type': ..., 'rope_theta': ...}, or correct its model_type."
+            )
         places += [(f'rope_parameters.{kind}', value) for kind, value in nested.items()] or [
             ('rope_parameters', rotary)
         ]
@@ -163,6 +182,8 @@ def check_rotary(content: Mapping[str, Any]) -> None:
                 f'the config says {place}: {settings} without a rope_type, so its factor would be left out; add the '
                 'kind that the model was trained with, such as rope_type: linear.'
             )
+        if place:
+            _refuse_unread(place, settings, kind or 'default', content.get('model_type', ''))
         for key in (*BASES, 'factor'):
             value = settings.get(key, 1.0)
             if value is None and (key == 'factor' or content.get('model_type') in WITHOUT_ROTARY):
@@ -172,6 +193,36 @@ def check_rotary(content: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f'the config has {name}: {value!r}; expected a number above 0: correct its config.json.'
                 )
+
+
+def _own_rotary(model_type: str) -> Mapping[str, Any]:
+    """Rotary settings that transformers' own config of a type has."""
+    config = CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else None
+    return getattr(config, 'rope_parameters', None) or {}
+
+
+def _has_kinds(model_type: str) -> bool:
+    of_its_own = any(isinstance(value, Mapping) for value in _own_rotary(model_type).values())
+    return model_type in KINDS_IN_4 or of_its_own or model_type not in CONFIG_MAPPING
+
+
+def _refuse_unread(place: str, settings: Mapping[str, Any], kind: str, model_type: str) -> None:
+    """Raises a ValueError for a key that a kind of rotary embedding leaves out, such as a misspelt one."""
+    if kind not in ROTARY_KEYS:  # such as mrope, which configs have names of their own for
+        return
+    read = (*ROTARY_KEYS[kind], *BESIDE.get(kind, ()), *OF_TYPE.get(model_type, ()))
+    unread = [
+        key
+        for key, value in settings.items()
+        if key not in (*read, *BESIDE_ANY) and value not in (None, False, *SAYS_NOTHING.get(key, ()))
+    ]
+    unread = [key for key in unread if key not in main_rotary(_own_rotary(model_type))] if unread else []
+    if unread:
+        known = (*read, *BESIDE_ANY[2:5])
+        raise ValueError(
+            f'the config has {place}.{unread[0]}: {settings[unread[0]]!r}, which rope_type: {kind} does not read.'
+            f'{did_you_mean(unread[0], known)} It reads {", ".join(dict.fromkeys(known))}; correct its config.json.'
+        )
 
 
 def convert_rotary(content: dict[str, Any]) -> None:
@@ -206,7 +257,7 @@ def convert_rotary(content: dict[str, Any]) -> None:
 
 
 def _check_older_rotary(content: dict[str, Any]) -> None:
-    """Holds ``rope_scaling`` against the same rules; keys in it that neither generation reads may stay."""
+    """Holds ``rope_scaling`` against the same rules; what says nothing in it may stay."""
     scaling = content.get('rope_scaling')
     if scaling is None or _kind(scaling) not in ROTARY_KEYS:  # such as mrope, which configs have names of their own for
         return

@@ -25,13 +25,17 @@ PATHS = (
     'load_path',
     'code_paths',
     'icl_tasks_str',
+    'eval_gauntlet_str',
     'icl_tasks.dataset_uri',
     'model.pretrained_*_or_path',
     'tokenizer.name',
+    'tokenizer.kwargs.*_dir',
+    'tokenizer.kwargs.*_file',
     '*loader*.local',
     '*loader*.remote',
     '*loader*.hf_name',
-    '*loader*.data_files',
+    '*loader*.data_files*',
+    '*loader*.hf_kwargs.*_dir',
     '*loader*.proportions',
     'algorithms.distillation.teacher',
     'callbacks.*folder',
@@ -47,8 +51,9 @@ PATHS = (
     'loggers.mlflow.*uri',
     'loggers.tensorboard.log_dir',
     'loggers.wandb.init_kwargs.dir',
-    'profiler.json_trace_handler.folder',
+    'profiler.*folder',
 )
+TEXTS = ('*prompt*', '*delimiter*')  # which may begin with anything
 TAKEN_AS_THEY_STAND = (
     'callbacks.export_pruned.folder',
     'callbacks.run_report.folder',
@@ -70,12 +75,19 @@ def expand_paths(config: dict[str, Any]) -> None:
     """Replaces ``~`` and environment variables in every path of a configuration, in place.
 
     Raises:
-        ValueError: For a variable that is not set, or an unknown user.
+        ValueError: For a variable that is not set, an unknown user, or a home folder where no path of ours is.
     """
-    for parent, key, place, _ in walk(config):
+    for parent, key, place, shown in walk(config):
         value = parent[key]
-        if isinstance(value, str) and _is_among(place, PATHS):
+        if not isinstance(value, str):
+            continue
+        if _is_among(place, PATHS):
             parent[key] = expand_path(place, value)
+        elif (value == '~' or value.startswith('~/')) and _is_among(place, ('*',)) and not _is_among(place, TEXTS):
+            raise ValueError(
+                f'{shown}: {value!r} would be taken with its ~, and not as your home folder; write the whole path, '
+                'such as ${oc.env:HOME}/...'
+            )
 
 
 def _is_among(place: str, patterns: tuple[str, ...]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.config.parts import build_for_checks
+from llmshearing.config.tree import walk
 from llmshearing.utils.annotations import parameters_of
 from llmshearing.utils.checks import check_integer
 from llmshearing.utils.paths import check_mds_index
@@ -22,6 +23,7 @@ __all__ = ['check_dataset', 'check_workers']
 
 # What torch takes of loaders with processes of their own alone, what it is without, and what llm-foundry gives.
 OF_WORKERS = {'timeout': (0, 0), 'prefetch_factor': (None, 2), 'persistent_workers': (False, True)}
+SIZES = ('cache_limit',)
 GIVEN = ('tokenizer', 'batch_size')  # by llm-foundry
 
 
@@ -33,9 +35,24 @@ def check_dataset(where: str, loader: str, dataset: Mapping[str, Any]) -> None:
         loader (str): Name of the loader.
         dataset (Mapping[str, Any]): Its ``dataset``.
     """
+    for entry in walk(dataset):
+        if entry.key in SIZES and isinstance(entry.value, str):
+            _check_size(f'{where}.{entry.shown}', entry.value)
     checks = {'dynamic_text': _check_dynamic_text, 'text': _check_text, 'finetuning': _check_finetuning}
     if loader in checks:
         checks[loader](where, dataset)
+
+
+def _check_size(where: str, value: str) -> None:
+    """Refuses a number of bytes that Streaming would look at after the model is built."""
+    from streaming.base.util import bytes_to_int
+
+    try:
+        size = bytes_to_int(value)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ValueError(f'{where}: expected a number of bytes above 0, such as 100gb, got {value!r}.')
 
 
 def check_workers(where: str, section: Mapping[str, Any]) -> None:

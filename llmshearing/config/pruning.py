@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.config.resume import leaves_masks_out
-from llmshearing.config.times import check_within_run
 from llmshearing.utils.paths import refuse_existing
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ['check_export', 'check_pruning']
 
 log = logging.getLogger(__name__)
-
-TIMES = ('warmup', 'lagrangian_warmup', 'freeze_masks_after')
 
 
 def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
@@ -36,16 +33,12 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
 
-    where = 'algorithms.targeted_pruning'
     settings, model = config['algorithms']['targeted_pruning'], config['model']
     if not model.get('pretrained', True):
         raise ValueError(
             'model.pretrained: false leaves random weights, of which there is nothing to learn what to keep; remove it '
             'for pruning.'
         )
-    for key in TIMES:
-        if settings.get(key) is not None:
-            check_within_run(f'{where}.{key}', settings[key], config['max_duration'])
     _check_checkpoints(settings, config)
     _tell_what_is_lost(settings, config)
     target = settings['target']

@@ -59,6 +59,8 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('tokenizer.kwargs.*', ANY),
     ('compile_config.*', ANY),
     ('eval_gauntlet*', ANY),
+    ('loggers.*.*interval*', COUNT),
+    ('loggers.*.*_n_steps', COUNT),
     ('loggers.*', ANY),
     ('algorithms.targeted_pruning.*', ANY),
     ('algorithms.distillation.*', ANY),

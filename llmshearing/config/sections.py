@@ -19,7 +19,7 @@ from llmshearing.config.parts import build_for_checks, constructor_of, eval_load
 from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
 from llmshearing.config.tasks import check_tasks
-from llmshearing.config.times import check_time, check_warmup, check_within_run
+from llmshearing.config.times import check_time, check_times, check_warmup
 from llmshearing.utils.checks import check_integer, check_name, check_one_of, check_precision
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
@@ -127,11 +127,7 @@ def _check_top_level(config: Mapping[str, Any]) -> None:
             'save_num_checkpoints_to_keep: 0 removes every checkpoint from save_folder as soon as it is there; keep '
             'at least 1, or leave save_folder out.'
         )
-    for key in ('eval_interval', 'save_interval'):
-        check_time(key, config.get(key, 1), above_zero=key == 'save_interval' and bool(saved_in))
-    for key in ('t_warmup', 't_max'):
-        if config['scheduler'].get(key) is not None:
-            check_within_run(f'scheduler.{key}', config['scheduler'][key], config['max_duration'])
+    check_times(config)
     check_warmup(config['scheduler'], config['max_duration'])
     check_time('console_log_interval', config.get('console_log_interval', '1ba'), above_zero=True, units=('ep', 'ba'))
 
@@ -192,7 +188,6 @@ def _check_callbacks(config: Mapping[str, Any]) -> None:
         if name == 'hf_checkpointer':
             precision = (settings or {}).get('precision', 'float32')
             check_one_of(f'callbacks.{name}.precision', precision, ('float32', 'float16', 'bfloat16'))
-            check_time(f'callbacks.{name}.save_interval', settings['save_interval'], above_zero=True)
 
 
 def _check_loggers(loggers: Mapping[str, Any]) -> None:

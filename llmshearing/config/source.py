@@ -135,14 +135,14 @@ def check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
         raise ValueError(f'{where}: {name} is no Hugging Face model folder (no {" or ".join(files)} there).')
 
 
-def _check_weights(model: Mapping[str, Any], source: PretrainedConfig) -> None:
+def _check_weights(model: Mapping[str, Any], source: PretrainedConfig, values: bool = True) -> None:
     """Every tensor is there, fits the config and holds numbers; the numbers are looked at by one process of a node."""
     from llmshearing.checkpoints.source import check_weights
     from llmshearing.checkpoints.weight_files import weights_folder
 
     folder = weights_folder(model['pretrained_model_name_or_path']) if model.get('pretrained', True) else None
     if folder is not None:
-        check_weights(folder, source, values=os.environ.get('LOCAL_RANK', '0') == '0')
+        check_weights(folder, source, values=values and os.environ.get('LOCAL_RANK', '0') == '0')
 
 
 def _check_computation(model: Mapping[str, Any], source: PretrainedConfig, max_seq_len: int) -> None:
@@ -166,11 +166,15 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
     from llmfoundry.utils.config_utils import set_config_overrides
 
     from llmshearing.checkpoints.parameter_shapes import parameter_shapes
+    from llmshearing.models.config_keys import number_out_of_range
 
     for key, value in overrides.items():
         _check_override(source, key, value)
     changed = copy.deepcopy(source)
     set_config_overrides(changed, dict(overrides))
+    wrong = number_out_of_range(changed.to_dict())
+    if wrong is not None:
+        raise ValueError(f'model.config_overrides: {wrong}; correct or remove it.')
     try:
         shapes = parameter_shapes(changed).shapes
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError) as error:
@@ -185,7 +189,22 @@ def _with_overrides(source: PretrainedConfig, model: Mapping[str, Any]) -> Pretr
             f"model.config_overrides: {dict(overrides)} do not fit the source's weights ({next(iter(differing))} would "
             'have another shape). Sizes are changed by pruning (algorithms.targeted_pruning.target); remove them here.'
         )
+    if changed.tie_word_embeddings != source.tie_word_embeddings:
+        _check_override_of_head(model, changed)
     return changed
+
+
+def _check_override_of_head(model: Mapping[str, Any], changed: PretrainedConfig) -> None:
+    """A head that is to be the embedding is that in the files; one that is to be its own is there."""
+    try:
+        _check_weights(model, changed, values=False)
+    except ValueError as error:
+        reason = "the head of the source's weights is not the embedding"
+        if not changed.tie_word_embeddings:
+            reason = "the source's weights hold no head of its own, which would begin at random"
+        raise ValueError(
+            f'model.config_overrides.tie_word_embeddings: {changed.tie_word_embeddings}, but {reason}; remove it.'
+        ) from error
 
 
 def _check_override(source: PretrainedConfig, key: str, value: Any) -> None:

@@ -1,24 +1,40 @@
 """Times of a configuration: what they may be, and how they lie to the length of the run.
 
 Composer takes a number for epochs. With ``dynamic_text`` an epoch is one mixing round, so ``max_duration: 10`` is ten
-rounds and not ten batches or ten passes over the data: said by :func:`describe_epochs` before such a run starts.
+rounds and not ten batches or ten passes over the data: said of every time that is so written, before such a run starts.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
+
+from llmshearing.config.tree import walk
 
 if TYPE_CHECKING:
     from composer.core import Time
 
-__all__ = ['check_time', 'check_warmup', 'check_within_run', 'describe_epochs']
+__all__ = ['check_time', 'check_times', 'check_warmup', 'check_within_run', 'describe_epochs']
 
 log = logging.getLogger(__name__)
 
 # Schedulers that hold the warm-up against the end.
 COMPARING = ('constant_with_warmup', 'cosine_with_warmup', 'linear_decay_with_warmup')
+# Dotted places of times within a run, and whether they are above 0. A checkpoint is written at the end in any case.
+WITHIN_RUN = (
+    ('eval_interval', False),
+    ('save_interval', True),
+    ('console_log_interval', True),
+    ('scheduler.t_*', False),
+    ('algorithms.targeted_pruning.*warmup', False),
+    ('algorithms.targeted_pruning.freeze_masks_after', False),
+    ('callbacks.*.interval', True),
+    ('callbacks.*.save_interval', True),
+    ('callbacks.early_stopper.patience', False),
+    ('callbacks.curriculum_learning.schedule.duration', True),
+)
 EXPECTED = 'expected a time such as 100ba, 1ep or 0.1dur'
 
 
@@ -45,6 +61,36 @@ def check_time(key: str, value: Any, above_zero: bool = False, units: tuple[str,
         raise ValueError(f'{key}: expected a time {"above" if above_zero else "of at least"} 0, got {value!r}.')
     if units and time.unit.value not in units:
         raise ValueError(f'{key}: expected a time in {" or ".join(units)}, got {value!r}.')
+
+
+def check_times(config: Mapping[str, Any]) -> None:
+    """Checks every time of a configuration by itself and against the length of the run, and tells what epochs are.
+
+    Args:
+        config (Mapping[str, Any]): A whole llm-foundry training configuration; its ``max_duration`` is valid.
+
+    Raises:
+        ValueError: For what is no time, below what is possible there, or more than the run.
+    """
+    loader = config.get('train_loader') or {}
+    batches = (loader.get('dataset') or {}).get('round_batches') if loader.get('name') == 'dynamic_text' else None
+    for entry in walk(config):
+        above_zero = next((above for pattern, above in WITHIN_RUN if fnmatchcase(entry.place, pattern)), None)
+        key, value = entry.shown, entry.value
+        if above_zero is None or value is None:
+            continue
+        check_time(key, value, above_zero and (key != 'save_interval' or bool(config.get('save_folder'))))
+        check_within_run(key, value, config['max_duration'])
+        time = _read_time(key, value)
+        if key != 'eval_interval' and time.unit.value == 'ep' and time.value and isinstance(batches, int):
+            log.warning(
+                '%s: %s is %d batches: an epoch of dynamic_text is one mixing round and not a pass over the data. '
+                'Write %dba to say so.',
+                key,
+                value,
+                time.value * batches,
+                time.value * batches,
+            )
 
 
 def check_within_run(key: str, value: Any, max_duration: Any) -> None:

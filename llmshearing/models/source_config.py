@@ -6,7 +6,7 @@ cannot (:mod:`llmshearing.compat.configs`). A config that says two different thi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from llmshearing.compat.configs import (
     normalise_config,
     with_stock_type,
 )
-from llmshearing.compat.rotary import FULL, SHARE_KEYS, SLIDING, main_rotary
+from llmshearing.compat.rotary import FULL, SLIDING
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
+from llmshearing.models.config_keys import number_out_of_range, refuse_uncomputed, uncomputed
 from llmshearing.models.families import installed_table
-from llmshearing.models.family_tables import TABLES
 
 __all__ = [
     'OF_ANOTHER_PACKAGE',
@@ -51,27 +51,6 @@ READ_OTHERWISE = (
 
 # What config classes raise for values that they compute with before they look at them.
 STUMBLES = (IndexError, TypeError, ZeroDivisionError)
-
-# Settings that some families compute with, and what they are where they change nothing.
-CHANGES_NOTHING: dict[str, tuple] = {
-    'alibi': (None, False),
-    'attention_multiplier': (None,),
-    'attn_logit_softcapping': (None,),
-    'embedding_multiplier': (None, 1),
-    'final_logit_softcapping': (None,),
-    'logits_scaling': (None, 1),
-    'no_rope_layers': (None, []),
-    'residual_multiplier': (None, 1),
-    'use_bidirectional_attention': (None, False),
-}
-# The same, held against types with a table alone: code of others reads some of them though their configs name none.
-CHANGES_NOTHING_HERE: dict[str, tuple] = {
-    'clip_qkv': (None,),
-    'logit_scale': (None, 1),
-    'partial_rotary_factor': (None, 1),
-    'query_pre_attn_scalar': (None,),
-    'rotary_pct': (None, 1),
-}
 
 
 def read_config(name: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -118,7 +97,10 @@ def config_from(content: Mapping[str, Any], **settings: Any) -> PretrainedConfig
     """
     try:
         content = with_stock_type(normalise_config(content))
-        _refuse_uncomputed(content)
+        wrong = number_out_of_range(content)
+        if wrong is not None:
+            raise ValueError(f'the config has {wrong}: correct its config.json.')
+        refuse_uncomputed(content)
         config = CONFIG_MAPPING[content['model_type']].from_dict(content, **settings)
         _refuse_unread_kinds(content, config)
         return config
@@ -144,45 +126,13 @@ def _odd_settings(content: Mapping[str, Any]) -> str:
     return ', '.join(f'{key}: {value!r}' for key, value in odd.items()) or 'the sizes'
 
 
-def _refuse_uncomputed(content: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a setting of other families, which this one would leave out without a word."""
-    model_type = content['model_type']
-    neutral = {**CHANGES_NOTHING, **(CHANGES_NOTHING_HERE if model_type in TABLES else {})}
-    for key in neutral:
-        for name, value in _said(content, key):
-            if value not in neutral[key] and not _computes(model_type, key):
-                raise _uncomputed(name, value, model_type)
-
-
-def _said(content: Mapping[str, Any], key: str, place: str = '') -> Iterator[tuple[str, Any]]:
-    """What a config says of a key, itself and among its rotary settings, and where."""
-    if key in content:
-        yield place + key, content[key]
-    for name, settings in content.items():
-        if isinstance(settings, Mapping) and (place or name in ('rope_scaling', 'rope_parameters')):
-            yield from _said(settings, key, f'{place}{name}.')
-
-
-def _computes(model_type: str, key: str) -> bool:
-    config = CONFIG_MAPPING[model_type]()
-    rotary = main_rotary(getattr(config, 'rope_parameters', None) or {})
-    return hasattr(config, key) or key in rotary or key in SHARE_KEYS.get(model_type, ())
-
-
 def _refuse_unread_kinds(content: Mapping[str, Any], config: PretrainedConfig) -> None:
     """Raises a ValueError for kinds of layers other than those that a type without such a setting computes."""
     kinds = content.get('layer_types')
     if not kinds or hasattr(type(config)(), 'layer_types'):
         return
     if set(kinds) != {SLIDING if getattr(config, 'sliding_window', None) else FULL}:
-        raise _uncomputed('layer_types', kinds, content['model_type'])
-
-
-def _uncomputed(name: str, value: Any, model_type: str) -> ValueError:
-    return ValueError(
-        f'the config has {name}: {value!r}, which transformers does not compute in a {model_type}; correct its '
-        'model_type, or remove the key if the model was trained without.'
-    )
+        raise uncomputed('layer_types', kinds, content['model_type'])
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:

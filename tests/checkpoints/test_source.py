@@ -73,13 +73,59 @@ def test_a_bias_that_is_called_like_an_old_buffer_is_there(tmp_path):
             lambda w: w.update({'lm_head.weight': w['lm_head.weight'].to(torch.float8_e4m3fn)}),
             'lm_head.weight is stored as .*quantised',
         ),
+        (
+            lambda w: w.update({'lm_head.weight': w['lm_head.weight'] > 0}),
+            'lm_head.weight is stored as bool, and weights are real',
+        ),
+        (
+            lambda w: w.update({'lm_head.weight': w['lm_head.weight'].to(torch.complex64)}),
+            'lm_head.weight is stored as complex64, and weights',
+        ),
+        (lambda w: w['model.layers.1.self_attn.q_proj.weight'].zero_(), 'q_proj.weight holds nothing but zeros'),
+        (lambda w: w['model.layers.1.input_layernorm.weight'].zero_(), 'layernorm.weight holds nothing but zeros'),
+        (lambda w: w['model.norm.weight'].zero_(), 'model.norm.weight holds nothing but zeros, as a file does whose'),
     ],
-    ids=['no head', 'no norm', 'no layer', 'a layer more', 'shape', 'nan', 'inf', 'int8', 'float8'],
+    ids=[
+        'no head',
+        'no norm',
+        'no layer',
+        'a layer more',
+        'shape',
+        'nan',
+        'inf',
+        'int8',
+        'float8',
+        'bool',
+        'complex',
+        *'matrix norm end'.split(),
+    ],
 )
 def test_what_does_not_fit_is_named(edit, named, tmp_path):
     change(save(tmp_path), edit)
     with pytest.raises(ValueError, match=f'(?s){named}'):
         check(tmp_path)
+
+
+def test_the_rest_of_a_file_that_was_made_beforehand(tmp_path):
+    path = save(tmp_path) / 'model.safetensors'
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b'\0'))
+    with pytest.raises(ValueError, match='holds nothing but zeros, as a file does whose download was cut off'):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'ending'),
+    [
+        ('gemma', 'norm.weight'),
+        ('gemma2', 'norm.weight'),
+        ('llama-biases', '.bias'),
+        ('llama', '1.self_attn.o_proj.weight'),
+    ],
+)
+def test_what_may_be_zero(variant, ending, tmp_path):
+    change(save(tmp_path, variant), lambda w: [w[name].zero_() for name in w if name.endswith(ending)] and None)
+    check(tmp_path)
 
 
 def test_a_decoder_saved_without_its_head(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from llmshearing.config.files import check_names, expand_paths
+from tests.config.test_ranges import nested
 
 BASE = {'tokenizer': {'name': 'x'}}
 SAVED = {'save_folder': 'runs', 'save_num_checkpoints_to_keep': 2}
@@ -15,7 +16,7 @@ def test_every_path_is_expanded_and_nothing_else(monkeypatch):
     config = {
         'save_folder': '~/runs/{run_name}',
         'load_path': '$DATA/ck.pt',
-        'model': {'pretrained_model_name_or_path': '${DATA}/$SRC', 'attn_implementation': '~'},
+        'model': {'pretrained_model_name_or_path': '${DATA}/$SRC', 'attn_implementation': 'sdpa'},
         'tokenizer': {'name': 'org/name'},
         'train_loader': {'dataset': {'local': '~/prune', 'domains': {'web': {'local': '~/web'}}}},
         'eval_loaders': [{'dataset': {'streams': {'one': {'remote': '$DATA/eval'}}}}],
@@ -26,13 +27,15 @@ def test_every_path_is_expanded_and_nothing_else(monkeypatch):
         },
         'loggers': {'metrics_file': {'path': '~/m.jsonl'}},
         'variables': {'work': '~/kept'},
-        'run_name': '~',
+        'profiler': {'torch_prof_folder': '~/prof'},
+        'eval_gauntlet_str': '~/g.yaml',
+        'run_name': 'a~',
     }
     expand_paths(config)
     assert config == {
         'save_folder': '/home/me/runs/{run_name}',
         'load_path': '/disk/data/ck.pt',
-        'model': {'pretrained_model_name_or_path': '/disk/data/llama', 'attn_implementation': '~'},
+        'model': {'pretrained_model_name_or_path': '/disk/data/llama', 'attn_implementation': 'sdpa'},
         'tokenizer': {'name': 'org/name'},
         'train_loader': {'dataset': {'local': '/home/me/prune', 'domains': {'web': {'local': '/home/me/web'}}}},
         'eval_loaders': [{'dataset': {'streams': {'one': {'remote': '/disk/data/eval'}}}}],
@@ -43,8 +46,37 @@ def test_every_path_is_expanded_and_nothing_else(monkeypatch):
         },
         'loggers': {'metrics_file': {'path': '/home/me/m.jsonl'}},
         'variables': {'work': '~/kept'},
-        'run_name': '~',
+        'profiler': {'torch_prof_folder': '/home/me/prof'},
+        'eval_gauntlet_str': '/home/me/g.yaml',
+        'run_name': 'a~',
     }
+
+
+@pytest.mark.parametrize(
+    'place',
+    [
+        'profiler.torch_prof_folder',
+        'eval_gauntlet_str',
+        'tokenizer.kwargs.cache_dir',
+        'tokenizer.kwargs.vocab_file',
+        'train_loader.dataset.hf_kwargs.data_dir',
+        'train_loader.dataset.hf_kwargs.cache_dir',
+        'train_loader.dataset.hf_kwargs.data_files.train',
+    ],
+)
+def test_paths_of_other_libraries_are_expanded(place, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    config = nested(place, '~/x')
+    expand_paths(config)
+    assert config == nested(place, '/home/me/x')
+
+
+@pytest.mark.parametrize('place', ['run_name', 'model.peft_config.base', 'callbacks.a.license', 'save_filename'])
+@pytest.mark.parametrize('value', ['~', '~/x'])
+def test_a_home_folder_where_no_path_is(place, value):
+    with pytest.raises(ValueError, match=f"{place}: '{value}' would be taken with its ~, .* write the whole path"):
+        expand_paths(nested(place, value))
+    expand_paths({'callbacks': {'generate_callback': {'prompts': [value]}}, 'metadata': {'a': value}, 'run_name': '~x'})
 
 
 def test_a_variable_that_is_not_set_is_refused_with_its_place():

@@ -47,6 +47,8 @@ def test_the_shipped_values_lie_inside(path):
         ('optimizer.betas', [0.9, 1.5], [0.9, 0.95]),
         ('optimizer.weight_decay', -0.1, 0.0),
         ('scheduler.alpha_f', -0.1, 0.0),
+        ('loggers.tensorboard.flush_interval', 0, 1),
+        ('loggers.mlflow.log_duplicated_metric_every_n_steps', 0, 1),
         ('seed', 2**32, 2**32 - 1),
         ('dist_timeout', 0, 0.5),
         ('an.algorithm.of.tomorrow', -1, 0),

@@ -102,7 +102,7 @@ def test_runs_without_our_parts_are_left_alone():
         ('algorithms.targeted_pruning.warmup', 'soon', 'soon'),
         ('algorithms.targeted_pruning.warmup', '3iter', 'in one of ba, sp, tok, ep, dur'),
         ('algorithms.targeted_pruning.freeze_masks_after', '60sec', 'in one of ba, sp, tok, ep, dur'),
-        ('algorithms.targeted_pruning.warmup', '0.2ep', "warmup='0.2ep' is not possible; give a time"),
+        ('algorithms.targeted_pruning.warmup', '0.2ep', "warmup: expected a time such as 100ba, .* got '0.2ep'"),
         ('max_duration', '0.5ep', 'max_duration: expected a time such as 100ba'),
         ('train_subset_num_batches', 2, 'would serve the beginning of every mixing round'),
         (

@@ -54,12 +54,33 @@ def test_positions_may_be_widened_by_an_override(source, caplog):
         ({'hidden_act': 'zzz'}, 'no model can be built with'),
         ({'hiden_size': 64}, "'hiden_size' is no key of the config of a llama"),
         ({'rope_parameters': 5}, 'expected keys and values, as in the source|is no key'),
+        ({'attention_dropout': 2.0}, 'config_overrides: attention_dropout: 2.0; .* at most 1; correct or remove it'),
+        ({'rms_norm_eps': -1.0}, 'config_overrides: rms_norm_eps: -1.0; expected a number above 0'),
+        (
+            {'max_position_embeddings': -5},
+            'config_overrides: max_position_embeddings: -5; expected a number of at least 1',
+        ),
+        ({'rope_theta': -1.0}, 'rope_theta: -1.0; expected a number above 0|has this elsewhere'),
+        (
+            {'tie_word_embeddings': True},
+            "tie_word_embeddings: True, but the head of the source's weights is not the emb",
+        ),
         ({'output_attentions': True}, 'output_attentions: a run decides this itself; remove it'),
     ],
 )
 def test_overrides_that_fit_no_weights(source, overrides, message):
     with pytest.raises(ValueError, match=message):
         check_source(run(source, config_overrides=overrides))
+
+
+def test_a_head_of_its_own_is_not_made_up(tmp_path):
+    tied = tiny_source(tmp_path / 'tied', tie_word_embeddings=True)
+    assert check_source(run(tied, config_overrides={'tie_word_embeddings': True}))
+    assert check_source(run(tied, config_overrides={'tie_word_embeddings': False}, pretrained=False))
+    with pytest.raises(
+        ValueError, match="tie_word_embeddings: False, but the source's weights hold no head of its own"
+    ):
+        check_source(run(tied, config_overrides={'tie_word_embeddings': False}))
 
 
 @pytest.mark.parametrize('name', ['sheared_causal_lm', 'hf_causal_lm'])

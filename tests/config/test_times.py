@@ -1,10 +1,11 @@
 """Times against the length of a run, and what an epoch is."""
 
 import logging
+import re
 
 import pytest
 
-from llmshearing.config.times import check_time, check_warmup, check_within_run, describe_epochs
+from llmshearing.config.times import check_time, check_times, check_warmup, check_within_run, describe_epochs
 
 
 def run(duration, batches=5):
@@ -67,3 +68,51 @@ def test_epochs_are_rounds_and_told_in_batches(duration, batches):
 
 def test_other_units_mean_what_they_say():
     assert describe_epochs(run('10ba')) is None and describe_epochs(run('1e9tok')) is None
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'save_interval': '2dur'}, 'save_interval: 2dur is longer than the run'),
+        ({'eval_interval': '2dur'}, 'eval_interval: 2dur is longer than the run'),
+        ({'save_interval': '0ba', 'save_folder': 'x'}, 'save_interval: expected a time above 0'),
+        ({'scheduler': {'t_warmup': '-1ba'}}, "scheduler.t_warmup: expected a time of at least 0, got '-1ba'"),
+        (
+            {'callbacks': {'generate_callback': {'interval': '0ba'}}},
+            'generate_callback.interval: expected a time above 0',
+        ),
+        ({'callbacks': {'memory_snapshot': {'interval': '0ba'}}}, 'memory_snapshot.interval: expected a time above 0'),
+        ({'callbacks': {'hf_checkpointer': {'save_interval': '3dur'}}}, 'save_interval: 3dur is longer than the run'),
+        ({'algorithms': {'targeted_pruning': {'warmup': '1.5dur'}}}, 'targeted_pruning.warmup: 1.5dur is longer'),
+    ],
+)
+def test_every_time_lies_within_the_run(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_times({'max_duration': '10ba', **settings})
+
+
+def test_an_interval_after_the_end_is_told(caplog):
+    check_times({'max_duration': '10ba', 'save_interval': '10ba', 'eval_interval': 0, 'scheduler': {'t_max': None}})
+    assert not caplog.text
+    check_times({'max_duration': '10ba', 'save_interval': '11ba', 'save_folder': 'x'})
+    assert 'save_interval: 11ba does not come, because the run ends after 10ba' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('key', 'settings'),
+    [
+        ('scheduler.t_warmup', {'scheduler': {'t_warmup': '2ep'}}),
+        ('save_interval', {'save_interval': 2}),
+        ('algorithms.targeted_pruning.warmup', {'algorithms': {'targeted_pruning': {'warmup': '2ep'}}}),
+        ('callbacks.early_stopper.patience', {'callbacks': {'early_stopper': {'patience': '2ep'}}}),
+    ],
+)
+def test_epochs_are_rounds_wherever_they_are_written(key, settings, caplog):
+    loader = {'name': 'dynamic_text', 'dataset': {'round_batches': 5}}
+    check_times({'max_duration': '100ba', 'train_loader': loader, **settings})
+    assert re.search(f'{re.escape(key)}: (2ep|2) is 10 batches: an epoch .* Write 10ba', caplog.text)
+    caplog.clear()
+    check_times(
+        {'max_duration': '100ba', 'train_loader': {**loader, 'name': 'text'}, 'eval_interval': '1ep', **settings}
+    )
+    assert not caplog.text

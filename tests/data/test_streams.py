@@ -32,11 +32,17 @@ def test_settings_of_a_domain(own, words):
         assert str(error.value).startswith(f'train_loader.dataset.{words}')
 
 
+@pytest.mark.parametrize('limit', ['-1gb', '0b', 'much'])
+def test_a_cache_of_no_bytes(limit):
+    with pytest.raises(ValueError, match=f"dataset.cache_limit: expected a number of bytes above 0, .* got '{limit}'"):
+        check_dataset('train_loader.dataset', 'dynamic_text', {**DATASET, 'cache_limit': limit})
+
+
 def test_domains_that_are_well_described(tmp_path):
     write_domains(tmp_path, {'a': 3, 'b': 3})
     domains = {'a': None, 'c': {'local': str(tmp_path / 'b'), 'keep_zip': True, 'validate_hash': 'xxh64'}}
     for given in (domains, ['a', 'b']):
-        check_dataset('train_loader.dataset', 'dynamic_text', {**DATASET, 'domains': given})
+        check_dataset('train_loader.dataset', 'dynamic_text', {**DATASET, 'domains': given, 'cache_limit': '1gb'})
     assert list(build_domain_streams(domains, str(tmp_path), None)) == ['a', 'c']
 
 

@@ -130,6 +130,56 @@ def test_rotary_settings_that_nobody_computes(rotary, message):
         config_from({**content, 'rope_scaling': rotary})
 
 
+@pytest.mark.parametrize('place', ['rope_parameters', 'rope_scaling'])
+@pytest.mark.parametrize(
+    ('rotary', 'message'),
+    [
+        (
+            {'rope_type': 'default', 'scale': 4},
+            r'scale: 4, which rope_type: default does not read\. It reads rope_theta',
+        ),
+        (
+            {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embedding': 64},
+            "original_max_position_embedding: 64, which .* Did you mean 'original_max_position_embeddings'",
+        ),
+        (
+            {'rope_type': 'linear', 'factor': 2.0, 'low_freq_factor': 1.0},
+            'low_freq_factor: 1.0, which rope_type: linear',
+        ),
+        ({'rope_type': 'default', 'factor': 2.0}, 'factor: 2.0, which rope_type: default'),
+    ],
+)
+def test_a_rotary_key_that_its_kind_does_not_read(place, rotary, message):
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
+    base = {'rope_theta': 1e4}
+    with pytest.raises(ValueError, match=f'{place}.{message}'):
+        config_from({**content, **base, place: {**rotary, **base}})
+
+
+@pytest.mark.parametrize(
+    'beside',
+    [
+        {'beta_fast': 32, 'beta_slow': 1, 'mscale': 1.0, 'mscale_all_dim': 0, 'attention_factor': None},
+        {'mrope_section': [1, 1, 2], 'finetuned': True, 'original_max_position_embeddings': 128},
+    ],
+)
+def test_rotary_keys_that_say_nothing_may_stand_beside_others(beside):
+    content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
+    config = config_from({**content, 'rope_scaling': {'type': 'dynamic', 'factor': 2.0, **beside}})
+    assert torch.equal(inverse_frequencies(config)[0], inverse_frequencies(tiny_model('llama').config)[0])
+
+
+def test_rotary_settings_by_kind_where_layers_have_none():
+    kinds = {'full_attention': {'rope_type': 'default', 'rope_theta': 5e5}}
+    message = (
+        'rope_parameters of full_attention, and every layer of a llama has the same; write the settings themselves'
+    )
+    with pytest.raises(ValueError, match=message):
+        config_from({**WRITTEN['llama'], 'rope_parameters': kinds})
+    with pytest.raises(ValueError, match=message):
+        config_from({**WRITTEN['llama'], 'rope_parameters': {**kinds, 'rope_type': 'default', 'rope_theta': 1e4}})
+
+
 @pytest.mark.parametrize('base', [float('nan'), float('inf'), 0])
 def test_a_base_that_is_none(base):
     content = {key: value for key, value in WRITTEN['llama'].items() if key != 'rope_parameters'}
@@ -380,6 +430,112 @@ def test_settings_that_few_families_compute_are_refused_by_name(variant, setting
     (key,) = settings
     if key != 'rope_parameters':
         assert config_from({**content, key: None})
+
+
+LEFT_OUT = [
+    ('llama', {'sliding_window': 4}),
+    ('llama', {'no_rope_layer_interval': 4}),
+    ('llama', {'use_qk_norm': True}),
+    ('llama', {'qk_layernorm': True}),
+    ('llama', {'scale_emb': 12}),
+    ('llama', {'attention_chunk_size': 8}),
+    ('llama', {'rope_interleaved': True}),
+    ('llama', {'rotary_dim': 4}),
+    ('llama', {'position_embedding_type': 'alibi'}),
+    ('llama', {'lm_head_multiplier': 0.1}),
+    ('llama', {'mup_width_multiplier': 4.0}),
+    ('llama', {'rope_ratio': 500}),
+    ('llama', {'use_parallel_residual': True}),
+    ('llama', {'is_causal': False}),
+    ('llama', {'rope_local_base_freq': 1e4}),
+    ('llama', {'attn_temperature_tuning': True}),
+    ('qwen2', {'dual_chunk_attention_config': {'chunk_size': 16}}),
+    ('qwen2', {'use_logn_attn': True}),
+    ('granite', {'logits_scale': 3}),
+]
+
+
+@pytest.mark.parametrize(('variant', 'settings'), LEFT_OUT, ids=[f'{one}-{next(iter(key))}' for one, key in LEFT_OUT])
+def test_settings_that_no_code_of_a_type_reads_are_refused_by_name(variant, settings):
+    (key,) = settings
+    with pytest.raises(ValueError, match=f'{key}: .*which transformers does not compute in a {variant}'):
+        config_from({**WRITTEN[variant], **settings})
+
+
+def test_a_setting_by_another_type_s_name():
+    content = {key: value for key, value in WRITTEN['llama'].items() if key not in ('rms_norm_eps', 'hidden_act')}
+    with pytest.raises(
+        ValueError, match='norm_eps: 0.001, which a llama calls rms_norm_eps; without it, 1e-06 is .*: rename'
+    ):
+        config_from({**content, 'norm_eps': 1e-3})
+    with pytest.raises(ValueError, match="hidden_activation: 'gelu', which a llama calls hidden_act"):
+        config_from({**content, 'hidden_activation': 'gelu'})
+    assert config_from({**content, 'norm_eps': 1e-6, 'hidden_activation': 'silu'})
+
+
+# What config.json files that people have say besides, and what a llama computes the same without.
+HARMLESS = {
+    '_name_or_path': 'x',
+    'attn_implementation': 'sdpa',
+    'auto_map': {'AutoModel': 'x.Y'},
+    'do_sample': True,
+    'embd_pdrop': 0.1,
+    'is_causal': True,
+    'is_llama_config': True,
+    'lm_head_multiplier': 1.0,
+    'max_sequence_length': 2048,
+    'pretraining_tp': 2,
+    'qk_layernorm': False,
+    'rope_interleaved': False,
+    'scale_emb': 1,
+    'sliding_window': 4096,
+    'temperature': 0.5,
+    'tokenizer_class': 'LlamaTokenizer',
+    'transformers.js_config': {'dtype': 'q4'},
+    'unsloth_fixed': True,
+    'unsloth_version': '2025.1',
+    'use_logn_attn': None,
+}
+
+
+def test_what_changes_nothing_passes_without_a_word(caplog):
+    config_from({**WRITTEN['llama'], **HARMLESS})
+    config_from({**WRITTEN['qwen3'], 'use_qk_norm': True})  # which a Qwen 3 is anyway
+    config_from({**WRITTEN['llama'], 'sliding_window': 8, 'use_sliding_window': False})
+    for written in (WRITTEN_4, WRITTEN):
+        for variant in set(written) & {*VARIANTS, *CONFIGS}:
+            config_from(written[variant])
+    assert not caplog.text
+
+
+STARCODER2 = {
+    'activation_function': 'gelu',
+    'attention_softmax_in_fp32': True,
+    'embedding_dropout': 0.1,
+    'layer_norm_epsilon': 1e-5,
+    'norm_type': 'layer_norm',
+}
+
+
+def test_what_nobody_knows_is_told_once(caplog):
+    for _ in range(2):
+        config_from({**WRITTEN['llama'], 'is_of_tomorrow': 7})
+        config_from({**WRITTEN['starcoder2'], **STARCODER2})  # as its authors wrote it
+    assert caplog.text.count('is_of_tomorrow: 7, which transformers does not read in a llama: it is left out') == 1
+    assert caplog.text.count("activation_function: 'gelu'") == 1
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'attention_dropout': 2.0}, 'attention_dropout: 2.0; expected a number of at least 0 and at most 1: correct'),
+        ({'rms_norm_eps': -1.0}, 'rms_norm_eps: -1.0; expected a number above 0: correct its config.json'),
+        ({'max_position_embeddings': -5}, 'max_position_embeddings: -5; expected a number of at least 1'),
+    ],
+)
+def test_numbers_that_nothing_can_be_computed_with(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config_from({**WRITTEN['llama'], **settings})
 
 
 def test_half_a_head_is_rotated_where_the_family_has_it():
