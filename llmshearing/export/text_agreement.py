@@ -3,7 +3,7 @@
 Equal tensors do not settle that: what scales or caps logits is code around them. So the decoder is run alone, then in
 its place inside an empty model of the whole's class, with its own tensors and its first layers only: a whole that
 computes text another way does so around any of them. Some classes leave out what the decoder's class does after the LM
-head (transformers 5:  `logit_scale` in Cohere 2 Vision, `logits_scaling` of a Granite in LLaVA).
+head (transformers 5: `logit_scale` in Cohere 2 Vision, `logits_scaling` of a Granite in LLaVA).
 That is a fault there and no reason to change the decoder's settings, which its maker trained with and other programs
 follow; it is told, and nothing else may differ.
 """
