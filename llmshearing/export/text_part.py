@@ -24,7 +24,7 @@ from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_agreement import check_inside
 from llmshearing.export.verification import verify_tensors
 from llmshearing.models.shapes import shape_of
-from llmshearing.models.source_config import read_config
+from llmshearing.models.source_config import read_config, refuse_quantised
 from llmshearing.models.source_files import public_name, read_source_files
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
@@ -110,8 +110,7 @@ def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
     text = getattr(whole, 'text_config', None)
     if text is None or text.model_type == whole.model_type:
         raise ValueError(f'{source} is a {whole.model_type}, which has no text part beside others; use it as it is.')
-    if getattr(whole, 'quantization_config', None) is not None:
-        raise ValueError(f'{source} has quantised weights; take the model that it was quantised from.')
+    refuse_quantised(str(source), whole)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f'{source}: transformers has no causal language model of its text part, a {text.model_type}.')
     if dtype_of(text) is None:
