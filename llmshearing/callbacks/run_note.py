@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from composer.core import State
 from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
+from llmfoundry.data.text_data import StreamingTextDataset
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.compat.composer import unwrapped
+from llmshearing.data.fingerprint import describe_tokenizer
+from llmshearing.data.mds import read_tokens
+from llmshearing.data.streams import stream_folder
 from llmshearing.masks.record import RECORD_NAME, record_of
 from llmshearing.metrics.run_log import STATE_VERSION
 from llmshearing.models.counting import count_parameters, count_source, layout_of
@@ -24,7 +30,9 @@ from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
 from llmshearing.utils.files import load_json
 
-__all__ = ['model_sizes', 'run_note']
+__all__ = ['model_sizes', 'run_note', 'tokenizer_note']
+
+MEASURED = 256  # sequences of each evaluation set; decoding them takes about a second
 
 
 def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
@@ -55,12 +63,35 @@ def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
     return {'source': {'parameters': count, 'shape': record['source_shape']}, 'result': own}
 
 
-def run_note(state: State, models: dict[str, Any], began: float, due: int | None) -> dict[str, Any]:
+def tokenizer_note(state: State) -> dict[str, Any] | None:
+    """What losses of other vocabularies are compared by: that of the tokenizer, and bytes of text per token.
+
+    Of evaluation sets on this machine, by label; None for a run without any of tokens.
+    """
+    loaders: dict[str, Any] = {one.label.removeprefix('eval/'): one.dataloader.dataloader for one in state.evaluators}
+    found = {label: getattr(loader, 'dataset', None) for label, loader in loaders.items()}
+    datasets = {label: dataset for label, dataset in found.items() if isinstance(dataset, StreamingTextDataset)}
+    if not datasets:
+        return None
+    tokenizer: Any = next(iter(datasets.values())).tokenizer
+    bytes_per_token = {}
+    for label, dataset in datasets.items():
+        with contextlib.suppress(OSError, ValueError):  # not here yet, or text that is not tokenized
+            rows = [
+                row.tolist() for one in dataset.streams for row in islice(read_tokens(stream_folder(one)), MEASURED)
+            ]
+            plain = {'skip_special_tokens': True, 'clean_up_tokenization_spaces': False}
+            size = sum(len(tokenizer.decode(row, **plain).encode()) for row in rows)
+            bytes_per_token[label] = size / sum(map(len, rows))
+    return {'vocabulary': describe_tokenizer(tokenizer)['vocabulary'], 'bytes_per_token': bytes_per_token}
+
+
+def run_note(state: State, facts: dict[str, Any], began: float, due: int | None) -> dict[str, Any]:
     """What the page needs besides the metrics, as plain types.
 
     Args:
         state (State): Of the run.
-        models (dict[str, Any]): As :func:`model_sizes`.
+        facts (dict[str, Any]): What stays as it is: :func:`model_sizes` and :func:`tokenizer_note`.
         began (float): When this process began to train.
         due (int | None): Unix time by which it will have noted something anew unless it was killed; None where it
             trains no more.
@@ -79,7 +110,7 @@ def run_note(state: State, models: dict[str, Any], began: float, due: int | None
         'settings': _settings(state),
         'exported': _exported(state, began),
         'references': _references(state),
-        **models,
+        **facts,
         'pruning': None if pruning is None else _masks(pruning, state),
     }
 

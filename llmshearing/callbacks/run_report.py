@@ -18,7 +18,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.callbacks.page_process import PageProcess
-from llmshearing.callbacks.run_note import model_sizes, run_note
+from llmshearing.callbacks.run_note import model_sizes, run_note, tokenizer_note
 from llmshearing.masks.record import RECORD_NAME
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.metrics.run_log import report_folder, state_path
@@ -66,7 +66,7 @@ class RunReport(Callback):
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
         self._metrics: Path  # known when the run begins
         self._page: PageProcess  # likewise
-        self._models: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
         self._evaluated = self._is_over = False
         self._last = self._began = 0.0
         self._read = -1  # bytes of the metrics file at the last refresh
@@ -90,7 +90,7 @@ class RunReport(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
-            self._models = model_sizes(state, self.pruned)
+            self._facts = model_sizes(state, self.pruned) | {'tokenizer': tokenizer_note(state)}
             self._last, self._began = time.monotonic(), time.time()
             try:
                 self._note(state, self._due())  # so that what is planned is known of a run that is killed early, too
@@ -112,7 +112,7 @@ class RunReport(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Makes the last page, with what other callbacks have written and logged at the end."""
-        if self._models and self._metrics.is_file():  # not if the run was refused before anything was logged
+        if self._facts and self._metrics.is_file():  # not if the run was refused before anything was logged
             self._page.finish()
             if self._metrics.stat().st_size != self._read or not self._is_over:
                 self._refresh(state, closing=True)
@@ -138,5 +138,5 @@ class RunReport(Callback):
         return round(time.time() + max(SILENCE, 3 * apart))
 
     def _note(self, state: State, due: int | None) -> None:
-        note = run_note(state, self._models, self._began, due)
+        note = run_note(state, self._facts, self._began, due)
         dump_json(state_path(self._metrics), note, indent=None, end='', separators=(',', ':'))

@@ -30,6 +30,7 @@ __all__ = [
     'WINDOWS_BY_LAYER',
     'attention_implementation',
     'attention_of',
+    'build_multimodal',
     'check_valid',
     'dtype_argument',
     'dtype_of',
@@ -255,18 +256,35 @@ def load_multimodal(folder: Path, dtype: Any) -> Any:
         ValueError: If this version of transformers has no such class, or tensors are missing, left over or of another
             shape.
     """
-    import transformers
+    from transformers import AutoConfig
 
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    names = config.architectures or ['none']
-    model_class = getattr(transformers, names[0], None)
-    if model_class is None:
-        raise ValueError(f'{folder}: transformers {transformers.__version__} has no class {names[0]}.')
+    model_class = _own_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     with _without_bars():
         model, info = model_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype_argument(dtype)
         )
     return _complete(str(folder), model, info).eval()
+
+
+def build_multimodal(config: Any) -> Any:
+    """A multimodal model with weights of no meaning, by the class that its config names.
+
+    Raises:
+        ValueError: If this version of transformers has no such class.
+    """
+    return _own_class(config)(config)
+
+
+def _own_class(config: Any) -> Any:
+    import transformers
+
+    name = (config.architectures or ['none'])[0]
+    if not hasattr(transformers, name):
+        raise ValueError(
+            f'{config.name_or_path}: transformers {transformers.__version__} has no class {name}, which its config '
+            'names (architectures).'
+        )
+    return getattr(transformers, name)
 
 
 def ignores_windows(config: Any) -> bool:

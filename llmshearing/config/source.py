@@ -111,13 +111,9 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
     Raises:
         ValueError: For quantised weights and multimodal models.
     """
-    quantisation = getattr(config, 'quantization_config', None)
-    if quantisation is not None:
-        method = quantisation.get('quant_method') if isinstance(quantisation, dict) else quantisation.quant_method
-        raise ValueError(
-            f'{where} has quantised weights ({method}), which can be neither cut nor trained; use the model that it '
-            'was quantised from.'
-        )
+    from llmshearing.models.source_config import refuse_quantised
+
+    refuse_quantised(where, config)
     text = getattr(config, 'text_config', None)
     if text is not None and text.model_type != config.model_type:
         raise ValueError(

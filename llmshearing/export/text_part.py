@@ -21,9 +21,10 @@ from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.text_agreement import check_inside
 from llmshearing.export.verification import verify_tensors
 from llmshearing.models.shapes import shape_of
-from llmshearing.models.source_config import read_config
+from llmshearing.models.source_config import read_config, refuse_quantised
 from llmshearing.models.source_files import public_name, read_source_files
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
@@ -42,12 +43,14 @@ class TextPart:
         parameters (int): Of the decoder, a tied LM head counted once.
         tensors (int): How many were written, and read back bit for bit.
         left (int): Tensors of the source that stayed behind.
+        left_out (str): Settings of the decoder that transformers does not follow in the whole; empty if none.
     """
 
     model_type: str
     parameters: int
     tensors: int
     left: int
+    left_out: str
 
 
 def write_text_part(source: Path, output: Path, overwrite: bool = False) -> TextPart:
@@ -60,13 +63,14 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
 
     Raises:
         ValueError: If the source has no text part that transformers has a causal language model for, if its tensors do
-            not fit that, or if the output exists and may not be replaced.
+            not fit that, if it computes something else alone, or if the output exists and may not be replaced.
     """
     source, output = Path(source), Path(output)
     if not (source / 'config.json').is_file():
         refuse_lookalikes(str(source), source)
         raise ValueError(f'{source} is no model folder: it has no config.json.')
-    config = text_config(source, read_config(source))
+    whole = read_config(source)
+    config = text_config(source, whole)
     refuse_existing('--output', output, overwrite, (source,))
     refuse_unwritable('--output', output)
     weights = read_multimodal_weights(source, config)
@@ -92,8 +96,9 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
         )
         write_model_card(writer.path, facts, files)
         count = verify_tensors(writer.path, tensors(), lambda tensor: tensor)
+        left_out = check_inside(whole, config, writer.path)
         writer.commit()
-    return TextPart(config.model_type, writer.parameters, count, len(weights.others))
+    return TextPart(config.model_type, writer.parameters, count, len(weights.others), left_out)
 
 
 def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
@@ -105,8 +110,7 @@ def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
     text = getattr(whole, 'text_config', None)
     if text is None or text.model_type == whole.model_type:
         raise ValueError(f'{source} is a {whole.model_type}, which has no text part beside others; use it as it is.')
-    if getattr(whole, 'quantization_config', None) is not None:
-        raise ValueError(f'{source} has quantised weights; take the model that it was quantised from.')
+    refuse_quantised(str(source), whole)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f'{source}: transformers has no causal language model of its text part, a {text.model_type}.')
     if dtype_of(text) is None:

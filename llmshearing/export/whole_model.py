@@ -23,8 +23,8 @@ from llmshearing.compat.configs import dump_config
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_card
 from llmshearing.export.model_folder import open_strictly
-from llmshearing.export.probe import probe_input, probe_length
 from llmshearing.export.shard_writer import ModelFolderWriter
+from llmshearing.export.text_agreement import compare_inside, logits_on_text
 from llmshearing.export.text_part import SHARD_BYTES, text_config
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
@@ -36,8 +36,6 @@ __all__ = ['WholeModel', 'write_whole_model']
 
 SAME_BASIS = 0.5  # cosine of the embeddings' rows: training turns them little, a rotation leaves about none of it
 OWN_SETTINGS = ('architectures', 'auto_map', 'transformers_version', '_name_or_path')  # of a config that stands alone
-# Largest difference of any logit, as a fraction of the largest one, by the precision that both compute in.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,7 @@ class WholeModel:
         replaced (int): Tensors of its text part.
         carried (int): Tensors of the source's other parts.
         difference (float): Largest one of its logits on text from the decoder's.
+        left_out (str): Settings of the decoder that transformers does not follow in the whole; empty if none.
     """
 
     model_type: str
@@ -57,6 +56,7 @@ class WholeModel:
     replaced: int
     carried: int
     difference: float
+    left_out: str
 
 
 def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool = False) -> WholeModel:
@@ -99,9 +99,11 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
         writer.finish_tensors()
         dump_config(settings, writer.path / 'config.json')
         (writer.path / 'README.md').write_text(_card(output.name, source, files), encoding='utf-8')
-        difference = _compare(writer.path, decoder, dtype_of(config))
+        dtype = dtype_of(config) or torch.float32
+        alone = logits_on_text(open_strictly(decoder, dtype, config))
+        difference, left_out = compare_inside(load_multimodal(writer.path, dtype), alone, str(writer.path))
         writer.commit()
-    return WholeModel(whole.model_type, writer.parameters, len(stored), len(weights.others), difference)
+    return WholeModel(whole.model_type, writer.parameters, len(stored), len(weights.others), difference, left_out)
 
 
 def _check_sizes(source: Path, text: PretrainedConfig, decoder: Path, config: PretrainedConfig) -> None:
@@ -149,25 +151,6 @@ def _copy_small_files(source: Path, folder: Path) -> None:
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
-
-
-def _compare(folder: Path, decoder: Path, dtype: torch.dtype | None) -> float:
-    """Largest difference of the logits on text, both computed in the decoder's type."""
-    dtype = dtype or torch.float32
-    model = open_strictly(decoder, dtype, read_config(decoder))
-    ids = probe_input(model.config.vocab_size, probe_length(model.config))
-    with torch.no_grad():
-        expected = model(ids, use_cache=False).logits.float()
-        del model
-        got = load_multimodal(folder, dtype)(input_ids=ids, use_cache=False).logits.float()
-    difference = (got - expected).abs().max().item()
-    allowed = TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
-    if not difference <= allowed:
-        raise ValueError(
-            f'{folder}: its logits on text differ from those of the decoder by {difference:.3g}, allowed is '
-            f'{allowed:.3g}.'
-        )
-    return difference
 
 
 def _card(name: str, source: Path, files: dict[str, str]) -> str:

@@ -21,6 +21,7 @@ from llmshearing.metrics.lines import read_metric_lines
 from llmshearing.utils.files import load_json
 
 __all__ = [
+    'NATS',
     'STATE_VERSION',
     'RunLog',
     'Series',
@@ -37,6 +38,7 @@ __all__ = [
 METRICS_SUFFIX = '_metrics.jsonl'
 STATE_SUFFIX = '_run.json'
 STATE_VERSION = 1
+NATS = 'nats per token'
 REFERENCES = 'reference_losses.json'
 # The rest holds for every start.
 PROGRESS_KEYS = ('batch', 'tokens', 'elapsed_share', 'seconds', 'closed', 'due', 'pruning', 'exported')
@@ -45,7 +47,7 @@ STATE_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(('batch', 'tokens', 'elapsed_share', 'seconds', 'due'), NUMBER),
     **dict.fromkeys(('max_duration', 'noted'), (str,)),
     'closed': (bool,),
-    **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings', 'references'), (dict,)),
+    **dict.fromkeys(('source', 'result', 'pruning', 'exported', 'settings', 'references', 'tokenizer'), (dict,)),
 }
 RECORD_KINDS = {'source_shape': dict, 'target_shape': dict, 'axes': list, 'kept': dict}
 
@@ -66,6 +68,7 @@ class RunLog:
         references: Reference loss by domain; empty where there are none.
         source_losses: Measured loss of the source by domain; empty where the file of references holds predictions.
         notes: What could not be read, for the reader of the page.
+        loss_unit: What losses are in: nats per token, as they were logged, unless they were converted.
     """
 
     name: str
@@ -77,6 +80,7 @@ class RunLog:
     references: dict[str, float] = field(default_factory=dict)
     source_losses: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    loss_unit: str = NATS
 
     def series(self, name: str) -> Series | None:
         """A metric's series, or None where it was not logged."""
@@ -105,7 +109,7 @@ class RunLog:
         return any(name.startswith(names.PRUNING) for name in self.metrics)
 
     def domain_losses(self) -> dict[str, Series]:
-        """Evaluation loss in nats per token by evaluator."""
+        """Evaluation loss by evaluator."""
         labels = self.names(*names.eval_loss_name('|').split('|'))
         return {label: self.metrics[names.eval_loss_name(label)] for label in labels}
 

@@ -52,6 +52,9 @@ READ_OTHERWISE = (
 # What config classes raise for values that they compute with before they look at them.
 STUMBLES = (IndexError, TypeError, ZeroDivisionError)
 
+# Ways of quantising that transformers 5 undoes exactly, on any machine.
+DEQUANTISED = ('fp8', 'mxfp4')
+
 
 def read_config(name: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a model folder or of a model on the hub, with the meaning that its writer gave it.
@@ -74,6 +77,26 @@ def read_config(name: str | Path, trust_remote_code: bool = False) -> Pretrained
         if not model_type or 'auto_map' in content:
             raise
         raise ValueError(f'{error}\n{OF_ANOTHER_PACKAGE}') from error
+
+
+def refuse_quantised(where: str, config: PretrainedConfig) -> None:
+    """Refuses a source with quantised weights, with the way to plain ones.
+
+    Raises:
+        ValueError: Naming the method.
+    """
+    settings = getattr(config, 'quantization_config', None)
+    if settings is None:
+        return
+    method = settings.get('quant_method') if isinstance(settings, dict) else settings.quant_method
+    remedy = 'use the model that it was quantised from'
+    if method in DEQUANTISED:
+        remedy += (
+            ", or write one with plain weights: transformers 5 opens it so with 'dequantize': True in the "
+            'quantization_config of its config, and saves it with save_pretrained (llmshearing/models/README.md, '
+            '"Quantised releases", has the lines)'
+        )
+    raise ValueError(f'{where} has quantised weights ({method}), which can be neither cut nor trained; {remedy}.')
 
 
 def is_known_type(model_type: Any) -> bool:

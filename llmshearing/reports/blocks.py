@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.metrics.run_log import RunLog
+from llmshearing.metrics.run_log import NATS, RunLog
 from llmshearing.reports.lines import DASHES, Line, line_panel, smoothed
 from llmshearing.reports.svg import COLOURS
 
@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 SMOOTH_FROM = 200  # points from which a noisy series is drawn with its running mean
-NATS = 'nats per token'
 
 
 @dataclass(frozen=True)

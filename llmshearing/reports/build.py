@@ -15,6 +15,7 @@ from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import constraints_section, counts_section, masks_section
 from llmshearing.reports.status_sections import source_and_result_section, status_section
 from llmshearing.reports.training_sections import mixture_section, training_section
+from llmshearing.reports.vocabularies import by_vocabulary
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['build_report']
@@ -101,7 +102,8 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
             law,
             ', '.join(path.name for group in groups for path in group),
         )
-    chapters = [chapter_of(runs, law) for runs in together]
+    divided = [by_vocabulary(runs) for runs in together]
+    chapters = [chapter_of(runs, law) for drawn, _ in divided for runs in drawn]
     measured = read_object(run / 'report' / 'report.json', []).get('results', {}) if run.is_dir() else {}
     found = measured_sections(measured)
     if found:
@@ -111,4 +113,5 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
     alone = [str(group[0]) for group in groups if compare is not None and len(group) == 1]
     if alone:
         lead += f' Without a counterpart in the other run, so in chapters of their own: {", ".join(alone)}.'
+    lead += ''.join(f' {told}' for _, told in divided if told)
     return write_page(out or report_folder(run), f'Run report: {" and ".join(names)}', lead, chapters)

@@ -33,7 +33,7 @@ def planned_tokens(run: RunLog) -> float | None:
 def projection_section(runs: Sequence[RunLog], law: Path | None) -> Section | None:
     """Loss at the planned end by the P2 law, for runs after pruning."""
     runs = [run for run in runs if not run.is_pruning]
-    if not runs:
+    if not runs or runs[0].loss_unit != NATS:  # which the law is in
         return None
     found = [(run, path) for run in runs if (path := law or _law_beside(run)) is not None]
     if not found:

@@ -98,7 +98,7 @@ def source_and_result_section(runs: Sequence[RunLog]) -> Section | None:
     blocks: list[Block] = [table for run in runs for table in _shape_table(run, runs)]
     losses = loss_table(runs)
     if len(losses) > 1:
-        blocks.append(Table(losses, f'evaluation loss, {NATS}'))
+        blocks.append(Table(losses, f'evaluation loss, {runs[0].loss_unit}'))
     return Section('Source beside result', blocks) if blocks else None
 
 

@@ -16,18 +16,7 @@ from llmshearing.metrics.names import (
     mixture_name,
 )
 from llmshearing.metrics.run_log import RunLog
-from llmshearing.reports.blocks import (
-    NATS,
-    Block,
-    CurveSpec,
-    Section,
-    Table,
-    curves,
-    number,
-    percent,
-    series_lines,
-    union,
-)
+from llmshearing.reports.blocks import Block, CurveSpec, Section, Table, curves, number, percent, series_lines, union
 from llmshearing.reports.lines import Line
 from llmshearing.reports.pruning_sections import sparsity_picture
 from llmshearing.reports.svg import COLOURS, GREY
@@ -55,11 +44,11 @@ def first_pictures(runs: Sequence[RunLog]) -> list[Block]:
     """What is looked at first: losses of training and evaluation, and what is gone or, after pruning, the mixture."""
     evaluators = union(run.domain_losses() for run in runs)
     sources = _level_lines(runs, evaluators, 'source_losses', eval_loss_name)
-    dotted = '; dotted: the source' if sources else ''
+    dotted, unit = '; dotted: the source' if sources else '', runs[0].loss_unit
     losses = {eval_loss_name(name): name for name in evaluators}
     table = {
-        'loss': CurveSpec('training loss', 'Training loss.', {TRAIN_LOSS: 'loss'}, NATS, smooth=True),
-        'eval_loss': CurveSpec('evaluation loss', f'Evaluation loss of every evaluator{dotted}.', losses, NATS),
+        'loss': CurveSpec('training loss', 'Training loss.', {TRAIN_LOSS: 'loss'}, unit, smooth=True),
+        'eval_loss': CurveSpec('evaluation loss', f'Evaluation loss of every evaluator{dotted}.', losses, unit),
     }
     if any(run.is_pruning for run in runs):
         return [*curves(runs, table, {'eval_loss': sources}), *sparsity_picture(runs)]
@@ -123,8 +112,8 @@ def mixture_section(runs: Sequence[RunLog]) -> Section | None:
     used, passes = 'Share of every domain in the samples so far.', 'How often every domain has been gone through.'
     table = {
         **(_weights(domains) if any(run.is_pruning for run in runs) else {}),
-        'domain_losses': CurveSpec('domain losses and their references', f'{losses}.', of('loss'), NATS),
-        'domain_gaps': CurveSpec('gaps to the reference', gap, of('gap'), NATS),
+        'domain_losses': CurveSpec('domain losses and their references', f'{losses}.', of('loss'), runs[0].loss_unit),
+        'domain_gaps': CurveSpec('gaps to the reference', gap, of('gap'), runs[0].loss_unit),
         'data_shares': CurveSpec('data used', used, of('share'), 'share', from_zero=True),
         'passes': CurveSpec('passes through each domain', passes, of('passes'), 'passes', from_zero=True),
     }

@@ -8,11 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
+    Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    GraniteConfig,
     Idefics3Config,
     LlamaConfig,
     LlavaConfig,
+    LlavaForConditionalGeneration,
     MistralConfig,
     SmolVLMConfig,
 )
@@ -40,7 +43,16 @@ WHOLE = {
     ),
 }
 if TRANSFORMERS_5:
-    from transformers import Ministral3Config, Mistral3Config, Qwen3_5Config
+    from transformers import (
+        Cohere2Config,
+        Cohere2VisionConfig,
+        Lfm2Config,
+        Lfm2VlConfig,
+        Ministral3Config,
+        Mistral3Config,
+        Qwen3_5Config,
+        Qwen3_5MoeConfig,
+    )
 
     DELTA_NETS = {
         **TEXT,
@@ -58,6 +70,20 @@ if TRANSFORMERS_5:
         image_token_index=60,
     )
     WHOLE['qwen3_5'] = lambda: Qwen3_5Config(text_config=DELTA_NETS, vision_config=SEEING, **TOKENS)
+    EXPERTS = {'num_experts': 3, 'num_experts_per_tok': 2, 'moe_intermediate_size': 24}
+    WHOLE['qwen3_5_moe'] = lambda: Qwen3_5MoeConfig(
+        text_config={**DELTA_NETS, **EXPERTS, 'shared_expert_intermediate_size': 8}, vision_config=SEEING, **TOKENS
+    )
+    CONVOLUTIONS = {'layer_types': ['conv', 'full_attention'], 'block_auto_adjust_ff_dim': False}
+    WHOLE['lfm2_vl'] = lambda: Lfm2VlConfig(
+        text_config=Lfm2Config(**TEXT, **CONVOLUTIONS).to_dict(),
+        vision_config={'model_type': 'siglip2_vision_model', **VISION},
+        image_token_id=60,
+    )
+    WHOLE['cohere2_vision'] = lambda: Cohere2VisionConfig(
+        text_config=Cohere2Config(**TEXT, sliding_window=8).to_dict(), vision_config=VISION, image_token_id=60
+    )
+UNSCALED = {'cohere2_vision': 16}  # the whole's logits by the decoder's, as transformers leaves out logit_scale there
 IDS = torch.arange(3, 43).reshape(2, 20)
 
 
@@ -76,16 +102,50 @@ def test_it_computes_what_it_computed_in_the_whole(kind, tmp_path, capsys):
     with pytest.raises(ValueError, match='`llmshearing text-part SOURCE --output FOLDER`'):
         refuse_unusable('source', read_config_at('source', str(tmp_path / 'whole')))
     assert cli.main(['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]) == 0
-    assert 'tensors read back bit for bit' in capsys.readouterr().out
+    assert ('it computes what the whole computes\n' in capsys.readouterr().out) == (kind not in UNSCALED)
     taken = read_config_at('source', str(tmp_path / 'text'))
     refuse_unusable('source', taken)
     assert family_of(taken) is not None
     with torch.no_grad():
         expected, got = whole(input_ids=IDS).logits, open_strictly(tmp_path / 'text')(IDS).logits
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got * UNSCALED.get(kind, 1), expected, atol=1e-5, rtol=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['text', 'whole']
     assert (tmp_path / 'text' / 'LICENSE').read_text() == 'as it were'
     assert 'text part of whole' in (tmp_path / 'text' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize(
+    'text, left_out',
+    [
+        (lambda: GraniteConfig(**TEXT, logits_scaling=4.0, embedding_multiplier=3.0), 'logits_scaling=4.0'),
+        (lambda: Gemma2Config(**TEXT, final_logit_softcapping=0.1), 'final_logit_softcapping=0.1'),
+    ],
+)
+def test_what_the_whole_leaves_out_after_its_head_is_told(text, left_out, tmp_path, capsys, monkeypatch):
+    scaled = LlavaConfig(text_config=text(), vision_config=VISION, image_token_index=60)
+    scaled.text_config._attn_implementation = 'eager'
+    monkeypatch.setitem(WHOLE, 'scaled', lambda: scaled)
+    make_whole(tmp_path / 'whole', 'scaled')
+    assert cli.main(['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]) == 0
+    assert (f'what the whole computes, but for {left_out}' in capsys.readouterr().out) == TRANSFORMERS_5
+    put = ['--put-back', str(tmp_path / 'text'), '--output', str(tmp_path / 'again')]
+    assert cli.main(['text-part', str(tmp_path / 'whole'), *put]) == 0
+    assert (f', but for {left_out}' in capsys.readouterr().out) == TRANSFORMERS_5
+
+
+def test_a_whole_that_computes_something_else_is_refused(tmp_path, capsys, monkeypatch):
+    make_whole(tmp_path / 'whole', 'llava')
+    forward = LlavaForConditionalGeneration.forward
+
+    def other(self, **inputs):
+        output = forward(self, **inputs)
+        output.logits = 2 * output.logits
+        return output
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, 'forward', other)
+    said = refusal(capsys, tmp_path / 'whole', '--output', tmp_path / 'text')
+    assert 'LlavaForConditionalGeneration: its logits on text differ from those of the decoder by' in said
+    assert not (tmp_path / 'text').exists()
 
 
 @pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 ties the head of a whole where its text config says so')

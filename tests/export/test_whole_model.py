@@ -36,13 +36,14 @@ def cut_text(folder, whole, *target):
 
 @pytest.mark.parametrize('kind', WHOLE)
 def test_the_whole_computes_what_its_new_decoder_computes(kind, tmp_path, capsys):
-    layers = 2 if kind == 'qwen3_5' else 1  # its first layer has no attention
+    layers = 2 if kind in ('lfm2_vl', 'qwen3_5', 'qwen3_5_moe') else 1  # their first layer has no attention
     before = make_whole(tmp_path / 'whole', kind)
     (tmp_path / 'whole' / 'preprocessor_config.json').write_text('{"size": 16}')
     (tmp_path / 'whole' / 'additional_chat_templates').mkdir()
     (tmp_path / 'whole' / 'additional_chat_templates' / 'rag.jinja').write_text('{{ documents }}')
-    masks = {'layer': torch.tensor([1.0, float(layers > 1)]), 'intermediate': torch.ones(2, 24)}
-    masks['intermediate'][:, :8] = 0
+    widths = torch.ones(2, getattr(before.config.text_config, 'num_experts', 1), 24)
+    widths[..., :8] = 0
+    masks = {'layer': torch.tensor([1.0, float(layers > 1)]), 'intermediate': widths.flatten(1)}
     decoder = open_strictly(text_of(tmp_path, tmp_path / 'whole'))
     small = tmp_path / 'small'
     write_pruned(decoder, masks, small)
@@ -52,7 +53,7 @@ def test_the_whole_computes_what_its_new_decoder_computes(kind, tmp_path, capsys
     model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())
     text = model.config.text_config
-    assert (text.num_hidden_layers, text.intermediate_size) == (layers, 16)
+    assert (text.num_hidden_layers, getattr(text, 'moe_intermediate_size', text.intermediate_size)) == (layers, 16)
     kept, now = before.state_dict(), model.state_dict()
     text_parts = ('language_model', 'text_model', 'lm_head')
     others = [name for name in kept if not any(part in name for part in text_parts)]
