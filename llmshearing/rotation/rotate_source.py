@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,9 +205,10 @@ class _Work:
         basis = principal_basis(moments.covariance, fixed)
         learned = None
         if self.settings.learn and self.settings.keep is not None:  # which learning needs
-            learner = self._learn(model, basis, self.settings.keep, fixed, gain)
-            basis = completed_basis(learner.subspace(), moments.covariance, fixed)
-            learned = {'steps': learner.steps}
+            subspace, when_cut = self._learn(model, basis, self.settings.keep, fixed, gain)
+            if when_cut['learned'] < when_cut['principal']:
+                basis = completed_basis(subspace, moments.covariance, fixed)
+                learned = {'steps': self.settings.learn, 'loss_when_cut': when_cut}
         squares = stream_mean_squares(model, self.batches()[:ENERGY_BATCHES], basis.to(self.device)).cpu()
         kept = energy_kept(squares)
         widths = table_widths(kept.shape[1])
@@ -262,7 +264,8 @@ class _Work:
 
     def _learn(
         self, model: PreTrainedModel, basis: Tensor, keep: int, fixed: Tensor, gain: Tensor | None
-    ) -> SubspaceLearner:
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The learned subspace, and held-out losses of the model cut to it and to as many principal directions."""
         parts, steps = self.source.parts, self.settings.learn
         batches = self.batches()
         squares = stream_mean_squares(model, batches[:ENERGY_BATCHES], basis.to(self.device))
@@ -276,19 +279,31 @@ class _Work:
             self.report(f'going on after {learner.steps} of {steps} steps of the subspace')
         losses = []
 
-        def loss_of(subspace: Tensor) -> Tensor:
-            ids = batches[learner.steps % len(batches)].to(self.device)
-            return cut_loss(model, cut_parameters(parts, folded, subspace, factors), ids)
+        def loss_of(subspace: Tensor, ids: Tensor) -> Tensor:
+            return cut_loss(model, cut_parameters(parts, folded, subspace, factors), ids.to(self.device))
 
         while learner.steps < steps:
-            losses.append(learner.step(loss_of, step_size(learner.steps, steps)))
+            loss_on = functools.partial(loss_of, ids=batches[learner.steps % len(batches)])
+            losses.append(learner.step(loss_on, step_size(learner.steps, steps)))
             if learner.steps % SAVE_EVERY == 0 or learner.steps == steps:
                 self.state.save('subspace', dict(learner.tensors()))
                 self.report(
                     f'subspace: {learner.steps} of {steps} steps, loss of the cut model '
                     f'{sum(losses[-SAVE_EVERY:]) / len(losses[-SAVE_EVERY:]):.3f}'
                 )
-        return learner
+        subspaces = {'principal': basis[:, :keep].to(self.device), 'learned': learner.subspace()}
+        held_out = self.batches(held_out=True)
+        with torch.no_grad():
+            when_cut = {
+                name: statistics.fmean(loss_of(subspace.float(), ids).item() for ids in held_out)
+                for name, subspace in subspaces.items()
+            }
+        better = when_cut['learned'] < when_cut['principal']
+        self.report(
+            f'held-out loss of the cut model: {when_cut["learned"]:.3f} in the learned subspace, '
+            f'{when_cut["principal"]:.3f} in principal directions, which are {"not " if better else ""}kept'
+        )
+        return subspaces['learned'], when_cut
 
     def write(self, writer: ModelFolderWriter, rotation: Rotation) -> torch.dtype:
         """Rewrites every tensor and puts the source's other files beside them."""

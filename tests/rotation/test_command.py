@@ -159,8 +159,18 @@ def test_as_many_axes_are_fixed_as_it_takes(place, monkeypatch):
 def test_learned_is_exact_too_and_names_its_steps(place):
     folder = run(place, 'source', 'learned', '--keep', '32', '--learn', '3ba')
     torch.testing.assert_close(logits(folder), logits(place / 'source'), rtol=0, atol=1e-4)
-    # No factor for the gains, which nothing would apply: the cut makes its own.
-    assert json.loads((folder / 'rotation.json').read_text())['learned'] == {'steps': 3}
+    learned = json.loads((folder / 'rotation.json').read_text())['learned']
+    assert learned['steps'] == 3 and learned['loss_when_cut']['learned'] < learned['loss_when_cut']['principal']
+
+
+def test_principal_directions_are_kept_where_learning_makes_the_cut_worse(place, monkeypatch, capsys):
+    plain = run(place, 'source', 'principal', '--keep', '32')
+    monkeypatch.setattr(stages, 'step_size', lambda step, steps: -5.0)  # up the loss
+    folder = run(place, 'source', 'worse', '--keep', '32', '--learn', '3ba')
+    assert 'principal directions, which are kept' in capsys.readouterr().out
+    assert json.loads((folder / 'rotation.json').read_text())['learned'] is None
+    one, other = (load_file(path / 'model.safetensors') for path in (plain, folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def count_batches(monkeypatch) -> list[torch.Tensor]:
