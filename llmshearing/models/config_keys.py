@@ -51,12 +51,8 @@ CHANGES_NOTHING_HERE: dict[str, tuple] = {
     **dict.fromkeys(('no_rope_layer*', 'nope_layer*', 'rope_interleave*', *QK_NORMS), ()),
     **dict.fromkeys(('use_parallel_residual', 'parallel_residual', 'parallel_attn', 'parallel_attention'), ()),
     'is_causal': (True,),
-    'position_embedding_type': (
-        'rope',
-        'rope_gptj',
-        'rotary',
-        'absolute',
-    ),  # the last is what BERT's config says where none is set
+    # The last is what BERT's config says where nothing is set.
+    'position_embedding_type': ('rope', 'rope_gptj', 'rotary', 'absolute'),
 }
 # How far a token may look back; longer than any text, they change nothing.
 SPANS = ('sliding_window', 'attention_window', 'attention_window_size', 'attention_chunk_size')
