@@ -99,10 +99,10 @@ def _never_zero(config: PretrainedConfig) -> frozenset[str]:
     family = find_table(config)
     if family is None:
         return frozenset()
-    paths = []
-    for path, role, _ in family.for_layers_of(config).modules(config.num_hidden_layers):
-        if isinstance(role, (Linear, Norm)) and not role.writes and not getattr(role, 'offset', 0.0):
-            paths.append(path)
+    modules = list(family.for_layers_of(config).modules(config.num_hidden_layers))
+    distances = any(isinstance(role, Norm) and role.offset for _, role, _ in modules)  # those of queries too
+    kinds = Linear if distances else (Linear, Norm)
+    paths = [path for path, role, _ in modules if isinstance(role, kinds) and not role.writes]
     return frozenset(stored_name(config, f'{path}.weight') for path in paths)
 
 

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llmfoundry import registry
@@ -24,11 +25,17 @@ def parameters(of) -> set[str]:
     return set(inspect.signature(of).parameters)
 
 
+def part_of(section: str, name: str) -> Any:
+    """The class that ``section.name`` builds, or ``None``."""
+    with_config = registry.callbacks_with_config.get_all() if section == 'callbacks' else {}
+    return {**with_config, **PARTS[section].get_all()}.get(name)
+
+
 def keys_of(section: str, name: str) -> set[str]:
     """What may stand under ``section.name``; empty where ``name`` itself may not."""
     if section == 'train_loader':
         return {'dataset': set(dataset_keys())}.get(name, parameters(build_dynamic_text_dataloader))
-    keys = parameters(PARTS[section].get(name))
+    keys = parameters(part_of(section, name))
     return keys | parameters(PruningSettings) if name == 'targeted_pruning' else keys
 
 
@@ -55,6 +62,6 @@ def test_a_key_that_a_message_names_is_there(section, name, key):
     if section == 'train_loader':
         assert name in parameters(build_dynamic_text_dataloader) | {'name'}
     else:
-        assert name in PARTS[section].get_all()
+        assert part_of(section, name) is not None
     keys = keys_of(section, name)
     assert not key or key in keys or 'kwargs' in keys  # of a callback that hands them on

@@ -84,7 +84,7 @@ def test_main_rotary_is_that_of_full_attention():
         ({'rope_parameters': {'rope_type': 'default', 'rope_theta': None}}, 'rope_parameters.rope_theta: None'),
         (
             {'rope_parameters': {'full_attention': {'rope_type': 'default', 'rope_theta': 0}}},
-            'full_attention.rope_theta',
+            'rope_parameters of full_attention',
         ),
         ({'rope_theta': -1e4}, 'the config has rope_theta: -10000.0'),
         ({'rope_theta': True}, 'the config has rope_theta: True'),

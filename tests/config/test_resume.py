@@ -110,7 +110,8 @@ def test_a_mixtures_checkpoint_of_the_other_generation_of_transformers_is_refuse
         other = {name.replace('experts.down_proj', 'experts.0.w2.weight'): tensor for name, tensor in saved(model)}
     torch.save({'state': {'model': other}}, tmp_path / 'ck')
     there, here = (5, 4) if EXPERTS_ARE_MODULES else (4, 5)
-    with pytest.raises(ValueError, match=f'ck is of transformers {there}, .* than transformers {here} here. Go on'):
+    said = f'ck is of transformers {there}, .* than transformers {here} here. Finish the run'
+    with pytest.raises(ValueError, match=said):
         check_fits({**config, 'load_path': str(tmp_path / 'ck')}, model.config)
 
 

@@ -147,7 +147,10 @@ def test_domains_that_are_not_there(tmp_path, data):
     'change, message',
     [
         (lambda shard: shard.update(column_names=['text']), 'a column named tokens'),
-        (lambda shard: shard.update(column_encodings=['str']), 'column tokens is str, expected ndarray or bytes'),
+        (
+            lambda shard: shard.update(column_encodings=['str']),
+            'column tokens is str, expected ndarray of whole numbers or bytes',
+        ),
         (lambda shard: shard['raw_data'].update(basename='gone.mds'), 'shard gone.mds is missing'),
     ],
 )
