@@ -76,7 +76,7 @@ def tokenizer_note(state: State) -> dict[str, Any] | None:
     tokenizer: Any = next(iter(datasets.values())).tokenizer
     bytes_per_token = {}
     for label, dataset in datasets.items():
-        with contextlib.suppress(OSError, ValueError):  # not here yet, or text that is not tokenized
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # not here yet, not tokenized, or empty
             rows = [
                 row.tolist() for one in dataset.streams for row in islice(read_tokens(stream_folder(one)), MEASURED)
             ]
