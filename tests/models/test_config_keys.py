@@ -1,0 +1,196 @@
+"""Keys of a config.json that a type does not read: passed, refused by name, or told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.family_tables import TABLES
+from llmshearing.models.shapes import shape_of
+from llmshearing.models.source_config import config_from, read_config
+from tests.models.tiny import CONFIGS, VARIANTS, tiny_model
+
+WRITTEN_4, WRITTEN = (
+    json.loads(Path(__file__).with_name(f'configs_of_transformers_{generation}.json').read_text())
+    for generation in (4, 5)
+)
+
+
+@pytest.mark.parametrize(
+    'settings', [{'attn_logit_softcapping': 50.0}, {'residual_multiplier': 0.5}, {'no_rope_layers': [1, 1, 1, 0]}]
+)
+def test_settings_of_other_families_are_refused_by_name(settings):
+    ((key, value),) = settings.items()
+    content = json.loads(tiny_model('llama').config.to_json_string(use_diff=False))
+    with pytest.raises(ValueError, match=rf'{key}: .*which transformers does not compute in a llama'):
+        config_from({**content, **settings})
+    assert config_from({**content, 'attn_logit_softcapping': None, 'residual_multiplier': 1.0, 'alibi': False})
+    family = {'attn_logit_softcapping': 'gemma2', 'residual_multiplier': 'granite'}.get(key)
+    if family is not None:
+        content = json.loads(tiny_model(family).config.to_json_string(use_diff=False))
+        assert getattr(config_from({**content, **settings}), key) == value
+
+
+SHARE = {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.5}
+
+
+@pytest.mark.parametrize(
+    ('variant', 'settings', 'named'),
+    [
+        ('llama', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor: 0.5'),
+        ('llama', {'rotary_pct': 0.25}, 'rotary_pct: 0.25'),
+        ('qwen2', {'clip_qkv': 8.0}, 'clip_qkv: 8.0'),
+        ('mistral', {'logit_scale': 0.1}, 'logit_scale: 0.1'),
+        ('gemma', {'query_pre_attn_scalar': 24}, 'query_pre_attn_scalar: 24'),
+        ('phi3', {'rotary_pct': 0.25}, 'rotary_pct: 0.25'),
+        pytest.param(
+            *('olmo2', {'rope_parameters': SHARE}, 'rope_parameters.partial_rotary_factor: 0.5'),
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='refused as what transformers 4 does not compute'),
+        ),
+        pytest.param(
+            *('gemma3_text', {'rope_parameters': {'full_attention': SHARE}}, 'full_attention.partial_rotary_factor'),
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='refused as what transformers 4 does not compute'),
+        ),
+    ],
+)
+def test_settings_that_few_families_compute_are_refused_by_name(variant, settings, named):
+    content = {**WRITTEN[variant], **settings}
+    with pytest.raises(ValueError, match=f'{named}.*does not compute in a {variant}'):
+        config_from(content)
+    (key,) = settings
+    if key != 'rope_parameters':
+        assert config_from({**content, key: None})
+
+
+LEFT_OUT = [
+    ('llama', {'sliding_window': 4}),
+    ('llama', {'no_rope_layer_interval': 4}),
+    ('llama', {'use_qk_norm': True}),
+    ('llama', {'qk_layernorm': True}),
+    ('llama', {'scale_emb': 12}),
+    ('llama', {'attention_chunk_size': 8}),
+    ('llama', {'rope_interleaved': True}),
+    ('llama', {'rotary_dim': 4}),
+    ('llama', {'position_embedding_type': 'alibi'}),
+    ('llama', {'lm_head_multiplier': 0.1}),
+    ('llama', {'mup_width_multiplier': 4.0}),
+    ('llama', {'rope_ratio': 500}),
+    ('llama', {'use_parallel_residual': True}),
+    ('llama', {'is_causal': False}),
+    ('llama', {'rope_local_base_freq': 1e4}),
+    ('llama', {'attn_temperature_tuning': True}),
+    ('qwen2', {'dual_chunk_attention_config': {'chunk_size': 16}}),
+    ('qwen2', {'use_logn_attn': True}),
+    ('granite', {'logits_scale': 3}),
+]
+
+
+@pytest.mark.parametrize(('variant', 'settings'), LEFT_OUT, ids=[f'{one}-{next(iter(key))}' for one, key in LEFT_OUT])
+def test_settings_that_no_code_of_a_type_reads_are_refused_by_name(variant, settings):
+    (key,) = settings
+    with pytest.raises(ValueError, match=f'{key}: .*which transformers does not compute in a {variant}'):
+        config_from({**WRITTEN[variant], **settings})
+
+
+def test_a_setting_by_another_type_s_name():
+    content = {key: value for key, value in WRITTEN['llama'].items() if key not in ('rms_norm_eps', 'hidden_act')}
+    with pytest.raises(
+        ValueError, match='norm_eps: 0.001, which a llama calls rms_norm_eps; without it, 1e-06 is .*: rename'
+    ):
+        config_from({**content, 'norm_eps': 1e-3})
+    with pytest.raises(ValueError, match="hidden_activation: 'gelu', which a llama calls hidden_act"):
+        config_from({**content, 'hidden_activation': 'gelu'})
+    assert config_from({**content, 'norm_eps': 1e-6, 'hidden_activation': 'silu'})
+
+
+# What config.json files that people have say besides, and what a llama computes the same without.
+HARMLESS = {
+    '_name_or_path': 'x',
+    'attn_implementation': 'sdpa',
+    'auto_map': {'AutoModel': 'x.Y'},
+    'do_sample': True,
+    'embd_pdrop': 0.1,
+    'is_causal': True,
+    'is_llama_config': True,
+    'lm_head_multiplier': 1.0,
+    'max_sequence_length': 2048,
+    'pretraining_tp': 2,
+    'qk_layernorm': False,
+    'rope_interleaved': False,
+    'scale_emb': 1,
+    'sliding_window': 4096,
+    'temperature': 0.5,
+    'tokenizer_class': 'LlamaTokenizer',
+    'transformers.js_config': {'dtype': 'q4'},
+    'unsloth_fixed': True,
+    'unsloth_version': '2025.1',
+    'use_logn_attn': None,
+}
+
+
+def test_what_changes_nothing_passes_without_a_word(caplog):
+    config_from({**WRITTEN['llama'], **HARMLESS})
+    config_from({**WRITTEN['qwen3'], 'use_qk_norm': True})  # which a Qwen 3 is anyway
+    config_from({**WRITTEN['llama'], 'sliding_window': 8, 'use_sliding_window': False})
+    for written in (WRITTEN_4, WRITTEN):
+        for variant in set(written) & {*VARIANTS, *CONFIGS}:
+            config_from(written[variant])
+    assert not caplog.text
+
+
+STARCODER2 = {
+    'activation_function': 'gelu',
+    'attention_softmax_in_fp32': True,
+    'embedding_dropout': 0.1,
+    'layer_norm_epsilon': 1e-5,
+    'norm_type': 'layer_norm',
+}
+
+
+def test_what_nobody_knows_is_told_once(caplog):
+    for _ in range(2):
+        config_from({**WRITTEN['llama'], 'is_of_tomorrow': 7})
+        config_from({**WRITTEN['starcoder2'], **STARCODER2})  # as its authors wrote it
+    assert caplog.text.count('is_of_tomorrow: 7, which transformers does not read in a llama: it is left out') == 1
+    assert caplog.text.count("activation_function: 'gelu'") == 1
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'attention_dropout': 2.0}, 'attention_dropout: 2.0; expected a number of at least 0 and at most 1: correct'),
+        ({'rms_norm_eps': -1.0}, 'rms_norm_eps: -1.0; expected a number above 0: correct its config.json'),
+        ({'max_position_embeddings': -5}, 'max_position_embeddings: -5; expected a number of at least 1'),
+    ],
+)
+def test_numbers_that_nothing_can_be_computed_with(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config_from({**WRITTEN['llama'], **settings})
+
+
+@pytest.mark.parametrize('model_type', [name for name in TABLES if name in CONFIG_MAPPING])
+def test_what_a_type_says_of_itself_is_taken(model_type, tmp_path):
+    config = CONFIG_MAPPING[model_type]()
+    config.to_json_file(tmp_path / 'config.json', use_diff=False)
+    again = read_config(tmp_path)
+    assert type(again) is type(config) and shape_of(again) == shape_of(config)
+
+
+def test_half_a_head_is_rotated_where_the_family_has_it():
+    without = {key: value for key, value in WRITTEN['gpt_neox'].items() if key not in ('rope_parameters', 'rotary_pct')}
+    for content in ({**without, 'rotary_pct': 0.5}, {**without, 'rope_parameters': SHARE}):
+        model = AutoModelForCausalLM.from_config(config_from(content))
+        assert len(model.gpt_neox.rotary_emb.inv_freq) == 2
+
+
+@pytest.mark.parametrize(
+    ('variant', 'changes'),
+    [('phi3', {'sliding_window': 8}), ('llama', {'layer_types': ['full_attention', 'sliding_attention'] * 2})],
+)
+def test_kinds_that_a_model_would_leave_out_are_refused(variant, changes):
+    content = {**WRITTEN[variant], 'layer_types': ['sliding_attention', 'full_attention'] * 2, **changes}
+    with pytest.raises(ValueError, match='layer_types: .*does not compute'):
+        config_from(content)
+    assert config_from({**content, 'sliding_window': None, 'layer_types': ['full_attention'] * 4})
