@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 from llmfoundry.models.hf import ComposerHFCausalLM
-from quality import losses, mean, prune
+from quality import losses, prune
+from quality_tables import mean
 from quality_arms import Arm
 from quality_source import FULL, QUICK, Sizes, make_source, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer

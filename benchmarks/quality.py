@@ -25,7 +25,6 @@ import itertools
 import json
 import logging
 import shutil
-import statistics
 import sys
 import warnings
 from pathlib import Path
@@ -51,6 +50,7 @@ from quality_source import (
     make_trainer,
     make_trimmed,
 )
+from quality_tables import domain_table, mean, table
 from quality_variants import VARIANTS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from vocabulary import nats_and_tokens
@@ -148,10 +148,6 @@ def source_losses(work: Path) -> dict[str, float]:
         measured = losses(AutoModelForCausalLM.from_pretrained(work / 'source'), work / 'data')
         kept.write_text(json.dumps(measured), encoding='utf-8')
     return json.loads(kept.read_text(encoding='utf-8'))
-
-
-def mean(values: Mapping[str, float]) -> float:
-    return statistics.fmean(values.values())
 
 
 def prune(
@@ -277,63 +273,6 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
     trainer.close()
     record.update(along=along.record, final=losses(model.model, data), continue_flops=meter.flops)
     return {**record, 'nats_per_byte': nats_per_byte(model.model, tokenizer, text)}
-
-
-def _by_arm(records: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
-    """Seeds of one arm, source, budget and learning rate together."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for record in records:
-        source = record.get('source', 'source')
-        name = record['arm'] if source == 'source' else f'{record["arm"]}, {source}'
-        groups.setdefault((name, record['steps'], record.get('rate', '')), []).append(record)
-    return groups
-
-
-def domain_table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
-    """Losses at the end by domain as markdown: means over seeds, the best first."""
-    rows = [('source', '', '', source)]
-    for (name, steps, rate), group in _by_arm(records).items():
-        rows.append((name, steps, rate, {d: statistics.fmean(r['final'][d] for r in group) for d in DOMAINS}))
-    rows.sort(key=lambda row: mean(row[-1]))
-    lines = [f'| arm | steps | rate | {" | ".join(DOMAINS)} |', '|---' * (3 + len(DOMAINS)) + '|']
-    for *cells, losses_at_end in rows:
-        lines.append(f'| {" | ".join(map(str, [*cells, *(f"{losses_at_end[d]:.2f}" for d in DOMAINS)]))} |')
-    return '\n'.join(lines)
-
-
-def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
-    """The results as markdown: means over seeds and domains."""
-    by_arm = _by_arm(records)
-    lines = [
-        '| arm | steps | rate | seeds | soft | finished | end, mean | between seeds | nats per byte | spread of gaps '
-        '| TFLOP |',
-        '|---|---|---|---|---|---|---|---|---|---|---|',
-    ]
-    ordered = sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1]))
-    for (name, steps, rate), group in ordered:
-        ends = [mean(r['final']) for r in group]
-        soft = f'{statistics.fmean(mean(r["soft"]) for r in group):.3f}' if 'soft' in group[0] else ''
-        gaps = statistics.fmean(statistics.pstdev(r['final'][d] - source[d] for d in DOMAINS) for r in group)
-        cost = statistics.fmean(r['prune_flops'] + r['continue_flops'] for r in group) / 1e12
-        finished = statistics.fmean(mean(r['finished']) for r in group)
-        end, between = f'{statistics.fmean(ends):.3f}', f'{max(ends) - min(ends):.3f}' if len(ends) > 1 else ''
-        measured = [mean(r['nats_per_byte']) for r in group if 'nats_per_byte' in r]
-        byte = f'{statistics.fmean(measured):.4f}' if measured else ''
-        cells = (
-            name,
-            steps,
-            rate,
-            len(group),
-            soft,
-            f'{finished:.3f}',
-            end,
-            between,
-            byte,
-            f'{gaps:.3f}',
-            f'{cost:.2f}',
-        )
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return '\n'.join(lines)
 
 
 def main() -> int:

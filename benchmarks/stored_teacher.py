@@ -26,7 +26,8 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from llmfoundry.models.hf import ComposerHFCausalLM
-from quality import losses, mean, prune
+from quality import losses, prune
+from quality_tables import mean
 from quality_arms import GROUPS
 from quality_source import DOMAINS, FULL, QUICK, SMOLLM, Sizes, make_source, make_trainer
 from streaming import MDSWriter

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from llmshearing.commands.arguments import command_parser, settings_from, timed_report
-from llmshearing.teacher.processes import choose_device, read_rank
+from llmshearing.utils.processes import choose_device, read_rank
 
 __all__ = ['main']
 

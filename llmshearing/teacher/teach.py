@@ -26,11 +26,11 @@ from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.prepare.manifest import MANIFEST, read_manifest
 from llmshearing.teacher.folders import ShardTask, check_room, find_folders, list_shards
 from llmshearing.teacher.model import Teacher, hash_of_model, open_teacher
-from llmshearing.teacher.processes import choose_device
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.shard import teach_shard
 from llmshearing.teacher.work import Work
 from llmshearing.utils.files import dump_json, refuse_unwritable, write_atomically
+from llmshearing.utils.processes import choose_device
 
 __all__ = ['teach']
 
@@ -55,7 +55,7 @@ def teach(
         output (Path): Folder to make. An interrupted call goes on when it is repeated.
         settings (TeachSettings): What is kept, and how the teacher is asked.
         device (str | None): Such as ``cuda:1``. Default: that of
-            :func:`~llmshearing.teacher.processes.choose_device`.
+            :func:`~llmshearing.utils.processes.choose_device`.
         rank (int): Of this process among those that were started together; says where it begins. Default: 0.
         ranks (int): How many there are. Default: 1.
         report (Callable): Receives a line now and then.

@@ -23,8 +23,8 @@ from llmshearing.teacher import teach as stages
 from llmshearing.teacher import work as work_module
 from llmshearing.teacher.folders import list_shards
 from llmshearing.teacher.model import LoadedTeacher
-from llmshearing.teacher.processes import read_rank
 from llmshearing.teacher.work import Work
+from llmshearing.utils.processes import read_rank
 from tests.interruptions import Stop, stop_after
 from tests.teacher.world import LENGTH, content, make_world, rows, samples_of, taught, teacher_logits, write
 from tests.tiny_run import tiny_source, tiny_tokenizer
