@@ -11,8 +11,8 @@ __all__ = ['GROUPS', 'Arm']
 WIDTHS = ('hidden', 'head', 'kv_group', 'intermediate')
 DEPTH = {'layer': 'block_importance', 'expert': 'taylor', **dict.fromkeys(WIDTHS, 'taylor')}
 ACTIVATION = {'layer': 'block_importance', 'expert': 'taylor', **dict.fromkeys(WIDTHS, 'activation')}
-LAGRANGIAN = {'mask_learning': 'lagrangian'}
-PROGRESSIVE = {'mask_learning': 'progressive', 'warmup': '0.8dur'}
+LAGRANGIAN = {'mask_learning': 'lagrangian', 'scores': None}
+PROGRESSIVE = {'mask_learning': 'progressive', 'scores': None, 'warmup': '0.8dur'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,14 @@ GROUPS: dict[str, list[Arm]] = {
     ],
     'scores of one run': [
         _one_run('progressive to 20%, one run, from activation', 0.2, scores=ACTIVATION),
+        _one_run('progressive to 20%, one run, in random order', 0.2, scores=None),
         _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
+        _one_run(
+            'progressive to 20%, one run, from activation, hidden kept',
+            0.2,
+            scores=ACTIVATION,
+            variant='kept hidden scores',
+        ),
         *(
             _one_run(f'progressive to 20%, one run, from activation, {name}', 0.2, scores=ACTIVATION, variant=name)
             for name in ('all layers at once', 'depth first')

@@ -204,6 +204,22 @@ class KeptScores(TargetedPruning):
         self.learner.decay = 1.0
 
 
+class KeptHiddenScores(TargetedPruning):
+    """Hidden dimensions go in the order of their scores at the start; gradients on the way do not count for them."""
+
+    def _prepare(self, state: State) -> None:
+        super()._prepare(state)
+        learner, update = self.learner, self.learner.update
+
+        def update_others(gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
+            kept = learner.importance['hidden'].clone()
+            metrics = update(gradients, progress, rate)
+            learner.importance['hidden'].copy_(kept)
+            return metrics
+
+        learner.update = update_others
+
+
 class AllLayersAtOnce(TargetedPruning):
     """Heads and KV groups go in all layers when the schedule has come to the next whole one."""
 
@@ -267,6 +283,7 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'late schedule': LateSchedule,
     'depth first': DepthFirst,
     'kept scores': KeptScores,
+    'kept hidden scores': KeptHiddenScores,
     'all layers at once': AllLayersAtOnce,
     'merged experts': MergedExperts,
     'partly merged experts': PartlyMergedExperts,

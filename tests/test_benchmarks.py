@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.models.tiny import tiny_model
+from tests.tiny_run import tiny_trainer
+
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 
 
@@ -161,6 +164,21 @@ def test_quality(tmp_path, run_quick):
     rotated = run_quick(*again, '--rotate')
     assert f'| {arms[3]}, rotated | 8 | 0.002 | 1 |' in rotated and f'| {arms[3]} | 8 ' in rotated
     assert f'| {arms[3]}, rotated, learned in 2 steps | 8 |' in run_quick(*again, '--learn', '2')
+
+
+@pytest.mark.parametrize(
+    ('variant', 'kept'), [('kept scores', {'hidden', 'layer'}), ('kept hidden scores', {'hidden'}), ('as it is', set())]
+)
+def test_gradients_do_not_count_for_scores_that_are_kept(tmp_path, monkeypatch, variant, kept):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from quality_variants import VARIANTS
+
+    tiny_model().save_pretrained(tmp_path)
+    pruning = VARIANTS[variant]({'hidden_size': 36, 'num_hidden_layers': 2}, warmup='4ba')
+    trainer = tiny_trainer(tmp_path, [pruning], batches=2)
+    before = {axis: value.clone() for axis, value in pruning.learner.importance.items()}
+    trainer.fit()
+    assert {axis for axis, value in pruning.learner.importance.items() if torch.equal(value, before[axis])} == kept
 
 
 def test_quality_after_trimming_the_vocabulary(tmp_path, run_quick):

@@ -29,7 +29,6 @@ __all__ = ['ProgressiveMasks', 'random_order']
 
 TINY = 1e-6  # an order among equals
 REMOVED = -1e9  # below any sum of importances
-DECAY = 0.9  # of the running mean of |d loss / d z|
 LAYER_BY_LAYER = ('head', 'kv_group')  # axes with few units in a row
 
 
@@ -53,6 +52,7 @@ class ProgressiveMasks:
     removes_for_good: ClassVar[bool] = True
     finds_widths: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ('warmup', 'freeze_masks_after', 'start_sparsity', 'fade')
+    decay = 0.9  # of the running mean of |d loss / d z|
 
     def __init__(
         self, plans: Mapping[str, AxisPlan], settings: LearnerSettings, constraints: Sequence[Constraint] | None = None
@@ -97,7 +97,7 @@ class ProgressiveMasks:
         metrics = {}
         for axis, plan in self.plans.items():
             gradient = _relative(gradients[axis].abs(), self._stays(axis))
-            self.importance[axis].mul_(DECAY).add_(gradient, alpha=1 - DECAY)
+            self.importance[axis].mul_(self.decay).add_(gradient, alpha=1 - self.decay)
             target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             metrics[f'{axis}/target'] = plan.units * (1 - target)
         return metrics
