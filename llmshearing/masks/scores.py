@@ -23,17 +23,18 @@ from llmshearing.models.units import AXES
 from llmshearing.utils.checks import of_another_package
 
 __all__ = [
+    'IGNORED_LABEL',
+    'RECOMMENDED',
     'RECOMMENDED_SCORES',
     'Calibration',
     'ScoringMethod',
-    'IGNORED_LABEL',
     'count_labels',
     'method_by_axis',
     'score_units',
     'scoring_methods',
 ]
 
-# The best by axis of benchmarks/README.md: "What the cut alone costs", and progressive runs from them.
+RECOMMENDED = 'recommended'  # the best by axis of benchmarks/README.md: "What the cut alone costs", and runs from them
 RECOMMENDED_SCORES = {**dict.fromkeys(AXES, 'activation'), 'layer': 'block_importance', 'expert': 'reap'}
 IGNORED_LABEL = -100  # of PyTorch's cross-entropy
 
@@ -150,19 +151,21 @@ def method_by_axis(scores: str | Mapping[str, str], pruned: Collection[str]) -> 
 
     Args:
         scores (str | Mapping[str, str]): One method for all axes, or a method by axis. Axes that are not named, or that
-            the one method does not apply to, go by :data:`RECOMMENDED_SCORES`.
+            the one method does not apply to, go by :data:`RECOMMENDED_SCORES`; with ``'recommended'``, all do.
         pruned (Collection[str]): The pruned axes.
 
     Raises:
         ValueError: For an unknown method or axis, or a method that does not apply to its axis.
     """
     methods = scoring_methods.get_all()
-    chosen = dict.fromkeys(pruned, scores) if isinstance(scores, str) else scores
     result = {axis: RECOMMENDED_SCORES[axis] for axis in pruned}
+    if scores == RECOMMENDED:
+        return result
+    chosen = dict.fromkeys(pruned, scores) if isinstance(scores, str) else scores
     for axis, method in chosen.items():
         if method not in methods:
             raise ValueError(
-                f'scores: unknown method {method!r}; choose one of {", ".join(methods)}.'
+                f'scores: unknown method {method!r}; choose one of {", ".join([RECOMMENDED, *methods])}.'
                 + of_another_package('method', 'scoring_methods')
             )
         if not isinstance(methods[method], ScoringMethod):

@@ -258,8 +258,8 @@ WITHOUT_PRUNING = {PRUNING: KeyError, 'callbacks.export_pruned': KeyError}
         ({'precision': 'amp_fp16'}, 'use amp_bf16 or fp32', {'precision': 'fp32'}),
         (
             {f'{PRUNING}.mask_learning': 'one_shot', f'{PRUNING}.scores': None, f'{PRUNING}.compensate': False},
-            'set scores to one of .*activation',
-            {f'{PRUNING}.scores': 'activation'},
+            'leave scores out',
+            {f'{PRUNING}.scores': KeyError},
         ),
         (
             {f'{PRUNING}.compensate': True, f'{PRUNING}.fade': 0.5, f'{PRUNING}.mask_learning': 'lagrangian'},

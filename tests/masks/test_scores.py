@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
-from llmshearing.algorithms.targeted_pruning.calibration import calibration_batches
+from llmshearing.algorithms.targeted_pruning.calibration import calibrate, calibration_batches
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.masks.axes import finalize_masks, plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
-from llmshearing.masks.learner import LearnerSettings
-from llmshearing.masks.progressive import ProgressiveMasks
+from llmshearing.masks.learner import LearnerSettings, mask_learners
+from llmshearing.masks.progressive import ProgressiveMasks, random_order
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units, scoring_methods
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.gains import stream_norms
@@ -216,10 +216,36 @@ def test_one_shot_reaches_the_target_exactly(source, tmp_path, method):
     assert (config.num_attention_heads, config.intermediate_size) == (3, 40)
 
 
+def test_units_are_scored_as_recommended_unless_the_run_says_otherwise(source):
+    def start(**settings):
+        pruning = TargetedPruning(TARGET, calibration_batches=2, **settings)
+        trainer = tiny_trainer(source, [pruning], batches=1, eval_dataloader=sequences_spec(8, 4))
+        calibrate(pruning, trainer.state, trainer.state.model, pruning.settings)
+        return pruning.learner.scores()
+
+    recommended = {**dict.fromkeys(('hidden', 'head', 'intermediate'), 'activation'), 'layer': 'block_importance'}
+    for learner in mask_learners.get_all():
+        default, named = start(mask_learning=learner), start(mask_learning=learner, scores=recommended)
+        assert all(torch.equal(scores, named[axis]) for axis, scores in default.items()), learner
+    shape = shape_of(AutoConfig.from_pretrained(source))
+    unscored = random_order(plan_axes(shape, resolve_target(shape, TARGET)), LearnerSettings().seed)
+    assert all(torch.equal(scores, unscored[axis]) for axis, scores in start(scores=None).items())
+
+
+def test_without_evaluation_data_units_start_in_random_order_and_the_log_says_so(source, caplog):
+    pruning = TargetedPruning({'num_hidden_layers': 2}, warmup='1ba')
+    tiny_trainer(source, [pruning], batches=1).fit()
+    assert 'Units go in random order until gradients tell: units are scored on evaluation batches' in caplog.text
+    with pytest.raises(ValueError, match='the run needs an eval_loader'):
+        tiny_trainer(source, [TargetedPruning(TARGET, mask_learning='one_shot')], batches=1).fit()
+    with pytest.raises(ValueError, match='the run needs an eval_loader'):
+        tiny_trainer(source, [TargetedPruning(TARGET, scores='taylor')], batches=1).fit()
+
+
 def test_methods_are_checked(source):
     with pytest.raises(ValueError, match='one_shot decides by scores'):
-        TargetedPruning(TARGET, mask_learning='one_shot')
-    with pytest.raises(ValueError, match="unknown method 'magic'; choose one of taylor"):
+        TargetedPruning(TARGET, mask_learning='one_shot', scores=None)
+    with pytest.raises(ValueError, match="unknown method 'magic'; choose one of recommended, taylor"):
         TargetedPruning(TARGET, scores='magic', mask_learning='lagrangian')
     with pytest.raises(ValueError, match='perplexity does not apply to hidden; it applies to layer'):
         TargetedPruning(TARGET, scores={'hidden': 'perplexity'}, mask_learning='lagrangian')

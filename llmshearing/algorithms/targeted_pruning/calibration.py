@@ -19,7 +19,7 @@ from torch import Tensor
 from llmshearing.algorithms.targeted_pruning.agreement import average_over_ranks
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
 from llmshearing.masks.energies import norm_energies
-from llmshearing.masks.scores import Calibration, method_by_axis, score_units
+from llmshearing.masks.scores import RECOMMENDED, Calibration, score_units
 from llmshearing.masks.state import PruningState
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 
@@ -42,16 +42,21 @@ def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, setti
         settings (PruningSettings): Say what is scored and how.
 
     Raises:
-        ValueError: As :func:`calibration_batches`, if there are scores. Without, the run goes on and says so.
+        ValueError: As :func:`calibration_batches`, if scores were named or nothing else tells units apart. Otherwise
+            the run goes on and says so.
     """
-    if settings.scores is None and 'hidden' not in pruning.plans:
+    methods = settings.scores_by_axis(pruning.plans)
+    if not methods and 'hidden' not in pruning.plans:
         return
     try:
         batches = calibration_batches(state, settings.calibration_batches)
     except ValueError as problem:
-        if settings.scores is not None:
+        if pruning.learner.needs_scores or settings.scores not in (None, RECOMMENDED):
             raise
-        log.warning('Gains of norms will not make up for the hidden dimensions that go: %s', problem)
+        if methods:
+            log.warning('Units go in random order until gradients tell: %s', problem)
+        if 'hidden' in pruning.plans:
+            log.warning('Gains of norms will not make up for the hidden dimensions that go: %s', problem)
         return
 
     def loss(batch: Any) -> Tensor:
@@ -63,8 +68,7 @@ def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, setti
     calibration = Calibration(model.cutter, batches, loss, average_over_ranks, settings.seed, microbatch_size)
     was_training = model.training
     model.eval()
-    if settings.scores is not None:
-        methods = method_by_axis(settings.scores, pruning.plans)
+    if methods:
         pruning.learner.start_from(score_units(methods, calibration))
         log.info('Scored units by %s on %d batches.', methods, len(batches))
     if 'hidden' in pruning.plans:

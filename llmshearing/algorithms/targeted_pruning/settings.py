@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from composer.core import Time
 
 from llmshearing.algorithms.targeted_pruning.elapsed import schedule_time
 from llmshearing.masks.learner import LEARNER_KEYS, LearnerSettings, learner_class
-from llmshearing.masks.scores import method_by_axis, scoring_methods
+from llmshearing.masks.scores import RECOMMENDED, method_by_axis
 from llmshearing.models.units import AXES
 from llmshearing.utils.checks import check_number, check_one_of
 
@@ -51,7 +51,8 @@ class PruningSettings(LearnerSettings):
             Default: ``'progressive'``.
         scores (str | Mapping[str, str] | None): How units are scored before the first batch, one registered method
             (:mod:`~llmshearing.masks.scores`) or one per axis: the order in which gates start, the first importance
-            of ``progressive``, and the decision of ``one_shot`` (which needs it). Default: ``None``, random order.
+            of ``progressive``, and the decision of ``one_shot``. ``None`` is a random order, the paper's way. Default:
+            ``'recommended'``, :data:`~llmshearing.masks.scores.RECOMMENDED_SCORES`, where there is evaluation data.
         calibration_batches (int): Batches of evaluation data, each as large as a training batch, that scores are
             computed from. Default: ``8``.
         warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final one.
@@ -76,7 +77,7 @@ class PruningSettings(LearnerSettings):
 
     target: Mapping[str, Any]
     mask_learning: str = 'progressive'
-    scores: str | Mapping[str, str] | None = None
+    scores: str | Mapping[str, str] | None = RECOMMENDED
     calibration_batches: int = 8
     warmup: str | Time = WARMUP
     compensate: bool = False
@@ -94,13 +95,17 @@ class PruningSettings(LearnerSettings):
             check_number(name, getattr(self, name), least, largest)
         self.calibration_batches, self.multiple_of = int(self.calibration_batches), int(self.multiple_of)
         check_one_of('eval_masks', self.eval_masks, EVAL_MASKS)
-        method_by_axis(self.scores or {}, AXES)  # refuses unknown names
+        self.scores_by_axis(AXES)  # refuses unknown names
         self._take_former_name()
         self.warmup = schedule_time('warmup', self.warmup)
         if self.freeze_masks_after is not None:
             self.freeze_masks_after = schedule_time('freeze_masks_after', self.freeze_masks_after)
         self._check_learner()
         self._warn_of_vain_settings()
+
+    def scores_by_axis(self, pruned: Collection[str]) -> dict[str, str]:
+        """Method by pruned axis; empty where units start in random order."""
+        return {} if self.scores is None else method_by_axis(self.scores, pruned)
 
     def _take_former_name(self) -> None:
         if self.lagrangian_warmup is None:
@@ -116,7 +121,7 @@ class PruningSettings(LearnerSettings):
     def _check_learner(self) -> None:
         learner, named = learner_class(self.mask_learning), f'mask_learning: {self.mask_learning}'
         if learner.needs_scores and self.scores is None:
-            raise ValueError(f'{named} decides by scores; set scores to one of {", ".join(scoring_methods.get_all())}.')
+            raise ValueError(f'{named} decides by scores; leave scores out, or say which ones instead of null.')
         if self.compensate and (not learner.removes_for_good or self.fade > 0 or self.start_sparsity > 0):
             raise ValueError(
                 f'compensate: true with {named}, fade: {self.fade} and start_sparsity: {self.start_sparsity} is not '
