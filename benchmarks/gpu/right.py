@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.cases import Case, NotThere, Row
 from benchmarks.gpu.rotated import rotated_logits
@@ -28,7 +29,7 @@ from benchmarks.gpu.runs import BATCHES, KILLED_IN, run
 from benchmarks.gpu.settings import Settings
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.compat.transformers import set_attention
+from llmshearing.compat.transformers import dtype_argument
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import shape_of
@@ -128,11 +129,11 @@ def attention(kind: str, settings: Settings, rows: Mapping) -> Row:
         if importlib.util.find_spec('flash_attn') is None:
             raise NotThere('flash_attn is not installed')
     without_tf32()
-    logits = {}
+    logits, folder = {}, settings.work / 'attention'
+    tiny_model('llama', hidden_size=192, intermediate_size=256, head_dim=32).save_pretrained(folder)
     for name, dtype in (('eager', torch.float32), (kind, torch.bfloat16)):
-        model = tiny_model('llama', hidden_size=192, intermediate_size=256, head_dim=32)
-        set_attention(model.config, name)
-        model = model.to(settings.device, dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=name, **dtype_argument(dtype))
+        model.to(settings.device)
         Cutter(model).set_masks(random_masks(shape_of(model.config), AXES))
         ids = torch.randint(3, 97, (2, 100), generator=torch.Generator().manual_seed(4)).to(settings.device)
         with torch.no_grad():
