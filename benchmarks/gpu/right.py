@@ -189,7 +189,7 @@ def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> str:
         env={**os.environ, 'PYTHONPATH': path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         cwd=root,
     )
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
