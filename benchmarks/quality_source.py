@@ -198,8 +198,9 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
         )
         larger = dataclasses.replace(sizes, batch_size=2 * sizes.batch_size)
         make_trainer(work, model, larger, sizes.source_steps, SOURCE_LEARNING_RATE, seed=1).fit()
-        tokenizer.save_pretrained(work / name)
-        model.model.save_pretrained(work / name)
+        tokenizer.save_pretrained(work / f'{name}.part')
+        model.model.save_pretrained(work / f'{name}.part')
+        (work / f'{name}.part').replace(work / name)  # whoever is killed before leaves none
     return work / name
 
 

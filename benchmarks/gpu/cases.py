@@ -1,6 +1,7 @@
 """Runs the cases of a part one by one and keeps each result at once, so that a stopped command goes on where it was.
 
 A case is a name and a function that returns numbers. Whatever goes wrong in it becomes its row: a table hides nothing.
+One folder holds results of one card, one pair of versions and one mode.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch
 
 from benchmarks.gpu.machine import describe
 
-__all__ = ['Case', 'NotThere', 'markdown', 'run_cases', 'write_table']
+__all__ = ['Case', 'NotThere', 'markdown', 'refuse_others', 'run_cases', 'write_table']
 
 Row = dict[str, Any]
-HIDDEN = ('traceback', 'took')  # columns of the JSON only
+HIDDEN = ('traceback', 'took', 'attempts')  # columns of the JSON only
 NO_TIME = 'not run: no time left'
 STOPPED = 'failed: the command was stopped in this case'
+ATTEMPTS = 2  # at a case in which the command is stopped
+SAME = ('mode', 'card', 'torch', 'transformers')  # of the machine, for all results of a folder
 
 
 class NotThere(Exception):
@@ -40,14 +43,40 @@ class Case:
         name (str): As in the table, unique in its part.
         run (Callable): Takes the rows so far by name; returns this one's numbers. Where ``bound`` is among them,
             ``difference`` must not exceed it.
+        expected (Callable): Takes the rows so far; returns the seconds that it may take, 0 where nothing tells.
+        cheap (bool): Is computed from other rows, and so at every call.
     """
 
     name: str
     run: Callable[[Mapping[str, Row]], Row]
+    expected: Callable[[Mapping[str, Row]], float] = lambda rows: 0.0
+    cheap: bool = False
 
 
-def run_cases(part: str, cases: Iterable[Case], output: Path, deadline: float, again: bool = False) -> dict[str, Row]:
-    """Runs what has no result in ``output`` yet and returns all rows.
+def refuse_others(output: Path, parts: Iterable[str], machine: Mapping[str, Any]) -> None:
+    """Raises a ValueError where ``output`` has results of another card, mode or version than ``machine`` has."""
+    for path in (output / f'{part}.json' for part in parts):
+        before = json.loads(path.read_text(encoding='utf-8'))['machine'] if path.exists() else machine
+        other = [f'{key} {before.get(key)} (now {machine.get(key)})' for key in SAME if before.get(key) != machine[key]]
+        if other:
+            raise ValueError(
+                f'--output: {path} has results of {", ".join(other)}; one folder holds those of one machine. Name '
+                'another folder.'
+            )
+
+
+def run_cases(
+    part: str,
+    cases: Iterable[Case],
+    output: Path,
+    deadline: float,
+    again: bool = False,
+    machine: Mapping[str, Any] | None = None,
+) -> dict[str, Row]:
+    """Runs what has no result in ``output`` yet, or what was not there, and returns all rows.
+
+    A case in which the command was stopped is run once more. One that is expected to end after the deadline is left to
+    the next call, unless this call has run nothing yet.
 
     Args:
         part (str): Name of the JSON file.
@@ -55,25 +84,36 @@ def run_cases(part: str, cases: Iterable[Case], output: Path, deadline: float, a
         output (Path): Folder of results.
         deadline (float): Time (as of ``time.time``) after which no case is begun.
         again (bool): Also run again what failed.
+        machine (Mapping | None): As :func:`~benchmarks.gpu.machine.describe` tells it. Default: ``None``, asked for.
     """
-    path = output / f'{part}.json'
+    path, ran = output / f'{part}.json', False
     record = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    record = {'machine': describe(), 'cases': record.get('cases', {})}
+    record = {'machine': machine or describe(), 'cases': record.get('cases', {})}
     rows = record['cases']
     for case in cases:
-        before = rows.get(case.name, {}).get('result', NO_TIME)
-        if before != NO_TIME and not (again and before.startswith('failed')):
+        before, others = rows.get(case.name, {}), {name: row for name, row in rows.items() if name != case.name}
+        if _has_result(before, again) and not case.cheap:
             continue
-        if time.time() > deadline:
-            rows[case.name] = {'result': NO_TIME}
+        late = time.time() > deadline or (ran and time.time() + case.expected(others) > deadline)
+        if late and not case.cheap:
+            # An attempt that was stopped stays counted.
+            rows[case.name] = {**before, 'result': NO_TIME} if 'attempts' in before else {'result': NO_TIME}
         else:
-            _save(path, {**record, 'cases': {**rows, case.name: {'result': STOPPED}}})
-            rows[case.name] = run_case(case, {name: row for name, row in rows.items() if name != case.name})
+            attempt = {'result': STOPPED, 'attempts': before.get('attempts', 0) + 1}
+            _save(path, {**record, 'cases': {**rows, case.name: attempt}})
+            rows[case.name], ran = run_case(case, others), ran or not case.cheap
         _save(path, record)
         sys.stderr.write(f'{part}: {case.name}: {rows[case.name]["result"]}\n')
         if not _device_works():  # an error that stays with the process
-            _start_anew()
+            _start_anew(deadline)
     return rows
+
+
+def _has_result(row: Row, again: bool) -> bool:
+    result = row.get('result', NO_TIME)
+    if result == STOPPED:
+        return row.get('attempts', ATTEMPTS) >= ATTEMPTS and not again
+    return not (result == NO_TIME or result.startswith('not there') or (again and result.startswith('failed')))
 
 
 def run_case(case: Case, rows: Mapping[str, Row]) -> Row:
@@ -133,11 +173,15 @@ def _device_works() -> bool:
         return False
 
 
-def _start_anew() -> None:
-    """Runs the same command in a fresh process: finished cases are kept, the one that broke the device among them."""
+def _start_anew(deadline: float) -> None:
+    """Runs the same command in a fresh process: finished cases are kept, the one that broke the device among them.
+
+    It has the minutes that are left, and no ``--again``, which would break the device once more.
+    """
     sys.stderr.flush()
     arguments = [argument for argument in sys.argv[1:] if argument != '--again']
-    os.execv(sys.executable, [sys.executable, '-m', 'benchmarks.gpu', *arguments])
+    minutes = f'{max((deadline - time.time()) / 60, 0.0):.3f}'
+    os.execv(sys.executable, [sys.executable, '-m', 'benchmarks.gpu', *arguments, '--minutes', minutes])
 
 
 def markdown(part: str, record: Mapping[str, Any]) -> str:

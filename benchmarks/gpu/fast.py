@@ -29,7 +29,7 @@ from llmshearing.models.shapes import with_shape
 
 __all__ = ['cases']
 
-DATASHEET = {'H100': 989e12, 'H200': 989e12}  # dense bfloat16, SXM
+DATASHEET = {'H100 80GB HBM3': 989e12, 'H200': 989e12}  # dense bfloat16 of SXM cards; those on PCIe are slower
 MATMUL = 'matrix product'
 RATIOS = (
     ('all kept / dense', PRUNING['all kept'], 'dense source', 1.03),
@@ -149,7 +149,7 @@ def _cases_of(setting: Setting, settings: Settings, kinds: tuple[Kind, ...], mor
             Case(f'{label}: {name}', functools.partial(trained, run, setting, settings.work))
             for name, run in RUNS.items()
         ]
-    return [*found, Case(f'{label}: ratios', functools.partial(ratios, label))]
+    return [*found, Case(f'{label}: ratios', functools.partial(ratios, label), cheap=True)]
 
 
 def cases(settings: Settings) -> list[Case]:

@@ -70,16 +70,22 @@ def sizes_of(settings: Settings) -> Sizes:
     )
 
 
+def folder_of(settings: Settings) -> Path:
+    """The work folder of a source and a text: another one's is not taken for it."""
+    return settings.work / '-'.join(['good', *(given.name for given in (settings.source, settings.text) if given)])
+
+
 def world(settings: Settings) -> Path:
     """The work folder with text, tokenizer, tokens and source, made where they are missing."""
     use_group(settings.device)
-    work = settings.work / 'good'
+    work = folder_of(settings)
     work.mkdir(exist_ok=True)
     if settings.text is not None and not (work / 'text').exists():
         unpack(settings.text, work / 'text')
     if settings.source is not None and not (work / 'source').exists():
         if settings.source.is_dir():
-            shutil.copytree(settings.source, work / 'source')
+            shutil.rmtree(work / 'source.part', ignore_errors=True)
+            shutil.copytree(settings.source, work / 'source.part').replace(work / 'source')
         else:  # the wheel, which the source is built from without a network
             (work / 'downloads').mkdir(exist_ok=True)
             shutil.copy(settings.source, work / 'downloads' / settings.source.name)
@@ -109,7 +115,8 @@ def proportions_of(train: Path) -> dict[str, float]:
 
 def rotated_world(settings: Settings) -> Path:
     """A second work folder: the same text and tokens, the source rotated to the principal basis of its stream."""
-    plain, work = world(settings), settings.work / 'good-rotated'
+    plain = world(settings)
+    work = plain.with_name(f'{plain.name}-rotated')
     work.mkdir(exist_ok=True)
     for name in ('text', 'tokenizer', 'data'):
         if not (work / name).exists():
@@ -149,6 +156,12 @@ def arm(which: Arm, steps: int, seed: int, rotated: bool, settings: Settings, ro
     }
 
 
+def expected(steps: int, rows: Mapping[str, Row]) -> float:
+    """Seconds that an arm of so many steps may take, by the slowest step of those that ran."""
+    ran = [row['took'] / row['record']['steps'] for row in rows.values() if 'record' in row]
+    return steps * max(ran, default=0.0)
+
+
 def cases(settings: Settings) -> list[Case]:
     """The source, then every arm from the plain source and some from the rotated one, budget by budget."""
     arms = {member.name: member for members in GROUPS.values() for member in members}
@@ -160,6 +173,7 @@ def cases(settings: Settings) -> list[Case]:
             f'{name}; {SHORT_STEPS} steps of 1,024 tokens, rate {rate}, seed {seed}, '
             f'{"rotated" if rotated else "plain"}',
             functools.partial(arm, arms[name], SHORT_STEPS, seed, rotated, settings, batch_size=1, learning_rate=rate),
+            functools.partial(expected, SHORT_STEPS),
         )
         for seed in SHORT_SEEDS
         for name, rotated, rate in SHORT
@@ -172,6 +186,7 @@ def cases(settings: Settings) -> list[Case]:
             Case(
                 f'{name}; {steps} steps, seed {seed}, {"rotated" if rotated else "plain"}',
                 functools.partial(arm, arms[name], steps, seed, rotated, settings),
+                functools.partial(expected, steps),
             )
             for steps in budgets
             for seed in settings.seeds

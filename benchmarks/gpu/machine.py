@@ -18,9 +18,10 @@ LIBRARIES = ('torch', 'transformers', 'mosaicml', 'llm-foundry', 'mosaicml-strea
 FIELDS = ('name', 'clocks.sm', 'clocks.max.sm', 'clocks.mem', 'power.limit', 'driver_version')
 
 
-def describe() -> dict[str, Any]:
-    """Card, clocks and versions; None for what is not there."""
+def describe(quick: bool = False) -> dict[str, Any]:
+    """Mode, card, clocks and versions; None for what is not there."""
     return {
+        'mode': 'quick' if quick else 'full',
         'date': datetime.date.today().isoformat(),
         'python': platform.python_version(),
         'processor': platform.machine(),

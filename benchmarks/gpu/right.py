@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.cases import Case, NotThere, Row
 from benchmarks.gpu.rotated import rotated_logits
@@ -28,16 +29,16 @@ from benchmarks.gpu.runs import BATCHES, KILLED_IN, run
 from benchmarks.gpu.settings import Settings
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.compat.transformers import dtype_argument
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import shape_of
-from tests.export.test_model_folder import export, uniform_soft_masks
-from tests.models.tiny import VARIANTS, random_masks, tiny_model
+from tests.export.cut_folder import AXES, export, uniform_soft_masks
+from tests.models.tiny import MIXTURES, VARIANTS, random_masks, tiny_model
 from tests.tiny_run import tiny_source
 
 __all__ = ['cases']
 
-AXES = ('hidden', 'layer', 'head', 'kv_group', 'intermediate')
 SUBSETS = [*((axis,) for axis in AXES), AXES]
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest logit, or of one where all are smaller
 RUN_STEPS, RUN_BOUND = 30, 1e-4
@@ -55,7 +56,8 @@ def masked_against_exported(variant: str, dtype: torch.dtype, settings: Settings
     """The largest difference of logits over all axes, relative to the largest logit, and the axes it is on."""
     without_tf32()
     worst, where, folder = -1.0, '', settings.work / 'exported'
-    for axes in SUBSETS[-1:] if settings.quick else SUBSETS:
+    every = [*SUBSETS, ('expert',)] if variant in MIXTURES else SUBSETS
+    for axes in SUBSETS[-1:] if settings.quick else every:
         model = tiny_model(variant)
         masks = uniform_soft_masks(model.config, axes)
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,11 +129,11 @@ def attention(kind: str, settings: Settings, rows: Mapping) -> Row:
         if importlib.util.find_spec('flash_attn') is None:
             raise NotThere('flash_attn is not installed')
     without_tf32()
-    logits = {}
+    logits, folder = {}, settings.work / 'attention'
+    tiny_model('llama', hidden_size=192, intermediate_size=256, head_dim=32).save_pretrained(folder)
     for name, dtype in (('eager', torch.float32), (kind, torch.bfloat16)):
-        model = tiny_model('llama', hidden_size=192, intermediate_size=256, head_dim=32)
-        model.set_attn_implementation(name)
-        model = model.to(settings.device, dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=name, **dtype_argument(dtype))
+        model.to(settings.device)
         Cutter(model).set_masks(random_masks(shape_of(model.config), AXES))
         ids = torch.randint(3, 97, (2, 100), generator=torch.Generator().manual_seed(4)).to(settings.device)
         with torch.no_grad():
@@ -177,72 +179,66 @@ def automatic_microbatches(settings: Settings, rows: Mapping) -> Row:
     return {'difference': difference, 'bound': RUN_BOUND, 'micro-batch': size, 'of': batch}
 
 
-def _launch(settings: Settings, out: Path, modes: tuple[str, ...], ranks: bool = False) -> subprocess.CompletedProcess:
-    """Runs modes of ``runs`` in a process of their own; with ``ranks`` as one rank under Composer's launcher."""
+def _launch(settings: Settings, out: Path, modes: tuple[str, ...]) -> str:
+    """Runs modes of ``runs`` in a process of their own, which is the only rank; returns its most telling line."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH'))))
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
-    }
-    launcher = ['-m', 'composer.cli.launcher', '-n', '1'] if ranks else []
-    command = [sys.executable, *launcher, '-m', 'benchmarks.gpu.runs', settings.device]
-    return subprocess.run(
-        [*command, str(source_of(settings)), str(out), *modes],
-        env={**inherited, 'PYTHONPATH': path},
+    command = [sys.executable, '-m', 'benchmarks.gpu.runs', settings.device, source_of(settings), out, *modes]
+    done = subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, 'PYTHONPATH': path},
         capture_output=True,
         text=True,
         timeout=400,
         cwd=root,
-        start_new_session=True,  # the launcher ends its process group when a rank is killed
     )
-
-
-@functools.cache
-def _sharded(settings: Settings) -> dict[str, Any]:
-    """Losses by mode of the sharded runs; all modes in one process."""
-    out = settings.work / 'sharded.json'
-    out.unlink(missing_ok=True)
-    done = _launch(settings, out, SHARDED, ranks=True)
-    if not out.exists():
-        raise RuntimeError(f'the launched process failed: {_last_line(done)}')
-    return json.loads(out.read_text(encoding='utf-8'))
-
-
-def _last_line(done: subprocess.CompletedProcess) -> str:
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     telling = [line for line in lines if 'Error' in line]
     return (telling or lines or ['it said nothing'])[-1]
 
 
+@functools.cache
+def _launched(settings: Settings) -> dict[str, Any]:
+    """Losses by mode, or why there are none, of the runs that have a process of their own: one dies, one runs the rest.
+
+    Composer's launcher would add nothing: one rank initialises its process group in the same way without it.
+    """
+    folder, modes = settings.work / 'launched', (*SHARDED, 'whole', 'resumed')
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    out, results = folder / 'out.json', {}
+    try:
+        last = _launch(settings, folder / 'killed.json', ('killed',))
+        if (folder / 'killed.json').exists() or not (folder / 'killed').exists():
+            results['killed'] = f'it was not killed as it should be: {last}'
+        last = _launch(settings, out, modes)
+    except subprocess.TimeoutExpired as error:
+        last = f'it took longer than {error.timeout:.0f} s'
+    results |= json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
+    return {**dict.fromkeys(modes, f'its process ended before: {last}'), **results}
+
+
+def _losses(settings: Settings, mode: str) -> dict[int, float]:
+    found = _launched(settings)[mode]
+    if isinstance(found, str):
+        raise RuntimeError(f'{mode}: {found}')
+    return {int(batch): loss for batch, loss in found.items()}
+
+
 def sharded(mode: str, settings: Settings, rows: Mapping) -> Row:
     """A sharded run on one rank against a run that is not sharded, in this process."""
-    results = _sharded(settings)
-    if isinstance(results.get(mode), str) or mode not in results:
-        raise RuntimeError(results.get(mode, 'the launched process ended before it came to this'))
-    plain = run(source_of(settings), settings.device)['losses']
-    losses = {int(batch): loss for batch, loss in results[mode].items()}
-    return {'difference': _apart(losses, plain), 'bound': RUN_BOUND, 'steps': BATCHES, 'backend': results['backend']}
+    losses, plain = _losses(settings, mode), run(source_of(settings), settings.device)['losses']
+    backend = _launched(settings)['backend']
+    return {'difference': _apart(losses, plain), 'bound': RUN_BOUND, 'steps': BATCHES, 'backend': backend}
 
 
 def killed_and_resumed(settings: Settings, rows: Mapping) -> Row:
     """A run that is killed in a batch and goes on from its last checkpoint, with deterministic algorithms."""
-    folder = settings.work / 'killed-and-resumed'
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    killed = _launch(settings, folder / 'killed.json', ('killed',))
-    if killed.returncode == 0 or not (folder / 'killed').exists():
-        raise RuntimeError(f'it was not killed as it should be: {_last_line(killed)}')
-    done = _launch(settings, folder / 'out.json', ('whole', 'resumed'))
-    if not (folder / 'out.json').exists():
-        raise RuntimeError(_last_line(done))
-    results = json.loads((folder / 'out.json').read_text(encoding='utf-8'))
-    for mode in ('whole', 'resumed'):
-        if isinstance(results.get(mode, ''), str):
-            raise RuntimeError(f'{mode}: {results.get(mode) or _last_line(done)}')
-    later = {batch: loss for batch, loss in results['whole'].items() if int(batch) >= KILLED_IN}
-    return {'difference': _apart(results['resumed'], later), 'bound': 0.0, 'steps': len(later)}
+    whole, resumed, killed = _losses(settings, 'whole'), _losses(settings, 'resumed'), _launched(settings).get('killed')
+    if killed is not None:
+        raise RuntimeError(killed)
+    later = {batch: loss for batch, loss in whole.items() if batch >= KILLED_IN}
+    return {'difference': _apart(resumed, later), 'bound': 0.0, 'steps': len(later)}
 
 
 def rotation(settings: Settings, rows: Mapping) -> Row:

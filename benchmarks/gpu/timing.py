@@ -12,6 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+WAITING = ('cudaStreamSynchronize', 'cudaEventSynchronize')  # the profiler's own wait is for the whole device
 NO_KERNELS = ('ProfilerStep', 'Activity Buffer', 'Optimizer.', '## ')  # spans of the profiler's own
 
 __all__ = ['launches', 'median_seconds', 'peak_bytes', 'synchronisations', 'times', 'tracing', 'waits']
@@ -83,7 +84,10 @@ def waits() -> Iterator[dict[str, int]]:
 
 
 def launches(step: Callable[[], object], device: str) -> dict[str, float]:
-    """Kernels of one step, the share of its time in which the GPU had none, and the time of its largest groups."""
+    """Kernels of one step, the share of its time without any, how long the host waited, and times of groups of kernels.
+
+    The profiler slows the host, so a host that is behind is farther behind here than in a step that is only timed.
+    """
     if device == 'cpu':
         step()
         return {}
@@ -109,8 +113,9 @@ def _kernels_of(trace: profile) -> dict[str, float]:
         for event in trace.events()
         if event.device_type == DeviceType.CUDA and not event.name.startswith(NO_KERNELS)
     )
+    waited = sum(event.time_range.end - event.time_range.start for event in trace.events() if event.name in WAITING)
     if not spans:
-        return {'kernels': 0}
+        return {'kernels': 0, 'waiting ms': waited / 1000}
     busy, end = 0.0, spans[0][0]
     for first, last, _ in spans:
         busy += max(0.0, last - max(first, end))
@@ -119,7 +124,8 @@ def _kernels_of(trace: profile) -> dict[str, float]:
     for first, last, name in spans:
         groups[_group(name)] = groups.get(_group(name), 0.0) + (last - first) / busy
     whole = end - spans[0][0]
-    return {'kernels': len(spans), 'idle share': 1 - busy / whole, 'kernel shares': groups}
+    idle = 1 - busy / whole
+    return {'kernels': len(spans), 'idle share': idle, 'waiting ms': waited / 1000, 'kernel shares': groups}
 
 
 GROUPS = {

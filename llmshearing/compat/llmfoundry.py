@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmshearing.compat.configs import OF_A_FORWARD_PASS
 from llmshearing.compat.tokenizers import TokenizerLoader
+from llmshearing.compat.transformers import dtype_argument
 from llmshearing.compat.versions import TRANSFORMERS_5
 
 __all__ = ['ConfigLoader', 'ModelLoader', 'install', 'keep_sharding']
@@ -53,7 +54,9 @@ class ConfigLoader:
 
     @staticmethod
     def from_pretrained(*args: Any, **kwargs: Any) -> Any:
-        """Reads a config, which asks for no more; arguments as for ``AutoConfig.from_pretrained``."""
+        """Reads a config, which asks for no more; arguments as for ``AutoConfig.from_pretrained`` of transformers 4."""
+        if 'torch_dtype' in kwargs:  # transformers 5 warns of it in a call; in a config.json it does not
+            kwargs |= dtype_argument(kwargs.pop('torch_dtype'))
         return AutoConfig.from_pretrained(*args, **OF_A_FORWARD_PASS, **kwargs)
 
 

@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
     from llmshearing.export.model import export_model
     from llmshearing.models.cuttable import Cutter
     from tests.export.checkpoints import pruning_checkpoint
-    from tests.export.test_model_folder import AXES, uniform_soft_masks
+    from tests.export.cut_folder import AXES, uniform_soft_masks
     from tests.models.tiny import AXES_OF, NEWER, ROTARY, VARIANTS, rotary_model
     from tests.runs.stages import finish, make_world
     from tests.tiny_run import tiny_tokenizer

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, configuration_utils
 
 from llmshearing.compat.configs import add_older_names, normalise_config
 from llmshearing.compat.rotary import main_rotary
@@ -14,7 +14,7 @@ from tests.models.tiny import OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_
 
 
 @pytest.mark.parametrize('variant', [name for name in (*VARIANTS, *ROTARY) if name not in OWN_ROTARY])
-def test_add_older_names_adds_and_changes_nothing(variant, tmp_path):
+def test_add_older_names_adds_and_changes_nothing(variant, tmp_path, monkeypatch):
     config, path = rotary_model(variant).config, tmp_path / 'config.json'
     set_dtype(config, torch.float32)
     config.save_pretrained(tmp_path)
@@ -27,7 +27,10 @@ def test_add_older_names_adds_and_changes_nothing(variant, tmp_path):
         allowed = {'layer_types'}
     assert changed <= allowed
     assert normalise_config(after)  # no contradiction in it
+    said = []
+    monkeypatch.setattr(configuration_utils.logger, 'warning_once', lambda message, *rest: said.append(message))
     again = AutoConfig.from_pretrained(tmp_path)
+    assert not [message for message in said if 'torch_dtype' in message]  # both spellings are read silently
     assert (main_rotary(again.rope_parameters)['rope_theta'] if TRANSFORMERS_5 else again.rope_theta) == ROTARY_BASE
     if TRANSFORMERS_5:
         assert again.rope_parameters == config.rope_parameters

@@ -7,11 +7,14 @@ import logging
 
 import pytest
 import torch
+import transformers.configuration_utils as transformers_configs
+import transformers.modeling_utils as transformers_models
 from composer import Trainer
 from llmfoundry.models.hf import ComposerHFCausalLM
 from llmfoundry.utils.builders import build_tokenizer
 
 from llmshearing.compat import llmfoundry, transformers
+from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_source, tiny_tokenizer
@@ -37,6 +40,25 @@ def test_llm_foundry_builds_models_whose_config_asks_for_more_outputs(model_clas
     ids = torch.arange(3, 9)[None]
     outputs = model({'input_ids': ids, 'labels': ids})
     assert outputs.get('hidden_states') is None and torch.isfinite(model.loss(outputs, {'labels': ids}))
+
+
+def deprecated_words(monkeypatch):
+    """What transformers complains of in the words of a call or a config, said once and else never again."""
+    said = []
+    for module in (transformers_configs, transformers_models):
+        monkeypatch.setattr(module.logger, 'warning_once', lambda message, *rest: said.append(message), raising=False)
+    return said
+
+
+def test_building_a_model_on_either_stack_warns_of_no_older_word(tmp_path, monkeypatch):
+    llmfoundry.install()
+    source = tiny_source(tmp_path / 'source')
+    add_older_names(source / 'config.json')
+    said = deprecated_words(monkeypatch)
+    model = ComposerHFCausalLM(tiny_tokenizer(), str(source), attn_implementation='sdpa')
+    assert transformers.dtype_of(model.config) == torch.float32
+    assert [message for message in said if 'dtype' in message] == []
+    assert 'torch_dtype=' in inspect.getsource(ComposerHFCausalLM.build_config)
 
 
 def test_llm_foundry_still_passes_what_the_adapter_takes_away():

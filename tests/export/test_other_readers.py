@@ -18,7 +18,8 @@ from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config
-from tests.export.test_model_folder import AXES, export, masked_logits, uniform_soft_masks
+from tests.export.cut_folder import AXES, export, uniform_soft_masks
+from tests.export.test_model_folder import masked_logits
 from tests.models.tiny import AXES_OF, OWN_ROTARY, ROTARY, ROTARY_BASE, VARIANTS, rotary_model, tiny_model
 
 KINDS = {'llama-rope3': ('llama3', 8.0), 'llama-linear': ('linear', 4.0), 'llama-yarn': ('yarn', 2.0)}

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from llmshearing import cli, export
 from llmshearing.export.model_folder import open_strictly
-from tests.export.test_model_folder import export as write_pruned
+from tests.export.cut_folder import export as write_pruned
 from tests.export.test_text_part import IDS, WHOLE, make_whole
 
 

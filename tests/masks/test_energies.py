@@ -19,7 +19,8 @@ from llmshearing.models.families import family_of
 from llmshearing.models.gains import gain_factors, stream_norms
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.units import mask_shapes
-from tests.export.test_model_folder import AXES, IDS, uniform_soft_masks
+from tests.export.cut_folder import AXES, uniform_soft_masks
+from tests.export.test_model_folder import IDS
 from tests.models.tiny import VARIANTS, tiny_model
 from tests.tiny_run import sequences_spec, tiny_trainer
 

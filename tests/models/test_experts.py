@@ -14,7 +14,8 @@ from llmshearing.models.families import family_of
 from llmshearing.models.shapes import shape_of, with_shape
 from llmshearing.models.stored_names import read_parameter, stored_tensors
 from llmshearing.models.targets import target_shape
-from tests.export.test_model_folder import AXES, IDS, uniform_soft_masks
+from tests.export.cut_folder import AXES, uniform_soft_masks
+from tests.export.test_model_folder import IDS
 from tests.models.tiny import MIXTURES, tiny_model
 
 BY_HAND = [name for name in MIXTURES if name != 'gpt_oss']  # which has a gating of its own

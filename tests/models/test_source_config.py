@@ -21,7 +21,7 @@ from llmshearing.models.source_config import (
     layer_windows,
     read_config,
 )
-from tests.export.test_model_folder import AXES, export, uniform_soft_masks
+from tests.export.cut_folder import AXES, export, uniform_soft_masks
 from tests.models.tiny import CONFIGS, VARIANTS, tiny_model
 from tests.tiny_run import tiny_tokenizer
 
