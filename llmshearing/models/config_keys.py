@@ -107,7 +107,7 @@ def refuse_uncomputed(content: Mapping[str, Any]) -> None:
         _refuse_other_names(content, unread)
         known = (*BOOKKEEPING, *neutral, *SPANS)
         unknown = [key for key in unread if not any(fnmatchcase(key, pattern) for pattern in known)]
-        for key in unknown:
+        for key in (key for key in unknown if not _is_repeated(content, key)):
             _tell_unknown(key, repr(content[key])[:80], model_type)
 
 
@@ -201,6 +201,12 @@ def _refuse_other_names(content: Mapping[str, Any], unread: list[str]) -> None:
                     f'the config has {name}: {content[name]!r}, which a {content["model_type"]} calls {own[0]}; '
                     f'without it, {getattr(config, own[0])!r} is computed with: rename the key in its config.json.'
                 )
+
+
+def _is_repeated(content: Mapping[str, Any], key: str) -> bool:
+    """Whether another name of the same setting says the same, as Gemma's configs of transformers 4 do."""
+    others = (name for names in SAME_SETTING if key in names for name in names if name != key)
+    return any(content.get(name) == content[key] for name in others)
 
 
 @functools.cache

@@ -144,7 +144,8 @@ def test_what_changes_nothing_passes_without_a_word(caplog):
     for written in (WRITTEN_4, WRITTEN):
         for variant in set(written) & {*VARIANTS, *CONFIGS}:
             config_from(written[variant])
-    assert not caplog.text
+    # transformers has words of its own, which reach here where nothing else was imported before.
+    assert not [record.message for record in caplog.records if record.name.startswith('llmshearing')]
 
 
 STARCODER2 = {
