@@ -89,8 +89,8 @@ def check_run(config: dict[str, Any]) -> None:
     if config['train_loader']['name'] == 'dynamic_text':
         _check_rounds(config)
     check_resume(config)
-    source = check_source(config)  # first: transformers opens a tokenizer by the config beside it
     tokenizer = open_tokenizer(config['tokenizer'])
+    source = check_source(config)
     if tokenizer is not None:
         check_same_tokenizer(tokenizer, config['tokenizer']['name'], config['model'])
         check_data(config, tokenizer)
