@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +20,14 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.parameter_shapes import ParameterShapes, parameter_shapes
-from llmshearing.checkpoints.weight_files import find_tensors
+from llmshearing.checkpoints.weight_files import find_tensors, whole_folder
+from llmshearing.compat.transformers import load_complete_causal_lm
 from llmshearing.models.families import find_table, stored_name
 from llmshearing.models.roles import Linear, Norm
+from llmshearing.models.source_config import refuse_quantised
 from llmshearing.models.stored_names import stored_pieces, stored_tensors
 
-__all__ = ['WHOLE_UP_TO', 'name_as_expected', 'check_weights', 'read_weights']
+__all__ = ['WHOLE_UP_TO', 'name_as_expected', 'check_weights', 'load_source', 'read_weights']
 
 WHOLE_UP_TO = 10**9  # parameters; commands compute larger sources in the type they are stored in, read from their files
 
@@ -50,6 +53,7 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
             local disk about a second per gigabyte, and memory for the largest tensor. Default: ``True``.
     """
     folder = Path(folder)
+    refuse_quantised(str(folder), config)
     shapes = parameter_shapes(config, in_files=True)
     stored = _named_tensors(folder, config, shapes)
     for name, tensor in stored.items():
@@ -88,6 +92,26 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
                     f'{folder}: {name} holds nothing but zeros, as a file does whose download was cut off; copy the '
                     'model again, or take another one.'
                 )
+
+
+def load_source(where: str, name: str, config: PretrainedConfig, **settings: Any) -> Any:
+    """The causal language model of a folder or a name, as its config and its files have it.
+
+    transformers by itself leaves out layers that a config does not count, and a head that it says is tied.
+
+    Args:
+        where (str): Names the model, for messages.
+        name (str): Folder, or name on the hub.
+        config (PretrainedConfig): As :func:`~llmshearing.models.source_config.read_config` gives it.
+        settings (Any): Of ``from_pretrained``.
+
+    Raises:
+        ValueError: As :func:`check_weights`.
+    """
+    refuse_quantised(where, config)
+    if (folder := whole_folder(name)) is not None:
+        check_weights(folder, config, values=False)
+    return load_complete_causal_lm(where, name, config=config, **settings)
 
 
 def _never_zero(config: PretrainedConfig) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, load_stored
+from llmshearing.compat.huggingface_hub import HUB_COMMAND
 from llmshearing.models.source_files import find_file
 from llmshearing.utils.files import refuse_pointer
-from llmshearing.utils.paths import check_safetensors_index, refuse_lookalikes
+from llmshearing.utils.paths import check_safetensors_index, refuse_adapter, refuse_lookalikes
 
-__all__ = ['WEIGHT_FILES', 'find_tensors', 'find_weights', 'weight_files', 'weights_folder']
+__all__ = ['WEIGHT_FILES', 'find_tensors', 'find_weights', 'weight_files', 'weights_folder', 'whole_folder']
+
+log = logging.getLogger(__name__)
 
 # In order of transformers' own preference.
 WEIGHT_FILES = (
@@ -37,6 +41,25 @@ def weights_folder(name: str) -> Path | None:
     return None if config is None else config.parent
 
 
+def whole_folder(name: str) -> Path | None:
+    """As :func:`weights_folder`, but None, and a word of it, for a name whose weights are yet to be downloaded."""
+    folder = weights_folder(name)
+    if folder is None or folder == Path(name):
+        return folder
+    try:
+        find_weights(folder)
+    except ValueError:  # reading its config alone puts that into the cache
+        log.warning(
+            'The weights of %s are not on this machine yet, so they are not checked before they are read; '
+            '`%s download %s` gets them.',
+            name,
+            HUB_COMMAND,
+            name,
+        )
+        return None
+    return folder
+
+
 def weight_files(folder: Path) -> list[Path]:
     """All files of a model folder that hold weights, in the order of their names; other programs' are among them."""
     return sorted(path for pattern in ('*.safetensors', '*.bin') for path in folder.glob(pattern))
@@ -46,8 +69,9 @@ def find_weights(folder: Path) -> list[Path]:
     """The files that transformers reads a model's weights from.
 
     Raises:
-        ValueError: If there are none, or one of several is missing.
+        ValueError: If there are none, one of several is missing, or an adapter lies beside them.
     """
+    refuse_adapter(str(folder), folder)
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
         refuse_lookalikes(str(folder), folder)
@@ -72,7 +96,10 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
             refuse_pointer(path)
     stored: dict[str, StoredTensor] = {}
     held_by: dict[str, Path] = {}
-    for file in find_weights(folder):
+    files, index = find_weights(folder), folder / WEIGHT_FILES[1]
+    if files == [folder / WEIGHT_FILES[0]] and index.is_file():  # programs differ in which of the two they read
+        files = sorted({*files, *(folder / file for file in check_safetensors_index(index).values())})
+    for file in filter(Path.is_file, files):
         for name, tensor in _in_safetensors(file) if file.suffix == '.safetensors' else _in_pickle(file):
             if name in stored and not torch.equal(stored[name].read(), tensor.read()):
                 raise ValueError(

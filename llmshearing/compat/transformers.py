@@ -205,7 +205,7 @@ def read_tokenizer(name: str | Path, **settings: Any) -> Any:
         refuse_pointer(file)
     try:
         return TokenizerLoader.from_pretrained(name, **{'trust_remote_code': False, **settings})
-    except (OSError, ValueError):
+    except OSError:
         raise
     except Exception as error:
         raise ValueError(f'the tokenizer in {name} does not open ({type(error).__name__}: {error})') from error

@@ -65,6 +65,8 @@ def prepare_process(config: dict[str, Any] | None = None) -> None:
     _add_resume_settings(config)
     if 'console_progress' in section_names(config.get('loggers')):  # in the place of Composer's wall of lines
         config.update(log_to_console=False, progress_bar=False)
+    if section_names(config.get('train_loader'), 'name') == ['dynamic_text']:  # resumed at the end of a round
+        warnings.filterwarnings('ignore', message='No batches were trained')
     llmfoundry.keep_sharding(_sharding_of_one_process(config))
 
 

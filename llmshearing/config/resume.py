@@ -104,6 +104,11 @@ def _latest(config: Mapping[str, Any]) -> Path | None:
 
 def _check_kind(source: Path, config: Mapping[str, Any]) -> None:
     """One process goes on from a single file under any ``fsdp_config``; several only as it says."""
+    if (source / 'config.json').is_file() or source.suffix == '.safetensors':
+        raise ValueError(
+            f'{source} is a model and no checkpoint of a run; name its folder as model.pretrained_model_name_or_path, '
+            'and leave load_path out.'
+        )
     several = int(os.environ.get('WORLD_SIZE', '1')) > 1
     if source.is_file() and is_sharded(config) and several:
         raise ValueError(

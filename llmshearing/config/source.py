@@ -134,9 +134,9 @@ def check_folder(where: str, name: str, files: tuple[str, ...]) -> None:
 def _check_weights(model: Mapping[str, Any], source: PretrainedConfig, values: bool = True) -> None:
     """Every tensor is there, fits the config and holds numbers; the numbers are looked at by one process of a node."""
     from llmshearing.checkpoints.source import check_weights
-    from llmshearing.checkpoints.weight_files import weights_folder
+    from llmshearing.checkpoints.weight_files import whole_folder
 
-    folder = weights_folder(model['pretrained_model_name_or_path']) if model.get('pretrained', True) else None
+    folder = whole_folder(model['pretrained_model_name_or_path']) if model.get('pretrained', True) else None
     if folder is not None:
         check_weights(folder, source, values=values and os.environ.get('LOCAL_RANK', '0') == '0')
 

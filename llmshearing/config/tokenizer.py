@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.compat.transformers import read_tokenizer
-from llmshearing.config.source import check_folder
+from llmshearing.config.source import check_folder, read_config_at
 from llmshearing.data.fingerprint import describe_tokenizer, tokenizer_difference, vocabulary_size
 
 __all__ = ['TOKENIZER_FILES', 'check_same_tokenizer', 'open_tokenizer']
@@ -37,6 +37,8 @@ def open_tokenizer(section: Mapping[str, Any]) -> Any:
     try:
         return read_tokenizer(name, **(section.get('kwargs') or {}))
     except (OSError, ValueError) as error:
+        if (Path(name) / 'config.json').is_file():  # by which transformers opens what lies beside it
+            read_config_at('tokenizer.name', name)
         raise ValueError(
             f'tokenizer.name: no tokenizer of {name!r} can be read ({" ".join(str(error).split())}); name a folder '
             'that has one, or a model of the Hugging Face Hub that this machine can reach.'

@@ -47,7 +47,9 @@ CHANGES_NOTHING_HERE: dict[str, tuple] = {
     **dict.fromkeys(('scale_emb', 'scale_depth', 'embedding_scale', 'residual_scale', 'attention_scale'), (1,)),
     **dict.fromkeys(('dim_model_base', 'attn_scale', 'floor_scale', 'attn_temperature_tuning'), ()),
     **dict.fromkeys(('mup_*', '*head_multiplier', 'mlp_multiplier*', 'key_multiplier', 'attention_*_multiplier'), (1,)),
-    **dict.fromkeys(('*softcap*', '*alibi*', '*logn*', '*dynamic_ntk*', 'dual_chunk*', '*attention_sink*'), ()),
+    **dict.fromkeys(
+        ('*softcap*', '*soft_cap*', '*alibi*', '*logn*', '*dynamic_ntk*', 'dual_chunk*', '*attention_sink*'), ()
+    ),
     **dict.fromkeys(('no_rope_layer*', 'nope_layer*', 'rope_interleave*', *QK_NORMS), ()),
     **dict.fromkeys(('use_parallel_residual', 'parallel_residual', 'parallel_attn', 'parallel_attention'), ()),
     'is_causal': (True,),
@@ -105,7 +107,7 @@ def refuse_uncomputed(content: Mapping[str, Any]) -> None:
         _refuse_other_names(content, unread)
         known = (*BOOKKEEPING, *neutral, *SPANS)
         unknown = [key for key in unread if not any(fnmatchcase(key, pattern) for pattern in known)]
-        for key in unknown:
+        for key in (key for key in unknown if not _is_repeated(content, key)):
             _tell_unknown(key, repr(content[key])[:80], model_type)
 
 
@@ -116,7 +118,7 @@ def number_out_of_range(content: Mapping[str, Any]) -> str | None:
         for pattern, (least, itself, most) in RANGES.items():
             if not fnmatchcase(key, pattern) or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            if not (value >= least if itself else value > least) or value > most:
+            if not (value >= least if itself else value > least) or value > most or math.isinf(value):
                 limits = f'of at least {least}' if itself else f'above {least}'
                 return (
                     f'{name}: {value!r}; expected a number {limits}{"" if most == math.inf else f" and at most {most}"}'
@@ -199,6 +201,12 @@ def _refuse_other_names(content: Mapping[str, Any], unread: list[str]) -> None:
                     f'the config has {name}: {content[name]!r}, which a {content["model_type"]} calls {own[0]}; '
                     f'without it, {getattr(config, own[0])!r} is computed with: rename the key in its config.json.'
                 )
+
+
+def _is_repeated(content: Mapping[str, Any], key: str) -> bool:
+    """Whether another name of the same setting says the same, as Gemma's configs of transformers 4 do."""
+    others = (name for names in SAME_SETTING if key in names for name in names if name != key)
+    return any(content.get(name) == content[key] for name in others)
 
 
 @functools.cache

@@ -96,7 +96,7 @@ def refuse_quantised(where: str, config: PretrainedConfig) -> None:
             'quantization_config of its config, and saves it with save_pretrained (llmshearing/models/README.md, '
             '"Quantised releases", has the lines)'
         )
-    raise ValueError(f'{where} has quantised weights ({method}), which can be neither cut nor trained; {remedy}.')
+    raise ValueError(f'{where} has quantised weights ({method}), which are not read here; {remedy}.')
 
 
 def is_known_type(model_type: Any) -> bool:

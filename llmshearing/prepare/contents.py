@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-__all__ = ['Content', 'is_compressed', 'json_values', 'look_into', 'open_binary', 'reading']
+__all__ = ['NO_TEXT', 'Content', 'is_compressed', 'json_values', 'look_into', 'open_binary', 'reading']
 
 HEAD = 1 << 16  # bytes looked at; as many more as the first record needs, up to MOST
 MOST = 1 << 26
@@ -31,6 +31,10 @@ _MARKS = {  # byte order marks; the longer ones first, as one begins with the ot
     codecs.BOM_UTF16_LE: 'utf-16',
     codecs.BOM_UTF16_BE: 'utf-16',
 }
+NO_TEXT = (
+    'it holds NUL bytes: it is no text, or UTF-16 without a byte order mark; unpack an archive, and write other '
+    'formats as Parquet or JSON lines'
+)
 _LONGEST_VALUE = 1 << 28  # characters of one value in a JSON list
 
 
@@ -39,7 +43,7 @@ class Content(NamedTuple):
 
     Attributes:
         kind (str): ``parquet``, ``jsonl`` (a JSON record a line), ``json`` (records in a list, or over several lines),
-            ``text``, or ``empty``.
+            ``text``, ``binary`` (with NUL bytes), or ``empty``.
         record (dict | None): The first record, if it is JSON and could be read.
     """
 
@@ -161,7 +165,7 @@ def _content_of(head: bytes, cut: bool) -> Content:
             first = _first_value(inside)
             if first is not None or cut:
                 return Content('json', first)
-    return Content('text')
+    return Content('binary' if b'\0' in head else 'text')
 
 
 def _first_value(text: str) -> Any:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from llmshearing.prepare.contents import Content, is_compressed, look_into
+from llmshearing.prepare.contents import NO_TEXT, Content, is_compressed, look_into
 from llmshearing.prepare.fields import MISSING, field_names, find_field
 from llmshearing.prepare.spec import Domain
 from llmshearing.utils.files import refuse_pointer
@@ -175,7 +175,7 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
     contents = {file: content for file, content in contents.items() if content.kind != 'empty'}
     records = {file: content for file, content in contents.items() if _is_records(file, content, domain)}
     if len(records) == len(contents):
-        return [Source(file, content.kind if content.kind != 'text' else 'jsonl') for file, content in records.items()]
+        return [Source(file, content.kind if content.kind in _KINDS else 'jsonl') for file, content in records.items()]
     if records:
         other = next(file for file in contents if file not in records)
         raise ValueError(
@@ -275,6 +275,8 @@ def _kind(path: str, domain: Domain, where: str) -> str:
     if _is_table(path):
         raise _table(path, where)
     if ending is None:
+        if content.kind == 'binary':
+            raise ValueError(f'{where}: {path} cannot be read as text ({NO_TEXT})')
         raise ValueError(
             f'{where}: the format of {path} cannot be told from its name or content; set format to one of jsonl, '
             'txt, parquet, or folder (a file is a document)'

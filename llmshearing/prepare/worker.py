@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmshearing.prepare.contents import open_binary, reading
+from llmshearing.prepare.contents import NO_TEXT, open_binary, reading
 from llmshearing.prepare.fields import (
     CONVERSATIONS,
     MISSING,
@@ -96,7 +96,7 @@ def read_documents(piece: Piece, text_key: str, separator: str | None) -> Iterat
 
 def _text_of(record: Any, kind: str, text_key: str) -> str:
     global _chat
-    if kind == 'json':
+    if kind == 'json' and b'\0' not in record:
         fields = json.loads(record)
         if not isinstance(fields, dict):
             raise ValueError(f'expected a JSON object, got {type(fields).__name__}')
@@ -106,8 +106,8 @@ def _text_of(record: Any, kind: str, text_key: str) -> str:
     elif kind == 'files':
         with reading(record), open_binary(record) as file:
             record = file.read()
-    if kind in ('files', 'text') and b'\0' in record:
-        raise ValueError('it holds NUL bytes: it is no text, or UTF-16 without a byte order mark')
+    if kind != 'texts' and isinstance(record, bytes) and b'\0' in record:
+        raise ValueError(NO_TEXT)
     if isinstance(record, str) and text_key.split('.')[-1] in CONVERSATIONS:
         record = parse_conversation(record)
     if isinstance(record, list):

@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from llmshearing.checkpoints.source import load_source
 from llmshearing.compat.torch import DTYPES, usable_device
-from llmshearing.compat.transformers import attention_implementation, dtype_argument, load_causal_lm
+from llmshearing.compat.transformers import attention_implementation, dtype_argument
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import mds_folders, read_token_index, read_tokens
 from llmshearing.models.source_config import read_config
@@ -48,25 +48,17 @@ def load_model(name: str, dtype: str = 'float32', device: str = 'auto') -> PreTr
     """Loads a Hugging Face decoder for evaluation.
 
     Raises:
-        ValueError: Nothing loadable there, an unknown dtype or device, or weights that are missing from the folder
-            (they would be left at random values).
+        ValueError: Nothing loadable there, an unknown dtype or device, or weights that do not fit the config.
     """
     check_one_of('dtype', dtype, DTYPES)
     device = usable_device(None if device == 'auto' else device)
     try:
         config = read_config(name)
-        attention = attention_implementation(config)
-        model, loading = load_causal_lm(
-            name, config=config, attn_implementation=attention, **dtype_argument(DTYPES[dtype])
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + str(error).splitlines()[0][:200]
+        settings = {'attn_implementation': attention_implementation(config), **dtype_argument(DTYPES[dtype])}
+        model = load_source(name, name, config, **settings)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = ('' if Path(name).exists() else 'no such folder; as a hub name: ') + ' '.join(str(error).split())
         raise ValueError(f'{name}: not a Hugging Face model that can be loaded ({reason})') from error
-    if loading['missing_keys']:
-        raise ValueError(
-            f'{name}: weights are missing, among them {min(loading["missing_keys"])}; the folder does not hold the '
-            'whole model'
-        )
     return model.to(device).eval()
 
 

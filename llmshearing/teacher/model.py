@@ -15,14 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmshearing.checkpoints.source import check_weights
+from llmshearing.checkpoints.source import load_source
 from llmshearing.checkpoints.weight_files import weight_files, weights_folder
-from llmshearing.compat.transformers import (
-    attention_implementation,
-    dtype_argument,
-    load_complete_causal_lm,
-    read_tokenizer,
-)
+from llmshearing.compat.transformers import attention_implementation, dtype_argument, read_tokenizer
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.models.source_config import read_config
 from llmshearing.teacher.settings import TeachSettings
@@ -63,11 +58,10 @@ class Teacher:
         Raises:
             ValueError: If they are not those of the config.
         """
-        check_weights(self.folder, self.config, values=False)
-        model = load_complete_causal_lm(
+        model = load_source(
             f'--teacher {self.folder}',
             str(self.folder),
-            config=self.config,
+            self.config,
             attn_implementation=attention_implementation(self.config),
             **dtype_argument(getattr(torch, self.dtype)),
         )

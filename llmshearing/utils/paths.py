@@ -26,6 +26,7 @@ __all__ = [
     'local_destination',
     'names_a_path',
     'plain_name',
+    'refuse_adapter',
     'refuse_existing',
     'refuse_lookalikes',
     'walk_files',
@@ -169,6 +170,16 @@ def refuse_existing(where: str, folder: str | Path, overwrite: bool, needed: Ite
             raise ValueError(f'{where}: {folder} is not replaced, as {place} is needed; choose another folder.')
 
 
+def refuse_adapter(where: str, folder: str | Path) -> None:
+    """Raises a ValueError for a folder with an adapter, which some programs read beside weights and others do not."""
+    if (Path(folder) / 'adapter_config.json').is_file():
+        raise ValueError(
+            f'{where} holds an adapter (LoRA), which is not read here; merge it into its base model first, with peft: '
+            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER). Weights '
+            'that lie beside it are read without it once adapter_config.json is gone.'
+        )
+
+
 def refuse_lookalikes(where: str, folder: str | Path) -> None:
     """Refuses a folder without a model that is taken for a model's, with the way to the model.
 
@@ -180,11 +191,7 @@ def refuse_lookalikes(where: str, folder: str | Path) -> None:
         ValueError: For an adapter and for the root of a model in the hub's cache.
     """
     folder = Path(folder)
-    if (folder / 'adapter_config.json').is_file():
-        raise ValueError(
-            f'{where} holds an adapter (LoRA) and no model; merge it into its base model first, with peft: '
-            'AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER).'
-        )
+    refuse_adapter(where, folder)
     snapshots = sorted(str(path.parent) for path in folder.glob('snapshots/*/config.json'))
     if snapshots:
         raise ValueError(

@@ -282,6 +282,10 @@ def test_teachers_that_do_not_fit_are_refused_before_training(folders, tmp_path)
         (tmp_path / 'other' / name).unlink(missing_ok=True)  # transformers 5 writes two of them
     with pytest.raises(ValueError, match='has no tokenizer'):
         start(tmp_path / 'other')
+    tiny_source(tmp_path / 'pointer')
+    (tmp_path / 'pointer/model.safetensors').write_text('version https://git-lfs.github.com/spec/v1\n')
+    with pytest.raises(ValueError, match='model.safetensors is a pointer of git-lfs'):
+        start(tmp_path / 'pointer')
     check_copy_fits(10, 10)
     with pytest.raises(ValueError, match='13.5 GB, and this device has 4.0 GB free. Set fsdp_config'):
         check_copy_fits(13_500_000_000, 4_000_000_000)

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from llmshearing.checkpoints.source import check_weights, read_weights
-from llmshearing.checkpoints.weight_files import find_weights, weights_folder
+from llmshearing.checkpoints import weight_files
+from llmshearing.checkpoints.source import check_weights, load_source, read_weights
+from llmshearing.checkpoints.weight_files import find_weights, weights_folder, whole_folder
 from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.source_config import read_config
@@ -260,6 +261,17 @@ def test_experts_in_one_tensor(variant, tmp_path):
 def test_the_folder_of_a_name(tmp_path, monkeypatch):
     assert weights_folder(str(tmp_path)) == tmp_path
     assert weights_folder('nobody/has-this') is None and weights_folder('/not/there/at/all') is None
+    assert whole_folder(str(tmp_path)) == tmp_path
+
+
+def test_a_name_whose_weights_are_yet_to_be_downloaded(tmp_path, monkeypatch, caplog):
+    """Reading its config alone puts a folder into the cache, which was refused for having no weights."""
+    save(tmp_path)
+    monkeypatch.setattr(weight_files, 'find_file', lambda name, file: tmp_path / file)
+    assert whole_folder('some/name') == tmp_path
+    (tmp_path / 'model.safetensors').unlink()
+    assert whole_folder('some/name') is None
+    assert re.search(r'weights of some/name are not on this machine yet.*`\S+ download some/name`', caplog.text)
 
 
 def test_the_config_counts_layers(tmp_path):
@@ -285,6 +297,38 @@ def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / 'adapter_config.json').write_text('{}')
     with pytest.raises(ValueError, match='holds an adapter .* merge it into its base model'):
         check(tmp_path)
+
+
+def test_an_adapter_beside_weights(tmp_path):
+    """transformers reads another model with it where peft is installed, and these weights alone where it is not."""
+    save(tmp_path)
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    with pytest.raises(ValueError, match='holds an adapter .*read without it once adapter_config.json is gone'):
+        check(tmp_path)
+    (tmp_path / 'adapter_config.json').unlink()
+    check(tmp_path)
+
+
+def test_a_single_file_beside_shards(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size=40_000)
+    index = tmp_path / 'model.safetensors.index.json'
+    content = index.read_text()
+    save(tmp_path)  # which removes the shards
+    index.write_text(content)
+    check(tmp_path)
+    shard = json.loads(content)['weight_map']['model.norm.weight']
+    save_file({'model.norm.weight': torch.ones(32) / 2}, tmp_path / shard, metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match='model.norm.weight is in .* and, with other values, in .*two models lie'):
+        check(tmp_path)
+
+
+def test_a_quantised_model_is_told_by_its_config(tmp_path):
+    save(tmp_path)
+    config = read_config(tmp_path)
+    config.quantization_config = {'quant_method': 'gptq', 'bits': 4}
+    for read in (check_weights, lambda folder, config: load_source('here', str(folder), config)):
+        with pytest.raises(ValueError, match=r'has quantised weights \(gptq\)'):
+            read(tmp_path, config)
 
 
 def test_an_index_that_transformers_would_not_read(tmp_path):

@@ -14,6 +14,7 @@ from streaming import MDSWriter
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.config.data import check_data
 from llmshearing.config.tokenizer import check_same_tokenizer, open_tokenizer
 from tests.data.test_fingerprint import swap, write_manifest
@@ -99,6 +100,8 @@ def test_the_tokenizer_is_the_source_s_own(world, tmp_path, caplog):
 def test_a_tokenizer_that_does_not_open(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / 'tokenizer.json').write_text('{')
+    with pytest.raises(ValueError, match=f'^the tokenizer in {tmp_path} does not open'):
+        read_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=f"^tokenizer.name: no tokenizer of '{tmp_path}' can be read"):
         open_tokenizer({'name': str(tmp_path)})
 

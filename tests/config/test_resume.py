@@ -31,6 +31,14 @@ def test_a_good_configuration_passes(config):
     check_resume({**config, 'fsdp_config': {'state_dict_type': 'sharded'}})
 
 
+@pytest.mark.parametrize('file', ['', 'model.safetensors'])
+def test_a_model_is_no_checkpoint(config, tmp_path, file):
+    """A folder was told to be a sharded checkpoint, its weights to be damaged."""
+    tiny_model().save_pretrained(tmp_path / 'export')
+    with pytest.raises(ValueError, match='is a model and no checkpoint of a run; name its folder as model.pretrained'):
+        check_resume({**config, 'autoresume': False, 'load_path': str(tmp_path / 'export' / file)})
+
+
 @pytest.mark.parametrize('sharded, link', [(False, 'latest-rank0.pt'), (True, 'latest-sharded-rank0')])
 def test_checkpoints_without_the_link_would_begin_anew(config, tmp_path, sharded, link):
     save = tmp_path / 'save'

@@ -4,6 +4,7 @@ with what was got, what is possible, what to change."""
 import copy
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,19 @@ def test_the_shipped_configuration_passes_and_trusts_no_remote_code(config):
     expected['tokenizer']['kwargs'] = {'trust_remote_code': False}
     expected.update(log_to_console=False, progress_bar=False)  # console_progress writes instead
     assert prepare_run(copy.deepcopy(config)) == expected
+
+
+@pytest.mark.parametrize('content', ['[]', '\ufeff{}', None])
+def test_a_config_that_cannot_be_read_is_no_matter_of_the_tokenizer(config, tmp_path, content):
+    """transformers reads it to open the tokenizer beside it, and that was what a run told of."""
+    source = shutil.copytree(config['model']['pretrained_model_name_or_path'], tmp_path / 'other')
+    path = source / 'config.json'
+    path.write_text(content or json.dumps({**json.loads(path.read_text()), 'dtype': 'fp16'}), 'utf-8')
+    config = changed(config, 'model.pretrained_model_name_or_path', str(source))
+    with pytest.raises(
+        ValueError, match=r'^tokenizer.name: (the config of \S*other cannot be read|\S*other: the config has dtype)'
+    ):
+        check_run(changed(config, 'tokenizer.name', str(source)))
 
 
 def test_a_sparsity_is_a_target_as_long_as_nothing_is_exported(config):

@@ -212,6 +212,9 @@ def test_longrope_of_phi3():
     assert scaling == pytest.approx((1 + torch.log(torch.tensor(2.0)) / torch.log(torch.tensor(64.0))).sqrt().item())
 
 
+ALIKE = {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4}
+
+
 @pytest.mark.parametrize(
     ('variant', 'changes', 'named'),
     [
@@ -221,6 +224,12 @@ def test_longrope_of_phi3():
             'llama',
             {'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}, **rope('linear', factor=4.0)},
             'rope_scaling',
+        ),
+        pytest.param(
+            'llama',
+            {'rope_parameters': None, 'rope_theta': 5e5, 'rope_scaling': ALIKE},
+            r'rope_theta.*rope_scaling\.rope_theta',
+            marks=pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 computes with no base there'),
         ),
     ],
 )

@@ -10,6 +10,7 @@ import json
 import lzma
 import re
 import subprocess
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -380,6 +381,8 @@ def test_wrong_text_key(tmp_path, make):
         (domain_at('none.jsonl'), "domains.d: 'none.jsonl' does not exist; relative paths start at"),
         (domain_at('no*.jsonl'), "'no*.jsonl' matches no file"),
         (domain_at('file.dat'), 'cannot be told from its name or content; set format'),
+        (domain_at('shards.tar.gz'), r'cannot be read as text \(it holds NUL bytes.*unpack an archive'),
+        (domain_at('data.arrow'), r'cannot be read as text \(it holds NUL bytes.*as Parquet'),
         (domain_at('records.txt'), "records.txt has no 'text', only body; set text_key to the one"),
         (domain_at('*.txt'), 'more.txt has no .text., only body; set text_key .*, or format: txt'),
         (domain_at('tables'), 'a.csv is a table, .*; write it as JSON lines'),
@@ -416,6 +419,9 @@ def test_unusable_paths(tmp_path, monkeypatch, domain, words):
     assert _read(domain_at('records.txt', format='txt')) and len(_read(domain_at('mixed'))) == 2
     Path('array.json').write_text(json.dumps([{'id': 1, 'meta': {'body': 'a'}}], indent=1))
     Path('nested.json').write_text(json.dumps({'data': [{'text': 'a'}, {'text': 'b'}]}))
+    Path('data.arrow').write_bytes(b'ARROW1\0\0')
+    with tarfile.open('shards.tar.gz', 'w:gz') as archive:
+        archive.add('array.json')
     _saved_splits(tmp_path)
     with pytest.raises(ValueError) as error:
         _read(domain)
@@ -477,8 +483,11 @@ def test_a_json_list_that_is_broken(tmp_path, cut):
 
 def test_text_without_a_byte_order_mark_in_utf_16(tmp_path):
     (tmp_path / 'a.txt').write_bytes('text'.encode('utf-16-le'))
-    (bad,) = _read(domain_at(tmp_path))
-    assert 'NUL bytes: it is no text, or UTF-16 without' in bad.reason
+    (tmp_path / 'lines').mkdir()
+    (tmp_path / 'lines/a.jsonl').write_bytes('{"text": "a"}'.encode('utf-16-le'))
+    for path in (tmp_path / 'a.txt', tmp_path / 'lines', tmp_path / 'lines/a.jsonl'):
+        (bad,) = _read(domain_at(path))
+        assert 'NUL bytes: it is no text, or UTF-16 without' in bad.reason
 
 
 def test_a_zstd_window_that_is_too_large(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,10 +234,25 @@ def test_models_that_cannot_be_loaded(tmp_path, source):
     weights = load_file(f'{source}/model.safetensors')
     weights.pop('model.layers.1.mlp.up_proj.weight')
     save_file(weights, f'{source}/model.safetensors', metadata={'format': 'pt'})
-    with pytest.raises(ValueError, match='weights are missing, .* model.layers.1.mlp.up_proj.weight'):
+    with pytest.raises(ValueError, match='missing: model.layers.1.mlp.up_proj.weight'):
         load_model(source)
     (tmp_path / 'source/model.safetensors').write_bytes(b'not tensors')
     with pytest.raises(ValueError, match='not a Hugging Face model that can be loaded'):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'num_hidden_layers': 1}, 'not expected: model.layers.1'),
+        ({'quantization_config': {'quant_method': 'gptq', 'bits': 4}}, r'has quantised weights \(gptq\)'),
+    ],
+)
+def test_weights_that_the_config_leaves_out_are_not_measured(source, settings, message):
+    """A layer that the config did not count was left out, and its losses steered a mixture."""
+    path = Path(source) / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    with pytest.raises(ValueError, match=message):
         load_model(source)
 
 

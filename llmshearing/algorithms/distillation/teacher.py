@@ -20,7 +20,8 @@ from llmfoundry.models.hf.hf_fsdp import hf_get_causal_base_model, hf_get_hidden
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmshearing.compat.transformers import attention_of, dtype_argument, load_complete_causal_lm, read_tokenizer
+from llmshearing.checkpoints.source import load_source
+from llmshearing.compat.transformers import attention_of, dtype_argument, read_tokenizer
 from llmshearing.models.on_meta import parameters_on_meta
 from llmshearing.models.source_config import read_config
 from llmshearing.utils.paths import names_a_path
@@ -142,7 +143,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _read(name: str, config: PretrainedConfig, settings: dict[str, Any]) -> PreTrainedModel:
-    return _freeze(load_complete_causal_lm(f'distillation: {name}', name, config=config, **settings))
+    return _freeze(load_source(f'distillation: {name}', name, config, **settings))
 
 
 def _read_sharded(
