@@ -26,6 +26,7 @@ from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import losses_of, open_result, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, read_texts, token_batches
+from llmshearing.export.model_card import Training
 from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
@@ -193,10 +194,7 @@ def _export(
     origin = Origin(
         source=str(plan.folder),
         parameters=plan.source_parameters,
-        batches=0,
-        tokens=0,
-        losses=losses,
-        losses_of='this model on held-out text',
+        training=Training(losses=losses, losses_of='this model on held-out text'),
         files=read_source_files(str(plan.folder)),
         tokenizer=read_tokenizer(plan.folder),
         stage='cut',
