@@ -121,7 +121,7 @@ def _cut(
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
     batches = token_batches(texts, plan.sequences_per_pass, device)
     with stage_bar(decoder, 'losses of the source', held_out_passes, progress):
-        before = losses_of(model, texts, plan)
+        before = losses_of(model, texts, plan.sequences_per_pass)
     report(f'source: {_in_words(before)} nats per token')
     speed, rotated = tokens_per_second(model), None
     if plan.rotates:
@@ -137,7 +137,7 @@ def _cut(
     with stage_bar(decoder, 'choosing', passes, progress):
         pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
-        after = losses_of(model, texts, plan)
+        after = losses_of(model, texts, plan.sequences_per_pass)
     report(f'cut: {_in_words(after)} nats per token')
     names = ', '.join(each.name for each in texts)
     recipe = {
