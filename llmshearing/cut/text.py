@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmshearing.data.packing import RowPacker
 from llmshearing.prepare.beginning import open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
@@ -147,7 +148,7 @@ def _sequences(
     """Sequences to see and held-out ones, at most ``shares`` of them; bytes and tokens of the held-out passages."""
     before, after = plan.around
     rows: list[list[np.ndarray]] = [[], []]
-    waiting: list[list[int]] = [[], []]
+    packers = [RowPacker(length), RowPacker(length)]
     size = tokens = 0
     for start in range(0, len(passages), TOKENIZED_AT_ONCE):
         some = passages[start : start + TOKENIZED_AT_ONCE]
@@ -155,10 +156,7 @@ def _sequences(
             kind = int(number % EVERY == 0)
             if kind:
                 size, tokens = size + len(passage.encode()), tokens + len(ids)
-            waiting[kind] += [*before, *ids.tolist(), *after]
-            while len(waiting[kind]) >= length and len(rows[kind]) < shares[kind]:
-                rows[kind].append(np.array(waiting[kind][:length], np.int64))
-                del waiting[kind][:length]
-        if all(len(kind) == share for kind, share in zip(rows, shares)):
+            rows[kind] += packers[kind].add([*before, *ids.tolist(), *after])
+        if all(len(kind) >= share for kind, share in zip(rows, shares)):
             break
-    return rows, size, tokens
+    return [kind[:share] for kind, share in zip(rows, shares)], size, tokens

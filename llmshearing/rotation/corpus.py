@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import check_ids, read_tokens
+from llmshearing.data.packing import RowPacker
 from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
@@ -120,14 +121,10 @@ def _bytes(folders: list[Path]) -> int:
 
 def _packed(documents: Iterable[str], encoder: Encoder, plan: TokenizerPlan, length: int) -> Iterator[np.ndarray]:
     """Documents one after the other with what `prepare` puts between them, cut into sequences."""
-    before, after = plan.around
-    waiting: list[int] = []
+    (before, after), packer = plan.around, RowPacker(length)
     for text in documents:
         if text:
-            waiting += [*before, *encoder.encode([text])[0].tolist(), *after]
-        while len(waiting) >= length:
-            yield np.array(waiting[:length], np.int64)
-            del waiting[:length]
+            yield from packer.add([*before, *encoder.encode([text])[0].tolist(), *after])
 
 
 def _in_turn(streams: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
