@@ -100,7 +100,7 @@ def read_costs(pruning: str, continuing: str, pruning_gain: float) -> Costs:
             values.append(positive_number(float(value), option))
         except ValueError as error:
             raise ValueError(f'{option} must be a positive number or a metrics file (.jsonl), got {value!r}') from error
-    return Costs(*values, pruning_gain)
+    return Costs(values[0], values[1], pruning_gain)
 
 
 class SpendingPlan:
