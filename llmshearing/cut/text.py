@@ -21,6 +21,7 @@ from llmshearing.data.packing import RowPacker
 from llmshearing.prepare.beginning import open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
+from llmshearing.utils.interleave import interleave
 
 __all__ = ['READ_BYTES', 'Text', 'token_batches', 'read_texts']
 
@@ -112,8 +113,7 @@ def token_batches(texts: Sequence[Text], sequences: int, device: str = 'cpu') ->
         sequences (int): In a batch; the last one may have fewer.
         device (str): Where they are to be. Default: the CPU.
     """
-    most = max(len(text.seen) for text in texts)
-    rows = [text.seen[number] for number in range(most) for text in texts if number < len(text.seen)]
+    rows = interleave(text.seen for text in texts)
     stacked = [torch.from_numpy(batch).to(device) for batch in batches(rows, sequences)]
     return [{'input_ids': ids, 'labels': ids} for ids in stacked]
 
