@@ -156,7 +156,7 @@ def _sequences(
             kind = int(number % EVERY == 0)
             if kind:
                 size, tokens = size + len(passage.encode()), tokens + len(ids)
-            rows[kind] += packers[kind].add([*before, *ids.tolist(), *after])
+            rows[kind].extend(packers[kind].add([*before, *ids.tolist(), *after]))
         if all(len(kind) >= share for kind, share in zip(rows, shares)):
             break
     return [kind[:share] for kind, share in zip(rows, shares)], size, tokens
