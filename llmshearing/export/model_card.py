@@ -15,6 +15,7 @@ import yaml
 
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import LICENCE_FILES, TAG, source_licence
+from llmshearing.utils.markdown import markdown_table
 
 __all__ = ['CardFacts', 'Training', 'derived_card', 'model_card', 'write_model_card']
 
@@ -118,12 +119,12 @@ def model_card(facts: CardFacts, licence: Mapping[str, Any]) -> str:
     if facts.recipe:
         parts.append('## Recipe\n\n' + '\n'.join(f'- {name}: {value}' for name, value in facts.recipe.items()))
     if training.losses:
-        rows = '\n'.join(f'| {name} | {value:.4f} |' for name, value in training.losses.items())
+        losses = [(name, f'{value:.4f}') for name, value in training.losses.items()]
         is_earlier = training.losses_at not in (None, training.batches)
         when = f' after {training.losses_at:,} of {training.batches:,} batches' if is_earlier else ''
         parts.append(
             f'## Loss\n\nLast evaluation of {training.losses_of}{when}, cross-entropy per token.\n\n'
-            f'| evaluation set | loss |\n|---|---|\n{rows}'
+            f'{markdown_table(["evaluation set", "loss"], losses)}'
         )
     parts.append(f'## Licence\n\n{_licence_text(facts, licence)}')
     parts.append(
@@ -139,9 +140,9 @@ def _shape_table(facts: CardFacts) -> str:
     rows = [('parameters', facts.source_parameters, facts.parameters)]
     rows += [(name, source and source[name], value) for name, value in facts.shape.as_dict().items()]
     if source is None:
-        return '| | this model |\n|---|---|\n' + '\n'.join(f'| {name} | {value:,} |' for name, _, value in rows)
-    lines = (f'| {name} | {"?" if old is None else f"{old:,}"} | {value:,} |' for name, old, value in rows)
-    return '| | source | this model |\n|---|---|---|\n' + '\n'.join(lines)
+        return markdown_table(['', 'this model'], [(name, f'{value:,}') for name, _, value in rows])
+    compared = [(name, '?' if old is None else f'{old:,}', f'{value:,}') for name, old, value in rows]
+    return markdown_table(['', 'source', 'this model'], compared)
 
 
 def _licence_text(facts: CardFacts, licence: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmshearing.models.gains import gain_factors
+from llmshearing.utils.markdown import markdown_table
 
 __all__ = ['cut_gain_factors', 'energy_kept', 'energy_table', 'table_widths']
 
@@ -47,9 +48,9 @@ def energy_table(kept: Tensor) -> str:
     Args:
         kept (Tensor): :func:`energy_kept`, [reading norms, hidden].
     """
-    lines = ['| hidden_size | energy kept, mean of norms | least of a norm | final norm |', '|---|---|---|---|']
+    rows = []
     for width in table_widths(kept.shape[1]):
         column = kept[:, width - 1]
         cells = (column.mean().item(), column.min().item(), column[-1].item())
-        lines.append(f'| {width} | {" | ".join(f"{100 * cell:.1f} %" for cell in cells)} |')
-    return '\n'.join(lines)
+        rows.append([str(width), *(f'{100 * cell:.1f} %' for cell in cells)])
+    return markdown_table(['hidden_size', 'energy kept, mean of norms', 'least of a norm', 'final norm'], rows)
