@@ -14,6 +14,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         header (Sequence[str]): A name for each column; it may be empty.
         rows (Iterable[Sequence[str]]): As many cells each, without a ``|``.
     """
-    lines = [''.join(f' {cell} |' if cell else ' |' for cell in cells) for cells in (header, *rows)]
-    lines.insert(1, '---|' * len(header))
-    return '\n'.join(f'|{line}' for line in lines)
+    names = ''.join(f' {name} |' if name else ' |' for name in header)
+    lines = [''.join(f' {cell} |' for cell in cells) for cells in rows]
+    return '\n'.join(f'|{line}' for line in (names, '---|' * len(header), *lines))
