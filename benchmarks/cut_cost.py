@@ -36,6 +36,7 @@ from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.scaling.loss import domain_loss
 from llmshearing.scaling.measure import find_domains
+from llmshearing.utils.markdown import markdown_table
 
 BEST = {'layer': 'block_importance'}  # and activations for the widths, where several axes are cut
 
@@ -113,10 +114,9 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str]) ->
 
 def table(result: Mapping[str, Any]) -> str:
     """The losses as markdown, with the source's."""
-    lines = ['| axes cut | scores | loss | compensated |', '|---|---|---|---|']
-    for cut in result['cuts']:
-        lines.append(f'| {cut["axes"]} | {cut["scores"]} | {cut["cut"]:.2f} | {cut["compensated"]:.2f} |')
-    return f'source: {result["source"]:.2f}\n\n' + '\n'.join(lines)
+    rows = [[cut['axes'], cut['scores'], f'{cut["cut"]:.2f}', f'{cut["compensated"]:.2f}'] for cut in result['cuts']]
+    losses = markdown_table(['axes cut', 'scores', 'loss', 'compensated'], rows)
+    return f'source: {result["source"]:.2f}\n\n{losses}'
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from quality_source import DOMAINS
 
+from llmshearing.utils.markdown import markdown_table
+
 __all__ = ['domain_table', 'mean', 'table']
 
 
@@ -31,20 +33,16 @@ def domain_table(records: list[dict[str, Any]], source: Mapping[str, float]) -> 
     for (name, steps, rate), group in _by_arm(records).items():
         rows.append((name, steps, rate, {d: statistics.fmean(r['final'][d] for r in group) for d in DOMAINS}))
     rows.sort(key=lambda row: mean(row[-1]))
-    lines = [f'| arm | steps | rate | {" | ".join(DOMAINS)} |', '|---' * (3 + len(DOMAINS)) + '|']
-    for *cells, losses_at_end in rows:
-        lines.append(f'| {" | ".join(map(str, [*cells, *(f"{losses_at_end[d]:.2f}" for d in DOMAINS)]))} |')
-    return '\n'.join(lines)
+    cells = [[*map(str, arm), *(f'{losses_at_end[d]:.2f}' for d in DOMAINS)] for *arm, losses_at_end in rows]
+    return markdown_table(['arm', 'steps', 'rate', *DOMAINS], cells)
 
 
 def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
     """The results as markdown: means over seeds and domains."""
     by_arm = _by_arm(records)
-    lines = [
-        '| arm | steps | rate | seeds | soft | finished | end, mean | between seeds | nats per byte | spread of gaps '
-        '| TFLOP |',
-        '|---|---|---|---|---|---|---|---|---|---|---|',
-    ]
+    header = ['arm', 'steps', 'rate', 'seeds', 'soft', 'finished', 'end, mean', 'between seeds', 'nats per byte']
+    header += ['spread of gaps', 'TFLOP']
+    rows = []
     ordered = sorted(by_arm.items(), key=lambda item: statistics.fmean(mean(r['final']) for r in item[1]))
     for (name, steps, rate), group in ordered:
         ends = [mean(r['final']) for r in group]
@@ -55,18 +53,6 @@ def table(records: list[dict[str, Any]], source: Mapping[str, float]) -> str:
         end, between = f'{statistics.fmean(ends):.3f}', f'{max(ends) - min(ends):.3f}' if len(ends) > 1 else ''
         measured = [mean(r['nats_per_byte']) for r in group if 'nats_per_byte' in r]
         byte = f'{statistics.fmean(measured):.4f}' if measured else ''
-        cells = (
-            name,
-            steps,
-            rate,
-            len(group),
-            soft,
-            f'{finished:.3f}',
-            end,
-            between,
-            byte,
-            f'{gaps:.3f}',
-            f'{cost:.2f}',
-        )
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return '\n'.join(lines)
+        arm = [name, str(steps), str(rate), str(len(group))]
+        rows.append([*arm, soft, f'{finished:.3f}', end, between, byte, f'{gaps:.3f}', f'{cost:.2f}'])
+    return markdown_table(header, rows)

@@ -39,6 +39,7 @@ from llmshearing.rotation.moments import stream_mean_squares, stream_moments
 from llmshearing.rotation.rotate_source import step_size
 from llmshearing.rotation.stream import stream_parts
 from llmshearing.scaling.measure import find_domains
+from llmshearing.utils.markdown import markdown_table
 
 ENERGY_BATCHES = 4
 FIXED = 64
@@ -159,11 +160,11 @@ def measure(cuts: Cuts, steps: int) -> Iterator[dict[str, Any]]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """The losses as markdown."""
-    lines = ['| basis | loss | energy kept |', '|---|---|---|']
+    rows = []
     for record in records:
         energy = f'{100 * record["energy_kept"]:.1f} %' if 'energy_kept' in record else ''
-        lines.append(f'| {record["basis"]} | {record["loss"]:.3f} | {energy} |')
-    return '\n'.join(lines)
+        rows.append([record['basis'], f'{record["loss"]:.3f}', energy])
+    return markdown_table(['basis', 'loss', 'energy kept'], rows)
 
 
 def main() -> int:

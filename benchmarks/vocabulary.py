@@ -38,6 +38,7 @@ from llmshearing.cut.speed import tokens_per_second
 from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.utils.markdown import markdown_table
 from llmshearing.vocabulary.settings import TrimSettings
 from llmshearing.vocabulary.trim_source import trim_source
 
@@ -130,11 +131,7 @@ def measure(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row per model; losses and lengths are means over the domains."""
-    lines = [
-        '| tokens | parameters | nats per byte | tokens per byte | reading, tokens/s | bytes/s | generating, tokens/s '
-        '| bytes/s |',
-        '|---|---|---|---|---|---|---|---|',
-    ]
+    models = []
     for row in rows:
         means = [statistics.fmean(row[name].values()) for name in ('nats_per_byte', 'tokens_per_byte')]
         speeds = [
@@ -142,20 +139,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             for way in ('forward', 'generate')
             for unit in ('tokens_per_second', 'bytes_per_second')
         ]
-        cells = [
-            f'{row["vocabulary"]:,}',
-            f'{row["parameters"] / 1e6:.2f}M',
-            f'{means[0]:.4f}',
-            f'{means[1]:.4f}',
-            *speeds,
-        ]
-        lines.append(f'| {" | ".join(cells)} |')
+        size, millions = f'{row["vocabulary"]:,}', f'{row["parameters"] / 1e6:.2f}M'
+        models.append([size, millions, f'{means[0]:.4f}', f'{means[1]:.4f}', *speeds])
     domains = list(rows[0]['nats_per_byte'])
-    lines += ['', f'| nats per byte (tokens per byte) | {" | ".join(domains)} |', f'|{"---|" * (len(domains) + 1)}']
-    for row in rows[:-1]:
-        cells = [f'{row["nats_per_byte"][name]:.4f} ({row["tokens_per_byte"][name]:.4f})' for name in domains]
-        lines.append(f'| {row["vocabulary"]:,} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+    by_domain = [
+        [
+            f'{row["vocabulary"]:,}',
+            *(f'{row["nats_per_byte"][name]:.4f} ({row["tokens_per_byte"][name]:.4f})' for name in domains),
+        ]
+        for row in rows[:-1]
+    ]
+    first = ['tokens', 'parameters', 'nats per byte', 'tokens per byte', 'reading, tokens/s', 'bytes/s']
+    first += ['generating, tokens/s', 'bytes/s']
+    second = ['nats per byte (tokens per byte)', *domains]
+    return f'{markdown_table(first, models)}\n\n{markdown_table(second, by_domain)}'
 
 
 def main() -> int:

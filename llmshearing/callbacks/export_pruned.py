@@ -16,6 +16,7 @@ from composer.utils import dist
 from llmshearing.algorithms.targeted_pruning import TargetedPruning, find_pruning
 from llmshearing.compat.composer import checkpoint_savers, unwrapped
 from llmshearing.compat.torch import DTYPES
+from llmshearing.export.model_card import Training
 from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
@@ -108,14 +109,12 @@ class ExportPruned(Callback):
         check_shape_left(config, plan, pruning.target)
         source, files = pruning.origin or (None, {})
         losses, losses_at = last_losses(state, metrics_of(logger))
+        losses_of = f'the masked model (eval_masks: {pruning.settings.eval_masks})'
+        now = state.timestamp
         origin = Origin(
             source=source,
             parameters=sum(parameter.numel() for parameter in model.model.parameters()),
-            batches=state.timestamp.batch.value,
-            tokens=state.timestamp.token.value,
-            losses=losses,
-            losses_at=losses_at,
-            losses_of=f'the masked model (eval_masks: {pruning.settings.eval_masks})',
+            training=Training(now.batch.value, now.token.value, losses, losses_of, losses_at),
             unconverged=away,
             files=files,
             tokenizer=model.get_metadata()['tokenizer'] or None,

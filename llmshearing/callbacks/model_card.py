@@ -17,7 +17,7 @@ from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from llmshearing.checkpoints.tokenizer_files import make_portable
 from llmshearing.compat.composer import unwrapped
 from llmshearing.compat.configs import add_older_names
-from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.export.model_card import CardFacts, Training, write_model_card
 from llmshearing.metrics.last_losses import last_losses
 from llmshearing.metrics.logger import metrics_of
 from llmshearing.models.shapes import shape_of
@@ -73,7 +73,7 @@ class ModelCard(Callback):
 
     def add_to(self, state: State, logger: Logger, save_dir: str) -> None:
         """Writes card and licence files and completes configs; the hook of ``hf_checkpointer``, called on rank 0."""
-        model = unwrapped(state).model
+        model, now = unwrapped(state).model, state.timestamp
         parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = CardFacts(
             name=f'{Path(self._base_model or "model").name} with {parameters:,} parameters',
@@ -81,10 +81,7 @@ class ModelCard(Callback):
             stage='continued',
             shape=shape_of(model.config),
             parameters=parameters,
-            batches=state.timestamp.batch.value,
-            tokens=state.timestamp.token.value,
-            losses=self._losses,
-            losses_at=self._losses_at,
+            training=Training(now.batch.value, now.token.value, self._losses, losses_at=self._losses_at),
         )
         write_model_card(Path(save_dir), facts, self._files)
         add_older_names(Path(save_dir) / 'config.json')

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from llmshearing.checkpoints.parameter_shapes import parameter_shapes
-from llmshearing.checkpoints.source import read_weights
+from llmshearing.checkpoints.stored_model import StoredModel
 from llmshearing.models.on_meta import build_empty
-from llmshearing.models.stored_names import read_parameter
 
 __all__ = ['open_in_file']
 
@@ -39,13 +38,12 @@ def open_in_file(folder: Path, config: PretrainedConfig, dtype: torch.dtype, pla
     Raises:
         OSError: If the disk has no room for them.
     """
-    stored = read_weights(folder, config)
-    model = build_empty(config, dtype)
+    stored, model = StoredModel(folder, config), build_empty(config, dtype)
     tied = parameter_shapes(config).tied
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     space = _Space(sum(tensor.nbytes + ALIGNMENT for tensor in tensors.values() if tensor.is_meta), place)
     for name, empty in tensors.items():
-        tensor = read_parameter(config, name, lambda name: stored[name].read())
+        tensor = stored.get(name)
         if empty.is_meta:
             path, _, own_name = name.rpartition('.')
             held = space.take(empty.shape, empty.dtype).copy_(tensor)

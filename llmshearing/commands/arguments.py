@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from llmshearing.utils.numbers import parse_count, parse_size
 
 __all__ = [
+    'LIST',
     'command_parser',
     'count_argument',
     'parse_pairs',
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 Settings = TypeVar('Settings')
+
+LIST: dict[str, Any] = {'nargs': '+', 'action': 'extend'}  # for options of one or more words: given again, they add up
 
 
 def command_parser(command: str, text: str | None) -> argparse.ArgumentParser:

@@ -99,8 +99,8 @@ def plan(arguments: argparse.Namespace) -> list[str]:
         raise ValueError('--more-tokens and --least-gain belong together; give both or neither')
     if arguments.target_loss is None and arguments.more_tokens is None and arguments.total_cost is None:
         raise ValueError('nothing to plan; give --target-loss, --more-tokens with --least-gain, or --total-cost')
-    costs = read_costs(str(arguments.pruning_cost), str(arguments.continue_cost))
-    spending = SpendingPlan(law, case, *costs, arguments.pruning_gain)
+    costs = read_costs(str(arguments.pruning_cost), str(arguments.continue_cost), arguments.pruning_gain)
+    spending = SpendingPlan(law, case, costs)
     if arguments.target_loss is not None:
         spending.answer_target_loss(arguments.target_loss)
     if arguments.more_tokens is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_pairs, parse_target, settings_from, timed_report
+from llmshearing.commands.arguments import LIST, command_parser, parse_pairs, parse_target, settings_from, timed_report
 
 __all__ = ['main']
 
@@ -23,16 +23,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('source', metavar='SOURCE', help='folder of a Hugging Face model')
     parser.add_argument(
         '--target',
-        nargs='+',
-        action='extend',
+        **LIST,
         required=True,
         metavar='KEY=VALUE',
         help="keys of `target:` in a run's YAML, such as params=80M, hidden_size=2048 or fraction.hidden_size=0.5",
     )
     parser.add_argument(
         '--text',
-        nargs='+',
-        action='extend',
+        **LIST,
         default=[],
         metavar='FILE',
         help='JSON lines, Parquet or plain text, by content; losses are told of each',
@@ -41,8 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where the smaller model goes')
     parser.add_argument(
         '--axes',
-        nargs='+',
-        action='extend',
+        **LIST,
         metavar='AXIS',
         help='what may be cut, of layer, hidden, head, intermediate and expert (default: all)',
     )
@@ -54,8 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--scores',
-        nargs='+',
-        action='extend',
+        **LIST,
         metavar='METHOD',
         help='how units are chosen: a method, or AXIS=METHOD ... (default: activation; block_importance for layers)',
     )

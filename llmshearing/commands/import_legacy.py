@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, parse_target, settings_from, size_argument
+from llmshearing.commands.arguments import LIST, command_parser, parse_target, settings_from, size_argument
 from llmshearing.utils.paths import local_destination
 
 __all__ = ['main']
@@ -32,8 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--target',
-        nargs='+',
-        action='extend',
+        **LIST,
         metavar='KEY=VALUE',
         help='shape to finish a pruning checkpoint at, e.g. num_hidden_layers=24 hidden_size=2048 '
         'num_attention_heads=16 intermediate_size=5504',

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_target
+from llmshearing.commands.arguments import LIST, command_parser, parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
 from llmshearing.utils.files import dump_json
@@ -39,8 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     target = parser.add_argument_group('target (without one, the source alone is described)')
     target.add_argument(
         '--target',
-        nargs='+',
-        action='extend',
+        **LIST,
         default=[],
         metavar='KEY=VALUE',
         help="any keys of `target:` in a run's YAML; beside a budget, sizes that are given",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, count_argument
+from llmshearing.commands.arguments import LIST, command_parser, count_argument
 from llmshearing.scaling.fields import write_json
 from llmshearing.scaling.points import read_points
 from llmshearing.scaling.reference_report import predict_reference_losses, report_lines
@@ -58,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument('--domains', type=_names, metavar='A,B', help='only these domains (default: all)')
     measure.add_argument(
         '--tokens',
-        nargs='+',
-        action='extend',
+        **LIST,
         type=count_argument,
         metavar='D',
         help='training tokens of each model, in the same order, to be kept with its point',

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import command_parser, parse_pairs, settings_from, size_argument, timed_report
+from llmshearing.commands.arguments import LIST, command_parser, parse_pairs, settings_from, size_argument, timed_report
 
 __all__ = ['main']
 
@@ -21,24 +21,15 @@ __all__ = ['main']
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser('search', __doc__)
     parser.add_argument('source', metavar='SOURCE', help='folder of a Hugging Face model')
-    parser.add_argument(
-        '--params', nargs='+', action='extend', required=True, metavar='COUNT', help='budgets, such as 1.3B'
-    )
-    parser.add_argument('--text', nargs='+', action='extend', default=[], metavar='FILE', help='as for `cut`')
+    parser.add_argument('--params', **LIST, required=True, metavar='COUNT', help='budgets, such as 1.3B')
+    parser.add_argument('--text', **LIST, default=[], metavar='FILE', help='as for `cut`')
     parser.add_argument('--text-key', default='text', metavar='KEY', help='field that holds it (default: %(default)s)')
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where what is found is kept')
     shapes = parser.add_argument_group('which shapes')
     shapes.add_argument('--candidates', type=int, default=12, help='shapes per budget (default: %(default)s)')
+    shapes.add_argument('--pin', **LIST, default=[], metavar='KEY=SIZE', help='such as hidden_size=2048')
     shapes.add_argument(
-        '--pin', nargs='+', action='extend', default=[], metavar='KEY=SIZE', help='such as hidden_size=2048'
-    )
-    shapes.add_argument(
-        '--limit',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY=LEAST:MOST',
-        help='such as num_hidden_layers=16:24 or =16:',
+        '--limit', **LIST, default=[], metavar='KEY=LEAST:MOST', help='such as num_hidden_layers=16:24 or =16:'
     )
     shapes.add_argument('--keep-heads', action='store_true', help='cut no heads')
     shapes.add_argument('--multiple-of', type=int, help='step of hidden and intermediate size (default: as `cut`)')

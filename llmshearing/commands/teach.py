@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, settings_from, timed_report
+from llmshearing.commands.arguments import LIST, command_parser, settings_from, timed_report
 from llmshearing.teacher.processes import start_processes
 from llmshearing.utils.processes import choose_device, read_rank
 
@@ -51,11 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         '--shared-vocab-size', type=int, metavar='N', help='take the first N tokens; the others are padding'
     )
     parser.add_argument(
-        '--splits',
-        nargs='+',
-        action='extend',
-        metavar='SPLIT',
-        help='folders to teach; others are copied (default: all but eval)',
+        '--splits', **LIST, metavar='SPLIT', help='folders to teach; others are copied (default: all but eval)'
     )
     parser.add_argument(
         '--batch-tokens', type=int, default=4096, metavar='N', help='in a forward pass (default: %(default)s)'

@@ -26,6 +26,7 @@ from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import losses_of, open_result, open_source
 from llmshearing.cut.speed import tokens_per_second
 from llmshearing.cut.text import Text, read_texts, token_batches
+from llmshearing.export.model_card import Training
 from llmshearing.export.model_folder import cut_tensors, full_tensors
 from llmshearing.export.probe import probe_masked
 from llmshearing.export.pruned_folder import Origin, write_pruned_folder
@@ -120,7 +121,7 @@ def _cut(
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
     batches = token_batches(texts, plan.sequences_per_pass, device)
     with stage_bar(decoder, 'losses of the source', held_out_passes, progress):
-        before = losses_of(model, texts, plan)
+        before = losses_of(model, texts, plan.sequences_per_pass)
     report(f'source: {_in_words(before)} nats per token')
     speed, rotated = tokens_per_second(model), None
     if plan.rotates:
@@ -136,7 +137,7 @@ def _cut(
     with stage_bar(decoder, 'choosing', passes, progress):
         pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
-        after = losses_of(model, texts, plan)
+        after = losses_of(model, texts, plan.sequences_per_pass)
     report(f'cut: {_in_words(after)} nats per token')
     names = ', '.join(each.name for each in texts)
     recipe = {
@@ -193,10 +194,7 @@ def _export(
     origin = Origin(
         source=str(plan.folder),
         parameters=plan.source_parameters,
-        batches=0,
-        tokens=0,
-        losses=losses,
-        losses_of='this model on held-out text',
+        training=Training(losses=losses, losses_of='this model on held-out text'),
         files=read_source_files(str(plan.folder)),
         tokenizer=read_tokenizer(plan.folder),
         stage='cut',

@@ -49,9 +49,6 @@ def open_result(plan: PlannedCut, folder: Path, device: str) -> PreTrainedModel:
     return model.to(device)
 
 
-def losses_of(model: PreTrainedModel, texts: Sequence[Text], plan: PlannedCut) -> dict[str, float]:
-    """Nats per token on the held-out part of each text."""
-    return {
-        each.name: domain_loss(model, each.held_out, plan.sequences_per_pass, f'--text {each.name}')['loss']
-        for each in texts
-    }
+def losses_of(model: PreTrainedModel, texts: Sequence[Text], sequences: int) -> dict[str, float]:
+    """Nats per token on the held-out part of each text, of so many sequences in a forward pass."""
+    return {each.name: domain_loss(model, each.held_out, sequences, f'--text {each.name}')['loss'] for each in texts}

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmshearing.data.packing import RowPacker
 from llmshearing.prepare.beginning import open_encoder, read_passages
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
+from llmshearing.utils.interleave import interleave
 
 __all__ = ['READ_BYTES', 'Text', 'token_batches', 'read_texts']
 
@@ -111,8 +113,7 @@ def token_batches(texts: Sequence[Text], sequences: int, device: str = 'cpu') ->
         sequences (int): In a batch; the last one may have fewer.
         device (str): Where they are to be. Default: the CPU.
     """
-    most = max(len(text.seen) for text in texts)
-    rows = [text.seen[number] for number in range(most) for text in texts if number < len(text.seen)]
+    rows = interleave(text.seen for text in texts)
     stacked = [torch.from_numpy(batch).to(device) for batch in batches(rows, sequences)]
     return [{'input_ids': ids, 'labels': ids} for ids in stacked]
 
@@ -147,7 +148,7 @@ def _sequences(
     """Sequences to see and held-out ones, at most ``shares`` of them; bytes and tokens of the held-out passages."""
     before, after = plan.around
     rows: list[list[np.ndarray]] = [[], []]
-    waiting: list[list[int]] = [[], []]
+    packers = [RowPacker(length), RowPacker(length)]
     size = tokens = 0
     for start in range(0, len(passages), TOKENIZED_AT_ONCE):
         some = passages[start : start + TOKENIZED_AT_ONCE]
@@ -155,10 +156,7 @@ def _sequences(
             kind = int(number % EVERY == 0)
             if kind:
                 size, tokens = size + len(passage.encode()), tokens + len(ids)
-            waiting[kind] += [*before, *ids.tolist(), *after]
-            while len(waiting[kind]) >= length and len(rows[kind]) < shares[kind]:
-                rows[kind].append(np.array(waiting[kind][:length], np.int64))
-                del waiting[kind][:length]
-        if all(len(kind) == share for kind, share in zip(rows, shares)):
+            rows[kind].extend(packers[kind].add([*before, *ids.tolist(), *after]))
+        if all(len(kind) >= share for kind, share in zip(rows, shares)):
             break
-    return rows, size, tokens
+    return [kind[:share] for kind, share in zip(rows, shares)], size, tokens

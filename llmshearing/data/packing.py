@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,26 @@ from llmshearing.data.streams import DomainStream, stream_folder
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import check_mds_index
 
-__all__ = ['holds_text', 'pack_text', 'packed_folder', 'packed_stream', 'separators', 'share_cut_off']
+__all__ = ['RowPacker', 'holds_text', 'pack_text', 'packed_folder', 'packed_stream', 'separators', 'share_cut_off']
 
 MOST_BYTES = 1 << 28  # about a minute of tokenizing
 LEFT_BEHIND = 86400  # seconds after which nobody is at it any more
 _LOOKED_AT = 200  # documents
 _BATCH = 256  # documents tokenized at once
+
+
+class RowPacker:
+    """Cuts ids that follow each other into rows of ``length``, [rows, length]; the ``rest`` begins the next row."""
+
+    def __init__(self, length: int, dtype: str = 'int64'):
+        self.length, self.rest = length, np.empty(0, dtype)
+
+    def add(self, ids: Sequence[int]) -> np.ndarray:
+        """The rows that are full with these ids."""
+        joined = np.concatenate([self.rest, np.asarray(ids, self.rest.dtype)])
+        full = len(joined) - len(joined) % self.length
+        self.rest = joined[full:]
+        return joined[:full].reshape(-1, self.length)
 
 
 def separators(
@@ -160,18 +174,19 @@ def _pack(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase, max
     for left in out.parent.glob(f'{out.name}.new*'):
         if time.time() - left.stat().st_mtime > LEFT_BEHIND:
             shutil.rmtree(left, ignore_errors=True)
-    rest, written = np.empty(0, np.uint32), 0
+    packer, written = RowPacker(max_seq_len, 'uint32'), 0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}.new-') as own:  # a disk may have no locks
         new = Path(own, 'packed')
         with MDSWriter(out=str(new), columns={'tokens': f'ndarray:uint32:{max_seq_len}'}, hashes=['sha1']) as writer:
             for ids in _documents(folder, tokenizer):
-                rest = np.concatenate([rest, ids])
-                rows = rest[: len(rest) // max_seq_len * max_seq_len].reshape(-1, max_seq_len)
-                rest, written = rest[rows.size :], written + len(rows)
+                rows = packer.add(ids)
+                written += len(rows)
                 for row in rows:
                     writer.write({'tokens': row})
         if not written:
-            raise ValueError(f'{folder} holds {len(rest)} tokens of text, less than one sample of {max_seq_len}.')
+            raise ValueError(
+                f'{folder} holds {len(packer.rest)} tokens of text, less than one sample of {max_seq_len}.'
+            )
         try:
             os.replace(new, out)
         except OSError:
@@ -179,11 +194,11 @@ def _pack(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase, max
                 raise
 
 
-def _documents(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
+def _documents(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Ids of some documents at a time, end to end, with what stands around each."""
     before, after = ([] if token is None else [token] for token in separators(tokenizer))
     for reader in read_index(folder):
         rows = read_rows(folder, reader)
         while texts := [row['text'] for row in islice(rows, _BATCH)]:
             ids = [[*before, *one, *after] for one in plain_ids(tokenizer, texts) if one]
-            yield np.array([token for one in ids for token in one], np.uint32)
+            yield [token for one in ids for token in one]

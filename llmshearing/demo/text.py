@@ -20,12 +20,12 @@ import random
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmshearing.demo.duplicates import MAX_CHARS, Document, deduplicate
 from llmshearing.utils.files import write_atomically
+from llmshearing.utils.interleave import interleave
 
 __all__ = [
     'DOMAINS',
@@ -134,8 +134,7 @@ def _in_turn(groups: dict[str, list[PackageFile]], rng: random.Random) -> Iterat
     rng.shuffle(shuffled)
     for group in shuffled:
         rng.shuffle(group)
-    for row in zip_longest(*shuffled):
-        yield from (item for item in row if item is not None)
+    yield from interleave(shuffled)
 
 
 def api_documentation(rng: random.Random) -> Iterator[Document]:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from llmshearing.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from llmshearing.checkpoints.tokenizer_files import check_same_ids, read_named_tokenizer
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, set_dtype
-from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.export.model_card import CardFacts, Training, write_model_card
 from llmshearing.export.model_folder import Tokenizer, cut_tensors, shape_left, write_model_folder
 from llmshearing.export.probe import Probe, probe_masked
 from llmshearing.export.pruned_folder import Origin, check_shape_left, write_pruned_folder
@@ -157,11 +157,7 @@ def _write_uncut(writer: ModelFolderWriter, checkpoint: Checkpoint, settings: Ex
         stage='continued' if checkpoint.pruning is None else 'kept',
         shape=shape,
         parameters=writer.parameters,
-        batches=origin.batches,
-        tokens=origin.tokens,
-        losses=origin.losses,
-        losses_of=origin.losses_of,
-        losses_at=origin.losses_at,
+        training=origin.training,
     )
     write_model_card(writer.path, facts, origin.files)
     return {'shape': shape, 'tensors_compared': verify_tensors(writer.path, tensors('checking'), settings.convert)}
@@ -202,14 +198,11 @@ def _origin(checkpoint: Checkpoint, settings: ExportSettings) -> Origin:
     losses, at = {}, None
     if settings.metrics is not None:
         losses, at = last_logged_losses(settings.metrics, checkpoint.batches)
+    losses_of = 'the masked model during the run' if checkpoint.pruning is not None else 'this model'
     return Origin(
         source=checkpoint.source,
         parameters=checkpoint.shapes.count,
-        batches=checkpoint.batches,
-        tokens=checkpoint.tokens,
-        losses=losses,
-        losses_at=at,
-        losses_of='the masked model during the run' if checkpoint.pruning is not None else 'this model',
+        training=Training(checkpoint.batches, checkpoint.tokens, losses, losses_of, at),
         files=checkpoint.files,
         tokenizer=_tokenizer(checkpoint, settings),
     )

@@ -15,8 +15,28 @@ import yaml
 
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import LICENCE_FILES, TAG, source_licence
+from llmshearing.utils.markdown import markdown_table
 
-__all__ = ['CardFacts', 'derived_card', 'model_card', 'write_model_card']
+__all__ = ['CardFacts', 'Training', 'derived_card', 'model_card', 'write_model_card']
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a model has seen in its stage, and its losses.
+
+    Attributes:
+        batches (int): Batches trained; 0 where none were, or that is not known.
+        tokens (int): Tokens trained on.
+        losses (Mapping[str, float]): Last measured loss by evaluation set.
+        losses_of (str): What was evaluated, where that is not simply this model.
+        losses_at (int | None): Batches of the stage before that evaluation.
+    """
+
+    batches: int = 0
+    tokens: int = 0
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    losses_of: str = 'this model'
+    losses_at: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +52,8 @@ class CardFacts:
         parameters (int): Its parameters, a tied LM head counted once.
         source_shape (ModelShape | None): Shape of the source.
         source_parameters (int | None): Parameters of the source.
-        batches (int | None): Batches trained in the stage.
-        tokens (int | None): Tokens trained on in the stage.
+        training (Training): What it has seen in the stage, and its losses.
         recipe (Mapping[str, Any]): Settings worth telling, by name.
-        losses (Mapping[str, float]): Last measured loss by evaluation set.
-        losses_of (str): What was evaluated, where that is not simply this model.
-        losses_at (int | None): Batches of the stage before that evaluation.
         caution (str | None): What sets the model apart from what its stage promises.
     """
 
@@ -48,12 +64,8 @@ class CardFacts:
     parameters: int
     source_shape: ModelShape | None = None
     source_parameters: int | None = None
-    batches: int | None = None
-    tokens: int | None = None
+    training: Training = Training()
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    losses_of: str = 'this model'
-    losses_at: int | None = None
     caution: str | None = None
 
 
@@ -93,6 +105,7 @@ def derived_card(licence: Mapping[str, Any], tag: str, base_model: str | None, n
 
 def model_card(facts: CardFacts, licence: Mapping[str, Any]) -> str:
     """The text of the folder's ``README.md``."""
+    training = facts.training
     parts = [
         _front_matter(licence, 'structured-pruning', facts.source),
         f'# {facts.name}',
@@ -100,20 +113,18 @@ def model_card(facts: CardFacts, licence: Mapping[str, Any]) -> str:
         *([facts.caution] if facts.caution else []),
         _shape_table(facts),
     ]
-    if facts.batches is not None:
-        parts.append(
-            f'Trained for {facts.batches:,} batches{f" on {facts.tokens:,} tokens" if facts.tokens else ""} '
-            'in this stage.'
-        )
+    if training.batches:
+        on = f' on {training.tokens:,} tokens' if training.tokens else ''
+        parts.append(f'Trained for {training.batches:,} batches{on} in this stage.')
     if facts.recipe:
         parts.append('## Recipe\n\n' + '\n'.join(f'- {name}: {value}' for name, value in facts.recipe.items()))
-    if facts.losses:
-        rows = '\n'.join(f'| {name} | {value:.4f} |' for name, value in facts.losses.items())
-        is_earlier = None not in (facts.losses_at, facts.batches) and facts.losses_at != facts.batches
-        when = f' after {facts.losses_at:,} of {facts.batches:,} batches' if is_earlier else ''
+    if training.losses:
+        losses = [(name, f'{value:.4f}') for name, value in training.losses.items()]
+        is_earlier = training.losses_at not in (None, training.batches)
+        when = f' after {training.losses_at:,} of {training.batches:,} batches' if is_earlier else ''
         parts.append(
-            f'## Loss\n\nLast evaluation of {facts.losses_of}{when}, cross-entropy per token.\n\n'
-            f'| evaluation set | loss |\n|---|---|\n{rows}'
+            f'## Loss\n\nLast evaluation of {training.losses_of}{when}, cross-entropy per token.\n\n'
+            f'{markdown_table(["evaluation set", "loss"], losses)}'
         )
     parts.append(f'## Licence\n\n{_licence_text(facts, licence)}')
     parts.append(
@@ -129,9 +140,9 @@ def _shape_table(facts: CardFacts) -> str:
     rows = [('parameters', facts.source_parameters, facts.parameters)]
     rows += [(name, source and source[name], value) for name, value in facts.shape.as_dict().items()]
     if source is None:
-        return '| | this model |\n|---|---|\n' + '\n'.join(f'| {name} | {value:,} |' for name, _, value in rows)
-    lines = (f'| {name} | {"?" if old is None else f"{old:,}"} | {value:,} |' for name, old, value in rows)
-    return '| | source | this model |\n|---|---|---|\n' + '\n'.join(lines)
+        return markdown_table(['', 'this model'], [(name, f'{value:,}') for name, _, value in rows])
+    compared = [(name, '?' if old is None else f'{old:,}', f'{value:,}') for name, old, value in rows]
+    return markdown_table(['', 'source', 'this model'], compared)
 
 
 def _licence_text(facts: CardFacts, licence: Mapping[str, Any]) -> str:

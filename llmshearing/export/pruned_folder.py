@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from llmshearing.compat.transformers import dtype_of
-from llmshearing.export.model_card import CardFacts, write_model_card
+from llmshearing.export.model_card import CardFacts, Training, write_model_card
 from llmshearing.export.model_folder import Tokenizer, exported_config, shape_left, write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
@@ -37,11 +37,7 @@ class Origin:
     Attributes:
         source (str | None): Folder or hub name of the source model.
         parameters (int): Parameters of the source.
-        batches (int): Batches trained.
-        tokens (int): Tokens trained on.
-        losses (Mapping[str, float]): Last measured loss by evaluation set.
-        losses_of (str): What was evaluated.
-        losses_at (int | None): Batches trained before that.
+        training (Training): What they have seen, and their losses.
         unconverged (Sequence[AxisReport]): Axes whose masks were too far from the target when they were fixed.
         files (Mapping[str, str]): Small files of the source
             (:func:`~llmshearing.models.source_files.read_source_files`).
@@ -52,11 +48,7 @@ class Origin:
 
     source: str | None
     parameters: int
-    batches: int
-    tokens: int
-    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    losses_of: str = 'this model'
-    losses_at: int | None = None
+    training: Training
     unconverged: Sequence[AxisReport] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer = None
@@ -103,9 +95,9 @@ def write_pruned_folder(
         origin.files,
         dtype,
     )
-    name = Path(origin.source or 'unknown').name
+    name, training = Path(origin.source or 'unknown').name, origin.training
     write_record(
-        writer.path, record_of(pruning, plan.units, origin.batches, origin.tokens, name, shape, origin.parameters)
+        writer.path, record_of(pruning, plan.units, training.batches, training.tokens, name, shape, origin.parameters)
     )
     recipe = {'mask learning': pruning.mask_learning, 'units per row': _units_per_row(pruning, shape), **origin.recipe}
     facts = CardFacts(
@@ -116,12 +108,8 @@ def write_pruned_folder(
         parameters=writer.parameters,
         source_shape=pruning.source,
         source_parameters=origin.parameters,
-        batches=origin.batches or None,
-        tokens=origin.tokens,
+        training=training,
         recipe=recipe,
-        losses=origin.losses,
-        losses_of=origin.losses_of,
-        losses_at=origin.losses_at,
         caution=_caution(pruning, shape, origin.unconverged),
     )
     write_model_card(writer.path, facts, origin.files)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from llmshearing.checkpoints.source import read_weights
 from llmshearing.checkpoints.stored_model import StoredModel
 from llmshearing.compat.transformers import build_multimodal, dtype_of
 from llmshearing.export.probe import probe_input, probe_length
@@ -139,10 +138,8 @@ def _after_head(config: PretrainedConfig) -> str:
 def _first_layers(config: PretrainedConfig, folder: Path) -> PreTrainedModel:
     """A decoder that ends after a few layers, with its tensors."""
     dtype = dtype_of(config) or torch.float32
-    family = family_of(config)
-    model, stored = build_empty(config, dtype), read_weights(folder, config)
-    tensors = StoredModel(config, stored, f'{family.embedding_path}.weight')
-    layers: Any = model.get_submodule(family.layer_path(0).rpartition('.')[0])
+    model, tensors = build_empty(config, dtype), StoredModel(folder, config)
+    layers: Any = model.get_submodule(family_of(config).layer_path(0).rpartition('.')[0])
     del layers[LAYERS:]
     for path, module in model.named_modules():
         for name, _ in list(module.named_parameters(recurse=False)):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from llmshearing.rotation.exact import exact_logits
 from llmshearing.rotation.folding import common_gain, odd_axes
 from llmshearing.rotation.moments import stream_device
 from llmshearing.rotation.stream import stream_parts
+from llmshearing.scaling.loss import sequence_losses
 
 __all__ = [
     'LARGEST_RAISE',
@@ -123,15 +123,12 @@ def check_raise(before: float, after: float, fixed: int, hidden: int) -> None:
 @torch.no_grad()
 def held_out_loss(model: PreTrainedModel, batches: Sequence[Tensor]) -> float:
     """Mean next-token cross-entropy in nats, every token counting the same."""
-    sums, count = [], 0
+    sums: list[float] = []
     device = stream_device(model, stream_parts(model.config))
     for ids in batches:
         ids = ids.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits
-        for row, sequence in zip(logits, ids):  # one at a time bounds the float32 copy
-            sums.append(functional.cross_entropy(row[:-1].float(), sequence[1:], reduction='sum').item())
-            count += len(sequence) - 1
-    return math.fsum(sums) / count
+        sums += sequence_losses(model(input_ids=ids, use_cache=False).logits, ids)
+    return math.fsum(sums) / sum(ids.numel() - len(ids) for ids in batches)
 
 
 def probe_logits(model: PreTrainedModel, batches: list[Tensor]) -> Tensor:

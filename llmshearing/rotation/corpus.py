@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,9 +20,11 @@ from torch import Tensor
 
 from llmshearing.data.fingerprint import check_model_tokenizer
 from llmshearing.data.mds import check_ids, read_tokens
+from llmshearing.data.packing import RowPacker
 from llmshearing.prepare.beginning import mds_or_text, open_encoder, read_beginning
 from llmshearing.prepare.tokenizer import Encoder, TokenizerPlan, plan_tokenizer
 from llmshearing.scaling.loss import batches
+from llmshearing.utils.interleave import interleave
 
 __all__ = ['Corpus', 'read_corpus']
 
@@ -86,10 +87,10 @@ def read_corpus(
         texts = (read_beginning('--data', str(path), text_key, limit) for path in files)
         seen_streams, held_streams = [_packed(documents, encoder, plan, length) for documents in texts], []
     if held_streams:
-        seen = _taken(_in_turn(seen_streams), tokens)
-        held = _taken(_in_turn(held_streams), held_out)
+        seen = _taken(interleave(seen_streams), tokens)
+        held = _taken(interleave(held_streams), held_out)
     else:
-        both = _taken(_in_turn(seen_streams), tokens + held_out, least=EVERY)
+        both = _taken(interleave(seen_streams), tokens + held_out, least=EVERY)
         every = min(EVERY, len(both)) or 1
         held = both[every - 1 :: every]
         seen = [row for number, row in enumerate(both) if number % every != every - 1]
@@ -120,25 +121,10 @@ def _bytes(folders: list[Path]) -> int:
 
 def _packed(documents: Iterable[str], encoder: Encoder, plan: TokenizerPlan, length: int) -> Iterator[np.ndarray]:
     """Documents one after the other with what `prepare` puts between them, cut into sequences."""
-    before, after = plan.around
-    waiting: list[int] = []
+    (before, after), packer = plan.around, RowPacker(length)
     for text in documents:
         if text:
-            waiting += [*before, *encoder.encode([text])[0].tolist(), *after]
-        while len(waiting) >= length:
-            yield np.array(waiting[:length], np.int64)
-            del waiting[:length]
-
-
-def _in_turn(streams: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
-    """One of each stream in turn, until all are empty."""
-    streams = deque(streams)
-    while streams:
-        stream = streams.popleft()
-        row = next(stream, None)
-        if row is not None:
-            yield row
-            streams.append(stream)
+            yield from packer.add([*before, *encoder.encode([text])[0].tolist(), *after])
 
 
 def _taken(rows: Iterator[np.ndarray], tokens: int, least: int = 1) -> list[np.ndarray]:

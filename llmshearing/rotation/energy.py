@@ -1,14 +1,16 @@
 """Energy kept: which share of the normalised stream the leading directions of a basis hold, for every width.
 
-It shows where to put the target's hidden_size, and what the gains must be multiplied by there: RMSNorm over the d' kept
-of d dimensions divides by a root mean square that is ``sqrt(share * d / d')`` times the whole stream's, so the gain
-times that number leaves what is kept the size it had. Without it the loss is a whole nat higher.
+It shows where to put the target's hidden_size. The cut there makes gains follow (:mod:`llmshearing.models.gains`);
+without that the loss is a whole nat higher.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from llmshearing.models.gains import gain_factors
+from llmshearing.utils.markdown import markdown_table
 
 __all__ = ['cut_gain_factors', 'energy_kept', 'energy_table', 'table_widths']
 
@@ -27,20 +29,12 @@ def energy_kept(mean_squares: Tensor) -> Tensor:
     return sums / sums[..., -1:].clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def cut_gain_factors(mean_squares: Tensor, kept: Tensor | int) -> Tensor:
-    """What each reading norm's gain is multiplied by when hidden dimensions go: ``sqrt(d / d' * share)``.
-
-    Args:
-        mean_squares (Tensor): [reading norms, hidden].
-        kept (Tensor | int): Kept dimensions, int64 [kept] or bool [hidden]; a number keeps the leading ones.
-
-    Returns:
-        Tensor: float64 [reading norms]; 1 where everything is kept.
-    """
+def cut_gain_factors(mean_squares: Tensor, kept: int) -> Tensor:
+    """What a cut to the leading ``kept`` dimensions multiplies gains by, from [norms, hidden]; float64 [norms]."""
     mean_squares = mean_squares.double()
-    part = mean_squares[:, :kept] if isinstance(kept, int) else mean_squares[:, kept]
-    share = part.sum(1) / mean_squares.sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-    return (share * mean_squares.shape[1] / part.shape[1]).sqrt()
+    leading, every = torch.arange(kept), torch.ones(len(mean_squares), dtype=torch.bool)
+    device = mean_squares.device
+    return gain_factors(mean_squares, leading.to(device), mean_squares.new_ones(kept), every.to(device))
 
 
 def table_widths(hidden_size: int) -> list[int]:
@@ -54,9 +48,9 @@ def energy_table(kept: Tensor) -> str:
     Args:
         kept (Tensor): :func:`energy_kept`, [reading norms, hidden].
     """
-    lines = ['| hidden_size | energy kept, mean of norms | least of a norm | final norm |', '|---|---|---|---|']
+    rows = []
     for width in table_widths(kept.shape[1]):
         column = kept[:, width - 1]
         cells = (column.mean().item(), column.min().item(), column[-1].item())
-        lines.append(f'| {width} | {" | ".join(f"{100 * cell:.1f} %" for cell in cells)} |')
-    return '\n'.join(lines)
+        rows.append([str(width), *(f'{100 * cell:.1f} %' for cell in cells)])
+    return markdown_table(['hidden_size', 'energy kept, mean of norms', 'least of a norm', 'final norm'], rows)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
 from llmshearing.data.mds import check_ids
@@ -22,7 +22,6 @@ from llmshearing.rotation.stream import StreamParts, stream_parts
 __all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
 
 Batch = Tensor | Mapping[str, Tensor]
-Reduce = Callable[[Tensor], object]
 
 
 @dataclasses.dataclass
@@ -57,55 +56,44 @@ class StreamMoments:
         self.squares += other.squares.to(self.squares)
         self.tokens += other.tokens
 
-    def reduced(self, reduce: Reduce | None) -> StreamMoments:
-        """The sums over all ranks.
-
-        Args:
-            reduce (Callable | None): Adds up a tensor over ranks in place, such as ``dist.all_reduce``.
-        """
-        if reduce is None:
+    def over_ranks(self) -> StreamMoments:
+        """The sums over all ranks. A collective."""
+        if not distributed.is_initialized():
             return self
         tokens = torch.tensor([self.tokens], dtype=torch.int64, device=self.squares.device)
         moments = StreamMoments(self.covariance.clone(), self.squares.clone())
         for tensor in (moments.covariance, moments.squares, tokens):
-            reduce(tensor)
+            distributed.all_reduce(tensor)
         moments.tokens = int(tokens.item())
         return moments
 
 
 @torch.no_grad()
-def stream_moments(
-    model: PreTrainedModel, batches: Iterable[Batch], moments: StreamMoments | None = None, reduce: Reduce | None = None
-) -> StreamMoments:
+def stream_moments(model: PreTrainedModel, batches: Iterable[Batch]) -> StreamMoments:
     """Second moments of the normalised stream at all reading norms.
 
     Args:
         model (PreTrainedModel): A causal language model of a rotatable family, in evaluation mode.
         batches (Iterable[Tensor | Mapping]): Token ids [batch, tokens], or mappings with ``input_ids`` and perhaps
             ``attention_mask``; positions that it masks are left out.
-        moments (StreamMoments | None): Of earlier batches; added to in place.
-        reduce (Callable | None): Adds up a tensor over ranks in place; every rank gives its own batches.
 
     Raises:
         ValueError: For a family that cannot be rotated, or token ids that the model does not have.
     """
     parts = stream_parts(model.config)
-    if moments is None:
-        moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
+    moments = StreamMoments.zeros(len(parts.norms), parts.hidden_size, stream_device(model, parts))
 
     def see(norm: int, rows: Tensor) -> None:
         rows = rows.double()
         moments.squares[norm] += rows.square().sum(0)
         moments.covariance += rows.T @ rows
 
-    moments.tokens += _observe(model, batches, see)
-    return moments.reduced(reduce)
+    moments.tokens = _observe(model, batches, see)
+    return moments
 
 
 @torch.no_grad()
-def stream_mean_squares(
-    model: PreTrainedModel, batches: Iterable[Batch], basis: Tensor | None = None, reduce: Reduce | None = None
-) -> Tensor:
+def stream_mean_squares(model: PreTrainedModel, batches: Iterable[Batch], basis: Tensor | None = None) -> Tensor:
     """Mean squares of the normalised stream per reading norm and hidden dimension.
 
     The share of energy that a cut to the dimensions K keeps at a norm is ``row[K].sum() / row.sum()``; the norm's gain
@@ -115,7 +103,6 @@ def stream_mean_squares(
         model (PreTrainedModel): A causal language model of a rotatable family, in evaluation mode.
         batches (Iterable[Tensor | Mapping]): As for :func:`stream_moments`.
         basis (Tensor | None): Directions, [hidden, dimensions]; default: the coordinates.
-        reduce (Callable | None): Adds up a tensor over ranks in place.
 
     Returns:
         Tensor: float64 [reading norms, hidden or dimensions], norms in the order of the forward pass, the final one
@@ -123,18 +110,13 @@ def stream_mean_squares(
     """
     parts = stream_parts(model.config)
     width = parts.hidden_size if basis is None else basis.shape[1]
-    device = stream_device(model, parts)
-    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=device)
+    squares = torch.zeros(len(parts.norms), width, dtype=torch.float64, device=stream_device(model, parts))
 
     def see(norm: int, rows: Tensor) -> None:
         rows = rows if basis is None else rows @ basis.to(rows)
         squares[norm] += rows.double().square().sum(0)
 
-    count = torch.tensor([_observe(model, batches, see)], dtype=torch.float64, device=device)
-    if reduce is not None:
-        reduce(squares)
-        reduce(count)
-    return squares / count.clamp_min(1)
+    return squares / max(_observe(model, batches, see), 1)
 
 
 def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[int, Tensor], None]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.identity import refuse_other_sources
@@ -162,7 +162,7 @@ class _Work:
             done += len(share)
             with raised_together():
                 part = stream_moments(model, share[rank::ranks])
-            moments.add(part.reduced(distributed.all_reduce if ranks > 1 else None))
+            moments.add(part.over_ranks())
             from_rank_0(functools.partial(self._save, moments, done, len(batches)))
         return moments
 

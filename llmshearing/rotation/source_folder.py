@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llmshearing.checkpoints.parameter_shapes import parameter_shapes
-from llmshearing.checkpoints.source import check_weights, read_weights
+from llmshearing.checkpoints.source import check_weights
 from llmshearing.checkpoints.stored_model import StoredModel
 from llmshearing.compat.huggingface_hub import HUB_COMMAND
 from llmshearing.models.source_config import read_config
@@ -55,7 +55,7 @@ class SourceFolder(StoredModel):
                 'run code. Open the model with transformers and save it again: save_pretrained writes it.'
             )
         check_weights(self.path, config, values=False)
-        super().__init__(config, read_weights(self.path, config), f'{self.parts.embedding}.weight')
+        super().__init__(self.path, config)
         expected = parameter_shapes(config)
         self.names = [name for name in expected.shapes if name not in expected.tied]
         self.parameters = expected.count

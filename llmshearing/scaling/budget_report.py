@@ -15,7 +15,15 @@ from llmshearing.scaling.intervals import jackknife_interval
 from llmshearing.scaling.law_file import RANGES, law_to_json, read_law
 from llmshearing.scaling.post_training import CONSTANTS, PostTrainingLaw, check_runs, fit_post_training
 from llmshearing.scaling.run_logs import cost_per_token, read_all_runs
-from llmshearing.scaling.spending import Case, Split, diminishing_point, split_beside, split_total, tokens_for_loss
+from llmshearing.scaling.spending import (
+    Case,
+    Costs,
+    Split,
+    diminishing_point,
+    split_beside,
+    split_total,
+    tokens_for_loss,
+)
 
 __all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_costs']
 
@@ -71,8 +79,8 @@ def predict_loss(law_file: str, case: Case, tokens: float) -> str:
     return f'predicted loss: {values[0]:.6f} | {reach} | {spread}'
 
 
-def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
-    """Cost of a token of pruning and of continuing, from numbers or metrics files, and whether both were measured.
+def read_costs(pruning: str, continuing: str, pruning_gain: float) -> Costs:
+    """Cost of a token of pruning and of continuing, each a number or a metrics file that it is measured from.
 
     Raises:
         ValueError: For anything else, or one of each.
@@ -80,7 +88,7 @@ def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
     given = {'--pruning-cost': pruning, '--continue-cost': continuing}
     logs = [option for option, value in given.items() if value.endswith('.jsonl')]
     if len(logs) == 2:
-        return cost_per_token(pruning), cost_per_token(continuing), True
+        return Costs(cost_per_token(pruning), cost_per_token(continuing), pruning_gain, measured=True)
     if logs:
         raise ValueError(
             f'{logs[0]} is a metrics file and the other cost a number, which are in different units; '
@@ -92,7 +100,7 @@ def read_costs(pruning: str, continuing: str) -> tuple[float, float, bool]:
             values.append(positive_number(float(value), option))
         except ValueError as error:
             raise ValueError(f'{option} must be a positive number or a metrics file (.jsonl), got {value!r}') from error
-    return values[0], values[1], False
+    return Costs(values[0], values[1], pruning_gain)
 
 
 class SpendingPlan:
@@ -101,33 +109,22 @@ class SpendingPlan:
     Args:
         law (PostTrainingLaw): The law.
         case (Case): The pruned model.
-        pruning_cost (float): Cost of a token of pruning.
-        continue_cost (float): Cost of a token of continued pre-training, in the same unit.
-        measured (bool): Both were measured, and are told.
-        pruning_gain (float): Nats by which the loss falls when the pruning tokens double.
+        costs (Costs): Of a token; measured ones are told.
 
     Attributes:
         lines (list[str]): What to print.
     """
 
-    def __init__(
-        self,
-        law: PostTrainingLaw,
-        case: Case,
-        pruning_cost: float,
-        continue_cost: float,
-        measured: bool,
-        pruning_gain: float,
-    ):
-        self.law, self.case = law, case
+    def __init__(self, law: PostTrainingLaw, case: Case, costs: Costs):
+        self.law, self.case, self.costs = law, case, costs
         self.lines: list[str] = []
-        self._costs = pruning_cost, continue_cost, pruning_gain
         self._answers: dict[str, Any] = {}
         self._floor = law.floor(*case)
-        if measured:
+        if costs.measured:
             self.lines.append(
-                f'cost per token: {pruning_cost:.4g} pruning, {continue_cost:.4g} continued '
-                f'(x{pruning_cost / continue_cost:.3g}), measured, in hours unless speed_monitor has another time_unit'
+                f'cost per token: {costs.pruning:.4g} pruning, {costs.continued:.4g} continued '
+                f'(x{costs.pruning / costs.continued:.3g}), measured, in hours unless speed_monitor has another '
+                'time_unit'
             )
         self.lines.append(f'floor: {self._floor:.4f} is the loss this law never gets below')
 
@@ -149,7 +146,7 @@ class SpendingPlan:
 
     def answer_total_cost(self, cost: float) -> None:
         """How to divide a cost between both stages."""
-        split = split_total(self.law, self.case, cost, *self._costs)
+        split = split_total(self.law, self.case, cost, self.costs)
         tokens = split.continued_tokens
         self._answer(
             'total_cost', f'predicted loss: {self._loss(tokens):.6f} for a total cost of {cost:g}', tokens, split
@@ -164,7 +161,7 @@ class SpendingPlan:
 
     def _answer(self, key: str, what: str, tokens: float, split: Split | None = None) -> None:
         reach = _reach(self.law, self.case, tokens)
-        split = split or split_beside(self.law, self.case, tokens, *self._costs)
+        split = split or split_beside(self.law, self.case, tokens, self.costs)
         self.lines.append(f'{what} | {reach}\n  {_split_line(split)}')
         answer = {'tokens': tokens, 'predicted_loss': self._loss(tokens), 'split': dataclasses.asdict(split)}
         self._answers[key] = answer

@@ -13,11 +13,13 @@ from itertools import groupby, islice
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from llmshearing.data.mds import check_ids
 
-__all__ = ['batches', 'domain_loss']
+__all__ = ['batches', 'domain_loss', 'sequence_losses']
 
 
 def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
@@ -25,6 +27,19 @@ def batches(sequences: Iterable[np.ndarray], batch_size: int) -> Iterator[np.nda
     for _, alike in groupby(sequences, len):
         while batch := list(islice(alike, batch_size)):
             yield np.stack(batch)
+
+
+def sequence_losses(logits: Tensor, tokens: Tensor) -> list[float]:
+    """Next-token cross-entropy of each sequence in nats, summed over its S - 1 terms.
+
+    Args:
+        logits: [batch, S, vocabulary].
+        tokens: [batch, S], int64.
+    """
+    return [  # one sequence at a time bounds the float32 copy of the logits
+        functional.cross_entropy(row[:-1].float(), sequence[1:], reduction='sum').item()
+        for row, sequence in zip(logits, tokens)
+    ]
 
 
 @torch.inference_mode()
@@ -61,12 +76,8 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
                 f'prepare the data with a smaller max_seq_len'
             )
         tokens = torch.from_numpy(batch).to(model.device)
-        logits = model(input_ids=tokens, use_cache=False).logits
-        for row, sequence in zip(logits, tokens):
-            # One sequence at a time bounds the float32 copy of the logits.
-            loss = torch.nn.functional.cross_entropy(row[:-1].float(), sequence[1:], reduction='sum')
-            sums.append(loss.item())
-            counts.append(len(sequence) - 1)
+        sums += sequence_losses(model(input_ids=tokens, use_cache=False).logits, tokens)
+        counts += [batch.shape[1] - 1] * len(batch)
     if not counts:
         raise ValueError(f'{where}: no sequences to measure; prepare an evaluation split with at least one')
     mean = math.fsum(sums) / sum(counts)

@@ -28,6 +28,7 @@ __all__ = [
     'PRUNING_GAIN',
     'PRUNING_SHARE',
     'Case',
+    'Costs',
     'Split',
     'diminishing_point',
     'split_beside',
@@ -46,6 +47,22 @@ class Case(NamedTuple):
     params_before: float
     pruning_rate: float
     source_loss: float
+
+
+class Costs(NamedTuple):
+    """What a token costs in either stage, in any one unit, and what more pruning buys.
+
+    Args:
+        pruning: Cost of a token of pruning.
+        continued: Cost of a token of continued pre-training.
+        pruning_gain: Nats by which the final loss falls when the pruning tokens double.
+        measured: Whether both costs were measured.
+    """
+
+    pruning: float = 1.0
+    continued: float = 1.0
+    pruning_gain: float = PRUNING_GAIN
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,55 +132,31 @@ def diminishing_point(law: PostTrainingLaw, case: Case, more_tokens: float, leas
     return more_tokens * math.exp(root_scalar(gain, bracket=(low, high), method='brentq', xtol=1e-12).root)
 
 
-def split_beside(
-    law: PostTrainingLaw,
-    case: Case,
-    continued_tokens: float,
-    pruning_cost: float = 1.0,
-    continue_cost: float = 1.0,
-    pruning_gain: float = PRUNING_GAIN,
-) -> Split:
-    """Pruning tokens that fit a given number of continued tokens.
-
-    Args:
-        law: A fitted law.
-        case: What is pruned.
-        continued_tokens: Tokens of continued pre-training.
-        pruning_cost: Cost of a token of pruning, in any unit.
-        continue_cost: Cost of a token of continued pre-training, in the same unit.
-        pruning_gain: Nats by which the final loss falls when the pruning tokens double.
-    """
+def split_beside(law: PostTrainingLaw, case: Case, continued_tokens: float, costs: Costs) -> Split:
+    """Pruning tokens that fit a given number of tokens of continued pre-training."""
     gain = law.constants['beta'] * law.recoverable(case.params_before, case.pruning_rate, continued_tokens)
     low, high = (share / (1 - share) for share in PRUNING_SHARE)
     # The ratio of tokens, not of cost, is what has been tried.
-    wanted = math.inf if gain <= 0 else pruning_gain / math.log(2) / gain * continue_cost / pruning_cost
+    wanted = math.inf if gain <= 0 else costs.pruning_gain / math.log(2) / gain * costs.continued / costs.pruning
     ratio = float(np.clip(wanted, low, high))
     pruning_tokens = ratio * continued_tokens
     return Split(
         pruning_tokens,
         continued_tokens,
-        pruning_cost * pruning_tokens + continue_cost * continued_tokens,
+        costs.pruning * pruning_tokens + costs.continued * continued_tokens,
         ratio / (1 + ratio),
         ratio != wanted,
     )
 
 
-def split_total(
-    law: PostTrainingLaw,
-    case: Case,
-    total_cost: float,
-    pruning_cost: float = 1.0,
-    continue_cost: float = 1.0,
-    pruning_gain: float = PRUNING_GAIN,
-) -> Split:
-    """Divides a total cost between the stages. Arguments as :func:`split_beside`; the total is in the same unit."""
+def split_total(law: PostTrainingLaw, case: Case, total_cost: float, costs: Costs) -> Split:
+    """Divides a total cost, in the unit of the costs per token, between the stages."""
 
     def excess(log_tokens: float) -> float:
-        split = split_beside(law, case, math.exp(log_tokens), pruning_cost, continue_cost, pruning_gain)
-        return math.log(split.total_cost / total_cost)
+        return math.log(split_beside(law, case, math.exp(log_tokens), costs).total_cost / total_cost)
 
-    most = math.log(total_cost / continue_cost)
+    most = math.log(total_cost / costs.continued)
     # The smallest share of continued tokens is 1 - 0.32 of all; their cost then bounds the root from below.
-    least = math.log(total_cost / (continue_cost + pruning_cost * PRUNING_SHARE[1] / (1 - PRUNING_SHARE[1])))
+    least = math.log(total_cost / (costs.continued + costs.pruning * PRUNING_SHARE[1] / (1 - PRUNING_SHARE[1])))
     tokens = math.exp(root_scalar(excess, bracket=(least - 1e-6, most), method='brentq', xtol=1e-13).root)
-    return split_beside(law, case, tokens, pruning_cost, continue_cost, pruning_gain)
+    return split_beside(law, case, tokens, costs)

@@ -42,7 +42,7 @@ class Judge:
         self.plan, self.texts, self.settings = plan, texts, settings
         model = open_source(plan, device)
         batches = token_batches(texts, plan.sequences_per_pass, device)
-        self.source_losses = losses_of(model, texts, plan)
+        self.source_losses = losses_of(model, texts, plan.sequences_per_pass)
         if plan.rotates:
             rotate_in_memory(model, [batch['input_ids'] for batch in batches])
         self.calibration = Calibration(Cutter(model), batches, seed=settings.seed)
@@ -57,7 +57,7 @@ class Judge:
         cutter = self.calibration.cutter
         try:
             choose_in_one_shot(self.calibration, shape, self.measured, self.settings.compensate)
-            return losses_of(cutter.model, self.texts, self.plan)
+            return losses_of(cutter.model, self.texts, self.plan.sequences_per_pass)
         finally:
             cutter.set_masks(None)
             cutter.model.load_state_dict(self._weights)

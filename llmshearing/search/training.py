@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 from llmshearing.compat import composer, llmfoundry
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.cut.source import losses_of
 from llmshearing.cut.text import Text, token_batches
-from llmshearing.scaling.loss import domain_loss
 from llmshearing.search.settings import SearchSettings
 
 __all__ = ['train_candidate']
@@ -45,9 +45,7 @@ class _HeldOutLosses(Callback):
         if step not in self.steps:
             return
         model = cast(PreTrainedModel, state.model.model).eval()
-        losses = {
-            each.name: domain_loss(model, each.held_out, self.batch_size, each.name)['loss'] for each in self.texts
-        }
+        losses = losses_of(model, self.texts, self.batch_size)
         model.train()
         self.curve.append({'step': step, 'tokens': step * state.batch['input_ids'].numel(), 'losses': losses})
 

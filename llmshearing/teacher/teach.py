@@ -6,30 +6,23 @@ number of ranks are what they are without. Folders that are not taught are copie
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from llmshearing.compat.torch import usable_device
-from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
 from llmshearing.data.mds import read_index, read_shard
-from llmshearing.data.shard_checks import fingerprint
 from llmshearing.data.stored_teacher import NOTE, TeacherNote, read_note, shard_mark
-from llmshearing.data.teacher_column import ColumnFormat
 from llmshearing.prepare.manifest import MANIFEST, read_manifest
-from llmshearing.teacher.folders import ShardTask, check_room, find_folders, list_shards
-from llmshearing.teacher.model import Teacher, hash_of_model, open_teacher
+from llmshearing.teacher.folders import ShardTask
+from llmshearing.teacher.job import Job, open_job
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.shard import teach_shard
 from llmshearing.teacher.work import Work
-from llmshearing.utils.files import dump_json, refuse_unwritable, write_atomically
+from llmshearing.utils.files import dump_json, write_atomically
 from llmshearing.utils.processes import choose_device
 
 __all__ = ['teach']
@@ -67,7 +60,7 @@ def teach(
         ValueError: If data, teacher, settings and output do not fit each other, in one sentence, before any work.
     """
     output = Path(output)
-    job = _open_job(Path(data), teacher, output, settings, usable_device(device or choose_device()))
+    job = open_job(Path(data), teacher, output, settings, usable_device(device or choose_device()))
     if output.exists():
         _check_same(output, job)
         report(f'{output} is complete')
@@ -80,50 +73,14 @@ def teach(
     work = Work(output)
     work.begin(job.plan)
     try:
-        _teach_shards(work, job, settings, rank, ranks, report)
+        _teach_shards(work, job, rank, ranks, report)
     except ValueError:
         work.drop_if_empty()  # whoever corrects the call may begin anew
         raise
     return _finish(work, job, report)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What is to be done: folders to teach and to copy, shards, tokens per sample, who teaches, what is kept."""
-
-    data: Path
-    folders: list[str]
-    copied: list[str]
-    tasks: list[ShardTask]
-    length: int
-    teacher: Teacher
-    form: ColumnFormat
-    plan: dict[str, Any]
-
-
-def _open_job(data: Path, teacher: str, output: Path, settings: TeachSettings, device: str) -> _Job:
-    """Everything that can refuse a call without the teacher's weights."""
-    if output.resolve() == data.resolve() or data.resolve() in output.resolve().parents:
-        raise ValueError(f'--output {output}: lies in the data that are read; choose another folder.')
-    folders, copied = find_folders(data, settings.splits)
-    tasks, length = list_shards(data, folders)
-    empty = [folder for folder in folders if folder not in {task.folder for task in tasks}]
-    folders, copied = [folder for folder in folders if folder not in empty], [*copied, *empty]
-    opened = open_teacher(teacher, settings, device)
-    form = settings.format(opened.vocab_size)
-    check_tokenizer(opened.tokenizer, [(str(data / folder), None) for folder in folders])
-    positions = getattr(opened.config, 'max_position_embeddings', None)
-    if positions is not None and length > positions:
-        raise ValueError(
-            f'{data}: its samples have {length} tokens, and {opened.name} has {positions} positions '
-            '(max_position_embeddings); prepare shorter sequences, or choose another teacher.'
-        )
-    check_room(tasks, form, length)
-    refuse_unwritable('--output', output)
-    return _Job(data, folders, copied, tasks, length, opened, form, _plan(tasks, opened, form, settings))
-
-
-def _teach_shards(work: Work, job: _Job, settings: TeachSettings, rank: int, ranks: int, report: Report) -> None:
+def _teach_shards(work: Work, job: Job, rank: int, ranks: int, report: Report) -> None:
     """Teaches every shard that is not done and that no other process holds."""
     loaded = None
     begin = len(job.tasks) * rank // ranks  # a stretch of its own first, so that few meet
@@ -136,7 +93,7 @@ def _teach_shards(work: Work, job: _Job, settings: TeachSettings, rank: int, ran
             loaded = loaded or job.teacher.load()
             began = time.monotonic()
             try:
-                teach_shard(task, job.data, loaded, job.form, job.plan['key'], job.length, settings, work)
+                teach_shard(task, job, loaded, work)
             except FileNotFoundError:
                 if not work.output.exists():  # else, on a disk without locks, others did it meanwhile and cleared up
                     raise
@@ -145,31 +102,7 @@ def _teach_shards(work: Work, job: _Job, settings: TeachSettings, rank: int, ran
             report(f'{task.folder}/{task.name} ({number} of {len(job.tasks)}): {rate:,.0f} tokens/s')
 
 
-def _plan(tasks: list[ShardTask], opened: Teacher, form: ColumnFormat, settings: TeachSettings) -> dict[str, Any]:
-    """Everything that decides the bytes, and the key that is a hash of it; the data have hashes of their own."""
-    described = describe_tokenizer(opened.tokenizer)
-    plan: dict[str, Any] = {
-        'teacher': opened.name,
-        'teacher_hash': hash_of_model(opened.folder),
-        'kind': form.kind,
-        'count': form.count,
-        'vocab_size': form.vocab_size,
-        'temperature': float(settings.temperature),
-        'seed': settings.seed,
-        'bytes_per_token': form.width,
-        'vocabulary': {name: described[name] for name in ('vocab_size', 'vocabulary')},
-        'kept': None if opened.kept is None else hashlib.sha256(repr(opened.kept).encode()).hexdigest()[:16],
-        'computed_in': opened.dtype,
-        'batch_tokens': settings.batch_tokens,
-    }
-    decisive = {name: value for name, value in plan.items() if name != 'teacher'}  # its hash is
-    plan['key'] = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-    by_folder = groupby(tasks, lambda task: task.folder)  # which are listed folder by folder
-    plan['data'] = {folder: fingerprint([task.reader for task in own]) for folder, own in by_folder}
-    return plan
-
-
-def _check_same(output: Path, job: _Job) -> None:
+def _check_same(output: Path, job: Job) -> None:
     for folder in job.folders:
         note = read_note(output / folder)
         if note is None or note.key != job.plan['key'] or note.data != job.plan['data'][folder]:
@@ -178,7 +111,7 @@ def _check_same(output: Path, job: _Job) -> None:
             )
 
 
-def _finish(work: Work, job: _Job, report: Report) -> bool:
+def _finish(work: Work, job: Job, report: Report) -> bool:
     with work.finishing() as mine:
         if not mine:
             return work.output.exists()
@@ -231,7 +164,7 @@ def _copy(source: Path, target: Path) -> None:
             os.replace(new, target / path.name)
 
 
-def _write_manifest(target: Path, job: _Job) -> None:
+def _write_manifest(target: Path, job: Job) -> None:
     """The manifest of prepare with what was taught by whom; nothing where the data have none."""
     path = job.data / MANIFEST
     if not path.is_file():

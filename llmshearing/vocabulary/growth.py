@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from llmshearing.reports.lines import Line, line_panel
 from llmshearing.reports.svg import COLOURS, GREY, as_file
+from llmshearing.utils.markdown import markdown_table
 from llmshearing.vocabulary.choice import Ranking
 from llmshearing.vocabulary.rewriting import with_new_ids_in_tokenizer
 from llmshearing.vocabulary.text import DomainText
@@ -57,19 +58,19 @@ def measure_growth(
 
 def growth_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Tokens per byte by domain as markdown, with the source's tokenizer and with the trimmed one."""
-    lines = ['| domain | tokens per byte before | after | more tokens |', '|---|---|---|---|']
+    rows = []
     for name, value in before.items():
         growth = 100 * (after[name] / value - 1) if value else 0.0
-        lines.append(f'| {name} | {value:.4f} | {after[name]:.4f} | {growth:+.2f} % |')
-    return '\n'.join(lines)
+        rows.append([name, f'{value:.4f}', f'{after[name]:.4f}', f'{growth:+.2f} %'])
+    return markdown_table(['domain', 'tokens per byte before', 'after', 'more tokens'], rows)
 
 
 def size_table(sizes: Sequence[int], measured: Mapping[str, Sequence[float]]) -> str:
     """Tokens per byte by vocabulary size and domain as markdown, from :func:`measure_growth` at these sizes."""
-    lines = [f'| tokens | {" | ".join(measured)} |', f'|{"---|" * (len(measured) + 1)}']
-    for number, size in enumerate(sizes):
-        lines.append(f'| {size:,} | {" | ".join(f"{values[number]:.4f}" for values in measured.values())} |')
-    return '\n'.join(lines)
+    rows = [
+        [f'{size:,}', *(f'{values[number]:.4f}' for values in measured.values())] for number, size in enumerate(sizes)
+    ]
+    return markdown_table(['tokens', *measured], rows)
 
 
 def growth_picture(sizes: Sequence[int], measured: Mapping[str, Sequence[float]], chosen: int) -> str:

@@ -159,15 +159,12 @@ def check_tensors_equal(
             raise ValueError(f'{folder}: {name} is not what the source has; nothing was written. Please report this.')
 
 
-def check_logits(
-    source: Path, folder: Path, by_token: Mapping[str, int], kept: Sequence[int], dtype: torch.dtype, whole: bool
-) -> dict[str, Any]:
+def check_logits(source: Path, folder: Path, kept: Sequence[int], dtype: torch.dtype, whole: bool) -> dict[str, Any]:
     """Runs both models, one after the other, on the same kept tokens.
 
     Args:
         source (Path): The source's folder.
         folder (Path): The written one.
-        by_token (Mapping[str, int]): :func:`~llmshearing.vocabulary.embeddings.rows_by_token` of either.
         kept (Sequence[int]): Old ids in the order of the new ones.
         dtype (torch.dtype): To compute in.
         whole (bool): Hold a model in memory as a whole; otherwise one tensor, where its family has a table.
@@ -178,9 +175,9 @@ def check_logits(
     Raises:
         ValueError: If what enters the LM head differs in a bit, or logits by more than rounding explains.
     """
-    ids, embedding = probe_input(len(kept)), next(iter(by_token))
-    hidden, logits = _run(folder, embedding, ids, dtype, whole)
-    expected_hidden, expected = _run(source, embedding, torch.tensor(list(kept))[ids], dtype, whole)
+    ids = probe_input(len(kept))
+    hidden, logits = _run(folder, ids, dtype, whole)
+    expected_hidden, expected = _run(source, torch.tensor(list(kept))[ids], dtype, whole)
     expected = expected[..., list(kept)]
     difference = (logits.double() - expected.double()).abs().max().item()
     allowed = ROUNDING[dtype] * max(1.0, expected.abs().max().item())
@@ -198,13 +195,13 @@ def check_logits(
 
 
 @torch.no_grad()
-def _run(folder: Path, embedding: str, ids: Tensor, dtype: torch.dtype, whole: bool) -> tuple[Tensor, Tensor]:
+def _run(folder: Path, ids: Tensor, dtype: torch.dtype, whole: bool) -> tuple[Tensor, Tensor]:
     """What enters the LM head, [1, tokens, hidden], and the logits, [1, tokens, vocabulary]."""
     config = read_config(folder)
     if whole or find_table(config) is None:
         model = open_strictly(folder, dtype, config)
     else:
-        model = paged_model(StoredModel(config, read_weights(folder, config), embedding), dtype)
+        model = paged_model(StoredModel(folder, config), dtype)
     entered: list[Tensor] = []
     head: Any = model.get_output_embeddings()
     with head.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0])):

@@ -6,11 +6,11 @@ Pure functions from content to content. What a file says beside numbers of token
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmshearing.utils.checks import is_integer
-from llmshearing.vocabulary.tokenizer_file import parse_tokenizer_file
+from llmshearing.vocabulary.tokenizer_file import change_written_ids, parse_tokenizer_file
 
 __all__ = ['ids_named', 'new_numbers', 'with_new_ids', 'with_new_ids_in_tokenizer']
 
@@ -25,31 +25,16 @@ def new_numbers(kept: Sequence[int]) -> dict[int, int]:
     return {old: new for new, old in enumerate(kept)}
 
 
-def ids_named(settings: Any, rows: int) -> set[int]:
+def ids_named(settings: Mapping[str, Any], rows: int) -> set[int]:
     """Ids that a config names, at any depth; a number outside the embedding's rows, as -1 for no token, is none."""
-    if isinstance(settings, Mapping):
-        found = set()
-        for key, value in settings.items():
-            if key in PAIR_KEYS and isinstance(value, list):
-                found |= _numbers([pair[PAIR_KEYS[key]] for pair in value])
-            else:
-                found |= _numbers(value) if _is_of_ids(key) else ids_named(value, rows)
-        return {number for number in found if 0 <= number < rows}
-    return set()
+    found: set[int] = set()
+    _change_ids(settings, found.add)
+    return {number for number in found if 0 <= number < rows}
 
 
 def with_new_ids(settings: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """A config's content with its ids renumbered; numbers that are no ids stay."""
-    result = {}
-    for key, value in settings.items():
-        if key in PAIR_KEYS and isinstance(value, list):
-            value = [_renumbered_pair(pair, PAIR_KEYS[key], new) for pair in value]
-        elif _is_of_ids(key):
-            value = _renumbered(value, new)
-        elif isinstance(value, Mapping):
-            value = with_new_ids(value, new)
-        result[key] = value
-    return result
+    return _change_ids(settings, lambda number: new.get(number, number))
 
 
 def with_new_ids_in_tokenizer(content: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
@@ -73,44 +58,32 @@ def with_new_ids_in_tokenizer(content: Mapping[str, Any], kept: Sequence[int]) -
         **content,
         'model': model,
         'added_tokens': sorted(added, key=lambda token: token['id']),
-        'post_processor': _renumbered_processor(content.get('post_processor'), new),
+        'post_processor': change_written_ids(content.get('post_processor'), new.__getitem__),
     }
-    if content.get('padding'):
-        result['padding'] = {**content['padding'], 'pad_id': _renumbered(content['padding']['pad_id'], new)}
+    padding = content.get('padding')
+    if padding:
+        result['padding'] = {**padding, 'pad_id': new.get(padding['pad_id'], padding['pad_id'])}
     return result
 
 
-def _renumbered_processor(processor: Any, new: Mapping[int, int]) -> Any:
-    if isinstance(processor, list):
-        return [_renumbered_processor(part, new) for part in processor]
-    if not isinstance(processor, Mapping):
-        return processor
+def _change_ids(settings: Mapping[str, Any], change: Callable[[int], Any]) -> dict[str, Any]:
+    """A config's content with a function applied to every id that it names."""
     result = {}
-    for name, value in processor.items():
-        if name == 'ids':
-            result[name] = [new[number] for number in value]
-        elif name in ('sep', 'cls') and isinstance(value, list):
-            result[name] = [value[0], new[value[1]]]
-        else:
-            result[name] = _renumbered_processor(value, new)
+    for key, value in settings.items():
+        if key in PAIR_KEYS and isinstance(value, list):
+            value = [
+                [_changed(part, change) if place == PAIR_KEYS[key] else part for place, part in enumerate(pair)]
+                for pair in value
+            ]
+        elif ID_KEYS.fullmatch(key):
+            value = _changed(value, change)
+        elif isinstance(value, Mapping):
+            value = _change_ids(value, change)
+        result[key] = value
     return result
 
 
-def _is_of_ids(key: str) -> bool:
-    return ID_KEYS.fullmatch(key) is not None
-
-
-def _numbers(value: Any) -> set[int]:
+def _changed(value: Any, change: Callable[[int], Any]) -> Any:
     if isinstance(value, list):
-        return set().union(*map(_numbers, value))
-    return {value} if is_integer(value) else set()
-
-
-def _renumbered_pair(pair: list, place: int, new: Mapping[int, int]) -> list:
-    return [_renumbered(part, new) if number == place else part for number, part in enumerate(pair)]
-
-
-def _renumbered(value: Any, new: Mapping[int, int]) -> Any:
-    if isinstance(value, list):
-        return [_renumbered(one, new) for one in value]
-    return new.get(value, value) if is_integer(value) else value
+        return [_changed(one, change) for one in value]
+    return change(value) if is_integer(value) else value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from llmshearing.utils.files import load_json
 
-__all__ = ['TOKENIZER', 'TokenizerFile', 'parse_tokenizer_file', 'read_tokenizer_file']
+__all__ = ['TOKENIZER', 'TokenizerFile', 'change_written_ids', 'parse_tokenizer_file', 'read_tokenizer_file']
 
 TOKENIZER = 'tokenizer.json'
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')
@@ -71,7 +71,8 @@ class TokenizerFile:
         score stays too: the score of an unknown character is counted from it (:mod:`llmshearing.vocabulary.choice`).
         """
         padding = self.content.get('padding') or {}
-        needed = {*self.added_ids.values(), *_ids_in(self.content.get('post_processor'))}
+        needed = set(self.added_ids.values())
+        change_written_ids(self.content.get('post_processor'), needed.add)
         needed |= {padding['pad_id']} & set(self.ids.values()) if padding else set()
         bytes_ = {number for token, number in self.model_ids.items() if BYTE_TOKEN.fullmatch(token)}
         if self._is_byte_level():
@@ -144,16 +145,18 @@ def parse_tokenizer_file(content: dict[str, Any]) -> TokenizerFile:
     return file
 
 
-def _ids_in(processor: Any) -> Iterator[int]:
-    """Ids that a post-processor writes around a text."""
-    if isinstance(processor, Mapping):
-        for name, value in processor.items():
-            if name == 'ids':
-                yield from value
-            elif name in ('sep', 'cls') and isinstance(value, list):
-                yield value[1]
-            else:
-                yield from _ids_in(value)
-    elif isinstance(processor, list):
-        for value in processor:
-            yield from _ids_in(value)
+def change_written_ids(processor: Any, change: Callable[[int], Any]) -> Any:
+    """A post-processor with a function applied to every id that it writes around a text."""
+    if isinstance(processor, list):
+        return [change_written_ids(part, change) for part in processor]
+    if not isinstance(processor, Mapping):
+        return processor
+    result = {}
+    for name, value in processor.items():
+        if name == 'ids':
+            result[name] = [change(number) for number in value]
+        elif name in ('sep', 'cls') and isinstance(value, list):
+            result[name] = [value[0], change(value[1])]
+        else:
+            result[name] = change_written_ids(value, change)
+    return result

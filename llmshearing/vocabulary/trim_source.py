@@ -215,7 +215,7 @@ def _check(source: _Source, folder: Path, kept: Sequence[int], texts: Sequence[D
     check_tensors_equal(source.stored, source.by_token, kept, folder, config)
     whole = sum(torch.Size(tensor.shape).numel() for tensor in source.stored.values()) <= WHOLE_UP_TO
     dtype = torch.float32 if whole else next(iter(source.stored.values())).dtype
-    logits = check_logits(source.path, folder, source.by_token, kept, dtype, whole)
+    logits = check_logits(source.path, folder, kept, dtype, whole)
     return {'words': words.words, 'words_kept': words.kept, **logits}
 
 

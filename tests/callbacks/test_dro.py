@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from llmshearing.callbacks.dynamic_batch_loading import dro
+from llmshearing.callbacks.dynamic_batch_loading.round import Round
 
 EVEN = np.array([0.5, 0.5])
 PRIOR = np.array([0.5, 0.3, 0.2])
@@ -112,7 +113,8 @@ def run(rounds, losses, references, per_round=10, rho=0.05):
     total, memory, given = rounds * per_round, [], []
     for number in range(1, rounds + 1):
         samples = number * per_round
-        weights, memory = dro.dro_weights(losses(samples), references, samples, total, PRIOR, memory, rho)
+        now = Round(PRIOR, PRIOR, losses(samples), references, samples, total)
+        weights, memory = dro.dro_weights(now, memory, rho)
         given.append(weights)
     return np.array(given), memory
 
@@ -160,7 +162,8 @@ def test_memory_is_plain_numbers_before_and_after_the_first_prediction():
     """Checkpoints are read without unpickling anything else."""
     memory = []
     for samples in range(50, 1000, 50):
-        _, memory = dro.dro_weights(curve(samples), np.full(3, np.nan), samples, 1000, PRIOR, memory)
+        now = Round(PRIOR, PRIOR, curve(samples), np.full(3, np.nan), samples, 1000)
+        _, memory = dro.dro_weights(now, memory)
         assert {type(value) for value in memory} == {float}
 
 

@@ -114,12 +114,16 @@ def test_losses_that_are_no_numbers_name_their_domains():
 # Adaptive Data Optimization
 
 
+def of_ado(losses, samples, prior):
+    return updates.Round(prior, prior, losses, np.full(len(prior), np.nan), samples)
+
+
 def follow(laws, rounds, prior, samples=1000):
     """Losses that follow eps + beta * n^-alpha exactly. Returns the weights after every round and the memory."""
     memory, history = [], []
     for number in range(1, rounds + 1):
         losses = np.array([eps + beta * number**-alpha for eps, beta, alpha in laws])
-        weights, memory = ado_weights(losses, samples * number, prior, memory)
+        weights, memory = ado_weights(of_ado(losses, samples * number, prior), memory)
         history.append(weights)
     return history, memory
 
@@ -153,7 +157,7 @@ def test_ado_returns_to_the_prior_where_no_loss_falls():
     prior = np.array([0.7, 0.3])
     memory = []
     for number in range(1, 9):
-        weights, memory = ado_weights(np.array([2.0, 3.0]) + 0.1 * number, 10 * number, prior, memory)
+        weights, memory = ado_weights(of_ado(np.array([2.0, 3.0]) + 0.1 * number, 10 * number, prior), memory)
         assert weights == pytest.approx(prior)
 
 
@@ -187,5 +191,5 @@ def test_ado_continues_exactly_from_its_memory():
     memory = json.loads(json.dumps(memory))
     for number in range(13, 21):
         losses = np.array([eps + beta * number**-alpha for eps, beta, alpha in laws])
-        weights, memory = ado_weights(losses, 1000 * number, prior, memory)
+        weights, memory = ado_weights(of_ado(losses, 1000 * number, prior), memory)
         assert weights.tolist() == history[number - 1].tolist()

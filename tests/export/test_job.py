@@ -116,6 +116,7 @@ def test_weights_without_masks_are_pointed_out(progressive, tmp_path, caplog):
     torch.save(content, tmp_path / 'weights.pt')
     export_checkpoint(tmp_path / 'weights.pt', tmp_path / 'out', ExportSettings(progress=False))
     assert 'its masks are not in it' in caplog.text
+    assert 'Trained for' not in (tmp_path / 'out' / 'README.md').read_text()  # how long is not in it, either
     assert main(['export', str(tmp_path / 'weights.pt'), '--out', 's3://bucket/out']) == 1
 
 

@@ -102,7 +102,6 @@ def test_energy_and_the_factor_that_follows_from_it():
     squares = torch.tensor([[4.0, 2.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     torch.testing.assert_close(energy_kept(squares)[0], torch.tensor([0.5, 0.75, 0.875, 1.0], dtype=torch.float64))
     torch.testing.assert_close(cut_gain_factors(squares, 1), torch.tensor([2**0.5, 1.0], dtype=torch.float64))
-    assert torch.equal(cut_gain_factors(squares, torch.tensor([0])), cut_gain_factors(squares, 1))
     assert torch.equal(cut_gain_factors(squares, 4), torch.ones(2, dtype=torch.float64))
     assert table_widths(64) == list(range(4, 65, 4)) and table_widths(3) == [1, 2, 3]
     assert '| 2 | 62.5 % | 50.0 % | 50.0 % |' in energy_table(energy_kept(squares))

@@ -11,6 +11,7 @@ from llmshearing.scaling.spending import (
     PRUNING_GAIN,
     PRUNING_SHARE,
     Case,
+    Costs,
     diminishing_point,
     split_beside,
     split_total,
@@ -70,7 +71,7 @@ def modelled(pruning_tokens, continued_tokens):
 @pytest.mark.parametrize('pruning_cost, continue_cost', [(3.0, 1.0), (5.0, 1.0), (2.0, 0.5)])
 def test_split_spends_all_and_no_other_split_is_better(pruning_cost, continue_cost):
     total = 2e9
-    split = split_total(LAW, CASE, total, pruning_cost, continue_cost)
+    split = split_total(LAW, CASE, total, Costs(pruning_cost, continue_cost))
     assert not split.held
     spent = pruning_cost * split.pruning_tokens + continue_cost * split.continued_tokens
     assert spent == pytest.approx(total) == pytest.approx(split.total_cost)
@@ -78,13 +79,13 @@ def test_split_spends_all_and_no_other_split_is_better(pruning_cost, continue_co
     for factor in (0.8, 0.95, 1.05, 1.25):
         pruning = factor * split.pruning_tokens
         assert modelled(pruning, (total - pruning_cost * pruning) / continue_cost) > best
-    beside = split_beside(LAW, CASE, split.continued_tokens, pruning_cost, continue_cost)
+    beside = split_beside(LAW, CASE, split.continued_tokens, Costs(pruning_cost, continue_cost))
     assert beside.pruning_tokens == pytest.approx(split.pruning_tokens)
 
 
 @pytest.mark.parametrize('pruning_cost, end', [(1e-3, 1), (1e4, 0)])
 def test_split_is_held_within_what_has_been_tried(pruning_cost, end):
-    split = split_total(LAW, CASE, 2e9, pruning_cost)
+    split = split_total(LAW, CASE, 2e9, Costs(pruning_cost))
     assert split.held and split.pruning_share == pytest.approx(PRUNING_SHARE[end])
     assert split.total_cost == pytest.approx(2e9)
 

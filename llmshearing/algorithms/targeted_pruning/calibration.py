@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from composer.core import Evaluator, State, get_precision_context
@@ -22,6 +23,7 @@ from llmshearing.masks.energies import norm_energies
 from llmshearing.masks.scores import RECOMMENDED, Calibration, score_units
 from llmshearing.masks.state import PruningState
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from llmshearing.utils.interleave import interleave
 
 __all__ = ['calibrate', 'calibration_batches']
 
@@ -101,15 +103,8 @@ def calibration_batches(state: State, count: int) -> list[Any]:
             f'metrics include {" or ".join(METRICS)}; its evaluators are '
             f'{[evaluator.label for evaluator in state.evaluators]}.'
         )
-    streams, batches = [_shares(evaluator, state) for evaluator in evaluators], []
-    while streams and len(batches) < count:
-        for stream in list(streams[: count - len(batches)]):
-            batch = next(stream, None)
-            if batch is None:
-                streams.remove(stream)
-            else:
-                batches.append(state.device.batch_to_device(batch))
-    return batches
+    batches = islice(interleave(_shares(evaluator, state) for evaluator in evaluators), count)
+    return [state.device.batch_to_device(batch) for batch in batches]
 
 
 def _shares(evaluator: Evaluator, state: State) -> Iterator[Any]:

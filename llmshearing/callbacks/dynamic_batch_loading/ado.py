@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmshearing.callbacks.dynamic_batch_loading.round import Memory, Round
+
 __all__ = ['ado_weights']
 
 ALPHAS = np.linspace(0.05, 0.8, 16)
@@ -29,20 +31,18 @@ MINIMUM = 0.01
 WARMUP = 4
 
 
-def ado_weights(
-    losses: np.ndarray, samples: int, prior: np.ndarray, memory: list[float]
-) -> tuple[np.ndarray, list[float]]:
+def ado_weights(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memory]:
     """One update.
 
     Args:
-        losses (np.ndarray): float64 [domains], loss of each domain now.
-        samples (int): Samples trained on so far, over all domains.
-        prior (np.ndarray): float64 [domains], the initial mixture.
+        now (Round): Its losses, samples and prior.
         memory (list[float]): What the last update returned; empty at first.
+        eta (float): Not looked at.
 
     Returns:
         float64 [domains] weights that sum to 1, and the memory, 3 + 2 * alphas + domains * (4 + alphas) numbers.
     """
+    losses, samples, prior = now.losses, now.samples, now.prior
     k, a = len(losses), len(ALPHAS)
     if not memory:
         memory = [0.0, float(samples), 0.0, *[0.0] * (2 * a), *[0.0] * (k * (2 + a)), *prior, *prior]

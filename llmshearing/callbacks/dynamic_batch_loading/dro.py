@@ -26,6 +26,7 @@ import math
 import numpy as np
 
 from llmshearing.callbacks.dynamic_batch_loading.limits import bound
+from llmshearing.callbacks.dynamic_batch_loading.round import Memory, Round
 
 __all__ = ['dro_weights', 'predict_references', 'remember', 'shrink_references', 'worst_mixture']
 
@@ -40,23 +41,11 @@ SAME = 1e-12
 """Gaps that differ by less, in nats, are equal."""
 
 
-def dro_weights(
-    losses: np.ndarray,
-    references: np.ndarray,
-    samples: int,
-    total: int,
-    prior: np.ndarray,
-    memory: list[float],
-    rho: float = 0.05,
-) -> tuple[np.ndarray, list[float]]:
+def dro_weights(now: Round, memory: Memory, rho: float = 0.05) -> tuple[np.ndarray, Memory]:
     """One update.
 
     Args:
-        losses (np.ndarray): Loss of each domain now, float64 [domains].
-        references (np.ndarray): Reference losses, float64 [domains]; NaN where they are to be predicted.
-        samples (int): Samples trained on so far, over all domains.
-        total (int): Samples of the whole run.
-        prior (np.ndarray): The initial mixture, float64 [domains].
+        now (Round): What was measured; references that are NaN are predicted.
         memory (list[float]): What the last update returned; empty at first.
         rho (float): Radius of the ball around the base mixture.
 
@@ -64,6 +53,7 @@ def dro_weights(
         The weights, float64 [domains], and the memory: the base, and a row of 2 + domains numbers for each of at most
         ``MOST_POINTS`` points of the loss curves.
     """
+    losses, references, samples, total, prior = now.losses, now.references, now.samples, now.total, now.prior
     k = len(losses)
     base = np.array(memory[:k]) if memory else prior
     points = remember(np.array(memory[k:]).reshape(-1, 2 + k), samples, losses)

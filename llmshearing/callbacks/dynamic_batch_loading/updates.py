@@ -25,6 +25,7 @@ import numpy as np
 
 from llmshearing.callbacks.dynamic_batch_loading.ado import ado_weights
 from llmshearing.callbacks.dynamic_batch_loading.dro import dro_weights
+from llmshearing.callbacks.dynamic_batch_loading.round import Memory, Round
 from llmshearing.utils.checks import check_one_of, of_another_package
 
 __all__ = [
@@ -32,10 +33,8 @@ __all__ = [
     'Round',
     'Rule',
     'UpdateRule',
-    'ado',
     'check_losses',
     'constant',
-    'dro',
     'find_rule',
     'sheared',
     'sheared_unclipped',
@@ -43,28 +42,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Round:
-    """What a rule sees at the end of a round. Arrays are float64 [domains].
-
-    Args:
-        weights (np.ndarray): Weights the rule gave for this round, summing to 1.
-        prior (np.ndarray): Initial mixture of the run, summing to 1.
-        losses (np.ndarray): Evaluation loss of each domain.
-        references (np.ndarray): Reference loss of each domain, NaN where there is none.
-        samples (int): Samples trained on since the start, over all domains.
-        total (int): Samples of the whole run.
-    """
-
-    weights: np.ndarray
-    prior: np.ndarray
-    losses: np.ndarray
-    references: np.ndarray
-    samples: int
-    total: int = 0
-
-
-Memory = list[float]
 Rule = Callable[[Round, Memory, float], tuple[np.ndarray, Memory]]
 
 update_rules = catalogue.create('llmshearing', 'update_rules', entry_points=True)
@@ -104,22 +81,12 @@ def constant(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, 
     return now.weights, memory
 
 
-def ado(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarray, Memory]:
-    """Weights by how fast each domain's loss falls (arXiv 2410.11820); see ``ado.py`` for the formula."""
-    return ado_weights(now.losses, now.samples, now.prior, memory)
-
-
-def dro(now: Round, memory: Memory, rho: float = 0.05) -> tuple[np.ndarray, Memory]:
-    """The worst mixture near a base (arXiv 2411.14055); see ``dro.py``. Predicts references that are NaN."""
-    return dro_weights(now.losses, now.references, now.samples, now.total, now.prior, memory, rho)
-
-
 for _name, _rule in {
     'sheared': UpdateRule(sheared, needs_references=True),
     'sheared_unclipped': UpdateRule(sheared_unclipped, needs_references=True),
     'constant': UpdateRule(constant, reads=(), keeps_domains_alive=True),
-    'ado': UpdateRule(ado, reads=('smoothing', 'average')),
-    'dro': UpdateRule(dro, reads=('rho', 'average'), keeps_domains_alive=True),
+    'ado': UpdateRule(ado_weights, reads=('smoothing', 'average')),
+    'dro': UpdateRule(dro_weights, reads=('rho', 'average'), keeps_domains_alive=True),
 }.items():
     update_rules(_name, func=_rule)
 
