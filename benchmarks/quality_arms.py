@@ -132,10 +132,10 @@ GROUPS: dict[str, list[Arm]] = {
         _one_run('progressive to 20%, one run, in random order', 0.2, scores=None),
         _one_run('progressive to 20%, one run, from activation, kept', 0.2, scores=ACTIVATION, variant='kept scores'),
         _one_run(
-            'progressive to 20%, one run, from activation, hidden kept',
+            'progressive to 20%, one run, from activation, gradients count for hidden dimensions',
             0.2,
             scores=ACTIVATION,
-            variant='kept hidden scores',
+            variant='gradients of hidden dimensions',
         ),
         *(
             _one_run(f'progressive to 20%, one run, from activation, {name}', 0.2, scores=ACTIVATION, variant=name)

@@ -204,20 +204,13 @@ class KeptScores(TargetedPruning):
         self.learner.decay = 1.0
 
 
-class KeptHiddenScores(TargetedPruning):
-    """Hidden dimensions go in the order of their scores at the start; gradients on the way do not count for them."""
+class GradientsOfHiddenDimensions(TargetedPruning):
+    """Gradients on the way count for hidden dimensions as they do for other units."""
 
-    def _prepare(self, state: State) -> None:
-        super()._prepare(state)
-        learner, update = self.learner, self.learner.update
-
-        def update_others(gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
-            kept = learner.importance['hidden'].clone()
-            metrics = update(gradients, progress, rate)
-            learner.importance['hidden'].copy_(kept)
-            return metrics
-
-        learner.update = update_others
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        super().apply(event, state, logger)
+        if event == Event.FIT_START:
+            self.learner.hidden_is_settled = False
 
 
 class AllLayersAtOnce(TargetedPruning):
@@ -283,7 +276,7 @@ VARIANTS: dict[str, type[TargetedPruning]] = {
     'late schedule': LateSchedule,
     'depth first': DepthFirst,
     'kept scores': KeptScores,
-    'kept hidden scores': KeptHiddenScores,
+    'gradients of hidden dimensions': GradientsOfHiddenDimensions,
     'all layers at once': AllLayersAtOnce,
     'merged experts': MergedExperts,
     'partly merged experts': PartlyMergedExperts,

@@ -3,7 +3,8 @@
 At every batch each row is told to lose as many units as the schedule says, and the units that go are those whose mask
 has mattered least: the smallest running mean of |d loss / d z|, a first-order estimate of what removing a unit costs,
 which the cut's scales yield for free. It is kept relative to the mean of the axis, so that every batch has the same
-vote and scores of any kind can be its first value.
+vote and scores of any kind can be its first value. Hidden dimensions that were scored keep the order of their scores:
+in a rotated basis that order is what the basis is for, and gradients were measured to make it worse.
 
 A unit that goes does so little by little: its mask falls from one to zero in a straight line, over a share of the
 warm-up, while the weights around it learn to do without it. It does not come back, unless the finished model needs a
@@ -45,6 +46,7 @@ class ProgressiveMasks:
     Attributes:
         left_at (dict[str, Tensor]): Elapsed share of the warm-up at which each unit was told to go, infinity for those
             that stay, mask-shaped.
+        hidden_is_settled (bool): Gradients do not change the importance of hidden dimensions.
     """
 
     needs_scores: ClassVar[bool] = False
@@ -62,6 +64,7 @@ class ProgressiveMasks:
         self.left_at = {axis: torch.full(plan.mask_shape, math.inf) for axis, plan in self.plans.items()}
         self.progress = 0.0
         self.layer_by_layer = True
+        self.hidden_is_settled = False
 
     @classmethod
     def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> ProgressiveMasks:
@@ -70,7 +73,8 @@ class ProgressiveMasks:
         return learner
 
     def start_from(self, scores: Mapping[str, Tensor]) -> None:
-        """Makes the scores the first value of the running means."""
+        """Makes the scores the first value of the running means; of hidden dimensions, the only one."""
+        self.hidden_is_settled = 'hidden' in scores
         for axis, value in scores.items():
             self.importance[axis] = _relative(value.float() - value.float().min().clamp(max=0), self._stays(axis))
 
@@ -96,8 +100,9 @@ class ProgressiveMasks:
         del rate
         metrics = {}
         for axis, plan in self.plans.items():
-            gradient = _relative(gradients[axis].abs(), self._stays(axis))
-            self.importance[axis].mul_(self.decay).add_(gradient, alpha=1 - self.decay)
+            if axis != 'hidden' or not self.hidden_is_settled:
+                gradient = _relative(gradients[axis].abs(), self._stays(axis))
+                self.importance[axis].mul_(self.decay).add_(gradient, alpha=1 - self.decay)
             target = target_sparsity(progress, self.start_sparsity, plan.final_sparsity)
             metrics[f'{axis}/target'] = plan.units * (1 - target)
         return metrics
@@ -136,6 +141,7 @@ class ProgressiveMasks:
             'progress': self.progress,
             'fade': self.fade,  # for exports of the masks of the moment
             'layer_by_layer': self.layer_by_layer,
+            'hidden_is_settled': self.hidden_is_settled,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -144,7 +150,8 @@ class ProgressiveMasks:
         self.progress = state['progress']
         if state.get('fade', self.fade) != self.fade:
             self._go_on_from(self.restore(self.plans, state).current_masks(), self.progress)
-        self.layer_by_layer = state.get('layer_by_layer', False)  # checkpoints before it existed go on as they began
+        self.layer_by_layer = state.get('layer_by_layer', False)  # checkpoints before these existed go on as they began
+        self.hidden_is_settled = state.get('hidden_is_settled', False)
 
     def _whole_units(self, plan: AxisPlan, scores: Tensor, keep: float) -> Tensor | int:
         """Units that each row keeps where the schedule says a fraction: one more, or one more in some layers alone."""

@@ -37,13 +37,14 @@ def test_units_go_in_the_order_of_importance_and_masks_fall_in_a_straight_line(f
 
 
 def test_a_unit_that_goes_is_not_among_the_targets_while_its_mask_falls():
-    masks = masks_of(0.5)
+    masks = ProgressiveMasks({'layer': AxisPlan('layer', (10,), units=10, keep=4)}, LearnerSettings(seed=0, fade=0.5))
+    masks.start_from({'layer': torch.arange(1.0, 11.0)})
     masks.draw(0, 0.3)
-    assert masks.current_masks()['hidden'].gt(0).sum() == 10  # falling, not gone
-    assert masks.deterministic('target')['hidden'].nonzero().flatten().tolist() == [6, 7, 8, 9]
-    masks.update({'hidden': torch.arange(10.0, 0.0, -1.0) * 100}, 0.3, 1.0)  # the other way round, loudly
+    assert masks.current_masks()['layer'].gt(0).sum() == 10  # falling, not gone
+    assert masks.deterministic('target')['layer'].nonzero().flatten().tolist() == [6, 7, 8, 9]
+    masks.update({'layer': torch.arange(10.0, 0.0, -1.0) * 100}, 0.3, 1.0)  # the other way round, loudly
     masks.draw(1, 0.31)
-    stays = masks.scores()['hidden'] > 0
+    stays = masks.scores()['layer'] > 0
     assert not stays[:3].any()  # what was told to go does not come back
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.calibration import calibrate, calibration_batches
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.masks.axes import finalize_masks, plan_axes
+from llmshearing.masks.axes import AxisPlan, finalize_masks, plan_axes
 from llmshearing.masks.lagrangian import LagrangianMasks
 from llmshearing.masks.learner import LearnerSettings, mask_learners
 from llmshearing.masks.progressive import ProgressiveMasks, random_order
@@ -185,24 +185,48 @@ def test_learned_masks_start_in_the_order_of_the_scores(source, learner):
         assert learner is ProgressiveMasks or len(got.flatten().unique()) == got.numel()
 
 
-def test_scores_are_the_first_value_of_progressive_means(source):
-    shape = shape_of(AutoConfig.from_pretrained(source))
-    plans = plan_axes(shape, resolve_target(shape, {'hidden_size': shape.hidden_size - 2}))
+def test_scores_are_the_first_value_of_progressive_means():
+    plans = {'layer': AxisPlan('layer', (12,), units=12, keep=10)}
     masks = ProgressiveMasks(plans, LearnerSettings(seed=3))
-    scores = torch.linspace(1, 2, shape.hidden_size)
-    gradient = -torch.linspace(2, 1, shape.hidden_size) * 1e-6  # on another scale, and the other way round
-    masks.start_from({'hidden': scores * 1e3})
-    masks.update({'hidden': gradient}, 0.0, 1.0)
-    torch.testing.assert_close(masks.scores()['hidden'], 0.9 * scores / 1.5 + 0.1 * scores.flip(0) / 1.5)
+    scores = torch.linspace(1, 2, 12)
+    gradient = -torch.linspace(2, 1, 12) * 1e-6  # on another scale, and the other way round
+    masks.start_from({'layer': scores * 1e3})
+    masks.update({'layer': gradient}, 0.0, 1.0)
+    torch.testing.assert_close(masks.scores()['layer'], 0.9 * scores / 1.5 + 0.1 * scores.flip(0) / 1.5)
     # One such batch does not outvote the scores.
-    assert (masks.draw(1, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]
+    assert (masks.draw(1, 1.0)['layer'] == 0).nonzero().flatten().tolist() == [0, 1]
     for batch in range(2, 40):
-        masks.update({'hidden': gradient}, 1.0, 1.0)
-    assert (masks.draw(40, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]  # who has gone stays away
+        masks.update({'layer': gradient}, 1.0, 1.0)
+    assert (masks.draw(40, 1.0)['layer'] == 0).nonzero().flatten().tolist() == [0, 1]  # who has gone stays away
     # Scores below zero keep their order.
     masks = ProgressiveMasks(plans, LearnerSettings(seed=3))
-    masks.start_from({'hidden': scores - 1.9})
-    assert (masks.draw(0, 1.0)['hidden'] == 0).nonzero().flatten().tolist() == [0, 1]
+    masks.start_from({'layer': scores - 1.9})
+    assert (masks.draw(0, 1.0)['layer'] == 0).nonzero().flatten().tolist() == [0, 1]
+
+
+def test_scored_hidden_dimensions_go_in_that_order_whatever_gradients_say():
+    plans = {'hidden': AxisPlan('hidden', (12,), units=12, keep=10)}
+    gradient = {'hidden': torch.linspace(2, 1, 12)}
+
+    def gone(masks, updates=40):
+        for _ in range(updates):
+            masks.update(gradient, 0.0, 1.0)
+        return (masks.draw(updates, 1.0)['hidden'] == 0).nonzero().flatten().tolist()
+
+    def scored():
+        masks = ProgressiveMasks(plans, LearnerSettings(seed=3))
+        masks.start_from({'hidden': torch.linspace(1, 2, 12)})
+        return masks
+
+    def resumed(state):
+        masks = ProgressiveMasks(plans, LearnerSettings(seed=3))
+        masks.load_state_dict(state)
+        return masks
+
+    state = scored().state_dict()
+    before = {key: value for key, value in state.items() if key != 'hidden_is_settled'}  # of an earlier version
+    assert gone(scored()) == gone(resumed(state)) == [0, 1]
+    assert gone(ProgressiveMasks(plans, LearnerSettings(seed=3))) == gone(resumed(before)) == [10, 11]
 
 
 @pytest.mark.parametrize('method', scoring_methods.get_all())
