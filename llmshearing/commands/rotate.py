@@ -1,7 +1,6 @@
 """``llmshearing rotate SOURCE``: the same model in a basis of its residual stream in which hidden dimensions cut well.
 
     llmshearing rotate models/llama --data data/mds --output models/llama-rotated
-    llmshearing rotate models/llama --data text.jsonl --output models/llama-rotated --keep 2048 --learn 200ba
 
 The result is a stock model of the source's shape that computes the same function; prune it in place of the source.
 DATA is a folder that `llmshearing prepare` wrote, or any folder of MDS data, or text as JSON lines, Parquet or .txt.
@@ -40,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_steps,
         default=0,
         metavar='TIME',
-        help='learn the subspace of --keep dimensions for so many batches, such as 200ba',
+        help='learn the subspace of --keep dimensions for so many batches, such as 200ba; for a cut without training',
     )
     parser.add_argument(
         '--fixed-axes',

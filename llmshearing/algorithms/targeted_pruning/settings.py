@@ -51,8 +51,9 @@ class PruningSettings(LearnerSettings):
             Default: ``'progressive'``.
         scores (str | Mapping[str, str] | None): How units are scored before the first batch, one registered method
             (:mod:`~llmshearing.masks.scores`) or one per axis: the order in which gates start, the first importance
-            of ``progressive``, and the decision of ``one_shot``. ``None`` is a random order, the paper's way. Default:
-            ``'recommended'``, :data:`~llmshearing.masks.scores.RECOMMENDED_SCORES`, where there is evaluation data.
+            of ``progressive`` (of hidden dimensions, for good), and the decision of ``one_shot``. ``None`` is a random
+            order, the paper's way. Default: ``'recommended'``, where there is evaluation data:
+            :data:`~llmshearing.masks.scores.RECOMMENDED_SCORES`.
         calibration_batches (int): Batches of evaluation data, each as large as a training batch, that scores are
             computed from. Default: ``8``.
         warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final one.
