@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.prepare import pipeline, publish
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
+from llmshearing.prepare.tables import feeding_table
 from tests.prepare.prepare_inputs import make_documents, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
 
@@ -186,3 +188,31 @@ def test_what_is_written_is_never_read_as_text(spec, tmp_path):
     with pytest.raises(ValueError, match='domains.pages: .* holds data sets, .*leave them out by a glob'):
         prepare(spec, workers=1, overwrite=True)
     assert (tmp_path / 'pages' / 'mds' / 'manifest.json').exists()
+
+
+def test_text_that_spells_special_tokens_is_counted_and_told_once(spec, caplog):
+    lists = {name: make_documents(40, seed) for seed, name in enumerate(('web', 'code'), 20)}
+    plain = prepare(with_texts(spec, lists, 'plain'), workers=2)
+    assert all(entry['special_tokens'] == {'documents': 0, 'example': None} for entry in plain['domains'].values())
+    assert 'special tokens' not in caplog.text + feeding_table(plain, 4)
+    lists['web'][7:7] = ['ends </s> here', 'begins <s> twice <s>']
+    lists['web'] += ['</s>', '< /s> is none, nor is <S>']
+    for workers in (1, 3):
+        caplog.clear()
+        manifest = prepare(with_texts(spec, lists, f'spelled-{workers}'), workers=workers)
+        path = manifest['domains']['web']['path'][0]
+        assert manifest['domains']['web']['special_tokens'] == {'documents': 3, 'example': f'{path}, record 8: </s>'}
+        assert manifest['domains']['code']['special_tokens'] == {'documents': 0, 'example': None}
+        (said,) = [message for message in caplog.messages if 'special tokens' in message]
+        assert 'domains.web: 3 of 44 documents spell special tokens' in said and f'{path}, record 8: </s>' in said
+        assert feeding_table(manifest, 4).splitlines()[-1] == 'documents that spell special tokens: web 3'
+    # What the message advises.
+    lists['web'] = [re.sub('<(/?s)>', r'< \1>', text) for text in lists['web']]
+    assert prepare(with_texts(spec, lists, 'apart'), workers=1)['domains']['web']['special_tokens']['documents'] == 0
+
+
+def with_texts(spec, lists, name):
+    """The spec for other documents by domain, with all of them in one split, in another folder."""
+    folder = Path(spec['out']).parent
+    domains = {domain: write_jsonl(folder / name / f'{domain}.jsonl', texts) for domain, texts in lists.items()}
+    return {**spec, 'domains': domains, 'out': str(folder / name / 'out'), 'splits': {'continue': {}}}
