@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmshearing.data.turns import content_of
-from llmshearing.prepare.contents import NO_TEXT, open_binary, reading
+from llmshearing.prepare.contents import NO_TEXT, NOT_UTF8, WRAP, open_binary, reading
 from llmshearing.prepare.fields import (
     CONVERSATIONS,
     MISSING,
@@ -103,7 +103,8 @@ def read_documents(
         except NoChatTemplate:
             raise
         except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-            yield BadRecord(path, number, str(error))
+            reason = NOT_UTF8.format(error) if isinstance(error, UnicodeDecodeError) else str(error)
+            yield BadRecord(path, number, reason)
 
 
 def _text_of(record: Any, kind: str, text_key: str) -> tuple[str, str]:
@@ -112,7 +113,7 @@ def _text_of(record: Any, kind: str, text_key: str) -> tuple[str, str]:
     if kind == 'json' and b'\0' not in record:
         fields = json.loads(record)
         if not isinstance(fields, dict):
-            raise ValueError(f'expected a JSON object, got {type(fields).__name__}')
+            raise ValueError(f'expected a JSON object, got {type(fields).__name__}; {WRAP.format(text_key)}')
         record = find_field(fields, text_key)
         if record is MISSING:
             raise ValueError(f'no {text_key!r}')

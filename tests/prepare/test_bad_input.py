@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,48 @@ def test_a_domain_without_text_says_why(spec, tmp_path):
     spec['domains']['none'] = str(tmp_path / 'none.jsonl')
     with pytest.raises(ValueError, match='1 unreadable; the first, .*none.jsonl, record 1: the text is a list of 2'):
         prepare(spec, workers=1)
+
+
+WRAP = r"write each as a record, for example with jq -c '\{text: \(\.\[\]\? // \.\)\}' FILE > FILE.jsonl"
+LATIN = r'it is not UTF-8 \(.*\); convert it, with iconv -f latin1 -t utf-8 for example'
+
+
+@pytest.mark.parametrize(
+    'name, content, told',
+    [
+        ('a.json', json.dumps(['one', 'two']).encode(), f'a.json is a list of strings, not of records; {WRAP}'),
+        ('a.jsonl', json.dumps(['one', 'two'], indent=1).encode(), f'a.jsonl is a list of strings, .*{WRAP}'),
+        ('folder/a.json', b'["one", "two"]', f'folder/a.json is a list of strings, .*{WRAP}'),
+        ('a.jsonl', b'"one"\n"two"\n', f'a.jsonl, record 1: expected a JSON object, got str; {WRAP}'),
+        ('a.jsonl', b'{"text": "\xdcber"}\n', f'a.jsonl, record 1: {LATIN}'),
+        ('a.txt', b'\xdcber', f'a.txt, record 1: {LATIN}'),
+    ],
+)
+def test_text_that_is_not_as_it_should_be_is_told_the_way_out(spec, tmp_path, name, content, told):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    spec['domains']['odd'] = str(tmp_path / name.split('/')[0])
+    with pytest.raises(ValueError, match=told):
+        prepare(spec, workers=1)
+
+
+def test_the_ways_out_work(spec, tmp_path):
+    """What the last test's messages advise; where jq is not installed, what it would write."""
+    texts = make_documents(40, 8)
+    (tmp_path / 'latin.txt').write_bytes(
+        '\n'.join(f'\xdcber {text.encode("ascii", "ignore")}' for text in texts).encode('latin-1')
+    )
+    with open(tmp_path / 'out.txt', 'wb') as file:
+        subprocess.run(['iconv', '-f', 'latin1', '-t', 'utf-8', tmp_path / 'latin.txt'], stdout=file, check=True)
+    spec['domains'] = {'latin': {'path': str(tmp_path / 'out.txt'), 'separator': '\n'}}
+    (tmp_path / 'a.json').write_text(json.dumps(texts))
+    if shutil.which('jq'):
+        with open(tmp_path / 'a.jsonl', 'wb') as file:
+            subprocess.run(['jq', '-c', '{text: (.[]? // .)}', tmp_path / 'a.json'], stdout=file, check=True)
+    else:
+        (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    spec['domains']['list'] = str(tmp_path / 'a.jsonl')
+    assert [entry['documents'] for entry in prepare(spec, workers=1)['domains'].values()] == [40, 40]
 
 
 def test_domain_of_duplicates_only(spec, tmp_path):
