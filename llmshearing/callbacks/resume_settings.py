@@ -80,9 +80,13 @@ class ResumeSettings(CallbackWithConfig):
             return
         elapsed = state.get_elapsed_duration()
         if self._trains and elapsed is not None and elapsed.value >= 1:
-            if make_up_missed_end(state, logger):
-                raise SystemExit(0)  # nothing is left to train, which is an error to Composer
-            raise ValueError(self._over(state))
+            over = self._over(state, 'where' if elapsed.value == 1 else 'past where')
+            try:
+                if make_up_missed_end(state, logger):
+                    raise SystemExit(0)  # nothing is left to train, which is an error to Composer
+            except ValueError as error:
+                raise ValueError(f'{over} It was not exported: {error}') from error
+            raise ValueError(over)
         changed: dict[str, tuple[Any, Any]] = {}
         for group, own in zip(_groups(state), self._groups):
             saved = _numbers(group)
@@ -124,13 +128,13 @@ class ResumeSettings(CallbackWithConfig):
             else 'the target that masks are held to may have stepped back',
         )
 
-    def _over(self, state: State) -> str:
+    def _over(self, state: State, where: str = 'where') -> str:
         duration = state.max_duration
         assert duration is not None  # else nothing would be over
         return (
-            f'The checkpoint is of batch {state.timestamp.batch.value}, where max_duration: {duration.to_timestring()} '
-            'ends: nothing is left to train. To train on, give a longer max_duration; for the model as it is: '
-            f'llmshearing export {self._checkpoint or "CHECKPOINT"} --out FOLDER.'
+            f'The checkpoint is of batch {state.timestamp.batch.value}, {where} max_duration: '
+            f'{duration.to_timestring()} ends: nothing is left to train. To train on, give a longer '
+            f'max_duration; for the model as it is: llmshearing export {self._checkpoint or "CHECKPOINT"} --out FOLDER.'
         )
 
     def state_dict(self) -> dict[str, Any]:

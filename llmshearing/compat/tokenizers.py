@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     'opens_as_general',
     'plain_ids',
     'same_ids',
+    'special_in_text',
 ]
 
 OF_THE_HUB = ('cache_dir', 'local_files_only', 'revision', 'subfolder', 'token')
@@ -123,6 +125,14 @@ def opens_as_general(folder: str | Path, tokenizer: Any) -> bool:
         general = PreTrainedTokenizerFast.from_pretrained(folder)
     alike = general.special_tokens_map == tokenizer.special_tokens_map
     return alike and same_ids(general, tokenizer, add_special_tokens=True)
+
+
+def special_in_text(tokenizer: Any) -> re.Pattern[str]:
+    """What finds a special token that a text spells, of those which this tokenizer then turns into their ids."""
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = plain_ids(tokenizer, [f'x{token} y' for token in special.values()]) if special else []
+    found = [token for (number, token), own in zip(special.items(), ids) if number in own]
+    return re.compile('|'.join(map(re.escape, sorted(found, key=len, reverse=True))) or '(?!)')
 
 
 def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,15 +28,19 @@ def constructor_of(where: str, name: Any, *registry_names: str) -> Callable:
 
 
 def build_for_checks(where: str, constructor: Callable, settings: Mapping[str, Any]) -> Any:
-    """Builds something that has no effect outside, for its own checks.
+    """Builds something that has no effect outside, for its own checks; what it warns of is told when the run builds it.
 
     Raises:
         ValueError: With the place in the configuration before the constructor's message.
     """
+    silenced = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         return constructor(**settings)
     except (TypeError, ValueError, OverflowError, OSError, NotImplementedError) as error:
         raise ValueError(f'{where}: {error}') from error
+    finally:
+        logging.disable(silenced)
 
 
 def eval_loaders(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

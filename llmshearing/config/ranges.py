@@ -40,8 +40,8 @@ class Range:
 
 
 ANY = Range(-math.inf)
-SHARE = Range(0, 1)
 POSITIVE = Range(0, above=True)
+LONGEST = 0.99999  # memory of an optimizer; 1 never forgets and never learns
 COUNT = Range(1)
 WHOLE_COUNT = Range(1, whole=True)
 SEQUENCE = Range(2, whole=True)  # of a single token there is nothing to predict
@@ -80,8 +80,9 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('dist_timeout', POSITIVE),
     ('max_split_size_mb', COUNT),
     # Optimizer and schedule.
-    ('optimizer*.betas', SHARE),
-    ('optimizer*.momentum', SHARE),
+    ('optimizer*.betas', Range(0, LONGEST)),
+    ('optimizer*.momentum', Range(0, LONGEST)),
+    ('optimizer*.eps', Range(0, 0.01, above=True)),  # more outweighs the gradients
     ('scheduler.alpha*', Range(0, 1)),
     # Loaders.
     ('*loader*.num_workers', WORKERS),
@@ -132,7 +133,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     """Holds every number of a configuration against :data:`RANGES`.
 
     Raises:
-        ValueError: Naming the place, the range and the number.
+        ValueError: Naming the place, the range and the number; for a learning rate of 0 where weights are to train.
     """
     for entry in walk(config):
         value, allowed = entry.value, range_of(entry.place)
@@ -145,3 +146,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
             check_integer(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
         else:
             check_number(shown, value, allowed.least, allowed.most, allowed.above)
+    settings = {entry.place: entry.value for entry in walk(config)}
+    if settings.get('optimizer.lr') == 0 and not settings.get('algorithms.targeted_pruning.freeze_weights'):
+        raise ValueError(
+            'optimizer.lr: 0 trains no weight; give a number above 0, or set '
+            'algorithms.targeted_pruning.freeze_weights: true to train masks alone.'
+        )

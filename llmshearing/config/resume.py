@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ['check_fits', 'check_resume', 'check_stage', 'leaves_masks_out', 'prunes', 'resume_source']
 
+WEIGHTS = 'state/model'  # in a checkpoint
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
 
 
@@ -148,10 +149,16 @@ def _check_ignored(
     where: str, source: Path | str | None, settings: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
     key = f'{where}ignore_keys'
-    left_out = leaves_masks_out(settings.get(key.rpartition('.')[2]), config)
-    if source is not None and left_out is not None and not settings.get('load_weights_only'):
+    patterns = settings.get(key.rpartition('.')[2])
+    if source is None or settings.get('load_weights_only') or not prunes(config):
+        return
+    masks = leaves_masks_out(patterns, config)
+    weights = next((one for one in patterns or () if one.startswith(WEIGHTS) or fnmatchcase(WEIGHTS, one)), None)
+    if masks is not None or weights is not None:
+        lost = 'the masks' if masks is not None else 'weights'
+        why = 'units would never be scored anew' if masks is not None else 'its masks would cut those of the source'
         raise ValueError(
-            f'{key}: {left_out!r} leaves the masks of {source} out, and units would never be scored anew. '
+            f'{key}: {masks or weights!r} leaves {lost} of {source} out, and {why}. '
             'Remove it to go on; to begin pruning with the weights of another checkpoint, set load_weights_only: true.'
         )
 

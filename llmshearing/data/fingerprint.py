@@ -223,8 +223,9 @@ def fast_backend(tokenizer: PreTrainedTokenizerBase) -> str | None:
     backend: Any = tokenizer.backend_tokenizer
     whole = json.loads(backend.to_str())
     text = json.dumps({**whole, 'truncation': None, 'padding': None}, ensure_ascii=False)
-    short = [one.ids for one in Tokenizer.from_str(text).encode_batch(list(PROBES), add_special_tokens=False)]
-    return text if short == tokenizer(list(PROBES), add_special_tokens=False)['input_ids'] else None
+    probes = [*PROBES, around_special(tokenizer)]  # `split_special_tokens` is not in the JSON
+    short = [one.ids for one in Tokenizer.from_str(text).encode_batch(probes, add_special_tokens=False)]
+    return text if short == tokenizer(probes, add_special_tokens=False)['input_ids'] else None
 
 
 def _slow_identity(tokenizer: PreTrainedTokenizerBase) -> list:

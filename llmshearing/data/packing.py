@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from streaming import MDSWriter, Stream
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import distributed
-from llmshearing.compat.tokenizers import plain_ids
+from llmshearing.compat.tokenizers import plain_ids, special_in_text
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_index, read_rows
 from llmshearing.data.streams import DomainStream, stream_folder
@@ -31,6 +32,8 @@ from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import check_mds_index
 
 __all__ = ['RowPacker', 'holds_text', 'pack_text', 'packed_folder', 'packed_stream', 'separators', 'share_cut_off']
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 28  # about a minute of tokenizing
 LEFT_BEHIND = 86400  # seconds after which nobody is at it any more
@@ -197,8 +200,12 @@ def _pack(folder: str | Path, out: Path, tokenizer: PreTrainedTokenizerBase, max
 def _documents(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Ids of some documents at a time, end to end, with what stands around each."""
     before, after = ([] if token is None else [token] for token in separators(tokenizer))
+    special, spelled = special_in_text(tokenizer), []
     for reader in read_index(folder):
         rows = read_rows(folder, reader)
         while texts := [row['text'] for row in islice(rows, _BATCH)]:
             ids = [[*before, *one, *after] for one in plain_ids(tokenizer, texts) if one]
+            spelled += [found[0] for found in map(special.search, texts) if found]
             yield [token for one in ids for token in one]
+    if spelled:
+        log.warning('%s: %d documents spell special tokens, such as %s.', folder, len(spelled), spelled[0])

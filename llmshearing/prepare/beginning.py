@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmshearing.data.mds import mds_folders
 from llmshearing.prepare import worker
-from llmshearing.prepare.contents import open_binary, reading
+from llmshearing.prepare.contents import NOT_UTF8, open_binary, reading
 from llmshearing.prepare.pieces import read_pieces
 from llmshearing.prepare.sources import find_sources
 from llmshearing.prepare.spec import Domain
@@ -122,4 +122,4 @@ def _head_of(path: str, size: int) -> str:
     try:
         return codecs.getincrementaldecoder('utf-8')().decode(data)  # what is cut off at the end is left out
     except UnicodeDecodeError as error:
-        raise ValueError(f'it is not UTF-8 ({error}); convert it, with iconv -f latin1 -t utf-8 for example') from error
+        raise ValueError(NOT_UTF8.format(error)) from error

@@ -18,7 +18,17 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-__all__ = ['NO_TEXT', 'Content', 'is_compressed', 'json_values', 'look_into', 'open_binary', 'reading']
+__all__ = [
+    'NOT_UTF8',
+    'NO_TEXT',
+    'WRAP',
+    'Content',
+    'is_compressed',
+    'json_values',
+    'look_into',
+    'open_binary',
+    'reading',
+]
 
 HEAD = 1 << 16  # bytes looked at; as many more as the first record needs, up to MOST
 MOST = 1 << 26
@@ -35,6 +45,10 @@ NO_TEXT = (
     'it holds NUL bytes: it is no text, or UTF-16 without a byte order mark; unpack an archive, and write other '
     'formats as Parquet or JSON lines'
 )
+NOT_UTF8 = 'it is not UTF-8 ({}); convert it, with iconv -f latin1 -t utf-8 for example'
+WRAP = (
+    "write each as a record, for example with jq -c '{{{}: (.[]? // .)}}' FILE > FILE.jsonl"  # to name the text key in
+)
 _LONGEST_VALUE = 1 << 28  # characters of one value in a JSON list
 
 
@@ -43,7 +57,7 @@ class Content(NamedTuple):
 
     Attributes:
         kind (str): ``parquet``, ``jsonl`` (a JSON record a line), ``json`` (records in a list, or over several lines),
-            ``text``, ``binary`` (with NUL bytes), or ``empty``.
+            ``strings`` (a JSON list of them), ``text``, ``binary`` (with NUL bytes), or ``empty``.
         record (dict | None): The first record, if it is JSON and could be read.
     """
 
@@ -161,6 +175,8 @@ def _content_of(head: bytes, cut: bool) -> Content:
             return Content('jsonl', record)
     elif text.startswith('['):
         inside = text[1:].lstrip()
+        if isinstance(_first_value(inside), str):
+            return Content('strings')
         if inside.startswith('{'):
             first = _first_value(inside)
             if first is not None or cut:

@@ -270,6 +270,7 @@ def _manifest(context: Context, inputs: list[Input], entries: dict[str, Any]) ->
             'duplicates': item.duplicates,
             'empty': counts['empty'],
             'bad_lines': counts['bad'],
+            'special_tokens': {'documents': counts['special'], 'example': item.spelled},
             'documents_unassigned': counts['documents'] - item.duplicates - sum(item.chosen),
             'splits': splits,
         }

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from llmshearing.prepare.contents import NO_TEXT, Content, is_compressed, look_into
+from llmshearing.prepare.contents import NO_TEXT, WRAP, Content, is_compressed, look_into
 from llmshearing.prepare.fields import MISSING, field_names, find_field
 from llmshearing.prepare.spec import Domain
 from llmshearing.utils.files import refuse_pointer
@@ -185,6 +185,8 @@ def _find_in_folder(folder: Path, domain: Domain, where: str, skipped: Skipped) 
     if all(content.kind in ('jsonl', 'json') and content.record is not None for content in contents.values()):
         file, content = next(iter(contents.items()))
         raise no_text(domain, file, content.record or {}, ', or format: folder to take each file as a document')
+    if contents and all(content.kind == 'strings' for content in contents.values()):
+        raise _strings(next(iter(contents)), domain)
     if all(map(_is_table, contents)):  # a single one among others is a document like them
         raise _table(next(iter(contents)), where)
     return [Source(file, 'txt' if _ending(file) == 'txt' else 'file') for file in contents]
@@ -266,6 +268,8 @@ def _kind(path: str, domain: Domain, where: str) -> str:
         raise ValueError(f'{where}: format is {domain.format}, but {path} {holds}; set format: auto')
     if content.kind == 'parquet':
         return 'parquet'
+    if content.kind == 'strings' and ending != 'txt':
+        raise _strings(path, domain)
     if domain.format == 'jsonl' or ending == 'jsonl':
         return 'json' if content.kind == 'json' else 'jsonl'
     if content.kind in ('jsonl', 'json') and (ending is None or _is_records(path, content, domain)):
@@ -282,6 +286,12 @@ def _kind(path: str, domain: Domain, where: str) -> str:
             'txt, parquet, or folder (a file is a document)'
         )
     return ending
+
+
+def _strings(path: str, domain: Domain) -> ValueError:
+    """The error for a JSON list of strings, which would be read with its quotes."""
+    wrap = WRAP.format(domain.text_key)
+    return ValueError(f'domains.{domain.name}: {path} is a list of strings, not of records; {wrap}')
 
 
 def _is_table(path: str) -> bool:

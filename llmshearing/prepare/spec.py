@@ -149,6 +149,8 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
     if not isinstance(hashes, (list, tuple)) or not all(isinstance(name, str) for name in hashes):
         raise ValueError(f'hashes is {raw["hashes"]!r}; expected a list of names such as [sha1]')
     domains = tuple(_parse_domain(name, value, [s.name for s in splits]) for name, value in domains.items())
+    _refuse_alike('domain', [domain.name for domain in domains])
+    _refuse_alike('split', [split.name for split in splits])
     for split in splits[:-1]:
         open_ended = split.fraction is None and split.tokens is None
         greedy = [domain.name for domain in domains if open_ended and split.name not in domain.tokens]
@@ -251,6 +253,16 @@ def check_folder_name(name: Any, what: str) -> None:
         raise ValueError(f'{what} name {name!r}: a file of that name says what was prepared; choose another name')
     if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', name):
         raise ValueError(f'{what} name {name!r} becomes a folder name; expected letters, digits, "_", "-" and "."')
+
+
+def _refuse_alike(what: str, names: list[str]) -> None:
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(name.lower(), name)) != name:
+            raise ValueError(
+                f'{what} names {other!r} and {name!r} differ in case alone, and disks of macOS and Windows would put '
+                'both in one folder; rename one of them'
+            )
 
 
 def _whole(value: Any, what: str, least: int) -> int:

@@ -27,6 +27,7 @@ __all__ = ['VERSION', 'Context', 'Input', 'digest', 'find_input', 'plan', 'scan'
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the journals; a change starts work afresh
+_SCANNED = 3  # of what a scan notes; a change scans unfinished work again
 ENOUGH = 0.5  # of a sample, by the measured tokens per byte: what is refused before anything is tokenized
 _SAMPLE_BYTES = 2 << 20  # text of a domain that is tokenized to estimate tokens per byte
 
@@ -65,7 +66,8 @@ class Input:
         piece_bytes (int): Size of the pieces they are read in.
         key (str): Hash of the files' identities and of how they are read.
         skipped (Skipped): Paths that are not read.
-        counts (dict[str, int]): Sums over the scan: documents, empty, bad, bytes.
+        counts (dict[str, int]): Sums over the scan: documents, empty, bad, special, bytes.
+        spelled (str | None): The first special token that a document spells, and where.
         sample (list[int]): Sums over the scan of :class:`llmshearing.prepare.worker.Scan`'s sample.
         ends (np.ndarray): Ends of the splits' intervals, [splits].
         chosen (list[int]): Documents in each interval, without duplicates.
@@ -80,6 +82,7 @@ class Input:
     key: str
     skipped: Skipped = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    spelled: str | None = None
     sample: list[int] = field(default_factory=list)
     ends: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     chosen: list[int] = field(default_factory=list)
@@ -88,7 +91,7 @@ class Input:
 
     def scan_name(self, tokenizer: TokenizerPlan) -> str:
         """Name of the scan's journal (conversations and the measured tokens per byte depend on the tokenizer)."""
-        return f'{self.domain.name}-{digest([VERSION, self.key, tokenizer.fingerprint, tokenizer.chat_template])}'
+        return f'{self.domain.name}-{digest([_SCANNED, self.key, tokenizer.fingerprint, tokenizer.chat_template])}'
 
     def scan_path(self, spec: Spec, tokenizer: TokenizerPlan) -> Path:
         """File of the scan's ``DOCUMENT`` records."""
@@ -141,9 +144,10 @@ class _Tally:
 
     def __init__(self, domain: str, limit: int) -> None:
         self.domain, self.limit = domain, limit
-        self.counts = dict.fromkeys(['documents', 'empty', 'bad', 'bytes'], 0)
+        self.counts = dict.fromkeys(['documents', 'empty', 'bad', 'special', 'bytes'], 0)
         self.sample = [0] * 5
         self.examples: list[list] = []
+        self.spelled: str | None = None
 
     def add(self, facts: dict[str, Any]) -> None:
         """Adds the facts of a piece, as the journal has them; raises a ValueError for too many unreadable records."""
@@ -151,6 +155,8 @@ class _Tally:
             self.counts[name] += facts[name]
         self.sample = [sum(pair) for pair in zip(self.sample, facts['sample'])]
         self.examples.extend(facts['examples'][: EXAMPLES - len(self.examples)])
+        for path, number, token in facts['spelled']:
+            self.spelled = self.spelled or f'{path}, record {number}: {token}'
         if self.counts['bad'] > self.limit:
             shown = '; '.join(f'{path}, record {number}: {reason}' for path, number, reason in self.examples)
             raise ValueError(
@@ -177,6 +183,15 @@ class _Tally:
             )
         for path, number, reason in examples:
             log.warning('domains.%s: skipped %s, record %s: %s', self.domain, path, number, reason)
+        if counts['special']:
+            log.warning(
+                'domains.%s: %d of %d documents spell special tokens, which become control ids, as in transformers. '
+                'The first: %s. That is right in text that a chat template wrote; elsewhere write them as < /s>.',
+                self.domain,
+                counts['special'],
+                counts['documents'],
+                self.spelled,
+            )
 
 
 def scan(item: Input, context: Context) -> None:
@@ -210,7 +225,7 @@ def scan(item: Input, context: Context) -> None:
         bar.close()
         journal.close()
     tally.tell()
-    item.counts, item.sample = tally.counts, tally.sample
+    item.counts, item.sample, item.spelled = tally.counts, tally.sample, tally.spelled
 
 
 def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:

@@ -16,7 +16,8 @@ def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
 
     Returns:
         str: One row per domain and one for the total, whose last column is the number of whole batches, that is of
-        training steps, in one pass over the split when domains are drawn in proportion to their size.
+        training steps, in one pass over the split when domains are drawn in proportion to their size. Then how many
+        documents of which domains spell special tokens, if any do.
     """
     head = ('split', 'domain', 'documents', 'tokens', 'budget', 'sequences', f'steps of {batch_size}')
     rows: list[tuple[str, ...]] = [head]
@@ -30,7 +31,9 @@ def feeding_table(manifest: dict[str, Any], batch_size: int) -> str:
             met = '-' if budget is None else 'met' if entry['budget_met'] else missed
             rows.append(_row(split, name, entry, met, batch_size))
         rows.append(_row(split, 'all', total, '', batch_size))
-    return _aligned(rows, 'llrrrrr')
+    counts = {name: domain.get('special_tokens', {}).get('documents') for name, domain in manifest['domains'].items()}
+    spelled = ', '.join(f'{name} {count:,}' for name, count in counts.items() if count)
+    return _aligned(rows, 'llrrrrr') + (f'\ndocuments that spell special tokens: {spelled}' if spelled else '')
 
 
 def check_table(found: dict[str, dict[str, Any]]) -> str:

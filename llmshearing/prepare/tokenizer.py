@@ -11,6 +11,7 @@ overlapping windows, joined where two windows agree, so that memory does not fol
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmshearing.compat.tokenizers import special_in_text
 from llmshearing.compat.transformers import read_tokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class TokenizerPlan:
         described (dict[str, Any]): What the manifest says for those who read the data, see
             :func:`~llmshearing.data.fingerprint.describe_tokenizer`.
         chat_template (str): The template for conversations, as JSON; it decides ids where there are some.
+        special (re.Pattern[str]): Finds what a text spells and the tokenizer takes for a special token.
     """
 
     name: str
@@ -58,6 +61,7 @@ class TokenizerPlan:
     class_name: str
     described: dict[str, Any]
     chat_template: str
+    special: re.Pattern[str]
 
     @property
     def around(self) -> tuple[list[int], list[int]]:
@@ -102,6 +106,7 @@ def plan_tokenizer(name: str, bos: bool | None, eos: bool | None) -> TokenizerPl
         class_name=type(tokenizer).__name__,
         described=described,
         chat_template=json.dumps(getattr(tokenizer, 'chat_template', None), sort_keys=True),
+        special=special_in_text(tokenizer),
     )
 
 

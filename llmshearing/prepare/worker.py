@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmshearing.prepare.contents import NO_TEXT, open_binary, reading
+from llmshearing.data.turns import content_of
+from llmshearing.prepare.contents import NO_TEXT, NOT_UTF8, WRAP, open_binary, reading
 from llmshearing.prepare.fields import (
     CONVERSATIONS,
     MISSING,
@@ -56,6 +57,7 @@ class BadRecord(NamedTuple):
 class Scan(NamedTuple):
     """What a piece holds: documents as ``DOCUMENT`` records, what was left out, and a sample's tokens and bytes.
 
+    ``special`` counts the documents that spell special tokens, and ``spelled`` has the first of them if any.
     ``sample`` has the sums over the sampled texts of: tokens, bytes, tokens squared, tokens times bytes, bytes squared.
     """
 
@@ -63,6 +65,8 @@ class Scan(NamedTuple):
     empty: int
     bad: int
     examples: list[BadRecord]
+    special: int
+    spelled: list[BadRecord]
     sample: list[int]
 
 
@@ -73,33 +77,43 @@ class Tokens(NamedTuple):
     lengths: list[np.ndarray]
 
 
-def read_documents(piece: Piece, text_key: str, separator: str | None) -> Iterator[tuple[str, bytes] | BadRecord]:
+def read_documents(
+    piece: Piece, text_key: str, separator: str | None, spelled: list[BadRecord] | None = None
+) -> Iterator[tuple[str, bytes] | BadRecord]:
     """Reads the records of a piece in order, skipping blank lines.
 
     Args:
         piece (Piece): From :func:`llmshearing.prepare.pieces.read_pieces`.
         text_key (str): Field of a JSON record that holds the text, or a conversation for the chat template.
         separator (str | None): What ends a document in a piece of kind ``text``.
+        spelled (list[BadRecord] | None): Takes the first special token that each document spells, if any. Those that a
+            chat template wrote are meant. Default: ``None``, not looked for.
 
     Yields:
         tuple[str, bytes] | BadRecord: A document's text and its UTF-8 form, or why there is none.
     """
     for number, path, record in _records(piece, separator):
         try:
-            text = _text_of(record, piece.kind, text_key).removeprefix('\ufeff')  # a mark that was copied along
-            yield text, text.encode('utf-8')
+            text, written = _text_of(record, piece.kind, text_key)
+            text = text.removeprefix('\ufeff')  # a mark that was copied along
+            encoded = text.encode('utf-8')
+            if spelled is not None and (token := _plan.special.search(written)):
+                spelled.append(BadRecord(path, number, token[0]))
+            yield text, encoded
         except NoChatTemplate:
             raise
         except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-            yield BadRecord(path, number, str(error))
+            reason = NOT_UTF8.format(error) if isinstance(error, UnicodeDecodeError) else str(error)
+            yield BadRecord(path, number, reason)
 
 
-def _text_of(record: Any, kind: str, text_key: str) -> str:
+def _text_of(record: Any, kind: str, text_key: str) -> tuple[str, str]:
+    """The text of a record, and what of it no chat template wrote."""
     global _chat
     if kind == 'json' and b'\0' not in record:
         fields = json.loads(record)
         if not isinstance(fields, dict):
-            raise ValueError(f'expected a JSON object, got {type(fields).__name__}')
+            raise ValueError(f'expected a JSON object, got {type(fields).__name__}; {WRAP.format(text_key)}')
         record = find_field(fields, text_key)
         if record is MISSING:
             raise ValueError(f'no {text_key!r}')
@@ -117,13 +131,13 @@ def _text_of(record: Any, kind: str, text_key: str) -> str:
                 'content); join it to one string'
             )
         _chat = _chat or ChatTemplate(_plan.name, _plan.bos is not None, _plan.eos is not None)
-        return _chat.render(record)
+        return _chat.render(record), '\n'.join(content_of(turn) or '' for turn in record)
     if isinstance(record, bytes):
-        return record.decode('utf-8')
+        record = record.decode('utf-8')
     if not isinstance(record, str):
         kind = 'null' if record is None else type(record).__name__
         raise ValueError(f'the text is {kind}, not a string; leave such records out')
-    return record
+    return record, record
 
 
 def _records(piece: Piece, separator: str | None) -> Iterator[tuple[int, str, Any]]:
@@ -149,8 +163,8 @@ def hash_text(encoded: bytes) -> tuple[int, int]:
 
 def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes: int) -> Scan:
     """Hashes the documents of a piece and measures tokens per byte on about ``sample_bytes`` of them."""
-    rows, samples, examples, empty, bad = [], [], [], 0, 0
-    for document in read_documents(piece, text_key, separator):
+    rows, samples, examples, spelled, empty, bad = [], [], [], [], 0, 0
+    for document in read_documents(piece, text_key, separator, spelled):
         if isinstance(document, BadRecord):
             bad += 1
             examples = examples if len(examples) == EXAMPLES else [*examples, document]
@@ -175,7 +189,7 @@ def scan_piece(piece: Piece, text_key: str, separator: str | None, sample_bytes:
     tokens = [len(ids) + around for ids in _encoded(chosen)]
     pairs = list(zip(tokens, sizes, strict=True))
     products = [sum(t * t for t in tokens), sum(t * b for t, b in pairs), sum(b * b for b in sizes)]
-    return Scan(documents, empty, bad, examples, [sum(tokens), sum(sizes), *products])
+    return Scan(documents, empty, bad, examples, len(spelled), spelled[:1], [sum(tokens), sum(sizes), *products])
 
 
 def tokenize_piece(

@@ -4,7 +4,9 @@ import logging
 
 import pytest
 
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
+from llmshearing.config.parts import build_for_checks
 from llmshearing.masks.learner import LEARNER_KEYS, LearnerSettings
 from llmshearing.masks.one_shot import OneShotMasks
 
@@ -43,6 +45,16 @@ def test_a_learner_of_somebody_else_that_does_not_say_is_not_asked(caplog, monke
 
 def test_keys_are_of_the_settings():
     assert set(LEARNER_KEYS) <= {*vars(PruningSettings), *LearnerSettings.__dataclass_fields__}
+
+
+def test_the_check_of_a_yaml_leaves_telling_to_the_run(caplog):
+    """Both build the settings, and each told of the former name of warmup."""
+    settings = {'target': {'num_hidden_layers': 3}, 'lagrangian_warmup': '2ba'}
+    with caplog.at_level(logging.WARNING):
+        build_for_checks('algorithms.targeted_pruning', PruningSettings, settings)
+        assert not caplog.records
+        TargetedPruning(**settings)
+    assert [record.getMessage().split(' is ')[0] for record in caplog.records] == ['lagrangian_warmup']
 
 
 def test_frozen_before_the_warm_up_ends_is_told(caplog):

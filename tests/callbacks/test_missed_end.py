@@ -32,3 +32,20 @@ def test_an_evaluation_that_is_missing_is_told_in_log_and_card(source, tmp_path,
     )
     assert '| law | 4.5000 |' in card and (told in caplog.text) is (evaluated == 2)
     assert ('(eval_masks: expected) after 2 of 3 batches, cross-entropy' in card) is (evaluated == 2)
+
+
+@pytest.mark.parametrize('warmup', ['4ba', '2ba'])
+def test_a_run_that_ended_before_its_checkpoint_is_told_so_first(source, tmp_path, warmup):
+    """Its masks had no time to reach the target, of which alone it was told."""
+
+    def trainer(batches, callbacks=(), **settings):
+        pruning = TargetedPruning({'hidden_size': 36}, warmup=warmup, mask_learning='lagrangian')
+        return tiny_trainer(source, [pruning], batches=batches, callbacks=list(callbacks), **settings)
+
+    saved = tmp_path / 'save'
+    trainer(3, save_folder=str(saved), save_filename='ba{batch}.pt').fit()
+    callbacks = [ResumeSettings({'algorithms': {'targeted_pruning': {}}}), ExportPruned(str(tmp_path / 'out'))]
+    over = '^The checkpoint is of batch 3, past where max_duration: 2ba ends: nothing is left to train.'
+    with pytest.raises(ValueError, match=over) as error:
+        trainer(2, callbacks, load_path=str(saved / 'ba3.pt'))
+    assert 'give a longer max_duration' in str(error.value) and 'target' in str(error.value)

@@ -45,6 +45,12 @@ def test_the_shipped_values_lie_inside(path):
         ('train_subset_num_batches', 0, -1),
         ('eval_subset_num_batches', -2, 1),
         ('optimizer.betas', [0.9, 1.5], [0.9, 0.95]),
+        ('optimizer.betas', [0.9, 1.0], [0.9, 0.9999]),
+        ('optimizer.betas', [-0.1, 0.95], [0.0, 0.95]),
+        ('optimizer.momentum', 1.0, 0.0),
+        ('optimizer.eps', 0, 1e-20),
+        ('optimizer.eps', 1.0, 1e-3),
+        ('optimizer.lr', 0.0, 1e-9),
         ('optimizer.weight_decay', -0.1, 0.0),
         ('scheduler.alpha_f', -0.1, 0.0),
         ('loggers.tensorboard.flush_interval', 0, 1),
@@ -58,6 +64,13 @@ def test_what_lies_outside_is_refused_by_its_place(place, bad, good):
     check_ranges(nested(place, good))
     with pytest.raises(ValueError, match=place.replace('.', r'\.')):
         check_ranges(nested(place, bad))
+
+
+def test_a_rate_of_zero_is_for_frozen_weights():
+    with pytest.raises(ValueError, match=r'optimizer.lr: 0 trains no weight; .*\.freeze_weights: true') as error:
+        check_ranges({'optimizer': {'lr': 0}, 'algorithms': {'targeted_pruning': {}, 'gradient_clipping': None}})
+    assert 'above 0' in str(error.value)
+    check_ranges({'optimizer': {'lr': 0}, 'algorithms': {'targeted_pruning': {'freeze_weights': True}}})
 
 
 def test_entries_of_lists_are_told_by_their_number():

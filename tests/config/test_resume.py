@@ -149,6 +149,13 @@ PRUNES = {'algorithms': {'targeted_pruning': {}}}
             {'algorithms': {'distillation': {}, 'targeted_pruning': {}}, 'load_ignore_keys': ['state/algorithms/1']},
             "load_ignore_keys: 'state/algorithms/1' leaves the masks",
         ),
+        *(
+            (
+                {'algorithms': {'targeted_pruning': {}}, 'load_ignore_keys': [key]},
+                'load_ignore_keys: .* leaves weights of .* out.*Remove it to go on; .* load_weights_only: true',
+            )
+            for key in ('state/model/*', 'state/model', '*model*', 'state/model/model.lm_head.weight')
+        ),
         ({'algorithms': {'targeted_pruning': {}}, 'load_ignore_keys': ['rng', 'state/dataset_state*']}, None),
         (
             {'algorithms': {'distillation': {}, 'targeted_pruning': {}}, 'load_ignore_keys': ['state/algorithms/0']},
@@ -189,6 +196,7 @@ def test_pruning_begins_at_batch_0(config, tmp_path):
         ),
         (PRUNES, {'ignore_keys': ['state/algorithms']}, "callbacks.load_checkpoint.ignore_keys: 'state/algorithms'"),
         (PRUNES, {'load_path': 's3://bucket/ck.pt', 'ignore_keys': ['state/*']}, 'the masks of s3://bucket/ck.pt out'),
+        (PRUNES, {'ignore_keys': ['state/model/*']}, 'callbacks.load_checkpoint.ignore_keys: .* leaves weights'),
         (PRUNES, {}, None),
         ({}, {'load_path': '/no/such.pt'}, None),
     ],

@@ -271,6 +271,50 @@ def test_sources_that_cannot_be_cut(place, tmp_path, capsys):
     assert 'model.norm.weight holds NaN' in refusal(capsys, tmp_path / 'broken', *rest)
 
 
+@pytest.mark.parametrize(
+    ('broken', 'message'),
+    [
+        ('missing', r'model\.layers\.1\.mlp\.up_proj\.weight'),
+        ('layers', r'model\.layers\.9\.mlp\.up_proj\.weight'),
+        ('shape', r'model\.norm\.weight'),
+        ('quantised', 'is stored as int8: quantised weights can neither be cut nor trained'),
+        ('quantization_config', 'quanti[sz]'),
+        ('adapter', 'adapter'),
+        ('pointer', 'git-lfs'),
+        ('none', 'no weights|holds no'),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(place, tmp_path, capsys, broken, message):
+    """As ``rotate`` refuses them: in one sentence, before any loss is measured."""
+    source = shutil.copytree(place / 'source', tmp_path / 'broken')
+    weights, config = source / 'model.safetensors', source / 'config.json'
+    tensors = load_file(weights)
+    up = tensors['model.layers.1.mlp.up_proj.weight']
+    if broken == 'missing':
+        del tensors['model.layers.1.mlp.up_proj.weight']
+    elif broken == 'layers':
+        tensors['model.layers.9.mlp.up_proj.weight'] = up.clone()
+    elif broken == 'shape':
+        tensors['model.norm.weight'] = torch.ones(3)
+    elif broken == 'quantised':
+        tensors['model.layers.1.mlp.up_proj.weight'] = up.to(torch.int8)
+    elif broken == 'quantization_config':
+        settings = {'quant_method': 'bitsandbytes', 'load_in_4bit': True}
+        config.write_text(json.dumps({**json.loads(config.read_text()), 'quantization_config': settings}))
+    elif broken == 'adapter':
+        (source / 'adapter_config.json').write_text('{}')
+        save_file({'x.lora_A.weight': torch.ones(1)}, source / 'adapter_model.safetensors')
+    save_file(tensors, weights, {'format': 'pt'})
+    if broken == 'pointer':
+        weights.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n')
+    elif broken == 'none':
+        weights.unlink()
+    rest = ['--target', 'hidden_size=24', '--text', place / 'text.jsonl', '--output', tmp_path / 'out']
+    line = refusal(capsys, source, *rest)
+    assert re.search(message, line) and 'Traceback' not in line
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_disk_without_room_is_refused(place, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1000))

@@ -68,6 +68,18 @@ def test_it_is_what_prepare_makes_of_the_folder(folder, made, tmp_path):
     assert np.array_equal(read_tokens(tmp_path / 'out/continue/raw'), packed(made))
 
 
+def test_special_tokens_that_its_text_spells_are_told(folder, made, caplog):
+    loader(folder, made)
+    assert 'special tokens' not in caplog.text
+    with MDSWriter(out=str(folder / 'spelled'), columns={'text': 'str'}) as writer:
+        for text in [*TEXTS, 'the </s>', '<s> and <s>']:
+            writer.write({'text': text})
+    for _ in range(2):  # packed, and as it was packed
+        loader(folder, made, ['spelled'])
+    assert f'{folder}/spelled/: 2 documents spell special tokens, such as </s>' in caplog.text
+    assert caplog.text.count('special tokens') == 1
+
+
 def build(rank, folder, made):
     loader(folder, made)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.prepare import pipeline, publish
 from llmshearing.prepare.check import check
 from llmshearing.prepare.pipeline import prepare
+from llmshearing.prepare.tables import feeding_table
 from tests.prepare.prepare_inputs import make_documents, small_pieces, spec, tokenizer, tree, write_jsonl  # noqa: F401
 
 
@@ -54,6 +58,48 @@ def test_a_domain_without_text_says_why(spec, tmp_path):
     spec['domains']['none'] = str(tmp_path / 'none.jsonl')
     with pytest.raises(ValueError, match='1 unreadable; the first, .*none.jsonl, record 1: the text is a list of 2'):
         prepare(spec, workers=1)
+
+
+WRAP = r"write each as a record, for example with jq -c '\{text: \(\.\[\]\? // \.\)\}' FILE > FILE.jsonl"
+LATIN = r'it is not UTF-8 \(.*\); convert it, with iconv -f latin1 -t utf-8 for example'
+
+
+@pytest.mark.parametrize(
+    'name, content, told',
+    [
+        ('a.json', json.dumps(['one', 'two']).encode(), f'a.json is a list of strings, not of records; {WRAP}'),
+        ('a.jsonl', json.dumps(['one', 'two'], indent=1).encode(), f'a.jsonl is a list of strings, .*{WRAP}'),
+        ('folder/a.json', b'["one", "two"]', f'folder/a.json is a list of strings, .*{WRAP}'),
+        ('a.jsonl', b'"one"\n"two"\n', f'a.jsonl, record 1: expected a JSON object, got str; {WRAP}'),
+        ('a.jsonl', b'{"text": "\xdcber"}\n', f'a.jsonl, record 1: {LATIN}'),
+        ('a.txt', b'\xdcber', f'a.txt, record 1: {LATIN}'),
+    ],
+)
+def test_text_that_is_not_as_it_should_be_is_told_the_way_out(spec, tmp_path, name, content, told):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    spec['domains']['odd'] = str(tmp_path / name.split('/')[0])
+    with pytest.raises(ValueError, match=told):
+        prepare(spec, workers=1)
+
+
+def test_the_ways_out_work(spec, tmp_path):
+    """What the last test's messages advise; where jq is not installed, what it would write."""
+    texts = make_documents(40, 8)
+    (tmp_path / 'latin.txt').write_bytes(
+        '\n'.join(f'\xdcber {text.encode("ascii", "ignore")}' for text in texts).encode('latin-1')
+    )
+    with open(tmp_path / 'out.txt', 'wb') as file:
+        subprocess.run(['iconv', '-f', 'latin1', '-t', 'utf-8', tmp_path / 'latin.txt'], stdout=file, check=True)
+    spec['domains'] = {'latin': {'path': str(tmp_path / 'out.txt'), 'separator': '\n'}}
+    (tmp_path / 'a.json').write_text(json.dumps(texts))
+    if shutil.which('jq'):
+        with open(tmp_path / 'a.jsonl', 'wb') as file:
+            subprocess.run(['jq', '-c', '{text: (.[]? // .)}', tmp_path / 'a.json'], stdout=file, check=True)
+    else:
+        (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    spec['domains']['list'] = str(tmp_path / 'a.jsonl')
+    assert [entry['documents'] for entry in prepare(spec, workers=1)['domains'].values()] == [40, 40]
 
 
 def test_domain_of_duplicates_only(spec, tmp_path):
@@ -186,3 +232,31 @@ def test_what_is_written_is_never_read_as_text(spec, tmp_path):
     with pytest.raises(ValueError, match='domains.pages: .* holds data sets, .*leave them out by a glob'):
         prepare(spec, workers=1, overwrite=True)
     assert (tmp_path / 'pages' / 'mds' / 'manifest.json').exists()
+
+
+def test_text_that_spells_special_tokens_is_counted_and_told_once(spec, caplog):
+    lists = {name: make_documents(40, seed) for seed, name in enumerate(('web', 'code'), 20)}
+    plain = prepare(with_texts(spec, lists, 'plain'), workers=2)
+    assert all(entry['special_tokens'] == {'documents': 0, 'example': None} for entry in plain['domains'].values())
+    assert 'special tokens' not in caplog.text + feeding_table(plain, 4)
+    lists['web'][7:7] = ['ends </s> here', 'begins <s> twice <s>']
+    lists['web'] += ['</s>', '< /s> is none, nor is <S>']
+    for workers in (1, 3):
+        caplog.clear()
+        manifest = prepare(with_texts(spec, lists, f'spelled-{workers}'), workers=workers)
+        path = manifest['domains']['web']['path'][0]
+        assert manifest['domains']['web']['special_tokens'] == {'documents': 3, 'example': f'{path}, record 8: </s>'}
+        assert manifest['domains']['code']['special_tokens'] == {'documents': 0, 'example': None}
+        (said,) = [message for message in caplog.messages if 'special tokens' in message]
+        assert 'domains.web: 3 of 44 documents spell special tokens' in said and f'{path}, record 8: </s>' in said
+        assert feeding_table(manifest, 4).splitlines()[-1] == 'documents that spell special tokens: web 3'
+    # What the message advises.
+    lists['web'] = [re.sub('<(/?s)>', r'< \1>', text) for text in lists['web']]
+    assert prepare(with_texts(spec, lists, 'apart'), workers=1)['domains']['web']['special_tokens']['documents'] == 0
+
+
+def with_texts(spec, lists, name):
+    """The spec for other documents by domain, with all of them in one split, in another folder."""
+    folder = Path(spec['out']).parent
+    domains = {domain: write_jsonl(folder / name / f'{domain}.jsonl', texts) for domain, texts in lists.items()}
+    return {**spec, 'domains': domains, 'out': str(folder / name / 'out'), 'splits': {'continue': {}}}

@@ -33,11 +33,11 @@ def chat(tmp_path_factory):
     return name
 
 
-def read(tokenizer, *records, key='messages'):
+def read(tokenizer, *records, key='messages', spelled=None):
     """What a worker makes of some records."""
     worker.start(plan_tokenizer(tokenizer, None, None))
     lines = ''.join(json.dumps(record) + '\n' for record in records).encode()
-    return list(worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), key, None))
+    return list(worker.read_documents(Piece('json', 'a.jsonl', 1, lines, len(lines)), key, None, spelled))
 
 
 def test_what_is_said_is_text(chat):
@@ -139,3 +139,11 @@ def test_the_next_tokenizer_writes_by_its_own_template(chat, tmp_path):
         assert whole.startswith(text)  # without the end token, which is put there when it is packed
         rendered.append(text)
     assert rendered[0] != rendered[1]
+
+
+def test_special_tokens_spelled_in_a_turn_are_told_apart_from_those_of_the_template(chat):
+    said = [{'role': 'user', 'content': 'what is </s> for'}]
+    spelled = []
+    texts = [text for text, _ in read(chat, {'messages': TURNS}, {'messages': said}, spelled=spelled)]
+    assert ['</s>' in text for text in texts] == [True, True]
+    assert spelled == [('a.jsonl', 2, '</s>')]

@@ -30,7 +30,9 @@ from tests.prepare.prepare_inputs import make_spec, small_pieces, tokenizer, tre
 def whole(tmp_path_factory, tokenizer):
     """A spec, and the folder that an uninterrupted run made of it."""
     found = make_spec(tmp_path_factory.mktemp('whole'), tokenizer)
-    prepare(found, workers=2)
+    with open(found['domains']['code'], 'a') as file:
+        file.write('{"text": "counted once: </s>"}\n')
+    assert prepare(found, workers=2)['domains']['code']['special_tokens']['documents'] == 1
     return found, Path(found['out'])
 
 

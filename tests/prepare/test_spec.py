@@ -90,6 +90,8 @@ def test_places(out, expected):
         ({'max_seq_len': 2.5}, 'max_seq_len: expected a whole number of at least 2, got 2.5'),
         ({'max_seq_len': float('inf')}, 'max_seq_len: expected a whole number of at least 2, got inf'),
         ({'seed': float('nan')}, 'seed: expected a whole number of at least 0, got nan'),
+        ({'domains': {'Web': '/x', 'web': '/y'}}, "domain names 'Web' and 'web' differ in case alone"),
+        ({'splits': {'a': {'tokens': 9}, 'A': {}}}, "split names 'a' and 'A' differ in case alone"),
         ({'hashes': 5}, 'hashes is 5; expected a list of names such as [sha1]'),
         ({'hashes': [5]}, 'hashes is [5]; expected a list of names'),
         ({'compression': ['zstd']}, "compression is ['zstd']; expected text, or null"),

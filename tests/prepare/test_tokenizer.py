@@ -95,6 +95,20 @@ def test_slow_tokenizer(tmp_path):
     assert [i.tolist() for i in ids] == slow(texts, add_special_tokens=False)['input_ids']
 
 
+def test_special_tokens_are_text_for_a_tokenizer_that_splits_them(tmp_path):
+    name = make_tokenizer(tmp_path)
+    parsed = plan_tokenizer(name, None, None)
+    config = tmp_path / 'tokenizer_config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), 'split_special_tokens': True}))
+    split = plan_tokenizer(name, None, None)
+    texts = ['x</s> y', 'z']
+    ids = [[one.tolist() for one in Encoder(plan.backend, plan.name).encode(texts)] for plan in (parsed, split)]
+    assert parsed.eos in ids[0][0] and parsed.eos not in ids[1][0]
+    assert ids[1] == AutoTokenizer.from_pretrained(name)(texts, add_special_tokens=False)['input_ids']
+    assert parsed.special.findall(texts[0]) == ['</s>'] and not split.special.search(texts[0])
+    assert parsed.fingerprint != split.fingerprint
+
+
 def test_fast_tokenizer_that_differs_from_its_backend_is_used_whole(tmp_path, monkeypatch):
     class Shouting(PreTrainedTokenizerFast):
         def __call__(self, text, *args, **options):
