@@ -167,15 +167,17 @@ def test_quality(tmp_path, run_quick):
 
 
 @pytest.mark.parametrize(
-    ('variant', 'kept'), [('kept scores', {'hidden', 'layer'}), ('kept hidden scores', {'hidden'}), ('as it is', set())]
+    ('variant', 'kept'),
+    [('kept scores', {'hidden', 'layer'}), ('as it is', {'hidden'}), ('gradients of hidden dimensions', set())],
 )
-def test_gradients_do_not_count_for_scores_that_are_kept(tmp_path, monkeypatch, variant, kept):
+def test_for_which_scores_gradients_count(tmp_path, monkeypatch, variant, kept):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from quality_variants import VARIANTS
 
     tiny_model().save_pretrained(tmp_path)
     pruning = VARIANTS[variant]({'hidden_size': 36, 'num_hidden_layers': 2}, warmup='4ba')
-    trainer = tiny_trainer(tmp_path, [pruning], batches=2)
+    trainer = tiny_trainer(tmp_path, [pruning], batches=2)  # without evaluation data, so these scores are its own
+    pruning.learner.start_from({axis: torch.rand(plan.mask_shape) for axis, plan in pruning.plans.items()})
     before = {axis: value.clone() for axis, value in pruning.learner.importance.items()}
     trainer.fit()
     assert {axis for axis, value in pruning.learner.importance.items() if torch.equal(value, before[axis])} == kept
