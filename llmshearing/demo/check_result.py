@@ -31,7 +31,6 @@ def check(folder, prompts=PROMPTS, max_new_tokens=32):
         ValueError: Weights are missing, left over or of another shape than the configuration says, or the logits are
             not finite.
     """
-    torch.set_num_threads(2)
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     model, info = loaded  # a pair, which transformers' annotations leave out
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -71,4 +70,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+    torch.set_num_threads(2)  # of this process alone, and not of one that imports this file
     sys.exit(main(sys.argv[1:]))
