@@ -3,7 +3,7 @@
 A budget leaves it to a search where to cut, and by default that search keeps its hands off the attention heads: layers,
 hidden and intermediate dimensions go, which others found the safer way to the same size (Muralidharan et al. 2024,
 arXiv 2407.14679). Some types want a hidden size that is a multiple of the heads, which multiples of 64 may not be:
-the hidden size would stay as it is, and more layers would go, which costs more (benchmarks/README.md). There finer
+the hidden size would stay as it is, and more layers would go, which costs more (benchmarks/results/cut.md). There finer
 multiples are taken. A target that names a shape or fractions says itself what goes.
 """
 

@@ -34,7 +34,7 @@ __all__ = [
     'scoring_methods',
 ]
 
-RECOMMENDED = 'recommended'  # the best by axis of benchmarks/README.md: "What the cut alone costs", and runs from them
+RECOMMENDED = 'recommended'  # the best by axis of benchmarks/results/cut.md, "By axis and scores", and runs from them
 RECOMMENDED_SCORES = {**dict.fromkeys(AXES, 'activation'), 'layer': 'block_importance', 'expert': 'reap'}
 IGNORED_LABEL = -100  # of PyTorch's cross-entropy
 

@@ -1,0 +1,53 @@
+"""Every link of every page of the checkout leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+FOLDERS = ('benchmarks', 'conversion', 'data_prep', 'jobs', 'llmshearing', 'tests', 'yamls', 'constraints')
+PAGES = sorted([*CHECKOUT.glob('*.md'), *(page for folder in FOLDERS for page in (CHECKOUT / folder).rglob('*.md'))])
+LINK = re.compile(r'(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)')
+FENCE = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page: words in lower case, joined by hyphens, repeats numbered."""
+    found: Counter[str] = Counter()
+    names = set()
+    for heading in re.findall(r'^#+ (.*)$', FENCE.sub('', page.read_text(encoding='utf-8')), re.MULTILINE):
+        text = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', heading)
+        name = re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-')
+        names.add(f'{name}-{found[name]}' if found[name] else name)
+        found[name] += 1
+    return names
+
+
+def broken_links(page: Path) -> list[str]:
+    """The links of a page that lead to no file, or to no heading of one."""
+    broken = []
+    for link in LINK.findall(FENCE.sub('', page.read_text(encoding='utf-8'))):
+        if re.match(r'[a-z]+:', link):
+            continue
+        path, _, anchor = link.partition('#')
+        target = page.parent / path if path else page
+        if anchor and target.is_dir():
+            target /= 'README.md'
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert not broken_links(page)
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / 'page.md'
+    page.write_text('# A `b`, c\n\n[x](other.md) [y](#a-b-c) [z](#nowhere) [v](https://a.org)\n')
+    assert broken_links(page) == ['other.md', '#nowhere']
