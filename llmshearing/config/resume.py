@@ -60,7 +60,8 @@ def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     from llmshearing.checkpoints.parameter_shapes import check_generation, parameter_shapes
 
     checkpoint = resume_source(config)
-    if checkpoint is None or config.get('load_ignore_keys') or config['model'].get('peft_config'):
+    left_out = _leaves_weights_out(config.get('load_ignore_keys'))
+    if checkpoint is None or config['model'].get('peft_config') or left_out is not None:
         return
     try:
         stored, expected = weight_shapes(checkpoint, source), parameter_shapes(source)
@@ -153,7 +154,7 @@ def _check_ignored(
     if source is None or settings.get('load_weights_only') or not prunes(config):
         return
     masks = leaves_masks_out(patterns, config)
-    weights = next((one for one in patterns or () if one.startswith(WEIGHTS) or fnmatchcase(WEIGHTS, one)), None)
+    weights = _leaves_weights_out(patterns)
     if masks is not None or weights is not None:
         lost = 'the masks' if masks is not None else 'weights'
         why = 'units would never be scored anew' if masks is not None else 'its masks would cut those of the source'
@@ -192,6 +193,10 @@ def check_stage(source: Path | str, masked: bool, pruning: bool, weights_only: b
             f'{source} is no checkpoint of pruning: units would never be scored, as that is done before batch 0. Set '
             f'{where}load_weights_only: true to begin pruning with its weights.'
         )
+
+
+def _leaves_weights_out(patterns: Iterable[str] | None) -> str | None:
+    return next((one for one in patterns or () if one.startswith(WEIGHTS) or fnmatchcase(WEIGHTS, one)), None)
 
 
 def prunes(config: Mapping[str, Any]) -> bool:

@@ -109,6 +109,9 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(confi
     with pytest.raises(ValueError, match=r'layers.3.* is .* there and none here'):
         check_fits(config, fewer)
     check_fits({**config, 'load_strict_model_weights': False}, fewer)
+    check_fits({**config, 'load_ignore_keys': ['state/model/*layers.3*']}, fewer)
+    with pytest.raises(ValueError, match='another model than'):  # whatever else is left out
+        check_fits({**config, 'load_ignore_keys': ['rng', 'state/optimizers']}, fewer)
 
 
 def test_a_mixtures_checkpoint_of_the_other_generation_of_transformers_is_refused(config, tmp_path):
