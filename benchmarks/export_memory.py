@@ -6,7 +6,7 @@ and deletes both. Linux only.
 
     python benchmarks/export_memory.py [--model 7b|small] [--folder FOLDER] [--out FILE.json]
 
-`7b` needs 35 GB of free disk and some minutes; the result is in README.md beside this file. `small` takes seconds and
+`7b` needs 35 GB of free disk and some minutes; the result is in results/estimates.md. `small` takes seconds and
 runs in the tests.
 """
 
