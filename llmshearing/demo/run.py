@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from llmshearing.checkpoints.rotated import is_rotated
 from llmshearing.utils.files import dump_json
 
 __all__ = ['run_demo']
@@ -177,7 +178,7 @@ def _make_source(work: Path, seconds: dict[str, float]) -> tuple[Path, dict[str,
         if not (work / 'data' / 'manifest.json').is_file():
             apart(prepare_data, work)
     with phase('rotating the source', seconds):
-        if not (work / 'rotated' / 'rotation.json').is_file():
+        if not is_rotated(work / 'rotated'):
             apart(rotate, work)
     with phase('losses of the source', seconds):
         losses = apart(losses_of, {'source': source}, work / 'data')

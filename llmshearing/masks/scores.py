@@ -146,19 +146,24 @@ def count_labels(batch: Any) -> Tensor:
     return (batch['labels'][:, 1:] != IGNORED_LABEL).sum()
 
 
-def method_by_axis(scores: str | Mapping[str, str], pruned: Collection[str]) -> dict[str, str]:
+def method_by_axis(
+    scores: str | Mapping[str, str], pruned: Collection[str], learned_basis: bool = False
+) -> dict[str, str]:
     """Which method scores which pruned axis.
 
     Args:
         scores (str | Mapping[str, str]): One method for all axes, or a method by axis. Axes that are not named, or that
             the one method does not apply to, go by :data:`RECOMMENDED_SCORES`; with ``'recommended'``, all do.
         pruned (Collection[str]): The pruned axes.
+        learned_basis (bool): Hidden dimensions stand in the order in which a learned basis wants them kept, so there
+            ``'position'`` is what is recommended. Default: ``False``.
 
     Raises:
         ValueError: For an unknown method or axis, or a method that does not apply to its axis.
     """
     methods = scoring_methods.get_all()
-    result = {axis: RECOMMENDED_SCORES[axis] for axis in pruned}
+    recommended = RECOMMENDED_SCORES | ({'hidden': 'position'} if learned_basis else {})
+    result = {axis: recommended[axis] for axis in pruned}
     if scores == RECOMMENDED:
         return result
     chosen = dict.fromkeys(pruned, scores) if isinstance(scores, str) else scores

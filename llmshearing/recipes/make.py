@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.checkpoints.rotated import has_learned_basis
 from llmshearing.compat.transformers import attention_implementation
 from llmshearing.masks.axes import plan_axes
-from llmshearing.masks.scores import RECOMMENDED_SCORES
+from llmshearing.masks.scores import RECOMMENDED, method_by_axis
 from llmshearing.models.counting import layout_of, training_flops_per_token
 from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, ModelShape, with_shape
@@ -138,7 +139,7 @@ def _recipe(run: Run, stage: Stage, header: str, sequences: int) -> Recipe:
         else 'output of `llmshearing prepare` for this tokenizer, string',
         max_seq_len=data.max_seq_len,
         target=_target(run.shape),
-        scores={axis: RECOMMENDED_SCORES[axis] for axis in stage.masked},
+        scores=method_by_axis(RECOMMENDED, stage.masked, has_learned_basis(run.source)),
         target_note=f'shape to reach; the source has {_sizes(run.before)}',
         domains=data.domains,
         proportions=data.proportions(stage.name),

@@ -22,6 +22,7 @@ STAGES = ('prune', 'continue')
 SCORE_NOTES = {
     'activation': 'size of what a unit carries',
     'block_importance': 'change of the residual stream',
+    'position': 'order of the learned basis',
     'reap': 'what an expert adds, times its gate',
 }
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.checkpoints.rotated import is_rotated
 from llmshearing.config.source import read_config_at, read_source, refuse_unusable
 from llmshearing.config.tokenizer import TOKENIZER_FILES
 from llmshearing.data.fingerprint import check_tokenizer
@@ -18,7 +19,6 @@ from llmshearing.recipes.command_lines import train_command
 from llmshearing.recipes.data import PreparedData, read_data
 from llmshearing.recipes.hardware import Hardware
 from llmshearing.recipes.rules import PAPER_TOKENS
-from llmshearing.rotation.folder import RECORD as ROTATION
 from llmshearing.utils.checks import check_number
 from llmshearing.utils.files import load_json
 from llmshearing.utils.numbers import unit_of
@@ -112,7 +112,7 @@ class Run:
     def rotates(self) -> bool:
         """Whether hidden dimensions go and the source may be rotated before, and is not yet."""
         is_cut = self.shape.hidden_size < self.before.hidden_size
-        return is_cut and family_of(self.config).rotates and not (Path(self.source) / ROTATION).is_file()
+        return is_cut and family_of(self.config).rotates and not is_rotated(self.source)
 
     @property
     def taught(self) -> str:

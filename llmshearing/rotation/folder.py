@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmshearing.checkpoints.rotated import RECORD
 from llmshearing.compat.configs import dump_config
 from llmshearing.export.model_card import derived_card
 from llmshearing.models.source_files import read_source_files, source_licence
@@ -17,9 +18,9 @@ from llmshearing.reports.svg import BLUE, GREY, ORANGE, SKY, as_file
 from llmshearing.rotation.energy import energy_table
 from llmshearing.utils.files import write_atomically
 
-__all__ = ['PICTURE', 'RECORD', 'plot_energy', 'write_card', 'write_config']
+__all__ = ['PICTURE', 'plot_energy', 'write_card', 'write_config']
 
-RECORD, PICTURE = 'rotation.json', 'energy_kept.svg'
+PICTURE = 'energy_kept.svg'
 
 
 def write_config(settings: dict[str, Any], tied: bool, dtype: torch.dtype, folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.identity import refuse_other_sources
+from llmshearing.checkpoints.rotated import RECORD
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights
 from llmshearing.compat.torch import DTYPES, usable_device
 from llmshearing.export.companions import copy_companions
@@ -38,7 +39,7 @@ from llmshearing.rotation.check import (
 )
 from llmshearing.rotation.corpus import Corpus, read_corpus
 from llmshearing.rotation.energy import cut_gain_factors, energy_kept, energy_table, table_widths
-from llmshearing.rotation.folder import PICTURE, RECORD, plot_energy, write_card, write_config
+from llmshearing.rotation.folder import PICTURE, plot_energy, write_card, write_config
 from llmshearing.rotation.folding import common_gain, gain_in_use
 from llmshearing.rotation.learning import SubspaceLearner, cut_loss, cut_parameters, folded_parameters
 from llmshearing.rotation.moments import StreamMoments, stream_mean_squares, stream_moments

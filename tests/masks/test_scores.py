@@ -1,6 +1,8 @@
 """Scores against plain computations, starts in their order, and one-shot pruning for every family's table."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
@@ -254,6 +256,25 @@ def test_units_are_scored_as_recommended_unless_the_run_says_otherwise(source):
     shape = shape_of(AutoConfig.from_pretrained(source))
     unscored = random_order(plan_axes(shape, resolve_target(shape, TARGET)), LearnerSettings().seed)
     assert all(torch.equal(scores, unscored[axis]) for axis, scores in start(scores=None).items())
+
+
+@pytest.mark.parametrize('learned', [None, {'steps': 30}])
+def test_hidden_dimensions_of_a_learned_basis_go_by_position(source, tmp_path, learned):
+    rotated = shutil.copytree(source, tmp_path / 'rotated')
+    (rotated / 'rotation.json').write_text(json.dumps({'learned': learned}))
+
+    def start(source, **settings):
+        pruning = TargetedPruning(TARGET, mask_learning='one_shot', calibration_batches=2, **settings)
+        trainer = tiny_trainer(source, [pruning], batches=1, eval_dataloader=sequences_spec(8, 4))
+        calibrate(pruning, trainer.state, trainer.state.model, pruning.settings)
+        return pruning.learner.scores()
+
+    want = start(source, scores={'hidden': 'position'} if learned else 'recommended')
+    for settings in ({}, {'scores': {'layer': 'block_importance'}}):
+        got = start(rotated, **settings)
+        assert all(torch.equal(scores, want[axis]) for axis, scores in got.items())
+    asked = start(rotated, scores={'hidden': 'activation'})['hidden']
+    assert torch.equal(asked, want['hidden']) != bool(learned)
 
 
 def test_without_evaluation_data_units_start_in_random_order_and_the_log_says_so(source, caplog):

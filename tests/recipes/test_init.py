@@ -130,9 +130,13 @@ def test_a_source_that_is_rotated_is_not_rotated_again(world, tmp_path, capsys):
     run(world, tmp_path, source=source)
     assert 'llmshearing rotate' in capsys.readouterr().out
     (source / 'rotation.json').write_text('{}')
-    run(world, tmp_path, '--overwrite', source=source)
+    config = run(world, tmp_path, '--overwrite', source=source)[0]
+    assert config.algorithms.targeted_pruning.scores.hidden == 'activation'
     assert 'rotate' not in capsys.readouterr().out.replace(str(tmp_path), '')
     assert 'the rotated one' not in (tmp_path / 'out' / 'prune.yaml').read_text()
+    (source / 'rotation.json').write_text('{"learned": {"steps": 30}}')
+    config = run(world, tmp_path, '--overwrite', source=source)[0]
+    assert config.algorithms.targeted_pruning.scores.hidden == 'position'
 
 
 def test_a_stored_teacher_is_told_of_and_trains(world, tmp_path, capsys):

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from llmshearing.algorithms.targeted_pruning.agreement import average_over_ranks
 from llmshearing.algorithms.targeted_pruning.settings import PruningSettings
+from llmshearing.checkpoints.rotated import has_learned_basis
 from llmshearing.masks.energies import norm_energies
 from llmshearing.masks.scores import RECOMMENDED, Calibration, score_units
 from llmshearing.masks.state import PruningState
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.utils.interleave import interleave
+from llmshearing.utils.ranks import from_rank_0
 
 __all__ = ['calibrate', 'calibration_batches']
 
@@ -47,7 +49,8 @@ def calibrate(pruning: PruningState, state: State, model: ShearedCausalLM, setti
         ValueError: As :func:`calibration_batches`, if scores were named or nothing else tells units apart. Otherwise
             the run goes on and says so.
     """
-    methods = settings.scores_by_axis(pruning.plans)
+    learned_basis = from_rank_0(lambda: has_learned_basis(model.source))
+    methods = settings.scores_by_axis(pruning.plans, learned_basis)
     if not methods and 'hidden' not in pruning.plans:
         return
     try:

@@ -53,7 +53,8 @@ class PruningSettings(LearnerSettings):
             (:mod:`~llmshearing.masks.scores`) or one per axis: the order in which gates start, the first importance
             of ``progressive`` (of hidden dimensions, for good), and the decision of ``one_shot``. ``None`` is a random
             order, the paper's way. Default: ``'recommended'``, where there is evaluation data:
-            :data:`~llmshearing.masks.scores.RECOMMENDED_SCORES`.
+            :data:`~llmshearing.masks.scores.RECOMMENDED_SCORES`, and ``position`` for hidden dimensions of a learned
+            basis.
         calibration_batches (int): Batches of evaluation data, each as large as a training batch, that scores are
             computed from. Default: ``8``.
         warmup (str | Time): How long the target sparsity takes to rise from ``start_sparsity`` to the final one.
@@ -104,9 +105,9 @@ class PruningSettings(LearnerSettings):
         self._check_learner()
         self._warn_of_vain_settings()
 
-    def scores_by_axis(self, pruned: Collection[str]) -> dict[str, str]:
+    def scores_by_axis(self, pruned: Collection[str], learned_basis: bool = False) -> dict[str, str]:
         """Method by pruned axis; empty where units start in random order."""
-        return {} if self.scores is None else method_by_axis(self.scores, pruned)
+        return {} if self.scores is None else method_by_axis(self.scores, pruned, learned_basis)
 
     def _take_former_name(self) -> None:
         if self.lagrangian_warmup is None:
