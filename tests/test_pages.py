@@ -1,4 +1,4 @@
-"""Every link of every page of the checkout leads somewhere."""
+"""Every page of the checkout: its links lead somewhere, and its sentences are short."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ CHECKOUT = Path(__file__).parents[1]
 FOLDERS = ('benchmarks', 'conversion', 'data_prep', 'jobs', 'llmshearing', 'tests', 'yamls', 'constraints')
 PAGES = sorted([*CHECKOUT.glob('*.md'), *(page for folder in FOLDERS for page in (CHECKOUT / folder).rglob('*.md'))])
 LINK = re.compile(r'(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)')
+ITEM = re.compile(r'^\s*(?:[-*]|\d+\.) ')
 FENCE = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
+LONGEST = 30  # words of a sentence
 
 
 def anchors(page: Path) -> set[str]:
@@ -51,3 +53,31 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / 'page.md'
     page.write_text('# A `b`, c\n\n[x](other.md) [y](#a-b-c) [z](#nowhere) [v](https://a.org)\n')
     assert broken_links(page) == ['other.md', '#nowhere']
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page outside of headings, tables and code; what is in backticks counts as a word."""
+    found = []
+    for block in re.split(r'\n\s*\n', FENCE.sub('', text)):
+        parts: list[list[str]] = [[]]
+        for line in block.split('\n'):
+            if line.startswith(('|', '#')):
+                continue
+            if ITEM.match(line):
+                parts.append([])
+            parts[-1].append(ITEM.sub('', line, count=1).strip())
+        for part in parts:
+            plain = re.sub(r'`[^`]*`', 'code', re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', ' '.join(part)))
+            found += re.split(r'(?<=[.!?])\s+(?=[A-Z"(])', plain.replace('*', ''))
+    return found
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_sentences_are_short(page: Path) -> None:
+    assert not [each for each in sentences(page.read_text(encoding='utf-8')) if len(each.split()) > LONGEST]
+
+
+def test_a_long_sentence_is_found() -> None:
+    long = ' '.join(['Word'] * 31) + '.'
+    text = f'# A {long}\n\nShort one. {long}\n- {"a `b c` " * 10}.\n\n| {long} |\n'
+    assert [each for each in sentences(text) if len(each.split()) > LONGEST] == [long]
