@@ -337,6 +337,13 @@ def test_windows_that_differ_by_layer_are_refused_where_they_would_be_alike():
     assert config_from(unused).sliding_window is None
 
 
+@pytest.mark.parametrize('name', ['paged|eager', 'paged|sdpa'])
+def test_the_attention_of_servers_is_refused(name):
+    """transformers takes it for a model that is trained, too, and tokens then see those that they are to predict."""
+    with pytest.raises(ValueError, match=f'is for servers.*Set {name[6:]}\\.'):
+        check_attention(config_from(WRITTEN['llama']), name, 8)
+
+
 def test_soft_capping_needs_an_attention_that_has_it():
     config = config_from(WRITTEN['gemma2'])
     with pytest.raises(ValueError, match='attn_implementation: sdpa leaves out the soft-capping'):
