@@ -91,6 +91,8 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     convert_rotary(content)
     _convert_layer_types(content)
     _convert_experts(content)
+    if not content.get('use_bidirectional_attention'):  # else it is refused, under either version
+        content.pop('use_bidirectional_attention', None)
     return content
 
 
