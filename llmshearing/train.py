@@ -62,7 +62,8 @@ def _explain(error: BaseException) -> str | None:
         )
     if isinstance(error, CheckpointException):  # of a sharded checkpoint, by rank
         return str(next(iter(error.failures.values()))[0])
-    own = (ValueError, OSError, FloatingPointError, BaseContextualError, OmegaConfBaseException, yaml.YAMLError)
+    own = (ValueError, OSError, ImportError, FloatingPointError)
+    own += (BaseContextualError, OmegaConfBaseException, yaml.YAMLError)
     if isinstance(error, own):
         return str(error)
     place = _foreign_place(error)

@@ -91,7 +91,8 @@ def normalise_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     convert_rotary(content)
     _convert_layer_types(content)
     _convert_experts(content)
-    _refuse_looking_ahead(content)
+    if not content.get('use_bidirectional_attention'):  # else it is refused, under either version
+        content.pop('use_bidirectional_attention', None)
     return content
 
 
@@ -134,7 +135,7 @@ def _with_older_names(content: Mapping[str, Any]) -> dict[str, Any]:
     if model_type in ONE_WINDOW:
         content.pop('layer_types', None)  # its code has no use for them, and AutoConfig would take another code
     older = dict(content)
-    for convert in (_convert_dtype, convert_rotary, _convert_layer_types, _convert_experts, _refuse_looking_ahead):
+    for convert in (_convert_dtype, convert_rotary, _convert_layer_types, _convert_experts):
         attempt = copy.deepcopy(older)
         try:
             convert(attempt)
@@ -150,11 +151,6 @@ def _with_older_names(content: Mapping[str, Any]) -> dict[str, Any]:
         older_kinds = OLDER_KINDS[model_type]
         content['layer_types'] = [older_kinds.get(kind, kind) for kind in content['layer_types']]
     return content
-
-
-def _refuse_looking_ahead(content: dict[str, Any]) -> None:
-    if content.pop('use_bidirectional_attention', None):
-        raise ValueError(needs_newer('use_bidirectional_attention', True))
 
 
 def _check_dtype(content: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ PATHS = (
     'algorithms.distillation.teacher',
     'callbacks.*folder',
     'callbacks.*.filename',
+    'callbacks.*.remote_file_name',
     'callbacks.*.weights_file',
     'callbacks.*.reference_losses',
     'callbacks.*.pruned',

@@ -111,11 +111,17 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
     Raises:
         ValueError: For quantised weights and multimodal models.
     """
+    from llmshearing.models.families import find_table
     from llmshearing.models.source_config import refuse_quantised
 
     refuse_quantised(where, config)
     text = getattr(config, 'text_config', None)
     if text is not None and text.model_type != config.model_type:
+        if find_table(text) is None:
+            raise ValueError(
+                f'{where} is a multimodal model ({config.model_type}), and its text part, a {text.model_type}, is not '
+                'supported.'
+            )
         raise ValueError(
             f'{where} is a multimodal model ({config.model_type}): only its text part (text_config, a '
             f'{text.model_type}) can be planned, pruned and trained. `llmshearing text-part SOURCE --output FOLDER` '

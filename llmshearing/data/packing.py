@@ -93,11 +93,22 @@ def separators(
 
 
 def holds_text(folder: str | Path) -> bool:
-    """Whether a local MDS folder holds raw text and no tokens."""
+    """Whether a local MDS folder holds raw text and no tokens.
+
+    Raises:
+        ValueError: If its text is no string, which only ``prepare`` reads.
+    """
     path = Path(folder, 'index.json')
     shards = check_mds_index(path) if path.is_file() else []
-    columns = shards[0].get('column_names', []) if shards else []
-    return 'text' in columns and 'tokens' not in columns
+    columns = dict(zip(shards[0].get('column_names', []), shards[0].get('column_encodings', []))) if shards else {}
+    if 'tokens' in columns or 'text' not in columns:
+        return False
+    if columns['text'] != 'str':
+        raise ValueError(
+            f'{folder} holds its text as {columns["text"]}, and not as str; `llmshearing prepare` reads it, with '
+            'text_key for a field inside.'
+        )
+    return True
 
 
 def share_cut_off(folder: str | Path, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> float:

@@ -23,6 +23,7 @@ from llmshearing.export.model_folder import write_model_folder
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_agreement import check_inside
 from llmshearing.export.verification import verify_tensors
+from llmshearing.models.config_keys import refuse_looking_ahead
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config, refuse_quantised
 from llmshearing.models.source_files import public_name, read_source_files
@@ -105,7 +106,8 @@ def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
     """Config of a multimodal model's text part, as that of a model of its own.
 
     Raises:
-        ValueError: If the model has none that transformers has a causal language model for, or quantised weights.
+        ValueError: If the model has none that transformers has a causal language model for, one that looks ahead, or
+            quantised weights.
     """
     text = getattr(whole, 'text_config', None)
     if text is None or text.model_type == whole.model_type:
@@ -113,6 +115,10 @@ def text_config(source: Path, whole: PretrainedConfig) -> PretrainedConfig:
     refuse_quantised(str(source), whole)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f'{source}: transformers has no causal language model of its text part, a {text.model_type}.')
+    try:
+        refuse_looking_ahead(text.to_dict())
+    except ValueError as error:
+        raise ValueError(f'{source}: of its text part, {error}') from error
     if dtype_of(text) is None:
         set_dtype(text, dtype_of(whole))
     return text

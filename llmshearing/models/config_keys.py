@@ -22,7 +22,7 @@ from llmshearing.compat.configs import SAME_NUMBERS
 from llmshearing.compat.rotary import SHARE_KEYS, main_rotary
 from llmshearing.models.family_tables import TABLES
 
-__all__ = ['number_out_of_range', 'refuse_uncomputed', 'uncomputed']
+__all__ = ['number_out_of_range', 'refuse_looking_ahead', 'refuse_uncomputed', 'uncomputed']
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,11 @@ def refuse_uncomputed(content: Mapping[str, Any]) -> None:
         content (Mapping[str, Any]): A config.json in the words of the installed transformers.
 
     Raises:
-        ValueError: For a setting of other types, which this one would leave out without a word.
+        ValueError: For a setting of other types, which this one would leave out without a word, and for an encoder.
     """
     model_type, has_table = content['model_type'], content['model_type'] in TABLES
+    if has_table:
+        refuse_looking_ahead(content)
     neutral = {**CHANGES_NOTHING, **(CHANGES_NOTHING_HERE if has_table else {})}
     for name, value in _said(content):
         key = name.rpartition('.')[2]
@@ -109,6 +111,16 @@ def refuse_uncomputed(content: Mapping[str, Any]) -> None:
         unknown = [key for key in unread if not any(fnmatchcase(key, pattern) for pattern in known)]
         for key in (key for key in unknown if not _is_repeated(content, key)):
             _tell_unknown(key, repr(content[key])[:80], model_type)
+
+
+def refuse_looking_ahead(content: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a model in which a token sees those after it: nothing is left for it to predict."""
+    if content.get('use_bidirectional_attention'):
+        raise ValueError(
+            f'the config has use_bidirectional_attention: {content["use_bidirectional_attention"]!r}: tokens see those '
+            'that they are to predict, as in an encoder. Name a decoder, or set it to false to train these weights as '
+            'one.'
+        )
 
 
 def number_out_of_range(content: Mapping[str, Any]) -> str | None:

@@ -178,13 +178,18 @@ def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:
 
 
 def check_attention(config: PretrainedConfig, attn_implementation: str, max_seq_len: int) -> None:
-    """Raises a ValueError where this attention would leave out what the config asks for.
+    """Raises a ValueError where this attention would not compute what the config asks for.
 
     Args:
         config (PretrainedConfig): As :func:`read_config` gives it.
         attn_implementation (str): ``'sdpa'``, ``'eager'`` or ``'flash_attention_2'``.
         max_seq_len (int): Tokens in the longest sequence of the run.
     """
+    if attn_implementation.startswith('paged|'):
+        raise ValueError(
+            f'attn_implementation: {attn_implementation} is for servers: in training, tokens see those that they are '
+            f'to predict. Set {attn_implementation.removeprefix("paged|")}.'
+        )
     if attn_implementation != attention_implementation(config, attn_implementation):
         capping = getattr(config, 'attn_logit_softcapping', None)
         left_out = f'the attention sinks of {config.model_type}; set eager'

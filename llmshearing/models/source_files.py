@@ -153,6 +153,7 @@ def _check_generation(text: str) -> None:
 
 def _front_matter(text: str) -> str:
     """The part between the first two lines of ``---``, those included; empty where there is none."""
+    text = text.removeprefix('\ufeff').replace('\r\n', '\n')  # as Windows writes it
     if not text.startswith('---\n') or '\n---' not in text[4:]:
         return ''
     return text[: text.index('\n---', 4) + 4] + '\n'

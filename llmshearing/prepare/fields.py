@@ -100,6 +100,7 @@ class ChatTemplate:
         self._template = _dated(self._tokenizer.chat_template)
         self._bos = self._tokenizer.bos_token if bos else None
         self._eos = self._tokenizer.eos_token if eos else None
+        self._written: set[str] = set()  # roles that the template is known to write
 
     def render(self, turns: list[Any]) -> str:
         """The text of a conversation.
@@ -108,19 +109,35 @@ class ChatTemplate:
             turns (list): Mappings with ``role`` and ``content``, or in ShareGPT's spelling ``from`` and ``value``.
 
         Raises:
-            ValueError: If they are none, or the template refuses them.
+            ValueError: If they are none, or the template refuses them or leaves one out, as it does with roles that it
+                does not know.
         """
         messages = []
         for turn in turns:
             role = role_of(turn)
             others = {key: value for key, value in turn.items() if key not in ('from', 'value') and value is not None}
             messages.append({**others, 'role': role, 'content': content_of(turn)})
-        try:
-            text = self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
-        except Exception as error:  # jinja2 has its own kinds, and templates raise what they like
-            raise ValueError(f'the chat template refuses the conversation ({error})') from error
+        text = self._write(messages)
+        for number, message in enumerate(messages):
+            role, said = message['role'], (message['content'] or '').strip()
+            if not said or (role in self._written and said in text):
+                continue
+            # A template may write a turn in other words, as JSON or without its thoughts, but not as if it were empty.
+            if self._write(_with_content(messages, number, f'{said}.')) == text:
+                raise ValueError(f'the chat template leaves out what {role!r} says')
+            self._written.add(role)
         if self._bos:
             text = text.removeprefix(self._bos)
         if self._eos and text.rstrip().endswith(self._eos):
             text = text.rstrip().removesuffix(self._eos)
         return text
+
+    def _write(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
+        except Exception as error:  # jinja2 has its own kinds, and templates raise what they like
+            raise ValueError(f'the chat template refuses the conversation ({error})') from error
+
+
+def _with_content(messages: list[dict[str, Any]], number: int, content: str) -> list[dict[str, Any]]:
+    return [{**turn, 'content': content} if at == number else turn for at, turn in enumerate(messages)]

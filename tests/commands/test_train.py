@@ -43,7 +43,7 @@ def raised(code, name):
     exec(code, space)
     try:
         space['run']()
-    except KeyError as error:
+    except (KeyError, ImportError) as error:
         return error
 
 
@@ -64,6 +64,8 @@ def test_what_other_libraries_raise_before_the_first_batch_is_one_sentence(tmp_p
     assert (
         "composer.callbacks.odd failed before the first batch (KeyError: 'window'). It is not a part of ours" in error
     )
+    assert main(raised('def run(): raise ImportError("flash_attn is not installed")', 'llmshearing.models.odd')) == 1
+    assert 'ERROR: flash_attn is not installed\n' in capsys.readouterr().err  # as somebody asked for it
     for code, name in (
         ('def run(): {}["x"]', 'llmshearing.masks.odd'),
         ('def _train_loop(): {}["x"]\ndef run(): _train_loop()', 'composer.odd'),

@@ -59,6 +59,7 @@ def test_every_path_is_expanded_and_nothing_else(monkeypatch):
         'eval_gauntlet_str',
         'tokenizer.kwargs.cache_dir',
         'tokenizer.kwargs.vocab_file',
+        'callbacks.memory_snapshot.remote_file_name',
         'train_loader.dataset.hf_kwargs.data_dir',
         'train_loader.dataset.hf_kwargs.cache_dir',
         'train_loader.dataset.hf_kwargs.data_files.train',

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import yaml
-from transformers import AutoConfig, Gemma3Config, LlamaConfig, LlavaConfig, MistralConfig
+from transformers import AutoConfig, Gemma3Config, LlamaConfig, LlavaConfig, MistralConfig, MllamaConfig
 
 from llmshearing.algorithms.distillation.distillation import Distillation
 from llmshearing.checkpoints.weight_files import find_weights
@@ -171,3 +171,10 @@ def test_multimodal_sources_say_how_to_take_the_text_part(tmp_path):
             ValueError, match=f'multimodal model \\({config.model_type}\\).*{config.text_config.model_type}'
         ):
             refuse_unusable('source', read_config_at('source', str(tmp_path)))
+
+
+def test_a_text_part_that_cannot_be_pruned_is_not_advised(tmp_path):
+    """Its layers look at pictures, so there is no decoder of text alone to take."""
+    MllamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r'multimodal model \(mllama\), and its text part, .* is not supported\.$'):
+        refuse_unusable('source', read_config_at('source', str(tmp_path)))

@@ -111,6 +111,15 @@ def test_remote_text_is_refused(folder, made, tmp_path):
         loader(tmp_path / 'cache', made, remote=str(folder))
 
 
+@pytest.mark.parametrize(('encoding', 'value'), [('bytes', b'so'), ('json', {'text': 'so'})])
+def test_text_that_is_no_string_is_left_to_prepare(tmp_path, made, encoding, value):
+    with MDSWriter(out=str(tmp_path / 'raw'), columns={'text': encoding}) as writer:
+        for _ in range(40):
+            writer.write({'text': value})
+    with pytest.raises(ValueError, match=f'raw/? holds its text as {encoding}, .*llmshearing prepare'):
+        loader(tmp_path, made)
+
+
 def test_too_little_text(tmp_path, made):
     with MDSWriter(out=str(tmp_path / 'raw'), columns={'text': 'str'}) as writer:
         writer.write({'text': 'a'})

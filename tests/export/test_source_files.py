@@ -45,8 +45,12 @@ def test_generation_settings_of_an_older_config_are_kept(tmp_path):
         assert getattr(got.generation_config, name) == getattr(expected.generation_config, name) == value
 
 
-def test_licence_files_and_languages_as_they_are_written(tmp_path):
-    (tmp_path / 'README.md').write_text('---\nlicense: mit\nlicense_link:\nlanguage: [no, en]\n---\n# x\n')
+@pytest.mark.parametrize(
+    'written', [str.encode, lambda text: text.replace('\n', '\r\n').encode('utf-8-sig')], ids=['here', 'on Windows']
+)
+def test_licence_files_and_languages_as_they_are_written(tmp_path, written):
+    card = '---\nlicense: mit\nlicense_link:\nlanguage: [no, en]\n---\n# x\n'
+    (tmp_path / 'README.md').write_bytes(written(card))
     (tmp_path / 'LICENSE').write_bytes('© 2019 Müller'.encode('latin-1'))
     files = read_source_files(str(tmp_path))
     assert files['LICENSE'] == '© 2019 Müller'

@@ -17,6 +17,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    PaliGemmaConfig,
     SmolVLMConfig,
 )
 
@@ -146,6 +147,25 @@ def test_a_whole_that_computes_something_else_is_refused(tmp_path, capsys, monke
     said = refusal(capsys, tmp_path / 'whole', '--output', tmp_path / 'text')
     assert 'LlavaForConditionalGeneration: its logits on text differ from those of the decoder by' in said
     assert not (tmp_path / 'text').exists()
+
+
+@pytest.mark.skipif(not TRANSFORMERS_5, reason='earlier versions know no attention to both sides')
+def test_a_text_part_that_looks_ahead_is_refused(tmp_path, capsys, monkeypatch):
+    """PaliGemma's does, also where its config does not say so; the advice works."""
+    seeing = {'model_type': 'siglip_vision_model', **VISION, 'projection_dim': 16}
+    text = {'model_type': 'gemma', **TEXT}
+    whole = PaliGemmaConfig(text_config=text, vision_config=seeing, image_token_index=60, projection_dim=16)
+    monkeypatch.setitem(WHOLE, 'paligemma', lambda: whole)
+    make_whole(tmp_path / 'whole', 'paligemma')
+    config = json.loads((tmp_path / 'whole' / 'config.json').read_text())
+    command = ['text-part', str(tmp_path / 'whole'), '--output', str(tmp_path / 'text')]
+    del config['text_config']['use_bidirectional_attention']
+    (tmp_path / 'whole' / 'config.json').write_text(json.dumps(config))
+    assert cli.main(command) == 1
+    assert 'of its text part, the config has use_bidirectional_attention: True' in capsys.readouterr().err
+    config['text_config']['use_bidirectional_attention'] = False
+    (tmp_path / 'whole' / 'config.json').write_text(json.dumps(config))
+    assert cli.main(command) == 0
 
 
 @pytest.mark.skipif(not TRANSFORMERS_5, reason='transformers 4 ties the head of a whole where its text config says so')

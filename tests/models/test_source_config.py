@@ -250,12 +250,19 @@ def test_a_config_that_says_two_things_is_refused(variant, changes, named):
         ('gemma3_text', {'layer_types': ['full_attention'] * 2 + ['sliding_attention'] * 2}, 'layer_types'),
         ('qwen2', {'layer_types': ['sliding_attention', 'full_attention'] * 2}, 'layer_types'),
         ('qwen3', {'layer_types': ['full_attention', 'linear_attention'] * 2}, 'layer_types'),
-        ('gemma', {'use_bidirectional_attention': True}, 'use_bidirectional_attention'),
     ],
 )
 def test_what_transformers_4_does_not_compute_is_refused_by_name(variant, changes, named):
     with pytest.raises(ValueError, match=f'{named}.*transformers 4 does not compute'):
         config_from({**WRITTEN[variant], **changes})
+
+
+@pytest.mark.parametrize('variant', ['gemma', 'gemma2', 'gemma3_text', 'llama'])
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(variant):
+    """As EmbeddingGemma does, whose type has a table; trained as a decoder it learns to copy."""
+    with pytest.raises(ValueError, match='use_bidirectional_attention: True: tokens see .* set it to false'):
+        config_from({**WRITTEN[variant], 'use_bidirectional_attention': True})
+    config_from({**WRITTEN[variant], 'use_bidirectional_attention': False})
 
 
 YARN = {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embeddings': 64}
@@ -328,6 +335,13 @@ def test_windows_that_differ_by_layer_are_refused_where_they_would_be_alike():
     # Without use_sliding_window the window is a leftover; transformers 4 would apply it.
     unused = {**WRITTEN['qwen2'], 'use_sliding_window': False, 'layer_types': ['full_attention'] * 4}
     assert config_from(unused).sliding_window is None
+
+
+@pytest.mark.parametrize('name', ['paged|eager', 'paged|sdpa'])
+def test_the_attention_of_servers_is_refused(name):
+    """transformers takes it for a model that is trained, too, and tokens then see those that they are to predict."""
+    with pytest.raises(ValueError, match=f'is for servers.*Set {name[6:]}\\.'):
+        check_attention(config_from(WRITTEN['llama']), name, 8)
 
 
 def test_soft_capping_needs_an_attention_that_has_it():

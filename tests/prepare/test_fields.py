@@ -93,6 +93,22 @@ def test_turns_that_are_none(chat, turns, words):
     assert words in bad.reason and good[0].startswith('<s>[user] why')
 
 
+def test_a_turn_that_the_template_leaves_out_is_a_bad_record(chat, tmp_path):
+    """Templates pass over roles that they do not know, such as OpenAssistant's `prompter`."""
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[u] {{ m['content'] | tojson }}\n"
+        "{% elif m['role'] == 'assistant' %}[a] {{ m['content'].split('</think>')[-1] }}\n{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    said = [{'role': 'user', 'content': 'why "so"'}, {'role': 'assistant', 'content': '<think>hm</think>so'}]
+    bad, (good, _) = read(
+        str(tmp_path), {'messages': [{'role': 'prompter', 'content': 'why'}, *said]}, {'messages': said}
+    )
+    assert bad.reason == "the chat template leaves out what 'prompter' says"
+    assert good == '[u] "why \\"so\\""\n[a] so\n'
+
+
 def test_turns_in_a_string_are_read_where_the_field_is_named_for_them(chat):
     record = {'messages': json.dumps(TURNS), 'text': json.dumps(TURNS)}
     ((rendered, _),) = read(chat, record)
