@@ -170,7 +170,8 @@ def _reads(model_type: str, key: str) -> bool:
     config, code = _own(model_type)
     rotary = main_rotary(getattr(config, 'rope_parameters', None) or {})
     return (
-        hasattr(config, key)
+        key == 'torch_dtype'  # by this name transformers 5 warns whoever asks for it
+        or hasattr(config, key)
         or (any(fnmatchcase(key, pattern) for pattern in QK_NORMS) and _norms_queries(model_type))
         or key in rotary
         or key in SHARE_KEYS.get(model_type, ())

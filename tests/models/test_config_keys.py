@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.utils.logging import get_logger as transformers_logger
 
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.models.family_tables import TABLES
@@ -203,3 +204,31 @@ def test_kinds_that_a_model_would_leave_out_are_refused(variant, changes):
     with pytest.raises(ValueError, match='layer_types: .*does not compute'):
         config_from(content)
     assert config_from({**content, 'sliding_window': None, 'layer_types': ['full_attention'] * 4})
+
+
+@pytest.mark.parametrize('key', ['dtype', 'torch_dtype'])
+def test_a_type_that_is_none(key):
+    content = {name: value for name, value in WRITTEN['llama'].items() if name not in ('dtype', 'torch_dtype')}
+    with pytest.raises(ValueError, match=f"the config has {key}: 'auto'; expected a type such as bfloat16"):
+        config_from({**content, key: 'auto'})
+    assert config_from({**content, key: 'bfloat16'})
+
+
+def test_reading_an_export_s_config_is_silent(caplog):
+    """It has the type by both names, and transformers 5 warns, once in a process, of the older one."""
+    said = transformers_logger('transformers')
+    getattr(type(said), 'warning_once', said.warning_once).cache_clear()
+    said.addHandler(caplog.handler)
+    try:
+        config_from({**WRITTEN['llama'], 'dtype': 'float32', 'torch_dtype': 'float32'})
+    finally:
+        said.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize('variant', ['gemma', 'gemma2', 'gemma3_text', 'llama'])
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(variant):
+    """As EmbeddingGemma does, whose type has a table; trained as a decoder it learns to copy."""
+    with pytest.raises(ValueError, match='use_bidirectional_attention: True: tokens see .* set it to false'):
+        config_from({**WRITTEN[variant], 'use_bidirectional_attention': True})
+    config_from({**WRITTEN[variant], 'use_bidirectional_attention': False})

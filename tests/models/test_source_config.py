@@ -185,14 +185,6 @@ def test_a_base_that_is_none(base):
         config_from({**content, 'rope_theta': base})
 
 
-@pytest.mark.parametrize('key', ['dtype', 'torch_dtype'])
-def test_a_type_that_is_none(key):
-    content = {name: value for name, value in WRITTEN['llama'].items() if name not in ('dtype', 'torch_dtype')}
-    with pytest.raises(ValueError, match=f"the config has {key}: 'auto'; expected a type such as bfloat16"):
-        config_from({**content, key: 'auto'})
-    assert config_from({**content, key: 'bfloat16'})
-
-
 def test_su_is_longrope_by_its_first_name():
     content = {key: value for key, value in WRITTEN['phi3'].items() if key != 'rope_parameters'}
     content['original_max_position_embeddings'] = 64
@@ -255,14 +247,6 @@ def test_a_config_that_says_two_things_is_refused(variant, changes, named):
 def test_what_transformers_4_does_not_compute_is_refused_by_name(variant, changes, named):
     with pytest.raises(ValueError, match=f'{named}.*transformers 4 does not compute'):
         config_from({**WRITTEN[variant], **changes})
-
-
-@pytest.mark.parametrize('variant', ['gemma', 'gemma2', 'gemma3_text', 'llama'])
-def test_a_model_that_sees_what_it_is_to_predict_is_refused(variant):
-    """As EmbeddingGemma does, whose type has a table; trained as a decoder it learns to copy."""
-    with pytest.raises(ValueError, match='use_bidirectional_attention: True: tokens see .* set it to false'):
-        config_from({**WRITTEN[variant], 'use_bidirectional_attention': True})
-    config_from({**WRITTEN[variant], 'use_bidirectional_attention': False})
 
 
 YARN = {'rope_type': 'yarn', 'factor': 2.0, 'original_max_position_embeddings': 64}
