@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,8 @@ __all__ = [
 MISSING = object()
 CONVERSATIONS = ('messages', 'conversations', 'conversation')  # usual names of fields with turns
 TODAY = datetime.date(2024, 7, 26)  # for templates that write the date: the same text whenever it is prepared
-_DATE = re.compile(r"""strftime_now\(\s*["']([^"']*)["']""")
+# What a format of strftime is made of; a hyphen leaves out the leading zero.
+_DIRECTIVES = [f'%-{letter}' for letter in 'dHIjmMS'] + [f'%{letter}' for letter in 'aAbBcdeFGHIjmMpSTuUVwWxXyY']
 
 
 def find_field(record: Any, key: str) -> Any:
@@ -70,12 +70,12 @@ class NoChatTemplate(ValueError):
 
 
 def _dated(template: Any) -> Any:
-    """A template in which :data:`TODAY` is today; several by name, of which transformers chooses, are left alone."""
-    formats = dict.fromkeys(_DATE.findall(template)) if isinstance(template, str) else {}
-    if not formats:
+    """A template in which :data:`TODAY` is today; None where it writes no date. Of several, that for plain turns."""
+    template = template.get('default') if isinstance(template, Mapping) else template
+    if not template or 'strftime_now' not in template:
         return None
-    days = {form: TODAY.strftime(form) for form in formats}
-    return f'{{%- macro strftime_now(form) -%}}{{{{ {days!r}[form] }}}}{{%- endmacro -%}}{template}'
+    filled = ''.join(f'|replace({each!r}, {TODAY.strftime(each)!r})' for each in _DIRECTIVES)
+    return f'{{%- macro strftime_now(form) -%}}{{{{ form{filled} }}}}{{%- endmacro -%}}{template}'
 
 
 class ChatTemplate:

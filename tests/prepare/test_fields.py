@@ -53,9 +53,13 @@ def test_what_is_said_is_text(chat):
 
 def test_a_template_that_writes_the_date_writes_the_same_every_day(chat, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(chat)
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + TEMPLATE
-    tokenizer.save_pretrained(tmp_path)
-    assert ChatTemplate(str(tmp_path), bos=False, eos=True).render(TURNS[:1]) == '26 Jul 2024<s>[user] why'
+    named = "{{ strftime_now('%d %b %Y') }}" + TEMPLATE
+    held = "{% set form = '%A %-d %B %Y' %}{{ strftime_now(form) }}" + TEMPLATE
+    long = 'Friday 26 July 2024'
+    for written, day in ((named, '26 Jul 2024'), (held, long), ({'default': held}, long)):
+        tokenizer.chat_template = written
+        tokenizer.save_pretrained(tmp_path)
+        assert ChatTemplate(str(tmp_path), bos=False, eos=True).render(TURNS[:1]) == f'{day}<s>[user] why'
 
 
 def test_fields_inside_fields():
