@@ -60,8 +60,8 @@ def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     from llmshearing.checkpoints.parameter_shapes import check_generation, parameter_shapes
 
     checkpoint = resume_source(config)
-    left_out = _leaves_weights_out(config.get('load_ignore_keys'))
-    if checkpoint is None or config['model'].get('peft_config') or left_out is not None:
+    patterns = config.get('load_ignore_keys') or ()
+    if checkpoint is None or config['model'].get('peft_config') or _leaves_weights_out(patterns) is not None:
         return
     try:
         stored, expected = weight_shapes(checkpoint, source), parameter_shapes(source)
@@ -72,7 +72,7 @@ def check_fits(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     if not config.get('load_strict_model_weights', True):
         names = expected.shapes.keys() & stored.keys()
     for name in names:
-        if name in expected.tied:
+        if name in expected.tied or any(fnmatchcase(f'{WEIGHTS}/model.{name}', one) for one in patterns):
             continue
         if stored.get(name) != expected.shapes.get(name):
             here, there = (list(shapes[name]) if name in shapes else 'none' for shapes in (expected.shapes, stored))

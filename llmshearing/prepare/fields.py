@@ -124,7 +124,7 @@ class ChatTemplate:
                 continue
             # A template may write a turn in other words, as JSON or without its thoughts, but not as if it were empty.
             if self._write(_with_content(messages, number, f'{said}.')) == text:
-                raise ValueError(f'the chat template leaves out what {role!r} says')
+                raise ValueError(f'the chat template leaves out what {role!r} says; use roles that it knows')
             self._written.add(role)
         if self._bos:
             text = text.removeprefix(self._bos)

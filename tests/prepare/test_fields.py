@@ -109,7 +109,7 @@ def test_a_turn_that_the_template_leaves_out_is_a_bad_record(chat, tmp_path):
     bad, (good, _) = read(
         str(tmp_path), {'messages': [{'role': 'prompter', 'content': 'why'}, *said]}, {'messages': said}
     )
-    assert bad.reason == "the chat template leaves out what 'prompter' says"
+    assert bad.reason == "the chat template leaves out what 'prompter' says; use roles that it knows"
     assert good == '[u] "why \\"so\\""\n[a] so\n'
 
 
