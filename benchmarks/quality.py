@@ -7,7 +7,7 @@ pruning goes on into continued training: warm-up, constant, then a cosine over w
 
     python benchmarks/quality.py --work runs/quality [--smollm | --mixture] [--groups ways share ...] [--arms NAME ...]
                                  [--seeds 1 2 3] [--steps N] [--rate R] [--tokens N] [--rotate] [--learn N]
-                                 [--quick] [--output FILE.json]
+                                 [--bfloat16] [--quick] [--output FILE.json]
 
 With ``--mixture`` the source is a small mixture of experts, with a work folder of its own, and half of its experts
 go. With ``--rotate`` the source is first rotated to the principal directions of its residual stream, by its training
@@ -219,7 +219,7 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
     first = prune_steps if arm.prune_share else 0
     one_run = first == total
     record: dict[str, Any] = {'arm': arm.name, 'seed': seed, 'steps': total, 'rate': sizes.learning_rate}
-    record['source'] = source
+    record.update(source=source, bfloat16=sizes.bfloat16)
     flops, before, stage_steps = 0.0, 0, round(0.07 * total)
     if arm.in_stages:
         source, flops = prune_partly(arm, seed, work, sizes, stage_steps, source)
@@ -296,6 +296,7 @@ def main() -> int:
     parser.add_argument('--tokens', type=int, help='give the source fewer tokens first, and its MLPs the parameters')
     parser.add_argument('--rotate', action='store_true', help='prune the source in the principal basis of its stream')
     parser.add_argument('--learn', type=int, default=0, metavar='STEPS', help='learn the subspace to rotate to')
+    parser.add_argument('--bfloat16', action='store_true', help='compute the steps of the arms in bfloat16')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write source losses and all records as JSON')
     arguments = parser.parse_args()
@@ -320,16 +321,17 @@ def main() -> int:
     references = source_losses(work)
     results = work / 'results.jsonl'
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {
-        (record['arm'], record['seed'], record['steps'], record.get('rate', usual), record.get('source', 'source'))
-        for record in records
-    }
+    sizes = dataclasses.replace(sizes, bfloat16=arguments.bfloat16)
+    defaults = {'rate': usual, 'source': 'source', 'bfloat16': False}
+    settings = ('arm', 'seed', 'steps', *defaults)
+    done = {tuple({**defaults, **record}[key] for key in settings) for record in records}
     rotated = arguments.rotate or arguments.learn
     name_of_source = rotate(work, sizes, arguments.learn) if rotated else 'source'
     for seed in arguments.seeds:
         for name in wanted:
             arm = arms[name][1]
-            if (name, seed, arm.total_steps(sizes.steps), sizes.learning_rate, name_of_source) in done:
+            steps = arm.total_steps(sizes.steps)
+            if (name, seed, steps, sizes.learning_rate, name_of_source, sizes.bfloat16) in done:
                 continue
             records.append(run(arm, seed, work, sizes, name_of_source))
             with results.open('a') as stream:

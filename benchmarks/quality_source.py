@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from collections.abc import Iterator
 
+import torch
 from composer import Evaluator, Trainer
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -86,6 +87,7 @@ class Sizes:
         rotation (dict): Settings of the rotation of a source.
         family (str): The source's ``model_type``.
         device (str): ``'cpu'``, or ``'gpu'``, where steps are computed in bfloat16.
+        bfloat16 (bool): Whether they are on a CPU, too.
     """
 
     source: dict | None
@@ -103,6 +105,7 @@ class Sizes:
     rotation: dict[str, int] = dataclasses.field(default_factory=dict)
     family: str = 'llama'
     device: str = 'cpu'
+    bfloat16: bool = False
 
     @property
     def torch_device(self) -> str:
@@ -292,6 +295,8 @@ def make_trainer(
         },
         pin_memory=False,
     )
+    if sizes.bfloat16:  # Composer's amp_bf16 is for GPUs alone
+        model.forward = torch.autocast('cpu', torch.bfloat16)(model.forward)
     optimizer = DecoupledAdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     return Trainer(
         model=model,

@@ -23,6 +23,7 @@ def _by_arm(records: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     for record in records:
         source = record.get('source', 'source')
         name = record['arm'] if source == 'source' else f'{record["arm"]}, {source}'
+        name += ', bfloat16' * record.get('bfloat16', False)
         groups.setdefault((name, record['steps'], record.get('rate', '')), []).append(record)
     return groups
 
