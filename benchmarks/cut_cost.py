@@ -78,14 +78,14 @@ class Cuts:
         self.masks = {a: keep_largest(self.plans[a], self.scores[a, m]).float() for a, m in methods.items()}
         self.model.cutter.set_masks(self.masks)
 
-    def compensate(self) -> None:
-        """Changes the weights for the cut that was chosen."""
+    def compensate(self, sequences: int | None = None, way: type[Compensation] = Compensation) -> None:
+        """Changes the weights for the cut that was chosen, by so many sequences of the text or all."""
         self.model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
-        tokens = sum(batch['input_ids'].numel() for batch in self.batches)
-        watching = Compensation(self.model.cutter, self.masks, tokens, coming=self.masks)
+        rows = torch.cat([batch['input_ids'] for batch in self.batches])[:sequences]
+        watching = way(self.model.cutter, self.masks, rows.numel(), coming=self.masks)
         with torch.no_grad():
-            for batch in self.batches:
-                self.model(batch)
+            for part in rows.split(len(self.batches[0]['input_ids'])):
+                self.model({'input_ids': part, 'labels': part, 'attention_mask': torch.ones_like(part)})
         watching.stop()
         watching.apply(self.masks)
         self.model.cutter.set_masks(self.masks)

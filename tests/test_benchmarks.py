@@ -119,6 +119,15 @@ def test_cut_cost(tmp_path, run_quick):
     assert '| all | block importance + activation |' in printed
 
 
+def test_compensation_tokens(tmp_path, run_quick):
+    out = tmp_path / 'results.json'
+    printed = run_quick('compensation_tokens.py', '--work', tmp_path / 'work', '--output', out)
+    for source in json.loads(out.read_text()):
+        losses = [record['loss'] for record in source['compensated']]
+        assert len(losses) == 8 and len({source['cut'], *losses}) == 9
+    assert '| rotated | rotation |' in printed
+
+
 def test_step_memory(tmp_path):
     out = tmp_path / 'results.json'
     run_alone('step_memory.py', '--tokens', '256', '--output', out)
