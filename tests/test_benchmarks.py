@@ -257,6 +257,8 @@ def test_cut_memory(tmp_path):
     printed = run_alone('cut_memory.py', '--output', out)
     numbers = json.loads(out.read_text())
     assert 0.2 * numbers['said'] < numbers['peak'] < numbers['said'] and '| memory, as said |' in printed
+    run_alone('cut_memory.py', '--command', 'rotate', '--output', out)
+    assert json.loads(out.read_text())['peak'] > numbers['weights']
 
 
 def test_vocabulary(tmp_path, run_quick):
