@@ -37,9 +37,14 @@ class ParameterShapes:
     ignored: tuple[str, ...]
 
     @property
+    def needed(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every one that files must hold."""
+        return {name: shape for name, shape in self.shapes.items() if name not in self.tied}
+
+    @property
     def count(self) -> int:
         """Numbers in all of them, a tied one counted once."""
-        return sum(math.prod(shape) for name, shape in self.shapes.items() if name not in self.tied)
+        return sum(map(math.prod, self.needed.values()))
 
     def check(self, where: str, stored: Mapping[str, StoredTensor]) -> None:
         """Raises a ValueError that names every missing, extra or mis-shaped tensor; tied ones may be missing.
@@ -54,7 +59,7 @@ class ParameterShapes:
             if name in stored and stored[name].shape != shape
         ]
         problems = {
-            'missing': sorted(self.shapes.keys() - stored.keys() - self.tied),
+            'missing': sorted(self.needed.keys() - stored.keys()),
             'not expected': sorted(stored.keys() - self.shapes.keys()),
             'of another shape': shaped,
         }

@@ -34,6 +34,14 @@ WHOLE_UP_TO = 10**9  # parameters; commands compute larger sources in the type t
 EMBEDDINGS = ('embed_tokens.weight', 'embed_in.weight')
 JOINT_EXPERTS = ('.experts.gate_up_proj', '.experts.down_proj')
 WRAPPERS = ('module.', '_orig_mod.', 'model.module.', 'model._orig_mod.', 'model.model.', 'base_model.model.')
+ADAPTERS = ('.lora_', '.base_layer.', '.modules_to_save.')  # as peft calls its parts
+MISSING = (
+    'Missing tensors would begin at random. Copy the model again, save it with its LM head, or correct its config.json.'
+)
+LEFT_OVER = (
+    'What is not expected, transformers would leave out. Correct the config.json of the model if it is part of it; if '
+    'not, open the model with AutoModelForCausalLM.from_pretrained and save it once more (save_pretrained).'
+)
 # Buffers that older releases of transformers saved, and newer ones compute.
 OLD_BUFFERS = (
     r'rotary_emb\.inv_freq$',
@@ -76,10 +84,14 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
                 f'{folder}: its tensors are called {wrapper}..., as a wrapper around the model calls them, and '
                 'transformers would fill the model at random; save the model that is inside the wrapper once more.'
             ) from None
-        raise ValueError(
-            f'{error}\nMissing tensors would begin at random. Copy the model again, save it with its LM head, or '
-            'correct its config.json.'
-        ) from None
+        adapter = next((name for name in stored if any(part in name for part in ADAPTERS)), None)
+        if adapter is not None:
+            raise ValueError(
+                f'{folder}: {adapter} is of an adapter (LoRA) that lies among the weights; merge it into them first, '
+                'with peft: model.merge_and_unload().save_pretrained(OTHER).'
+            ) from None
+        is_whole = all(name in stored and stored[name].shape == shape for name, shape in shapes.needed.items())
+        raise ValueError(f'{error}\n{LEFT_OVER if is_whole else MISSING}') from None
     _check_tied_head(folder, stored, shapes)
     if values:
         never_zero = _never_zero(config)

@@ -30,7 +30,7 @@ GENERAL_NAMES = (GENERAL_CLASS, 'PreTrainedTokenizer', 'TokenizersBackend')  # a
 OF_THE_CLASS = ('model_input_names', 'padding_side', 'clean_up_tokenization_spaces')  # where settings do not say
 # What leads to code, and what transformers 5 notes of how it came to a tokenizer.
 NOT_FOR_OTHERS = ('auto_map', 'backend', 'is_local', *OF_THE_HUB)
-TEMPLATES = ('chat_template.jinja', 'chat_template.json')
+AS_THEY_ARE = ('special_tokens_map.json', 'chat_template.jinja', 'chat_template.json')
 
 
 def write_tokenizer(
@@ -179,7 +179,7 @@ def write_tokenizer_files(
             )
     for name, text in source.items():
         inside, _, plain = name.rpartition('/')
-        if name in TEMPLATES or inside == TEMPLATE_FOLDER:
+        if name in AS_THEY_ARE or inside == TEMPLATE_FOLDER:
             path = folder / inside / plain_name("the checkpoint's tokenizer", plain)
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding='utf-8')

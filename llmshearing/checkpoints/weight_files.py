@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ WEIGHT_FILES = (
     'pytorch_model.bin',
     'pytorch_model.bin.index.json',
 )
+# What holds a model for other programs, or for transformers under another name.
+OTHER_FILES = ('*.safetensors', '*model*.bin', '*.gguf', 'consolidated*.pth', '*.h5', '*.msgpack', '*.onnx')
+SHARD = re.compile(r'^(model|pytorch_model)-\d+-of-\d+\.')
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 KINDS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
 KINDS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2, 'BOOL': torch.bool, 'C64': torch.complex64}
@@ -75,7 +79,13 @@ def find_weights(folder: Path) -> list[Path]:
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
         refuse_lookalikes(str(folder), folder)
-        raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.')
+        others = sorted(path.name for pattern in OTHER_FILES for path in folder.glob(pattern))
+        shards = [name for name in others if SHARD.search(name)]
+        found = f' It has {", ".join(shards or others[:3])}: ' if others else ''
+        if others:
+            convert = 'convert them with a tool for their format into a folder that transformers opens.'
+            found += 'copy the index that belongs to these shards as well.' if shards else convert
+        raise ValueError(f'{folder} holds no weights: expected one of {", ".join(WEIGHT_FILES)}.{found}')
     files = [folder / name]
     if name.endswith('.index.json'):
         files = [folder / file for file in sorted(set(check_safetensors_index(folder / name).values()))]

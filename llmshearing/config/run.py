@@ -22,7 +22,7 @@ from llmshearing.config.sections import check_config
 from llmshearing.config.source import check_source
 from llmshearing.config.stored_teacher import check_stored_teacher, serve_stored_teacher
 from llmshearing.config.times import describe_epochs
-from llmshearing.config.tokenizer import check_same_tokenizer, open_tokenizer
+from llmshearing.config.tokenizer import check_rows, check_same_tokenizer, open_tokenizer
 from llmshearing.utils.checks import is_number
 
 __all__ = ['check_run', 'prepare_run']
@@ -93,6 +93,8 @@ def check_run(config: dict[str, Any]) -> None:
     source = check_source(config)
     if tokenizer is not None:
         check_same_tokenizer(tokenizer, config['tokenizer']['name'], config['model'])
+        if source is not None:
+            check_rows(tokenizer, config['tokenizer']['name'], config['model'], source.vocab_size)
         check_data(config, tokenizer)
     if source is not None:
         check_fits(config, source)

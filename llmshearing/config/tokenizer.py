@@ -14,7 +14,7 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.config.source import check_folder, read_config_at
 from llmshearing.data.fingerprint import describe_tokenizer, tokenizer_difference, vocabulary_size
 
-__all__ = ['TOKENIZER_FILES', 'check_same_tokenizer', 'open_tokenizer']
+__all__ = ['TOKENIZER_FILES', 'check_rows', 'check_same_tokenizer', 'open_tokenizer']
 
 log = logging.getLogger(__name__)
 
@@ -71,4 +71,29 @@ def check_same_tokenizer(tokenizer: Any, name: str, model: Mapping[str, Any]) ->
         raise ValueError(
             f'tokenizer.name: the tokenizer in {one} is another one than that in {other}: {difference}. Name the '
             f'one that the source was trained with, {source}, and use data prepared with it.'
+        )
+
+
+def check_rows(tokenizer: Any, name: str, model: Mapping[str, Any], rows: int) -> None:
+    """Refuses a tokenizer with more ids than the source has rows for, such as one with a padding token put in later.
+
+    Args:
+        tokenizer (Any): From :func:`open_tokenizer`.
+        name (str): What the run calls it.
+        model (Mapping[str, Any]): The run's section.
+        rows (int): Rows of the source's embedding.
+
+    Raises:
+        ValueError: Naming the first token without a row.
+    """
+    if model.get('allow_embedding_resizing', False):
+        rows = max(rows, len(tokenizer))
+    number, token = min(
+        ((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows), default=(None, None)
+    )
+    if number is not None:
+        raise ValueError(
+            f'tokenizer.name: {name} has ids up to {vocabulary_size(tokenizer) - 1}, and the embedding of the source '
+            f'{rows} rows: none for {token!r} ({number}). Take such tokens out of its files, or set '
+            'model.allow_embedding_resizing: true, which adds rows for them.'
         )

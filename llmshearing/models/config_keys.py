@@ -69,6 +69,7 @@ BOOKKEEPING = (
     *('*dtype', 'is_*_config', '*_token_id*', '*tokenizer*', 'pretraining_tp', 'tp_*', 'use_cache', '*_labels'),
     *('*dropout*', '*_pdrop', 'init*', '*_loss*', '*_coef*', '*flash_att*', '*attn_implementation', '*fuse*'),
     *('*softmax_in_fp32', 'gradient_checkpointing', 'name_or_path', 'language*', 'license', 'text_config'),
+    'head_dim',  # asked for by model code whose config class has none; the weights fit it or not
     *('rope_theta', 'rope_scaling', 'rope_parameters', 'rotary_emb_base', 'original_max_position_embeddings'),
     *('layer_types', 'max_window_layers', 'use_sliding_window', 'use_mrope', 'mtp_*', '*_length', '*seq_len*'),
     *(key for settings in SAME_NUMBERS.values() for key in settings),

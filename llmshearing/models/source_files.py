@@ -34,7 +34,8 @@ LICENCE_KEYS = ('license', 'license_name', 'license_link', 'language')
 NOTHING = ('', '~', 'null')  # in YAML
 LICENCE_FILES = ('LICENSE', 'LICENCE', 'LICENSE.txt', 'LICENSE.md', 'USE_POLICY.md', 'NOTICE', 'Notice.txt')
 MODEL_FILES = ('README.md', 'generation_config.json', *LICENCE_FILES)
-TOKENIZER_FILES = ('tokenizer_config.json', 'chat_template.jinja', 'chat_template.json')
+# The second names special tokens that the first may be without; transformers 5 reads it and writes it no more.
+TOKENIZER_FILES = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja', 'chat_template.json')
 TEMPLATE_FOLDER = 'additional_chat_templates'  # beside those, one file for each template that has a name
 OF_A_FORWARD_PASS = ('_', 'output_', 'return_dict', 'transformers_version', 'use_cache')
 LARGEST = 4 * 2**20  # bytes; a tokenizer_config.json with thousands of added tokens has one

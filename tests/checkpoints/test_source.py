@@ -160,7 +160,27 @@ def test_files_that_are_not_weights(tmp_path):
     with pytest.raises(ValueError, match='model.safetensors cannot be read .*copy it again'):
         check(tmp_path)
     path.unlink()
-    with pytest.raises(ValueError, match='holds no weights: expected one of model.safetensors'):
+    with pytest.raises(ValueError, match='holds no weights: expected one of model.safetensors.*index.json.$'):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['v_head.summary.weight', 'model.layers.1.self_attn.k_scale'])
+def test_what_is_left_over_goes_when_the_model_is_saved_once_more(name, tmp_path):
+    save(tmp_path)
+    change(tmp_path, lambda w: w.update({name: torch.ones(1, 48)}))
+    with pytest.raises(ValueError, match=rf'not expected: {name}\n.*leave out.*save it once more') as caught:
+        check(tmp_path)
+    assert 'random' not in str(caught.value)
+    AutoModelForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path / 'again')
+    check(tmp_path / 'again')
+
+
+@pytest.mark.parametrize('part', ['base_layer.weight', 'lora_A.default.weight'])
+def test_an_adapter_among_the_weights(part, tmp_path):
+    save(tmp_path)
+    path = 'model.layers.1.self_attn.q_proj'
+    change(tmp_path, lambda w: w.update({f'{path}.{part}': w.pop(f'{path}.weight')}))
+    with pytest.raises(ValueError, match=f'{path}.{part} is of an adapter .* merge it into them first'):
         check(tmp_path)
 
 

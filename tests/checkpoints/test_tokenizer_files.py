@@ -4,11 +4,12 @@ import json
 
 import pytest
 from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmshearing.checkpoints.shards import load_stored_shards
 from llmshearing.checkpoints.tokenizer_files import write_tokenizer, write_tokenizer_files
 from llmshearing.compat.transformers import read_tokenizer
+from llmshearing.models.source_files import read_source_files
 from tests.checkpoints.test_lazy_tensors import save_shards
 from tests.tiny_run import tiny_tokenizer
 
@@ -47,6 +48,25 @@ def test_a_tokenizer_of_transformers_5_is_written_for_both(tmp_path):
     assert not {'backend', 'extra_special_tokens', 'local_files_only', 'token', 'cache_dir', 'is_local'} & set(written)
     opened = PreTrainedTokenizerFast.from_pretrained(tmp_path / 'out')
     assert opened('w3 w17').input_ids == tiny_tokenizer()('w3 w17').input_ids and 'w5' in opened.all_special_tokens
+
+
+def test_special_tokens_that_only_their_own_file_names(tmp_path):
+    """As in folders of 2023. transformers 5 reads that file, and writes none into a checkpoint."""
+    source = tmp_path / 'source'
+    tiny_tokenizer().save_pretrained(source)
+    path = source / 'tokenizer_config.json'
+    settings = json.loads(path.read_text())
+    for key in ('eos_token', 'pad_token', 'added_tokens_decoder'):
+        settings.pop(key, None)
+    path.write_text(json.dumps(settings))
+    (source / 'special_tokens_map.json').write_text('{"eos_token": "w5", "pad_token": "</s>"}')
+    opened = read_tokenizer(source)
+    assert (opened.eos_token, opened.pad_token) == ('w5', '</s>')
+    opened.save_pretrained(tmp_path / 'in_checkpoint')
+    (tmp_path / 'out').mkdir()
+    write_tokenizer(as_composer_keeps_it(tmp_path / 'in_checkpoint'), tmp_path / 'out', read_source_files(str(source)))
+    written = AutoTokenizer.from_pretrained(tmp_path / 'out')
+    assert written.special_tokens_map == opened.special_tokens_map
 
 
 def test_a_tokenizer_that_does_not_open_is_refused(tmp_path):

@@ -5,10 +5,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.utils.logging import get_logger as transformers_logger
 
+from llmshearing.compat.configs import dump_config
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.export.model_folder import exported_config
+from llmshearing.models.cutting import CutPlan
+from llmshearing.models.families import family_of
 from llmshearing.models.family_tables import TABLES
 from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import config_from, read_config
@@ -136,6 +141,21 @@ HARMLESS = {
     'unsloth_version': '2025.1',
     'use_logn_attn': None,
 }
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_what_an_export_says_is_read_without_a_word(variant, tmp_path, caplog):
+    config = tiny_model(variant).config
+    family = family_of(config)
+    exported = exported_config(config, CutPlan(family, shape_of(config), {}), torch.float32)
+    if variant == 'qwen3_5_moe_text':
+        del exported.intermediate_size  # which the tests' config has, and no config of the type
+    dump_config(exported.to_dict(), tmp_path / 'config.json')
+    written = json.loads((tmp_path / 'config.json').read_text())
+    assert 'head_dim' in written or not family.has_head_dim
+    caplog.clear()
+    read_config(tmp_path)
+    assert not [record.message for record in caplog.records if record.name.startswith('llmshearing')]
 
 
 def test_what_changes_nothing_passes_without_a_word(caplog):
