@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlparse
 
 from llmshearing.config.sharding import is_sharded
 from llmshearing.config.tree import walk
@@ -55,6 +56,7 @@ PATHS = (
     'profiler.*folder',
 )
 TEXTS = ('*prompt*', '*delimiter*')  # which may begin with anything
+ADDRESSES = ('*save_folder', '*load_path', '*remote_file_name')  # which Composer takes apart as a URL, local ones too
 TAKEN_AS_THEY_STAND = (
     'callbacks.export_pruned.folder',
     'callbacks.run_report.folder',
@@ -100,8 +102,8 @@ def check_names(config: Mapping[str, Any]) -> None:
     """Checks the templates of the names of folders and checkpoints.
 
     Raises:
-        ValueError: For a field that does not exist, a name that leads out of its folder, or one that the next
-            checkpoint has as well where old ones are deleted.
+        ValueError: For a field that does not exist, a path of which Composer takes a part, a name that leads out of
+            its folder, or one that the next checkpoint has as well where old ones are deleted.
     """
     for key, fields in (('save_filename', FIELDS), ('save_latest_filename', FIELDS_OF_PROCESS)):
         if config.get(key) is not None:
@@ -115,6 +117,8 @@ def check_names(config: Mapping[str, Any]) -> None:
     if config.get('save_folder') is not None:
         _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
     for entry in walk(config):
+        if _is_among(entry.place, ADDRESSES):
+            _check_address(entry.place, str(entry.value))
         if _is_among(entry.place, TAKEN_AS_THEY_STAND) and '{' in str(entry.value):
             raise ValueError(
                 f'{entry.place}: {entry.value!r} would be a name with braces: fields are filled in for save_folder and '
@@ -125,6 +129,15 @@ def check_names(config: Mapping[str, Any]) -> None:
     if name is not None:
         _check_template('callbacks.hf_checkpointer.huggingface_folder_name', name, FIELDS)
         _check_inside('callbacks.hf_checkpointer.huggingface_folder_name', name, 'its save_folder')
+
+
+def _check_address(key: str, address: str) -> None:
+    parts = urlparse(address)
+    if parts.params or parts.query or parts.fragment:
+        raise ValueError(
+            f'{key}: of {address!r} Composer would take {parts.path!r} alone, as in a URL; choose a path without '
+            '"#", "?" and ";".'
+        )
 
 
 def _check_template(key: str, template: str, fields: tuple[str, ...]) -> None:

@@ -68,17 +68,18 @@ def make_recipes(request: Request) -> Made:
     domains, together = len(data.domains), _together(run, (stage.place for stage in stages))
     # The same in both stages and in whole batches, so that references fit both.
     most = min(eval_sequences(stage.schedule, domains) for stage in stages)
-    there = -(-max(data.samples['eval'].values()) // together)
-    sequences = min(max(most // together, 1), there) * together
+    there = max(data.samples['eval'].values())
+    sequences = min(max(most // together, 1), -(-there // together)) * together
+    evaluated = min(sequences, there)
     first = preparations(run, sequences)
     recipes, lines = {}, [f'target: {run.parameters:,} parameters ({run.shape})', *notes]
     for stage in stages:
-        share = eval_share(stage.schedule, domains, sequences)
+        share = eval_share(stage.schedule, domains, evaluated)
         facts = _facts(run, stage, share)
         lines += [f'{stage.name}: {"; ".join(text for _, text in facts)}']
         if share > EVAL_SHARE:
             short = f'{stage.name} is too short for less'
-            lines += [f'note: {short}: {sequences} sequences per domain are evaluated at once']
+            lines += [f'note: {short}: {evaluated} sequences per domain are evaluated at once']
         header = header_lines(run, stage.name, facts, first)
         recipes[stage.name] = _recipe(run, stage, header, sequences)
     rotated = f' {override("variables.source", f"{run.work}/rotated")}' if run.rotates else ''

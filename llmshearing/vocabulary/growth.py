@@ -23,19 +23,12 @@ from llmshearing.vocabulary.text import DomainText
 __all__ = ['growth_picture', 'growth_table', 'measure_growth', 'size_table', 'sizes_between', 'tokens_per_byte']
 
 POINTS = 8
-SAMPLE_BYTES = 2**18  # of each domain, for each point but the chosen one
 
 
-def tokens_per_byte(tokenizer: Tokenizer, text: DomainText, most: int | None = None) -> float:
-    """Tokens by bytes of a domain's held-out passages, of which ``most`` bytes are looked at. Default: all."""
-    passages, size = [], 0
-    for passage in text.held_out:
-        passages.append(passage)
-        size += len(passage.encode())
-        if most is not None and size >= most:
-            break
-    encoded = tokenizer.encode_batch_fast(passages, add_special_tokens=False)
-    return sum(len(one) for one in encoded) / max(size, 1)
+def tokens_per_byte(tokenizer: Tokenizer, text: DomainText) -> float:
+    """Tokens by bytes of a domain's held-out passages."""
+    encoded = tokenizer.encode_batch_fast(text.held_out, add_special_tokens=False)
+    return sum(len(one) for one in encoded) / max(text.size, 1)
 
 
 def sizes_between(least: int, present: int, chosen: int) -> list[int]:
@@ -52,7 +45,7 @@ def measure_growth(
     for size in sizes:
         tokenizer = Tokenizer.from_str(json.dumps(with_new_ids_in_tokenizer(content, ranking.kept(size))))
         for text in texts:
-            result[text.name].append(tokens_per_byte(tokenizer, text, SAMPLE_BYTES))
+            result[text.name].append(tokens_per_byte(tokenizer, text))
     return result
 
 

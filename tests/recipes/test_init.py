@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from llmshearing import cli
 from llmshearing.commands.init import main
+from llmshearing.data.mds import read_tokens
 from llmshearing.metrics.lines import read_metrics
 from llmshearing.models.counting import layout_of, training_flops_per_token
 from llmshearing.models.shapes import shape_of
@@ -180,6 +181,16 @@ def test_both_stages_compute_the_attention_that_the_source_asks_for(world, tmp_p
     target = ('--target', 'num_hidden_layers=3')
     for config in run(tmp_path, tmp_path, '--data', world / 'data', source=family, target=target):
         assert config.model.attn_implementation == attention
+
+
+def test_sequences_that_are_not_there_are_no_compute(world, tmp_path, capsys):
+    there = {name: len(list(read_tokens(world / 'data' / 'eval' / name))) for name in DOMAINS}
+    gpus = 8  # of micro-batches of 8, which would evaluate 64 at once
+    assert gpus <= min(there.values()) and max(there.values()) < 64
+    prune, _ = run(world, tmp_path, gpus=gpus)
+    evaluated = len(DOMAINS) * max(there.values())
+    share = evaluated / (evaluated + 3 * prune.train_loader.dataset.round_batches * prune.global_train_batch_size)
+    assert f'evaluation is {share:.1%} of the compute' in re.search('^prune: .*', capsys.readouterr().out, re.M)[0]
 
 
 def test_reference_losses_of_each_kind(world, tmp_path):

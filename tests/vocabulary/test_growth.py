@@ -37,7 +37,15 @@ def test_bytes_alone_take_one_token_per_byte():
     assert measured[0] == 1.0
     whole = Tokenizer.from_str(tokenizer_json('byte-level'))
     assert measured[1] == sum(len(whole.encode(one).ids) for one in text.held_out) / text.size
-    assert tokens_per_byte(whole, text, most=1) == len(whole.encode('naïve 你好').ids) / 13
+
+
+def test_both_tables_are_of_the_whole_held_out_text():
+    content = json.loads(tokenizer_json('byte-level'))
+    ranking = rank_tokens(parse_tokenizer_file(content), {}, [], [])
+    text = domain('你好' * 50_000, *pages())  # the beginning is other text than the rest
+    everything = len(ranking.needed) + len(ranking.others)
+    measured = measure_growth(content, ranking, [everything], [text])['some']
+    assert measured == [tokens_per_byte(Tokenizer.from_str(tokenizer_json('byte-level')), text)]
 
 
 def test_sizes_between():
