@@ -28,9 +28,9 @@ from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.axis_reports import AxisReport
-from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_logged_losses
+from llmshearing.metrics.pruning_record import record_of, write_record
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
