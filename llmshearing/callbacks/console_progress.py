@@ -101,7 +101,8 @@ class ConsoleProgress(ConsoleLogger):
 
     def _write(self, line: str) -> None:
         if dist.get_global_rank() == 0:
-            self._log_to_console(line)
+            self.stream.write(f'{line}\n')
+            self.stream.flush()
 
 
 def _clock(state: State) -> tuple[float, int, float]:

@@ -25,10 +25,9 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import (
+    PlacedByItself,
     ToldOfFailures,
-    World,
     distributed,
-    is_first_worker,
     parallel_world,
     rank_world,
     run_number,
@@ -59,7 +58,7 @@ __all__ = ['DynamicTextDataset']
 log = logging.getLogger(__name__)
 
 
-class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
+class DynamicTextDataset(ToldOfFailures, PlacedByItself, StreamingTextDataset):
     """Tokens of several domains, mixed by weights that may change after every round.
 
     Args:
@@ -169,9 +168,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         )
         self.batching_method = BATCHING
         self.length = round_batches * batch_size
-        # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
-        self._visited: set[int] = set()
-        self._domain, self._place = 0, (self.shards[0], 0)
+        self._visited: set[int] = set()  # shards this process has read from: each is checked when it is first visited
 
     def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> StoredTeacher:
         taught = check_same_teacher(notes)
@@ -279,13 +276,8 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             raise RuntimeError('No mixing round has been started: iterate the data set through a DynamicTextLoader.')
         return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k : 2 * k]), tuple(rest[2 * k :])), batch
 
-    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
-        """Streaming asks here, in each worker, where to start: always where the rank's process says.
-
-        Only the first worker of a node makes the work and uses the answer; others may ask before it is written.
-        """
-        if not is_first_worker(self):
-            return 0, 0
+    def find_place(self) -> tuple[int, int]:
+        """Where to start: always where the rank's process says."""
         state, batch = self._read_order()
         return state.round, batch * self.rounds.global_batch_size
 
@@ -304,20 +296,14 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
         shard, number = self.spanner[idx]
-        self._domain, self._place = self.stream_per_shard[shard], (self.shards[shard], number)
+        domain = self.stream_per_shard[shard]
         if shard not in self._visited:
-            stream = self.streams[self._domain]
+            stream = self.streams[domain]
             if stream.validate_hash and not stream.remote:
                 verify_shard(self.shards[shard], stream.validate_hash)
             self._visited.add(shard)
-        return super().__getitem__(idx)
-
-    def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """Token ids of a stored sample, whichever way they are stored."""
-        return tokens_of(sample, self.token_encoding_type)
-
-    def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
-        place = (f'Domain {self.rounds.domains[self._domain]!r}', *self._place)
+        sample = super(StreamingTextDataset, self).__getitem__(idx)  # llm-foundry's own would cut what is too long
+        place = (f'Domain {self.rounds.domains[domain]!r}', self.shards[shard], number)
         with naming_sample(*place):
             tokens = self.read_tokens(sample)
             check_tokens(tokens, self.max_seq_len, self.vocab_size)
@@ -325,3 +311,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         if self.teacher is None:
             return served
         return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, partial(name_sample, *place))}
+
+    def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """Token ids of a stored sample, whichever way they are stored."""
+        return tokens_of(sample, self.token_encoding_type)
