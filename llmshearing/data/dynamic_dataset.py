@@ -49,7 +49,7 @@ from llmshearing.data.shard_checks import (
     verify_shard,
 )
 from llmshearing.data.shared_order import shared_order, starting
-from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote, check_same_teacher, read_note
+from llmshearing.data.stored_teacher import TeacherNote, check_same_teacher, check_vocabulary, read_column, read_note
 from llmshearing.data.streams import DomainConfig, build_domain_streams, read_proportions, stream_folder, stream_places
 from llmshearing.utils.ranks import raised_together, refuse_differences
 
@@ -86,7 +86,7 @@ class DynamicTextDataset(ToldOfFailures, PlacedByItself, StreamingTextDataset):
 
     Attributes:
         rounds (MixtureRounds): where training stands, and the place to set the weights of the next round.
-        teacher (StoredTeacher | None): what reads the teacher's column, if it is served.
+        teacher (TeacherNote | None): what the data say of the teacher whose column is served, if one is.
 
     Raises:
         ValueError: If domains, weights, sequence length, token ids or the teacher's column do not fit, or are not the
@@ -170,12 +170,13 @@ class DynamicTextDataset(ToldOfFailures, PlacedByItself, StreamingTextDataset):
         self.length = round_batches * batch_size
         self._visited: set[int] = set()  # shards this process has read from: each is checked when it is first visited
 
-    def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> StoredTeacher:
+    def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> TeacherNote:
         taught = check_same_teacher(notes)
-        teacher = StoredTeacher(next(iter(taught.values())), self.tokenizer)
+        note = next(iter(taught.values()))
+        check_vocabulary(note, self.tokenizer)
         part, parts = rank_world(self).rank_of_node, rank_world(self).ranks_per_node
-        check_teacher(teacher, taught, shards, self.read_tokens, self.max_seq_len, part, parts)
-        return teacher
+        check_teacher(taught, shards, self.read_tokens, self.max_seq_len, part, parts)
+        return note
 
     def _fingerprints(self, notes: Mapping[str, TeacherNote | None]) -> dict[str, str]:
         """Of the tokens alone, which a teacher's column does not change: a run may go over to taught data, and back."""
@@ -310,7 +311,8 @@ class DynamicTextDataset(ToldOfFailures, PlacedByItself, StreamingTextDataset):
         served = torch.from_numpy(tokens.astype(np.int64))
         if self.teacher is None:
             return served
-        return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, partial(name_sample, *place))}
+        column = read_column(sample, tokens, self.teacher, partial(name_sample, *place))
+        return {'tokens': served, 'teacher': column}
 
     def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
         """Token ids of a stored sample, whichever way they are stored."""
