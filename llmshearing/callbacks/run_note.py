@@ -163,4 +163,4 @@ def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
         if axis == 'intermediate':
             values = binned(values)
         masks[axis] = values.round(3).tolist()
-    return {**record, 'mask_values': masks}
+    return {**record, 'mask_values': masks, 'tolerance': pruning.settings.tolerance}

@@ -64,6 +64,7 @@ def test_the_page_and_the_masks_are_there(tmp_path, source, caplog):
     # What is noted during the run is what the export cut.
     exported = json.loads((tmp_path / 'pruned' / 'pruning.json').read_text())
     assert run.pruning['kept'] == exported['kept'] and run.pruning['axes'] == exported['axes']
+    assert run.pruning['tolerance'] == 0.05
     pruning = trainer.state.algorithms[0]
     probability = np.array(run.pruning['mask_values']['layer'])
     assert probability == pytest.approx(pruning.learner.expected_kept()['layer'].numpy(), abs=5e-4)
