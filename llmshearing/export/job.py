@@ -108,7 +108,9 @@ def _write_cut(
     }
     if checkpoint.shapes.count <= settings.logits_up_to:
         expected = _probe(checkpoint, masks, pruning.norm_energies)
-        lowest = _lowest(checkpoint)
+        lowest = min(
+            (stored.dtype for stored in checkpoint.weights.values()), key=lambda dtype: -torch.finfo(dtype).eps
+        )
         # What a checkpoint of half precision holds is cut in half precision: there is nothing more exact to compare.
         meant = tensors('comparing') if lowest == torch.float32 else None
         report['logit_difference'] = verify_folder(writer.path, expected, settings.dtype or lowest, meant)
@@ -218,8 +220,3 @@ def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
             '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path
         )
     return checkpoint.tokenizer or None
-
-
-def _lowest(checkpoint: Checkpoint) -> torch.dtype:
-    """The least precise type among the checkpoint's weights."""
-    return min((stored.dtype for stored in checkpoint.weights.values()), key=lambda dtype: -torch.finfo(dtype).eps)
