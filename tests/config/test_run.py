@@ -149,6 +149,7 @@ def test_runs_without_our_parts_are_left_alone():
         ('tokenizer.name', '/no/such/folder', 'tokenizer.name: /no/such/folder is no Hugging Face model folder'),
         ('precision', 'amp_bf16', 'precision: Composer trains in fp32 only on CPU'),
         ('device_train_microbatch_size', 'auto', 'device_train_microbatch_size: auto .* does not work on CPU'),
+        ('optimizer.lr', 10**400, 'optimizer.lr: expected a number'),
         ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
         ('max_duration', '60sec', 'max_duration: expected a time in ep or ba or sp or tok'),
         ('loggers.console_progress', {'interval': '0ba'}, 'interval: expected a time above 0'),
