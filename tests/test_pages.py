@@ -55,6 +55,18 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ['other.md', '#nowhere']
 
 
+TABLES = [
+    page for page in PAGES if re.search(r'^\|( step \|)? file \|', page.read_text(encoding='utf-8'), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize('page', TABLES, ids=lambda page: page.parent.name)
+def test_a_table_of_files_names_every_one(page: Path) -> None:
+    text = page.read_text(encoding='utf-8')
+    modules = [path.name for path in page.parent.glob('*.py') if path.stem != '__init__']
+    assert len(modules) > 3 and not [name for name in modules if name not in text]
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a page outside of headings, tables and code; what is in backticks counts as a word."""
     found = []

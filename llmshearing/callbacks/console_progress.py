@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO, cast
 
 from composer.core import State, TimeUnit
 from composer.loggers import ConsoleLogger, Logger
@@ -101,7 +101,9 @@ class ConsoleProgress(ConsoleLogger):
 
     def _write(self, line: str) -> None:
         if dist.get_global_rank() == 0:
-            self._log_to_console(line)
+            stream = cast(TextIO, self.stream)  # the name that was given stands for one since
+            stream.write(f'{line}\n')
+            stream.flush()
 
 
 def _clock(state: State) -> tuple[float, int, float]:

@@ -21,7 +21,8 @@ from llmfoundry.interfaces import CallbackWithConfig
 from llmshearing.algorithms.targeted_pruning import find_pruning
 from llmshearing.callbacks.missed_end import make_up_missed_end
 from llmshearing.checkpoints.shards import read_metadata
-from llmshearing.config.resume import check_stage, prunes, resume_source
+from llmshearing.config.parts import pruning_name
+from llmshearing.config.resume import check_stage, resume_source
 
 __all__ = ['ResumeSettings']
 
@@ -61,7 +62,7 @@ class ResumeSettings(CallbackWithConfig):
 
     def __init__(self, train_config: dict[str, Any]) -> None:
         self._own = {place: _setting(train_config, place) for place in FROM_CHECKPOINT}
-        self._prunes = prunes(train_config)
+        self._prunes = pruning_name(train_config) is not None
         self._saved: dict[str, Any] = {}
         self._schedule: dict[str, Any] = {}
         self._saved_schedule: dict[str, Any] = {}

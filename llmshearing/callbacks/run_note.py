@@ -22,13 +22,12 @@ from llmshearing.compat.composer import unwrapped
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import read_tokens
 from llmshearing.data.streams import stream_folder
-from llmshearing.masks.record import RECORD_NAME, record_of
+from llmshearing.metrics.pruning_record import read_content, record_of, source_parameters
 from llmshearing.metrics.run_log import STATE_VERSION
-from llmshearing.models.counting import count_parameters, count_source, layout_of
+from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import ModelShape, shape_of
 from llmshearing.models.units import kept_units
 from llmshearing.reports.kept import binned
-from llmshearing.utils.files import load_json
 
 __all__ = ['model_sizes', 'run_note', 'tokenizer_note']
 
@@ -53,14 +52,12 @@ def model_sizes(state: State, pruned: Path | None) -> dict[str, Any]:
         return {'source': own, 'result': result}
     if pruned is None:
         return {'source': None, 'result': own}
-    record = load_json(pruned / RECORD_NAME)
-    count = record.get('source_parameters')
-    if count is None:  # an older record
-        try:
-            count = count_source(layout_of(model.model.config), ModelShape(**record['source_shape']))
-        except (KeyError, TypeError, ValueError):
-            return {'source': None, 'result': own}
-    return {'source': {'parameters': count, 'shape': record['source_shape']}, 'result': own}
+    record = read_content(pruned)
+    try:
+        count = source_parameters(record, layout_of(model.model.config))
+    except ValueError:
+        return {'source': None, 'result': own}
+    return {'source': {'parameters': count, 'shape': record.get('source_shape')}, 'result': own}
 
 
 def tokenizer_note(state: State) -> dict[str, Any] | None:
@@ -166,4 +163,4 @@ def _masks(pruning: TargetedPruning, state: State) -> dict[str, Any]:
         if axis == 'intermediate':
             values = binned(values)
         masks[axis] = values.round(3).tolist()
-    return {**record, 'mask_values': masks}
+    return {**record, 'mask_values': masks, 'tolerance': pruning.settings.tolerance}

@@ -19,8 +19,8 @@ from composer.utils import dist
 
 from llmshearing.callbacks.page_process import PageProcess
 from llmshearing.callbacks.run_note import model_sizes, run_note, tokenizer_note
-from llmshearing.masks.record import RECORD_NAME
 from llmshearing.metrics.logger import metrics_of
+from llmshearing.metrics.pruning_record import RECORD_NAME, read_content
 from llmshearing.metrics.run_log import report_folder, state_path
 from llmshearing.utils.checks import check_number
 from llmshearing.utils.files import dump_json
@@ -47,7 +47,7 @@ class RunReport(Callback):
 
     Raises:
         ValueError: For times out of order here; at the start of the run if there is no ``metrics_file`` logger, no
-            ``pruning.json`` in ``pruned``, or no file ``law``.
+            ``pruning.json`` of this release in ``pruned``, or no file ``law``.
     """
 
     def __init__(
@@ -82,6 +82,8 @@ class RunReport(Callback):
                 f'run_report: there is no pruning.json in pruned={str(self.pruned)!r}; give the folder that'
                 ' export_pruned wrote.'
             )
+        if self.pruned is not None:
+            read_content(self.pruned)
         if self.law is not None and not self.law.is_file():
             raise ValueError(f'run_report: there is no file law={str(self.law)!r}; `llmshearing budget fit` writes it.')
         self._metrics = metrics.resolve()

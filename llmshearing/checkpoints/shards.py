@@ -19,29 +19,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor, reading_numbers
+from llmshearing.compat.torch import METADATA_CLASSES
 from llmshearing.utils.paths import plain_name
 
 __all__ = ['METADATA_NAME', 'load_stored_shards', 'read_metadata']
 
 METADATA_NAME = '.metadata'
-METADATA_CLASSES = {
-    'collections': {'OrderedDict'},
-    'pathlib': {'Path', 'PosixPath', 'PurePath', 'PurePosixPath'},
-    'torch': {'Size', 'device'},
-    'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
-    'torch.distributed.checkpoint.metadata': {
-        'BytesStorageMetadata',
-        'ChunkStorageMetadata',
-        'Metadata',
-        'MetadataIndex',
-        'StorageMeta',
-        'TensorProperties',
-        'TensorStorageMetadata',
-        '_MEM_FORMAT_ENCODING',
-    },
-    'torch.serialization': {'_get_layout'},
-}
-# What damage in a pickle can end in: what the classes above, or the unpickler itself, make of other bytes.
+# What damage in a pickle can end in: what the classes of metadata, or the unpickler itself, make of other bytes.
 DAMAGE = (
     pickle.UnpicklingError,
     ValueError,

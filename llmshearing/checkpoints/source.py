@@ -63,7 +63,7 @@ def check_weights(folder: Path, config: PretrainedConfig, values: bool = True) -
     folder = Path(folder)
     refuse_quantised(str(folder), config)
     shapes = parameter_shapes(config, in_files=True)
-    stored = _named_tensors(folder, config, shapes)
+    stored = read_weights(folder, config, shapes)
     for name, tensor in stored.items():
         if tensor.dtype.is_complex or tensor.dtype == torch.bool:
             raise ValueError(
@@ -142,19 +142,21 @@ def _never_zero(config: PretrainedConfig) -> frozenset[str]:
     return frozenset(stored_name(config, f'{path}.weight') for path in paths)
 
 
-def read_weights(folder: Path, config: PretrainedConfig) -> dict[str, StoredTensor]:
-    """The tensors of a model folder by their names there, each still in its file.
+def read_weights(
+    folder: Path, config: PretrainedConfig, shapes: ParameterShapes | None = None
+) -> dict[str, StoredTensor]:
+    """The tensors of a model folder, each still in its file, without the buffers that are computed now.
 
     Args:
         folder (Path): As in :func:`check_weights`, which says whether they fit the config.
         config (PretrainedConfig): Its config.
+        shapes (ParameterShapes | None): What it calls for in files. Default: found anew.
+
+    Returns:
+        dict[str, StoredTensor]: By the names of a whole model in files.
     """
-    return _named_tensors(Path(folder), config, parameter_shapes(config, in_files=True))
-
-
-def _named_tensors(folder: Path, config: PretrainedConfig, shapes: ParameterShapes) -> dict[str, StoredTensor]:
-    """What the files hold, with the names of a whole model and without the buffers that are computed now."""
-    stored = find_tensors(folder)
+    shapes = shapes or parameter_shapes(config, in_files=True)
+    stored = find_tensors(Path(folder))
     prefix = _missing_prefix(stored, shapes)
     ignored = [re.compile(pattern) for pattern in (*shapes.ignored, *OLD_BUFFERS)]
     named = {

@@ -43,6 +43,7 @@ __all__ = [
     'CloudUploader',
     'FileInfo',
     'MDSReader',
+    'PlacedByItself',
     'Reader',
     'SharedArray',
     'ToldOfFailures',
@@ -87,6 +88,20 @@ class ToldOfFailures(StreamingDataset):
         yield from super().__iter__()
         if self._event.is_set():
             raise RuntimeError('A background thread that fetches shards failed; its error is above.')
+
+
+class PlacedByItself(StreamingDataset):
+    """A data set that says itself where to start, and not by what Streaming keeps in shared memory.
+
+    Only the first worker of a node makes the work and uses the answer; others may ask before there is one.
+    """
+
+    def find_place(self) -> tuple[int, int]:
+        """Epoch, and samples of it that are done; asked in the first worker of a node."""
+        raise NotImplementedError
+
+    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
+        return self.find_place() if is_first_worker(self) else (0, 0)
 
 
 def register_batching(name: str, make_work: Callable[[Any, World, int, int], Any]) -> None:

@@ -1,7 +1,7 @@
 """torch: names that it does not export, and what it offers no way to ask for.
 
 Fake tensors have shapes and no data; a dispatch mode sees every operation. Activation checkpointing puts a prefix
-before the names of what it wraps.
+before the names of what it wraps. Metadata of sharded checkpoints name classes of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     'DTYPES',
     'FakeTensor',
     'FakeTensorMode',
+    'METADATA_CLASSES',
     'TorchDispatchMode',
     'own_parameters',
     'place_in_file',
@@ -30,6 +31,24 @@ __all__ = [
 ]
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # that models are written in
+# What the metadata of a sharded checkpoint is made of, by the modules that pickles name.
+METADATA_CLASSES = {
+    'collections': {'OrderedDict'},
+    'pathlib': {'Path', 'PosixPath', 'PurePath', 'PurePosixPath'},
+    'torch': {'Size', 'device'},
+    'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
+    'torch.distributed.checkpoint.metadata': {
+        'BytesStorageMetadata',
+        'ChunkStorageMetadata',
+        'Metadata',
+        'MetadataIndex',
+        'StorageMeta',
+        'TensorProperties',
+        'TensorStorageMetadata',
+        '_MEM_FORMAT_ENCODING',
+    },
+    'torch.serialization': {'_get_layout'},
+}
 
 
 def own_parameters(module: nn.Module) -> dict[str, Tensor | None]:

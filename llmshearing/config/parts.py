@@ -8,7 +8,7 @@ from typing import Any
 
 from llmshearing.utils.suggestions import did_you_mean
 
-__all__ = ['build_for_checks', 'constructor_of', 'eval_loaders', 'our_parts', 'section_names']
+__all__ = ['build_for_checks', 'constructor_of', 'eval_loaders', 'our_parts', 'pruning_name', 'section_names']
 
 
 def constructor_of(where: str, name: Any, *registry_names: str) -> Callable:
@@ -65,6 +65,21 @@ def our_parts(config: Mapping[str, Any]) -> Iterator[str]:
         for name in names:
             if name in entries and entries.get(name).__module__.split('.')[0] == 'llmshearing':
                 yield name
+
+
+def pruning_name(config: Mapping[str, Any]) -> str | None:
+    """The name of targeted_pruning, or of an algorithm that another package made of it; None in a run without one."""
+    names = section_names(config.get('algorithms'))
+    if 'targeted_pruning' in names or not names:
+        return 'targeted_pruning' if names else None
+    from llmfoundry.registry import algorithms
+
+    from llmshearing.algorithms.targeted_pruning import TargetedPruning
+
+    made = {name: algorithms.get(name) for name in names if name in algorithms}
+    return next(
+        (name for name, one in made.items() if isinstance(one, type) and issubclass(one, TargetedPruning)), None
+    )
 
 
 def section_names(section: Any, key: str = '') -> list[str]:

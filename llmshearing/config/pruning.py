@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmshearing.config.parts import pruning_name
 from llmshearing.config.resume import leaves_masks_out
 from llmshearing.utils.paths import refuse_existing
 
@@ -19,11 +20,12 @@ __all__ = ['check_export', 'check_pruning']
 log = logging.getLogger(__name__)
 
 
-def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
-    """Checks ``algorithms.targeted_pruning`` against the source and the rest of the run.
+def check_pruning(config: Mapping[str, Any], settings: Mapping[str, Any], source: PretrainedConfig) -> None:
+    """Checks the algorithm that prunes against the source and the rest of the run.
 
     Args:
         config (Mapping[str, Any]): A whole llm-foundry training configuration whose keys have been checked.
+        settings (Mapping[str, Any]): Those of the algorithm.
         source (PretrainedConfig): Config of the source model.
 
     Raises:
@@ -33,16 +35,15 @@ def check_pruning(config: Mapping[str, Any], source: PretrainedConfig) -> None:
     from llmshearing.models.shapes import shape_of
     from llmshearing.models.targets import target_shape
 
-    settings, model = config['algorithms']['targeted_pruning'], config['model']
-    if not model.get('pretrained', True):
+    if not config['model'].get('pretrained', True):
         raise ValueError(
             'model.pretrained: false leaves random weights, of which there is nothing to learn what to keep; remove it '
             'for pruning.'
         )
     _check_checkpoints(settings, config)
     _tell_what_is_lost(settings, config)
-    target = settings['target']
-    if read_sparsity_target(target, shape_of(source)) is None:
+    target = settings.get('target')  # an algorithm of another package may have its own
+    if target is not None and read_sparsity_target(target, shape_of(source)) is None:
         target_shape(source, target)
 
 
@@ -55,10 +56,10 @@ def check_export(config: Mapping[str, Any]) -> None:
     from llmshearing.masks.sparsity_target import NOT_EXPORTABLE
 
     where, settings = 'callbacks.export_pruned', config['callbacks']['export_pruned']
-    algorithms = config.get('algorithms') or {}
-    if 'targeted_pruning' not in algorithms:
+    algorithms, pruning = config.get('algorithms') or {}, pruning_name(config)
+    if pruning is None:
         raise ValueError(f'{where} exports what algorithms.targeted_pruning learned; add that algorithm.')
-    if 'sparsity' in (algorithms['targeted_pruning'].get('target') or {}):
+    if 'sparsity' in ((algorithms[pruning] or {}).get('target') or {}):
         raise ValueError(f'{where}: {NOT_EXPORTABLE}')
     needed = (
         config['model'].get('pretrained_model_name_or_path'),
@@ -91,7 +92,7 @@ def _tell_what_is_lost(settings: Mapping[str, Any], config: Mapping[str, Any]) -
     """Warns of a run that leaves nothing but its log; somebody may want no more than that."""
     if 'export_pruned' in (config.get('callbacks') or {}) or config.get('save_folder'):
         return
-    exports = 'sparsity' not in settings['target']
+    exports = 'sparsity' not in (settings.get('target') or {})
     log.warning(
         'This run keeps nothing of what it prunes. Set save_folder for checkpoints%s.',
         ', or callbacks.export_pruned: {folder: ...} for the pruned model' if exports else '',

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmshearing.checkpoints.validation import is_whole
+from llmshearing.config.parts import pruning_name
 from llmshearing.config.sharding import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_fits', 'check_resume', 'check_stage', 'leaves_masks_out', 'prunes', 'resume_source']
+__all__ = ['check_fits', 'check_resume', 'check_stage', 'leaves_masks_out', 'resume_source']
 
 WEIGHTS = 'state/model'  # in a checkpoint
 LATEST, LATEST_SHARDED = 'latest-rank{rank}.pt', 'latest-sharded-rank{rank}'  # llm-foundry's defaults
@@ -38,7 +39,7 @@ def check_resume(config: Mapping[str, Any]) -> None:
     if source is not None:
         _check_kind(source, config)
         weights_only = not resumes and bool(config.get('load_weights_only'))
-        _check_masks(source, prunes(config), weights_only)
+        _check_masks(source, pruning_name(config) is not None, weights_only)
     if not resumes:  # else Composer ignores nothing
         _check_ignored('load_', source or config.get('load_path'), config, config)
     _check_loading_callback(config)
@@ -142,7 +143,9 @@ def _check_loading_callback(config: Mapping[str, Any]) -> None:
     if path is None:
         return
     if '://' not in path and Path(path).exists():
-        _check_masks(Path(path).resolve(), prunes(config), bool(settings.get('load_weights_only')), where)
+        _check_masks(
+            Path(path).resolve(), pruning_name(config) is not None, bool(settings.get('load_weights_only')), where
+        )
     _check_ignored(where, path, settings, config)
 
 
@@ -151,7 +154,7 @@ def _check_ignored(
 ) -> None:
     key = f'{where}ignore_keys'
     patterns = settings.get(key.rpartition('.')[2])
-    if source is None or settings.get('load_weights_only') or not prunes(config):
+    if source is None or settings.get('load_weights_only') or pruning_name(config) is None:
         return
     masks = leaves_masks_out(patterns, config)
     weights = _leaves_weights_out(patterns)
@@ -199,11 +202,6 @@ def _leaves_weights_out(patterns: Iterable[str] | None) -> str | None:
     return next((one for one in patterns or () if one.startswith(WEIGHTS) or fnmatchcase(WEIGHTS, one)), None)
 
 
-def prunes(config: Mapping[str, Any]) -> bool:
-    """Whether the run has targeted_pruning, or an algorithm that another package made of it."""
-    return _pruning_name(config) is not None
-
-
 def leaves_masks_out(patterns: Iterable[str] | None, config: Mapping[str, Any]) -> str | None:
     """The first of the patterns that Composer would ignore of a checkpoint by which the masks go; None without one.
 
@@ -211,32 +209,16 @@ def leaves_masks_out(patterns: Iterable[str] | None, config: Mapping[str, Any]) 
         patterns (Iterable[str] | None): Such as ``save_ignore_keys`` and ``load_ignore_keys``.
         config (Mapping[str, Any]): A whole llm-foundry training configuration.
     """
-    name = _pruning_name(config)
+    from llmfoundry.registry import algorithms
+
+    name = pruning_name(config)
     if name is None:
         return None
     # Composer keeps a list, whose entries it calls by number; by its name somebody means the same.
-    own = (list(config['algorithms']).index(name), _class_name(name))
+    own = (list(config['algorithms']).index(name), algorithms.get(name).__qualname__)
     paths = ['state', 'state/algorithms', *(f'state/algorithms/{entry}' for entry in own)]
     matching = (one for one in patterns or () if any(fnmatchcase(path, one) for path in paths))
     return next(matching, None)
-
-
-def _pruning_name(config: Mapping[str, Any]) -> str | None:
-    names = config.get('algorithms') or {}
-    if 'targeted_pruning' in names or not names:
-        return 'targeted_pruning' if names else None
-    from llmfoundry.registry import algorithms
-
-    from llmshearing.algorithms.targeted_pruning import TargetedPruning
-
-    known = algorithms.get_all()
-    return next((name for name in names if name in known and issubclass(algorithms.get(name), TargetedPruning)), None)
-
-
-def _class_name(name: str) -> str:
-    from llmfoundry.registry import algorithms
-
-    return algorithms.get(name).__qualname__
 
 
 def _check_link(latest: Path, config: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmshearing.config.data import check_data
 from llmshearing.config.files import check_names
-from llmshearing.config.parts import our_parts, section_names
+from llmshearing.config.parts import our_parts, pruning_name, section_names
 from llmshearing.config.process import prepare_process
 from llmshearing.config.pruning import check_export, check_pruning
 from llmshearing.config.resume import check_fits, check_resume
@@ -75,12 +75,12 @@ def check_run(config: dict[str, Any]) -> None:
         ValueError: Naming what was got, what is possible and what to change.
     """
     check_no_secrets(config)
-    algorithms, callbacks = section_names(config.get('algorithms')), section_names(config.get('callbacks'))
+    pruning, callbacks = pruning_name(config), section_names(config.get('callbacks'))
     if 'dynamic_batch_loading' in callbacks and section_names(config.get('train_loader'), 'name') != ['dynamic_text']:
         raise ValueError('callbacks.dynamic_batch_loading needs train_loader.name: dynamic_text.')
-    if 'targeted_pruning' in algorithms and section_names(config.get('model'), 'name') != ['sheared_causal_lm']:
+    if pruning is not None and section_names(config.get('model'), 'name') != ['sheared_causal_lm']:
         raise ValueError(
-            'algorithms.targeted_pruning needs model.name: sheared_causal_lm, got '
+            f'algorithms.{pruning} needs model.name: sheared_causal_lm, got '
             f'{section_names(config.get("model"), "name")}.'
         )
     check_config(config)
@@ -98,9 +98,9 @@ def check_run(config: dict[str, Any]) -> None:
         check_data(config, tokenizer)
     if source is not None:
         check_fits(config, source)
-    if 'targeted_pruning' in algorithms:
+    if pruning is not None:
         assert source is not None  # sheared_causal_lm has one
-        check_pruning(config, source)
+        check_pruning(config, config['algorithms'][pruning] or {}, source)
     if 'export_pruned' in callbacks:
         check_export(config)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llmshearing.config.loaders import check_dataset, check_workers
-from llmshearing.config.parts import build_for_checks, constructor_of, eval_loaders
+from llmshearing.config.parts import build_for_checks, constructor_of, eval_loaders, pruning_name
 from llmshearing.config.ranges import check_ranges
 from llmshearing.config.sharding import check_sharding
 from llmshearing.config.tasks import check_tasks
@@ -71,7 +71,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_loggers(config.get('loggers') or {})
     _check_profiler(config.get('profiler'))
     check_tasks(config)
-    _check_compilation(config.get('compile_config'), config.get('algorithms') or {})
+    _check_compilation(config.get('compile_config'), pruning_name(config) is not None)
 
 
 def _check_section(where: str, section: Mapping[str, Any], registry_name: str) -> Callable:
@@ -224,10 +224,10 @@ def _check_precision(precision: Any) -> None:
         )
 
 
-def _check_compilation(settings: Mapping[str, Any] | None, algorithms: Mapping[str, Any]) -> None:
+def _check_compilation(settings: Mapping[str, Any] | None, is_pruning: bool) -> None:
     if settings is None:
         return
-    if 'targeted_pruning' in algorithms:
+    if is_pruning:
         raise ValueError(
             'compile_config: a model that is being pruned is not compiled, since its tensors change their shape from '
             'batch to batch; remove it for this stage.'

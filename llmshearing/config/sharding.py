@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from llmshearing.compat.versions import GLOO_AVERAGES
+from llmshearing.config.parts import pruning_name
 from llmshearing.utils.checks import check_one_of
 from llmshearing.utils.settings import check_keys
 from llmshearing.utils.suggestions import refuse_unknown
@@ -36,7 +37,7 @@ def check_sharding(config: Mapping[str, Any]) -> None:
     fsdp, ranks = config.get('fsdp_config'), int(os.environ.get('WORLD_SIZE', '1'))
     if fsdp:
         _check_settings(fsdp)
-        _check_version('targeted_pruning' in (config.get('algorithms') or {}))
+        _check_version(pruning_name(config) is not None)
         _tell_sums_of_gradients(ranks)
     _check_init_device(config['model'], bool(fsdp))
 

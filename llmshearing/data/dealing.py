@@ -6,7 +6,7 @@ everything about shards stays Streaming's.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +16,6 @@ __all__ = ['BATCHING', 'deal']
 
 BATCHING = 'mixture'
 """Name of the batching method."""
-
-
-class ServesRounds(Protocol):
-    """What a data set that is dealt this way has, beside being Streaming's."""
-
-    batch_size: int
-
-    def round_samples(self) -> np.ndarray:
-        """Samples still to serve in the round, int64 [batches, global batch], in global order."""
-        ...
 
 
 def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
@@ -51,7 +41,7 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
     return dealt.reshape(world.num_nodes, world.ranks_per_node, workers, batches, batch_size)
 
 
-def _deal_round(dataset: ServesRounds, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
+def _deal_round(dataset: Any, world: World, epoch: int, sample_in_epoch: int) -> np.ndarray:
     """The batching method; where the round is, the data set says, so what Streaming says of it is not used."""
     return deal(dataset.round_samples(), world, dataset.batch_size)
 

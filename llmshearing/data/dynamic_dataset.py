@@ -25,10 +25,9 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import (
+    PlacedByItself,
     ToldOfFailures,
-    World,
     distributed,
-    is_first_worker,
     parallel_world,
     rank_world,
     run_number,
@@ -50,7 +49,7 @@ from llmshearing.data.shard_checks import (
     verify_shard,
 )
 from llmshearing.data.shared_order import shared_order, starting
-from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote, check_same_teacher, read_note
+from llmshearing.data.stored_teacher import TeacherNote, check_same_teacher, check_vocabulary, read_column, read_note
 from llmshearing.data.streams import DomainConfig, build_domain_streams, read_proportions, stream_folder, stream_places
 from llmshearing.utils.ranks import raised_together, refuse_differences
 
@@ -59,7 +58,7 @@ __all__ = ['DynamicTextDataset']
 log = logging.getLogger(__name__)
 
 
-class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
+class DynamicTextDataset(ToldOfFailures, PlacedByItself, StreamingTextDataset):
     """Tokens of several domains, mixed by weights that may change after every round.
 
     Args:
@@ -87,7 +86,7 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
 
     Attributes:
         rounds (MixtureRounds): where training stands, and the place to set the weights of the next round.
-        teacher (StoredTeacher | None): what reads the teacher's column, if it is served.
+        teacher (TeacherNote | None): what the data say of the teacher whose column is served, if one is.
 
     Raises:
         ValueError: If domains, weights, sequence length, token ids or the teacher's column do not fit, or are not the
@@ -169,16 +168,15 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
         )
         self.batching_method = BATCHING
         self.length = round_batches * batch_size
-        # Shards this process has read from, and where it is reading: a shard is checked when it is first visited.
-        self._visited: set[int] = set()
-        self._domain, self._place = 0, (self.shards[0], 0)
+        self._visited: set[int] = set()  # shards this process has read from: each is checked when it is first visited
 
-    def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> StoredTeacher:
+    def _open_teacher(self, notes: Mapping[str, TeacherNote | None], shards: Mapping[str, Any]) -> TeacherNote:
         taught = check_same_teacher(notes)
-        teacher = StoredTeacher(next(iter(taught.values())), self.tokenizer)
+        note = next(iter(taught.values()))
+        check_vocabulary(note, self.tokenizer)
         part, parts = rank_world(self).rank_of_node, rank_world(self).ranks_per_node
-        check_teacher(teacher, taught, shards, self.read_tokens, self.max_seq_len, part, parts)
-        return teacher
+        check_teacher(taught, shards, self.read_tokens, self.max_seq_len, part, parts)
+        return note
 
     def _fingerprints(self, notes: Mapping[str, TeacherNote | None]) -> dict[str, str]:
         """Of the tokens alone, which a teacher's column does not change: a run may go over to taught data, and back."""
@@ -279,13 +277,8 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
             raise RuntimeError('No mixing round has been started: iterate the data set through a DynamicTextLoader.')
         return mixture.MixtureState(number, tuple(rest[:k]), tuple(rest[k : 2 * k]), tuple(rest[2 * k :])), batch
 
-    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
-        """Streaming asks here, in each worker, where to start: always where the rank's process says.
-
-        Only the first worker of a node makes the work and uses the answer; others may ask before it is written.
-        """
-        if not is_first_worker(self):
-            return 0, 0
+    def find_place(self) -> tuple[int, int]:
+        """Where to start: always where the rank's process says."""
         state, batch = self._read_order()
         return state.round, batch * self.rounds.global_batch_size
 
@@ -304,24 +297,23 @@ class DynamicTextDataset(ToldOfFailures, StreamingTextDataset):
 
     def __getitem__(self, idx: int) -> Mapping[str, Any] | torch.Tensor:
         shard, number = self.spanner[idx]
-        self._domain, self._place = self.stream_per_shard[shard], (self.shards[shard], number)
+        domain = self.stream_per_shard[shard]
         if shard not in self._visited:
-            stream = self.streams[self._domain]
+            stream = self.streams[domain]
             if stream.validate_hash and not stream.remote:
                 verify_shard(self.shards[shard], stream.validate_hash)
             self._visited.add(shard)
-        return super().__getitem__(idx)
-
-    def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """Token ids of a stored sample, whichever way they are stored."""
-        return tokens_of(sample, self.token_encoding_type)
-
-    def _read_binary_tokenized_sample(self, sample: dict[str, Any]) -> Any:
-        place = (f'Domain {self.rounds.domains[self._domain]!r}', *self._place)
+        sample = super(StreamingTextDataset, self).__getitem__(idx)  # llm-foundry's own would cut what is too long
+        place = (f'Domain {self.rounds.domains[domain]!r}', self.shards[shard], number)
         with naming_sample(*place):
             tokens = self.read_tokens(sample)
             check_tokens(tokens, self.max_seq_len, self.vocab_size)
         served = torch.from_numpy(tokens.astype(np.int64))
         if self.teacher is None:
             return served
-        return {'tokens': served, 'teacher': self.teacher.read(sample, tokens, partial(name_sample, *place))}
+        column = read_column(sample, tokens, self.teacher, partial(name_sample, *place))
+        return {'tokens': served, 'teacher': column}
+
+    def read_tokens(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """Token ids of a stored sample, whichever way they are stored."""
+        return tokens_of(sample, self.token_encoding_type)

@@ -19,7 +19,7 @@ import numpy as np
 from llmshearing.compat.streaming import MDSReader, Reader, get_hash
 from llmshearing.data.lengths import check_sizes, local_bytes, token_sizes
 from llmshearing.data.mds import check_ids, check_token_column, encodings_of
-from llmshearing.data.stored_teacher import StoredTeacher, TeacherNote
+from llmshearing.data.stored_teacher import TeacherNote, check_index, read_column
 
 __all__ = [
     'IDS_REMEDY',
@@ -110,13 +110,12 @@ def check_stored(
 
 
 def check_teacher(
-    teacher: StoredTeacher,
     notes: Mapping[str, TeacherNote],
     domains: Mapping[str, Sequence[Reader]],
     read_tokens: Callable[[Mapping[str, Any]], np.ndarray],
     max_seq_len: int,
-    part: int = 0,
-    parts: int = 1,
+    part: int,
+    parts: int,
 ) -> None:
     """Checks the teacher's column of all domains before training, as far as their shards are on this machine.
 
@@ -130,7 +129,7 @@ def check_teacher(
     here = []
     for domain, shards in domains.items():
         own = [shard for shard in shards if isinstance(shard, MDSReader)]
-        teacher.check_index(domain, notes[domain], own, max_seq_len)
+        check_index(domain, notes[domain], own, max_seq_len)
         here += [(domain, shard) for shard in own if len(shard) and os.path.isfile(shard_path(shard))]
     few = sum(shard.raw_data.bytes for _, shard in here) <= HASHED_BYTES
     for domain, shard in here[part::parts]:
@@ -139,7 +138,7 @@ def check_teacher(
         for number in np.unique(samples).tolist():
             sample = shard[number]
             where = partial(name_sample, f'Domain {domain!r}', shard, number)
-            teacher.read(sample, read_tokens(sample), where)
+            read_column(sample, read_tokens(sample), notes[domain], where)
         if algorithm:
             verify_shard(shard, algorithm)
 

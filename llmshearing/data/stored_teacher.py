@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.compat.streaming import MDSReader
-from llmshearing.data.fingerprint import describe_tokenizer, vocabulary_size
+from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.data.mds import encodings_of
 from llmshearing.data.teacher_column import KINDS, ColumnFormat
 from llmshearing.utils.files import load_json
@@ -31,10 +31,11 @@ __all__ = [
     'TEACHER',
     'TEACHER_OF',
     'BesideTokens',
-    'StoredTeacher',
     'TeacherNote',
+    'check_index',
     'check_same_teacher',
     'check_shards',
+    'check_vocabulary',
     'read_column',
     'read_note',
     'shard_mark',
@@ -200,47 +201,29 @@ def check_same_teacher(notes: Mapping[str, TeacherNote | None]) -> dict[str, Tea
     return known
 
 
-class StoredTeacher:
-    """Reads the column of the samples of one data set, and refuses what does not belong to its tokens.
+def check_vocabulary(note: TeacherNote, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a ValueError where the data that was taught is of another tokenizer than a run's."""
+    size, own = note.vocabulary['vocab_size'], describe_tokenizer(tokenizer)
+    if own['vocab_size'] != size or own['vocabulary'] != note.vocabulary['vocabulary']:
+        raise ValueError(
+            f"The teacher's column is of data with another tokenizer ({size} ids, hash "
+            f'{note.vocabulary["vocabulary"]}) than the one here, {tokenizer.name_or_path!r} '
+            f'({own["vocab_size"]} ids, hash {own["vocabulary"]}); use that tokenizer, or prepare and teach the '
+            'data with this one.'
+        )
 
-    Args:
-        note (TeacherNote): Of any domain; teacher and settings are those of all.
-        tokenizer (PreTrainedTokenizerBase): Of the run.
 
-    Raises:
-        ValueError: If the data that was taught is of another tokenizer.
-    """
-
-    def __init__(self, note: TeacherNote, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.note = note
-        size, own = note.vocabulary['vocab_size'], describe_tokenizer(tokenizer)
-        if vocabulary_size(tokenizer) != size or own['vocabulary'] != note.vocabulary['vocabulary']:
+def check_index(domain: str, note: TeacherNote, shards: Sequence[MDSReader], length: int) -> None:
+    """Raises a ValueError where an index lists other shards, of samples so long, than its note was written for."""
+    check_shards(f'Domain {domain!r}', note, shards)
+    wanted = note.format.encoding(length)
+    for shard in shards:
+        encoding = encodings_of(shard).get(TEACHER)
+        if encoding != wanted:
             raise ValueError(
-                f"The teacher's column is of data with another tokenizer ({size} ids, hash "
-                f'{note.vocabulary["vocabulary"]}) than the one here, {tokenizer.name_or_path!r} '
-                f'({own["vocab_size"]} ids, hash {own["vocabulary"]}); use that tokenizer, or prepare and teach the '
-                'data with this one.'
+                f"Domain {domain!r}: shard {shard.raw_data.basename} has the teacher's column {encoding}, expected "
+                f'{wanted}; run llmshearing teach again.'
             )
-
-    def read(self, sample: Mapping[str, Any], tokens: np.ndarray, where: Callable[[], str]) -> Tensor:
-        """See :func:`read_column`."""
-        return read_column(sample, tokens, self.note, where)
-
-    def check_index(self, domain: str, note: TeacherNote, shards: Sequence[MDSReader], length: int) -> None:
-        """Compares the shards that an index lists, of samples so long, with those that its note was written for.
-
-        Raises:
-            ValueError: Naming a shard that is missing, was added or is another one.
-        """
-        check_shards(f'Domain {domain!r}', note, shards)
-        wanted = note.format.encoding(length)
-        for shard in shards:
-            encoding = encodings_of(shard).get(TEACHER)
-            if encoding != wanted:
-                raise ValueError(
-                    f"Domain {domain!r}: shard {shard.raw_data.basename} has the teacher's column {encoding}, expected "
-                    f'{wanted}; run llmshearing teach again.'
-                )
 
 
 class BesideTokens:

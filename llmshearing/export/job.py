@@ -28,9 +28,9 @@ from llmshearing.export.settings import ExportSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.verification import verify_folder, verify_tensors
 from llmshearing.masks.axis_reports import AxisReport
-from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.state import PruningState, refuse_open_widths, refuse_unconverged
 from llmshearing.metrics.last_losses import last_logged_losses
+from llmshearing.metrics.pruning_record import record_of, write_record
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import family_of
@@ -108,7 +108,9 @@ def _write_cut(
     }
     if checkpoint.shapes.count <= settings.logits_up_to:
         expected = _probe(checkpoint, masks, pruning.norm_energies)
-        lowest = _lowest(checkpoint)
+        lowest = min(
+            (stored.dtype for stored in checkpoint.weights.values()), key=lambda dtype: -torch.finfo(dtype).eps
+        )
         # What a checkpoint of half precision holds is cut in half precision: there is nothing more exact to compare.
         meant = tensors('comparing') if lowest == torch.float32 else None
         report['logit_difference'] = verify_folder(writer.path, expected, settings.dtype or lowest, meant)
@@ -218,8 +220,3 @@ def _tokenizer(checkpoint: Checkpoint, settings: ExportSettings) -> Tokenizer:
             '%s carries no tokenizer; the folder is written without one. --tokenizer FOLDER names one.', checkpoint.path
         )
     return checkpoint.tokenizer or None
-
-
-def _lowest(checkpoint: Checkpoint) -> torch.dtype:
-    """The least precise type among the checkpoint's weights."""
-    return min((stored.dtype for stored in checkpoint.weights.values()), key=lambda dtype: -torch.finfo(dtype).eps)

@@ -20,9 +20,9 @@ from llmshearing.export.model_folder import Tokenizer, exported_config, shape_le
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.masks.axes import plan_axes
 from llmshearing.masks.axis_reports import AxisReport
-from llmshearing.masks.record import record_of, write_record
 from llmshearing.masks.sparsity_target import SparsityTarget
 from llmshearing.masks.state import PruningState
+from llmshearing.metrics.pruning_record import record_of, write_record
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.shapes import ModelShape
 from llmshearing.models.source_files import public_name

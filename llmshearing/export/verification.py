@@ -103,8 +103,9 @@ def verify_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], convert:
             says, not finite, or not equal.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    written = read_weights(folder, config)
-    parameter_shapes(config, in_files=True).check(str(folder), written)
+    shapes = parameter_shapes(config, in_files=True)
+    written = read_weights(folder, config, shapes)
+    shapes.check(str(folder), written)
     compared = 0
     for name, tensor in (part for item in tensors for part in stored_tensors(config, *item)):
         if name not in written:

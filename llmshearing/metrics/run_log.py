@@ -18,6 +18,7 @@ import numpy as np
 
 from llmshearing.metrics import names
 from llmshearing.metrics.lines import read_metric_lines
+from llmshearing.metrics.pruning_record import RECORD_NAME, read_content
 from llmshearing.utils.files import load_json
 
 __all__ = [
@@ -259,14 +260,18 @@ def _exported_record(run: RunLog, notes: list[str]) -> tuple[dict[str, Any], Pat
     None unless there is exactly one near its metrics that is not of an earlier start which had come further.
     """
     folder = run.path.parent
-    found = sorted({*folder.glob('pruning.json'), *folder.glob('*/pruning.json')})
+    found = sorted({*folder.glob(RECORD_NAME), *folder.glob(f'*/{RECORD_NAME}')})
     if len(found) > 1:
         notes.append(
-            f"{len(found)} folders with a pruning.json are beside the metrics, so none was taken for this run's"
+            f"{len(found)} folders with a {RECORD_NAME} are beside the metrics, so none was taken for this run's"
         )
     if len(found) != 1:
         return {}, None
-    record = read_object(found[0], notes)
+    try:
+        record = read_content(found[0].parent)
+    except ValueError as error:
+        notes.append(f'{error} It was left out')
+        return {}, None
     if _is_ahead(record.get('batches'), run):
         notes.append(
             f'{found[0].relative_to(folder)} is of batch {record["batches"]}, which the log has gone back on; it was '

@@ -56,7 +56,7 @@ class CutProjection(Cuttable):
     def forward(self, x: Tensor) -> Tensor:
         if self.cut is None:
             return super().forward(x)
-        return self._stock(self.cut.parameters(self._parameters), x)
+        return self._stock(self.cut.parameters(own_parameters(self)), x)
 
 
 class CutNorm(Cuttable):
@@ -65,7 +65,7 @@ class CutNorm(Cuttable):
     def forward(self, x: Tensor) -> Tensor:
         if self.cut is None:
             return super().forward(x)
-        parameters, real = self.cut.parameters(self._parameters), self.cut.real
+        parameters, real = self.cut.parameters(own_parameters(self)), self.cut.real
         if real is not None:
             parameters = {name: value.index_select(0, real) for name, value in parameters.items()}
         replaced = {**parameters, 'normalized_shape': tuple(parameters['weight'].shape)}
@@ -86,14 +86,14 @@ class CutEmbedding(Cuttable):
         if self.cut is None:
             return super().forward(input_ids)
         index, kept_root, ratio = self.cut
-        scale = self._buffers.get('embed_scale')
+        scale = dict(self.named_buffers(recurse=False)).get('embed_scale')
         if scale is not None:
-            self._buffers['embed_scale'] = torch.full_like(scale, kept_root)
+            self.embed_scale = torch.full_like(scale, kept_root)
         try:
             out = super().forward(input_ids)
         finally:
             if scale is not None:
-                self._buffers['embed_scale'] = scale
+                self.embed_scale = scale
         out = out if index is None else out.index_select(-1, index)
         return out if ratio == 1.0 or scale is not None else out * ratio
 
@@ -117,7 +117,7 @@ class CutAttention(Cuttable):
         numbers = {'num_attention_heads': counts.heads, 'num_key_value_heads': counts.kv_heads}
         replaced = {'num_key_value_groups': units.group_size, 'config': _StandIn(self.config, numbers), **numbers}
         if self.own is not None:
-            replaced |= self.own.parameters(self._parameters)
+            replaced |= self.own.parameters(own_parameters(self))
         return self._stock(replaced, *args, **kwargs)
 
 
@@ -147,7 +147,7 @@ class CutRouter(Cuttable):
     def forward(self, x: Tensor):
         if self.cut is None:
             return super().forward(x)
-        replaced: dict[str, Any] = self.cut.parameters(self._parameters)
+        replaced: dict[str, Any] = self.cut.parameters(own_parameters(self))
         replaced['num_experts'], replaced['hidden_dim'] = replaced['weight'].shape
         if hasattr(self, 'top_k'):
             replaced['top_k'] = min(cast(int, self.top_k), replaced['num_experts'])
@@ -161,7 +161,7 @@ class CutExperts(Cuttable):
         if self.cut is None:
             return super().forward(x, *routing)
         cut, added = self.cut.aligned(x.shape[-1])
-        replaced: dict[str, Any] = cut.parameters(self._parameters)
+        replaced: dict[str, Any] = cut.parameters(own_parameters(self))
         replaced['num_experts'] = len(replaced['down_proj'])
         if not added:
             return self._stock(replaced, x, *routing)
@@ -172,7 +172,7 @@ class CutMixture(Cuttable):
     """The MLP of a mixture of experts; where each expert is a module, it goes through those that are kept."""
 
     def forward(self, *args, **kwargs):
-        experts = self._modules.get('experts')
+        experts = dict(self.named_children()).get('experts')
         if self.cut is not None and hasattr(self, 'input_size'):  # what Granite's takes its output to be wide
             return self._stock({'input_size': args[0].shape[-1]}, *args, **kwargs)
         if self.cut is None or not isinstance(experts, nn.ModuleList) or self.cut.experts is None:
@@ -192,13 +192,13 @@ class CutDecoder(Cuttable):
         stack = list(layers.children())
         lists = {name: getattr(self.config, name, None) for name in PER_LAYER_LISTS}
         lists = {name: entries for name, entries in lists.items() if isinstance(entries, (list, tuple))}
-        self._modules['layers'] = nn.ModuleList(stack[index] for index in kept)
+        self.layers = nn.ModuleList(stack[index] for index in kept)
         for name, entries in lists.items():  # transformers 5 reads them by a layer's place
             setattr(self.config, name, [entries[index] for index in kept])
         try:
             return super().forward(*args, **kwargs)
         finally:
-            self._modules['layers'] = layers
+            self.layers = layers
             for name, entries in lists.items():
                 setattr(self.config, name, entries)
 

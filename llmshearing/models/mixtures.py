@@ -24,7 +24,6 @@ __all__ = [
     'OwnKeys',
     'check_aligned',
     'check_mixture',
-    'experts_per_token',
     'own_key',
     'table_name',
     'with_shape_keys',
@@ -108,11 +107,6 @@ def check_aligned(config: PretrainedConfig, source: ModelShape, shape: ModelShap
         f'{listed}: transformers computes experts of a {config.model_type} by a kernel that takes multiples of {step} '
         f'alone; nearest: {", ".join(ways)}.'
     )
-
-
-def experts_per_token(config: PretrainedConfig) -> int:
-    """Routed experts that compute each token; 0 where there are none."""
-    return config.num_experts_per_tok if table_name(config) in MIXTURES else 0
 
 
 def check_mixture(config: PretrainedConfig) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR, check_valid
 from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
-from llmshearing.models.mixtures import MIXTURES, experts_per_token, own_key, table_name
+from llmshearing.models.mixtures import MIXTURES, own_key, table_name
 from llmshearing.utils.checks import is_integer
 from llmshearing.utils.numbers import multiples_beside
 
@@ -102,7 +102,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         intermediate_size=mlp_width(config),
         head_dim=getattr(config, 'head_dim', None) or config.hidden_size // heads,
         num_experts=getattr(config, own_key(config, 'num_experts')) if is_mixture else 0,
-        num_experts_per_tok=experts_per_token(config),
+        num_experts_per_tok=config.num_experts_per_tok if is_mixture else 0,
     )
 
 

@@ -80,8 +80,9 @@ def _check(name: str, text: str, source: PretrainedConfig, data: str) -> None:
         check_config(config)
         check_names(config)
         check_attention(source, config['model']['attn_implementation'], dataset['max_seq_len'])
-        if 'targeted_pruning' in config['algorithms']:
-            check_pruning(config, source)
+        pruning = config['algorithms'].get('targeted_pruning')
+        if pruning is not None:
+            check_pruning(config, pruning, source)
             check_export(config)
     except ValueError as error:
         raise ValueError(f'{name} would be refused by its run: {error}') from error

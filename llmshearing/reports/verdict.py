@@ -15,7 +15,7 @@ __all__ = ['batches_of_plan', 'loss_beside_source', 'seconds_left', 'share_done'
 
 STOPPED = 'Stopped before its end.'
 AGAIN = 'begin it again as before; with autoresume: true it goes on.'
-TOLERANCE = 0.05  # of the target, or half a unit: what targeted_pruning allows by default
+TOLERANCE = 0.05  # of targeted_pruning, where a run did not note its own
 
 
 def verdict(run: RunLog) -> Verdict:
@@ -67,7 +67,8 @@ def loss_beside_source(run: RunLog) -> tuple[float, float] | None:
 
 def _pruning(run: RunLog) -> Verdict:
     axes = [axis for axis in run.pruning.get('axes', []) if axis.get('target') is not None]
-    away = [axis for axis in axes if abs(axis['expected'] - axis['target']) > max(TOLERANCE * axis['target'], 0.5)]
+    tolerance = run.pruning.get('tolerance', TOLERANCE)  # the rule is that of `unconverged` in masks/axis_reports.py
+    away = [axis for axis in axes if abs(axis['expected'] - axis['target']) > max(tolerance * axis['target'], 0.5)]
     folder = _folder(run)
     if folder is not None:
         difference = run.last(LOGIT_DIFFERENCE)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import math
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 
+from llmshearing.utils.checks import is_number
 from llmshearing.utils.files import dump_json, load_json
 
 __all__ = ['check_fields', 'csv_number', 'open_csv', 'positive_number', 'read_json', 'refuse_repeated', 'write_json']
@@ -32,13 +32,9 @@ def positive_number(value: object, what: str) -> float:
     """``value`` as a finite positive float, or a ValueError that names it as ``what``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f'{what} must be a positive number, got {value!r}')
-    try:
-        number = float(value)
-    except OverflowError:  # a whole number beyond the largest float
-        number = math.inf
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f'{what} must be finite and positive, got {number}')
-    return number
+    if not is_number(value) or value <= 0:
+        raise ValueError(f'{what} must be finite and positive, got {value}')
+    return float(value)
 
 
 def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) -> None:

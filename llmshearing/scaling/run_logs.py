@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.metrics.names import TOTAL_TIME
+from llmshearing.metrics.pruning_record import RECORD_NAME, read_content, source_parameters
 from llmshearing.metrics.run_log import REFERENCES, RunLog, find_logs, mean_loss, read_run, run_name
 from llmshearing.scaling.curves import Curve, parse_curve
 from llmshearing.scaling.fields import positive_number, read_json
@@ -56,28 +57,27 @@ def _parameters(log: RunLog, pruned: Path | None, where: str) -> tuple[float, fl
     if before.get('parameters') and after.get('parameters'):
         return before['parameters'], after['parameters']
     if pruned is None:
-        found = sorted(path.parent for path in log.path.parent.glob('*/pruning.json'))
+        found = sorted(path.parent for path in log.path.parent.glob(f'*/{RECORD_NAME}'))
         if len(found) != 1:
             raise ValueError(
                 f'{where}: how many parameters were there before and after pruning? Nothing beside {log.path} says so '
-                f'({len(found)} folders with a pruning.json). Add the callback run_report to the run, or give "pruned" '
-                '(the exported folder), or "params_before" and "pruning_rate"'
+                f'({len(found)} folders with a {RECORD_NAME}). Add the callback run_report to the run, or give '
+                '"pruned" (the exported folder), or "params_before" and "pruning_rate"'
             )
         pruned = found[0]
-    record = read_json(pruned / 'pruning.json')
+    record = read_content(pruned)
     read_json(pruned / 'config.json')  # a clear message where it is missing
     # Imported here: only this case needs torch and transformers.
-    from llmshearing.models.counting import count_parameters, count_source, layout_of
+    from llmshearing.models.counting import count_parameters, layout_of
     from llmshearing.models.shapes import ModelShape
     from llmshearing.models.source_config import read_config
 
     layout = layout_of(read_config(pruned))
     try:
-        source, target = (ModelShape(**record[f'{name}_shape']) for name in ('source', 'target'))
-        before = record.get('source_parameters') or count_source(layout, source)
+        before, target = source_parameters(record, layout), ModelShape(**record['target_shape'])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{where}: {pruned / "pruning.json"} does not say how many parameters the source has ({error}); give '
+            f'{where}: {pruned / RECORD_NAME} does not say how many parameters the source has ({error}); give '
             '"params_before" and "pruning_rate"'
         ) from error
     return float(before), float(count_parameters(layout, target).total)

@@ -11,7 +11,7 @@ from llmshearing.algorithms.distillation import Distillation
 from llmshearing.algorithms.distillation.last_states import LastStates
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
-from llmshearing.masks.record import read_record
+from llmshearing.metrics.pruning_record import read_record
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
 

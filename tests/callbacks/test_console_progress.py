@@ -1,5 +1,6 @@
 """The console: one line per interval and evaluation, in numbers that are those of the metrics."""
 
+import io
 import re
 
 import pytest
@@ -27,13 +28,13 @@ def run(tmp_path_factory):
         eval_dataloader=sequences_spec(4, 4, seed=1),
         eval_interval='5ba',
     )
-    lines = []
+    written = io.StringIO()
     for logger in trainer.logger.destinations:
         if isinstance(logger, ConsoleProgress):
-            logger._log_to_console = lines.append
+            logger.stream = written
     trainer.fit()
     trainer.close()
-    return work, lines
+    return work, written.getvalue().splitlines()
 
 
 def test_one_line_per_interval_and_evaluation(run):

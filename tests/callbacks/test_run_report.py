@@ -64,6 +64,7 @@ def test_the_page_and_the_masks_are_there(tmp_path, source, caplog):
     # What is noted during the run is what the export cut.
     exported = json.loads((tmp_path / 'pruned' / 'pruning.json').read_text())
     assert run.pruning['kept'] == exported['kept'] and run.pruning['axes'] == exported['axes']
+    assert run.pruning['tolerance'] == 0.05
     pruning = trainer.state.algorithms[0]
     probability = np.array(run.pruning['mask_values']['layer'])
     assert probability == pytest.approx(pruning.learner.expected_kept()['layer'].numpy(), abs=5e-4)
@@ -194,12 +195,16 @@ def test_a_run_that_is_refused_before_anything_was_logged_ends_with_that_one_mes
 
 
 def test_refusals(tmp_path, source):
+    newer = tmp_path / 'newer'
+    newer.mkdir()
+    (newer / 'pruning.json').write_text('{"version": 2}')
     with pytest.raises(ValueError, match='max_seconds: expected a number of at least 5, got 1'):
         RunReport(min_seconds=5, max_seconds=1)
     with pytest.raises(ValueError, match='add `metrics_file'):
         tiny_trainer(source, [], callbacks=[RunReport()])
     for settings, words in (
         ({'pruned': str(tmp_path)}, 'no pruning.json in pruned='),
+        ({'pruned': str(newer)}, 'pruning.json is of version 2; this release reads version 1'),
         ({'law': 'none.json'}, 'no file law='),
     ):
         with pytest.raises(ValueError, match=words):

@@ -56,6 +56,21 @@ def test_register_batching(dataset):
     assert [int(sample['tokens'][0]) for sample in dataset] == [3, 1, 4]
 
 
+def test_placed_by_itself(folder, tmp_path):
+    class Placed(touched.PlacedByItself):
+        def find_place(self):
+            return 3, 4
+
+    def make_work(dataset, world, epoch, sample_in_epoch):
+        assert (epoch, sample_in_epoch) == (3, 4)
+        return np.array([[[[[4, 5]]]]])
+
+    touched.register_batching('placed', make_work)
+    dataset = Placed(remote=str(folder), local=str(tmp_path / 'cache'), batch_size=2)
+    dataset.batching_method = 'placed'
+    assert [int(sample['tokens'][0]) for sample in dataset] == [4, 5]
+
+
 def test_worlds(dataset):
     for world in (touched.rank_world(dataset), touched.parallel_world(dataset)):
         assert isinstance(world, touched.World)

@@ -1,13 +1,18 @@
 """Canaries of compat.torch."""
 
+import importlib
+import pickle
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.data import DataLoader
 
 from llmshearing.compat.torch import (
     CHECKPOINT_PREFIX,
+    METADATA_CLASSES,
     FakeTensor,
     FakeTensorMode,
     TorchDispatchMode,
@@ -52,6 +57,23 @@ def test_place_in_file_is_where_the_storage_begins(tmp_path):
     for name, tensor in expected.items():
         found = path.read_bytes()[place_in_file(fakes[name]) :][: tensor.nbytes]
         assert torch.equal(torch.frombuffer(bytearray(found), dtype=tensor.dtype), tensor)
+
+
+def test_metadata_classes_are_what_a_sharded_checkpoint_is_made_of(tmp_path):
+    class Watching(pickle.Unpickler):
+        def find_class(self, module, name):
+            seen.add((module, name))
+            return super().find_class(module, name)
+
+    seen = set()
+    state = {'weight': torch.ones(2), 'note': {'text': 'a'}}
+    checkpoint.save(state, checkpoint_id=tmp_path, no_dist=True)
+    with (tmp_path / '.metadata').open('rb') as file:
+        Watching(file).load()
+    known = {(module, name) for module, names in METADATA_CLASSES.items() for name in names}
+    assert {('torch.distributed.checkpoint.filesystem', '_StorageInfo'), ('torch', 'Size')} <= seen
+    assert seen - known == {('torch', 'float32')}
+    assert all(hasattr(importlib.import_module(module), name) for module, name in known)
 
 
 def test_own_parameters_name_a_bias_that_is_not_there():

@@ -9,14 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import catalogue
 import numpy as np
 import pytest
 import torch
+from llmfoundry.registry import algorithms
 from omegaconf import OmegaConf
 from streaming import MDSWriter
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.config.run import check_run, prepare_run
 from llmshearing.data.fingerprint import describe_tokenizer
 from tests.tiny_run import tiny_source, tiny_tokenizer
@@ -146,6 +149,7 @@ def test_runs_without_our_parts_are_left_alone():
         ('tokenizer.name', '/no/such/folder', 'tokenizer.name: /no/such/folder is no Hugging Face model folder'),
         ('precision', 'amp_bf16', 'precision: Composer trains in fp32 only on CPU'),
         ('device_train_microbatch_size', 'auto', 'device_train_microbatch_size: auto .* does not work on CPU'),
+        ('optimizer.lr', 10**400, 'optimizer.lr: expected a number'),
         ('train_loader.num_workers', 10**9, 'train_loader.num_workers: expected a whole number from 0 to'),
         ('max_duration', '60sec', 'max_duration: expected a time in ep or ba or sp or tok'),
         ('loggers.console_progress', {'interval': '0ba'}, 'interval: expected a time above 0'),
@@ -480,3 +484,25 @@ def test_transformers_words_on_what_composer_asks_for_stay_out_of_the_console():
     script = f'from llmshearing.config.process import prepare_process; prepare_process(); {ask}'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
     assert 'use_return_dict' not in done.stderr
+
+
+def test_an_algorithm_that_another_package_made_of_pruning_is_held_against_the_run_too(config):
+    """Its export was refused for want of targeted_pruning, and none of the checks of pruning were made."""
+
+    class Theirs(TargetedPruning):
+        pass
+
+    algorithms.register('theirs', func=Theirs)
+    try:
+        config = changed(config, 'algorithms', {'theirs': config['algorithms']['targeted_pruning']})
+        check_run(copy.deepcopy(config))
+        for path, value, message in (
+            ('model.name', 'hf_causal_lm', 'algorithms.theirs needs model.name: sheared_causal_lm'),
+            ('compile_config', {}, 'a model that is being pruned is not compiled'),
+            ('save_weights_only', True, 'leaves the masks out of the checkpoints'),
+            ('algorithms.theirs.target.hidden_size', 64, "hidden_size=64 is larger than the source's 48"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                check_run(changed(config, path, value))
+    finally:
+        catalogue.REGISTRY.pop((*algorithms.namespace, 'theirs'))

@@ -25,7 +25,7 @@ from llmshearing.cut import source as sources
 from llmshearing.cut.cut_source import cut_source
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.text import read_texts
-from llmshearing.masks.record import read_record
+from llmshearing.metrics.pruning_record import read_record
 from llmshearing.models.shapes import shape_of
 from llmshearing.rotation import in_memory
 from llmshearing.rotation.stream import check_rotatable

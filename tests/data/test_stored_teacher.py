@@ -289,5 +289,5 @@ def test_bytes_of_int64_and_remote_shards_are_served(world, tmp_path):
     teach(tmp_path / 'data', str(world / 'teacher'), tmp_path / 'plus', TeachSettings(draws=2), 'cpu')
     place = {'local': str(tmp_path / 'cache'), 'remote': str(tmp_path / 'plus/train')}
     spec = loader_of(tmp_path, domains=['a'], proportions=None, **place)
-    assert spec.dataloader.dataset.teacher.note == read_note(tmp_path / 'plus/train/a')
+    assert spec.dataloader.dataset.teacher == read_note(tmp_path / 'plus/train/a')
     assert all(teacher.shape == (4, LENGTH, 8) for _, teacher in serve(spec, 1))

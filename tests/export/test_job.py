@@ -22,7 +22,7 @@ from llmshearing.export.job import export_checkpoint
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.export.settings import ExportSettings
 from llmshearing.export.verification import verify_tensors
-from llmshearing.masks.record import read_record
+from llmshearing.metrics.pruning_record import read_record
 from llmshearing.models.shapes import shape_of
 from tests.export import checkpoints
 from tests.export.checkpoints import TARGET, pruning_checkpoint

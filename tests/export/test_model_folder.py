@@ -15,7 +15,7 @@ from llmshearing.export.model import export_model
 from llmshearing.export.model_folder import cut_tensors, full_tensors, open_strictly
 from llmshearing.export.probe import Probe, probe_input, probe_masked
 from llmshearing.export.verification import verify_folder
-from llmshearing.masks.record import kept_indices
+from llmshearing.metrics.pruning_record import kept_indices
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.cutting import CutPlan
 from llmshearing.models.families import families, family_of

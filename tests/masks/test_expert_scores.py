@@ -7,8 +7,8 @@ from transformers import AutoConfig
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.export_pruned import ExportPruned
 from llmshearing.compat.experts import expert_matrices
-from llmshearing.masks.record import read_record
 from llmshearing.masks.scores import Calibration, method_by_axis, score_units
+from llmshearing.metrics.pruning_record import read_record
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.shapes import shape_of
 from llmshearing.reports import kept

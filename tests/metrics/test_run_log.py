@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmshearing.metrics.run_log import find_logs, read_run, read_series
-from tests.metrics.logs import DOMAINS, eval_loss, write_log, write_run
+from tests.metrics.logs import DOMAINS, eval_loss, pruning_record, write_log, write_run
 
 
 def test_a_resumed_log_takes_the_last_value_and_skips_half_lines(tmp_path):
@@ -73,6 +73,13 @@ def test_an_incomplete_record_is_left_out(tmp_path, shapes):
     (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps({'axes': [], 'kept': {}, **shapes}))
     run = read_run(tmp_path / 'prune_metrics.jsonl')
     assert run.pruning == {} and run.notes == ('the pruning record lacks source_shape, target_shape and was left out',)
+
+
+def test_a_record_of_a_newer_release_is_left_out(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / 'pruned' / 'pruning.json').write_text(json.dumps({**pruning_record(), 'version': 2}))
+    run = read_run(tmp_path / 'prune_metrics.jsonl')
+    assert run.pruning == {} and 'is of version 2; this release reads version 1. It was left out' in run.notes[0]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

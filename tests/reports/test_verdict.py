@@ -50,6 +50,16 @@ def test_pruning(prune, away, state, first, rest, mood):
     assert said.first.startswith(first) and rest in said.rest and said.mood == mood
 
 
+def test_a_run_is_held_to_its_own_tolerance(prune):
+    ended = with_state(prune, 9, elapsed_share=1.0)
+    assert verdict(ended).first == 'Ended away from its target.'
+    ended.pruning['tolerance'] = 0.9
+    assert 'layer' in verdict(ended).rest  # 9 of 4 are too many for any
+    for axis in ended.pruning['axes']:
+        axis['expected'] = axis['target'] * 1.5
+    assert verdict(ended).first == 'At its target, not exported.'
+
+
 def test_how_it_was_checked_is_a_number_where_it_was_logged(prune):
     with prune.path.open('a') as file:
         file.write(json.dumps({'batch': 40, 'export/logit_difference': 3.1e-7}) + '\n')

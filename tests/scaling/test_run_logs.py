@@ -131,6 +131,14 @@ def test_parameters_from_the_pruned_folder(tmp_path):
     assert case_of(run) == (7.0, 0.25, 1.5)
 
 
+def test_a_record_of_a_newer_release_is_no_place_to_count_by(tmp_path):
+    log = write_log(tmp_path / 'continue_metrics.jsonl', pruning=False)
+    (tmp_path / 'pruned').mkdir()
+    (tmp_path / 'pruned' / 'pruning.json').write_text('{"version": 2}')
+    with pytest.raises(ValueError, match='pruning.json is of version 2; this release reads version 1'):
+        read_entry({'log': log.name, 'pruned': 'pruned', 'source_loss': 2.0}, 'here', tmp_path)
+
+
 def test_which_log_of_a_folder(tmp_path):
     write_run(tmp_path)
     write_log(tmp_path / 'scratch_metrics.jsonl', pruning=False)

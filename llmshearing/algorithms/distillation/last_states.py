@@ -16,7 +16,7 @@ from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmshearing.masks.record import RECORD_NAME, read_record
+from llmshearing.metrics.pruning_record import RECORD_NAME, read_record
 from llmshearing.models.cuttable import Cutter
 
 __all__ = ['LastStates']

@@ -27,7 +27,7 @@ def note_of_loader(loader: Any) -> TeacherNote:
             "distillation: stored: true needs a training loader that serves a teacher's column, got "
             f'{type(dataset).__name__}; set train_loader.name: dynamic_text with dataset.teacher: true.'
         )
-    return dataset.teacher.note
+    return dataset.teacher
 
 
 def check_student(note: TeacherNote, vocab_size: int, temperature: float, shared_vocab_size: int | None) -> None:

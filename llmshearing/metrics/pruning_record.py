@@ -1,24 +1,37 @@
 """``pruning.json``: what a pruning run kept and how sure its masks were.
 
-``export_pruned`` and ``llmshearing export`` write the file beside the exported weights. :func:`read_record` takes whole
-records alone; the budget law, the next stage's report and pages, which are made without torch, read the keys that they
-need from the JSON itself, also from a record that has no others.
+``export_pruned``, ``llmshearing export`` and ``cut`` write the file beside the exported weights. :func:`read_record`
+takes whole records alone; the budget law, the next stage's report and pages, which are made without torch, need a few
+keys of it, and take records of earlier releases that have no others (:func:`read_content`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from llmshearing.masks.state import PruningState
-from llmshearing.models.shapes import ModelShape
-from llmshearing.models.units import Units
 from llmshearing.utils.files import dump_json, load_json
 
-__all__ = ['RECORD_NAME', 'PruningRecord', 'kept_indices', 'read_record', 'record_of', 'write_record']
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmshearing.masks.state import PruningState
+    from llmshearing.models.counting import Layout
+    from llmshearing.models.shapes import ModelShape
+    from llmshearing.models.units import Units
+
+__all__ = [
+    'RECORD_NAME',
+    'PruningRecord',
+    'kept_indices',
+    'read_content',
+    'read_record',
+    'record_of',
+    'source_parameters',
+    'write_record',
+]
 
 RECORD_NAME = 'pruning.json'
 RECORD_VERSION = 1  # records of version 1 carry no number where they were written before records had one
@@ -88,24 +101,48 @@ def write_record(folder: Path, record: PruningRecord) -> None:
 
 
 def read_record(folder: Path) -> PruningRecord:
-    """Reads the ``pruning.json`` of a folder.
+    """The ``pruning.json`` of a folder.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is no such record, or one of a newer release.
+        ValueError: As :func:`read_content`, and if it is no whole record.
     """
-    path = Path(folder) / RECORD_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; give the folder that export_pruned wrote.')
-    content = load_json(path)
+    content = read_content(folder)
     fields = {field.name for field in dataclasses.fields(PruningRecord)}
-    version = content.get('version', RECORD_VERSION)
-    if version != RECORD_VERSION:
-        raise ValueError(f'{path} is of version {version}; this release reads version {RECORD_VERSION}.')
     try:
         return PruningRecord(**{key: value for key, value in content.items() if key in fields})
     except TypeError as error:
-        raise ValueError(f'{path} is no record of a pruning run: {error}.') from error
+        raise ValueError(f'{Path(folder) / RECORD_NAME} is no record of a pruning run: {error}.') from error
+
+
+def read_content(folder: Path) -> dict[str, Any]:
+    """What the ``pruning.json`` of a folder holds, whole or not.
+
+    Raises:
+        ValueError: If there is none, or it is one of a newer release.
+    """
+    path = Path(folder) / RECORD_NAME
+    if not path.is_file():
+        raise ValueError(f'{path}: no such file; give the folder that export_pruned wrote.')
+    content = load_json(path)
+    version = content.get('version', RECORD_VERSION)
+    if version != RECORD_VERSION:
+        raise ValueError(f'{path} is of version {version}; this release reads version {RECORD_VERSION}.')
+    return content
+
+
+def source_parameters(content: Mapping[str, Any], layout: Layout) -> int:
+    """Parameters of the source: as noted, or of an older record as the layout of what it was cut to counts them.
+
+    Raises:
+        ValueError: If neither says so.
+    """
+    from llmshearing.models.counting import count_source  # torch
+    from llmshearing.models.shapes import ModelShape
+
+    try:
+        return content.get('source_parameters') or count_source(layout, ModelShape(**content['source_shape']))
+    except (KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def kept_indices(units: Units) -> dict[str, Any]:
