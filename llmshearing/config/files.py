@@ -86,8 +86,7 @@ def expand_paths(config: dict[str, Any]) -> None:
             parent[key] = expand_path(place, value)
         elif (value == '~' or value.startswith('~/')) and _is_among(place, ('*',)) and not _is_among(place, TEXTS):
             raise ValueError(
-                f'{shown}: {value!r} would be taken with its ~, and not as your home folder; write the whole path, '
-                'such as ${oc.env:HOME}/...'
+                f'{shown}: {value!r} would be taken with its ~, and not as your home folder; write the whole path.'
             )
 
 
