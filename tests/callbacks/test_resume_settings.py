@@ -9,6 +9,7 @@ from composer.core import Callback, Time, Timestamp
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
+from llmshearing.compat.composer import install
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from tests.tiny_run import tiny_tokenizer, tiny_trainer
 
@@ -62,6 +63,21 @@ def test_groups_of_parameters_are_those_of_the_configuration(source, tmp_path, b
     assert rates == pytest.approx(whole[STOP:], rel=1e-12)
     assert [group['lr'] for group in optimizer.param_groups] == pytest.approx(final, rel=1e-12)
     assert [group['betas'] for group in optimizer.param_groups][1:] == [(0.8, 0.9)] * (now is not None)
+
+
+def test_weights_that_were_frozen_are_named(source, tmp_path):
+    install()
+
+    def frozen(**settings):
+        model = ShearedCausalLM(tiny_tokenizer(), str(source))
+        next(model.parameters()).requires_grad_(False)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        go(source, model=model, optimizers=torch.optim.AdamW(trained, lr=1e-3), **settings)
+
+    frozen(save=tmp_path)
+    frozen(load_path=str(tmp_path / f'ba{STOP}.pt'))  # as is advised
+    with pytest.raises(ValueError, match=r'no optimizer state of model.model.embed_tokens.weight: .* the same weights'):
+        go(source, load_path=str(tmp_path / f'ba{STOP}.pt'))
 
 
 def test_what_the_checkpoint_decides_is_named_with_both_values(source, tmp_path, caplog):
