@@ -112,6 +112,8 @@ def check_names(config: Mapping[str, Any]) -> None:
             f'run_name: {config["run_name"]!r} leads out of the folders that are named by it; leave out "..".'
         )
     if config.get('save_folder') is not None:
+        if not config['save_folder'].strip():
+            raise ValueError(f'save_folder: expected a folder, got {config["save_folder"]!r}; leave it out for none.')
         _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
     for entry in walk(config):
         if _is_among(entry.place, TAKEN_AS_THEY_STAND) and '{' in str(entry.value):
