@@ -51,7 +51,7 @@ def _explain(error: BaseException) -> str | None:
     """What a person needs to know of an error; None where that is its traceback."""
     import yaml
     from llmfoundry.utils.exceptions import BaseContextualError
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, UnsupportedInterpolationType
     from torch.distributed.checkpoint.api import CheckpointException
 
     full = next((link for link in _chain(error) if isinstance(link, OSError) and link.errno in NO_ROOM), None)
@@ -62,6 +62,11 @@ def _explain(error: BaseException) -> str | None:
         )
     if isinstance(error, CheckpointException):  # of a sharded checkpoint, by rank
         return str(next(iter(error.failures.values()))[0])
+    if isinstance(error, (InterpolationKeyError, UnsupportedInterpolationType)):  # llm-foundry takes oc.env away
+        return (
+            f'{error.full_key}: {str(error).splitlines()[0]}. ${{NAME}} is another key of the file; an environment '
+            'variable is $NAME in a path, and KEY=$NAME on the command line anywhere.'
+        )
     own = (ValueError, OSError, ImportError, FloatingPointError)
     own += (BaseContextualError, OmegaConfBaseException, yaml.YAMLError)
     if isinstance(error, own):

@@ -89,12 +89,14 @@ class ResumeSettings(CallbackWithConfig):
                 raise ValueError(f'{over} It was not exported: {error}') from error
             raise ValueError(over)
         changed: dict[str, tuple[Any, Any]] = {}
+        schedule = next((one['lr'] / one['initial_lr'] for one in _groups(state) if one.get('initial_lr')), 1.0)
         for group, own in zip(_groups(state), self._groups):
             saved = _numbers(group)
-            for key in own.keys() & saved.keys():
-                if own[key] != saved[key]:
-                    changed.setdefault(f'optimizer.{key}', (saved[key], own[key]))
-                    _set(group, key, own[key], saved[key])
+            for key in own:  # a group that the checkpoint does not have comes without numbers
+                if own[key] != saved.get(key):
+                    if key in saved:
+                        changed.setdefault(f'optimizer.{key}', (saved[key], own[key]))
+                    _set(group, key, own[key], schedule)
         for scheduler in state.schedulers:
             scheduler.base_lrs = [own['lr'] for own in self._groups]
         kept = {
@@ -203,13 +205,14 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {key: value for key, value in group.items() if isinstance(value, (bool, int, float, tuple, list))}
     numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()}
     numbers.pop('params', None)
-    numbers['lr'] = numbers.pop('initial_lr', numbers['lr'])
+    if 'initial_lr' in numbers:
+        numbers['lr'] = numbers.pop('initial_lr')
     return numbers
 
 
-def _set(group: dict[str, Any], key: str, value: Any, before: Any) -> None:
+def _set(group: dict[str, Any], key: str, value: Any, schedule: float) -> None:
     if key != 'lr':
         group[key] = value
         return
-    group['lr'] = group['lr'] * value / before if before else value  # where the schedule is now
+    group['lr'] = value * schedule  # where it is now
     group['initial_lr'] = value

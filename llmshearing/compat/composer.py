@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,18 @@ def install() -> None:
       schedulers have while they are built.
     - A model is asked whether it is a causal LM by its own config first. Composer imports the code of every model that
       transformers has, in each process.
+    - Weights that are trained and were frozen in a checkpoint are told as such. PyTorch advises an option of its own.
     - A tokenizer of several chat templates is kept with all of them in its tokenizer_config.json. transformers 5 saves
       them in a folder, which Composer takes for a file of a kind that it does not know.
     """
+    from composer.core import State
     from composer.models import huggingface
     from composer.trainer import _patch_pytorch
     from composer.utils import checkpoint
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
+    if not hasattr(State.load_optim_state, 'stock'):
+        State.load_optim_state = _naming_what_was_frozen(State.load_optim_state)
     if not hasattr(_patch_pytorch, 'original_unshard'):
         _patch_pytorch.original_unshard = FlatParamHandle.unshard
         _patch_pytorch.unshard_with_sync = FlatParamHandle.unshard
@@ -57,8 +62,12 @@ def checkpoint_savers(state: State) -> list[CheckpointSaver]:
 
 
 def had_begun(error: BaseException) -> bool:
-    """Whether training had begun when an error was raised: it came through the Trainer's loop."""
-    return any(frame.f_code.co_name == '_train_loop' for frame, _ in traceback.walk_tb(error.__traceback__))
+    """Whether training had begun when an error was raised: in the Trainer's loop, after what is told of its start."""
+    from composer.core import Event
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    at_start = any(frame.f_locals.get('event') == Event.FIT_START for frame in frames)
+    return not at_start and any(frame.f_code.co_name == '_train_loop' for frame in frames)
 
 
 def _asking_for_less(load: Callable) -> Callable:
@@ -77,6 +86,25 @@ def _asking_for_less(load: Callable) -> Callable:
 
     load_sharded_checkpoint.stock = load
     return load_sharded_checkpoint
+
+
+def _naming_what_was_frozen(stock: Callable) -> Callable:
+    @functools.wraps(stock)
+    def load_optim_state(*args: Any, **settings: Any) -> None:
+        try:
+            stock(*args, **settings)
+        except RuntimeError as error:
+            found = re.search(r"Missing optimizer state for parameter '([^']+)'", str(error))
+            if found is None:
+                raise
+            raise ValueError(
+                f'The checkpoint has no optimizer state of {found[1]}: it was frozen when it was saved, and is trained '
+                'now. To go on, freeze the same weights (optimizer.disable_grad, '
+                'algorithms.targeted_pruning.freeze_weights); else begin a new run in another save_folder.'
+            ) from error
+
+    load_optim_state.stock = stock
+    return load_optim_state
 
 
 def _asking_its_config(stock: Callable) -> Callable:

@@ -16,9 +16,10 @@ import numpy as np
 
 from llmshearing.config.parts import eval_loaders
 from llmshearing.data.fingerprint import check_tokenizer, vocabulary_size
-from llmshearing.data.mds import check_ids, read_token_index, tokens_of
+from llmshearing.data.mds import check_ids, read_index, read_token_index, tokens_of
 from llmshearing.data.packing import holds_text, share_cut_off
 from llmshearing.data.shard_checks import IDS_REMEDY, check_lengths, first_sample, naming_sample
+from llmshearing.data.streams import shard_problem
 from llmshearing.utils.checks import check_one_of
 
 __all__ = ['check_data']
@@ -65,6 +66,9 @@ def _places(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
 
 def _check_folder(key: str, folder: str, dataset: Mapping[str, Any], tokenizer: Any, size: int) -> tuple[float, str]:
     """Refuses ids that the tokenizer does not have; the share of tokens that would not be served, and what to say."""
+    problem = shard_problem(folder, read_index(folder))
+    if problem is not None:
+        raise ValueError(f'{problem}; fetch or prepare the folder again.')
     length = dataset['max_seq_len']
     if holds_text(folder):
         lost = share_cut_off(folder, tokenizer, length)

@@ -88,8 +88,7 @@ def expand_paths(config: dict[str, Any]) -> None:
             parent[key] = expand_path(place, value)
         elif (value == '~' or value.startswith('~/')) and _is_among(place, ('*',)) and not _is_among(place, TEXTS):
             raise ValueError(
-                f'{shown}: {value!r} would be taken with its ~, and not as your home folder; write the whole path, '
-                'such as ${oc.env:HOME}/...'
+                f'{shown}: {value!r} would be taken with its ~, and not as your home folder; write the whole path.'
             )
 
 
@@ -115,6 +114,8 @@ def check_names(config: Mapping[str, Any]) -> None:
             f'run_name: {config["run_name"]!r} leads out of the folders that are named by it; leave out "..".'
         )
     if config.get('save_folder') is not None:
+        if not config['save_folder'].strip():
+            raise ValueError(f'save_folder: expected a folder, got {config["save_folder"]!r}; leave it out for none.')
         _check_template('save_folder', config['save_folder'], FIELDS_OF_PROCESS)
     for entry in walk(config):
         if _is_among(entry.place, ADDRESSES):

@@ -46,7 +46,7 @@ def build_for_checks(where: str, constructor: Callable, settings: Mapping[str, A
 def eval_loaders(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The evaluation loaders of a configuration, each with its place for messages."""
     listed = config.get('eval_loaders') or []  # llm-foundry's name of a list under eval_loader
-    alone = [('eval_loader', config['eval_loader'])] if config.get('eval_loader') and not listed else []
+    alone = [('eval_loader', config['eval_loader'])] if config.get('eval_loader') is not None and not listed else []
     return alone + [(f'eval_loader[{number}]', loader) for number, loader in enumerate(listed)]
 
 

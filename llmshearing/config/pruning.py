@@ -106,10 +106,6 @@ def _check_checkpoints(settings: Mapping[str, Any], config: Mapping[str, Any]) -
             'callbacks.mono_checkpoint_saver needs FSDP1, under which nothing can be pruned; remove it and set '
             'save_folder and fsdp_config.state_dict_type: full.'
         )
-    if 'alibi' in (config.get('algorithms') or {}):
-        raise ValueError(
-            'algorithms.alibi replaces the positions of BERT and GPT-2, which cannot be pruned here; remove it.'
-        )
     if 'hf_checkpointer' in (config.get('callbacks') or {}):
         raise ValueError(
             'callbacks.hf_checkpointer writes the uncut model, under a name that looks like the result; for pruning '

@@ -73,7 +73,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('max_seq_len', SEQUENCE),
     ('icl_seq_len', COUNT),
     ('global_train_batch_size', COUNT),
-    ('device_eval_batch_size', WHOLE_COUNT),
+    ('device_eval_batch_size', Range(1, 2**16, whole=True)),  # torch makes a list of that many
     ('device_train_microbatch_size', WHOLE_COUNT),
     ('*_subset_num_batches', ALL_OR_COUNT),
     ('save_num_checkpoints_to_keep', Range(-1)),
@@ -82,6 +82,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     # Optimizer and schedule.
     ('optimizer*.betas', Range(0, LONGEST)),
     ('optimizer*.momentum', Range(0, LONGEST)),
+    ('optimizer*.weight_decay', Range(0, LONGEST)),  # the share of a weight that goes with a batch at the peak rate
     ('optimizer*.eps', Range(0, 0.01, above=True)),  # more outweighs the gradients
     ('scheduler.alpha*', Range(0, 1)),
     # Loaders.

@@ -36,6 +36,9 @@ def check_resume(config: Mapping[str, Any]) -> None:
     if latest is not None and not config.get('load_path'):
         _check_link(latest, config)
     source, resumes = resume_source(config), latest is not None and latest.exists()
+    path = config.get('load_path')
+    if source is None and path is not None and '://' not in path and '{' not in path:
+        raise ValueError(f'load_path: there is no {path}; name a checkpoint that is there, or leave it out to begin.')
     if source is not None:
         _check_kind(source, config)
         weights_only = not resumes and bool(config.get('load_weights_only'))

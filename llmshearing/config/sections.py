@@ -172,6 +172,11 @@ def _check_algorithms(algorithms: Mapping[str, Any]) -> None:
         algorithm = _check_entry('algorithms', name, settings, 'algorithms')
         checked = PruningSettings if name == 'targeted_pruning' else algorithm
         build_for_checks(f'algorithms.{name}', checked, settings or {})
+        if name == 'alibi':
+            raise ValueError(
+                "algorithms.alibi replaces the positions of BERT and GPT-2 alone, and fails with llm-foundry's "
+                'batches; remove it.'
+            )
         if name == 'gradient_clipping':
             check_one_of(f'algorithms.{name}.clipping_type', settings['clipping_type'], ('norm', 'value', 'adaptive'))
 

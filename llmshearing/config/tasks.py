@@ -35,6 +35,9 @@ def check_tasks(config: Mapping[str, Any]) -> None:
     tasks, where = config.get('icl_tasks'), 'icl_tasks'
     if config.get('icl_tasks_str') is not None:
         tasks, where = _read_tasks(config['icl_tasks_str']), config['icl_tasks_str']
+    for key in ('eval_gauntlet', 'eval_gauntlet_str'):
+        if config.get(key) is not None and not tasks:
+            raise ValueError(f'{key} averages the scores of icl_tasks, and there are none; add them, or remove it.')
     for number, task in enumerate(tasks or []):
         _check_task(f'{where}[{number}]', task)
 

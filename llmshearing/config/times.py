@@ -27,6 +27,7 @@ WITHIN_RUN = (
     ('eval_interval', False),
     ('save_interval', True),
     ('console_log_interval', True),
+    ('scheduler.t_scale', True),
     ('scheduler.t_*', False),
     ('algorithms.targeted_pruning.*warmup', False),
     ('algorithms.targeted_pruning.freeze_masks_after', False),
@@ -73,7 +74,8 @@ def check_times(config: Mapping[str, Any]) -> None:
         ValueError: For what is no time, below what is possible there, or more than the run.
     """
     loader = config.get('train_loader') or {}
-    batches = (loader.get('dataset') or {}).get('round_batches') if loader.get('name') == 'dynamic_text' else None
+    is_mixed = loader.get('name') == 'dynamic_text' and isinstance(loader.get('dataset'), Mapping)
+    batches = loader['dataset'].get('round_batches') if is_mixed else None
     for entry in walk(config):
         above_zero = next((above for pattern, above in WITHIN_RUN if fnmatchcase(entry.place, pattern)), None)
         key, value = entry.shown, entry.value

@@ -31,7 +31,7 @@ def read_yaml(where: str, path: str, overrides: Sequence[str] = ()) -> Any:
     except InterpolationKeyError as error:
         raise ValueError(
             f'{where}: {str(error).splitlines()[0]}; ${{NAME}} is another key of the file, an environment variable is '
-            '${oc.env:NAME}, or $NAME in a path'
+            '$NAME in a path'
         ) from error
     except (ValueError, TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f'{where}: {" ".join(str(error).split())}') from error

@@ -29,6 +29,7 @@ __all__ = [
     'check_domain_settings',
     'read_proportions',
     'resolve_proportions',
+    'shard_problem',
     'stream_folder',
     'stream_places',
 ]
@@ -125,7 +126,7 @@ def build_domain_streams(
 
 
 def _index_problem(local: str, split: str | None) -> str | None:
-    """What is wrong with a local MDS folder, as far as its index and the sizes of its files tell, or None."""
+    """What is wrong with a local MDS folder, as far as its index and its files tell, or None."""
     folder = os.path.join(local, split or '')
     path = os.path.join(folder, get_index_basename())
     if not os.path.isfile(path):
@@ -136,6 +137,12 @@ def _index_problem(local: str, split: str | None) -> str | None:
         return str(error)
     if not sum(reader.samples for reader in readers):
         return f'{path} lists no samples'
+    return shard_problem(folder, readers)
+
+
+def shard_problem(folder: str, readers: Iterable[Reader]) -> str | None:
+    """What tells by its size or its head that a local MDS folder has not the shards of its index; None if nothing."""
+    path = os.path.join(folder, get_index_basename())
     for reader in readers:
         there = [info for info in (reader.raw_data, reader.zip_data) if info and Path(folder, info.basename).is_file()]
         if not there:
@@ -143,6 +150,9 @@ def _index_problem(local: str, split: str | None) -> str | None:
         file = Path(folder, there[0].basename)
         if file.stat().st_size != there[0].bytes:
             return f'{file} has {file.stat().st_size} bytes where its index says {there[0].bytes}'
+        held = np.fromfile(file, np.uint32, 1) if there[0] is reader.raw_data else reader.samples
+        if held != reader.samples:
+            return f'{file} holds {held.item()} samples where its index says {reader.samples}'
         if there[0] is not reader.raw_data and not os.access(folder, os.W_OK):
             return (
                 f'its shards are compressed, and {folder} cannot be written to unpack them; name it as its `remote`, '

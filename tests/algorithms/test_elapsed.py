@@ -103,7 +103,15 @@ def test_epochs_of_unknown_length_are_refused_before_the_first_step(source, time
         ('2ep', '0.91dur', False),
         ('30sec', '0.99dur', True),
         ('30sec', '1dur', False),
-        ('2ep', '8ba', True),  # of other units, nobody knows
+        ('2ep', '9ba', True),
+        ('2ep', '10ba', False),  # which begins after the last batch of two epochs
+        ('640tok', '9ba', True),
+        ('640tok', '10ba', False),
+        ('7tok', '2ba', False),
+        ('10ba', '36sp', True),
+        ('10ba', '577tok', False),
+        ('10ba', '2ep', False),
+        ('30sec', '8ba', True),  # nobody knows
     ],
 )
 def test_the_last_masks_are_those_of_the_last_batch(run, time, expected):

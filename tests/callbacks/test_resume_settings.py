@@ -4,11 +4,14 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import torch
 from composer.core import Callback, Time, Timestamp
 
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
-from tests.tiny_run import tiny_trainer
+from llmshearing.compat.composer import install
+from llmshearing.models.sheared_causal_lm import ShearedCausalLM
+from tests.tiny_run import tiny_tokenizer, tiny_trainer
 
 BATCHES, STOP = 8, 4
 
@@ -21,10 +24,17 @@ class Rates(Callback):
         self.rates.append(state.optimizers[0].param_groups[0]['lr'])
 
 
-def go(source, save=None, rate=1e-3, config=None, **settings):
+def go(source, save=None, rate=1e-3, config=None, slow=None, **settings):
+    """A run, with the final norm at the rate ``slow`` in a group of its own."""
     rates, callback = Rates(), ResumeSettings({'seed': 17, **(config or {})})
     if save is not None:
         settings = {'save_folder': str(save), 'save_filename': 'ba{batch}.pt', 'save_interval': f'{STOP}ba', **settings}
+    if slow is not None:
+        model = ShearedCausalLM(tiny_tokenizer(), str(source))
+        named = dict(model.named_parameters())
+        norm = named.pop(next(name for name in named if name.endswith('model.norm.weight')))
+        groups = [{'params': list(named.values())}, {'params': [norm], 'lr': slow, 'betas': (0.8, 0.9)}]
+        settings |= {'model': model, 'optimizers': torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)}
     trainer = tiny_trainer(source, [], BATCHES, learning_rate=rate, callbacks=[rates, callback], **settings)
     trainer.fit()
     optimizer = trainer.state.optimizers[0]
@@ -42,6 +52,32 @@ def test_a_lower_rate_holds_from_the_first_resumed_batch(source, tmp_path, caplo
     assert caplog.text.count('Resumed with') == 1
     assert 'Resumed with optimizer.lr: 0.0005 as configured now; the checkpoint had 0.001.' in caplog.text
     assert optimizer.state[optimizer.param_groups[0]['params'][0]]['step'] == BATCHES  # moments went on
+
+
+@pytest.mark.parametrize('before, now', [(None, 1e-4), (1e-4, None), (1e-4, 2e-4)])
+def test_groups_of_parameters_are_those_of_the_configuration(source, tmp_path, before, now):
+    whole, optimizer = go(source, tmp_path, slow=now)
+    final = [group['lr'] for group in optimizer.param_groups]
+    go(source, tmp_path, slow=before, save_overwrite=True)
+    rates, optimizer = go(source, slow=now, load_path=str(tmp_path / f'ba{STOP}.pt'))
+    assert rates == pytest.approx(whole[STOP:], rel=1e-12)
+    assert [group['lr'] for group in optimizer.param_groups] == pytest.approx(final, rel=1e-12)
+    assert [group['betas'] for group in optimizer.param_groups][1:] == [(0.8, 0.9)] * (now is not None)
+
+
+def test_weights_that_were_frozen_are_named(source, tmp_path):
+    install()
+
+    def frozen(**settings):
+        model = ShearedCausalLM(tiny_tokenizer(), str(source))
+        next(model.parameters()).requires_grad_(False)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        go(source, model=model, optimizers=torch.optim.AdamW(trained, lr=1e-3), **settings)
+
+    frozen(save=tmp_path)
+    frozen(load_path=str(tmp_path / f'ba{STOP}.pt'))  # as is advised
+    with pytest.raises(ValueError, match=r'no optimizer state of model.model.embed_tokens.weight: .* the same weights'):
+        go(source, load_path=str(tmp_path / f'ba{STOP}.pt'))
 
 
 def test_what_the_checkpoint_decides_is_named_with_both_values(source, tmp_path, caplog):

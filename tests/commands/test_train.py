@@ -37,6 +37,17 @@ def test_one_sentence(tmp_path, capsys, content, overrides, message):
     assert message in error and str(path) in error and 'Traceback' not in error
 
 
+@pytest.mark.parametrize('reference', ['${nope}', '${oc.env:HOME}'])
+def test_references_that_lead_nowhere(tmp_path, capsys, reference):
+    """The second is one to OmegaConf, and llm-foundry takes it away."""
+    path = tmp_path / 'run.yaml'
+    path.write_text(WHOLE + f'save_folder: {reference}/x\n')
+    assert train.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert 'ERROR: save_folder: ' in error and 'is $NAME in a path, and KEY=$NAME on' in error
+    assert 'Traceback' not in error
+
+
 def raised(code, name):
     """The error of a function of a module of that name."""
     space = {'__name__': name}

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from composer import Trainer
+from composer import Callback, Trainer
 from composer.callbacks import CheckpointSaver
 from composer.models import ComposerClassifier, huggingface
 from composer.trainer import _patch_pytorch
@@ -91,7 +91,11 @@ def test_had_begun_is_true_of_errors_out_of_the_trainers_loop():
         def loss(self, outputs, batch, *args, **kwargs):
             raise RuntimeError('in the loop')
 
-    def train():
+    class Early(Callback):
+        def fit_start(self, state, logger):
+            raise RuntimeError('where training starts')
+
+    def train(callback=None):
         data = TensorDataset(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
         Trainer(
             model=Broken(nn.Linear(3, 2), num_classes=2),
@@ -99,9 +103,11 @@ def test_had_begun_is_true_of_errors_out_of_the_trainers_loop():
             max_duration='1ba',
             progress_bar=False,
             device='cpu',
+            callbacks=callback,
         ).fit()
 
     def fail():
         raise RuntimeError('before it')
 
     assert composer.had_begun(error_of(train)) and not composer.had_begun(error_of(fail))
+    assert not composer.had_begun(error_of(lambda: train(Early())))

@@ -154,6 +154,19 @@ def test_ids_that_are_none(world, tmp_path, rows, encoding, match):
             check(train, evaluated)
 
 
+def test_shards_that_do_not_fit_their_index(world, tmp_path):
+    """An evaluator's used to end the run at its first evaluation."""
+    folder = write(tmp_path / 'cut')
+    shard, index = folder / 'shard.00000.mds', folder / 'index.json'
+    whole = json.loads(index.read_text())
+    whole['shards'][0]['samples'] += 5
+    index.write_text(json.dumps(whole))
+    for message in ('holds 10 samples where its index says 15', r'has 20 bytes where', '00000.mds of .* is missing'):
+        with pytest.raises(ValueError, match=rf'^eval_loader\[0\].dataset.local: .*{message}.*fetch or prepare'):
+            check(loader(world.data), [loader(folder)])
+        shard.write_bytes(shard.read_bytes()[:20]) if 'holds' in message else shard.unlink(missing_ok=True)
+
+
 def test_samples_of_other_lengths_are_told(tmp_path, caplog):
     odd = loader(write(tmp_path / 'odd', [*ROWS[:6], ROWS[6][:4], *ROWS[7:]]))
     check(odd, [odd])

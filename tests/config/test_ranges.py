@@ -52,6 +52,8 @@ def test_the_shipped_values_lie_inside(path):
         ('optimizer.eps', 1.0, 1e-3),
         ('optimizer.lr', 0.0, 1e-9),
         ('optimizer.weight_decay', -0.1, 0.0),
+        ('optimizer.weight_decay', 1, 0.1),
+        ('device_eval_batch_size', 10**9, 512),
         ('scheduler.alpha_f', -0.1, 0.0),
         ('loggers.tensorboard.flush_interval', 0, 1),
         ('loggers.mlflow.log_duplicated_metric_every_n_steps', 0, 1),

@@ -223,6 +223,11 @@ def test_runs_without_our_parts_are_left_alone():
             {'monitor': 'LanguageCrossEntropy', 'dataloader_label': 'pyton'},
             'early_stopper.dataloader_label: expected one of train, eval/python',
         ),
+        ('train_loader.dataset', 3, 'train_loader.dataset: expected keys and values, got 3'),
+        ('eval_gauntlet', {'weighting': 'EQUAL'}, 'eval_gauntlet averages the scores of icl_tasks, and there are none'),
+        ('eval_gauntlet_str', 'x.yaml', 'eval_gauntlet_str averages the scores of icl_tasks'),
+        ('save_folder', ' ', "save_folder: expected a folder, got ' '; leave it out"),
+        ('load_path', '/no/such.pt', 'load_path: there is no /no/such.pt; name a checkpoint'),
         ('fsdp_config', {'activation_checkpoint': True}, "Did you mean 'activation_checkpointing'"),
         ('icl_tasks_str', '/no/such.yaml', 'icl_tasks: /no/such.yaml cannot be read'),
         (False, 1, 'the key False is read by YAML as bool, not as text; put it in quotes'),
@@ -231,6 +236,11 @@ def test_runs_without_our_parts_are_left_alone():
 def test_what_cannot_run_is_refused(config, path, value, message):
     with pytest.raises(ValueError, match=message):
         prepare_run(changed(config, path, value))
+
+
+def test_an_evaluator_without_settings_is_refused(config):
+    with pytest.raises(ValueError, match='eval_loader.name: '):
+        prepare_run(changed(changed(config, 'eval_loaders', KeyError), 'eval_loader', {}))
 
 
 PRUNING = 'algorithms.targeted_pruning'

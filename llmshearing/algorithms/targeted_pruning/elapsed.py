@@ -65,16 +65,20 @@ def elapsed_share(state: State, duration: str | Time) -> float:
 def reaches_end(state: State, duration: str | Time) -> bool:
     """Whether ``duration`` is over when the last batch begins, whose masks are the run's last.
 
-    Taken for granted where its unit and that of the run do not compare. Where nobody knows how much a batch is of the
-    run, the time only has to end before the run.
+    Units are compared by what a batch is in each. Where nobody knows that of the run's, the time only has to end before
+    the run; where one of two units is not known, that it does is taken for granted.
     """
     duration, whole = Time.from_input(duration), state.max_duration
     if whole is None:
         return duration.unit != TimeUnit.DURATION or duration.value < 1
-    batch = _batch(state, whole.unit)
+    batch, own = _batch(state, whole.unit), _batch(state, duration.unit)
     last = whole.value if batch is None else (math.ceil(whole.value / batch) - 1) * batch
     end = {TimeUnit.DURATION: float(last / whole.value), whole.unit: last}.get(duration.unit)
-    return end is None or duration.value < end or (batch is not None and duration.value == end)
+    if end is None:
+        if batch is None or own is None:
+            return True
+        end = last / batch * own
+    return duration.value < end or (batch is not None and duration.value == end)
 
 
 def _batch(state: State, unit: TimeUnit) -> Fraction | None:
