@@ -89,7 +89,6 @@ def _asking_for_less(load: Callable) -> Callable:
 
 
 def _naming_what_was_frozen(stock: Callable) -> Callable:
-    @functools.wraps(stock)
     def load_optim_state(*args: Any, **settings: Any) -> None:
         try:
             stock(*args, **settings)

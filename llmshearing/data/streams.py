@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from streaming import Stream
 
-from llmshearing.compat.streaming import Reader, World, get_index_basename
+from llmshearing.compat.streaming import MDSReader, Reader, World, get_index_basename
 from llmshearing.data.mds import read_index
 from llmshearing.utils.files import load_json
 from llmshearing.utils.paths import expand_path, plain_name
@@ -140,7 +140,7 @@ def _index_problem(local: str, split: str | None) -> str | None:
     return shard_problem(folder, readers)
 
 
-def shard_problem(folder: str, readers: Iterable[Reader]) -> str | None:
+def shard_problem(folder: str, readers: Iterable[MDSReader]) -> str | None:
     """What tells by its size or its head that a local MDS folder has not the shards of its index; None if nothing."""
     path = os.path.join(folder, get_index_basename())
     for reader in readers:
@@ -150,9 +150,9 @@ def shard_problem(folder: str, readers: Iterable[Reader]) -> str | None:
         file = Path(folder, there[0].basename)
         if file.stat().st_size != there[0].bytes:
             return f'{file} has {file.stat().st_size} bytes where its index says {there[0].bytes}'
-        held = np.fromfile(file, np.uint32, 1) if there[0] is reader.raw_data else reader.samples
+        held = np.fromfile(file, np.uint32, 1).item() if there[0] is reader.raw_data else reader.samples
         if held != reader.samples:
-            return f'{file} holds {held.item()} samples where its index says {reader.samples}'
+            return f'{file} holds {held} samples where its index says {reader.samples}'
         if there[0] is not reader.raw_data and not os.access(folder, os.W_OK):
             return (
                 f'its shards are compressed, and {folder} cannot be written to unpack them; name it as its `remote`, '
