@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from llmshearing.config.run import prepare_run
 from tests.checkpoints.test_identity import OTHER, change_config, change_weights
-from tests.config.test_run import TARGET, YAML, changed
+from tests.config.demo_run import TARGET, YAML, changed
 from tests.dynamic_text_world import on_ranks
 from tests.tiny_run import tiny_source
 

@@ -8,7 +8,6 @@ import pytest
 
 from llmshearing.config.run import check_run, prepare_run
 from llmshearing.config.stored_teacher import serve_stored_teacher
-from tests.config.test_run import config  # noqa: F401
 
 
 def stored(config, **dataset):

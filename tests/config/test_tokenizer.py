@@ -10,10 +10,8 @@ from llmshearing.config.run import check_run
 from llmshearing.config.source import check_source
 from llmshearing.config.tokenizer import check_rows
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-from tests.config.test_run import changed, config
+from tests.config.demo_run import changed
 from tests.tiny_run import tiny_source
-
-__all__ = ['config']  # a fixture
 
 
 def with_padding(folder) -> str:
