@@ -5,7 +5,8 @@ chosen by activations. What projections read no longer is then made up for by th
 orthogonal map of what is left of their output (arXiv 2510.07782), either from a few tokens of training text or from
 many. Losses are of held-out text, nothing is trained.
 
-    python benchmarks/compensation_tokens.py --work runs/quality-smollm --smollm [--quick] [--output FILE.json]
+    python benchmarks/compensation_tokens.py --work runs/quality-smollm --smollm [--sequences 1 4 16 64]
+                                             [--ways regression rotation] [--quick] [--output FILE.json]
 
 With ``--smollm`` it takes about half an hour of one core.
 """
@@ -13,18 +14,20 @@ With ``--smollm`` it takes about half an hour of one core.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from cut_cost import Cuts, held_out_loss, training_batches
 from quality import rotate
-from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
+from quality_source import DOMAINS, FULL, QUICK, SMOLLM, Sizes, make_source
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -35,8 +38,6 @@ from llmshearing.models.targets import target_shape
 from llmshearing.utils.markdown import markdown_table
 
 AXES = ('hidden', 'intermediate')
-SEQUENCES = (1, 4, 16, 64)
-EVERY_DOMAIN = 13  # sequences of each domain that units are chosen by: enough for the most that are looked at
 
 
 class ByRotation(Compensation):
@@ -54,23 +55,22 @@ class ByRotation(Compensation):
 WAYS = {'regression': Compensation, 'rotation': ByRotation}
 
 
-def measure(work: Path, sizes: Sizes, name: str) -> dict[str, Any]:
+def measure(work: Path, sizes: Sizes, name: str, ways: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
     """Losses of one source, of the cut, and of the cut compensated in every way from every number of sequences."""
     folder = work / name
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(folder), str(folder), use_train_metrics=False).eval()
     plans = plan_axes(model.cutter.shape, target_shape(model.config, sizes.target))
-    cuts = Cuts(model, plans, training_batches(work, EVERY_DOMAIN))
+    cuts = Cuts(model, plans, training_batches(work, math.ceil(max(numbers) / len(DOMAINS))))
     chosen = dict.fromkeys(AXES, 'activation')
     cuts.choose(chosen)
     result: dict[str, Any] = {'source': name, 'cut': held_out_loss(model, work, sizes), 'compensated': []}
-    for way, by in WAYS.items():
-        for sequences in SEQUENCES:
-            cuts.choose(chosen)
-            cuts.compensate(sequences, by)
-            tokens = sequences * cuts.batches[0]['input_ids'].shape[1]
-            record = {'way': way, 'tokens': tokens, 'loss': held_out_loss(model, work, sizes)}
-            result['compensated'].append(record)
-            sys.stderr.write(f'{name}: {record}\n')
+    for way, sequences in itertools.product(ways, numbers):
+        cuts.choose(chosen)
+        cuts.compensate(sequences, WAYS[way])
+        tokens = sequences * cuts.batches[0]['input_ids'].shape[1]
+        record = {'way': way, 'tokens': tokens, 'loss': held_out_loss(model, work, sizes)}
+        result['compensated'].append(record)
+        sys.stderr.write(f'{name}: {record}\n')
     return result
 
 
@@ -78,11 +78,9 @@ def table(results: list[Mapping[str, Any]]) -> str:
     """The losses as markdown: a row per source and way."""
     rows = []
     for result in results:
-        rows += [
-            [result['source'], way, f'{result["cut"]:.2f}']
-            + [f'{record["loss"]:.2f}' for record in result['compensated'] if record['way'] == way]
-            for way in WAYS
-        ]
+        for way, records in itertools.groupby(result['compensated'], key=lambda record: record['way']):
+            losses = [f'{record["loss"]:.2f}' for record in records]
+            rows.append([result['source'], way, f'{result["cut"]:.2f}', *losses])
     tokens = dict.fromkeys(record['tokens'] for record in results[0]['compensated'])
     return markdown_table(['source', 'by', 'as cut', *(f'{number:,} tokens' for number in tokens)], rows)
 
@@ -91,6 +89,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for text and source, as of quality.py')
     parser.add_argument('--smollm', action='store_true', help='cut SmolLM2-135M instead of the small source')
+    parser.add_argument('--sequences', type=int, nargs='+', default=[1, 4, 16, 64], help='default: %(default)s')
+    parser.add_argument('--ways', nargs='+', choices=list(WAYS), default=list(WAYS), help='default: both')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to see that it runs')
     parser.add_argument('--output', type=Path, help='write the losses as JSON')
     arguments = parser.parse_args()
@@ -98,7 +98,10 @@ def main() -> int:
     logging.disable(logging.WARNING)
     sizes = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL
     make_source(arguments.work, sizes)
-    results = [measure(arguments.work, sizes, name) for name in ('source', rotate(arguments.work, sizes))]
+    results = [
+        measure(arguments.work, sizes, name, arguments.ways, arguments.sequences)
+        for name in ('source', rotate(arguments.work, sizes))
+    ]
     sys.stdout.write(f'{table(results)}\n')
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1))
