@@ -6,8 +6,8 @@ lies in no file: the weights are in one, whose pages the system drops when it ne
     python benchmarks/cut_memory.py [--model 7b|1b|small | --quick] [--command rotate] [--dtype float32] [--tokens N]
                                     [--folder FOLDER] [--output FILE.json]
 
-`7b` needs 40 GB of free disk and, on two cores, an hour; `1b` 10 GB; `small`, which takes seconds, is cut in memory like
-all sources of its size. A large source is computed in the type that is written, and many CPUs take float32 for
+`7b` needs 40 GB of free disk and, on two cores, an hour; `1b` 10 GB; `small`, which takes seconds, is cut in memory
+like all sources of its size. A large source is computed in the type that is written, and many CPUs take float32 for
 bfloat16 in a tenth of the time.
 """
 

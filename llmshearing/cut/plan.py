@@ -16,7 +16,7 @@ from llmshearing.compat.transformers import attention_implementation, dtype_of
 from llmshearing.config.source import read_source
 from llmshearing.cut.memory import memory_needed
 from llmshearing.cut.settings import CutSettings
-from llmshearing.cut.target import cut_shape
+from llmshearing.cut.target import BUDGETS, cut_shape
 from llmshearing.masks.axes import AxisPlan
 from llmshearing.masks.state import plan_masks
 from llmshearing.models.counting import count_parameters, layout_of
@@ -51,6 +51,7 @@ class PlannedCut:
         sequences_per_pass (int): Sequences that one forward pass takes.
         memory (int): Bytes at the peak.
         scratch (int): Bytes that the source's weights take on the output's disk meanwhile; 0 where they are in memory.
+        with_all_layers (ModelShape | None): The budget's shape if no layers go, where the budget leaves that open.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class PlannedCut:
     sequences_per_pass: int
     memory: int
     scratch: int
+    with_all_layers: ModelShape | None
 
     @property
     def bytes(self) -> int:
@@ -78,9 +80,18 @@ class PlannedCut:
         meanwhile = f', and meanwhile {with_unit(self.scratch, "B")} for the weights' if self.scratch else ''
         basis = ', in a rotated basis' if self.rotates else ''
         basis += f' ({self.config.model_type} cannot be rotated: {self.unrotated})' if self.unrotated else ''
+        source, others = shape_of(self.config), []
+        if self.with_all_layers is not None:
+            shape = self.with_all_layers.as_dict()
+            sizes = ', '.join(f'{key}={size}' for key, size in shape.items() if size != source.as_dict()[key])
+            others = [
+                f'num_hidden_layers={source.num_hidden_layers} beside the budget would keep all layers, with {sizes}; '
+                '`llmshearing search` compares shapes'
+            ]
         return [
-            f'source: {self.source_parameters:,} parameters, {shape_of(self.config)}',
+            f'source: {self.source_parameters:,} parameters, {source}',
             f'target: {self.parameters:,} parameters ({self.parameters / self.source_parameters:.1%}), {self.target}',
+            *others,
             f'along {", ".join(self.axes)}{basis}',
             f'takes about {with_unit(self.memory, "B")} of memory in {self.computed_in}, '
             f'and {with_unit(self.bytes, "B")} of disk in {self.dtype}{meanwhile}',
@@ -140,7 +151,18 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         sequences_per_pass=sequences,
         memory=memory,
         scratch=scratch,
+        with_all_layers=_with_all_layers(config, target, settings) if 'layer' in axes else None,
     )
+
+
+def _with_all_layers(config: PretrainedConfig, target: Mapping[str, Any], settings: CutSettings) -> ModelShape | None:
+    if 'num_hidden_layers' in target or not any(key in target for key in BUDGETS):
+        return None
+    try:
+        pinned = {**target, 'num_hidden_layers': config.num_hidden_layers}
+        return cut_shape(config, pinned, settings.axes, settings.keep_heads)
+    except ValueError:  # the budget is too small for that
+        return None
 
 
 def _check_scores(

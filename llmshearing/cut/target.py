@@ -22,7 +22,7 @@ from llmshearing.utils.checks import check_one_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['AXIS_KEYS', 'cut_shape', 'fine_multiple']
+__all__ = ['AXIS_KEYS', 'BUDGETS', 'cut_shape', 'fine_multiple']
 
 # What each axis takes away from, under the names of a target; heads go with their KV heads.
 AXIS_KEYS = {

@@ -132,6 +132,17 @@ def test_a_budget_keeps_the_heads_and_says_so(place, tmp_path, capsys):
     assert f'model.pretrained_model_name_or_path: {tmp_path / "out"}' in out
 
 
+def test_the_plan_of_a_budget_says_how_to_keep_all_layers(place):
+    budget = {'params': '24k', 'multiple_of': 4, 'tolerance': 0.1}
+    plan = plans.plan_cut(place / 'source', budget, CutSettings())
+    layers = plan.config.num_hidden_layers
+    pinned = plans.plan_cut(place / 'source', {**budget, 'num_hidden_layers': layers}, CutSettings())
+    assert plan.target.num_hidden_layers < layers and pinned.target == plan.with_all_layers
+    said = f'num_hidden_layers={layers} beside the budget .*, with hidden_size={pinned.target.hidden_size}, '
+    assert re.search(said, '\n'.join(plan.lines()))
+    assert pinned.with_all_layers is None and 'beside the budget' not in '\n'.join(pinned.lines())
+
+
 @pytest.mark.parametrize('where', ['prune_in_one_shot', 'verify_folder'])
 def test_stopped_anywhere_nothing_is_left_and_the_next_start_is_clean(place, tmp_path, monkeypatch, where):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
