@@ -68,7 +68,7 @@ def _check_folder(key: str, folder: str, dataset: Mapping[str, Any], tokenizer: 
     """Refuses ids that the tokenizer does not have; the share of tokens that would not be served, and what to say."""
     problem = shard_problem(folder, read_index(folder))
     if problem is not None:
-        raise ValueError(f'{problem}; fetch or prepare the folder again.')
+        raise ValueError(f'{problem}.')
     length = dataset['max_seq_len']
     if holds_text(folder):
         lost = share_cut_off(folder, tokenizer, length)

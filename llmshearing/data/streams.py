@@ -141,18 +141,18 @@ def _index_problem(local: str, split: str | None) -> str | None:
 
 
 def shard_problem(folder: str, readers: Iterable[MDSReader]) -> str | None:
-    """What tells by its size or its head that a local MDS folder has not the shards of its index; None if nothing."""
-    path = os.path.join(folder, get_index_basename())
+    """What tells by its size or its head that a local MDS folder has not the shards of its index, or None."""
+    path, remedy = os.path.join(folder, get_index_basename()), 'fetch or prepare the folder again'
     for reader in readers:
         there = [info for info in (reader.raw_data, reader.zip_data) if info and Path(folder, info.basename).is_file()]
         if not there:
-            return f'shard {reader.raw_data.basename} of {path} is missing'
+            return f'shard {reader.raw_data.basename} of {path} is missing; {remedy}'
         file = Path(folder, there[0].basename)
         if file.stat().st_size != there[0].bytes:
-            return f'{file} has {file.stat().st_size} bytes where its index says {there[0].bytes}'
+            return f'{file} has {file.stat().st_size} bytes where its index says {there[0].bytes}; {remedy}'
         held = np.fromfile(file, np.uint32, 1).item() if there[0] is reader.raw_data else reader.samples
         if held != reader.samples:
-            return f'{file} holds {held} samples where its index says {reader.samples}'
+            return f'{file} holds {held} samples where its index says {reader.samples}; {remedy}'
         if there[0] is not reader.raw_data and not os.access(folder, os.W_OK):
             return (
                 f'its shards are compressed, and {folder} cannot be written to unpack them; name it as its `remote`, '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from types import SimpleNamespace
@@ -165,6 +166,13 @@ def test_shards_that_do_not_fit_their_index(world, tmp_path):
         with pytest.raises(ValueError, match=rf'^eval_loader\[0\].dataset.local: .*{message}.*fetch or prepare'):
             check(loader(world.data), [loader(folder)])
         shard.write_bytes(shard.read_bytes()[:20]) if 'holds' in message else shard.unlink(missing_ok=True)
+
+
+def test_compressed_shards_that_cannot_be_unpacked_have_a_remedy_of_their_own(world, tmp_path, monkeypatch):
+    folder = write(tmp_path / 'packed', compression='zstd')
+    monkeypatch.setattr(os, 'access', lambda *_: False)
+    with pytest.raises(ValueError, match=r'^eval_loader\[0\].*as its `remote`, and a folder that can as `local`\.$'):
+        check(loader(world.data), [loader(folder)])
 
 
 def test_samples_of_other_lengths_are_told(tmp_path, caplog):
