@@ -252,6 +252,17 @@ def test_cut_quality(tmp_path, run_quick):
     assert '| by magnitude, without either |' in printed
 
 
+def test_search_order(tmp_path, run_quick):
+    out = tmp_path / 'results.json'
+    printed = run_quick(
+        'search_order.py', '--work', tmp_path / 'work', '--candidates', 3, '--seeds', 17, 18, '--output', out
+    )
+    result = json.loads(out.read_text())
+    trained = [row['trained'] for row in result['candidates']]
+    assert len(trained) == 3 and trained == sorted(trained) and result['seeds']['best']['17'] == trained[0]
+    assert set(result['seeds']['proportional']) == {'17', '18'} and '| proportional | ' in printed
+
+
 def test_cut_memory(tmp_path):
     out = tmp_path / 'results.json'
     printed = run_alone('cut_memory.py', '--output', out)
