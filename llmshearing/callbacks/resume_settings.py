@@ -113,6 +113,8 @@ class ResumeSettings(CallbackWithConfig):
     def _tell_schedule(self, state: State) -> None:
         pruning, now, was = find_pruning(state), self._schedule, self._saved_schedule
         moved = [key for key in now if key in was and now[key] != was[key]]
+        if pruning is not None and pruning.frozen_masks is None:
+            moved = [key for key in moved if key != 'compensate']  # what goes from now on follows it
         if pruning is None or not moved:
             return
         if pruning.frozen_masks is not None:
@@ -183,13 +185,15 @@ def _setting(config: Any, place: str) -> Any:
 def _schedule(state: State) -> dict[str, Any]:
     """Settings that say where the masks should be by now; the run's length only where a time is a share of it."""
     pruning = find_pruning(state)
-    if pruning is None or not pruning.learner.follows_warmup:
+    if pruning is None:
         return {}
     settings, whole = pruning.settings, state.max_duration
+    if not pruning.learner.follows_warmup:
+        return {'compensate': settings.compensate}
     given = {'warmup': settings.warmup, 'freeze_masks_after': settings.freeze_masks_after}
     times = {key: Time.from_input(time) for key, time in given.items() if time is not None}
     schedule: dict[str, Any] = dict.fromkeys(given) | {key: time.to_timestring() for key, time in times.items()}
-    schedule |= {'start_sparsity': settings.start_sparsity, 'fade': settings.fade}
+    schedule |= {'start_sparsity': settings.start_sparsity, 'fade': settings.fade, 'compensate': settings.compensate}
     if whole is not None and any(time.unit == TimeUnit.DURATION for time in times.values()):
         schedule['max_duration'] = whole.to_timestring()
     return schedule

@@ -203,12 +203,35 @@ def _check_loggers(loggers: Mapping[str, Any]) -> None:
 
 
 def _check_monitored(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Composer looks for the evaluator only when it has run."""
+    """Composer looks for evaluator and metric only when the evaluator has run."""
     labels = [f'eval/{loader["label"]}' for loader in config.get('eval_loaders') or []]
     possible = ['train', *(labels or ['eval'])]
     check_one_of('callbacks.early_stopper.dataloader_label', settings['dataloader_label'], possible)
+    _check_metric(settings, config['model'])
     if settings.get('patience') is not None:
         check_time('callbacks.early_stopper.patience', settings['patience'], units=('ep', 'ba'))
+
+
+def _check_metric(settings: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    from llmfoundry.eval.metrics.nlp import InContextLearningMetric
+    from llmfoundry.models.hf.hf_base import BaseHuggingFaceModel
+
+    constructor = constructor_of('model.name', model['name'], 'models')
+    if not (isinstance(constructor, type) and issubclass(constructor, BaseHuggingFaceModel)):
+        return  # which metrics another kind of model has is known once it is built
+    keys = ('additional_train_metrics', 'additional_eval_metrics')
+    train, evaluation = constructor.build_metrics(
+        model.get('use_train_metrics', True), *(list(model.get(key) or []) for key in keys)
+    )
+    trains = settings['dataloader_label'] == 'train'
+    metrics = train if trains else [one for one in evaluation if not isinstance(one, InContextLearningMetric)]
+    names = [type(metric).__name__ for metric in metrics]
+    if not names:
+        raise ValueError(
+            'callbacks.early_stopper.dataloader_label: the model computes no metrics on training batches; name an '
+            f'evaluation loader, or one of the metrics under model.{keys[0]}.'
+        )
+    check_one_of('callbacks.early_stopper.monitor', settings['monitor'], names)
 
 
 def _build_optimizer(optimizer: Callable, settings: Mapping[str, Any]) -> None:

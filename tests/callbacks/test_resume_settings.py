@@ -11,7 +11,7 @@ from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.callbacks.resume_settings import FROM_CHECKPOINT, ResumeSettings
 from llmshearing.compat.composer import install
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-from tests.tiny_run import tiny_tokenizer, tiny_trainer
+from tests.tiny_run import sequences_spec, tiny_tokenizer, tiny_trainer
 
 BATCHES, STOP = 8, 4
 
@@ -149,6 +149,7 @@ def shear(source, save, caplog, load=None, batches=BATCHES, **settings):
     target = {'num_hidden_layers': 3, 'hidden_size': 36}
     pruning, callback = TargetedPruning(target, **settings), ResumeSettings({'algorithms': {'targeted_pruning': {}}})
     saving = {'save_folder': str(save), 'save_filename': 'ba{batch}.pt', 'save_interval': '1ba', 'save_overwrite': True}
+    saving |= {'eval_dataloader': sequences_spec(4, 4), 'eval_interval': 0}  # what units are scored on
     trainer = tiny_trainer(source, [pruning], batches, callbacks=[callback], load_path=load, **saving)
     with caplog.at_level(logging.WARNING):
         trainer.fit(duration=None if load else f'{STOP}ba')
@@ -189,3 +190,17 @@ def test_another_time_to_freeze_is_told_once_masks_are_frozen(source, tmp_path, 
         'Resumed with algorithms.targeted_pruning.freeze_masks_after: 2ba of the checkpoint, not 7ba: masks are '
         'frozen; start anew in another save_folder.'
     ]
+
+
+def test_compensation_asked_for_after_the_cut_is_told(source, tmp_path, caplog):
+    run = {'mask_learning': 'one_shot', 'scores': 'magnitude'}
+    shear(source, tmp_path, caplog, **run)
+    assert shear(source, tmp_path, caplog, str(tmp_path / f'ba{STOP}.pt'), compensate=True, **run) == [
+        'Resumed with algorithms.targeted_pruning.compensate: False of the checkpoint, not True: masks are frozen; '
+        'start anew in another save_folder.'
+    ]
+
+
+def test_compensation_follows_the_configuration_while_units_go(source, tmp_path, caplog):
+    shear(source, tmp_path, caplog, warmup='6ba')
+    assert not shear(source, tmp_path, caplog, str(tmp_path / f'ba{STOP}.pt'), warmup='6ba', compensate=True)

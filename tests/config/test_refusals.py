@@ -123,6 +123,16 @@ from tests.config.demo_run import changed
             {'monitor': 'LanguageCrossEntropy', 'dataloader_label': 'pyton'},
             'early_stopper.dataloader_label: expected one of train, eval/python',
         ),
+        (
+            'callbacks.early_stopper',
+            {'monitor': 'loss', 'dataloader_label': 'eval/python'},
+            "early_stopper.monitor: expected one of LanguageCrossEntropy, LanguagePerplexity, got 'loss'",
+        ),
+        (
+            'callbacks.early_stopper',
+            {'monitor': 'LanguageCrossEntropy', 'dataloader_label': 'train'},
+            'early_stopper.dataloader_label: the model computes no metrics on training batches',
+        ),
         ('train_loader.dataset', 3, 'train_loader.dataset: expected keys and values, got 3'),
         ('eval_gauntlet', {'weighting': 'EQUAL'}, 'eval_gauntlet averages the scores of icl_tasks, and there are none'),
         ('eval_gauntlet_str', 'x.yaml', 'eval_gauntlet_str averages the scores of icl_tasks'),
