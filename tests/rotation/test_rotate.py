@@ -152,6 +152,8 @@ def test_products_are_not_made_in_half_precision():
     for (name, a), b in zip(exact.named_parameters(), half.parameters()):
         if 'norm' not in name:
             torch.testing.assert_close(b, a.bfloat16(), rtol=2**-7, atol=1e-6, msg=name)
+        if 'o_proj' in name or 'down_proj' in name:  # readers are divided by a gain that is rounded, too
+            assert (b != a.bfloat16()).float().mean() < 0.01, name  # float32 rounds a few in a thousand the other way
 
 
 @pytest.mark.parametrize('variant', ['llama', 'gemma', 'qwen2'])
