@@ -4,8 +4,8 @@ The source of ``quality.py`` is cut to its target along one axis at a time and a
 scores the axis; then once more with the weights changed so that what stays takes over from what goes (``compensate`` of
 ``targeted_pruning``). Scores and compensation see training text, losses are of held-out text.
 
-    python benchmarks/cut_cost.py --work runs/quality-smollm --smollm [--sequences 4] [--scores NAME ...] [--quick]
-                                  [--output FILE.json]
+    python benchmarks/cut_cost.py --work runs/quality-smollm --smollm [--rotate] [--sequences 4] [--scores NAME ...]
+                                  [--quick] [--output FILE.json]
 
 With ``--smollm`` it takes about twenty minutes of one core.
 """
@@ -24,6 +24,7 @@ from typing import Any
 from collections.abc import Mapping, Sequence
 
 import torch
+from quality import rotate
 from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -91,9 +92,10 @@ class Cuts:
         self.model.cutter.set_masks(self.masks)
 
 
-def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str]) -> dict[str, Any]:
-    """Losses of the source, of every cut by ``methods`` and of the one along all axes."""
+def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], rotated: bool = False) -> dict[str, Any]:
+    """Losses of the source, as it is or rotated, of every cut by ``methods`` and of the one along all axes."""
     source = make_source(work, sizes)
+    source = work / rotate(work, sizes) if rotated else source
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False).eval()
     shape = model.cutter.shape
     cuts = Cuts(model, plan_axes(shape, target_shape(model.config, sizes.target)), training_batches(work, sequences))
@@ -123,6 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for text and source, as of quality.py')
     parser.add_argument('--smollm', action='store_true', help='cut SmolLM2-135M instead of the small source')
+    parser.add_argument('--rotate', action='store_true', help='rotate the source first')
     parser.add_argument('--sequences', type=int, default=4, help='of each domain to look at (default: %(default)s)')
     parser.add_argument(
         '--scores',
@@ -137,7 +140,7 @@ def main() -> int:
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     sizes = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL
-    result = measure(arguments.work, sizes, arguments.sequences, arguments.scores)
+    result = measure(arguments.work, sizes, arguments.sequences, arguments.scores, arguments.rotate)
     sys.stdout.write(table(result) + '\n')
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1))

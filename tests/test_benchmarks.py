@@ -117,6 +117,12 @@ def test_cut_cost(tmp_path, run_quick):
     whole = cuts['all', 'block importance + activation']
     assert whole['cut'] != whole['compensated'] and whole['cut'] != result['source']
     assert '| all | block importance + activation |' in printed
+    run_quick(
+        *('cut_cost.py', '--work', tmp_path / 'work', '--sequences', '2', '--scores', 'activation', '--rotate'),
+        *('--output', out),
+    )
+    rotated = {(cut['axes'], cut['scores']): cut['cut'] for cut in json.loads(out.read_text())['cuts']}
+    assert rotated['hidden', 'activation'] != cuts['hidden', 'activation']['cut']
 
 
 def test_compensation_tokens(tmp_path, run_quick):
