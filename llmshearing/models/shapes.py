@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR, check_valid
+from llmshearing.compat.transformers import STRICT_ERROR, check_valid, per_layer_lists
 from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
 from llmshearing.models.mixtures import MIXTURES, own_key, table_name
 from llmshearing.utils.checks import is_integer
@@ -182,10 +182,8 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
             continue
         setattr(config, own_key(config, field.name), getattr(shape, field.name))
     set_derived(config, channels)
-    for name in PER_LAYER_LISTS:
-        entries = getattr(config, name, None)
-        if isinstance(entries, (list, tuple)):  # the pattern goes on
-            setattr(config, name, [entries[layer % len(entries)] for layer in range(shape.num_hidden_layers)])
+    for name, entries in per_layer_lists(config).items():  # the pattern goes on
+        setattr(config, name, [entries[layer % len(entries)] for layer in range(shape.num_hidden_layers)])
     return config
 
 
