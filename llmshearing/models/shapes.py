@@ -18,6 +18,7 @@ from llmshearing.models.derived_settings import check_mixer_channels, mixer_chan
 from llmshearing.models.mixtures import MIXTURES, own_key, table_name
 from llmshearing.utils.checks import is_integer
 from llmshearing.utils.numbers import multiples_beside
+from llmshearing.utils.suggestions import refuse_unknown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -201,10 +202,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     Raises:
         ValueError: Names every problem of the target at once, each with what would be possible.
     """
-    possible = tuple(source.as_dict())
-    unknown = sorted(set(target) - set(possible))
-    if unknown:
-        raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(possible)}.')
+    refuse_unknown('target', target, source.as_dict())
     not_int = {k: v for k, v in target.items() if not is_integer(v)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')

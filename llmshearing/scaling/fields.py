@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmshearing.utils.checks import is_number
 from llmshearing.utils.files import dump_json, load_json
+from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['check_fields', 'csv_number', 'open_csv', 'positive_number', 'read_json', 'refuse_repeated', 'write_json']
 
@@ -66,9 +67,7 @@ def check_fields(row: object, known: set[str], required: Iterable[str], where: s
     for field in required:
         if field not in row:
             raise ValueError(f'{where}: {field!r} is missing; got the fields {sorted(row)}')
-    unknown = sorted(set(row) - known)
-    if unknown:
-        raise ValueError(f'{where}: unknown field {unknown[0]!r}; known are {sorted(known)}')
+    refuse_unknown(where, row, sorted(known))
 
 
 def csv_number(text: str, what: str) -> float:
