@@ -371,7 +371,7 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
         'download_retry': -1,
         'replication': 0,
     }.items():
-        bad(folder, f'{name}: expected a whole number of at least ., got {wrong}', **{name: wrong})
+        bad(folder, f'{name}: expected a whole number (of at least .|from 0 to [0-9]+), got {wrong}', **{name: wrong})
     for name, wrong in {'max_passes': 0, 'download_timeout': -1}.items():
         bad(folder, f'{name}: expected a number above 0, got {wrong}', **{name: wrong})
     bad(folder, 'num_workers: expected a whole number of at least 0, got -1', workers=-1)
