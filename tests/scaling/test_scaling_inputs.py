@@ -155,7 +155,7 @@ def test_runs_with_inline_and_csv_curves(tmp_path):
 @pytest.mark.parametrize(
     'fields, message',
     [
-        ({'pruning_rate': 50}, r'between 0 and 1; got 50.0, did you mean 0.5\?'),
+        ({'pruning_rate': 50}, r'between 0 and 1; got 50, did you mean 0.5\?'),
         ({'pruning_rate': 1}, 'between 0 and 1'),
         ({'pruning_rate': -0.5}, 'pruning_rate must be finite and positive'),
         ({'source_loss': 0}, 'source_loss must be finite and positive'),
