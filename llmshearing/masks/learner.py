@@ -143,8 +143,8 @@ class MaskLearner(Protocol):
         ...
 
     def expected_kept(self) -> dict[str, Tensor]:
-        """What each unit counts for in expected counts: P(z > 0) where masks are drawn, else the mask itself."""
-        ...
+        """What each unit counts for in expected counts: P(z > 0) where masks are drawn. Default: the mask itself."""
+        return self.deterministic('expected')
 
     def hard_counts(self) -> dict[str, list[int]]:
         """Masks above one half, without noise, in each row. Default: as many as :meth:`expected_kept` has."""

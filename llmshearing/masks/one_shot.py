@@ -46,10 +46,6 @@ class OneShotMasks(MaskLearner):
     def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
         return {}
 
-    def expected_kept(self) -> dict[str, Tensor]:
-        """The masks themselves: nothing is uncertain."""
-        return self.deterministic('target')
-
     def scores(self) -> dict[str, Tensor]:
         return dict(self.importance)
 

@@ -113,10 +113,6 @@ class ProgressiveMasks(MaskLearner):
             return {axis: self._stays(axis) for axis in self.plans}
         return {axis: (1 - (self.progress - left) / self.fade).clamp(0, 1) for axis, left in self.left_at.items()}
 
-    def expected_kept(self) -> dict[str, Tensor]:
-        """The masks themselves: nothing is uncertain."""
-        return self.current_masks()
-
     def scores(self) -> dict[str, Tensor]:
         """Importance of the units that stay; those that go stand below all of them."""
         return {axis: value.masked_fill(self._stays(axis) == 0, REMOVED) for axis, value in self.importance.items()}
