@@ -469,7 +469,7 @@ def test_options_out_of_range_are_refused(options, match):
         ({'eval_interval': '2ep'}, 'runs every 2ep'),
         ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
         ({'update': DynamicBatchLoading({'a': 1.0}, update='dro')}, r"no reference loss for domains \['b', 'c'\]"),
-        ({'update': DynamicBatchLoading(update='dro'), 'duration': '60sec'}, 'does not say how many samples that is'),
+        ({'update': DynamicBatchLoading(update='dro'), 'duration': '1iter'}, 'does not say how many samples that is'),
         ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
         ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
         ({'train_subset_num_batches': 2}, 'A mixing round has 3 batches, but an epoch is to have 2'),
