@@ -21,7 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmshearing.prepare.example import EOS, read_library, train_tokenizer
+sys.path.insert(0, str(Path(__file__).parents[1] / 'data_prep'))  # a script as this one, and no package
+from make_example import EOS, read_library, train_tokenizer
 
 MAX_SEQ_LEN = 2048
 

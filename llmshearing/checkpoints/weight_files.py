@@ -18,7 +18,15 @@ from llmshearing.models.source_files import find_file
 from llmshearing.utils.files import refuse_pointer
 from llmshearing.utils.paths import check_safetensors_index, refuse_adapter, refuse_lookalikes
 
-__all__ = ['WEIGHT_FILES', 'find_tensors', 'find_weights', 'weight_files', 'weights_folder', 'whole_folder']
+__all__ = [
+    'WEIGHT_FILES',
+    'check_has_config',
+    'find_tensors',
+    'find_weights',
+    'weight_files',
+    'weights_folder',
+    'whole_folder',
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +43,16 @@ SHARD = re.compile(r'^(model|pytorch_model)-\d+-of-\d+\.')
 POINTED_TO = ('*.safetensors', '*.bin', 'tokenizer.json', 'tokenizer.model')
 KINDS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
 KINDS |= {'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2, 'BOOL': torch.bool, 'C64': torch.complex64}
+
+
+def check_has_config(where: str, folder: str | Path) -> None:
+    """Raises a ValueError for what is no model's folder; ``where`` names it."""
+    if not (Path(folder) / 'config.json').is_file():
+        refuse_lookalikes(where, folder)
+        raise ValueError(
+            f'{where} is no Hugging Face model folder (no config.json there). Name one; a model of the hub is '
+            f'downloaded by `{HUB_COMMAND} download NAME --local-dir FOLDER`.'
+        )
 
 
 def weights_folder(name: str) -> Path | None:

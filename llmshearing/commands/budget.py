@@ -10,8 +10,8 @@ import argparse
 import sys
 
 from llmshearing.commands.arguments import command_parser, count_argument
-from llmshearing.scaling.budget_report import SpendingPlan, fit_law_file, make_case, predict_loss, read_costs
-from llmshearing.scaling.fields import positive_number, write_json
+from llmshearing.scaling.budget_report import SpendingPlan, fit_law_file, predict_loss, read_costs
+from llmshearing.scaling.fields import positive_number, removed_fraction, write_json
 from llmshearing.scaling.law_file import read_law
 from llmshearing.scaling.spending import PRUNING_GAIN, Case
 from llmshearing.utils.paths import local_destination
@@ -85,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _case(arguments: argparse.Namespace) -> Case:
-    return make_case(arguments.params_before, arguments.pruning_rate, arguments.source_loss)
+    rate = removed_fraction(arguments.pruning_rate, '--pruning-rate')
+    return Case(arguments.params_before, rate, positive_number(arguments.source_loss, '--source-loss'))
 
 
 def plan(arguments: argparse.Namespace) -> list[str]:

@@ -12,11 +12,12 @@ from several machines.
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 from llmshearing.commands.arguments import LIST, command_parser, settings_from, timed_report
-from llmshearing.teacher.processes import start_processes
 from llmshearing.utils.processes import choose_device, read_rank
 
 __all__ = ['main']
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f'-n {arguments.n}: expected at least one process.')
     if arguments.n > 1:
         try:
-            return start_processes(argv, arguments.n)
+            return _start_processes(argv, arguments.n)
         except KeyboardInterrupt:  # of which every process tells
             return INTERRUPTED
     import torch
@@ -89,3 +90,19 @@ def main(argv: list[str]) -> int:
         sys.stderr.write('llmshearing teach: interrupted; the same command continues where it stopped\n')
         return INTERRUPTED
     return 0
+
+
+def _start_processes(arguments: list[str], count: int) -> int:
+    """Teaches in several processes, started as torchrun would; their first exit code that is not 0, else 0."""
+    command = [sys.executable, '-m', 'llmshearing.cli', 'teach', *arguments, '-n', '1']
+    environment = {**os.environ, 'WORLD_SIZE': str(count)}
+    running = [
+        subprocess.Popen(command, env={**environment, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
+        for rank in range(count)
+    ]
+    try:
+        return next((code for code in [process.wait() for process in running] if code), 0)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()

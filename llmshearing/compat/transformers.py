@@ -42,6 +42,7 @@ __all__ = [
     'load_causal_lm',
     'load_complete_causal_lm',
     'load_multimodal',
+    'per_layer_lists',
     'read_tokenizer',
     'rotary_of',
     'set_attention',
@@ -86,6 +87,12 @@ def layer_kinds(config: Any) -> list[str] | None:
     """Kind of each layer (such as ``'sliding_attention'``) where the config lists them, else None."""
     kinds = getattr(config, 'layer_types', None)
     return list(kinds) if isinstance(kinds, (list, tuple)) else None
+
+
+def per_layer_lists(config: Any) -> dict[str, Any]:
+    """What a config has of :data:`PER_LAYER_LISTS`."""
+    settings = {name: getattr(config, name, None) for name in PER_LAYER_LISTS}
+    return {name: entries for name, entries in settings.items() if isinstance(entries, (list, tuple))}
 
 
 def dtype_of(config: Any) -> Any:

@@ -10,43 +10,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from llmshearing.config.tree import walk
-from llmshearing.utils.checks import check_integer, check_number
+from llmshearing.data.settings import RANGES as DYNAMIC_TEXT
+from llmshearing.data.settings import SEED, SEQUENCE
+from llmshearing.utils.checks import Range
 
-__all__ = ['RANGES', 'Range', 'check_ranges', 'range_of']
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers that a setting may have.
-
-    Args:
-        least (float): Smallest one.
-        most (float): Largest one. Default: none.
-        above (bool): ``least`` itself is not possible. Default: ``False``.
-        zero (bool): 0 is possible. Default: ``True``.
-        whole (bool): Fractions are not possible, where the annotation would let them pass. Default: ``False``.
-    """
-
-    least: float = 0.0
-    most: float = math.inf
-    above: bool = False
-    zero: bool = True
-    whole: bool = False
-
+__all__ = ['RANGES', 'check_ranges', 'range_of']
 
 ANY = Range(-math.inf)
 POSITIVE = Range(0, above=True)
 LONGEST = 0.99999  # memory of an optimizer; 1 never forgets and never learns
 COUNT = Range(1)
 WHOLE_COUNT = Range(1, whole=True)
-SEQUENCE = Range(2, whole=True)  # of a single token there is nothing to predict
 ALL_OR_COUNT = Range(-1, zero=False)  # -1 stands for all
-SEED = Range(0, 2**32 - 1)
 # Per rank, or one per core; a slip of a digit would start processes until the machine is full.
 WORKERS = Range(0, max(64, os.cpu_count() or 1), whole=True)
 
@@ -85,18 +64,12 @@ RANGES: tuple[tuple[str, Range], ...] = (
     ('optimizer*.weight_decay', Range(0, LONGEST)),  # the share of a weight that goes with a batch at the peak rate
     ('optimizer*.eps', Range(0, 0.01, above=True)),  # more outweighs the gradients
     ('scheduler.alpha*', Range(0, 1)),
-    # Loaders.
+    # Loaders, of this package or another.
+    *((f'*loader*.{name}', allowed) for name, allowed in DYNAMIC_TEXT.items()),
     ('*loader*.num_workers', WORKERS),
     ('*loader*.prefetch_factor', COUNT),
-    ('*loader*.max_seq_len', SEQUENCE),
-    ('*loader*.round_batches', COUNT),
-    ('*loader*.shuffle_block_size', COUNT),
-    ('*loader*.shuffle_seed', SEED),
     ('*loader*.num_canonical_nodes', COUNT),
-    ('*loader*.download_timeout', POSITIVE),
     ('*loader*.cache_limit', COUNT),
-    ('*loader*.max_passes', POSITIVE),
-    ('*loader*.replication', COUNT),
     ('*loader*.packing_ratio', COUNT),
     ('*loader*.choose', COUNT),
     ('*loader*.repeat', POSITIVE),
@@ -143,10 +116,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         shown = entry.shown.replace('eval_loaders[', 'eval_loader[')  # llm-foundry's name of a list under eval_loader
         if value == 0 and not allowed.zero:
             raise ValueError(f'{shown}: expected a number above 0, or -1 for all, got {value!r}.')
-        if allowed.whole:
-            check_integer(shown, value, int(allowed.least), None if allowed.most == math.inf else int(allowed.most))
-        else:
-            check_number(shown, value, allowed.least, allowed.most, allowed.above)
+        allowed.check(shown, value)
     settings = {entry.place: entry.value for entry in walk(config)}
     if settings.get('optimizer.lr') == 0 and not settings.get('algorithms.targeted_pruning.freeze_weights'):
         raise ValueError(

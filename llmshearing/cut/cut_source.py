@@ -7,12 +7,14 @@ most a hidden folder that the next start removes.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from llmshearing.checkpoints.weight_files import find_weights
 from llmshearing.compat.torch import DTYPES, usable_device
@@ -20,7 +22,6 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.cut.memory import layers_by_pass
 from llmshearing.cut.one_shot import prune_in_one_shot
 from llmshearing.cut.plan import PlannedCut, plan_cut
-from llmshearing.cut.progress import stage_bar
 from llmshearing.cut.result import CutResult
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.source import losses_of, open_result, open_source
@@ -43,7 +44,7 @@ from llmshearing.rotation.in_memory import Rotated, rotate_in_memory
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.numbers import with_unit
 
-__all__ = ['cut_source']
+__all__ = ['cut_source', 'stage_bar']
 
 NO_TEXT = (
     'name some text with --text FILE ...: units are chosen by what they do on it, so text of the kind that the model '
@@ -149,6 +150,21 @@ def _cut(
     difference = _export(calibration.cutter, pruning, output, plan, after, recipe)
     calibration.cutter.set_masks(None)  # and with them, that the model refers to itself: it is to leave memory
     return {name: (loss, after[name]) for name, loss in before.items()}, speed, rotated, difference
+
+
+@contextlib.contextmanager
+def stage_bar(decoder: nn.Module, name: str, passes: int, shown: bool) -> Iterator[None]:
+    """Shows how many passes over the decoder a stage has done while the block runs, where stderr is a terminal.
+
+    Args:
+        decoder (nn.Module): The module whose forward passes are counted.
+        name (str): What is done.
+        passes (int): About how many there will be.
+        shown (bool): Whether to show it at all.
+    """
+    with tqdm(total=passes, desc=name, leave=False, disable=None if shown else True) as bar:
+        with decoder.register_forward_hook(lambda *_: bar.update()):
+            yield
 
 
 def _check_place(output: Path, plan: PlannedCut) -> None:

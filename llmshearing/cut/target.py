@@ -22,7 +22,7 @@ from llmshearing.utils.checks import check_one_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['AXIS_KEYS', 'BUDGETS', 'cut_shape', 'fine_multiple']
+__all__ = ['AXIS_KEYS', 'BUDGETS', 'cut_shape', 'fine_multiple', 'kept_sizes']
 
 # What each axis takes away from, under the names of a target; heads go with their KV heads.
 AXIS_KEYS = {
@@ -70,8 +70,7 @@ def cut_shape(
         keep_heads = axes is None and any(key in target for key in BUDGETS) and not named & set(AXIS_KEYS['head'])
     elif keep_heads and axes is not None and 'head' in axes:
         raise ValueError('--axes head and --keep-heads contradict each other; leave one of them out.')
-    kept = [axis for axis in possible if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
-    pins = {key: getattr(source, key) for axis in kept for key in AXIS_KEYS[axis]}
+    pins = kept_sizes(source, axes, keep_heads)
     cut = sorted(key for key in pins if key in named and target.get(key) != pins[key])
     if cut:
         raise ValueError(
@@ -91,6 +90,12 @@ def cut_shape(
     if shape == source:
         raise ValueError(f'the target equals the source ({source}): nothing would be cut; lower at least one number.')
     return shape
+
+
+def kept_sizes(source: ModelShape, axes: Sequence[str] | None, keep_heads: bool) -> dict[str, int]:
+    """The sizes of a source that stay: those of axes that may not be cut."""
+    kept = [axis for axis in AXIS_KEYS if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
+    return {key: size for axis in kept for key, size in source.as_dict().items() if key in AXIS_KEYS[axis]}
 
 
 def _is_possible(config: PretrainedConfig, target: Mapping[str, Any]) -> bool:

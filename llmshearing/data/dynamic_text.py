@@ -26,6 +26,7 @@ from llmshearing.data.settings import check_numbers
 from llmshearing.data.stored_teacher import BesideTokens
 from llmshearing.data.streams import stream_folder
 from llmshearing.utils.checks import check_integer, check_number
+from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = [
     'COLLATOR_KEYS',
@@ -213,9 +214,7 @@ def _checked_settings(dataset: dict[str, Any]) -> dict[str, Any]:
     config = dict(dataset)
     if not config.pop('shuffle', True):
         raise ValueError('dynamic_text always shuffles, but got shuffle: false. Remove it, or use the `text` loader.')
-    unknown = sorted(set(config) - set(dataset_keys()))
-    if unknown:
-        raise ValueError(f'Unknown keys {unknown} in train_loader.dataset. Known are: {dataset_keys()}.')
+    refuse_unknown('train_loader.dataset', config, dataset_keys())
     check_numbers(config)
     return config
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmshearing.utils.checks import check_integer, check_number
+from llmshearing.utils.checks import Range
 
-__all__ = ['LEAST', 'check_numbers']
+__all__ = ['RANGES', 'SEED', 'SEQUENCE', 'check_numbers']
 
-LEAST = {
-    'max_seq_len': 1,
-    'round_batches': 1,
-    'shuffle_seed': 0,
-    'shuffle_block_size': 1,
-    'predownload': 0,  # below, Streaming waits for ever
-    'download_retry': 0,
-    'replication': 1,
+SEQUENCE = Range(2, whole=True)  # of a single token there is nothing to predict
+SEED = Range(0, 2**32 - 1, whole=True)
+RANGES = {
+    'max_seq_len': SEQUENCE,
+    'round_batches': Range(1, whole=True),
+    'shuffle_seed': SEED,
+    'shuffle_block_size': Range(1, whole=True),
+    'predownload': Range(0, whole=True),  # below, Streaming waits for ever
+    'download_retry': Range(0, whole=True),
+    'replication': Range(1, whole=True),
+    'max_passes': Range(0, above=True),
+    'download_timeout': Range(0, above=True),
 }
-"""The smallest possible value of each whole number."""
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
@@ -27,9 +30,6 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the setting, its range and the number.
     """
-    for name, least in LEAST.items():
+    for name, allowed in RANGES.items():
         if settings.get(name) is not None:
-            check_integer(name, settings[name], least)
-    for name in ('max_passes', 'download_timeout'):
-        if settings.get(name) is not None:
-            check_number(name, settings[name], 0, above=True)
+            allowed.check(name, settings[name])

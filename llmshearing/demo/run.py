@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from typing import Any
 from llmshearing.checkpoints.rotated import is_rotated
 from llmshearing.utils.files import dump_json
 
-__all__ = ['run_demo']
+__all__ = ['run_demo', 'write_report']
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = ROOT / 'yamls' / 'demo'
@@ -163,8 +163,6 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
     with phase('speed and samples', seconds):
         seen = apart(speed_and_samples, {'source': source, 'result': folders['continued']})
-    from llmshearing.demo.report import write_report  # not before the training, which needs the memory
-
     report = write_report(work, _results(losses, seen, prune_steps, continue_steps, seconds))
     say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
 
@@ -220,7 +218,7 @@ def _results(
     continue_steps: int,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """What :func:`~llmshearing.demo.report.write_report` takes."""
+    """What :func:`write_report` takes."""
     from llmshearing.demo.measure import peak_memory_bytes
 
     steps = {'pruned': prune_steps, 'continued': continue_steps, 'scratch': prune_steps + continue_steps}
@@ -233,3 +231,21 @@ def _results(
         'seconds': seconds,
         'peak_memory_bytes': peak_memory_bytes(),
     }
+
+
+def write_report(work: Path, results: Mapping[str, Any]) -> Path:
+    """Writes the page on the three runs, and what was measured as JSON beside it, for ``llmshearing report``.
+
+    Args:
+        work (Path): The demo's folder, with the metrics of its runs.
+        results (Mapping[str, Any]): ``models`` maps source and result to ``measure.describe_model``; ``losses`` maps
+            source, pruned, continued and scratch to domain to nats per token; ``tokens`` a stage to the tokens it was
+            trained on; ``samples`` a model to its samples; ``seconds`` a phase to its time, in the order of running.
+
+    Returns:
+        Path: The page.
+    """
+    from llmshearing.reports.build import build_report  # not before the training, which needs the memory
+
+    dump_json(work / 'report' / 'report.json', {'results': results}, indent=1)
+    return build_report(work, out=work / 'report')

@@ -29,11 +29,11 @@ from llmshearing.checkpoints.tokenizer_files import write_tokenizer
 from llmshearing.compat.configs import add_older_names
 from llmshearing.compat.torch import CHECKPOINT_PREFIX
 from llmshearing.compat.transformers import (
-    PER_LAYER_LISTS,
     attention_implementation,
     dtype_argument,
     forget_own_notes,
     load_complete_causal_lm,
+    per_layer_lists,
     set_dtype,
 )
 from llmshearing.export.shard_writer import ModelFolderWriter
@@ -175,10 +175,8 @@ def exported_config(config: PretrainedConfig, plan: CutPlan, dtype: torch.dtype)
     source, config = config, with_shape(config, shape, plan.family.has_head_dim)
     if getattr(config, 'max_window_layers', None) is not None:  # Qwen: the first so many layers attend to everything
         config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
-    for name in PER_LAYER_LISTS:
-        entries = getattr(source, name, None)
-        if isinstance(entries, (list, tuple)):
-            setattr(config, name, [entries[layer] for layer in layers])
+    for name, entries in per_layer_lists(source).items():
+        setattr(config, name, [entries[layer] for layer in layers])
     config.use_cache = True
     vars(config).pop('auto_map', None)  # leads to code, which is not copied
     set_dtype(config, dtype)

@@ -17,6 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.multimodal import read_multimodal_weights
 from llmshearing.checkpoints.parameter_shapes import parameter_shapes
+from llmshearing.checkpoints.weight_files import check_has_config
 from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import write_model_folder
@@ -28,7 +29,7 @@ from llmshearing.models.shapes import shape_of
 from llmshearing.models.source_config import read_config, refuse_quantised
 from llmshearing.models.source_files import public_name, read_source_files
 from llmshearing.utils.files import refuse_unwritable
-from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
+from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['SHARD_BYTES', 'TextPart', 'text_config', 'write_text_part']
 
@@ -67,9 +68,7 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
             not fit that, if it computes something else alone, or if the output exists and may not be replaced.
     """
     source, output = Path(source), Path(output)
-    if not (source / 'config.json').is_file():
-        refuse_lookalikes(str(source), source)
-        raise ValueError(f'{source} is no model folder: it has no config.json.')
+    check_has_config(str(source), source)
     whole = read_config(source)
     config = text_config(source, whole)
     refuse_existing('--output', output, overwrite, (source,))

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.multimodal import MultimodalWeights, read_multimodal_weights
 from llmshearing.checkpoints.source import check_weights, read_weights
-from llmshearing.checkpoints.weight_files import weight_files
+from llmshearing.checkpoints.weight_files import check_has_config, weight_files
 from llmshearing.compat.configs import dump_config
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_card
@@ -30,7 +30,7 @@ from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
 from llmshearing.utils.files import load_json, refuse_unwritable
-from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
+from llmshearing.utils.paths import refuse_existing
 
 __all__ = ['WholeModel', 'write_whole_model']
 
@@ -74,9 +74,7 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
     """
     source, decoder, output = Path(source), Path(decoder), Path(output)
     for folder in (source, decoder):
-        if not (folder / 'config.json').is_file():
-            refuse_lookalikes(str(folder), folder)
-            raise ValueError(f'{folder} is no model folder: it has no config.json.')
+        check_has_config(str(folder), folder)
     whole, config = read_config(source), read_config(decoder)
     _check_sizes(source, text_config(source, whole), decoder, config)
     refuse_existing('--output', output, overwrite, (source, decoder))

@@ -27,7 +27,7 @@ from llmshearing.masks.hard_concrete import (
     probability_kept,
     sample_gate,
 )
-from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
+from llmshearing.masks.learner import LearnerSettings, MaskLearner, check_saved, count_hard, mask_learners
 
 __all__ = ['LagrangianMasks']
 
@@ -35,7 +35,7 @@ START_LOW, START_HIGH = 4.0, 4.5  # P(z > 0) between 0.996 and 0.998, and no two
 
 
 @mask_learners('lagrangian')
-class LagrangianMasks:
+class LagrangianMasks(MaskLearner):
     """Gates and multipliers of all axes.
 
     Args:
@@ -144,9 +144,6 @@ class LagrangianMasks:
 
     def scores(self) -> dict[str, Tensor]:
         return {axis: log_alpha.detach() for axis, log_alpha in self.log_alpha.items()}
-
-    def mask_tensors(self) -> dict[str, Tensor]:
-        return self.scores()
 
     def deterministic(self, counts: str) -> dict[str, Tensor]:
         """Gates without noise; ``'expected'``: each row keeps its expected number of units, rounded."""

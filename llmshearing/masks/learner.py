@@ -112,7 +112,9 @@ class MaskLearner(Protocol):
         Raises:
             ValueError: If the state does not belong to these axes.
         """
-        ...
+        learner = cls(plans, LearnerSettings())
+        learner.load_state_dict(state)
+        return learner
 
     def start_from(self, scores: Mapping[str, Tensor]) -> None:
         """Takes importances of units as the start; axes may be left out, and higher is more important."""
@@ -141,12 +143,12 @@ class MaskLearner(Protocol):
         ...
 
     def expected_kept(self) -> dict[str, Tensor]:
-        """What each unit counts for in expected counts: P(z > 0) where masks are drawn, else the mask itself."""
-        ...
+        """What each unit counts for in expected counts: P(z > 0) where masks are drawn. Default: the mask itself."""
+        return self.deterministic('expected')
 
     def hard_counts(self) -> dict[str, list[int]]:
-        """Masks above one half, without noise, in each row."""
-        ...
+        """Masks above one half, without noise, in each row. Default: as many as :meth:`expected_kept` has."""
+        return count_hard(self.plans, self.expected_kept())
 
     def scores(self) -> dict[str, Tensor]:
         """What decides which units stay; higher ones do."""
@@ -162,8 +164,11 @@ class MaskLearner(Protocol):
         ...
 
     def mask_tensors(self) -> dict[str, Tensor]:
-        """The numbers that masks are made of, themselves and not copies, under names that all ranks share."""
-        ...
+        """The numbers that masks are made of, themselves and not copies, under names that all ranks share.
+
+        Default: :meth:`scores`.
+        """
+        return self.scores()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, from which :meth:`load_state_dict` goes on exactly."""

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan, finalize_masks
 from llmshearing.masks.constraints import Constraint
-from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
+from llmshearing.masks.learner import LearnerSettings, MaskLearner, check_saved, mask_learners
 from llmshearing.masks.progressive import random_order
 
 __all__ = ['OneShotMasks']
 
 
 @mask_learners('one_shot')
-class OneShotMasks:
+class OneShotMasks(MaskLearner):
     """Masks that are the target's from the start.
 
     Args:
@@ -37,12 +37,6 @@ class OneShotMasks:
         self.plans = dict(plans)
         self.importance = random_order(plans, settings.seed)
 
-    @classmethod
-    def restore(cls, plans: Mapping[str, AxisPlan], state: Mapping[str, Any]) -> OneShotMasks:
-        learner = cls(plans, LearnerSettings())
-        learner.load_state_dict(state)
-        return learner
-
     def start_from(self, scores: Mapping[str, Tensor]) -> None:
         self.importance |= {axis: value.float().clone() for axis, value in scores.items()}
 
@@ -52,22 +46,12 @@ class OneShotMasks:
     def update(self, gradients: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, float]:
         return {}
 
-    def expected_kept(self) -> dict[str, Tensor]:
-        """The masks themselves: nothing is uncertain."""
-        return self.deterministic('target')
-
-    def hard_counts(self) -> dict[str, list[int]]:
-        return count_hard(self.plans, self.deterministic('target'))
-
     def scores(self) -> dict[str, Tensor]:
         return dict(self.importance)
 
     def deterministic(self, counts: str) -> dict[str, Tensor]:
         """Ones for the target's number of best-scored units, whatever ``counts`` asks for."""
         return finalize_masks(self.plans, self.importance)
-
-    def mask_tensors(self) -> dict[str, Tensor]:
-        return dict(self.importance)
 
     def state_dict(self) -> dict[str, Any]:
         return {'importance': {axis: value.clone() for axis, value in self.importance.items()}}

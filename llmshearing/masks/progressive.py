@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llmshearing.masks.axes import AxisPlan, finalize_masks, keep_largest
 from llmshearing.masks.constraints import Constraint, target_sparsity
-from llmshearing.masks.learner import LearnerSettings, check_saved, count_hard, mask_learners
+from llmshearing.masks.learner import LearnerSettings, MaskLearner, check_saved, mask_learners
 
 __all__ = ['ProgressiveMasks', 'random_order']
 
@@ -34,7 +34,7 @@ LAYER_BY_LAYER = ('head', 'kv_group')  # axes with few units in a row
 
 
 @mask_learners('progressive')
-class ProgressiveMasks:
+class ProgressiveMasks(MaskLearner):
     """Masks that shrink on schedule.
 
     Args:
@@ -113,10 +113,6 @@ class ProgressiveMasks:
             return {axis: self._stays(axis) for axis in self.plans}
         return {axis: (1 - (self.progress - left) / self.fade).clamp(0, 1) for axis, left in self.left_at.items()}
 
-    def expected_kept(self) -> dict[str, Tensor]:
-        """The masks themselves: nothing is uncertain."""
-        return self.current_masks()
-
     def scores(self) -> dict[str, Tensor]:
         """Importance of the units that stay; those that go stand below all of them."""
         return {axis: value.masked_fill(self._stays(axis) == 0, REMOVED) for axis, value in self.importance.items()}
@@ -130,9 +126,6 @@ class ProgressiveMasks:
         if counts == 'expected':
             return self.current_masks()
         return finalize_masks(self.plans, self.scores())
-
-    def hard_counts(self) -> dict[str, list[int]]:
-        return count_hard(self.plans, self.current_masks())
 
     def state_dict(self) -> dict[str, Any]:
         return {

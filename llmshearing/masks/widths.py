@@ -2,59 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from llmshearing.models.shapes import ModelShape
-from llmshearing.models.units import LayerUnits, kept_units
+from llmshearing.models.units import LayerCounts, LayerUnits, kept_units
 
-__all__ = ['LayerWidths', 'describe_widths', 'layer_widths', 'width_metrics']
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerWidths:
-    """Kept units of one layer of the source; all zero where the layer is removed.
-
-    Attributes:
-        layer (int): Its number in the source.
-        heads (int): Query heads.
-        kv_heads (int): KV heads.
-        intermediate (int): MLP dimensions; in a mixture, of each expert.
-    """
-
-    layer: int
-    heads: int
-    kv_heads: int
-    intermediate: int
+__all__ = ['describe_widths', 'layer_widths', 'width_metrics']
 
 
-def layer_widths(masks: Mapping[str, Tensor], shape: ModelShape) -> list[LayerWidths]:
-    """Widths that masks leave of all layers of a source of this shape."""
+def layer_widths(masks: Mapping[str, Tensor], shape: ModelShape) -> list[LayerCounts]:
+    """What masks leave of all layers of a source of this shape, heads without padding; all 0 of a layer that goes."""
     kept = kept_units(masks, shape).layers
-    return [_widths(layer, kept.get(layer), shape) for layer in range(shape.num_hidden_layers)]
+    return [_widths(kept.get(layer), shape) for layer in range(shape.num_hidden_layers)]
 
 
-def describe_widths(widths: Sequence[LayerWidths]) -> str:
+def describe_widths(widths: Sequence[LayerCounts]) -> str:
     """A table, one line per layer."""
     lines = ['layer  heads  KV heads  intermediate']
-    lines += [f'{w.layer:5d}  {w.heads:5d}  {w.kv_heads:8d}  {w.intermediate:12d}' for w in widths]
+    lines += [f'{n:5d}  {w.heads:5d}  {w.kv_heads:8d}  {w.intermediate:12d}' for n, w in enumerate(widths)]
     return '\n'.join(lines)
 
 
-def width_metrics(widths: Sequence[LayerWidths]) -> dict[str, int]:
+def width_metrics(widths: Sequence[LayerCounts]) -> dict[str, int]:
     """The same numbers, each under a name of its own, such as ``widths/layer_03/heads``."""
     return {
-        f'widths/layer_{width.layer:02d}/{name}': getattr(width, name)
-        for width in widths
+        f'widths/layer_{layer:02d}/{name}': getattr(width, name)
+        for layer, width in enumerate(widths)
         for name in ('heads', 'kv_heads', 'intermediate')
     }
 
 
-def _widths(layer: int, units: LayerUnits | None, shape: ModelShape) -> LayerWidths:
+def _widths(units: LayerUnits | None, shape: ModelShape) -> LayerCounts:
     if units is None:
-        return LayerWidths(layer, 0, 0, 0)
+        return LayerCounts(0, 0, 0, 0)
     counts = units.counts(shape)
-    padding = 0 if units.padded is None else int(units.padded.sum())
-    return LayerWidths(layer, counts.heads - padding, counts.kv_heads, counts.intermediate)
+    return counts if units.padded is None else counts._replace(heads=counts.heads - int(units.padded.sum()))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmshearing.compat.torch import own_parameters
-from llmshearing.compat.transformers import PER_LAYER_LISTS
+from llmshearing.compat.transformers import per_layer_lists
 from llmshearing.models.roles import Experts, Linear, Norm, Role
 
 __all__ = [
@@ -46,6 +46,15 @@ class Cuttable(nn.Module):
 
     cut: Any = None
 
+    def forward(self, *args, **kwargs):
+        return self._uncut(*args, **kwargs) if self.cut is None else self._cut(*args, **kwargs)
+
+    def _cut(self, *args, **kwargs) -> Any:
+        raise NotImplementedError
+
+    def _uncut(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
     def _stock(self, replaced: Mapping[str, Any], *args, **kwargs):
         return super(Cuttable, type(self)).forward(_StandIn(self, replaced), *args, **kwargs)
 
@@ -53,18 +62,14 @@ class Cuttable(nn.Module):
 class CutProjection(Cuttable):
     """A linear layer with kept rows and columns."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cut is None:
-            return super().forward(x)
+    def _cut(self, x: Tensor) -> Tensor:
         return self._stock(self.cut.parameters(own_parameters(self)), x)
 
 
 class CutNorm(Cuttable):
     """A norm over the kept dimensions; padding among them is passed over and comes out as zeros."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cut is None:
-            return super().forward(x)
+    def _cut(self, x: Tensor) -> Tensor:
         parameters, real = self.cut.parameters(own_parameters(self)), self.cut.real
         if real is not None:
             parameters = {name: value.index_select(0, real) for name, value in parameters.items()}
@@ -82,15 +87,13 @@ class CutEmbedding(Cuttable):
     model does; elsewhere the decoder multiplies by the source's, and the ratio of both is put in here.
     """
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        if self.cut is None:
-            return super().forward(input_ids)
+    def _cut(self, input_ids: Tensor) -> Tensor:
         index, kept_root, ratio = self.cut
         scale = dict(self.named_buffers(recurse=False)).get('embed_scale')
         if scale is not None:
             self.embed_scale = torch.full_like(scale, kept_root)
         try:
-            out = super().forward(input_ids)
+            out = self._uncut(input_ids)
         finally:
             if scale is not None:
                 self.embed_scale = scale
@@ -106,9 +109,7 @@ class CutAttention(Cuttable):
 
     own: Any = None
 
-    def forward(self, *args, **kwargs):
-        if self.cut is None:
-            return super().forward(*args, **kwargs)
+    def _cut(self, *args, **kwargs):
         units, shape = self.cut
         if not units.has_attention:
             hidden_states = kwargs['hidden_states'] if 'hidden_states' in kwargs else args[0]
@@ -124,9 +125,7 @@ class CutAttention(Cuttable):
 class CutMixer(Cuttable):
     """A mixer whose stock forward reads the parameters of a module inside it by itself, such as a convolution's."""
 
-    def forward(self, *args, **kwargs):
-        if self.cut is None:
-            return super().forward(*args, **kwargs)
+    def _cut(self, *args, **kwargs):
         name, cut = self.cut
         inside = self.get_submodule(name)
         return self._stock({name: _StandIn(inside, cut.parameters(own_parameters(inside)))}, *args, **kwargs)
@@ -135,18 +134,14 @@ class CutMixer(Cuttable):
 class CutMLP(Cuttable):
     """An MLP; without any kept intermediate dimension it adds nothing and is not run."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cut is not None and not self.cut.has_mlp:
-            return torch.zeros_like(x)
-        return super().forward(x)
+    def _cut(self, x: Tensor) -> Tensor:
+        return self._uncut(x) if self.cut.has_mlp else torch.zeros_like(x)
 
 
 class CutRouter(Cuttable):
     """A router over the kept experts; a token goes to as many of them as before, or to all where fewer are left."""
 
-    def forward(self, x: Tensor):
-        if self.cut is None:
-            return super().forward(x)
+    def _cut(self, x: Tensor):
         replaced: dict[str, Any] = self.cut.parameters(own_parameters(self))
         replaced['num_experts'], replaced['hidden_dim'] = replaced['weight'].shape
         if hasattr(self, 'top_k'):
@@ -157,9 +152,7 @@ class CutRouter(Cuttable):
 class CutExperts(Cuttable):
     """The kept experts of a layer, where all are parameters of one module; hidden dimensions are padded for kernels."""
 
-    def forward(self, x: Tensor, *routing: Tensor) -> Tensor:
-        if self.cut is None:
-            return super().forward(x, *routing)
+    def _cut(self, x: Tensor, *routing: Tensor) -> Tensor:
         cut, added = self.cut.aligned(x.shape[-1])
         replaced: dict[str, Any] = cut.parameters(own_parameters(self))
         replaced['num_experts'] = len(replaced['down_proj'])
@@ -171,12 +164,12 @@ class CutExperts(Cuttable):
 class CutMixture(Cuttable):
     """The MLP of a mixture of experts; where each expert is a module, it goes through those that are kept."""
 
-    def forward(self, *args, **kwargs):
+    def _cut(self, *args, **kwargs):
         experts = dict(self.named_children()).get('experts')
-        if self.cut is not None and hasattr(self, 'input_size'):  # what Granite's takes its output to be wide
+        if hasattr(self, 'input_size'):  # what Granite's takes its output to be wide
             return self._stock({'input_size': args[0].shape[-1]}, *args, **kwargs)
-        if self.cut is None or not isinstance(experts, nn.ModuleList) or self.cut.experts is None:
-            return super().forward(*args, **kwargs)
+        if not isinstance(experts, nn.ModuleList) or self.cut.experts is None:
+            return self._uncut(*args, **kwargs)
         kept = [experts[index] for index in self.cut.experts.tolist()]
         replaced = {'experts': kept, 'num_experts': len(kept), 'top_k': min(cast(int, self.top_k), len(kept))}
         return self._stock(replaced, *args, **kwargs)
@@ -185,18 +178,14 @@ class CutMixture(Cuttable):
 class CutDecoder(Cuttable):
     """The module that runs the layers: binds the masks for this forward and leaves out the layers they remove."""
 
-    def forward(self, *args, **kwargs):
-        if self.cut is None:
-            return super().forward(*args, **kwargs)
+    def _cut(self, *args, **kwargs):
         layers, kept = self.get_submodule('layers'), self.cut.bind()
-        stack = list(layers.children())
-        lists = {name: getattr(self.config, name, None) for name in PER_LAYER_LISTS}
-        lists = {name: entries for name, entries in lists.items() if isinstance(entries, (list, tuple))}
+        stack, lists = list(layers.children()), per_layer_lists(self.config)
         self.layers = nn.ModuleList(stack[index] for index in kept)
         for name, entries in lists.items():  # transformers 5 reads them by a layer's place
             setattr(self.config, name, [entries[index] for index in kept])
         try:
-            return super().forward(*args, **kwargs)
+            return self._uncut(*args, **kwargs)
         finally:
             self.layers = layers
             for name, entries in lists.items():

@@ -13,11 +13,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmshearing.compat.transformers import PER_LAYER_LISTS, STRICT_ERROR, check_valid
+from llmshearing.compat.transformers import STRICT_ERROR, check_valid, per_layer_lists
 from llmshearing.models.derived_settings import check_mixer_channels, mixer_channels, mlp_width, set_derived
 from llmshearing.models.mixtures import MIXTURES, own_key, table_name
 from llmshearing.utils.checks import is_integer
 from llmshearing.utils.numbers import multiples_beside
+from llmshearing.utils.suggestions import refuse_unknown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -182,10 +183,8 @@ def with_shape(config: PretrainedConfig, shape: ModelShape, has_head_dim: bool =
             continue
         setattr(config, own_key(config, field.name), getattr(shape, field.name))
     set_derived(config, channels)
-    for name in PER_LAYER_LISTS:
-        entries = getattr(config, name, None)
-        if isinstance(entries, (list, tuple)):  # the pattern goes on
-            setattr(config, name, [entries[layer % len(entries)] for layer in range(shape.num_hidden_layers)])
+    for name, entries in per_layer_lists(config).items():  # the pattern goes on
+        setattr(config, name, [entries[layer % len(entries)] for layer in range(shape.num_hidden_layers)])
     return config
 
 
@@ -203,10 +202,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, Any], has_head_dim: 
     Raises:
         ValueError: Names every problem of the target at once, each with what would be possible.
     """
-    possible = tuple(source.as_dict())
-    unknown = sorted(set(target) - set(possible))
-    if unknown:
-        raise ValueError(f'unknown key(s) in target: {", ".join(unknown)}; possible: {", ".join(possible)}.')
+    refuse_unknown('target', target, source.as_dict())
     not_int = {k: v for k, v in target.items() if not is_integer(v)}
     if not_int:
         raise ValueError(f'target values must be whole numbers, got {not_int}.')

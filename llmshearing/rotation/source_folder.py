@@ -12,11 +12,10 @@ import torch
 from llmshearing.checkpoints.parameter_shapes import parameter_shapes
 from llmshearing.checkpoints.source import check_weights
 from llmshearing.checkpoints.stored_model import StoredModel
-from llmshearing.compat.huggingface_hub import HUB_COMMAND
+from llmshearing.checkpoints.weight_files import check_has_config
 from llmshearing.models.source_config import read_config
 from llmshearing.rotation.stream import StreamParts, stream_parts
 from llmshearing.utils.files import load_json
-from llmshearing.utils.paths import refuse_lookalikes
 
 __all__ = ['SourceFolder']
 
@@ -40,12 +39,7 @@ class SourceFolder(StoredModel):
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        if not (self.path / 'config.json').is_file():
-            refuse_lookalikes(str(path), path)
-            raise ValueError(
-                f'{path} holds no config.json; expected the folder of a Hugging Face model. Download it '
-                f'first, for example with `{HUB_COMMAND} download NAME --local-dir FOLDER`.'
-            )
+        check_has_config(str(path), path)
         config = read_config(self.path)
         self.settings: dict[str, Any] = load_json(self.path / 'config.json')
         self.parts: StreamParts = stream_parts(config)

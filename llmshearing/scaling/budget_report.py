@@ -25,7 +25,7 @@ from llmshearing.scaling.spending import (
     tokens_for_loss,
 )
 
-__all__ = ['SpendingPlan', 'fit_law_file', 'make_case', 'predict_loss', 'read_costs']
+__all__ = ['SpendingPlan', 'fit_law_file', 'predict_loss', 'read_costs']
 
 _BESIDE = 1.2  # times outside the runs' pairs of size and rate that are not worth telling
 
@@ -45,18 +45,6 @@ def fit_law_file(runs: Sequence[str], output: str | Path) -> list[str]:
     rms, worst = 100 * quality['rms_residual'], 100 * quality['worst_residual']
     lines.append(f'all: rms residual {rms:.3f} %, worst {worst:.2f} %{_slopes(quality)}')
     return lines + [f'note: {note}' for note in notes] + [f'written: {output}']
-
-
-def make_case(params_before: float, pruning_rate: float, source_loss: float) -> Case:
-    """A pruned model to ask the law about.
-
-    Raises:
-        ValueError: For a rate or a loss that cannot be.
-    """
-    rate = positive_number(pruning_rate, '--pruning-rate')
-    if rate >= 1:
-        raise ValueError(f'--pruning-rate is the fraction of the parameters removed, between 0 and 1; got {rate:g}')
-    return Case(params_before, rate, positive_number(source_loss, '--source-loss'))
 
 
 def predict_loss(law_file: str, case: Case, tokens: float) -> str:

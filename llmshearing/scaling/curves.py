@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.scaling.fields import check_fields, csv_number, open_csv, positive_number
+from llmshearing.scaling.fields import check_fields, csv_number, open_csv, positive_number, removed_fraction
 
 __all__ = ['Curve', 'parse_curve', 'read_curve_csv']
 
@@ -79,12 +79,6 @@ def parse_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -
     """
     check_fields(row, CURVE_FIELDS, ('params_before', 'pruning_rate', 'source_loss', 'curve'), where)
     name = str(row.get('name', where.rsplit(': ', 1)[-1]))
-    rate = positive_number(row['pruning_rate'], f'{where}: pruning_rate')
-    if rate >= 1:
-        raise ValueError(
-            f'{where}: pruning_rate is the fraction of the parameters removed, between 0 and 1; got {rate}'
-            + (f', did you mean {rate / 100:g}?' if 1 < rate < 100 else '')
-        )
     curve = row['curve']
     if isinstance(curve, str):
         origin, curve = str((folder / curve).resolve()), read_curve_csv(folder / curve)
@@ -103,7 +97,7 @@ def parse_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -
         )
     return Curve(
         positive_number(row['params_before'], f'{where}: params_before'),
-        rate,
+        removed_fraction(row['pruning_rate'], f'{where}: pruning_rate'),
         positive_number(row['source_loss'], f'{where}: source_loss'),
         tokens,
         losses,

@@ -12,8 +12,18 @@ from pathlib import Path
 
 from llmshearing.utils.checks import is_number
 from llmshearing.utils.files import dump_json, load_json
+from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['check_fields', 'csv_number', 'open_csv', 'positive_number', 'read_json', 'refuse_repeated', 'write_json']
+__all__ = [
+    'check_fields',
+    'csv_number',
+    'open_csv',
+    'positive_number',
+    'read_json',
+    'refuse_repeated',
+    'removed_fraction',
+    'write_json',
+]
 
 
 def read_json(path: str | Path) -> dict:
@@ -35,6 +45,15 @@ def positive_number(value: object, what: str) -> float:
     if not is_number(value) or value <= 0:
         raise ValueError(f'{what} must be finite and positive, got {value}')
     return float(value)
+
+
+def removed_fraction(value: object, what: str) -> float:
+    """``value`` as a pruning rate, between 0 and 1, or a ValueError that names it as ``what``."""
+    rate = positive_number(value, what)
+    if rate >= 1:
+        meant = f', did you mean {rate / 100:g}?' if 1 < rate < 100 else ''
+        raise ValueError(f'{what} is the fraction of the parameters removed, between 0 and 1; got {rate:g}{meant}')
+    return rate
 
 
 def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) -> None:
@@ -66,9 +85,7 @@ def check_fields(row: object, known: set[str], required: Iterable[str], where: s
     for field in required:
         if field not in row:
             raise ValueError(f'{where}: {field!r} is missing; got the fields {sorted(row)}')
-    unknown = sorted(set(row) - known)
-    if unknown:
-        raise ValueError(f'{where}: unknown field {unknown[0]!r}; known are {sorted(known)}')
+    refuse_unknown(where, row, sorted(known))
 
 
 def csv_number(text: str, what: str) -> float:

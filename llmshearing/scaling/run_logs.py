@@ -20,6 +20,7 @@ from llmshearing.metrics.pruning_record import RECORD_NAME, read_content, source
 from llmshearing.metrics.run_log import REFERENCES, RunLog, find_logs, mean_loss, read_run, run_name
 from llmshearing.scaling.curves import Curve, parse_curve
 from llmshearing.scaling.fields import positive_number, read_json
+from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['cost_per_token', 'curve_of_log', 'post_training_log', 'read_all_runs', 'read_runs']
 
@@ -127,9 +128,7 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
     Raises:
         ValueError: An unknown field, a log without a curve, or something that is neither given nor found.
     """
-    unknown = sorted(set(row) - LOG_FIELDS)
-    if unknown:
-        raise ValueError(f'{where}: unknown field {unknown[0]!r} beside "log"; known are {sorted(LOG_FIELDS)}')
+    refuse_unknown(f'{where}, beside "log"', row, sorted(LOG_FIELDS))
     if not isinstance(row['log'], str):
         raise ValueError(f'{where}: "log" must be the path of a metrics file, got {row["log"]!r}')
     log = read_run(folder / row['log'])

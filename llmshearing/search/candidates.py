@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmshearing.cut.target import AXIS_KEYS, cut_shape, fine_multiple
+from llmshearing.cut.target import cut_shape, fine_multiple, kept_sizes
 from llmshearing.models.budget_search import shapes_within
 from llmshearing.models.counting import Layout, kv_cache_bytes_per_token, layout_of
 from llmshearing.models.shapes import KEPT_FIELDS, WHOLE_HEADS, ModelShape, shape_of
@@ -53,8 +53,7 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
     target = {'params': budget, 'multiple_of': multiple_of, 'tolerance': settings.tolerance, **settings.pins}
     axes, keep_heads = settings.cut.axes, bool(settings.cut.keep_heads)
     first = cut_shape(config, target, axes, keep_heads)
-    kept = [axis for axis in AXIS_KEYS if (axes is not None and axis not in axes) or (axis == 'head' and keep_heads)]
-    pins = {**settings.pins, **{key: getattr(source, key) for axis in kept for key in AXIS_KEYS[axis]}}
+    pins = {**settings.pins, **kept_sizes(source, axes, keep_heads)}
     # Pins may leave no other shape than the one of the source's proportions, whose heads need not go in whole groups.
     shapes = shapes_within(config, int(parse_count(budget)), multiple_of, pins, settings.tolerance) or [first]
     layout, free = layout_of(config), [key for key in KEYS if key not in pins]

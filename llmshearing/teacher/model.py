@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from llmshearing.checkpoints.source import load_source
-from llmshearing.checkpoints.weight_files import weight_files, weights_folder
+from llmshearing.checkpoints.weight_files import check_has_config, weight_files, weights_folder
 from llmshearing.compat.transformers import attention_implementation, dtype_argument, read_tokenizer
 from llmshearing.data.fingerprint import describe_tokenizer
 from llmshearing.models.source_config import read_config
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.utils.checks import check_integer
-from llmshearing.utils.paths import refuse_lookalikes
 from llmshearing.vocabulary.settings import read_kept
 
 __all__ = ['Teacher', 'hash_of_model', 'open_teacher']
@@ -106,10 +105,8 @@ def open_teacher(name: str, settings: TeachSettings, device: str) -> Teacher:
     Raises:
         ValueError: If there is no such model or tokenizer here, or the tokens cannot be brought together.
     """
-    folder = weights_folder(name)
-    if folder is None or not (folder / 'config.json').is_file():
-        refuse_lookalikes(f'--teacher {name}', name)
-        raise ValueError(f'--teacher {name}: no Hugging Face model folder with a config.json on this machine.')
+    folder = weights_folder(name) or Path(name)
+    check_has_config(f'--teacher {name}', folder)
     config: Any = read_config(str(folder))
     try:
         tokenizer = read_tokenizer(folder)

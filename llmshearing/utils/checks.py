@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    'Range',
     'check_integer',
     'check_name',
     'check_number',
@@ -53,6 +55,32 @@ def check_integer(key: str, value: Any, least: int, most: int | None = None) -> 
     if not is_integer(value) or value < least or (most is not None and value > most):
         limits = f'of at least {least}' if most is None else f'from {least} to {most}'
         raise ValueError(f'{key}: expected a whole number {limits}, got {value!r}.')
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a setting may have.
+
+    Args:
+        least (float): Smallest one.
+        most (float): Largest one. Default: none.
+        above (bool): ``least`` itself is not possible. Default: ``False``.
+        zero (bool): 0 is possible. Default: ``True``.
+        whole (bool): Fractions are not possible, where the annotation would let them pass. Default: ``False``.
+    """
+
+    least: float = 0.0
+    most: float = math.inf
+    above: bool = False
+    zero: bool = True
+    whole: bool = False
+
+    def check(self, key: str, value: Any) -> None:
+        """Refuses what is no number of this range."""
+        if self.whole:
+            check_integer(key, value, int(self.least), None if self.most == math.inf else int(self.most))
+        else:
+            check_number(key, value, self.least, self.most, self.above)
 
 
 def check_one_of(key: str, value: Any, possible: Iterable[str], more: str = '') -> None:

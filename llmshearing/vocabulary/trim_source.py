@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from llmshearing.checkpoints.lazy_tensors import StoredTensor
 from llmshearing.checkpoints.source import WHOLE_UP_TO, check_weights, read_weights
+from llmshearing.checkpoints.weight_files import check_has_config
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.config.source import refuse_unusable
 from llmshearing.data.fingerprint import fast_backend
@@ -27,7 +28,7 @@ from llmshearing.export.shard_writer import SHARD_BYTES, ModelFolderWriter
 from llmshearing.models.source_config import read_config
 from llmshearing.prepare.tokenizer import TokenizerPlan, plan_tokenizer
 from llmshearing.utils.files import load_json, refuse_unwritable
-from llmshearing.utils.paths import refuse_existing, refuse_lookalikes
+from llmshearing.utils.paths import refuse_existing
 from llmshearing.vocabulary.choice import rank_tokens
 from llmshearing.vocabulary.embeddings import rows_by_token, trimmed_tensors
 from llmshearing.vocabulary.folder import PICTURE, write_card, write_files, write_trim_record
@@ -149,9 +150,7 @@ class _Source:
 
 
 def _open(folder: Path) -> _Source:
-    if not (folder / 'config.json').is_file():
-        refuse_lookalikes(str(folder), folder)
-        raise ValueError(f'{folder} holds no config.json; expected the folder of a Hugging Face model.')
+    check_has_config(str(folder), folder)
     file, config = read_tokenizer_file(folder), read_config(folder)
     refuse_unusable(str(folder), config)
     by_token, tokenizer = rows_by_token(config), read_tokenizer(folder)

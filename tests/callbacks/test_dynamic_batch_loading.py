@@ -13,7 +13,7 @@ import pytest
 import torch
 from streaming.base.partition import get_partitions
 
-from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, checks, dro, eval_clock, updates
+from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, dro, eval_clock, updates
 from llmshearing.callbacks.dynamic_batch_loading.evaluators import prepare_evaluation
 from llmshearing.data import mixture
 from tests.dynamic_text_run import REFERENCES, SIZES, evaluators, metrics_of, read_down, tiny_trainer, weights_of
@@ -469,6 +469,7 @@ def test_options_out_of_range_are_refused(options, match):
         ({'eval_interval': '2ep'}, 'runs every 2ep'),
         ({'update': DynamicBatchLoading({'a': 1.0})}, r"no reference loss for domains \['b', 'c'\], only for \['a'\]"),
         ({'update': DynamicBatchLoading({'a': 1.0}, update='dro')}, r"no reference loss for domains \['b', 'c'\]"),
+        ({'update': DynamicBatchLoading(update='dro'), 'duration': '1iter'}, 'does not say how many samples that is'),
         ({'update': DynamicBatchLoading(REFERENCES, metric='Accuracy')}, "has no metric 'Accuracy', only"),
         ({'update': DynamicBatchLoading(REFERENCES, floor=0.4)}, 'Lower the floor'),
         ({'train_subset_num_batches': 2}, 'A mixing round has 3 batches, but an epoch is to have 2'),
@@ -478,11 +479,6 @@ def test_options_out_of_range_are_refused(options, match):
 def test_what_does_not_fit_together_is_told(folder, settings, match):
     with pytest.raises(ValueError, match=match):
         tiny_trainer(folder, **settings).fit()
-
-
-def test_dro_needs_the_length_of_the_run():
-    with pytest.raises(ValueError, match='max_duration does not say how many samples'):
-        checks.check_total(None)
 
 
 def test_a_domain_without_evaluator_is_told(folder):

@@ -196,7 +196,7 @@ def test_plan_when_nothing_is_worth_it(law, capsys):
         (f'budget predict runs.json {CASE} --tokens 1e9', 'not a law written by'),
         (
             'budget predict law.json --params-before 1.4e9 --pruning-rate 40 --source-loss 2.3 --tokens 1e9',
-            '--pruning-rate is the fraction of the parameters removed',
+            '--pruning-rate is the fraction of the parameters removed, between 0 and 1; got 40, did you mean 0.4?',
         ),
         (
             'budget predict law.json --params-before 1.4e9 --pruning-rate 0.4 --source-loss -2 --tokens 1e9',

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from llmshearing.cut.progress import stage_bar
+from llmshearing.cut.cut_source import stage_bar
 from tests.models.tiny import tiny_model
 
 

@@ -360,7 +360,7 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
     bad(folder, 'named once', domains=['a', 'a'])
     bad(folder, r"unknown names \['d'\] and lacks \['c'\]", proportions={'a': 1, 'b': 1, 'd': 1})
     bad(folder, 'it holds 8 tokens, but max_seq_len is 16. Set max_seq_len to 8', max_seq_len=16)
-    bad(folder, r"Unknown keys \['proportion'\]", proportion={'a': 1})
+    bad(folder, "train_loader.dataset: unknown key 'proportion'. Did you mean 'proportions'?", proportion={'a': 1})
     bad(folder, 'always shuffles', shuffle=False)
     for name, wrong in {
         'round_batches': 0,
@@ -371,7 +371,7 @@ def test_mistakes_in_the_configuration_are_told(folder, tmp_path):
         'download_retry': -1,
         'replication': 0,
     }.items():
-        bad(folder, f'{name}: expected a whole number of at least ., got {wrong}', **{name: wrong})
+        bad(folder, f'{name}: expected a whole number (of at least .|from 0 to [0-9]+), got {wrong}', **{name: wrong})
     for name, wrong in {'max_passes': 0, 'download_timeout': -1}.items():
         bad(folder, f'{name}: expected a number above 0, got {wrong}', **{name: wrong})
     bad(folder, 'num_workers: expected a whole number of at least 0, got -1', workers=-1)

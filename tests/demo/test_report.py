@@ -1,13 +1,9 @@
-"""The demo's report: every number reaches the page, and bad data is refused before anything is written."""
+"""The demo's report: every number reaches the page, and the page can be made again."""
 
 from __future__ import annotations
 
-import copy
-
-import pytest
-
 from llmshearing.cli import main
-from llmshearing.demo.report import write_report
+from llmshearing.demo.run import write_report
 from tests.metrics.logs import write_run
 
 
@@ -75,20 +71,3 @@ def test_the_page_holds_the_numbers_and_the_runs(tmp_path):
     assert main(['report', str(tmp_path), '--out', str(tmp_path / 'again')]) == 0
     assert (tmp_path / 'again' / 'report.html').read_bytes() == page.read_bytes()
     assert (tmp_path / 'again' / 'models_models.svg').is_file()
-
-
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (lambda r: r.pop('tokens'), r"results lacks \['tokens'\]"),
-        (lambda r: r['losses'].pop('scratch'), r"results\['losses'\] lacks \['scratch'\]"),
-        (lambda r: r['losses']['pruned'].pop('law'), r"results\['losses'\]\['pruned'\] lacks \['law'\]"),
-        (lambda r: r['models'].pop('result'), r"results\['models'\] lacks \['result'\]"),
-    ],
-)
-def test_incomplete_data_is_refused(tmp_path, change, message):
-    data = copy.deepcopy(results())
-    change(data)
-    with pytest.raises(ValueError, match=message):
-        write_report(tmp_path, data)
-    assert not (tmp_path / 'report').exists()

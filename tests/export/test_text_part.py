@@ -202,7 +202,7 @@ def test_what_is_not_possible_is_one_sentence(tmp_path, capsys):
     make_whole(tmp_path / 'whole', 'llava')
     tiny_source(tmp_path / 'plain')
     out = ['--output', tmp_path / 'text']
-    assert 'is no model folder' in refusal(capsys, tmp_path / 'nowhere', *out)
+    assert 'is no Hugging Face model folder' in refusal(capsys, tmp_path / 'nowhere', *out)
     assert 'is a llama, which has no text part beside others' in refusal(capsys, tmp_path / 'plain', *out)
     assert 'exists already' in refusal(capsys, tmp_path / 'whole', '--output', tmp_path / 'plain')
     again = ['--output', tmp_path / 'whole', '--overwrite']

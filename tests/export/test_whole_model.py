@@ -99,7 +99,7 @@ def test_a_decoder_that_does_not_go_with_the_rest_is_refused(tmp_path, capsys):
     out = ['--output', tmp_path / 'out']
     put = [tmp_path / 'whole', '--put-back']
     for pair in ([tmp_path / 'whole', '--put-back', tmp_path / 'no'], [tmp_path / 'no', '--put-back', small]):
-        assert 'no is no model folder: it has no config.json' in refusal(capsys, *pair, *out)
+        assert 'no is no Hugging Face model folder (no config.json there)' in refusal(capsys, *pair, *out)
     assert 'has hidden_size=8, the text part of' in refusal(capsys, *put, small, *out)
     shutil.copytree(tmp_path / 'text', tmp_path / 'turned')
     path = tmp_path / 'turned' / 'model.safetensors'

@@ -64,7 +64,7 @@ def test_an_axis_left_to_training_keeps_as_many_as_are_named():
         ({'num_attention_heads': 5}, 'num_attention_heads=5 with num_key_value_heads=2.*possible: \\[2, 4, 6\\]'),
         ({'num_attention_heads': 6, 'num_key_value_heads': 1}, 'possible: \\[1, 2, 3\\]'),
         ({'head_dim': 4}, 'head_dim=4: the head dimension is inherited'),
-        ({'hidden': 32}, 'unknown key.*hidden; possible: num_hidden_layers'),
+        ({'hidden': 32}, 'unknown key.*hidden.*Possible: num_hidden_layers'),
         ({'hidden_size': 31.5}, 'whole numbers'),
     ],
 )

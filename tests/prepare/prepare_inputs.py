@@ -17,8 +17,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from data_prep.make_example import train_tokenizer
 from llmshearing.prepare import pipeline, stages
-from llmshearing.prepare.example import train_tokenizer
 
 WORDS = (
     'alpha beta gamma delta epsilon the of and to in is that for it as was with be by on not he his but at are '

@@ -154,7 +154,7 @@ def test_which_log_of_a_folder(tmp_path):
         ({'log': 'prune_metrics.jsonl'}, 'is a log of pruning'),
         ({'log': 'none.jsonl'}, 'no such file'),
         ({'log': 3}, '"log" must be the path'),
-        ({'curve': []}, 'unknown field \'curve\' beside "log"'),
+        ({'curve': []}, 'beside "log": unknown key \'curve\''),
         ({'source_losses': 'none.json'}, 'the loss of the source is missing'),
         ({'source_losses': {'law': 2.0}}, "has no loss of the source for 'code'"),
         ({'source_losses': 'predicted.json'}, 'predicted for a target'),

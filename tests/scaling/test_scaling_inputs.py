@@ -95,7 +95,7 @@ def changed(index, **fields):
         ([{'losses': {'cc': 1.0}}], "'params' is missing"),
         (changed(1, losses={'cc': 2.5}), "model 2 has no loss for domain 'wiki'"),
         (changed(1, losses={}), 'at least one domain'),
-        (changed(1, token=3), "unknown field 'token'"),
+        (changed(1, token=3), "unknown key 'token'. Did you mean 'tokens'?"),
         (changed(1, tokens=3e9), 'model 1 has no "tokens" but model 2 has'),
         ([{**MODELS[0], 'name': '7b', 'tokens': 3e9}, {**MODELS[1], 'name': '7b'}], '7b has no "tokens" but 7b has'),
         (changed(1, params=-1), 'model 2: params must be finite and positive, got -1'),
@@ -155,7 +155,7 @@ def test_runs_with_inline_and_csv_curves(tmp_path):
 @pytest.mark.parametrize(
     'fields, message',
     [
-        ({'pruning_rate': 50}, r'between 0 and 1; got 50.0, did you mean 0.5\?'),
+        ({'pruning_rate': 50}, r'between 0 and 1; got 50, did you mean 0.5\?'),
         ({'pruning_rate': 1}, 'between 0 and 1'),
         ({'pruning_rate': -0.5}, 'pruning_rate must be finite and positive'),
         ({'source_loss': 0}, 'source_loss must be finite and positive'),
@@ -165,7 +165,7 @@ def test_runs_with_inline_and_csv_curves(tmp_path):
         ({'curve': [[1e8, 2.6], [1e8, 2.5]]}, 'tokens must increase along the curve, but point 2'),
         ({'curve': [[1e8, 2.6], [2e8, -2.5]]}, 'loss of curve point 2 must be finite and positive, got -2.5'),
         ({'curve': 'missing.csv'}, 'no such file'),
-        ({'params': 1e9}, "unknown field 'params'"),
+        ({'params': 1e9}, "unknown key 'params'"),
     ],
 )
 def test_bad_runs(fields, message):

@@ -294,7 +294,7 @@ def test_refusals_of_source_text_and_place(place, capsys):
     assert 'made by WordLevel; only BPE and Unigram' in refusal(capsys, place, 'broken')
     (broken / 'tokenizer.json').unlink()
     assert 'holds no tokenizer.json' in refusal(capsys, place, 'broken')
-    assert 'holds no config.json' in refusal(capsys, place, 'text')
+    assert 'is no Hugging Face model folder' in refusal(capsys, place, 'text')
     (place / 'wrong.txt').write_text('nosuchtoken\n')
     line = refusal(capsys, place, 'byte-level', '--keep', str(place / 'wrong.txt'))
     assert "has no token 'nosuchtoken'" in line

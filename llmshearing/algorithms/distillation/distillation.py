@@ -26,10 +26,10 @@ from llmshearing.algorithms.distillation.last_states import LastStates
 from llmshearing.algorithms.distillation.stored import check_student, note_of_loader, stored_target
 from llmshearing.algorithms.distillation.teacher import build_teacher, missing_folder
 from llmshearing.checkpoints.identity import refuse_other_sources
+from llmshearing.checkpoints.weight_files import check_has_config
 from llmshearing.data.stored_teacher import NOTE, TeacherNote
 from llmshearing.masks.scores import IGNORED_LABEL
 from llmshearing.utils.checks import check_integer, check_number, check_precision
-from llmshearing.utils.paths import refuse_lookalikes
 
 __all__ = ['Distillation', 'predicting_positions']
 
@@ -115,8 +115,7 @@ class Distillation(Algorithm):
         self.stored = stored
         self.teacher_name = str(teacher)
         if not stored and missing_folder(self.teacher_name):
-            refuse_lookalikes(f'distillation: teacher {teacher}', self.teacher_name)
-            raise ValueError(f'distillation: teacher {teacher} is no Hugging Face model folder (no config.json there).')
+            check_has_config(f'distillation: teacher {teacher}', self.teacher_name)
         self.teacher: PreTrainedModel  # known once the run has a model, as is the number of tokens
         self.vocab_size = 0
         self._inputs: frozenset[str] = frozenset()

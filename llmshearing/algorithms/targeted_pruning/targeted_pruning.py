@@ -34,11 +34,12 @@ from llmshearing.masks.constraints import SparsityConstraint, overall_sparsity
 from llmshearing.masks.learner import build_learner
 from llmshearing.masks.sparsity_target import read_sparsity_target
 from llmshearing.masks.state import PruningState, plan_masks
-from llmshearing.masks.widths import LayerWidths, describe_widths, layer_widths, width_metrics
+from llmshearing.masks.widths import describe_widths, layer_widths, width_metrics
 from llmshearing.metrics.names import PRUNING
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.source_files import read_source_files
 from llmshearing.models.targets import target_shape
+from llmshearing.models.units import LayerCounts
 from llmshearing.utils.checks import check_precision
 
 __all__ = ['TargetedPruning', 'find_pruning']
@@ -186,7 +187,7 @@ class TargetedPruning(PruningState, Algorithm):
         learns = self.frozen_masks is None or self.settings.freeze_weights  # a loss must depend on something
         cutter.set_masks(masks, multiple_of, constant=not learns)
 
-    def _log_widths(self, logger: Logger) -> list[LayerWidths]:
+    def _log_widths(self, logger: Logger) -> list[LayerCounts]:
         widths = layer_widths(self.final_masks(), self.source)
         _log_metrics(logger, width_metrics(widths))
         return widths

@@ -19,10 +19,14 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.callbacks.dynamic_batch_loading import limits, updates
-from llmshearing.callbacks.dynamic_batch_loading.checks import check_round_length, check_total, dynamic_dataset
 from llmshearing.callbacks.dynamic_batch_loading.eval_clock import EvalClock
 from llmshearing.callbacks.dynamic_batch_loading.evaluators import match_evaluators, prepare_evaluation
-from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, planned_samples, weight_ceiling
+from llmshearing.callbacks.dynamic_batch_loading.passes import (
+    check_plan,
+    check_round_length,
+    planned_samples,
+    weight_ceiling,
+)
 from llmshearing.callbacks.dynamic_batch_loading.references import check_references, read_reference_losses
 from llmshearing.data.dynamic_text import DynamicTextDataset, DynamicTextLoader
 from llmshearing.data.rounds import MixtureRounds
@@ -126,7 +130,7 @@ class DynamicBatchLoading(Callback):
             prepare_evaluation(state, state.train_dataloader.dataset.rounds.domains, self.max_eval_sequences)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        dataset = dynamic_dataset(state)
+        dataset = _dataset_of(state)
         domains = dataset.rounds.domains
         if self._domains and self._domains != domains:
             log.warning(
@@ -145,13 +149,16 @@ class DynamicBatchLoading(Callback):
         check_round_length(dataset, state)
         self._labels = match_evaluators(dataset, state, self.metric)
         prepare_evaluation(state, domains, self.max_eval_sequences)
-        if self.update == 'dro':
-            check_total(planned_samples(dataset, state))
+        if self.update == 'dro' and planned_samples(dataset, state) is None:
+            raise ValueError(
+                'update: dro goes by how much of the run is done, and max_duration does not say how many samples that '
+                'is. Give max_duration in ba, sp, tok or ep, or choose another update.'
+            )
         check_plan(dataset, state, fixed=self.update == 'constant')
         self._clock.start_round()
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        rounds = dynamic_dataset(state).rounds
+        rounds = _dataset_of(state).rounds
         if rounds.finished and rounds.next_weights is None:
             raise ValueError(
                 f'Mixing round {rounds.state.round} ended without an evaluation of its domains. Set '
@@ -168,7 +175,7 @@ class DynamicBatchLoading(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._clock.end_evaluation()
-        dataset = dynamic_dataset(state)
+        dataset = _dataset_of(state)
         rounds, wanted = dataset.rounds, set(self._labels.values())
         if not rounds.finished or rounds.next_weights is not None or not self._evaluated & wanted:
             return
@@ -287,6 +294,16 @@ class DynamicBatchLoading(Callback):
         self._memory = list(state['memory'])
         self._rule_weights = list(state['rule_weights'])
         self._mean = (state['mean_count'], list(state['mean']))
+
+
+def _dataset_of(state: State) -> DynamicTextDataset:
+    dataset = getattr(state.train_dataloader, 'dataset', None)
+    if not isinstance(dataset, DynamicTextDataset):
+        raise ValueError(
+            f'dynamic_batch_loading needs a train_loader with name: dynamic_text, but the training data '
+            f'is {type(dataset).__name__}.'
+        )
+    return dataset
 
 
 def _write_mixture(path: Path, rounds: MixtureRounds, losses: Mapping[str, float]) -> None:

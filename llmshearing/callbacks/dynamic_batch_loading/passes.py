@@ -16,7 +16,7 @@ from llmshearing.callbacks.dynamic_batch_loading.limits import bound
 from llmshearing.data.dynamic_text import DynamicTextDataset
 from llmshearing.data.mixture import UNITS, check_samples
 
-__all__ = ['check_plan', 'planned_samples', 'weight_ceiling']
+__all__ = ['check_plan', 'check_round_length', 'planned_samples', 'weight_ceiling']
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,20 @@ def check_plan(dataset: DynamicTextDataset, state: State, fixed: bool) -> None:
     if much:
         log.warning('%d samples at the initial weights go through these domains so many times: %s.', samples, much)
     log.info('Planned passes at the initial weights: %s', {name: round(count, 3) for name, count in needed.items()})
+
+
+def check_round_length(dataset: DynamicTextDataset, state: State) -> None:
+    """Raises if Composer is to end its epochs before the rounds, which would serve their beginnings again and again.
+
+    Raises:
+        ValueError: Naming both lengths.
+    """
+    length = dataset.rounds.round_batches
+    if state.dataloader_len is not None and int(state.dataloader_len) != length:
+        raise ValueError(
+            f'A mixing round has {length} batches, but an epoch is to have {int(state.dataloader_len)}. '
+            f'Set round_batches to that, and leave train_subset_num_batches alone.'
+        )
 
 
 def weight_ceiling(dataset: DynamicTextDataset, ceiling: float) -> np.ndarray:
