@@ -68,11 +68,13 @@ class SearchResult:
         candidates (list[Candidate]): Best first, budgets in the order they were given.
         source_losses (dict[str, float]): Of the source, by text.
         latency (float | None): Most milliseconds per generated token that were allowed.
+        tokens (int | None): Of the real run, which losses were extrapolated to.
     """
 
     candidates: list[Candidate]
     source_losses: dict[str, float]
     latency: float | None = None
+    tokens: int | None = None
 
     def is_allowed(self, candidate: Candidate) -> bool:
         """Whether a candidate is as fast as was asked for."""
@@ -136,6 +138,12 @@ class SearchResult:
         factors = [each.extrapolated['factor'] for each in self.candidates if each.extrapolated]
         if factors:
             lines.append(f'"at the end": {max(factors):,.0f} times more tokens than were trained on, +- 90 % interval')
+        left_open = [each for each in self.candidates if each.curve and not each.extrapolated]
+        if self.tokens and left_open:
+            lines.append(
+                f'the end of {len(left_open)} candidates is left open: their losses do not keep falling in training; '
+                'give more --steps, a lower --learning-rate, or a larger --batch-size'
+            )
         for budget in dict.fromkeys(each.budget for each in self.candidates):
             best = self.best(budget)
             if best is None:

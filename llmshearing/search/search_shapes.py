@@ -70,6 +70,7 @@ def search_shapes(
     config = read_source(str(source))
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
     plan = _plan_all(source, [shape for _, shape in proposed], settings)
+    _check_tokens(settings, plan.length)
     device = usable_device(device)
     refuse_unwritable('--output', output)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
@@ -169,6 +170,16 @@ def _plan_all(source: str | Path, shapes: Sequence[ModelShape], settings: Search
     )
 
 
+def _check_tokens(settings: SearchSettings, length: int) -> None:
+    """Refuses tokens of the real run that are none beyond those of the steps."""
+    seen = settings.steps * settings.batch_size * length
+    if settings.tokens is not None and settings.tokens <= seen:
+        raise ValueError(
+            f'--tokens {settings.tokens:,}: training --steps {settings.steps} sees {seen:,} tokens already; give those '
+            'of the real run, which are many more.'
+        )
+
+
 def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candidate]:
     """The best cuts of a budget, and the one with the source's proportions."""
     mine = sorted((each for each in found if each.budget == budget), key=lambda each: each.cut_loss)
@@ -177,7 +188,9 @@ def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candi
 
 def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> SearchResult:
     order = sorted(found, key=lambda each: (list(budgets).index(each.budget), each.order))
-    result = SearchResult(order, work.record(order[0].shape)['source_losses'], work.settings.latency)
+    result = SearchResult(
+        order, work.record(order[0].shape)['source_losses'], work.settings.latency, work.settings.tokens
+    )
     write_atomically(work.folder.path / 'loss.svg', result.picture())
     dump_json(work.folder.path / 'result.json', result.as_record(), indent=1, end='')
     return result

@@ -100,6 +100,7 @@ def test_the_unevenness_that_a_refusal_asks_for_is_enough():
         ({'least': {'hidden_size': 9}, 'most': {'hidden_size': 8}}, 'smaller size comes first'),
         ({'pins': {'hidden_size': 9}, 'most': {'hidden_size': 8}}, 'pinned and limited'),
         ({'tokens': 10**9}, '--steps'),
+        ({'tokens': 10**9, 'steps': 2}, '--tokens: .* curve of at least 3 steps; give --steps'),
         ({'candidates': 0}, '--candidates'),
         ({'uneven': 0.5}, '--uneven'),
         ({'latency': 0}, '--latency'),

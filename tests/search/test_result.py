@@ -1,5 +1,7 @@
 """What a search says of its candidates, against values by hand."""
 
+import dataclasses
+
 import pytest
 
 from llmshearing.models.shapes import ModelShape
@@ -52,6 +54,13 @@ def test_training_that_does_harm_is_told():
         '1 of the trained candidates ended above where their cuts began' in harmed and 'lower --learning-rate' in harmed
     )
     assert 'began' not in '\n'.join(result([(5.0, 2.0), (6.0, 2.1)]).lines())
+
+
+def test_an_end_that_is_left_open_is_explained():
+    trained = result([(5.0, 2.0), (6.0, 2.1)])
+    assert 'left open' not in '\n'.join(trained.lines())  # nobody asked
+    open_end = dataclasses.replace(trained, tokens=10**9)
+    assert 'the end of 2 candidates is left open: their losses do not keep falling' in '\n'.join(open_end.lines())
 
 
 def test_losses_that_tie_have_no_order():

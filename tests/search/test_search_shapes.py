@@ -160,6 +160,13 @@ def test_too_little_text_for_the_steps_is_said_before_any_work(place, tmp_path):
     assert not (tmp_path / 'search').exists()
 
 
+def test_tokens_that_training_sees_already_are_said_before_any_work(place, tmp_path):
+    seen = 6 * 2 * 20
+    with pytest.raises(ValueError, match=f'--tokens {seen}: .* sees {seen} tokens already; give those of the real run'):
+        run(place, tmp_path / 'search', steps=6, tokens=seen)
+    assert not (tmp_path / 'search').exists()
+
+
 def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):
     shapes = ['--candidates', '2', '--multiple-of', '4', '--tolerance', '0.1', '--uneven', '3', '--seq-len', '20']
     limits = ['--limit', 'num_hidden_layers=2:', '--latency', '1000']
