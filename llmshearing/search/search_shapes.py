@@ -161,12 +161,14 @@ def _plan_all(source: str | Path, shapes: Sequence[ModelShape], settings: Search
     """One plan for all candidates: along every axis that any of them cuts, rotated if any wants it."""
     cut = dataclasses.replace(settings.cut, keep_heads=False, axes=None)
     plans = [plan_cut(source, target_of(shape), cut) for shape in shapes]
-    copy = DTYPE_BYTES[plans[0].computed_in] * plans[0].source_parameters  # that weights are put back from
+    weights = DTYPE_BYTES[plans[0].computed_in] * plans[0].source_parameters
+    # A copy that they are put back from; and they themselves, which a cut of a large source has in a file.
+    held = weights * (1 + bool(plans[0].scratch))
     return dataclasses.replace(
         plans[0],
         axes={axis: rows for plan in plans for axis, rows in plan.axes.items()},
         rotates=any(plan.rotates for plan in plans),
-        memory=max(plan.memory for plan in plans) + copy,
+        memory=max(plan.memory for plan in plans) + held,
     )
 
 

@@ -15,12 +15,14 @@ import torch
 from composer.utils import get_device
 
 from llmshearing import cli
+from llmshearing.config.source import read_source
+from llmshearing.cut import plan as plans
 from llmshearing.cut.cut_source import cut_source
 from llmshearing.cut.plan import plan_cut
 from llmshearing.cut.settings import CutSettings
 from llmshearing.search import search_shapes as stages
 from llmshearing.search import training
-from llmshearing.search.candidates import name_of, target_of
+from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.records import SearchFolder
 from llmshearing.search.result import pareto_front
@@ -142,6 +144,14 @@ def test_two_at_once_share_the_candidates(place, tmp_path, monkeypatch):
         'b': 'second',
         'c': 'second',
     }
+
+
+def test_a_large_source_is_said_to_be_held_whole_beside_its_copy(place, monkeypatch):
+    shapes = propose_shapes(read_source(str(place / 'source')), BUDGET, settings())
+    small = stages._plan_all(place / 'source', shapes, settings())
+    monkeypatch.setattr(plans, 'WHOLE_UP_TO', 10_000)  # a cut has the weights in a file, a search in memory
+    large = stages._plan_all(place / 'source', shapes, settings())
+    assert large.scratch and large.memory == small.memory > 2 * 4 * small.source_parameters
 
 
 def test_the_folder_of_something_else_is_refused(place, tmp_path):
