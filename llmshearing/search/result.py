@@ -55,6 +55,15 @@ class Candidate:
         return mean(self.curve[-1]['losses'].values()) if self.curve else math.nan
 
     @property
+    def milliseconds(self) -> float:
+        """That a written token takes."""
+        return 1000 / self.speed['generate']
+
+    def is_allowed(self, latency: float | None) -> bool:
+        """Whether a token takes no longer; None allows all."""
+        return latency is None or self.milliseconds <= latency
+
+    @property
     def order(self) -> tuple[bool, float]:
         """Sorts the best first: by the loss after training, those that were not trained after those that were."""
         return (not self.curve, self.trained_loss if self.curve else self.cut_loss)
@@ -76,13 +85,9 @@ class SearchResult:
     latency: float | None = None
     tokens: int | None = None
 
-    def is_allowed(self, candidate: Candidate) -> bool:
-        """Whether a candidate is as fast as was asked for."""
-        return self.latency is None or 1000 / candidate.speed['generate'] <= self.latency
-
     def best(self, budget: str) -> Candidate | None:
         """The best candidate of a budget that is fast enough; None if none is."""
-        allowed = [each for each in self.candidates if each.budget == budget and self.is_allowed(each)]
+        allowed = [each for each in self.candidates if each.budget == budget and each.is_allowed(self.latency)]
         return min(allowed, key=lambda each: each.order, default=None)
 
     def order_agreement(self) -> tuple[float, float, float] | None:
@@ -111,7 +116,7 @@ class SearchResult:
             sizes = [getattr(each.shape, key) for key in KEYS]
             trained = f'{each.trained_loss:.3f}' if each.curve else '-'
             notes = ["source's proportions"] if each.proportional else []
-            notes += [] if self.is_allowed(each) else ['too slow']
+            notes += [] if each.is_allowed(self.latency) else ['too slow']
             rows.append(
                 f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:11,d}  '
                 f'{each.cut_loss:.3f}  {trained:>6}  {_at_the_end(each.extrapolated):>10}  '
@@ -147,7 +152,12 @@ class SearchResult:
         for budget in dict.fromkeys(each.budget for each in self.candidates):
             best = self.best(budget)
             if best is None:
-                lines += ['', f'{budget}: no candidate is fast enough; allow a longer --latency, or a smaller budget']
+                fastest = min(each.milliseconds for each in self.candidates if each.budget == budget)
+                lines += [
+                    '',
+                    f'{budget}: no candidate is fast enough: the fastest takes {fastest:,.1f} ms per token; allow a '
+                    'longer --latency, or a smaller budget',
+                ]
             else:
                 lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
                 lines += [f'      {key}: {size}' for key, size in target_of(best.shape).items()]

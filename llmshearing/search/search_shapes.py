@@ -83,7 +83,7 @@ def search_shapes(
     proportional = dict(reversed(proposed))  # by budget: the one that is proposed first
     found = [work.candidate(budget, shape, shape == proportional[budget]) for budget, shape in proposed]
     if settings.steps:
-        chosen = [each for budget in budgets for each in _to_train(found, budget, settings.train)]
+        chosen = [each for budget in budgets for each in _to_train(found, budget, settings)]
         report(
             f'training {len(chosen)} of them, {settings.steps} steps of {settings.batch_size * plan.length:,} tokens'
         )
@@ -182,10 +182,11 @@ def _check_tokens(settings: SearchSettings, length: int) -> None:
         )
 
 
-def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candidate]:
-    """The best cuts of a budget, and the one with the source's proportions."""
+def _to_train(found: Sequence[Candidate], budget: str, settings: SearchSettings) -> list[Candidate]:
+    """The best cuts of a budget that are fast enough, and the one with the source's proportions."""
     mine = sorted((each for each in found if each.budget == budget), key=lambda each: each.cut_loss)
-    return mine[:count] + [each for each in mine[count:] if each.proportional]
+    best = [each for each in mine if each.is_allowed(settings.latency)][: settings.train]
+    return best + [each for each in mine if each.proportional and each not in best]
 
 
 def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> SearchResult:

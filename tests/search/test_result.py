@@ -63,5 +63,10 @@ def test_an_end_that_is_left_open_is_explained():
     assert 'the end of 2 candidates is left open: their losses do not keep falling' in '\n'.join(open_end.lines())
 
 
+def test_how_fast_the_fastest_is_where_none_is_fast_enough():
+    slow = dataclasses.replace(result([(5.0, 2.0), (6.0, 2.1)]), latency=10.0)  # a token takes 1,000 ms
+    assert '1M: no candidate is fast enough: the fastest takes 1,000.0 ms per token' in '\n'.join(slow.lines())
+
+
 def test_losses_that_tie_have_no_order():
     assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement() is None

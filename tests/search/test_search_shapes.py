@@ -20,12 +20,13 @@ from llmshearing.cut import plan as plans
 from llmshearing.cut.cut_source import cut_source
 from llmshearing.cut.plan import plan_cut
 from llmshearing.cut.settings import CutSettings
+from llmshearing.models.shapes import ModelShape
 from llmshearing.search import search_shapes as stages
 from llmshearing.search import training
 from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.records import SearchFolder
-from llmshearing.search.result import pareto_front
+from llmshearing.search.result import Candidate, pareto_front
 from llmshearing.search.search_shapes import search_shapes
 from llmshearing.search.settings import SearchSettings
 from tests.cut.test_cut_source import SMALL, make_source
@@ -91,6 +92,19 @@ def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_pat
     assert fast.best(BUDGET) is None and 'no candidate is fast enough' in '\n'.join(fast.lines())
     with pytest.raises(ValueError, match='a search that differs in steps; choose another folder'):
         run(place, tmp_path / 'search', steps=7, train=2, tokens=10**6)
+
+
+def test_what_is_too_slow_to_be_proposed_is_not_trained():
+    def candidate(loss, speed, proportional=False):
+        shape = ModelShape(2, 32, 4, 2, 64, 8)
+        return Candidate(shape, '1M', 1000, {'text': loss}, {'generate': speed}, proportional, [])
+
+    slow, fast, slower, even = candidate(1.0, 50), candidate(2.0, 200), candidate(3.0, 20), candidate(4.0, 10, True)
+    found = [slower, even, fast, slow]
+    assert stages._to_train(found, '1M', settings(train=2)) == [slow, fast, even]
+    assert stages._to_train(found, '1M', settings(train=2, latency=20)) == [slow, fast, even]
+    assert stages._to_train(found, '1M', settings(train=2, latency=10)) == [fast, even]
+    assert stages._to_train(found, '2M', settings(train=2)) == []
 
 
 def test_a_killed_search_goes_on(place, tmp_path, monkeypatch, known_speed):
