@@ -85,19 +85,28 @@ class SearchResult:
     latency: float | None = None
     tokens: int | None = None
 
+    @property
+    def budgets(self) -> list[str]:
+        """In the order they were given."""
+        return list(dict.fromkeys(each.budget for each in self.candidates))
+
     def best(self, budget: str) -> Candidate | None:
         """The best candidate of a budget that is fast enough; None if none is."""
         allowed = [each for each in self.candidates if each.budget == budget and each.is_allowed(self.latency)]
         return min(allowed, key=lambda each: each.order, default=None)
 
-    def order_agreement(self) -> tuple[float, float, float] | None:
-        """Whether the order before training is that after it.
+    def trained(self, budget: str) -> list[Candidate]:
+        """The candidates of a budget that were trained."""
+        return [each for each in self.candidates if each.budget == budget and each.curve]
+
+    def order_agreement(self, budget: str) -> tuple[float, float, float] | None:
+        """Whether the order of a budget's candidates before training is that after it.
 
         Returns:
             tuple[float, float, float] | None: Spearman's correlation of both losses over the candidates that were
             trained, and its 90 % interval by drawing candidates anew; None below three, or where losses tie.
         """
-        pairs = np.array([(each.cut_loss, each.trained_loss) for each in self.candidates if each.curve])
+        pairs = np.array([(each.cut_loss, each.trained_loss) for each in self.trained(budget)])
         if len(pairs) < 3:
             return None
         generator = np.random.default_rng(0)
@@ -126,14 +135,15 @@ class SearchResult:
 
     def lines(self) -> list[str]:
         """The table, what it says, and a target to paste for each budget."""
-        lines, agreement = self.table(), self.order_agreement()
-        if agreement is not None:
-            trained = sum(bool(each.curve) for each in self.candidates)
-            found, low, high = agreement
-            lines.append(
-                f'order of {trained} candidates before and after training: rank correlation {found:.2f} '
-                f'({low:.2f} to {high:.2f} where candidates are drawn anew, 90 %)'
-            )
+        lines = self.table()
+        for budget in self.budgets:
+            agreement = self.order_agreement(budget)
+            if agreement is not None:
+                found, low, high = agreement
+                lines.append(
+                    f'{budget}: order of {len(self.trained(budget))} candidates before and after training: rank '
+                    f'correlation {found:.2f} ({low:.2f} to {high:.2f} where candidates are drawn anew, 90 %)'
+                )
         worse = [each for each in self.candidates if each.curve and each.trained_loss > each.cut_loss]
         if worse:
             lines.append(
@@ -149,7 +159,7 @@ class SearchResult:
                 f'the end of {len(left_open)} candidates is left open: their losses do not keep falling in training; '
                 'give more --steps, a lower --learning-rate, or a larger --batch-size'
             )
-        for budget in dict.fromkeys(each.budget for each in self.candidates):
+        for budget in self.budgets:
             best = self.best(budget)
             if best is None:
                 fastest = min(each.milliseconds for each in self.candidates if each.budget == budget)
@@ -167,7 +177,7 @@ class SearchResult:
         """Plain types, for result.json."""
         return {
             'source_losses': self.source_losses,
-            'order_agreement': self.order_agreement(),
+            'order_agreement': {budget: self.order_agreement(budget) for budget in self.budgets},
             'candidates': [dataclasses.asdict(each) for each in self.candidates],
         }
 

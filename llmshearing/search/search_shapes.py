@@ -67,7 +67,7 @@ def search_shapes(
     settings, output = settings or SearchSettings(), Path(output)
     if not text:
         raise ValueError(NO_TEXT)
-    config = read_source(str(source))
+    config, budgets = read_source(str(source)), list(dict.fromkeys(budgets))
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
     plan = _plan_all(source, [shape for _, shape in proposed], settings)
     _check_tokens(settings, plan.length)
@@ -189,8 +189,8 @@ def _to_train(found: Sequence[Candidate], budget: str, settings: SearchSettings)
     return best + [each for each in mine if each.proportional and each not in best]
 
 
-def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> SearchResult:
-    order = sorted(found, key=lambda each: (list(budgets).index(each.budget), each.order))
+def _tell(found: Sequence[Candidate], budgets: list[str], work: _Work) -> SearchResult:
+    order = sorted(found, key=lambda each: (budgets.index(each.budget), each.order))
     result = SearchResult(
         order, work.record(order[0].shape)['source_losses'], work.settings.latency, work.settings.tokens
     )

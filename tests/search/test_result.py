@@ -30,7 +30,7 @@ def result(losses):
     ],
 )
 def test_the_correlation_of_both_orders_by_hand(losses, expected):
-    found, low, high = result(losses).order_agreement()
+    found, low, high = result(losses).order_agreement('1M')
     assert found == pytest.approx(expected, abs=1e-3)
     assert -1 <= low <= found + 1e-9 and found - 1e-9 <= high <= 1
     assert low == high or abs(expected) < 1  # candidates drawn anew keep a perfect order
@@ -39,13 +39,13 @@ def test_the_correlation_of_both_orders_by_hand(losses, expected):
 def test_the_interval_narrows_with_more_candidates():
     few = [(float(i), 0.1 * (i + (i % 2) * 3)) for i in range(5)]
     many = [(float(i), 0.1 * (i + (i % 2) * 3)) for i in range(40)]
-    (_, low, high), (_, lower, higher) = result(few).order_agreement(), result(many).order_agreement()
+    (_, low, high), (_, lower, higher) = result(few).order_agreement('1M'), result(many).order_agreement('1M')
     assert higher - lower < (high - low) / 2
     assert f'({lower:.2f} to {higher:.2f}' in '\n'.join(result(many).lines())
 
 
 def test_two_candidates_have_no_order_to_compare():
-    assert result([(5.0, 2.0), (6.0, 2.1)]).order_agreement() is None
+    assert result([(5.0, 2.0), (6.0, 2.1)]).order_agreement('1M') is None
 
 
 def test_training_that_does_harm_is_told():
@@ -68,5 +68,24 @@ def test_how_fast_the_fastest_is_where_none_is_fast_enough():
     assert '1M: no candidate is fast enough: the fastest takes 1,000.0 ms per token' in '\n'.join(slow.lines())
 
 
+def test_the_orders_of_two_budgets_are_not_mixed():
+    """A smaller budget loses more before and after training, which says nothing of the order within one."""
+    large = result([(5.0, 2.5), (6.0, 2.4), (7.0, 2.1), (8.0, 2.0)])
+    small = [
+        dataclasses.replace(
+            each,
+            budget='2M',
+            losses={'text': each.cut_loss - 4},
+            curve=[{**each.curve[0], 'losses': {'text': each.trained_loss - 1}}],
+        )
+        for each in large.candidates
+    ]
+    both = dataclasses.replace(large, candidates=[*large.candidates, *small])
+    assert both.order_agreement('1M')[0] == both.order_agreement('2M')[0] == pytest.approx(-1)
+    said = [line for line in both.lines() if 'order of 4 candidates before and after training' in line]
+    assert [line.partition(':')[0] for line in said] == ['1M', '2M']
+    assert set(both.as_record()['order_agreement']) == {'1M', '2M'}
+
+
 def test_losses_that_tie_have_no_order():
-    assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement() is None
+    assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement('1M') is None

@@ -83,7 +83,7 @@ def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_pat
         assert each.curve[-1]['tokens'] == 6 * 2 * 20 and each.trained_loss < each.cut_loss
     assert first.candidates[: len(trained)] == sorted(trained, key=lambda each: each.trained_loss)
     words = '\n'.join(first.lines())
-    assert (first.order_agreement() is None) == (len(trained) < 3)
+    assert (first.order_agreement(BUDGET) is None) == (len(trained) < 3)
     assert f'hidden_size: {first.candidates[0].shape.hidden_size}' in words and 'times more tokens' in words
     monkeypatch.setattr(stages, 'Judge', lambda *_: pytest.fail('measured again'))
     monkeypatch.setattr(stages, 'cut_source', lambda *_: pytest.fail('cut again'))
@@ -173,6 +173,15 @@ def test_the_folder_of_something_else_is_refused(place, tmp_path):
     (tmp_path / 'other' / 'file').write_text('')
     with pytest.raises(ValueError, match='exists already and holds no search'):
         run(place, tmp_path / 'other')
+
+
+def test_a_budget_that_is_given_twice_is_told_once(place, tmp_path, monkeypatch, known_speed):
+    monkeypatch.setattr(
+        stages, 'Judge', lambda *_: mock.Mock(losses_at=lambda shape: {'t': 2.0}, source_losses={'t': 1})
+    )
+    twice = [BUDGET, BUDGET]
+    result = search_shapes(place / 'source', twice, [place / 'text.jsonl'], tmp_path / 'search', settings(), 'cpu')
+    assert len(result.candidates) == 4
 
 
 def test_too_little_text_for_the_steps_is_said_before_any_work(place, tmp_path):
