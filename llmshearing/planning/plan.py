@@ -233,6 +233,11 @@ def shape_guidance(source: ModelShape, target: ModelShape, kept: float) -> list[
             f'{1 - layers:.0%} of the layers go: at equal parameters, width keeps more than depth and depth is faster '
             '(arXiv 2408.11796); reasoning suffers first from missing layers (arXiv 2403.17887).'
         )
+    if hidden < intermediate - MUCH:
+        said.append(
+            f'{1 - hidden:.0%} of the hidden dimensions go: intermediate dimensions before hidden ones costs less '
+            '(arXiv 2407.14679).'
+        )
     if heads < min(hidden, intermediate) - MUCH:
         said.append(
             f'{1 - heads:.0%} of the heads go: intermediate dimensions before hidden ones before heads costs less '
