@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.models.shapes import ModelShape
+from llmshearing.planning.plan import shape_guidance
 from llmshearing.reports.scatter import scatter_panel, side_by_side
 from llmshearing.search.candidates import name_of, target_of
 
@@ -78,12 +79,16 @@ class SearchResult:
         source_losses (dict[str, float]): Of the source, by text.
         latency (float | None): Most milliseconds per generated token that were allowed.
         tokens (int | None): Of the real run, which losses were extrapolated to.
+        source (ModelShape | None): What was cut, for guidance on the shapes that are proposed.
+        source_parameters (int): Its parameters.
     """
 
     candidates: list[Candidate]
     source_losses: dict[str, float]
     latency: float | None = None
     tokens: int | None = None
+    source: ModelShape | None = None
+    source_parameters: int = 0
 
     @property
     def budgets(self) -> list[str]:
@@ -171,6 +176,8 @@ class SearchResult:
             else:
                 lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
                 lines += [f'      {key}: {size}' for key, size in target_of(best.shape).items()]
+                if self.source is not None:
+                    lines += shape_guidance(self.source, best.shape, best.parameters / self.source_parameters)
         return lines
 
     def as_record(self) -> dict[str, Any]:

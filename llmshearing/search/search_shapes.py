@@ -23,7 +23,7 @@ from llmshearing.cut.cut_source import NO_TEXT, cut_source
 from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.text import Text, read_texts
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.shapes import DTYPE_BYTES, ModelShape
+from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.judge import Judge, speed_of
@@ -192,7 +192,12 @@ def _to_train(found: Sequence[Candidate], budget: str, settings: SearchSettings)
 def _tell(found: Sequence[Candidate], budgets: list[str], work: _Work) -> SearchResult:
     order = sorted(found, key=lambda each: (budgets.index(each.budget), each.order))
     result = SearchResult(
-        order, work.record(order[0].shape)['source_losses'], work.settings.latency, work.settings.tokens
+        order,
+        work.record(order[0].shape)['source_losses'],
+        latency=work.settings.latency,
+        tokens=work.settings.tokens,
+        source=shape_of(work.plan.config),
+        source_parameters=work.plan.source_parameters,
     )
     write_atomically(work.folder.path / 'loss.svg', result.picture())
     dump_json(work.folder.path / 'result.json', result.as_record(), indent=1, end='')

@@ -87,5 +87,13 @@ def test_the_orders_of_two_budgets_are_not_mixed():
     assert set(both.as_record()['order_agreement']) == {'1M', '2M'}
 
 
+def test_what_others_measured_of_such_a_shape_stands_below_the_target():
+    found = dataclasses.replace(result([(5.0, 2.0)]), source=ModelShape(4, 32, 4, 2, 64, 8), source_parameters=3000)
+    *_, last, layers, parameters = found.lines()
+    assert last == '      intermediate_size: 64'
+    assert layers.startswith('guidance: 50% of the layers go') and 'arXiv' in layers
+    assert parameters.startswith('guidance: 67% of the parameters go') and 'llmshearing search' not in layers
+
+
 def test_losses_that_tie_have_no_order():
     assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement('1M') is None

@@ -207,6 +207,7 @@ def test_the_command_tells_what_to_ask_for(place, tmp_path, capsys):
     assert cli.main(['search', str(place / 'source'), '--params', BUDGET, *text, *shapes, *limits]) == 0
     printed = capsys.readouterr().out
     assert f'{BUDGET}: the best is L' in printed and '    target:' in printed
+    assert re.search(r'guidance: \d+% of the parameters go in one step.*arXiv', printed)
     record = json.loads((tmp_path / 'out' / 'result.json').read_text())
     assert len(record['candidates']) == 2
     assert cli.main(['search', str(place / 'source'), '--params', BUDGET, *text, '--pin', 'hidden_size']) == 1
