@@ -124,7 +124,7 @@ class SearchResult:
 
     def table(self) -> list[str]:
         """A row per candidate, best first."""
-        head = 'layers  hidden  heads  KV  intermediate   parameters  cut   trained  at the end  writing, tokens/s'
+        head = 'layers  hidden  heads  KV  intermediate     parameters     cut  trained  at the end  writing, tokens/s'
         rows = [f'mean loss over {len(self.source_losses)} texts, source {mean(self.source_losses.values()):.3f}', head]
         for each in self.candidates:
             sizes = [getattr(each.shape, key) for key in KEYS]
@@ -132,9 +132,9 @@ class SearchResult:
             notes = ["source's proportions"] if each.proportional else []
             notes += [] if each.is_allowed(self.latency) else ['too slow']
             rows.append(
-                f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:11,d}  '
-                f'{each.cut_loss:.3f}  {trained:>6}  {_at_the_end(each.extrapolated):>10}  '
-                f'{each.speed["generate"]:8.1f}  {", ".join(notes)}'.rstrip()
+                f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:13,d}  '
+                f'{each.cut_loss:6.3f}  {trained:>7}  {_at_the_end(each.extrapolated):>10}  '
+                f'{each.speed["generate"]:17.1f}  {", ".join(notes)}'.rstrip()
             )
         return rows
 

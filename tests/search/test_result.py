@@ -95,5 +95,15 @@ def test_what_others_measured_of_such_a_shape_stands_below_the_target():
     assert parameters.startswith('guidance: 67% of the parameters go') and 'llmshearing search' not in layers
 
 
+def test_the_columns_of_large_models_stand_below_their_heads():
+    shape = ModelShape(24, 2048, 16, 16, 5504, 128)
+    curve = [{'step': 1, 'tokens': 1, 'losses': {'text': 9.5}}]
+    each = Candidate(shape, '1.3e9', 1_299_999_999, {'text': 10.25}, {'generate': 12.5}, True, curve)
+    _, head, row = SearchResult([each], {'text': 1.0}).table()
+    columns = {'parameters': '1,299,999,999', 'cut': '10.250', 'trained': '9.500', 'tokens/s': '12.5'}
+    for title, value in columns.items():
+        assert head.index(title) + len(title) == row.index(value) + len(value), title
+
+
 def test_losses_that_tie_have_no_order():
     assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement('1M') is None
