@@ -72,7 +72,7 @@ def search_shapes(
     plan = _plan_all(source, [shape for _, shape in proposed], settings)
     _check_tokens(settings, plan.length)
     device = usable_device(device)
-    refuse_unwritable('--output', output)
+    refuse_unwritable('--output', output / 'candidates' if output.exists() else output)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
     lessons = _read_lessons(text, plan, settings) if settings.steps else []
     folder = SearchFolder(output, _description(plan, budgets, texts, settings, device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from contextlib import nullcontext
 from functools import partial
 from statistics import mean
 from unittest import mock
@@ -29,6 +30,7 @@ from llmshearing.search.records import SearchFolder
 from llmshearing.search.result import Candidate, pareto_front
 from llmshearing.search.search_shapes import search_shapes
 from llmshearing.search.settings import SearchSettings
+from llmshearing.utils import files
 from tests.cut.test_cut_source import SMALL, make_source
 from tests.rotation.test_command import make_text
 
@@ -182,6 +184,18 @@ def test_a_budget_that_is_given_twice_is_told_once(place, tmp_path, monkeypatch,
     twice = [BUDGET, BUDGET]
     result = search_shapes(place / 'source', twice, [place / 'text.jsonl'], tmp_path / 'search', settings(), 'cpu')
     assert len(result.candidates) == 4
+
+
+def test_a_folder_that_is_there_may_lie_in_one_that_cannot_be_written(place, tmp_path, monkeypatch):
+    """Such as the own folder on a disk of many."""
+    (tmp_path / 'disk' / 'mine').mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr(files.tempfile, 'TemporaryDirectory', lambda prefix, dir: asked.append(dir) or nullcontext())
+    monkeypatch.setattr(stages, '_read_texts', mock.Mock(side_effect=InterruptedError))
+    for folder in ('mine', 'new'):
+        with pytest.raises(InterruptedError):
+            run(place, tmp_path / 'disk' / folder)
+    assert asked == [tmp_path / 'disk' / 'mine', tmp_path / 'disk']
 
 
 def test_too_little_text_for_the_steps_is_said_before_any_work(place, tmp_path):
