@@ -71,6 +71,7 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
         evaluated = len(DOMAINS) * config.callbacks.dynamic_batch_loading.max_eval_sequences
         assert evaluated / (evaluated + rounds) <= 0.1
     assert (prune.precision, prune.fsdp_config, prune.model.init_device) == ('fp32', None, 'cpu')
+    assert (prune.console_log_interval, proceed.console_log_interval) == ('10ba', proceed.max_duration)
     assert prune.optimizer.lr == proceed.optimizer.lr == 1e-4
     pruning = prune.algorithms.targeted_pruning
     assert (pruning.mask_learning, 'learning_rate' in pruning) == ('progressive', False)
