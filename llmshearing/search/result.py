@@ -176,8 +176,19 @@ class SearchResult:
             else:
                 lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
                 lines += [f'      {key}: {size}' for key, size in target_of(best.shape).items()]
+                lines += self._by_text(best)
                 if self.source is not None:
                     lines += shape_guidance(self.source, best.shape, best.parameters / self.source_parameters)
+        return lines
+
+    def _by_text(self, candidate: Candidate) -> list[str]:
+        """Losses of the source and of a candidate, a line per text where there are several."""
+        if len(self.source_losses) < 2:
+            return []
+        width, lines = max(map(len, self.source_losses)), ['nats per token of each text, source to cut:']
+        for name, loss in self.source_losses.items():
+            trained = f', trained {candidate.curve[-1]["losses"][name]:.3f}' if candidate.curve else ''
+            lines.append(f'  {name:{width}}  {loss:.3f} to {candidate.losses[name]:.3f}{trained}')
         return lines
 
     def as_record(self) -> dict[str, Any]:

@@ -105,5 +105,20 @@ def test_the_columns_of_large_models_stand_below_their_heads():
         assert head.index(title) + len(title) == row.index(value) + len(value), title
 
 
+def test_what_is_proposed_is_told_text_by_text():
+    curve = [{'step': 2, 'tokens': 80, 'losses': {'code': 2.5, 'prose': 3.5}}]
+    shape, speed = ModelShape(2, 32, 4, 2, 64, 8), {'forward': 1.0, 'generate': 1.0}
+    both = Candidate(shape, '1M', 1000, {'code': 3.0, 'prose': 4.0}, speed, True, curve)
+    source = {'code': 1.25, 'prose': 2.25}
+    lines = SearchResult([both], source).lines()
+    assert [line.split() for line in lines if line.startswith(('  code', '  prose'))] == [
+        ['code', '1.250', 'to', '3.000,', 'trained', '2.500'],
+        ['prose', '2.250', 'to', '4.000,', 'trained', '3.500'],
+    ]
+    cut = SearchResult([dataclasses.replace(both, curve=[])], source).lines()
+    assert ['code', '1.250', 'to', '3.000'] in [line.split() for line in cut]
+    assert not [line for line in result([(5.0, 2.0)]).lines() if line.startswith('  text')]  # in the table already
+
+
 def test_losses_that_tie_have_no_order():
     assert result([(5.0, 2.0), (5.0, 2.0), (5.0, 2.0)]).order_agreement('1M') is None
