@@ -238,6 +238,14 @@ def test_a_target_that_cannot_be(world, tmp_path):
             run(world, tmp_path, target=('--target', target))
 
 
+def test_a_source_of_a_type_without_a_table(world, tmp_path):
+    (tmp_path / 'gpt2').mkdir()
+    (tmp_path / 'gpt2' / 'config.json').write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="'gpt2'.*not supported"):
+        run(world, tmp_path, source=tmp_path / 'gpt2')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_name_that_cannot_be_had(monkeypatch):
     def fail(*arguments):
         raise ValueError('SOURCE: no\n  such name.')
