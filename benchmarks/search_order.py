@@ -67,7 +67,7 @@ def measure(
             settings,
             report=lambda line: print(line, file=sys.stderr),
         )
-        agreements.append(result.order_agreement())
+        agreements.append(result.order_agreement(budget))
         return result.candidates
 
     agreements: list[tuple[float, float, float] | None] = []

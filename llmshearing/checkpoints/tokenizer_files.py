@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.compat.tokenizers import GENERAL_CLASS, OF_THE_HUB, opens_as_general, same_ids
+from llmshearing.compat.tokenizers import GENERAL_CLASS, OF_THE_HUB, opens_as_general, same_ids, save_tokenizer
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import TEMPLATE_FOLDER
 from llmshearing.utils.files import dump_json, load_json
@@ -51,7 +51,7 @@ def write_tokenizer(
     else:
         # transformers 5 puts named templates into files of their own, which version 4 does not read
         inside: dict[str, Any] = {'save_jinja_files': False} if isinstance(tokenizer.chat_template, dict) else {}
-        tokenizer.save_pretrained(folder, **inside)
+        save_tokenizer(tokenizer, folder, **inside)
         make_portable(folder)
     try:
         opened = read_tokenizer(folder)

@@ -29,7 +29,12 @@ ASKED = {
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser('init', __doc__)
     parser.add_argument('source', metavar='SOURCE', help='model folder, config.json or name on the Hugging Face Hub')
-    parser.add_argument('--target', **LIST, metavar='KEY=VALUE', help='as for `llmshearing plan` and `cut`')
+    parser.add_argument(
+        '--target',
+        **LIST,
+        metavar='KEY=VALUE',
+        help='as for `llmshearing plan`; a budget may take heads, which `cut` keeps',
+    )
     parser.add_argument('--data', metavar='FOLDER', help='prepared data')
     parser.add_argument('--gpus', type=int, metavar='N', help='how many GPUs; 0 is a CPU')
     parser.add_argument('--gpu-memory', type=float, default=80, metavar='GB', help='of each GPU (default: %(default)s)')

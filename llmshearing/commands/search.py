@@ -13,7 +13,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmshearing.commands.arguments import LIST, command_parser, parse_pairs, settings_from, size_argument, timed_report
+from llmshearing.commands.arguments import (
+    LIST,
+    command_parser,
+    count_argument,
+    parse_pairs,
+    settings_from,
+    size_argument,
+    timed_report,
+)
 
 __all__ = ['main']
 
@@ -53,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument('--batch-size', type=int, default=8, help='sequences per step (default: %(default)s)')
     training.add_argument('--seq-len', type=int, default=256, help='tokens per sequence (default: %(default)s)')
     training.add_argument('--learning-rate', type=float, default=5e-4, help='(default: %(default)s)')
-    training.add_argument('--tokens', metavar='COUNT', help='of the real run: losses are extrapolated to it')
+    training.add_argument(
+        '--tokens', type=count_argument, metavar='COUNT', help='of the real run: losses are extrapolated to it'
+    )
     parser.add_argument('--seed', type=int, default=17, help='which passages are taken (default: %(default)s)')
     parser.add_argument('--device', metavar='NAME', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     return parser
@@ -88,7 +98,6 @@ def main(argv: list[str]) -> int:
     from llmshearing.cut.settings import CutSettings
     from llmshearing.search.search_shapes import search_shapes
     from llmshearing.search.settings import SearchSettings
-    from llmshearing.utils.numbers import parse_count
     from llmshearing.utils.paths import local_destination
 
     transformers.utils.logging.disable_progress_bar()
@@ -101,7 +110,7 @@ def main(argv: list[str]) -> int:
         pins={key: _whole('--pin', key, text) for key, text in parse_pairs('--pin', arguments.pin).items()},
         least={key: _whole('--limit', key, low) for key, (low, _) in limits.items() if low},
         most={key: _whole('--limit', key, high) for key, (_, high) in limits.items() if high},
-        tokens=None if arguments.tokens is None else int(parse_count(arguments.tokens)),
+        tokens=None if arguments.tokens is None else int(arguments.tokens),
         cut=CutSettings(
             keep_heads=arguments.keep_heads or None,
             seed=arguments.seed,

@@ -28,6 +28,7 @@ __all__ = [
     'opens_as_general',
     'plain_ids',
     'same_ids',
+    'save_tokenizer',
     'special_in_text',
 ]
 
@@ -143,6 +144,20 @@ def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """
     with _explained(tokenizer):
         return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, **settings: Any) -> None:
+    """``save_pretrained``, whose errors are of the system's kind.
+
+    Raises:
+        OSError: If the disk is full, or does not take the files.
+    """
+    try:
+        tokenizer.save_pretrained(folder, **settings)
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library has no kind of its own
+            raise
+        raise OSError(f'the tokenizer cannot be written to {folder} ({error}).') from error
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ def _cut(
     progress: bool,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float], Rotated | None, float | None]:
     """All that needs the source in memory: losses before and after, its speed, the rotation, a logit's difference."""
-    model = open_source(plan, device, output.absolute().parent)
+    model = open_source(plan, device, _disk_of(output))
     decoder = model.get_submodule(family_of(plan.config).decoder)
     held_out_passes = sum(-(-len(each.held_out) // plan.sequences_per_pass) for each in texts)
     batches = token_batches(texts, plan.sequences_per_pass, device)
@@ -174,13 +174,18 @@ def _check_place(output: Path, plan: PlannedCut) -> None:
     if output.exists():
         raise ValueError(f'--output: {output} exists already; choose another folder, or remove it.')
     refuse_unwritable('--output', output)
-    free = shutil.disk_usage(next(parent for parent in output.absolute().parents if parent.exists())).free
+    free = shutil.disk_usage(_disk_of(output)).free
     if free < plan.bytes + plan.scratch:
         meanwhile = " with the source's weights beside it" if plan.scratch else ''
         raise ValueError(
             f'--output: {output} takes {with_unit(plan.bytes + plan.scratch, "B")}{meanwhile}, and '
             f'{with_unit(free, "B")} are free there; choose another disk, or a smaller target.'
         )
+
+
+def _disk_of(output: Path) -> Path:
+    """The nearest folder above the output that is there."""
+    return next(parent for parent in output.absolute().parents if parent.exists())
 
 
 def _count(texts: Sequence[Text], kind: str) -> int:

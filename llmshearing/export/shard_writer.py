@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmshearing.utils.files import dump_json, give_usual_modes
+from llmshearing.utils.files import NO_ROOM, dump_json, give_usual_modes
 from llmshearing.utils.locks import hold_lock
 from llmshearing.utils.paths import refuse_existing
 
@@ -71,9 +71,11 @@ class ModelFolderWriter:
         self._total_bytes += tensor.nbytes
         self.parameters += tensor.numel()
 
-    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error_type is not None:
             shutil.rmtree(self.path, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            error.filename = error.filename or str(self.folder)  # a full disk names none
         self._held.close()
 
     def commit(self) -> None:

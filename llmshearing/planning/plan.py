@@ -87,7 +87,8 @@ def make_plan(
             'continued pre-training': estimate_memory(finished, setup),
         }
         kept = count_parameters(layout, target).total / count_parameters(layout, source).total
-        notes = shape_guidance(source, target, kept)
+        guidance = shape_guidance(source, target, kept)
+        notes = [f'{each} `llmshearing search` compares shapes of this size.' for each in guidance]
     notes += _memory_notes(layout, source, target, setup, freeze_weights, teacher is not None, compensate)
     return {
         'model_type': config.model_type,
@@ -233,6 +234,11 @@ def shape_guidance(source: ModelShape, target: ModelShape, kept: float) -> list[
             f'{1 - layers:.0%} of the layers go: at equal parameters, width keeps more than depth and depth is faster '
             '(arXiv 2408.11796); reasoning suffers first from missing layers (arXiv 2403.17887).'
         )
+    if hidden < intermediate - MUCH:
+        said.append(
+            f'{1 - hidden:.0%} of the hidden dimensions go: intermediate dimensions before hidden ones costs less '
+            '(arXiv 2407.14679).'
+        )
     if heads < min(hidden, intermediate) - MUCH:
         said.append(
             f'{1 - heads:.0%} of the heads go: intermediate dimensions before hidden ones before heads costs less '
@@ -243,7 +249,7 @@ def shape_guidance(source: ModelShape, target: ModelShape, kept: float) -> list[
             f'{1 - kept:.0%} of the parameters go in one step: more than half of a model wants stages, each cut '
             'followed by training (arXiv 2407.14679).'
         )
-    return [f'guidance: {each} `llmshearing search` compares shapes of this size.' for each in said]
+    return [f'guidance: {each}' for each in said]
 
 
 def _run_warnings(

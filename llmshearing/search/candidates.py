@@ -16,6 +16,7 @@ import numpy as np
 from llmshearing.cut.target import cut_shape, fine_multiple, kept_sizes
 from llmshearing.models.budget_search import shapes_within
 from llmshearing.models.counting import Layout, kv_cache_bytes_per_token, layout_of
+from llmshearing.models.families import family_of
 from llmshearing.models.shapes import KEPT_FIELDS, WHOLE_HEADS, ModelShape, shape_of
 from llmshearing.models.targets import MULTIPLE_OF
 from llmshearing.search.settings import SearchSettings
@@ -46,8 +47,10 @@ def propose_shapes(config: PretrainedConfig, budget: str | int, settings: Search
     """The candidates of one budget, the largest number of parameters; that with the source's proportions first.
 
     Raises:
-        ValueError: If no shape fits; the budget, the pins or the limits that are in the way are named.
+        ValueError: For a source of a type that is not supported; if no shape fits, naming the budget, the pins or the
+            limits that are in the way.
     """
+    family_of(config)  # refuses types that have no table, and no such sizes
     source = shape_of(config)
     multiple_of = settings.multiple_of or (fine_multiple(source) if config.model_type in WHOLE_HEADS else MULTIPLE_OF)
     target = {'params': budget, 'multiple_of': multiple_of, 'tolerance': settings.tolerance, **settings.pins}

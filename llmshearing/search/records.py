@@ -29,7 +29,7 @@ class SearchFolder:
         self.path = path
         described = json.dumps(search, indent=1, sort_keys=True)
         record = path / 'search.json'
-        if path.exists() and not record.is_file() and any(path.iterdir()):
+        if path.exists() and not record.is_file() and not all(map(_is_beginning, path.iterdir())):
             raise ValueError(f'--output: {path} exists already and holds no search; choose another folder.')
         if record.is_file() and record.read_text() != described:
             before = load_json(record)
@@ -38,8 +38,9 @@ class SearchFolder:
                 f'--output: {path} holds a search that differs in {", ".join(differing)}; choose another folder, or '
                 'give what was given before to go on with it.'
             )
-        (path / 'candidates').mkdir(parents=True, exist_ok=True)
-        write_atomically(record, described)
+        if not record.is_file():
+            write_atomically(record, described)  # first, for it says whose folder this is
+        (path / 'candidates').mkdir(exist_ok=True)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """What is known of a candidate; None before it is finished."""
@@ -53,3 +54,8 @@ class SearchFolder:
     def claim(self, name: str) -> AbstractContextManager[bool]:
         """Whether this process may work on a candidate: not while another one does."""
         return hold_lock(self.path / 'candidates' / f'{name}.lock')
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether a file is ``search.json`` as another process is writing it, or as one that was killed left it."""
+    return path.name.startswith('.search.json.')

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.models.shapes import ModelShape
+from llmshearing.planning.plan import shape_guidance
 from llmshearing.reports.scatter import scatter_panel, side_by_side
 from llmshearing.search.candidates import name_of, target_of
 
@@ -55,6 +56,15 @@ class Candidate:
         return mean(self.curve[-1]['losses'].values()) if self.curve else math.nan
 
     @property
+    def milliseconds(self) -> float:
+        """That a written token takes."""
+        return 1000 / self.speed['generate']
+
+    def is_allowed(self, latency: float | None) -> bool:
+        """Whether a token takes no longer; None allows all."""
+        return latency is None or self.milliseconds <= latency
+
+    @property
     def order(self) -> tuple[bool, float]:
         """Sorts the best first: by the loss after training, those that were not trained after those that were."""
         return (not self.curve, self.trained_loss if self.curve else self.cut_loss)
@@ -68,29 +78,40 @@ class SearchResult:
         candidates (list[Candidate]): Best first, budgets in the order they were given.
         source_losses (dict[str, float]): Of the source, by text.
         latency (float | None): Most milliseconds per generated token that were allowed.
+        tokens (int | None): Of the real run, which losses were extrapolated to.
+        source (ModelShape | None): What was cut, for guidance on the shapes that are proposed.
+        source_parameters (int): Its parameters.
     """
 
     candidates: list[Candidate]
     source_losses: dict[str, float]
     latency: float | None = None
+    tokens: int | None = None
+    source: ModelShape | None = None
+    source_parameters: int = 0
 
-    def is_allowed(self, candidate: Candidate) -> bool:
-        """Whether a candidate is as fast as was asked for."""
-        return self.latency is None or 1000 / candidate.speed['generate'] <= self.latency
+    @property
+    def budgets(self) -> list[str]:
+        """In the order they were given."""
+        return list(dict.fromkeys(each.budget for each in self.candidates))
 
     def best(self, budget: str) -> Candidate | None:
         """The best candidate of a budget that is fast enough; None if none is."""
-        allowed = [each for each in self.candidates if each.budget == budget and self.is_allowed(each)]
+        allowed = [each for each in self.candidates if each.budget == budget and each.is_allowed(self.latency)]
         return min(allowed, key=lambda each: each.order, default=None)
 
-    def order_agreement(self) -> tuple[float, float, float] | None:
-        """Whether the order before training is that after it.
+    def trained(self, budget: str) -> list[Candidate]:
+        """The candidates of a budget that were trained."""
+        return [each for each in self.candidates if each.budget == budget and each.curve]
+
+    def order_agreement(self, budget: str) -> tuple[float, float, float] | None:
+        """Whether the order of a budget's candidates before training is that after it.
 
         Returns:
             tuple[float, float, float] | None: Spearman's correlation of both losses over the candidates that were
             trained, and its 90 % interval by drawing candidates anew; None below three, or where losses tie.
         """
-        pairs = np.array([(each.cut_loss, each.trained_loss) for each in self.candidates if each.curve])
+        pairs = np.array([(each.cut_loss, each.trained_loss) for each in self.trained(budget)])
         if len(pairs) < 3:
             return None
         generator = np.random.default_rng(0)
@@ -103,30 +124,31 @@ class SearchResult:
 
     def table(self) -> list[str]:
         """A row per candidate, best first."""
-        head = 'layers  hidden  heads  KV  intermediate   parameters  cut   trained  at the end  writing, tokens/s'
+        head = 'layers  hidden  heads  KV  intermediate     parameters     cut  trained  at the end  writing, tokens/s'
         rows = [f'mean loss over {len(self.source_losses)} texts, source {mean(self.source_losses.values()):.3f}', head]
         for each in self.candidates:
             sizes = [getattr(each.shape, key) for key in KEYS]
             trained = f'{each.trained_loss:.3f}' if each.curve else '-'
             notes = ["source's proportions"] if each.proportional else []
-            notes += [] if self.is_allowed(each) else ['too slow']
+            notes += [] if each.is_allowed(self.latency) else ['too slow']
             rows.append(
-                f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:11,d}  '
-                f'{each.cut_loss:.3f}  {trained:>6}  {_at_the_end(each.extrapolated):>10}  '
-                f'{each.speed["generate"]:8.1f}  {", ".join(notes)}'.rstrip()
+                f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:13,d}  '
+                f'{each.cut_loss:6.3f}  {trained:>7}  {_at_the_end(each.extrapolated):>10}  '
+                f'{each.speed["generate"]:17.1f}  {", ".join(notes)}'.rstrip()
             )
         return rows
 
     def lines(self) -> list[str]:
         """The table, what it says, and a target to paste for each budget."""
-        lines, agreement = self.table(), self.order_agreement()
-        if agreement is not None:
-            trained = sum(bool(each.curve) for each in self.candidates)
-            found, low, high = agreement
-            lines.append(
-                f'order of {trained} candidates before and after training: rank correlation {found:.2f} '
-                f'({low:.2f} to {high:.2f} where candidates are drawn anew, 90 %)'
-            )
+        lines = self.table()
+        for budget in self.budgets:
+            agreement = self.order_agreement(budget)
+            if agreement is not None:
+                found, low, high = agreement
+                lines.append(
+                    f'{budget}: order of {len(self.trained(budget))} candidates before and after training: rank '
+                    f'correlation {found:.2f} ({low:.2f} to {high:.2f} where candidates are drawn anew, 90 %)'
+                )
         worse = [each for each in self.candidates if each.curve and each.trained_loss > each.cut_loss]
         if worse:
             lines.append(
@@ -136,20 +158,44 @@ class SearchResult:
         factors = [each.extrapolated['factor'] for each in self.candidates if each.extrapolated]
         if factors:
             lines.append(f'"at the end": {max(factors):,.0f} times more tokens than were trained on, +- 90 % interval')
-        for budget in dict.fromkeys(each.budget for each in self.candidates):
+        left_open = [each for each in self.candidates if each.curve and not each.extrapolated]
+        if self.tokens and left_open:
+            lines.append(
+                f'the end of {len(left_open)} candidates is left open: their losses do not keep falling in training; '
+                'give more --steps, a lower --learning-rate, or a larger --batch-size'
+            )
+        for budget in self.budgets:
             best = self.best(budget)
             if best is None:
-                lines += ['', f'{budget}: no candidate is fast enough; allow a longer --latency, or a smaller budget']
+                fastest = min(each.milliseconds for each in self.candidates if each.budget == budget)
+                lines += [
+                    '',
+                    f'{budget}: no candidate is fast enough: the fastest takes {fastest:,.1f} ms per token; allow a '
+                    'longer --latency, or a smaller budget',
+                ]
             else:
                 lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
                 lines += [f'      {key}: {size}' for key, size in target_of(best.shape).items()]
+                lines += self._by_text(best)
+                if self.source is not None:
+                    lines += shape_guidance(self.source, best.shape, best.parameters / self.source_parameters)
+        return lines
+
+    def _by_text(self, candidate: Candidate) -> list[str]:
+        """Losses of the source and of a candidate, a line per text where there are several."""
+        if len(self.source_losses) < 2:
+            return []
+        width, lines = max(map(len, self.source_losses)), ['nats per token of each text, source to cut:']
+        for name, loss in self.source_losses.items():
+            trained = f', trained {candidate.curve[-1]["losses"][name]:.3f}' if candidate.curve else ''
+            lines.append(f'  {name:{width}}  {loss:.3f} to {candidate.losses[name]:.3f}{trained}')
         return lines
 
     def as_record(self) -> dict[str, Any]:
         """Plain types, for result.json."""
         return {
             'source_losses': self.source_losses,
-            'order_agreement': self.order_agreement(),
+            'order_agreement': {budget: self.order_agreement(budget) for budget in self.budgets},
             'candidates': [dataclasses.asdict(each) for each in self.candidates],
         }
 

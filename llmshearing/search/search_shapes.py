@@ -23,7 +23,7 @@ from llmshearing.cut.cut_source import NO_TEXT, cut_source
 from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.text import Text, read_texts
 from llmshearing.models.counting import count_parameters, layout_of
-from llmshearing.models.shapes import DTYPE_BYTES, ModelShape
+from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
 from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.judge import Judge, speed_of
@@ -67,11 +67,12 @@ def search_shapes(
     settings, output = settings or SearchSettings(), Path(output)
     if not text:
         raise ValueError(NO_TEXT)
-    config = read_source(str(source))
+    config, budgets = read_source(str(source)), list(dict.fromkeys(budgets))
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
     plan = _plan_all(source, [shape for _, shape in proposed], settings)
+    _check_tokens(settings, plan.length)
     device = usable_device(device)
-    refuse_unwritable('--output', output)
+    refuse_unwritable('--output', output / 'candidates' if output.exists() else output)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
     lessons = _read_lessons(text, plan, settings) if settings.steps else []
     folder = SearchFolder(output, _description(plan, budgets, texts, settings, device))
@@ -82,7 +83,7 @@ def search_shapes(
     proportional = dict(reversed(proposed))  # by budget: the one that is proposed first
     found = [work.candidate(budget, shape, shape == proportional[budget]) for budget, shape in proposed]
     if settings.steps:
-        chosen = [each for budget in budgets for each in _to_train(found, budget, settings.train)]
+        chosen = [each for budget in budgets for each in _to_train(found, budget, settings)]
         report(
             f'training {len(chosen)} of them, {settings.steps} steps of {settings.batch_size * plan.length:,} tokens'
         )
@@ -160,24 +161,44 @@ def _plan_all(source: str | Path, shapes: Sequence[ModelShape], settings: Search
     """One plan for all candidates: along every axis that any of them cuts, rotated if any wants it."""
     cut = dataclasses.replace(settings.cut, keep_heads=False, axes=None)
     plans = [plan_cut(source, target_of(shape), cut) for shape in shapes]
-    copy = DTYPE_BYTES[plans[0].computed_in] * plans[0].source_parameters  # that weights are put back from
+    weights = DTYPE_BYTES[plans[0].computed_in] * plans[0].source_parameters
+    # A copy that they are put back from; and they themselves, which a cut of a large source has in a file.
+    held = weights * (1 + bool(plans[0].scratch))
     return dataclasses.replace(
         plans[0],
         axes={axis: rows for plan in plans for axis, rows in plan.axes.items()},
         rotates=any(plan.rotates for plan in plans),
-        memory=max(plan.memory for plan in plans) + copy,
+        memory=max(plan.memory for plan in plans) + held,
     )
 
 
-def _to_train(found: Sequence[Candidate], budget: str, count: int) -> list[Candidate]:
-    """The best cuts of a budget, and the one with the source's proportions."""
+def _check_tokens(settings: SearchSettings, length: int) -> None:
+    """Refuses tokens of the real run that are none beyond those of the steps."""
+    seen = settings.steps * settings.batch_size * length
+    if settings.tokens is not None and settings.tokens <= seen:
+        raise ValueError(
+            f'--tokens {settings.tokens:,}: training --steps {settings.steps} sees {seen:,} tokens already; give those '
+            'of the real run, which are many more.'
+        )
+
+
+def _to_train(found: Sequence[Candidate], budget: str, settings: SearchSettings) -> list[Candidate]:
+    """The best cuts of a budget that are fast enough, and the one with the source's proportions."""
     mine = sorted((each for each in found if each.budget == budget), key=lambda each: each.cut_loss)
-    return mine[:count] + [each for each in mine[count:] if each.proportional]
+    best = [each for each in mine if each.is_allowed(settings.latency)][: settings.train]
+    return best + [each for each in mine if each.proportional and each not in best]
 
 
-def _tell(found: Sequence[Candidate], budgets: Sequence[str], work: _Work) -> SearchResult:
-    order = sorted(found, key=lambda each: (list(budgets).index(each.budget), each.order))
-    result = SearchResult(order, work.record(order[0].shape)['source_losses'], work.settings.latency)
+def _tell(found: Sequence[Candidate], budgets: list[str], work: _Work) -> SearchResult:
+    order = sorted(found, key=lambda each: (budgets.index(each.budget), each.order))
+    result = SearchResult(
+        order,
+        work.record(order[0].shape)['source_losses'],
+        latency=work.settings.latency,
+        tokens=work.settings.tokens,
+        source=shape_of(work.plan.config),
+        source_parameters=work.plan.source_parameters,
+    )
     write_atomically(work.folder.path / 'loss.svg', result.picture())
     dump_json(work.folder.path / 'result.json', result.as_record(), indent=1, end='')
     return result

@@ -14,6 +14,7 @@ from llmshearing.utils.suggestions import refuse_unknown
 
 __all__ = ['SearchSettings']
 
+LEAST_STEPS = 3  # of a curve that the budget law can be fitted to
 FREE = ('candidates', 'latency', 'tokens', 'train')
 
 
@@ -83,8 +84,11 @@ class SearchSettings:
                 raise ValueError(f'--limit {key}={self.least[key]}:{self.most[key]}: the smaller size comes first.')
         for key in set(self.pins) & ({*self.least, *self.most}):
             raise ValueError(f'{key} is pinned and limited; keep one of --pin and --limit for it.')
-        if self.tokens is not None and not self.steps:
-            raise ValueError('--tokens: losses are extrapolated from training; give --steps as well, such as 50.')
+        if self.tokens is not None and self.steps < LEAST_STEPS:
+            raise ValueError(
+                f'--tokens: losses are extrapolated from a curve of at least {LEAST_STEPS} steps; give --steps as '
+                'well, such as 50.'
+            )
 
     def as_record(self) -> dict[str, Any]:
         """What decides the measurement of a candidate, as plain types: a search with the same record may go on.

@@ -60,10 +60,14 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_bytes(content)
         return
-    with atomic_path(path) as partial, open(partial, 'wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with atomic_path(path) as partial, open(partial, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
 
 
 def load_json(path: str | Path) -> dict[str, Any]:

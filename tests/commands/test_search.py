@@ -21,3 +21,9 @@ def test_limits_say_on_which_side_they_are(tmp_path, limit, message):
     with pytest.raises(ValueError) as error:
         main(['source', '--params', '60K', '--output', str(tmp_path / 'out'), '--limit', limit])
     assert message in str(error.value) and not (tmp_path / 'out').exists()
+
+
+def test_a_count_of_tokens_that_is_none_names_its_option(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(['source', '--params', '60K', '--output', str(tmp_path / 'out'), '--tokens', 'many'])
+    assert "--tokens: not a count: 'many'" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 
 import pytest
 from llmfoundry.utils.builders import build_tokenizer
@@ -17,6 +18,7 @@ from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.compat.versions import TRANSFORMERS_5
 from llmshearing.data.fingerprint import check_tokenizer, describe_tokenizer
 from llmshearing.export.companions import copy_companions
+from tests.tiny_run import tiny_tokenizer
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 THREE_DIGITS = (
@@ -184,3 +186,18 @@ def test_sentencepiece_alone_is_opened(tmp_path):
     opened = read_tokenizer(tmp_path)
     expected = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'tokenizer.model')).encode(lines[3])
     assert opened(lines[3], add_special_tokens=False).input_ids == expected
+
+
+@pytest.mark.skipif(not hasattr(resource, 'RLIMIT_FSIZE'), reason='no limits on file sizes')
+def test_a_disk_that_fills_is_an_error_of_the_system(tmp_path):
+    """The library itself raises a bare Exception."""
+    tokenizer, before = tiny_tokenizer(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    tokenizer.save_pretrained(tmp_path / 'whole')
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / 'whole').iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes['tokenizer.json'] - 1, before[1]))
+    try:
+        with pytest.raises(OSError, match=f'the tokenizer cannot be written to {tmp_path} .File too large') as error:
+            write_tokenizer(tokenizer, tmp_path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value).count('\n') == 0

@@ -183,6 +183,12 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
         cut(place, tmp_path / 'again')
 
 
+def test_a_large_source_is_cut_into_a_folder_that_is_yet_to_be_made(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, 'WHOLE_UP_TO', 10_000)
+    cut(place, tmp_path / 'runs' / 'new' / 'out', compensate=False)
+    assert (tmp_path / 'runs' / 'new' / 'out' / 'model.safetensors').is_file()
+
+
 def test_rotation_and_compensation_each_change_the_result(place, tmp_path):
     losses = [
         cut(place, tmp_path / f'{rotate}{compensate}', rotate=rotate, compensate=compensate).losses['text'][1]

@@ -44,5 +44,11 @@ def test_the_python_of_the_readme(place, capsys):
     assert (OUTPUT / 'model.safetensors').exists() and 'tokens/s' in capsys.readouterr().out
 
 
+def test_a_newcomer_sees_cut_then_search_then_the_run():
+    text = (ROOT / 'README.md').read_text()
+    places = [text.index(f'\n{command}') for command in ('llmshearing cut ', 'llmshearing search ', 'make demo')]
+    assert places == sorted(places) and places[0] < text.index('| prepared data and GPUs | `llmshearing init')
+
+
 def test_the_readme_stays_short():
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 120

@@ -1,5 +1,6 @@
 """A disk that fills while a model is written ends in one error of the system's kind, and leaves nothing."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -34,6 +35,14 @@ def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_with_other_files_names_the_folder(tmp_path):
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'out'}'"),
+        ModelFolderWriter(tmp_path / 'out'),
+    ):
+        raise OSError(errno.ENOSPC, 'No space left on device')  # as writing to an open file says it
 
 
 @pytest.mark.parametrize('overwrite', [False, True])

@@ -17,6 +17,7 @@ SOURCE = ModelShape(32, 4096, 32, 8, 14336, 128)
     [
         (ModelShape(16, 4096, 32, 8, 14336, 128), 0.55, ['50% of the layers go']),
         (ModelShape(32, 3072, 8, 2, 10752, 128), 0.6, ['75% of the heads go']),
+        (ModelShape(32, 2048, 16, 4, 14336, 128), 0.6, ['50% of the hidden dimensions go']),
         (ModelShape(28, 3584, 28, 7, 12544, 128), 0.7, []),
         (ModelShape(20, 2560, 20, 5, 8960, 128), 0.3, ['70% of the parameters go in one step']),
     ],

@@ -71,6 +71,7 @@ def test_both_files_are_filled_and_every_key_has_a_comment(world, tmp_path, caps
         evaluated = len(DOMAINS) * config.callbacks.dynamic_batch_loading.max_eval_sequences
         assert evaluated / (evaluated + rounds) <= 0.1
     assert (prune.precision, prune.fsdp_config, prune.model.init_device) == ('fp32', None, 'cpu')
+    assert (prune.console_log_interval, proceed.console_log_interval) == ('10ba', proceed.max_duration)
     assert prune.optimizer.lr == proceed.optimizer.lr == 1e-4
     pruning = prune.algorithms.targeted_pruning
     assert (pruning.mask_learning, 'learning_rate' in pruning) == ('progressive', False)
@@ -235,6 +236,14 @@ def test_a_target_that_cannot_be(world, tmp_path):
     for target, message in (('hidden_size=64', "larger than the source's 48"), ('hidden_size=48', 'nothing would be')):
         with pytest.raises(ValueError, match=message):
             run(world, tmp_path, target=('--target', target))
+
+
+def test_a_source_of_a_type_without_a_table(world, tmp_path):
+    (tmp_path / 'gpt2').mkdir()
+    (tmp_path / 'gpt2' / 'config.json').write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="'gpt2'.*not supported"):
+        run(world, tmp_path, source=tmp_path / 'gpt2')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_name_that_cannot_be_had(monkeypatch):

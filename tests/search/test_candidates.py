@@ -1,7 +1,7 @@
 """Which shapes are proposed: within budget, limits and pins, far from each other, the same each time."""
 
 import pytest
-from transformers import LlamaConfig, Qwen3Config
+from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
 from llmshearing.cut.settings import CutSettings
 from llmshearing.models.counting import count_parameters, kv_cache_bytes_per_token, layout_of
@@ -100,6 +100,7 @@ def test_the_unevenness_that_a_refusal_asks_for_is_enough():
         ({'least': {'hidden_size': 9}, 'most': {'hidden_size': 8}}, 'smaller size comes first'),
         ({'pins': {'hidden_size': 9}, 'most': {'hidden_size': 8}}, 'pinned and limited'),
         ({'tokens': 10**9}, '--steps'),
+        ({'tokens': 10**9, 'steps': 2}, '--tokens: .* curve of at least 3 steps; give --steps'),
         ({'candidates': 0}, '--candidates'),
         ({'uneven': 0.5}, '--uneven'),
         ({'latency': 0}, '--latency'),
@@ -108,6 +109,11 @@ def test_the_unevenness_that_a_refusal_asks_for_is_enough():
 def test_settings_that_cannot_be_meant_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SearchSettings(**settings)
+
+
+def test_a_source_of_a_type_without_a_table_is_refused_by_its_type():
+    with pytest.raises(ValueError, match="'gpt2'.*not supported"):
+        propose_shapes(GPT2Config(), '80M', SearchSettings())
 
 
 def test_a_vocabulary_is_told_to_be_trimmed_first():

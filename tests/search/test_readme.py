@@ -7,8 +7,14 @@ from pathlib import Path
 from llmshearing import cli
 from tests.cut.test_readme import place as place
 
-README = Path(__file__).parents[2] / 'llmshearing' / 'search' / 'README.md'
+ROOT = Path(__file__).parents[2]
+README = ROOT / 'llmshearing' / 'search' / 'README.md'
 SMALLER = ' --params 40k --candidates 2 --multiple-of 8 --tolerance 0.1 --uneven 3'
+
+
+def test_both_readmes_have_the_same_command():
+    (whole,) = re.findall(r'^llmshearing search .*$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+    assert whole in README.read_text()
 
 
 def test_the_command_of_the_readme(place, capsys):

@@ -52,7 +52,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(os, 'fsync', fail)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         write_atomically(path, 'new')
     assert path.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.json']
 
