@@ -5,8 +5,8 @@ s (:mod:`llmshearing.rotation.folding`); inner channels of some mixers change pl
 (:mod:`llmshearing.rotation.channels`); everything else stays. Products are made in float64, a block of rows at a time,
 and rounded once to the stored type: rotating in bfloat16 would cost as much as the rotation gains. What is stored in
 half precision is multiplied in float32 on a CPU: that takes 0.6 of the time (by hand), and its rounding is a
-ten-thousandth of what follows. (GPUs may round products in float32 to TensorFloat-32.) s is rounded first and the readers
-divided by what was stored, so its rounding costs nothing.
+ten-thousandth of what follows. (GPUs may round products in float32 to TensorFloat-32.) s is rounded first and
+the readers are divided by what was stored, so its rounding costs nothing.
 """
 
 from __future__ import annotations
