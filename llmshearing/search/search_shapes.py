@@ -87,7 +87,7 @@ def search_shapes(
         report(
             f'training {len(chosen)} of them, {settings.steps} steps of {settings.batch_size * plan.length:,} tokens'
         )
-        work.share({f'{name_of(each.shape)}-trained': partial(work.train, each.shape) for each in chosen})
+        work.share({work.trained_name(each.shape): partial(work.train, each.shape) for each in chosen})
         found = [work.candidate(each.budget, each.shape, each.proportional) for each in found]
     return _tell(found, budgets, work)
 
@@ -139,10 +139,15 @@ class _Work:
         self.report(f'{name_of(shape)}: {mean(curve[-1]["losses"].values()):.3f} nats after {curve[-1]["step"]} steps')
         return {'curve': curve}
 
+    def trained_name(self, shape: ModelShape) -> str:
+        """Of the record of a training, which other steps leave as it is."""
+        training = self.settings
+        return f'{name_of(shape)}-{training.steps}x{training.batch_size}-at-{training.learning_rate:g}'
+
     def candidate(self, budget: str, shape: ModelShape, proportional: bool) -> Candidate:
         """All that is known of a shape."""
         record = self.record(shape)
-        curve = (self.folder.read(f'{name_of(shape)}-trained') or {'curve': []})['curve']
+        curve = (self.folder.read(self.trained_name(shape)) or {'curve': []})['curve']
         parameters = int(count_parameters(layout_of(self.plan.config), shape).total)
         end = None
         if self.settings.tokens is not None and curve:

@@ -15,7 +15,7 @@ from llmshearing.utils.suggestions import refuse_unknown
 __all__ = ['SearchSettings']
 
 LEAST_STEPS = 3  # of a curve that the budget law can be fitted to
-FREE = ('candidates', 'latency', 'tokens', 'train')
+FREE = ('batch_size', 'candidates', 'latency', 'learning_rate', 'steps', 'tokens', 'train')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class SearchSettings:
             )
 
     def as_record(self) -> dict[str, Any]:
-        """What decides the measurement of a candidate, as plain types: a search with the same record may go on.
+        """What decides the measurement of a cut, as plain types: a search with the same record may go on.
 
-        How many candidates there are, how many are trained, and what is told of them in the end may change.
+        How many candidates there are, how they are trained, and what is told of them in the end may change.
         """
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}

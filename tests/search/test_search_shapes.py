@@ -97,8 +97,11 @@ def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_pat
     assert run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6) == first
     fast = run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6, latency=1e-6)  # what is told may change
     assert fast.best(BUDGET) is None and 'no candidate is fast enough' in '\n'.join(fast.lines())
-    with pytest.raises(ValueError, match='a search that differs in steps; choose another folder'):
-        run(place, tmp_path / 'search', steps=7, train=2, tokens=10**6)
+    longer = run(place, tmp_path / 'search', steps=8, train=1)  # cuts serve any training
+    assert next(each for each in longer.candidates if each.curve).curve[-1]['step'] == 8
+    assert run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6) == first
+    with pytest.raises(ValueError, match='a search that differs in cut, text; choose another folder'):
+        run(place, tmp_path / 'search', steps=6, cut=CutSettings(**{**SMALL, 'seed': 5}))
 
 
 def test_what_is_too_slow_to_be_proposed_is_not_trained():
