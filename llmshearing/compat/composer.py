@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import re
 import traceback
@@ -9,10 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from composer import Trainer
     from composer.callbacks import CheckpointSaver
     from composer.core import State
 
-__all__ = ['checkpoint_savers', 'had_begun', 'install', 'unwrapped']
+__all__ = ['checkpoint_savers', 'close_trainer', 'had_begun', 'install', 'unwrapped']
 
 
 def install() -> None:
@@ -52,6 +54,15 @@ def install() -> None:
 def unwrapped(state: State) -> Any:
     """The run's model itself, also where DistributedDataParallel wraps it."""
     return getattr(state.model, 'module', state.model)
+
+
+def close_trainer(trainer: Trainer) -> None:
+    """Closes a Trainer for good, so that its model and optimizer can go.
+
+    Composer keeps the state of every Trainer until the process exits, to close it then; of one that is closed, too.
+    """
+    trainer.close()
+    atexit.unregister(trainer.engine._close)
 
 
 def checkpoint_savers(state: State) -> list[CheckpointSaver]:

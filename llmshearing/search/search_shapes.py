@@ -7,6 +7,7 @@ candidate is kept when it is finished, so a killed search goes on, and several p
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +132,7 @@ class _Work:
         from llmshearing.search.training import train_candidate
 
         self.judge = None  # leaves the memory to the training
+        gc.collect()  # and what the training before it has left
         model = self.folder.path / 'models' / name_of(shape)
         if not model.exists():
             settings = dataclasses.replace(self.settings.cut, keep_heads=False, axes=None)

@@ -99,5 +99,5 @@ def train_candidate(folder: str | Path, texts: Sequence[Text], settings: SearchS
         auto_log_hparams=False,
     )
     trainer.fit()
-    trainer.close()
+    composer.close_trainer(trainer)
     return measuring.curve

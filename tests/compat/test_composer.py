@@ -1,5 +1,7 @@
 """Canaries of compat.composer."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import torch
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmshearing.compat import composer
-from tests.tiny_run import tiny_tokenizer
+from tests.tiny_run import tiny_source, tiny_tokenizer, tiny_trainer
 
 
 def test_install_gives_composer_the_two_names_it_uses():
@@ -111,3 +113,19 @@ def test_had_begun_is_true_of_errors_out_of_the_trainers_loop():
 
     assert composer.had_begun(error_of(train)) and not composer.had_begun(error_of(fail))
     assert not composer.had_begun(error_of(lambda: train(Early())))
+
+
+def test_a_closed_trainer_lets_its_model_go(tmp_path):
+    def train(close):
+        trainer = tiny_trainer(source, [], batches=1)
+        trainer.fit()
+        close(trainer)
+        return weakref.ref(trainer.state.model)
+
+    source = tiny_source(tmp_path)
+    model = train(lambda trainer: trainer.close())
+    gc.collect()
+    assert model() is not None  # else Composer does it by now, and close_trainer may go
+    model = train(composer.close_trainer)
+    gc.collect()
+    assert model() is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
+import weakref
 from contextlib import nullcontext
 from functools import partial
 from statistics import mean
@@ -102,6 +104,25 @@ def test_the_best_are_trained_and_what_was_done_is_not_done_again(place, tmp_pat
     assert run(place, tmp_path / 'search', steps=6, train=2, tokens=10**6) == first
     with pytest.raises(ValueError, match='a search that differs in cut, text; choose another folder'):
         run(place, tmp_path / 'search', steps=6, cut=CutSettings(**{**SMALL, 'seed': 5}))
+
+
+def test_one_training_is_in_memory_at_a_time(place, tmp_path, monkeypatch, known_speed):
+    alive, built = [], training.ComposerHFCausalLM
+
+    def build(**arguments):
+        alive.append(sum(model() is not None for model in models))
+        model = built(**arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    models: list[weakref.ref] = []
+    monkeypatch.setattr(training, 'ComposerHFCausalLM', build)
+    gc.disable()  # which large tensors do not hurry
+    try:
+        run(place, tmp_path / 'search', steps=1, train=3)
+    finally:
+        gc.enable()
+    assert len(alive) >= 3 and not any(alive)
 
 
 def test_what_is_too_slow_to_be_proposed_is_not_trained():
