@@ -58,6 +58,7 @@ from vocabulary import nats_and_tokens
 from llmshearing.algorithms.distillation import Distillation
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.callbacks.export_pruned import ExportPruned
+from llmshearing.compat.composer import close_trainer
 from llmshearing.data.mds import read_tokens
 from llmshearing.models.shapes import with_shape
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
@@ -185,7 +186,7 @@ def prune(
     trainer.fit()
     model.cutter.set_masks(pruning.evaluation_masks())
     soft = losses(model.model, work / 'data', sizes.on_the_way)
-    trainer.close()
+    close_trainer(trainer)
     return {'soft': soft, 'prune_flops': meter.flops}
 
 
@@ -270,7 +271,7 @@ def run(arm: Arm, seed: int, work: Path, sizes: Sizes, source: str = 'source') -
         proportions=dict(zip(DOMAINS, SKEWED)) if arm.start == 'skewed' else None,
     )
     trainer.fit()
-    trainer.close()
+    close_trainer(trainer)
     record.update(along=along.record, final=losses(model.model, data), continue_flops=meter.flops)
     return {**record, 'nats_per_byte': nats_per_byte(model.model, tokenizer, text)}
 
