@@ -33,6 +33,7 @@ from llmshearing.data.mds import read_tokens
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.scores import Calibration, score_units, scoring_methods
 from llmshearing.masks.axes import AxisPlan, keep_largest, plan_axes
+from llmshearing.masks.energies import norm_energies
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
 from llmshearing.models.targets import target_shape
 from llmshearing.scaling.loss import domain_loss
@@ -68,6 +69,7 @@ class Cuts:
         self.model, self.plans, self.batches = model, plans, batches
         self.weights = {name: value.clone() for name, value in model.model.state_dict().items()}
         self.calibration = Calibration(model.cutter, batches, microbatch_size=1)
+        model.cutter.norm_energies = norm_energies(self.calibration)  # gains follow the cut, as in a run
         self.scores: dict[tuple[str, str], Tensor] = {}
 
     def choose(self, methods: Mapping[str, str]) -> None:
