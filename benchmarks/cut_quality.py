@@ -24,7 +24,7 @@ from pathlib import Path
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quality_source import QUICK, make_source
+from quality_source import QUICK, make_demo_inputs, make_source
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,9 +32,6 @@ from llmshearing.cut.one_shot import compensate_for
 from llmshearing.cut.settings import CutSettings
 from llmshearing.cut.target import cut_shape
 from llmshearing.cut.text import Text, token_batches, read_texts
-from llmshearing.demo.run import DOMAINS
-from llmshearing.demo.source_model import build_source_model
-from llmshearing.demo.text import harvest_text
 from llmshearing.export.model_folder import open_strictly
 from llmshearing.masks.axes import AxisPlan, finalize_masks
 from llmshearing.masks.energies import norm_energies
@@ -154,10 +151,8 @@ def main() -> int:
     if arguments.quick:
         source, sizes = make_source(arguments.work, QUICK), (QUICK_SHARES, 512, 256, 32)
     else:
-        source = build_source_model(arguments.work / 'source', arguments.work / 'downloads')
+        source = make_demo_inputs(arguments.work)
         sizes = (SHARES, arguments.tokens, CutSettings.held_out, CutSettings.seq_len)
-        if not (arguments.work / 'text').exists():
-            harvest_text(arguments.work / 'text', domains=DOMAINS)
     result = measure(source, sorted((arguments.work / 'text').glob('*.jsonl')), *sizes)
     sys.stdout.write(table(result) + '\n')
     if arguments.output:

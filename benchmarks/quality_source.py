@@ -35,6 +35,7 @@ from llmshearing.compat import composer, llmfoundry
 from llmshearing.data.mds import read_tokens
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.prepare.pipeline import prepare
+from llmshearing.demo.run import DOMAINS as DEMO_DOMAINS
 from llmshearing.demo.source_model import build_source_model
 from llmshearing.demo.text import harvest_text
 from llmshearing.models.cuttable import Cutter
@@ -54,6 +55,7 @@ __all__ = [
     'ComputeMeter',
     'Sizes',
     'held_out_text',
+    'make_demo_inputs',
     'make_source',
     'make_trainer',
     'make_trimmed',
@@ -205,6 +207,13 @@ def make_source(work: Path, sizes: Sizes, name: str = 'source') -> Path:
         model.model.save_pretrained(work / f'{name}.part')
         (work / f'{name}.part').replace(work / name)  # whoever is killed before leaves none
     return work / name
+
+
+def make_demo_inputs(work: Path) -> Path:
+    """Makes SmolLM2-135M and the demo's texts below its ``work`` folder where missing; returns the source's folder."""
+    if not (work / 'text').exists():
+        harvest_text(work / 'text', domains=DEMO_DOMAINS)
+    return build_source_model(work / 'source', work / 'downloads')
 
 
 def make_trimmed(work: Path, sizes: Sizes, tokens: int) -> tuple[Path, Sizes]:

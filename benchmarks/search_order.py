@@ -2,7 +2,7 @@
 
 ``llmshearing search`` proposes shapes of SmolLM2-135M with 80M parameters, and here all of them are cut and trained.
 The best after training and the one with the source's proportions are then cut and trained again from other passages,
-once per further seed. The text is one file of five kinds of documents, mixed.
+once per further seed. The text is one file of four kinds of documents, mixed.
 
     python benchmarks/search_order.py --work runs/search-order [--candidates 12] [--seeds 17 18 19]
                                       [--quick] [--output FILE.json]
@@ -22,12 +22,9 @@ from pathlib import Path
 from collections.abc import Sequence
 from typing import Any
 
-from quality_source import QUICK, make_source
+from quality_source import QUICK, make_demo_inputs, make_source
 
 from llmshearing.cut.settings import CutSettings
-from llmshearing.demo.run import DOMAINS
-from llmshearing.demo.source_model import build_source_model
-from llmshearing.demo.text import harvest_text
 from llmshearing.search.candidates import name_of, target_of
 from llmshearing.search.result import Candidate
 from llmshearing.search.search_shapes import search_shapes
@@ -115,10 +112,7 @@ def main() -> int:
     if arguments.quick:
         source, budget, settings = make_source(arguments.work, QUICK), QUICK_BUDGET, (QUICK_SEARCH, QUICK_CUT)
     else:
-        source = build_source_model(arguments.work / 'source', arguments.work / 'downloads')
-        budget, settings = BUDGET, (SEARCH, CUT)
-        if not (arguments.work / 'text').exists():
-            harvest_text(arguments.work / 'text', domains=DOMAINS)
+        source, budget, settings = make_demo_inputs(arguments.work), BUDGET, (SEARCH, CUT)
     text = mix_texts(arguments.work / 'text', arguments.work / 'mixed.jsonl')
     result = measure(source, budget, text, arguments.work, arguments.candidates, arguments.seeds, *settings)
     sys.stdout.write(f'{table(result)}\n')
