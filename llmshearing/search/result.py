@@ -125,7 +125,8 @@ class SearchResult:
     def table(self) -> list[str]:
         """A row per candidate, best first."""
         head = 'layers  hidden  heads  KV  intermediate     parameters     cut  trained  at the end  writing, tokens/s'
-        rows = [f'mean loss over {len(self.source_losses)} texts, source {mean(self.source_losses.values()):.3f}', head]
+        texts = ', '.join(self.source_losses)
+        rows = [f'mean loss over {texts}; source {mean(self.source_losses.values()):.3f}', head]
         for each in self.candidates:
             sizes = [getattr(each.shape, key) for key in KEYS]
             trained = f'{each.trained_loss:.3f}' if each.curve else '-'
