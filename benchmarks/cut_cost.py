@@ -4,10 +4,11 @@ The source of ``quality.py`` is cut to its target along one axis at a time and a
 scores the axis; then once more with the weights changed so that what stays takes over from what goes (``compensate`` of
 ``targeted_pruning``). Scores and compensation see training text, losses are of held-out text.
 
-    python benchmarks/cut_cost.py --work runs/quality-smollm --smollm [--rotate] [--sequences 4] [--scores NAME ...]
-                                  [--quick] [--output FILE.json]
+    python benchmarks/cut_cost.py --work runs/quality-smollm --smollm [--rotate | --learn 30] [--sequences 4]
+                                  [--scores NAME ...] [--quick] [--output FILE.json]
 
-With ``--smollm`` it takes about twenty minutes of one core.
+With ``--smollm`` it takes about twenty minutes of one core. With ``--learn`` the source is rotated to the subspace that
+so many steps find, where hidden dimensions go in their order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from quality import rotate
@@ -29,6 +30,7 @@ from quality_source import FULL, QUICK, SMOLLM, Sizes, make_source
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from llmshearing.checkpoints.rotated import has_learned_basis
 from llmshearing.data.mds import read_tokens
 from llmshearing.masks.compensation import Compensation
 from llmshearing.masks.scores import Calibration, score_units, scoring_methods
@@ -40,7 +42,7 @@ from llmshearing.scaling.loss import domain_loss
 from llmshearing.scaling.measure import find_domains
 from llmshearing.utils.markdown import markdown_table
 
-BEST = {'layer': 'block_importance'}  # and activations for the widths, where several axes are cut
+BEST = {'layer': 'block_importance'}  # and activations for widths, where several axes are cut
 
 
 def held_out_loss(model: ShearedCausalLM, work: Path, sizes: Sizes) -> float:
@@ -81,11 +83,20 @@ class Cuts:
         self.masks = {a: keep_largest(self.plans[a], self.scores[a, m]).float() for a, m in methods.items()}
         self.model.cutter.set_masks(self.masks)
 
-    def compensate(self, sequences: int | None = None, way: type[Compensation] = Compensation) -> None:
-        """Changes the weights for the cut that was chosen, by so many sequences of the text or all."""
+    def compensate(
+        self,
+        sequences: int | None = None,
+        way: type[Compensation] = Compensation,
+        left_alone: Collection[str] = (),
+    ) -> None:
+        """Changes the weights for the cut that was chosen, by so many sequences of the text or all.
+
+        What units of the axes ``left_alone`` carried is not taken over.
+        """
         self.model.cutter.set_masks({axis: torch.ones_like(mask) for axis, mask in self.masks.items()})
         rows = torch.cat([batch['input_ids'] for batch in self.batches])[:sequences]
-        watching = way(self.model.cutter, self.masks, rows.numel(), coming=self.masks)
+        axes = self.masks.keys() - set(left_alone)
+        watching = way(self.model.cutter, axes, rows.numel(), coming=self.masks)
         with torch.no_grad():
             for part in rows.split(len(self.batches[0]['input_ids'])):
                 self.model({'input_ids': part, 'labels': part, 'attention_mask': torch.ones_like(part)})
@@ -94,10 +105,11 @@ class Cuts:
         self.model.cutter.set_masks(self.masks)
 
 
-def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], rotated: bool = False) -> dict[str, Any]:
-    """Losses of the source, as it is or rotated, of every cut by ``methods`` and of the one along all axes."""
-    source = make_source(work, sizes)
-    source = work / rotate(work, sizes) if rotated else source
+def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], source: Path) -> dict[str, Any]:
+    """Losses of a source, of every cut by ``methods`` and of the one along all axes.
+
+    A hidden cut of several axes is measured without compensation of hidden dimensions, too.
+    """
     model = ShearedCausalLM(AutoTokenizer.from_pretrained(source), str(source), use_train_metrics=False).eval()
     shape = model.cutter.shape
     cuts = Cuts(model, plan_axes(shape, target_shape(model.config, sizes.target)), training_batches(work, sequences))
@@ -105,12 +117,15 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], ro
     result: dict[str, Any] = {'source': held_out_loss(model, work, sizes), 'cuts': []}
     pairs = [(axis, method) for method in methods for axis in cuts.plans if axis in scoring_methods.get(method).axes]
     ways = [({axis: method}, axis, method) for axis, method in sorted(pairs, key=lambda pair: pair[0])]
-    best = {axis: BEST.get(axis, 'activation') for axis in cuts.plans}
+    order = {'hidden': 'position'} if has_learned_basis(source) else {}
+    best = {axis: 'activation' for axis in cuts.plans} | BEST | order
     for chosen, axes, by in [*ways, (best, 'all', 'block importance + activation')]:
         cuts.choose(chosen)
         record = {'axes': axes, 'scores': by, 'cut': held_out_loss(model, work, sizes)}
-        cuts.compensate()
-        record['compensated'] = held_out_loss(model, work, sizes)
+        for left_alone in ((), ('hidden',)) if axes == 'all' else ((),):
+            cuts.choose(chosen)
+            cuts.compensate(left_alone=left_alone)
+            record[' but for '.join(('compensated', *left_alone))] = held_out_loss(model, work, sizes)
         result['cuts'].append(record)
         sys.stderr.write(f'{record}\n')
     return result
@@ -118,8 +133,12 @@ def measure(work: Path, sizes: Sizes, sequences: int, methods: Sequence[str], ro
 
 def table(result: Mapping[str, Any]) -> str:
     """The losses as markdown, with the source's."""
-    rows = [[cut['axes'], cut['scores'], f'{cut["cut"]:.2f}', f'{cut["compensated"]:.2f}'] for cut in result['cuts']]
-    losses = markdown_table(['axes cut', 'scores', 'loss', 'compensated'], rows)
+    ways = ('cut', 'compensated', 'compensated but for hidden')
+    rows = [
+        [cut['axes'], cut['scores'], *(f'{cut[way]:.2f}' if way in cut else '' for way in ways)]
+        for cut in result['cuts']
+    ]
+    losses = markdown_table(['axes cut', 'scores', 'loss', *ways[1:]], rows)
     return f'source: {result["source"]:.2f}\n\n{losses}'
 
 
@@ -127,7 +146,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for text and source, as of quality.py')
     parser.add_argument('--smollm', action='store_true', help='cut SmolLM2-135M instead of the small source')
-    parser.add_argument('--rotate', action='store_true', help='rotate the source first')
+    bases = parser.add_mutually_exclusive_group()
+    bases.add_argument('--rotate', action='store_true', help='rotate the source first')
+    bases.add_argument('--learn', type=int, default=0, metavar='STEPS', help='learn the subspace to rotate to')
     parser.add_argument('--sequences', type=int, default=4, help='of each domain to look at (default: %(default)s)')
     parser.add_argument(
         '--scores',
@@ -142,7 +163,10 @@ def main() -> int:
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     sizes = QUICK if arguments.quick else SMOLLM if arguments.smollm else FULL
-    result = measure(arguments.work, sizes, arguments.sequences, arguments.scores, arguments.rotate)
+    source = make_source(arguments.work, sizes)
+    if arguments.rotate or arguments.learn:
+        source = arguments.work / rotate(arguments.work, sizes, arguments.learn)
+    result = measure(arguments.work, sizes, arguments.sequences, arguments.scores, source)
     sys.stdout.write(table(result) + '\n')
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1))
