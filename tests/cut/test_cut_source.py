@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from llmshearing import cli
 from llmshearing.checkpoints.weights_in_file import open_in_file
 from llmshearing.cut import cut_source as stages
-from llmshearing.cut import memory
 from llmshearing.cut import plan as plans
 from llmshearing.cut import source as sources
 from llmshearing.cut.cut_source import cut_source
@@ -159,7 +158,6 @@ def test_a_large_source_is_cut_from_a_file_to_the_same_model(place, tmp_path, mo
     cut(place, tmp_path / 'whole')
     opened = []
     monkeypatch.setattr(plans, 'WHOLE_UP_TO', 10_000)
-    monkeypatch.setattr(memory, 'SUMS_AT_ONCE', 1)
     monkeypatch.setattr(sources, 'open_in_file', lambda *a: opened.append(a[0].name) or open_in_file(*a))
     monkeypatch.setattr(stages, 'verify_folder', lambda *_: pytest.fail('the folder was opened in float32'))
     result = cut(place, tmp_path / 'paged')
