@@ -178,7 +178,7 @@ def _reads(model_type: str, key: str) -> bool:
         or key in SHARE_KEYS.get(model_type, ())
         or f'"{key}"' in code
         or f"'{key}'" in code
-        or hasattr(_generation(), key)
+        or hasattr(GenerationConfig(), key)
     )
 
 
@@ -186,11 +186,6 @@ def _norms_queries(model_type: str) -> bool:
     family = TABLES.get(model_type)
     layers = [family.layer, *family.layer_of_kind.values()] if family else []
     return any(path.endswith(('.q_norm', '.query_layernorm', '.q_layernorm')) for layer in layers for path in layer)
-
-
-@functools.cache
-def _generation() -> GenerationConfig:
-    return GenerationConfig()
 
 
 def _refuse_spans(content: Mapping[str, Any], unread: list[str]) -> None:
