@@ -99,7 +99,7 @@ def starting(folders: Sequence[str]) -> Iterator[RunMarker | None]:
     To be entered on every rank, with its local folders: the first of each node does it, the others wait for it.
 
     Yields:
-        The run's marker, to be kept as long as the run; None on other ranks than the first of a node.
+        RunMarker | None: The run's marker, to be kept as long as the run; None on other ranks than the first of a node.
     """
     global _is_starting
     with _alone():
@@ -132,7 +132,7 @@ def remove_dead_runs() -> list[int]:
     """Removes the blocks and lock files of runs none of whose processes is alive.
 
     Returns:
-        Streaming's numbers of the runs that were removed.
+        list[int]: Streaming's numbers of the runs that were removed.
     """
     removed = []
     for path in MARKERS.glob(f'{_marker_prefix()}*.run'):

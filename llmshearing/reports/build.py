@@ -78,10 +78,10 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
     """Writes the report of a run.
 
     Args:
-        run: Metrics file, or folder with some.
-        compare: Another to draw into the same panels.
-        out: Folder for page and pictures; default: :func:`~llmshearing.metrics.run_log.report_folder`.
-        law: LAW.json of ``llmshearing budget fit``; default: the one beside the metrics, if any.
+        run (Path): Metrics file, or folder with some.
+        compare (Path | None): Another to draw into the same panels.
+        out (Path | None): Folder for page and pictures; default: :func:`~llmshearing.metrics.run_log.report_folder`.
+        law (Path | None): LAW.json of ``llmshearing budget fit``; default: the one beside the metrics, if any.
 
     Returns:
         Path: The page.

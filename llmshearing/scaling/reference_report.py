@@ -148,10 +148,10 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
     """Fits every domain and predicts the loss of a model of ``params`` parameters.
 
     Args:
-        points: Measured losses of the family.
-        params: Size of the target.
-        tokens: Training tokens the target is compared at. Only for models trained on different numbers of tokens; then
-            the default is the largest of them.
+        points (Points): Measured losses of the family.
+        params (float): Size of the target.
+        tokens (float | None): Training tokens the target is compared at. Only for models trained on different numbers
+            of tokens; then the default is the largest of them.
 
     Returns:
         dict: The content of REF.json (see the README): ``reference_losses`` and, per domain, constants, residuals and

@@ -31,10 +31,10 @@ class SeparableFit:
     """Result of :func:`fit_separable`.
 
     Args:
-        exponents: [exponents] best values inside the bounds.
-        coefficients: [coefficients] best values, in the units of the basis.
-        residuals: [points] log(predicted / measured).
-        cost: The minimised objective (half the sum of squares, or its Huber form, priors included).
+        exponents (np.ndarray): [exponents] best values inside the bounds.
+        coefficients (np.ndarray): [coefficients] best values, in the units of the basis.
+        residuals (np.ndarray): [points] log(predicted / measured).
+        cost (float): The minimised objective (half the sum of squares, or its Huber form, priors included).
     """
 
     exponents: np.ndarray
@@ -87,15 +87,18 @@ def fit_separable(
     """Fits ``measured = offset + basis(exponents) @ coefficients`` in relative error.
 
     Args:
-        basis: Maps exponents [exponents] to a matrix [points, coefficients] of order-one columns.
-        measured: [points] measured losses, positive.
-        starts: Starting exponents; all are tried with exactly solved coefficients, the best are refined.
-        bounds: Lower and upper bound of each exponent.
-        free_sign: For each coefficient, whether it may be negative.
-        offset: [points] or a number, a part of the loss that is known.
-        huber: Residual beyond which the loss grows linearly; None for plain least squares.
-        priors: (centre, weight) per exponent: adds ``weight * (exponent - centre)`` to the residuals, so that a
-            direction the data say nothing about stays at the centre. A weight of 0 means no prior.
+        basis (Callable[[np.ndarray], np.ndarray]): Maps exponents [exponents] to a matrix [points, coefficients] of
+            order-one columns.
+        measured (np.ndarray): [points] measured losses, positive.
+        starts (Sequence[Sequence[float]]): Starting exponents; all are tried with exactly solved coefficients, the best
+            are refined.
+        bounds (Sequence[tuple[float, float]]): Lower and upper bound of each exponent.
+        free_sign (Sequence[bool]): For each coefficient, whether it may be negative.
+        offset (np.ndarray | float): [points] or a number, a part of the loss that is known.
+        huber (float | None): Residual beyond which the loss grows linearly; None for plain least squares.
+        priors (Sequence[tuple[float, float]] | None): (centre, weight) per exponent: adds ``weight * (exponent -
+            centre)`` to the residuals, so that a direction the data say nothing about stays at the centre. A weight of
+            0 means no prior.
 
     Returns:
         SeparableFit: the best refined fit.

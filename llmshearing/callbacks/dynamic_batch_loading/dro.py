@@ -76,7 +76,7 @@ def worst_mixture(gaps: np.ndarray, base: np.ndarray, rho: float) -> np.ndarray:
         rho (float): Radius of the ball, not negative.
 
     Returns:
-        float64 [domains], summing to 1. Where all gaps are equal, or ``rho`` is 0, that is the base.
+        np.ndarray: float64 [domains], summing to 1. Where all gaps are equal, or ``rho`` is 0, that is the base.
     """
     rho = rho / (1 - FLOOR) ** 2
     order = np.argsort(-gaps, kind='stable')
@@ -118,7 +118,7 @@ def remember(points: np.ndarray, samples: int, losses: np.ndarray) -> np.ndarray
         losses (np.ndarray): Losses now, float64 [domains].
 
     Returns:
-        float64 [at most MOST_POINTS, 2 + domains].
+        np.ndarray: float64 [at most MOST_POINTS, 2 + domains].
     """
     points = np.concatenate([points, [[1.0, math.log(samples), *losses]]])
     if len(points) > MOST_POINTS:
@@ -138,7 +138,7 @@ def predict_references(points: np.ndarray, total: int) -> np.ndarray:
         total (int): Samples of the whole run.
 
     Returns:
-        float64 [domains].
+        np.ndarray: float64 [domains].
     """
     from llmshearing.scaling.reference_loss import fit_bounded  # scipy, which other rules do without
 
