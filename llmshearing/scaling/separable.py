@@ -48,7 +48,7 @@ def _log_residuals(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(predicted / measured, _SMALLEST_RATIO))
 
 
-def _robust(residuals: np.ndarray, huber: float | None) -> np.ndarray:
+def _huber_residuals(residuals: np.ndarray, huber: float | None) -> np.ndarray:
     """Residuals whose squares are twice the Huber loss of the given ones."""
     if huber is None:
         return residuals
@@ -112,7 +112,7 @@ def fit_separable(
 
     def stacked(exponents: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         residuals = _log_residuals(offset + basis(exponents) @ coefficients, measured)
-        return np.concatenate([_robust(residuals, huber), weight * (exponents - centre)])
+        return np.concatenate([_huber_residuals(residuals, huber), weight * (exponents - centre)])
 
     def solved(exponents: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         coefficients = _solve_linear(basis(exponents) / measured[:, None], wanted, free, huber)
