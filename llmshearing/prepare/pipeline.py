@@ -169,7 +169,7 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
     spec, work = context.spec, Path(context.spec.work)
     for item in inputs:
         scan(item, context)
-    mark_duplicates([item.scan_path(spec, context.tokenizer) for item in inputs], work / 'duplicates.bin')
+    mark_duplicates([item.scan_path(context) for item in inputs], work / 'duplicates.bin')
     counts = [item.counts['documents'] for item in inputs]
     flags = np.split(np.memmap(work / 'duplicates.bin', np.uint8, 'r'), np.cumsum(counts)[:-1])
     for item, duplicate in zip(inputs, flags):
