@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from tests.dynamic_text_run import SIZES, metrics_of, read_down, tiny_trainer, weights_of
-from tests.dynamic_text_world import close_loaders, write_domains
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    close_loaders()
+from tests.dynamic_text_world import write_domains
 
 
 @pytest.fixture(scope='module')

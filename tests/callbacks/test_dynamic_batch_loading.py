@@ -10,8 +10,10 @@ import pytest
 
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, dro
 from llmshearing.data import mixture
-from tests.callbacks.mixture_runs import _close, column, folder, whole  # noqa: F401
+from tests.callbacks.mixture_runs import column, folder, whole  # noqa: F401
 from tests.dynamic_text_run import REFERENCES, SIZES, metrics_of, tiny_trainer
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 
 def test_each_update_is_the_rule_s_and_is_logged(whole):

@@ -11,9 +11,11 @@ from streaming.base.partition import get_partitions
 
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, eval_clock
 from llmshearing.callbacks.dynamic_batch_loading.evaluators import prepare_evaluation
-from tests.callbacks.mixture_runs import _close, folder  # noqa: F401
+from tests.callbacks.mixture_runs import folder  # noqa: F401
 from tests.dynamic_text_run import REFERENCES, SIZES, evaluators, tiny_trainer
 from tests.dynamic_text_world import SEQ_LEN, on_ranks, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 
 def test_a_domain_without_evaluator_is_told(folder):

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, updates
-from tests.callbacks.mixture_runs import _close, folder  # noqa: F401
+from tests.callbacks.mixture_runs import folder  # noqa: F401
 from tests.dynamic_text_run import REFERENCES, tiny_trainer
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 
 def test_references_come_from_a_file(tmp_path):

@@ -12,9 +12,11 @@ import torch
 
 from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading
 from llmshearing.data import mixture
-from tests.callbacks.mixture_runs import _close, column, folder, whole  # noqa: F401
+from tests.callbacks.mixture_runs import column, folder, whole  # noqa: F401
 from tests.dynamic_text_run import REFERENCES, SIZES, metrics_of, read_down, tiny_trainer, weights_of
 from tests.dynamic_text_world import on_ranks, write_domains
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 STEPS = 9
 

@@ -1,18 +1,12 @@
-"""A folder of three small domains, and an end to every loader of a test; tests that use them import both fixtures."""
+"""A folder of three small domains; the fixture is imported by the tests that use it."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.dynamic_text_world import close_loaders, write_domains
+from tests.dynamic_text_world import write_domains
 
 SIZES = {'a': 50, 'b': 30, 'c': 20}
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    close_loaders()
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from llmshearing.data import mixture
 from llmshearing.data.dealing import deal
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
 from llmshearing.data.rounds import MixtureRounds
-from tests.data.dynamic_text_folder import SIZES, _close, folder  # noqa: F401
+from tests.data.dynamic_text_folder import SIZES, folder  # noqa: F401
 from tests.dynamic_text_world import (
     SEQ_LEN,
     dynamic_loader,
@@ -28,6 +28,8 @@ from tests.dynamic_text_world import (
     tokens_of,
     write_domains,
 )
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 ROUNDS = 4
 

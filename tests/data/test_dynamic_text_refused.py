@@ -11,7 +11,7 @@ import pytest
 from streaming import MDSWriter
 
 from llmshearing.data.dynamic_text import build_dynamic_text_dataloader
-from tests.data.dynamic_text_folder import SIZES, _close, folder  # noqa: F401
+from tests.data.dynamic_text_folder import SIZES, folder  # noqa: F401
 from tests.dynamic_text_world import (
     BASE,
     dynamic_loader,
@@ -21,6 +21,8 @@ from tests.dynamic_text_world import (
     tokens_of,
     write_domains,
 )
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 
 def test_a_checkpoint_within_a_batch_is_refused(folder):
