@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.metrics.run_log import NATS, RunLog
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.lines import DASHES, Line, line_panel, smoothed
 from llmshearing.reports.svg import COLOURS
 
 __all__ = [
-    'NATS',
     'Block',
     'Card',
     'Code',
