@@ -97,6 +97,15 @@ def nothing_left_behind():
     end_threads(threads)  # the last, as it may fail
 
 
+@pytest.fixture
+def closed_loaders():
+    """After the test, ends the workers of its loaders and gives back Streaming's shared memory."""
+    from tests.dynamic_text_world import close_loaders
+
+    yield
+    close_loaders()
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """Folder of a tiny random source model with its tokenizer."""

@@ -114,7 +114,7 @@ def open_checkpoint(path: Path, source: Path | None = None) -> Checkpoint:
             path,
         )
     timestamp = (state.get('timestamp') or {}).get('Timestamp', {})
-    noted, files = _noted(pruning, state.get('callbacks') or {})
+    noted, files = _noted_source(pruning, state.get('callbacks') or {})
     noted = noted if source is None else str(source)
     folder = local_folder(noted)
     if source is not None and (source / 'config.json').is_file():
@@ -194,7 +194,7 @@ def _is_of_pruning(callbacks: Mapping[str, Any]) -> bool:
     return bool(json.loads((callbacks.get(NOTE_PRUNES) or {}).get('settings', '{}')).get('prunes'))
 
 
-def _noted(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+def _noted_source(pruning: PruningState | None, callbacks: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
     """Name and small files of the source, as the run noted them; older releases noted its name alone."""
     notes = [pruning and pruning.origin, *((callbacks.get(name) or {}).get('source') for name in NOTE_SOURCE)]
     for note in notes:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(
             f'{output}: a {whole.model_type} of {whole.parameters:,} parameters; {whole.replaced} tensors of its text '
             f'part are new, {whole.carried} others are as they were. On text it computes what the decoder computes '
-            f'(logits within {whole.difference:.1g}){_but(whole.left_out)}\n'
+            f'(logits within {whole.difference:.1g}){_left_out_clause(whole.left_out)}\n'
         )
         return 0
     from llmshearing.export.text_part import write_text_part
@@ -46,12 +46,12 @@ def main(argv: list[str]) -> int:
     part = write_text_part(Path(arguments.source), output, arguments.overwrite)
     sys.stdout.write(
         f'{output}: a {part.model_type} of {part.parameters:,} parameters; {part.tensors} tensors read back bit for '
-        f'bit, {part.left} left behind. On text it computes what the whole computes{_but(part.left_out)}\n'
+        f'bit, {part.left} left behind. On text it computes what the whole computes{_left_out_clause(part.left_out)}\n'
     )
     return 0
 
 
-def _but(left_out: str) -> str:
+def _left_out_clause(left_out: str) -> str:
     if not left_out:
         return ''
     return (

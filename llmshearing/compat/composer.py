@@ -38,17 +38,20 @@ def install() -> None:
     from composer.utils import checkpoint
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
-    if not hasattr(State.load_optim_state, 'stock'):
-        State.load_optim_state = _naming_what_was_frozen(State.load_optim_state)
     if not hasattr(_patch_pytorch, 'original_unshard'):
         _patch_pytorch.original_unshard = FlatParamHandle.unshard
         _patch_pytorch.unshard_with_sync = FlatParamHandle.unshard
-    if not hasattr(checkpoint.load_sharded_checkpoint, 'stock'):
-        checkpoint.load_sharded_checkpoint = _asking_for_less(checkpoint.load_sharded_checkpoint)
-    if not hasattr(huggingface._is_registered_causal_lm, 'stock'):
-        huggingface._is_registered_causal_lm = _asking_its_config(huggingface._is_registered_causal_lm)
-    if not hasattr(huggingface.HuggingFaceModel.get_metadata, 'stock'):
-        huggingface.HuggingFaceModel.get_metadata = _with_templates_inside(huggingface.HuggingFaceModel.get_metadata)
+    for place, name, wrap in (
+        (checkpoint, 'load_sharded_checkpoint', _ask_for_less),
+        (huggingface, '_is_registered_causal_lm', _ask_own_config),
+        (State, 'load_optim_state', _name_what_was_frozen),
+        (huggingface.HuggingFaceModel, 'get_metadata', _keep_templates_inside),
+    ):
+        stock = getattr(place, name)
+        if not hasattr(stock, 'stock'):
+            ours: Any = wrap(stock)
+            ours.stock = stock
+            setattr(place, name, ours)
 
 
 def unwrapped(state: State) -> Any:
@@ -81,7 +84,7 @@ def had_begun(error: BaseException) -> bool:
     return not at_start and any(frame.f_code.co_name == '_train_loop' for frame in frames)
 
 
-def _asking_for_less(load: Callable) -> Callable:
+def _ask_for_less(stock: Callable) -> Callable:
     from composer.utils.checkpoint import glob_filter
 
     def load_sharded_checkpoint(*args: Any, ignore_keys: Any = None, **settings: Any) -> Any:
@@ -93,13 +96,12 @@ def _asking_for_less(load: Callable) -> Callable:
             for scheduler in state.get('schedulers', {}).values():
                 scheduler.pop('_is_initial', None)
 
-        return load(*args, ignore_keys=forget, **settings)
+        return stock(*args, ignore_keys=forget, **settings)
 
-    load_sharded_checkpoint.stock = load
     return load_sharded_checkpoint
 
 
-def _naming_what_was_frozen(stock: Callable) -> Callable:
+def _name_what_was_frozen(stock: Callable) -> Callable:
     def load_optim_state(*args: Any, **settings: Any) -> None:
         try:
             stock(*args, **settings)
@@ -113,11 +115,10 @@ def _naming_what_was_frozen(stock: Callable) -> Callable:
                 'algorithms.targeted_pruning.freeze_weights); else begin a new run in another save_folder.'
             ) from error
 
-    load_optim_state.stock = stock
     return load_optim_state
 
 
-def _asking_its_config(stock: Callable) -> Callable:
+def _ask_own_config(stock: Callable) -> Callable:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     def is_registered_causal_lm(model: Any) -> bool:
@@ -125,11 +126,10 @@ def _asking_its_config(stock: Callable) -> Callable:
         own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config] if config in MODEL_FOR_CAUSAL_LM_MAPPING else ()
         return isinstance(model, own) or stock(model)
 
-    is_registered_causal_lm.stock = stock
     return is_registered_causal_lm
 
 
-def _with_templates_inside(stock: Callable) -> Callable:
+def _keep_templates_inside(stock: Callable) -> Callable:
     def get_metadata(self: Any) -> dict[str, Any]:
         tokenizer = self.tokenizer
         if not isinstance(getattr(tokenizer, 'chat_template', None), dict):
@@ -140,5 +140,4 @@ def _with_templates_inside(stock: Callable) -> Callable:
         finally:
             del tokenizer.save_pretrained
 
-    get_metadata.stock = stock
     return get_metadata

@@ -55,12 +55,12 @@ class TokenizerLoader:
         """The tokenizer of a folder or of the hub; arguments as for ``AutoTokenizer.from_pretrained``."""
         from transformers import AutoTokenizer
 
-        with _knowing_the_class():
+        with _silence_class_warning():
             return _as_in_file(AutoTokenizer.from_pretrained(name, **settings), name, **settings)
 
 
 @contextlib.contextmanager
-def _knowing_the_class() -> Iterator[None]:
+def _silence_class_warning() -> Iterator[None]:
     """Silences transformers where a file is opened by another class than it names: that is chosen, by its ids."""
     log = logging.getLogger('transformers.tokenization_utils_base')
 
@@ -107,7 +107,7 @@ def same_ids(tokenizer: Any, other: Any, add_special_tokens: bool = False) -> bo
     settings = {'add_special_tokens': add_special_tokens, 'verbose': False}
     ids = []
     for each in (tokenizer, other):
-        with _explained(each):
+        with _explain_failures(each):
             ids.append([each.encode(text, **settings) for text in texts])
     return ids[0] == ids[1]
 
@@ -122,7 +122,7 @@ def opens_as_general(folder: str | Path, tokenizer: Any) -> bool:
 
     if TRANSFORMERS_5 or is_general(tokenizer):
         return is_general(tokenizer)
-    with _knowing_the_class():
+    with _silence_class_warning():
         general = PreTrainedTokenizerFast.from_pretrained(folder)
     alike = general.special_tokens_map == tokenizer.special_tokens_map
     return alike and same_ids(general, tokenizer, add_special_tokens=True)
@@ -142,7 +142,7 @@ def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     Raises:
         ValueError: For a tokenizer that has no ids for a character of them.
     """
-    with _explained(tokenizer):
+    with _explain_failures(tokenizer):
         return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids']
 
 
@@ -161,7 +161,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, **settings: Any) -> None:
 
 
 @contextlib.contextmanager
-def _explained(tokenizer: Any) -> Iterator[None]:
+def _explain_failures(tokenizer: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:

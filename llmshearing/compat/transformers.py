@@ -124,12 +124,12 @@ def set_plain_rotary(config: Any) -> None:
     if not TRANSFORMERS_5:
         config.rope_scaling = None
     elif isinstance(getattr(config, 'rope_parameters', None), dict):
-        config.rope_parameters = _plain(config.rope_parameters)
+        config.rope_parameters = _plain_rotary(config.rope_parameters)
 
 
-def _plain(rotary: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_rotary(rotary: Mapping[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in rotary.values()):  # one set for each kind of layer
-        return {kind: _plain(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
+        return {kind: _plain_rotary(value) for kind, value in rotary.items() if isinstance(value, Mapping)}
     kept = {key: value for key, value in rotary.items() if key in READ_BESIDE_ROTARY}
     return {'rope_type': 'default', **kept}
 
@@ -246,10 +246,10 @@ def load_complete_causal_lm(where: str, name: str | Path, **settings: Any) -> An
     Raises:
         ValueError: Naming ``where`` and the tensors that are missing, left over or of another shape.
     """
-    return _complete(where, *load_causal_lm(name, **settings))
+    return _refuse_incomplete(where, *load_causal_lm(name, **settings))
 
 
-def _complete(where: str, model: Any, info: Mapping[str, Any]) -> Any:
+def _refuse_incomplete(where: str, model: Any, info: Mapping[str, Any]) -> Any:
     problems = {kind: names for kind, names in info.items() if names}
     if problems:
         raise ValueError(f'{where} does not open as a stock model: {problems}')
@@ -270,7 +270,7 @@ def load_multimodal(folder: Path, dtype: Any) -> Any:
         model, info = model_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype_argument(dtype)
         )
-    return _complete(str(folder), model, info).eval()
+    return _refuse_incomplete(str(folder), model, info).eval()
 
 
 def build_multimodal(config: Any) -> Any:

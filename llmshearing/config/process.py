@@ -76,11 +76,11 @@ def _silence_deprecations() -> None:
             warnings.filterwarnings('ignore', category=category, module=rf'{module}(\.|$)')
     for message in KNOWN:
         warnings.filterwarnings('ignore', message=rf'\s*{message}')
-    logging.getLogger('transformers.configuration_utils').addFilter(_is_news)
+    logging.getLogger('transformers.configuration_utils').addFilter(_concerns_the_user)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """All but transformers' word on an attribute that Composer and llm-foundry ask for."""
+def _concerns_the_user(record: logging.LogRecord) -> bool:
+    """Whether a message is another one than transformers' on an attribute that Composer and llm-foundry ask for."""
     return 'use_return_dict' not in record.getMessage()
 
 

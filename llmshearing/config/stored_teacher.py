@@ -17,7 +17,7 @@ def serve_stored_teacher(config: dict[str, Any]) -> None:
     loader = config.get('train_loader')
     if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
         return
-    if _asks(config) and loader.get('name') == 'dynamic_text':
+    if _uses_stored_teacher(config) and loader.get('name') == 'dynamic_text':
         loader['dataset'].setdefault('teacher', True)
 
 
@@ -30,7 +30,7 @@ def check_stored_teacher(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the key to change.
     """
-    loader, asks = config['train_loader'], _asks(config)
+    loader, asks = config['train_loader'], _uses_stored_teacher(config)
     if asks and loader['name'] != 'dynamic_text':
         raise ValueError(
             f'algorithms.distillation.stored: true needs train_loader.name: dynamic_text, got {loader["name"]!r}.'
@@ -47,7 +47,7 @@ def check_stored_teacher(config: Mapping[str, Any]) -> None:
         )
 
 
-def _asks(config: Mapping[str, Any]) -> bool:
+def _uses_stored_teacher(config: Mapping[str, Any]) -> bool:
     algorithms = config.get('algorithms')
     settings = algorithms.get('distillation') if isinstance(algorithms, Mapping) else None
     return isinstance(settings, Mapping) and settings.get('stored') is True

@@ -30,8 +30,8 @@ def deal(samples: np.ndarray, world: World, batch_size: int) -> np.ndarray:
         batch_size (int): Samples per batch and rank.
 
     Returns:
-        int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1, which Streaming skips, is
-        all that the workers with one batch less have in the last.
+        np.ndarray: int64 [nodes, ranks per node, workers per rank, batches per worker, batch_size]; -1, which Streaming
+        skips, is all that the workers with one batch less have in the last.
     """
     workers = world.workers_per_rank
     batches = -(-len(samples) // workers)

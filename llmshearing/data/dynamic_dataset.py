@@ -198,7 +198,7 @@ class DynamicTextDataset(ToldOfFailures, PlacedByItself, StreamingTextDataset):
         """Starts the round that is due, see ``MixtureRounds.start``, and tells the workers.
 
         Returns:
-            Batches that are left in the round.
+            int: Batches that are left in the round.
         """
         self.rounds.start()
         self._tell_of_passes()

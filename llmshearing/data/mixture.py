@@ -116,7 +116,7 @@ def batch_counts(carry: np.ndarray, weights: np.ndarray, batch_size: int) -> np.
         batch_size (int): Samples in a global batch.
 
     Returns:
-        int64 [domains], sums to ``batch_size``.
+        np.ndarray: int64 [domains], sums to ``batch_size``.
     """
     quota = carry + weights * batch_size
     counts = np.maximum(quota // UNITS, 0)
@@ -142,7 +142,8 @@ def round_counts(state: MixtureState, num_batches: int, batch_size: int) -> tupl
     """Counts of every global batch of a round that starts at ``state``, and the state after them.
 
     Returns:
-        int64 [num_batches, domains], and the state at the start of the next round, with the weights unchanged.
+        tuple[np.ndarray, MixtureState]: int64 [num_batches, domains], and the state at the start of the next round,
+        with the weights unchanged.
     """
     weights = np.array(state.weights, np.int64)
     carry = np.array(state.carry, np.int64)
@@ -174,7 +175,7 @@ def spread(counts: np.ndarray, first_sample: int, seed: int) -> np.ndarray:
         seed (int): Seed of the run.
 
     Returns:
-        int64 [num_batches, batch_size] of domain numbers.
+        np.ndarray: int64 [num_batches, batch_size] of domain numbers.
     """
     num_batches, num_domains = counts.shape
     batch_size = int(counts[0].sum())
@@ -200,7 +201,7 @@ def domain_samples(shard_sizes: np.ndarray, start: int, stop: int, seed: int, do
         block (int): Samples to shuffle at a time, rounded up to whole shards.
 
     Returns:
-        int64 [stop - start], sample numbers within the domain. Each pass holds each sample once.
+        np.ndarray: int64 [stop - start], sample numbers within the domain. Each pass holds each sample once.
     """
     size = int(shard_sizes.sum())
     parts = []
@@ -244,8 +245,8 @@ def round_samples(
         block (int): Samples to shuffle at a time, see ``domain_samples``.
 
     Returns:
-        int64 [num_batches, batch_size] of sample numbers, with the domains' samples numbered one domain after the
-        other (domain 0 first).
+        np.ndarray: int64 [num_batches, batch_size] of sample numbers, with the domains' samples numbered one domain
+        after the other (domain 0 first).
     """
     counts, after = round_counts(state, num_batches, batch_size)
     domain = spread(counts, sum(state.used), seed).ravel()
@@ -270,7 +271,7 @@ def check_samples(
         max_passes (float | None): Most passes allowed over any domain; ``None`` allows any number.
 
     Returns:
-        Passes by domain.
+        dict[str, float]: Passes by domain.
 
     Raises:
         ValueError: If a domain needs more than ``max_passes``.
@@ -300,7 +301,7 @@ def hash64(values: np.ndarray, *words: int | np.ndarray) -> np.ndarray:
         words (int | np.ndarray): Numbers, or uint64 arrays that broadcast with ``values``.
 
     Returns:
-        uint64 array.
+        np.ndarray: uint64 array.
     """
     mixed = values
     for word in (0, *words):

@@ -99,10 +99,10 @@ def starting(folders: Sequence[str]) -> Iterator[RunMarker | None]:
     To be entered on every rank, with its local folders: the first of each node does it, the others wait for it.
 
     Yields:
-        The run's marker, to be kept as long as the run; None on other ranks than the first of a node.
+        RunMarker | None: The run's marker, to be kept as long as the run; None on other ranks than the first of a node.
     """
     global _is_starting
-    with _alone():
+    with _keep_others_from_starting():
         marker = None
         if distributed.get_local_rank() == 0:
             remove_dead_runs()
@@ -116,7 +116,7 @@ def starting(folders: Sequence[str]) -> Iterator[RunMarker | None]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _keep_others_from_starting() -> Iterator[None]:
     """Keeps other runs of this user from taking a number, from before any rank of this one looks for one."""
     with open(MARKERS / f'{_marker_prefix()}start.lock', 'a') as lock:  # closing it lets go
         if distributed.get_local_rank() == 0 and not _lock(lock, START_TIMEOUT):
@@ -125,14 +125,14 @@ def _alone() -> Iterator[None]:
         yield
 
 
-guard_numbers(lambda: nullcontext() if _is_starting else _alone())
+guard_numbers(lambda: nullcontext() if _is_starting else _keep_others_from_starting())
 
 
 def remove_dead_runs() -> list[int]:
     """Removes the blocks and lock files of runs none of whose processes is alive.
 
     Returns:
-        Streaming's numbers of the runs that were removed.
+        list[int]: Streaming's numbers of the runs that were removed.
     """
     removed = []
     for path in MARKERS.glob(f'{_marker_prefix()}*.run'):

@@ -18,6 +18,7 @@ from streaming import Stream
 
 from llmshearing.compat.streaming import MDSReader, Reader, World, get_index_basename
 from llmshearing.data.mds import read_index
+from llmshearing.utils.checks import is_number
 from llmshearing.utils.files import load_json
 from llmshearing.utils.paths import expand_path, plain_name
 from llmshearing.utils.settings import check_keys
@@ -188,11 +189,7 @@ def read_proportions(source: Mapping[str, float] | str | None) -> Mapping[str, f
         ) from error
     if not isinstance(proportions, dict):
         raise ValueError(f'{source} holds no mapping "proportions" from domain to weight.')
-    odd = {
-        name: weight
-        for name, weight in proportions.items()
-        if isinstance(weight, bool) or not isinstance(weight, (int, float))
-    }
+    odd = {name: weight for name, weight in proportions.items() if not is_number(weight)}
     if odd:
         raise ValueError(f'The "proportions" in {source} must be numbers, but got {odd}.')
     return proportions

@@ -6,6 +6,7 @@ line says what was opened. Exit code 0 when all is well; 1 with one line on stde
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ PROMPTS = (
 )
 
 
-def check(folder, prompts=PROMPTS, max_new_tokens=32):
+def check(folder: str, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 32) -> tuple[list[tuple[str, str]], str]:
     """Opens a folder with model and tokenizer and generates greedily.
 
     Returns:
-        Pairs of prompt and continuation, and what was opened, in words.
+        tuple[list[tuple[str, str]], str]: Pairs of prompt and continuation, and what was opened, in words.
 
     Raises:
         ValueError: Weights are missing, left over or of another shape than the configuration says, or the logits are
@@ -50,7 +51,7 @@ def check(folder, prompts=PROMPTS, max_new_tokens=32):
     return samples, f'{type(model).__name__} of {model.num_parameters():,} parameters'
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
     """Checks ``argv[0]`` with the prompts in ``argv[1:]``, if any. Returns the exit code."""
     if not argv:
         sys.stderr.write('usage: check_result.py FOLDER [PROMPT ...]\n')

@@ -45,7 +45,7 @@ def deduplicate(documents: Iterable[Document], prose: bool) -> Iterator[Document
         prose (bool): Also cut repeated blocks out of the documents that are kept.
 
     Yields:
-        The remaining documents, tidied: no carriage returns, trailing blanks or runs of blank lines.
+        Document: The remaining ones, tidied: no carriage returns, trailing blanks or runs of blank lines.
     """
     seen: set[str] = set()
     for source, text in documents:

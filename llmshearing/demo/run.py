@@ -51,7 +51,7 @@ def phase(title: str, seconds: dict[str, float]) -> Iterator[None]:
     say(f'--- {title}: {seconds[title]:.0f} s')
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in a fresh process and returns what it returns."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_without_progress_bars) as pool:
         return pool.submit(function, *arguments).result()
@@ -157,12 +157,12 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
         'scratch': work / 'scratch' / 'huggingface' / 'final',
     }
     with phase('losses of the results', seconds):
-        losses.update(apart(losses_of, folders, work / 'data'))
+        losses.update(in_fresh_process(losses_of, folders, work / 'data'))
     with phase('opened by plain transformers', seconds):
         check = Path(__file__).with_name('check_result.py')
         subprocess.run([sys.executable, str(check), str(folders['continued'])], check=True, cwd=work)
     with phase('speed and samples', seconds):
-        seen = apart(speed_and_samples, {'source': source, 'result': folders['continued']})
+        seen = in_fresh_process(speed_and_samples, {'source': source, 'result': folders['continued']})
     report = write_report(work, _results(losses, seen, prune_steps, continue_steps, seconds))
     say(f'\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Report: {report}\nModel:  {folders["continued"]}')
 
@@ -170,16 +170,16 @@ def run_demo(work: Path, prune_steps: int, continue_steps: int) -> None:
 def _make_source(work: Path, seconds: dict[str, float]) -> tuple[Path, dict[str, dict[str, float]]]:
     """Everything before training, as far as it is not there yet; returns the source's folder and its losses."""
     with phase('source model', seconds):
-        source, seen = apart(source_model, work)
+        source, seen = in_fresh_process(source_model, work)
         say(json.dumps(seen, indent=1, ensure_ascii=False))
     with phase('text and tokens', seconds):
         if not (work / 'data' / 'manifest.json').is_file():
-            apart(prepare_data, work)
+            in_fresh_process(prepare_data, work)
     with phase('rotating the source', seconds):
         if not is_rotated(work / 'rotated'):
-            apart(rotate, work)
+            in_fresh_process(rotate, work)
     with phase('losses of the source', seconds):
-        losses = apart(losses_of, {'source': source}, work / 'data')
+        losses = in_fresh_process(losses_of, {'source': source}, work / 'data')
         dump_json(work / 'reference_losses.json', {'reference_losses': losses['source']}, indent=1)
     return source, losses
 

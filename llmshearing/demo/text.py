@@ -237,7 +237,7 @@ def harvest_text(
         domains (Iterable[str] | None): Which of ``DOMAINS`` to write; all by default.
 
     Returns:
-        Per domain the number of ``documents`` and ``chars`` written.
+        dict[str, dict[str, int]]: Per domain the number of ``documents`` and ``chars`` written.
 
     Raises:
         ValueError: Unknown domain, ``max_chars`` not positive, or a domain with fewer than 20 documents.

@@ -274,7 +274,7 @@ def _write_generation_config(files: Mapping[str, str], config: PretrainedConfig,
         return
 
 
-def open_strictly(folder: Path, dtype: torch.dtype = torch.float32, config: PretrainedConfig | None = None):
+def open_strictly(folder: Path, dtype: torch.dtype = torch.float32, config: PretrainedConfig | None = None) -> Any:
     """Opens a model folder with transformers and refuses missing, extra or mis-shaped tensors.
 
     Args:

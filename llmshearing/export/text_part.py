@@ -21,6 +21,7 @@ from llmshearing.checkpoints.weight_files import check_has_config
 from llmshearing.compat.transformers import dtype_of, read_tokenizer, set_dtype
 from llmshearing.export.model_card import CardFacts, write_model_card
 from llmshearing.export.model_folder import write_model_folder
+from llmshearing.export.settings import WriteSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_agreement import check_inside
 from llmshearing.export.verification import verify_tensors
@@ -31,9 +32,7 @@ from llmshearing.models.source_files import public_name, read_source_files
 from llmshearing.utils.files import refuse_unwritable
 from llmshearing.utils.paths import refuse_existing
 
-__all__ = ['SHARD_BYTES', 'TextPart', 'text_config', 'write_text_part']
-
-SHARD_BYTES = 2 * 10**9
+__all__ = ['TextPart', 'text_config', 'write_text_part']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def write_text_part(source: Path, output: Path, overwrite: bool = False) -> Text
     def tensors() -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor.read()) for name, tensor in stored.items() if name not in shapes.tied)
 
-    with ModelFolderWriter(output, SHARD_BYTES, overwrite) as writer:
+    with ModelFolderWriter(output, WriteSettings.max_shard_bytes, overwrite) as writer:
         write_model_folder(writer, config, tensors(), read_tokenizer(source), files, None)
         facts = CardFacts(
             name=output.name,

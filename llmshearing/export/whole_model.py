@@ -23,9 +23,10 @@ from llmshearing.compat.configs import dump_config
 from llmshearing.compat.transformers import dtype_of, load_multimodal
 from llmshearing.export.model_card import derived_card
 from llmshearing.export.model_folder import open_strictly
+from llmshearing.export.settings import WriteSettings
 from llmshearing.export.shard_writer import ModelFolderWriter
 from llmshearing.export.text_agreement import compare_inside, logits_on_text
-from llmshearing.export.text_part import SHARD_BYTES, text_config
+from llmshearing.export.text_part import text_config
 from llmshearing.models.families import family_of
 from llmshearing.models.source_config import read_config
 from llmshearing.models.source_files import TEMPLATE_FOLDER, public_name, read_source_files, source_licence
@@ -90,7 +91,7 @@ def write_whole_model(source: Path, decoder: Path, output: Path, overwrite: bool
         yield from ((name, tensor.read()) for name, tensor in weights.others.items())
 
     files = read_source_files(str(source))
-    with ModelFolderWriter(output, SHARD_BYTES, overwrite) as writer:
+    with ModelFolderWriter(output, WriteSettings.max_shard_bytes, overwrite) as writer:
         _copy_small_files(source, writer.path)
         for name, tensor in tensors():
             writer.add(name, tensor)

@@ -11,8 +11,8 @@ and goes first. Calibration batches are taken in turn from all evaluation sets o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -25,30 +25,20 @@ from llmshearing.masks.scores import Calibration
 __all__ = ['add_expert_magnitudes', 'frequency', 'inner_activation', 'reap', 'squared']
 
 
-@contextmanager
-def _watched(calibration: Calibration, see: Callable[[int, RoutedTokens], None]) -> Iterator[None]:
-    """Calls ``see(layer, tokens)`` for every expert that tokens are routed to in the passes of this context."""
-    cutter = calibration.cutter
-    with ExitStack() as hooks:
-        for number in range(cutter.shape.num_hidden_layers):
-            block = cutter.model.get_submodule(f'{cutter.family.layer_path(number)}.{cutter.family.mlp}')
-            hooks.enter_context(watch_experts(block, cutter.family, partial(see, number)))
-        yield
-
-
 def _sums(calibration: Calibration, width: int, value: Callable[[RoutedTokens], Tensor]) -> tuple[Tensor, Tensor]:
     """Sum over routed tokens of a value, [layers, experts, width], and their numbers, [layers, experts, 1]."""
-    shape = calibration.cutter.shape
+    cutter, shape = calibration.cutter, calibration.cutter.shape
     sums = torch.zeros(shape.num_hidden_layers, shape.num_experts, width + 1, device=calibration.device)
 
     def see(layer: int, tokens: RoutedTokens) -> None:
         values = value(tokens).detach().float().reshape(len(tokens.gates), width)
         sums[layer, tokens.expert] += torch.cat([values.sum(0), values.new_tensor([len(values)])])
 
-    calibration.cutter.set_masks(None)
-    with _watched(calibration, see), torch.no_grad():
-        for part, _ in calibration.passes():
-            calibration.loss_of(part)
+    with ExitStack() as hooks:
+        for layer in range(shape.num_hidden_layers):
+            block = cutter.model.get_submodule(f'{cutter.family.layer_path(layer)}.{cutter.family.mlp}')
+            hooks.enter_context(watch_experts(block, cutter.family, partial(see, layer)))
+        calibration.watch(())  # runs all passes; experts are no modules everywhere, and so watched another way
     everywhere = calibration.average(sums)
     return everywhere[..., :width], everywhere[..., width:]
 

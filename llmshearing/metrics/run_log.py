@@ -60,16 +60,19 @@ class RunLog:
     """One stage of training: a metrics file and what lies beside it.
 
     Args:
-        name: What to call it: the file's name without ``_metrics.jsonl``.
-        path: The metrics file.
-        metrics: Series by metric.
-        state: What ``run_report`` noted (:func:`state_path`); empty without the callback.
-        pruning: The pruning record: what was kept, counts per axis, shapes; empty where the run did not prune.
-        exported: Folder with the ``pruning.json`` that the record was read from; None where it was noted by the run.
-        references: Reference loss by domain; empty where there are none.
-        source_losses: Measured loss of the source by domain; empty where the file of references holds predictions.
-        notes: What could not be read, for the reader of the page.
-        loss_unit: What losses are in: nats per token, as they were logged, unless they were converted.
+        name (str): What to call it: the file's name without ``_metrics.jsonl``.
+        path (Path): The metrics file.
+        metrics (dict[str, Series]): Series by metric.
+        state (dict[str, Any]): What ``run_report`` noted (:func:`state_path`); empty without the callback.
+        pruning (dict[str, Any]): The pruning record: what was kept, counts per axis, shapes; empty where the run did
+            not prune.
+        exported (Path | None): Folder with the ``pruning.json`` that the record was read from; None where it was noted
+            by the run.
+        references (dict[str, float]): Reference loss by domain; empty where there are none.
+        source_losses (dict[str, float]): Measured loss of the source by domain; empty where the file of references
+            holds predictions.
+        notes (tuple[str, ...]): What could not be read, for the reader of the page.
+        loss_unit (str): What losses are in: nats per token, as they were logged, unless they were converted.
     """
 
     name: str
@@ -175,7 +178,7 @@ def find_logs(where: str | Path) -> list[Path]:
     """The metrics files of a run, in the order in which they were begun.
 
     Args:
-        where: A metrics file, or a folder with files named ``*_metrics.jsonl`` or ``metrics.jsonl``.
+        where (str | Path): A metrics file, or a folder with files named ``*_metrics.jsonl`` or ``metrics.jsonl``.
 
     Raises:
         ValueError: There is none.

@@ -22,7 +22,7 @@ from llmshearing.compat.configs import SAME_NUMBERS
 from llmshearing.compat.rotary import SHARE_KEYS, main_rotary
 from llmshearing.models.family_tables import TABLES
 
-__all__ = ['number_out_of_range', 'refuse_looking_ahead', 'refuse_uncomputed', 'uncomputed']
+__all__ = ['number_out_of_range', 'refuse_looking_ahead', 'refuse_uncomputed', 'uncomputed_error']
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +99,11 @@ def refuse_uncomputed(content: Mapping[str, Any]) -> None:
     if has_table:
         refuse_looking_ahead(content)
     neutral = {**CHANGES_NOTHING, **(CHANGES_NOTHING_HERE if has_table else {})}
-    for name, value in _said(content):
+    for name, value in _flat_items(content):
         key = name.rpartition('.')[2]
         pattern = next((pattern for pattern in neutral if fnmatchcase(key, pattern)), None)
         if pattern is not None and not _is_nothing(value, neutral[pattern]) and not _reads(model_type, key):
-            raise uncomputed(name, value, model_type)
+            raise uncomputed_error(name, value, model_type)
     if has_table:
         unread = [key for key, value in content.items() if not _is_nothing(value) and not _reads(model_type, key)]
         _refuse_spans(content, unread)
@@ -126,7 +126,7 @@ def refuse_looking_ahead(content: Mapping[str, Any]) -> None:
 
 def number_out_of_range(content: Mapping[str, Any]) -> str | None:
     """What is wrong with a number of a config, rotary settings included, such as ``'rms_norm_eps: -1.0; ...'``."""
-    for name, value in _said(content):
+    for name, value in _flat_items(content):
         key = name.rpartition('.')[2]
         for pattern, (least, itself, most) in RANGES.items():
             if not fnmatchcase(key, pattern) or isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -139,7 +139,7 @@ def number_out_of_range(content: Mapping[str, Any]) -> str | None:
     return None
 
 
-def uncomputed(name: str, value: Any, model_type: str) -> ValueError:
+def uncomputed_error(name: str, value: Any, model_type: str) -> ValueError:
     """The error about a key that transformers leaves out in a type."""
     return ValueError(
         f'the config has {name}: {value!r}, which transformers does not compute in a {model_type}; correct its '
@@ -147,12 +147,12 @@ def uncomputed(name: str, value: Any, model_type: str) -> ValueError:
     )
 
 
-def _said(content: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, Any]]:
+def _flat_items(content: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, Any]]:
     """What a config says, itself and among its rotary settings, by dotted places."""
     for name, value in content.items():
         yield place + name, value
         if isinstance(value, Mapping) and (place or name in ('rope_scaling', 'rope_parameters')):
-            yield from _said(value, f'{place}{name}.')
+            yield from _flat_items(value, f'{place}{name}.')
 
 
 def _is_nothing(value: Any, neutral: tuple = ()) -> bool:
@@ -161,14 +161,14 @@ def _is_nothing(value: Any, neutral: tuple = ()) -> bool:
 
 
 @functools.cache
-def _own(model_type: str) -> tuple[PretrainedConfig, str]:
+def _default_config(model_type: str) -> tuple[PretrainedConfig, str]:
     """A type's config as its class makes it, and the code of that class."""
     config = CONFIG_MAPPING[model_type]()
     return config, inspect.getsource(type(config)) if model_type in TABLES else ''
 
 
 def _reads(model_type: str, key: str) -> bool:
-    config, code = _own(model_type)
+    config, code = _default_config(model_type)
     rotary = main_rotary(getattr(config, 'rope_parameters', None) or {})
     return (
         key == 'torch_dtype'  # by this name transformers 5 warns whoever asks for it
@@ -178,7 +178,7 @@ def _reads(model_type: str, key: str) -> bool:
         or key in SHARE_KEYS.get(model_type, ())
         or f'"{key}"' in code
         or f"'{key}'" in code
-        or hasattr(_generation(), key)
+        or hasattr(GenerationConfig(), key)
     )
 
 
@@ -188,23 +188,18 @@ def _norms_queries(model_type: str) -> bool:
     return any(path.endswith(('.q_norm', '.query_layernorm', '.q_layernorm')) for layer in layers for path in layer)
 
 
-@functools.cache
-def _generation() -> GenerationConfig:
-    return GenerationConfig()
-
-
 def _refuse_spans(content: Mapping[str, Any], unread: list[str]) -> None:
     longest = content.get('max_position_embeddings', math.inf)
     for key in SPANS:
         span = content.get(key)
         is_used = key != 'sliding_window' or content.get('use_sliding_window', True)
         if key in unread and is_used and (not isinstance(span, int) or 0 < span < longest):
-            raise uncomputed(key, span, content['model_type'])
+            raise uncomputed_error(key, span, content['model_type'])
 
 
 def _refuse_other_names(content: Mapping[str, Any], unread: list[str]) -> None:
     """Raises a ValueError where a setting has another type's name, and the type's own name says nothing."""
-    config, _ = _own(content['model_type'])
+    config, _ = _default_config(content['model_type'])
     for names in SAME_SETTING:
         own = [name for name in names if hasattr(config, name)]
         if not own or any(content.get(name) is not None for name in own):

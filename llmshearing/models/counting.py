@@ -175,15 +175,16 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if window >= getattr(config, 'max_position_embeddings', math.inf):
         window, windowed = 0, []
     kinds = family.kinds[: source.num_hidden_layers]
-    every_kind = 1 + max(map(kinds.index, set(kinds)), default=0)  # so many layers have one of each
-    shape = dataclasses.replace(source, num_hidden_layers=every_kind)
+    first_of_kind = {kind: kinds.index(kind) for kind in kinds} or {None: 0}
+    shape = dataclasses.replace(source, num_hidden_layers=1 + max(first_of_kind.values()))  # one of each at least
     config = with_shape(config, shape, family.has_head_dim)
     if ignores_windows(config):
         config.sliding_window = None  # has no parameters, and transformers would warn of attention that is not run here
     model = build_on_meta(config)
     try:
         modules = [
-            (path, layer, _weights(role, model.get_submodule(path))) for path, role, layer in family.modules(every_kind)
+            (path, layer, _weights(role, model.get_submodule(path)))
+            for path, role, layer in family.modules(shape.num_hidden_layers)
         ]
     except AttributeError as error:
         raise _wrong_table(config, f'names a module that is not there ({error})') from error
@@ -191,8 +192,8 @@ def layout_of(config: PretrainedConfig) -> Layout:
     tied = model.get_parameter(f'{family.head}.weight') is model.get_input_embeddings().weight
     (embedding,), (final_norm,), (head,) = outside.values()
     layers = {
-        kinds[place] if kinds else None: tuple(w for _, layer, weights in modules if layer == place for w in weights)
-        for place in (map(kinds.index, set(kinds)) if kinds else [0])
+        kind: tuple(weight for _, layer, weights in modules if layer == place for weight in weights)
+        for kind, place in first_of_kind.items()
     }
     embedding = dataclasses.replace(embedding, is_matrix=False)
     layout = Layout(embedding, layers, kinds, final_norm, head, tied, window, tuple(windowed))

@@ -1,16 +1,22 @@
 """The one definition of what masks do to a model: which rows and columns of each weight stay, and what scales them.
 
 The masked forward pass and the export both call :meth:`~llmshearing.models.module_cut.ModuleCut.parameters`; they
-cannot disagree. The scales are those of the design's table of axes: modules that write to the residual stream have
-their rows scaled by the hidden and layer masks, projections that consume heads or intermediate dimensions have their
-columns scaled by those masks, norms that read the stream have their gain scaled by the hidden mask, and every norm over
-hidden dimensions has its gain make up for those that went (:mod:`~llmshearing.models.gains`). Embedding and LM head are
-cut and never scaled.
+cannot disagree. What is scaled, and by which masks:
+
+| module | scaled | by the masks of |
+|---|---|---|
+| writes to the residual stream | rows and bias | hidden dimensions and the layer |
+| reads heads, intermediate dimensions | columns | those |
+| norm that reads the stream | gain and bias | hidden dimensions |
+| embedding, LM head | nothing | |
+
+Embedding and LM head lose rows and columns alone: where they are tied, a scale on one would scale the other. Every norm
+over hidden dimensions besides has its gain make up for those that went (:mod:`~llmshearing.models.gains`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -68,7 +74,8 @@ class CutPlan:
             gather = {key: place for key, place in gather.items() if (values[place] != 1).any()}
         index = {key: value for key, value in self._index_pieces() if value is not None}
         self._gather_sizes = {key: len(value) for key, value in gather.items()}
-        whole, *positions = _moved_together([_concatenated(gather.values()), *index.values()], device)
+        places = torch.cat([torch.empty(0, dtype=torch.long), *gather.values()])
+        whole, *positions = _moved_together([places, *index.values()], device)
         self._gather = whole if gather else None
         self._index: dict[tuple[str, int | None], Tensor] = dict(zip(index, positions))
         self._norms: dict[str, Norm] = {}
@@ -124,11 +131,10 @@ class CutPlan:
         """The cut of all experts of a layer."""
         count = self.units.layers[layer].counts(self.shape).experts
         write, expert = scales.get(('write', layer)), scales.get(('expert', layer))
-        row_scale = None if write is None else write[None]
-        if expert is not None:
-            row_scale = (
-                expert[:, None].expand(count, self.hidden_count()) if row_scale is None else expert[:, None] * write
-            )
+        row_scale = product_of(
+            None if expert is None else expert[:, None].expand(count, self.hidden_count()),
+            None if write is None else write[None],
+        )
         dimensions, inner = self._index.get(('intermediate', layer)), scales.get(('intermediate', layer))
         return ExpertsCut(
             role,
@@ -245,11 +251,6 @@ def _axis_starts(masks: Mapping[str, Tensor], shape: ModelShape) -> dict[str, in
             starts[axis] = start
             start += torch.Size(sizes[axis]).numel()
     return starts
-
-
-def _concatenated(pieces: Iterable[Tensor]) -> Tensor:
-    pieces = list(pieces)
-    return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
 
 
 def _moved_together(tensors: list[Tensor], device: torch.device | str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The tables of families without experts; how to add one is said in :mod:`~llmshearing.models.family_tables`."""
+"""The tables of families without experts, which :mod:`~llmshearing.models.family_tables` lists by model type."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 """Which table describes a model type. No modelling code here or in the tables.
 
-To add a family: (1) copy the nearest table of :mod:`~llmshearing.models.dense_tables` or, with experts,
-:mod:`~llmshearing.models.mixture_tables`, (2) put in the module names as transformers prints them, (3) mark the norms
-that read the stream and the modules that add to it, (4) list it under its ``model_type`` in :data:`TABLES` and add a
-tiny config of it to ``tests/models/tiny.py``; the tests then run on it by themselves. Families of other packages:
-:mod:`llmshearing.models.families`.
+How to add a family is said in CONTRIBUTING.md. Families of other packages: :mod:`llmshearing.models.families`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of mixtures of experts; how to add one is said in :mod:`~llmshearing.models.family_tables`."""
+"""The tables of mixtures of experts, which :mod:`~llmshearing.models.family_tables` lists by model type."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from llmshearing.compat.configs import (
 )
 from llmshearing.compat.rotary import FULL, SLIDING
 from llmshearing.compat.transformers import STRICT_ERROR, WINDOWS_BY_LAYER, attention_implementation
-from llmshearing.models.config_keys import number_out_of_range, refuse_uncomputed, uncomputed
+from llmshearing.models.config_keys import number_out_of_range, refuse_uncomputed, uncomputed_error
 from llmshearing.models.families import installed_table
 
 __all__ = [
@@ -155,7 +155,7 @@ def _refuse_unread_kinds(content: Mapping[str, Any], config: PretrainedConfig) -
     if not kinds or hasattr(type(config)(), 'layer_types'):
         return
     if set(kinds) != {SLIDING if getattr(config, 'sliding_window', None) else FULL}:
-        raise uncomputed('layer_types', kinds, content['model_type'])
+        raise uncomputed_error('layer_types', kinds, content['model_type'])
 
 
 def layer_windows(config: PretrainedConfig) -> tuple[int, list[bool]] | None:

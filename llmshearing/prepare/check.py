@@ -37,7 +37,7 @@ def check_folder(folder: Path, vocab_size: int | None = None) -> dict[str, Any]:
 
     Args:
         folder (Path): Has an ``index.json``.
-        vocab_size (int, optional): All ids in the column ``tokens`` must be below it. Default: in each shard the first
+        vocab_size (int | None): All ids in the column ``tokens`` must be below it. Default: in each shard the first
             array of them alone is looked at, whose ids must be whole numbers and not below zero.
 
     Returns:

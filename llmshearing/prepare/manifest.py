@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmshearing.prepare.spec import MANIFEST, check_folder_name
+from llmshearing.data.mds import MANIFEST
+from llmshearing.prepare.spec import check_folder_name
 
 __all__ = ['MANIFEST', 'folders_of', 'parse_manifest', 'read_manifest']
 

@@ -64,9 +64,9 @@ def prepare(
 
     Args:
         spec (Mapping | Spec): See :class:`llmshearing.prepare.spec.Spec` for the keys.
-        documents (Mapping[str, Iterable[str]], optional): Texts of further domains by name, for documents that are made
-            in Python. They are first written to a file in the working folder.
-        workers (int, optional): Worker processes; default: one for each core this process may use. The result does not
+        documents (Mapping[str, Iterable[str]] | None): Texts of further domains by name, for documents that are made in
+            Python. They are first written to a file in the working folder.
+        workers (int | None): Worker processes; default: one for each core this process may use. The result does not
             depend on it.
         overwrite (bool): Replace folders of the same name that another run left in ``OUT``. Default: refuse. At a
             remote address all of the other data set's indexes are emptied first.
@@ -169,7 +169,7 @@ def _run(inputs: list[Input], context: Context) -> dict[str, Any]:
     spec, work = context.spec, Path(context.spec.work)
     for item in inputs:
         scan(item, context)
-    mark_duplicates([item.scan_path(spec, context.tokenizer) for item in inputs], work / 'duplicates.bin')
+    mark_duplicates([item.scan_path(context) for item in inputs], work / 'duplicates.bin')
     counts = [item.counts['documents'] for item in inputs]
     flags = np.split(np.memmap(work / 'duplicates.bin', np.uint8, 'r'), np.cumsum(counts)[:-1])
     for item, duplicate in zip(inputs, flags):

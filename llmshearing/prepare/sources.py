@@ -70,7 +70,7 @@ def find_sources(domain: Domain, skipped: Skipped | None = None) -> list[Source]
 
     Args:
         domain (Domain): For its paths, format, text key and glob.
-        skipped (Skipped, optional): Gets the paths that are not read.
+        skipped (Skipped | None): Gets the paths that are not read.
 
     Raises:
         ValueError: If a path does not exist, matches nothing, its format cannot be told, or a setting of the domain

@@ -18,7 +18,7 @@ from llmshearing.utils.checks import check_integer, check_number, is_number
 from llmshearing.utils.paths import expand_path
 from llmshearing.utils.suggestions import refuse_unknown
 
-__all__ = ['MANIFEST', 'Domain', 'Spec', 'Split', 'check_folder_name', 'parse_tokens', 'parse_spec']
+__all__ = ['Domain', 'Spec', 'Split', 'check_folder_name', 'parse_tokens', 'parse_spec']
 
 FORMATS = ('auto', 'jsonl', 'txt', 'parquet', 'folder', 'hf', 'mds')
 DEFAULT_SPLITS = {'eval': {'fraction': 0.02}, 'prune': {'fraction': 0.1}, 'continue': {}}

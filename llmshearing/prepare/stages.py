@@ -89,13 +89,14 @@ class Input:
     chosen_bytes: int = 0
     duplicates: int = 0
 
-    def scan_name(self, tokenizer: TokenizerPlan) -> str:
+    def scan_name(self, context: Context) -> str:
         """Name of the scan's journal (conversations and the measured tokens per byte depend on the tokenizer)."""
+        tokenizer = context.tokenizer
         return f'{self.domain.name}-{digest([_SCANNED, self.key, tokenizer.fingerprint, tokenizer.chat_template])}'
 
-    def scan_path(self, spec: Spec, tokenizer: TokenizerPlan) -> Path:
+    def scan_path(self, context: Context) -> Path:
         """File of the scan's ``DOCUMENT`` records."""
-        return Path(spec.work) / f'{self.scan_name(tokenizer)}.documents.bin'
+        return Path(context.spec.work) / f'{self.scan_name(context)}.documents.bin'
 
     def rate(self) -> TokenRate:
         """Tokens per byte, as measured in the scan.
@@ -200,7 +201,7 @@ def scan(item: Input, context: Context) -> None:
     Raises:
         ValueError: If too many records are unreadable, or there is no document.
     """
-    domain, work, name = item.domain, Path(context.spec.work), item.scan_name(context.tokenizer)
+    domain, work, name = item.domain, Path(context.spec.work), item.scan_name(context)
     tally = _Tally(domain.name, context.spec.max_bad_lines)
     journal = Journal(work, name, ['documents'])
     total = None if any(source.is_packed() for source in item.sources) else item.size
@@ -241,7 +242,7 @@ def plan(item: Input, context: Context, duplicate: np.ndarray) -> None:
     """
     spec, start = context.spec, 0
     size, size_squared, count = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS, np.int64)
-    for block in read_blocks(item.scan_path(spec, context.tokenizer)):
+    for block in read_blocks(item.scan_path(context)):
         fresh = block[duplicate[start : start + len(block)] == 0]
         start += len(block)
         bins = place(fresh['low'], spec.seed)
@@ -307,9 +308,9 @@ def tokenize(item: Input, context: Context, duplicate: np.ndarray) -> tuple[Jour
 
     def tasks() -> Iterator[tuple[int, tuple]]:
         pieces = read_pieces(domain, item.sources, item.piece_bytes)
-        scanned = read_journal(work, item.scan_name(context.tokenizer))
+        scanned = read_journal(work, item.scan_name(context))
         start = 0
-        with open(item.scan_path(spec, context.tokenizer), 'rb') as file:
+        with open(item.scan_path(context), 'rb') as file:
             for number, (piece, facts) in enumerate(zip(pieces, scanned)):
                 if full():
                     break

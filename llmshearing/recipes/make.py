@@ -65,7 +65,7 @@ def make_recipes(request: Request) -> Made:
     run, notes = open_run(request)
     _check_evaluation(run.data, request.hardware.gpus)
     data, stages = run.data, _plan_stages(run)
-    domains, together = len(data.domains), _together(run, (stage.place for stage in stages))
+    domains, together = len(data.domains), _evaluated_at_once(run, (stage.place for stage in stages))
     # The same in both stages and in whole batches, so that references fit both.
     most = min(eval_sequences(stage.schedule, domains) for stage in stages)
     there = max(data.samples['eval'].values())
@@ -96,7 +96,7 @@ def _check_evaluation(data: PreparedData, gpus: int) -> None:
         )
 
 
-def _together(run: Run, places: Iterable[Placement]) -> int:
+def _evaluated_at_once(run: Run, places: Iterable[Placement]) -> int:
     """Sequences that every stage can evaluate at once."""
     return max(place.micro_batch for place in places) * max(run.request.hardware.gpus, 1)
 
@@ -113,7 +113,7 @@ def _plan_stages(run: Run) -> list[Stage]:
         )
         for stage, (config, masked) in trained.items()
     }
-    together = _together(run, places.values())
+    together = _evaluated_at_once(run, places.values())
     stages = []
     for name, place in places.items():
         schedule = make_schedule(name, run.tokens(name), data.max_seq_len, gpus, len(data.domains), together)
@@ -184,12 +184,12 @@ def _facts(run: Run, stage: Stage, share: float) -> list[tuple[str, str]]:
     return [
         ('Tokens', tokens),
         ('Hardware', where),
-        *_teaching(run),
+        *_teacher_facts(run),
         ('Evaluation', f'evaluation is {share:.1%} of the compute, counted in forward passes'),
     ]
 
 
-def _teaching(run: Run) -> list[tuple[str, str]]:
+def _teacher_facts(run: Run) -> list[tuple[str, str]]:
     """What a live teacher costs is counted in the matrix products of a step at the target."""
     if run.teacher is None:
         stored = run.request.teacher == 'stored'

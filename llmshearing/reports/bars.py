@@ -17,10 +17,10 @@ def bar_panel(title: str, groups: Sequence[str], bars: Mapping[str, Sequence[flo
     """Bars side by side.
 
     Args:
-        title: Above the panel.
-        groups: Name of each group.
-        bars: Label to [groups] heights; gaps where not finite.
-        y_label: With the unit.
+        title (str): Above the panel.
+        groups (Sequence[str]): Name of each group.
+        bars (Mapping[str, Sequence[float]]): Label to [groups] heights; gaps where not finite.
+        y_label (str): With the unit.
     """
     heights = np.array([list(values) for values in bars.values()], dtype=np.float64)
     panel = Panel(title, (-0.5, len(groups) - 0.5), limits([heights], from_zero=True))

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.metrics.run_log import NATS, RunLog
+from llmshearing.metrics.run_log import RunLog
 from llmshearing.reports.lines import DASHES, Line, line_panel, smoothed
 from llmshearing.reports.svg import COLOURS
 
 __all__ = [
-    'NATS',
     'Block',
     'Card',
     'Code',
@@ -166,10 +165,10 @@ def series_lines(
     """Lines of several metrics for every run: a colour per metric, and a dash per run or, of one run, per metric.
 
     Args:
-        runs: The runs, at most as many as there are dashes.
-        metrics: Metric to its label.
-        smooth: Draw long series faintly, and their running mean over them.
-        steps: Whether a value holds until the next one.
+        runs (Sequence[RunLog]): The runs, at most as many as there are dashes.
+        metrics (Mapping[str, str]): Metric to its label.
+        smooth (bool): Draw long series faintly, and their running mean over them.
+        steps (bool): Whether a value holds until the next one.
     """
     lines = []
     for number_of_run, (dash, run) in enumerate(zip(DASHES, runs)):

@@ -41,7 +41,7 @@ def chapter_of(runs: Sequence[RunLog], law: Path | None) -> Chapter:
     )
 
 
-def matched(first: Sequence[Path], second: Sequence[Path]) -> list[list[Path]]:
+def match_logs(first: Sequence[Path], second: Sequence[Path]) -> list[list[Path]]:
     """Logs to draw together: of the same name, or simply the two where each side has one.
 
     The others stand alone, those of the second side last.
@@ -78,10 +78,10 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
     """Writes the report of a run.
 
     Args:
-        run: Metrics file, or folder with some.
-        compare: Another to draw into the same panels.
-        out: Folder for page and pictures; default: :func:`~llmshearing.metrics.run_log.report_folder`.
-        law: LAW.json of ``llmshearing budget fit``; default: the one beside the metrics, if any.
+        run (Path): Metrics file, or folder with some.
+        compare (Path | None): Another to draw into the same panels.
+        out (Path | None): Folder for page and pictures; default: :func:`~llmshearing.metrics.run_log.report_folder`.
+        law (Path | None): LAW.json of ``llmshearing budget fit``; default: the one beside the metrics, if any.
 
     Returns:
         Path: The page.
@@ -94,7 +94,7 @@ def build_report(run: Path, compare: Path | None = None, out: Path | None = None
     if out is not None:
         local_destination('--out', out)
     logs = find_logs(run)
-    groups = [[path] for path in logs] if compare is None else matched(logs, find_logs(compare))
+    groups = [[path] for path in logs] if compare is None else match_logs(logs, find_logs(compare))
     together = [read_together(group, compare is not None) for group in groups]
     if law is not None and all(one.is_pruning for runs in together for one in runs):
         log.warning(

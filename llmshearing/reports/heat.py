@@ -29,13 +29,14 @@ def heat_panel(
     """A heat map of values from 0 (removed) to 1 (kept); rows from the top.
 
     Args:
-        title: Above the map.
-        values: [rows, columns]; not a number where there is nothing to show.
-        x_label: What the columns are.
-        y_label: What the rows are.
-        columns: Name of each column; numbers by default.
-        dots: bool [rows, columns]: where to set a dot; in maps of at most :data:`MOST_DOTTED` columns.
-        removed: Rows that are gone as a whole, drawn as such whatever their values are.
+        title (str): Above the map.
+        values (np.ndarray): [rows, columns]; not a number where there is nothing to show.
+        x_label (str): What the columns are.
+        y_label (str): What the rows are.
+        columns (Sequence[str] | None): Name of each column; numbers by default.
+        dots (np.ndarray | None): bool [rows, columns]: where to set a dot; in maps of at most :data:`MOST_DOTTED`
+            columns.
+        removed (Collection[int]): Rows that are gone as a whole, drawn as such whatever their values are.
     """
     rows, width = values.shape
     cell = max(min(14.0, max(5.0, 220 / rows)), 90 / rows)

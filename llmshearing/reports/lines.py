@@ -21,14 +21,14 @@ class Line:
     """One line of a panel.
 
     Args:
-        label: For the legend; empty for none.
-        x: [points] increasing.
-        y: [points]; gaps where not finite.
-        colour: Of the line.
-        dash: A key of :data:`DASHES`.
-        steps: Whether a value holds until the next one.
-        faint: Whether the line is in the background.
-        width: In units of the panel.
+        label (str): For the legend; empty for none.
+        x (np.ndarray): [points] increasing.
+        y (np.ndarray): [points]; gaps where not finite.
+        colour (str): Of the line.
+        dash (str): A key of :data:`DASHES`.
+        steps (bool): Whether a value holds until the next one.
+        faint (bool): Whether the line is in the background.
+        width (float): In units of the panel.
     """
 
     label: str
@@ -97,12 +97,12 @@ def line_panel(
     """A panel of lines.
 
     Args:
-        title: Above the panel.
-        lines: At least one.
-        y_label: With the unit.
-        from_zero: Whether the vertical axis begins at 0.
-        x_label: What the lines run over, which is counted.
-        whole: Whether the vertical axis counts, so that only whole numbers stand beside it.
+        title (str): Above the panel.
+        lines (Sequence[Line]): At least one.
+        y_label (str): With the unit.
+        from_zero (bool): Whether the vertical axis begins at 0.
+        x_label (str): What the lines run over, which is counted.
+        whole (bool): Whether the vertical axis counts, so that only whole numbers stand beside it.
     """
     ends = [float(np.min([line.x[0] for line in lines])), float(np.max([line.x[-1] for line in lines]))]
     if ends[0] == ends[1]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.metrics.run_log import NATS
 from llmshearing.reports.bars import bar_panel
-from llmshearing.reports.blocks import NATS, Block, Code, Picture, Section, Table, Verdict, duration, number
+from llmshearing.reports.blocks import Block, Code, Picture, Section, Table, Verdict, duration, number
 from llmshearing.utils.numbers import with_unit
 
 __all__ = ['MODEL_NAMES', 'measured_sections']

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmshearing.metrics.run_log import RunLog
-from llmshearing.reports.blocks import NATS, Section, Table, curve, label, number
+from llmshearing.metrics.run_log import NATS, RunLog
+from llmshearing.reports.blocks import Section, Table, curve, label, number
 from llmshearing.reports.lines import Line
 from llmshearing.reports.svg import COLOURS, GREY
 from llmshearing.scaling.law_file import read_law

@@ -21,11 +21,12 @@ def scatter_panel(
     """Points, and a line through those on the front.
 
     Args:
-        title: Above the panel.
-        points: Label of the legend to (x, y, name) of its points; a browser shows the name under the mouse.
-        front: Points of the front by rising x.
-        x_label: With the unit.
-        y_label: With the unit.
+        title (str): Above the panel.
+        points (Mapping[str, Sequence[tuple[float, float, str]]]): Label of the legend to (x, y, name) of its points; a
+            browser shows the name under the mouse.
+        front (Sequence[tuple[float, float]]): Points of the front by rising x.
+        x_label (str): With the unit.
+        y_label (str): With the unit.
     """
     every = [point for group in points.values() for point in group]
     x, y = (np.array([point[axis] for point in every]) for axis in (0, 1))

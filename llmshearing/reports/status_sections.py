@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmshearing.metrics.names import EXPECTED_SPARSITY, TOKENS_PER_SECOND, TOTAL_TIME, TRAIN_LOSS
-from llmshearing.metrics.run_log import RunLog, mean_loss
+from llmshearing.metrics.run_log import NATS, RunLog, mean_loss
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.reports.blocks import NATS, Block, Card, Section, Table, columns, duration, number, percent, union
+from llmshearing.reports.blocks import Block, Card, Section, Table, columns, duration, number, percent, union
 from llmshearing.reports.projection import planned_tokens
 from llmshearing.reports.training_sections import eval_time_share, first_pictures, learning_rates, loss_table
 from llmshearing.reports.verdict import batches_of_plan, loss_beside_source, seconds_left, share_done, verdict

@@ -33,7 +33,7 @@ def verdict(run: RunLog) -> Verdict:
 def seconds_left(run: RunLog) -> float | None:
     """Time to the planned end if the rest is as fast as the run so far; None where nothing tells."""
     share, seconds = run.state.get('elapsed_share'), run.state.get('seconds')
-    return seconds * (1 / share - 1) if share and seconds and share < 1 and not _was_left(run) else None
+    return seconds * (1 / share - 1) if share and seconds and share < 1 and not _is_abandoned(run) else None
 
 
 def share_done(run: RunLog) -> float | None:
@@ -81,7 +81,7 @@ def _pruning(run: RunLog) -> Verdict:
     where = f'Expected units per row against the target: {listed}.' if listed else ''
     if not _is_over(run):
         first = 'At its target, still training.' if axes and not away else 'On the way to its target.'
-        first = STOPPED if _was_left(run) else first
+        first = STOPPED if _is_abandoned(run) else first
         return Verdict(first, f'{where} {_progress(run)}'.strip(), 'open')
     if away:
         return Verdict('Ended away from its target.', f'{where} Next: train longer, or shorten the warm-up.', 'bad')
@@ -98,7 +98,7 @@ def _training(run: RunLog) -> Verdict:
             f"source's {losses[1]:.4f}."
         )
     if not _is_over(run):
-        return Verdict(STOPPED if _was_left(run) else 'Training.', f'{beside} {_progress(run)}'.strip(), 'open')
+        return Verdict(STOPPED if _is_abandoned(run) else 'Training.', f'{beside} {_progress(run)}'.strip(), 'open')
     folder = _folder(run)
     if folder is None:
         return Verdict('Finished, not exported.', f'{beside} Next: llmshearing export CHECKPOINT --out FOLDER.', 'open')
@@ -117,7 +117,7 @@ def _progress(run: RunLog) -> str:
     if run.state.get('elapsed_share') is None:
         return f'{run.batches:,} batches so far; the callback run_report would note how many are planned.'
     rest = '' if left is None else f', about {duration(left)} left'
-    following = f' Next: {AGAIN}' if _was_left(run) else ''
+    following = f' Next: {AGAIN}' if _is_abandoned(run) else ''
     done = batches_of_plan(run) if share is None else f'{percent(share)} done ({batches_of_plan(run)})'
     return f'{done[0].upper()}{done[1:]}{rest}.{following}'
 
@@ -126,7 +126,7 @@ def _is_over(run: RunLog) -> bool:
     return run.state.get('elapsed_share') == 1
 
 
-def _was_left(run: RunLog) -> bool:
+def _is_abandoned(run: RunLog) -> bool:
     """Whether the process that trained has gone before the end, and no other has trained on since."""
     noted = run.state.get('batch')
     return bool(run.state.get('closed')) and not _is_over(run) and run.batches <= (noted or 0)

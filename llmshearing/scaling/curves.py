@@ -25,13 +25,13 @@ class Curve:
     """Loss of one run after pruning by the tokens it has seen.
 
     Args:
-        params_before: Parameters before pruning, N0.
-        pruning_rate: Fraction of the parameters removed, rho in (0, 1).
-        source_loss: Loss of the unpruned model on the same evaluation data, L0, in nats.
-        tokens: [points] post-training tokens seen, increasing and positive.
-        losses: [points] evaluation loss at these tokens, in nats.
-        name: What to call the run in messages.
-        origin: The file that the curve is from, or where in a file it is written out; empty if it is from none.
+        params_before (float): Parameters before pruning, N0.
+        pruning_rate (float): Fraction of the parameters removed, rho in (0, 1).
+        source_loss (float): Loss of the unpruned model on the same evaluation data, L0, in nats.
+        tokens (np.ndarray): [points] post-training tokens seen, increasing and positive.
+        losses (np.ndarray): [points] evaluation loss at these tokens, in nats.
+        name (str): What to call the run in messages.
+        origin (str): The file that the curve is from, or where in a file it is written out; empty if it is from none.
     """
 
     params_before: float
@@ -68,10 +68,10 @@ def parse_curve(row: Any, where: str, folder: Path = Path(), origin: str = '') -
     """One entry of RUNS.json as a :class:`Curve`; paths in it are relative to ``folder``.
 
     Args:
-        row: The entry, with everything written out.
-        where: Start of every message.
-        folder: Of the file with the row.
-        origin: The file that the curve is from; default: ``where``, or the CSV that the entry names.
+        row (Any): The entry, with everything written out.
+        where (str): Start of every message.
+        folder (Path): Of the file with the row.
+        origin (str): The file that the curve is from; default: ``where``, or the CSV that the entry names.
 
     Raises:
         ValueError: A missing, unknown, negative or non-numeric field, a pruning rate outside (0, 1), or a curve whose

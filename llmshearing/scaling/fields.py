@@ -60,9 +60,9 @@ def refuse_repeated(keys: Iterable[Hashable], labels: Iterable[str], what: str) 
     """Refuses what is given twice, since a fit would take it for independent and make its intervals too narrow.
 
     Args:
-        keys: Equal where two are the same.
-        labels: What to call each in the message, such as file and name.
-        what: What they are: ``model`` or ``run``.
+        keys (Iterable[Hashable]): Equal where two are the same.
+        labels (Iterable[str]): What to call each in the message, such as file and name.
+        what (str): What they are: ``model`` or ``run``.
 
     Raises:
         ValueError: Names the first two that are the same.

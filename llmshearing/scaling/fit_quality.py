@@ -24,9 +24,9 @@ def average_slope_difference(tokens: np.ndarray, measured: np.ndarray, predicted
     about the slope is right about what more tokens buy, even where its level is off.
 
     Args:
-        tokens: [points] increasing, at least two.
-        measured: [points] losses.
-        predicted: [points] losses.
+        tokens (np.ndarray): [points] increasing, at least two.
+        measured (np.ndarray): [points] losses.
+        predicted (np.ndarray): [points] losses.
 
     Returns:
         float: In nats per billion tokens.

@@ -24,13 +24,13 @@ def jackknife_interval(prediction: float, left_out: np.ndarray, freedom: int) ->
     """Interval around a prediction from predictions with one measurement left out each time.
 
     Args:
-        prediction: From all measurements.
-        left_out: [measurements] predictions, each without one measurement.
-        freedom: Degrees of freedom of the spread, for Student's t.
+        prediction (float): From all measurements.
+        left_out (np.ndarray): [measurements] predictions, each without one measurement.
+        freedom (int): Degrees of freedom of the spread, for Student's t.
 
     Returns:
-        (low, high) at :data:`CONFIDENCE`, not below 0; None where fewer than two predictions or no freedom leave no
-        spread to judge by.
+        tuple[float, float] | None: (low, high) at :data:`CONFIDENCE`, not below 0; None where fewer than two
+        predictions or no freedom leave no spread to judge by.
     """
     count = len(left_out)
     if count < 2 or freedom < 1:

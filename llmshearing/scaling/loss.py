@@ -33,8 +33,8 @@ def sequence_losses(logits: Tensor, tokens: Tensor) -> list[float]:
     """Next-token cross-entropy of each sequence in nats, summed over its S - 1 terms.
 
     Args:
-        logits: [batch, S, vocabulary].
-        tokens: [batch, S], int64.
+        logits (Tensor): [batch, S, vocabulary].
+        tokens (Tensor): [batch, S], int64.
     """
     return [  # one sequence at a time bounds the float32 copy of the logits
         functional.cross_entropy(row[:-1].float(), sequence[1:], reduction='sum').item()
@@ -47,10 +47,10 @@ def domain_loss(model: PreTrainedModel, sequences: Iterable[np.ndarray], batch_s
     """Loss of a model on one domain.
 
     Args:
-        model: In evaluation mode; its device is used.
-        sequences: Token sequences, each an int64 array of at least two tokens.
-        batch_size: Sequences in a forward pass.
-        where: Start of every message, such as the domain's name.
+        model (PreTrainedModel): In evaluation mode; its device is used.
+        sequences (Iterable[np.ndarray]): Token sequences, each an int64 array of at least two tokens.
+        batch_size (int): Sequences in a forward pass.
+        where (str): Start of every message, such as the domain's name.
 
     Returns:
         dict: ``loss`` (nats per predicted token), ``sequences``, ``tokens`` (predicted ones) and ``standard_error`` of

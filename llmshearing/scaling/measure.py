@@ -74,13 +74,14 @@ def measure_models(
     """Measures every model on every domain; one model is in memory at a time.
 
     Args:
-        models: Folders (or hub names) of Hugging Face models with the tokenizer the data were prepared with.
-        domains: Domain name to MDS folder, as :func:`find_domains` gives them.
-        batch_size: Sequences in a forward pass.
-        max_sequences: Only the first so many sequences of each domain; None for all.
-        dtype: Of the weights and the forward pass; the cross-entropy is always float32.
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        report: Receives one line per model and domain.
+        models (Sequence[str]): Folders (or hub names) of Hugging Face models with the tokenizer the data were prepared
+            with.
+        domains (dict[str, Path]): Domain name to MDS folder, as :func:`find_domains` gives them.
+        batch_size (int): Sequences in a forward pass.
+        max_sequences (int | None): Only the first so many sequences of each domain; None for all.
+        dtype (str): Of the weights and the forward pass; the cross-entropy is always float32.
+        device (str): ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        report (Callable[[str], Any]): Receives one line per model and domain.
 
     Raises:
         ValueError: As :func:`load_model`, :func:`read_tokens` and :func:`domain_loss`, or for data made with another

@@ -26,10 +26,10 @@ class Points:
     """Measured losses of several models of one family.
 
     Args:
-        params: [models] parameter counts.
-        tokens: [models] training tokens, or None where the models do not say.
-        losses: Domain name to [models] mean next-token cross-entropy in nats.
-        names: [models] what to call each model in messages.
+        params (np.ndarray): [models] parameter counts.
+        tokens (np.ndarray | None): [models] training tokens, or None where the models do not say.
+        losses (dict[str, np.ndarray]): Domain name to [models] mean next-token cross-entropy in nats.
+        names (list[str]): [models] what to call each model in messages.
     """
 
     params: np.ndarray
@@ -51,9 +51,9 @@ def points_from_models(models: object, where: str, domains: Sequence[str] | None
     """Checks a list of models as in POINTS.json.
 
     Args:
-        models: The list under ``models``.
-        where: Start of every message, such as the file name.
-        domains: Only these domains; all by default.
+        models (object): The list under ``models``.
+        where (str): Start of every message, such as the file name.
+        domains (Sequence[str] | None): Only these domains; all by default.
 
     Raises:
         ValueError: No models, a missing, unknown, negative or non-numeric field, models with different domains, or a

@@ -61,13 +61,13 @@ class PostTrainingLaw:
     """The seven constants of the P2 law in raw units (parameters, tokens, nats), and where the runs were.
 
     Args:
-        constants: The values of :data:`CONSTANTS`.
-        params_before: (smallest, largest) N0 of the runs.
-        pruning_rate: (smallest, largest) rho of the runs.
-        tokens: (fewest, most) D of the runs.
-        single_size: Whether the runs have one size only, so that the law says nothing about another.
-        single_rate: Whether the runs have one pruning rate only.
-        pairs: (N0, rho) of each run.
+        constants (dict[str, float]): The values of :data:`CONSTANTS`.
+        params_before (tuple[float, float]): (smallest, largest) N0 of the runs.
+        pruning_rate (tuple[float, float]): (smallest, largest) rho of the runs.
+        tokens (tuple[float, float]): (fewest, most) D of the runs.
+        single_size (bool): Whether the runs have one size only, so that the law says nothing about another.
+        single_rate (bool): Whether the runs have one pruning rate only.
+        pairs (tuple[tuple[float, float], ...]): (N0, rho) of each run.
     """
 
     constants: dict[str, float]
@@ -205,8 +205,8 @@ def fit_post_training(runs: Sequence[Curve], near: PostTrainingLaw | None = None
     """Fits the P2 law to all points of all runs, in log space, from a grid of starts.
 
     Args:
-        runs: Curves that have passed :func:`check_runs`.
-        near: Start from this law only, for quick refits to subsets of its runs.
+        runs (Sequence[Curve]): Curves that have passed :func:`check_runs`.
+        near (PostTrainingLaw | None): Start from this law only, for quick refits to subsets of its runs.
     """
     counts = [len(run.tokens) for run in runs]
     size, rate, source = (

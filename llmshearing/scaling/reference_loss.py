@@ -49,13 +49,13 @@ class LossLaw:
     """L(N, D) = level - slope * (1 - (N/n)^-alpha) / alpha + tokens_term * (D/d)^-beta.
 
     Args:
-        reference_params: n, the size at which level and slope are given.
-        level: Loss at n without the data term, nats.
-        slope: Fall of the loss per unit of ln N at n, nats.
-        alpha: Exponent of the parameters; 0 means a straight line in ln N.
-        reference_tokens: d; None for the law at a fixed number of tokens.
-        tokens_term: B / d^beta, nats.
-        beta: Exponent of the tokens.
+        reference_params (float): n, the size at which level and slope are given.
+        level (float): Loss at n without the data term, nats.
+        slope (float): Fall of the loss per unit of ln N at n, nats.
+        alpha (float): Exponent of the parameters; 0 means a straight line in ln N.
+        reference_tokens (float | None): d; None for the law at a fixed number of tokens.
+        tokens_term (float): B / d^beta, nats.
+        beta (float): Exponent of the tokens.
     """
 
     reference_params: float
@@ -165,8 +165,8 @@ def interpolate_three(params: np.ndarray, losses: np.ndarray) -> LossLaw:
     so any three falling losses have exactly one law.
 
     Args:
-        params: [3] distinct sizes.
-        losses: [3] losses that fall strictly with size.
+        params (np.ndarray): [3] distinct sizes.
+        losses (np.ndarray): [3] losses that fall strictly with size.
 
     Raises:
         ValueError: The losses do not fall strictly.
@@ -217,11 +217,11 @@ def fit_bounded(
     """Bounded fit of E + A / N^alpha, and of B / D^beta where tokens differ, in log space from several starts.
 
     Args:
-        params: [models] sizes, at least three distinct.
-        losses: [models] losses of one domain.
-        tokens: [models] training tokens, not all equal; None for a law without them.
-        huber: Relative error beyond which a point counts linearly; None for least squares.
-        near: Start at this law's exponents only, for quick refits to much the same points.
+        params (np.ndarray): [models] sizes, at least three distinct.
+        losses (np.ndarray): [models] losses of one domain.
+        tokens (np.ndarray | None): [models] training tokens, not all equal; None for a law without them.
+        huber (float | None): Relative error beyond which a point counts linearly; None for least squares.
+        near (LossLaw | None): Start at this law's exponents only, for quick refits to much the same points.
     """
     measured = [params] if tokens is None else [params, tokens]
     references = [float(np.exp(np.mean(np.log(values)))) for values in measured]

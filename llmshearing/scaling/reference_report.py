@@ -42,19 +42,18 @@ _UNIFORM = math.log(1e6)  # nats of guessing uniformly among more tokens than an
 _FAR = 4.0  # times outside the measured range
 
 
-def _refit(points: Points, domain: str, near: LossLaw) -> LossLaw:
-    """The bounded fit even for three points: those of leave-one-out may not be monotone."""
-    tokens = points.tokens if tokens_differ(points) else None
-    return fit_bounded(points.params, points.losses[domain], tokens, near=near)
-
-
 def _leave_one_out(points: Points, domain: str, law: LossLaw, params: float, tokens: float | None) -> np.ndarray:
-    """[models] predictions from all models but one. A model is kept where fewer than three sizes would remain."""
+    """[models] predictions from all models but one. A model is kept where fewer than three sizes would remain.
+
+    All fits are bounded ones: three models that are left need not fall, as the exact law through three does.
+    """
     predictions = []
     for left_out in range(len(points.params)):
         kept = points.subset([i for i in range(len(points.params)) if i != left_out])
         if len(np.unique(kept.params)) >= 3 and tokens_differ(kept) == tokens_differ(points):
-            predictions.append(float(_refit(kept, domain, law).predict(params, tokens)))
+            kept_tokens = kept.tokens if tokens_differ(kept) else None
+            refitted = fit_bounded(kept.params, kept.losses[domain], kept_tokens, near=law)
+            predictions.append(float(refitted.predict(params, tokens)))
     return np.array(predictions)
 
 
@@ -148,10 +147,10 @@ def predict_reference_losses(points: Points, params: float, tokens: float | None
     """Fits every domain and predicts the loss of a model of ``params`` parameters.
 
     Args:
-        points: Measured losses of the family.
-        params: Size of the target.
-        tokens: Training tokens the target is compared at. Only for models trained on different numbers of tokens; then
-            the default is the largest of them.
+        points (Points): Measured losses of the family.
+        params (float): Size of the target.
+        tokens (float | None): Training tokens the target is compared at. Only for models trained on different numbers
+            of tokens; then the default is the largest of them.
 
     Returns:
         dict: The content of REF.json (see the README): ``reference_losses`` and, per domain, constants, residuals and

@@ -119,11 +119,11 @@ def row_of_log(row: Mapping[str, Any], where: str, folder: Path = Path()) -> dic
     """A row of RUNS.json that names a log, written out for :func:`~llmshearing.scaling.curves.parse_curve`.
 
     Args:
-        row: ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``), ``source_losses`` (file, or
-            loss by evaluator), ``params_before``, ``pruning_rate``, ``source_loss``, ``name``, ``comment``. Paths are
-            relative to ``folder``.
-        where: Start of every message.
-        folder: Of the file with the row.
+        row (Mapping[str, Any]): ``log`` (metrics file), optional ``pruned`` (folder with ``pruning.json``),
+            ``source_losses`` (file, or loss by evaluator), ``params_before``, ``pruning_rate``, ``source_loss``,
+            ``name``, ``comment``. Paths are relative to ``folder``.
+        where (str): Start of every message.
+        folder (Path): Of the file with the row.
 
     Raises:
         ValueError: An unknown field, a log without a curve, or something that is neither given nor found.

@@ -31,10 +31,10 @@ class SeparableFit:
     """Result of :func:`fit_separable`.
 
     Args:
-        exponents: [exponents] best values inside the bounds.
-        coefficients: [coefficients] best values, in the units of the basis.
-        residuals: [points] log(predicted / measured).
-        cost: The minimised objective (half the sum of squares, or its Huber form, priors included).
+        exponents (np.ndarray): [exponents] best values inside the bounds.
+        coefficients (np.ndarray): [coefficients] best values, in the units of the basis.
+        residuals (np.ndarray): [points] log(predicted / measured).
+        cost (float): The minimised objective (half the sum of squares, or its Huber form, priors included).
     """
 
     exponents: np.ndarray
@@ -48,7 +48,7 @@ def _log_residuals(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(predicted / measured, _SMALLEST_RATIO))
 
 
-def _robust(residuals: np.ndarray, huber: float | None) -> np.ndarray:
+def _huber_residuals(residuals: np.ndarray, huber: float | None) -> np.ndarray:
     """Residuals whose squares are twice the Huber loss of the given ones."""
     if huber is None:
         return residuals
@@ -87,15 +87,18 @@ def fit_separable(
     """Fits ``measured = offset + basis(exponents) @ coefficients`` in relative error.
 
     Args:
-        basis: Maps exponents [exponents] to a matrix [points, coefficients] of order-one columns.
-        measured: [points] measured losses, positive.
-        starts: Starting exponents; all are tried with exactly solved coefficients, the best are refined.
-        bounds: Lower and upper bound of each exponent.
-        free_sign: For each coefficient, whether it may be negative.
-        offset: [points] or a number, a part of the loss that is known.
-        huber: Residual beyond which the loss grows linearly; None for plain least squares.
-        priors: (centre, weight) per exponent: adds ``weight * (exponent - centre)`` to the residuals, so that a
-            direction the data say nothing about stays at the centre. A weight of 0 means no prior.
+        basis (Callable[[np.ndarray], np.ndarray]): Maps exponents [exponents] to a matrix [points, coefficients] of
+            order-one columns.
+        measured (np.ndarray): [points] measured losses, positive.
+        starts (Sequence[Sequence[float]]): Starting exponents; all are tried with exactly solved coefficients, the best
+            are refined.
+        bounds (Sequence[tuple[float, float]]): Lower and upper bound of each exponent.
+        free_sign (Sequence[bool]): For each coefficient, whether it may be negative.
+        offset (np.ndarray | float): [points] or a number, a part of the loss that is known.
+        huber (float | None): Residual beyond which the loss grows linearly; None for plain least squares.
+        priors (Sequence[tuple[float, float]] | None): (centre, weight) per exponent: adds ``weight * (exponent -
+            centre)`` to the residuals, so that a direction the data say nothing about stays at the centre. A weight of
+            0 means no prior.
 
     Returns:
         SeparableFit: the best refined fit.
@@ -109,7 +112,7 @@ def fit_separable(
 
     def stacked(exponents: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         residuals = _log_residuals(offset + basis(exponents) @ coefficients, measured)
-        return np.concatenate([_robust(residuals, huber), weight * (exponents - centre)])
+        return np.concatenate([_huber_residuals(residuals, huber), weight * (exponents - centre)])
 
     def solved(exponents: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         coefficients = _solve_linear(basis(exponents) / measured[:, None], wanted, free, huber)

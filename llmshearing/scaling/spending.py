@@ -53,10 +53,10 @@ class Costs(NamedTuple):
     """What a token costs in either stage, in any one unit, and what more pruning buys.
 
     Args:
-        pruning: Cost of a token of pruning.
-        continued: Cost of a token of continued pre-training.
-        pruning_gain: Nats by which the final loss falls when the pruning tokens double.
-        measured: Whether both costs were measured.
+        pruning (float): Cost of a token of pruning.
+        continued (float): Cost of a token of continued pre-training.
+        pruning_gain (float): Nats by which the final loss falls when the pruning tokens double.
+        measured (bool): Whether both costs were measured.
     """
 
     pruning: float = 1.0
@@ -70,11 +70,11 @@ class Split:
     """A budget divided between the two stages.
 
     Args:
-        pruning_tokens: Tokens of the pruning stage.
-        continued_tokens: Tokens of continued pre-training.
-        total_cost: Of both, in the unit of the costs per token.
-        pruning_share: Pruning tokens as a fraction of all tokens.
-        held: Whether the share was held at an end of the range that has been tried.
+        pruning_tokens (float): Tokens of the pruning stage.
+        continued_tokens (float): Tokens of continued pre-training.
+        total_cost (float): Of both, in the unit of the costs per token.
+        pruning_share (float): Pruning tokens as a fraction of all tokens.
+        held (bool): Whether the share was held at an end of the range that has been tried.
     """
 
     pruning_tokens: float

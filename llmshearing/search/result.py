@@ -134,7 +134,7 @@ class SearchResult:
             notes += [] if each.is_allowed(self.latency) else ['too slow']
             rows.append(
                 f'{sizes[0]:6d}  {sizes[1]:6d}  {sizes[2]:5d}  {sizes[3]:2d}  {sizes[4]:12d}  {each.parameters:13,d}  '
-                f'{each.cut_loss:6.3f}  {trained:>7}  {_at_the_end(each.extrapolated):>10}  '
+                f'{each.cut_loss:6.3f}  {trained:>7}  {_extrapolated_loss(each.extrapolated):>10}  '
                 f'{each.speed["generate"]:17.1f}  {", ".join(notes)}'.rstrip()
             )
         return rows
@@ -240,7 +240,7 @@ def _rank_correlation(pairs: np.ndarray) -> float:
     return float(np.corrcoef(*rankdata(pairs, axis=0).T)[0, 1])
 
 
-def _at_the_end(extrapolated: dict[str, Any] | None) -> str:
+def _extrapolated_loss(extrapolated: dict[str, Any] | None) -> str:
     if not extrapolated:
         return '-'
     half = '' if extrapolated['high'] is None else f'+-{extrapolated["high"] - extrapolated["loss"]:.2f}'

@@ -72,7 +72,7 @@ def _function_of(constructor: Callable) -> Callable:
 
 def expected_instead(value: Any, annotation: Any) -> str | None:
     """What a value of a YAML should be instead, in words; None if it can be used for the (resolved) annotation."""
-    return None if _fits(value, annotation) in (True, None) else described(annotation)
+    return described(annotation) if _fits(value, annotation) is False else None
 
 
 def _fits(value: Any, annotation: Any) -> bool | None:

@@ -34,6 +34,9 @@ def check_keys(
             a parameter decides.
         given (Iterable[str]): Parameters that come from elsewhere and cannot be set.
         more (Iterable[str]): Keys that are allowed besides.
+
+    Raises:
+        ValueError: Naming the place, what was expected and what is there.
     """
     if not isinstance(settings, Mapping):
         raise ValueError(f'{where}: expected keys and values, got {settings!r}.')

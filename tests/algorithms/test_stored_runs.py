@@ -12,17 +12,13 @@ from llmshearing.algorithms.distillation import Distillation
 from llmshearing.algorithms.distillation.divergence import distillation_loss, teacher_target
 from llmshearing.algorithms.targeted_pruning import TargetedPruning
 from llmshearing.models.sheared_causal_lm import ShearedCausalLM
-from tests.dynamic_text_world import close_loaders, on_ranks
+from tests.dynamic_text_world import on_ranks
 from tests.teacher.world import SAMPLES, loader_of, make_world, samples_of, taught, teacher_logits
 from tests.tiny_run import losses_by_name, stock, tiny_source, tiny_tokenizer, tiny_trainer
 
+pytestmark = pytest.mark.usefixtures('closed_loaders')
+
 TARGET = {'num_hidden_layers': 3, 'hidden_size': 36, 'num_key_value_heads': 1, 'intermediate_size': 40}
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    close_loaders()
 
 
 @pytest.fixture(scope='module')

@@ -87,21 +87,21 @@ def curve(samples):
 def test_predicted_references_are_the_losses_at_the_end():
     points = np.empty((0, 5))
     for samples in range(100, 1100, 100):
-        points = dro.remember(points, samples, curve(samples))
+        points = dro.add_point(points, samples, curve(samples))
     assert dro.predict_references(points, 10_000) == pytest.approx(curve(10_000), abs=5e-3)
 
 
 def test_one_bad_evaluation_moves_the_prediction_little():
     points = np.empty((0, 5))
     for samples in range(100, 3100, 100):
-        points = dro.remember(points, samples, curve(samples) + (0.5 if samples == 1500 else 0))
+        points = dro.add_point(points, samples, curve(samples) + (0.5 if samples == 1500 else 0))
     assert dro.predict_references(points, 10_000) == pytest.approx(curve(10_000), abs=0.02)
 
 
 def test_memory_stays_small_and_still_predicts():
     points = np.empty((0, 5))
     for samples in range(10, 100_010, 10):
-        points = dro.remember(points, samples, curve(samples))
+        points = dro.add_point(points, samples, curve(samples))
     assert points.shape == (dro.MOST_POINTS, 5)
     assert points[:, 0].sum() == 10_000 and points[-1, 1:] == pytest.approx([np.log(100_000), *curve(100_000)])
     assert (np.diff(points[:, 1]) > 0).all()

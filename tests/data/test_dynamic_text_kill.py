@@ -13,16 +13,12 @@ import torch
 
 from llmshearing.data import shared_order
 from tests.dynamic_text_run import SIZES, metrics_of, read_down, tiny_trainer, weights_of
-from tests.dynamic_text_world import FORK, close_loaders, write_domains
+from tests.dynamic_text_world import FORK, write_domains
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 STEPS = 21
 VICTIMS = ('everything', 'main', 'worker')
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    close_loaders()
 
 
 @pytest.fixture(scope='module')

@@ -12,16 +12,12 @@ from streaming import MDSWriter
 from llmshearing.compat.streaming import MDSReader
 from llmshearing.data.lengths import local_bytes, token_sizes
 from llmshearing.prepare.check import check
-from tests.dynamic_text_world import close_loaders, dynamic_loader
+from tests.dynamic_text_world import dynamic_loader
+
+pytestmark = pytest.mark.usefixtures('closed_loaders')
 
 LENGTHS = [8] * 30
 ODD = [8] * 17 + [5] + [8] * 12
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    close_loaders()
 
 
 def write(folder, lengths, encoding='ndarray:uint16', others=(), compression=None):

@@ -17,17 +17,13 @@ from llmshearing.data.stored_teacher import read_note, shard_mark, tag_of
 from llmshearing.prepare.check import check
 from llmshearing.teacher.settings import TeachSettings
 from llmshearing.teacher.teach import teach
-from tests.dynamic_text_world import close_loaders, on_ranks
+from tests.dynamic_text_world import on_ranks
 from tests.teacher.world import LENGTH, SAMPLES, content, loader_of, make_world, samples_of, taught, write
 from tests.tiny_run import tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures('closed_loaders')
+
 ROUNDS = 4  # more than one pass over domain b
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    close_loaders()
 
 
 @pytest.fixture(scope='module')

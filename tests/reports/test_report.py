@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,100 +21,7 @@ from llmshearing.reports.projection import projection_section
 from llmshearing.reports.pruning_sections import counts_section, masks_section
 from llmshearing.reports.training_sections import mixture_section, training_section
 from tests.metrics.logs import pruning_record, write_log, write_run
-
-SECTIONS = {
-    'prune': [
-        'Where it stands',
-        'Source beside result',
-        'Target, expected and hard counts',
-        'Penalty and multipliers',
-        'Masks, and what is kept',
-        'Data mixture',
-        'Training',
-    ],
-    'continue': ['Where it stands', 'Projected end', 'Source beside result', 'Data mixture', 'Training'],
-}
-OF_EVERY_RUN = (
-    'mixture_weights domain_losses domain_gaps data_shares passes loss eval_loss learning_rate throughput eval_share'
-)
-OF_PRUNING = (
-    'counts_layer counts_hidden counts_kv_group counts_intermediate sparsity penalty multipliers_lambda '
-    'multipliers_phi masks_layers masks_kv_heads masks_heads masks_intermediate masks_hidden'
-)
-PICTURES = {'prune': f'{OF_PRUNING} {OF_EVERY_RUN}'.split(), 'continue': f'projection {OF_EVERY_RUN}'.split()}
-VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
-
-
-class Page(HTMLParser):
-    """Reads a page: its headings, tables and pictures; fails on tags that do not close."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.headings: list[tuple[str, str]] = []
-        self.cells: list[list[str]] = []
-        self.pictures: dict[str, dict] = {}
-        self.addresses: list[str] = []
-        self.ids: list[str] = []
-        self.words = ''
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.addresses += [attributes[key] for key in ('src', 'href') if key in attributes]
-        self.ids += [attributes['id']] if 'id' in attributes else []
-        if tag == 'figure':
-            self.pictures[attributes['id']] = {}
-        if tag == 'svg':
-            list(self.pictures.values())[-1].update(attributes)
-        if tag == 'tr':
-            self.cells.append([])
-        if tag in ('th', 'td'):
-            self.cells[-1].append('')
-        if tag in ('h2', 'h3'):
-            self.headings.append((tag, ''))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words += data
-        if self.open and self.open[-1] in ('th', 'td'):
-            self.cells[-1][-1] += data
-        if self.open and self.open[-1] in ('h2', 'h3'):
-            self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data)
-
-    def row(self, *start: str) -> list[str]:
-        return next(row for row in self.cells if row[: len(start)] == list(start))
-
-
-def law(folder, beta=0.35):
-    """A law as `budget fit` writes it, around the made-up runs."""
-    constants = {'N_C': 0.0, 'D_C': 30.0, 'E': 0.1, 'alpha': 0.3, 'beta': beta, 'gamma': 0.0, 'delta': 0.0}
-    content = {
-        'law': 'p2',
-        'version': 1,
-        'constants': constants,
-        'leave_one_out': [],
-        'single_size': False,
-        'single_rate': False,
-        'range': {'params_before': [5e5, 1e6], 'pruning_rate': [0.3, 0.7], 'tokens': [1e3, 4.096e4]},
-    }
-    (folder / 'LAW.json').write_text(json.dumps(content))
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """A run's folder with its report in ``run_report``."""
-    folder = tmp_path_factory.mktemp('run')
-    write_run(folder)
-    law(folder)
-    assert main(['report', str(folder)]) == 0
-    return folder
+from tests.reports.pages import PICTURES, SECTIONS, Page, folder, law  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -359,68 +264,3 @@ def test_a_report_does_not_import_torch(folder, tmp_path):
         'sys.exit("torch" in sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', script], capture_output=True).returncode == 0
-
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
-@pytest.mark.parametrize('width', [1400, 390])
-def test_rendered_in_chromium(folder, tmp_path, width):
-    """The page as a browser lays it out: pictures drawn, readable, answering to the mouse, and nothing wider than the
-    window but inside a table's box."""
-    measure = """<script>addEventListener('load', () => {
-      const images = [...document.querySelectorAll('svg.panel')], box = e => e.getBoundingClientRect();
-      const inside = e => e.closest('.table') !== null;
-      document.title = JSON.stringify({
-        inner: innerWidth,
-        scroll: document.documentElement.scrollWidth,
-        images: images.length,
-        drawn: images.filter(i => i.querySelectorAll('path, rect').length > 1 && box(i).height > 100).length,
-        narrowest: Math.min(...images.map(i => box(i).width)),
-        columns: new Set(images.map(i => Math.round(box(i).left))).size,
-        wide: [...document.querySelectorAll('body *')].filter(e => !inside(e) && box(e).right > innerWidth + 1)
-          .map(e => e.tagName),
-        screen: box(images[2]).bottom,
-        told: told(JSON.parse(images[0].dataset.panel), 260, 100),
-        removed: told(JSON.parse(document.querySelector('#prune_masks_heads svg').dataset.panel), 260, 74),
-        font: parseFloat(getComputedStyle(document.querySelector('td')).fontSize),
-        headings: [...document.querySelectorAll('h3')].map(e => e.textContent),
-      });
-    });</script>"""
-    copy = tmp_path / 'page.html'
-    copy.write_text((folder / 'run_report' / 'report.html').read_text().replace('</body>', measure + '</body>'))
-    # A frame has exactly the width asked for; the window itself may have a least width.
-    (tmp_path / 'frame.html').write_text(
-        '<iframe id="f" src="page.html"'
-        f' style="border:0;width:{width}px;height:2000px"></iframe><script>addEventListener("load", () => {{'
-        ' document.title = document.getElementById("f").contentDocument.title; });</script>'
-    )
-    process = subprocess.run(
-        [
-            CHROMIUM,
-            '--headless',
-            '--no-sandbox',
-            '--disable-gpu',
-            '--allow-file-access-from-files',
-            f'--user-data-dir={tmp_path / "profile"}',
-            '--window-size=1500,2100',
-            '--virtual-time-budget=10000',
-            '--dump-dom',
-            (tmp_path / 'frame.html').as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    found = json.loads(re.search(r'<title>(.*?)</title>', process.stdout, re.DOTALL).group(1))
-    assert found['inner'] == width and found['scroll'] <= width and not found['wide'], found
-    assert found['images'] == found['drawn'] == sum(map(len, PICTURES.values()))
-    assert found['headings'] == [text for sections in SECTIONS.values() for text in sections]
-    assert found['font'] >= 14
-    # Labels are 12 units in a picture of 460, so this is what makes them readable.
-    assert found['narrowest'] >= 340
-    assert found['columns'] == (3 if width == 1400 else 1)
-    assert found['told'] == 'batch 20\nloss: 4' and found['removed'] == 'layer 2: removed'
-    if width == 1400:
-        assert found['screen'] < 700  # what is looked at first is there without scrolling

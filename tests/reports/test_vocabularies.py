@@ -7,7 +7,7 @@ import pytest
 from llmshearing.cli import main
 from llmshearing.metrics.run_log import STATE_VERSION
 from tests.metrics.logs import DOMAINS, write_log
-from tests.reports.test_report import Page
+from tests.reports.pages import Page
 
 SIZES = dict.fromkeys(DOMAINS, 4.0)
 

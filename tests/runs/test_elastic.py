@@ -9,9 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmshearing.data import shared_order
 from tests.dynamic_text_world import on_ranks
-from tests.runs.stages import BATCHES, finish, make_world, outcome, train_rank
+from tests.runs.stages import BATCHES, finish, outcome, train_rank
 
 EXACT = (
     'digest/batch',
@@ -23,12 +22,6 @@ EXACT = (
 )
 DIFFERENT = ('digest/', 'trainer/')  # digests of masks are of bits; the size of a micro-batch depends on the ranks
 SHARDED, FULL = {'state_dict_type': 'sharded'}, {'state_dict_type': 'full'}
-
-
-@pytest.fixture(scope='module')
-def work(tmp_path_factory):
-    yield make_world(tmp_path_factory.mktemp('world'))
-    shared_order.remove_dead_runs()
 
 
 @pytest.fixture(scope='module', params=['prune', pytest.param('continue', marks=pytest.mark.slow)])

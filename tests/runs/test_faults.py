@@ -18,19 +18,12 @@ from llmshearing.callbacks.finite_monitor import FiniteMonitor
 from llmshearing.callbacks.resume_settings import ResumeSettings
 from llmshearing.callbacks.stop_on_sigterm import EXIT_CODE, StopOnSigterm
 from llmshearing.checkpoints.validation import validate_checkpoint
-from llmshearing.data import shared_order
 from llmshearing.masks import state
 from tests.dynamic_text_world import FORK, on_ranks
 from tests.runs import stages
-from tests.runs.stages import BATCHES, finish, lines, make_world, outcome, start, train
+from tests.runs.stages import BATCHES, finish, lines, outcome, start, train
 
 HOOK = {'CHECKPOINT_VALIDATION_FUNCTION': 'llmshearing.checkpoints.validation.validate_checkpoint'}
-
-
-@pytest.fixture(scope='module')
-def work(tmp_path_factory):
-    yield make_world(tmp_path_factory.mktemp('world'))
-    shared_order.remove_dead_runs()
 
 
 @pytest.fixture(scope='module')

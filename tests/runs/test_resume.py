@@ -10,16 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmshearing.data import shared_order
-from tests.runs.stages import BATCHES, finish, lines, make_world, outcome, start
+from tests.runs.stages import BATCHES, finish, lines, outcome, start
 
 STAGES = ('prune', 'continue')
-
-
-@pytest.fixture(scope='module')
-def work(tmp_path_factory):
-    yield make_world(tmp_path_factory.mktemp('world'))
-    shared_order.remove_dead_runs()
 
 
 @pytest.fixture(scope='module')

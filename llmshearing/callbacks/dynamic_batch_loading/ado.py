@@ -40,7 +40,8 @@ def ado_weights(now: Round, memory: Memory, eta: float = 1.0) -> tuple[np.ndarra
         eta (float): Not looked at.
 
     Returns:
-        float64 [domains] weights that sum to 1, and the memory, 3 + 2 * alphas + domains * (4 + alphas) numbers.
+        tuple[np.ndarray, Memory]: float64 [domains] weights that sum to 1, and the memory, 3 + 2 * alphas + domains *
+        (4 + alphas) numbers.
     """
     losses, samples, prior = now.losses, now.samples, now.prior
     k, a = len(losses), len(ALPHAS)

@@ -28,7 +28,7 @@ import numpy as np
 from llmshearing.callbacks.dynamic_batch_loading.limits import bound
 from llmshearing.callbacks.dynamic_batch_loading.round import Memory, Round
 
-__all__ = ['dro_weights', 'predict_references', 'remember', 'shrink_references', 'worst_mixture']
+__all__ = ['add_point', 'dro_weights', 'predict_references', 'shrink_references', 'worst_mixture']
 
 FLOOR = 0.2
 PREDICT_FROM, AVERAGE_FROM = 0.1, 0.2
@@ -56,7 +56,7 @@ def dro_weights(now: Round, memory: Memory, rho: float = 0.05) -> tuple[np.ndarr
     losses, references, samples, total, prior = now.losses, now.references, now.samples, now.total, now.prior
     k = len(losses)
     base = np.array(memory[:k]) if memory else prior
-    points = remember(np.array(memory[k:]).reshape(-1, 2 + k), samples, losses)
+    points = add_point(np.array(memory[k:]).reshape(-1, 2 + k), samples, losses)
     if np.isnan(references).any():
         if samples < PREDICT_FROM * total or len(points) < FEWEST_POINTS:
             return base, [*base.tolist(), *points.ravel().tolist()]
@@ -76,7 +76,7 @@ def worst_mixture(gaps: np.ndarray, base: np.ndarray, rho: float) -> np.ndarray:
         rho (float): Radius of the ball, not negative.
 
     Returns:
-        float64 [domains], summing to 1. Where all gaps are equal, or ``rho`` is 0, that is the base.
+        np.ndarray: float64 [domains], summing to 1. Where all gaps are equal, or ``rho`` is 0, that is the base.
     """
     rho = rho / (1 - FLOOR) ** 2
     order = np.argsort(-gaps, kind='stable')
@@ -107,7 +107,7 @@ def shrink_references(losses: np.ndarray, references: np.ndarray) -> np.ndarray:
     return references * SHRINK ** math.ceil(math.log(ratio) / math.log(SHRINK) - 1e-9)
 
 
-def remember(points: np.ndarray, samples: int, losses: np.ndarray) -> np.ndarray:
+def add_point(points: np.ndarray, samples: int, losses: np.ndarray) -> np.ndarray:
     """The loss curves with one more point.
 
     Beyond ``MOST_POINTS``, the two neighbours nearest in log samples become their weighted mean.
@@ -118,7 +118,7 @@ def remember(points: np.ndarray, samples: int, losses: np.ndarray) -> np.ndarray
         losses (np.ndarray): Losses now, float64 [domains].
 
     Returns:
-        float64 [at most MOST_POINTS, 2 + domains].
+        np.ndarray: float64 [at most MOST_POINTS, 2 + domains].
     """
     points = np.concatenate([points, [[1.0, math.log(samples), *losses]]])
     if len(points) > MOST_POINTS:
@@ -134,11 +134,11 @@ def predict_references(points: np.ndarray, total: int) -> np.ndarray:
     """Each domain's loss at the end of the run, by a law A n^-a + E in the samples n.
 
     Args:
-        points (np.ndarray): Curves, as ``remember`` keeps them; every point counts once.
+        points (np.ndarray): Curves, as ``add_point`` keeps them; every point counts once.
         total (int): Samples of the whole run.
 
     Returns:
-        float64 [domains].
+        np.ndarray: float64 [domains].
     """
     from llmshearing.scaling.reference_loss import fit_bounded  # scipy, which other rules do without
 

@@ -23,7 +23,7 @@ def bound(weights: np.ndarray, floor: np.ndarray | float, ceiling: np.ndarray | 
         ceiling (np.ndarray | float): Greatest weight, likewise.
 
     Returns:
-        float64 [domains] that sum to 1.
+        np.ndarray: float64 [domains] that sum to 1.
 
     Raises:
         ValueError: If no weights that sum to 1 fit between floor and ceiling.
