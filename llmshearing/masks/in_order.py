@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,10 @@ def compensate_in_order(
             keep_embedding_size(cutter, int(masks['hidden'].count_nonzero()))
 
 
+class _Enough(Exception):
+    """A layer has run as far as it is needed."""
+
+
 @dataclasses.dataclass
 class _Seen:
     """What a layer did on every micro-batch."""
@@ -107,6 +111,7 @@ class _SideBySide:
         self.model: nn.Module = self.cutter.model
         # What Granite multiplies all outputs by before they are added.
         self.multiplier = float(getattr(self.cutter.model.config, 'residual_multiplier', 1.0))
+        self.is_sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
         self.hidden = None
         if 'hidden' in masks:
             self.hidden = torch.nonzero(masks['hidden']).flatten().to(calibration.device)
@@ -136,7 +141,8 @@ class _SideBySide:
             self._rescale(layer, name, cuts[name], before.read[name])
         self.cutter.set_masks(self.masks, constant=True)
         for names in groups:
-            now, lacking = self._run(layer, 'cut', names[:1], norm), None
+            until = None if last in names else norm if inner in names else names[0]
+            now, lacking = self._run(layer, 'cut', names[:1], norm, until), None
             if last in names:
                 lacking = [self._kept(stream.source) - cut for stream, cut in zip(self.streams, now.after)]
             elif inner in names:
@@ -187,22 +193,36 @@ class _SideBySide:
                     tokens += part['input_ids'].numel()
         return streams
 
-    def _run(self, layer: int, model: str, names: Sequence[str] = (), norm: str | None = None) -> _Seen:
-        """Runs a layer of ``'source'`` or ``'cut'``, whose masks must be set, on every stream, and changes nothing."""
-        module, seen = self.model.get_submodule(self.family.layer_path(layer)), _Seen({name: [] for name in names})
+    def _run(
+        self, layer: int, model: str, names: Sequence[str] = (), norm: str | None = None, until: str | None = None
+    ) -> _Seen:
+        """Runs a layer of ``'source'`` or ``'cut'``, whose masks must be set, on every stream, and changes nothing.
 
-        def keep(into: list[Tensor], module: nn.Module, args: tuple) -> None:
+        Args:
+            layer (int): Its number.
+            model (str): Which stream it reads.
+            names (Sequence[str]): Projections of the layer whose inputs are wanted.
+            norm (str | None): The norm whose inputs are wanted.
+            until (str | None): What comes after this projection or norm has begun is not needed, and is left out
+                where that is possible: FSDP2 waits for the end of a layer.
+        """
+        module, seen = self.model.get_submodule(self.family.layer_path(layer)), _Seen({name: [] for name in names})
+        until = None if self.is_sharded else until
+
+        def keep(name: str, into: list[Tensor], module: nn.Module, args: tuple) -> None:
             into.append(args[0])
+            if name == until:
+                raise _Enough
 
         with ExitStack() as hooks:
-            for name, into in seen.read.items():
-                hooks.enter_context(module.get_submodule(name).register_forward_pre_hook(partial(keep, into)))
-            if norm is not None:
-                hooks.enter_context(module.get_submodule(norm).register_forward_pre_hook(partial(keep, seen.middle)))
+            for name, into in [*seen.read.items(), *([] if norm is None else [(norm, seen.middle)])]:
+                watched = module.get_submodule(name)
+                hooks.enter_context(watched.register_forward_pre_hook(partial(keep, name, into)))
             for stream in self.streams:
                 args, options = stream.calls[layer]
-                out = module(getattr(stream, model), *args, **options)
-                seen.after.append(out[0] if isinstance(out, tuple) else out)
+                with suppress(_Enough):
+                    out = module(getattr(stream, model), *args, **options)
+                    seen.after.append(out[0] if isinstance(out, tuple) else out)
         return seen
 
     def _plan(self) -> CutPlan:
