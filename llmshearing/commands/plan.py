@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from llmshearing.checkpoints.rotated import is_rotated
 from llmshearing.commands.arguments import LIST, command_parser, parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
 from llmshearing.config.source import read_source
@@ -113,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         notes.append(trim_note(untrimmed.vocab_size, config.vocab_size))
     shape = target_shape(config, target) if target else None
     changes = {name: settings.get(name, False) for name in ('freeze_weights', 'compensate')}
-    plan = make_plan(config, shape, setup, teacher=teacher, untrimmed=untrimmed, **changes)
+    rotated = is_rotated(source)
+    plan = make_plan(config, shape, setup, teacher=teacher, untrimmed=untrimmed, rotated=rotated, **changes)
     plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:

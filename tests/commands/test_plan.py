@@ -38,6 +38,19 @@ def cells(lines, label):
     return line.strip().removeprefix(label).split()
 
 
+def test_rotation_is_advised_unless_the_source_is_rotated(source, capsys, tmp_path):
+    advice = 'llmshearing rotate SOURCE --data DATA --output ROTATED --keep 2048'
+    rotated = tmp_path / 'rotated'
+    rotated.mkdir()
+    (rotated / 'config.json').write_text((source / 'config.json').read_text())
+    for record, expected in ((False, True), (True, False)):
+        if record:
+            (rotated / 'rotation.json').write_text('{}')
+        for named in (rotated, rotated / 'config.json'):
+            lines = printed(capsys, named, '--target', 'hidden_size=2048')
+            assert any(advice in line for line in lines) == expected, named
+
+
 def test_source_and_target_side_by_side(source, capsys, tmp_path):
     out = tmp_path / 'new' / 'plan.json'  # in a folder that is not there yet
     lines = printed(capsys, source, '--params', '1.35e9', '--target', 'num_hidden_layers=24', '--json', out)
