@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmshearing.checkpoints.rotated import RECORD as ROTATION
+from llmshearing.checkpoints.rotated import is_rotated
 from llmshearing.compat.configs import dump_config
 from llmshearing.export.companions import copy_companions
 from llmshearing.export.model_card import derived_card
@@ -28,7 +31,7 @@ OWN_FORM = (TOKENIZER, 'tokenizer_config.json')
 def write_files(
     source: Path, config: Mapping[str, Any], tokenizer: TokenizerFile, kept: Sequence[int], folder: Path
 ) -> None:
-    """Writes config, generation config, tokenizer and licence files.
+    """Writes config, generation config, tokenizer and licence files, and what is noted of a rotated source's basis.
 
     Args:
         source (Path): The source's folder.
@@ -43,6 +46,8 @@ def write_files(
         for path in folder.glob(pattern):
             if path.name not in OWN_FORM:
                 path.unlink()
+    if is_rotated(source):
+        shutil.copyfile(source / ROTATION, folder / ROTATION)
     settings = {**with_new_ids(config, new), 'vocab_size': len(kept)}
     settings.pop('auto_map', None)  # leads to code
     dump_config(settings, folder / 'config.json')
