@@ -223,7 +223,7 @@ def make_trimmed(work: Path, sizes: Sizes, tokens: int) -> tuple[Path, Sizes]:
     """
     below = work / f'{tokens}-tokens'
     if not (below / 'source').exists():
-        trim_source(work / 'source', below / 'source', TrimSettings(tokens), work / 'data' / 'train')
+        trim_source(work / 'source', below / 'source', TrimSettings(tokens), [work / 'data' / 'train'])
     if not (below / 'tokenizer').exists():
         AutoTokenizer.from_pretrained(below / 'source').save_pretrained(below / 'tokenizer')
     _prepare(below, work / 'text', sizes)

@@ -121,7 +121,7 @@ def measure(
         for size in sizes:
             folders.append(Path(scratch) / str(size))
             settings = TrimSettings(size, multiple_of)
-            record = trim_source(source, folders[-1], settings, Path(scratch) / 'counted', report=tell)
+            record = trim_source(source, folders[-1], settings, [Path(scratch) / 'counted'], report=tell)
             checks.append({'checked': record['checked']})
         return [
             {**measure_folder(folder, held_out, length), **check}

@@ -12,10 +12,15 @@ RECORD = 'rotation.json'
 
 
 def is_rotated(source: str | Path) -> bool:
-    """Whether ``llmshearing rotate`` wrote a source."""
-    return (Path(source) / RECORD).is_file()
+    """Whether ``llmshearing rotate`` wrote a source, which may be named by its ``config.json``."""
+    return _record_of(source).is_file()
 
 
 def has_learned_basis(source: str | Path) -> bool:
     """Whether a source's hidden dimensions stand in the order that ``llmshearing rotate --learn`` found."""
-    return is_rotated(source) and bool(load_json(Path(source) / RECORD).get('learned'))
+    return is_rotated(source) and bool(load_json(_record_of(source)).get('learned'))
+
+
+def _record_of(source: str | Path) -> Path:
+    path = Path(source)
+    return (path.parent if path.is_file() else path) / RECORD

@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         '--scores',
         **LIST,
         metavar='METHOD',
-        help='how units are chosen: a method, or AXIS=METHOD ... (default: activation; block_importance for layers)',
+        help='how units are chosen: a method, or AXIS=METHOD ... (default: activation; block_importance for layers; '
+        'position for hidden dimensions in a learned basis)',
     )
     parser.add_argument(
         '--rotate',

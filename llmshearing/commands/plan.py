@@ -7,7 +7,8 @@
     llmshearing plan SOURCE --params 80M --target vocab_size=32000   # of a source that trim-vocab makes smaller first
     llmshearing plan --config RUN.yaml                              # what this run would do
 
-SOURCE is a model folder or a config.json. No weights are read and nothing is downloaded.
+SOURCE is a model folder or a config.json. No weights are read and nothing is downloaded. So a quantised model can be
+planned, and of a multimodal one the text part; what has to be done with it first is said.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from llmshearing.checkpoints.rotated import is_rotated
 from llmshearing.commands.arguments import LIST, command_parser, parse_target
 from llmshearing.config.planned_run import read_planned_run, read_teacher
-from llmshearing.config.source import read_source
+from llmshearing.config.source import read_source, read_to_plan
 from llmshearing.utils.files import dump_json
 from llmshearing.utils.paths import local_destination
 
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError('name a SOURCE: a model folder or a config.json')
     if arguments.json is not None:
         local_destination('--json', arguments.json, 'file')
-    config = read_source(source)
+    config, first = read_to_plan(source) if arguments.config is None else (read_source(source), [])
     chosen = {
         key: next(value for value in (getattr(arguments, key), settings.get(key), default) if value is not None)
         for key, default in DEFAULTS.items()
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     from llmshearing.planning.vocabulary import trim_note, with_vocabulary
 
     setup = TrainingSetup(**chosen)
-    notes = settings.get('notes', [])
+    notes = [*first, *settings.get('notes', [])]
     teacher = read_teacher(settings.get('teacher'), source_of_run, config, notes)
     untrimmed = None
     if arguments.config is None and 'vocab_size' in target:
@@ -113,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         notes.append(trim_note(untrimmed.vocab_size, config.vocab_size))
     shape = target_shape(config, target) if target else None
     changes = {name: settings.get(name, False) for name in ('freeze_weights', 'compensate')}
-    plan = make_plan(config, shape, setup, teacher=teacher, untrimmed=untrimmed, **changes)
+    rotated = is_rotated(source)
+    plan = make_plan(config, shape, setup, teacher=teacher, untrimmed=untrimmed, rotated=rotated, **changes)
     plan['notes'] += notes
     sys.stdout.write('\n'.join(plan_lines(plan)) + '\n')
     if arguments.json is not None:

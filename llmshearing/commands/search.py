@@ -35,7 +35,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--output', required=True, metavar='FOLDER', help='where what is found is kept')
     shapes = parser.add_argument_group('which shapes')
     shapes.add_argument('--candidates', type=int, default=12, help='shapes per budget (default: %(default)s)')
-    shapes.add_argument('--pin', **LIST, default=[], metavar='KEY=SIZE', help='such as hidden_size=2048')
+    shapes.add_argument(
+        '--pin',
+        **LIST,
+        default=[],
+        metavar='KEY=SIZE',
+        help='such as hidden_size=2048; vocab_size=32000 trims the source first',
+    )
     shapes.add_argument(
         '--limit', **LIST, default=[], metavar='KEY=LEAST:MOST', help='such as num_hidden_layers=16:24 or =16:'
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmshearing.commands.arguments import command_parser, settings_from, size_argument, timed_report
+from llmshearing.commands.arguments import LIST, command_parser, settings_from, size_argument, timed_report
 
 __all__ = ['main']
 
@@ -22,7 +22,7 @@ __all__ = ['main']
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser('trim-vocab', __doc__)
     parser.add_argument('source', metavar='SOURCE', type=Path, help='folder of a Hugging Face model')
-    parser.add_argument('--data', type=Path, metavar='DATA', help='text to count tokens on, see above')
+    parser.add_argument('--data', **LIST, default=[], metavar='DATA', help='text to count tokens on, see above')
     parser.add_argument('--size', type=int, metavar='N', help='tokens that stay, exactly so many')
     parser.add_argument(
         '--multiple-of',
@@ -53,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command; returns 0. A user's mistake is a ValueError or OSError."""
     arguments = _parser().parse_args(argv)
-    if arguments.like is not None and (arguments.data, arguments.size, arguments.keep) != (None, None, None):
+    if arguments.like is not None and (arguments.data or arguments.size is not None or arguments.keep is not None):
         raise ValueError('--like takes the tokens of a result: leave out --data, --size and --keep.')
-    if arguments.like is None and (arguments.data is None or arguments.size is None):
+    if arguments.like is None and (not arguments.data or arguments.size is None):
         raise ValueError('--data and --size say which tokens stay and how many; give both, or --like.')
 
     from llmshearing.utils.paths import local_destination

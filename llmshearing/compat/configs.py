@@ -54,6 +54,7 @@ SAME_NUMBERS = {
     'lfm2': {
         'block_dim': 'hidden_size',
         'conv_dim': 'hidden_size',
+        'conv_dim_out': 'hidden_size',
         'block_ff_dim': 'intermediate_size',
         'num_heads': 'num_attention_heads',
     }

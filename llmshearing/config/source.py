@@ -17,7 +17,7 @@ from llmshearing.utils.paths import expand_path, names_a_path, refuse_lookalikes
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['check_folder', 'check_source', 'read_config_at', 'read_source', 'refuse_unusable']
+__all__ = ['check_folder', 'check_source', 'read_config_at', 'read_source', 'read_to_plan', 'refuse_unusable']
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,42 @@ def read_config_at(where: str, name: str, trust_remote_code: bool = False) -> Pr
 
 
 def read_source(source: str) -> PretrainedConfig:
-    """The config of a model folder or of a config.json alone, for what needs no weights.
+    """The config of a model folder or of a config.json alone, of a model that can be pruned as it is.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or as :func:`refuse_unusable`.
     """
+    path, config = _config_at(source)
+    refuse_unusable(str(path), config)
+    return config
+
+
+def read_to_plan(source: str) -> tuple[PretrainedConfig, list[str]]:
+    """The config of what can be planned, which needs no weights, and what has to be done before it is a source.
+
+    Of a multimodal model that is the text part; of a quantised one the model with plain weights.
+
+    Raises:
+        ValueError: If there is none, or no text part that is supported.
+    """
+    from llmshearing.models.source_config import refuse_quantised
+
+    path, config = _config_at(source)
+    notes = []
+    try:
+        refuse_quantised(str(path), config)
+    except ValueError as error:
+        notes.append(str(error))
+    text = _text_part(str(path), config)
+    if text is not None:
+        notes.append(_only_text(str(path), config, text))
+    planned = config if text is None else text
+    vars(planned).pop('quantization_config', None)
+    return planned, notes
+
+
+def _config_at(source: str) -> tuple[Path, PretrainedConfig]:
+    """A config and its file."""
     from llmshearing.models import source_config
 
     place = Path(expand_path('SOURCE', source))
@@ -98,11 +129,9 @@ def read_source(source: str) -> PretrainedConfig:
         if value is not None and (not is_integer(value) or value < least):
             raise ValueError(f'{path}: {key} must be a whole number of {least} or more, got {value!r}')
     try:
-        config = source_config.read_config(path)
+        return path, source_config.read_config(path)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no Hugging Face config: {error}') from error
-    refuse_unusable(str(path), config)
-    return config
 
 
 def refuse_unusable(where: str, config: PretrainedConfig) -> None:
@@ -111,22 +140,39 @@ def refuse_unusable(where: str, config: PretrainedConfig) -> None:
     Raises:
         ValueError: For quantised weights and multimodal models.
     """
-    from llmshearing.models.families import find_table
     from llmshearing.models.source_config import refuse_quantised
 
     refuse_quantised(where, config)
+    text = _text_part(where, config)
+    if text is not None:
+        raise ValueError(_only_text(where, config, text))
+
+
+def _text_part(where: str, config: PretrainedConfig) -> PretrainedConfig | None:
+    """Config of a multimodal model's text part; None of any other model.
+
+    Raises:
+        ValueError: For a text part that is not supported.
+    """
+    from llmshearing.models.families import find_table
+
     text = getattr(config, 'text_config', None)
-    if text is not None and text.model_type != config.model_type:
-        if find_table(text) is None:
-            raise ValueError(
-                f'{where} is a multimodal model ({config.model_type}), and its text part, a {text.model_type}, is not '
-                'supported.'
-            )
+    if text is None or text.model_type == config.model_type:
+        return None
+    if find_table(text) is None:
         raise ValueError(
-            f'{where} is a multimodal model ({config.model_type}): only its text part (text_config, a '
-            f'{text.model_type}) can be planned, pruned and trained. `llmshearing text-part SOURCE --output FOLDER` '
-            'writes that part as a model of its own.'
+            f'{where} is a multimodal model ({config.model_type}), and its text part, a {text.model_type}, is not '
+            'supported.'
         )
+    return text
+
+
+def _only_text(where: str, config: PretrainedConfig, text: PretrainedConfig) -> str:
+    return (
+        f'{where} is a multimodal model ({config.model_type}): only its text part (text_config, a {text.model_type}) '
+        'can be planned, pruned and trained. `llmshearing text-part SOURCE --output FOLDER` writes that part as a '
+        'model of its own.'
+    )
 
 
 def check_folder(where: str, name: str, files: tuple[str, ...]) -> None:

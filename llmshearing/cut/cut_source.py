@@ -129,16 +129,15 @@ def _cut(
         fixed = f', {rotated.fixed_axes} axes fixed' if rotated.fixed_axes else ''
         report(f'rotated{fixed}: {rotated.loss_before:.4f} nats on seen text before, {rotated.loss_after:.4f} after')
     calibration = Calibration(Cutter(model), batches, seed=settings.seed)
-    scores = settings.scores_by_axis()
-    passes = len(batches) * (len({scores[axis] for axis in plan.axes}) + 1 + settings.compensate)
+    passes = len(batches) * (len({plan.scores[axis] for axis in plan.axes}) + 1 + settings.compensate)
     with stage_bar(decoder, 'choosing', passes + settings.compensate * plan.config.num_hidden_layers, progress) as bar:
-        pruning = prune_in_one_shot(calibration, plan.target, scores, settings.compensate, bar.update)
+        pruning = prune_in_one_shot(calibration, plan.target, plan.scores, settings.compensate, bar.update)
     with stage_bar(decoder, 'losses of the result', held_out_passes, progress):
         after = losses_of(model, texts, plan.sequences_per_pass)
     report(f'cut: {_in_words(after)} nats per token')
     names = ', '.join(each.name for each in texts)
     recipe = {
-        'scores': ', '.join(f'{axis} by {scores[axis]}' for axis in pruning.plans),
+        'scores': ', '.join(f'{axis} by {plan.scores[axis]}' for axis in pruning.plans),
         'text': f'{_count(texts, "seen"):,} tokens of {names}, seed {settings.seed}',
         'rotated': 'yes; hidden units are numbered in the rotated basis' if rotated else 'no',
         'compensated': 'yes' if settings.compensate else 'no',

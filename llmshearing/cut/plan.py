@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from llmshearing.checkpoints.rotated import has_learned_basis
 from llmshearing.checkpoints.source import WHOLE_UP_TO
 from llmshearing.compat.torch import DTYPES
 from llmshearing.compat.transformers import attention_implementation, dtype_of
@@ -47,6 +48,7 @@ class PlannedCut:
         computed_in (str): Type of the weights in memory.
         rotates (bool): Whether the stream is rotated first.
         unrotated (str | None): Why it is not, where it was to be.
+        scores (dict[str, str]): Method that scores the units, by axis, of all there are.
         length (int): Tokens per sequence.
         sequences_per_pass (int): Sequences that one forward pass takes.
         memory (int): Bytes at the peak.
@@ -64,6 +66,7 @@ class PlannedCut:
     computed_in: str
     rotates: bool
     unrotated: str | None
+    scores: dict[str, str]
     length: int
     sequences_per_pass: int
     memory: int
@@ -79,7 +82,7 @@ class PlannedCut:
         """The plan in words."""
         meanwhile = f', and meanwhile {with_unit(self.scratch, "B")} for the weights' if self.scratch else ''
         basis = ', in a rotated basis' if self.rotates else ''
-        basis += f' ({self.config.model_type} cannot be rotated: {self.unrotated})' if self.unrotated else ''
+        basis += f' ({self.unrotated})' if self.unrotated else ''
         source, others = shape_of(self.config), []
         if self.with_all_layers is not None:
             shape = self.with_all_layers.as_dict()
@@ -128,10 +131,15 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
     length = min(settings.seq_len, getattr(config, 'max_position_embeddings', None) or settings.seq_len)
     check_attention(config, attention_implementation(config), length)
     computed_in = 'float32' if whole <= WHOLE_UP_TO else dtype
-    scores = settings.scores_by_axis()
+    learned = has_learned_basis(folder)
+    scores = settings.scores_by_axis(learned)
     _check_scores(settings.scores, scores, axes, shape_of(config))
+    unrotated, why_not = None, family_of(config).why_not_rotatable
+    if learned:
+        unrotated = 'in the basis that `llmshearing rotate --learn` found, which stays'
+    elif why_not is not None:
+        unrotated = f'{config.model_type} cannot be rotated: {why_not}'
     rotates = settings.rotate and 'hidden' in axes
-    unrotated = family_of(config).why_not_rotatable if rotates else None
     scratch = DTYPE_BYTES[computed_in] * whole if whole > WHOLE_UP_TO else 0
     sequences = max(1, TOKENS_PER_PASS // length)
     methods, in_file = {scores[axis] for axis in axes}, bool(scratch) and device == 'cpu'
@@ -147,7 +155,8 @@ def plan_cut(source: str | Path, target: Mapping[str, Any], settings: CutSetting
         dtype=dtype,
         computed_in=computed_in,
         rotates=rotates and unrotated is None,
-        unrotated=unrotated,
+        unrotated=unrotated if rotates else None,
+        scores=scores,
         length=length,
         sequences_per_pass=sequences,
         memory=memory,

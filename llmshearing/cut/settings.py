@@ -23,9 +23,9 @@ class CutSettings:
         keep_heads (bool | None): Cut no heads. Default: where the target is a budget.
         scores (str | Mapping[str, str] | None): How units are scored: a registered method
             (:mod:`~llmshearing.masks.scores`) for every axis it applies to, or one by axis. Axes without one go by
-            activations, layers by block importance.
+            activations, layers by block importance, and hidden dimensions of a learned basis by position.
         rotate (bool): Turn the residual stream to its principal directions first where hidden dimensions go and the
-            family allows it. Default: ``True``.
+            family allows it. A basis that ``llmshearing rotate --learn`` found stays. Default: ``True``.
         compensate (bool): Change weights so that what stays takes over from what goes. Default: ``True``.
         seed (int): Which passages of the text are taken, and ``random`` scores. Default: ``17``.
         dtype (str | None): Of the written weights. Default: the source's.
@@ -59,6 +59,6 @@ class CutSettings:
             check_integer(name, getattr(self, name), 1)
         check_integer('seq_len', self.seq_len, 2)
 
-    def scores_by_axis(self) -> dict[str, str]:
-        """A method for every axis there is."""
-        return method_by_axis(self.scores or {}, AXES)
+    def scores_by_axis(self, learned_basis: bool = False) -> dict[str, str]:
+        """A method for every axis there is, by :func:`~llmshearing.masks.scores.method_by_axis`."""
+        return method_by_axis(self.scores or {}, AXES, learned_basis)

@@ -1,4 +1,4 @@
-"""Files of a source that a folder made from it has, too: tokenizer, generation config, licence. No code."""
+"""Files of a source that a folder made from it has, too: tokenizer, generation config, licence, records. No code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from llmshearing.checkpoints.rotated import RECORD
 from llmshearing.checkpoints.tokenizer_files import make_portable, name_general_class
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.models.source_files import LICENCE_FILES, TEMPLATE_FOLDER
@@ -23,15 +24,18 @@ COMPANIONS = (
     f'{TEMPLATE_FOLDER}/*.jinja',
     'generation_config.json',
     *LICENCE_FILES,
+    RECORD,  # of the basis, which another vocabulary leaves as it is
+    'vocabulary.json',  # of the tokens that trim-vocab kept, which another basis leaves as they are
 )
 NO_COMPANIONS = ('.py', '.safetensors', '.bin', '.pt', '.gguf')
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copies tokenizer, generation config and licence files as they are, byte for byte.
+    """Copies tokenizer, generation config, licence files and records as they are, byte for byte.
 
-    Alone the tokenizer's settings are put into words of either generation, and its class is named anew where
-    transformers would open another one by it.
+    Records are those of ``llmshearing rotate`` and ``trim-vocab``, each of which then writes its own anew. Alone the
+    tokenizer's settings are put into words of either generation, and its class is named anew where transformers would
+    open another one by it.
     """
     for path in {path for pattern in COMPANIONS for path in source.glob(pattern)}:
         if path.is_file() and path.suffix not in NO_COMPANIONS:

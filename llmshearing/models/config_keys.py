@@ -52,7 +52,11 @@ CHANGES_NOTHING_HERE: dict[str, tuple] = {
     ),
     **dict.fromkeys(('no_rope_layer*', 'nope_layer*', 'rope_interleave*', *QK_NORMS), ()),
     **dict.fromkeys(('use_parallel_residual', 'parallel_residual', 'parallel_attn', 'parallel_attention'), ()),
-    'is_causal': (True,),
+    **dict.fromkeys(('attn_output_gate', 'linear_use_gate', 'use_gated_activation', 'block_use_swiglu'), (True,)),
+    **dict.fromkeys(('is_causal', 'use_parallel_block', 'use_pos_enc', 'use_rotary_pos_emb'), (True,)),
+    'normalization_function': ('rmsnorm',),
+    'order_of_interleaved_layers': ('local_attn_first',),
+    'use_cla': (),
     # The last is what BERT's config says where nothing is set.
     'position_embedding_type': ('rope', 'rope_gptj', 'rotary', 'absolute'),
 }
@@ -61,15 +65,20 @@ SPANS = ('sliding_window', 'attention_window', 'attention_window_size', 'attenti
 # Names of one setting in different types: in the place of the type's own, another would be left out.
 SAME_SETTING = (
     ('rms_norm_eps', 'layer_norm_eps', 'layer_norm_epsilon', 'layernorm_epsilon', 'norm_eps', 'norm_epsilon'),
+    ('norm_eps', 'block_norm_eps'),
     ('hidden_act', 'hidden_activation', 'activation_function', 'hidden_function'),
+    ('num_experts_per_tok', 'experts_per_token'),
+    ('sliding_window_pattern', 'layer_switch'),
 )
 # Keys that change nothing a model computes, or that other checks look at; * stands for anything.
 BOOKKEEPING = (
     *('_*', 'auto_map', 'model_type', 'architectures', 'quantization_config', 'transformers*', '*version*', 'unsloth*'),
     *('*dtype', 'is_*_config', '*_token_id*', '*tokenizer*', 'pretraining_tp', 'tp_*', 'use_cache', '*_labels'),
     *('*dropout*', '*_pdrop', 'init*', '*_loss*', '*_coef*', '*flash_att*', '*attn_implementation', '*fuse*'),
+    *('*_id', '*init_scale', '*xavier_init', '*vocab_size', 'use_embedding_sharing', 'use_parallel_embedding'),
+    *('pool_type', 'class_num', 'add_classification_head', 'cla_share_factor', 'dense_list', 'norm_type'),
     *('*softmax_in_fp32', 'gradient_checkpointing', 'name_or_path', 'language*', 'license', 'text_config'),
-    'head_dim',  # asked for by model code whose config class has none; the weights fit it or not
+    *('head_dim', 'attention_head_dim', 'kv_channels'),  # model code asks for the first; the weights fit it or not
     *('rope_theta', 'rope_scaling', 'rope_parameters', 'rotary_emb_base', 'original_max_position_embeddings'),
     *('layer_types', 'max_window_layers', 'use_sliding_window', 'use_mrope', 'mtp_*', '*_length', '*seq_len*'),
     *(key for settings in SAME_NUMBERS.values() for key in settings),

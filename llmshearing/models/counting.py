@@ -224,8 +224,9 @@ def check_table(config: PretrainedConfig, target: ModelShape) -> None:
 def _wrong_table(config: PretrainedConfig, what: str) -> ValueError:
     return ValueError(
         f'the table that is registered for model_type {config.model_type!r} (llmshearing_families) does not fit the '
-        f'models of transformers: it {what}. Correct the table: every weight with its dimensions, and '
-        'has_head_dim=False where a head is hidden_size / num_attention_heads wide whatever the config says.'
+        f'models of transformers: it {what}. Correct the table: every weight with its dimensions, '
+        'has_head_dim=False where a head is hidden_size / num_attention_heads wide whatever the config says, and, of a '
+        'mixture, what its config calls its numbers (MIXTURES of llmshearing.models.mixtures).'
     )
 
 

@@ -42,7 +42,7 @@ from llmshearing.utils.suggestions import did_you_mean
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ['MULTIPLE_OF', 'TOLERANCE', 'TRIM_FIRST', 'target_shape']
+__all__ = ['MULTIPLE_OF', 'TOLERANCE', 'target_shape']
 
 FRACTION_KEYS = tuple(key for key in TARGET_KEYS if key not in KEPT_FIELDS)
 OPTION_KEYS = ('fraction', 'params', 'size', 'dtype', 'multiple_of', 'tolerance', 'uneven_heads')

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES
 from llmshearing.models.counting import Layout, Weight, count_parameters, layout_of
 from llmshearing.models.dimensions import DIMENSIONS
 from llmshearing.models.shapes import ModelShape, shape_of
@@ -210,7 +211,7 @@ def _copied(layout: Layout, shape: ModelShape, masked_axes: Collection[str], eve
 
 def _is_cut(weight: Weight, masked_axes: Collection[str]) -> bool:
     axes = {axis for side in (weight.rows, weight.columns) if isinstance(side, str) for axis in DIMENSIONS[side].axes}
-    if weight.routed:
+    if weight.routed and (weight.writes or not EXPERTS_ARE_MODULES):  # a module that stays is no copy
         axes |= set(DIMENSIONS['expert'].axes)
     if weight.writes:
         axes |= {'hidden', 'layer'}

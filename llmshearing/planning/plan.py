@@ -56,6 +56,7 @@ def make_plan(
     teacher: PretrainedConfig | None = None,
     compensate: bool = False,
     untrimmed: PretrainedConfig | None = None,
+    rotated: bool = False,
 ) -> dict[str, Any]:
     """The plan of pruning a source to a target and continuing its pre-training.
 
@@ -68,6 +69,7 @@ def make_plan(
         compensate (bool): Pruning changes the weights as units go.
         untrimmed (PretrainedConfig | None): The source as it is, where ``config`` is one with fewer tokens; the target
             is compared with it.
+        rotated (bool): ``llmshearing rotate`` wrote the source.
 
     Returns:
         dict[str, Any]: Plain types: ``model_type``, ``setup``, ``source`` and ``target`` (shape and counts), ``cut`` by
@@ -101,7 +103,7 @@ def make_plan(
         'warnings': [
             *shape_warnings(source, target or source, layout),
             *serving_warnings(config.model_type, source, target or source),
-            *_run_warnings(config, source, target, setup, estimates),
+            *_run_warnings(config, source, target, setup, estimates, rotated),
         ],
     }
 
@@ -246,11 +248,13 @@ def _run_warnings(
     target: ModelShape | None,
     setup: TrainingSetup,
     estimates: dict[str, MemoryEstimate],
+    rotated: bool,
 ) -> list[str]:
     warnings = []
     if target == source:
         warnings.append('the target is the source: there is nothing to prune.')
-    if target is not None and target.hidden_size < source.hidden_size and family_of(config).rotates:
+    rotates = family_of(config).rotates and not rotated
+    if target is not None and target.hidden_size < source.hidden_size and rotates:
         warnings.append(
             f'{source.hidden_size - target.hidden_size} hidden dimensions go: they cost less in another basis; '
             f'`llmshearing rotate SOURCE --data DATA --output ROTATED --keep {target.hidden_size}` first.'

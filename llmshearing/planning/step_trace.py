@@ -29,6 +29,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from llmshearing.compat.experts import even_routing
 from llmshearing.compat.torch import FakeTensorMode, TorchDispatchMode, tree_leaves
 from llmshearing.compat.transformers import (
+    EXPERTS_ARE_MODULES,
     attention_implementation,
     dtype_argument,
     ignores_windows,
@@ -88,7 +89,8 @@ def trace_step(
         checkpointing (bool): Recompute each layer in the backward pass.
         parameter_dtype (torch.dtype): Of the parameters that the step sees.
         masked_axes (Collection[str]): Axes under masks. Masks keep nearly everything, as at the start of pruning, when
-            a step takes most; one hidden and one intermediate dimension are dropped, so that weights are really cut.
+            a step takes most; one hidden and one intermediate dimension are dropped, and of one expert more than there
+            are that one, so that weights are really cut.
     """
     layers = config.num_hidden_layers
     first, growths = _least_layers(config)
@@ -96,7 +98,7 @@ def trace_step(
         _say_slow(seq_len)
 
     def trace(kinds: list) -> tuple[int, int, int]:
-        traceable = _traceable(config, kinds)
+        traceable = _traceable(config, kinds, one_more=_drops_an_expert(masked_axes))
         return _trace(traceable, micro_batch, seq_len, autocast, checkpointing, parameter_dtype, masked_axes)
 
     base = trace(first)
@@ -133,8 +135,15 @@ def _period(kinds: tuple) -> int:
     return next(p for p in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % p] for i in range(len(kinds))))
 
 
-def _traceable(config: PretrainedConfig, kinds: list) -> PretrainedConfig:
-    shape = dataclasses.replace(shape_of(config), num_hidden_layers=len(kinds))
+def _drops_an_expert(masked_axes: Collection[str]) -> bool:
+    """Whether an expert has to go for others to be copied: they are where all are one tensor."""
+    return 'expert' in masked_axes and not EXPERTS_ARE_MODULES
+
+
+def _traceable(config: PretrainedConfig, kinds: list, one_more: bool = False) -> PretrainedConfig:
+    """The model with some layers, and perhaps one more expert in each, which :func:`_mask` drops."""
+    source = shape_of(config)
+    shape = dataclasses.replace(source, num_hidden_layers=len(kinds), num_experts=source.num_experts + one_more)
     config = with_shape(config, shape, family_of(config).has_head_dim)
     if layer_kinds(config):
         config.layer_types = kinds
@@ -212,6 +221,8 @@ def _mask(model: PreTrainedModel, axes: Collection[str]) -> None:
     masks = {axis: torch.ones(size) for axis, size in mask_shapes(cutter.shape).items() if axis in axes}
     if 'hidden' in masks:
         masks['hidden'][0] = 0
+    if _drops_an_expert(masks):
+        masks['expert'][:, 0] = 0
     if 'intermediate' in masks:  # the first dimension of an MLP, or of every expert
         masks['intermediate'].view(-1, cutter.shape.intermediate_size)[:, 0] = 0
     cutter.set_masks(masks)

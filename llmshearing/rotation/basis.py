@@ -108,7 +108,7 @@ def energies(basis: Tensor, covariance: Tensor) -> Tensor:
 
 
 def by_energy(basis: Tensor, covariance: Tensor) -> Tensor:
-    """The directions by falling energy."""
+    """Directions, float64 [hidden, directions], by falling energy (:func:`energies`)."""
     order = energies(basis, covariance).sort(descending=True, stable=True).indices
     return basis[:, order]
 
@@ -130,7 +130,7 @@ def _checked(covariance: Tensor) -> Tensor:
     if not covariance.isfinite().all():
         raise ValueError(
             'the covariance is not finite; the model or the data are damaged, or float16 overflowed: '
-            'compute it in float32 or bfloat16.'
+            'save the model in bfloat16 or float32, and take that.'
         )
     if not covariance.diagonal().any():
         raise ValueError('the covariance is zero: no token was seen; give more data.')

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmshearing.models.roles import Norm
-from llmshearing.rotation.moments import stream_device
+from llmshearing.rotation.moments import norm_epsilon, stream_device
 from llmshearing.rotation.stream import check_rotatable, stream_parts
 
 __all__ = ['exact_logits']
@@ -41,7 +41,7 @@ def _exact_norms(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _forward(norm: nn.Module, offset: float) -> Callable[[Tensor], Tensor]:
-    epsilon = getattr(norm, 'variance_epsilon', None) or getattr(norm, 'eps', 0.0)
+    epsilon = norm_epsilon(norm)
 
     def forward(x: Tensor) -> Tensor:
         weight: Any = norm.weight  # a parameter, or what a functional call puts in its place

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llmshearing.data.mds import check_ids
 from llmshearing.rotation.stream import StreamParts, stream_parts
 
-__all__ = ['StreamMoments', 'stream_device', 'stream_mean_squares', 'stream_moments']
+__all__ = ['StreamMoments', 'norm_epsilon', 'stream_device', 'stream_mean_squares', 'stream_moments']
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -127,12 +127,11 @@ def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[in
     """
     parts, tokens, wanted = stream_parts(model.config), 0, None
     decoder = model.get_submodule(parts.final_norm.path.rpartition('.')[0])  # without the LM head, which nothing needs
-    epsilon = float(getattr(model.config, 'rms_norm_eps', getattr(model.config, 'norm_eps', 0.0)))
 
-    def before(norm: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def before(norm: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         x = x if x.dtype == torch.float64 else x.float()
-        rows = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)).flatten(0, 1)
+        rows = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_epsilon(module))).flatten(0, 1)
         see(norm, rows if wanted is None else rows[wanted])
 
     with ExitStack() as hooks:
@@ -144,6 +143,11 @@ def _observe(model: PreTrainedModel, batches: Iterable[Batch], see: Callable[[in
             decoder(input_ids=ids, attention_mask=mask, use_cache=False)
             tokens += ids.numel() if wanted is None else int(wanted.sum().item())
     return tokens
+
+
+def norm_epsilon(norm: nn.Module) -> float:
+    """What an RMSNorm of transformers adds to the mean square under its root."""
+    return getattr(norm, 'variance_epsilon', None) or getattr(norm, 'eps', None) or 0.0
 
 
 def stream_device(model: PreTrainedModel, parts: StreamParts) -> torch.device:

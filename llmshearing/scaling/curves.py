@@ -32,6 +32,7 @@ class Curve:
         losses (np.ndarray): [points] evaluation loss at these tokens, in nats.
         name (str): What to call the run in messages.
         origin (str): The file that the curve is from, or where in a file it is written out; empty if it is from none.
+        vocabulary (str | None): Hash of the tokens that losses are per; None where nobody notes it.
     """
 
     params_before: float
@@ -41,6 +42,7 @@ class Curve:
     losses: np.ndarray
     name: str
     origin: str = ''
+    vocabulary: str | None = None
 
 
 def read_curve_csv(path: str | Path) -> list[list[float]]:

@@ -10,6 +10,7 @@ nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def read_entry(row: object, where: str, folder: Path = Path()) -> Curve:
     """
     if isinstance(row, dict) and 'log' in row:
         written_out = row_of_log(row, where, folder)
-        return parse_curve(written_out, where, folder, str((folder / row['log']).resolve()))
+        curve = parse_curve(written_out, where, folder, str((folder / row['log']).resolve()))
+        return replace(curve, vocabulary=(read_run(folder / row['log']).state.get('tokenizer') or {}).get('vocabulary'))
     return parse_curve(row, where, folder)
 
 
@@ -183,7 +185,11 @@ def read_runs(path: str | Path) -> list[Curve]:
 
 
 def read_all_runs(sources: Sequence[str]) -> list[Curve]:
-    """Runs from RUNS.json files, metrics files and folders of runs, in their order."""
+    """Runs from RUNS.json files, metrics files and folders of runs, in their order.
+
+    Raises:
+        ValueError: As :func:`read_entry`, or for runs with different vocabularies.
+    """
     runs: list[Curve] = []
     for source in sources:
         if Path(source).is_dir():
@@ -192,6 +198,13 @@ def read_all_runs(sources: Sequence[str]) -> list[Curve]:
             runs.append(curve_of_log(source))
         else:
             runs += read_runs(source)
+    by_vocabulary = {run.vocabulary: run.name for run in reversed(runs) if run.vocabulary}
+    if len(by_vocabulary) > 1:
+        *_, other, first = by_vocabulary.values()
+        raise ValueError(
+            f'{first} and {other} have different vocabularies, and losses per token of one are none of the other; fit '
+            'a law to those of each'
+        )
     return runs
 
 

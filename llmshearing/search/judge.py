@@ -46,8 +46,8 @@ class Judge:
         if plan.rotates:
             rotate_in_memory(model, [batch['input_ids'] for batch in batches])
         self.calibration = Calibration(Cutter(model), batches, seed=settings.seed)
-        scores = settings.scores_by_axis()
-        self.measured: Measured = measure_units(self.calibration, {axis: scores[axis] for axis in plan.axes})
+        scores = {axis: plan.scores[axis] for axis in plan.axes}
+        self.measured: Measured = measure_units(self.calibration, scores)
         self._weights: dict[str, Tensor] = {
             name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()
         }

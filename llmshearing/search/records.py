@@ -15,7 +15,7 @@ from typing import Any
 from llmshearing.utils.files import dump_json, load_json, write_atomically
 from llmshearing.utils.locks import hold_lock
 
-__all__ = ['SearchFolder']
+__all__ = ['SearchFolder', 'refuse_other']
 
 
 class SearchFolder:
@@ -29,8 +29,7 @@ class SearchFolder:
         self.path = path
         described = json.dumps(search, indent=1, sort_keys=True)
         record = path / 'search.json'
-        if path.exists() and not record.is_file() and not all(map(_is_beginning, path.iterdir())):
-            raise ValueError(f'--output: {path} exists already and holds no search; choose another folder.')
+        refuse_other(path)
         if record.is_file() and record.read_text() != described:
             before = load_json(record)
             differing = sorted(key for key in {*before, *search} if before.get(key) != json.loads(described).get(key))
@@ -56,6 +55,12 @@ class SearchFolder:
         return hold_lock(self.path / 'candidates' / f'{name}.lock')
 
 
+def refuse_other(path: Path) -> None:
+    """Raises a ValueError for a folder that holds something else than a search."""
+    if path.exists() and not (path / 'search.json').is_file() and not all(map(_is_beginning, path.iterdir())):
+        raise ValueError(f'--output: {path} exists already and holds no search; choose another folder.')
+
+
 def _is_beginning(path: Path) -> bool:
-    """Whether a file is ``search.json`` as another process is writing it, or as one that was killed left it."""
-    return path.name.startswith('.search.json.')
+    """Whether it is what a process begins with: ``search.json`` as it is written, or a trimmed source."""
+    return path.name.startswith(('.search.json.', 'trimmed-', '.trimmed-'))

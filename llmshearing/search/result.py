@@ -81,6 +81,8 @@ class SearchResult:
         tokens (int | None): Of the real run, which losses were extrapolated to.
         source (ModelShape | None): What was cut, for guidance on the shapes that are proposed.
         source_parameters (int): Its parameters.
+        bytes_per_token (dict[str, float]): UTF-8 bytes that a token of the source stands for, by text.
+        trimmed (str): Which source with fewer tokens was cut, in words; empty where it was the given one.
     """
 
     candidates: list[Candidate]
@@ -89,6 +91,8 @@ class SearchResult:
     tokens: int | None = None
     source: ModelShape | None = None
     source_parameters: int = 0
+    bytes_per_token: dict[str, float] = dataclasses.field(default_factory=dict)
+    trimmed: str = ''
 
     @property
     def budgets(self) -> list[str]:
@@ -178,9 +182,26 @@ class SearchResult:
                 lines += ['', f'{budget}: the best is {name_of(best.shape)}. In a YAML:', '    target:']
                 lines += [f'      {key}: {size}' for key, size in target_of(best.shape).items()]
                 lines += self._by_text(best)
+                lines += self._per_byte(best)
                 if self.source is not None:
                     lines += shape_guidance(self.source, best.shape, best.parameters / self.source_parameters)
+        if self.trimmed:
+            lines += ['', f'All of this is for a model {self.trimmed}; prepare the data with its tokenizer.']
         return lines
+
+    def _per_byte(self, candidate: Candidate) -> list[str]:
+        """Mean losses over texts of the source and of a candidate, by the byte of text."""
+        if not self.bytes_per_token:
+            return []
+        losses = {'source': self.source_losses, 'cut': candidate.losses}
+        if candidate.curve:
+            losses['trained'] = candidate.curve[-1]['losses']
+        bits = {
+            when: mean(loss / math.log(2) / self.bytes_per_token[name] for name, loss in each.items())
+            for when, each in losses.items()
+        }
+        listed = ', '.join(f'{when} {value:.3f}' for when, value in bits.items())
+        return [f'bits per byte, which compare with those of another vocabulary: {listed}']
 
     def _by_text(self, candidate: Candidate) -> list[str]:
         """Losses of the source and of a candidate, a line per text where there are several."""
@@ -196,6 +217,7 @@ class SearchResult:
         """Plain types, for result.json."""
         return {
             'source_losses': self.source_losses,
+            'bytes_per_token': self.bytes_per_token,
             'order_agreement': {budget: self.order_agreement(budget) for budget in self.budgets},
             'candidates': [dataclasses.asdict(each) for each in self.candidates],
         }

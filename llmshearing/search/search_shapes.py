@@ -25,12 +25,14 @@ from llmshearing.cut.plan import PlannedCut, plan_cut
 from llmshearing.cut.text import Text, read_texts
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import DTYPE_BYTES, ModelShape, shape_of
+from llmshearing.planning.vocabulary import with_vocabulary
 from llmshearing.search.candidates import name_of, propose_shapes, target_of
 from llmshearing.search.extrapolation import extrapolate
 from llmshearing.search.judge import Judge, speed_of
-from llmshearing.search.records import SearchFolder
+from llmshearing.search.records import SearchFolder, refuse_other
 from llmshearing.search.result import Candidate, SearchResult
 from llmshearing.search.settings import SearchSettings
+from llmshearing.search.trimmed import trimmed_source, without_vocabulary
 from llmshearing.utils.files import dump_json, refuse_unwritable, write_atomically
 from llmshearing.utils.numbers import with_unit
 
@@ -69,15 +71,22 @@ def search_shapes(
     if not text:
         raise ValueError(NO_TEXT)
     config, budgets = read_source(str(source)), list(dict.fromkeys(budgets))
+    vocab_size, settings = without_vocabulary(settings)
+    config = config if vocab_size is None else with_vocabulary(config, vocab_size)
     proposed = [(budget, shape) for budget in budgets for shape in propose_shapes(config, budget, settings)]
     plan = _plan_all(source, [shape for _, shape in proposed], settings)
     _check_tokens(settings, plan.length)
     device = usable_device(device)
     refuse_unwritable('--output', output / 'candidates' if output.exists() else output)
+    untrimmed = None
+    if vocab_size is not None:
+        refuse_other(output)
+        untrimmed, source = plan, trimmed_source(source, vocab_size, text, settings.cut.text_key, output, report)
+        plan = _plan_all(source, [shape for _, shape in proposed], settings)
     texts = _read_texts(text, plan, settings, settings.cut.tokens)
     lessons = _read_lessons(text, plan, settings) if settings.steps else []
-    folder = SearchFolder(output, _description(plan, budgets, texts, settings, device))
-    work = _Work(plan, texts, lessons, folder, settings, device, report, list(text))
+    folder = SearchFolder(output, _description(plan, untrimmed, budgets, texts, settings, device))
+    work = _Work(plan, texts, lessons, folder, settings, device, report, list(text), untrimmed)
     names = ', '.join(each.name for each in texts)
     report(f'{len(proposed)} candidates, compared on held-out text of {names}; {with_unit(plan.memory, "B")} of memory')
     work.share({name_of(shape): partial(work.measure, shape) for _, shape in proposed})
@@ -105,6 +114,7 @@ class _Work:
     device: str
     report: Report
     paths: list[str | Path]
+    untrimmed: PlannedCut | None = None
     judge: Judge | None = None
 
     def share(self, records: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:
@@ -205,10 +215,20 @@ def _tell(found: Sequence[Candidate], budgets: list[str], work: _Work) -> Search
         tokens=work.settings.tokens,
         source=shape_of(work.plan.config),
         source_parameters=work.plan.source_parameters,
+        bytes_per_token={each.name: each.bytes_per_token for each in work.texts},
+        trimmed=_trimming(work),
     )
     write_atomically(work.folder.path / 'loss.svg', result.picture())
     dump_json(work.folder.path / 'result.json', result.as_record(), indent=1, end='')
     return result
+
+
+def _trimming(work: _Work) -> str:
+    """What was trimmed to what, in words; empty where nothing was."""
+    if work.untrimmed is None:
+        return ''
+    after, before = (plan.config.vocab_size for plan in (work.plan, work.untrimmed))
+    return f'with {after:,} of the {before:,} tokens of the source: {work.plan.folder}'
 
 
 def _read_texts(paths: Sequence[str | Path], plan: PlannedCut, settings: SearchSettings, tokens: int) -> list[Text]:
@@ -236,23 +256,29 @@ def _read_lessons(paths: Sequence[str | Path], plan: PlannedCut, settings: Searc
 
 
 def _description(
-    plan: PlannedCut, budgets: Sequence[str], texts: Sequence[Text], settings: SearchSettings, device: str
+    plan: PlannedCut,
+    untrimmed: PlannedCut | None,
+    budgets: Sequence[str],
+    texts: Sequence[Text],
+    settings: SearchSettings,
+    device: str,
 ) -> dict[str, Any]:
     """What decides the result, as plain types."""
     seen = hashlib.sha256()
     for each in texts:
         for row in (*each.seen, *each.held_out):
             seen.update(row.tobytes())
-    config = (plan.folder / 'config.json').read_bytes()
     return {
-        'source': {
-            'config': hashlib.sha256(config).hexdigest(),
-            'weights': [
-                [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weight_files(plan.folder)
-            ],
-        },
+        'source': _identity(plan.folder),
+        **({'trimmed_from': _identity(untrimmed.folder)} if untrimmed else {}),
         'budgets': list(budgets),
         'device': device.partition(':')[0],  # by which speeds, and losses after training, differ
         'text': {'names': [each.name for each in texts], 'tokens': seen.hexdigest()},
         **settings.as_record(),
     }
+
+
+def _identity(source: Path) -> dict[str, Any]:
+    """Of a model folder: what another one, or a changed one, differs in."""
+    weights = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weight_files(source)]
+    return {'config': hashlib.sha256((source / 'config.json').read_bytes()).hexdigest(), 'weights': weights}

@@ -8,7 +8,6 @@ from typing import Any
 
 from llmshearing.cut.settings import CutSettings
 from llmshearing.models.shapes import TARGET_KEYS
-from llmshearing.models.targets import TRIM_FIRST
 from llmshearing.utils.checks import check_integer, check_number
 from llmshearing.utils.suggestions import refuse_unknown
 
@@ -26,7 +25,8 @@ class SearchSettings:
         candidates (int): Shapes that are tried per budget; fewer where there are no more. Default: ``12``.
         tolerance (float): How far below its budget a shape may stay. Default: ``0.02``.
         multiple_of (int | None): Step of hidden and intermediate size. Default: 64, or less as for ``cut``.
-        pins (Mapping[str, int]): Sizes that all candidates have, under their names in a target.
+        pins (Mapping[str, int]): Sizes that all candidates have, under their names in a target. With ``vocab_size`` the
+            source is trimmed first.
         least (Mapping[str, int]): Smallest sizes that candidates may have.
         most (Mapping[str, int]): Largest sizes that candidates may have.
         uneven (float): The axis of which most is kept keeps at most so many times the share of the one of which least
@@ -74,9 +74,12 @@ class SearchSettings:
         if self.latency is not None:
             check_number('--latency', self.latency, 0, above=True)
         for option, sizes in (('--pin', self.pins), ('--limit', {**self.least, **self.most})):
-            if 'vocab_size' in sizes:
-                raise ValueError(f'{option}: {TRIM_FIRST} A search of each then shows what fewer tokens are worth.')
-            refuse_unknown(option, sizes, TARGET_KEYS)
+            if option == '--limit' and 'vocab_size' in sizes:
+                raise ValueError(
+                    '--limit: vocab_size is pinned or left as it is; --pin vocab_size=N trims the source to N tokens '
+                    'first. Searches with several N compare by the bits per byte that they print.'
+                )
+            refuse_unknown(option, sizes, (*TARGET_KEYS, 'vocab_size'))
             for key, value in sizes.items():
                 check_integer(f'{option} {key}', value, 1)
         for key in set(self.least) & set(self.most):

@@ -155,7 +155,7 @@ def _check_written(work: Work, folder: str, tasks: list[ShardTask]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies an MDS folder: the files that its index names, the index last."""
+    """Copies the files of an MDS folder as they are, the index last."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir(), key=lambda path: path.name == 'index.json'):
         if path.is_file():

@@ -28,7 +28,7 @@ OWN_FORM = (TOKENIZER, 'tokenizer_config.json')
 def write_files(
     source: Path, config: Mapping[str, Any], tokenizer: TokenizerFile, kept: Sequence[int], folder: Path
 ) -> None:
-    """Writes config, generation config, tokenizer and licence files.
+    """Writes config, generation config, tokenizer and licence files, and records.
 
     Args:
         source (Path): The source's folder.

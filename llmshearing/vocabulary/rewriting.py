@@ -15,7 +15,10 @@ from llmshearing.vocabulary.tokenizer_file import change_written_ids, parse_toke
 __all__ = ['ids_named', 'new_numbers', 'with_new_ids', 'with_new_ids_in_tokenizer']
 
 # Keys of config.json and generation_config.json whose values are ids, lists of ids, or lists of those.
-ID_KEYS = re.compile(r'(.*_)?token_ids?|.*_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids')
+ID_KEYS = re.compile(
+    r'(.*_)?token_ids?|.*_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids'
+    r'|(bos|eos|eod|pad|unk|sep|cls|mask)_id|.*_(start|end|newline|init)_id'  # as Hunyuan calls them
+)
 # Keys whose values are lists of pairs, and which of the two is ids: the other is a number of its own.
 PAIR_KEYS = {'sequence_bias': 0, 'forced_decoder_ids': 1}
 

@@ -8,7 +8,7 @@ documents; every eighth of a domain is held out, and not counted, as long as the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,20 +72,21 @@ class DomainText:
         self.size += len(passage.encode())
 
 
-def find_texts(data: Path) -> dict[str, list[Path]]:
+def find_texts(data: Sequence[Path | str]) -> dict[str, list[Path]]:
     """Files or MDS folders by name of their domain.
 
     Raises:
         ValueError: If there are none.
     """
-    folders, files = mds_or_text(Path(data))
     found: dict[str, list[Path]] = {}
-    for folder in folders:  # the same domain in several splits is one
-        found.setdefault(folder.name, []).append(folder)
-    for path in files:
-        found.setdefault(path.name.partition('.')[0] or path.name, []).append(path)
-    if not found:
-        raise ValueError(f'--data {data}: the folder is empty; give text, or a folder of `llmshearing prepare`.')
+    for place in data:
+        folders, files = mds_or_text(Path(place))
+        if not folders and not files:
+            raise ValueError(f'--data {place}: the folder is empty; give text, or a folder of `llmshearing prepare`.')
+        for folder in folders:  # the same domain in several splits is one
+            found.setdefault(folder.name, []).append(folder)
+        for path in files:
+            found.setdefault(path.name.partition('.')[0] or path.name, []).append(path)
     return found
 
 

@@ -55,7 +55,7 @@ def trim_source(
     source: Path | str,
     output: Path | str,
     settings: TrimSettings,
-    data: Path | str | None = None,
+    data: Sequence[Path | str] = (),
     like: Path | str | None = None,
     overwrite: bool = False,
     report: Report = lambda line: None,
@@ -66,7 +66,7 @@ def trim_source(
         source (Path): Hugging Face folder with a ``tokenizer.json``.
         output (Path): Folder to write.
         settings (TrimSettings): Size, and what else decides which tokens stay.
-        data (Path | None): What tokens are counted on, see :mod:`llmshearing.vocabulary.text`.
+        data (Sequence[Path | str]): What tokens are counted on, see :mod:`llmshearing.vocabulary.text`.
         like (Path | None): In place of size and data: a folder that this wrote of another model with the same
             tokenizer, whose tokens are taken.
         overwrite (bool): Replace an existing output.
@@ -77,7 +77,7 @@ def trim_source(
             exists and may not be replaced, or a result that does not do what the source does.
     """
     output = Path(output)
-    refuse_existing('--output', output, overwrite, (source, data, like))
+    refuse_existing('--output', output, overwrite, (source, *data, like))
     refuse_unwritable('--output', output)
     opened = _open(Path(source))
     report(
@@ -87,9 +87,9 @@ def trim_source(
         kept, texts, made_with = _taken_from(opened, Path(like)), [], ' with the tokens of another model'
         curve = None
     else:
-        if data is None:
+        if not data:
             raise ValueError('--data: expected text to count tokens on, or --like and a folder of ours.')
-        kept, texts, curve = _chosen(opened, settings, Path(data), report)
+        kept, texts, curve = _chosen(opened, settings, data, report)
         counted = sum(int(text.counts.sum()) for text in texts)
         made_with = f' from {counted:,} tokens of {", ".join(text.name for text in texts)}'
     check_weights(opened.path, opened.config)
@@ -188,7 +188,7 @@ def _taken_from(source: _Source, like: Path) -> list[int]:
 
 
 def _chosen(
-    source: _Source, settings: TrimSettings, data: Path, report: Report
+    source: _Source, settings: TrimSettings, data: Sequence[Path | str], report: Report
 ) -> tuple[list[int], list[DomainText], dict[str, Any]]:
     """The kept ids, the text, and tokens per byte against size; refuses what can be refused before text is read."""
     wished, named = read_wished(settings.keep), source.named()

@@ -93,7 +93,8 @@ def test_ceilings_that_domains_in_use_cannot_fill_are_refused(folder):
 
 
 def test_a_weight_that_leaves_0_is_told(caplog):
-    DynamicBatchLoading(REFERENCES)._warn_of_far_weights({'a': 0.7, 'b': 0.0, 'c': 0.3}, {'a': 1.0, 'b': 0.0, 'c': 0.0})
+    weights = {'a': 0.7, 'b': 0.0, 'c': 0.3}
+    DynamicBatchLoading(REFERENCES)._warn_of_far_weights(weights, weights, {'a': 1.0, 'b': 0.0, 'c': 0.0})
     assert 'The weight of domain c has gone from 0 to 0.3' in caplog.text and 'domain b' not in caplog.text
 
 

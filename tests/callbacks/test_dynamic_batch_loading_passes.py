@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from composer.core import Time, Timestamp
 
-from llmshearing.callbacks.dynamic_batch_loading import limits
+from llmshearing.callbacks.dynamic_batch_loading import DynamicBatchLoading, limits
 from llmshearing.callbacks.dynamic_batch_loading.passes import check_plan, planned_samples, weight_ceiling
 from llmshearing.data.dynamic_dataset import DynamicTextDataset
 from llmshearing.data.mixture import UNITS
 from llmshearing.data.rounds import MixtureRounds
+from tests.dynamic_text_run import REFERENCES, SIZES, tiny_trainer
+from tests.dynamic_text_world import close_loaders, write_domains
 
 
 def domains(sizes, weights, max_passes, round_batches=3, batch_size=4):
@@ -121,3 +123,35 @@ def test_passes_of_a_resumed_run_are_those_of_what_is_left():
     dataset.rounds.global_batch_size = 16
     with pytest.raises(ValueError, match='208 samples at these weights take .* but max_passes is 1'):
         check_plan(dataset, state, fixed=True)
+
+
+RUNAWAY, USED_UP = 'What may help: ', 'max_passes leaves no more'
+
+
+def test_a_domain_that_is_used_up_is_named_once_as_that_and_no_runaway(tmp_path, caplog):
+    """Of 100 samples 96 are used: b ends at 0 and c alone is left, which the rule did not ask for."""
+    update = DynamicBatchLoading({'a': 1, 'b': 1, 'c': 9}, update='dro', rho=0.3)
+    tiny_trainer(write_domains(tmp_path, SIZES), '24ba', update=update, dataset={'max_passes': 1}).fit()
+    close_loaders()
+    told = [message for message in caplog.messages if 'The weight of domain' in message]
+    assert sorted(message.split(' has gone')[0][-1] for message in told) == ['a', 'b']
+    assert all(USED_UP in message and RUNAWAY not in message for message in told)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'advice'),
+    [
+        (
+            {'update': 'sheared', 'reference_losses': REFERENCES},
+            'measure its reference again (llmshearing reference-losses), which may not fit its evaluation data; set a '
+            'floor and a ceiling; lower eta; choose update: dro, which stays near its first mixture.',
+        ),
+        ({'update': 'dro'}, 'set a floor and a ceiling; lower rho.'),
+        ({'update': 'ado'}, 'set a floor and a ceiling; choose update: dro, which stays near its first mixture.'),
+    ],
+    ids=lambda value: value['update'] if isinstance(value, dict) else '',
+)
+def test_what_is_told_of_a_runaway_is_what_the_rule_goes_by(settings, advice, caplog):
+    far = {'a': 0.95, 'b': 0.03, 'c': 0.02}
+    DynamicBatchLoading(**settings)._warn_of_far_weights(far, far, {'a': 0.1, 'b': 0.2, 'c': 0.1})
+    assert [message.split('times. ')[1] for message in caplog.messages] == [f'{RUNAWAY}{advice}']

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from omegaconf import OmegaConf
+from transformers import LlavaConfig, MistralConfig, MllamaConfig
 
 from llmshearing import cli
 from llmshearing.commands.arguments import parse_target
@@ -36,6 +37,19 @@ def printed(capsys, *argv):
 def cells(lines, label):
     (line,) = (line for line in lines if line.strip().startswith(label))
     return line.strip().removeprefix(label).split()
+
+
+def test_rotation_is_advised_unless_the_source_is_rotated(source, capsys, tmp_path):
+    advice = 'llmshearing rotate SOURCE --data DATA --output ROTATED --keep 2048'
+    rotated = tmp_path / 'rotated'
+    rotated.mkdir()
+    (rotated / 'config.json').write_text((source / 'config.json').read_text())
+    for record, expected in ((False, True), (True, False)):
+        if record:
+            (rotated / 'rotation.json').write_text('{}')
+        for named in (rotated, rotated / 'config.json'):
+            lines = printed(capsys, named, '--target', 'hidden_size=2048')
+            assert any(advice in line for line in lines) == expected, named
 
 
 def test_source_and_target_side_by_side(source, capsys, tmp_path):
@@ -98,6 +112,25 @@ def test_a_source_with_fewer_tokens(source, capsys):
     for size, possible in (('0', '1 to 32000'), ('32001', '1 to 32000'), ('0.5', 'a whole number')):
         with pytest.raises(ValueError, match=f'vocab_size={size} is not possible.*{possible}'):
             main([str(source), '--target', f'vocab_size={size}'])
+
+
+def test_what_has_to_be_made_a_source_first_is_planned_from_its_config(tmp_path, capsys):
+    few = ('--target', 'num_hidden_layers=2', '--micro-batch', '1', '--seq-len', '64')
+    text = MistralConfig(num_hidden_layers=4, hidden_size=256, intermediate_size=512, vocab_size=1000)
+    text.save_pretrained(tmp_path / 'text')
+    LlavaConfig(text_config=text).save_pretrained(tmp_path / 'whole')
+    lines = printed(capsys, tmp_path / 'whole', *few)
+    *plain, note = printed(capsys, tmp_path / 'text', *few)
+    assert [line for line in lines if line in plain] == plain and note in lines
+    assert any('multimodal model (llava): only its text part' in line and 'text-part SOURCE' in line for line in lines)
+    quantised = {**LLAMA2_7B, 'quantization_config': {'quant_method': 'gptq', 'bits': 4}}
+    (tmp_path / 'config.json').write_text(json.dumps(quantised))
+    lines = printed(capsys, tmp_path, *few)
+    assert cells(lines, 'parameters  ')[0] == '6,738,415,616'
+    assert any('has quantised weights (gptq)' in line and 'use the model that it was quantised from' for line in lines)
+    MllamaConfig().save_pretrained(tmp_path / 'mllama')
+    with pytest.raises(ValueError, match='and its text part, .* is not supported'):
+        main([str(tmp_path / 'mllama')])
 
 
 def test_special_tokens_that_are_trimmed_away_are_not_planned_with():

@@ -196,6 +196,16 @@ def test_rotation_and_compensation_each_change_the_result(place, tmp_path):
     assert len(set(losses)) == 4
 
 
+def test_a_learned_basis_is_cut_in_its_order_and_not_turned_again(place, tmp_path):
+    source = shutil.copytree(place / 'source', tmp_path / 'source')
+    (source / 'rotation.json').write_text('{"learned": {"steps": 30}}')
+    settings, text = CutSettings(**SMALL, compensate=False), [place / 'text.jsonl']
+    result = cut_source(source, {'hidden_size': 24}, text, tmp_path / 'out', settings, 'cpu')
+    assert result.rotated is None and 'the basis that `llmshearing rotate --learn` found' in result.plan.lines()[2]
+    whole, left = (load_file(folder / 'model.safetensors') for folder in (source, tmp_path / 'out'))
+    assert torch.equal(left['model.embed_tokens.weight'], whole['model.embed_tokens.weight'][:, :24])
+
+
 def test_a_rotation_that_changes_the_model_is_refused(place, tmp_path, monkeypatch):
     def broken(model, rotation):
         model.lm_head.weight.zero_()

@@ -8,10 +8,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import llmshearing
+from llmshearing.checkpoints.rotated import has_learned_basis
 from llmshearing.compat.configs import dump_config
 from llmshearing.compat.transformers import read_tokenizer
 from llmshearing.export.companions import copy_companions
 from llmshearing.rotation.folder import write_config
+from llmshearing.vocabulary.settings import read_kept
 from tests.tiny_run import tiny_tokenizer
 
 
@@ -25,6 +27,17 @@ def test_every_chat_template_is_copied_and_no_code(tmp_path):
     copy_companions(source, out)
     assert read_tokenizer(out).chat_template == templates
     assert not list(out.rglob('*.py'))
+
+
+def test_what_was_done_to_the_source_is_known_of_what_is_made_from_it(tmp_path):
+    """A trimmed source that is rotated is still one to name with --like; a rotated one that is trimmed, rotated."""
+    source, out = tmp_path / 'source', tmp_path / 'out'
+    source.mkdir()
+    out.mkdir()
+    (source / 'rotation.json').write_text('{"learned": {"steps": 30}}')
+    (source / 'vocabulary.json').write_text(json.dumps({'kept': [0, 2], 'source_vocabulary': 'abc'}))
+    copy_companions(source, out)
+    assert has_learned_basis(out) and read_kept(out, 'abc') == [0, 2]
 
 
 NEWER = {'model_type': 'llama', 'rope_parameters': {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 5e5}}

@@ -107,11 +107,12 @@ def test_vllm_finds_rotary_settings_heads_and_type(exported):
 def test_sizes_of_lfm2_under_the_names_of_its_first_configs(tmp_path):
     """As llama.cpp (``block_ff_dim``) and vLLM (``block_dim``, ``conv_dim``) read them; a source has its own."""
     model = rotary_model('lfm2-adjusted')
-    model.config.conv_dim, model.config.block_dim = model.config.hidden_size, model.config.hidden_size
+    for key in ('block_dim', 'conv_dim', 'conv_dim_out'):
+        setattr(model.config, key, model.config.hidden_size)
     shape = export(model, uniform_soft_masks(model.config, AXES), tmp_path / 'out')
     content = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert shape.hidden_size < model.config.hidden_size
-    assert content['block_dim'] == content['conv_dim'] == shape.hidden_size
+    assert content['block_dim'] == content['conv_dim'] == content['conv_dim_out'] == shape.hidden_size
     assert content['block_ff_dim'] == content['intermediate_size'] == shape.intermediate_size
     assert content['num_heads'] == shape.num_attention_heads
     assert content['block_auto_adjust_ff_dim'] is False

@@ -169,6 +169,23 @@ def test_what_changes_nothing_passes_without_a_word(caplog):
     assert not [record.message for record in caplog.records if record.name.startswith('llmshearing')]
 
 
+# What the first folders of a type say besides, and transformers does not read.
+RELEASED = json.loads(Path(__file__).with_name('keys_of_released_configs.json').read_text())
+
+
+@pytest.mark.parametrize('variant', [name for name in RELEASED if name in VARIANTS])
+def test_released_configs_are_read_without_a_word(variant, tmp_path, caplog):
+    file = tmp_path / 'config.json'
+    tiny_model(variant).config.to_json_file(file)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, **RELEASED[variant]}))
+    read_config(tmp_path)
+    assert not [record.message for record in caplog.records if record.name.startswith('llmshearing')]
+    for key in {'attn_output_gate', 'linear_use_gate', 'use_parallel_block'} & RELEASED[variant].keys():
+        with pytest.raises(ValueError, match=f'{key}: False, which transformers does not compute'):
+            config_from({**content, key: False})
+
+
 STARCODER2 = {
     'activation_function': 'gelu',
     'attention_softmax_in_fp32': True,

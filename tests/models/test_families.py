@@ -12,8 +12,10 @@ import pytest
 from transformers import CONFIG_MAPPING, LlamaConfig, LlamaForCausalLM
 
 from llmshearing.compat.versions import TRANSFORMERS_5
+from llmshearing.models.counting import layout_of
 from llmshearing.models.cuttable import Cutter
 from llmshearing.models.families import families, family_of
+from llmshearing.models.mixtures import MIXTURES, OwnKeys
 from llmshearing.models.targets import target_shape
 from tests.models.tiny import tiny_model
 
@@ -33,6 +35,18 @@ def test_a_family_of_another_package_needs_no_change_of_ours(forgotten):
         family_of(model.config)
     families('mine', func=families.get('llama'))
     assert Cutter(model).family is families.get('llama')
+
+
+def test_a_mixture_of_another_package_says_what_its_config_calls_experts(forgotten, monkeypatch):
+    model = tiny_model('mixtral')
+    model.config.model_type = 'mine'
+    families('mine', func=families.get('mixtral'))
+    with pytest.raises(ValueError, match="registered for model_type 'mine'.*of a mixture, what its config calls"):
+        layout_of(model.config)
+    monkeypatch.setitem(MIXTURES, 'mine', OwnKeys('num_local_experts', 'intermediate_size'))
+    target = target_shape(model.config, {'num_local_experts': 4, 'hidden_size': 40})
+    assert (target.num_experts, target.hidden_size) == (4, 40)
+    assert Cutter(model).shape.num_experts == 6
 
 
 SIZES = {'num_hidden_layers': 2, 'hidden_size': 48, 'num_attention_heads': 6, 'intermediate_size': 64, 'head_dim': 8}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmshearing.compat.transformers import layer_kinds
+from llmshearing.compat.transformers import EXPERTS_ARE_MODULES, layer_kinds
 from llmshearing.models.counting import count_parameters, layout_of
 from llmshearing.models.shapes import shape_of
 from llmshearing.planning import memory, step_trace
@@ -83,6 +83,17 @@ def test_cut_weights_live_like_activations(axes, matrices):
     assert masked.saved - plain.saved == pytest.approx(4 * (6 * traced + head), rel=0.02)
     parts = estimate_memory(WIDE, TrainingSetup(1, 'ddp', 1, 8, False, 'fp32'), axes)
     assert parts.weight_copies == 4 * (6 * matrices + head)
+
+
+def test_experts_of_which_some_go_are_copied():
+    config = tiny_model('mixtral', hidden_size=256, intermediate_size=512, num_local_experts=4).config
+    masked, plain = trace_step(config, 1, 8, masked_axes=('expert',)), trace_step(config, 1, 8)
+    parts = estimate_memory(config, TrainingSetup(1, 'ddp', 1, 8, False, 'fp32'), ('expert',))
+    down = 4 * 256 * 512
+    assert parts.weight_copies == 4 * 4 * ((1 if EXPERTS_ARE_MODULES else 3) * down + 4 * 256)  # and routers
+    unscaled = 0 if EXPERTS_ARE_MODULES else 4 * 4 * down  # once more, from which their scales are learned
+    assert masked.saved - plain.saved == pytest.approx(parts.weight_copies + unscaled, rel=0.02)
+    assert min(dataclasses.astuple(parts)) >= 0
 
 
 def test_with_checkpointing_one_layers_cut_weights_live():

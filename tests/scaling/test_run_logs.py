@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def test_small_runs_predict_a_large_one(tmp_path, folders, capsys):
         assert one.losses.tolist() == two.losses.tolist() == three.losses.tolist()
         assert one.name == two.name == three.name
         assert case_of(one) == case_of(two)
+
+
+def test_losses_per_token_of_two_vocabularies_are_not_fitted_together(tmp_path, folders, capsys):
+    for folder, vocabulary in zip(folders, ['a', 'a', None, 'b']):
+        note = Path(folder) / 'continue_run.json'
+        note.write_text(json.dumps({**json.loads(note.read_text()), 'tokenizer': {'vocabulary': vocabulary}}))
+    assert main(['budget', 'fit', *folders, '--output', str(tmp_path / 'law.json')]) == 1
+    assert 'run0/continue and run3/continue have different vocabularies' in capsys.readouterr().err
+    (tmp_path / 'runs.json').write_text(
+        json.dumps({'runs': [{'log': f'run{i}/continue_metrics.jsonl'} for i in range(6)]})
+    )
+    assert main(['budget', 'fit', str(tmp_path / 'runs.json'), '--output', str(tmp_path / 'law.json')]) == 1
+    assert 'fit a law to those of each' in capsys.readouterr().err
+    assert len(read_all_runs([*folders[:3], *folders[4:]])) == 5
 
 
 def test_a_run_counts_once(tmp_path, folders, capsys):

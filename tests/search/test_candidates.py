@@ -116,6 +116,7 @@ def test_a_source_of_a_type_without_a_table_is_refused_by_its_type():
         propose_shapes(GPT2Config(), '80M', SearchSettings())
 
 
-def test_a_vocabulary_is_told_to_be_trimmed_first():
-    with pytest.raises(ValueError, match='--pin: vocab_size is no part of a shape.*llmshearing trim-vocab'):
-        SearchSettings(pins={'vocab_size': 64})
+def test_a_vocabulary_is_pinned_and_not_limited():
+    assert SearchSettings(pins={'vocab_size': 64})
+    with pytest.raises(ValueError, match='--limit: vocab_size is pinned or left as it is; --pin vocab_size=N trims'):
+        SearchSettings(most={'vocab_size': 64})

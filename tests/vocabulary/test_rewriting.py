@@ -23,16 +23,23 @@ CONFIG = {
     'use_cache': True,
     'forced_decoder_ids': [[1, 2]],  # the token 2 at position 1
     'sequence_bias': [[[4, 8], -10.0], [[3], 2.0]],
+    'pad_id': 0,
+    'im_start_id': 3,
+    'im_newline_id': 4,
+    'mask_init_id': 5,  # as Hunyuan calls them
+    'layer_id': 3,
+    'grid_id': 2,
+    'num_bos_ids': 1,  # numbers of something else
 }
 
 
 def test_ids_in_a_config():
-    assert ids_named(CONFIG, 9) == {1, 2, 3, 4, 5, 7, 8}
-    assert ids_named(CONFIG, 6) == {1, 2, 3, 4, 5}  # 7 is no row
+    assert ids_named(CONFIG, 9) == {0, 1, 2, 3, 4, 5, 7, 8}
+    assert ids_named(CONFIG, 6) == {0, 1, 2, 3, 4, 5}  # 7 is no row
 
 
 def test_a_config_with_new_ids():
-    changed = with_new_ids(CONFIG, {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 7: 5, 8: 6})
+    changed = with_new_ids(CONFIG, {0: 7, 1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 7: 5, 8: 6})
     assert changed == {
         **CONFIG,
         'bos_token_id': 0,
@@ -42,6 +49,10 @@ def test_a_config_with_new_ids():
         'bad_words_ids': [[2, 1]],
         'forced_decoder_ids': [[1, 1]],
         'sequence_bias': [[[3, 6], -10.0], [[2], 2.0]],
+        'pad_id': 7,
+        'im_start_id': 2,
+        'im_newline_id': 3,
+        'mask_init_id': 4,
     }
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 def count(folder, data, **settings):
     name = folder / 'tokenizer'
     tokenizer, plan = AutoTokenizer.from_pretrained(name), plan_tokenizer(str(name), None, None)
-    return count_tokens(find_texts(data), tokenizer, plan, **settings), tokenizer
+    return count_tokens(find_texts([data]), tokenizer, plan, **settings), tokenizer
 
 
 def test_counts_and_held_out_passages_are_the_text(folder):
@@ -46,6 +46,14 @@ def test_counts_and_held_out_passages_are_the_text(folder):
 def test_one_file_is_a_domain_and_no_more_is_read_than_wanted(folder):
     ((domain,), _) = count(folder, folder / 'text' / 'code.txt', limit=100)
     assert domain.name == 'code' and domain.held_out == [(folder / 'text' / 'code.txt').read_text()[:100]]
+
+
+def test_several_files_and_folders_are_domains_of_one_text(folder, tmp_path):
+    (tmp_path / 'void').mkdir()
+    code, pages = folder / 'text' / 'code.txt', folder / 'text' / 'pages.jsonl'
+    assert find_texts([code, str(pages)]) == {'code': [code], 'pages': [pages]} == find_texts([folder / 'text'])
+    with pytest.raises(ValueError, match=f'--data {tmp_path}/void: the folder is empty'):
+        find_texts([code, tmp_path / 'void'])
 
 
 def test_what_is_held_out_has_an_end(folder, monkeypatch):
@@ -68,7 +76,7 @@ def test_text_of_another_field_is_named(folder, tmp_path):
 def test_hidden_folders_are_unfinished(tmp_path):
     for name in ('continue/web', '.prepare/x.shards/continue', 'continue/.web.old'):
         write_mds(tmp_path / name)
-    assert find_texts(tmp_path) == {'web': [tmp_path / 'continue' / 'web']}
+    assert find_texts([tmp_path]) == {'web': [tmp_path / 'continue' / 'web']}
     assert find_domains(tmp_path, 'continue') == {'web': tmp_path / 'continue' / 'web'}
     assert mds_or_text(tmp_path) == ([tmp_path / 'continue' / 'web'], [])
 

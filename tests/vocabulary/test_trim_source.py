@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing import cli
+from llmshearing.checkpoints.rotated import has_learned_basis, is_rotated
 from llmshearing.checkpoints.source import read_weights
 from llmshearing.data.fingerprint import check_tokenizer
 from llmshearing.models.source_config import read_config
@@ -172,6 +173,14 @@ def test_other_forms_of_the_vocabulary_are_left_out(place):
     folder = run(place, 'forms', 'forms-trimmed')
     assert not {path.name for path in folder.iterdir()} & others
     assert json.loads((folder / 'added_tokens.json').read_text()) == added
+
+
+def test_a_rotated_source_stays_one(place):
+    source = shutil.copytree(place / 'byte-level', place / 'rotated')
+    (source / 'rotation.json').write_text(json.dumps({'learned': {'keep': 32}}))
+    folder = run(place, 'rotated', 'rotated-trimmed')
+    assert is_rotated(folder) and has_learned_basis(folder)
+    assert not is_rotated(run(place, 'byte-level', 'rotated-trimmed', '--overwrite'))
 
 
 def test_the_same_text_gives_the_same_bytes(place):

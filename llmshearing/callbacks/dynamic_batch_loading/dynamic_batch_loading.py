@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # 2: names of the domains
 FAR = 8  # a weight this many times its first, or its first this many times it, is warned of
+USED_UP = (
+    'max_passes leaves no more of it, or of others whose share it takes: prepare more data, train for fewer steps, or '
+    'raise max_passes.'
+)
 
 
 class DynamicBatchLoading(Callback):
@@ -190,7 +194,6 @@ class DynamicBatchLoading(Callback):
         )
         updates.check_losses(rounds.domains, losses)
         rounds.set_next_weights(self._next_weights(dataset, losses, planned_samples(dataset, state) or 0))
-        self._warn_of_far_weights(rounds.next_weights or {}, rounds.initial_weights)
         metrics = self._metrics(dataset, losses)
         logger.log_metrics(metrics | {EVAL_SHARE: self._clock.end_round()})
         if self.weights_file is not None and dist.get_global_rank() == 0:
@@ -220,27 +223,46 @@ class DynamicBatchLoading(Callback):
             number, mean = self._mean[0] + 1, np.array(self._mean[1] or np.zeros(len(weights)))
             weights = mean + (weights - mean) / number
             self._mean = (number, weights.tolist())
-        ceiling = weight_ceiling(dataset, self.ceiling)
+        ceiling, in_use = weight_ceiling(dataset, self.ceiling), now.prior > 0
+        asked = limits.bound(weights, self.floor * in_use, self.ceiling * in_use)
         weights = limits.bound(weights, np.minimum(self.floor, ceiling), ceiling)
         # Every rank has computed the same, from sums over all ranks; rank 0 decides about the last bit.
         result = [weights.tolist()]
         dist.broadcast_object_list(result)
-        return dict(zip(rounds.domains, result[0], strict=True))
+        served = dict(zip(rounds.domains, result[0], strict=True))
+        self._warn_of_far_weights(served, dict(zip(rounds.domains, asked.tolist())), rounds.initial_weights)
+        return served
 
-    def _warn_of_far_weights(self, weights: Mapping[str, float], initial: Mapping[str, float]) -> None:
-        """Names each domain once whose weight has run away from its first."""
-        for name in sorted(set(weights) - self._far):
-            if not initial[name] / FAR <= weights[name] <= initial[name] * FAR:
+    def _warn_of_far_weights(
+        self, served: Mapping[str, float], asked: Mapping[str, float], initial: Mapping[str, float]
+    ) -> None:
+        """Names each domain once whose weight is far from its first, and what took it there: the rule or max_passes.
+
+        Args:
+            served (Mapping[str, float]): Weights of the next round.
+            asked (Mapping[str, float]): What they would be without ``max_passes``.
+            initial (Mapping[str, float]): Weights that the run began with.
+        """
+        for name in sorted(set(served) - self._far):
+            near = initial[name] / FAR, initial[name] * FAR
+            if not near[0] <= served[name] <= near[1]:
                 self._far.add(name)
                 log.warning(
-                    'The weight of domain %s has gone from %.4g to %.4g, more than %d times. Its reference may not '
-                    'fit its evaluation data: measure it again (llmshearing reference-losses), set a floor and a '
-                    'ceiling, lower eta, or choose update: dro, which stays near its first mixture.',
+                    'The weight of domain %s has gone from %.4g to %.4g, more than %d times. %s',
                     name,
                     initial[name],
-                    weights[name],
+                    served[name],
                     FAR,
+                    USED_UP if near[0] <= asked[name] <= near[1] else self._runaway_advice(),
                 )
+
+    def _runaway_advice(self) -> str:
+        """What tames the rule, of what it goes by."""
+        measure = 'measure its reference again (llmshearing reference-losses), which may not fit its evaluation data'
+        advice = [measure] if self.reference_losses else []
+        advice += ['set a floor and a ceiling', *(f'lower {key}' for key in ('rho', 'eta') if key in self._rule.reads)]
+        advice += ['choose update: dro, which stays near its first mixture'] if self.update != 'dro' else []
+        return f'What may help: {"; ".join(advice)}.'
 
     def _metrics(self, dataset: DynamicTextDataset, losses: np.ndarray) -> dict[str, float]:
         rounds = dataset.rounds

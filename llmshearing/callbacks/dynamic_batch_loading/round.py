@@ -16,8 +16,8 @@ class Round:
     Args:
         weights (np.ndarray): Weights the rule gave for this round, summing to 1.
         prior (np.ndarray): Initial mixture of the run, summing to 1.
-        losses (np.ndarray): Evaluation loss of each domain.
-        references (np.ndarray): Reference loss of each domain, NaN where there is none.
+        losses (np.ndarray): Evaluation loss of each domain, in nats per token.
+        references (np.ndarray): Reference loss of each domain, in nats per token; NaN where there is none.
         samples (int): Samples trained on since the start, over all domains.
         total (int): Samples of the whole run.
     """
